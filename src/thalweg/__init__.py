@@ -1,0 +1,52 @@
+"""Thalweg: energy-based models for work.
+
+A run is data, an energy, a sampler, an objective and a trainer; everything after it reads the bundle the run leaves.
+Names below are imported on first use, so `import thalweg` costs next to nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from thalweg.apps.bundle import Bundle, load
+    from thalweg.core.errors import DamagedFile, Diverged, NotNormalised, ThalwegError, UserError
+    from thalweg.sampler.run import run_chain
+
+_NAMES = {
+    "Bundle": "thalweg.apps.bundle",
+    "load": "thalweg.apps.bundle",
+    "run_chain": "thalweg.sampler.run",
+    "DamagedFile": "thalweg.core.errors",
+    "Diverged": "thalweg.core.errors",
+    "NotNormalised": "thalweg.core.errors",
+    "ThalwegError": "thalweg.core.errors",
+    "UserError": "thalweg.core.errors",
+}
+_PACKAGES = ("apps", "core", "data", "energy", "evaluate", "objective", "sampler", "train")
+
+__all__ = [
+    "Bundle",
+    "DamagedFile",
+    "Diverged",
+    "NotNormalised",
+    "ThalwegError",
+    "UserError",
+    "load",
+    "run_chain",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name or a sub-package the first time it is asked for."""
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in _PACKAGES:
+        return importlib.import_module(f"thalweg.{name}")
+    raise AttributeError(f"module 'thalweg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted([*__all__, *_PACKAGES, "__version__"])

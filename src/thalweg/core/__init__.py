@@ -1,0 +1,1 @@
+"""The foundation: configuration, addressed randomness, storage, errors. It imports nothing of ours."""

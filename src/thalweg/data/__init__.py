@@ -1,0 +1,1 @@
+"""Data: named sets and files, fitted invertible transforms, batches addressed by step."""

@@ -1,0 +1,43 @@
+"""The contract of an energy: a callable from a batch of positions to a batch of scalars, low = likely.
+
+p(x) = exp(-E(x)) / Z. An energy knows nothing of labels, masks, temperatures or noise levels: those are wrappers
+(`thalweg.energy.compose`), so a sampler needs one contract only. A *noise-conditional* energy U(y, t) takes the noise
+variance t as well; `thalweg.energy.compose.AtNoise` fixes t and gives an ordinary energy back.
+"""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@runtime_checkable
+class EnergyFn(Protocol):
+    """E(x): (B, *) positions to (B,) energies in nats."""
+
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+@runtime_checkable
+class NoisyEnergyFn(Protocol):
+    """U(y, t): (B, *) noisy positions and (B,) noise variances to (B,) energies in nats."""
+
+    def __call__(self, y: Tensor, t: Tensor, /) -> Tensor: ...
+
+
+def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:
+    """(E(x), dE/dx) in one forward and one backward pass, both detached.
+
+    The sum over the batch is differentiated, which gives each row its own gradient as long as the energy treats
+    rows independently (so no BatchNorm in train mode). Under `torch.compile` the pull-back of `torch.func.vjp` is
+    used, because `autograd.grad` does not trace; in eager mode `autograd.grad`, because it works with every module.
+    """
+    if torch.compiler.is_compiling():
+        u, pull = torch.func.vjp(energy, x)  # pyright: ignore[reportAssignmentType]
+        return u.detach(), pull(torch.ones_like(u))[0].detach()
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        u = energy(x)
+        (g,) = torch.autograd.grad(u.sum(), x)
+    return u.detach(), g

@@ -1,0 +1,1 @@
+"""Objectives: losses that train an energy."""

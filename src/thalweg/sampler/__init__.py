@@ -1,0 +1,1 @@
+"""Samplers: Markov kernels and annealed schemes, pure steps over an energy."""

@@ -1,0 +1,48 @@
+"""The contract of a sampler: hyper-parameters frozen, tensors in the state, draws outside.
+
+A sampler is a frozen, keyword-only dataclass. `init` makes the state from positions, `draw` alone uses randomness and
+returns the tensors that one step consumes, `step` is a pure function of (energy, state, noise). A step holds no
+`randn`, no `.item()`, no branch on a tensor's value: so it compiles whole, resumes exactly and tests without luck.
+Adding a sampler is one new file with these three methods.
+"""
+
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Generator, Tensor
+
+from thalweg.energy.base import EnergyFn
+
+S = TypeVar("S")
+
+
+class Info(NamedTuple):
+    """What diagnostics need from one step: acceptance probability (1 for unadjusted kernels) and gradient norm, (B,)."""
+
+    acceptance: Tensor
+    grad_norm: Tensor
+
+
+class Sampler(Protocol[S]):
+    """One Markov kernel (or one step of an annealed scheme). `state.x` holds the positions, (B, *)."""
+
+    def init(self, energy: EnergyFn, x: Tensor) -> S: ...
+
+    def draw(self, state: S, generator: Generator) -> tuple[Tensor, ...]: ...
+
+    def step(self, energy: EnergyFn, state: S, noise: tuple[Tensor, ...]) -> tuple[S, Info]: ...
+
+
+def normal_like(x: Tensor, generator: Generator) -> Tensor:
+    """Standard normal noise of x's shape, type and device, from the generator."""
+    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+
+
+def row_norm(g: Tensor) -> Tensor:
+    """Euclidean norm of each row, (B, *) to (B,)."""
+    return g.flatten(1).norm(dim=1)
+
+
+def per_row(v: Tensor, like: Tensor) -> Tensor:
+    """(B,) reshaped to (B, 1, ..., 1) so that it broadcasts against `like`."""
+    return v.reshape(-1, *([1] * (like.ndim - 1)))
