@@ -1,9 +1,11 @@
 """The contract of a sampler: hyper-parameters frozen, tensors in the state, draws outside.
 
-A sampler is a frozen, keyword-only dataclass. `init` makes the state from positions, `draw` alone uses randomness and
-returns the tensors that one step consumes, `step` is a pure function of (energy, state, noise). A step holds no
-`randn`, no `.item()`, no branch on a tensor's value: so it compiles whole, resumes exactly and tests without luck.
-Adding a sampler is one new file with these three methods.
+A sampler is a frozen, keyword-only dataclass. `init` makes the state from positions, `draw` alone uses
+randomness and returns the tensors that one step consumes, `step` is a pure function of (energy, state,
+noise). A step holds no `randn`, no `.item()`, no branch on a tensor's value: so it compiles whole, resumes
+exactly and tests without luck. Adding a sampler is one new file with these three methods. The contract suite
+(tests/contract/test_samplers.py) finds every public class that has `step`; each builds from a classmethod
+`example()`, or from its defaults, and says `noisy = True` where its energy takes (y, t).
 """
 
 from typing import NamedTuple, Protocol, TypeVar
@@ -17,7 +19,7 @@ S = TypeVar("S")
 
 
 class Info(NamedTuple):
-    """What diagnostics need from one step: acceptance probability (1 for unadjusted kernels) and gradient norm, (B,)."""
+    """What diagnostics need from a step: acceptance probability (1 where unadjusted) and gradient norm, (B,)."""
 
     acceptance: Tensor
     grad_norm: Tensor
@@ -26,11 +28,17 @@ class Info(NamedTuple):
 class Sampler(Protocol[S]):
     """One Markov kernel (or one step of an annealed scheme). `state.x` holds the positions, (B, *)."""
 
-    def init(self, energy: EnergyFn, x: Tensor) -> S: ...
+    def init(self, energy: EnergyFn, x: Tensor) -> S:
+        """The state at positions x."""
+        ...
 
-    def draw(self, state: S, generator: Generator) -> tuple[Tensor, ...]: ...
+    def draw(self, state: S, generator: Generator) -> tuple[Tensor, ...]:
+        """The randomness that one step consumes."""
+        ...
 
-    def step(self, energy: EnergyFn, state: S, noise: tuple[Tensor, ...]) -> tuple[S, Info]: ...
+    def step(self, energy: EnergyFn, state: S, noise: tuple[Tensor, ...]) -> tuple[S, Info]:
+        """The next state, and what diagnostics need; pure."""
+        ...
 
 
 def normal_like(x: Tensor, generator: Generator) -> Tensor:

@@ -1,0 +1,44 @@
+"""A multi-layer perceptron as an energy on vectors.
+
+f(x) = W_L silu(... silu(W_1 x + b_1)), E(x) = -f(x) (or -logsumexp of several outputs, see
+`energy.base.marginal`). The activation is smooth, because sampling and score matching differentiate E once
+and twice; the head has no bias, because an additive constant of E is invisible to both.
+"""
+
+from typing import Self
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thalweg.energy.base import marginal
+
+
+class MLPEnergy(nn.Module):
+    """E(x) = -f(x) for vectors (B, dim): `depth` hidden layers of `width` units, SiLU, head without bias.
+
+    With `num_outputs` > 1 the network gives (B, K) class scores, and E is their free energy -log sum_k exp
+    f_k.
+    """
+
+    def __init__(self, *, dim: int = 2, width: int = 64, depth: int = 3, num_outputs: int = 1):
+        super().__init__()
+        if min(dim, width, depth, num_outputs) < 1:
+            raise ValueError(f"{dim=}, {width=}, {depth=}, {num_outputs=}: want at least 1 each")
+        self.shape, self.num_outputs = (dim,), num_outputs
+        layers: list[nn.Module] = []
+        for i in range(depth):
+            layers += [nn.Linear(dim if i == 0 else width, width), nn.SiLU()]
+        self.net = nn.Sequential(*layers, nn.Linear(width, num_outputs, bias=False))
+
+    @classmethod
+    def example(cls) -> Self:
+        """A small one."""
+        return cls(dim=3, width=5, depth=2)
+
+    def outputs(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
+        """f(x), the network's outputs before they become an energy."""
+        return self.net(x)
+
+    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """E(x) in nats."""
+        return marginal(self.outputs(x))

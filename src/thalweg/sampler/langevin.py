@@ -1,0 +1,160 @@
+"""Langevin dynamics: walk down the energy's gradient, with as much noise as the temperature asks for.
+
+x' = x - h dE/dx + sqrt(2 h T) z,  z ~ N(0, I)
+
+As h -> 0 the law of x tends to exp(-E / T) / Z. `ULA` takes the step as it is and is biased by O(h): on a
+Gaussian of precision lambda it samples variance T / (lambda (1 - h lambda / 2)). `MALA` adds a Metropolis
+test that removes the bias.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from thalweg.energy.base import EnergyFn, energy_and_grad
+from thalweg.sampler.base import Info, normal_like, per_row, row_norm
+
+Number = float | Tensor
+
+
+class Position(NamedTuple):
+    """The state of a kernel that needs the positions only, (B, *)."""
+
+    x: Tensor
+
+
+class LangevinState(NamedTuple):
+    """Positions x (B, *), their energies u (B,) and the energies' gradients g (B, *)."""
+
+    x: Tensor
+    u: Tensor
+    g: Tensor
+
+
+def _check(step_size: Number, temperature: Number, coldest: str) -> None:
+    if not step_size > 0:
+        raise ValueError(f"step_size={float(step_size)}: want a positive number")
+    if not (temperature > 0 or (temperature == 0 and coldest == "zero")):
+        want = "zero or more" if coldest == "zero" else "a positive number"
+        raise ValueError(f"temperature={float(temperature)}: want {want}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ULA:
+    """x' = x - h dE/dx + sqrt(2 h T) z, taken as it is (Parisi 1981; Roberts & Tweedie 1996).
+
+    One gradient a step. Biased by O(h), see the module's formula; it has no Metropolis test to undo that.
+    `step_size` h in squared units of x, `temperature` T in nats (0: gradient descent), each a number or a 0-d
+    tensor. `clamp=(low, high)` cuts x' to a box after the noise: this changes the law of the chain, mass
+    piles up on the walls.
+    """
+
+    step_size: Number
+    temperature: Number = 1.0
+    clamp: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        _check(self.step_size, self.temperature, "zero")
+        if self.clamp is not None and not self.clamp[0] < self.clamp[1]:
+            raise ValueError(f"clamp={tuple(self.clamp)}: want (low, high) with low < high")
+
+    @classmethod
+    def decoupled(
+        cls, *, step_size: float, noise_scale: float, clamp: tuple[float, float] | None = None
+    ) -> Self:
+        """x' = x - h dE/dx + s z, the tutorials' form: its temperature is s² / (2 h), whatever was meant.
+
+        Step 10 with noise 0.005 is a chain at temperature 1.25e-6; step 0.005 with noise 0.005, at 0.0025.
+        """
+        if not (step_size > 0 and noise_scale >= 0):
+            raise ValueError(
+                f"{step_size=}, {noise_scale=}: want a positive step and a noise of zero or more"
+            )
+        return cls(step_size=step_size, temperature=noise_scale**2 / (2 * step_size), clamp=clamp)
+
+    @classmethod
+    def example(cls) -> Self:
+        """A step that suits energies of unit scale."""
+        return cls(step_size=0.05)
+
+    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> Position:
+        """The state at x. Costs nothing."""
+        return Position(x.detach())
+
+    def draw(self, state: Position, generator: Generator) -> tuple[Tensor]:
+        """(z,): one standard normal number for each coordinate."""
+        return (normal_like(state.x, generator),)
+
+    def step(self, energy: EnergyFn, state: Position, noise: tuple[Tensor, ...]) -> tuple[Position, Info]:
+        """One Langevin step. The gradient norm reported is the one at the step's start."""
+        (z,) = noise
+        u, g = energy_and_grad(energy, state.x)
+        x = state.x - self.step_size * g + (2 * self.step_size * self.temperature) ** 0.5 * z
+        if self.clamp is not None:
+            x = x.clamp(*self.clamp)
+        return Position(x), Info(acceptance=torch.ones_like(u), grad_norm=row_norm(g))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MALA:
+    """ULA's step as a proposal, then a Metropolis test: exact for exp(-E / T) (Besag 1994).
+
+    One gradient a step: the state carries it. A proposal whose energy or gradient is not finite is rejected.
+    The test runs in the state's precision, so keep that at float32 or float64. Aim at acceptance 0.574
+    (Roberts & Rosenthal 1998). `step_size` h in squared units of x, `temperature` T in nats, each a number or
+    a 0-d tensor.
+    """
+
+    step_size: Number
+    temperature: Number = 1.0
+
+    def __post_init__(self):
+        _check(self.step_size, self.temperature, "positive")
+
+    @classmethod
+    def example(cls) -> Self:
+        """A step that suits energies of unit scale."""
+        return cls(step_size=0.05)
+
+    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> LangevinState:
+        """The state at x, for one gradient."""
+        return LangevinState(x.detach(), *energy_and_grad(energy, x))
+
+    def draw(self, state: LangevinState, generator: Generator) -> tuple[Tensor, Tensor]:
+        """(z, v): a standard normal number for each coordinate, a uniform number for each chain."""
+        z = normal_like(state.x, generator)
+        return z, torch.rand(len(z), generator=generator, dtype=z.dtype, device=z.device)
+
+    def propose(self, state: LangevinState, z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """x' = x - h g + sqrt(2 h T) z."""
+        return state.x - self.step_size * state.g + (2 * self.step_size * self.temperature) ** 0.5 * z
+
+    def log_ratio(
+        self, state: LangevinState, z: Float[Tensor, "b *d"], u: Float[Tensor, " b"], g: Float[Tensor, "b *d"]
+    ) -> Float[Tensor, " b"]:
+        """log p(x') q(x | x') / (p(x) q(x' | x)), for the proposal's energy u and gradient g.
+
+        With c = sqrt(h / 2T) and s = g(x) + g(x'), log q(x | x') - log q(x' | x) = c z·s - c² |s|² / 2:
+        positions cancel, so nothing is lost to the difference of two large numbers.
+        """
+        s = (self.step_size / (2 * self.temperature)) ** 0.5 * (state.g + g)
+        return (state.u - u) / self.temperature + (s * (z - 0.5 * s)).flatten(1).sum(1)
+
+    def step(
+        self, energy: EnergyFn, state: LangevinState, noise: tuple[Tensor, ...]
+    ) -> tuple[LangevinState, Info]:
+        """Propose, then accept each chain on its own uniform number."""
+        z, v = noise
+        x = self.propose(state, z)
+        u, g = energy_and_grad(energy, x)
+        log_ratio = self.log_ratio(state, z, u, g)
+        sound = u.isfinite() & g.flatten(1).isfinite().all(1) & ~log_ratio.isnan()
+        acceptance = torch.where(sound, log_ratio.clamp(max=0).exp(), 0)
+        accept = v < acceptance
+        rows = per_row(accept, x)
+        g = torch.where(rows, g, state.g)
+        moved = LangevinState(torch.where(rows, x, state.x), torch.where(accept, u, state.u), g)
+        return moved, Info(acceptance=acceptance, grad_norm=row_norm(g))

@@ -1,0 +1,105 @@
+"""The one loop over transitions, and the function that most callers want.
+
+`transitions` yields (state, info) after each step; the caller keeps, thins and stops. `run_chain` checks its
+input, holds the energy still and returns the last positions. Step k draws from the address (seed, "chain",
+k), so a run of 50 steps followed by one of 50 with `start=50` equals a run of 100, for every kernel whose
+state follows from its positions.
+"""
+
+import itertools
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from thalweg.core.rng import generator as address
+from thalweg.energy.base import EnergyFn
+from thalweg.energy.spectral import frozen
+from thalweg.sampler.base import Info, Sampler
+
+S = TypeVar("S")
+PRECISIONS = ("fp32", "bf16")
+
+
+def transitions(
+    sampler: Sampler[S],
+    energy: EnergyFn,
+    x: Float[Tensor, "b *d"],
+    generator: Generator | Iterable[Generator],
+) -> Iterator[tuple[S, Info]]:
+    """(state, info) after each step: without end from one generator, or one step for each of several."""
+    generators = itertools.repeat(generator) if isinstance(generator, Generator) else generator
+    state = sampler.init(energy, x)
+    for each in generators:
+        state, info = sampler.step(energy, state, sampler.draw(state, each))
+        yield state, info
+
+
+def run_chain(
+    sampler: Sampler[S],
+    energy: EnergyFn,
+    x: Float[Tensor, "b *d"],
+    *,
+    num_steps: int,
+    seed: int = 0,
+    start: int = 0,
+    precision: str = "fp32",
+) -> Float[Tensor, "b *d"]:
+    """x after `num_steps` steps, detached, of x's type; x itself is left alone.
+
+    `energy` is any module or callable, (B, *) to (B,). A module is held in evaluation mode with its
+    normalised weights computed once (`energy.spectral.frozen`). `precision="bf16"` evaluates the network
+    under bfloat16 autocast; positions, noise, updates and the Metropolis test stay in x's own type. `start`
+    is the first step's number, to go on with a run. ValueError for x that is not floating, not finite or has
+    no batch dimension, and for an energy of another shape.
+    """
+    num_steps, start = _check_count("num_steps", num_steps), _check_count("start", start)
+    _check_positions(x)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: want one of {', '.join(PRECISIONS)}")
+    generators = (address(seed, "chain", start + k, device=x.device) for k in range(num_steps))
+    with torch.inference_mode(False), frozen(energy) as still:
+        x = x.detach().clone()
+        for state, _ in transitions(sampler, _Checked(still, precision == "bf16"), x, generators):
+            x = state.x  # pyright: ignore[reportAttributeAccessIssue]
+    return x
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """The energy, in the precision asked for, its result of x's type and checked to be one number a row."""
+
+    energy: EnergyFn
+    bf16: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
+            u = self.energy(x)
+        if u.shape != x.shape[:1]:
+            found = tuple(u.shape)
+            raise ValueError(f"the energy returned shape {found}, want ({len(x)},): one number for each row")
+        return u.to(x.dtype)
+
+
+def _check_count(name: str, value: int) -> int:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = -1
+    if count < 0:
+        raise ValueError(f"{name}={value!r}: want a whole number, zero or more")
+    return count
+
+
+def _check_positions(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.ndim < 2:
+        found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x is of {found}, want a tensor (B, ...) with a batch dimension first")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"x has type {x.dtype}, want float32 or float64; bf16 is a precision of the network")
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"x has {int((~x.isfinite()).sum())} non-finite values: start from finite positions")
