@@ -1,0 +1,93 @@
+"""The replay buffer: chains that outlive a training step, each in a slot of its own.
+
+Persistent contrastive divergence continues a chain where the last step left it (Tieleman 2008); a buffer
+holds many more chains than a batch uses, and restarts a few at each visit, so that new modes are found (Du &
+Mordatch 2019). A chain is written back to the slot that it was taken from: otherwise chains are lost and
+duplicated, and nothing is persistent.
+
+All functions are pure: what was drawn comes in, a new `Replay` goes out, and the old one stays as it was. An
+update copies the buffer, which is what makes a bad step droppable: 10,000 images of 28 x 28 in float32 are
+31 MB, 20 ms on one core.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.sampler.base import normal_like, per_row
+
+Initial = Literal["uniform", "normal"]
+
+
+class Replay(NamedTuple):
+    """N chains: positions (N, *), ages (N,) in sampler steps since each began, labels (N,), -1 for none."""
+
+    x: Tensor
+    age: Tensor
+    labels: Tensor
+
+
+class Visit(NamedTuple):
+    """Whom a step moves: slots (B,), which of them begin anew (B,), and where: x (B, *), labels (B,)."""
+
+    slots: Int[Tensor, " b"]
+    renew: Bool[Tensor, " b"]
+    x: Float[Tensor, "b *d"]
+    labels: Int[Tensor, " b"]
+
+
+def fresh(
+    n: int, like: Float[Tensor, "b *d"], generator: Generator, *, initial: Initial, low: float, high: float
+) -> Float[Tensor, "n *d"]:
+    """n starts: uniform on [low, high], or normal with each coordinate's mean and deviation in `like`."""
+    shape = like.new_empty(()).expand(n, *like.shape[1:])
+    if initial == "normal":
+        deviation, mean = torch.std_mean(like, dim=0, correction=0)
+        return mean + deviation * normal_like(shape, generator)
+    u = torch.rand(shape.shape, generator=generator, dtype=like.dtype, device=like.device)
+    return low + (high - low) * u
+
+
+def no_labels(n: int, device: torch.device) -> Int[Tensor, " n"]:
+    """n labels of -1: none yet."""
+    return torch.full((n,), -1, dtype=torch.int64, device=device)
+
+
+def start(x: Float[Tensor, "n *d"]) -> Replay:
+    """A buffer of chains that begin at x, of age 0 and without labels."""
+    return Replay(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), no_labels(len(x), x.device))
+
+
+def choose(replay: Replay, n: int, generator: Generator) -> Int[Tensor, " n"]:
+    """n distinct slots, each set equally likely; raises UserError where the buffer has fewer."""
+    size = len(replay.age)
+    if n > size:
+        raise UserError(f"buffer_size={size} is less than the batch of {n}: raise it or lower the batch size")
+    return torch.randperm(size, generator=generator, device=replay.x.device)[:n]
+
+
+def take(replay: Replay, visit: Visit) -> Replay:
+    """The visited chains (B of them), those to renew replaced by their fresh start at age 0."""
+    keep = ~visit.renew
+    return Replay(
+        torch.where(per_row(keep, visit.x), replay.x[visit.slots], visit.x),
+        torch.where(keep, replay.age[visit.slots], 0),
+        torch.where(keep, replay.labels[visit.slots], visit.labels),
+    )
+
+
+def mend(chains: Replay, visit: Visit, finite: Bool[Tensor, " b"]) -> Replay:
+    """The chains, those that are not finite begun anew at the visit's fresh start; the others bit for bit."""
+    return Replay(
+        torch.where(per_row(finite, visit.x), chains.x, visit.x),
+        torch.where(finite, chains.age, 0),
+        torch.where(finite, chains.labels, visit.labels),
+    )
+
+
+def put(replay: Replay, visit: Visit, chains: Replay) -> Replay:
+    """The buffer with each chain written to the slot it came from."""
+    return Replay(*(old.index_copy(0, visit.slots, new) for old, new in zip(replay, chains, strict=True)))

@@ -1,0 +1,123 @@
+"""Every objective of the package keeps the contract of `thalweg.objective.base`."""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+import torch
+from torch import nn
+
+import thalweg.objective
+from thalweg.core.rng import generator
+from thalweg.objective.base import Batch
+
+
+def _objectives():
+    found = []
+    for info in pkgutil.walk_packages(thalweg.objective.__path__, "thalweg.objective."):
+        module = importlib.import_module(info.name)
+        for _, cls in inspect.getmembers(module, inspect.isclass):
+            own = cls.__module__ == info.name and not getattr(cls, "_is_protocol", False)
+            if own and all(callable(getattr(cls, name, None)) for name in ("init", "draw", "loss")):
+                found.append(cls)
+    return found
+
+
+OBJECTIVES = _objectives()
+
+
+class Energy(nn.Module):
+    """A small smooth energy with a head bias, which no slope sees: E(x), and U(y, t) if `noisy`."""
+
+    def __init__(self, dim, noisy):
+        super().__init__()
+        self.noisy = noisy
+        self.body = nn.Linear(dim + noisy, 8)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x, t=None):
+        features = torch.cat([x, 0.25 * t.log()[:, None]], 1) if self.noisy else x
+        return self.head(torch.tanh(self.body(features))).squeeze(1) + 0.5 * x.square().sum(1)
+
+
+@pytest.fixture(params=OBJECTIVES, ids=lambda cls: cls.__name__)
+def objective(request):
+    return request.param.example() if hasattr(request.param, "example") else request.param()
+
+
+@pytest.fixture
+def setting(objective):
+    """(energy, batch, state, noise) of one step."""
+    torch.manual_seed(0)
+    energy = Energy(3, objective.noisy)
+    batch = Batch(torch.randn(16, 3, generator=generator(0, "data")), torch.arange(16) % 3)
+    state = objective.init(energy, batch.x, generator(0, "init"))
+    return energy, batch, state, objective.draw(state, batch, generator(0, "draw"), 0.5)
+
+
+def _tensors(value):
+    return all(isinstance(v, torch.Tensor) or (isinstance(v, tuple) and _tensors(v)) for v in value)
+
+
+def test_something_is_found():
+    assert {"DenoisingScoreMatching", "ContrastiveDivergence"} <= {cls.__name__ for cls in OBJECTIVES}
+
+
+def test_hyper_parameters_are_frozen(objective):
+    assert dataclasses.is_dataclass(objective)
+    assert objective.__dataclass_params__.frozen
+    assert all(field.kw_only for field in dataclasses.fields(objective))
+    assert isinstance(objective.normalises, bool)
+    assert isinstance(objective.noisy, bool)
+
+
+def test_states_and_noise_are_tensors(objective, setting):
+    energy, batch, state, noise = setting
+    _, after, metrics = objective.loss(energy, state, batch, noise)
+    for s in (state, after):
+        assert isinstance(s, tuple)
+        assert hasattr(s, "_fields")
+        assert _tensors(s)
+    assert _tensors(noise)
+    for name, value in metrics.items():
+        assert value.ndim == 0, name
+        assert not value.requires_grad, name
+        assert value.isfinite(), name
+
+
+def test_the_loss_gives_every_parameter_a_finite_gradient(objective, setting):
+    energy, batch, state, noise = setting
+    loss, _, _ = objective.loss(energy, state, batch, noise)
+    assert loss.shape == ()
+    assert loss.isfinite()
+    loss.backward()
+    for name, parameter in energy.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+    assert any(parameter.grad.abs().max() > 0 for parameter in energy.parameters())
+
+
+def test_the_loss_is_pure(objective, setting):
+    energy, batch, state, noise = setting
+    before = [v.clone() for v in (*state, *noise, batch.x, *energy.parameters())]
+    first, second = (objective.loss(energy, state, batch, noise) for _ in range(2))
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+    after = [*state, *noise, batch.x, *energy.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_one_address_draws_one_noise(objective, setting):
+    _, batch, state, noise = setting
+    again = objective.draw(state, batch, generator(0, "draw"), 0.5)
+    assert all(torch.equal(a, b) for a, b in zip(noise, again, strict=True))
+
+
+def test_the_loss_can_be_evaluated_without_gradients(objective, setting):
+    energy, batch, state, noise = setting
+    with_gradients, _, _ = objective.loss(energy, state, batch, noise)
+    with torch.no_grad():
+        without, _, _ = objective.loss(energy, state, batch, noise)
+    torch.testing.assert_close(without, with_gradients.detach())
