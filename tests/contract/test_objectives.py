@@ -11,7 +11,10 @@ from torch import nn
 
 import thalweg.objective
 from thalweg.core.rng import generator
+from thalweg.energy.conditional import Conditional
 from thalweg.objective.base import Batch
+from thalweg.objective.contrastive import ContrastiveDivergence
+from thalweg.sampler.langevin import ULA
 
 
 def _objectives():
@@ -121,3 +124,49 @@ def test_the_loss_can_be_evaluated_without_gradients(objective, setting):
     with torch.no_grad():
         without, _, _ = objective.loss(energy, state, batch, noise)
     torch.testing.assert_close(without, with_gradients.detach())
+
+
+def _one(objective, energy, batch, state=None):
+    """(loss, next state, metrics, noise) of one step."""
+    state = objective.init(energy, batch.x, generator(0, "init")) if state is None else state
+    noise = objective.draw(state, batch, generator(0, "draw"), 0.0)
+    return *objective.loss(energy, state, batch, noise), noise
+
+
+@pytest.mark.parametrize("start", ["data", "persistent", "noise"])
+def test_a_conditional_energy_keeps_a_label_with_each_chain(start):
+    torch.manual_seed(0)
+    energy = Conditional(nn.Linear(2, 3), 3)
+    x, labels = torch.randn(12, 2), torch.arange(12) % 3
+    sampler = ULA(step_size=0.01)
+    cd = ContrastiveDivergence(
+        sampler=sampler, start=start, buffer_size=16, conditional=True, initial="normal"
+    )
+    loss, state, _, noise = _one(cd, energy, Batch(x, labels))
+    loss.backward()
+    if start == "persistent":
+        assert torch.equal(state.labels[noise[0]], labels)
+        _, later, _, again = _one(cd, energy, Batch(x, labels.flip(0)), state)
+        kept = again[0][~again[1]]
+        assert len(kept) > 0
+        assert torch.equal(later.labels[kept], state.labels[kept])
+    with pytest.raises(ValueError, match="labels"):
+        _one(cd, energy, Batch(x))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_steps": 0},
+        {"num_steps": (1, 2, 3)},
+        {"start": "here"},
+        {"initial": "t"},
+        {"reinit": 1.5},
+        {"low": 1.0},
+        {"buffer_size": 0},
+        {"energy_penalty": -1.0},
+    ],
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+        ContrastiveDivergence(sampler=ULA(step_size=0.01), **wrong)

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from thalweg.core.rng import generator
-from thalweg.energy.conditional import Conditional
 from thalweg.energy.spectral import normalise
 from thalweg.objective import buffer, contrastive
 from thalweg.objective.base import Batch
@@ -87,9 +86,9 @@ class Quadratic(nn.Module):
         return 0.25 * (x @ (self.p + self.p.T) * x).sum(1) - x @ self.b
 
 
-def one(objective, energy, x, seed=0, state=None, labels=None):
+def one(objective, energy, x, seed=0, state=None):
     """(loss, next state, metrics, noise) of one step."""
-    batch = Batch(x, labels)
+    batch = Batch(x)
     state = objective.init(energy, x, generator(0, "init")) if state is None else state
     noise = objective.draw(state, batch, generator(0, "draw", seed), 0.0)
     return *objective.loss(energy, state, batch, noise), noise
@@ -328,27 +327,6 @@ def test_the_chain_grows_over_training():
     assert lengths == [1 + k // 3 for k in range(90)]
 
 
-@pytest.mark.parametrize("start", ["data", "persistent", "noise"])
-def test_a_conditional_energy_keeps_a_label_with_each_chain(start):
-    torch.manual_seed(0)
-    energy = Conditional(nn.Linear(2, 3), 3)
-    x, labels = torch.randn(12, 2), torch.arange(12) % 3
-    sampler = ULA(step_size=0.01)
-    cd = ContrastiveDivergence(
-        sampler=sampler, start=start, buffer_size=16, conditional=True, initial="normal"
-    )
-    loss, state, _, noise = one(cd, energy, x, labels=labels)
-    loss.backward()
-    if start == "persistent":
-        assert torch.equal(state.labels[noise[0]], labels)
-        _, later, _, again = one(cd, energy, x, 1, state, labels.flip(0))
-        kept = again[0][~again[1]]
-        assert len(kept) > 0
-        assert torch.equal(later.labels[kept], state.labels[kept])
-    with pytest.raises(ValueError, match="labels"):
-        one(cd, energy, x, state=state)
-
-
 def test_normal_starts_fit_the_data():
     x = torch.tensor([2.0, -1.0]) + torch.tensor([0.5, 3.0]) * torch.randn(
         4000, 2, generator=generator(0, "x")
@@ -357,24 +335,6 @@ def test_normal_starts_fit_the_data():
     start = cd.init(None, x, generator(0, "init")).x
     assert ((start.mean(0) - x.mean(0)).abs() < 5 * x.std(0) / 20_000**0.5).all()
     assert ((start.std(0) / x.std(0) - 1).abs() < 5 / 40_000**0.5).all()
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"num_steps": 0},
-        {"num_steps": (1, 2, 3)},
-        {"start": "here"},
-        {"initial": "t"},
-        {"reinit": 1.5},
-        {"low": 1.0},
-        {"buffer_size": 0},
-        {"energy_penalty": -1.0},
-    ],
-)
-def test_settings_are_checked(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
-        ContrastiveDivergence(sampler=ULA(step_size=0.01), **wrong)
 
 
 # It learns
