@@ -1,0 +1,301 @@
+"""A run is data: nested mappings whose `type` names a class by its import path, `package.module:ClassName`.
+
+There is no registry. A spec is checked against the constructor's own signature, so a new component needs no
+entry anywhere, and a misspelt key is met before any work starts. Because bundles come from strangers, only a
+class *defined* under a trusted prefix is ever built: the path is looked at before the import, and the class's
+own module after it, so `thalweg.core.config:import_module` is refused although its path begins well.
+"""
+
+import inspect
+import pkgutil
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from copy import deepcopy
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from thalweg.core.errors import ThalwegError, UserError
+
+TRUSTED = ("thalweg.",)
+_PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
+_DEPTH = 32
+
+
+def build(spec: Mapping[str, Any], *, trusted: tuple[str, ...] = TRUSTED, **extra: Any) -> Any:
+    """The object that a spec describes, nested specs built first.
+
+    `extra` are keywords known only at run time (`shape=`); they go to the outermost class, which must take
+    them, and win over the spec's. Whatever a constructor objects to becomes a `UserError` naming the type.
+    """
+    if not _is_spec(spec):
+        raise UserError(f"a spec needs a type, as in {{type: package.module:ClassName}}; got {_short(spec)}")
+    return _build(spec, "", trusted, extra)
+
+
+def check(spec: Any, path: str = "", *, trusted: tuple[str, ...] = TRUSTED) -> None:
+    """Raise a `UserError`, naming the dotted path, unless all specs in the tree can be built.
+
+    Types must exist and be trusted, and keys be known. Missing keys pass: a caller may add them at run time.
+    Nothing is built.
+    """
+    _check_depth(path)
+    if _is_spec(spec):
+        cls = _class(spec["type"], path, trusted)
+        _check_keys(cls, (key for key in spec if key != "type"), path, spec["type"], complete=False)
+    for key, value in _children(spec):
+        check(value, _join(path, key), trusted=trusted)
+
+
+def override(
+    config: Mapping[str, Any], assignments: Sequence[str], *, trusted: tuple[str, ...] = TRUSTED
+) -> dict[str, Any]:
+    """A new config with each `a.b=value` applied; values are YAML, and `1e-3` is a number.
+
+    A key must be in the config already, or be one that the spec at that path takes. `a.type=...` swaps the
+    class and keeps the keywords that the new class also takes; type changes apply first, whatever the order.
+    """
+    new = deepcopy(dict(config))
+    pairs = [_parse_assignment(text) for text in assignments]
+    for keys, value in sorted(pairs, key=lambda pair: pair[0][-1] != "type"):
+        _assign(new, keys, value, trusted)
+    return new
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in a YAML file (plain data only: no tags, no aliases, no repeated keys)."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise UserError(f"cannot read {path}: {getattr(err, 'strerror', None) or 'not UTF-8 text'}") from err
+    tree = _parse_yaml(text, str(path))
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: expected a mapping of keys to values, got {_short(tree)}")
+    return tree
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The recipe of that name in the package, or the YAML file at that path when it ends in .yaml."""
+    if name.endswith((".yaml", ".yml")):
+        return load_yaml(name)
+    folder = Path(str(files("thalweg"))) / "recipes"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"no recipe {name!r}; {_hint(name, known)}, or give the path of a .yaml file")
+    return load_yaml(folder / f"{name}.yaml")
+
+
+def _class(name: Any, path: str, trusted: tuple[str, ...]) -> type:
+    """The class at an import path, refused unless it is defined where it says, under a trusted prefix."""
+    where = f"{_join(path, 'type')}: " if path else ""
+    if not isinstance(name, str) or not _PATH.fullmatch(name):
+        raise UserError(f"{where}{_short(name)} is not of the form package.module:ClassName")
+    module_name, _, class_name = name.partition(":")
+    if not _under(module_name, trusted):
+        raise UserError(f"{where}{name!r} is refused: only classes under {', '.join(trusted)} may be built")
+    module = _module(module_name, where)
+    cls = vars(module).get(class_name)
+    if not inspect.isclass(cls):
+        known = [key for key, value in vars(module).items() if _defined(value, key, trusted)]
+        raise UserError(f"{where}no class {class_name!r} in {module_name}; {_hint(class_name, known)}")
+    if not _defined(cls, class_name, trusted):
+        raise UserError(f"{where}{name!r} is refused: the class is defined in {cls.__module__}, not there")
+    return cls
+
+
+def _module(name: str, where: str) -> Any:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as err:
+        if err.name and not f"{name}.".startswith(f"{err.name}."):
+            raise UserError(f"{where}{name} needs the package {err.name!r}: pip install it first") from err
+        parent, _, last = name.rpartition(".")
+        known = _submodules(parent)
+        raise UserError(f"{where}no module {name}; {_hint(last, known)}") from err
+
+
+def _submodules(package: str) -> list[str]:
+    try:
+        return [info.name for info in pkgutil.iter_modules(getattr(import_module(package), "__path__", []))]
+    except (ImportError, ValueError):
+        return []
+
+
+def _under(module: str, trusted: tuple[str, ...]) -> bool:
+    return any(f"{module}.".startswith(prefix.rstrip(".") + ".") for prefix in trusted if prefix.rstrip("."))
+
+
+def _defined(value: Any, name: str, trusted: tuple[str, ...]) -> bool:
+    """Whether this is a class of that very name, written in a trusted module and not imported into one."""
+    return inspect.isclass(value) and _under(value.__module__, trusted) and value.__qualname__ == name
+
+
+def _parameters(cls: type) -> tuple[dict[str, bool], bool]:
+    """Names of the constructor's keywords with whether each is required, and whether it takes any others."""
+    kinds = inspect.Parameter
+    try:
+        parameters = inspect.signature(cls).parameters.values()
+    except ValueError:  # a class of C's making, such as an exception
+        return {}, False
+    named = (p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY))
+    return {p.name: p.default is kinds.empty for p in named}, any(
+        p.kind is kinds.VAR_KEYWORD for p in parameters
+    )
+
+
+def _check_keys(cls: type, keys: Iterable[Any], path: str, type_name: str, *, complete: bool) -> None:
+    known, any_key = _parameters(cls)
+    keys = list(keys)
+    for key in keys:
+        if not isinstance(key, str) or not (any_key or key in known):
+            where = f"{path}.{key}: " if path else ""
+            raise UserError(f"{where}{type_name} takes no {key!r}; {_hint(str(key), known)}")
+    missing = [key for key, required in known.items() if required and key not in keys]
+    if complete and missing:
+        where = f"{path}: " if path else ""
+        raise UserError(
+            f"{where}{type_name} needs {', '.join(map(repr, missing))}, which the spec does not give"
+        )
+
+
+def _build(spec: Mapping[str, Any], path: str, trusted: tuple[str, ...], extra: Mapping[str, Any]) -> Any:
+    cls = _class(spec["type"], path, trusted)
+    kwargs = {key: _realise(value, _join(path, key), trusted) for key, value in _children(spec)} | dict(extra)
+    _check_keys(cls, kwargs, path, spec["type"], complete=True)
+    try:
+        return cls(**kwargs)
+    except Exception as err:
+        if isinstance(err, ThalwegError) and not isinstance(err, UserError):
+            raise
+        where = f"{path}: " if path else ""
+        raise UserError(f"{where}{spec['type']}: {_one_line(err)}") from err
+
+
+def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:
+    """A copy of the tree with every spec in it built."""
+    _check_depth(path)
+    if _is_spec(value):
+        return _build(value, path, trusted, {})
+    if isinstance(value, Mapping):
+        return {key: _realise(part, _join(path, key), trusted) for key, part in _children(value)}
+    if type(value) in (list, tuple):
+        return type(value)(_realise(part, _join(path, key), trusted) for key, part in _children(value))
+    return value
+
+
+def _check_depth(path: str) -> None:
+    if path.count(".") > _DEPTH:
+        raise UserError(f"{path[:60]}...: nested more than {_DEPTH} deep")
+
+
+def _children(tree: Any) -> list[tuple[Any, Any]]:
+    if isinstance(tree, Mapping):
+        return [(key, value) for key, value in tree.items() if not (key == "type" and _is_spec(tree))]
+    return list(enumerate(tree)) if type(tree) in (list, tuple) else []
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, Mapping) and "type" in value
+
+
+def _assign(config: dict[str, Any], keys: list[str], value: Any, trusted: tuple[str, ...]) -> None:
+    node: Any = config
+    for depth, key in enumerate(keys[:-1]):
+        node = node[_key(node, key, ".".join(keys[: depth + 1]), trusted, present=True)]
+    path, last = ".".join(keys), keys[-1]
+    if last == "type" and _is_spec(node):
+        kept, any_key = _parameters(_class(value, ".".join(keys[:-1]), trusted))
+        for key in [key for key in node if key != "type" and key not in kept and not any_key]:
+            del node[key]
+    else:
+        check(value, path, trusted=trusted)
+    node[_key(node, last, path, trusted, present=False)] = value
+
+
+def _key(node: Any, key: str, path: str, trusted: tuple[str, ...], *, present: bool) -> Any:
+    """The key or index in the node: one that is there or, unless `present`, that the node's class takes."""
+    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+        return int(key)
+    if not isinstance(node, dict):
+        raise UserError(
+            f"{path}: there is nothing under {path.rpartition('.')[0]!r} to set; it is {_short(node)}"
+        )
+    if key in node:
+        return key
+    known: list[str] = [str(name) for name in node]
+    if _is_spec(node):
+        named, any_key = _parameters(_class(node["type"], path.rpartition(".")[0], trusted))
+        if not present and (any_key or key in named):
+            return key
+        known = ["type", *named] if key not in named else known
+    raise UserError(f"{path}: no such key; {_hint(key, known)}")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-3 as a number and refuses aliases (bombs, cycles) and repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not read", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$", re.ASCII),
+    list("-+.0123456789"),
+)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.MarkedYAMLError as err:
+        line = f" line {err.problem_mark.line + 1}" if err.problem_mark else ""
+        raise UserError(f"{source}{line}: {err.problem or err.context}") from err
+    except (yaml.YAMLError, ValueError, RecursionError) as err:
+        raise UserError(f"{source}: not readable as YAML: {_one_line(err)}") from err
+
+
+def _parse_assignment(text: str) -> tuple[list[str], Any]:
+    name, equals, value = text.partition("=")
+    keys = name.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"{text!r} is not an assignment; write it as section.key=value")
+    if not value.strip():
+        raise UserError(f"{text!r} gives no value; write {name}=null to mean none")
+    return keys, _parse_yaml(value, f"{name}=")
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"there are: {', '.join(names)}" if names else "there are none"
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _one_line(err: BaseException) -> str:
+    return " ".join(str(err).split())[:300] or type(err).__name__
