@@ -19,7 +19,7 @@ S = TypeVar("S")
 
 
 class Info(NamedTuple):
-    """What diagnostics need from a step: acceptance probability (1 where unadjusted) and gradient norm, (B,)."""
+    """For diagnostics, (B,) each: the acceptance probability (1 where unadjusted) and the gradient's norm."""
 
     acceptance: Tensor
     grad_norm: Tensor

@@ -1,0 +1,240 @@
+"""The contract of every sampler in `thalweg.sampler`, found by walking it; then the loop and its errors.
+
+A class is a sampler if it has a public `step`. It is a frozen, keyword-only dataclass, built by `example()`
+or from its defaults; `noisy = True` means that its energy takes (y, t).
+"""
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from typing import Protocol
+
+import pytest
+import torch
+from torch import Tensor
+
+import thalweg.sampler
+from thalweg.core.rng import generator
+from thalweg.energy.analytic import Gaussian
+from thalweg.energy.conv import ConvEnergy
+from thalweg.sampler.base import Info
+from thalweg.sampler.langevin import MALA, ULA
+from thalweg.sampler.run import run_chain, transitions
+
+
+def find_samplers() -> list[type]:
+    found = []
+    for module in pkgutil.iter_modules(thalweg.sampler.__path__, "thalweg.sampler."):
+        for name, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+            mine = cls.__module__ == module.name and not name.startswith("_")
+            if mine and hasattr(cls, "step") and Protocol not in cls.__bases__:
+                found.append(cls)
+    return found
+
+
+SAMPLERS = find_samplers()
+
+
+def build(cls: type):
+    return cls.example() if hasattr(cls, "example") else cls()
+
+
+def energy_for(sampler):
+    if not getattr(sampler, "noisy", False):
+        return Gaussian.example()
+    return lambda y, t: 0.5 * (y.square().sum(1) / (1 + t) + y.shape[1] * torch.log1p(t))
+
+
+def leaves(tree) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, tuple | list) else []
+
+
+def positions(n=4):
+    return torch.randn(n, 2, generator=generator(0, "x"))
+
+
+def test_the_walk_finds_them():
+    assert {ULA, MALA} <= set(SAMPLERS)
+
+
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_frozen_keyword_only_dataclass(cls):
+    assert dataclasses.is_dataclass(cls)
+    assert all(f.kw_only for f in dataclasses.fields(cls) if f.init)
+    sampler = build(cls)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(sampler, dataclasses.fields(cls)[0].name, 0)
+
+
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_step_is_pure(cls):
+    """Same state and noise, same result; the state, the noise and the global generator are left alone."""
+    sampler = build(cls)
+    energy, x = energy_for(sampler), positions()
+    state = sampler.init(energy, x)
+    noise = sampler.draw(state, generator(1, "noise"))
+    before, rng = [leaf.clone() for leaf in leaves((state, noise))], torch.random.get_rng_state()
+    first, info = sampler.step(energy, state, noise)
+    second, _ = sampler.step(energy, state, noise)
+    assert all(torch.equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, leaves((state, noise)), strict=True))
+    assert torch.equal(rng, torch.random.get_rng_state())
+    assert torch.equal(x, positions())
+    assert type(first) is type(state)
+    assert isinstance(first, tuple)
+    assert isinstance(info, Info)
+    assert info.acceptance.shape == info.grad_norm.shape == (4,)
+
+
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_draw_is_the_only_randomness(cls):
+    sampler = build(cls)
+    state = sampler.init(energy_for(sampler), positions())
+    one, same, other = (sampler.draw(state, generator(seed, "noise")) for seed in (1, 1, 2))
+    assert isinstance(one, tuple)
+    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
+    assert not one or any(not torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_positions_stay_detached_finite_and_of_their_type(cls, dtype):
+    sampler = build(cls)
+    energy, x = energy_for(sampler), positions().to(dtype)
+    steps = transitions(sampler, energy, x, generator(2, "noise"))
+    for _ in range(5):
+        state, info = next(steps)
+    assert state.x.shape == x.shape
+    assert state.x.dtype == dtype
+    assert not state.x.requires_grad
+    assert bool(state.x.isfinite().all())
+    assert bool(((info.acceptance >= 0) & (info.acceptance <= 1)).all())
+
+
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_chains_do_not_see_each_other(cls):
+    """Changing one chain's start leaves the others where they were."""
+    sampler = build(cls)
+    energy, x = energy_for(sampler), positions()
+    y = x.clone()
+    y[0] += 0.3
+    ends = []
+    for start in (x, y):
+        steps = transitions(sampler, energy, start, generator(3, "noise"))
+        ends.append([next(steps)[0].x for _ in range(3)][-1])
+    assert torch.allclose(ends[0][1:], ends[1][1:], rtol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [ULA(step_size=0.1), MALA(step_size=0.1)])
+def test_run_chain_goes_on_where_it_stopped(sampler):
+    energy, x = Gaussian.example(), positions().double()
+    whole = run_chain(sampler, energy, x, num_steps=20, seed=5)
+    half = run_chain(sampler, energy, x, num_steps=8, seed=5)
+    assert torch.equal(run_chain(sampler, energy, half, num_steps=12, seed=5, start=8), whole)
+    assert not torch.equal(run_chain(sampler, energy, x, num_steps=20, seed=6), whole)
+
+
+def test_run_chain_leaves_its_input_alone():
+    x = positions().requires_grad_(True)
+    end = run_chain(ULA(step_size=0.1), Gaussian.example(), x, num_steps=0)
+    assert torch.equal(end, x)
+    assert not end.requires_grad
+    end += 1
+    assert torch.equal(x, positions())
+    with torch.inference_mode():
+        assert run_chain(ULA(step_size=0.1), Gaussian.example(), positions(), num_steps=2).isfinite().all()
+
+
+def test_bf16_is_the_network_only():
+    torch.manual_seed(0)
+    energy = ConvEnergy(shape=(1, 8, 8), channels=(4, 8))
+    x = torch.rand(3, 1, 8, 8)
+    seen = []
+    hook = energy.head.register_forward_hook(lambda _module, _args, out: seen.append(out.dtype))
+    fp32 = run_chain(MALA(step_size=1e-3), energy, x, num_steps=5)
+    bf16 = run_chain(MALA(step_size=1e-3), energy, x, num_steps=5, precision="bf16")
+    hook.remove()
+    assert set(seen[:6]) == {torch.float32}
+    assert set(seen[6:]) == {torch.bfloat16}
+    assert len(seen) == 12, "MALA takes one gradient a step, and one to begin with"
+    assert bf16.dtype == torch.float32
+    assert torch.allclose(fp32, bf16, atol=2e-3)
+    assert not torch.equal(fp32, bf16)
+
+
+def test_mala_rejects_what_is_not_finite():
+    def walled(x):
+        return torch.where(x[:, 0] > 0, float("nan"), 0.5 * x.square().sum(1))
+
+    def abyss(x):
+        return torch.where(x[:, 0] > 0, -float("inf"), 0.5 * x.square().sum(1))
+
+    x = torch.full((500, 2), -0.1)
+    for energy in (walled, abyss):
+        steps = transitions(MALA(step_size=0.3), energy, x, generator(4, "noise"))
+        for _ in range(10):
+            state, info = next(steps)
+            assert bool((state.x[:, 0] <= 0).all())
+            assert bool(state.u.isfinite().all())
+            assert bool(info.acceptance.isfinite().all())
+        assert not torch.equal(state.x, x)
+
+
+def test_ula_forms():
+    assert ULA.decoupled(step_size=10.0, noise_scale=0.005).temperature == pytest.approx(1.25e-6)
+    assert ULA.decoupled(step_size=0.005, noise_scale=0.005).temperature == pytest.approx(0.0025)
+    x = positions()
+    energy = Gaussian.example()
+    cold = run_chain(ULA(step_size=0.1, temperature=0.0), energy, x, num_steps=400)
+    assert torch.allclose(cold, energy.mean.float().expand_as(x), atol=1e-4)
+    boxed = run_chain(ULA(step_size=0.5, clamp=(0.0, 1.0)), energy, x, num_steps=20)
+    assert float(boxed.min()) >= 0
+    assert float(boxed.max()) <= 1
+    number = run_chain(MALA(step_size=0.25), energy, x, num_steps=3)
+    assert torch.equal(run_chain(MALA(step_size=torch.tensor(0.25)), energy, x, num_steps=3), number)
+
+
+GOOD = {"sampler": ULA(step_size=0.1), "energy": Gaussian.example(), "x": positions(), "num_steps": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(3)}, "batch dimension"),
+        ({"x": [[0.0]]}, "list"),
+        ({"x": torch.zeros(3, 2, dtype=torch.int64)}, "int64"),
+        ({"x": torch.zeros(3, 2, dtype=torch.bfloat16)}, "bfloat16"),
+        ({"x": torch.full((3, 2), float("nan"))}, "6 non-finite"),
+        ({"num_steps": -1}, "num_steps=-1"),
+        ({"num_steps": 1.5}, "num_steps=1.5"),
+        ({"start": -2}, "start=-2"),
+        ({"precision": "fp16"}, "precision='fp16'"),
+        ({"energy": lambda x: x.sum(1, keepdim=True)}, r"\(4, 1\), want \(4,\)"),
+        ({"energy": lambda x: x.sum()}, r"\(\), want \(4,\)"),
+    ],
+)
+def test_run_chain_errors_say_what_is_wrong(change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        run_chain(**{**GOOD, **change})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ULA(step_size=0.0), "step_size"),
+        (lambda: ULA(step_size=float("nan")), "step_size"),
+        (lambda: ULA(step_size=torch.tensor(-1.0)), "step_size"),
+        (lambda: ULA(step_size=0.1, temperature=-1.0), "temperature"),
+        (lambda: ULA(step_size=0.1, clamp=(1.0, 0.0)), "clamp"),
+        (lambda: ULA.decoupled(step_size=0.1, noise_scale=-0.1), "noise"),
+        (lambda: MALA(step_size=-0.1), "step_size"),
+        (lambda: MALA(step_size=0.1, temperature=0.0), "temperature"),
+    ],
+)
+def test_sampler_errors_name_the_argument(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
