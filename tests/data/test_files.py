@@ -1,0 +1,258 @@
+import io
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data import files
+from thalweg.data.files import check_input, read_array, read_names, require_trainable
+
+PIXELS = np.arange(2 * 4 * 5, dtype=np.uint8).reshape(2, 4, 5)
+
+
+def save(path: Path, array: np.ndarray) -> Path:
+    np.save(path, array)
+    return path
+
+
+def png(path: Path, array: np.ndarray) -> Path:
+    Image.fromarray(array).save(path)
+    return path
+
+
+def header_only(path: Path, shape: tuple[int, ...]) -> Path:
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("array", "shape", "expected"),
+    [
+        (PIXELS, None, (2, 1, 4, 5)),
+        (PIXELS[0], (1, 4, 5), (1, 1, 4, 5)),
+        (np.zeros((2, 4, 5, 3), np.uint8), None, (2, 3, 4, 5)),
+        (np.zeros((2, 3, 4, 5), np.float64), None, (2, 3, 4, 5)),
+        (np.zeros((4, 5, 3), np.uint8)[None], (3, 4, 5), (1, 3, 4, 5)),
+        (np.zeros((7, 3), ">f8"), None, (7, 3)),
+        (np.zeros(3, np.int64), (3,), (1, 3)),
+        (np.zeros((7, 3), np.uint8), None, (7, 3)),
+    ],
+)
+def test_arrays_are_arranged(
+    tmp_path: Path, array: np.ndarray, shape: tuple[int, ...] | None, expected: tuple[int, ...]
+) -> None:
+    np.savez(tmp_path / "a.npz", only=array)
+    for path in (save(tmp_path / "a.npy", array), tmp_path / "a.npz"):
+        x = read_array(path, shape=shape)
+        assert tuple(x.shape) == expected
+        assert x.dtype == (torch.uint8 if array.dtype == np.uint8 and x.ndim == 4 else torch.float32)
+
+
+def test_channels_last_keep_their_pixels(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(0, 256, (2, 4, 5, 3), np.uint8)
+    x = read_array(save(tmp_path / "a.npy", array))
+    assert torch.equal(x.permute(0, 2, 3, 1), torch.from_numpy(array))
+
+
+def test_a_folder_of_images_in_grey_or_colour(tmp_path: Path) -> None:
+    png(tmp_path / "b.png", PIXELS[1])
+    png(tmp_path / "a.png", PIXELS[0])
+    (tmp_path / "notes.txt").write_text("no image")
+    assert torch.equal(read_array(tmp_path), torch.from_numpy(PIXELS)[:, None])
+    assert read_array(tmp_path, shape=(3, 4, 5)).shape == (2, 3, 4, 5)
+    assert read_names(tmp_path) == ["a.png", "b.png"]
+    assert read_names(tmp_path / "a.png") == ["a.png"]
+    png(tmp_path / "c.png", np.zeros((4, 5, 3), np.uint8))
+    assert read_array(tmp_path).shape == (3, 3, 4, 5)
+    assert read_array(tmp_path / "c.png", shape=(1, 4, 5)).shape == (1, 1, 4, 5)
+    png(tmp_path / "d.png", np.zeros((4, 6), np.uint8))
+    with pytest.raises(UserError, match=r"d\.png: is 6 x 4 pixels"):
+        read_array(tmp_path)
+
+
+def test_tables_with_and_without_a_header(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [1.5, 2.0], "b": [3, 4]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_csv(tmp_path / "bare.csv", index=False, header=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    pd.DataFrame(frame.to_numpy()).to_csv(tmp_path / "numbered.csv", index=False)
+    for name in ("t.csv", "bare.csv", "t.parquet", "numbered.csv"):
+        assert read_array(tmp_path / name).tolist() == [[1.5, 3.0], [2.0, 4.0]]
+    assert read_names(tmp_path / "t.csv") == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "damaged"),
+        ("a,b\n", "no data"),
+        ("a,b\n1,x\n2,3\n", "column b:"),
+        ("a,b\n1,2\n3\n", "1 of 2 rows hold NaN .* first at index 1"),
+        ("a,b\n1,2\n3,4,5\n", "damaged"),
+        ("a,b\n1,2,3\n3,4,5\n", "damaged"),
+        ("a,b\n1,1e300\n", "infinity"),
+        ("\xff\xfe\x00", "damaged|column"),
+    ],
+)
+def test_bad_tables_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=message) as caught:
+        read_array(tmp_path / "t.csv")
+    assert "\n" not in str(caught.value)
+    assert "t.csv" in str(caught.value)
+
+
+def truncated(path: Path) -> Path:
+    data = save(path, np.zeros((10, 10))).read_bytes()
+    path.write_bytes(data[:-100])
+    return path
+
+
+def bomb(path: Path) -> Path:
+    declared = header_only(path.with_suffix(".npy"), (1 << 33,)).read_bytes()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", declared)
+    return path
+
+
+def keys(path: Path) -> Path:
+    np.savez(path, left=PIXELS, right=PIXELS)
+    return path
+
+
+def cut_zip(path: Path) -> Path:
+    path.write_bytes(keys(path).read_bytes()[:-30])
+    return path
+
+
+def flipped_zip(path: Path) -> Path:
+    np.savez(path, x=np.zeros((10, 10)))
+    data = bytearray(path.read_bytes())
+    data[400] ^= 1
+    path.write_bytes(bytes(data))
+    return path
+
+
+def cut_png(path: Path) -> Path:
+    png(path, np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8))
+    path.write_bytes(path.read_bytes()[:1000])
+    return path
+
+
+def vast_png(path: Path) -> Path:
+    buffer = io.BytesIO()
+    Image.new("1", (10, 10)).save(buffer, "png")
+    data = bytearray(buffer.getvalue())
+    data[16:24] = (30_000).to_bytes(4) * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4)
+    path.write_bytes(bytes(data))
+    return path
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("not what its name says")
+    return path
+
+
+BAD: list[tuple[str, Callable[[Path], Path], type[UserError], str]] = [
+    ("none.npy", lambda p: p, UserError, "no such file"),
+    ("cut.npy", truncated, DamagedFile, "truncated"),
+    ("vast.npy", lambda p: header_only(p, (1 << 33,)), UserError, r"32\.0 GiB"),
+    ("minus.npy", lambda p: header_only(p, (-1, 3)), DamagedFile, "declares"),
+    ("bomb.npz", bomb, UserError, r"bomb\.npz\[x\].* 32\.0 GiB"),
+    ("keys.npz", keys, UserError, "left, right"),
+    ("cut.npz", cut_zip, DamagedFile, "damaged"),
+    ("flip.npz", flipped_zip, DamagedFile, "CRC"),
+    ("pickle.npy", lambda p: save(p, np.array([{}], dtype=object)), UserError, "pickles"),
+    ("complex.npy", lambda p: save(p, np.zeros((2, 2), complex)), UserError, "complex128"),
+    ("words.npy", lambda p: save(p, np.array([["a"]])), UserError, "dtype <U1"),
+    ("five.npy", lambda p: save(p, np.zeros((1, 1, 1, 1, 1))), UserError, "5-D"),
+    ("axes.npy", lambda p: save(p, np.zeros((2, 7, 5, 6))), UserError, "channels"),
+    ("nan.npy", lambda p: save(p, np.array([[1.0], [np.nan]])), UserError, "first at index 1"),
+    ("range.npy", lambda p: save(p, PIXELS.astype(np.float32)), UserError, "divide by 255"),
+    ("none.npz", text, DamagedFile, "damaged"),
+    ("none.npy", text, DamagedFile, "damaged"),
+    ("none.parquet", text, DamagedFile, "damaged"),
+    ("none.png", text, DamagedFile, "damaged"),
+    ("cut.png", cut_png, DamagedFile, "damaged"),
+    ("vast.png", vast_png, UserError, "64 megapixels"),
+    ("deep.png", lambda p: png(p, np.zeros((2, 2), np.uint16)), UserError, "8 bits"),
+    ("empty", folder, UserError, "directly in this folder"),
+    ("what.pkl", text, UserError, r"\.pkl: give"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "kind", "message"), BAD, ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_bad_files_are_one_line(
+    tmp_path: Path, name: str, make: Callable[[Path], Path], kind: type[UserError], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_array(make(tmp_path / name))
+    assert type(caught.value) is kind
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_a_large_image_under_pillows_own_limit_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LIMIT_PIXELS", 10)
+    with pytest.raises(UserError, match="megapixels"):
+        read_array(png(tmp_path / "a.png", PIXELS[0]))
+
+
+SHAPES = [
+    ((2, 28, 28), (1, 28, 28), "image", r"reshape\(-1, 1, 28, 28\)"),
+    ((1, 28, 28), (1, 28, 28), "image", r"x\[None\]"),
+    ((2, 28, 28, 3), (3, 28, 28), "image", r"permute\(0, 3, 1, 2\)"),
+    ((2, 1, 5, 4), (1, 4, 5), "image", r"transpose\(2, 3\)"),
+    ((2, 3, 4, 5), (1, 4, 5), "image", "3 channels where 1"),
+    ((2, 1, 8, 8), (1, 4, 5), "image", "resize to 4 x 5"),
+    ((2, 784), (1, 28, 28), "image", r"reshape\(-1, 1, 28, 28\)"),
+    ((3, 9), (3,), "vector", r"x\.T"),
+    ((3,), (3,), "vector", r"x\[None\]"),
+    ((2, 1, 4, 5), (20,), "vector", r"reshape\(-1, 20\)"),
+    ((0, 3), (3,), "vector", "no data"),
+    ((2, 4), (3,), "vector", r"expected shape \(N, 3\), got \(2, 4\)"),
+]
+
+
+@pytest.mark.parametrize(("got", "shape", "kind", "hint"), SHAPES)
+def test_wrong_shapes_come_with_the_move_that_mends_them(
+    got: tuple, shape: tuple, kind: str, hint: str
+) -> None:
+    with pytest.raises(UserError, match=hint):
+        check_input(torch.zeros(got), shape, kind)
+
+
+def test_python_input_becomes_float32_in_data_units() -> None:
+    x = check_input(torch.full((2, 1, 2, 2), 255, dtype=torch.uint8), (1, 2, 2), "image")
+    assert x.dtype == torch.float32
+    assert float(x.max()) == 1.0
+    assert check_input(torch.zeros(2, 3, dtype=torch.float64), (3,), "vector").dtype == torch.float32
+    for bad in (torch.zeros(2, 1, 2, 2, dtype=torch.int64), torch.zeros(2, 1, 2, 2, dtype=torch.complex64)):
+        with pytest.raises(UserError, match="give"):
+            check_input(bad, (1, 2, 2), "image")
+    with pytest.raises(UserError, match=r"span \[0, 200\]"):
+        check_input(torch.tensor([0.0, 200.0]).reshape(2, 1, 1, 1), (1, 1, 1), "image")
+
+
+def test_one_row_is_too_few_to_train_on() -> None:
+    require_trainable(torch.zeros(2, 3))
+    with pytest.raises(UserError, match="at least 2"):
+        require_trainable(torch.zeros(1, 3))
