@@ -36,7 +36,8 @@ def find_energies() -> list[type]:
             mine = cls.__module__ == module.name and not name.startswith("_")
             if mine and (name.endswith("Energy") or hasattr(cls, "example")):
                 found.append(cls)
-    return found
+    # Abstract or final: a class that another one of ours extends is not an energy by itself.
+    return [c for c in found if not any(d is not c and issubclass(d, c) for d in found)]
 
 
 def build(cls: type):
