@@ -1,0 +1,292 @@
+"""The report: one self-contained page that says what a model is worth to a person who never met one.
+
+Every figure stands beside what real data score and what chance gives. Pictures are inlined, styles too: the
+page needs no network. Sections appear where the evaluation has something for them.
+"""
+
+import base64
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from thalweg.core.store import write_bytes, write_json
+from thalweg.evaluate.pictures import grid, png
+from thalweg.evaluate.suite import Evaluation, evaluate_bundle, require_finite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Evaluation", "evaluate_bundle", "grid", "write_figures", "write_report"]
+
+PAGE = Path(__file__).with_name("report_page.html")
+
+# key: (name, what it means in plain words, format)
+QUALITY = {
+    "confident": ("Readable", "Share of pictures that the digit reader is more than 90 % sure of.", ".1%"),
+    "mean_confidence": ("Mean confidence", "How sure the digit reader is on average.", ".3f"),
+    "class_entropy": (
+        "Variety of digits",
+        "Entropy of the digits' counts, in nats. All ten equally often: 2.303; one digit only: 0.",
+        ".3f",
+    ),
+    "frechet": ("Fréchet distance", "Gap between the two clouds of features. 0 is best.", ".2f"),
+    "coverage": (
+        "Coverage",
+        "Share of real examples that have a sample close by. Low: kinds of data are missing.",
+        ".3f",
+    ),
+    "density": (
+        "Density",
+        "How packed the samples lie where real data lie. 1 is typical; low: odd samples.",
+        ".3f",
+    ),
+    "precision": (
+        "Precision",
+        "Share of samples that fall where real data lie. Blurry averages do too: read it with recall.",
+        ".3f",
+    ),
+    "recall": ("Recall", "Share of real examples that fall where samples lie.", ".3f"),
+    "nearest_ratio": (
+        "Distance to the training set",
+        "Distance to the closest training example, over what unseen data have. Near 1: as new as unseen "
+        "data; 0: copied.",
+        ".2f",
+    ),
+    "share_near": (
+        "Suspiciously close",
+        "Share closer to a training example than all but 1 % of unseen data are.",
+        ".1%",
+    ),
+}
+COLUMNS = {
+    "samples": "this model",
+    "real": "real, unseen",
+    "copies": "copies of training",
+    "gaussian": "plain Gaussian",
+}
+
+
+def _img(picture: "Figure | bytes", alt: str, caption: str = "", *, pixels: bool = False) -> str:
+    data = base64.b64encode(png(picture)).decode()
+    kind = ' class="grid"' if pixels else ""
+    note = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure><img{kind} alt="{html.escape(alt)}" src="data:image/png;base64,{data}">{note}</figure>'
+
+
+def _table(head: list[str], rows: list[list[str]], *, own: tuple[int, ...] = (1,)) -> str:
+    """An HTML table of ready-made cells; the columns in `own` are the model's."""
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{' class=own' if i in own else ''}>{c}</td>" for i, c in enumerate(row))
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(value: Any) -> str:
+    """A value of a free table as text."""
+    return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
+
+
+def _tiles(figures: Mapping[str, Any]) -> str:
+    """The four figures that matter, large."""
+    own, real = (figures.get("quality", {}).get(k, {}) for k in ("samples", "real"))
+    found = []
+    if "confident" in own:
+        found.append(("Readable samples", f"{own['confident']:.0%}", f"real: {real['confident']:.0%}"))
+    if "coverage" in own:
+        found.append(("Coverage", f"{own['coverage']:.2f}", f"real: {real['coverage']:.2f}"))
+    if rows := figures.get("detection"):
+        worst = min(rows, key=lambda r: r["auroc"])
+        note = f"{html.escape(worst['out'])}; chance: 0.5"
+        found.append(("Weakest detection", f"{worst['auroc']:.4f}", note))
+    if likelihood := figures.get("likelihood"):
+        note = f"nats; plain Gaussian: {likelihood['nats_gaussian']:,.0f}"
+        found.append(("Log-likelihood, unseen", f"{likelihood['nats']:,.0f}", note))
+    tiles = "".join(f'<div class="tile">{n}<b>{v}</b><small>{s}</small></div>' for n, v, s in found)
+    return f'<div class="tiles">{tiles}</div>' if tiles else ""
+
+
+def _quality(figures: Mapping[str, Any]) -> str:
+    table: Mapping[str, Mapping[str, float]] = figures["quality"]
+    columns = [c for c in COLUMNS if c in table]
+    rows = [
+        [f"{name}<small>{meaning}</small>", *(format(table[c][key], form) for c in columns)]
+        for key, (name, meaning, form) in QUALITY.items()
+        if key in table["samples"]
+    ]
+    about = figures["about"]
+    return (
+        "<h2>How good are the samples?</h2>"
+        f"<p>{html.escape(about['judge_note'])} Each column has {about['num_samples']:,} examples, "
+        "compared with as "
+        "many unseen real ones. <b>real, unseen</b> is what perfection scores; <b>plain Gaussian</b> is "
+        "the simplest "
+        "model there is.</p>" + _table(["figure", *(COLUMNS[c] for c in columns)], rows)
+    )
+
+
+def _memory(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
+    memory = figures.get("memory")
+    if not memory:
+        return ""
+    text = (
+        "<h2>Did it copy the training data?</h2><p>The closest sample lies "
+        f"{memory['smallest_distance']:.2f} from a training example; among unseen real data the smallest "
+        "distance is "
+        f"{memory['smallest_distance_real']:.2f}. A copy would lie at 0.</p>"
+    )
+    if "neighbours" in pictures:
+        caption = (
+            "Top: the ten samples closest to the training set. Bottom: the training example next to each."
+        )
+        text += _img(
+            pictures["neighbours"], "samples over their nearest training examples", caption, pixels=True
+        )
+    return text
+
+
+def _detection(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
+    text = (
+        "<h2>Does it notice what is not data?</h2><p>The model gives every input an <b>energy</b>: low means "
+        "&ldquo;looks like the data&rdquo;, high means &ldquo;does not&rdquo;. Inputs that are not data "
+        "should lie to the "
+        "right of the blue ones.</p>"
+    )
+    if "energies" in pictures:
+        text += _img(
+            pictures["energies"], "histograms of energies", "One strip a set; each to its own height."
+        )
+    rows = [
+        [html.escape(r["out"]), *(f"{r[k]:.4f}" for k in ("auroc", "nn_auroc")), f"{r['chance']:.1f}"]
+        + [f"{r[k]:.1%}" for k in ("fpr95", "nn_fpr95")]
+        for r in figures.get("detection", [])
+    ]
+    if not rows:
+        return text
+    head = ["told apart from", "AUROC", "nearest neighbour", "chance", "passes at 95 %", "nearest neighbour"]
+    return (
+        text + "<p><b>AUROC</b>: how often an input of the set gets a higher energy than an unseen real one "
+        "(1 is perfect). "
+        "<b>Passes at 95 %</b>: share of the set that slips through a threshold that lets 95 % of real "
+        "data pass "
+        "(0 is perfect, 95 % is chance). <b>Nearest neighbour</b> is the one-line rival: distance to the "
+        "training "
+        "set.</p>" + _table(head, rows, own=(1, 4))
+    )
+
+
+def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
+    found = figures.get("likelihood")
+    text = "<h2>How much probability does it give to unseen data?</h2>"
+    if not found:
+        return text + (
+            "<p>This model's energy has an unknown additive constant, so it has no log-likelihood; none "
+            "is reported. "
+            "A recipe that learns normalised energies (dual score matching) has one.</p>"
+        )
+    error = f"{found['nats']:,.1f} ± {found['nats_error']:,.1f}"
+    rows = [["log p of unseen data (nats; higher is better)", error, f"{found['nats_gaussian']:,.1f}", ""]]
+    if "bits_per_dim" in found:
+        bits = (f"{found[k]:.3f}" for k in ("bits_per_dim", "bits_per_dim_gaussian", "bits_per_dim_uniform"))
+        rows.append(["bits a pixel (lower is better)", *bits])
+    rows.append(["log p of the model's own samples (nats)", f"{found['nats_samples']:,.1f}", "", ""])
+    text += (
+        f"<p>Mean over {found['num']:,} unseen examples. A <b>nat</b> is a factor of e in probability; "
+        "pixels "
+        "carry uniform noise inside their grey level, so that the numbers compare with other papers' "
+        "bits.</p>" + _table(["figure", "this model", "plain Gaussian", "uniform"], rows)
+    )
+    if ode := found.get("ode"):
+        text += (
+            f"<p><b>A second opinion.</b> The same {ode['num']:.0f} examples, without trusting the "
+            "constant that the "
+            "network learned (an integral along the probability flow): the network says "
+            f"{ode['mean_network']:,.1f} "
+            f"nats, the integral {ode['mean_ode']:,.1f}; mean absolute gap {ode['mean_abs_gap']:,.1f} nats "
+            f"({ode['relative_gap']:.1%}), correlation {ode['correlation']:.3f}. Agreement would be 0 % "
+            "and 1.</p>"
+        )
+    if "agreement" in pictures:
+        text += _img(pictures["agreement"], "log p by the network against the integral")
+    return text
+
+
+def _samples(pictures: Mapping[str, Any]) -> str:
+    if "samples" not in pictures:
+        return ""
+    if "real" not in pictures:
+        return "<h2>Samples</h2>" + _img(pictures["samples"], "samples and real data")
+    left = _img(pictures["samples"], "samples of the model", "Made by the model, not chosen.", pixels=True)
+    right = _img(pictures["real"], "real data", "Real, unseen in training.", pixels=True)
+    return f'<h2>Samples</h2><div class="pair">{left}{right}</div>'
+
+
+def _free(tables: Mapping[str, list[Mapping[str, Any]]], pictures: Mapping[str, Any]) -> str:
+    """Tables and pictures that no section knows, under their own names."""
+    known = {"samples", "real", "energies", "neighbours", "agreement", "training"}
+    text = ""
+    if "training" in pictures:
+        text += "<h2>Training</h2>" + _img(
+            pictures["training"], "training curves", "Wild first steps are cut off."
+        )
+    for name, rows in tables.items():
+        if rows:
+            cells = [[_cell(v) for v in row.values()] for row in rows]
+            text += f"<h2>{html.escape(name)}</h2>" + _table([html.escape(k) for k in rows[0]], cells, own=())
+    for name, picture in pictures.items():
+        if name not in known:
+            text += f"<h2>{html.escape(name)}</h2>" + _img(picture, name)
+    return text
+
+
+def write_report(
+    path: str | Path,
+    *,
+    title: str,
+    command: str,
+    figures: Mapping[str, Any],
+    pictures: Mapping[str, "Figure | bytes"],
+    tables: Mapping[str, list[Mapping[str, Any]]] | None = None,
+    data: str = "",
+) -> Path:
+    """Write the page and give its path; figures and pictures as `evaluate_bundle` returns them.
+
+    command is what made the run and the report; data says in words on what it was trained and measured;
+    tables (name to rows of one set of keys) come at the end. The file is complete or untouched.
+    """
+    require_finite(dict(figures))
+    about = figures["about"]
+    versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        '<p class="soft">An energy-based model learns which inputs look like its data, and can '
+        "make new ones. "
+        "This page says how well it does both, beside what real data score and what chance gives.</p>",
+        f"<p>{html.escape(data)}</p>" if data else "",
+        _tiles(figures),
+        _samples(pictures),
+        _quality(figures),
+        _memory(figures, pictures),
+        _detection(figures, pictures),
+        _likelihood(figures, pictures),
+        _free(tables or {}, pictures),
+        f"<h2>How this was made</h2><pre>{html.escape(command)}</pre>"
+        f"<p class=soft>{about['num_train']:,} training examples; {about['num_held_out']:,} unseen ones; "
+        "seed "
+        f"{about['seed']}; model kind {html.escape(about['kind'])}, shape {about['shape']}; {versions}.</p>",
+    ]
+    page = Template(PAGE.read_text("utf-8")).substitute(title=html.escape(title), body="\n".join(parts))
+    write_bytes(path, page.encode())
+    return Path(path)
+
+
+def write_figures(path: str | Path, figures: Mapping[str, Any]) -> Path:
+    """The same figures as `evaluation.json`: finite numbers only."""
+    require_finite(dict(figures))
+    write_json(path, dict(figures))
+    return Path(path)

@@ -1,0 +1,266 @@
+"""The whole evaluation of a trained model: figures with baselines, detection, likelihood, memorisation,
+pictures.
+
+`evaluate_bundle` reads anything shaped like `Evaluable`; the result is plain numbers (JSON) and PNG bytes,
+which `thalweg.evaluate.report` turns into a page.
+"""
+
+import math
+import platform
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from thalweg.core.errors import NotNormalised
+from thalweg.core.rng import generator
+from thalweg.evaluate import pictures as draw
+from thalweg.evaluate.corrupt import corrupted
+from thalweg.evaluate.decisions import detection_table, in_blocks
+from thalweg.evaluate.images import baselines, nearest, quality
+from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, load_judge, look
+from thalweg.evaluate.partition import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
+
+CURVES = ("loss", "space", "time", "gap", "grad_norm")
+
+
+class Evaluable(Protocol):
+    """What an evaluation asks of a model; x is in the data's own units, y in the model's.
+
+    Also read where present: `noisy_energy` U(y, t) with `t_min`, `t_max` and `prior_log_prob` for the ODE,
+    `encode` from x to y, and `kind`.
+    """
+
+    shape: tuple[int, ...]
+
+    def energy(self, x: Tensor, /) -> Tensor:
+        """(B,) energies in nats; low = like the data."""
+        ...
+
+    def log_prob(self, x: Tensor, /) -> Tensor:
+        """(B,) log-densities in nats; raises `NotNormalised` where there is none."""
+        ...
+
+    def sample(self, n: int, /, *, seed: int = 0) -> Tensor:
+        """(n, *) samples in the data's own units."""
+        ...
+
+
+class Evaluation(NamedTuple):
+    """figures: nested dicts, lists, strings and finite numbers, fit for JSON; pictures: PNG bytes by name."""
+
+    figures: dict[str, Any]
+    pictures: dict[str, bytes]
+
+
+class _Sets(NamedTuple):
+    samples: Tensor  # (n, *)
+    reference: Tensor  # (n, *) unseen data that figures are taken against
+    unseen: Tensor  # (n, *) other unseen data: the column of what is attainable
+    train: Tensor  # (m, *)
+
+
+def _split(bundle: Evaluable, train: Tensor, held_out: Tensor, num_samples: int, seed: int) -> _Sets:
+    """Samples, reference and a second unseen part of one size, so that no column has an advantage."""
+    n = min(num_samples, len(held_out) // 2)
+    if n < 10:
+        raise ValueError(f"held_out has {len(held_out)} rows: an evaluation wants 20 or more")
+    order = torch.randperm(len(held_out), generator=generator(seed, "evaluate-split"))
+    return _Sets(bundle.sample(n, seed=seed), held_out[order[:n]], held_out[order[n : 2 * n]], train)
+
+
+def _fit_judge(real: Tensor, labels: Tensor | None) -> tuple[Judge | None, dict[str, Any], str]:
+    """(judge or None, what it makes of the real data, a sentence about it)."""
+    if tuple(real.shape[1:]) != DIGIT_SHAPE:
+        return (
+            None,
+            {},
+            "The data are not 28 x 28 digits, so the digit judge is left out; features are plain values.",
+        )
+    judge = load_judge()
+    p = look(judge, real)[1]
+    facts: dict[str, Any] = {
+        "on_real_confident": (p.amax(1) > 0.9).double().mean().item(),
+        **judge_metadata(),
+    }
+    if labels is not None:
+        facts["on_real_accuracy"] = (p.argmax(1) == labels).double().mean().item()
+    if facts["on_real_confident"] < 0.85:
+        share = f"{facts['on_real_confident']:.0%}"
+        return (
+            None,
+            {},
+            (
+                f"The digit judge is sure of {share} of the real pictures only, so they are not digits as "
+                "it knows them; "
+                "it is left out and features are plain values."
+            ),
+        )
+    return (
+        judge,
+        facts,
+        (
+            f"Digits are read by a small LeNet that is right on {facts['test_accuracy']:.2%} of MNIST's "
+            "official test images."
+        ),
+    )
+
+
+def _likelihood(bundle: Evaluable, sets: _Sets, seed: int) -> dict[str, Any] | None:
+    """Mean log p of unseen data and of samples in nats, with the Gaussian fit beside; None where not
+    normalised.
+    """
+    x, image = sets.reference, sets.reference.ndim == 4
+    if image:
+        x = dequantise(x, generator(seed, "dequantise"))
+    try:
+        log_p = in_blocks(bundle.log_prob, x, what="log p")
+    except NotNormalised:
+        return None
+    d = x[0].numel()
+    gaussian = gaussian_prior(sets.train, getattr(bundle, "t_min", 0.0) or 1e-6)(x)
+    row: dict[str, Any] = {
+        "num": len(x),
+        "nats": log_p.mean().item(),
+        "nats_error": (log_p.std() / math.sqrt(len(log_p))).item(),
+        "nats_samples": in_blocks(bundle.log_prob, sets.samples, what="log p").mean().item(),
+        "nats_gaussian": gaussian.mean().item(),
+    }
+    if image:
+        row["bits_per_dim"] = bits_per_dim(log_p, d).mean().item()
+        row["bits_per_dim_gaussian"] = bits_per_dim(gaussian, d).mean().item()
+        row["bits_per_dim_uniform"] = 8.0
+    return row
+
+
+def _second_opinion(
+    bundle: Evaluable, sets: _Sets, *, num_ode: int, num_steps: int, num_probes: int, seed: int
+) -> tuple[Tensor, Tensor] | None:
+    """(network, ODE) log p in the model's units of the first num_ode unseen rows; None without a noisy
+    energy.
+    """
+    noisy: Callable | None = getattr(bundle, "noisy_energy", None)
+    if noisy is None or num_ode < 2:
+        return None
+    t_min, t_max = float(bundle.t_min), float(bundle.t_max)  # pyright: ignore[reportAttributeAccessIssue]
+    encode = getattr(bundle, "encode", None) or (lambda x: x)
+    x = sets.reference[:num_ode]
+    y = encode(dequantise(x, generator(seed, "dequantise-ode")) if x.ndim == 4 else x)
+    prior = getattr(bundle, "prior_log_prob", None) or gaussian_prior(encode(sets.train), t_max)
+    with torch.no_grad():
+        network = -noisy(y, torch.full((len(y),), t_min)).double()
+    ode = ode_log_prob(
+        noisy, y, t_min=t_min, t_max=t_max, prior=prior, num_steps=num_steps, num_probes=num_probes, seed=seed
+    )
+    return network, ode
+
+
+def _memory(sets: _Sets, pictures: dict[str, bytes], columns: int = 10) -> dict[str, float]:
+    """The samples nearest to the training set, drawn over their neighbours; their distances."""
+    d, index = nearest(sets.samples, sets.train)
+    order = d.argsort()[:columns]
+    if sets.samples.ndim == 4:
+        pairs = torch.cat([sets.samples[order], sets.train[index[order]]])
+        pictures["neighbours"] = draw.grid(pairs, columns=len(order))
+    unseen = nearest(sets.reference, sets.train)[0]
+    return {"smallest_distance": d.min().item(), "smallest_distance_real": unseen.min().item()}
+
+
+def _look(sets: _Sets, pictures: dict[str, bytes], num: int = 60) -> None:
+    """Samples and real data, side by side."""
+    if sets.samples.ndim == 4:
+        pictures["samples"] = draw.grid(sets.samples[:num], columns=12)
+        pictures["real"] = draw.grid(sets.reference[:num], columns=12)
+    elif sets.samples.ndim == 2 and sets.samples.shape[1] > 1:
+        pictures["samples"] = draw.png(draw.scatter(sets.samples, sets.reference))
+
+
+def evaluate_bundle(
+    bundle: Evaluable,
+    *,
+    train: Tensor,
+    held_out: Tensor,
+    held_out_labels: Tensor | None = None,
+    out_sets: dict[str, Tensor] | None = None,
+    history: list[dict[str, float]] | None = None,
+    num_samples: int = 1000,
+    num_ode: int = 64,
+    ode_steps: int = 24,
+    ode_probes: int = 1,
+    seed: int = 0,
+) -> Evaluation:
+    """Measure a model on data that no training saw, every figure beside its baselines.
+
+    num_samples bounds samples, reference and baselines alike (half of held_out bounds them too); out_sets
+    are further sets to tell from the data, beside the corruptions; history is the run's metrics. Cost:
+    num_samples samples, some ten energies for each, and 4 ode_steps Laplacians of num_ode rows.
+    """
+    sets = _split(bundle, train, held_out, num_samples, seed)
+    judge, judge_facts, judge_note = _fit_judge(
+        held_out[:2000], None if held_out_labels is None else held_out_labels[:2000]
+    )
+    columns = {"samples": sets.samples, **baselines(sets.unseen, train, seed=seed)}
+    pictures: dict[str, bytes] = {}
+    _look(sets, pictures)
+    outs = (out_sets or {}) | (corrupted(sets.unseen, seed=seed) if held_out.ndim in (2, 4) else {})
+    energies = {"unseen data": sets.reference, "samples": sets.samples, **outs}
+    energies = {name: in_blocks(bundle.energy, x) for name, x in energies.items()}
+    pictures["energies"] = draw.png(draw.energy_strips(energies))
+    if history and (figure := draw.curves(history, CURVES)):
+        pictures["training"] = draw.png(figure)
+    figures = {
+        "about": {
+            "kind": str(getattr(bundle, "kind", "unknown")),
+            "shape": [int(s) for s in bundle.shape],
+            "num_samples": len(sets.samples),
+            "num_held_out": len(held_out),
+            "num_train": len(train),
+            "seed": seed,
+            "judge": judge_facts,
+            "judge_note": judge_note,
+            "versions": versions(),
+        },
+        "quality": {name: quality(x, sets.reference, train, judge) for name, x in columns.items()},
+        "memory": _memory(sets, pictures),
+        "detection": detection_table(bundle.energy, sets.reference, outs, train) if outs else [],
+        "energy": {name: {"mean": u.mean().item(), "std": u.std().item()} for name, u in energies.items()},
+        "likelihood": _likelihood(bundle, sets, seed),
+    }
+    if figures["likelihood"] is not None and (
+        both := _second_opinion(
+            bundle, sets, num_ode=num_ode, num_steps=ode_steps, num_probes=ode_probes, seed=seed
+        )
+    ):
+        figures["likelihood"]["ode"] = compare(*both)
+        pictures["agreement"] = draw.png(draw.agreement(*both))
+    require_finite(figures)
+    return Evaluation(figures, pictures)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the figures."""
+    import numpy
+
+    import thalweg
+
+    return {
+        "thalweg": thalweg.__version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def require_finite(value: Any, where: str = "figures") -> None:
+    """`ValueError` naming the first number that is not finite, or the first value that JSON cannot hold."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            require_finite(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            require_finite(inner, f"{where}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}: the evaluation is not sound; check the samples and energies")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise ValueError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
