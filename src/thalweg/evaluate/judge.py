@@ -1,8 +1,8 @@
 """The judge: a small LeNet for 28 x 28 digits whose features and confidences measure samples.
 
 It was trained on the 60,000 official MNIST training images by `scripts/train_judge.py`; its weights ship with
-the package, the images do not. On the 10,000 official test images it is right on 99.45 %, and its confidence is
-above 0.9 on 98.7 % (`judge_metadata()`): no sampler needs to score higher than that. It knows digits only, and
+the package, the images do not. On the 10,000 official test images it is right on 99.45 %, with a confidence
+above 0.9 on 98.7 % (`judge_metadata()`): no sampler needs to score higher. It knows digits only, and
 it has seen the embedded 5,000 digits, which belong to the training images: figures for publication take their
 reference from the official test part.
 """
