@@ -69,9 +69,7 @@ def train(x: Tensor, y: Tensor, *, epochs: int, seed: int, batch: int = 100) -> 
 
 def main() -> None:
     """Parse, train, measure on the test part, store."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="mnist.npz; default: $THALWEG_DATA/mnist.npz")
     parser.add_argument("--out", type=Path, default=WEIGHTS)
     parser.add_argument("--epochs", type=int, default=8)

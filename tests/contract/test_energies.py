@@ -122,9 +122,7 @@ X = torch.tensor([[0.5, -1.0], [2.0, 3.0]])
 
 def test_tempered():
     assert torch.allclose(Tempered(QUADRATIC, 0.25)(X), 0.25 * QUADRATIC(X))
-    assert torch.allclose(
-        Tempered(QUADRATIC, torch.tensor([1.0, 0.0]))(X), QUADRATIC(X) * torch.tensor([1.0, 0.0])
-    )
+    assert torch.allclose(Tempered(QUADRATIC, torch.tensor([1.0, 0.0]))(X), QUADRATIC(X) * torch.tensor([1.0, 0.0]))
 
 
 def test_sum():
@@ -193,9 +191,7 @@ def old_style() -> nn.Module:
 
 def new_style() -> nn.Module:
     norm = nn.utils.parametrizations.spectral_norm
-    return nn.Sequential(
-        norm(nn.Linear(3, 8)), nn.SiLU(), norm(nn.Linear(8, 1)), nn.Dropout(0.5), nn.Flatten(0)
-    )
+    return nn.Sequential(norm(nn.Linear(3, 8)), nn.SiLU(), norm(nn.Linear(8, 1)), nn.Dropout(0.5), nn.Flatten(0))
 
 
 WRAPS = {

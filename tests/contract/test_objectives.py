@@ -139,9 +139,7 @@ def test_a_conditional_energy_keeps_a_label_with_each_chain(start):
     energy = Conditional(nn.Linear(2, 3), 3)
     x, labels = torch.randn(12, 2), torch.arange(12) % 3
     sampler = ULA(step_size=0.01)
-    cd = ContrastiveDivergence(
-        sampler=sampler, start=start, buffer_size=16, conditional=True, initial="normal"
-    )
+    cd = ContrastiveDivergence(sampler=sampler, start=start, buffer_size=16, conditional=True, initial="normal")
     loss, state, _, noise = _one(cd, energy, Batch(x, labels))
     loss.backward()
     if start == "persistent":

@@ -89,9 +89,7 @@ def test_run_time_keywords_win_and_must_be_accepted() -> None:
         ({"type": NET, 3: 3}, ["takes no 3"]),
     ],
 )
-def test_user_errors_are_one_line_with_the_place_and_the_remedy(
-    spec: dict[Any, Any], words: list[str]
-) -> None:
+def test_user_errors_are_one_line_with_the_place_and_the_remedy(spec: dict[Any, Any], words: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         config.build(spec)
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -123,9 +121,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_only_classes_defined_under_a_trusted_prefix_are_built(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_classes_defined_under_a_trusted_prefix_are_built(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
     original = config.import_module
     monkeypatch.setattr(config, "import_module", lambda m: (imported.append(m), original(m))[1])

@@ -195,9 +195,7 @@ def test_a_failure_at_any_call_leaves_the_old_or_the_new_content(
                 calls = iter(range(100))
                 original = getattr(os, name)
 
-                def failing(
-                    *args: Any, calls: Any = calls, at: int = at, original: Any = original, **kw: Any
-                ) -> Any:
+                def failing(*args: Any, calls: Any = calls, at: int = at, original: Any = original, **kw: Any) -> Any:
                     if next(calls) == at:
                         raise error
                     return original(*args, **kw)
@@ -338,9 +336,7 @@ KEYS = st.none() | st.integers() | st.text()
 TENSORS = st.sampled_from([torch.tensor(1.5), torch.zeros(0), torch.arange(3), torch.tensor([True])])
 TREES = st.recursive(
     SCALARS | TENSORS,
-    lambda sub: (
-        st.lists(sub) | st.dictionaries(KEYS, sub) | st.lists(sub).map(tuple) | st.builds(Pair, sub, sub)
-    ),
+    lambda sub: st.lists(sub) | st.dictionaries(KEYS, sub) | st.lists(sub).map(tuple) | st.builds(Pair, sub, sub),
     max_leaves=12,
 )
 

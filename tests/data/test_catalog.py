@@ -26,9 +26,7 @@ def folder(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     for name in ("mnist", "fashion_mnist"):
         arrays = {"x_train": rng.integers(0, 256, (600, 28, 28), np.uint8), "y_train": np.arange(600) % 10}
-        np.savez(
-            tmp_path / f"{name}.npz", **arrays, x_test=np.zeros((9, 28, 28), np.uint8), y_test=np.zeros(9)
-        )
+        np.savez(tmp_path / f"{name}.npz", **arrays, x_test=np.zeros((9, 28, 28), np.uint8), y_test=np.zeros(9))
     return tmp_path
 
 

@@ -195,9 +195,7 @@ BAD: list[tuple[str, Callable[[Path], Path], type[UserError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "make", "kind", "message"), BAD, ids=lambda v: v if isinstance(v, str) else ""
-)
+@pytest.mark.parametrize(("name", "make", "kind", "message"), BAD, ids=lambda v: v if isinstance(v, str) else "")
 def test_bad_files_are_one_line(
     tmp_path: Path, name: str, make: Callable[[Path], Path], kind: type[UserError], message: str
 ) -> None:
@@ -208,9 +206,7 @@ def test_bad_files_are_one_line(
     assert name in str(caught.value)
 
 
-def test_a_large_image_under_pillows_own_limit_is_refused_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_image_under_pillows_own_limit_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LIMIT_PIXELS", 10)
     with pytest.raises(UserError, match="megapixels"):
         read_array(png(tmp_path / "a.png", PIXELS[0]))
@@ -233,9 +229,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("got", "shape", "kind", "hint"), SHAPES)
-def test_wrong_shapes_come_with_the_move_that_mends_them(
-    got: tuple, shape: tuple, kind: str, hint: str
-) -> None:
+def test_wrong_shapes_come_with_the_move_that_mends_them(got: tuple, shape: tuple, kind: str, hint: str) -> None:
     with pytest.raises(UserError, match=hint):
         check_input(torch.zeros(got), shape, kind)
 

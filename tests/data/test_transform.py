@@ -74,9 +74,7 @@ def test_a_constant_column_keeps_its_unit() -> None:
 
 
 def test_pixels_are_taken_as_bytes_or_floats_alike() -> None:
-    pixels = torch.randint(
-        0, 256, (5000, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    pixels = torch.randint(0, 256, (5000, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for transform in (Standardize(), Scale(), Identity(), Chain(parts=[Scale()])):
         a, b = transform.fit(pixels), transform.fit(pixels.float() / 255)
         torch.testing.assert_close(a.forward(pixels), b.forward(pixels.float() / 255))

@@ -39,9 +39,7 @@ def test_frechet_of_equal_sets_is_zero_even_where_the_covariance_is_singular():
 
 def test_neighbourhoods_equal_the_papers_dense_formula():
     real, fake, k = cloud(150), cloud(120, step=1, shift=0.5), 5
-    dr, df, cross = (
-        pairwise_distances(a.numpy(), b.numpy()) for a, b in ((real, real), (fake, fake), (real, fake))
-    )
+    dr, df, cross = (pairwise_distances(a.numpy(), b.numpy()) for a, b in ((real, real), (fake, fake), (real, fake)))
     rr, rf = (np.sort(d, axis=1)[:, k] for d in (dr, df))
     inside = cross < rr[:, None]
     found = neighbourhoods(fake, real, k=k)

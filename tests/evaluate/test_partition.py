@@ -64,9 +64,7 @@ def test_s32_the_density_integrates_to_one():
 
 def test_order_four_in_the_number_of_steps():
     y, exact = mixture_draws(100), at(mixture, T_MAX)
-    coarse, fine = (
-        (run(mixture, y, exact, num_steps=n) - at(mixture, T_MIN)(y)).abs().mean() for n in (24, 48)
-    )
+    coarse, fine = ((run(mixture, y, exact, num_steps=n) - at(mixture, T_MIN)(y)).abs().mean() for n in (24, 48))
     assert coarse / fine > 10  # 16 in the limit
 
 
@@ -101,9 +99,7 @@ def test_hutchinson_is_unbiased_on_a_wide_gaussian(monkeypatch):
 
     y = x[:64].view(64, 1, 6, 6)
     truth = at(lambda y, t: energy(y.flatten(1), t), T_MIN)(y)
-    one, four = (
-        run(lambda y, t: energy(y.flatten(1), t), y, prior, num_probes=k, seed=1) - truth for k in (1, 4)
-    )
+    one, four = (run(lambda y, t: energy(y.flatten(1), t), y, prior, num_probes=k, seed=1) - truth for k in (1, 4))
     assert one.mean().abs() < 4 * one.std() / 8
     assert 1.5 < one.std() / four.std() < 2.7  # four probes halve it
     right = partition._probes

@@ -136,9 +136,7 @@ def test_grid_places_pictures_row_by_row():
     ]
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.zeros(2, 2, 4, 4), torch.zeros(0, 1, 4, 4), torch.full((1, 1, 4, 4), math.nan)]
-)
+@pytest.mark.parametrize("bad", [torch.zeros(2, 2, 4, 4), torch.zeros(0, 1, 4, 4), torch.full((1, 1, 4, 4), math.nan)])
 def test_grid_refuses_what_it_cannot_draw(bad):
     with pytest.raises(ValueError, match=r"want|finite"):
         grid(bad)

@@ -212,9 +212,7 @@ def lost(module):
 
 def test_chains_return_to_their_slots():
     assert lost(contrastive) == 0
-    assert (
-        lost(with_buffer("index_copy(0, visit.slots, new)", "index_copy(0, visit.slots.flip(0), new)")) > 10
-    )
+    assert lost(with_buffer("index_copy(0, visit.slots, new)", "index_copy(0, visit.slots.flip(0), new)")) > 10
 
 
 def test_only_the_visited_slots_change_and_the_old_state_does_not():
@@ -312,9 +310,7 @@ def test_penalties_are_what_they_say():
     cd = {"sampler": ULA(step_size=0.01), "start": "noise", "energy_penalty": 0.0}
     plain, *_ = one(ContrastiveDivergence(**cd), Linear(), X.repeat(1, 3))
     steep, *_ = one(ContrastiveDivergence(**cd | {"gradient_penalty": 0.5}), Linear(), X.repeat(1, 3))
-    large, _, metrics, _ = one(
-        ContrastiveDivergence(**cd | {"energy_penalty": 0.1}), Linear(), X.repeat(1, 3)
-    )
+    large, _, metrics, _ = one(ContrastiveDivergence(**cd | {"energy_penalty": 0.1}), Linear(), X.repeat(1, 3))
     torch.testing.assert_close(steep - plain, torch.tensor(0.5 * 12.0).double())
     assert large - plain > 0.1 * (metrics["energy_real"] ** 2 + metrics["energy_fake"] ** 2)
     torch.testing.assert_close(metrics["gap"], -plain)
@@ -328,9 +324,7 @@ def test_the_chain_grows_over_training():
 
 
 def test_normal_starts_fit_the_data():
-    x = torch.tensor([2.0, -1.0]) + torch.tensor([0.5, 3.0]) * torch.randn(
-        4000, 2, generator=generator(0, "x")
-    )
+    x = torch.tensor([2.0, -1.0]) + torch.tensor([0.5, 3.0]) * torch.randn(4000, 2, generator=generator(0, "x"))
     cd = ContrastiveDivergence(sampler=ULA(step_size=0.01), initial="normal", buffer_size=20_000)
     start = cd.init(None, x, generator(0, "init")).x
     assert ((start.mean(0) - x.mean(0)).abs() < 5 * x.std(0) / 20_000**0.5).all()

@@ -178,8 +178,7 @@ def test_s6_log_acceptance_is_the_textbook_one(name, temperature):
     y = mala.propose(state, z)
     got = mala.log_ratio(state, z, *energy_and_grad(energy, y))
     want = [
-        scalar_log_acceptance(energy, a, b, h, temperature)
-        for a, b in zip(state.x.tolist(), y.tolist(), strict=True)
+        scalar_log_acceptance(energy, a, b, h, temperature) for a, b in zip(state.x.tolist(), y.tolist(), strict=True)
     ]
     assert float((got - torch.tensor(want, dtype=got.dtype)).abs().max()) <= 1e-10
 

@@ -132,9 +132,7 @@ def test_all_signs_together_are_the_exact_trace():
 def test_probes_are_white(probe):
     n = 20_000
     x = torch.zeros(n, 3, dtype=torch.float64)
-    (v,) = score.SlicedScoreMatching(probe=probe, num_projections=2).draw(
-        Empty(), Batch(x), generator(0, "v"), 0.0
-    )
+    (v,) = score.SlicedScoreMatching(probe=probe, num_projections=2).draw(Empty(), Batch(x), generator(0, "v"), 0.0)
     assert v.shape == (2, n, 3)
     flat = v.reshape(-1, 3)
     assert ((flat.T @ flat / len(flat) - torch.eye(3)).abs() < 5 * 2**0.5 / len(flat) ** 0.5).all()

@@ -142,9 +142,7 @@ def _parameters(cls: type) -> tuple[dict[str, bool], bool]:
     except ValueError:  # a class of C's making, such as an exception
         return {}, False
     named = (p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY))
-    return {p.name: p.default is kinds.empty for p in named}, any(
-        p.kind is kinds.VAR_KEYWORD for p in parameters
-    )
+    return {p.name: p.default is kinds.empty for p in named}, any(p.kind is kinds.VAR_KEYWORD for p in parameters)
 
 
 def _check_keys(cls: type, keys: Iterable[Any], path: str, type_name: str, *, complete: bool) -> None:
@@ -157,9 +155,7 @@ def _check_keys(cls: type, keys: Iterable[Any], path: str, type_name: str, *, co
     missing = [key for key, required in known.items() if required and key not in keys]
     if complete and missing:
         where = f"{path}: " if path else ""
-        raise UserError(
-            f"{where}{type_name} needs {', '.join(map(repr, missing))}, which the spec does not give"
-        )
+        raise UserError(f"{where}{type_name} needs {', '.join(map(repr, missing))}, which the spec does not give")
 
 
 def _build(spec: Mapping[str, Any], path: str, trusted: tuple[str, ...], extra: Mapping[str, Any]) -> Any:
@@ -221,9 +217,7 @@ def _key(node: Any, key: str, path: str, trusted: tuple[str, ...], *, present: b
     if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
         return int(key)
     if not isinstance(node, dict):
-        raise UserError(
-            f"{path}: there is nothing under {path.rpartition('.')[0]!r} to set; it is {_short(node)}"
-        )
+        raise UserError(f"{path}: there is nothing under {path.rpartition('.')[0]!r} to set; it is {_short(node)}")
     if key in node:
         return key
     known: list[str] = [str(name) for name in node]
@@ -240,9 +234,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(
-                problem="aliases are not read", problem_mark=self.peek_event().start_mark
-            )
+            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

@@ -22,7 +22,9 @@ class NotNormalised(UserError):
 
 
 class Diverged(ThalwegError):
-    """Training met a non-finite loss or gradient; the message names the tensor, the step and the last good checkpoint."""
+    """Training met a non-finite loss or gradient; the message names the tensor, the step and the last good
+    checkpoint.
+    """
 
 
 class DiskFull(ThalwegError, OSError):

@@ -41,9 +41,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     temp = _temp("new", path)
     with _write_errors(path, len(data)):
         try:
-            descriptor = os.open(
-                temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666
-            )
+            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             try:
                 view = memoryview(data)
                 while view:
@@ -83,9 +81,7 @@ def read_json(path: str | Path) -> Any:
         raise DamagedFile(f"{path}: not valid JSON ({err}); {_REMEDY}") from err
 
 
-def write_tensors(
-    path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None
-) -> None:
+def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors; views and tensors that share memory are stored as copies."""
     from safetensors.torch import save
     from torch import strided
@@ -94,9 +90,7 @@ def write_tensors(
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name == "__metadata__" or tensor.layout is not strided:
-            raise UserError(
-                f"{path}: safetensors cannot hold {name!r}: a reserved name, or not a dense tensor"
-            )
+            raise UserError(f"{path}: safetensors cannot hold {name!r}: a reserved name, or not a dense tensor")
         copy = tensor.detach().cpu().contiguous()
         if copy.untyped_storage().data_ptr() in seen or copy.untyped_storage().nbytes() != copy.nbytes:
             copy = copy.clone()
@@ -128,9 +122,7 @@ def seal(folder: str | Path, names: Sequence[str] | None = None) -> None:
     folder = Path(folder)
     if names is None:
         found = (Path(root, file) for root, _, files in os.walk(folder) for file in files)
-        names = sorted(
-            path.relative_to(folder).as_posix() for path in found if not _TEMP.fullmatch(path.name)
-        )
+        names = sorted(path.relative_to(folder).as_posix() for path in found if not _TEMP.fullmatch(path.name))
     files = {}
     for name in names:
         if name != MANIFEST:
@@ -150,9 +142,7 @@ def verify(folder: str | Path, names: Sequence[str] | None = None) -> None:
         if not path.is_file():
             raise DamagedFile(f"{path}: listed in {MANIFEST} but missing; {_REMEDY}")
         if path.stat().st_size != entry["bytes"]:
-            raise DamagedFile(
-                f"{path}: {path.stat().st_size} bytes where {entry['bytes']} were sealed; {_REMEDY}"
-            )
+            raise DamagedFile(f"{path}: {path.stat().st_size} bytes where {entry['bytes']} were sealed; {_REMEDY}")
         if _sha256(path) != entry["sha256"]:
             raise DamagedFile(f"{path}: its content has changed since it was sealed; {_REMEDY}")
 
@@ -308,14 +298,11 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     tree = read_json(path)
     version = tree.get("format") if isinstance(tree, dict) else None
     if type(version) is int and version > FORMAT:
-        raise UserError(
-            f"{path}: format {version}, written by a newer thalweg (this reads {FORMAT}): upgrade thalweg"
-        )
+        raise UserError(f"{path}: format {version}, written by a newer thalweg (this reads {FORMAT}): upgrade thalweg")
     files = tree.get("files") if version == FORMAT and type(version) is int else None
     entry = {"sha256": str, "bytes": int}
     if not isinstance(files, dict) or not all(
-        isinstance(file, dict) and {key: type(value) for key, value in file.items()} == entry
-        for file in files.values()
+        isinstance(file, dict) and {key: type(value) for key, value in file.items()} == entry for file in files.values()
     ):
         raise DamagedFile(f"{path}: not a manifest of format {FORMAT}; {_REMEDY}")
     return files
@@ -380,9 +367,7 @@ def _write_errors(path: Path, wanted: int | None) -> Iterator[None]:
             raise
         if err.errno in _FULL:
             amount = "" if wanted is None else f" {wanted} bytes"
-            raise DiskFull(
-                f"no room to write{amount} to {path}: {err.strerror}; what was there is intact"
-            ) from err
+            raise DiskFull(f"no room to write{amount} to {path}: {err.strerror}; what was there is intact") from err
         raise UserError(f"cannot write {path}: {err.strerror or err}") from err
 
 

@@ -192,9 +192,7 @@ def _from_hub(name: str) -> Rows:
         rows = load_dataset(_HUB[name], split="train")
     except Exception as error:  # it raises a dozen kinds, its dependencies' among them
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(
-            f"hub: cannot fetch {_HUB[name]} ({why}): check the network, or give data=FILE"
-        ) from error
+        raise UserError(f"hub: cannot fetch {_HUB[name]} ({why}): check the network, or give data=FILE") from error
     images = np.stack([np.asarray(image.convert("L")) for image in rows["image"]])
     labels = torch.tensor(list(rows["label"]))
     return torch.from_numpy(images)[:, None], labels, f"{_TITLES[name]} from the Hub ({_HUB[name]})", 1 / 12

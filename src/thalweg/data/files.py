@@ -77,9 +77,7 @@ def image_files(folder: Path) -> list[Path]:
 def read_npz(path: Path, keys: Sequence[str], *, required: bool = True) -> np.ndarray | None:
     """The first of `keys` that an npz holds; if required, its only array will do, and none is an error."""
     with _reading(path), zipfile.ZipFile(path) as archive:
-        members = {
-            i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")
-        }
+        members = {i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")}
         key = next((k for k in keys if k in members), None)
         if key is None and required and len(members) == 1:
             key = next(iter(members))
@@ -217,12 +215,8 @@ def _read_table(path: Path) -> np.ndarray:
         table = pd.read_parquet(path)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", pd.errors.ParserWarning
-            )  # a row longer than the header would be cut
-            table = pd.read_csv(
-                path, header=None if _headless(path) else 0, index_col=False, encoding="utf-8-sig"
-            )
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header would be cut
+            table = pd.read_csv(path, header=None if _headless(path) else 0, index_col=False, encoding="utf-8-sig")
     bad = [str(name) for name, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     if bad and len(table):
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""

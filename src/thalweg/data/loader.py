@@ -75,9 +75,7 @@ class Loader:
         if epoch not in self._orders:
             if len(self._orders) > 1:
                 del self._orders[min(self._orders)]
-            self._orders[epoch] = torch.randperm(
-                len(self.x), generator=generator(self.seed, "shuffle", epoch)
-            )
+            self._orders[epoch] = torch.randperm(len(self.x), generator=generator(self.seed, "shuffle", epoch))
         return self._orders[epoch]
 
 
@@ -86,9 +84,7 @@ def as_float(x: Tensor) -> Tensor:
     return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
 
 
-def check_input(
-    x: Tensor, shape: tuple[int, ...], kind: Literal["image", "vector"], *, where: str = "x"
-) -> Tensor:
+def check_input(x: Tensor, shape: tuple[int, ...], kind: Literal["image", "vector"], *, where: str = "x") -> Tensor:
     """Rows of a Python caller as float32 in data units, or a UserError that starts with `where`."""
     return (check_images if kind == "image" else check_rows)(x, shape, where=where)
 
@@ -117,9 +113,7 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
         raise UserError(f"{where}: holds complex numbers: give real ones")
     ndim = len(shape) if shape is not None else (3 if kind == "image" else 1)
     if x.ndim != ndim + 1 or (shape is not None and x.shape[1:] != shape):
-        wanted = (
-            ", ".join(str(s) for s in shape) if shape is not None else ("C, H, W" if kind == "image" else "D")
-        )
+        wanted = ", ".join(str(s) for s in shape) if shape is not None else ("C, H, W" if kind == "image" else "D")
         raise UserError(f"{where}: expected shape (N, {wanted}), got {tuple(x.shape)}{_hint(x, shape)}")
     if x.numel() == 0:
         raise UserError(f"{where}: shape {tuple(x.shape)} holds no data: give at least one row")
@@ -135,9 +129,7 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
     if kind == "image" and values.is_floating_point():
         low, high = (float(v) for v in values.aminmax())
         if low < -1e-6 or high > 1 + 1e-6:
-            raise UserError(
-                f"{where}: float pixels lie in [0, 1], these span [{low:g}, {high:g}]: divide by 255?"
-            )
+            raise UserError(f"{where}: float pixels lie in [0, 1], these span [{low:g}, {high:g}]: divide by 255?")
 
 
 def _hint(x: Tensor, shape: tuple[int, ...] | None) -> str:
@@ -148,8 +140,7 @@ def _hint(x: Tensor, shape: tuple[int, ...] | None) -> str:
     moves = {
         ": add the batch axis, x[None]": got == shape,
         ": transpose it, x.T": len(shape) == 1 and len(got) == 2 and got[0] == shape[0],
-        f": reshape it, x.reshape(-1, {size})": len(got) != len(shape) + 1
-        and math.prod(got[1:]) == math.prod(shape),
+        f": reshape it, x.reshape(-1, {size})": len(got) != len(shape) + 1 and math.prod(got[1:]) == math.prod(shape),
     }
     if len(shape) == 3 and len(got) == 4:
         c, h, w = shape

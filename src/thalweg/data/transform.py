@@ -123,9 +123,7 @@ class Standardize:
     def _constants(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, scale = self._tensors
         if x.shape[1:] != mean.shape:
-            raise UserError(
-                f"x: rows are {tuple(x.shape[1:])}, Standardize was fitted on {tuple(mean.shape)}"
-            )
+            raise UserError(f"x: rows are {tuple(x.shape[1:])}, Standardize was fitted on {tuple(mean.shape)}")
         return mean.to(x), scale.to(x)
 
 
@@ -139,11 +137,7 @@ class Scale:
     def fit(self, x: Tensor) -> Self:
         """A copy with mean and standard deviation over all values of x (N, *); scale 1 if x is constant."""
         shift = _average(x, lambda rows: rows).mean()
-        scale = (
-            float(_average(x, lambda rows: (rows - shift).square()).mean().sqrt())
-            if x.amax() > x.amin()
-            else 1.0
-        )
+        scale = float(_average(x, lambda rows: (rows - shift).square()).mean().sqrt()) if x.amax() > x.amin() else 1.0
         return replace(
             self,
             shift=float(shift) if self.shift is None else self.shift,
@@ -221,9 +215,7 @@ def _spec(transform: object, **fields: Any) -> dict[str, Any]:
 
 
 def _not_fitted(transform: object) -> UserError:
-    return UserError(
-        f"{type(transform).__name__} is not fitted: call fit(x) on training data, or pass its values"
-    )
+    return UserError(f"{type(transform).__name__} is not fitted: call fit(x) on training data, or pass its values")
 
 
 def _average(x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:

@@ -37,9 +37,7 @@ class NoisyEnergyFn(Protocol):
         ...
 
 
-def energy_and_grad(
-    energy: EnergyFn, x: Float[Tensor, "b *d"]
-) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:
+def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:
     """(E(x), dE/dx) in one forward and one backward pass, both detached.
 
     The sum over the batch is differentiated, which gives each row its own gradient as long as the energy
@@ -66,8 +64,6 @@ def check_image_shape(shape: Sequence[int], num_halvings: int) -> tuple[int, int
     """(C, H, W) as a tuple; ValueError where a side is under 8 pixels or would be halved away."""
     least = max(8, 2**num_halvings)
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < least:
-        raise ValueError(
-            f"shape={tuple(shape)}: want (channels, height, width), {least} pixels a side or more"
-        )
+        raise ValueError(f"shape={tuple(shape)}: want (channels, height, width), {least} pixels a side or more")
     channels, height, width = (int(s) for s in shape)
     return channels, height, width

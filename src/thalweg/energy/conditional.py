@@ -25,15 +25,13 @@ class Conditional(nn.Module):
         super().__init__()
         given = getattr(trunk, "num_outputs", num_classes)
         if num_classes < 1 or given != num_classes:
-            raise ValueError(
-                f"num_classes={num_classes}, but the trunk has num_outputs={given}: make them equal"
-            )
+            raise ValueError(f"num_classes={num_classes}, but the trunk has num_outputs={given}: make them equal")
         self.trunk, self.num_classes = trunk, num_classes
 
     @classmethod
     def example(cls) -> Self:
         """Three classes on vectors."""
-        return cls(MLPEnergy(dim=3, width=5, depth=2, num_outputs=3), 3)
+        return cls(MLPEnergy(shape=(3,), width=5, depth=2, num_outputs=3), 3)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -48,9 +46,7 @@ class Conditional(nn.Module):
             raise ValueError(f"the trunk gave shape {tuple(f.shape)}, want {(len(x), self.num_classes)}")
         return f
 
-    def forward(
-        self, x: Float[Tensor, "b *d"], labels: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, " b"]:
+    def forward(self, x: Float[Tensor, "b *d"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
         """E(x, labels) in nats, or the marginal E(x) without labels."""
         f = self.logits(x)
         return marginal(f) if labels is None else -f.gather(1, labels[:, None]).squeeze(1)

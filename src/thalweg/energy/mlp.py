@@ -14,17 +14,18 @@ from thalweg.energy.base import marginal
 
 
 class MLPEnergy(nn.Module):
-    """E(x) = -f(x) for vectors (B, dim): `depth` hidden layers of `width` units, SiLU, head without bias.
+    """E(x) = -f(x) for vectors (B, D), shape = (D,): `depth` hidden layers of `width` units, SiLU, head without bias.
 
     With `num_outputs` > 1 the network gives (B, K) class scores, and E is their free energy -log sum_k exp
     f_k.
     """
 
-    def __init__(self, *, dim: int = 2, width: int = 64, depth: int = 3, num_outputs: int = 1):
+    def __init__(self, *, shape: tuple[int] = (2,), width: int = 64, depth: int = 3, num_outputs: int = 1):
         super().__init__()
+        (dim,) = shape
         if min(dim, width, depth, num_outputs) < 1:
             raise ValueError(f"{dim=}, {width=}, {depth=}, {num_outputs=}: want at least 1 each")
-        self.shape, self.num_outputs = (dim,), num_outputs
+        self.shape, self.num_outputs = shape, num_outputs
         layers: list[nn.Module] = []
         for i in range(depth):
             layers += [nn.Linear(dim if i == 0 else width, width), nn.SiLU()]
@@ -33,7 +34,7 @@ class MLPEnergy(nn.Module):
     @classmethod
     def example(cls) -> Self:
         """A small one."""
-        return cls(dim=3, width=5, depth=2)
+        return cls(shape=(3,), width=5, depth=2)
 
     def outputs(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """f(x), the network's outputs before they become an energy."""

@@ -27,9 +27,7 @@ class _Block(nn.Module):
             nn.SiLU(),
             normalise(nn.Conv2d(c_out, c_out, 3, padding=1), spectral),
         )
-        self.skip = (
-            nn.Identity() if c_in == c_out else normalise(nn.Conv2d(c_in, c_out, 1, bias=False), spectral)
-        )
+        self.skip = nn.Identity() if c_in == c_out else normalise(nn.Conv2d(c_in, c_out, 1, bias=False), spectral)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e h w"]:
         return self.skip(x) + self.residual(x)

@@ -93,8 +93,6 @@ TABLE_CORRUPTIONS: dict[str, Corruption] = {
 def corrupted(x: Tensor, *, seed: int = 0) -> dict[str, Tensor]:
     """Every corruption that fits x: six of images (n, C, H, W), two of tables (n, d)."""
     if x.ndim not in (2, 4):
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}: corruptions want images (n, C, H, W) or a table (n, d)"
-        )
+        raise ValueError(f"x has shape {tuple(x.shape)}: corruptions want images (n, C, H, W) or a table (n, d)")
     table = IMAGE_CORRUPTIONS if x.ndim == 4 else TABLE_CORRUPTIONS
     return {name: corrupt(x, seed) for name, corrupt in table.items()}

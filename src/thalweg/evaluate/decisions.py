@@ -34,16 +34,12 @@ class DetectionRow(TypedDict):
     chance: float
 
 
-def in_blocks(
-    fn: Callable[[Tensor], Tensor], x: Tensor, *, block: int = 250, what: str = "the energy"
-) -> Scores:
+def in_blocks(fn: Callable[[Tensor], Tensor], x: Tensor, *, block: int = 250, what: str = "the energy") -> Scores:
     """fn over blocks of rows, detached, float64; a `ThalwegError` where a value is not finite."""
     u = torch.cat([fn(part).detach().double() for part in x.split(block)])
     bad = int((~u.isfinite()).sum())
     if bad:
-        raise ThalwegError(
-            f"{what} is not finite on {bad} of {len(u)} inputs: train longer, or check the inputs"
-        )
+        raise ThalwegError(f"{what} is not finite on {bad} of {len(u)} inputs: train longer, or check the inputs")
     return u
 
 

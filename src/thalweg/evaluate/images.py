@@ -116,9 +116,7 @@ def plain_features(x: Tensor, train: Tensor) -> Features:
     return (x.float() - train.float().mean(0)) / train.float().std(0).clamp(min=1e-12)
 
 
-def quality(
-    samples: Tensor, reference: Tensor, train: Tensor, judge: Judge | None, *, k: int = 5
-) -> dict[str, float]:
+def quality(samples: Tensor, reference: Tensor, train: Tensor, judge: Judge | None, *, k: int = 5) -> dict[str, float]:
     """Every sample figure at once; without a judge in plain features, and without the figures that need
     classes.
 

@@ -53,9 +53,7 @@ class Judge(nn.Module):
 
 
 @torch.no_grad()
-def look(
-    judge: Judge, x: Tensor, *, block: int = 1000
-) -> tuple[Float[Tensor, "n 84"], Float[Tensor, "n 10"]]:
+def look(judge: Judge, x: Tensor, *, block: int = 1000) -> tuple[Float[Tensor, "n 84"], Float[Tensor, "n 10"]]:
     """(features, class probabilities) of x (n, 1, 28, 28), in blocks that bound the memory."""
     features = torch.cat([judge.features(part) for part in x.float().split(block)])
     return features, judge.head(features).softmax(dim=1)
@@ -69,9 +67,7 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
     try:
         judge.load_state_dict(load_file(path))
     except Exception as error:  # safetensors and torch raise a dozen types; each means one thing here
-        raise DamagedFile(
-            f"{path}: the judge's weights cannot be read ({error}); reinstall thalweg"
-        ) from error
+        raise DamagedFile(f"{path}: the judge's weights cannot be read ({error}); reinstall thalweg") from error
     return judge.eval().requires_grad_(False)
 
 

@@ -25,9 +25,7 @@ def grid(images: Float[Tensor, "n c h w"], *, columns: int = 10, scale: int = 2,
     from PIL import Image
 
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
-        raise ValueError(
-            f"images have shape {tuple(images.shape)}: want (n, C, H, W) with n > 0 and C = 1 or 3"
-        )
+        raise ValueError(f"images have shape {tuple(images.shape)}: want (n, C, H, W) with n > 0 and C = 1 or 3")
     if not images.isfinite().all():
         raise ValueError("images hold values that are not finite: nothing to draw")
     n, _, h, w = images.shape

@@ -79,9 +79,7 @@ def _table(head: list[str], rows: list[list[str]], *, own: tuple[int, ...] = (1,
     """An HTML table of ready-made cells; the columns in `own` are the model's."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(
-        "<tr>"
-        + "".join(f"<td{' class=own' if i in own else ''}>{c}</td>" for i, c in enumerate(row))
-        + "</tr>"
+        "<tr>" + "".join(f"<td{' class=own' if i in own else ''}>{c}</td>" for i, c in enumerate(row)) + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -141,12 +139,8 @@ def _memory(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         f"{memory['smallest_distance_real']:.2f}. A copy would lie at 0.</p>"
     )
     if "neighbours" in pictures:
-        caption = (
-            "Top: the ten samples closest to the training set. Bottom: the training example next to each."
-        )
-        text += _img(
-            pictures["neighbours"], "samples over their nearest training examples", caption, pixels=True
-        )
+        caption = "Top: the ten samples closest to the training set. Bottom: the training example next to each."
+        text += _img(pictures["neighbours"], "samples over their nearest training examples", caption, pixels=True)
     return text
 
 
@@ -158,9 +152,7 @@ def _detection(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         "right of the blue ones.</p>"
     )
     if "energies" in pictures:
-        text += _img(
-            pictures["energies"], "histograms of energies", "One strip a set; each to its own height."
-        )
+        text += _img(pictures["energies"], "histograms of energies", "One strip a set; each to its own height.")
     rows = [
         [html.escape(r["out"]), *(f"{r[k]:.4f}" for k in ("auroc", "nn_auroc")), f"{r['chance']:.1f}"]
         + [f"{r[k]:.1%}" for k in ("fpr95", "nn_fpr95")]
@@ -231,9 +223,7 @@ def _free(tables: Mapping[str, list[Mapping[str, Any]]], pictures: Mapping[str, 
     known = {"samples", "real", "energies", "neighbours", "agreement", "training"}
     text = ""
     if "training" in pictures:
-        text += "<h2>Training</h2>" + _img(
-            pictures["training"], "training curves", "Wild first steps are cut off."
-        )
+        text += "<h2>Training</h2>" + _img(pictures["training"], "training curves", "Wild first steps are cut off.")
     for name, rows in tables.items():
         if rows:
             cells = [[_cell(v) for v in row.values()] for row in rows]

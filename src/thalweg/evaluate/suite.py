@@ -228,9 +228,7 @@ def evaluate_bundle(
         "likelihood": _likelihood(bundle, sets, seed),
     }
     if figures["likelihood"] is not None and (
-        both := _second_opinion(
-            bundle, sets, num_ode=num_ode, num_steps=ode_steps, num_probes=ode_probes, seed=seed
-        )
+        both := _second_opinion(bundle, sets, num_ode=num_ode, num_steps=ode_steps, num_probes=ode_probes, seed=seed)
     ):
         figures["likelihood"]["ode"] = compare(*both)
         pictures["agreement"] = draw.png(draw.agreement(*both))

@@ -1,8 +1,8 @@
 """The contract of an objective: a loss whose gradient in the parameters trains an energy.
 
-As with samplers: hyper-parameters frozen, tensors in the state, draws outside. `draw` alone uses randomness; `loss` is a
-pure function of (energy, state, batch, noise) and returns the next state instead of changing the old one, so a step
-that turns out bad is dropped by keeping the old state. Adding an objective is one new file.
+As with samplers: hyper-parameters frozen, tensors in the state, draws outside. `draw` alone uses randomness; `loss`
+is a pure function of (energy, state, batch, noise) and returns the next state instead of changing the old one, so a
+step that turns out bad is dropped by keeping the old state. Adding an objective is one new file.
 """
 
 from typing import Any, NamedTuple, Protocol, TypeVar

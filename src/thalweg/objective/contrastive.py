@@ -69,9 +69,7 @@ class ContrastiveDivergence:
     def __post_init__(self):
         steps = (self.num_steps,) if isinstance(self.num_steps, int) else tuple(self.num_steps)
         if len(steps) not in (1, 2) or min(steps) < 1:
-            raise UserError(
-                f"num_steps={self.num_steps}: want a count from 1 up, or two of them (first, last)"
-            )
+            raise UserError(f"num_steps={self.num_steps}: want a count from 1 up, or two of them (first, last)")
         if self.start not in ("data", "persistent", "noise"):
             raise UserError(f'start="{self.start}": choose "data", "persistent" or "noise"')
         if self.initial not in ("uniform", "normal"):
@@ -143,9 +141,7 @@ class ContrastiveDivergence:
         """Whom to move. In a conditional model a chain without a label begins anew with the batch's."""
         n, labels = len(batch.x), self._labels(batch)
         if self.start == "data":
-            return Visit(
-                torch.arange(n, device=labels.device), torch.ones_like(labels).bool(), batch.x, labels
-            )
+            return Visit(torch.arange(n, device=labels.device), torch.ones_like(labels).bool(), batch.x, labels)
         x = self._fresh(n, batch.x, generator)
         if self.start == "noise":
             return Visit(torch.arange(n, device=labels.device), torch.ones_like(labels).bool(), x, labels)

@@ -1,8 +1,8 @@
 """Which noise levels a noise-conditional objective visits, and how often.
 
-Noise variance t = sigma², y = x + sqrt(t) eps. A share of the draws follows a log-normal law of sigma (Karras et al. 2022:
-most is learned at middle levels), the rest is log-uniform so that both ends are seen. Draws are stratified: one
-uniform number a stratum, so a batch covers the law evenly and the loss is less noisy at no cost.
+Noise variance t = sigma², y = x + sqrt(t) eps. A share of the draws follows a log-normal law of sigma (Karras et
+al. 2022: most is learned at middle levels), the rest is log-uniform so that both ends are seen. Draws are
+stratified: one uniform number a stratum, so a batch covers the law evenly and the loss is less noisy at no cost.
 """
 
 import math
@@ -51,7 +51,9 @@ class NoiseLevels:
         normal, uniform = v[order[:num_normal]], v[order[num_normal:]]
         # Both parts are stratified on their own after the random split; the log-normal is truncated, not clipped,
         # so that no share of the draws piles up on a single level.
-        a, b = (torch.special.ndtr(torch.tensor((e - math.log(self.median)) / self.spread).double()) for e in (low, high))
+        a, b = (
+            torch.special.ndtr(torch.tensor((e - math.log(self.median)) / self.spread).double()) for e in (low, high)
+        )
         log_normal = math.log(self.median) + self.spread * torch.special.ndtri(a + (b - a) * normal)
         log_sigma = torch.cat([log_normal.clamp(low, high), low + (high - low) * uniform])
         return torch.exp(2 * log_sigma).float()

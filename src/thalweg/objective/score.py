@@ -194,9 +194,7 @@ def _pull(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
     return torch.autograd.grad(y, x, v, create_graph=True, materialize_grads=True)[0]
 
 
-def _curvature(
-    g: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], v: Float[Tensor, "b *d"]
-) -> Float[Tensor, " b"]:
+def _curvature(g: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], v: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
     """v' Hess E v of each row."""
     return (_pull(g, x, v) * v).flatten(1).sum(1)
 

@@ -62,17 +62,13 @@ class ULA:
             raise ValueError(f"clamp={tuple(self.clamp)}: want (low, high) with low < high")
 
     @classmethod
-    def decoupled(
-        cls, *, step_size: float, noise_scale: float, clamp: tuple[float, float] | None = None
-    ) -> Self:
+    def decoupled(cls, *, step_size: float, noise_scale: float, clamp: tuple[float, float] | None = None) -> Self:
         """x' = x - h dE/dx + s z, the tutorials' form: its temperature is s² / (2 h), whatever was meant.
 
         Step 10 with noise 0.005 is a chain at temperature 1.25e-6; step 0.005 with noise 0.005, at 0.0025.
         """
         if not (step_size > 0 and noise_scale >= 0):
-            raise ValueError(
-                f"{step_size=}, {noise_scale=}: want a positive step and a noise of zero or more"
-            )
+            raise ValueError(f"{step_size=}, {noise_scale=}: want a positive step and a noise of zero or more")
         return cls(step_size=step_size, temperature=noise_scale**2 / (2 * step_size), clamp=clamp)
 
     @classmethod
@@ -143,9 +139,7 @@ class MALA:
         s = (self.step_size / (2 * self.temperature)) ** 0.5 * (state.g + g)
         return (state.u - u) / self.temperature + (s * (z - 0.5 * s)).flatten(1).sum(1)
 
-    def step(
-        self, energy: EnergyFn, state: LangevinState, noise: tuple[Tensor, ...]
-    ) -> tuple[LangevinState, Info]:
+    def step(self, energy: EnergyFn, state: LangevinState, noise: tuple[Tensor, ...]) -> tuple[LangevinState, Info]:
         """Propose, then accept each chain on its own uniform number."""
         z, v = noise
         x = self.propose(state, z)

@@ -1,0 +1,249 @@
+"""The bundle: what a run leaves and everything else reads.
+
+`config.json` (spec, data fingerprint, versions, command), `model.safetensors` (averaged weights),
+`calibration.safetensors` (energies of held-out data) and `manifest.json` (SHA-256 of each). A run that has not
+ended is read from its newest whole checkpoint. Nothing here runs code from the folder: only classes of this package
+are built.
+"""
+
+import logging
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thalweg.core import store
+from thalweg.core.config import build
+from thalweg.core.errors import DamagedFile, NotNormalised, UserError
+from thalweg.core.rng import generator
+from thalweg.data.files import check_input
+from thalweg.energy.compose import AtNoise
+from thalweg.energy.spectral import frozen
+from thalweg.sampler.annealed import BLOCK, anneal
+from thalweg.sampler.run import run_chain
+
+FORMAT = 1
+FILES = ("config.json", "model.safetensors", "calibration.safetensors")
+EVALUATION_BLOCK = 256
+CHAIN_STEPS = 1000
+ALPHA = 0.01
+log = logging.getLogger("thalweg")
+
+
+class Bundle:
+    """A trained energy with its data's transform, its sampler and its calibration. Made by `load`, not by hand."""
+
+    def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], held_out: Tensor | None, path: Path):
+        self.config, self.path = config, path
+        run, data = config["run"], config["data"]
+        self.kind: str = data["kind"]
+        self.shape: tuple[int, ...] = tuple(data["shape"])
+        self.transform = build(run["transform"])
+        self.model: nn.Module = build(run["energy"], shape=self.shape)
+        self.sampler = build(run["sampler"])
+        self.noisy: bool = getattr(self.model, "noisy", False)
+        self.normalised: bool = config["normalised"]
+        self.held_out_energies = held_out
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise DamagedFile(
+                f"{path}: weights do not fit config.json ({str(error).splitlines()[-1].strip()})"
+            ) from error
+        self.model.eval().requires_grad_(False)
+
+    @property
+    def t_min(self) -> float:
+        """The lowest noise variance, in model units; 0 where the energy has no noise levels."""
+        return float(self.model.t_min) if self.noisy else 0.0  # pyright: ignore[reportArgumentType]
+
+    @property
+    def t_max(self) -> float:
+        """The highest noise variance, in model units."""
+        return float(self.model.t_max) if self.noisy else 0.0  # pyright: ignore[reportArgumentType]
+
+    @property
+    def noisy_energy(self) -> nn.Module | None:
+        """U(y, t) in model units, (B, *) and (B,) to (B,) nats; None where the energy has no noise levels."""
+        return self.model if self.noisy else None
+
+    def prior_log_prob(self, y: Tensor) -> Tensor:
+        """log p of y at t_max, (B,) nats, in model units."""
+        if not self.noisy:
+            raise NotNormalised(f"{self.path}: this energy has no noise levels, hence no known law at t_max")
+        return self.model.prior_log_prob(y)  # pyright: ignore[reportCallIssue]
+
+    @cached_property
+    def lowest(self) -> Any:
+        """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
+        return AtNoise(self.model, torch.tensor(self.t_min)) if self.noisy else self.model
+
+    @torch.no_grad()
+    def energy(self, x: Any) -> Float[Tensor, " b"]:
+        """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised."""
+        z = self._check(x)
+        with frozen(self.lowest) as energy:
+            parts = [energy(self.transform.forward(part)) for part in z.split(EVALUATION_BLOCK)]
+        u = torch.cat(parts) if parts else z.new_zeros(0)
+        return u - self.transform.log_abs_det(z)
+
+    def log_prob(self, x: Any) -> Float[Tensor, " b"]:
+        """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised where the constant is
+        unknown.
+        """
+        if not self.normalised:
+            raise NotNormalised(
+                f"{self.path}: trained by {self.config['run']['objective']['type'].split(':')[1]}, which leaves the "
+                "energy's constant unknown; use .energy(x), or train with --recipe dual"
+            )
+        return -self.energy(x)
+
+    def sample(
+        self, n: int, *, seed: int = 0, num_steps: int | None = None, labels: Any = None
+    ) -> Float[Tensor, "n *d"]:
+        """n samples in data units (images clamped to [0, 1]); the first of many do not depend on how many.
+
+        `num_steps`: levels of the annealed sampler, or Langevin steps from noise (1,000 if not given).
+        """
+        if labels is not None:
+            raise UserError(f"{self.path}: labels were given but this model is not conditional")
+        if n < 0 or (num_steps is not None and num_steps < 1):
+            raise UserError(f"n={n}, num_steps={num_steps}: want n >= 0 and num_steps >= 1")
+        blocks = list(self._annealed(n, seed, num_steps) if self.noisy else self._chains(n, seed, num_steps))
+        z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape)
+        x = self.transform.inverse(z)
+        return x.clamp(0, 1) if self.kind == "image" else x
+
+    def score(self, x: Any, *, alpha: float = ALPHA) -> dict[str, Tensor]:
+        """energy, log_prob (normalised models only), p_value and flag = p_value <= alpha, each (B,).
+
+        p(x) = (1 + #{held-out energies >= E(x)}) / (1 + their number): the share of normal data at least as odd.
+        """
+        u = self.energy(x)
+        result = {"energy": u}
+        if self.normalised:
+            result["log_prob"] = -u
+        if self.held_out_energies is not None:
+            ranked = self.held_out_energies.sort().values
+            above = len(ranked) - torch.searchsorted(ranked, u.contiguous())
+            result["p_value"] = (1 + above) / (1 + len(ranked))
+            result["flag"] = result["p_value"] <= alpha
+        return result
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the bundle's own files (not checkpoints or logs) to a folder that `load` reads, hashes included."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies)
+        for name in ("card.md", "report.html", "README.md"):
+            if (self.path / name).exists() and self.path.resolve() != folder.resolve():
+                shutil.copy(self.path / name, folder / name)
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path) -> "Bundle":
+        """The same as `thalweg.load`."""
+        return load(path_or_id)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Upload the bundle to the Hugging Face Hub; keywords as in `HfApi.create_repo`. Returns the address."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        url = api.create_repo(repo_id, exist_ok=True, **kwargs)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            api.upload_folder(repo_id=repo_id, folder_path=folder)
+        return str(url)
+
+    def _check(self, x: Any) -> Tensor:
+        x = torch.as_tensor(np.asarray(x)) if not isinstance(x, Tensor) else x
+        return check_input(x, self.shape, self.kind)
+
+    def _annealed(self, n: int, seed: int, num_steps: int | None) -> Any:
+        import dataclasses
+
+        sampler = self.sampler if num_steps is None else dataclasses.replace(self.sampler, num_steps=num_steps)
+        return anneal(sampler, self.model, n, seed=seed, precision=self.config.get("precision", "fp32"))
+
+    def _chains(self, n: int, seed: int, num_steps: int | None) -> Any:
+        for block, start in enumerate(range(0, n, BLOCK)):
+            size, draws = (min(BLOCK, n - start), *self.shape), generator(seed, "sample", block)
+            image = self.kind == "image"
+            x = torch.rand(size, generator=draws) if image else torch.randn(size, generator=draws)
+            z = self.transform.forward(x) if image else x
+            yield run_chain(self.sampler, self.model, z, num_steps=num_steps or CHAIN_STEPS, seed=seed + 1 + block)
+
+
+def write_bundle(folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None) -> None:
+    """Write the bundle's files into a folder, each whole, the manifest last: until then the folder is no bundle."""
+    (folder / store.MANIFEST).unlink(missing_ok=True)
+    store.write_json(folder / "config.json", config)
+    store.write_tensors(folder / "model.safetensors", dict(weights))
+    if held_out is not None:
+        store.write_tensors(folder / "calibration.safetensors", {"energy": held_out})
+    store.seal(folder, [name for name in FILES if (folder / name).exists()])
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run folder, its format checked; UserError where the folder is no run of this version."""
+    if not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder}: no config.json there, so it is not a run; give the folder that `thalweg train` wrote"
+        )
+    config = store.read_json(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+        raise DamagedFile(f"{folder / 'config.json'}: not the configuration of a run")
+    if config["format"] != FORMAT:
+        raise UserError(
+            f"{folder}: written by thalweg {config.get('thalweg')} in format {config['format']}; this version reads "
+            f"format {FORMAT}: use that version, or train again"
+        )
+    missing = {"run", "data", "normalised"} - config.keys()
+    if missing:
+        raise DamagedFile(f"{folder / 'config.json'}: lacks {', '.join(sorted(missing))}")
+    return config
+
+
+def load(path_or_id: str | Path) -> Bundle:
+    """The bundle in a run folder, or on the Hugging Face Hub under that id.
+
+    UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
+    """
+    folder = Path(path_or_id)
+    if not folder.exists():
+        folder = _from_hub(str(path_or_id))
+    if not folder.is_dir():
+        raise UserError(f"{folder}: a file, where the folder of a run was wanted")
+    if (folder / store.MANIFEST).exists():
+        store.verify(folder)
+        config = read_config(folder)
+        calibration = folder / "calibration.safetensors"
+        held_out = store.read_tensors(calibration)["energy"] if calibration.exists() else None
+        return Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
+    config = read_config(folder)
+    newest, warnings = store.newest_valid(folder / "checkpoints")
+    for warning in warnings:
+        log.warning("%s", warning)
+    if newest is None:
+        raise UserError(f"{folder}: this run has not saved anything yet; let it reach its first checkpoint")
+    log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
+    return Bundle(config, store.read_tensors(newest / "model.safetensors"), None, folder)
+
+
+def _from_hub(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/")):
+        raise UserError(f"{name}: no such folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{name}: neither a folder here nor a bundle on the Hub ({reason})") from error

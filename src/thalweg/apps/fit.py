@@ -1,0 +1,273 @@
+"""From a recipe to a bundle: the one place where applications train.
+
+A run folder comes into being with `config.json`, grows by checkpoints, metrics and previews, and becomes a bundle when
+its manifest is written at the end. Killed at any moment before, it resumes.
+"""
+
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import thalweg
+from thalweg.apps.bundle import FORMAT, Bundle, load, read_config, write_bundle
+from thalweg.core import config as specs
+from thalweg.core import store
+from thalweg.core.errors import UserError
+from thalweg.data.catalog import Dataset, as_float
+from thalweg.data.catalog import load as load_data
+from thalweg.data.loader import Loader
+from thalweg.energy.spectral import frozen
+from thalweg.train.plan import Plan
+from thalweg.train.settings import RunSettings, validate
+from thalweg.train.state import TrainState
+from thalweg.train.track import Progress
+from thalweg.train.trainer import Trainer
+
+log = logging.getLogger("thalweg")
+ANCHOR_ROWS = 20_000
+PREVIEW_SECONDS = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks of `fit`: a data set, a recipe and what to change in it."""
+
+    data: str
+    recipe: str = "dual"
+    path: str | None = None
+    hub: bool = False
+    minutes: float | None = None
+    steps: int | None = None
+    seed: int = 0
+    checkpoint_every: int | None = None
+    overrides: Sequence[str] = ()
+    command: str | None = None
+
+
+def fit(
+    request: Request,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = log.info,
+    tensorboard: bool = True,
+) -> Bundle:
+    """Train and leave a bundle in `folder`; with `resume` go on with the run that is there.
+
+    UserError: bad data, recipe or key, a folder in use, a resumed run on other data. Interrupted and Diverged as the
+    trainer raises them; the folder then resumes.
+    """
+    folder = Path(folder)
+    if request.minutes is not None and request.steps is not None:
+        raise UserError("give --minutes or --steps, not both: either is the whole budget")
+    started = (folder / "config.json").exists()
+    if started and not resume:
+        raise UserError(f"{folder}: holds a run already; add --resume to go on with it, or name another folder with -o")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: a file, where a folder for the run was wanted")
+    if started and (folder / store.MANIFEST).exists():
+        say(f"{folder} is complete; nothing left to do")
+        return load(folder)
+    config, data = _resumed(request, folder) if started else _new(request)
+    say(f"data: {data.source}")
+    run = validate(config["run"])
+    if not started:
+        _claim(folder, config)
+    transform, trainer = _trainer(run, data, folder, progress, tensorboard)
+    trainer.hooks = (Previews(run, data.kind, transform, folder),)
+    energy = trainer.fit()
+    return _finish(config, energy, transform, data, trainer, folder)
+
+
+def settings(request: Request, kind: str) -> RunSettings:
+    """The validated run that a request describes on data of a kind ("image", "vector")."""
+    recipe = specs.recipe(_recipe_name(request.recipe, kind))
+    tree = {
+        "data": {
+            "name": request.data,
+            "path": request.path,
+            "hub": request.hub,
+            "held_out": None,
+            "limit": None,
+        },
+        "transform": {"type": "thalweg.data.transform:Identity"},
+        **recipe,
+        "seed": request.seed,
+    }
+    tree["train"] = {**_train_defaults(), **tree.get("train", {})}
+    if request.minutes is not None or request.steps is not None:
+        tree["train"] |= {"minutes": request.minutes, "steps": request.steps}
+    if request.checkpoint_every is not None:
+        tree["train"]["checkpoint_every"] = request.checkpoint_every
+    return validate(specs.override(tree, request.overrides))
+
+
+def _train_defaults() -> dict[str, Any]:
+    from thalweg.train.settings import TrainSettings
+
+    return TrainSettings.model_validate({}).model_dump()
+
+
+def _recipe_name(name: str, kind: str) -> str:
+    """`dual` means `dual-image` or `dual-vector` by the data's kind; a full name or a .yaml path stays."""
+    if name.endswith((".yaml", ".yml")):
+        return name
+    known = {p.stem for p in (Path(thalweg.__file__).parent / "recipes").glob("*.yaml")}
+    return f"{name}-{kind}" if f"{name}-{kind}" in known else name
+
+
+def _read(data: dict[str, Any], seed: int) -> Dataset:
+    return load_data(
+        data["name"],
+        data=data["path"],
+        hub=data["hub"],
+        seed=seed,
+        held_out=data["held_out"],
+        limit=data["limit"],
+    )
+
+
+def _new(request: Request) -> tuple[dict[str, Any], Dataset]:
+    first = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
+    for text in request.overrides:  # the recipe depends on the data's kind, so the data come first
+        key, _, value = text.partition("=")
+        if key in ("data.held_out", "data.limit"):
+            first = specs.override({"data": first}, [f"{key}={value}"])["data"]
+    data = _read(first, request.seed)
+    run = settings(request, data.kind)
+    objective = specs.build(run.objective)
+    energy_noisy = getattr(specs.build(run.energy, shape=data.shape), "noisy", False)
+    if objective.noisy != energy_noisy:
+        raise UserError(
+            f"objective.type={run.objective['type']} wants an energy {'U(y, t)' if objective.noisy else 'E(x)'}, and "
+            f"energy.type={run.energy['type']} is not one; change either"
+        )
+    config = {
+        "format": FORMAT,
+        "thalweg": thalweg.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "command": request.command,
+        "normalised": bool(objective.normalises and energy_noisy),
+        "data": {
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            "kind": data.kind,
+            "shape": list(data.shape),
+            "num_train": len(data.train),
+            "num_held_out": len(data.held_out),
+        },
+        "run": run.model_dump(),
+    }
+    return config, data
+
+
+def _resumed(request: Request, folder: Path) -> tuple[dict[str, Any], Dataset]:
+    config = read_config(folder)
+    run = config["run"]
+    if run["data"]["name"] != request.data:
+        raise UserError(f"{folder}: a run on {run['data']['name']}, not on {request.data}; name another folder with -o")
+    for name, asked in (("steps", request.steps), ("minutes", request.minutes)):
+        if asked is not None and run["train"][name] != asked:
+            raise UserError(
+                f"--{name} {asked}: this run was planned with {name}={run['train'][name]} and its schedule depends on it; "
+                "resume without, or start another run"
+            )
+    data = _read(run["data"], run["seed"])
+    if data.fingerprint != config["data"]["fingerprint"]:
+        raise UserError(
+            f"{folder}: the data have changed since the run began ({data.source}); put back those it began with"
+        )
+    return config, data
+
+
+def _claim(folder: Path, config: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot make the folder ({error.strerror})") from error
+    store.write_json(folder / "config.json", config)
+
+
+def _trainer(
+    run: RunSettings, data: Dataset, folder: Path, progress: Progress | None, tensorboard: bool
+) -> tuple[Any, Trainer]:
+    some = as_float(data.train[:ANCHOR_ROWS])
+    transform = specs.build(run.transform).fit(some)
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)  # constructors draw the first weights from the global generator
+        energy: nn.Module = specs.build(run.energy, shape=data.shape)
+    if hasattr(energy, "fit"):
+        energy.fit(transform.forward(some))  # pyright: ignore[reportCallIssue]
+    loader = Loader(data.train, data.train_labels, batch_size=run.train.batch_size, seed=run.seed)
+    trainer = Trainer(
+        energy=energy,
+        objective=specs.build(run.objective),
+        loader=loader,
+        transform=transform,
+        settings=run.train,
+        folder=folder,
+        seed=run.seed,
+        progress=progress,
+        tensorboard=tensorboard,
+    )
+    return transform, trainer
+
+
+def _finish(
+    config: dict[str, Any], energy: nn.Module, transform: Any, data: Dataset, trainer: Trainer, folder: Path
+) -> Bundle:
+    plan = Plan.load(folder)
+    config = {
+        **config,
+        "run": {**config["run"], "transform": transform.to_dict()},
+        "precision": plan.precision if plan else "fp32",
+        "training": {"steps": trainer.state.step, "seconds": round(trainer.state.seconds, 1)},
+    }
+    bundle = Bundle(config, dict(energy.state_dict()), None, folder)
+    held_out = bundle.energy(as_float(data.held_out))
+    write_bundle(folder, config, energy.state_dict(), held_out)
+    store.write_bytes(folder / "card.md", card(config).encode())
+    return load(folder)
+
+
+def card(config: dict[str, Any]) -> str:
+    """A model card in the Hub's form: what the bundle is, from which data, by which command."""
+    data, training = config["data"], config.get("training", {})
+    claim = "normalised: -E(x) is log p(x) in nats" if config["normalised"] else "its additive constant is unknown"
+    return (
+        "---\nlibrary_name: thalweg\ntags: [energy-based-model]\n---\n"
+        f"# An energy of {config['run']['data']['name']}\n\n"
+        f"Data: {data['source']}.\n\n"
+        f"The energy is {claim}. Trained {training.get('steps')} steps in {training.get('seconds')} s with "
+        f"thalweg {config['thalweg']}, torch {config['torch']}.\n\n"
+        f"Command: `{config['command']}`\n\n"
+        "```python\nimport thalweg\nbundle = thalweg.load('PATH')\nbundle.energy(x); bundle.sample(16)\n```\n"
+    )
+
+
+class Previews:
+    """A hook that draws `preview.png`: after 20 s, and then each time the training time has grown by half."""
+
+    def __init__(self, run: RunSettings, kind: str, transform: Any, folder: Path):
+        self.sampler = specs.build(run.sampler)
+        self.kind, self.transform, self.folder = kind, transform, folder
+        self.next_seconds = PREVIEW_SECONDS
+
+    def __call__(self, state: TrainState, plan: Plan) -> None:
+        """Draw if it is time. Randomness is addressed and weights are only read, so training is not touched."""
+        last = state.step == plan.num_steps
+        if state.seconds < self.next_seconds and not last:
+            return
+        self.next_seconds = max(self.next_seconds * 1.5, state.seconds)
+        from thalweg.apps.preview import draw
+
+        with frozen(state.average) as energy:
+            draw(energy, self.sampler, self.kind, self.transform, self.folder / "preview.png", plan.precision)

@@ -1,0 +1,275 @@
+"""The command line: `thalweg train | sample | score | evaluate`.
+
+Exit codes: 0 done, 1 the work failed, 2 the input is wrong (one line: what, where, how to mend), 130 and 143 stopped by
+Ctrl-C and SIGTERM with the run saved. With `--json` the result is one JSON object on standard output; progress and
+messages go to standard error. Nothing heavy is imported before a command runs, so `--help` is quick.
+"""
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thalweg.core.errors import ThalwegError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Energy-based models for work: train an energy, sample it, score with it, measure it.",
+    rich_markup_mode="markdown",
+)
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
+Run = Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")]
+
+
+@app.callback()
+def root(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the library's log.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    """Energy-based models for work."""
+    import warnings
+
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
+    if version:
+        from thalweg import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.command(epilog="Example: `thalweg train mnist --minutes 10 -o runs/digits`")
+def train(
+    data: Annotated[str, typer.Argument(help="mnist, fashion-mnist, two-moons, … or a path: npz, npy, CSV, folder.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: `energy.embed=32`.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time to train, turned into steps at the start.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps to train, in place of --minutes.")] = None,
+    recipe: Annotated[str, typer.Option(help="dual, pcd, or a .yaml file.")] = "dual",
+    path: Annotated[str | None, typer.Option("--data", help="File or folder with the full set.")] = None,
+    hub: Annotated[bool, typer.Option("--hub", help="Fetch the set from the Hugging Face Hub.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/DATA-RECIPE if not given.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    seed: Seed = 0,
+    report: Annotated[bool, typer.Option(help="Evaluate at the end and write report.html.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Train an energy and leave a bundle."""
+    from thalweg.apps.fit import Request, fit
+
+    folder = out or Path("runs") / f"{Path(data).stem}-{Path(recipe).stem}"
+    request = Request(
+        data=data,
+        recipe=recipe,
+        path=path,
+        hub=hub,
+        minutes=minutes,
+        steps=steps,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        overrides=overrides or [],
+        command=_command(),
+    )
+    bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=_say)
+    result: dict[str, Any] = {
+        "run": str(folder),
+        "data": bundle.config["data"],
+        "training": bundle.config["training"],
+    }
+    if report and not (folder / "report.html").exists():
+        result["figures"] = _evaluate(bundle, folder, num_samples=1000, seed=seed)
+    _say(f"done: {folder}  (report.html, preview.png; try: thalweg sample {shlex.quote(str(folder))} -n 64)")
+    _emit(result, as_json)
+
+
+@app.command(epilog="Example: `thalweg sample runs/digits -n 64 -o samples.png`")
+def sample(
+    run: Run,
+    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG: a grid of images or a scatter plot.")] = Path(
+        "samples.png"
+    ),
+    npy: Annotated[Path | None, typer.Option(help="Arrays in the data's own units, as .npy.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1)] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw samples from a trained energy."""
+    import io
+
+    import numpy as np
+
+    from thalweg.apps.bundle import load
+    from thalweg.core.store import write_bytes
+    from thalweg.evaluate.pictures import grid, png, scatter
+
+    bundle = load(run)
+    _writable(out if npy is None else npy)
+    x = bundle.sample(n, seed=seed, num_steps=num_steps)
+    if npy is not None:
+        held = io.BytesIO()
+        np.save(held, x.numpy(), allow_pickle=False)
+        write_bytes(npy, held.getvalue())
+    else:
+        some = x[:400]
+        write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
+    where = str(npy or out)
+    _say(f"{n} samples in {where}")
+    _emit({"samples": n, "file": where, "shape": list(x.shape), "seed": seed}, as_json)
+
+
+@app.command(epilog="Example: `thalweg score runs/digits images/ -o scores.csv`")
+def score(
+    run: Run,
+    data: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV (or .parquet, .npy of energies) to write.")] = Path(
+        "scores.csv"
+    ),
+    alpha: Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)] = 0.01,
+    as_json: Json = False,
+) -> None:
+    """Energy, log p, p-value and flag of each row of a file."""
+    from thalweg.apps.bundle import load
+    from thalweg.apps.table import write_scores
+    from thalweg.data.files import read_array, read_names
+
+    bundle = load(run)
+    _writable(out)
+    x = read_array(data, shape=bundle.shape)
+    scores = bundle.score(x, alpha=alpha)
+    write_scores(out, read_names(data, len(x)), scores)
+    flagged = int(scores["flag"].sum()) if "flag" in scores else None
+    _say(f"{len(x)} rows in {out}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
+    _emit(
+        {"rows": len(x), "file": str(out), "flagged": flagged, "mean_energy": float(scores["energy"].mean())},
+        as_json,
+    )
+
+
+@app.command(epilog="Example: `thalweg evaluate runs/digits`")
+def evaluate(
+    run: Run,
+    num_samples: Annotated[int, typer.Option("-n", help="Samples to judge.", min=20)] = 1000,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle against held-out data and write report.html and evaluation.json."""
+    from thalweg.apps.bundle import load
+
+    bundle = load(run)
+    figures = _evaluate(bundle, bundle.path, num_samples=num_samples, seed=seed)
+    _say(f"report in {bundle.path / 'report.html'}")
+    _emit(figures, as_json)
+
+
+def main() -> None:
+    """The entry point: runs a command and turns what went wrong into one line and an exit code."""
+    try:
+        app(standalone_mode=False)
+    except ThalwegError as error:
+        _fail(error)
+    except typer.Abort:
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)
+        raise
+
+
+def _fail(error: ThalwegError) -> None:
+    typer.echo(f"thalweg: {' '.join(str(error).split())}", err=True)
+    signum = getattr(error, "signum", None)
+    if signum is not None:
+        typer.echo(f"to go on: {_command()}{'' if '--resume' in sys.argv else ' --resume'}", err=True)
+        sys.exit(128 + signum)
+    sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict[str, Any]:
+    from thalweg.data.catalog import as_float
+    from thalweg.data.catalog import load as load_data
+    from thalweg.evaluate.report import write_figures, write_report
+    from thalweg.evaluate.suite import evaluate_bundle
+    from thalweg.train.track import read_metrics
+
+    spec = bundle.config["run"]["data"]
+    data = load_data(
+        spec["name"],
+        data=spec["path"],
+        hub=spec["hub"],
+        seed=bundle.config["run"]["seed"],
+        held_out=spec["held_out"],
+        limit=spec["limit"],
+    )
+    if data.fingerprint != bundle.config["data"]["fingerprint"]:
+        raise UserError(
+            f"{folder}: the data are not those of the run ({data.source}); put back those it was trained on"
+        )
+    _say("evaluating on held-out data …")
+    figures, pictures = evaluate_bundle(
+        bundle,
+        train=as_float(data.train[:10_000]),
+        held_out=as_float(data.held_out),
+        held_out_labels=data.held_out_labels,
+        history=read_metrics(folder),
+        num_samples=num_samples,
+        seed=seed,
+    )
+    write_figures(folder / "evaluation.json", figures)
+    title = f"An energy of {spec['name']}"
+    command = bundle.config["command"] or "thalweg.apps.fit.fit(…)"
+    write_report(
+        folder / "report.html",
+        title=title,
+        command=command,
+        figures=figures,
+        pictures=pictures,
+        data=data.source,
+    )
+    return figures
+
+
+def _bar(folder: Path) -> Any:
+    from thalweg.progress import Bar
+
+    return Bar(folder)
+
+
+def _writable(path: Path) -> None:
+    """Refuse before the work, not after it, a file that cannot be written."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, where a file to write was wanted")
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _emit(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, allow_nan=False))
+
+
+if __name__ == "__main__":
+    main()

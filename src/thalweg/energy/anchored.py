@@ -1,0 +1,86 @@
+"""A learned noise-conditional energy anchored to the data's own smoothed Gaussian.
+
+    U(y, t) = U0(y, t) + r(t) [ c(t) / (sqrt(t) k(t)) <y~, F(y~, w, t)> + b(t) ],    y~ = k(t) (y - m)
+
+U0 is the smoothed Gaussian (`thalweg.energy.gaussian`) and F a network that sees the scaled point y~ and the linear
+denoiser's estimate w. k(t) = 1/sqrt(s² + t) brings the input to unit variance; c(t) is what the linear denoiser leaves
+unexplained, so F's target has unit variance (Karras et al. 2022); r(t) = 1 - t/t_max makes the correction vanish at
+t_max, where the smoothed data are Gaussian to a good approximation: that pins the additive constant. The inner
+product is Guth, Kadkhodaie and Simoncelli's (2025): its gradient is F plus a term that makes the field
+conservative.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from thalweg.energy.gaussian import SmoothedGaussian
+
+NUM_FREQUENCIES = 8
+NUM_FEATURES = 2 * NUM_FREQUENCIES + 1
+CONSTANT_SCALE = 10.0  # nats a unit of the head of b(t): the constants to learn are tens to hundreds of nats
+
+
+class AnchoredEnergy(nn.Module):
+    """Abstract U(y, t), (B, *) and (B,) to (B,) nats; a subclass builds `embed` wide levels into its `network`.
+
+    Trained by `thalweg.objective.dual:DualScoreMatching` it is normalised: exp(-U(., t)) is a density at every t in
+    [sigma_min², sigma_max²]. `fit` sets the anchor from the training data and comes before training. Under autocast
+    only the network runs in low precision; the anchor, the inner product and the energy keep y's own.
+    """
+
+    noisy = True
+
+    def __init__(self, *, shape: tuple[int, ...], embed: int, sigma_min: float, sigma_max: float):
+        super().__init__()
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"sigma_min={sigma_min} and sigma_max={sigma_max}: want 0 < min < max")
+        self.shape = tuple(shape)
+        self.t_min, self.t_max = sigma_min**2, sigma_max**2
+        self.anchor = SmoothedGaussian(math.prod(shape))
+        self.embedding = nn.Sequential(nn.Linear(NUM_FEATURES, embed), nn.SiLU(), nn.Linear(embed, embed), nn.SiLU())
+        self.constant = nn.Linear(NUM_FEATURES, 1)
+        nn.init.zeros_(self.constant.weight)
+        nn.init.zeros_(self.constant.bias)
+
+    def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
+        """F: two images of the flat input (B, D) and the level's embedding (B, embed) to (B, D)."""
+        raise NotImplementedError
+
+    def fit(self, x: Float[Tensor, "n *d"]) -> "AnchoredEnergy":
+        """Set the anchor's mean and covariance from training data in model units."""
+        self.anchor.fit(x.flatten(1))
+        return self
+
+    def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """U(y, t) in nats."""
+        device, low = y.device.type, torch.is_autocast_enabled(y.device.type)
+        with torch.autocast(device, enabled=False):
+            flat = y.flatten(1)
+            u0, wiener = self.anchor(flat, t)
+            s2 = self.anchor.spectrum.mean()
+            k = (s2 + t).rsqrt()
+            scaled = (flat - self.anchor.mean) * k[:, None]
+            level = self._features(t)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+            f = self.network(scaled, wiener * s2.rsqrt(), self.embedding(level))
+        with torch.autocast(device, enabled=False):
+            inner = (scaled * f.to(y.dtype)).sum(1)
+            gain = self.anchor.unexplained(t) / (t.sqrt() * k)
+            return u0 + (1 - t / self.t_max) * (gain * inner + CONSTANT_SCALE * self.constant(level)[:, 0])
+
+    def prior(self, n: int, generator: Generator) -> Float[Tensor, "n *d"]:
+        """n draws of y at t_max, from the anchor, which is the model's law there."""
+        return self.anchor.draw(n, self.t_max, generator).reshape(n, *self.shape)
+
+    def prior_log_prob(self, y: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """log p(y) at t_max, in nats."""
+        return -self.anchor(y.flatten(1), y.new_full((y.shape[0],), self.t_max))[0]
+
+    def _features(self, t: Tensor) -> Tensor:
+        """Smooth features of the level's place on the log scale: low frequencies only, since dU/dt is trained too."""
+        place = (t.log() - math.log(self.t_min)) / math.log(self.t_max / self.t_min)
+        phase = place[:, None] * (math.pi * torch.arange(1, NUM_FREQUENCIES + 1, device=t.device, dtype=t.dtype))
+        return torch.cat([2 * place[:, None] - 1, phase.sin(), phase.cos()], dim=1)

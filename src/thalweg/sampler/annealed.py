@@ -1,0 +1,185 @@
+"""Annealed sampling of a noise-conditional energy: from the known law at t_max down to the lowest noise, in few steps.
+
+With y_t = x + sqrt(t) eps the marginals p_t follow dy/dt = 1/2 grad_y U(y, t) backwards in t (probability-flow ODE;
+Song et al. 2021). `Heun` integrates it in sigma = sqrt(t), where the slope is sigma grad_y U, on Karras's grid
+(Karras et al. 2022, algorithm 1); with `churn` each step first raises the noise a little, which forgets errors made
+before (their algorithm 2). `Ancestral` is the stochastic counterpart of first order: denoise below the target
+level, then add noise up to it.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from thalweg.core.rng import generator as address
+from thalweg.energy.base import NoisyEnergyFn, energy_and_grad
+from thalweg.energy.compose import AtNoise
+from thalweg.sampler.base import Info, normal_like, row_norm
+from thalweg.sampler.langevin import MALA
+from thalweg.sampler.run import transitions
+
+BLOCK = 100  # images sampled together: bounds the memory, and the first of many samples do not depend on how many
+
+
+class AnnealedState(NamedTuple):
+    """Positions and the number of steps taken."""
+
+    x: Tensor  # (B, *) noisy positions
+    i: Tensor  # ()    steps taken
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """sigma_i = (max^(1/rho) + i/n (min^(1/rho) - max^(1/rho)))^rho, i = 0 … n: the levels of an annealed sampler."""
+
+    num_steps: int
+    sigma_min: float
+    sigma_max: float
+    rho: float
+
+    def __post_init__(self):
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps={self.num_steps}: want at least one step")
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max}: want 0 < min < max")
+        if self.rho <= 0:
+            raise ValueError(f"rho={self.rho}: want a positive exponent")
+
+    def sigma(self, i: Tensor, like: Tensor) -> Tensor:
+        """The noise level after i steps, 0-d, in the type of `like`."""
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        return (high + (i.to(like) / self.num_steps) * (low - high)) ** self.rho
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun:
+    """Probability-flow ODE by Heun's method: two gradients a step, second order in the step.
+
+    `churn` is the share by which sigma is raised before each step (0: the deterministic flow). Levels in model units.
+    """
+
+    num_steps: int = 30
+    sigma_min: float = 0.02
+    sigma_max: float = 5.0
+    rho: float = 5.0
+    churn: float = 0.0
+
+    noisy = True
+
+    def __post_init__(self):
+        if self.churn < 0:
+            raise ValueError(f"churn={self.churn}: want 0 or more")
+        self.grid  # noqa: B018 - the grid checks its own numbers
+
+    @property
+    def grid(self) -> Grid:
+        """The noise levels."""
+        return Grid(num_steps=self.num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+
+    def init(self, energy: NoisyEnergyFn, x: Tensor) -> AnnealedState:
+        """The state at sigma_max."""
+        return AnnealedState(x, torch.zeros((), dtype=torch.int64, device=x.device))
+
+    def draw(self, state: AnnealedState, generator: Generator) -> tuple[Tensor, ...]:
+        """The churn's noise; none for the deterministic flow."""
+        return (normal_like(state.x, generator),) if self.churn > 0 else ()
+
+    def step(
+        self, energy: NoisyEnergyFn, state: AnnealedState, noise: tuple[Tensor, ...]
+    ) -> tuple[AnnealedState, Info]:
+        """One level down."""
+        x, now, then = state.x, self.grid.sigma(state.i, state.x), self.grid.sigma(state.i + 1, state.x)
+        if self.churn > 0:
+            raised = torch.clamp(now * (1 + self.churn), max=self.sigma_max)
+            x = x + (raised**2 - now**2).clamp(min=0).sqrt() * noise[0]
+            now = raised
+        _, g = energy_and_grad(AtNoise(energy, now**2), x)
+        guess = x + (then - now) * now * g
+        _, g_then = energy_and_grad(AtNoise(energy, then**2), guess)
+        x = x + (then - now) / 2 * (now * g + then * g_then)
+        return AnnealedState(x, state.i + 1), Info(_ones(x), row_norm(g))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestral:
+    """y' = y + (down - now) now grad U + up z, down² + up² = then²: one gradient a step, first order.
+
+    The mean moves along the flow to sigma_down, then noise of size sigma_up = eta then sqrt(1 - then²/now²) is
+    added, so the law at the next level is p_then. eta = 0 is the Euler method of the deterministic flow, eta = 1
+    the reverse diffusion.
+    """
+
+    num_steps: int = 60
+    sigma_min: float = 0.02
+    sigma_max: float = 5.0
+    rho: float = 5.0
+    eta: float = 1.0
+
+    noisy = True
+
+    def __post_init__(self):
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta}: want a number in [0, 1]")
+        self.grid  # noqa: B018 - the grid checks its own numbers
+
+    @property
+    def grid(self) -> Grid:
+        """The noise levels."""
+        return Grid(num_steps=self.num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
+
+    def init(self, energy: NoisyEnergyFn, x: Tensor) -> AnnealedState:
+        """The state at sigma_max."""
+        return AnnealedState(x, torch.zeros((), dtype=torch.int64, device=x.device))
+
+    def draw(self, state: AnnealedState, generator: Generator) -> tuple[Tensor, ...]:
+        """The noise of one step."""
+        return (normal_like(state.x, generator),)
+
+    def step(
+        self, energy: NoisyEnergyFn, state: AnnealedState, noise: tuple[Tensor, ...]
+    ) -> tuple[AnnealedState, Info]:
+        """One level down."""
+        x, now, then = state.x, self.grid.sigma(state.i, state.x), self.grid.sigma(state.i + 1, state.x)
+        up = self.eta * then * (1 - then**2 / now**2).sqrt()
+        down = (then**2 - up**2).sqrt()
+        _, g = energy_and_grad(AtNoise(energy, now**2), x)
+        x = x + (down - now) * now * g + up * noise[0]
+        return AnnealedState(x, state.i + 1), Info(_ones(x), row_norm(g))
+
+
+def anneal(
+    sampler: Any,
+    energy: Any,
+    n: int,
+    *,
+    seed: int = 0,
+    num_corrections: int = 0,
+    precision: str = "fp32",
+) -> Iterator[Float[Tensor, "b *d"]]:
+    """Blocks of samples of the clean data, n in all, from an energy with `prior(n, generator)` at sigma_max.
+
+    After the last level come `num_corrections` MALA steps on U(., sigma_min²), which removes what the integrator
+    left, and one denoising step x = y - t grad U (Robbins 1956; Miyasawa 1961), since the data themselves carry no
+    noise.
+    """
+    for block, start in enumerate(range(0, n, BLOCK)):
+        draws = address(seed, "sample", block)
+        x = energy.prior(min(BLOCK, n - start), draws)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            for state, _ in itertools.islice(transitions(sampler, energy, x, draws), sampler.num_steps):
+                x = state.x
+            t = x.new_tensor(sampler.sigma_min**2)
+            lowest = AtNoise(energy, t)
+            corrector = MALA(step_size=0.2 * float(t))
+            for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):
+                x = state.x
+            yield x - t * energy_and_grad(lowest, x)[1]
+
+
+def _ones(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[0], dtype=x.dtype, device=x.device)

@@ -1,0 +1,69 @@
+"""The plan of a run: how many steps, in which precision, on how many threads; made once, before the first step.
+
+A budget in minutes is turned into a number of steps by timing a few steps on a copy of everything. From then on
+only steps count, so schedules are functions of the step and a resumed run repeats them exactly. Where the precision is
+"auto", the timing also decides whether bfloat16 autocast pays on this machine.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from thalweg.core.store import read_json, write_json
+from thalweg.train.settings import TrainSettings
+
+NAME = "plan.json"
+WARM, TIMED = 3, 12
+CHECKPOINT_SECONDS = 60.0
+BF16_MUST_SAVE = 0.9  # of fp32's time: for less it is not worth the lost digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """num_steps in all; precision "fp32" or "bf16"; threads; seconds a step as timed; steps between checkpoints."""
+
+    num_steps: int
+    precision: str
+    threads: int
+    step_seconds: float
+    checkpoint_every: int
+
+    def save(self, folder: Path) -> None:
+        """Write plan.json."""
+        write_json(folder / NAME, asdict(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Plan | None":
+        """The plan in a run folder, None where there is none."""
+        return cls(**read_json(folder / NAME)) if (folder / NAME).exists() else None
+
+
+def make_plan(settings: TrainSettings, trial: Callable[[str], Callable[[], object]]) -> Plan:
+    """Time steps and settle the plan. `trial(precision)` gives a callable that runs one step on a throw-away copy."""
+    names = ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
+    steps = {name: trial(name) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(WARM + TIMED):  # interleaved, so that a drift of the machine's speed hits both
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step()
+            if i >= WARM:
+                seconds[name].append(time.perf_counter() - start)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    precision = names[0]
+    if len(names) > 1 and median["bf16"] < BF16_MUST_SAVE * median["fp32"]:
+        precision = "bf16"
+    each = median[precision]
+    num_steps = settings.steps or max(1, round((settings.minutes or 10.0) * 60 / each))
+    every = settings.checkpoint_every or max(1, min(round(CHECKPOINT_SECONDS / each), num_steps))
+    return Plan(
+        num_steps=num_steps,
+        precision=precision,
+        threads=torch.get_num_threads(),
+        step_seconds=each,
+        checkpoint_every=every,
+    )

@@ -1,0 +1,99 @@
+"""All that a run must remember to go on exactly where it stopped, and how it is stored.
+
+Weights, their running average, the optimiser's moments, the objective's state (a replay buffer, say) and the step
+number. No generator state: randomness is addressed (`thalweg.core.rng`). A checkpoint is a sealed folder
+`checkpoints/step-N`, written aside and renamed, tensors as safetensors and the rest as JSON.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile
+from thalweg.train.settings import TrainSettings
+
+FOLDER = "checkpoints"
+
+
+@dataclass
+class TrainState:
+    """The mutable heart of a run. `average` holds the exponential moving average of the energy's weights."""
+
+    energy: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Any
+    step: int = 0
+    seconds: float = 0.0
+
+    def update_average(self, decay: float) -> None:
+        """average += (1 - d)(weights - average), d = min(decay, (1 + n)/(10 + n)) so that the start is forgotten."""
+        d = min(decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.energy.parameters()), 1 - d)
+            for mine, theirs in zip(self.average.buffers(), self.energy.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    def save(self, folder: Path, keep: int) -> Path:
+        """Write checkpoints/step-N and drop all but the newest `keep`."""
+        parent = folder / FOLDER
+        parent.mkdir(exist_ok=True)
+        path = parent / f"step-{self.step:08d}"
+        tensors, structure = store.flatten(self._tree())
+
+        def write(aside: Path) -> None:
+            store.write_tensors(aside / "state.safetensors", tensors)
+            store.write_tensors(aside / "model.safetensors", dict(self.average.state_dict()))
+            store.write_json(aside / "state.json", {"step": self.step, "seconds": self.seconds, "tree": structure})
+
+        store.save_folder(path, write)
+        for old in sorted(parent.glob("step-*"))[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)  # a half-removed one no longer verifies, so it is never loaded
+        return path
+
+    def load(self, path: Path) -> None:
+        """Take over everything from a checkpoint folder; DamagedFile where it does not fit this run."""
+        header = store.read_json(path / "state.json")
+        tree = store.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=self._tree())
+        try:
+            self.energy.load_state_dict(tree["energy"])
+            self.average.load_state_dict(tree["average"])
+            self.optimizer.load_state_dict(tree["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise DamagedFile(
+                f"{path}: does not fit the energy in config.json ({str(error).splitlines()[0]})"
+            ) from error
+        self.objective, self.step, self.seconds = tree["objective"], header["step"], header["seconds"]
+
+    def _tree(self) -> dict[str, Any]:
+        return {
+            "energy": dict(self.energy.state_dict()),
+            "average": dict(self.average.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective,
+        }
+
+
+def fresh(energy: nn.Module, settings: TrainSettings, init: Callable[[nn.Module], Any]) -> TrainState:
+    """The state before the first step. `init(energy)` makes the objective's own state."""
+    optimizer = torch.optim.AdamW(
+        energy.parameters(),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    average = copy.deepcopy(energy).requires_grad_(False).eval()
+    return TrainState(energy, average, optimizer, init(energy))
+
+
+def finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with a non-finite value, None where all are finite."""
+    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)

@@ -1,0 +1,195 @@
+"""The one training loop.
+
+Step n is a function of (state after n - 1, seed, n): the batch, the noise and every schedule follow from the step
+number alone. So a run interrupted anywhere resumes from its newest whole checkpoint and ends with the same bits
+(same machine, versions and thread count). A non-finite loss or gradient is met *before* the update and ends the run
+with the last good checkpoint untouched.
+"""
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.core import store
+from thalweg.core.errors import Diverged, ThalwegError
+from thalweg.core.rng import generator
+from thalweg.data.loader import Loader
+from thalweg.data.transform import Transform
+from thalweg.objective.base import Batch, Objective
+from thalweg.train.plan import Plan, make_plan
+from thalweg.train.settings import TrainSettings
+from thalweg.train.state import FOLDER, TrainState, finite, fresh
+from thalweg.train.track import Progress, Silent, Tracker, log
+
+Hook = Callable[[TrainState, Plan], None]
+
+
+class Interrupted(ThalwegError):
+    """The run was told to stop; its state is saved. `signum` is the signal's number."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+class Trainer:
+    """Trains an energy by an objective on a loader's batches, in a run folder that survives being killed.
+
+    `hooks` are called after every step with the state and the plan and must not change either.
+    """
+
+    def __init__(
+        self,
+        *,
+        energy: nn.Module,
+        objective: Objective[Any],
+        loader: Loader,
+        transform: Transform,
+        settings: TrainSettings,
+        folder: Path,
+        seed: int = 0,
+        hooks: Sequence[Hook] = (),
+        progress: Progress | None = None,
+        tensorboard: bool = True,
+    ):
+        self.objective, self.loader, self.transform = objective, loader, transform
+        self.settings, self.folder, self.seed = settings, folder, seed
+        self.hooks, self.progress, self.tensorboard = hooks, progress or Silent(), tensorboard
+        self.state = fresh(energy, settings, self._init_objective)
+
+    def fit(self) -> nn.Module:
+        """Train from where the folder stands to the end of the plan; the averaged energy.
+
+        Raises Interrupted after SIGINT or SIGTERM (state saved), Diverged on a non-finite loss or gradient.
+        """
+        self._restore()
+        plan = self._plan()
+        tracker = Tracker(self.folder, self.state.step, tensorboard=self.tensorboard)
+        self.progress.start(plan.num_steps, self.state.step)
+        try:
+            with _caught_signals() as caught:
+                while self.state.step < plan.num_steps:
+                    start = time.perf_counter()
+                    metrics = self._advance(self.state, plan.precision, plan.num_steps)
+                    self.state.seconds += time.perf_counter() - start
+                    self._report(tracker, metrics, plan)
+                    for hook in self.hooks:
+                        hook(self.state, plan)
+                    last = self.state.step == plan.num_steps
+                    if last or caught or self.state.step % plan.checkpoint_every == 0:
+                        self.state.save(self.folder, self.settings.keep)
+                    if caught and not last:
+                        raise Interrupted(
+                            f"stopped at step {self.state.step} of {plan.num_steps}, saved in {self.folder}",
+                            caught[0],
+                        )
+        finally:
+            tracker.close()
+            self.progress.stop()
+        return self.state.average
+
+    def _advance(self, state: TrainState, precision: str, num_steps: int) -> dict[str, Tensor]:
+        """One update. Raises Diverged before the weights are touched."""
+        batch = self._batch(state.step)
+        rate = self.settings.learning_rate * schedule(state.step, num_steps, self.settings)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        noise = self.objective.draw(
+            state.objective, batch, generator(self.seed, "objective", state.step), state.step / num_steps
+        )
+        with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            loss, after, metrics = self.objective.loss(state.energy, state.objective, batch, noise)
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(state.energy.parameters(), self.settings.clip or math.inf)
+        bad = finite({"loss": loss.detach(), "gradient": norm})
+        if bad:
+            raise Diverged(f"{bad} is not finite at step {state.step + 1}{self._last_good()}")
+        state.optimizer.step()
+        state.objective = after
+        state.step += 1
+        state.update_average(self.settings.ema)
+        return {"loss": loss.detach(), **metrics, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+
+    def _batch(self, step: int) -> Batch:
+        x, labels = self.loader.batch(step)
+        return Batch(self.transform.forward(x), labels)
+
+    def _init_objective(self, energy: nn.Module) -> Any:
+        return self.objective.init(energy, self._batch(0).x, generator(self.seed, "init"))
+
+    def _restore(self) -> None:
+        store.clean(self.folder)
+        parent = self.folder / FOLDER
+        if parent.is_dir():
+            store.clean(parent)
+            newest, warnings = store.newest_valid(parent)
+            for warning in warnings:
+                log.warning("%s", warning)
+            if newest is not None:
+                self.state.load(newest)
+
+    def _plan(self) -> Plan:
+        plan = Plan.load(self.folder)
+        if plan is None:
+            plan = make_plan(self.settings, self._trial)
+            plan.save(self.folder)
+        elif plan.threads != torch.get_num_threads():
+            torch.set_num_threads(plan.threads)  # sums are split by thread: the bits depend on their number
+        return plan
+
+    def _trial(self, precision: str) -> Callable[[], object]:
+        """A step on a copy, so that timing leaves no trace."""
+        energy = copy.deepcopy(self.state.energy)
+        trial = fresh(energy, self.settings, lambda _: self.state.objective)
+        return lambda: self._advance(trial, precision, 1_000_000)
+
+    def _report(self, tracker: Tracker, metrics: dict[str, Tensor], plan: Plan) -> None:
+        if self.state.step % self.settings.log_every == 0 or self.state.step in (1, plan.num_steps):
+            self.progress.advance(self.state.step, tracker.write(self.state.step, self.state.seconds, {**metrics}))
+
+    def _last_good(self) -> str:
+        good = sorted((self.folder / FOLDER).glob("step-*"))
+        where = f"last good checkpoint {good[-1]}" if good else "no checkpoint yet"
+        return f"; {where}; lower train.learning_rate or raise the objective's regularisation"
+
+
+def schedule(step: int, num_steps: int, settings: TrainSettings) -> float:
+    """The learning rate's factor at a step: linear warm-up, then constant, linear or half a cosine down to zero."""
+    warm = min(settings.warmup, max(num_steps // 10, 1))
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    left = 1 - (step - warm) / max(num_steps - warm, 1)
+    return {"constant": 1.0, "linear": left, "cosine": 0.5 - 0.5 * math.cos(math.pi * left)}[settings.decay]
+
+
+@contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """A list that fills when SIGINT or SIGTERM comes; a second one acts as usual. Outside the main thread: nothing."""
+    caught: list[int] = []
+    names = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = {name: signal.getsignal(name) for name in names}
+
+        def note(signum: int, _: object) -> None:
+            caught.append(signum)
+            signal.signal(signum, before[signal.Signals(signum)] or signal.SIG_DFL)
+
+        for name in names:
+            signal.signal(name, note)
+    except ValueError:  # not the main thread
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for name in names:
+            signal.signal(name, before[name] or signal.SIG_DFL)
