@@ -7,6 +7,7 @@ messages go to standard error. Nothing heavy is imported before a command runs, 
 
 import json
 import logging
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -83,8 +84,12 @@ def train(
         "training": bundle.config["training"],
     }
     if report and not (folder / "report.html").exists():
-        result["figures"] = _evaluate(bundle, folder, num_samples=1000, seed=seed)
-    _say(f"done: {folder}  (report.html, preview.png; try: thalweg sample {shlex.quote(str(folder))} -n 64)")
+        try:
+            result["figures"] = _evaluate(bundle, folder, num_samples=1000, seed=seed)
+        except UserError as error:  # the bundle is whole: what it lacks is a report
+            _say(f"no report: {error}")
+    made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
+    _say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
     _emit(result, as_json)
 
 
@@ -110,7 +115,7 @@ def sample(
     from thalweg.evaluate.pictures import grid, png, scatter
 
     bundle = load(run)
-    _writable(out if npy is None else npy)
+    _writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
     x = bundle.sample(n, seed=seed, num_steps=num_steps)
     if npy is not None:
         held = io.BytesIO()
@@ -142,16 +147,15 @@ def score(
     from thalweg.data.files import read_array, read_names
 
     bundle = load(run)
-    _writable(out)
+    _writable(out, (".csv", ".parquet", ".npy"))
     x = read_array(data, shape=bundle.shape)
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
     _say(f"{len(x)} rows in {out}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
-    _emit(
-        {"rows": len(x), "file": str(out), "flagged": flagged, "mean_energy": float(scores["energy"].mean())},
-        as_json,
-    )
+    mean = float(scores["energy"].mean())
+    mean_energy = mean if math.isfinite(mean) else None  # JSON knows no infinity
+    _emit({"rows": len(x), "file": str(out), "flagged": flagged, "mean_energy": mean_energy}, as_json)
 
 
 @app.command(epilog="Example: `thalweg evaluate runs/digits`")
@@ -173,22 +177,26 @@ def evaluate(
 def main() -> None:
     """The entry point: runs a command and turns what went wrong into one line and an exit code."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except ThalwegError as error:
         _fail(error)
     except typer.Abort:
         sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+    except BrokenPipeError:
+        sys.exit(0)
     except Exception as error:
-        import click
-
-        if isinstance(error, click.ClickException):
-            error.show()
-            sys.exit(error.exit_code)
-        if isinstance(error, BrokenPipeError):
-            sys.exit(0)
-        raise
+        if not hasattr(error, "format_message"):  # a usage error, of click or of the copy that Typer carries
+            raise
+        if len(sys.argv) == 1:
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            sys.exit(2)
+        context = getattr(error, "ctx", None)
+        asked = context.command_path if context else "thalweg"
+        message = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
+        typer.echo(f"thalweg: {message.rstrip('.')}; see `{asked} --help`", err=True)
+        sys.exit(2)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(error: ThalwegError) -> None:
@@ -216,6 +224,8 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
         held_out=spec["held_out"],
         limit=spec["limit"],
     )
+    if len(data.held_out) < 20:
+        raise UserError(f"{folder}: {len(data.held_out)} rows held out, an evaluation wants 20 or more; give more data")
     if data.fingerprint != bundle.config["data"]["fingerprint"]:
         raise UserError(
             f"{folder}: the data are not those of the run ({data.source}); put back those it was trained on"
@@ -250,8 +260,10 @@ def _bar(folder: Path) -> Any:
     return Bar(folder)
 
 
-def _writable(path: Path) -> None:
-    """Refuse before the work, not after it, a file that cannot be written."""
+def _writable(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse before the work, not after it, a file that cannot be written or is of another kind."""
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: cannot write {path.suffix or 'a file without ending'}; want {' or '.join(suffixes)}")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.is_dir():
@@ -259,7 +271,7 @@ def _writable(path: Path) -> None:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["thalweg", *sys.argv[1:]])
 
 
 def _say(text: str) -> None:

@@ -40,14 +40,17 @@ class Bundle:
 
     def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], held_out: Tensor | None, path: Path):
         self.config, self.path = config, path
-        run, data = config["run"], config["data"]
-        self.kind: str = data["kind"]
-        self.shape: tuple[int, ...] = tuple(data["shape"])
-        self.transform = build(run["transform"])
-        self.model: nn.Module = build(run["energy"], shape=self.shape)
-        self.sampler = build(run["sampler"])
+        try:
+            run, data = config["run"], config["data"]
+            self.kind: str = data["kind"]
+            self.shape: tuple[int, ...] = tuple(data["shape"])
+            self.transform = build(run["transform"])
+            self.model: nn.Module = build(run["energy"], shape=self.shape)
+            self.sampler = build(run["sampler"])
+            self.normalised: bool = config["normalised"]
+        except (KeyError, TypeError) as error:
+            raise DamagedFile(f"{path / 'config.json'}: not the configuration of a run ({error!r})") from error
         self.noisy: bool = getattr(self.model, "noisy", False)
-        self.normalised: bool = config["normalised"]
         self.held_out_energies = held_out
         try:
             self.model.load_state_dict(weights)
@@ -78,6 +81,10 @@ class Bundle:
             raise NotNormalised(f"{self.path}: this energy has no noise levels, hence no known law at t_max")
         return self.model.prior_log_prob(y)  # pyright: ignore[reportCallIssue]
 
+    def encode(self, x: Tensor) -> Tensor:
+        """Data units to model units."""
+        return self.transform.forward(x)
+
     @cached_property
     def lowest(self) -> Any:
         """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
@@ -106,7 +113,7 @@ class Bundle:
     def sample(
         self, n: int, *, seed: int = 0, num_steps: int | None = None, labels: Any = None
     ) -> Float[Tensor, "n *d"]:
-        """n samples in data units (images clamped to [0, 1]); the first of many do not depend on how many.
+        """n samples in data units (images clamped to [0, 1]); blocks of 100 do not depend on how many follow.
 
         `num_steps`: levels of the annealed sampler, or Langevin steps from noise (1,000 if not given).
         """
@@ -138,7 +145,10 @@ class Bundle:
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the bundle's own files (not checkpoints or logs) to a folder that `load` reads, hashes included."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot make the folder ({error.strerror})") from error
         write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies)
         for name in ("card.md", "report.html", "README.md"):
             if (self.path / name).exists() and self.path.resolve() != folder.resolve():
@@ -163,8 +173,11 @@ class Bundle:
         return str(url)
 
     def _check(self, x: Any) -> Tensor:
-        x = torch.as_tensor(np.asarray(x)) if not isinstance(x, Tensor) else x
-        return check_input(x, self.shape, self.kind)
+        try:
+            x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"x: not an array of numbers ({str(error).splitlines()[0]})") from error
+        return check_input(x, self.shape, self.kind)  # pyright: ignore[reportArgumentType]
 
     def _annealed(self, n: int, seed: int, num_steps: int | None) -> Any:
         import dataclasses
@@ -178,7 +191,8 @@ class Bundle:
             image = self.kind == "image"
             x = torch.rand(size, generator=draws) if image else torch.randn(size, generator=draws)
             z = self.transform.forward(x) if image else x
-            yield run_chain(self.sampler, self.model, z, num_steps=num_steps or CHAIN_STEPS, seed=seed + 1 + block)
+            chain = generator(seed, "sample-chain", block).initial_seed()  # no block shares noise with another seed's
+            yield run_chain(self.sampler, self.model, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
 def write_bundle(folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None) -> None:
@@ -223,6 +237,7 @@ def load(path_or_id: str | Path) -> Bundle:
         raise UserError(f"{folder}: a file, where the folder of a run was wanted")
     if (folder / store.MANIFEST).exists():
         store.verify(folder)
+        store.verify(folder, [name for name in FILES if (folder / name).exists()])  # read nothing that is not sealed
         config = read_config(folder)
         calibration = folder / "calibration.safetensors"
         held_out = store.read_tensors(calibration)["energy"] if calibration.exists() else None
@@ -240,10 +255,12 @@ def load(path_or_id: str | Path) -> Bundle:
 def _from_hub(name: str) -> Path:
     if name.count("/") != 1 or name.startswith((".", "/")):
         raise UserError(f"{name}: no such folder")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
+    # A folder of plain files: the Hub's own cache is made of links, which the store refuses.
+    local = Path(constants.HF_HOME) / "thalweg" / name.replace("/", "--")
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+        return Path(snapshot_download(name, local_dir=local, allow_patterns=["*.json", "*.safetensors", "*.md"]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{name}: neither a folder here nor a bundle on the Hub ({reason})") from error

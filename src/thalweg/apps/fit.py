@@ -6,6 +6,7 @@ its manifest is written at the end. Killed at any moment before, it resumes.
 
 import logging
 import platform
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
 from thalweg.energy.spectral import frozen
+from thalweg.train.plan import NAME as PLAN
 from thalweg.train.plan import Plan
-from thalweg.train.settings import RunSettings, validate
-from thalweg.train.state import TrainState
+from thalweg.train.settings import DataSettings, RunSettings, TrainSettings, checked, validate
+from thalweg.train.state import FOLDER, TrainState
+from thalweg.train.track import NAME as METRICS
 from thalweg.train.track import Progress
 from thalweg.train.trainer import Trainer
 
@@ -78,17 +81,25 @@ def fit(
     config, data = _resumed(request, folder) if started else _new(request)
     say(f"data: {data.source}")
     run = validate(config["run"])
-    if not started:
-        _claim(folder, config)
     transform, trainer = _trainer(run, data, folder, progress, tensorboard)
+    if not started:
+        config["run"]["transform"] = transform.to_dict()  # fitted, so that an unfinished run can be read
+        _claim(folder, config)
     trainer.hooks = (Previews(run, data.kind, transform, folder),)
-    energy = trainer.fit()
-    return _finish(config, energy, transform, data, trainer, folder)
+    try:
+        energy = trainer.fit()
+    except UserError:
+        if not started:
+            _unclaim(folder)
+        raise
+    return _finish(config, energy, data, trainer, folder)
 
 
 def settings(request: Request, kind: str) -> RunSettings:
     """The validated run that a request describes on data of a kind ("image", "vector")."""
     recipe = specs.recipe(_recipe_name(request.recipe, kind))
+    if not isinstance(recipe.get("train", {}), dict) or "data" in recipe:
+        raise UserError(f"{request.recipe}: a recipe has a mapping under train and no data; those are given beside it")
     tree = {
         "data": {
             "name": request.data,
@@ -106,12 +117,20 @@ def settings(request: Request, kind: str) -> RunSettings:
         tree["train"] |= {"minutes": request.minutes, "steps": request.steps}
     if request.checkpoint_every is not None:
         tree["train"]["checkpoint_every"] = request.checkpoint_every
-    return validate(specs.override(tree, request.overrides))
+    tree = specs.override(tree, request.overrides)
+    budgets = {name for name in ("steps", "minutes") if _overridden(request, f"train.{name}")}
+    if len(budgets) == 1:  # the recipe's budget gives way to the one asked for
+        tree["train"]["minutes" if "steps" in budgets else "steps"] = None
+    elif budgets and None not in (tree["train"]["steps"], tree["train"]["minutes"]):
+        raise UserError("train.steps and train.minutes: either is the whole budget, give one of them")
+    return validate(tree)
+
+
+def _overridden(request: Request, key: str) -> bool:
+    return any(text.partition("=")[0].strip() == key for text in request.overrides)
 
 
 def _train_defaults() -> dict[str, Any]:
-    from thalweg.train.settings import TrainSettings
-
     return TrainSettings.model_validate({}).model_dump()
 
 
@@ -136,14 +155,20 @@ def _read(data: dict[str, Any], seed: int) -> Dataset:
 
 def _new(request: Request) -> tuple[dict[str, Any], Dataset]:
     first = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
-    for text in request.overrides:  # the recipe depends on the data's kind, so the data come first
-        key, _, value = text.partition("=")
-        if key in ("data.held_out", "data.limit"):
-            first = specs.override({"data": first}, [f"{key}={value}"])["data"]
-    data = _read(first, request.seed)
+    for key in ("data.name", "data.path", "data.hub", "seed"):
+        if _overridden(request, key):
+            raise UserError(f"{key}: is an argument of its own, not an override; see `thalweg train --help`")
+    # The recipe depends on the data's kind, so the data come first.
+    first = specs.override({"data": first}, [t for t in request.overrides if t.strip().startswith("data.")])["data"]
+    data = _read(checked(DataSettings, first, "data").model_dump(), request.seed)
     run = settings(request, data.kind)
-    objective = specs.build(run.objective)
-    energy_noisy = getattr(specs.build(run.energy, shape=data.shape), "noisy", False)
+    objective, energy, sampler = _parts(run, data)
+    energy_noisy = getattr(energy, "noisy", False)
+    if getattr(sampler, "noisy", False) != energy_noisy:
+        raise UserError(
+            f"sampler.type={run.sampler['type']} does not sample from energy.type={run.energy['type']}; one takes a "
+            "noise level and the other does not: change either"
+        )
     if objective.noisy != energy_noisy:
         raise UserError(
             f"objective.type={run.objective['type']} wants an energy {'U(y, t)' if objective.noisy else 'E(x)'}, and "
@@ -169,16 +194,46 @@ def _new(request: Request) -> tuple[dict[str, Any], Dataset]:
     return config, data
 
 
+def _parts(run: RunSettings, data: Dataset) -> tuple[Any, Any, Any]:
+    """Objective, energy and sampler, built, and seen to be what they are called and to take the data."""
+    objective, energy, sampler = (
+        specs.build(run.objective),
+        specs.build(run.energy, shape=data.shape),
+        specs.build(run.sampler),
+    )
+    parts = (("objective", objective, "loss"), ("energy", energy, "forward"), ("sampler", sampler, "step"))
+    for name, part, method in parts:
+        if not callable(getattr(part, method, None)):
+            raise UserError(f"{name}.type={getattr(run, name)['type']}: is no {name}, it has no {method}")
+    x = torch.zeros(2, *data.shape)
+    try:
+        with torch.no_grad():
+            u = energy(x, torch.ones(2)) if getattr(energy, "noisy", False) else energy(x)
+        fits = u.shape == (2,)
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        fits = False
+    if not fits:
+        shape = " x ".join(map(str, data.shape))
+        raise UserError(f"energy.type={run.energy['type']}: does not take {data.kind} rows of {shape}; choose another")
+    return objective, energy, sampler
+
+
 def _resumed(request: Request, folder: Path) -> tuple[dict[str, Any], Dataset]:
     config = read_config(folder)
     run = config["run"]
     if run["data"]["name"] != request.data:
         raise UserError(f"{folder}: a run on {run['data']['name']}, not on {request.data}; name another folder with -o")
-    for name, asked in (("steps", request.steps), ("minutes", request.minutes)):
+    if specs.override(run, request.overrides) != run:
+        raise UserError(
+            f"{folder}: an override differs from what this run began with ({' '.join(request.overrides)}); resume "
+            "without, or start another run"
+        )
+    for name in ("steps", "minutes", "checkpoint_every"):
+        asked = getattr(request, name)
         if asked is not None and run["train"][name] != asked:
             raise UserError(
-                f"--{name} {asked}: this run was planned with {name}={run['train'][name]} and its schedule depends on it; "
-                "resume without, or start another run"
+                f"--{name.replace('_', '-')} {asked}: this run was planned with {name}={run['train'][name]} and its "
+                "schedule depends on it; resume without, or start another run"
             )
     data = _read(run["data"], run["seed"])
     if data.fingerprint != config["data"]["fingerprint"]:
@@ -194,6 +249,17 @@ def _claim(folder: Path, config: dict[str, Any]) -> None:
     except OSError as error:
         raise UserError(f"{folder}: cannot make the folder ({error.strerror})") from error
     store.write_json(folder / "config.json", config)
+
+
+def _unclaim(folder: Path) -> None:
+    """Take back what a run refused before its first checkpoint has written; whatever else is there stays."""
+    if (folder / FOLDER).exists():
+        return
+    for name in ("config.json", PLAN, METRICS):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _trainer(
@@ -221,13 +287,10 @@ def _trainer(
     return transform, trainer
 
 
-def _finish(
-    config: dict[str, Any], energy: nn.Module, transform: Any, data: Dataset, trainer: Trainer, folder: Path
-) -> Bundle:
+def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: Trainer, folder: Path) -> Bundle:
     plan = Plan.load(folder)
     config = {
         **config,
-        "run": {**config["run"], "transform": transform.to_dict()},
         "precision": plan.precision if plan else "fp32",
         "training": {"steps": trainer.state.step, "seconds": round(trainer.state.seconds, 1)},
     }

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from thalweg.core.rng import generator
 from thalweg.core.store import write_bytes
 from thalweg.evaluate.pictures import grid, png, scatter
 from thalweg.sampler.annealed import anneal
@@ -19,7 +20,9 @@ def draw(energy: Any, sampler: Any, kind: str, transform: Any, path: Path, preci
     if getattr(energy, "noisy", False):
         z = torch.cat(list(anneal(sampler, energy, n, precision=precision)))
     else:
-        start = transform.forward(torch.rand(n, *energy.shape)) if kind == "image" else torch.randn(n, *energy.shape)
+        draws, size = generator(0, "preview"), (n, *energy.shape)
+        image = kind == "image"
+        start = transform.forward(torch.rand(size, generator=draws)) if image else torch.randn(size, generator=draws)
         z = run_chain(sampler, energy, start, num_steps=CHAIN_STEPS, precision=precision)
     x = transform.inverse(z)
     x = torch.nan_to_num(x.clamp(0, 1) if kind == "image" else x)

@@ -38,15 +38,23 @@ class SmoothedGaussian(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Float[Tensor, "n d"]) -> "SmoothedGaussian":
-        """Set mean and covariance to the sample's; raises UserError on fewer than two rows."""
+        """Set the mean to the sample's, C to its covariance S shrunk towards a sphere: C = (1 - a) S + a (tr S / d) I.
+
+        a is Ledoit and Wolf's (2004) estimate of the best share. Without it a coordinate that never varied in the sample
+        would make any change there, in new data, impossibly unlikely. UserError on fewer than two rows.
+        """
         if x.shape[0] < 2:
             raise UserError(f"{x.shape[0]} row: a covariance wants two at least; give more data")
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
         mean = x.double().mean(0)
         centred = x.double() - mean
         spectrum, basis = torch.linalg.eigh(centred.T @ centred / x.shape[0])
+        share = float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
+        spectrum = (1 - share) * spectrum.clamp(min=0) + share * spectrum.mean()
         self.mean.copy_(mean)
         self.basis.copy_(basis)
-        self.spectrum.copy_(spectrum.clamp(min=0))
+        self.spectrum.copy_(spectrum)
         return self
 
     def forward(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor]:

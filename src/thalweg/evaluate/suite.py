@@ -137,8 +137,10 @@ def _likelihood(bundle: Evaluable, sets: _Sets, seed: int) -> dict[str, Any] | N
 def _second_opinion(
     bundle: Evaluable, sets: _Sets, *, num_ode: int, num_steps: int, num_probes: int, seed: int
 ) -> tuple[Tensor, Tensor] | None:
-    """(network, ODE) log p in the model's units of the first num_ode unseen rows; None without a noisy
-    energy.
+    """(network, ODE) log p of the first num_ode unseen rows plus noise of variance t_min; None without a noisy energy.
+
+    The noise makes them draws from the law that the model claims to know, p at t_min: off that law both numbers would
+    extrapolate. In the model's units.
     """
     noisy: Callable | None = getattr(bundle, "noisy_energy", None)
     if noisy is None or num_ode < 2:
@@ -146,7 +148,8 @@ def _second_opinion(
     t_min, t_max = float(bundle.t_min), float(bundle.t_max)  # pyright: ignore[reportAttributeAccessIssue]
     encode = getattr(bundle, "encode", None) or (lambda x: x)
     x = sets.reference[:num_ode]
-    y = encode(dequantise(x, generator(seed, "dequantise-ode")) if x.ndim == 4 else x)
+    y = encode(x)
+    y = y + math.sqrt(t_min) * torch.randn(y.shape, generator=generator(seed, "noise-ode"))
     prior = getattr(bundle, "prior_log_prob", None) or gaussian_prior(encode(sets.train), t_max)
     with torch.no_grad():
         network = -noisy(y, torch.full((len(y),), t_min)).double()

@@ -33,7 +33,7 @@ class DualScoreMatching:
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     time_weight: float = 1.0
     scale: float = 0.3
-    control_variate: bool = True
+    control_variate: bool = False
 
     normalises = True
     noisy = True

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from thalweg.core.errors import DamagedFile
 from thalweg.core.store import read_json, write_json
 from thalweg.train.settings import TrainSettings
 
@@ -39,7 +40,13 @@ class Plan:
     @classmethod
     def load(cls, folder: Path) -> "Plan | None":
         """The plan in a run folder, None where there is none."""
-        return cls(**read_json(folder / NAME)) if (folder / NAME).exists() else None
+        path = folder / NAME
+        if not path.exists():
+            return None
+        try:
+            return cls(**read_json(path))
+        except TypeError as error:
+            raise DamagedFile(f"{path}: not a plan ({error}); start another run") from error
 
 
 def make_plan(settings: TrainSettings, trial: Callable[[str], Callable[[], object]]) -> Plan:

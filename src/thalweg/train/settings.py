@@ -1,6 +1,7 @@
 """What a run is made of, checked before any work starts: every section of `config.json` and every training knob."""
 
-from typing import Any, Literal
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -9,7 +10,7 @@ from thalweg.core.errors import UserError
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class DataSettings(_Section):
@@ -53,18 +54,44 @@ class RunSettings(_Section):
     seed: int = 0
 
 
+M = TypeVar("M", bound=BaseModel)
+
+
 def validate(config: dict[str, Any]) -> RunSettings:
     """The run that a mapping describes; UserError with the dotted key, the value and the remedy."""
+    run = checked(RunSettings, config)
+    for name in ("transform", "energy", "objective", "sampler"):
+        spec = getattr(run, name)
+        if "type" not in spec:
+            raise UserError(f"{name}: names no type; write `type: thalweg.package.module:ClassName` under it")
+        check(spec, name)
+    return run
+
+
+def checked(model: type[M], tree: Any, where: str = "") -> M:
+    """The section that a mapping describes; UserError starts with the dotted key, `where` before it."""
     try:
-        run = RunSettings.model_validate(config)
+        return model.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, ([where] if where else []) + list(first["loc"])))
         if first["type"] == "extra_forbidden":
-            raise UserError(
-                f"{key}: no such key; `thalweg train --help` and the recipes show those there are"
-            ) from error
-        raise UserError(f"{key}={first.get('input')!r}: {first['msg'].lower()}") from error
-    for name in ("transform", "energy", "objective", "sampler"):
-        check(getattr(run, name), name)
-    return run
+            raise UserError(f"{key}: no such key; {_hint(model, first['loc'])}") from error
+        if first["type"] == "missing":
+            raise UserError(f"{key}: missing; the recipe or an override must give it") from error
+        shown = repr(first.get("input"))
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        reason = first["msg"].lower().removeprefix("input should be ")
+        raise UserError(f"{key or 'the run'}={shown}: want {reason}") from error
+
+
+def _hint(model: type[BaseModel], loc: tuple[Any, ...]) -> str:
+    """The key that was probably meant, else those there are."""
+    for part in loc[:-1]:
+        inner = model.model_fields[part].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, BaseModel)
+        model = inner
+    known = sorted(model.model_fields)
+    close = get_close_matches(str(loc[-1]), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"

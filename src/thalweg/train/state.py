@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core import store
-from thalweg.core.errors import DamagedFile
+from thalweg.core.errors import DamagedFile, Diverged
 from thalweg.train.settings import TrainSettings
 
 FOLDER = "checkpoints"
@@ -42,11 +42,17 @@ class TrainState:
                 mine.copy_(theirs)
 
     def save(self, folder: Path, keep: int) -> Path:
-        """Write checkpoints/step-N and drop all but the newest `keep`."""
+        """Write checkpoints/step-N and drop all but the newest `keep`; Diverged, nothing written, if not all is finite.
+
+        Later checkpoints go too: the run went back behind them, since they were damaged.
+        """
         parent = folder / FOLDER
         parent.mkdir(exist_ok=True)
         path = parent / f"step-{self.step:08d}"
         tensors, structure = store.flatten(self._tree())
+        bad = finite(tensors)
+        if bad:
+            raise Diverged(f"{bad} is not finite at step {self.step}")
 
         def write(aside: Path) -> None:
             store.write_tensors(aside / "state.safetensors", tensors)
@@ -54,8 +60,10 @@ class TrainState:
             store.write_json(aside / "state.json", {"step": self.step, "seconds": self.seconds, "tree": structure})
 
         store.save_folder(path, write)
-        for old in sorted(parent.glob("step-*"))[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)  # a half-removed one no longer verifies, so it is never loaded
+        names = sorted(old.name for old in parent.glob("step-*"))
+        kept = [name for name in names if name <= path.name][-keep:]
+        for name in set(names) - set(kept):
+            shutil.rmtree(parent / name, ignore_errors=True)  # half-removed it no longer verifies: it is never loaded
         return path
 
     def load(self, path: Path) -> None:

@@ -30,6 +30,7 @@ from thalweg.train.state import FOLDER, TrainState, finite, fresh
 from thalweg.train.track import Progress, Silent, Tracker, log
 
 Hook = Callable[[TrainState, Plan], None]
+TRIAL_STEPS = 1_000_000
 
 
 class Interrupted(ThalwegError):
@@ -81,16 +82,16 @@ class Trainer:
                     metrics = self._advance(self.state, plan.precision, plan.num_steps)
                     self.state.seconds += time.perf_counter() - start
                     self._report(tracker, metrics, plan)
-                    for hook in self.hooks:
-                        hook(self.state, plan)
                     last = self.state.step == plan.num_steps
                     if last or caught or self.state.step % plan.checkpoint_every == 0:
-                        self.state.save(self.folder, self.settings.keep)
+                        self._save()
                     if caught and not last:
                         raise Interrupted(
                             f"stopped at step {self.state.step} of {plan.num_steps}, saved in {self.folder}",
                             caught[0],
                         )
+                    for hook in self.hooks:  # after the save: a hook that fails or dawdles costs no step
+                        hook(self.state, plan)
         finally:
             tracker.close()
             self.progress.stop()
@@ -110,7 +111,7 @@ class Trainer:
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(state.energy.parameters(), self.settings.clip or math.inf)
-        bad = finite({"loss": loss.detach(), "gradient": norm})
+        bad = finite({"data": batch.x, "loss": loss.detach(), "gradient": norm})
         if bad:
             raise Diverged(f"{bad} is not finite at step {state.step + 1}{self._last_good()}")
         state.optimizer.step()
@@ -150,11 +151,18 @@ class Trainer:
         """A step on a copy, so that timing leaves no trace."""
         energy = copy.deepcopy(self.state.energy)
         trial = fresh(energy, self.settings, lambda _: self.state.objective)
-        return lambda: self._advance(trial, precision, 1_000_000)
+        trial.step = TRIAL_STEPS // 2  # what grows in training, as a chain's length does, is timed half-way
+        return lambda: self._advance(trial, precision, TRIAL_STEPS)
 
     def _report(self, tracker: Tracker, metrics: dict[str, Tensor], plan: Plan) -> None:
         if self.state.step % self.settings.log_every == 0 or self.state.step in (1, plan.num_steps):
             self.progress.advance(self.state.step, tracker.write(self.state.step, self.state.seconds, {**metrics}))
+
+    def _save(self) -> None:
+        try:
+            self.state.save(self.folder, self.settings.keep)
+        except Diverged as error:
+            raise Diverged(f"{error}{self._last_good()}") from error
 
     def _last_good(self) -> str:
         good = sorted((self.folder / FOLDER).glob("step-*"))
