@@ -43,5 +43,5 @@ clean:
 	@touch $@
 
 .venv/.installed-dev: .venv/.installed
-	$(PIP) -e '.[dev]' 'pyright[nodejs]'
+	$(PIP) -e '.[dev]'
 	@touch $@

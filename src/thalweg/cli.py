@@ -28,21 +28,26 @@ Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
 Run = Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from thalweg import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
 @app.callback()
 def root(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the library's log.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
 ) -> None:
     """Energy-based models for work."""
     import warnings
 
     warnings.filterwarnings("ignore", category=UserWarning, module="torch")
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
-    if version:
-        from thalweg import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit()
 
 
 @app.command(epilog="Example: `thalweg train mnist --minutes 10 -o runs/digits`")

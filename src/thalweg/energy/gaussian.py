@@ -40,8 +40,8 @@ class SmoothedGaussian(nn.Module):
     def fit(self, x: Float[Tensor, "n d"]) -> "SmoothedGaussian":
         """Set the mean to the sample's, C to its covariance S shrunk towards a sphere: C = (1 - a) S + a (tr S / d) I.
 
-        a is Ledoit and Wolf's (2004) estimate of the best share. Without it a coordinate that never varied in the sample
-        would make any change there, in new data, impossibly unlikely. UserError on fewer than two rows.
+        a is Ledoit and Wolf's (2004) estimate of the best share. Without it a coordinate that never varied in training
+        data would make any change there impossibly unlikely. UserError on fewer than two rows.
         """
         if x.shape[0] < 2:
             raise UserError(f"{x.shape[0]} row: a covariance wants two at least; give more data")

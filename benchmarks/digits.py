@@ -1,0 +1,99 @@
+"""The main job's figures on the official test digits: one table for a run, or the agreement of two.
+
+    python benchmarks/digits.py RUN --data FOLDER              # FOLDER holds mnist.npz and fashion_mnist.npz
+    python benchmarks/digits.py RUN --data FOLDER --other RUN2  # correlation of log p between two runs
+
+Each npz has x_train and x_test, uint8 (N, 28, 28). Nothing is chosen here: the test digits are only measured on. Every
+figure stands beside its trivial baseline.
+"""
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import thalweg
+from thalweg.core.rng import generator
+from thalweg.evaluate.corrupt import constants, inverted, shuffled_patches, uniform_noise
+from thalweg.evaluate.decisions import detection_table
+from thalweg.evaluate.images import quality
+from thalweg.evaluate.judge import load_judge
+from thalweg.evaluate.partition import bits_per_dim, compare, dequantise, ode_log_prob
+
+
+def images(folder: Path, name: str, part: str) -> torch.Tensor:
+    """(N, 1, 28, 28) float32 in [0, 1]."""
+    return torch.from_numpy(np.load(folder / f"{name}.npz")[part]).float()[:, None] / 255
+
+
+def single(run: str, data: Path, num_ode: int) -> dict:
+    """All figures of one run."""
+    bundle = thalweg.load(run)
+    train, test = images(data, "mnist", "x_train")[:5000], images(data, "mnist", "x_test")
+    reference, unseen, fashion = test[:1000], test[1000:2000], images(data, "fashion_mnist", "x_test")[:1000]
+    start = time.perf_counter()
+    samples = bundle.sample(1000, seed=0)
+    seconds = time.perf_counter() - start
+    judge = load_judge()
+    columns = {"samples": samples, "real digits": unseen}
+    outs = {
+        "fashion": fashion,
+        "uniform noise": uniform_noise(unseen),
+        "inverted": inverted(unseen),
+        "shuffled": shuffled_patches(unseen),
+        "constants": constants(unseen),
+    }
+    figures = {
+        "training": bundle.config.get("training"),
+        "seconds for 1,000 samples": seconds,
+        "quality": {name: quality(x, reference, train, judge) for name, x in columns.items()},
+        "detection": detection_table(bundle.energy, unseen, outs, train),
+        "log_p": nats(bundle, unseen),
+    }
+    return figures | {"ode": second_opinion(bundle, unseen[:num_ode])}
+
+
+def nats(bundle: thalweg.Bundle, x: torch.Tensor) -> dict[str, float]:
+    """Mean log p of the dequantised test digits."""
+    log_p = bundle.log_prob(dequantise(x, generator(0, "dequantise")))
+    return {"nats": log_p.mean().item(), "bits_per_dim": bits_per_dim(log_p, x[0].numel()).mean().item()}
+
+
+def second_opinion(bundle: thalweg.Bundle, x: torch.Tensor) -> dict[str, dict[str, float]]:
+    """Network against ODE at draws of the model's own law (digits plus the lowest noise), and at the bare digits."""
+    noise = math.sqrt(bundle.t_min) * torch.randn(x.shape, generator=generator(0, "noise-ode"))
+    result = {}
+    for name, y in {"noisy": x + noise, "bare": x}.items():
+        with torch.no_grad():
+            network = -bundle.noisy_energy(y, torch.full((len(y),), bundle.t_min)).double()
+        ode = ode_log_prob(bundle.noisy_energy, y, t_min=bundle.t_min, t_max=bundle.t_max, prior=bundle.prior_log_prob)
+        result[name] = compare(network, ode)
+    return result
+
+
+def agreement(run: str, other: str, data: Path) -> dict[str, float]:
+    """Correlation of log p of two runs on 2,000 test digits, and with the pixel sum as the trivial row."""
+    x = images(data, "mnist", "x_test")[:2000]
+    a, b = thalweg.load(run).log_prob(x), thalweg.load(other).log_prob(x)
+    ink = -x.flatten(1).sum(1)
+    pairs = {"log p of the two runs": (a, b), "log p and minus the ink (trivial)": (a, ink)}
+    return {name: torch.corrcoef(torch.stack(pair))[0, 1].item() for name, pair in pairs.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--other")
+    parser.add_argument("--num-ode", type=int, default=64)
+    args = parser.parse_args()
+    result = agreement(args.run, args.other, args.data) if args.other else single(args.run, args.data, args.num_ode)
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
