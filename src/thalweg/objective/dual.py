@@ -33,7 +33,6 @@ class DualScoreMatching:
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     time_weight: float = 1.0
     scale: float = 0.3
-    control_variate: bool = False
 
     normalises = True
     noisy = True
@@ -62,14 +61,8 @@ class DualScoreMatching:
         d = eps[0].numel()
         weight = 1 + t.detach() / self.scale**2
         space = (root * grad_y - eps).flatten(1).square().mean(1)
-        time = (t.detach() * grad_t - self._target(eps, (root * grad_y).detach())).square() / d
+        target = (d - eps.flatten(1).square().sum(1)) / 2
+        time = (t.detach() * grad_t - target).square() / d
         # 0·U keeps parameters without a gradient (an additive constant) in the graph, which DDP wants.
         loss = (weight * space).mean() + self.time_weight * time.mean() + 0.0 * u.sum()
         return loss, state, {"space": space.mean().detach(), "time": time.mean().detach()}
-
-    def _target(self, eps: Tensor, e: Tensor) -> Tensor:
-        """(d - |eps|²)/2, or with the control variate e·(eps - e) added: (d - |e|² - |eps - e|²)/2, (B,)."""
-        d = eps[0].numel()
-        if not self.control_variate:
-            return (d - eps.flatten(1).square().sum(1)) / 2
-        return (d - e.flatten(1).square().sum(1) - (eps - e).flatten(1).square().sum(1)) / 2

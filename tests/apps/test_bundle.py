@@ -1,0 +1,341 @@
+"""The bundle: what every later command relies on, checked on runs of a few seconds."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import thalweg
+from thalweg.apps.bundle import Bundle, load
+from thalweg.apps.fit import Request, fit
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile, NotNormalised, UserError
+from thalweg.core.rng import generator
+from thalweg.data.toy import TOYS
+from thalweg.train.trainer import Interrupted
+
+SMALL = ["train.batch_size=64", "energy.width=48", "energy.num_blocks=2", "data.limit=6000"]
+TINY_IMAGE = ["energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "train.batch_size=16"]
+
+
+def run(folder, data, recipe="dual", steps=20, overrides=(), **keywords):
+    request = Request(data=data, recipe=recipe, steps=steps, overrides=["train.precision=fp32", *overrides])
+    return fit(request, folder, tensorboard=False, **keywords)
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory):
+    """A normalised model of eight Gaussians, trained a few seconds."""
+    return run(tmp_path_factory.mktemp("plane") / "run", "eight-gaussians", steps=500, overrides=SMALL)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("digits") / "run", "digits", steps=25, overrides=TINY_IMAGE)
+
+
+@pytest.fixture(scope="module")
+def chains(tmp_path_factory):
+    overrides = ["energy.width=8", "train.batch_size=16", "objective.buffer_size=64", "objective.num_steps=2"]
+    return run(tmp_path_factory.mktemp("pcd") / "run", "two-moons", "pcd", overrides=overrides)
+
+
+def points(n=50):
+    return TOYS["eight-gaussians"].sample(n, generator(7, "points"))
+
+
+def pixels(n=7):
+    return torch.rand(n, 1, 8, 8, generator=generator(7, "pixels"))
+
+
+@pytest.mark.parametrize("which", ["plane", "digits"])
+def test_shapes_and_the_sign_of_log_p(which, request):
+    bundle = request.getfixturevalue(which)
+    x = points() if which == "plane" else pixels()
+    u = bundle.energy(x)
+    assert u.shape == (len(x),)
+    assert u.dtype == torch.float32
+    assert torch.equal(bundle.log_prob(x), -u)
+    scores = bundle.score(x)
+    assert {name: value.shape for name, value in scores.items()} == {
+        name: (len(x),) for name in ("energy", "log_prob", "p_value", "flag")
+    }
+    assert torch.equal(scores["flag"], scores["p_value"] <= 0.01)
+    assert bundle.sample(3).shape == (3, *x.shape[1:])
+    assert bundle.sample(0).shape == (0, *x.shape[1:])
+    assert not any(p.requires_grad for p in bundle.model.parameters())
+    if which == "digits":
+        assert 0 <= float(bundle.sample(3).min()) <= float(bundle.sample(3).max()) <= 1
+
+
+def test_rows_do_not_depend_on_their_company(plane):
+    x = points(600)  # more than one block of evaluation
+    u = plane.energy(x)
+    assert torch.allclose(u[300:310], plane.energy(x[300:310]), atol=1e-4)
+
+
+def test_numpy_uint8_and_double_are_taken(digits):
+    x = (pixels() * 255).round().to(torch.uint8)
+    u = digits.energy(x)
+    assert torch.equal(u, digits.energy(x.numpy()))
+    assert torch.allclose(u, digits.energy(x.double() / 255), atol=1e-2)
+
+
+@pytest.mark.parametrize("which", ["plane", "digits", "chains"])
+def test_samples_follow_from_the_seed_and_blocks_from_their_place(which, request):
+    bundle = request.getfixturevalue(which)
+    long = bundle.sample(150, seed=4, num_steps=3)
+    assert torch.equal(long[:100], bundle.sample(100, seed=4, num_steps=3))
+    assert torch.equal(long, bundle.sample(150, seed=4, num_steps=3))
+    assert not torch.equal(long, bundle.sample(150, seed=5, num_steps=3))
+    assert len(long.unique(dim=0)) == 150
+
+
+def test_the_deterministic_sampler_gives_row_i_whatever_n(plane):
+    long = plane.sample(60, seed=4, num_steps=5)
+    assert torch.allclose(long[:17], plane.sample(17, seed=4, num_steps=5), atol=1e-4)
+
+
+def test_chains_of_one_seed_share_no_noise_with_those_of_the_next(chains, monkeypatch):
+    seeds = []
+    real = thalweg.apps.bundle.run_chain
+    monkeypatch.setattr(
+        thalweg.apps.bundle, "run_chain", lambda *args, **kw: seeds.append(kw["seed"]) or real(*args, **kw)
+    )
+    for seed in range(3):
+        chains.sample(201, seed=seed, num_steps=1)
+    assert len(set(seeds)) == 9
+
+
+def test_an_unnormalised_model_says_so(chains):
+    x = TOYS["two-moons"].sample(5, generator(0, "x"))
+    with pytest.raises(NotNormalised, match=r"trained by ContrastiveDivergence.*use \.energy\(x\), or train with"):
+        chains.log_prob(x)
+    assert "log_prob" not in chains.score(x)
+    assert chains.score(x)["p_value"].shape == (5,)
+    assert issubclass(NotNormalised, UserError)
+
+
+def _integral(log_prob, half=2.2, n=220):
+    edge = torch.linspace(-half, half, n + 1)
+    middle = (edge[1:] + edge[:-1]) / 2
+    x = torch.cartesian_prod(middle, middle)
+    return float(log_prob(x).double().exp().sum()) * (2 * half / n) ** 2
+
+
+def test_log_p_integrates_to_one_in_data_units(plane):
+    """Rejected mutants: the unit change dropped, and a constant off by 0.2 nats either way."""
+    tolerance = 0.1
+    total = _integral(plane.log_prob)
+    assert abs(total - 1) < tolerance
+    assert total * math.exp(-0.2) < 1 - tolerance or total * math.exp(-0.2) < 0.9
+    assert abs(total * math.exp(0.2) - 1) > tolerance
+    assert abs(total * math.exp(-0.2) - 1) > tolerance
+
+    def without_units(x):
+        return plane.log_prob(x) - plane.transform.log_abs_det(x)
+
+    assert abs(_integral(without_units) - 1) > 3 * tolerance
+
+
+def test_log_p_comes_near_the_known_density(plane):
+    """Held-out mean log p lies below the truth (Gibbs), and far above the Gaussian fit's."""
+    toy = TOYS["eight-gaussians"]
+    x = toy.sample(4000, generator(11, "fresh"))
+    mean = float(plane.log_prob(x).mean())
+    normal = torch.distributions.MultivariateNormal(x.mean(0), torch.cov(x.T))
+    truth, gaussian = float(toy.log_prob(x).mean()), float(normal.log_prob(x).mean())
+    assert gaussian + 0.3 * (truth - gaussian) < mean < truth + 0.05
+
+
+def test_p_values_are_uniform_on_normal_data_and_small_on_junk(plane):
+    fresh = TOYS["eight-gaussians"].sample(3000, generator(12, "fresh"))
+    p = plane.score(fresh)["p_value"].sort().values
+    distance = (p - (torch.arange(3000) + 0.5) / 3000).abs().max()
+    assert float(distance) < 2.4 * math.sqrt(1 / 3000 + 1 / 4000)  # two-sample Kolmogorov-Smirnov, alpha about 1e-5
+    junk = torch.full((9, 2), 5.0) + torch.arange(9)[:, None]
+    assert float(plane.score(junk)["p_value"].max()) == pytest.approx(1 / 4001)
+    assert bool(plane.score(junk)["flag"].all())
+    assert not bool(plane.score(fresh, alpha=0.0)["flag"].any())
+
+
+def test_p_value_counts_ties_as_at_least_as_odd(plane):
+    held = plane.held_out_energies
+    try:
+        plane.held_out_energies = torch.tensor([3.0, 1.0, 2.0])
+        plane.energy, x = lambda x: torch.tensor([0.0, 2.0, 3.5]), None
+        assert plane.score(x)["p_value"].tolist() == [1.0, 0.75, 0.25]
+    finally:
+        plane.held_out_energies = held
+        del plane.energy
+
+
+BAD_IMAGES = {
+    "shape": (torch.zeros(2, 1, 9, 8), r"^x: expected shape \(N, 1, 8, 8\), got \(2, 1, 9, 8\)"),
+    "no batch": (torch.zeros(1, 8, 8), r"add the batch axis"),
+    "channels last": (torch.zeros(2, 8, 8, 1), r"channels come first"),
+    "colours": (torch.zeros(2, 3, 8, 8), r"3 channels where 1 are expected"),
+    "NaN": (torch.full((2, 1, 8, 8), float("nan")), r"2 of 2 rows hold NaN"),
+    "range": (torch.full((2, 1, 8, 8), 7.0), r"lie in \[0, 1\].*divide by 255"),
+    "whole numbers": (torch.zeros(2, 1, 8, 8, dtype=torch.int64), r"pixels are torch.int64"),
+    "empty": (torch.zeros(0, 1, 8, 8), r"at least one row"),
+    "text": ("digit", r"^x: not an array of numbers"),
+    "ragged": ([[1.0], [1.0, 2.0]], r"^x: not an array of numbers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+@pytest.mark.parametrize("method", ["energy", "log_prob", "score"])
+def test_bad_input_is_one_clear_line(digits, name, method):
+    x, message = BAD_IMAGES[name]
+    with pytest.raises(UserError, match=message) as caught:
+        getattr(digits, method)(x)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_requests_for_samples(digits):
+    with pytest.raises(UserError, match="labels were given but this model is not conditional"):
+        digits.sample(2, labels=[1, 2])
+    with pytest.raises(UserError, match="n=-1"):
+        digits.sample(-1)
+    with pytest.raises(UserError, match="num_steps=0"):
+        digits.sample(1, num_steps=0)
+
+
+def test_a_finished_run_has_all_its_parts(digits):
+    names = {path.name for path in digits.path.iterdir()}
+    assert {"config.json", "model.safetensors", "calibration.safetensors", "manifest.json"} <= names
+    assert {"card.md", "metrics.jsonl", "plan.json", "preview.png", "checkpoints"} <= names
+    store.verify(digits.path)
+    assert "Command:" in (digits.path / "card.md").read_text()
+    assert len(digits.held_out_energies) == digits.config["data"]["num_held_out"]
+
+
+@pytest.mark.parametrize("data", ["two-moons", "digits"])
+def test_an_unfinished_run_is_read_from_its_checkpoint(tmp_path, data, monkeypatch, caplog):
+    def stop(self, *args):
+        if self.state.step == 4:
+            self.state.save(self.folder, 2)
+            raise Interrupted("stopped", 15)
+
+    monkeypatch.setattr("thalweg.train.trainer.Trainer._report", stop)
+    overrides = TINY_IMAGE if data == "digits" else SMALL
+    with pytest.raises(Interrupted):
+        run(tmp_path / "run", data, overrides=overrides)
+    bundle = load(tmp_path / "run")
+    assert "has not ended; reading its checkpoint step-00000004, without calibration" in caplog.text
+    x = pixels() if data == "digits" else points()
+    assert bundle.log_prob(x).shape == (len(x),)
+    assert set(bundle.score(x)) == {"energy", "log_prob"}
+    assert bundle.sample(2, num_steps=2).shape == (2, *x.shape[1:])
+
+
+def test_save_and_from_pretrained_keep_every_bit(digits, tmp_path):
+    digits.save_pretrained(tmp_path / "copy" / "deep")
+    again = Bundle.from_pretrained(tmp_path / "copy" / "deep")
+    x = pixels()
+    assert torch.equal(again.energy(x), digits.energy(x))
+    assert torch.equal(again.score(x)["p_value"], digits.score(x)["p_value"])
+    assert again.config == digits.config
+    store.verify(tmp_path / "copy" / "deep")
+    assert {path.name for path in (tmp_path / "copy" / "deep").iterdir()} == {
+        *("config.json", "model.safetensors", "calibration.safetensors", "manifest.json", "card.md")
+    }
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        digits.save_pretrained(tmp_path / "file")
+
+
+@pytest.fixture
+def copy(digits, tmp_path):
+    digits.save_pretrained(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "calibration.safetensors", "manifest.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_r5_a_damaged_file_is_refused_by_name(copy, name, damage):
+    data = bytearray((copy / name).read_bytes())
+    if damage == "cut":
+        del data[-1]
+    else:
+        data[len(data) // 2] ^= 1
+    (copy / name).write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        load(copy)
+    assert "\n" not in str(caught.value)
+    assert str(copy) in str(caught.value)
+    if name != "manifest.json":
+        assert isinstance(caught.value, DamagedFile)
+        assert name in str(caught.value)
+
+
+def test_a_file_that_is_not_sealed_is_not_read(copy):
+    files = store.read_json(copy / "manifest.json")
+    del files["files"]["calibration.safetensors"]
+    store.write_json(copy / "manifest.json", files)
+    with pytest.raises(DamagedFile, match=r"calibration\.safetensors: not listed"):
+        load(copy)
+
+
+def _edit(folder, **changes):
+    config = store.read_json(folder / "config.json")
+    config |= changes
+    store.write_json(folder / "config.json", {k: v for k, v in config.items() if v is not None})
+    store.seal(folder, ["config.json", "model.safetensors", "calibration.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": 99, "thalweg": "7.0"}, r"written by thalweg 7\.0 in format 99; this version reads format 1"),
+        ({"format": None}, r"config\.json: not the configuration of a run"),
+        ({"run": None}, r"config\.json: lacks run"),
+        ({"run": {}}, r"config\.json: not the configuration of a run"),
+        ({"data": 3}, r"config\.json: not the configuration of a run"),
+    ],
+)
+def test_another_format_or_config_is_refused(copy, changes, message):
+    _edit(copy, **changes)
+    with pytest.raises(UserError, match=message):
+        load(copy)
+
+
+def test_r15_a_config_builds_only_this_package(copy):
+    config = store.read_json(copy / "config.json")
+    _edit(copy, run={**config["run"], "energy": {"type": "os:system", "command": "true"}})
+    with pytest.raises(UserError, match=r"os:system.*only classes under thalweg"):
+        load(copy)
+
+
+def test_weights_of_another_energy_are_refused(copy):
+    config = store.read_json(copy / "config.json")
+    energy = {**config["run"]["energy"], "embed": 8}
+    _edit(copy, run={**config["run"], "energy": energy})
+    with pytest.raises(DamagedFile, match=r"weights do not fit config\.json"):
+        load(copy)
+
+
+def test_what_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        load(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no config\.json there"):
+        load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="a file, where the folder of a run was wanted"):
+        load(tmp_path / "file")
+
+
+def test_a_run_before_its_first_checkpoint_says_so(digits, tmp_path):
+    shutil.copy(digits.path / "config.json", tmp_path)
+    with pytest.raises(UserError, match="has not saved anything yet"):
+        load(tmp_path)
+
+
+def test_the_same_command_twice_gives_the_same_bundle(digits, tmp_path):
+    again = run(tmp_path / "run", "digits", steps=25, overrides=TINY_IMAGE)
+    x = np.asarray(pixels())
+    assert torch.equal(again.energy(x), digits.energy(x))
+    assert torch.equal(again.held_out_energies, digits.held_out_energies)

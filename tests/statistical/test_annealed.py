@@ -1,0 +1,246 @@
+"""Annealed samplers on a mixture whose U(y, t) is known: law, order of convergence, blocks; with mutants."""
+
+import inspect
+import math
+import sys
+import types
+
+import pytest
+import torch
+
+from thalweg.core.rng import generator
+from thalweg.sampler import annealed
+from thalweg.sampler.annealed import BLOCK, Ancestral, Grid, Heun, anneal
+from thalweg.sampler.run import transitions
+
+from .stats import assert_law, assert_near, dkw_eps
+
+WEIGHTS = torch.tensor([0.2, 0.8], dtype=torch.float64)
+MEANS = torch.tensor([[-1.0, 0.5], [1.0, -0.25]], dtype=torch.float64)
+STDS = torch.tensor([0.15, 0.3], dtype=torch.float64)
+LOW, HIGH = 0.02, 10.0
+N = 20_000
+
+
+class Mixture:
+    """-log p_t of a skewed two-mode mixture, closed form, float64; `prior` draws exactly from p at t_max."""
+
+    shape = (2,)
+
+    def __call__(self, y, t):
+        v = STDS.square() + t[:, None]
+        square = (y[:, None] - MEANS).square().sum(-1)
+        return -torch.logsumexp(WEIGHTS.log() - square / (2 * v) - (2 * math.pi * v).log(), 1)
+
+    def draw(self, n, t, gen):
+        k = torch.multinomial(WEIGHTS, n, replacement=True, generator=gen)
+        z = torch.randn(n, 2, generator=gen, dtype=torch.float64)
+        return MEANS[k] + (STDS[k].square() + t).sqrt()[:, None] * z
+
+    def prior(self, n, gen):
+        return self.draw(n, HIGH**2, gen)
+
+
+def _cdf(x, t):
+    """Exact distribution functions of four projections, (B, 4)."""
+    directions = torch.tensor([[1.0, 0], [0, 1.0], [0.6, 0.8], [0.8, -0.6]], dtype=torch.float64)
+    place, centre = x @ directions.T, MEANS @ directions.T
+    scale = (STDS.square() + t).sqrt()
+    return (WEIGHTS[:, None] * torch.special.ndtr((place[:, None] - centre) / scale[:, None])).sum(1)
+
+
+def end(sampler, n=N, seed=0):
+    """Positions at sigma_min, without the last denoising."""
+    gen = generator(seed, "annealed")
+    x = Mixture().draw(n, HIGH**2, gen)
+    steps = transitions(sampler, Mixture(), x, gen)
+    for _ in range(sampler.num_steps):
+        state, _ = next(steps)
+    return state.x
+
+
+def levels(**changes):
+    return {"sigma_min": LOW, "sigma_max": HIGH, **changes}
+
+
+SAMPLERS = {
+    "heun": Heun(num_steps=60, **levels()),
+    "churn": Heun(num_steps=120, churn=0.05, **levels()),
+    "ancestral": Ancestral(num_steps=500, **levels()),
+    "half ancestral": Ancestral(num_steps=500, eta=0.5, **levels()),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_reproduce_the_law(name):
+    x = end(SAMPLERS[name])
+    assert_law(x, lambda x: _cdf(x, LOW**2), power=0.021)
+    share = (x[:, 0] > 0).double()
+    exact = float((WEIGHTS * torch.special.ndtr(MEANS[:, 0] / (STDS.square() + LOW**2).sqrt())).sum())
+    assert_near(share.mean(), exact, share.std() / math.sqrt(N))
+    mean = WEIGHTS @ MEANS
+    for j in range(2):
+        assert_near(x[:, j].mean(), float(mean[j]), x[:, j].std() / math.sqrt(N))
+        square = (x[:, j] - mean[j]).square()
+        v = float((WEIGHTS * (STDS.square() + LOW**2 + (MEANS[:, j] - mean[j]).square())).sum())
+        assert_near(square.mean(), v, square.std() / math.sqrt(N), sigmas=6)
+
+
+def mutant(*changes):
+    source = inspect.getsource(annealed)
+    for old, new in changes:
+        assert old in source, old
+        source = source.replace(old, new)
+    made = types.ModuleType("mutant_of_annealed")
+    sys.modules[made.__name__] = made
+    exec(compile(source, made.__name__, "exec"), made.__dict__)
+    return made
+
+
+MUTANTS = {
+    "Heun's second slope lacks sigma": ("heun", ("now * g + then * g_then", "now * g + g_then")),
+    "Heun's slopes use one level": ("heun", ("AtNoise(energy, then**2), guess", "AtNoise(energy, now**2), guess")),
+    "the ODE is run at twice the speed": ("heun", ("(then - now) / 2 *", "(then - now) *")),
+    "churn raises sigma and adds no noise": ("churn", ("(raised**2 - now**2)", "0 * (raised**2 - now**2)")),
+    "churn's noise is not squared off": ("churn", ("(raised**2 - now**2)", "(raised - now)")),
+    "ancestral noise too large": ("ancestral", ("+ up * noise[0]", "+ 1.1 * up * noise[0]")),
+    "ancestral moves to then, not to down": ("ancestral", ("(down - now) * now", "(then - now) * now")),
+    "ancestral lacks the factor now": ("ancestral", ("(down - now) * now * g", "(down - now) * g")),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_rejected(name):
+    which, change = MUTANTS[name]
+    good, module = SAMPLERS[which], mutant(change)
+    bad = getattr(module, type(good).__name__)(**{f: getattr(good, f) for f in good.__dataclass_fields__})
+    x = end(bad)
+    with pytest.raises(AssertionError, match="exceed"):
+        assert_law(x, lambda x: _cdf(x, LOW**2), power=0.021)
+
+
+def _slope(make):
+    """Slope of log error against log steps, errors against a much finer run from the same starts."""
+    gen = generator(3, "order")
+    x = Mixture().draw(200, HIGH**2, gen)
+
+    def run(sampler):
+        state = sampler.init(Mixture(), x)
+        for _ in range(sampler.num_steps):
+            state, _ = sampler.step(Mixture(), state, sampler.draw(state, gen))
+        return state.x
+
+    fine = run(Heun(num_steps=2000, **levels()))
+    counts = (80, 160, 320)
+    errors = [float((run(make(n)) - fine).norm(dim=1).median()) for n in counts]
+    return -(math.log(errors[-1]) - math.log(errors[0])) / (math.log(counts[-1]) - math.log(counts[0]))
+
+
+def test_heun_is_of_second_order_and_euler_of_first():
+    assert 1.8 < _slope(lambda n: Heun(num_steps=n, **levels())) < 2.2
+    assert 0.85 < _slope(lambda n: Ancestral(num_steps=n, eta=0.0, **levels())) < 1.15
+    euler = mutant(("(now * g + then * g_then)", "(2 * now * g)"))
+    assert _slope(lambda n: euler.Heun(num_steps=n, **levels())) < 1.2
+
+
+def test_the_grid_runs_from_top_to_bottom():
+    grid = Grid(num_steps=30, sigma_min=LOW, sigma_max=HIGH, rho=5.0)
+    sigma = torch.stack([grid.sigma(torch.tensor(i), torch.zeros(1, dtype=torch.float64)) for i in range(31)])
+    assert float(sigma[0]) == pytest.approx(HIGH)
+    assert float(sigma[-1]) == pytest.approx(LOW)
+    assert bool((sigma.diff(dim=0) < 0).all())
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Heun(num_steps=0), "num_steps=0"),
+        (lambda: Heun(sigma_min=3.0, sigma_max=1.0), "want 0 < min < max"),
+        (lambda: Heun(churn=-0.1), "churn=-0.1"),
+        (lambda: Heun(rho=0.0), "rho=0.0"),
+        (lambda: Ancestral(eta=1.5), "eta=1.5"),
+        (lambda: Ancestral(num_steps=0), "num_steps=0"),
+    ],
+)
+def test_bad_numbers_are_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_blocks_do_not_depend_on_how_many_follow(name):
+    sampler = SAMPLERS[name]
+    short = [*anneal(sampler, Mixture(), BLOCK, seed=3)]
+    long = [*anneal(sampler, Mixture(), 2 * BLOCK + 30, seed=3, num_corrections=0)]
+    assert [len(block) for block in long] == [BLOCK, BLOCK, 30]
+    assert torch.equal(short[0], long[0])
+    assert not torch.equal(long[0], long[1])
+    assert not torch.equal(long[0], next(anneal(sampler, Mixture(), BLOCK, seed=4)))
+    assert [*anneal(sampler, Mixture(), 0)] == []
+
+
+def test_the_deterministic_flow_gives_row_i_whatever_n():
+    sampler = SAMPLERS["heun"]
+    few = next(anneal(sampler, Mixture(), 7, seed=3))
+    many = next(anneal(sampler, Mixture(), 60, seed=3))
+    assert torch.allclose(few, many[:7], atol=1e-9)
+
+
+class StartsExact(Mixture):
+    """Its prior is the law at the lowest level, for a sampler that takes no step worth the name."""
+
+    def prior(self, n, gen):
+        return self.draw(n, LOW**2, gen)
+
+
+class Still:
+    """A sampler that leaves positions alone."""
+
+    num_steps, sigma_min = 1, LOW
+
+    def init(self, energy, x):
+        return annealed.AnnealedState(x, torch.zeros(()))
+
+    def draw(self, state, gen):
+        return ()
+
+    def step(self, energy, state, noise):
+        return state, None
+
+
+def _corrected(module, num_corrections, n=N):
+    """Exact draws at the lowest level after corrections, the last denoising step undone on the exact law's side."""
+    return torch.cat([*module.anneal(Still(), StartsExact(), n, num_corrections=num_corrections, seed=5)])
+
+
+def test_corrections_leave_the_law_as_it_was():
+    """Against draws that were not corrected: same law after the same denoising step (two-sample DKW)."""
+    plain, moved = _corrected(annealed, 0), _corrected(annealed, 5)
+    assert float((plain - moved).norm(dim=1).median()) > LOW  # the chains did move
+    eps = 2 * dkw_eps(N, 4)
+
+    def gap(a, b):
+        return max(_two_sample(a[:, j], b[:, j]) for j in range(2))
+
+    assert gap(plain, moved) < eps
+    unadjusted = mutant(("MALA(step_size=0.2 * float(t))", "ULA(step_size=60 * float(t))"), _IMPORT)
+    assert gap(plain, _corrected(unadjusted, 20)) > eps
+
+
+_IMPORT = ("from thalweg.sampler.langevin import MALA", "from thalweg.sampler.langevin import ULA")
+
+
+def _two_sample(a, b):
+    grid = torch.cat([a, b]).sort().values
+    count = [torch.searchsorted(v.sort().values, grid, right=True).double() / len(v) for v in (a, b)]
+    return float((count[0] - count[1]).abs().max())
+
+
+def test_the_last_step_denoises():
+    """x = y - t grad U is E[x | y]: nearer to clean data than y by the share that the noise had."""
+    x = torch.cat([*anneal(Still(), StartsExact(), 2000, seed=6)])
+    y = torch.cat([StartsExact().prior(BLOCK, generator(6, "sample", k)) for k in range(20)])
+    t = torch.full((2000,), LOW**2, dtype=torch.float64)
+    y_grad = y.requires_grad_(True)
+    (g,) = torch.autograd.grad(Mixture()(y_grad, t).sum(), y_grad)
+    assert torch.allclose(x, (y - LOW**2 * g).detach(), atol=1e-12)

@@ -1,0 +1,264 @@
+"""Dual score matching where the answer is known: Gaussians in closed form, a mixture learned, the law of noise levels.
+
+Every check names the mutants it must reject (trust S1, S2, S11 in spirit, S24).
+"""
+
+import inspect
+import math
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.energy.activation import silu
+from thalweg.energy.gaussian import SmoothedGaussian
+from thalweg.energy.residual import ResidualEnergy
+from thalweg.objective import dual
+from thalweg.objective.base import Batch, Empty
+from thalweg.objective.dual import DualScoreMatching
+from thalweg.objective.levels import NoiseLevels
+
+from .stats import assert_law, assert_near, dkw_eps
+
+D, N, REPEATS = 3, 2000, 25
+LEVELS = NoiseLevels(sigma_min=0.1, sigma_max=3.0)
+
+
+def mutant(*changes):
+    """The objective's module with pieces of its source replaced."""
+    source = inspect.getsource(dual)
+    for old, new in changes:
+        assert old in source, old
+        source = source.replace(old, new)
+    made = types.ModuleType("mutant_of_dual")
+    sys.modules[made.__name__] = made
+    exec(compile(source, made.__name__, "exec"), made.__dict__)
+    return made.DualScoreMatching
+
+
+class Exact(nn.Module):
+    """-log N(y; m + shift, (1 + scale)(C + t I)) plus a function of t, a log t + c: exact where all of these are 0."""
+
+    def __init__(self):
+        super().__init__()
+        q, _ = torch.linalg.qr(torch.randn(D, D, generator=generator(0, "basis"), dtype=torch.float64))
+        self.basis, self.spectrum = q, torch.tensor([0.02, 0.5, 2.0], dtype=torch.float64)
+        self.mean = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+        for name, size in (("shift", D), ("scale", 1), ("slope", 1), ("constant", 1)):
+            self.register_parameter(name, nn.Parameter(torch.zeros(size, dtype=torch.float64)))
+
+    def forward(self, y, t):
+        z = (y - self.mean - self.shift) @ self.basis
+        v = (1 + self.scale) * (self.spectrum + t[:, None])
+        u = 0.5 * (z.square() / v + (2 * math.pi * v).log()).sum(1)
+        return u + self.slope * t.log() + self.constant
+
+    def draw(self, n, gen):
+        z = torch.randn(n, D, generator=gen, dtype=torch.float64)
+        return self.mean + (z * self.spectrum.sqrt()) @ self.basis.T
+
+
+def gradients(objective):
+    """The loss's gradient at the exact energy, (REPEATS, parameters): independent repeats give its error bar."""
+    energy, rows = Exact(), []
+    names = ("shift", "scale", "slope")
+    for k in range(REPEATS):
+        gen = generator(1, "gradients", k)
+        batch = Batch(energy.draw(N, gen), None)
+        noise = objective.draw(Empty(), batch, gen, 0.0)
+        loss, _, _ = objective.loss(energy, Empty(), batch, noise)
+        rows.append(torch.cat(torch.autograd.grad(loss, [getattr(energy, name) for name in names])))
+    return torch.stack(rows)
+
+
+def z_scores(objective):
+    g = gradients(objective)
+    return g.mean(0) / (g.std(0) / math.sqrt(REPEATS))
+
+
+@pytest.mark.parametrize("time_weight", [0.0, 1.0])
+def test_s24_the_exact_energy_is_where_the_gradient_vanishes(time_weight):
+    objective = DualScoreMatching(levels=LEVELS, time_weight=time_weight, scale=1.0)
+    z = z_scores(objective)
+    z = z[:-1] if time_weight == 0 else z  # the space score sees no function of t alone
+    assert float(z.abs().max()) < 5, z
+
+
+MUTANTS = {
+    "the time score lacks d/2": ("target = (d - eps.flatten(1)", "target = (0 - eps.flatten(1)"),
+    "the time score's sign": ("target = (d - eps.flatten(1)", "target = -(d - eps.flatten(1)"),
+    "eps has the wrong sign": ("(root * grad_y - eps).flatten", "(root * grad_y + eps).flatten"),
+    "sqrt(t) for t in the time score": ("(t.detach() * grad_t", "(t.detach().sqrt() * grad_t"),
+    "t for sqrt(t) in the space score": ("(root * grad_y - eps).flatten", "(root**2 * grad_y - eps).flatten"),
+    "noise of variance t squared": ("batch.x + root * eps", "batch.x + root**2 * eps"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_of_the_loss_are_rejected(name):
+    objective = mutant(MUTANTS[name])(levels=LEVELS, time_weight=1.0, scale=1.0)
+    assert float(z_scores(objective).abs().max()) > 10
+
+
+def test_the_additive_constant_has_no_gradient_but_stays_in_the_graph():
+    energy, gen = Exact(), generator(3, "graph")
+    objective = DualScoreMatching(levels=LEVELS)
+    batch = Batch(energy.draw(50, gen), None)
+    loss, _, _ = objective.loss(energy, Empty(), batch, objective.draw(Empty(), batch, gen, 0.0))
+    loss.backward()
+    assert energy.constant.grad.tolist() == [0.0]
+
+
+def _mixture_log_prob(y, t):
+    """log of 0.3 N(-1, 0.15² + t) + 0.7 N(0.6, 0.15² + t)."""
+    v = 0.15**2 + t
+    parts = [math.log(w) - 0.5 * (y[:, 0] - m) ** 2 / v - 0.5 * math.log(2 * math.pi * v) for w, m in _MODES]
+    return torch.logsumexp(torch.stack(parts), 0)
+
+
+_MODES = ((0.3, -1.0), (0.7, 0.6))
+
+
+def test_a_learned_energy_beats_its_anchor_and_knows_its_constant():
+    gen = generator(4, "mixture")
+    which = torch.rand(4000, generator=gen) < 0.3
+    x = torch.where(which, -1.0, 0.6)[:, None] + 0.15 * torch.randn(4000, 1, generator=gen)
+    torch.manual_seed(0)
+    energy = ResidualEnergy(shape=(1,), width=32, num_blocks=2, embed=16, sigma_min=0.2, sigma_max=6.0).fit(x)
+    levels = NoiseLevels(sigma_min=0.2, sigma_max=6.0, share=0.5)
+    objective = DualScoreMatching(levels=levels, time_weight=0.3, scale=1.0)
+    optimizer = torch.optim.Adam(energy.parameters(), lr=3e-3)
+    steps = 600
+    for step in range(steps):
+        batch = Batch(x[torch.randint(len(x), (128,), generator=gen)], None)
+        loss, _, _ = objective.loss(energy, Empty(), batch, objective.draw(Empty(), batch, gen, 0.0))
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = 3e-3 * (1 - step / steps)
+        optimizer.step()
+    y = torch.linspace(-4, 4, 801)[:, None]
+    t = 0.2**2
+    noise = torch.full((len(y),), t)
+    truth = _mixture_log_prob(y, t)
+    with torch.no_grad():
+        learned, anchor = -energy(y, noise), -energy.anchor(y, noise)[0]
+    p = truth.exp() * 0.01
+    kl_learned, kl_anchor = (float((p * (truth - q)).sum()) for q in (learned, anchor))
+    assert kl_anchor > 0.4
+    assert abs(kl_learned) < 0.3 * kl_anchor
+    assert abs(float(learned.exp().sum()) * 0.01 - 1) < 0.16
+
+
+def test_smoothed_gaussian_against_torch():
+    x = (torch.randn(500, 4, generator=generator(5, "x")) @ torch.randn(4, 4, generator=generator(5, "a"))).double() + 3
+    anchor = SmoothedGaussian(4).double().fit(x)
+    covariance = anchor.basis @ anchor.spectrum.diag() @ anchor.basis.T
+    sample = torch.cov(x.T, correction=0)
+    assert torch.allclose(anchor.mean, x.mean(0), atol=1e-12)
+    assert float((covariance - sample).norm() / sample.norm()) < 0.05  # the sample's, shrunk a little at most
+    assert float(covariance.trace()) == pytest.approx(float(sample.trace()), rel=1e-9)
+    y = 5 * torch.randn(30, 4, generator=generator(5, "y")).double()
+    for t in (1e-4, 0.3, 50.0):
+        law = torch.distributions.MultivariateNormal(anchor.mean, covariance + t * torch.eye(4).double())
+        u, wiener = anchor(y, torch.full((30,), t, dtype=torch.float64))
+        assert torch.allclose(u, -law.log_prob(y), rtol=1e-9, atol=1e-9)
+        gain = covariance @ torch.linalg.inv(covariance + t * torch.eye(4).double())
+        assert torch.allclose(wiener, (y - anchor.mean) @ gain.T, atol=1e-9)
+        share = anchor.unexplained(torch.tensor([t], dtype=torch.float64))
+        assert float(share) == pytest.approx(float((gain.trace() / 4).sqrt()))
+    draws = anchor.draw(200_000, 0.5, generator(5, "draw"))
+    total = covariance + 0.5 * torch.eye(4).double()
+    white = (draws - anchor.mean) @ torch.linalg.inv(torch.linalg.cholesky(total)).T
+    assert_law(white, torch.special.ndtr, power=0.01)
+
+
+def test_smoothed_gaussian_wants_two_rows():
+    with pytest.raises(UserError, match="1 row: a covariance wants two"):
+        SmoothedGaussian(2).fit(torch.zeros(1, 2))
+
+
+def test_s1_silu_to_the_third_order():
+    x = torch.linspace(-9, 9, 13, dtype=torch.float64).requires_grad_(True)
+    assert torch.equal(silu(x), nn.functional.silu(x))
+    assert gradcheck(silu, (x,), rtol=1e-6)
+    assert gradgradcheck(silu, (x,), rtol=1e-6)
+
+    def second(v):
+        (a,) = torch.autograd.grad(silu(v).sum(), v, create_graph=True)
+        return torch.autograd.grad(a.square().sum(), v, create_graph=True)[0]
+
+    assert gradcheck(second, (x,), rtol=1e-6)
+
+    def derivatives(f, order):
+        v, out = x, f(x)
+        for _ in range(order):
+            (out,) = torch.autograd.grad(out.sum(), v, create_graph=True)
+        return out.detach()
+
+    for order in (1, 2, 3):
+        assert torch.allclose(derivatives(silu, order), derivatives(nn.functional.silu, order), atol=1e-12)
+
+
+def test_silu_without_a_graph_gives_the_same_second_derivative():
+    x = torch.randn(50, generator=generator(6, "x"), dtype=torch.float64).requires_grad_(True)
+    (a,) = torch.autograd.grad(silu(x).sum(), x, create_graph=True)
+    (plain,) = torch.autograd.grad((3 * a).sum(), x, retain_graph=True)  # grad mode off inside: the in-place branch
+    (graph,) = torch.autograd.grad((3 * a).sum(), x, create_graph=True)
+    assert torch.allclose(plain, graph, atol=1e-12)
+
+
+def _normal_cdf(v):
+    return 0.5 * (1 + math.erf(v / math.sqrt(2)))
+
+
+def _level_cdf(levels, share):
+    """The stated law of log sigma: share of a truncated normal, the rest uniform."""
+    low, high = math.log(levels.sigma_min), math.log(levels.sigma_max)
+    middle, spread = math.log(levels.median), levels.spread
+    a, b = _normal_cdf((low - middle) / spread), _normal_cdf((high - middle) / spread)
+
+    def cdf(t):
+        s = t.double().log() / 2
+        normal = (torch.special.ndtr((s - middle) / spread) - a) / (b - a)
+        return (share * normal + (1 - share) * (s - low) / (high - low))[:, None]
+
+    return cdf
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.75, 1.0])
+def test_noise_levels_follow_their_stated_law(share):
+    levels = NoiseLevels(sigma_min=0.02, sigma_max=5.0, median=0.3, spread=1.2, share=share)
+    t = torch.cat([levels.draw(64, generator(7, "levels", k)) for k in range(1500)])
+    assert_law(t, _level_cdf(levels, share), power=0.01)
+    moved = NoiseLevels(median=0.33, sigma_max=5.0) if share else NoiseLevels(sigma_max=5.5)
+    with pytest.raises(AssertionError, match="exceed"):
+        assert_law(t, _level_cdf(moved, share), power=0.01)
+
+
+def test_noise_levels_stay_in_bounds_and_no_level_gets_a_lump():
+    levels = NoiseLevels(sigma_min=0.2, sigma_max=0.4, median=5.0, spread=0.5)  # the median far outside
+    t = levels.draw(10_000, generator(8, "bounds"))
+    assert levels.t_min * (1 - 1e-6) <= float(t.min()) < float(t.max()) <= levels.t_max * (1 + 1e-6)
+    assert int(t.unique(return_counts=True)[1].max()) < 30
+    with pytest.raises(ValueError, match="want 0 < min < max"):
+        NoiseLevels(sigma_min=2, sigma_max=1)
+    with pytest.raises(ValueError, match="share"):
+        NoiseLevels(share=1.5)
+
+
+def test_noise_levels_are_stratified():
+    """A batch's mean level varies less than independent draws would let it."""
+    levels = NoiseLevels(share=0.0)
+    means = torch.stack([levels.draw(64, generator(9, "strata", k)).log().mean() for k in range(400)])
+    independent = (math.log(levels.t_max / levels.t_min)) / math.sqrt(12 * 64)
+    assert float(means.std()) < 0.5 * independent
+
+
+def test_the_power_of_these_tests():
+    assert dkw_eps(96_000, 1) < 0.01

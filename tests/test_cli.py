@@ -1,0 +1,355 @@
+"""The command line as people meet it: every command on tiny data, and every bad input as one line with exit code 2."""
+
+import csv
+import json
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import thalweg
+from thalweg import cli
+from thalweg.core import store
+from thalweg.core.rng import generator
+from thalweg.data.toy import TOYS
+
+TINY = ["train.batch_size=16", "train.precision=fp32", "energy.embed=8"]
+VECTOR = [*TINY, "energy.width=16", "energy.num_blocks=1", "data.limit=300"]
+IMAGE = [*TINY, "energy.widths=[8]", "energy.num_blocks=[1]"]
+PCD = ["train.batch_size=16", "energy.width=8", "objective.buffer_size=32", "objective.num_steps=2"]
+
+
+@pytest.fixture
+def thalweg_command(capfd, monkeypatch, tmp_path):
+    """Call main() in an empty folder: (exit code, standard output, lines of standard error)."""
+
+    def call(*words):
+        root = logging.getLogger()
+        handlers, root.handlers = root.handlers, []
+        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/thalweg", *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            root.handlers = handlers
+        out, err = capfd.readouterr()
+        return code, out, err.splitlines()
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Three small runs: vectors and images, normalised, and an unnormalised one."""
+    from thalweg.apps.fit import Request, fit
+
+    folder = tmp_path_factory.mktemp("runs")
+    for name, data, recipe, overrides in (
+        ("moons", "two-moons", "dual", VECTOR),
+        ("digits", "digits", "dual", IMAGE),
+        ("pcd", "two-moons", "pcd", PCD),
+    ):
+        fit(Request(data=data, recipe=recipe, steps=12, overrides=overrides), folder / name, tensorboard=False)
+    return folder
+
+
+def files(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path):
+    words = ["train", "two-moons", "--steps", "20", "-o", "run", "--json", "--checkpoint-every", "8", *VECTOR]
+    code, out, err = thalweg_command(*words)
+    assert code == 0, err
+    result = json.loads(out)  # one object, nothing else, on standard output
+    assert out.count("\n") == 1
+    assert result["run"] == "run"
+    assert result["training"]["steps"] == 20
+    assert result["data"]["num_train"] == 300
+    assert result["figures"]["likelihood"]["nats"] < 10
+    run = tmp_path / "run"
+    made = {path.name for path in run.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "manifest.json",
+        "report.html",
+        "evaluation.json",
+        "preview.png",
+    } <= made
+    assert "thalweg train two-moons --steps 20 -o run" in (run / "report.html").read_text()
+    assert json.loads((run / "config.json").read_text())["command"].startswith("thalweg train two-moons")
+    assert any("two-moons, generated" in line for line in err)
+    assert err[-1].startswith("done: run  (report.html, preview.png, try: thalweg sample run")
+    x = TOYS["two-moons"].sample(5, generator(0, "x"))
+    assert thalweg.load(run).log_prob(x).shape == (5,)
+
+    before = files(run)
+    code, out, err = thalweg_command(*words)
+    assert (code, out) == (2, "")
+    assert err == ["thalweg: run: holds a run already; add --resume to go on with it, or name another folder with -o"]
+    code, out, err = thalweg_command(*words, "--resume")
+    assert code == 0
+    assert err[0] == "run is complete; nothing left to do"
+    assert "figures" not in json.loads(out)
+    assert files(run) == before
+
+    code, out, err = thalweg_command("evaluate", "run", "-n", "40", "--json", "--seed", "3")
+    assert code == 0
+    assert json.loads(out)["about"]["seed"] == 3
+    assert err[-1] == "report in run/report.html"
+
+
+def test_train_on_a_file_of_few_rows_leaves_a_bundle_and_says_why_no_report(thalweg_command, tmp_path):
+    np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(30, 3)), delimiter=",")
+    code, _, err = thalweg_command("train", "rows.csv", "--steps", "3", *VECTOR[:-1])
+    assert code == 0, err
+    assert any(line.startswith("no report: runs/rows-dual: 3 rows held out, an evaluation wants 20") for line in err)
+    assert thalweg.load(tmp_path / "runs" / "rows-dual").log_prob(torch.zeros(2, 3)).shape == (2,)
+
+
+def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, tmp_path):
+    import shutil
+
+    shutil.copytree(runs / "moons", tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()  # as if it had been stopped
+    base = ["train", "two-moons", "-o", "run", "--resume"]
+    for words, said in (
+        (["energy.width=32"], "thalweg: run: an override differs from what this run began with (energy.width=32)"),
+        (["--steps", "13"], "thalweg: --steps 13: this run was planned with steps=12"),
+        (["--checkpoint-every", "3"], "thalweg: --checkpoint-every 3: this run was planned with checkpoint_every=None"),
+    ):
+        code, out, err = thalweg_command(*base, *words)
+        assert (code, out, len(err)) == (2, "", 1)
+        assert err[0].startswith(said)
+    assert thalweg_command("train", "rings", "-o", "run", "--resume")[2][0].startswith(
+        "thalweg: run: a run on two-moons"
+    )
+    code, _, err = thalweg_command(*base, "--steps", "12", *VECTOR, "--no-report")
+    assert code == 0, err
+    same = (tmp_path / "run" / "model.safetensors").read_bytes() == (runs / "moons" / "model.safetensors").read_bytes()
+    assert same
+
+
+@pytest.mark.parametrize("name", ["moons", "digits", "pcd"])
+def test_sample_as_picture_and_as_array(thalweg_command, runs, tmp_path, name):
+    code, out, err = thalweg_command("sample", runs / name, "-n", "5", "-o", "s.png", "--num-steps", "3")
+    assert (code, out, err) == (0, "", ["5 samples in s.png"])
+    assert Image.open(tmp_path / "s.png").size[0] > 8
+    words = ["sample", runs / name, "-n", "5", "--npy", "s.npy", "--num-steps", "3", "--seed", "4", "--json"]
+    code, out, err = thalweg_command(*words)
+    assert code == 0, err
+    result = json.loads(out)
+    x = np.load(tmp_path / "s.npy")
+    assert result == {"samples": 5, "file": "s.npy", "shape": list(x.shape), "seed": 4}
+    assert x.dtype == np.float32
+    assert x.shape[1:] == ((1, 8, 8) if name == "digits" else (2,))
+    assert np.array_equal(x, thalweg.load(runs / name).sample(5, seed=4, num_steps=3).numpy())
+
+
+def test_score_to_csv_parquet_and_npy(thalweg_command, runs, tmp_path):
+    import pandas as pd
+
+    x = TOYS["two-moons"].sample(9, generator(0, "x"))
+    np.save(tmp_path / "x.npy", torch.cat([x, torch.full((1, 2), 9.0)]).numpy())
+    code, out, err = thalweg_command("score", runs / "moons", "x.npy", "-o", "s.csv", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["rows"] == 10
+    assert result["flagged"] >= 1
+    rows = list(csv.DictReader((tmp_path / "s.csv").open()))
+    assert list(rows[0]) == ["name", "energy", "log_prob", "p_value", "flag"]
+    assert rows[9]["flag"] == "True"
+    scores = thalweg.load(runs / "moons").score(np.load(tmp_path / "x.npy"))
+    assert [float(row["energy"]) for row in rows] == pytest.approx(scores["energy"].tolist(), rel=1e-6)
+    assert thalweg_command("score", runs / "moons", "x.npy", "-o", "s.parquet")[0] == 0
+    table = pd.read_parquet(tmp_path / "s.parquet")
+    assert table["p_value"].tolist() == pytest.approx(scores["p_value"].tolist())
+    assert thalweg_command("score", runs / "moons", "x.npy", "-o", "s.npy")[0] == 0
+    assert np.array_equal(np.load(tmp_path / "s.npy"), scores["energy"].numpy())
+    code, _, err = thalweg_command("score", runs / "pcd", "x.npy", "-o", "u.csv")
+    assert code == 0, err
+    assert "log_prob" not in (tmp_path / "u.csv").read_text()
+
+
+def test_score_names_images_and_survives_huge_numbers(thalweg_command, runs, tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in ("b", "a"):
+        Image.fromarray(np.full((8, 8), 100, np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    assert thalweg_command("score", runs / "digits", "images", "-o", "s.csv")[0] == 0
+    assert [row["name"] for row in csv.DictReader((tmp_path / "s.csv").open())] == ["a.png", "b.png"]
+    np.save(tmp_path / "huge.npy", np.full((2, 2), 1e30, np.float32))
+    code, out, err = thalweg_command("score", runs / "moons", "huge.npy", "-o", "h.csv", "--json")
+    assert code == 0, err
+    assert json.loads(out)["mean_energy"] is None
+    assert json.loads(out)["flagged"] == 2
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["score"], ["evaluate"]])
+def test_help_has_an_example(thalweg_command, command):
+    code, out, err = thalweg_command(*command, "--help")
+    assert (code, err) == (0, [])
+    assert "Usage" in out
+    if command:
+        assert "Example" in out
+
+
+def test_version_and_no_arguments(thalweg_command):
+    assert thalweg_command("--version")[:2] == (0, f"{thalweg.__version__}\n")
+    code, out, err = thalweg_command()
+    assert code == 2
+    assert "Usage" in out + "\n".join(err)
+
+
+def test_work_that_fails_is_one_line_and_exit_code_1(thalweg_command, tmp_path):
+    words = ["train", "two-moons", "--steps", "40", "-o", "run", *VECTOR, "train.learning_rate=1e30"]
+    code, out, err = thalweg_command(*words, "train.clip=null")
+    assert (code, out) == (1, "")
+    assert "not finite at step" in err[-1]
+    assert err[-1].startswith("thalweg: ")
+    assert not any("Traceback" in line for line in err)
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path, runs):
+    """A folder with everything that can be wrong."""
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "plane.npy", rng.normal(size=(40, 2)).astype(np.float32))
+    np.save(tmp_path / "three.npy", rng.normal(size=(40, 3)).astype(np.float32))
+    np.save(tmp_path / "one.npy", np.zeros((1, 2), np.float32))
+    np.save(tmp_path / "nan.npy", np.full((4, 2), np.nan, np.float32))
+    np.save(tmp_path / "bright.npy", np.full((4, 1, 8, 8), 200.0, np.float32))
+    np.save(tmp_path / "colour.npy", np.zeros((4, 3, 8, 8), np.float32))
+    np.save(tmp_path / "large.npy", np.zeros((4, 1, 9, 9), np.float32))
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "plane.npy").read_bytes()[:-9])
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "words.csv").write_text("a,b\nx,y\n")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "single").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "single" / "a.png")
+    (tmp_path / "broken.yaml").write_text("energy: [")
+    (tmp_path / "odd.yaml").write_text("enrgy: {type: thalweg.energy.mlp:MLPEnergy}\n")
+    (tmp_path / "train.yaml").write_text("train: 5\n")
+    (tmp_path / "bare.yaml").write_text("train: {}\n")
+    (tmp_path / "other").mkdir()
+    store.write_json(tmp_path / "other" / "config.json", {"format": 99, "thalweg": "7.0"})
+    (tmp_path / "damaged").mkdir()
+    for name in ("config.json", "model.safetensors", "calibration.safetensors", "manifest.json"):
+        (tmp_path / "damaged" / name).write_bytes((runs / "digits" / name).read_bytes())
+    with (tmp_path / "damaged" / "model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    return tmp_path
+
+
+MOONS, DIGITS = object(), object()
+T = ["train", "two-moons", "--steps", "2", "--no-report", "-o", "run"]
+TABLE = {
+    "no such data": (["train", "two-moon", "--steps", "2"], "did you mean two-moons"),
+    "missing file": (["train", "nothing.npy", "--steps", "2"], "no such data set or path"),
+    "a file cut short": (["train", "cut.npy", "--steps", "2"], "cut.npy: declares"),
+    "no picture": (["train", "text.png", "--steps", "2"], "text.png: damaged"),
+    "no numbers": (["train", "words.csv", "--steps", "2"], "not numbers in column a, b"),
+    "pickles": (["train", "object.npy", "--steps", "2"], "pickles are not opened"),
+    "an empty folder": (["train", "empty", "--steps", "2"], "directly in this folder"),
+    "one image": (["train", "single", "--steps", "2"], "training needs at least 2"),
+    "one row": (["train", "one.npy", "--steps", "2"], "training needs at least 2"),
+    "NaN to train on": (["train", "nan.npy", "--steps", "2"], "4 of 4 rows hold NaN"),
+    "bright pixels": (["train", "bright.npy", "--steps", "2"], "divide by 255"),
+    "data for a named set": ([*T, "--data", "plane.npy"], "has no effect on 'two-moons'"),
+    "missing --data": (["train", "mnist", "--steps", "2", "--data", "nothing"], "nothing: no such file"),
+    "unknown recipe": ([*T, "--recipe", "duall"], "no recipe 'duall'; did you mean 'dual-"),
+    "recipe of another kind": ([*T, "--recipe", "dual-image"], "does not take vector rows of 2"),
+    "vectors' recipe for images": (["train", "digits", "--steps", "2", "--recipe", "dual-vector"], "rows of 1 x 8 x 8"),
+    "missing recipe file": ([*T, "--recipe", "nothing.yaml"], "cannot read nothing.yaml"),
+    "broken recipe file": ([*T, "--recipe", "broken.yaml"], "broken.yaml line"),
+    "odd recipe file": ([*T, "--recipe", "odd.yaml"], "enrgy: no such key; did you mean 'energy'"),
+    "recipe's train": ([*T, "--recipe", "train.yaml"], "a mapping under train"),
+    "bare recipe": ([*T, "--recipe", "bare.yaml"], "energy: missing"),
+    "unknown key": ([*T, "energy.widht=3"], "no such key; did you mean 'width'"),
+    "unknown training key": ([*T, "train.batchsize=3"], "did you mean 'batch_size'"),
+    "unknown section": ([*T, "enrgy.width=3"], "did you mean 'energy'"),
+    "wrong type": ([*T, "train.batch_size=many"], "train.batch_size='many': want a valid integer"),
+    "wrong type of an energy's": ([*T, "energy.width=many"], "ResidualEnergy"),
+    "no assignment": ([*T, "width"], "is not an assignment"),
+    "no value": ([*T, "energy.width="], "gives no value"),
+    "unknown class": ([*T, "energy.type=thalweg.energy.mlp:MLP"], "did you mean 'MLPEnergy'"),
+    "foreign class": ([*T, "energy.type=os:system"], "only classes under thalweg."),
+    "energy of another kind": ([*T, "energy.type=thalweg.energy.mlp:MLPEnergy"], "change either"),
+    "sampler of another kind": (
+        [*T, "sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}"],
+        "change either",
+    ),
+    "no objective": ([*T, "objective.type=thalweg.energy.mlp:MLPEnergy"], "objective.type="),
+    "limit": ([*T, "data.limit=some"], "data.limit='some': want a valid integer"),
+    "data as override": ([*T, "data.name=rings"], "data.name: is an argument of its own"),
+    "seed as override": ([*T, "seed=3"], "seed: is an argument of its own"),
+    "two budgets": ([*T, "--minutes", "1"], "give --minutes or --steps, not both"),
+    "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: want greater than or equal to 1"),
+    "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: want a finite number"),
+    "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3 is less than the batch"),
+    "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: a file, where a folder"),
+    "run folder under a file": ([*T, "-o", "plane.npy/run"], "cannot make the folder"),
+    "resume of another version": ([*T, "-o", "other", "--resume"], "format 99"),
+    "steps in words": (["train", "two-moons", "--steps", "few"], "'few' is not a valid int"),
+    "unknown option": (["train", "two-moons", "--stepz", "3"], "No such option: --stepz"),
+    "unknown command": (["trian"], "trian"),
+    "argument left out": (["score", MOONS], "Missing argument"),
+    "sample of nothing": (["sample", "nothing"], "nothing: no such folder"),
+    "sample of no run": (["sample", "empty"], "no config.json there"),
+    "sample of a file": (["sample", "plane.npy"], "a file, where the folder of a run"),
+    "sample of another version": (["sample", "other"], "written by thalweg 7.0 in format 99"),
+    "sample of a damaged run": (["sample", "damaged"], "damaged/model.safetensors: 1000 bytes where"),
+    "no samples": (["sample", MOONS, "-n", "0"], "-n"),
+    "sample to a missing folder": (["sample", MOONS, "-o", "no/s.png"], "the folder no does not exist; make it first"),
+    "sample to a folder": (["sample", MOONS, "-o", "single.png"], "a folder, where a file"),
+    "sample to another kind": (["sample", MOONS, "-o", "s.txt"], "cannot write .txt; want .png"),
+    "array to another kind": (["sample", MOONS, "--npy", "s.png"], "cannot write .png; want .npy"),
+    "score of a missing file": (["score", MOONS, "nothing.npy"], "nothing.npy: no such file or folder"),
+    "score of another width": (["score", MOONS, "three.npy"], "expected shape (N, 2), got (40, 3)"),
+    "score of NaN": (["score", MOONS, "nan.npy"], "rows hold NaN"),
+    "score of colours": (["score", DIGITS, "colour.npy"], "3 channels where 1 are expected"),
+    "score of another size": (["score", DIGITS, "large.npy"], "resize to 8 x 8 pixels"),
+    "score of bright pixels": (["score", DIGITS, "bright.npy"], "divide by 255"),
+    "score of an empty folder": (["score", DIGITS, "empty"], "directly in this folder"),
+    "score to another kind": (["score", MOONS, "plane.npy", "-o", "s.txt"], "want .csv or .parquet or .npy"),
+    "score to a missing folder": (["score", MOONS, "plane.npy", "-o", "no/s.csv"], "the folder no does not exist"),
+    "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "alpha"),
+    "evaluation of no run": (["evaluate", "empty"], "no config.json there"),
+    "evaluation of few samples": (["evaluate", MOONS, "-n", "3"], "-n"),
+}
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_half_written(thalweg_command, place, runs, name, monkeypatch):
+    monkeypatch.delenv("THALWEG_DATA", raising=False)
+    (place / "single.png").mkdir()
+    words, said = TABLE[name]
+    words = [{id(MOONS): runs / "moons", id(DIGITS): runs / "digits"}.get(id(word), word) for word in words]
+    before = files(place), files(runs)
+    code, out, err = thalweg_command(*words)
+    assert code == 2, err
+    assert out == ""
+    lines = [line for line in err if not line.startswith(("data: ", "2 steps planned"))]  # work that had begun
+    assert len(lines) == 1, err
+    assert lines[0].startswith("thalweg: ")
+    assert said in lines[0]
+    assert "Traceback" not in lines[0]
+    assert (files(place), files(runs)) == before
+
+
+def test_another_run_in_that_place_still_works_after_a_refusal(thalweg_command, place):
+    """A refused run leaves no folder behind that would refuse the next."""
+    assert thalweg_command(*T, "--recipe", "pcd", "objective.buffer_size=3")[0] == 2
+    code, _, err = thalweg_command(*T, "--recipe", "pcd", *PCD)
+    assert code == 0, err

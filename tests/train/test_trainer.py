@@ -1,0 +1,255 @@
+"""The trainer's parts: schedule, average, plan, precision, settings; and that hooks and timing disturb nothing."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.rng import generator
+from thalweg.data.loader import Loader
+from thalweg.data.toy import two_moons
+from thalweg.data.transform import Identity
+from thalweg.energy.mlp import MLPEnergy
+from thalweg.objective.contrastive import ContrastiveDivergence
+from thalweg.objective.score import DenoisingScoreMatching
+from thalweg.sampler.langevin import ULA
+from thalweg.train import plan as planning
+from thalweg.train.plan import Plan, make_plan
+from thalweg.train.settings import TrainSettings, validate
+from thalweg.train.state import fresh
+from thalweg.train.track import Tracker, read_metrics
+from thalweg.train.trainer import TRIAL_STEPS, Trainer, schedule
+
+
+def given(**changes):
+    return TrainSettings.model_validate({"steps": 10, "batch_size": 8, "warmup": 2, "log_every": 1, **changes})
+
+
+def trainer(folder, hooks=(), objective=None, **changes):
+    torch.manual_seed(0)
+    return Trainer(
+        energy=MLPEnergy(width=8, depth=2),
+        objective=objective or DenoisingScoreMatching(),
+        loader=Loader(two_moons(40, generator(0, "x")), batch_size=8, seed=1),
+        transform=Identity(),
+        settings=given(**changes),
+        folder=folder,
+        seed=1,
+        hooks=hooks,
+        tensorboard=False,
+    )
+
+
+def final(run):
+    return store.flatten(run.state._tree())[0]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_schedule_warms_up_then_decays(decay):
+    n = 1000
+    rate = [schedule(step, n, given(warmup=50, decay=decay)) for step in range(n)]
+    assert rate[:50] == [(step + 1) / 51 for step in range(50)]
+    assert rate[50] == 1
+    middle = 50 + (n - 50) // 2
+    assert rate[middle] == pytest.approx({"constant": 1.0, "linear": 0.5, "cosine": 0.5}[decay])
+    quarter = schedule(50 + 950 // 4, n, given(warmup=50, decay=decay))
+    left = 1 - (950 // 4) / 950
+    cosine = 0.5 * (1 + math.cos(math.pi * (1 - left)))
+    assert quarter == pytest.approx({"constant": 1.0, "linear": left, "cosine": cosine}[decay])
+    assert all(a >= b for a, b in itertools.pairwise(rate[50:]))
+    assert 0 < rate[-1] <= (1 if decay == "constant" else 2e-3)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 30])
+def test_schedule_of_a_short_run_warms_up_for_a_tenth_at_most(num_steps):
+    rate = [schedule(step, num_steps, given(warmup=200)) for step in range(num_steps)]
+    assert all(0 < r <= 1 for r in rate)
+    assert sum(b > a for a, b in itertools.pairwise(rate)) <= max(1, num_steps // 10)
+
+
+def test_average_follows_its_formula_buffers_copied():
+    net = nn.BatchNorm1d(2)
+    state = fresh(net, given(), lambda _: None)
+    expected = net.weight.detach().clone()
+    for step in range(1, 200):
+        with torch.no_grad():
+            net.weight.add_(torch.randn(2, generator=generator(0, "w", step)))
+            net.running_mean.fill_(step)
+        state.step = step
+        state.update_average(0.95)
+        d = min(0.95, (1 + step) / (10 + step))
+        expected = d * expected + (1 - d) * net.weight.detach()
+        assert torch.allclose(state.average.weight, expected, atol=1e-5)
+    assert state.average.running_mean.tolist() == [199, 199]
+    assert not state.average.weight.requires_grad
+
+
+def test_minutes_become_steps_by_the_median_time(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
+    calls = []
+
+    def trial(precision):
+        def step():
+            calls.append(precision)
+            slow = len(calls) <= 2 * planning.WARM or len(calls) % 9 == 0  # warm-up and stray hiccups do not count
+            clock[0] += 5.0 if slow else {"fp32": 0.1, "bf16": 0.2}[precision]
+
+        return step
+
+    made = make_plan(given(steps=None, minutes=2), trial)
+    assert (made.num_steps, made.precision, made.step_seconds) == (1200, "fp32", pytest.approx(0.1))
+    assert made.checkpoint_every == 600  # a minute's worth
+    assert {calls.count(name) for name in ("fp32", "bf16")} == {planning.WARM + planning.TIMED}
+
+
+@pytest.mark.parametrize(("cost", "chosen"), [(0.5, "bf16"), (0.89, "bf16"), (0.95, "fp32"), (1.5, "fp32")])
+def test_precision_auto_takes_bf16_where_it_saves_a_tenth(monkeypatch, cost, chosen):
+    clock = [0.0]
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
+
+    def trial(precision):
+        def step():
+            clock[0] += cost if precision == "bf16" else 1.0
+
+        return step
+
+    assert make_plan(given(precision="auto"), trial).precision == chosen
+    assert make_plan(given(precision="fp32"), trial).precision == "fp32"
+    assert make_plan(given(precision="bf16"), trial).precision == "bf16"
+
+
+def test_timing_leaves_no_trace(tmp_path):
+    """A run that was timed equals a run that found its plan, for an objective with chains."""
+    objective = ContrastiveDivergence(sampler=ULA(step_size=0.01), num_steps=(1, 3), buffer_size=16, initial="normal")
+    timed = trainer(tmp_path / "a", objective=objective, precision="auto")
+    (tmp_path / "a").mkdir()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    timed.fit()
+    assert torch.equal(before, torch.get_rng_state())  # nor does training touch the global generator
+    (tmp_path / "b").mkdir()
+    Plan.load(tmp_path / "a").save(tmp_path / "b")
+    preset = trainer(tmp_path / "b", objective=objective, precision="auto")
+    preset.fit()
+    assert same(final(timed), final(preset))
+
+
+def test_timing_sees_the_chains_half_grown(tmp_path):
+    seen = []
+
+    class Spy(DenoisingScoreMatching):
+        def draw(self, state, batch, generator, progress):
+            seen.append(progress)
+            return super().draw(state, batch, generator, progress)
+
+    run = trainer(tmp_path, objective=Spy())
+    run._trial("fp32")()
+    assert seen == [0.5]
+    assert run.state.step == 0
+    assert TRIAL_STEPS > 1000
+
+
+def test_hooks_see_each_step_and_disturb_nothing(tmp_path):
+    seen = []
+
+    def hook(state, plan):
+        seen.append((state.step, plan.num_steps))
+        state.average(torch.randn(4, 2)).sum()
+
+    plain, hooked = trainer(tmp_path / "a"), trainer(tmp_path / "b", [hook])
+    for run in (plain, hooked):
+        run.folder.mkdir()
+        run.fit()
+    assert seen == [(step, 10) for step in range(1, 11)]
+    assert same(final(plain), final(hooked))
+
+
+def test_a_failing_hook_costs_no_saved_step(tmp_path):
+    def hook(state, plan):
+        if state.step == 10:
+            raise RuntimeError("a picture could not be drawn")
+
+    with pytest.raises(RuntimeError, match="picture"):
+        trainer(tmp_path, [hook]).fit()
+    assert store.newest_valid(tmp_path / "checkpoints")[0].name == "step-00000010"
+
+
+def test_metrics_rows_hold_what_was_logged(tmp_path):
+    run = trainer(tmp_path, log_every=4)
+    run.fit()
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [1, 4, 8, 10]
+    assert {"loss", "gradient_norm", "learning_rate", "seconds"} <= rows[0].keys()
+    assert rows[1]["learning_rate"] == pytest.approx(1e-3 * schedule(3, 10, run.settings))
+
+
+def test_rows_behind_the_checkpoint_and_a_cut_line_are_dropped(tmp_path):
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 4, "lo')
+    tracker = Tracker(tmp_path, 2, tensorboard=False)
+    tracker.write(3, 0.5, {"loss": torch.tensor(2.0)})
+    tracker.close()
+    assert [(row["step"], row["loss"]) for row in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_tensorboard_gets_the_figures(tmp_path):
+    tracker = Tracker(tmp_path, 0)
+    tracker.write(1, 0.5, {"loss": 2.0})
+    tracker.close()
+    assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_a_plan_of_another_form_is_refused_by_name(tmp_path):
+    (tmp_path / "plan.json").write_text('{"steps": 3}')
+    with pytest.raises(DamagedFile, match=r"plan\.json: not a plan"):
+        Plan.load(tmp_path)
+
+
+SPECS = {
+    "energy": {"type": "thalweg.energy.mlp:MLPEnergy"},
+    "objective": {"type": "thalweg.objective.score:DenoisingScoreMatching"},
+    "sampler": {"type": "thalweg.sampler.langevin:ULA", "step_size": 0.1},
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("train", {"batchsize": 3}, r"^train\.batchsize: no such key; did you mean 'batch_size'\?$"),
+        ("train", {"qqq": 3}, r"^train\.qqq: no such key; there are: batch_size, betas, "),
+        ("train", {"batch_size": 0}, r"^train\.batch_size=0: want greater than or equal to 1$"),
+        ("train", {"batch_size": "many"}, r"^train\.batch_size='many': want a valid integer"),
+        ("train", {"learning_rate": -1}, r"^train\.learning_rate=-1: want greater than 0$"),
+        ("train", {"minutes": math.inf}, r"^train\.minutes=inf: want a finite number$"),
+        ("train", {"decay": "cosin"}, r"^train\.decay='cosin': want 'cosine', 'linear' or 'constant'$"),
+        ("train", {"ema": 1}, r"^train\.ema=1: want less than 1$"),
+        ("train", {"betas": [0.9]}, r"^train\.betas\.1: missing"),
+        ("data", {"limi": 3}, r"^data\.limi: no such key; did you mean 'limit'\?$"),
+        ("energy", {"widht": 3}, r"^energy\.widht: .*MLPEnergy takes no 'widht'; did you mean 'width'\?$"),
+        ("sampler", {"type": "thalweg.sampler.langevin:ULAA"}, r"^sampler\.type: no class 'ULAA' .* 'ULA'\?$"),
+        (None, {"enrgy": {}}, r"^enrgy: no such key; did you mean 'energy'\?$"),
+        (None, {"energy": None}, r"^energy=None: want a valid dictionary$"),
+        (None, {"energy": {"width": 3}}, r"^energy: names no type; write `type: "),
+    ],
+)
+def test_settings_name_key_value_and_remedy(section, changes, message):
+    tree = {"data": {"name": "two-moons"}, "train": {"steps": 1}, **SPECS}
+    tree = {**tree, **changes} if section is None else {**tree, section: {**tree[section], **changes}}
+    with pytest.raises(UserError, match=message) as caught:
+        validate(tree)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_section_is_named_and_nothing_else_is_shown():
+    with pytest.raises(UserError, match=r"^objective: missing; the recipe or an override must give it$"):
+        validate({"data": {"name": "two-moons"}, **{k: v for k, v in SPECS.items() if k != "objective"}})
