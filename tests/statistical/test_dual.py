@@ -23,7 +23,7 @@ from thalweg.objective.base import Batch, Empty
 from thalweg.objective.dual import DualScoreMatching
 from thalweg.objective.levels import NoiseLevels
 
-from .stats import assert_law, assert_near, dkw_eps
+from .stats import assert_law, dkw_eps
 
 D, N, REPEATS = 3, 2000, 25
 LEVELS = NoiseLevels(sigma_min=0.1, sigma_max=3.0)
