@@ -223,8 +223,8 @@ def test_corrections_leave_the_law_as_it_was():
         return max(_two_sample(a[:, j], b[:, j]) for j in range(2))
 
     assert gap(plain, moved) < eps
-    unadjusted = mutant(("MALA(step_size=0.2 * float(t))", "ULA(step_size=60 * float(t))"), _IMPORT)
-    assert gap(plain, _corrected(unadjusted, 20)) > eps
+    heated = mutant(("MALA(step_size=0.2 * float(t))", "ULA(step_size=float(t), temperature=50.0)"), _IMPORT)
+    assert gap(plain, _corrected(heated, 20)) > eps
 
 
 _IMPORT = ("from thalweg.sampler.langevin import MALA", "from thalweg.sampler.langevin import ULA")

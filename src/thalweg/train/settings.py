@@ -73,7 +73,10 @@ def checked(model: type[M], tree: Any, where: str = "") -> M:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        faults = error.errors()
+        first = next(
+            (fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0]
+        )  # a slip explains more
         key = ".".join(map(str, ([where] if where else []) + list(first["loc"])))
         if first["type"] == "extra_forbidden":
             raise UserError(f"{key}: no such key; {_hint(model, first['loc'])}") from error
