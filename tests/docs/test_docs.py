@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
-ADDED_LATER = {"docs/pictures/samples.png"}  # drawn from a full run
 SMALL = ("energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "data.limit=300", "train.precision=fp32")
 
 
@@ -117,4 +116,4 @@ def test_links_lead_somewhere(page):
         if "://" in target:
             continue
         path = (page.parent / target).resolve()
-        assert path.exists() or path.relative_to(ROOT).as_posix() in ADDED_LATER, f"{page.name}: {target}"
+        assert path.exists(), f"{page.name}: {target}"
