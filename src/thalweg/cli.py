@@ -91,7 +91,7 @@ def train(
     if report and not (folder / "report.html").exists():
         try:
             result["figures"] = _evaluate(bundle, folder, num_samples=1000, seed=seed)
-        except UserError as error:  # the bundle is whole: what it lacks is a report
+        except (UserError, ValueError) as error:  # the bundle is whole: what it lacks is a report
             _say(f"no report: {error}")
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
     _say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
@@ -189,6 +189,12 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        _fail(
+            UserError(
+                f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk"
+            )
+        )
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error, of click or of the copy that Typer carries
             raise

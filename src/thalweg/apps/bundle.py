@@ -7,7 +7,9 @@ are built.
 """
 
 import logging
+import os
 import shutil
+import tempfile
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -121,7 +123,8 @@ class Bundle:
             raise UserError(f"{self.path}: labels were given but this model is not conditional")
         if n < 0 or (num_steps is not None and num_steps < 1):
             raise UserError(f"n={n}, num_steps={num_steps}: want n >= 0 and num_steps >= 1")
-        blocks = list(self._annealed(n, seed, num_steps) if self.noisy else self._chains(n, seed, num_steps))
+        with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
+            blocks = list(self._annealed(n, seed, num_steps) if self.noisy else self._chains(n, seed, num_steps))
         z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape)
         x = self.transform.inverse(z)
         return x.clamp(0, 1) if self.kind == "image" else x
@@ -161,8 +164,6 @@ class Bundle:
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload the bundle to the Hugging Face Hub; keywords as in `HfApi.create_repo`. Returns the address."""
-        import tempfile
-
         from huggingface_hub import HfApi
 
         api = HfApi()
@@ -174,7 +175,7 @@ class Bundle:
 
     def _check(self, x: Any) -> Tensor:
         try:
-            x = x if isinstance(x, Tensor) else torch.as_tensor(np.asarray(x))
+            x = x if isinstance(x, Tensor) else torch.as_tensor(_native(np.asarray(x)))
         except (TypeError, ValueError) as error:
             raise UserError(f"x: not an array of numbers ({str(error).splitlines()[0]})") from error
         return check_input(x, self.shape, self.kind)  # pyright: ignore[reportArgumentType]
@@ -195,14 +196,26 @@ class Bundle:
             yield run_chain(self.sampler, self.model, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
+def _native(x: np.ndarray) -> np.ndarray:
+    """A writable copy in the machine's byte order, which is all that torch takes."""
+    return np.array(x, dtype=x.dtype.newbyteorder("="))
+
+
 def write_bundle(folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None) -> None:
     """Write the bundle's files into a folder, each whole, the manifest last: until then the folder is no bundle."""
-    (folder / store.MANIFEST).unlink(missing_ok=True)
-    store.write_json(folder / "config.json", config)
-    store.write_tensors(folder / "model.safetensors", dict(weights))
-    if held_out is not None:
-        store.write_tensors(folder / "calibration.safetensors", {"energy": held_out})
-    store.seal(folder, [name for name in FILES if (folder / name).exists()])
+    with tempfile.TemporaryDirectory(
+        dir=folder, prefix=".aside-"
+    ) as name:  # a full disk shows here, the old files whole
+        aside = Path(name)
+        store.write_json(aside / "config.json", config)
+        store.write_tensors(aside / "model.safetensors", dict(weights))
+        if held_out is not None:
+            store.write_tensors(aside / "calibration.safetensors", {"energy": held_out})
+        store.seal(aside)
+        (folder / store.MANIFEST).unlink(missing_ok=True)
+        for file in (*FILES, store.MANIFEST):
+            if (aside / file).exists():
+                os.replace(aside / file, folder / file)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ its manifest is written at the end. Killed at any moment before, it resumes.
 """
 
 import logging
+import math
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,11 +20,13 @@ import thalweg
 from thalweg.apps.bundle import FORMAT, Bundle, load, read_config, write_bundle
 from thalweg.core import config as specs
 from thalweg.core import store
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
 from thalweg.energy.spectral import frozen
+from thalweg.objective.base import Batch
 from thalweg.train.plan import NAME as PLAN
 from thalweg.train.plan import Plan
 from thalweg.train.settings import DataSettings, RunSettings, TrainSettings, checked, validate
@@ -78,7 +81,12 @@ def fit(
     if started and (folder / store.MANIFEST).exists():
         say(f"{folder} is complete; nothing left to do")
         return load(folder)
-    config, data = _resumed(request, folder) if started else _new(request)
+    try:
+        config, data = _resumed(request, folder) if started else _new(request)
+    except (KeyError, TypeError, AttributeError) as error:
+        if not started:
+            raise
+        raise DamagedFile(f"{folder / 'config.json'}: not the configuration of a run ({error!r})") from error
     say(f"data: {data.source}")
     run = validate(config["run"])
     transform, trainer = _trainer(run, data, folder, progress, tensorboard)
@@ -174,6 +182,7 @@ def _new(request: Request) -> tuple[dict[str, Any], Dataset]:
             f"objective.type={run.objective['type']} wants an energy {'U(y, t)' if objective.noisy else 'E(x)'}, and "
             f"energy.type={run.energy['type']} is not one; change either"
         )
+    _dry_run(objective, energy, sampler, torch.zeros(2, *data.shape))
     config = {
         "format": FORMAT,
         "thalweg": thalweg.__version__,
@@ -216,6 +225,33 @@ def _parts(run: RunSettings, data: Dataset) -> tuple[Any, Any, Any]:
         shape = " x ".join(map(str, data.shape))
         raise UserError(f"energy.type={run.energy['type']}: does not take {data.kind} rows of {shape}; choose another")
     return objective, energy, sampler
+
+
+def _dry_run(objective: Any, energy: Any, sampler: Any, x: torch.Tensor) -> None:
+    """One loss and one sampling step on two rows, so that a senseless value is met before any work."""
+    draws, faults = generator(0, "dry-run"), (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)
+    for name in ("objective", "sampler"):
+        try:
+            if name == "objective":
+                state = objective.init(energy, x, draws)
+                objective.loss(energy, state, Batch(x), objective.draw(state, Batch(x), draws, 0.0))
+            else:
+                state = sampler.init(energy, x)
+                sampler.step(energy, state, sampler.draw(state, draws))
+        except faults as error:
+            reason = (str(error).splitlines() or [repr(error)])[0]
+            raise UserError(f"{name}: a trial step with these values fails ({reason}); change them") from error
+    levels = getattr(objective, "levels", None)
+    if levels is None or not hasattr(energy, "t_min"):
+        return
+    wanted = (math.sqrt(energy.t_min), math.sqrt(energy.t_max))
+    for name, part in (("objective.levels", levels), ("sampler", sampler)):
+        found = (part.sigma_min, part.sigma_max)
+        if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(found, wanted, strict=True)):
+            raise UserError(
+                f"{name}: sigma_min, sigma_max = {found[0]:g}, {found[1]:g} and the energy's are {wanted[0]:g}, "
+                f"{wanted[1]:g}; give all three the same"
+            )
 
 
 def _resumed(request: Request, folder: Path) -> tuple[dict[str, Any], Dataset]:
@@ -297,7 +333,7 @@ def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: T
     bundle = Bundle(config, dict(energy.state_dict()), None, folder)
     held_out = bundle.energy(as_float(data.held_out))
     write_bundle(folder, config, energy.state_dict(), held_out)
-    store.write_bytes(folder / "card.md", card(config).encode())
+    store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
     return load(folder)
 
 
@@ -332,5 +368,8 @@ class Previews:
         self.next_seconds = max(self.next_seconds * 1.5, state.seconds)
         from thalweg.apps.preview import draw
 
-        with frozen(state.average) as energy:
-            draw(energy, self.sampler, self.kind, self.transform, self.folder / "preview.png", plan.precision)
+        try:
+            with frozen(state.average) as energy:
+                draw(energy, self.sampler, self.kind, self.transform, self.folder / "preview.png", plan.precision)
+        except (ValueError, TypeError, RuntimeError, OSError) as error:  # a picture must not end a run
+            log.warning("no preview: %s", error)

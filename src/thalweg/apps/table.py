@@ -21,7 +21,7 @@ def write_scores(path: Path, names: list[str], scores: dict[str, Tensor]) -> Non
         writer = csv.writer(text)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
-        held.write(text.getvalue().encode())
+        held.write(text.getvalue().encode("utf-8", "backslashreplace"))
     elif suffix == ".npy":
         np.save(held, scores["energy"].numpy(), allow_pickle=False)
     elif suffix == ".parquet":

@@ -50,6 +50,8 @@ class SmoothedGaussian(nn.Module):
         mean = x.double().mean(0)
         centred = x.double() - mean
         spectrum, basis = torch.linalg.eigh(centred.T @ centred / x.shape[0])
+        if float(spectrum[-1]) <= 0:
+            raise UserError("every training row is the same, so there is nothing to learn; give data that vary")
         share = float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
         spectrum = (1 - share) * spectrum.clamp(min=0) + share * spectrum.mean()
         self.mean.copy_(mean)

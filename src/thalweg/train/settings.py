@@ -1,12 +1,14 @@
 """What a run is made of, checked before any work starts: every section of `config.json` and every training knob."""
 
 from difflib import get_close_matches
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from thalweg.core.config import check
 from thalweg.core.errors import UserError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
@@ -27,10 +29,10 @@ class TrainSettings(_Section):
     """How the parameters move. Exactly one budget, `steps` or `minutes`, is set when a run starts."""
 
     steps: int | None = Field(None, ge=1)
-    minutes: float | None = Field(None, gt=0)
+    minutes: float | None = Field(None, gt=0, le=1e6)
     batch_size: int = Field(64, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)
     weight_decay: float = Field(1e-4, ge=0)
     warmup: int = Field(200, ge=0, description="steps of linear warm-up")
     decay: Literal["cosine", "linear", "constant"] = "cosine"
