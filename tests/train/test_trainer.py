@@ -3,13 +3,15 @@
 import itertools
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
 from torch import nn
 
 from thalweg.core import store
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, Diverged, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.toy import two_moons
@@ -209,10 +211,98 @@ def test_tensorboard_gets_the_figures(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
-def test_a_plan_of_another_form_is_refused_by_name(tmp_path):
-    (tmp_path / "plan.json").write_text('{"steps": 3}')
-    with pytest.raises(DamagedFile, match=r"plan\.json: not a plan"):
+def test_events_past_the_checkpoint_are_passed_over(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, last in ((0, 5), (3, 7)):
+        tracker = Tracker(tmp_path, start)
+        for step in range(start + 1, last + 1):
+            tracker.write(step, 0.5, {"loss": torch.tensor(float(step + start))})
+        tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 7),
+        (5, 8),
+        (6, 9),
+        (7, 10),
+    ]
+
+
+def test_r6_a_log_that_finds_no_room_is_given_up_and_the_run_goes_on(tmp_path, caplog, monkeypatch):
+    def no_room(self, data):
+        raise OSError(28, "No space left on device")
+
+    tracker = Tracker(tmp_path, 0)
+    monkeypatch.setattr(type(tracker.writer.records), "write", no_room)
+    tracker.file.close()
+    monkeypatch.setattr(tracker, "file", Full())
+    for step in (1, 2):
+        assert tracker.write(step, 0.5, {"loss": 2.0}) == {"loss": 2.0}
+    tracker.close()
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert all("No space left on device" in text and "training goes on" in text for text in said)
+
+
+class Full:
+    """A text file on a full disk."""
+
+    closed = False
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+    def close(self):
+        raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"num_steps": -1}, "num_steps"),
+        ({"num_steps": 1.5}, "num_steps"),
+        ({"precision": "fp7"}, "precision"),
+        ({"threads": 0}, "threads"),
+        ({"checkpoint_every": 0}, "checkpoint_every"),
+        ({"steps": 3}, "steps"),
+    ],
+)
+def test_a_plan_of_another_form_is_refused_by_name(tmp_path, change, where):
+    good = {"num_steps": 3, "precision": "fp32", "threads": 1, "step_seconds": 0.1, "checkpoint_every": 2}
+    (tmp_path / "plan.json").write_text(json.dumps(good))
+    assert Plan.load(tmp_path).num_steps == 3
+    (tmp_path / "plan.json").write_text(json.dumps({**good, **change}))
+    with pytest.raises(DamagedFile, match=rf"plan\.json: not a plan \({where}: ") as caught:
         Plan.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_fails_in_the_trial_steps_says_so(tmp_path):
+    class Bad(DenoisingScoreMatching):
+        def loss(self, *args):
+            loss, state, metrics = super().loss(*args)
+            return loss * math.nan, state, metrics
+
+    with pytest.raises(Diverged, match=r"^loss is not finite in a trial step, before any training; lower"):
+        trainer(tmp_path, objective=Bad()).fit()
+
+
+def test_a_signal_while_the_plan_is_timed_stops_after_the_first_step(tmp_path, monkeypatch):
+    run = trainer(tmp_path)
+    trial = run._trial
+
+    def interrupted(precision):
+        os.kill(os.getpid(), signal.SIGINT)
+        return trial(precision)
+
+    monkeypatch.setattr(run, "_trial", interrupted)
+    with pytest.raises(Interrupted, match="stopped at step 1 of 10, saved in"):
+        run.fit()
+    assert store.newest_valid(tmp_path / "checkpoints")[0].name == "step-00000001"
 
 
 SPECS = {

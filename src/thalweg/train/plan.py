@@ -8,10 +8,11 @@ only steps count, so schedules are functions of the step and a resumed run repea
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from thalweg.core.errors import DamagedFile
 from thalweg.core.store import read_json, write_json
@@ -23,19 +24,20 @@ CHECKPOINT_SECONDS = 60.0
 BF16_MUST_SAVE = 0.9  # of fp32's time: for less it is not worth the lost digits
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(BaseModel):
     """num_steps in all; precision "fp32" or "bf16"; threads; seconds a step as timed; steps between checkpoints."""
 
-    num_steps: int
-    precision: str
-    threads: int
-    step_seconds: float
-    checkpoint_every: int
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    num_steps: int = Field(ge=1)
+    precision: Literal["fp32", "bf16"]
+    threads: int = Field(ge=1, le=1024)
+    step_seconds: float = Field(ge=0)
+    checkpoint_every: int = Field(ge=1)
 
     def save(self, folder: Path) -> None:
         """Write plan.json."""
-        write_json(folder / NAME, asdict(self))
+        write_json(folder / NAME, self.model_dump())
 
     @classmethod
     def load(cls, folder: Path) -> "Plan | None":
@@ -44,14 +46,20 @@ class Plan:
         if not path.exists():
             return None
         try:
-            return cls(**read_json(path))
-        except TypeError as error:
-            raise DamagedFile(f"{path}: not a plan ({error}); start another run") from error
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"])) or "the whole file"
+            raise DamagedFile(
+                f"{path}: not a plan ({where}: {fault['msg']}); put the run's own back, or start another run"
+            ) from error
 
 
 def make_plan(settings: TrainSettings, trial: Callable[[str], Callable[[], object]]) -> Plan:
     """Time steps and settle the plan. `trial(precision)` gives a callable that runs one step on a throw-away copy."""
-    names = ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
+    names: tuple[Literal["fp32", "bf16"], ...] = (
+        ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
+    )
     steps = {name: trial(name) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(WARM + TIMED):  # interleaved, so that a drift of the machine's speed hits both
@@ -61,7 +69,7 @@ def make_plan(settings: TrainSettings, trial: Callable[[str], Callable[[], objec
             if i >= WARM:
                 seconds[name].append(time.perf_counter() - start)
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    precision = names[0]
+    precision: Literal["fp32", "bf16"] = names[0]
     if len(names) > 1 and median["bf16"] < BF16_MUST_SAVE * median["fp32"]:
         precision = "bf16"
     each = median[precision]

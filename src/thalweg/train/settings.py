@@ -3,7 +3,7 @@
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from thalweg.core.config import check
 from thalweg.core.errors import UserError
@@ -53,24 +53,65 @@ class RunSettings(_Section):
     objective: dict[str, Any]
     sampler: dict[str, Any]
     train: TrainSettings = Field(default_factory=lambda: TrainSettings.model_validate({}))
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**64)
+
+
+class DataFacts(BaseModel):
+    """What config.json says of the data that were read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: StrictStr
+    fingerprint: StrictStr
+    kind: Literal["image", "vector"]
+    shape: list[Annotated[StrictInt, Field(ge=1)]] = Field(min_length=1, max_length=3)
+    num_train: StrictInt
+    num_held_out: StrictInt
+
+
+class Stored(BaseModel):
+    """The config.json of a run, as far as going on with the run relies on it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    thalweg: StrictStr
+    torch: StrictStr
+    command: StrictStr | None
+    normalised: StrictBool
+    recipe: StrictStr | None = None
+    recipe_sha256: StrictStr | None = None
+    overrides: list[StrictStr] | None = None
+    data: DataFacts
+    run: dict[str, Any]
 
 
 M = TypeVar("M", bound=BaseModel)
 
 
-def validate(config: dict[str, Any]) -> RunSettings:
-    """The run that a mapping describes; UserError with the dotted key, the value and the remedy."""
-    run = checked(RunSettings, config)
+def validate(config: dict[str, Any], where: str = "") -> RunSettings:
+    """The run that a mapping describes; UserError with the dotted key, `where` before it, the value and the remedy."""
+    run = checked(RunSettings, config, where)
     for name in ("transform", "energy", "objective", "sampler"):
-        spec = getattr(run, name)
+        spec, path = getattr(run, name), f"{where}.{name}" if where else name
         if "type" not in spec:
-            raise UserError(f"{name}: names no type; write `type: thalweg.package.module:ClassName` under it")
-        check(spec, name)
+            raise UserError(f"{path}: names no type; write `type: thalweg.package.module:ClassName` under it")
+        check(spec, path)
     return run
 
 
-def checked(model: type[M], tree: Any, where: str = "") -> M:
+def stored(config: dict[str, Any]) -> RunSettings:
+    """The run in a config.json, all of whose sections must be there; UserError with the dotted key."""
+    remedy = "missing; the run wrote it"
+    checked(Stored, config, missing=remedy)
+    lost = RunSettings.model_fields.keys() - config["run"].keys()
+    if lost:
+        raise UserError(f"run.{min(lost)}: {remedy}")
+    return validate(config["run"], "run")
+
+
+def checked(
+    model: type[M], tree: Any, where: str = "", *, missing: str = "missing; the recipe or an override must give it"
+) -> M:
     """The section that a mapping describes; UserError starts with the dotted key, `where` before it."""
     try:
         return model.model_validate(tree)
@@ -83,7 +124,7 @@ def checked(model: type[M], tree: Any, where: str = "") -> M:
         if first["type"] == "extra_forbidden":
             raise UserError(f"{key}: no such key; {_hint(model, first['loc'])}") from error
         if first["type"] == "missing":
-            raise UserError(f"{key}: missing; the recipe or an override must give it") from error
+            raise UserError(f"{key}: {missing}") from error
         shown = repr(first.get("input"))
         shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
         reason = first["msg"].lower().removeprefix("input should be ")

@@ -31,6 +31,7 @@ from thalweg.train.track import Progress, Silent, Tracker, log
 
 Hook = Callable[[TrainState, Plan], None]
 TRIAL_STEPS = 1_000_000
+ADVICE = "; lower train.learning_rate or raise the objective's regularisation"
 
 
 class Interrupted(ThalwegError):
@@ -71,31 +72,34 @@ class Trainer:
 
         Raises Interrupted after SIGINT or SIGTERM (state saved), Diverged on a non-finite loss or gradient.
         """
-        self._restore()
-        plan = self._plan()
-        tracker = Tracker(self.folder, self.state.step, tensorboard=self.tensorboard)
-        self.progress.start(plan.num_steps, self.state.step)
-        try:
-            with _caught_signals() as caught:
+        with _caught_signals() as caught:  # from here on: a stop during the timing is kept for after the first step
+            self._restore()
+            plan = self._plan()
+            tracker = Tracker(self.folder, self.state.step, tensorboard=self.tensorboard)
+            self.progress.start(plan.num_steps, self.state.step)
+            try:
                 while self.state.step < plan.num_steps:
-                    start = time.perf_counter()
-                    metrics = self._advance(self.state, plan.precision, plan.num_steps)
-                    self.state.seconds += time.perf_counter() - start
-                    self._report(tracker, metrics, plan)
-                    last = self.state.step == plan.num_steps
-                    if last or caught or self.state.step % plan.checkpoint_every == 0:
-                        self._save()
-                    if caught and not last:
-                        raise Interrupted(
-                            f"stopped at step {self.state.step} of {plan.num_steps}, saved in {self.folder}",
-                            caught[0],
-                        )
-                    for hook in self.hooks:  # after the save: a hook that fails or dawdles costs no step
-                        hook(self.state, plan)
-        finally:
-            tracker.close()
-            self.progress.stop()
+                    self._turn(plan, tracker, caught)
+            finally:
+                tracker.close()
+                self.progress.stop()
         return self.state.average
+
+    def _turn(self, plan: Plan, tracker: Tracker, caught: list[int]) -> None:
+        """One step and all that follows it: report, save, stop, hooks."""
+        start = time.perf_counter()
+        metrics = self._advance(self.state, plan.precision, plan.num_steps)
+        self.state.seconds += time.perf_counter() - start
+        self._report(tracker, metrics, plan)
+        last = self.state.step == plan.num_steps
+        if last or caught or self.state.step % plan.checkpoint_every == 0:
+            self._save()
+        if caught and not last:
+            raise Interrupted(
+                f"stopped at step {self.state.step} of {plan.num_steps}, saved in {self.folder}", caught[0]
+            )
+        for hook in self.hooks:  # after the save: a hook that fails or dawdles costs no step
+            hook(self.state, plan)
 
     def _advance(self, state: TrainState, precision: str, num_steps: int) -> dict[str, Tensor]:
         """One update. Raises Diverged before the weights are touched."""
@@ -141,7 +145,11 @@ class Trainer:
     def _plan(self) -> Plan:
         plan = Plan.load(self.folder)
         if plan is None:
-            plan = make_plan(self.settings, self._trial)
+            try:
+                plan = make_plan(self.settings, self._trial)
+            except Diverged as error:
+                what = str(error).partition(" is not finite")[0]
+                raise Diverged(f"{what} is not finite in a trial step, before any training{ADVICE}") from error
             plan.save(self.folder)
         elif plan.threads != torch.get_num_threads():
             torch.set_num_threads(plan.threads)  # sums are split by thread: the bits depend on their number
@@ -167,7 +175,7 @@ class Trainer:
     def _last_good(self) -> str:
         good = sorted((self.folder / FOLDER).glob("step-*"))
         where = f"last good checkpoint {good[-1]}" if good else "no checkpoint yet"
-        return f"; {where}; lower train.learning_rate or raise the objective's regularisation"
+        return f"; {where}{ADVICE}"
 
 
 def schedule(step: int, num_steps: int, settings: TrainSettings) -> float:
