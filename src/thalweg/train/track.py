@@ -89,6 +89,8 @@ class Tracker:
             use(self.writer)
         except OSError as error:
             log.warning("TensorBoard's events are not written any more (%s); the training goes on", error.strerror)
+            with suppress(OSError):
+                self.writer.file.close()
             self.writer = None
 
 
