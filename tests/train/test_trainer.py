@@ -292,7 +292,7 @@ def test_a_loss_that_fails_in_the_trial_steps_says_so(tmp_path):
 
 
 def test_a_signal_while_the_plan_is_timed_stops_after_the_first_step(tmp_path, monkeypatch):
-    run = trainer(tmp_path)
+    run = trainer(tmp_path, precision="fp32")
     trial = run._trial
 
     def interrupted(precision):
