@@ -25,7 +25,7 @@ from thalweg.train.plan import Plan, make_plan
 from thalweg.train.settings import TrainSettings, validate
 from thalweg.train.state import fresh
 from thalweg.train.track import Tracker, read_metrics
-from thalweg.train.trainer import TRIAL_STEPS, Trainer, schedule
+from thalweg.train.trainer import TRIAL_STEPS, Interrupted, Trainer, schedule
 
 
 def given(**changes):
