@@ -29,7 +29,14 @@ from thalweg.train.trainer import TRIAL_STEPS, Interrupted, Trainer, schedule
 
 
 def given(**changes):
-    return TrainSettings.model_validate({"steps": 10, "batch_size": 8, "warmup": 2, "log_every": 1, **changes})
+    fixed = {
+        "steps": 10,
+        "batch_size": 8,
+        "warmup": 2,
+        "log_every": 1,
+        "precision": "fp32",
+    }  # "auto" depends on the load
+    return TrainSettings.model_validate({**fixed, **changes})
 
 
 def trainer(folder, hooks=(), objective=None, **changes):
