@@ -115,7 +115,7 @@ def test_minutes_become_steps_by_the_median_time(monkeypatch):
 
         return step
 
-    made = make_plan(given(steps=None, minutes=2), trial)
+    made = make_plan(given(steps=None, minutes=2, precision="auto"), trial)
     assert (made.num_steps, made.precision, made.step_seconds) == (1200, "fp32", pytest.approx(0.1))
     assert made.checkpoint_every == 600  # a minute's worth
     assert {calls.count(name) for name in ("fp32", "bf16")} == {planning.WARM + planning.TIMED}
