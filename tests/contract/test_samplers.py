@@ -18,7 +18,9 @@ import thalweg.sampler
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
 from thalweg.energy.conv import ConvEnergy
+from thalweg.energy.lattice import RBMEnergy
 from thalweg.sampler.base import Info
+from thalweg.sampler.discrete import Gibbs
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.run import run_chain, transitions
 
@@ -41,6 +43,9 @@ def build(cls: type):
 
 
 def energy_for(sampler):
+    if isinstance(sampler, Gibbs):
+        torch.manual_seed(0)
+        return RBMEnergy.example()
     if not getattr(sampler, "noisy", False):
         return Gaussian.example()
     return lambda y, t: 0.5 * (y.square().sum(1) / (1 + t) + y.shape[1] * torch.log1p(t))

@@ -10,7 +10,7 @@ import itertools
 import operator
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -75,6 +75,11 @@ class _Checked:
 
     energy: EnergyFn
     bf16: bool
+
+    @property
+    def conditionals(self) -> Any:
+        """The energy's own, or None: for kernels that draw from its conditional laws."""
+        return getattr(self.energy, "conditionals", None)
 
     def __call__(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
