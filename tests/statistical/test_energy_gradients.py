@@ -12,6 +12,7 @@ from thalweg.energy import analytic, compose
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.conditional import Conditional
 from thalweg.energy.conv import ConvEnergy
+from thalweg.energy.lattice import RBMEnergy
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.resnet import ResNetEnergy
 
@@ -24,6 +25,7 @@ NETWORKS = {
     "conv of 3 classes": lambda: ConvEnergy(shape=(1, 8, 8), channels=(2, 2), num_outputs=3),
     "resnet": lambda: ResNetEnergy(shape=(1, 8, 8), channels=(2, 3)),
     "conditional": Conditional.example,
+    "restricted boltzmann machine": RBMEnergy.example,
 }
 WRAPPERS = (compose.Tempered, compose.Sum, compose.Conditioned, compose.Clamped, compose.AtNoise)
 

@@ -58,8 +58,8 @@ class RBMEnergy(nn.Module):
         return Conditionals(self._hidden, self._visible)
 
     def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
-        """E(x) in nats; defined, and smooth, between 0 and 1 too."""
-        return -(x.flatten(1) @ self.visible_bias) - _softplus(self._hidden(x)).sum(1)
+        """E(x) in nats; smooth, and defined between 0 and 1 too. Parameters are taken in x's precision."""
+        return -(x.flatten(1) @ self.visible_bias.to(x.dtype)) - _softplus(self._hidden(x)).sum(1)
 
     def log_z(self) -> Float[Tensor, ""]:
         """log sum_v exp(-E(v)) in nats, exact, with its gradient: counts the 2^n states of the smaller layer.
@@ -76,10 +76,10 @@ class RBMEnergy(nn.Module):
         return torch.logsumexp(torch.stack(parts), 0)
 
     def _hidden(self, v: Tensor) -> Tensor:
-        return functional.linear(v.flatten(1), self.weight, self.hidden_bias)
+        return functional.linear(v.flatten(1), self.weight.to(v.dtype), self.hidden_bias.to(v.dtype))
 
     def _visible(self, h: Tensor) -> Tensor:
-        return (self.visible_bias + h @ self.weight).unflatten(1, self.shape)
+        return (self.visible_bias.to(h.dtype) + h @ self.weight.to(h.dtype)).unflatten(1, self.shape)
 
 
 def all_states(num_units: int, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "n d"]:
