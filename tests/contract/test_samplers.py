@@ -22,7 +22,7 @@ from thalweg.energy.lattice import RBMEnergy
 from thalweg.sampler.base import Info
 from thalweg.sampler.discrete import Gibbs
 from thalweg.sampler.langevin import MALA, ULA
-from thalweg.sampler.run import run_chain, transitions
+from thalweg.sampler.run import of_block, run_chain, transitions
 
 
 def find_samplers() -> list[type]:
@@ -161,10 +161,13 @@ def test_bf16_is_the_network_only():
     hook = energy.head.register_forward_hook(lambda _module, _args, out: seen.append(out.dtype))
     fp32 = run_chain(MALA(step_size=1e-3), energy, x, num_steps=5)
     bf16 = run_chain(MALA(step_size=1e-3), energy, x, num_steps=5, precision="bf16")
+    with torch.autocast("cpu", torch.bfloat16):
+        run_chain(MALA(step_size=1e-3), energy, x, num_steps=5)
     hook.remove()
     assert set(seen[:6]) == {torch.float32}
-    assert set(seen[6:]) == {torch.bfloat16}
-    assert len(seen) == 12, "MALA takes one gradient a step, and one to begin with"
+    assert set(seen[6:12]) == {torch.bfloat16}
+    assert set(seen[12:]) == {torch.float32}, "whatever the caller has on"
+    assert len(seen) == 18, "MALA takes one gradient a step, and one to begin with"
     assert bf16.dtype == torch.float32
     assert torch.allclose(fp32, bf16, atol=2e-3)
     assert not torch.equal(fp32, bf16)
@@ -219,12 +222,53 @@ GOOD = {"sampler": ULA(step_size=0.1), "energy": Gaussian.example(), "x": positi
         ({"precision": "fp16"}, "precision='fp16'"),
         ({"energy": lambda x: x.sum(1, keepdim=True)}, r"\(4, 1\), want \(4,\)"),
         ({"energy": lambda x: x.sum()}, r"\(\), want \(4,\)"),
+        ({"energy": lambda x: 1.0}, r"a float, want a torch tensor \(4,\)"),
+        ({"energy": lambda x: x.detach().numpy().sum(1)}, r"a ndarray, want a torch tensor"),
+        ({"energy": lambda x: torch.zeros(len(x))}, "no gradient in x: compute it from x by torch"),
+        ({"energy": torch.no_grad()(Gaussian.example())}, "no gradient in x"),
+        (
+            {"energy": lambda x: x.sum(1) / torch.tensor([0.0, 1.0, 0.0, 1.0])},
+            "not finite at the start of 2 of 4 chains",
+        ),
     ],
 )
 def test_run_chain_errors_say_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         run_chain(**{**GOOD, **change})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("sampler", [ULA(step_size=0.1), MALA(step_size=0.1)])
+@pytest.mark.parametrize("energy", [lambda x: 1.0, lambda x: torch.zeros(len(x)), lambda x: x])
+def test_transitions_say_what_is_wrong_with_an_energy(sampler, energy):
+    with pytest.raises(ValueError, match=r"^the energy (returned|has no gradient)") as caught:
+        next(transitions(sampler, energy, positions(), generator(0, "noise")))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chain_that_leaves_the_finite_is_looked_at_once():
+    looks = []
+
+    class Spied(torch.Tensor):
+        def isfinite(self):
+            looks.append(1)
+            return super().isfinite()
+
+    end = run_chain(ULA(step_size=1.0), lambda x: (x**4).sum(1).as_subclass(Spied), 50 * positions(), num_steps=9)
+    assert len(looks) == 1
+    assert not bool(end.isfinite().all())
+
+
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_the_first_rows_of_a_block_get_the_noise_that_they_have_in_it(cls):
+    sampler = of_block(build(cls), 20)
+    x, ends = positions(20), {}
+    for n in (1, 3, 19, 20):
+        steps = transitions(sampler, energy_for(sampler.sampler), x[:n], generator(3, "noise"))
+        ends[n] = [next(steps)[0].x for _ in range(3)][-1]
+    plain = transitions(build(cls), energy_for(sampler.sampler), x, generator(3, "noise"))
+    assert torch.equal(ends[20], [next(plain)[0].x for _ in range(3)][-1])
+    assert all(torch.allclose(end, ends[20][:n], rtol=1e-6) for n, end in ends.items())
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,12 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
         ".",
         "a\0b",
         "..\\secret",
+        *("two\nlines", "\u2028", "\ud800", "long" * 100),
     ):
         store.write_json(folder / "manifest.json", {"format": 1, "files": {name: entry}})
-        with pytest.raises(DamagedFile, match="not a file inside"):
+        with pytest.raises(DamagedFile, match="not a file inside") as caught:
             store.verify(folder)
+        assert len(str(caught.value).splitlines()) == 1
         with pytest.raises(DamagedFile, match="not a file inside"):
             store.seal(folder, [name])
 

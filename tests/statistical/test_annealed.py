@@ -10,7 +10,7 @@ import torch
 
 from thalweg.core.rng import generator
 from thalweg.sampler import annealed
-from thalweg.sampler.annealed import BLOCK, Ancestral, Grid, Heun, anneal
+from thalweg.sampler.annealed import BLOCK, Ancestral, Heun, anneal
 from thalweg.sampler.run import transitions
 
 from .stats import assert_law, assert_near, dkw_eps
@@ -144,8 +144,8 @@ def test_heun_is_of_second_order_and_euler_of_first():
 
 
 def test_the_grid_runs_from_top_to_bottom():
-    grid = Grid(num_steps=30, sigma_min=LOW, sigma_max=HIGH, rho=5.0)
-    sigma = torch.stack([grid.sigma(torch.tensor(i), torch.zeros(1, dtype=torch.float64)) for i in range(31)])
+    sampler = Heun(num_steps=30, sigma_min=LOW, sigma_max=HIGH, rho=5.0)
+    sigma = torch.stack([sampler.sigma(torch.tensor(i), torch.zeros(1, dtype=torch.float64)) for i in range(31)])
     assert float(sigma[0]) == pytest.approx(HIGH)
     assert float(sigma[-1]) == pytest.approx(LOW)
     assert bool((sigma.diff(dim=0) < 0).all())

@@ -6,10 +6,13 @@ ended is read from its newest whole checkpoint. Nothing here runs code from the 
 are built.
 """
 
+import dataclasses
 import logging
+import operator
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,16 +24,17 @@ from torch import Tensor, nn
 
 from thalweg.core import store
 from thalweg.core.config import build
-from thalweg.core.errors import DamagedFile, NotNormalised, UserError
+from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
-from thalweg.data.files import check_input
+from thalweg.data.loader import check_input, check_shape
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.annealed import BLOCK, anneal
-from thalweg.sampler.run import run_chain
+from thalweg.sampler.run import of_block, run_chain
 
 FORMAT = 1
 FILES = ("config.json", "model.safetensors", "calibration.safetensors")
+EXTRAS = ("card.md", "report.html", "README.md")
 EVALUATION_BLOCK = 256
 CHAIN_STEPS = 1000
 ALPHA = 0.01
@@ -47,13 +51,14 @@ class Bundle:
             self.kind: str = data["kind"]
             self.shape: tuple[int, ...] = tuple(data["shape"])
             self.transform = build(run["transform"])
-            self.model: nn.Module = build(run["energy"], shape=self.shape)
+            self.model: nn.Module = build(run["energy"], shape=self.shape).to(torch.float32)
             self.sampler = build(run["sampler"])
             self.normalised: bool = config["normalised"]
         except (KeyError, TypeError) as error:
             raise DamagedFile(f"{path / 'config.json'}: not the configuration of a run ({error!r})") from error
         self.noisy: bool = getattr(self.model, "noisy", False)
         self.held_out_energies = held_out
+        self._warned = False
         try:
             self.model.load_state_dict(weights)
         except RuntimeError as error:
@@ -90,16 +95,18 @@ class Bundle:
     @cached_property
     def lowest(self) -> Any:
         """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
-        return AtNoise(self.model, torch.tensor(self.t_min)) if self.noisy else self.model
+        return AtNoise(self.model, torch.tensor(self.t_min, dtype=torch.float32)) if self.noisy else self.model
 
-    @torch.no_grad()
     def energy(self, x: Any) -> Float[Tensor, " b"]:
-        """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised."""
-        z = self._check(x)
-        with frozen(self.lowest) as energy:
-            parts = [energy(self.transform.forward(part)) for part in z.split(EVALUATION_BLOCK)]
-        u = torch.cat(parts) if parts else z.new_zeros(0)
-        return u - self.transform.log_abs_det(z)
+        """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised.
+
+        Differentiable in an x that requires grad, so samplers take it; such an x may leave the range of the data.
+        """
+        wanted = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+        with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
+            z = self._positions(x) if wanted else self._check(x)
+            u = torch.cat([energy(self.transform.forward(part)) for part in z.split(EVALUATION_BLOCK)])
+            return u - self.transform.log_abs_det(z)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"]:
         """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised where the constant is
@@ -115,17 +122,18 @@ class Bundle:
     def sample(
         self, n: int, *, seed: int = 0, num_steps: int | None = None, labels: Any = None
     ) -> Float[Tensor, "n *d"]:
-        """n samples in data units (images clamped to [0, 1]); blocks of 100 do not depend on how many follow.
+        """n samples in data units (images clamped to [0, 1]); sample i does not depend on how many follow.
 
-        `num_steps`: levels of the annealed sampler, or Langevin steps from noise (1,000 if not given).
+        `num_steps`: levels of the annealed sampler, or Langevin steps from noise (1,000 if not given). `seed` is a
+        whole number of 64 bits. Blocks of 100 are computed together, so up to rounding only where n cuts one.
         """
         if labels is not None:
             raise UserError(f"{self.path}: labels were given but this model is not conditional")
-        if n < 0 or (num_steps is not None and num_steps < 1):
-            raise UserError(f"n={n}, num_steps={num_steps}: want n >= 0 and num_steps >= 1")
+        n, seed = _whole("n", n, 0), _whole("seed", seed, 0, 2**64 - 1)
+        num_steps = None if num_steps is None else _whole("num_steps", num_steps, 1)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
             blocks = list(self._annealed(n, seed, num_steps) if self.noisy else self._chains(n, seed, num_steps))
-        z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape)
+        z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32)
         x = self.transform.inverse(z)
         return x.clamp(0, 1) if self.kind == "image" else x
 
@@ -133,29 +141,39 @@ class Bundle:
         """energy, log_prob (normalised models only), p_value and flag = p_value <= alpha, each (B,).
 
         p(x) = (1 + #{held-out energies >= E(x)}) / (1 + their number): the share of normal data at least as odd.
+        An alpha below the smallest p-value there is, 1 / (1 + their number), flags nothing and is warned of once.
         """
-        u = self.energy(x)
+        if not isinstance(alpha, int | float | np.floating) or not 0 <= alpha <= 1:
+            raise UserError(f"alpha={alpha!r}: want a number in [0, 1], the share of normal data to flag")
+        with torch.no_grad():
+            u = self.energy(x)
         result = {"energy": u}
         if self.normalised:
             result["log_prob"] = -u
         if self.held_out_energies is not None:
             ranked = self.held_out_energies.sort().values
             above = len(ranked) - torch.searchsorted(ranked, u.contiguous())
-            result["p_value"] = (1 + above) / (1 + len(ranked))
+            result["p_value"] = (1 + above).to(torch.float32) / (1 + len(ranked))
+            self._warn_of(alpha, 1 / (1 + len(ranked)))
             result["flag"] = result["p_value"] <= alpha
         return result
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the bundle's own files (not checkpoints or logs) to a folder that `load` reads, hashes included."""
         folder = Path(folder)
+        extras = [name for name in EXTRAS if (self.path / name).is_file()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot make the folder ({error.strerror})") from error
-        write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies)
-        for name in ("card.md", "report.html", "README.md"):
-            if (self.path / name).exists() and self.path.resolve() != folder.resolve():
+            _require_files(folder, extras)
+            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies)
+            for name in extras if self.path.resolve() != folder.resolve() else ():
                 shutil.copy(self.path / name, folder / name)
+        except ThalwegError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"{folder}: cannot write the bundle there ({error.strerror}); name another folder"
+            ) from error
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path) -> "Bundle":
@@ -180,20 +198,51 @@ class Bundle:
             raise UserError(f"x: not an array of numbers ({str(error).splitlines()[0]})") from error
         return check_input(x, self.shape, self.kind)  # pyright: ignore[reportArgumentType]
 
-    def _annealed(self, n: int, seed: int, num_steps: int | None) -> Any:
-        import dataclasses
+    def _positions(self, x: Tensor) -> Tensor:
+        """A chain's positions, of which the shape alone is checked."""
+        check_shape(x, self.shape, self.kind, where="x")  # pyright: ignore[reportArgumentType]
+        return x.to(torch.float32)
 
+    def _warn_of(self, alpha: float, smallest: float) -> None:
+        if alpha < smallest and not self._warned:
+            self._warned = True
+            log.warning(
+                f"{self.path}: alpha={alpha:g} is below the smallest p-value of {smallest:.3g} that the held-out rows "
+                f"allow, so no row can be flagged; use alpha={smallest:.3g} or more, or train with more held-out rows"
+            )
+
+    def _annealed(self, n: int, seed: int, num_steps: int | None) -> Any:
         sampler = self.sampler if num_steps is None else dataclasses.replace(self.sampler, num_steps=num_steps)
         return anneal(sampler, self.model, n, seed=seed, precision=self.config.get("precision", "fp32"))
 
     def _chains(self, n: int, seed: int, num_steps: int | None) -> Any:
         for block, start in enumerate(range(0, n, BLOCK)):
-            size, draws = (min(BLOCK, n - start), *self.shape), generator(seed, "sample", block)
-            image = self.kind == "image"
-            x = torch.rand(size, generator=draws) if image else torch.randn(size, generator=draws)
+            draws, image = generator(seed, "sample", block), self.kind == "image"
+            make = torch.rand if image else torch.randn
+            x = make(BLOCK, *self.shape, generator=draws, dtype=torch.float32)[: n - start]
             z = self.transform.forward(x) if image else x
             chain = generator(seed, "sample-chain", block).initial_seed()  # no block shares noise with another seed's
-            yield run_chain(self.sampler, self.model, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
+            sampler = of_block(self.sampler, BLOCK)
+            yield run_chain(sampler, self.model, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
+
+
+def _whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """The value as an int; UserError unless it is a whole number in [low, high], and no truth value."""
+    try:
+        number = low - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = low - 1
+    if number < low or (high is not None and number > high):
+        bounds = f"of {low} or more" if high is None else f"in [{low}, {high}]"
+        raise UserError(f"{name}={' '.join(repr(value).split())[:60]}: want a whole number {bounds}")
+    return number
+
+
+def _require_files(folder: Path, names: Iterable[str]) -> None:
+    """UserError where something other than a file stands in the place of one."""
+    for path in (folder / name for name in names):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: a folder stands where a file is to be written; move it away, or name another one")
 
 
 def _native(x: np.ndarray) -> np.ndarray:
@@ -203,6 +252,7 @@ def _native(x: np.ndarray) -> np.ndarray:
 
 def write_bundle(folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None) -> None:
     """Write the bundle's files into a folder, each whole, the manifest last: until then the folder is no bundle."""
+    _require_files(folder, (*FILES, store.MANIFEST))
     with tempfile.TemporaryDirectory(
         dir=folder, prefix=".aside-"
     ) as name:  # a full disk shows here, the old files whole
@@ -216,6 +266,8 @@ def write_bundle(folder: Path, config: dict[str, Any], weights: Any, held_out: T
         for file in (*FILES, store.MANIFEST):
             if (aside / file).exists():
                 os.replace(aside / file, folder / file)
+            else:
+                (folder / file).unlink(missing_ok=True)  # an earlier bundle's, which this manifest does not seal
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -253,7 +305,7 @@ def load(path_or_id: str | Path) -> Bundle:
         store.verify(folder, [name for name in FILES if (folder / name).exists()])  # read nothing that is not sealed
         config = read_config(folder)
         calibration = folder / "calibration.safetensors"
-        held_out = store.read_tensors(calibration)["energy"] if calibration.exists() else None
+        held_out = _calibration(calibration) if calibration.exists() else None
         return Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
     config = read_config(folder)
     newest, warnings = store.newest_valid(folder / "checkpoints")
@@ -263,6 +315,13 @@ def load(path_or_id: str | Path) -> Bundle:
         raise UserError(f"{folder}: this run has not saved anything yet; let it reach its first checkpoint")
     log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
     return Bundle(config, store.read_tensors(newest / "model.safetensors"), None, folder)
+
+
+def _calibration(path: Path) -> Tensor:
+    held_out = store.read_tensors(path).get("energy")
+    if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
+        raise DamagedFile(f"{path}: holds no energies of held-out data, (n,); train again")
+    return held_out.to(torch.float32)
 
 
 def _from_hub(name: str) -> Path:

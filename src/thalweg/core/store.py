@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 FORMAT = 1
 MAX_HEADER, MAX_JSON = 16 * 2**20, 8 * 2**20  # bytes: a forged file must not claim the memory
+MAX_NAME = 255  # bytes
 _TOKEN = secrets.token_hex(4)  # tells this process from an earlier one with the same id
 _count = itertools.count()
 _TEMP = re.compile(r"\.thalweg-(new|old)-(\d+)-([0-9a-f]{8})-\d+-(.+)")
@@ -294,7 +295,7 @@ def _sha256(path: Path) -> str:
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise DamagedFile(f"{path}: missing, so the folder was never finished; {_REMEDY}")
+        raise DamagedFile(f"{path}: missing, or no file, so the folder was never finished; {_REMEDY}")
     tree = read_json(path)
     version = tree.get("format") if isinstance(tree, dict) else None
     if type(version) is int and version > FORMAT:
@@ -310,9 +311,10 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _inside(folder: Path, name: str) -> Path:
     """The path of a listed file, refused unless it stays in the folder whatever links there are."""
-    bad = not name or "\0" in name or "\\" in name or ":" in name or {"", ".", ".."} & set(name.split("/"))
+    bad = not name.isprintable() or len(name.encode()) > MAX_NAME  # nothing else fits a line, or a file system
+    bad = bad or "\\" in name or ":" in name or {"", ".", ".."} & set(name.split("/"))
     if bad or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise DamagedFile(f"{folder / MANIFEST}: lists {name!r}, which is not a file inside the folder")
+        raise DamagedFile(f"{folder / MANIFEST}: lists {name[:MAX_NAME]!r}, which is not a file inside the folder")
     return folder / name
 
 

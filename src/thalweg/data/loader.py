@@ -109,12 +109,7 @@ def require_trainable(x: Tensor, *, where: str = "x") -> None:
 
 def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:
     """Raise a UserError that starts with `where`, unless x is rows (N, *shape) of this kind in data units."""
-    if x.is_complex():
-        raise UserError(f"{where}: holds complex numbers: give real ones")
-    ndim = len(shape) if shape is not None else (3 if kind == "image" else 1)
-    if x.ndim != ndim + 1 or (shape is not None and x.shape[1:] != shape):
-        wanted = ", ".join(str(s) for s in shape) if shape is not None else ("C, H, W" if kind == "image" else "D")
-        raise UserError(f"{where}: expected shape (N, {wanted}), got {tuple(x.shape)}{_hint(x, shape)}")
+    check_shape(x, shape, kind, where=where)
     if x.numel() == 0:
         raise UserError(f"{where}: shape {tuple(x.shape)} holds no data: give at least one row")
     if kind == "image" and not x.is_floating_point() and x.dtype not in (torch.uint8, torch.bool):
@@ -130,6 +125,16 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
         low, high = (float(v) for v in values.aminmax())
         if low < -1e-6 or high > 1 + 1e-6:
             raise UserError(f"{where}: float pixels lie in [0, 1], these span [{low:g}, {high:g}]: divide by 255?")
+
+
+def check_shape(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:
+    """Raise a UserError that starts with `where`, unless x is real and of shape (N, *shape)."""
+    if x.is_complex():
+        raise UserError(f"{where}: holds complex numbers: give real ones")
+    ndim = len(shape) if shape is not None else (3 if kind == "image" else 1)
+    if x.ndim != ndim + 1 or (shape is not None and x.shape[1:] != shape):
+        wanted = ", ".join(str(s) for s in shape) if shape is not None else ("C, H, W" if kind == "image" else "D")
+        raise UserError(f"{where}: expected shape (N, {wanted}), got {tuple(x.shape)}{_hint(x, shape)}")
 
 
 def _hint(x: Tensor, shape: tuple[int, ...] | None) -> str:

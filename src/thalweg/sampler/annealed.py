@@ -21,7 +21,7 @@ from thalweg.energy.base import NoisyEnergyFn, energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.sampler.base import Info, normal_like, row_norm
 from thalweg.sampler.langevin import MALA
-from thalweg.sampler.run import transitions
+from thalweg.sampler.run import of_block, transitions
 
 BLOCK = 100  # images sampled together: bounds the memory, and the first of many samples do not depend on how many
 
@@ -35,19 +35,24 @@ class AnnealedState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """sigma_i = (max^(1/rho) + i/n (min^(1/rho) - max^(1/rho)))^rho, i = 0 … n: the levels of an annealed sampler."""
+    """Abstract: the levels of an annealed sampler, in model units, and its state at the highest of them.
+
+    sigma_i = (max^(1/rho) + i/n (min^(1/rho) - max^(1/rho)))^rho, i = 0 … n.
+    """
 
     num_steps: int
-    sigma_min: float
-    sigma_max: float
-    rho: float
+    sigma_min: float = 0.02
+    sigma_max: float = 5.0
+    rho: float = 5.0
+
+    noisy = True
 
     def __post_init__(self):
         if self.num_steps < 1:
             raise ValueError(f"num_steps={self.num_steps}: want at least one step")
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max}: want 0 < min < max")
-        if self.rho <= 0:
+        if not self.rho > 0:
             raise ValueError(f"rho={self.rho}: want a positive exponent")
 
     def sigma(self, i: Tensor, like: Tensor) -> Tensor:
@@ -55,35 +60,25 @@ class Grid:
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
         return (high + (i.to(like) / self.num_steps) * (low - high)) ** self.rho
 
+    def init(self, energy: NoisyEnergyFn, x: Tensor) -> AnnealedState:
+        """The state at sigma_max."""
+        return AnnealedState(x, torch.zeros((), dtype=torch.int64, device=x.device))
+
 
 @dataclass(frozen=True, kw_only=True)
-class Heun:
+class Heun(Grid):
     """Probability-flow ODE by Heun's method: two gradients a step, second order in the step.
 
     `churn` is the share by which sigma is raised before each step (0: the deterministic flow). Levels in model units.
     """
 
     num_steps: int = 30
-    sigma_min: float = 0.02
-    sigma_max: float = 5.0
-    rho: float = 5.0
     churn: float = 0.0
 
-    noisy = True
-
     def __post_init__(self):
-        if self.churn < 0:
+        super().__post_init__()
+        if not self.churn >= 0:
             raise ValueError(f"churn={self.churn}: want 0 or more")
-        self.grid  # noqa: B018 - the grid checks its own numbers
-
-    @property
-    def grid(self) -> Grid:
-        """The noise levels."""
-        return Grid(num_steps=self.num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
-
-    def init(self, energy: NoisyEnergyFn, x: Tensor) -> AnnealedState:
-        """The state at sigma_max."""
-        return AnnealedState(x, torch.zeros((), dtype=torch.int64, device=x.device))
 
     def draw(self, state: AnnealedState, generator: Generator) -> tuple[Tensor, ...]:
         """The churn's noise; none for the deterministic flow."""
@@ -93,7 +88,7 @@ class Heun:
         self, energy: NoisyEnergyFn, state: AnnealedState, noise: tuple[Tensor, ...]
     ) -> tuple[AnnealedState, Info]:
         """One level down."""
-        x, now, then = state.x, self.grid.sigma(state.i, state.x), self.grid.sigma(state.i + 1, state.x)
+        x, now, then = state.x, self.sigma(state.i, state.x), self.sigma(state.i + 1, state.x)
         if self.churn > 0:
             raised = torch.clamp(now * (1 + self.churn), max=self.sigma_max)
             x = x + (raised**2 - now**2).clamp(min=0).sqrt() * noise[0]
@@ -106,7 +101,7 @@ class Heun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ancestral:
+class Ancestral(Grid):
     """y' = y + (down - now) now grad U + up z, down² + up² = then²: one gradient a step, first order.
 
     The mean moves along the flow to sigma_down, then noise of size sigma_up = eta then sqrt(1 - then²/now²) is
@@ -115,26 +110,12 @@ class Ancestral:
     """
 
     num_steps: int = 60
-    sigma_min: float = 0.02
-    sigma_max: float = 5.0
-    rho: float = 5.0
     eta: float = 1.0
 
-    noisy = True
-
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta}: want a number in [0, 1]")
-        self.grid  # noqa: B018 - the grid checks its own numbers
-
-    @property
-    def grid(self) -> Grid:
-        """The noise levels."""
-        return Grid(num_steps=self.num_steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max, rho=self.rho)
-
-    def init(self, energy: NoisyEnergyFn, x: Tensor) -> AnnealedState:
-        """The state at sigma_max."""
-        return AnnealedState(x, torch.zeros((), dtype=torch.int64, device=x.device))
 
     def draw(self, state: AnnealedState, generator: Generator) -> tuple[Tensor, ...]:
         """The noise of one step."""
@@ -144,7 +125,7 @@ class Ancestral:
         self, energy: NoisyEnergyFn, state: AnnealedState, noise: tuple[Tensor, ...]
     ) -> tuple[AnnealedState, Info]:
         """One level down."""
-        x, now, then = state.x, self.grid.sigma(state.i, state.x), self.grid.sigma(state.i + 1, state.x)
+        x, now, then = state.x, self.sigma(state.i, state.x), self.sigma(state.i + 1, state.x)
         up = self.eta * then * (1 - then**2 / now**2).sqrt()
         down = (then**2 - up**2).sqrt()
         _, g = energy_and_grad(AtNoise(energy, now**2), x)
@@ -165,17 +146,18 @@ def anneal(
 
     After the last level come `num_corrections` MALA steps on U(., sigma_min²), which removes what the integrator
     left, and one denoising step x = y - t grad U (Robbins 1956; Miyasawa 1961), since the data themselves carry no
-    noise.
+    noise. Noise is drawn for whole blocks, so that row i depends on i alone.
     """
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = address(seed, "sample", block)
-        x = energy.prior(BLOCK, draws)[: n - start]  # so that without further noise row i depends on i alone
+        x = energy.prior(BLOCK, draws)[: n - start]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            for state, _ in itertools.islice(transitions(sampler, energy, x, draws), sampler.num_steps):
+            steps = transitions(of_block(sampler, BLOCK), energy, x, draws)
+            for state, _ in itertools.islice(steps, sampler.num_steps):
                 x = state.x
             t = x.new_tensor(sampler.sigma_min**2)
             lowest = AtNoise(energy, t)
-            corrector = MALA(step_size=0.2 * float(t))
+            corrector = of_block(MALA(step_size=0.2 * float(t)), BLOCK)
             for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):
                 x = state.x
             yield x - t * energy_and_grad(lowest, x)[1]

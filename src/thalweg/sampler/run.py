@@ -8,7 +8,8 @@ state follows from its positions.
 
 import itertools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -31,7 +32,11 @@ def transitions(
     x: Float[Tensor, "b *d"],
     generator: Generator | Iterable[Generator],
 ) -> Iterator[tuple[S, Info]]:
-    """(state, info) after each step: without end from one generator, or one step for each of several."""
+    """(state, info) after each step: without end from one generator, or one step for each of several.
+
+    ValueError for an energy that does not give one number a row, or whose numbers do not depend on x.
+    """
+    energy = energy if isinstance(energy, _Checked) else _Checked(energy)
     generators = itertools.repeat(generator) if isinstance(generator, Generator) else generator
     state = sampler.init(energy, x)
     for each in generators:
@@ -55,7 +60,8 @@ def run_chain(
     normalised weights computed once (`energy.spectral.frozen`). `precision="bf16"` evaluates the network
     under bfloat16 autocast; positions, noise, updates and the Metropolis test stay in x's own type. `start`
     is the first step's number, to go on with a run. ValueError for x that is not floating, not finite or has
-    no batch dimension, and for an energy of another shape.
+    no batch dimension, and for an energy of another shape, without a gradient, or not finite where the chains start.
+    Later steps are not looked at: a chain that leaves the finite comes back as it is, so look at what is returned.
     """
     num_steps, start = _check_count("num_steps", num_steps), _check_count("start", start)
     _check_positions(x)
@@ -64,29 +70,69 @@ def run_chain(
     generators = (address(seed, "chain", start + k, device=x.device) for k in range(num_steps))
     with torch.inference_mode(False), frozen(energy) as still:
         x = x.detach().clone()
-        for state, _ in transitions(sampler, _Checked(still, precision == "bf16"), x, generators):
+        checked = _Checked(still, first=True, bf16=precision == "bf16")
+        for state, _ in transitions(sampler, checked, x, generators):
             x = state.x  # pyright: ignore[reportAttributeAccessIssue]
     return x
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """The energy, in the precision asked for, its result of x's type and checked to be one number a row."""
+def of_block(sampler: Sampler[S], size: int) -> Sampler[S]:
+    """The sampler for the first rows of a block of `size`: they get the noise that they have in the whole block."""
+    return _OfBlock(sampler, size)
 
-    energy: EnergyFn
-    bf16: bool
+
+@dataclass(frozen=True)
+class _OfBlock:
+    """Noise is drawn for all of the block's rows, which costs little, and steps are computed for those there are."""
+
+    sampler: Any
+    size: int
+
+    def init(self, energy: EnergyFn, x: Tensor) -> Any:
+        return self.sampler.init(energy, x)
+
+    def draw(self, state: Any, generator: Generator) -> tuple[Tensor, ...]:
+        rows = len(state.x)
+        whole = state._replace(x=state.x[:1].expand(self.size, *state.x.shape[1:]))
+        noise = self.sampler.draw(whole, generator)
+        return tuple(z[:rows] if z.ndim and len(z) == self.size else z for z in noise)
+
+    def step(self, energy: EnergyFn, state: Any, noise: tuple[Tensor, ...]) -> Any:
+        return self.sampler.step(energy, state, noise)
+
+
+@dataclass
+class _Checked:
+    """The energy E(x) or U(x, t), its result of x's type and checked to be one number a row that depends on x.
+
+    `first`: the next call is the chains' start, where the numbers must be finite; that one look waits for the device.
+    `bf16`: whether the network runs under autocast; None: as the caller has it.
+    """
+
+    energy: Callable[..., Tensor]
+    first: bool = False
+    bf16: bool | None = None
 
     @property
     def conditionals(self) -> Any:
         """The energy's own, or None: for kernels that draw from its conditional laws."""
         return getattr(self.energy, "conditionals", None)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            u = self.energy(x)
+    def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
+        autocast = nullcontext() if self.bf16 is None else torch.autocast(x.device.type, torch.bfloat16, self.bf16)
+        with autocast:
+            u = self.energy(x, *t)
+        if not isinstance(u, Tensor):
+            raise ValueError(f"the energy returned a {type(u).__name__}, want a torch tensor ({len(x)},)")
         if u.shape != x.shape[:1]:
             found = tuple(u.shape)
             raise ValueError(f"the energy returned shape {found}, want ({len(x)},): one number for each row")
+        if x.requires_grad and not u.requires_grad:
+            raise ValueError("the energy has no gradient in x: compute it from x by torch, without detach or no_grad")
+        if self.first:
+            self.first, bad = False, int((~u.isfinite()).sum())
+            if bad:
+                raise ValueError(f"the energy is not finite at the start of {bad} of {len(x)} chains: start elsewhere")
         return u.to(x.dtype)
 
 

@@ -1,0 +1,36 @@
+"""Three bundles of a few seconds' training: a plane with its constant, images, and a chain's energy."""
+
+import pytest
+
+from thalweg.apps.fit import Request, fit
+
+SMALL = ["train.batch_size=64", "energy.width=48", "energy.num_blocks=2", "data.limit=6000"]
+TINY_IMAGE = ["energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "train.batch_size=16"]
+
+
+def run(folder, data, recipe="dual", steps=20, overrides=(), **keywords):
+    request = Request(data=data, recipe=recipe, steps=steps, overrides=["train.precision=fp32", *overrides])
+    return fit(request, folder, tensorboard=False, **keywords)
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory):
+    """A normalised model of eight Gaussians, trained a few seconds."""
+    return run(tmp_path_factory.mktemp("plane") / "run", "eight-gaussians", steps=500, overrides=SMALL)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("digits") / "run", "digits", steps=25, overrides=TINY_IMAGE)
+
+
+@pytest.fixture(scope="session")
+def chains(tmp_path_factory):
+    overrides = ["energy.width=8", "train.batch_size=16", "objective.buffer_size=64", "objective.num_steps=2"]
+    return run(tmp_path_factory.mktemp("pcd") / "run", "two-moons", "pcd", overrides=overrides)
+
+
+@pytest.fixture
+def copy(digits, tmp_path):
+    digits.save_pretrained(tmp_path / "copy")
+    return tmp_path / "copy"
