@@ -94,17 +94,35 @@ def test_any_path(tmp_path: Path) -> None:
     np.savez(tmp_path / "short.npz", x=rows, y=np.arange(3))
     with pytest.raises(UserError, match="3 labels for 20 rows"):
         load(str(tmp_path / "short.npz"))
-    np.save(tmp_path / "one.npy", rows[:1])
-    with pytest.raises(UserError, match="at least 2"):
-        load(str(tmp_path / "one.npy"))
+    np.save(tmp_path / "two.npy", rows[:2])
+    with pytest.raises(UserError, match=r"two\.npy: has 2 of the 20 rows"):
+        load(str(tmp_path / "two.npy"))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint64])
+def test_labels_are_whole_numbers_of_64_bits(tmp_path: Path, dtype: type) -> None:
+    labels = np.arange(20).astype(dtype)
+    np.savez(tmp_path / "t.npz", x=np.arange(40.0).reshape(20, 2), y=labels)
+    found = load(str(tmp_path / "t.npz"))
+    assert found.train_labels is not None
+    assert sorted([*found.train_labels.tolist(), *found.held_out_labels.tolist()]) == list(range(20))
+    labels[3] = 2**63 if dtype is np.uint64 else 1e30
+    np.savez(tmp_path / "t.npz", x=np.arange(40.0).reshape(20, 2), y=labels)
+    with pytest.raises(UserError, match=r"t\.npz: a label is (1e\+30|9\.22337e\+18), which 64 bits do not hold"):
+        load(str(tmp_path / "t.npz"))
+    if dtype is not np.uint64:
+        for odd in (np.inf, np.nan, 0.5):
+            labels[3] = odd
+            np.savez(tmp_path / "t.npz", x=np.arange(40.0).reshape(20, 2), y=labels)
+            assert load(str(tmp_path / "t.npz")).train_labels is None
 
 
 def test_mnist_from_a_folder_of_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither"):
         load("mnist", data=tmp_path)
-    for i in range(3):
+    for i in range(24):
         Image.new("RGB", (28, 28), (i, i, i)).save(tmp_path / f"{i}.png")
-    assert len(load("mnist", data=tmp_path).train) == 2
+    assert len(load("mnist", data=tmp_path).train) == 22
 
 
 @pytest.mark.parametrize(

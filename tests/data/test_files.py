@@ -246,7 +246,8 @@ def test_python_input_becomes_float32_in_data_units() -> None:
         check_input(torch.tensor([0.0, 200.0]).reshape(2, 1, 1, 1), (1, 1, 1), "image")
 
 
-def test_one_row_is_too_few_to_train_on() -> None:
-    require_trainable(torch.zeros(2, 3))
-    with pytest.raises(UserError, match="at least 2"):
-        require_trainable(torch.zeros(1, 3))
+@pytest.mark.parametrize("n", [1, 2, 19])
+def test_few_rows_are_too_few_to_train_on(n: int) -> None:
+    require_trainable(torch.zeros(20, 3))
+    with pytest.raises(UserError, match=f"x: has {n} of the 20 rows that training wants at least"):
+        require_trainable(torch.zeros(n, 3))

@@ -18,6 +18,18 @@ def test_samples_are_addressed_and_of_unit_range(name: str) -> None:
     assert float(a.mean(0).abs().max()) < 0.06  # about 4 sigma
 
 
+@pytest.mark.parametrize("name", TOYS)
+def test_samples_do_not_depend_on_the_default_type(name: str) -> None:
+    want = TOYS[name].sample(9, generator(0, "t"))
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = TOYS[name].sample(9, generator(0, "t"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("name", KNOWN)
 def test_the_density_integrates_to_one_and_is_that_of_the_samples(name: str) -> None:
     log_prob = TOYS[name].log_prob

@@ -207,7 +207,7 @@ def _digits() -> Rows:
 
 
 def _labels(path: Path, n: int) -> Tensor | None:
-    """The labels an npz holds beside its rows; None where it holds none, or none that are integers."""
+    """The labels an npz holds beside its rows; None where it holds none, or none that are whole numbers."""
     if path.suffix.lower() != ".npz":
         return None
     try:
@@ -216,8 +216,11 @@ def _labels(path: Path, n: int) -> Tensor | None:
         raise
     except UserError:  # names, say: not needed to train an energy
         return None
-    if y is None or not bool((y == np.round(y)).all()):
+    if y is None or not bool((np.isfinite(y) & (y == np.round(y))).all()):
         return None
     if y.size != n:
         raise UserError(f"{path}: {y.size} labels for {n} rows: give one a row")
+    far = next((v for v in (y.min(), y.max()) if not -(2**63) <= int(v) < 2**63), None)
+    if far is not None:
+        raise UserError(f"{path}: a label is {far:g}, which 64 bits do not hold: number the classes from 0")
     return torch.from_numpy(y.reshape(-1).astype(np.int64))

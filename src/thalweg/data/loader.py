@@ -17,6 +17,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 
 Kind = Literal["image", "vector"]
+LEAST_ROWS = 20
 
 
 class Loader:
@@ -102,9 +103,9 @@ def check_rows(x: Tensor, shape: tuple[int, ...] | None, *, where: str = "x") ->
 
 
 def require_trainable(x: Tensor, *, where: str = "x") -> None:
-    """Refuse fewer than two rows: one to train on and one to hold out."""
-    if len(x) < 2:
-        raise UserError(f"{where}: holds {len(x)} row, training needs at least 2: give more data")
+    """Refuse fewer rows than say anything about a density and still leave some to hold out."""
+    if len(x) < LEAST_ROWS:
+        raise UserError(f"{where}: has {len(x)} of the {LEAST_ROWS} rows that training wants at least: give more data")
 
 
 def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:

@@ -28,17 +28,17 @@ class Toy(NamedTuple):
 
 def two_moons(n: int, generator: Generator) -> Float[Tensor, "n 2"]:
     """Two interleaved half circles of radius 2/3 with Gaussian noise of standard deviation 0.07."""
-    angle = math.pi * torch.rand(n, generator=generator)
-    upper = torch.rand(n, generator=generator) < 0.5
-    sign = torch.where(upper, 1.0, -1.0)
+    angle = math.pi * _uniform(generator, n)
+    upper = _uniform(generator, n) < 0.5
+    sign = torch.where(upper, 1.0, -1.0).to(angle)
     arc = sign[:, None] * torch.stack([angle.cos() - 0.5, angle.sin() - 0.25], dim=1)
-    return arc / 1.5 + _MOON_NOISE * torch.randn(n, 2, generator=generator)
+    return arc / 1.5 + _MOON_NOISE * _normal(generator, n, 2)
 
 
 def eight_gaussians(n: int, generator: Generator) -> Float[Tensor, "n 2"]:
     """Eight Gaussians of standard deviation 0.1, evenly on a circle of radius 0.8."""
     which = torch.randint(8, (n,), generator=generator)
-    return _centres(torch.float32)[which] + _GAUSSIAN_STD * torch.randn(n, 2, generator=generator)
+    return _centres(torch.float32)[which] + _GAUSSIAN_STD * _normal(generator, n, 2)
 
 
 def eight_gaussians_log_prob(x: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
@@ -53,7 +53,7 @@ def checkerboard(n: int, generator: Generator) -> Float[Tensor, "n 2"]:
     row = torch.randint(4, (n,), generator=generator)
     column = 2 * torch.randint(2, (n,), generator=generator) + row % 2
     corner = torch.stack([column, row], dim=1)
-    return (corner + torch.rand(n, 2, generator=generator)) / 2 - 1
+    return (corner + _uniform(generator, n, 2)) / 2 - 1
 
 
 def checkerboard_log_prob(x: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
@@ -66,8 +66,8 @@ def checkerboard_log_prob(x: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
 def rings(n: int, generator: Generator) -> Float[Tensor, "n 2"]:
     """Three rings, radii 0.3, 0.6, 0.9, equally likely, with Gaussian noise of deviation 0.04 in r."""
     which = torch.randint(3, (n,), generator=generator)
-    angle = 2 * math.pi * torch.rand(n, generator=generator)
-    radius = torch.tensor(_RING_RADII)[which] + _RING_STD * torch.randn(n, generator=generator)
+    angle = 2 * math.pi * _uniform(generator, n)
+    radius = torch.tensor(_RING_RADII, dtype=torch.float32)[which] + _RING_STD * _normal(generator, n)
     return radius[:, None] * torch.stack([angle.cos(), angle.sin()], dim=1)
 
 
@@ -78,6 +78,14 @@ def rings_log_prob(x: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
     terms = -(signed / _RING_STD).square() / 2
     constant = math.log(len(_RING_RADII) * math.sqrt(2 * math.pi) * _RING_STD * 2 * math.pi)
     return torch.logsumexp(terms.flatten(1), dim=1) - r.log() - constant
+
+
+def _uniform(generator: Generator, *size: int) -> Tensor:
+    return torch.rand(*size, generator=generator, dtype=torch.float32)
+
+
+def _normal(generator: Generator, *size: int) -> Tensor:
+    return torch.randn(*size, generator=generator, dtype=torch.float32)
 
 
 def _centres(dtype: torch.dtype) -> Tensor:
