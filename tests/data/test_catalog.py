@@ -95,7 +95,7 @@ def test_any_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="3 labels for 20 rows"):
         load(str(tmp_path / "short.npz"))
     np.save(tmp_path / "two.npy", rows[:2])
-    with pytest.raises(UserError, match=r"two\.npy: has 2 of the 20 rows"):
+    with pytest.raises(UserError, match=r"two\.npy: holds 2 rows, training needs at least 20"):
         load(str(tmp_path / "two.npy"))
 
 

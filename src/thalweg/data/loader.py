@@ -105,7 +105,8 @@ def check_rows(x: Tensor, shape: tuple[int, ...] | None, *, where: str = "x") ->
 def require_trainable(x: Tensor, *, where: str = "x") -> None:
     """Refuse fewer rows than say anything about a density and still leave some to hold out."""
     if len(x) < LEAST_ROWS:
-        raise UserError(f"{where}: has {len(x)} of the {LEAST_ROWS} rows that training wants at least: give more data")
+        rows = "1 row" if len(x) == 1 else f"{len(x)} rows"
+        raise UserError(f"{where}: holds {rows}, training needs at least {LEAST_ROWS}: give more data")
 
 
 def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:
