@@ -12,44 +12,16 @@ from thalweg.sampler.discrete import Gibbs
 from thalweg.sampler.langevin import Position
 from thalweg.sampler.run import run_chain
 
+from .machines import log_law, machine, matrix, states
+
 NUM_CHAINS = 400_000
-
-
-def machine(shape=(6,), num_hidden=4, seed=0, scale=1.0):
-    """Strongly joined, with biases, in float64."""
-    torch.manual_seed(seed)
-    energy = RBMEnergy(shape=shape, num_hidden=num_hidden, weight_std=scale).double()
-    with torch.no_grad():
-        energy.visible_bias.copy_(0.5 * torch.randn(len(energy.visible_bias)))
-        energy.hidden_bias.copy_(0.5 * torch.randn(num_hidden))
-    return energy
-
-
-def law(log_odds, states):
-    """p(state | row), (rows, states), for independent units of these log-odds."""
-    p = log_odds.flatten(1).sigmoid()
-    return torch.exp(p.log() @ states.T + (1 - p).log() @ (1 - states).T)
-
-
-@torch.no_grad()
-def matrix(energy):
-    """T(v, v') = sum_h p(h | v) p(v' | h), (2^D, 2^D)."""
-    v, h = all_states(len(energy.visible_bias)), all_states(energy.num_hidden)
-    up = law(energy.conditionals.hidden(v.unflatten(1, energy.shape)), h)
-    return up @ law(energy.conditionals.visible(h), v)
-
-
-@torch.no_grad()
-def stationary(energy):
-    v = all_states(len(energy.visible_bias)).unflatten(1, energy.shape)
-    return torch.softmax(-energy(v), 0)
 
 
 @pytest.mark.parametrize(("shape", "num_hidden"), [((6,), 4), ((8,), 3), ((2, 3), 7)])
 def test_s7_the_transition_matrix_is_reversible(shape, num_hidden):
     """S7: rows sum to 1, pi T = pi and detailed balance, to 1e-12; a wrong sign of a bias is rejected."""
     energy = machine(shape, num_hidden)
-    t, pi = matrix(energy), stationary(energy)
+    t, pi = matrix(energy), log_law(energy).exp()
     flow = pi[:, None] * t
     assert (t.sum(1) - 1).abs().max() < 1e-12
     assert (pi @ t - pi).abs().max() < 1e-12
@@ -60,9 +32,9 @@ def test_s7_the_transition_matrix_is_reversible(shape, num_hidden):
 
 def step_z(change=lambda noise: noise):
     """max |z| over 64 x 64 transitions: a step from every state, against the matrix."""
-    energy, states = machine(), all_states(6)
+    energy = machine()
     t, n = matrix(energy), NUM_CHAINS // 64
-    sampler, state = Gibbs(num_hidden=4), Position(states.repeat(n, 1))
+    sampler, state = Gibbs(num_hidden=4), Position(states(energy).repeat(n, 1))
     noise = change(sampler.draw(state, generator(7, "noise")))
     moved, _ = sampler.step(energy, state, noise)
     number = (moved.x @ (2.0 ** torch.arange(5, -1, -1, dtype=torch.float64))).long()
@@ -86,7 +58,7 @@ def test_s7_a_step_follows_the_matrix():
 @pytest.mark.parametrize(("shape", "num_hidden"), [((6,), 4), ((4,), 9), ((2, 3), 6)])
 def test_the_normaliser_is_the_sum_over_states(shape, num_hidden):
     energy = machine(shape, num_hidden)
-    v = all_states(len(energy.visible_bias)).unflatten(1, shape)
+    v = states(energy)
     assert torch.allclose(energy.log_z(), torch.logsumexp(-energy(v), 0), rtol=1e-14)
     h = all_states(num_hidden)
     joint = v.flatten(1) @ energy.visible_bias + h[:, None] @ energy.hidden_bias + h @ energy.weight @ v.flatten(1).T
