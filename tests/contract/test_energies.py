@@ -23,8 +23,10 @@ from thalweg.energy.compose import AtNoise, Clamped, Conditioned, Sum, Tempered
 from thalweg.energy.conditional import Conditional
 from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.mlp import MLPEnergy
+from thalweg.energy.residual import ResidualEnergy
 from thalweg.energy.resnet import ResNetEnergy
 from thalweg.energy.spectral import frozen
+from thalweg.energy.unet import UNetEnergy
 from thalweg.sampler.langevin import ULA
 from thalweg.sampler.run import run_chain
 
@@ -160,6 +162,30 @@ def test_class_scores_make_a_free_energy(cls):
         cls(shape=(1, 7, 8))
 
 
+IMAGES, VECTORS = (ConvEnergy, ResNetEnergy, UNetEnergy), (MLPEnergy, ResidualEnergy)
+
+
+@pytest.mark.parametrize(
+    ("cls", "shape"),
+    [(cls, shape) for cls in IMAGES for shape in ((8,), (8, 8), (0, 8, 8), (1, -8, 8), (1, 8.5, 8), (1, 1, 8, 8), 8)]
+    + [(cls, shape) for cls in VECTORS for shape in ((), (0,), (-2,), (2.5,), (True,), (3, 4), 3)],
+)
+def test_a_shape_that_is_none_is_refused(cls, shape):
+    with pytest.raises(ValueError, match=r"^shape=.*: want \(") as caught:
+        cls(shape=shape)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cls", [*IMAGES, *VECTORS])
+def test_positions_of_another_rank_are_refused(cls):
+    _, energy, shape = build(cls)
+    x, more = positions(shape), (torch.ones(5),) if getattr(cls, "noisy", False) else ()
+    for bad in (x[0], x[None], x[:, 0], x[..., None], torch.cat([x, x], 1), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match=r"^x has shape .*: want \(B, ") as caught:
+            energy(bad, *more)
+        assert "\n" not in str(caught.value)
+
+
 def test_clamped():
     observed, values = torch.tensor([True, False]), torch.tensor([9.0, 0.0])
     clamped = Clamped(QUADRATIC, observed, values)
@@ -266,6 +292,9 @@ def test_frozen_passes_a_plain_callable():
         (lambda: analytic.Funnel(dim=1), "dim"),
         (lambda: MLPEnergy(depth=0), "depth"),
         (lambda: ResNetEnergy(num_blocks=0), "num_blocks"),
+        (lambda: ConvEnergy(channels=()), "channels=\\(\\)"),
+        (lambda: ResNetEnergy(channels=(4, 0)), "channels=\\(4, 0\\)"),
+        (lambda: ConvEnergy(num_outputs=0), "num_outputs=0"),
     ],
 )
 def test_errors_name_the_argument(make, message):

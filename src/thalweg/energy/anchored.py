@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from thalweg.energy.gaussian import SmoothedGaussian
+from thalweg.energy.shape import check_rows, check_shape
 
 NUM_FREQUENCIES = 8
 NUM_FEATURES = 2 * NUM_FREQUENCIES + 1
@@ -37,9 +38,9 @@ class AnchoredEnergy(nn.Module):
         super().__init__()
         if not 0 < sigma_min < sigma_max:
             raise ValueError(f"sigma_min={sigma_min} and sigma_max={sigma_max}: want 0 < min < max")
-        self.shape = tuple(shape)
+        self.shape = check_shape(shape)
         self.t_min, self.t_max = sigma_min**2, sigma_max**2
-        self.anchor = SmoothedGaussian(math.prod(shape))
+        self.anchor = SmoothedGaussian(math.prod(self.shape))
         self.embedding = nn.Sequential(nn.Linear(NUM_FEATURES, embed), nn.SiLU(), nn.Linear(embed, embed), nn.SiLU())
         self.constant = nn.Linear(NUM_FEATURES, 1)
         nn.init.zeros_(self.constant.weight)
@@ -56,6 +57,7 @@ class AnchoredEnergy(nn.Module):
 
     def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats."""
+        check_rows(y, self.shape)
         device, low = y.device.type, torch.is_autocast_enabled(y.device.type)
         with torch.autocast(device, enabled=False):
             flat = y.flatten(1)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.energy.base import marginal
+from thalweg.energy.shape import check_rows, check_shape
 
 
 class MLPEnergy(nn.Module):
@@ -22,10 +23,10 @@ class MLPEnergy(nn.Module):
 
     def __init__(self, *, shape: tuple[int] = (2,), width: int = 64, depth: int = 3, num_outputs: int = 1):
         super().__init__()
-        (dim,) = shape
+        (dim,) = self.shape = check_shape(shape, "D")
         if min(dim, width, depth, num_outputs) < 1:
             raise ValueError(f"{dim=}, {width=}, {depth=}, {num_outputs=}: want at least 1 each")
-        self.shape, self.num_outputs = shape, num_outputs
+        self.num_outputs = num_outputs
         layers: list[nn.Module] = []
         for i in range(depth):
             layers += [nn.Linear(dim if i == 0 else width, width), nn.SiLU()]
@@ -38,6 +39,7 @@ class MLPEnergy(nn.Module):
 
     def outputs(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b k"]:
         """f(x), the network's outputs before they become an energy."""
+        check_rows(x, self.shape)
         return self.net(x)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from thalweg.energy.activation import silu
 from thalweg.energy.anchored import AnchoredEnergy
+from thalweg.energy.shape import check_shape
 
 
 class Block(nn.Module):
@@ -35,8 +36,8 @@ class ResidualEnergy(AnchoredEnergy):
         sigma_min: float = 0.02,
         sigma_max: float = 10.0,
     ):
+        (dim,) = check_shape(shape, "D")
         super().__init__(shape=shape, embed=embed, sigma_min=sigma_min, sigma_max=sigma_max)
-        dim = shape[0]
         self.stem = nn.Linear(2 * dim, width)
         self.blocks = nn.ModuleList(Block(width, embed) for _ in range(num_blocks))
         self.head = nn.Linear(width, dim, bias=False)

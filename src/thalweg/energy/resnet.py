@@ -2,8 +2,8 @@
 
 A stem, then one residual block a stage, x + conv(silu(conv(silu(x)))), halving the resolution by averages
 between stages (He et al. 2016; Du & Mordatch 2019). No BatchNorm: it would let the rows of a batch see each
-other, and then the gradient of the summed energy is not each row's own. Head as in `energy.conv`: free scale,
-no bias.
+other, and then the gradient of the summed energy is not each row's own. Head as in
+`energy.pooled`: free scale, no bias.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from typing import Self
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.energy.base import check_image_shape, marginal
+from thalweg.energy.pooled import PooledEnergy, check_image
 from thalweg.energy.spectral import normalise
 
 
@@ -33,7 +33,7 @@ class _Block(nn.Module):
         return self.skip(x) + self.residual(x)
 
 
-class ResNetEnergy(nn.Module):
+class ResNetEnergy(PooledEnergy):
     """E(x) = -f(x) for images (B, C, H, W), H and W at least 8; `channels` gives one stage an entry.
 
     With `num_outputs` > 1 the network gives (B, K) class scores, and E is their free energy -log sum_k exp
@@ -49,33 +49,19 @@ class ResNetEnergy(nn.Module):
         num_outputs: int = 1,
         spectral: bool = True,
     ):
-        super().__init__()
-        self.shape, self.num_outputs = check_image_shape(shape, num_halvings=len(channels) - 1), num_outputs
+        image = check_image(shape, channels)
         if num_blocks < 1:
             raise ValueError(f"{num_blocks=}: want at least one block a stage")
-        layers: list[nn.Module] = [normalise(nn.Conv2d(self.shape[0], channels[0], 3, padding=1), spectral)]
+        layers: list[nn.Module] = [normalise(nn.Conv2d(image[0], channels[0], 3, padding=1), spectral)]
         c_in = channels[0]
         for i, c_out in enumerate(channels):
             layers += [nn.AvgPool2d(2)] if i else []
             for _ in range(num_blocks):
                 layers.append(_Block(c_in, c_out, spectral))
                 c_in = c_out
-        self.trunk = nn.Sequential(*layers, nn.SiLU())
-        self.head = nn.Linear(c_in, num_outputs, bias=False)
+        super().__init__(shape=image, layers=[*layers, nn.SiLU()], width=c_in, num_outputs=num_outputs)
 
     @classmethod
     def example(cls) -> Self:
         """A small one."""
         return cls(shape=(1, 9, 8), channels=(3, 4))
-
-    def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
-        """What the head reads: the last stage summed over its pixels."""
-        return self.trunk(x).sum((2, 3))
-
-    def outputs(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """f(x), the network's outputs before they become an energy."""
-        return self.head(self.features(x))
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        """E(x) in nats."""
-        return marginal(self.outputs(x))

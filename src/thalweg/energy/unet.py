@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from thalweg.energy.activation import silu
 from thalweg.energy.anchored import AnchoredEnergy
+from thalweg.energy.shape import check_shape
 
 
 class Block(nn.Module):
@@ -81,7 +82,7 @@ class UNetEnergy(AnchoredEnergy):
         sigma_min: float = 0.02,
         sigma_max: float = 5.0,
     ):
-        super().__init__(shape=shape, embed=embed, sigma_min=sigma_min, sigma_max=sigma_max)
+        super().__init__(shape=check_shape(shape, "CHW"), embed=embed, sigma_min=sigma_min, sigma_max=sigma_max)
         if len(widths) != len(num_blocks):
             raise ValueError(f"widths={list(widths)}, num_blocks={list(num_blocks)}: want one number of blocks a width")
         self.multiple = 2 ** len(widths)

@@ -1,0 +1,22 @@
+"""What one position of an energy looks like: checks that an energy makes when it is built and when it is called."""
+
+from collections.abc import Sequence
+from numbers import Integral
+
+from torch import Tensor
+
+
+def check_shape(shape: Sequence[int], axes: str | None = None) -> tuple[int, ...]:
+    """The shape as a tuple; ValueError unless it is whole numbers of 1 or more, one for each letter of `axes`."""
+    sizes = tuple(shape) if isinstance(shape, Sequence) else ()
+    whole = all(isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes)
+    if not sizes or not whole or (axes is not None and len(sizes) != len(axes)):
+        want = "a tuple" if axes is None else f"({', '.join(axes)})" if len(axes) > 1 else f"({axes},)"
+        raise ValueError(f"shape={shape}: want {want} of whole numbers, 1 or more each")
+    return tuple(int(size) for size in sizes)
+
+
+def check_rows(x: Tensor, shape: Sequence[int]) -> None:
+    """ValueError unless x is (B, *shape)."""
+    if x.ndim == 0 or x.shape[1:] != tuple(shape):
+        raise ValueError(f"x has shape {tuple(x.shape)}: want (B, {', '.join(map(str, shape))}), one position a row")
