@@ -3,6 +3,9 @@
 import csv
 import json
 import logging
+import os
+import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -115,6 +118,24 @@ def test_train_on_a_file_of_few_rows_leaves_a_bundle_and_says_why_no_report(thal
     assert thalweg.load(tmp_path / "runs" / "rows-dual").log_prob(torch.zeros(2, 3)).shape == (2,)
 
 
+def test_without_a_report_json_says_why(thalweg_command, tmp_path):
+    np.save(tmp_path / "huge.npy", np.random.default_rng(0).normal(size=(400, 2)) * 1e30)
+    code, out, err = thalweg_command("train", "huge.npy", "--steps", "3", "--json", *VECTOR[:-1])
+    assert code == 0, err
+    result = json.loads(out)
+    said = [line for line in err if line.startswith("no report: ")]
+    assert (result["figures"], [f"no report: {result['no_report']}"]) == (None, said)
+
+
+def test_a_resumed_run_evaluates_with_its_own_seed(thalweg_command, tmp_path):
+    words = ["train", "two-moons", "--steps", "3", "-o", "run", *VECTOR]
+    assert thalweg_command(*words, "--seed", "5", "--no-report")[0] == 0
+    (tmp_path / "run" / "manifest.json").unlink()
+    code, out, err = thalweg_command("train", "two-moons", "-o", "run", "--resume", "--json")
+    assert code == 0, err
+    assert json.loads(out)["figures"]["about"]["seed"] == 5
+
+
 def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, tmp_path):
     import shutil
 
@@ -124,11 +145,17 @@ def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, 
     for words, said in (
         (["energy.width=32"], "thalweg: run: an override differs from what this run began with (energy.width=32)"),
         (["--steps", "13"], "thalweg: --steps 13: this run was planned with steps=12"),
+        (["--seed", "3"], "thalweg: --seed 3: run: this run began with seed 0; resume without"),
+        (["--recipe", "pcd"], "thalweg: --recipe pcd: run: this run began with dual-vector; resume without"),
+        (["--data", "x.npz"], "thalweg: --data x.npz: run: this run began with none; resume without"),
         (["--checkpoint-every", "3"], "thalweg: --checkpoint-every 3: this run was planned with checkpoint_every=None"),
     ):
         code, out, err = thalweg_command(*base, *words)
         assert (code, out, len(err)) == (2, "", 1)
         assert err[0].startswith(said)
+        shutil.copy(runs / "moons" / "manifest.json", tmp_path / "run")  # and so does a run that is complete
+        assert thalweg_command(*base, *words) == (2, "", err)
+        (tmp_path / "run" / "manifest.json").unlink()
     assert thalweg_command("train", "rings", "-o", "run", "--resume")[2][0].startswith(
         "thalweg: run: a run on two-moons"
     )
@@ -213,8 +240,10 @@ def test_work_that_fails_is_one_line_and_exit_code_1(thalweg_command, tmp_path):
     words = ["train", "two-moons", "--steps", "40", "-o", "run", *VECTOR, "train.learning_rate=1e30"]
     code, out, err = thalweg_command(*words, "train.clip=null")
     assert (code, out) == (1, "")
-    assert "not finite at step" in err[-1]
+    assert "is not finite" in err[-1]
     assert err[-1].startswith("thalweg: ")
+    code, _, err = thalweg_command(*words, "train.learning_rate=1e-3")
+    assert code == 0, err  # met in a trial step, it leaves no run behind in the folder
     assert not any("Traceback" in line for line in err)
 
 
@@ -243,6 +272,8 @@ def place(tmp_path, runs):
     (tmp_path / "odd.yaml").write_text("enrgy: {type: thalweg.energy.mlp:MLPEnergy}\n")
     (tmp_path / "train.yaml").write_text("train: 5\n")
     (tmp_path / "bare.yaml").write_text("train: {}\n")
+    (tmp_path / "both.yaml").write_text("train: {steps: 3, minutes: 3}\n")
+    (tmp_path / "odd" / "metrics.jsonl").mkdir(parents=True)
     (tmp_path / "other").mkdir()
     store.write_json(tmp_path / "other" / "config.json", {"format": 99, "thalweg": "7.0"})
     (tmp_path / "damaged").mkdir()
@@ -298,6 +329,19 @@ TABLE = {
     "limit": ([*T, "data.limit=some"], "data.limit='some': want a valid integer"),
     "data as override": ([*T, "data.name=rings"], "data.name: is an argument of its own"),
     "seed as override": ([*T, "seed=3"], "seed: is an argument of its own"),
+    "bare data as override": ([*T, "data={name: rings}"], "data: cannot be replaced whole"),
+    "shape as override": ([*T, "energy.shape=[3]"], "energy.shape: comes from the data"),
+    "no budget": ([*T[:2], "train.steps=null"], "train.steps=null: leaves the run without a budget"),
+    "budgets replaced": ([*T[:2], "train={}"], "train: cannot be replaced whole"),
+    "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: either is the whole budget"),
+    "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: train has both steps and minutes"),
+    "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=.nan: not a number"),
+    "negative seed": ([*T, "--seed", "-1"], "for '--seed'"),
+    "long seed": ([*T, "--seed", str(2**64)], "for '--seed'"),
+    "negative seed of samples": (["sample", MOONS, "--seed", "-1"], "for '--seed'"),
+    "long seed of samples": (["sample", MOONS, "--seed", str(2**64)], "for '--seed'"),
+    "long seed of an evaluation": (["evaluate", MOONS, "--seed", str(2**64)], "for '--seed'"),
+    "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl: not a file"),
     "two budgets": ([*T, "--minutes", "1"], "give --minutes or --steps, not both"),
     "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: want greater than or equal to 1"),
     "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: want a finite number"),
@@ -357,3 +401,66 @@ def test_another_run_in_that_place_still_works_after_a_refusal(thalweg_command, 
     assert thalweg_command(*T, "--recipe", "pcd", "objective.buffer_size=3")[0] == 2
     code, _, err = thalweg_command(*T, "--recipe", "pcd", *PCD)
     assert code == 0, err
+
+
+# Streams and signals -------------------------------------------------------------------------------------------------
+
+
+def command(words, cwd, **streams):
+    """The command in a process of its own, to the very end of the interpreter: (exit code, standard error)."""
+    code = "import thalweg.cli; thalweg.cli.main()"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        cwd=cwd,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        check=False,
+        timeout=120,
+        **streams,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help"], ["sample", "-n", "3", "--json"]])
+def test_a_reader_that_has_gone_is_no_fault(runs, tmp_path, words):
+    words = [*words[:1], runs / "moons", *words[1:], "--num-steps", "2"] if words[0] == "sample" else words
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        code, err = command(words, tmp_path, stdout=write)
+    finally:
+        os.close(write)
+    assert (code, err) == (0, "3 samples in samples.png\n" if words[0] == "sample" else "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_result_that_finds_no_room_is_one_line(runs, tmp_path):
+    with open("/dev/full", "w") as full:
+        code, err = command(["sample", runs / "moons", "-n", "3", "--json", "--num-steps", "2"], tmp_path, stdout=full)
+    assert code == 1
+    assert err.splitlines()[0] == "3 samples in samples.png"
+    assert err.splitlines()[1:] == [
+        "thalweg: standard output: No space left on device, so the result could not be told; the work itself is done"
+    ]
+    with open("/dev/full", "w") as full:
+        code, err = command(["--version"], tmp_path, stdout=full)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_in_the_evaluation_the_run_is_whole(thalweg_command, tmp_path, monkeypatch, signum):
+    monkeypatch.setattr("thalweg.evaluate.suite.evaluate_bundle", lambda *_, **__: os.kill(os.getpid(), signum))
+    before = signal.getsignal(signum)
+    code, out, err = thalweg_command("train", "two-moons", "--steps", "3", "-o", "a run", *VECTOR)
+    assert (code, out) == (128 + signum, "")
+    assert err[-1] == (
+        "thalweg: stopped in the evaluation; the run is complete, its report is made by thalweg evaluate 'a run'"
+    )
+    assert thalweg.load(tmp_path / "a run").shape == (2,)
+    assert signal.getsignal(signum) == before
+    code, _, err = thalweg_command("evaluate", "a run")
+    assert code == 128 + signum
+    assert err[-1] == "thalweg: stopped before the end; nothing is half-written"

@@ -8,14 +8,18 @@ messages go to standard error. Nothing heavy is imported before a command runs, 
 import json
 import logging
 import math
+import os
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
-from thalweg.core.errors import ThalwegError, UserError
+from thalweg.core.errors import DiskFull, ThalwegError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +28,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
-Seed = Annotated[int, typer.Option(help="Seed of all randomness.")]
+SEEDS = 2**64 - 1
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]
 Run = Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")]
 
 
@@ -56,20 +61,20 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: `energy.embed=32`.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Time to train, turned into steps at the start.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps to train, in place of --minutes.")] = None,
-    recipe: Annotated[str, typer.Option(help="dual, pcd, or a .yaml file.")] = "dual",
+    recipe: Annotated[str | None, typer.Option(help="dual, pcd, or a .yaml file; dual if not given.")] = None,
     path: Annotated[str | None, typer.Option("--data", help="File or folder with the full set.")] = None,
     hub: Annotated[bool, typer.Option("--hub", help="Fetch the set from the Hugging Face Hub.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/DATA-RECIPE if not given.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of all randomness; 0 if not given.", min=0, max=SEEDS)] = None,
     report: Annotated[bool, typer.Option(help="Evaluate at the end and write report.html.")] = True,
     as_json: Json = False,
 ) -> None:
     """Train an energy and leave a bundle."""
     from thalweg.apps.fit import Request, fit
 
-    folder = out or Path("runs") / f"{Path(data).stem}-{Path(recipe).stem}"
+    folder = out or Path("runs") / f"{Path(data).stem}-{Path(recipe or 'dual').stem}"
     request = Request(
         data=data,
         recipe=recipe,
@@ -82,17 +87,17 @@ def train(
         overrides=overrides or [],
         command=_command(),
     )
-    bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=_say)
+    try:
+        bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=_say)
+    except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
+        raise ThalwegError(f"{folder}: standard error was closed, which ends the run; it resumes") from stop
     result: dict[str, Any] = {
         "run": str(folder),
         "data": bundle.config["data"],
         "training": bundle.config["training"],
     }
     if report and not (folder / "report.html").exists():
-        try:
-            result["figures"] = _evaluate(bundle, folder, num_samples=1000, seed=seed)
-        except (UserError, ValueError) as error:  # the bundle is whole: what it lacks is a report
-            _say(f"no report: {error}")
+        result |= _report(bundle, folder, bundle.config["run"]["seed"])
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
     _say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
     _emit(result, as_json)
@@ -181,42 +186,128 @@ def evaluate(
 
 def main() -> None:
     """The entry point: runs a command and turns what went wrong into one line and an exit code."""
+    with _signals() as seen:
+        try:
+            code = _run()
+            if seen:  # Typer turns the exception into a code, without a word
+                code = _stopped(seen[-1])
+        except OSError as error:
+            code = 0 if isinstance(error, BrokenPipeError) else _fail(_told(error))
+        except ThalwegError as error:
+            code = _fail(error)
+        except (KeyboardInterrupt, typer.Abort):
+            code = _stopped(seen[-1] if seen else signal.SIGINT)
+    _settle(sys.stdout)
+    _settle(sys.stderr)
+    sys.exit(code)
+
+
+def _run() -> int:
     try:
         code = app(standalone_mode=False)
-    except ThalwegError as error:
-        _fail(error)
-    except typer.Abort:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(0)
-    except OSError as error:
-        _fail(
-            UserError(
-                f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk"
-            )
-        )
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # how click and rich tell it
+            return 0
+        raise
+    except ThalwegError:
+        raise
     except Exception as error:
         if not hasattr(error, "format_message"):  # a usage error, of click or of the copy that Typer carries
             raise
         if len(sys.argv) == 1:
             error.show()  # pyright: ignore[reportAttributeAccessIssue]
-            sys.exit(2)
+            return 2
         context = getattr(error, "ctx", None)
         asked = context.command_path if context else "thalweg"
         message = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
-        typer.echo(f"thalweg: {message.rstrip('.')}; see `{asked} --help`", err=True)
-        sys.exit(2)
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+        _say(f"thalweg: {message.rstrip('.')}; see `{asked} --help`")
+        return 2
+    return code if isinstance(code, int) else 0
 
 
-def _fail(error: ThalwegError) -> None:
-    typer.echo(f"thalweg: {' '.join(str(error).split())}", err=True)
+class _Stop(KeyboardInterrupt):
+    def __init__(self, signum: int):
+        super().__init__()
+        self.signum = signum
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Let SIGTERM unwind the stack as Ctrl-C does; the signals that came. In the training the trainer's own hold."""
+    seen: list[int] = []
+
+    def stop(signum: int, frame: object) -> None:
+        seen.append(signum)
+        raise _Stop(signum)
+
+    try:
+        heard = [name for name in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(name) != signal.SIG_IGN]
+        before = {signum: signal.signal(signum, stop) for signum in heard}
+    except ValueError:  # not the main thread
+        before = {}
+    try:
+        yield seen
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
+
+
+def _stopped(signum: int) -> int:
+    """One line for a stop outside a training; all files are written whole or not at all."""
+    _say("thalweg: stopped before the end; nothing is half-written")
+    return 128 + signum
+
+
+def _told(error: OSError) -> UserError | ThalwegError:
+    if isinstance(error, ThalwegError):
+        return error
+    return UserError(
+        f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk"
+    )
+
+
+def _fail(error: ThalwegError) -> int:
+    _say(f"thalweg: {' '.join(str(error).split())}")
     signum = getattr(error, "signum", None)
     if signum is not None:
-        typer.echo(f"to go on: {_command()}{'' if '--resume' in sys.argv else ' --resume'}", err=True)
-        sys.exit(128 + signum)
-    sys.exit(2 if isinstance(error, UserError) else 1)
+        if getattr(error, "resumable", True):
+            _say(f"to go on: {_command()}{'' if '--resume' in sys.argv else ' --resume'}")
+        return 128 + signum
+    return 2 if isinstance(error, UserError) else 1
+
+
+def _settle(stream: TextIO | None) -> None:
+    """Flush; where that fails, let what the interpreter flushes at its end go nowhere, instead of in a traceback."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _report(bundle: Any, folder: Path, seed: int) -> dict[str, Any]:
+    """The figures of a new run; the bundle is whole even where they cannot be had, and the reason is told."""
+    try:
+        return {"figures": _evaluate(bundle, folder, num_samples=1000, seed=seed)}
+    except ValueError as error:  # UserError is one
+        reason = " ".join(str(error).split())
+    except KeyboardInterrupt as stop:
+        raise _Unreported(folder, getattr(stop, "signum", signal.SIGINT)) from stop
+    _say(f"no report: {reason}")
+    return {"figures": None, "no_report": reason}
+
+
+class _Unreported(ThalwegError):
+    resumable = False
+
+    def __init__(self, folder: Path, signum: int):
+        super().__init__(
+            f"stopped in the evaluation; the run is complete, its report is made by "
+            f"thalweg evaluate {shlex.quote(str(folder))}"
+        )
+        self.signum = signum
 
 
 def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict[str, Any]:
@@ -286,12 +377,21 @@ def _command() -> str:
 
 
 def _say(text: str) -> None:
-    typer.echo(text, err=True)
+    with suppress(OSError):  # nobody reads it: no reason to stop the work
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 — click's echo would end the process
 
 
 def _emit(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(result, allow_nan=False))
+    if not as_json:
+        return
+    try:
+        print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201 — as above
+    except BrokenPipeError:  # the reader has gone, which is his right
+        return
+    except OSError as error:
+        raise DiskFull(
+            f"standard output: {error.strerror}, so the result could not be told; the work itself is done"
+        ) from error
 
 
 if __name__ == "__main__":

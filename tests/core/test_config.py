@@ -1,5 +1,7 @@
 """Specs: what may be built, what is refused, and how refusals read."""
 
+import json
+import math
 import os
 import subprocess
 import sys
@@ -213,6 +215,16 @@ def test_bad_overrides_are_user_errors(text: str, words: list[str]) -> None:
         config.override(CONFIG, [text])
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_infinity_has_a_plain_form_that_is_built_back() -> None:
+    tree = {"energy": {"type": NET, "shape": (math.inf, [-math.inf, 1.5])}, "name": "inf"}
+    kept = config.plain(tree)
+    assert kept == {"energy": {"type": NET, "shape": [".inf", ["-.inf", 1.5]]}, "name": "inf"}
+    assert json.loads(json.dumps(kept, allow_nan=False)) == kept == config.plain(kept)
+    assert config.build(kept["energy"]).shape == [math.inf, [-math.inf, 1.5]]
+    with pytest.raises(UserError, match=r"^energy\.shape\.0=\.nan"):
+        config.plain({"energy": {"shape": [math.nan]}})
 
 
 def test_yaml_is_plain_data(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ its manifest is written at the end. Killed at any moment before, it resumes.
 
 import logging
 import math
+import os
 import platform
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import torch
 from torch import nn
 
 import thalweg
-from thalweg.apps.bundle import FORMAT, Bundle, load, read_config, write_bundle
+from thalweg.apps.bundle import FILES, FORMAT, Bundle, load, read_config, write_bundle
+from thalweg.apps.place import Place
+from thalweg.apps.request import Request, compare, data_tree, origin, run_tree
 from thalweg.core import config as specs
 from thalweg.core import store
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, Diverged, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
@@ -29,31 +32,25 @@ from thalweg.energy.spectral import frozen
 from thalweg.objective.base import Batch
 from thalweg.train.plan import NAME as PLAN
 from thalweg.train.plan import Plan
-from thalweg.train.settings import DataSettings, RunSettings, TrainSettings, checked, validate
+from thalweg.train.settings import DataSettings, RunSettings, TrainSettings, checked, stored, validate
 from thalweg.train.state import FOLDER, TrainState
 from thalweg.train.track import NAME as METRICS
 from thalweg.train.track import Progress
-from thalweg.train.trainer import Trainer
+from thalweg.train.trainer import Interrupted, Trainer
+
+__all__ = ["NothingBegun", "Request", "fit", "settings"]
 
 log = logging.getLogger("thalweg")
 ANCHOR_ROWS = 20_000
 PREVIEW_SECONDS = 20.0
+FOLDERS = (FOLDER, "tensorboard")
+WRITTEN = (*FILES, PLAN, METRICS, "preview.png", "card.md", "evaluation.json", "report.html", store.MANIFEST)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user asks of `fit`: a data set, a recipe and what to change in it."""
+class NothingBegun(Interrupted):
+    """Told to stop before there was anything to keep: the folder is as it was."""
 
-    data: str
-    recipe: str = "dual"
-    path: str | None = None
-    hub: bool = False
-    minutes: float | None = None
-    steps: int | None = None
-    seed: int = 0
-    checkpoint_every: int | None = None
-    overrides: Sequence[str] = ()
-    command: str | None = None
+    resumable = False
 
 
 def fit(
@@ -67,108 +64,124 @@ def fit(
 ) -> Bundle:
     """Train and leave a bundle in `folder`; with `resume` go on with the run that is there.
 
-    UserError: bad data, recipe or key, a folder in use, a resumed run on other data. Interrupted and Diverged as the
-    trainer raises them; the folder then resumes.
+    UserError: bad data, recipe or key, a folder in use, a resumed run of which something else is asked. Interrupted and
+    Diverged as the trainer raises them; the folder then resumes. NothingBegun: stopped so early that nothing was kept.
     """
     folder = Path(folder)
     if request.minutes is not None and request.steps is not None:
         raise UserError("give --minutes or --steps, not both: either is the whole budget")
-    started = (folder / "config.json").exists()
+    started = os.path.isfile(folder / "config.json")
     if started and not resume:
         raise UserError(f"{folder}: holds a run already; add --resume to go on with it, or name another folder with -o")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: a file, where a folder for the run was wanted")
-    if started and (folder / store.MANIFEST).exists():
+    if started and (folder / store.MANIFEST).is_file():
+        bundle = load(folder)
+        _stored(folder, bundle.config, request)
         say(f"{folder} is complete; nothing left to do")
-        return load(folder)
-    try:
-        config, data = _resumed(request, folder) if started else _new(request)
-    except (KeyError, TypeError, AttributeError) as error:
-        if not started:
-            raise
-        raise DamagedFile(f"{folder / 'config.json'}: not the configuration of a run ({error!r})") from error
+        return bundle
+    place = Place(folder, folders=FOLDERS, files=WRITTEN)
+    with _stoppable(place, started):
+        if started:
+            return _go_on(request, place, progress, say, tensorboard)
+        return _begin(request, place, progress, say, tensorboard)
+
+
+def _begin(
+    request: Request, place: Place, progress: Progress | None, say: Callable[[str], None], tensorboard: bool
+) -> Bundle:
+    _unused(place)
+    config, run, data = _new(request)
     say(f"data: {data.source}")
-    run = validate(config["run"])
-    transform, trainer = _trainer(run, data, folder, progress, tensorboard)
-    if not started:
-        config["run"]["transform"] = transform.to_dict()  # fitted, so that an unfinished run can be read
-        _claim(folder, config)
-    trainer.hooks = (Previews(run, data.kind, transform, folder),)
+    transform, trainer = _trainer(run, data, place.folder, progress, tensorboard)
+    config["run"]["transform"] = specs.plain(transform.to_dict())  # fitted, so that an unfinished run can be read
     try:
-        energy = trainer.fit()
-    except UserError:
-        if not started:
-            _unclaim(folder)
+        place.make()
+        store.write_json(place.folder / "config.json", config)
+        return _train(config, run, data, transform, trainer)
+    except ThalwegError as error:
+        diverged = isinstance(error, Diverged) and (place.folder / PLAN).exists()  # its log tells where
+        if not diverged and not _has_checkpoint(place.folder):
+            place.leave()
         raise
-    return _finish(config, energy, data, trainer, folder)
+
+
+def _go_on(
+    request: Request, place: Place, progress: Progress | None, say: Callable[[str], None], tensorboard: bool
+) -> Bundle:
+    config = read_config(place.folder)
+    run = _stored(place.folder, config, request)
+    data = _read(run.data, run.seed)
+    if data.fingerprint != config["data"]["fingerprint"]:
+        raise UserError(
+            f"{place.folder}: the data have changed since the run began ({data.source}); put back those it began with"
+        )
+    say(f"data: {data.source}")
+    try:
+        transform, trainer = _trainer(run, data, place.folder, progress, tensorboard)
+    except UserError as error:  # these values did build when the run began
+        raise _damaged(place.folder, error) from error
+    return _train(config, run, data, transform, trainer)
+
+
+def _train(config: dict[str, Any], run: RunSettings, data: Dataset, transform: Any, trainer: Trainer) -> Bundle:
+    trainer.hooks = (Previews(run, data.kind, transform, trainer.folder),)
+    return _finish(config, trainer.fit(), data, trainer, trainer.folder)
+
+
+@contextmanager
+def _stoppable(place: Place, started: bool) -> Iterator[None]:
+    """Turn Ctrl-C, where the trainer does not catch it, into an error that says what there is to go on with."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        signum = getattr(stop, "signum", signal.SIGINT)
+        if _has_checkpoint(place.folder):
+            raise Interrupted(f"stopped; the newest checkpoint in {place.folder} is kept", signum) from stop
+        if started:
+            raise Interrupted(f"stopped before the first checkpoint; {place.folder} can go on", signum) from stop
+        place.leave()
+        raise NothingBegun(
+            "stopped before the first checkpoint, nothing is kept; the same command starts anew", signum
+        ) from stop
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / FOLDER).glob("step-*"))
+
+
+def _unused(place: Place) -> None:
+    """Refuse what a run has left in a folder without its config.json: a new run would take it for its own."""
+    for name in (PLAN, store.MANIFEST):
+        if name in place.before:
+            raise UserError(f"{place.folder / name}: left by a run whose config.json is gone; move it away")
+    if _has_checkpoint(place.folder):
+        raise UserError(f"{place.folder / FOLDER}: left by a run whose config.json is gone; move it away")
+
+
+def _stored(folder: Path, config: dict[str, Any], request: Request) -> RunSettings:
+    """The run that a folder's config.json describes, once it is seen to be the one that is asked for."""
+    try:
+        run = stored(config)
+    except UserError as error:
+        raise _damaged(folder, error) from error
+    compare(request, {**config, "run": run.model_dump(mode="json")}, folder)
+    return run
+
+
+def _damaged(folder: Path, error: UserError) -> DamagedFile:
+    return DamagedFile(f"{folder / 'config.json'}: {error}; put back the file that the run wrote, or start another run")
 
 
 def settings(request: Request, kind: str) -> RunSettings:
     """The validated run that a request describes on data of a kind ("image", "vector")."""
-    recipe = specs.recipe(_recipe_name(request.recipe, kind))
-    if not isinstance(recipe.get("train", {}), dict) or "data" in recipe:
-        raise UserError(f"{request.recipe}: a recipe has a mapping under train and no data; those are given beside it")
-    tree = {
-        "data": {
-            "name": request.data,
-            "path": request.path,
-            "hub": request.hub,
-            "held_out": None,
-            "limit": None,
-        },
-        "transform": {"type": "thalweg.data.transform:Identity"},
-        **recipe,
-        "seed": request.seed,
-    }
-    tree["train"] = {**_train_defaults(), **tree.get("train", {})}
-    if request.minutes is not None or request.steps is not None:
-        tree["train"] |= {"minutes": request.minutes, "steps": request.steps}
-    if request.checkpoint_every is not None:
-        tree["train"]["checkpoint_every"] = request.checkpoint_every
-    tree = specs.override(tree, request.overrides)
-    budgets = {name for name in ("steps", "minutes") if _overridden(request, f"train.{name}")}
-    if len(budgets) == 1:  # the recipe's budget gives way to the one asked for
-        tree["train"]["minutes" if "steps" in budgets else "steps"] = None
-    elif budgets and None not in (tree["train"]["steps"], tree["train"]["minutes"]):
-        raise UserError("train.steps and train.minutes: either is the whole budget, give one of them")
-    return validate(tree)
+    return validate(run_tree(request, kind, TrainSettings.model_validate({}).model_dump()))
 
 
-def _overridden(request: Request, key: str) -> bool:
-    return any(text.partition("=")[0].strip() == key for text in request.overrides)
+def _read(data: DataSettings, seed: int) -> Dataset:
+    return load_data(data.name, data=data.path, hub=data.hub, seed=seed, held_out=data.held_out, limit=data.limit)
 
 
-def _train_defaults() -> dict[str, Any]:
-    return TrainSettings.model_validate({}).model_dump()
-
-
-def _recipe_name(name: str, kind: str) -> str:
-    """`dual` means `dual-image` or `dual-vector` by the data's kind; a full name or a .yaml path stays."""
-    if name.endswith((".yaml", ".yml")):
-        return name
-    known = {p.stem for p in (Path(thalweg.__file__).parent / "recipes").glob("*.yaml")}
-    return f"{name}-{kind}" if f"{name}-{kind}" in known else name
-
-
-def _read(data: dict[str, Any], seed: int) -> Dataset:
-    return load_data(
-        data["name"],
-        data=data["path"],
-        hub=data["hub"],
-        seed=seed,
-        held_out=data["held_out"],
-        limit=data["limit"],
-    )
-
-
-def _new(request: Request) -> tuple[dict[str, Any], Dataset]:
-    first = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
-    for key in ("data.name", "data.path", "data.hub", "seed"):
-        if _overridden(request, key):
-            raise UserError(f"{key}: is an argument of its own, not an override; see `thalweg train --help`")
-    # The recipe depends on the data's kind, so the data come first.
-    first = specs.override({"data": first}, [t for t in request.overrides if t.strip().startswith("data.")])["data"]
-    data = _read(checked(DataSettings, first, "data").model_dump(), request.seed)
+def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
+    data = _read(checked(DataSettings, data_tree(request), "data"), request.seed or 0)
     run = settings(request, data.kind)
     objective, energy, sampler = _parts(run, data)
     energy_noisy = getattr(energy, "noisy", False)
@@ -186,10 +199,11 @@ def _new(request: Request) -> tuple[dict[str, Any], Dataset]:
     config = {
         "format": FORMAT,
         "thalweg": thalweg.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "command": request.command,
         "normalised": bool(objective.normalises and energy_noisy),
+        **origin(request, data.kind),
         "data": {
             "source": data.source,
             "fingerprint": data.fingerprint,
@@ -198,18 +212,20 @@ def _new(request: Request) -> tuple[dict[str, Any], Dataset]:
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),
         },
-        "run": run.model_dump(),
+        "run": specs.plain(run.model_dump()),
     }
-    return config, data
+    return config, run, data
 
 
 def _parts(run: RunSettings, data: Dataset) -> tuple[Any, Any, Any]:
     """Objective, energy and sampler, built, and seen to be what they are called and to take the data."""
-    objective, energy, sampler = (
-        specs.build(run.objective),
-        specs.build(run.energy, shape=data.shape),
-        specs.build(run.sampler),
-    )
+    shape = " x ".join(map(str, data.shape))
+    unfit = f"energy.type={run.energy['type']}: does not take {data.kind} rows of {shape}; choose another"
+    objective, sampler = specs.build(run.objective), specs.build(run.sampler)
+    try:
+        energy = specs.build(run.energy, shape=data.shape)
+    except UserError as error:  # the user gave data, not a shape
+        raise (UserError(f"{unfit}, or other data") if ": shape=" in str(error) else error) from error
     parts = (("objective", objective, "loss"), ("energy", energy, "forward"), ("sampler", sampler, "step"))
     for name, part, method in parts:
         if not callable(getattr(part, method, None)):
@@ -222,8 +238,7 @@ def _parts(run: RunSettings, data: Dataset) -> tuple[Any, Any, Any]:
     except (RuntimeError, ValueError, TypeError, IndexError):
         fits = False
     if not fits:
-        shape = " x ".join(map(str, data.shape))
-        raise UserError(f"energy.type={run.energy['type']}: does not take {data.kind} rows of {shape}; choose another")
+        raise UserError(unfit)
     return objective, energy, sampler
 
 
@@ -252,50 +267,6 @@ def _dry_run(objective: Any, energy: Any, sampler: Any, x: torch.Tensor) -> None
                 f"{name}: sigma_min, sigma_max = {found[0]:g}, {found[1]:g} and the energy's are {wanted[0]:g}, "
                 f"{wanted[1]:g}; give all three the same"
             )
-
-
-def _resumed(request: Request, folder: Path) -> tuple[dict[str, Any], Dataset]:
-    config = read_config(folder)
-    run = config["run"]
-    if run["data"]["name"] != request.data:
-        raise UserError(f"{folder}: a run on {run['data']['name']}, not on {request.data}; name another folder with -o")
-    if specs.override(run, request.overrides) != run:
-        raise UserError(
-            f"{folder}: an override differs from what this run began with ({' '.join(request.overrides)}); resume "
-            "without, or start another run"
-        )
-    for name in ("steps", "minutes", "checkpoint_every"):
-        asked = getattr(request, name)
-        if asked is not None and run["train"][name] != asked:
-            raise UserError(
-                f"--{name.replace('_', '-')} {asked}: this run was planned with {name}={run['train'][name]} and its "
-                "schedule depends on it; resume without, or start another run"
-            )
-    data = _read(run["data"], run["seed"])
-    if data.fingerprint != config["data"]["fingerprint"]:
-        raise UserError(
-            f"{folder}: the data have changed since the run began ({data.source}); put back those it began with"
-        )
-    return config, data
-
-
-def _claim(folder: Path, config: dict[str, Any]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot make the folder ({error.strerror})") from error
-    store.write_json(folder / "config.json", config)
-
-
-def _unclaim(folder: Path) -> None:
-    """Take back what a run refused before its first checkpoint has written; whatever else is there stays."""
-    if (folder / FOLDER).exists():
-        return
-    for name in ("config.json", PLAN, METRICS):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
 
 
 def _trainer(

@@ -7,6 +7,7 @@ own module after it, so `thalweg.core.config:import_module` is refused although 
 """
 
 import inspect
+import math
 import pkgutil
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -24,6 +25,7 @@ from thalweg.core.errors import ThalwegError, UserError
 TRUSTED = ("thalweg.",)
 _PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
 _DEPTH = 32
+_INFINITE = {".inf": math.inf, "-.inf": -math.inf}  # as YAML spells them: JSON knows no infinity
 
 
 def build(spec: Mapping[str, Any], *, trusted: tuple[str, ...] = TRUSTED, **extra: Any) -> Any:
@@ -64,6 +66,18 @@ def override(
     for keys, value in sorted(pairs, key=lambda pair: pair[0][-1] != "type"):
         _assign(new, keys, value, trusted)
     return new
+
+
+def plain(tree: Any, path: str = "") -> Any:
+    """A copy that JSON holds: infinities as the texts `.inf` and `-.inf`, which `build` reads back; NaN is refused."""
+    _check_depth(path)
+    if isinstance(tree, Mapping):
+        return {key: plain(part, _join(path, key)) for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [plain(part, _join(path, key)) for key, part in enumerate(tree)]
+    if isinstance(tree, float) and math.isnan(tree):
+        raise UserError(f"{path}=.nan: not a number, so no value for anything; give a number, or .inf")
+    return {math.inf: ".inf", -math.inf: "-.inf"}.get(tree, tree) if isinstance(tree, float) else tree
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -180,7 +194,7 @@ def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:
         return {key: _realise(part, _join(path, key), trusted) for key, part in _children(value)}
     if type(value) in (list, tuple):
         return type(value)(_realise(part, _join(path, key), trusted) for key, part in _children(value))
-    return value
+    return _INFINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _check_depth(path: str) -> None:

@@ -1,0 +1,393 @@
+"""What `fit` refuses before any work, what a resumed run may be asked, and where a stopped one leaves its folder."""
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import thalweg
+from thalweg.apps import fit as module
+from thalweg.apps.fit import NothingBegun, Request, fit, settings
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.train.trainer import Interrupted, Trainer
+
+TINY = ["train.batch_size=16", "train.precision=fp32", "energy.embed=8", "energy.width=16", "energy.num_blocks=1"]
+TINY += ["data.limit=300"]
+
+
+def run(folder, *, resume=False, say=lambda text: None, **asked):
+    asked = {"data": "two-moons", "steps": 4, "overrides": TINY, **asked}
+    return fit(Request(**asked), folder, resume=resume, say=say, tensorboard=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished run with everything that can be asked: a recipe file, a seed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "mine.yaml").write_text((Path(thalweg.__file__).parent / "recipes/dual-vector.yaml").read_text())
+    run(folder / "run", recipe=folder / "mine.yaml", seed=7)
+    run(folder / "named", recipe="dual", seed=7)
+    return folder
+
+
+@pytest.fixture(params=["complete", "stopped"])
+def place(request, whole, tmp_path):
+    """A copy of the two runs, complete or as if they had been stopped after the last step."""
+    folder = tmp_path / "place"
+    shutil.copytree(whole, folder)
+    if request.param == "stopped":
+        for name in ("run", "named"):
+            (folder / name / "manifest.json").unlink()
+    return folder
+
+
+def content(folder):
+    return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def refused(act, *said, kind=UserError):
+    with pytest.raises(kind) as caught:
+        act()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert all(word in text for word in said), text
+
+
+# A resumed run --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"seed": 0}, "--seed 0: "),
+        ({"recipe": "pcd"}, "this run began with dual-vector; resume without"),
+        ({"path": "elsewhere"}, "--data elsewhere: "),
+        ({"hub": True}, "--hub: "),
+        ({"steps": 5}, "planned with steps=4"),
+        ({"steps": None, "minutes": 1}, "planned with minutes=None"),
+        ({"overrides": ["train.batch_size=8"]}, "an override differs"),
+        ({"data": "rings"}, "a run on two-moons"),
+    ],
+)
+def test_a_resumed_run_refuses_whatever_else_is_asked_of_it(place, asked, said):
+    before = content(place)
+    refused(lambda: run(place / "named", resume=True, **asked), said)
+    assert content(place) == before
+
+
+def test_a_resumed_run_goes_on_whatever_it_was(place):
+    expected = (place / "named" / "model.safetensors").read_bytes()
+    for asked in ({"overrides": (), "steps": None}, {"seed": 7, "recipe": "dual"}, {"recipe": "dual-vector"}):
+        bundle = run(place / "named", resume=True, **asked)
+        assert bundle.config["run"]["seed"] == 7
+        assert bundle.config["recipe"] == "dual-vector"
+    assert (place / "named" / "model.safetensors").read_bytes() == expected
+
+
+def test_a_recipe_file_is_known_by_its_content(place):
+    moved = place / "moved.yaml"
+    (place / "mine.yaml").rename(moved)
+    run(place / "run", resume=True, recipe=moved)
+    moved.write_text(moved.read_text().replace("2.0e-3", "3.0e-3"))
+    refused(lambda: run(place / "run", resume=True, recipe=moved), "moved.yaml", "this run began with")
+
+
+def test_a_run_that_does_not_say_its_recipe_resumes_without_one(place):
+    file = place / "named" / "config.json"
+    config = store.read_json(file)
+    del config["recipe"], config["recipe_sha256"], config["overrides"]
+    (place / "named" / "manifest.json").unlink(missing_ok=True)
+    store.write_json(file, config)
+    refused(lambda: run(place / "named", resume=True, recipe="dual"), "does not say which", "resume without")
+    run(place / "named", resume=True)
+
+
+def test_the_overrides_a_run_began_with_are_taken_again(tmp_path):
+    overrides = [*TINY, "transform={type: 'thalweg.data.transform:Standardize'}", "train.learning_rate='1e-3'"]
+    run(tmp_path / "run", overrides=overrides)
+    (tmp_path / "run" / "manifest.json").unlink()
+    run(tmp_path / "run", overrides=overrides, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (("run", "train"), 5, "run.train=5: want"),
+        (("run", "train", "batch_size"), "many", "run.train.batch_size='many'"),
+        (("run", "energy"), {"width": 16}, "run.energy: names no type"),
+        (("run", "energy", "width"), "wide", "ResidualEnergy"),
+        (("run", "energy", "type"), "os:system", "run.energy.type"),
+        (("run", "seed"), -1, "run.seed=-1"),
+        (("run", "seed"), None, "run.seed=None"),
+        (("run", "data", "name"), 3, "run.data.name=3"),
+        (("run",), [], "run=[]"),
+        (("run",), {}, "missing"),
+        (("data", "shape"), "x", "data.shape='x'"),
+        (("data", "shape"), [2.5], "data.shape.0=2.5"),
+        (("data", "kind"), "sound", "data.kind='sound'"),
+        (("data",), {}, "missing"),
+        (("normalised",), "yes", "normalised='yes'"),
+        (("command",), 3, "command=3"),
+        (("torch",), None, "torch=None"),
+    ],
+)
+def test_a_config_damaged_in_part_is_named_with_its_key(whole, tmp_path, keys, value, said):
+    folder = tmp_path / "run"
+    shutil.copytree(whole / "named", folder)
+    (folder / "manifest.json").unlink()
+    config = store.read_json(folder / "config.json")
+    node = config
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    store.write_json(folder / "config.json", config)
+    before = content(folder)
+    refused(lambda: run(folder, resume=True), str(folder / "config.json"), said, kind=DamagedFile)
+    assert content(folder) == before
+
+
+# The request ----------------------------------------------------------------------------------------------------------
+
+
+def test_paths_are_taken_as_paths(tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    assert run(tmp_path / "run", data=tmp_path / "x.npy", overrides=TINY[:-1]).shape == (2,)
+    assert store.read_json(tmp_path / "run" / "config.json")["run"]["data"]["name"] == str(tmp_path / "x.npy")
+    np.savez(tmp_path / "mnist.npz", x=np.zeros((30, 28, 28), np.uint8))
+    request = Request(data="mnist", path=tmp_path / "mnist.npz")
+    assert request.path == str(tmp_path / "mnist.npz")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "3"])
+def test_a_seed_outside_64_bits_is_refused_at_once(seed):
+    refused(lambda: Request(data="two-moons", seed=seed), "seed=", "want an integer")
+
+
+def test_the_largest_seed_trains(tmp_path):
+    assert run(tmp_path / "run", seed=np.uint64(2**64 - 1)).config["run"]["seed"] == 2**64 - 1
+
+
+def test_a_request_says_what_it_wants_instead():
+    refused(lambda: Request(data=5), "data=5")
+    refused(lambda: Request(data=None), "data=None")
+    refused(lambda: Request(data="two-moons", overrides="train.batch_size=3"), "want a list of texts")
+
+
+def budget(tmp_path, text, **asked):
+    """Steps and minutes of the run that a recipe with this section `train` and a request make."""
+    recipe = (Path(thalweg.__file__).parent / "recipes/dual-vector.yaml").read_text().partition("train:")[0]
+    (tmp_path / "mine.yaml").write_text(recipe + text)
+    train = settings(Request(data="two-moons", recipe=tmp_path / "mine.yaml", **asked), "vector").train
+    return train.steps, train.minutes
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "expected"),
+    [
+        ("", {}, (None, 10.0)),
+        ("train: {batch_size: 8}", {}, (None, 10.0)),
+        ("train: {minutes: 3}", {}, (None, 3.0)),
+        ("train: {minutes: 3, steps: null}", {}, (None, 3.0)),
+        ("train: {minutes: 3}", {"steps": 9}, (9, None)),
+        ("train: {minutes: 3}", {"overrides": ["train.steps=9"]}, (9, None)),
+        ("train: {minutes: 3}", {"overrides": ["train.steps=9", "train.minutes=null"]}, (9, None)),
+        ("train: {minutes: 3}", {"steps": 9, "overrides": ["train.minutes=null"]}, (9, None)),
+        ("train: {steps: null}", {"steps": 9}, (9, None)),
+    ],
+)
+def test_a_run_has_exactly_one_budget(tmp_path, text, asked, expected):
+    assert budget(tmp_path, text, **asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "said"),
+    [
+        ("train: {minutes: 3, steps: 3}", {}, "mine.yaml: train has both"),
+        ("train: {minutes: 3, steps: 3}", {"steps": 4}, "mine.yaml: train has both"),
+        ("train: {minutes: null}", {}, "mine.yaml: train has neither"),
+        ("train: {minutes: 3}", {"overrides": ["train.steps=null"]}, "train.steps=null: leaves the run without"),
+        ("train: {minutes: 3}", {"overrides": ["train.minutes=null"]}, "train.minutes=null: leaves the run without"),
+        ("train: {minutes: 3}", {"overrides": ["train.minutes=2", "train.steps=5"]}, "train.steps and train.minutes"),
+        ("train: {minutes: 3}", {"minutes": 2, "overrides": ["train.steps=5"]}, "--minutes and train.steps"),
+        ("train: {minutes: 3}", {"steps": 2, "overrides": ["train.steps=5"]}, "--steps and train.steps"),
+        ("train: {minutes: 3}", {"overrides": ["train={}"]}, "train: cannot be replaced whole"),
+        ("train: {minutes: 3}", {"overrides": ["train={steps: 3}"]}, "train: cannot be replaced whole"),
+        ("train: {minutes: 3}", {"overrides": ["data={name: rings}"]}, "data: cannot be replaced whole"),
+        ("train: {minutes: 3}", {"overrides": ["energy.shape=[3]"]}, "energy.shape: comes from the data"),
+        ("train: {minutes: 3}\nseed: 4", {}, "no seed"),
+        ("train: {minutes: 3}", {"overrides": ["seed=4"]}, "seed: is an argument of its own"),
+    ],
+)
+def test_what_a_run_cannot_be_is_refused(tmp_path, text, asked, said):
+    refused(lambda: budget(tmp_path, text, **asked), said)
+
+
+# Infinity -------------------------------------------------------------------------------------------------------------
+
+
+def test_infinity_is_kept_by_the_run_that_was_given_it(tmp_path, monkeypatch):
+    given = {"overrides": [*TINY, "objective.scale=.inf"]}
+    whole = run(tmp_path / "a", **given)
+    assert store.read_json(tmp_path / "a" / "config.json")["run"]["objective"]["scale"] == ".inf"
+    assert thalweg.load(tmp_path / "a").sample(2, num_steps=2).shape == (2, 2)
+    (tmp_path / "a" / "manifest.json").unlink()
+    found = []
+    original = Trainer.__init__
+    monkeypatch.setattr(
+        Trainer, "__init__", lambda self, **parts: (found.append(parts["objective"].scale), original(self, **parts))[1]
+    )
+    again = run(tmp_path / "a", resume=True, **given)
+    run(tmp_path / "a", resume=True, overrides=["objective.scale=.inf"])
+    assert found == [math.inf]
+    x = torch.zeros(3, 2)
+    assert torch.equal(again.energy(x), whole.energy(x))
+    refused(lambda: run(tmp_path / "b", overrides=[*TINY, "objective.scale=.nan"]), "objective.scale=.nan")
+    assert not (tmp_path / "b").exists()
+
+
+# The folder -----------------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "checkpoints": "file",
+    "tensorboard": "file",
+    "metrics.jsonl": "folder",
+    "plan.json": "folder",
+    "config.json": "folder",
+    "model.safetensors": "folder",
+    "manifest.json": "folder",
+    "preview.png": "folder",
+}
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    monkeypatch.setattr(module, "load_data", lambda *args, **keywords: pytest.fail("the data were read first"))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_things_of_the_wrong_kind_are_met_before_the_data_are_read(tmp_path, no_data, name):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).mkdir() if WRONG[name] == "folder" else (folder / name).touch()
+    before = content(tmp_path)
+    refused(lambda: run(folder), str(folder / name), "move it away")
+    assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["file/run", "file/deep/run", "x" * 300, "nul\0"])
+def test_a_place_that_cannot_be_made_is_met_before_the_data_are_read(tmp_path, no_data, name):
+    (tmp_path / "file").touch()
+    refused(lambda: run(tmp_path / name), "cannot make the folder")
+    assert content(tmp_path).keys() == {Path("file")}
+
+
+def test_a_place_that_cannot_be_written_is_met_before_the_data_are_read(tmp_path, no_data, monkeypatch):
+    def refuse(**keywords):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("thalweg.apps.place.tempfile.TemporaryFile", refuse)
+    refused(lambda: run(tmp_path / "deep" / "run"), "Permission denied", "name another folder")
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["plan.json", "manifest.json", "checkpoints/step-00000004/manifest.json"])
+def test_what_another_run_left_is_not_taken_for_ones_own(tmp_path, no_data, name):
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).touch()
+    refused(lambda: run(tmp_path / "run"), "left by a run whose config.json is gone")
+
+
+def test_a_refusal_after_the_claim_leaves_what_was_there(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    (folder / "metrics.jsonl").write_text("")
+
+    def fail(self):
+        (self.folder / "plan.json").write_text("{}")
+        (self.folder / "tensorboard").mkdir()
+        raise UserError("no")
+
+    monkeypatch.setattr(Trainer, "fit", fail)
+    before = content(folder)
+    refused(lambda: run(folder), "no")
+    assert content(folder) == before
+    refused(lambda: run(tmp_path / "deep" / "run"), "no")
+    assert not (tmp_path / "deep").exists()
+
+
+# Stopped --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moment", ["load_data", "_dry_run", "_trainer", "Trainer.fit"])
+def test_stopped_before_the_first_checkpoint_nothing_is_kept(tmp_path, monkeypatch, moment):
+    def stop(*args, **keywords):
+        raise KeyboardInterrupt
+
+    target = Trainer if "." in moment else module
+    monkeypatch.setattr(target, moment.rpartition(".")[2], stop)
+    with pytest.raises(NothingBegun, match="nothing is kept; the same command starts anew") as caught:
+        run(tmp_path / "deep" / "run")
+    assert caught.value.signum == signal.SIGINT
+    assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("moment", ["load_data", "_trainer", "_finish"])
+def test_a_run_that_had_begun_is_kept_when_stopped(whole, tmp_path, monkeypatch, moment):
+    folder = tmp_path / "run"
+    shutil.copytree(whole / "named", folder)
+    (folder / "manifest.json").unlink()
+
+    def stop(*args, **keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, moment, stop)
+        with pytest.raises(Interrupted, match="is kept") as caught:
+            run(folder, resume=True)
+    assert getattr(caught.value, "resumable", True)
+    run(folder, resume=True)
+
+
+SLOW = """
+import time, sys, thalweg.apps.fit as module, thalweg.cli as cli
+def slow(*args, **keywords):
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(60)
+setattr(module, {moment!r}, slow)
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["load_data", "_trainer"])
+def test_a_signal_before_the_first_step_is_one_line(tmp_path, signum, moment):
+    words = ["train", "two-moons", "--steps", "4", "-o", "deep/run", *TINY]
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW.format(moment=moment), *words],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as child:
+        assert child.stderr is not None
+        while child.stderr.readline() != "ready\n":
+            assert child.poll() is None
+        time.sleep(0.05)
+        child.send_signal(signum)
+        out, err = child.communicate(timeout=60)
+    assert child.returncode == 128 + signum, err
+    assert out == ""
+    assert err == "thalweg: stopped before the first checkpoint, nothing is kept; the same command starts anew\n"
+    assert content(tmp_path) == {}
