@@ -339,14 +339,14 @@ POISONS = {"loss": _poison_loss, "gradient": _poison_gradient, "data": _poison_d
 
 @pytest.mark.parametrize("name", POISONS)
 @pytest.mark.parametrize("case", ["dual-image", "pcd-vector", "dsm"])
-def test_r10_a_value_that_is_not_finite_ends_the_run_before_the_update(tmp_path, case, name):
+def test_r10_under_stop_a_value_that_is_not_finite_ends_the_run_before_the_update(tmp_path, case, name):
     step = random.Random(f"{case}{name}").randrange(7, STEPS)
     before = {}
 
     def remember(state, plan):
         before.update({key: value.clone() for key, value in state.energy.named_parameters()})
 
-    run = trainer(case, tmp_path, [remember])
+    run = trainer(case, tmp_path, [remember], guard={"policy": "stop"})
     POISONS[name](run, step)
     with pytest.raises(
         Diverged, match=rf"^{name} is not finite at step {step}; last good checkpoint .*step-0"
@@ -367,10 +367,72 @@ def test_r10_weights_that_are_not_finite_are_never_written(tmp_path):
         if state.step == EVERY * 2 - 1:
             state.average.net[0].weight.data[0, 0] = float("inf")
 
-    run = trainer("dsm", tmp_path, [spoil])
+    run = trainer("dsm", tmp_path, [spoil], guard={"policy": "stop"})
     with pytest.raises(Diverged, match=r"average/.*is not finite at step 10; last good checkpoint .*step-00000005"):
         run.fit()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_r10_a_bad_step_is_skipped_and_the_run_ends_well(tmp_path, caplog):
+    """Fifty places, three kinds of poison: each is met at its step, before the update, and no file gets it."""
+    rng = random.Random(10)
+    for number in range(50):
+        name, step = rng.choice(list(POISONS)), rng.randrange(1, STEPS + 1)
+        before = {}
+
+        def remember(state, plan, before=before):
+            before[state.step] = {key: value.clone() for key, value in state.energy.named_parameters()}
+
+        run = trainer("pcd-vector", tmp_path / str(number), [remember])
+        POISONS[name](run, step)
+        caplog.clear()
+        run.fit()
+        said = [record.getMessage() for record in caplog.records]
+        assert said == [f"{name} is not finite at step {step}; the step was skipped before it touched the weights"]
+        if step > 1:
+            assert all(torch.equal(value, before[step][key]) for key, value in before[step - 1].items())
+        assert [row["step"] for row in read_metrics(run.folder)] == [n for n in range(1, STEPS + 1) if n != step]
+        for path in (run.folder / "checkpoints").iterdir():
+            assert all(value.isfinite().all() for value in store.read_tensors(path / "state.safetensors").values())
+
+
+def test_r10_an_average_that_is_not_finite_is_not_written_and_the_run_goes_back(tmp_path, caplog):
+    def spoil(state, plan):
+        if state.step == EVERY * 2 - 1:
+            state.average.net[0].weight.data[0, 0] = float("inf")
+
+    run = trainer("dsm", tmp_path, [spoil])
+    run.fit()
+    assert run.state.guard.rollbacks == 1
+    assert all(value.isfinite().all() for value in run.state.average.state_dict().values())
+    assert "not finite at step 10; went back to" in caplog.text
+
+
+def test_r1_a_run_that_rolls_back_resumes_with_the_same_bits(tmp_path):
+    """The snapshots travel in the checkpoint: killed between a snapshot and the trouble, the answer is the same."""
+
+    def troubled(folder, hooks=()):
+        run = trainer("pcd-vector", folder, hooks, guard={"every": 3, "patience": 2})
+        loss = run.objective.loss
+
+        def bad(*args):
+            value, state, metrics = loss(*args)
+            return value * (float("nan") if run.state.step in (13, 14) else 1.0), state, metrics
+
+        object.__setattr__(run.objective, "loss", bad)
+        return run
+
+    whole = troubled(tmp_path / "a")
+    whole.fit()
+    assert whole.state.guard.rollbacks == 1
+    for at in (7, 10, 12, 13, 14, 18):
+        folder = tmp_path / str(at)
+        stopped = troubled(folder, [lambda state, plan, at=at: state.step == at and os.kill(os.getpid(), 15)])
+        with pytest.raises(Interrupted):
+            stopped.fit()
+        again = troubled(folder)
+        again.fit()
+        assert_same(again, outcome(whole))
 
 
 def test_r17_a_run_saves_and_resumes_without_pickle(tmp_path, monkeypatch):

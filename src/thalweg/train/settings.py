@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from thalweg.core.config import check
 from thalweg.core.errors import UserError
+from thalweg.train.guard import GuardSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -42,6 +43,7 @@ class TrainSettings(_Section):
     checkpoint_every: int | None = Field(None, ge=1, description="steps; every minute or so if not given")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     log_every: int = Field(10, ge=1)
+    guard: GuardSettings = Field(default_factory=lambda: GuardSettings.model_validate({}))
 
 
 class RunSettings(_Section):

@@ -1,14 +1,14 @@
 """All that a run must remember to go on exactly where it stopped, and how it is stored.
 
-Weights, their running average, the optimiser's moments, the objective's state (a replay buffer, say) and the step
-number. No generator state: randomness is addressed (`thalweg.core.rng`). A checkpoint is a sealed folder
-`checkpoints/step-N`, written aside and renamed, tensors as safetensors and the rest as JSON.
+Weights, their running average, the optimiser's moments, the objective's state (a replay buffer, say), the guard's
+snapshots and the step number. No generator state: randomness is addressed (`thalweg.core.rng`). A checkpoint is a
+sealed folder `checkpoints/step-N`, written aside and renamed, tensors as safetensors and the rest as JSON.
 """
 
 import copy
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, Diverged
+from thalweg.train.guard import GuardState
 from thalweg.train.settings import TrainSettings
 
 FOLDER = "checkpoints"
@@ -32,6 +33,7 @@ class TrainState:
     objective: Any
     step: int = 0
     seconds: float = 0.0
+    guard: GuardState = field(default_factory=GuardState)
 
     def update_average(self, decay: float) -> None:
         """average += (1 - d)(weights - average), d = min(decay, (1 + n)/(10 + n)) so that the start is forgotten."""
@@ -69,24 +71,35 @@ class TrainState:
     def load(self, path: Path) -> None:
         """Take over everything from a checkpoint folder; DamagedFile where it does not fit this run."""
         header = store.read_json(path / "state.json")
-        tree = store.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=self._tree())
+        core = self.core()
+        like = {**core, "guard": GuardState(core, core)}
+        tree = store.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
         try:
-            self.energy.load_state_dict(tree["energy"])
-            self.average.load_state_dict(tree["average"])
-            self.optimizer.load_state_dict(tree["optimizer"])
+            self.restore(tree)
+            self.guard = tree["guard"]
         except (RuntimeError, ValueError, KeyError) as error:
-            raise DamagedFile(
-                f"{path}: does not fit the energy in config.json ({str(error).splitlines()[0]})"
-            ) from error
-        self.objective, self.step, self.seconds = tree["objective"], header["step"], header["seconds"]
+            reason = str(error).splitlines()[0]
+            raise DamagedFile(f"{path}: does not fit the energy in config.json ({reason})") from error
+        self.step, self.seconds = header["step"], header["seconds"]
 
-    def _tree(self) -> dict[str, Any]:
+    def restore(self, tree: dict[str, Any]) -> None:
+        """Take over weights, average, optimiser and objective from a tree as `core` gives; the tree stays untouched."""
+        self.energy.load_state_dict(tree["energy"])
+        self.average.load_state_dict(tree["average"])
+        self.optimizer.load_state_dict(copy.deepcopy(tree["optimizer"]))
+        self.objective = tree["objective"]
+
+    def core(self) -> dict[str, Any]:
+        """All that a step changes, by name; tensors are not copied."""
         return {
             "energy": dict(self.energy.state_dict()),
             "average": dict(self.average.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective,
         }
+
+    def _tree(self) -> dict[str, Any]:
+        return {**self.core(), "guard": self.guard}
 
 
 def fresh(energy: nn.Module, settings: TrainSettings, init: Callable[[nn.Module], Any]) -> TrainState:

@@ -2,8 +2,8 @@
 
 Step n is a function of (state after n - 1, seed, n): the batch, the noise and every schedule follow from the step
 number alone. So a run interrupted anywhere resumes from its newest whole checkpoint and ends with the same bits
-(same machine, versions and thread count). A non-finite loss or gradient is met *before* the update and ends the run
-with the last good checkpoint untouched.
+(same machine, versions and thread count). A non-finite loss or gradient is met *before* the update; the guard
+(`thalweg.train.guard`) decides what follows.
 """
 
 import copy
@@ -24,6 +24,7 @@ from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Transform
 from thalweg.objective.base import Batch, Objective
+from thalweg.train.guard import Guard
 from thalweg.train.plan import Plan, make_plan
 from thalweg.train.settings import TrainSettings
 from thalweg.train.state import FOLDER, TrainState, finite, fresh
@@ -66,20 +67,24 @@ class Trainer:
         self.settings, self.folder, self.seed = settings, folder, seed
         self.hooks, self.progress, self.tensorboard = hooks, progress or Silent(), tensorboard
         self.state = fresh(energy, settings, self._init_objective)
+        self.guard = Guard(settings.guard)
 
     def fit(self) -> nn.Module:
         """Train from where the folder stands to the end of the plan; the averaged energy.
 
-        Raises Interrupted after SIGINT or SIGTERM (state saved), Diverged on a non-finite loss or gradient.
+        Raises Interrupted after SIGINT or SIGTERM (state saved), Diverged where the guard gives up.
         """
         with _caught_signals() as caught:  # from here on: a stop during the timing is kept for after the first step
             self._restore()
             plan = self._plan()
             tracker = Tracker(self.folder, self.state.step, tensorboard=self.tensorboard)
             self.progress.start(plan.num_steps, self.state.step)
+            self.guard.begin(self.state)
             try:
                 while self.state.step < plan.num_steps:
                     self._turn(plan, tracker, caught)
+            except Diverged as error:
+                raise Diverged(f"{error}{self._last_good()}") from error
             finally:
                 tracker.close()
                 self.progress.stop()
@@ -88,7 +93,13 @@ class Trainer:
     def _turn(self, plan: Plan, tracker: Tracker, caught: list[int]) -> None:
         """One step and all that follows it: report, save, stop, hooks."""
         start = time.perf_counter()
-        metrics = self._advance(self.state, plan.precision, plan.num_steps)
+        try:
+            metrics = self._advance(self.state, plan.precision, plan.num_steps)
+        except Diverged as error:
+            metrics = {}
+            self.guard.skip(self.state, error)
+        else:
+            self.guard.check(self.state, metrics)
         self.state.seconds += time.perf_counter() - start
         self._report(tracker, metrics, plan)
         last = self.state.step == plan.num_steps
@@ -104,7 +115,7 @@ class Trainer:
     def _advance(self, state: TrainState, precision: str, num_steps: int) -> dict[str, Tensor]:
         """One update. Raises Diverged before the weights are touched."""
         batch = self._batch(state.step)
-        rate = self.settings.learning_rate * schedule(state.step, num_steps, self.settings)
+        rate = self.settings.learning_rate * schedule(state.step, num_steps, self.settings) * state.guard.factor
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         noise = self.objective.draw(
@@ -117,7 +128,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(state.energy.parameters(), self.settings.clip or math.inf)
         bad = finite({"data": batch.x, "loss": loss.detach(), "gradient": norm})
         if bad:
-            raise Diverged(f"{bad} is not finite at step {state.step + 1}{self._last_good()}")
+            raise Diverged(f"{bad} is not finite at step {state.step + 1}")
         state.optimizer.step()
         state.objective = after
         state.step += 1
@@ -163,14 +174,16 @@ class Trainer:
         return lambda: self._advance(trial, precision, TRIAL_STEPS)
 
     def _report(self, tracker: Tracker, metrics: dict[str, Tensor], plan: Plan) -> None:
-        if self.state.step % self.settings.log_every == 0 or self.state.step in (1, plan.num_steps):
+        if metrics and (self.state.step % self.settings.log_every == 0 or self.state.step in (1, plan.num_steps)):
             self.progress.advance(self.state.step, tracker.write(self.state.step, self.state.seconds, {**metrics}))
 
     def _save(self) -> None:
+        """Write a checkpoint; what is not finite never gets into one."""
         try:
             self.state.save(self.folder, self.settings.keep)
         except Diverged as error:
-            raise Diverged(f"{error}{self._last_good()}") from error
+            self.guard.refuse(self.state, error)
+            self.state.save(self.folder, self.settings.keep)
 
     def _last_good(self) -> str:
         good = sorted((self.folder / FOLDER).glob("step-*"))
