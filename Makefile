@@ -8,11 +8,12 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test soak lint clean
 
 help:
 	@echo 'make demo [MINUTES=10]  install, train an energy of handwritten digits, draw samples, write a report'
 	@echo 'make test               install with the development tools and run the tests'
+	@echo 'make soak               the tests that take minutes each'
 	@echo 'make lint               ruff and pyright'
 	@echo 'make clean              remove caches; .venv and runs stay'
 
@@ -23,6 +24,9 @@ demo: .venv/.installed
 
 test: .venv/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST)
+
+soak: .venv/.installed-dev
+	$(BIN)/python -m pytest -m slow $(PYTEST)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
