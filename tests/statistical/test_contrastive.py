@@ -31,7 +31,7 @@ def mutant(module, old, new):
 
 def with_buffer(old, new):
     """The objective's module over a mutated buffer."""
-    made = mutant(contrastive, "from thalweg.objective import buffer\n", "")
+    made = mutant(contrastive, "import buffer, health\n", "import health\n")
     made.buffer = mutant(buffer, old, new)
     return made
 

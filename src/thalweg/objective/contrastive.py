@@ -24,7 +24,7 @@ from thalweg.core.errors import UserError
 from thalweg.energy.base import EnergyFn
 from thalweg.energy.compose import Conditioned
 from thalweg.energy.spectral import frozen
-from thalweg.objective import buffer
+from thalweg.objective import buffer, health
 from thalweg.objective.base import Batch
 from thalweg.objective.buffer import Initial, Replay, Visit
 from thalweg.sampler.base import Info, Sampler, normal_like
@@ -120,7 +120,8 @@ class ContrastiveDivergence:
         moved = buffer.mend(Replay(x, begun.age + len(steps), begun.labels), visit, finite)
         both = self._given(energy, torch.cat([self._labels(batch), moved.labels]))
         loss, metrics = self._compare(both, real, moved.x, finite)
-        metrics |= {"chain_grad_norm": info.grad_norm.detach().mean(), "diverged": (~finite).float().mean()}
+        clamp = getattr(self.sampler, "clamp", None)
+        metrics |= health.of_chains(begun.x, moved.x, finite, real, info, clamp)
         if self.start == "persistent":
             state = buffer.put(state, visit, moved)
             metrics["buffer_age"] = state.age.float().mean()
@@ -191,7 +192,7 @@ class ContrastiveDivergence:
         size = u_real.square().mean() + _mean_of(u_fake.square(), finite)
         loss = real_mean - fake_mean + self.energy_penalty * size + self.gradient_penalty * slope
         parts = {"energy_real": real_mean, "energy_fake": fake_mean, "gap": fake_mean - real_mean}
-        parts["slope_squared"] = slope
+        parts |= {"slope_squared": slope, "overlap": health.overlap(u_real.detach(), u_fake.detach())}
         return loss, {name: value.detach() for name, value in parts.items()}
 
 
