@@ -299,7 +299,11 @@ def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: T
     config = {
         **config,
         "precision": plan.precision if plan else "fp32",
-        "training": {"steps": trainer.state.step, "seconds": round(trainer.state.seconds, 1)},
+        "training": {
+            "steps": trainer.state.step,
+            "seconds": round(trainer.state.seconds, 1),
+            "rollbacks": trainer.state.guard.rollbacks,
+        },
     }
     bundle = Bundle(config, dict(energy.state_dict()), None, folder)
     held_out = bundle.energy(as_float(data.held_out))
