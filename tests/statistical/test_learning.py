@@ -142,10 +142,20 @@ def test_s27_exact_draws_stay_exact():
 # S21, S22: persistent chains reach maximum likelihood
 
 SHORT_RUN, LONG_RUN = 2_000, 20_000
-NOT_WRITTEN = mutant(contrastive, "state = buffer.put(state, visit, moved)", "pass")
-# Slots that are only permuted among a visit's chains change no law, since chains are exchangeable; slots that are not
-# those visited do. Both are rejected by position in test_contrastive.py.
-WRONG_SLOT = with_buffer("index_copy(0, visit.slots, new)", "index_copy(0, torch.arange(len(new)), new)")
+
+
+def not_written():
+    """Chains are moved, and their moves forgotten."""
+    return mutant(contrastive, "state = buffer.put(state, visit, moved)", "pass")
+
+
+def wrong_slot():
+    """Chains are written to slots that were not visited.
+
+    Slots that are only permuted among a visit's chains change no law, since chains are exchangeable: that mutant is
+    rejected by position in test_contrastive.py.
+    """
+    return with_buffer("index_copy(0, visit.slots, new)", "index_copy(0, torch.arange(len(new)), new)")
 
 
 def kl(truth, energy):
@@ -267,14 +277,14 @@ def test_the_task_is_not_trivial():
 def test_s21_persistent_chains_reach_maximum_likelihood():
     """S21, a short run: KL <= 0.005 nats; mutant: chains that are not written back."""
     assert s21(SHORT_RUN)
-    assert not s21(SHORT_RUN, module=NOT_WRITTEN)
+    assert not s21(SHORT_RUN, module=not_written())
 
 
 def test_s22_so_do_they_through_a_replay_buffer():
     """S22, a short run: KL <= 0.01 nats; mutants: chains not written back, and written to slots not visited."""
     assert s22(SHORT_RUN)
-    assert not s22(SHORT_RUN, module=NOT_WRITTEN)
-    assert not s22(SHORT_RUN, module=WRONG_SLOT)
+    assert not s22(SHORT_RUN, module=not_written())
+    assert not s22(SHORT_RUN, module=wrong_slot())
 
 
 @pytest.mark.slow
@@ -319,7 +329,7 @@ def test_s23_the_likelihood_does_not_fall():
     held, seen = s23(BRIEF, num_steps=5, buffer_size=100)
     assert held
     assert seen[-1] > -3.9, "the largest possible is -3.38"
-    assert not s23(BRIEF, num_steps=5, buffer_size=100, module=NOT_WRITTEN)[0]
+    assert not s23(BRIEF, num_steps=5, buffer_size=100, module=not_written())[0]
     constant = dataclasses.replace(BRIEF, falling=False, weight_decay=0.0)
     assert not s23(constant, num_steps=1, buffer_size=100)[0]
 
