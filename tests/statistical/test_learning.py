@@ -340,6 +340,6 @@ def test_s23_in_full():
     training = dataclasses.replace(BRIEF, num_steps=50_000, rate=0.1, looks=100)
     held, seen = s23(training, num_steps=5)
     assert held
-    assert seen[-1] > -3.6
+    assert seen[-1] > -3.9
     constant = dataclasses.replace(training, num_steps=10_000, falling=False, weight_decay=0.0)
     assert not s23(constant, num_steps=1, buffer_size=100)[0]
