@@ -183,7 +183,7 @@ def test_r11_a_run_that_no_rate_can_save_ends_with_one_sentence(tmp_path, caplog
 def test_r12_one_chain_that_leaves_is_begun_anew_and_the_others_keep_their_bits(tmp_path):
     run = trainer(tmp_path)
     spoiled = trainer(tmp_path / "b")
-    batch = run._batch(0)
+    batch = run._batch(0, 0.0)
     objective = run.objective
     noise = objective.draw(run.state.objective, batch, generator(1, "o"), 0.0)
     slots = noise[0]

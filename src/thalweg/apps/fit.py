@@ -195,6 +195,8 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
             f"objective.type={run.objective['type']} wants an energy {'U(y, t)' if objective.noisy else 'E(x)'}, and "
             f"energy.type={run.energy['type']} is not one; change either"
         )
+    if run.augment:
+        specs.build(run.augment)(torch.zeros(2, *data.shape), generator(0, "dry-run"), 0.0)
     _dry_run(objective, energy, sampler, torch.zeros(2, *data.shape))
     config = {
         "format": FORMAT,
@@ -290,6 +292,7 @@ def _trainer(
         seed=run.seed,
         progress=progress,
         tensorboard=tensorboard,
+        augment=specs.build(run.augment) if run.augment else None,
     )
     return transform, trainer
 

@@ -47,9 +47,10 @@ class TrainSettings(_Section):
 
 
 class RunSettings(_Section):
-    """A whole run: data, transform, energy, objective and sampler (specs), training, seed."""
+    """A whole run: data, augmentation, transform, energy, objective and sampler (specs), training, seed."""
 
     data: DataSettings
+    augment: dict[str, Any] | None = None
     transform: dict[str, Any] = {"type": "thalweg.data.transform:Identity"}
     energy: dict[str, Any]
     objective: dict[str, Any]
@@ -93,8 +94,10 @@ M = TypeVar("M", bound=BaseModel)
 def validate(config: dict[str, Any], where: str = "") -> RunSettings:
     """The run that a mapping describes; UserError with the dotted key, `where` before it, the value and the remedy."""
     run = checked(RunSettings, config, where)
-    for name in ("transform", "energy", "objective", "sampler"):
+    for name in ("augment", "transform", "energy", "objective", "sampler"):
         spec, path = getattr(run, name), f"{where}.{name}" if where else name
+        if name == "augment" and spec is None:
+            continue
         if "type" not in spec:
             raise UserError(f"{path}: names no type; write `type: thalweg.package.module:ClassName` under it")
         check(spec, path)
@@ -105,7 +108,7 @@ def stored(config: dict[str, Any]) -> RunSettings:
     """The run in a config.json, all of whose sections must be there; UserError with the dotted key."""
     remedy = "missing; the run wrote it"
     checked(Stored, config, missing=remedy)
-    lost = RunSettings.model_fields.keys() - config["run"].keys()
+    lost = RunSettings.model_fields.keys() - config["run"].keys() - {"augment"}
     if lost:
         raise UserError(f"run.{min(lost)}: {remedy}")
     return validate(config["run"], "run")

@@ -31,6 +31,7 @@ from thalweg.train.state import FOLDER, TrainState, finite, fresh
 from thalweg.train.track import Progress, Silent, Tracker, log
 
 Hook = Callable[[TrainState, Plan], None]
+Augment = Callable[[Tensor, torch.Generator, float], Tensor]
 TRIAL_STEPS = 1_000_000
 ADVICE = "; lower train.learning_rate or raise the objective's regularisation"
 
@@ -62,8 +63,9 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         progress: Progress | None = None,
         tensorboard: bool = True,
+        augment: Augment | None = None,
     ):
-        self.objective, self.loader, self.transform = objective, loader, transform
+        self.objective, self.loader, self.transform, self.augment = objective, loader, transform, augment
         self.settings, self.folder, self.seed = settings, folder, seed
         self.hooks, self.progress, self.tensorboard = hooks, progress or Silent(), tensorboard
         self.state = fresh(energy, settings, self._init_objective)
@@ -114,7 +116,7 @@ class Trainer:
 
     def _advance(self, state: TrainState, precision: str, num_steps: int) -> dict[str, Tensor]:
         """One update. Raises Diverged before the weights are touched."""
-        batch = self._batch(state.step)
+        batch = self._batch(state.step, state.step / num_steps)
         rate = self.settings.learning_rate * schedule(state.step, num_steps, self.settings) * state.guard.factor
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -135,12 +137,14 @@ class Trainer:
         state.update_average(self.settings.ema)
         return {"loss": loss.detach(), **metrics, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
 
-    def _batch(self, step: int) -> Batch:
+    def _batch(self, step: int, progress: float) -> Batch:
         x, labels = self.loader.batch(step)
+        if self.augment is not None:
+            x = self.augment(x, generator(self.seed, "augment", step), progress)
         return Batch(self.transform.forward(x), labels)
 
     def _init_objective(self, energy: nn.Module) -> Any:
-        return self.objective.init(energy, self._batch(0).x, generator(self.seed, "init"))
+        return self.objective.init(energy, self._batch(0, 0.0).x, generator(self.seed, "init"))
 
     def _restore(self) -> None:
         store.clean(self.folder)
