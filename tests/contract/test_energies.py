@@ -21,6 +21,7 @@ from thalweg.energy import analytic
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise, Clamped, Conditioned, Sum, Tempered
 from thalweg.energy.conditional import Conditional
+from thalweg.energy.confined import ConfinedEnergy
 from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.residual import ResidualEnergy
@@ -162,7 +163,7 @@ def test_class_scores_make_a_free_energy(cls):
         cls(shape=(1, 7, 8))
 
 
-IMAGES, VECTORS = (ConvEnergy, ResNetEnergy, UNetEnergy), (MLPEnergy, ResidualEnergy)
+IMAGES, VECTORS = (ConvEnergy, ResNetEnergy, UNetEnergy), (MLPEnergy, ResidualEnergy, ConfinedEnergy)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,19 @@ def test_at_noise():
     energy = AtNoise(lambda y, t: seen.append(t) or y.sum(1) * t, torch.tensor(0.5, dtype=torch.float64))
     assert torch.equal(energy(X), 0.5 * X.sum(1))
     assert seen[0].shape == (2,)
+
+
+def test_confined_begins_near_the_datas_gaussian_and_confines():
+    """Without its network it is the Gaussian of the data; with any network it grows with the square."""
+    x = torch.randn(4000, 2, generator=generator(0, "x")) @ torch.tensor([[2.0, 0.0], [1.0, 0.5]]) + 3
+    energy = ConfinedEnergy(gain=4.0).fit(x)
+    want = analytic.Gaussian((3.0, 3.0), ((5.0, 0.5), (0.5, 0.25)))
+    far = energy(1e4 * X)
+    assert bool((far > 1e5).all())
+    nn.init.zeros_(energy.tilt.net[-1].weight)
+    assert torch.allclose(energy(x[:50]), want(x[:50]), atol=0.05, rtol=0.1)
+    with pytest.raises(ValueError, match="x has shape"):
+        energy.fit(x[:, :1])
 
 
 def old_style() -> nn.Module:
@@ -291,6 +305,9 @@ def test_frozen_passes_a_plain_callable():
         (lambda: analytic.LogGamma((0.0,)), "alpha"),
         (lambda: analytic.Funnel(dim=1), "dim"),
         (lambda: MLPEnergy(depth=0), "depth"),
+        (lambda: ConfinedEnergy(gain=0.0), "gain=0.0"),
+        (lambda: ConfinedEnergy(gain=float("inf")), "gain=inf"),
+        (lambda: ConfinedEnergy(gain=float("nan")), "gain=nan"),
         (lambda: ResNetEnergy(num_blocks=0), "num_blocks"),
         (lambda: ConvEnergy(channels=()), "channels=\\(\\)"),
         (lambda: ResNetEnergy(channels=(4, 0)), "channels=\\(4, 0\\)"),

@@ -65,7 +65,7 @@ import importlib, sys
 import pytest
 for layer in ("sampler", "objective", "energy", "apps"):
     importlib.import_module("thalweg." + layer).__path__.append({str(tmp_path / "thalweg")!r} + "/" + layer)
-names = "RandomWalk or FiniteDifferenceScoreMatching or ConfinedEnergy or ShallowEnergy"
+names = "RandomWalk or FiniteDifferenceScoreMatching or BoundedEnergy or ShallowEnergy"
 code = pytest.main(["-p", "no:cacheprovider", "-k", names, "tests/contract"])
 if code:
     sys.exit(code)
@@ -73,7 +73,7 @@ from thalweg.apps.fit import Request, fit
 import thalweg.apps.drift
 for i, (recipe, *overrides) in enumerate([
     ("pcd", "objective.type=thalweg.objective.finite:FiniteDifferenceScoreMatching"),
-    ("pcd", "energy.type=thalweg.energy.confined:ConfinedEnergy", "sampler.type=thalweg.sampler.walk:RandomWalk"),
+    ("pcd", "energy.type=thalweg.energy.bounded:BoundedEnergy", "sampler.type=thalweg.sampler.walk:RandomWalk"),
     ("dual", "energy.type=thalweg.energy.shallow:ShallowEnergy"),
 ]):
     request = Request(data="two-moons", recipe=recipe, steps=3, overrides=[*overrides, "data.limit=500"])
@@ -82,7 +82,7 @@ for i, (recipe, *overrides) in enumerate([
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("sampler/walk", "objective/finite", "energy/confined", "energy/shallow", "apps/drift"):
+    for name in ("sampler/walk", "objective/finite", "energy/bounded", "energy/shallow", "apps/drift"):
         assert f"thalweg/{name}.py" in skeletons()
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None

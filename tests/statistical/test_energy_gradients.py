@@ -11,6 +11,7 @@ from thalweg.core.rng import generator
 from thalweg.energy import analytic, compose
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.conditional import Conditional
+from thalweg.energy.confined import ConfinedEnergy
 from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.lattice import RBMEnergy
 from thalweg.energy.mlp import MLPEnergy
@@ -21,6 +22,7 @@ from .stats import assert_near
 ANALYTIC = (analytic.Gaussian, analytic.GaussianMixture, analytic.Banana, analytic.LogGamma, analytic.Funnel)
 NETWORKS = {
     "mlp": MLPEnergy.example,
+    "confined": ConfinedEnergy.example,
     "conv": lambda: ConvEnergy(shape=(1, 8, 8), channels=(2, 2)),
     "conv of 3 classes": lambda: ConvEnergy(shape=(1, 8, 8), channels=(2, 2), num_outputs=3),
     "resnet": lambda: ResNetEnergy(shape=(1, 8, 8), channels=(2, 3)),
