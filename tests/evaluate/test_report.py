@@ -124,6 +124,20 @@ def test_what_is_not_digits_is_measured_without_the_judge(shape):
     assert "samples" in found.pictures
 
 
+@pytest.mark.parametrize(("columns", "few"), [(16, True), (17, False)])
+def test_vectors_of_few_columns_have_a_discrepancy_beside_three_baselines(columns, few, tmp_path):
+    scale = torch.logspace(0, 3, columns)  # columns in units of their own
+    x = scale * torch.randn(800, columns, generator=generator(0, "other"))
+    found = evaluate_bundle(GaussianModel(x[:500]), train=x[:500], held_out=x[500:], num_ode=0).figures
+    table = found["quality"]
+    assert ("uniform" in table) == ("mmd2" in table["samples"]) == ("mmd2_multi" in table["samples"]) == few
+    page = write_report(tmp_path / "r.html", title="r", command="c", figures=found, pictures={}).read_text("utf-8")
+    assert ("MMD²" in page) == ("uniform in a box" in page) == few
+    if few:
+        for name in ("samples", "real", "gaussian"):
+            assert abs(table[name]["mmd2"]) < 0.01 < table["uniform"]["mmd2"]
+
+
 @pytest.mark.parametrize("name", ["train", "held_out", "out_sets"])
 def test_huge_values_are_one_clear_line(name):
     x = torch.rand(360, 3, generator=generator(0, "other"))

@@ -32,6 +32,17 @@ QUALITY = {
         ".3f",
     ),
     "frechet": ("Fréchet distance", "Gap between the two clouds of features. 0 is best.", ".2f"),
+    "mmd2": (
+        "MMD²",
+        "Squared kernel distance of the two laws, at the data's median distance. 0 is best, give or take what real "
+        "data score.",
+        ".4f",
+    ),
+    "mmd2_multi": (
+        "MMD², five bandwidths",
+        "The same, averaged over finer scales too: it sees gaps and edges that a Gaussian blurs over.",
+        ".4f",
+    ),
     "coverage": (
         "Coverage",
         "Share of real examples that have a sample close by. Low: kinds of data are missing.",
@@ -65,6 +76,7 @@ COLUMNS = {
     "real": "real, unseen",
     "copies": "copies of training",
     "gaussian": "plain Gaussian",
+    "uniform": "uniform in a box",
 }
 
 

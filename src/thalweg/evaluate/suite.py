@@ -16,9 +16,10 @@ from torch import Tensor
 from thalweg.core.errors import NotNormalised, UserError
 from thalweg.core.rng import generator
 from thalweg.evaluate import pictures as draw
+from thalweg.evaluate import vectors
 from thalweg.evaluate.corrupt import corrupted
 from thalweg.evaluate.decisions import detection_table, in_blocks
-from thalweg.evaluate.images import baselines, nearest, quality
+from thalweg.evaluate.images import baselines, nearest, plain_features, quality
 from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, load_judge, look
 from thalweg.evaluate.partition import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
 
@@ -120,6 +121,22 @@ def _fit_judge(real: Tensor, labels: Tensor | None) -> tuple[Judge | None, dict[
     )
 
 
+def _quality(sets: _Sets, judge: Judge | None, seed: int) -> dict[str, dict[str, float]]:
+    """Figures of the samples and of each baseline; for vectors of few columns the kernel discrepancy too, standardised,
+    and points in a box as one more baseline.
+    """
+    columns = {"samples": sets.samples, **baselines(sets.unseen, sets.train, seed=seed)}
+    plain = sets.reference.ndim == 2 and sets.reference.shape[1] <= vectors.MAX_DIM
+    if plain:
+        columns |= vectors.baselines(sets.unseen, sets.train, seed=seed)
+    found = {name: quality(x, sets.reference, sets.train, judge) for name, x in columns.items()}
+    if plain:
+        wanted = plain_features(sets.reference, sets.train)
+        for name, x in columns.items():
+            found[name] |= vectors.discrepancy(plain_features(x, sets.train), wanted)
+    return found
+
+
 def _likelihood(bundle: Evaluable, sets: _Sets, seed: int) -> dict[str, Any] | None:
     """Mean log p of unseen data and of samples in nats, with the Gaussian fit beside; None where not
     normalised.
@@ -218,7 +235,6 @@ def evaluate_bundle(
     judge, judge_facts, judge_note = _fit_judge(
         held_out[:2000], None if held_out_labels is None else held_out_labels[:2000]
     )
-    columns = {"samples": sets.samples, **baselines(sets.unseen, train, seed=seed)}
     pictures: dict[str, bytes] = {}
     _look(sets, pictures)
     outs = (out_sets or {}) | (corrupted(sets.unseen, seed=seed) if held_out.ndim in (2, 4) else {})
@@ -239,7 +255,7 @@ def evaluate_bundle(
             "judge_note": judge_note,
             "versions": versions(),
         },
-        "quality": {name: quality(x, sets.reference, train, judge) for name, x in columns.items()},
+        "quality": _quality(sets, judge, seed),
         "memory": _memory(sets, pictures),
         "detection": detection_table(bundle.energy, sets.reference, outs, train) if outs else [],
         "energy": {name: {"mean": u.mean().item(), "std": u.std().item()} for name, u in energies.items()},
