@@ -14,10 +14,13 @@ def digits(n=400):
     return x
 
 
-@pytest.mark.parametrize(("progress", "share"), [(0.0, 0.6), (0.4, 0.3), (0.8, 0.0), (0.99, 0.0)])
-def test_the_named_share_is_warped_and_the_rest_keeps_its_bits(progress, share):
+@pytest.mark.parametrize(
+    ("until", "progress", "share"),
+    [(None, 0.0, 0.6), (None, 0.9, 0.6), (0.8, 0.0, 0.6), (0.8, 0.4, 0.3), (0.8, 0.8, 0.0), (0.8, 0.99, 0.0)],
+)
+def test_the_named_share_is_warped_and_the_rest_keeps_its_bits(until, progress, share):
     x = digits(4000)
-    y = Warp(share=0.6, until=0.8)(x, generator(0, "a"), progress)
+    y = Warp(share=0.6, until=until)(x, generator(0, "a"), progress)
     changed = (y != x).flatten(1).any(1).float().mean().item()
     assert changed == pytest.approx(share, abs=5 * (0.25 / 4000) ** 0.5 if share else 0)
     assert y.shape == x.shape

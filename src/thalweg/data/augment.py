@@ -1,8 +1,7 @@
-"""Augmentation: slightly altered copies of the training data, fewer and fewer as training goes on.
+"""Augmentation: slightly altered copies of the training data beside the data themselves.
 
 A small set is learned by heart: an energy then holds strangers for stranger than they are, and what it says of them
-hangs together badly. Altered copies cure that, but their law is not the data's, so their share fades to zero and the
-last part of training sees the data alone.
+hangs together badly. Altered copies cure that at a price, since their law is not the data's; their share can fade.
 """
 
 from dataclasses import dataclass
@@ -19,20 +18,20 @@ from thalweg.core.errors import UserError
 class Warp:
     """Images under random affine maps: x'(p) = x(A p + b), A = I + `stretch` N(0, 1), b = `shift` N(0, 1), bilinear.
 
-    A share of `share` · max(0, 1 - progress / `until`) of the batch is warped, the rest stays as it is. Coordinates p
-    run over [-1, 1] both ways, so shift 0.05 is 0.7 pixels of 28; what comes in from outside is zero. `stretch` is the
+    A share of `share` of the batch is warped, times max(0, 1 - progress / `until`) where that is given, so that the last
+    part of training sees the data alone; the rest of the batch stays as it is. Coordinates p run over [-1, 1] both ways, so shift 0.03 is 0.4 pixels of 28; what comes in from outside is zero. `stretch` is the
     deviation of each of A's entries: turning, scaling and shearing at once.
     """
 
     share: float = 0.5
-    until: float = 0.85
-    stretch: float = 0.08
-    shift: float = 0.05
+    until: float | None = None
+    stretch: float = 0.04
+    shift: float = 0.03
 
     def __post_init__(self):
         if not 0 <= self.share <= 1:
             raise UserError(f"share={self.share}: a share lies in [0, 1]")
-        if not 0 < self.until <= 1:
+        if self.until is not None and not 0 < self.until <= 1:
             raise UserError(f"until={self.until}: a share of the training lies in (0, 1]")
         if not (self.stretch >= 0 and self.shift >= 0):
             raise UserError(f"stretch={self.stretch}, shift={self.shift}: want zero or more")
@@ -43,7 +42,7 @@ class Warp:
             raise UserError(
                 f"augment: Warp is for images (B, C, H, W), the data have shape {tuple(x.shape)}; leave out"
             )
-        share = self.share * max(0.0, 1 - progress / self.until)
+        share = self.share * (1.0 if self.until is None else max(0.0, 1 - progress / self.until))
         chosen = torch.rand(len(x), generator=generator) < share
         matrix = torch.eye(2) + self.stretch * torch.randn(len(x), 2, 2, generator=generator)
         offset = self.shift * torch.randn(len(x), 2, 1, generator=generator)
