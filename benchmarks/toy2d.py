@@ -32,6 +32,7 @@ from thalweg.core.errors import Diverged, ThalwegError
 from thalweg.core.rng import generator
 from thalweg.data.toy import TOYS
 from thalweg.evaluate.vectors import baselines, compare
+from thalweg.train.trainer import Interrupted
 
 ROWS = 2000
 SUCCESS = 0.01
@@ -71,7 +72,9 @@ def one(args: argparse.Namespace, data: str, seed: int) -> dict[str, Any]:
             bundle = fit(request(args, data, seed), Path(folder) / "run", tensorboard=False)
             row |= {"seconds": time.perf_counter() - start, "rollbacks": bundle.config["training"].get("rollbacks")}
             samples = bundle.transform.forward(bundle.sample(ROWS, seed=seed))
-        except ThalwegError as error:  # the run or, of an energy that has no finite slope, the sampling
+        except Interrupted:
+            raise
+        except (ThalwegError, ValueError) as error:  # the run or, of an energy without finite slopes, the sampling
             seconds = time.perf_counter() - start
             return {**row, "seconds": seconds, "diverged": isinstance(error, Diverged), "error": str(error)}
     reference, unseen = (fresh(data, bundle.transform, seed, name) for name in ("reference", "unseen"))

@@ -110,6 +110,8 @@ def _tiles(figures: Mapping[str, Any]) -> str:
         found.append(("Readable samples", f"{own['confident']:.0%}", f"real: {real['confident']:.0%}"))
     if "coverage" in own:
         found.append(("Coverage", f"{own['coverage']:.2f}", f"real: {real['coverage']:.2f}"))
+    if "mmd2_multi" in own:
+        found.append(("MMD², five bandwidths", f"{own['mmd2_multi']:.4f}", f"real: {real['mmd2_multi']:.4f}"))
     if rows := figures.get("detection"):
         worst = min(rows, key=lambda r: r["auroc"])
         note = f"{html.escape(worst['out'])}; chance: 0.5"
