@@ -18,9 +18,10 @@ from thalweg.core.errors import UserError
 class Warp:
     """Images under random affine maps: x'(p) = x(A p + b), A = I + `stretch` N(0, 1), b = `shift` N(0, 1), bilinear.
 
-    A share of `share` of the batch is warped, times max(0, 1 - progress / `until`) where that is given, so that the last
-    part of training sees the data alone; the rest of the batch stays as it is. Coordinates p run over [-1, 1] both ways, so shift 0.03 is 0.4 pixels of 28; what comes in from outside is zero. `stretch` is the
-    deviation of each of A's entries: turning, scaling and shearing at once.
+    A share of `share` of the batch is warped, times max(0, 1 - progress / `until`) where `until` is given, so that the
+    last part of training sees the data alone; the rest stays as it is. Coordinates p run over [-1, 1] both ways, so
+    shift 0.03 is 0.4 pixels of 28; what comes in from outside repeats the border. `stretch` is the deviation of each of
+    A's entries: turning, scaling and shearing at once.
     """
 
     share: float = 0.5
@@ -49,5 +50,5 @@ class Warp:
         if not share:
             return x
         grid = F.affine_grid(torch.cat([matrix, offset], 2).to(x), list(x.shape), align_corners=False)
-        warped = F.grid_sample(x, grid, align_corners=False)
+        warped = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
         return torch.where(chosen.to(x.device)[:, None, None, None], warped, x)
