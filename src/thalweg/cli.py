@@ -5,21 +5,18 @@ Ctrl-C and SIGTERM with the run saved. With `--json` the result is one JSON obje
 messages go to standard error. Nothing heavy is imported before a command runs, so `--help` is quick.
 """
 
-import json
 import logging
 import math
-import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
-from thalweg.core.errors import DiskFull, ThalwegError, UserError
+from thalweg import console
+from thalweg.core.errors import ThalwegError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -85,10 +82,10 @@ def train(
         seed=seed,
         checkpoint_every=checkpoint_every,
         overrides=overrides or [],
-        command=_command(),
+        command=console.command(),
     )
     try:
-        bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=_say)
+        bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=console.say)
     except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
         raise ThalwegError(f"{folder}: standard error was closed, which ends the run; it resumes") from stop
     result: dict[str, Any] = {
@@ -99,8 +96,8 @@ def train(
     if report and not (folder / "report.html").exists():
         result |= _report(bundle, folder, bundle.config["run"]["seed"])
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
-    _say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
-    _emit(result, as_json)
+    console.say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
+    console.emit(result, as_json)
 
 
 @app.command(epilog="Example: `thalweg sample runs/digits -n 64 -o samples.png`")
@@ -135,8 +132,8 @@ def sample(
         some = x[:400]
         write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
     where = str(npy or out)
-    _say(f"{n} samples in {where}")
-    _emit({"samples": n, "file": where, "shape": list(x.shape), "seed": seed}, as_json)
+    console.say(f"{n} samples in {where}")
+    console.emit({"samples": n, "file": where, "shape": list(x.shape), "seed": seed}, as_json)
 
 
 @app.command(epilog="Example: `thalweg score runs/digits images/ -o scores.csv`")
@@ -162,10 +159,10 @@ def score(
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
-    _say(f"{len(x)} rows in {out}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
+    console.say(f"{len(x)} rows in {out}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
     mean = float(scores["energy"].mean())
     mean_energy = mean if math.isfinite(mean) else None  # JSON knows no infinity
-    _emit({"rows": len(x), "file": str(out), "flagged": flagged, "mean_energy": mean_energy}, as_json)
+    console.emit({"rows": len(x), "file": str(out), "flagged": flagged, "mean_energy": mean_energy}, as_json)
 
 
 @app.command(epilog="Example: `thalweg evaluate runs/digits`")
@@ -180,111 +177,13 @@ def evaluate(
 
     bundle = load(run)
     figures = _evaluate(bundle, bundle.path, num_samples=num_samples, seed=seed)
-    _say(f"report in {bundle.path / 'report.html'}")
-    _emit(figures, as_json)
+    console.say(f"report in {bundle.path / 'report.html'}")
+    console.emit(figures, as_json)
 
 
 def main() -> None:
-    """The entry point: runs a command and turns what went wrong into one line and an exit code."""
-    with _signals() as seen:
-        try:
-            code = _run()
-            if seen:  # Typer turns the exception into a code, without a word
-                code = _stopped(seen[-1])
-        except OSError as error:
-            code = 0 if isinstance(error, BrokenPipeError) else _fail(_told(error))
-        except ThalwegError as error:
-            code = _fail(error)
-        except (KeyboardInterrupt, typer.Abort):
-            code = _stopped(seen[-1] if seen else signal.SIGINT)
-    _settle(sys.stdout)
-    _settle(sys.stderr)
-    sys.exit(code)
-
-
-def _run() -> int:
-    try:
-        code = app(standalone_mode=False)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # how click and rich tell it
-            return 0
-        raise
-    except ThalwegError:
-        raise
-    except Exception as error:
-        if not hasattr(error, "format_message"):  # a usage error, of click or of the copy that Typer carries
-            raise
-        if len(sys.argv) == 1:
-            error.show()  # pyright: ignore[reportAttributeAccessIssue]
-            return 2
-        context = getattr(error, "ctx", None)
-        asked = context.command_path if context else "thalweg"
-        message = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
-        _say(f"thalweg: {message.rstrip('.')}; see `{asked} --help`")
-        return 2
-    return code if isinstance(code, int) else 0
-
-
-class _Stop(KeyboardInterrupt):
-    def __init__(self, signum: int):
-        super().__init__()
-        self.signum = signum
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Let SIGTERM unwind the stack as Ctrl-C does; the signals that came. In the training the trainer's own hold."""
-    seen: list[int] = []
-
-    def stop(signum: int, frame: object) -> None:
-        seen.append(signum)
-        raise _Stop(signum)
-
-    try:
-        heard = [name for name in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(name) != signal.SIG_IGN]
-        before = {signum: signal.signal(signum, stop) for signum in heard}
-    except ValueError:  # not the main thread
-        before = {}
-    try:
-        yield seen
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler or signal.SIG_DFL)
-
-
-def _stopped(signum: int) -> int:
-    """One line for a stop outside a training; all files are written whole or not at all."""
-    _say("thalweg: stopped before the end; nothing is half-written")
-    return 128 + signum
-
-
-def _told(error: OSError) -> UserError | ThalwegError:
-    if isinstance(error, ThalwegError):
-        return error
-    return UserError(
-        f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk"
-    )
-
-
-def _fail(error: ThalwegError) -> int:
-    _say(f"thalweg: {' '.join(str(error).split())}")
-    signum = getattr(error, "signum", None)
-    if signum is not None:
-        if getattr(error, "resumable", True):
-            _say(f"to go on: {_command()}{'' if '--resume' in sys.argv else ' --resume'}")
-        return 128 + signum
-    return 2 if isinstance(error, UserError) else 1
-
-
-def _settle(stream: TextIO | None) -> None:
-    """Flush; where that fails, let what the interpreter flushes at its end go nowhere, instead of in a traceback."""
-    if stream is None:
-        return
-    try:
-        stream.flush()
-    except OSError:
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    """The entry point."""
+    console.run(app)
 
 
 def _report(bundle: Any, folder: Path, seed: int) -> dict[str, Any]:
@@ -295,7 +194,7 @@ def _report(bundle: Any, folder: Path, seed: int) -> dict[str, Any]:
         reason = " ".join(str(error).split())
     except KeyboardInterrupt as stop:
         raise _Unreported(folder, getattr(stop, "signum", signal.SIGINT)) from stop
-    _say(f"no report: {reason}")
+    console.say(f"no report: {reason}")
     return {"figures": None, "no_report": reason}
 
 
@@ -332,7 +231,7 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
         raise UserError(
             f"{folder}: the data are not those of the run ({data.source}); put back those it was trained on"
         )
-    _say("evaluating on held-out data …")
+    console.say("evaluating on held-out data …")
     figures, pictures = evaluate_bundle(
         bundle,
         train=as_float(data.train[:10_000]),
@@ -370,28 +269,6 @@ def _writable(path: Path, suffixes: tuple[str, ...]) -> None:
         raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.is_dir():
         raise UserError(f"{path}: a folder, where a file to write was wanted")
-
-
-def _command() -> str:
-    return shlex.join(["thalweg", *sys.argv[1:]])
-
-
-def _say(text: str) -> None:
-    with suppress(OSError):  # nobody reads it: no reason to stop the work
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 — click's echo would end the process
-
-
-def _emit(result: dict[str, Any], as_json: bool) -> None:
-    if not as_json:
-        return
-    try:
-        print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201 — as above
-    except BrokenPipeError:  # the reader has gone, which is his right
-        return
-    except OSError as error:
-        raise DiskFull(
-            f"standard output: {error.strerror}, so the result could not be told; the work itself is done"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""How the command line speaks and ends: one line on standard error, one JSON object on standard output, an exit code.
+
+Exit codes: 0 done, 1 the work failed, 2 the input is wrong (one line: what, where, how to mend), 130 and 143 stopped by
+Ctrl-C and SIGTERM.
+"""
+
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+import typer
+
+from thalweg.core.errors import DiskFull, ThalwegError, UserError
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command and end the process: what went wrong becomes one line and an exit code."""
+    with _signals() as seen:
+        try:
+            code = _run(app)
+            if seen:  # Typer turns the exception into a code, without a word
+                code = _stopped(seen[-1])
+        except OSError as error:
+            code = 0 if isinstance(error, BrokenPipeError) else _fail(_told(error))
+        except ThalwegError as error:
+            code = _fail(error)
+        except (KeyboardInterrupt, typer.Abort):
+            code = _stopped(seen[-1] if seen else signal.SIGINT)
+    _settle(sys.stdout)
+    _settle(sys.stderr)
+    sys.exit(code)
+
+
+def _run(app: typer.Typer) -> int:
+    try:
+        code = app(standalone_mode=False)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # how click and rich tell it
+            return 0
+        raise
+    except ThalwegError:
+        raise
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # a usage error, of click or of the copy that Typer carries
+            raise
+        if len(sys.argv) == 1:
+            error.show()  # pyright: ignore[reportAttributeAccessIssue]
+            return 2
+        context = getattr(error, "ctx", None)
+        asked = context.command_path if context else "thalweg"
+        message = " ".join(error.format_message().split())  # pyright: ignore[reportAttributeAccessIssue]
+        say(f"thalweg: {message.rstrip('.')}; see `{asked} --help`")
+        return 2
+    return code if isinstance(code, int) else 0
+
+
+class _Stop(KeyboardInterrupt):
+    def __init__(self, signum: int):
+        super().__init__()
+        self.signum = signum
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Let SIGTERM unwind the stack as Ctrl-C does; the signals that came. In the training the trainer's own hold."""
+    seen: list[int] = []
+
+    def stop(signum: int, frame: object) -> None:
+        seen.append(signum)
+        raise _Stop(signum)
+
+    try:
+        heard = [name for name in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(name) != signal.SIG_IGN]
+        before = {signum: signal.signal(signum, stop) for signum in heard}
+    except ValueError:  # not the main thread
+        before = {}
+    try:
+        yield seen
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler or signal.SIG_DFL)
+
+
+def _stopped(signum: int) -> int:
+    """One line for a stop outside a training; all files are written whole or not at all."""
+    say("thalweg: stopped before the end; nothing is half-written")
+    return 128 + signum
+
+
+def _told(error: OSError) -> UserError | ThalwegError:
+    if isinstance(error, ThalwegError):
+        return error
+    return UserError(
+        f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk"
+    )
+
+
+def _fail(error: ThalwegError) -> int:
+    say(f"thalweg: {' '.join(str(error).split())}")
+    signum = getattr(error, "signum", None)
+    if signum is not None:
+        if getattr(error, "resumable", True):
+            say(f"to go on: {command()}{'' if '--resume' in sys.argv else ' --resume'}")
+        return 128 + signum
+    return 2 if isinstance(error, UserError) else 1
+
+
+def _settle(stream: TextIO | None) -> None:
+    """Flush; where that fails, let what the interpreter flushes at its end go nowhere, instead of in a traceback."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def command() -> str:
+    """The command as the user typed it."""
+    return shlex.join(["thalweg", *sys.argv[1:]])
+
+
+def say(text: str) -> None:
+    """A line for people, on standard error."""
+    with suppress(OSError):  # nobody reads it: no reason to stop the work
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 — click's echo would end the process
+
+
+def emit(result: dict[str, Any], as_json: bool) -> None:
+    """The result as one JSON object on standard output, if that was asked for."""
+    if not as_json:
+        return
+    try:
+        print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201 — as above
+    except BrokenPipeError:  # the reader has gone, which is his right
+        return
+    except OSError as error:
+        raise DiskFull(
+            f"standard output: {error.strerror}, so the result could not be told; the work itself is done"
+        ) from error
