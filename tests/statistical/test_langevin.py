@@ -245,3 +245,19 @@ def test_s18_a_batch_is_its_chains_one_by_one(name, sampler):
         batch, info = sampler.step(energy, batch, noise)
     assert isinstance(info, Info)
     assert torch.equal(batch.x, torch.cat([s.x for s in singles]))
+
+
+def test_a_clip_bounds_the_drift_and_nothing_else():
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
+    z = torch.zeros_like(x)
+
+    def step(**changes):
+        sampler = ULA(step_size=0.5, **changes)
+        return sampler.step(lambda y: 0.5 * y.square().sum(1), sampler.init(None, x), (z,))[0].x
+
+    assert torch.equal(step(), 0.5 * x)
+    assert torch.equal(step(clip=10.0), step())
+    assert torch.equal(step(clip=0.4), x - (0.5 * x).clamp(-0.4, 0.4))
+    with pytest.raises(ValueError, match="clip"):
+        ULA(step_size=0.5, clip=0.0)
+    assert ULA.decoupled(step_size=10.0, noise_scale=0.03, clip=0.3).clip == 0.3

@@ -40,6 +40,8 @@ class ContrastiveDivergence:
     - `num_steps`: the chain's length, or (first, last), growing linearly over training.
     - `start`: where chains begin: "data", "persistent" (a buffer of `buffer_size` chains, each begun anew
       with probability `reinit` when it is visited) or "noise".
+    - `storage`: "uint8" keeps the buffer's positions as 256 levels between `low` and `high`: images in a quarter of
+      the memory, at the price of a rounding at each visit.
     - `initial`: what noise is: "uniform" on [`low`, `high`] (images) or "normal", fitted to the batch
       (vectors).
     - `energy_penalty` (alpha) holds the energies near zero, at the price of a bias; `gradient_penalty`
@@ -56,6 +58,7 @@ class ContrastiveDivergence:
     start: Literal["data", "persistent", "noise"] = "persistent"
     initial: Initial = "uniform"
     buffer_size: int = 10_000
+    storage: Literal["float", "uint8"] = "float"
     reinit: float = 0.05
     low: float = 0.0
     high: float = 1.0
@@ -74,6 +77,10 @@ class ContrastiveDivergence:
             raise UserError(f'start="{self.start}": choose "data", "persistent" or "noise"')
         if self.initial not in ("uniform", "normal"):
             raise UserError(f'initial="{self.initial}": choose "uniform" or "normal"')
+        if self.storage not in ("float", "uint8"):
+            raise UserError(f'storage="{self.storage}": choose "float" or "uint8"')
+        if self.storage == "uint8" and self.initial != "uniform":
+            raise UserError('storage="uint8" holds positions between low and high: it wants initial="uniform"')
         if not 0 <= self.reinit <= 1:
             raise UserError(f"reinit={self.reinit}: a probability lies in [0, 1]")
         if self.buffer_size < 1:
@@ -93,7 +100,8 @@ class ContrastiveDivergence:
         """`buffer_size` chains at fresh positions; none where chains do not persist."""
         if self.start != "persistent":
             return buffer.start(x.new_empty(0, *x.shape[1:]))
-        return buffer.start(self._fresh(self.buffer_size, x, generator))
+        fresh = self._fresh(self.buffer_size, x, generator)
+        return buffer.start(buffer.pack(fresh, (self.low, self.high)) if self.storage == "uint8" else fresh)
 
     def draw(self, state: Replay, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(slots, renew, fresh x, fresh labels, data noise, step numbers, the chain's noise by step).
@@ -123,7 +131,7 @@ class ContrastiveDivergence:
         clamp = getattr(self.sampler, "clamp", None)
         metrics |= health.of_chains(begun.x, moved.x, finite, real, info, clamp)
         if self.start == "persistent":
-            state = buffer.put(state, visit, moved)
+            state = buffer.put(state, visit, moved, (self.low, self.high))
             metrics["buffer_age"] = state.age.float().mean()
         return loss, state, metrics
 
@@ -161,7 +169,7 @@ class ContrastiveDivergence:
     def _begin(self, state: Replay, visit: Visit, real: Tensor) -> Replay:
         """Where the chains begin: at the data as the loss sees them, at noise, or where they stopped."""
         if self.start == "persistent":
-            return buffer.take(state, visit)
+            return buffer.take(state, visit, (self.low, self.high))
         return buffer.start(real if self.start == "data" else visit.x)._replace(labels=visit.labels)
 
     def _given(self, energy: Any, labels: Tensor) -> EnergyFn:

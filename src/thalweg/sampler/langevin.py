@@ -49,27 +49,38 @@ class ULA:
     One gradient a step. Biased by O(h), see the module's formula; it has no Metropolis test to undo that.
     `step_size` h in squared units of x, `temperature` T in nats (0: gradient descent), each a number or a 0-d
     tensor. `clamp=(low, high)` cuts x' to a box after the noise: this changes the law of the chain, mass
-    piles up on the walls.
+    piles up on the walls. `clip` bounds each coordinate of h dE/dx, in units of x, so that no single step
+    throws a chain across the box; it too changes the law, where the slope is steep (Du & Mordatch 2019).
     """
 
     step_size: Number
     temperature: Number = 1.0
     clamp: tuple[float, float] | None = None
+    clip: float | None = None
 
     def __post_init__(self):
         _check(self.step_size, self.temperature, "zero")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip={self.clip}: want a positive number")
         if self.clamp is not None and not self.clamp[0] < self.clamp[1]:
             raise ValueError(f"clamp={tuple(self.clamp)}: want (low, high) with low < high")
 
     @classmethod
-    def decoupled(cls, *, step_size: float, noise_scale: float, clamp: tuple[float, float] | None = None) -> Self:
+    def decoupled(
+        cls,
+        *,
+        step_size: float,
+        noise_scale: float,
+        clamp: tuple[float, float] | None = None,
+        clip: float | None = None,
+    ) -> Self:
         """x' = x - h dE/dx + s z, the tutorials' form: its temperature is s² / (2 h), whatever was meant.
 
         Step 10 with noise 0.005 is a chain at temperature 1.25e-6; step 0.005 with noise 0.005, at 0.0025.
         """
         if not (step_size > 0 and noise_scale >= 0):
             raise ValueError(f"{step_size=}, {noise_scale=}: want a positive step and a noise of zero or more")
-        return cls(step_size=step_size, temperature=noise_scale**2 / (2 * step_size), clamp=clamp)
+        return cls(step_size=step_size, temperature=noise_scale**2 / (2 * step_size), clamp=clamp, clip=clip)
 
     @classmethod
     def example(cls) -> Self:
@@ -88,7 +99,10 @@ class ULA:
         """One Langevin step. The gradient norm reported is the one at the step's start."""
         (z,) = noise
         u, g = energy_and_grad(energy, state.x)
-        x = state.x - self.step_size * g + (2 * self.step_size * self.temperature) ** 0.5 * z
+        drift = self.step_size * g
+        if self.clip is not None:
+            drift = drift.clamp(-self.clip, self.clip)
+        x = state.x - drift + (2 * self.step_size * self.temperature) ** 0.5 * z
         if self.clamp is not None:
             x = x.clamp(*self.clamp)
         return Position(x), Info(acceptance=torch.ones_like(u), grad_norm=row_norm(g))
