@@ -29,3 +29,7 @@ class Diverged(ThalwegError):
 
 class DiskFull(ThalwegError, OSError):
     """A file could not be written; what was there before is intact."""
+
+
+class OutOfMemory(ThalwegError):
+    """Training asked for more memory than there is; the message names the batch size. The last checkpoint is intact."""

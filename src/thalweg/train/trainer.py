@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core import store
-from thalweg.core.errors import Diverged, ThalwegError
+from thalweg.core.errors import Diverged, OutOfMemory, ThalwegError
 from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Transform
@@ -34,6 +34,7 @@ Hook = Callable[[TrainState, Plan], None]
 Augment = Callable[[Tensor, torch.Generator, float], Tensor]
 TRIAL_STEPS = 1_000_000
 ADVICE = "; lower train.learning_rate or raise the objective's regularisation"
+NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc")  # CPU: a RuntimeError says so
 
 
 class Interrupted(ThalwegError):
@@ -74,9 +75,12 @@ class Trainer:
     def fit(self) -> nn.Module:
         """Train from where the folder stands to the end of the plan; the averaged energy.
 
-        Raises Interrupted after SIGINT or SIGTERM (state saved), Diverged where the guard gives up.
+        Raises Interrupted after SIGINT or SIGTERM (state saved), Diverged where the guard gives up, OutOfMemory.
         """
-        with _caught_signals() as caught:  # from here on: a stop during the timing is kept for after the first step
+        with (
+            _caught_signals() as caught,
+            self._memory(),
+        ):  # from here on: a stop during the timing is kept for after the first step
             self._restore()
             plan = self._plan()
             tracker = Tracker(self.folder, self.state.step, tensorboard=self.tensorboard)
@@ -86,7 +90,7 @@ class Trainer:
                 while self.state.step < plan.num_steps:
                     self._turn(plan, tracker, caught)
             except Diverged as error:
-                raise Diverged(f"{error}{self._last_good()}") from error
+                raise Diverged(f"{error}{self._last_good()}{ADVICE}") from error
             finally:
                 tracker.close()
                 self.progress.stop()
@@ -192,7 +196,22 @@ class Trainer:
     def _last_good(self) -> str:
         good = sorted((self.folder / FOLDER).glob("step-*"))
         where = f"last good checkpoint {good[-1]}" if good else "no checkpoint yet"
-        return f"; {where}{ADVICE}"
+        return f"; {where}"
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """Name the batch size where memory runs out: on a GPU, on the CPU or in Python."""
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            reason = (str(error).splitlines() or ["no more memory"])[0]
+            kinds = (MemoryError, torch.OutOfMemoryError)
+            if not isinstance(error, kinds) and not any(words in reason for words in NO_MEMORY):
+                raise
+            rows = self.settings.batch_size
+            mend = f"train.batch_size={rows // 2}" if rows > 1 else "a smaller energy"
+            at = f"at step {self.state.step + 1} with a batch of {rows}"
+            raise OutOfMemory(f"out of memory {at} ({reason}); start a run with {mend}{self._last_good()}") from error
 
 
 def schedule(step: int, num_steps: int, settings: TrainSettings) -> float:
