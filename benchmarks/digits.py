@@ -3,8 +3,9 @@
     python benchmarks/digits.py RUN --data FOLDER              # FOLDER holds mnist.npz and fashion_mnist.npz
     python benchmarks/digits.py RUN --data FOLDER --other RUN2  # correlation of log p between two runs
 
-Each npz has x_train and x_test, uint8 (N, 28, 28). Nothing is chosen here: the test digits are only measured on, from row
-2,000 on, since the first 2,000 were looked at when the recipe was settled. Every figure stands beside its trivial baseline.
+Each npz has x_train and x_test, uint8 (N, 28, 28). Nothing is chosen here: the test digits are only measured on, from
+row 2,000 on, since the first 2,000 were looked at when the recipe was settled. Every figure stands beside its trivial
+baseline.
 """
 
 import argparse
