@@ -34,6 +34,7 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     guard: GuardState = field(default_factory=GuardState)
+    saved: str = ""  # the checkpoint that this state was last written to or loaded from
 
     def update_average(self, decay: float) -> None:
         """average += (1 - d)(weights - average), d = min(decay, (1 + n)/(10 + n)) so that the start is forgotten."""
@@ -44,10 +45,7 @@ class TrainState:
                 mine.copy_(theirs)
 
     def save(self, folder: Path, keep: int) -> Path:
-        """Write checkpoints/step-N and drop all but the newest `keep`; Diverged, nothing written, if not all is finite.
-
-        Later checkpoints go too: the run went back behind them, since they were damaged.
-        """
+        """Write checkpoints/step-N, drop all but the newest `keep`; Diverged, nothing written, if not all is finite."""
         parent = folder / FOLDER
         parent.mkdir(exist_ok=True)
         path = parent / f"step-{self.step:08d}"
@@ -61,11 +59,10 @@ class TrainState:
             store.write_tensors(aside / "model.safetensors", dict(self.average.state_dict()))
             store.write_json(aside / "state.json", {"step": self.step, "seconds": self.seconds, "tree": structure})
 
+        self._drop(parent, keep)  # what a kill left no time for: never more than keep + 1 lie on the disk
         store.save_folder(path, write)
-        names = sorted(old.name for old in parent.glob("step-*"))
-        kept = [name for name in names if name <= path.name][-keep:]
-        for name in set(names) - set(kept):
-            shutil.rmtree(parent / name, ignore_errors=True)  # half-removed it no longer verifies: it is never loaded
+        self.saved = path.name
+        self._drop(parent, keep)
         return path
 
     def load(self, path: Path) -> None:
@@ -80,7 +77,7 @@ class TrainState:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise DamagedFile(f"{path}: does not fit the energy in config.json ({reason})") from error
-        self.step, self.seconds = header["step"], header["seconds"]
+        self.step, self.seconds, self.saved = header["step"], header["seconds"], path.name
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Take over weights, average, optimiser and objective from a tree as `core` gives; the tree stays untouched."""
@@ -100,6 +97,13 @@ class TrainState:
 
     def _tree(self) -> dict[str, Any]:
         return {**self.core(), "guard": self.guard}
+
+    def _drop(self, parent: Path, keep: int) -> None:
+        """Remove all but the newest `keep` up to the last one known to be whole; later ones are damaged, so they go."""
+        names = sorted(old.name for old in parent.glob("step-*"))
+        kept = [name for name in names if name <= self.saved][-keep:]
+        for name in set(names) - set(kept):
+            shutil.rmtree(parent / name, ignore_errors=True)  # half-removed it no longer verifies: it is never loaded
 
 
 def fresh(energy: nn.Module, settings: TrainSettings, init: Callable[[nn.Module], Any]) -> TrainState:

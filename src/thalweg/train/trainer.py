@@ -34,7 +34,13 @@ Hook = Callable[[TrainState, Plan], None]
 Augment = Callable[[Tensor, torch.Generator, float], Tensor]
 TRIAL_STEPS = 1_000_000
 ADVICE = "; lower train.learning_rate or raise the objective's regularisation"
-NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc")  # CPU: a RuntimeError says so
+NO_MEMORY = (
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "ALLOC_FAILED",
+)  # CPU: a RuntimeError says so
 
 
 class Interrupted(ThalwegError):
@@ -77,10 +83,8 @@ class Trainer:
 
         Raises Interrupted after SIGINT or SIGTERM (state saved), Diverged where the guard gives up, OutOfMemory.
         """
-        with (
-            _caught_signals() as caught,
-            self._memory(),
-        ):  # from here on: a stop during the timing is kept for after the first step
+        # from here on a signal is kept: a stop during the timing acts after the first step
+        with self._memory(), _caught_signals() as caught:
             self._restore()
             plan = self._plan()
             tracker = Tracker(self.folder, self.state.step, tensorboard=self.tensorboard)
