@@ -9,7 +9,6 @@ fitted Gaussian and uniform points. MMD² at the median distance, and its mean o
 which a Gaussian would pass on eight modes. `--unstable` multiplies the learning rate by 30 and takes off clipping and
 all penalties, with a plain perceptron and unadjusted Langevin chains (the recipe pcd): the Metropolis test of toy2d's
 chains would stop a broken energy from throwing them out. Success there is MMD² and multi of 0.01 at most.
-The guard's limits are tighter there than its defaults, see `UNSTABLE`.
 Further words a.b=c override the recipe.
 """
 
@@ -46,11 +45,6 @@ UNSTABLE = (
     "train.weight_decay=0",
     "objective.energy_penalty=0",
     "objective.gradient_penalty=0",
-    # Trouble begins long before a gap of 100, and a snapshot of a few steps earlier is in it already. Healthy gaps of
-    # vectors are about 0.1 nats.
-    "train.guard.max_gap=10",
-    "train.guard.every=500",
-    "train.guard.max_rollbacks=6",
 )
 
 

@@ -106,6 +106,23 @@ def test_it_goes_back_behind_the_newest_snapshot_and_the_step_goes_on():
     assert (s.guard.factor, s.guard.rollbacks) == (0.3, 1)
 
 
+def test_trouble_that_comes_back_soon_sends_the_run_to_its_beginning(caplog):
+    guard, s = Guard(given()), state()
+    start = first_weight(s)
+    guard.begin(s)
+    many(guard, s, WELL, 100)
+    many(guard, s, {**WELL, "gap": torch.tensor(1e4)}, 3)
+    assert first_weight(s) == pytest.approx(start + 98)
+    many(guard, s, WELL, 10)
+    many(guard, s, {**WELL, "gap": torch.tensor(1e4)}, 3)
+    assert first_weight(s) == start
+    assert "of step 0" in caplog.text
+    many(guard, s, WELL, 100)  # long enough: this health is trusted again
+    many(guard, s, {**WELL, "gap": torch.tensor(1e4)}, 3)
+    assert first_weight(s) == pytest.approx(start + 98)
+    assert s.guard.rollbacks == 3
+
+
 def test_no_snapshot_is_taken_close_to_a_limit():
     guard, s = Guard(given()), state()
     start = first_weight(s)

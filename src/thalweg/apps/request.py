@@ -112,6 +112,8 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
         "seed": request.seed or 0,
         "train": {**defaults, **said},
     }
+    if isinstance(said.get("guard", {}), dict):
+        tree["train"]["guard"] = {**defaults["guard"], **said.get("guard", {})}
     if request.checkpoint_every is not None:
         tree["train"]["checkpoint_every"] = request.checkpoint_every
     tree = specs.override(tree, request.overrides)

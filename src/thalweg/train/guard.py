@@ -6,6 +6,9 @@ objective reports (`thalweg.objective.contrastive` has them all) are held agains
 at the last good snapshot and lowers the learning rate, "warn" says so and goes on, "stop" ends the run. The step
 number never goes back: it addresses the random draws, so the same misfortune is not drawn twice.
 
+Trouble may have begun before it shows. So a snapshot counts as good only when another was taken after it in good
+health, and when trouble comes back soon after a rollback, the next one goes to the very beginning.
+
 Snapshots are taken in memory every few steps and travel in the checkpoint, so that a run which was killed and resumed
 answers later trouble with the same bits.
 """
@@ -19,9 +22,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from thalweg.core.errors import Diverged
+from thalweg.core.store import flatten
 
 log = logging.getLogger("thalweg")
 QUIET = 200  # steps without a repetition of a warning
+SOON = 20  # snapshots: trouble that comes back within so many means that the good one was spoilt already
 
 
 class GuardSettings(BaseModel):
@@ -65,12 +70,14 @@ LIMITS = (
 
 
 class GuardState(NamedTuple):
-    """What the guard remembers: two snapshots, the rate's factor, and how often it acted. All of it is stored."""
+    """What the guard remembers, all of it stored: three snapshots, the rate's factor, when and how often it acted."""
 
+    origin: Any = None
     good: Any = None
     candidate: Any = None
     factor: float = 1.0
     rollbacks: int = 0
+    acted: int = 0
     strikes: int = 0
     skips: int = 0
 
@@ -84,7 +91,8 @@ class Guard:
     def begin(self, state: Any) -> None:
         """The first snapshot, so that there is always a state to go back to."""
         if self.settings.policy == "rollback" and state.guard.good is None:
-            state.guard = state.guard._replace(good=_snapshot(state))
+            first = _snapshot(state)
+            state.guard = state.guard._replace(origin=first, good=first)
 
     def skip(self, state: Any, error: Diverged) -> None:
         """In place of a step whose loss or gradient is not finite; raises `error` under "stop"."""
@@ -129,17 +137,24 @@ class Guard:
             return
         if guard.rollbacks >= settings.max_rollbacks:
             raise Diverged(f"{what}, after {guard.rollbacks} rollbacks")
-        state.restore(guard.good)
-        state.guard = GuardState(guard.good, None, guard.factor * settings.slow, guard.rollbacks + 1)
+        again = guard.rollbacks > 0 and state.step - guard.acted <= SOON * settings.every
+        good = guard.origin if again else guard.good
+        state.restore(good)
+        state.guard = GuardState(
+            guard.origin, good, None, guard.factor * settings.slow, guard.rollbacks + 1, acted=state.step
+        )
         log.warning(
             "%s; went back to the weights, the optimiser and the chains of step %d and lowered the learning rate to "
             "%.3g of its schedule (rollback %d of %d)%s",
-            what, guard.good["step"], state.guard.factor, state.guard.rollbacks, settings.max_rollbacks, advice,
+            what, good["step"], state.guard.factor, state.guard.rollbacks, settings.max_rollbacks, advice,
         )  # fmt: skip
 
     def _remember(self, state: Any, metrics: dict[str, Tensor]) -> None:
-        """A snapshot counts as good once another one was taken after it in good health."""
-        if self._beyond(metrics, calm=True) is None:
+        """A snapshot counts as good once another one was taken after it in good health; all of it must be finite.
+
+        The signals tell of the chains that a step visited; another one, spoilt, must not be what a rollback puts back.
+        """
+        if self._beyond(metrics, calm=True) is None and _finite(state.core()):
             good = state.guard.candidate or state.guard.good
             state.guard = state.guard._replace(good=good, candidate=_snapshot(state))
 
@@ -154,6 +169,10 @@ class Guard:
             if not (math.isfinite(number) and inside):
                 return limit, number
         return None
+
+
+def _finite(tree: dict[str, Any]) -> bool:
+    return all(bool(value.isfinite().all()) for value in flatten(tree)[0].values())
 
 
 def _snapshot(state: Any) -> dict[str, Any]:

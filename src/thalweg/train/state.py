@@ -69,7 +69,7 @@ class TrainState:
         """Take over everything from a checkpoint folder; DamagedFile where it does not fit this run."""
         header = store.read_json(path / "state.json")
         core = self.core()
-        like = {**core, "guard": GuardState(core, core)}
+        like = {**core, "guard": GuardState(core, core, core)}
         tree = store.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
         try:
             self.restore(tree)
