@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+import torch
 
 from thalweg.core import store
 from thalweg.core.errors import Diverged
@@ -174,6 +175,25 @@ def test_r10_under_stop_a_buffer_that_is_not_finite_ends_the_run(tmp_path):
     with pytest.raises(Diverged, match=r"at step 1[2-5].*; last good checkpoint .*step-00000010"):
         run.fit()
     assert_files_are_finite(tmp_path)
+
+
+def test_r10_a_snapshot_with_a_chain_that_is_not_finite_is_not_what_the_run_goes_back_to(tmp_path, caplog):
+    """A chain that no step visits shows in no signal; were it in the good snapshot, no rollback would mend anything."""
+    run = trainer("pcd-vector", tmp_path)
+    draw = run.objective.draw
+
+    class Elsewhere(Wrapped):
+        def draw(self, *args):
+            slots, *rest = draw(*args)
+            return torch.where(slots == 0, 1, slots), *rest
+
+    run.objective = Elsewhere(run.objective, lambda *result: result)
+    spoil_chains(run, 10, [0], float("nan"))  # there are snapshots at 12 and 15, and the save of step 15
+    run.fit()
+    assert run.state.guard.rollbacks == 1
+    assert "objective/x is not finite at step 15; went back to the weights, the optimiser and the chains of step 6" in (
+        caplog.text
+    )
 
 
 def spoil_average(state, plan):

@@ -34,13 +34,8 @@ Hook = Callable[[TrainState, Plan], None]
 Augment = Callable[[Tensor, torch.Generator, float], Tensor]
 TRIAL_STEPS = 1_000_000
 ADVICE = "; lower train.learning_rate or raise the objective's regularisation"
-NO_MEMORY = (
-    "allocate memory",
-    "not enough memory",
-    "out of memory",
-    "bad_alloc",
-    "ALLOC_FAILED",
-)  # CPU: a RuntimeError says so
+# how a RuntimeError of the CPU, of C++ and of cuBLAS says it
+NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
 
 
 class Interrupted(ThalwegError):
