@@ -92,7 +92,7 @@ DUAL = ["energy.width=16", "energy.num_blocks=1"]
 PCD = ["energy.width=16", "objective.num_steps=2", "objective.buffer_size=64"]
 
 
-@pytest.mark.parametrize(("recipe", "more"), [("dual", DUAL), ("pcd", PCD)])
+@pytest.mark.parametrize(("recipe", "more"), [pytest.param("dual", DUAL, marks=pytest.mark.slow), ("pcd", PCD)])
 def test_r14_an_audit_hook_sees_no_code_run_while_saving_resuming_and_loading(tmp_path, recipe, more):
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), recipe, *more],

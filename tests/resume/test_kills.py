@@ -80,7 +80,7 @@ def kill_until(kills, case, expected, parent, rng, ways):
 def test_r1_r2_r4_killed_anywhere_it_resumes_exactly_and_leaves_no_orphans(whole, tmp_path):
     case, expected = whole
     rng = random.Random(case)
-    inside, _ = kill_until(4, case, expected, tmp_path, rng, [killed_at_sync, killed_at_sync, killed_at_step])
+    inside, _ = kill_until(5, case, expected, tmp_path, rng, [killed_at_sync, killed_at_sync, killed_at_step])
     assert inside >= 1
 
 
