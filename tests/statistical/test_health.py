@@ -47,6 +47,9 @@ def test_chains_that_diverged_are_counted_and_do_not_count_as_moved():
     ended = torch.where(finite[:, None], begun, begun + 7)  # begun anew elsewhere
     found = signals(begun, ended, begun, finite)
     assert found["diverged"] == pytest.approx(0.3)
+    norms = torch.where(finite, 3.0, float("nan"))
+    spoilt = of_chains(begun, ended, finite, begun, Info(torch.ones(10), norms), None)
+    assert float(spoilt["chain_grad_norm"]) == 3  # of the chains that live
     assert found["displacement"] == 0
 
 

@@ -33,7 +33,7 @@ def of_chains(
     """The signals of positions: where chains began and ended (finite ones; the others count as `diverged`)."""
     moved = (ended - begun).flatten(1).square().mean(1).sqrt()
     signals = {
-        "chain_grad_norm": info.grad_norm.detach().mean(),
+        "chain_grad_norm": _mean(info.grad_norm.detach(), finite),
         "acceptance": info.acceptance.detach().float().mean(),
         "displacement": _mean(moved, finite),
         "diverged": (~finite).float().mean(),
