@@ -360,7 +360,8 @@ def test_a_run_that_had_begun_is_kept_when_stopped(whole, tmp_path, monkeypatch,
 
 
 SLOW = """
-import time, sys, thalweg.apps.fit as module, thalweg.cli as cli
+import signal, time, sys, thalweg.apps.fit as module, thalweg.cli as cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell begin with Ctrl-C ignored
 def slow(*args, **keywords):
     print("ready", file=sys.stderr, flush=True)
     time.sleep(60)
