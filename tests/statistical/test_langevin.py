@@ -1,7 +1,7 @@
 """S6, S9, S12, S15, S18: the Langevin samplers sample what they say, and mutants of them are caught."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -155,30 +155,58 @@ def test_s12_mutants_are_rejected(mutant):
     pytest.fail(f"{mutant.__name__} survived")
 
 
-def scalar_log_acceptance(energy, x: list[float], y: list[float], h: float, temperature: float) -> float:
+@dataclass(frozen=True, kw_only=True)
+class Clipped(MALA):
+    clip: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippedInOneDirection(Clipped):
+    """Proposes with the clipped drift, and tests as if it were the whole one."""
+
+    def log_ratio(self, state, z, u, g):
+        return replace(self, clip=1e9).log_ratio(state, z, u, g) if self.clip < 1 else super().log_ratio(state, z, u, g)
+
+
+def test_s12_a_clipped_drift_keeps_the_law():
+    for name in TARGETS:
+        check_invariance(name, 20, Clipped)
+
+
+def test_s12_a_clip_unknown_to_the_test_is_rejected():
+    with pytest.raises(AssertionError):
+        check_invariance("banana", 20, ClippedInOneDirection)
+
+
+def scalar_log_acceptance(energy, x: list[float], y: list[float], h: float, temperature: float, clip: float) -> float:
     """log p(y) q(x | y) / (p(x) q(y | x)) in Python floats, from the proposal's density."""
 
     def at(point):
         u, g = energy_and_grad(energy, torch.tensor([point], dtype=torch.float64))
         return u.item(), g[0].tolist()
 
+    def bound(drift):
+        return min(max(drift, -clip), clip)
+
     (u_x, g_x), (u_y, g_y) = at(x), at(y)
-    forward = math.fsum((b - a + h * g) ** 2 for a, b, g in zip(x, y, g_x, strict=True))
-    backward = math.fsum((a - b + h * g) ** 2 for a, b, g in zip(x, y, g_y, strict=True))
+    forward = math.fsum((b - a + bound(h * g)) ** 2 for a, b, g in zip(x, y, g_x, strict=True))
+    backward = math.fsum((a - b + bound(h * g)) ** 2 for a, b, g in zip(x, y, g_y, strict=True))
     return (u_x - u_y) / temperature + (forward - backward) / (4 * h * temperature)
 
 
+@pytest.mark.parametrize("clip", [None, 0.05])
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 @pytest.mark.parametrize("name", TARGETS)
-def test_s6_log_acceptance_is_the_textbook_one(name, temperature):
+def test_s6_log_acceptance_is_the_textbook_one(name, temperature, clip):
     energy, _, h = TARGETS[name]
-    mala = MALA(step_size=h, temperature=temperature)
+    mala = MALA(step_size=h, temperature=temperature, clip=clip)
     state = mala.init(energy, energy.draw(50, generator(6, name)))
     z, _ = mala.draw(state, generator(7, name))
     y = mala.propose(state, z)
     got = mala.log_ratio(state, z, *energy_and_grad(energy, y))
     want = [
-        scalar_log_acceptance(energy, a, b, h, temperature) for a, b in zip(state.x.tolist(), y.tolist(), strict=True)
+        scalar_log_acceptance(energy, a, b, h, temperature, clip or math.inf)
+        for a, b in zip(state.x.tolist(), y.tolist(), strict=True)
     ]
     assert float((got - torch.tensor(want, dtype=got.dtype)).abs().max()) <= 1e-10
 
