@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.spectral import normalise
 from thalweg.objective import buffer, contrastive
@@ -257,6 +258,36 @@ def test_a_renewed_chain_begins_at_its_fresh_position():
     assert metrics["buffer_age"] == state.age.float().mean()
 
 
+def altered(module):
+    """How far chains begin from where an augmentation by +7 puts them: those that go on, those begun anew."""
+    cd = shifted(module, reinit=0.5, augment=lambda x, generator, progress: x + 7)
+    begin = cd.init(Quadratic(1), X, generator(0, "init"))
+    _, state, _, (slots, renew, fresh, *_) = one(cd, Quadratic(1), X, 0, begin)
+    assert 0 < renew.sum() < 8
+    moved = state.x[slots] - 2000
+    return (moved - begin.x[slots] - 7)[~renew].abs().max().item(), (moved - fresh)[renew].abs().max().item()
+
+
+def test_an_augmentation_alters_the_chains_that_go_on_and_no_other():
+    assert max(altered(contrastive)) < 1e-9
+    assert altered(mutant(contrastive, "(self.low, self.high), found)", "(self.low, self.high))"))[0] > 6
+    assert altered(with_buffer("per_row(keep, visit.x), stored", "per_row(keep | True, visit.x), stored"))[1] > 6
+
+
+def test_an_augmentation_sees_what_a_packed_buffer_holds_in_the_data_s_units():
+    seen = []
+    cd = shifted(high=510.0, storage="uint8", augment=lambda x, generator, progress: seen.append(x) or x)
+    begin = cd.init(Quadratic(1), X, generator(0, "init"))
+    slots = cd.draw(begin, Batch(X), generator(0, "draw", 0), 0.0)[0]
+    assert torch.allclose(seen[0], 2.0 * begin.x[slots].double())
+
+
+@pytest.mark.parametrize("settings", [{"augment": 3}, {"augment": torch.nn.Identity(), "start": "data"}])
+def test_an_augmentation_that_cannot_be_is_refused(settings):
+    with pytest.raises(UserError, match="augment"):
+        shifted(**settings)
+
+
 def test_a_chain_that_diverges_is_begun_anew_and_disturbs_no_other():
     def state_and_loss(module, poison):
         cd, energy = shifted(module, poison=poison), Quadratic(1)
@@ -319,7 +350,7 @@ def test_penalties_are_what_they_say():
 def test_the_chain_grows_over_training():
     cd = shifted(num_steps=(1, 30))
     state = cd.init(None, X, generator(0, "init"))
-    lengths = [len(cd.draw(state, Batch(X), generator(0, "d"), k / 90)[5]) for k in range(90)]
+    lengths = [len(cd.draw(state, Batch(X), generator(0, "d"), k / 90)[6]) for k in range(90)]
     assert lengths == [1 + k // 3 for k in range(90)]
 
 

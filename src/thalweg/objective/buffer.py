@@ -81,11 +81,14 @@ def unpack(x: Tensor, like: Float[Tensor, "b *d"], box: tuple[float, float]) -> 
     return low + x.to(like) * ((high - low) / 255) if x.dtype == torch.uint8 else x
 
 
-def take(replay: Replay, visit: Visit, box: tuple[float, float] = (0.0, 1.0)) -> Replay:
-    """The visited chains (B of them), those to renew replaced by their fresh start at age 0."""
+def take(
+    replay: Replay, visit: Visit, box: tuple[float, float] = (0.0, 1.0), found: Float[Tensor, "b *d"] | None = None
+) -> Replay:
+    """The visited chains (B of them), at `found` if given, those to renew replaced by their fresh start at age 0."""
     keep = ~visit.renew
+    stored = unpack(replay.x[visit.slots], visit.x, box) if found is None else found
     return Replay(
-        torch.where(per_row(keep, visit.x), unpack(replay.x[visit.slots], visit.x, box), visit.x),
+        torch.where(per_row(keep, visit.x), stored, visit.x),
         torch.where(keep, replay.age[visit.slots], 0),
         torch.where(keep, replay.labels[visit.slots], visit.labels),
     )

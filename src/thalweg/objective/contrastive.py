@@ -14,7 +14,7 @@ stays unknown.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,6 +31,12 @@ from thalweg.sampler.base import Info, Sampler, normal_like
 from thalweg.sampler.langevin import ULA
 
 
+class Augment(Protocol):
+    """(positions (B, *), generator, share of training done) -> altered positions (B, *), as `data.augment` has."""
+
+    def __call__(self, x: Tensor, generator: Generator, progress: float) -> Tensor: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveDivergence:
     """mean E(real) - mean E(fake) + alpha (mean E(real)² + mean E(fake)²) + lambda mean |grad E(real)|².
@@ -42,6 +48,8 @@ class ContrastiveDivergence:
       with probability `reinit` when it is visited) or "noise".
     - `storage`: "uint8" keeps the buffer's positions as 256 levels between `low` and `high`: images in a quarter of
       the memory, at the price of a rounding at each visit.
+    - `augment` alters a chain's position between two visits (a jump that the energy must answer, so that chains leave
+      the places they wore in; Du et al. 2021); chains that begin anew are not altered.
     - `initial`: what noise is: "uniform" on [`low`, `high`] (images) or "normal", fitted to the batch
       (vectors).
     - `energy_penalty` (alpha) holds the energies near zero, at the price of a bias; `gradient_penalty`
@@ -60,6 +68,7 @@ class ContrastiveDivergence:
     buffer_size: int = 10_000
     storage: Literal["float", "uint8"] = "float"
     reinit: float = 0.05
+    augment: Augment | None = None
     low: float = 0.0
     high: float = 1.0
     energy_penalty: float = 0.1
@@ -81,6 +90,8 @@ class ContrastiveDivergence:
             raise UserError(f'storage="{self.storage}": choose "float" or "uint8"')
         if self.storage == "uint8" and self.initial != "uniform":
             raise UserError('storage="uint8" holds positions between low and high: it wants initial="uniform"')
+        if self.augment is not None and (not callable(self.augment) or self.start != "persistent"):
+            raise UserError('augment: want a spec such as {type: thalweg.data.augment:Warp}, and start="persistent"')
         if not 0 <= self.reinit <= 1:
             raise UserError(f"reinit={self.reinit}: a probability lies in [0, 1]")
         if self.buffer_size < 1:
@@ -104,25 +115,28 @@ class ContrastiveDivergence:
         return buffer.start(buffer.pack(fresh, (self.low, self.high)) if self.storage == "uint8" else fresh)
 
     def draw(self, state: Replay, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
-        """(slots, renew, fresh x, fresh labels, data noise, step numbers, the chain's noise by step).
+        """(slots, renew, fresh x, fresh labels, data noise, altered x, step numbers, the chain's noise by step).
 
         The sampler's `draw` sees a state of a flat energy: the chain's shapes and types, not its values.
         """
         x = batch.x
         visit = self._visit(state, batch, generator)
         jitter = self.data_noise * normal_like(x, generator) if self.data_noise else x.new_zeros(())
+        altered = x.new_zeros(())
+        if self.augment is not None:
+            altered = self.augment(buffer.unpack(state.x[visit.slots], x, (self.low, self.high)), generator, progress)
         steps = torch.arange(self._length(progress), device=x.device)
         like = self.sampler.init(_flat, x)
         chain = [self.sampler.draw(like, generator) for _ in steps]
-        return *visit, jitter, steps, *(torch.stack(kind) for kind in zip(*chain, strict=True))
+        return *visit, jitter, altered, steps, *(torch.stack(kind) for kind in zip(*chain, strict=True))
 
     def loss(
         self, energy: Any, state: Replay, batch: Batch, noise: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, ""], Replay, dict[str, Tensor]]:
         """The loss in nats, and the buffer with the moved chains in their slots."""
-        visit, (jitter, steps, *chain) = Visit(*noise[:4]), noise[4:]
+        visit, (jitter, altered, steps, *chain) = Visit(*noise[:4]), noise[4:]
         real = batch.x + jitter
-        begun = self._begin(state, visit, real)
+        begun = self._begin(state, visit, real, altered)
         x, info = self._run(self._given(energy, begun.labels), begun.x, len(steps), chain)
         finite = x.flatten(1).isfinite().all(1)
         moved = buffer.mend(Replay(x, begun.age + len(steps), begun.labels), visit, finite)
@@ -166,10 +180,11 @@ class ContrastiveDivergence:
             raise UserError("conditional=True needs labels, and the batch has none: give labelled data")
         return batch.labels
 
-    def _begin(self, state: Replay, visit: Visit, real: Tensor) -> Replay:
+    def _begin(self, state: Replay, visit: Visit, real: Tensor, altered: Tensor) -> Replay:
         """Where the chains begin: at the data as the loss sees them, at noise, or where they stopped."""
         if self.start == "persistent":
-            return buffer.take(state, visit, (self.low, self.high))
+            found = None if self.augment is None else altered
+            return buffer.take(state, visit, (self.low, self.high), found)
         return buffer.start(real if self.start == "data" else visit.x)._replace(labels=visit.labels)
 
     def _given(self, energy: Any, labels: Tensor) -> EnergyFn:
