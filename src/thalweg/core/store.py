@@ -322,6 +322,11 @@ def _temp(kind: str, path: Path) -> Path:
     return path.with_name(f".thalweg-{kind}-{os.getpid()}-{_TOKEN}-{next(_count)}-{path.name}")
 
 
+def _wanted(path: Path) -> Path:
+    """The path as the user knows it: temporary folders on the way under the name that they were to get."""
+    return Path(*(match[4] if (match := _TEMP.fullmatch(part)) else part for part in path.parts))
+
+
 def _alive(pid: int, token: str) -> bool:
     if pid == os.getpid():
         return token == _TOKEN
@@ -367,6 +372,7 @@ def _write_errors(path: Path, wanted: int | None) -> Iterator[None]:
     except OSError as err:
         if isinstance(err, ThalwegError):
             raise
+        path = _wanted(path)
         if err.errno in _FULL:
             amount = "" if wanted is None else f" {wanted} bytes"
             raise DiskFull(f"no room to write{amount} to {path}: {err.strerror}; what was there is intact") from err
