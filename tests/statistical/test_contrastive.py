@@ -328,9 +328,16 @@ def norms_after(module, num_steps):
 def test_the_chain_holds_spectral_norms_still_and_the_loss_is_one_forward():
     (short, _), (long, calls) = norms_after(contrastive, 1), norms_after(contrastive, 10)
     assert torch.equal(short, long)
-    assert calls == [False] * 10 + [True]
+    assert calls == [False] * 10 + [True, False]  # the chain, the loss, the fresh starts' energy
     thawed = mutant(contrastive, "with frozen(energy):", "if True:")
     assert not torch.equal(norms_after(thawed, 1)[0], norms_after(thawed, 10)[0])
+
+
+def test_the_energy_of_noise_is_that_of_the_fresh_starts():
+    cd, energy = shifted(reinit=0.5), Quadratic(1)
+    begin = cd.init(energy, X, generator(0, "init"))
+    _, _, metrics, (_, _, fresh, *_) = one(cd, energy, X, 0, begin)
+    assert float(metrics["energy_noise"]) == pytest.approx(float(energy(fresh).mean()))
 
 
 def test_penalties_are_what_they_say():

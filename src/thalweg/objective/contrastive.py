@@ -144,6 +144,8 @@ class ContrastiveDivergence:
         loss, metrics = self._compare(both, real, moved.x, finite)
         clamp = getattr(self.sampler, "clamp", None)
         metrics |= health.of_chains(begun.x, moved.x, finite, real, info, clamp)
+        if self.start != "data":
+            metrics["energy_noise"] = self._energy_of_noise(energy, visit)
         if self.start == "persistent":
             state = buffer.put(state, visit, moved, (self.low, self.high))
             metrics["buffer_age"] = state.age.float().mean()
@@ -190,6 +192,12 @@ class ContrastiveDivergence:
     def _given(self, energy: Any, labels: Tensor) -> EnergyFn:
         """The energy of positions alone."""
         return Conditioned(energy, labels) if self.conditional else energy
+
+    @torch.no_grad()
+    def _energy_of_noise(self, energy: Any, visit: Visit) -> Tensor:
+        """The mean energy of the fresh starts, which a sound energy ranks above its chains and those above the data."""
+        with frozen(self._given(energy, visit.labels)) as still:
+            return still(visit.x).mean()
 
     def _run(self, energy: EnergyFn, x: Tensor, num: int, chain: Sequence[Tensor]) -> tuple[Tensor, Info]:
         """The chain's last positions, outside the graph, and its last diagnostics."""

@@ -3,6 +3,7 @@
 | signal | healthy | otherwise |
 |---|---|---|
 | `gap` = mean E(fake) - mean E(real) | small, around zero | growing: the energy runs away from its chains |
+| `energy_noise`, mean E of fresh starts | well above the chains' | near theirs: chains have not left the noise |
 | `overlap` of the two energy histograms | near 1 | near 0: chains no longer reach the data's energies |
 | `chain_grad_norm`, mean of abs(dE/dx) where chains end | steady | vanishing: the chains only diffuse |
 | `displacement`, root mean square move a coordinate and visit | steady | zero: the chains stand still |
