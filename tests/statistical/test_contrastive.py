@@ -337,7 +337,7 @@ def test_the_energy_of_noise_is_that_of_the_fresh_starts():
     cd, energy = shifted(reinit=0.5), Quadratic(1)
     begin = cd.init(energy, X, generator(0, "init"))
     _, _, metrics, (_, _, fresh, *_) = one(cd, energy, X, 0, begin)
-    assert float(metrics["energy_noise"]) == pytest.approx(float(energy(fresh).mean()))
+    assert float(metrics["energy_noise"]) == pytest.approx(energy(fresh).mean().item())
 
 
 def test_penalties_are_what_they_say():
