@@ -33,7 +33,6 @@ from .processes import (
     train,
 )
 
-
 # the second where the kill met a process that had just begun
 WHY = ("another process has died", "not all processes came in time")
 
