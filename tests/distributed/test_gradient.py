@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from thalweg.core import store
+from thalweg.core.errors import UserError
 from thalweg.data.loader import Loader
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.objective.contrastive import ContrastiveDivergence
@@ -13,9 +14,11 @@ from thalweg.objective.score import ExplicitScoreMatching
 from thalweg.sampler.langevin import ULA
 from thalweg.train import trainer as training
 from thalweg.train.distributed import Alone, Ranks
+from thalweg.train.settings import TrainSettings
 from thalweg.train.track import read_metrics
+from thalweg.train.trainer import Trainer
 
-from .processes import together, trainer
+from .processes import Double, together, trainer
 
 BOUND = 1e-6
 
@@ -93,6 +96,20 @@ def test_r31_the_comparison_rejects(single, tmp_path, mutant):
     run = together(work, tmp_path / "log", mutant)
     assert run.wait() == [0, 0], run.said(0) + run.said(1)
     assert max(error(tmp_path / "run", single[1], rank) for rank in (0, 1)) > 1e4 * BOUND
+
+
+def test_a_trainer_that_was_not_told_of_the_others_is_refused(monkeypatch, tmp_path):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="WORLD_SIZE=2: several processes; give the trainer ranks="):
+        Trainer(
+            energy=energy(),
+            objective=ExplicitScoreMatching(),
+            loader=Loader(torch.rand(20, 2), batch_size=4, seed=0),
+            transform=Double(),
+            settings=TrainSettings(steps=1),
+            folder=tmp_path,
+        )
 
 
 CHAINS = ContrastiveDivergence(sampler=ULA(step_size=0.01), num_steps=2, buffer_size=32, initial="normal")

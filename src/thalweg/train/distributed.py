@@ -236,6 +236,14 @@ def address() -> tuple[int, int]:
     return rank, size
 
 
+def alone() -> Alone:
+    """What a trainer takes that was given no ranks; UserError where there are others, who would do the same work."""
+    size = address()[1]
+    if size > 1:
+        raise UserError(f"WORLD_SIZE={size}: several processes; give the trainer ranks=, from `with joined() as ranks`")
+    return Alone()
+
+
 @contextmanager
 def joined() -> Iterator[Alone | Ranks]:
     """The processes of this run, of which the first alone speaks; the group is left at the end, whatever happens."""

@@ -26,7 +26,7 @@ from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Transform
 from thalweg.objective.base import Batch, Objective
-from thalweg.train.distributed import Alone, Ranks
+from thalweg.train.distributed import Alone, Ranks, alone
 from thalweg.train.guard import Guard, finite
 from thalweg.train.plan import Plan, make_plan
 from thalweg.train.settings import TrainSettings
@@ -72,7 +72,7 @@ class Trainer:
         augment: Augment | None = None,
         ranks: Alone | Ranks | None = None,
     ):
-        self.ranks = ranks = ranks or Alone()
+        self.ranks = ranks = ranks or alone()
         if (loader.rank, loader.world_size) != (ranks.rank, ranks.size):
             raise UserError(f"loader: of rank {loader.rank} in {loader.world_size}: want {ranks.rank} in {ranks.size}")
         self.objective, self.loader, self.transform, self.augment = objective, loader, transform, augment
