@@ -25,6 +25,7 @@ from thalweg.train.track import read_metrics
 from thalweg.train.trainer import Trainer
 
 LONGEST = 60.0  # seconds that a survivor may take to end
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
 STEPS, EVERY = 24, 5
 TRAIN = ["two-moons", "--recipe", "pcd", "--steps", str(STEPS), "--checkpoint-every", str(EVERY), "--no-report"]
 TRAIN += ["train.batch_size=16", "data.limit=99", "energy.width=16", "train.log_every=1", "train.precision=fp32"]
@@ -40,7 +41,7 @@ def free_port() -> int:
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """What torchrun sets, on the loopback interface alone."""
     given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-    return {**{k: str(v) for k, v in given.items()}, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    return {**{k: str(v) for k, v in given.items()}, "MASTER_ADDR": "127.0.0.1", **LOOPBACK}
 
 
 class Run:

@@ -20,6 +20,7 @@ from thalweg.train.state import FOLDER
 
 from .processes import (
     LONGEST,
+    LOOPBACK,
     STEPS,
     TRAIN,
     Run,
@@ -47,16 +48,27 @@ def killed_in_a_save(folder, rng):
     return 0, train(folder, "--resume", change=lambda rank: rank == 0 and at_sync(number, die))
 
 
-def killed_at_a_time(folder, rng):
+def killed_in_training(folder, rng):
+    victim, run = rng.randrange(2), train(folder, "--resume")
+    while "steps planned" not in run.said(0) and not run.codes:
+        run.poll()
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 0.5))
+    run.kill(victim)
+    return victim, run
+
+
+def killed_at_any_time(folder, rng):
+    """Before the ranks have joined, too: then the other waits for longer."""
     victim, run = rng.randrange(2), train(folder, "--resume")
     time.sleep(rng.uniform(0.1, 2.5))
     run.kill(victim)
     return victim, run
 
 
-def kill_until(kills, folder, rng):
+def kill_until(kills, folder, rng, last):
     """Kill a rank again and again; seconds that the slowest survivor took. A run that got to its end begins anew."""
-    slowest, ways = 0.0, [killed_at_step, killed_in_a_save, killed_at_a_time]
+    slowest, ways = 0.0, [killed_at_step, killed_in_a_save, last]
     number = 0
     while number < kills:
         victim, run = ways[number % 3](folder, rng)
@@ -78,10 +90,10 @@ def kill_until(kills, folder, rng):
     yield slowest
 
 
-def survive(kills, whole, parent, seed):
+def survive(kills, whole, parent, last):
     """Kills of one rank, each run resumed to its end and found to be the one that nobody disturbed."""
-    rng, slowest, runs = random.Random(seed), None, 0
-    spree = iter(kill_until(kills, parent / "run", rng))
+    slowest, runs = None, 0
+    spree = iter(kill_until(kills, parent / "run", random.Random(kills), last))
     while slowest is None:
         slowest, runs = next(spree), runs + 1
         folder = parent / "run"
@@ -94,12 +106,12 @@ def survive(kills, whole, parent, seed):
 
 
 def test_r2_a_killed_rank_ends_the_other_and_the_run_resumes_exactly(whole, tmp_path):
-    survive(3, whole, tmp_path, 2)
+    survive(3, whole, tmp_path, killed_in_training)
 
 
 @pytest.mark.slow
 def test_r2_twenty_kills_of_a_rank(whole, tmp_path):
-    survive(20, whole, tmp_path, 20)
+    survive(20, whole, tmp_path, killed_at_any_time)
 
 
 def test_the_run_has_what_must_be_remembered(whole):
@@ -133,10 +145,10 @@ def test_r9_a_signal_to_one_rank_saves_and_stops_all(whole, tmp_path, signum):
     run = train(folder, change=told)
     assert run.wait() == [128 + signum] * 2, run.said(0) + run.said(1)
     *_, said, how = run.said(0).splitlines()
-    assert said.startswith(f"thalweg: stopped at step 9 of {STEPS}, saved in ")
+    assert said.startswith(f"thalweg: stopped at step 8 of {STEPS}, saved in ")
     assert how.startswith("to go on: torchrun --nproc-per-node 2 -m thalweg train two-moons")
     assert run.said(1) == ""
-    assert max(path.name for path in (folder / FOLDER).iterdir()) == "step-00000009"
+    assert max(path.name for path in (folder / FOLDER).iterdir()) == "step-00000008"
     again = train(folder, "--resume")
     assert again.wait() == [0, 0], again.said(0)
     assert differences(outcome(folder), whole) == []
@@ -262,7 +274,7 @@ main()
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
     launch += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "command.py"]
     source = Path(thalweg.__file__).parent.parent
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(source)}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **LOOPBACK, "PYTHONPATH": str(source)}
     words = [sys.executable, *launch, "train", *TRAIN, "-o", "run", "--resume"]
     code, said = torchrun(words, tmp_path, env)
     assert code == 0, said

@@ -28,8 +28,8 @@ from thalweg.core import store
 from thalweg.core.errors import RankLost, UserError
 
 T = TypeVar("T")
-JOIN = timedelta(seconds=20)  # for the first rank's address to answer; the store tries twice
-TIMEOUT = timedelta(seconds=40)  # for all ranks to come together
+JOIN = timedelta(seconds=25)  # for all ranks to join; where the first one never answers, the store tries twice
+TIMEOUT = timedelta(seconds=40)  # for all ranks to come together in a step
 PATIENCE = timedelta(minutes=30)  # while the first rank works alone
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 log = logging.getLogger("thalweg")
@@ -85,10 +85,11 @@ class Ranks:
             found, *_ = next(dist.rendezvous("env://", rank, size, timeout=JOIN))
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart
             shared = dist.PrefixStore(f"thalweg-{attempt}", found)
-            dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=TIMEOUT)
-            self._patient: Any = dist.new_group(timeout=TIMEOUT, backend="gloo")
+            dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=JOIN)
+            self._patient: Any = dist.new_group(timeout=JOIN, backend="gloo")
             self._store = shared
-        dist.distributed_c10d._set_pg_timeout(PATIENCE, self._patient)  # from now on: not while they connect
+        dist.distributed_c10d._set_pg_timeout(TIMEOUT, dist.group.WORLD)
+        dist.distributed_c10d._set_pg_timeout(PATIENCE, self._patient)
 
     def average(self, module: nn.Module) -> None:
         """One sum of all gradients, flat, with how many ranks have each; what none has stays without."""

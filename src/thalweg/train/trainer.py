@@ -114,9 +114,9 @@ class Trainer:
             self.guard.skip(self.state, error)
         else:
             self.guard.check(self.state, metrics)
-        seconds = self.state.seconds + time.perf_counter() - start
-        signum, self.state.seconds = self.ranks.latest(caught[0] if caught else 0, seconds)
+        self.state.seconds += time.perf_counter() - start
         self._report(tracker, metrics, plan)
+        signum, self.state.seconds = self.ranks.latest(caught[0] if caught else 0, self.state.seconds)
         last = self.state.step == plan.num_steps
         if last or signum or self.state.step % plan.checkpoint_every == 0:
             self._save()
