@@ -70,6 +70,7 @@ def train(
 ) -> None:
     """Train an energy and leave a bundle."""
     from thalweg.apps.fit import Request, fit
+    from thalweg.train.distributed import address
 
     folder = out or Path("runs") / f"{Path(data).stem}-{Path(recipe or 'dual').stem}"
     request = Request(
@@ -88,6 +89,8 @@ def train(
         bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=console.say)
     except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
         raise ThalwegError(f"{folder}: standard error was closed, which ends the run; it resumes") from stop
+    if address()[0]:
+        return  # the first of several processes does the rest
     result: dict[str, Any] = {
         "run": str(folder),
         "data": bundle.config["data"],

@@ -101,10 +101,12 @@ def _told(error: OSError) -> UserError | ThalwegError:
 
 
 def _fail(error: ThalwegError) -> int:
-    say(f"thalweg: {' '.join(str(error).split())}")
+    heard = getattr(error, "heard", False)  # from another process of the run
+    if not heard:
+        say(f"thalweg: {' '.join(str(error).split())}")
     signum = getattr(error, "signum", None)
     if signum is not None:
-        if getattr(error, "resumable", True):
+        if getattr(error, "resumable", True) and not heard:
             say(f"to go on: {command()}{'' if '--resume' in sys.argv else ' --resume'}")
         return 128 + signum
     return 2 if isinstance(error, UserError) else 1
@@ -122,8 +124,11 @@ def _settle(stream: TextIO | None) -> None:
 
 
 def command() -> str:
-    """The command as the user typed it."""
-    return shlex.join(["thalweg", *sys.argv[1:]])
+    """The command as the user typed it, or torchrun did for each of its processes."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    each = os.environ.get("LOCAL_WORLD_SIZE", size)
+    launch = ["thalweg"] if size == "1" else ["torchrun", "--nproc-per-node", each, "-m", "thalweg"]
+    return shlex.join([*launch, *sys.argv[1:]])
 
 
 def say(text: str) -> None:

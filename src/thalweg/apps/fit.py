@@ -1,9 +1,11 @@
 """From a recipe to a bundle: the one place where applications train.
 
 A run folder comes into being with `config.json`, grows by checkpoints, metrics and previews, and becomes a bundle when
-its manifest is written at the end. Killed at any moment before, it resumes.
+its manifest is written at the end. Killed at any moment before, it resumes. Of several processes, started by torchrun,
+the first alone writes.
 """
 
+import json
 import logging
 import math
 import os
@@ -12,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -30,6 +32,7 @@ from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
 from thalweg.energy.spectral import frozen
 from thalweg.objective.base import Batch
+from thalweg.train.distributed import Alone, Ranks, joined
 from thalweg.train.plan import NAME as PLAN
 from thalweg.train.plan import Plan
 from thalweg.train.settings import DataSettings, RunSettings, TrainSettings, checked, stored, validate
@@ -45,6 +48,15 @@ ANCHOR_ROWS = 20_000
 PREVIEW_SECONDS = 20.0
 FOLDERS = (FOLDER, "tensorboard")
 WRITTEN = (*FILES, PLAN, METRICS, "preview.png", "card.md", "evaluation.json", "report.html", store.MANIFEST)
+
+
+class _Company(NamedTuple):
+    """Who works, and who watches."""
+
+    ranks: Alone | Ranks
+    progress: Progress | None
+    say: Callable[[str], None]
+    tensorboard: bool
 
 
 class NothingBegun(Interrupted):
@@ -70,32 +82,45 @@ def fit(
     folder = Path(folder)
     if request.minutes is not None and request.steps is not None:
         raise UserError("give --minutes or --steps, not both: either is the whole budget")
-    started = os.path.isfile(folder / "config.json")
+    with joined() as ranks:
+        if ranks.rank:
+            progress, say = None, log.info
+        try:
+            return _fit(request, folder, resume, _Company(ranks, progress, say, tensorboard))
+        except (Interrupted, Diverged) as error:
+            error.heard = ranks.rank > 0  # pyright: ignore[reportAttributeAccessIssue] — the first rank tells it
+            raise
+
+
+def _fit(request: Request, folder: Path, resume: bool, company: _Company) -> Bundle:
+    ranks = company.ranks
+    started = ranks.told(lambda: os.path.isfile(folder / "config.json"))
     if started and not resume:
         raise UserError(f"{folder}: holds a run already; add --resume to go on with it, or name another folder with -o")
-    if started and (folder / store.MANIFEST).is_file():
+    if started and ranks.told((folder / store.MANIFEST).is_file):
         bundle = load(folder)
         _stored(folder, bundle.config, request)
-        say(f"{folder} is complete; nothing left to do")
+        company.say(f"{folder} is complete; nothing left to do")
         return bundle
-    place = Place(folder, folders=FOLDERS, files=WRITTEN)
+    place = Place(folder, folders=FOLDERS, files=WRITTEN, claim=ranks.rank == 0)
     with _stoppable(place, started):
-        if started:
-            return _go_on(request, place, progress, say, tensorboard)
-        return _begin(request, place, progress, say, tensorboard)
+        return (_go_on if started else _begin)(request, place, company)
 
 
-def _begin(
-    request: Request, place: Place, progress: Progress | None, say: Callable[[str], None], tensorboard: bool
-) -> Bundle:
+def _begin(request: Request, place: Place, company: _Company) -> Bundle:
     _unused(place)
     config, run, data = _new(request)
-    say(f"data: {data.source}")
-    transform, trainer = _trainer(run, data, place.folder, progress, tensorboard)
+    company.say(f"data: {data.source}")
+    transform, trainer = _trainer(run, data, place.folder, company)
     config["run"]["transform"] = specs.plain(transform.to_dict())  # fitted, so that an unfinished run can be read
-    try:
+    company.ranks.agree("data, settings or versions", lambda: json.dumps(config))
+
+    def write() -> None:
         place.make()
         store.write_json(place.folder / "config.json", config)
+
+    try:
+        company.ranks.first(write)
         return _train(config, run, data, transform, trainer)
     except ThalwegError as error:
         diverged = isinstance(error, Diverged) and (place.folder / PLAN).exists()  # its log tells where
@@ -104,27 +129,30 @@ def _begin(
         raise
 
 
-def _go_on(
-    request: Request, place: Place, progress: Progress | None, say: Callable[[str], None], tensorboard: bool
-) -> Bundle:
+def _go_on(request: Request, place: Place, company: _Company) -> Bundle:
     config = read_config(place.folder)
     run = _stored(place.folder, config, request)
+    plan = Plan.load(place.folder)
+    if plan is not None:
+        plan.require(company.ranks.size, place.folder)
     data = _read(run.data, run.seed)
     if data.fingerprint != config["data"]["fingerprint"]:
         raise UserError(
             f"{place.folder}: the data have changed since the run began ({data.source}); put back those it began with"
         )
-    say(f"data: {data.source}")
+    company.say(f"data: {data.source}")
     try:
-        transform, trainer = _trainer(run, data, place.folder, progress, tensorboard)
+        transform, trainer = _trainer(run, data, place.folder, company)
     except UserError as error:  # these values did build when the run began
         raise _damaged(place.folder, error) from error
     return _train(config, run, data, transform, trainer)
 
 
 def _train(config: dict[str, Any], run: RunSettings, data: Dataset, transform: Any, trainer: Trainer) -> Bundle:
-    trainer.hooks = (Previews(run, data.kind, transform, trainer.folder),)
-    return _finish(config, trainer.fit(), data, trainer, trainer.folder)
+    trainer.hooks = (Previews(run, data.kind, transform, trainer.folder, trainer.ranks),)
+    energy = trainer.fit()
+    trainer.ranks.first(lambda: _finish(config, energy, data, trainer, trainer.folder))
+    return load(trainer.folder)
 
 
 @contextmanager
@@ -271,9 +299,8 @@ def _dry_run(objective: Any, energy: Any, sampler: Any, x: torch.Tensor) -> None
             )
 
 
-def _trainer(
-    run: RunSettings, data: Dataset, folder: Path, progress: Progress | None, tensorboard: bool
-) -> tuple[Any, Trainer]:
+def _trainer(run: RunSettings, data: Dataset, folder: Path, company: _Company) -> tuple[Any, Trainer]:
+    ranks = company.ranks
     some = as_float(data.train[:ANCHOR_ROWS])
     transform = specs.build(run.transform).fit(some)
     with torch.random.fork_rng():
@@ -281,23 +308,30 @@ def _trainer(
         energy: nn.Module = specs.build(run.energy, shape=data.shape)
     if hasattr(energy, "fit"):
         energy.fit(transform.forward(some))  # pyright: ignore[reportCallIssue]
-    loader = Loader(data.train, data.train_labels, batch_size=run.train.batch_size, seed=run.seed)
     trainer = Trainer(
         energy=energy,
         objective=specs.build(run.objective),
-        loader=loader,
+        loader=Loader(
+            data.train,
+            data.train_labels,
+            batch_size=run.train.batch_size,
+            seed=run.seed,
+            rank=ranks.rank,
+            world_size=ranks.size,
+        ),
         transform=transform,
         settings=run.train,
         folder=folder,
         seed=run.seed,
-        progress=progress,
-        tensorboard=tensorboard,
+        progress=company.progress,
+        tensorboard=company.tensorboard,
         augment=specs.build(run.augment) if run.augment else None,
+        ranks=ranks,
     )
     return transform, trainer
 
 
-def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: Trainer, folder: Path) -> Bundle:
+def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: Trainer, folder: Path) -> None:
     plan = Plan.load(folder)
     config = {
         **config,
@@ -312,7 +346,6 @@ def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: T
     held_out = bundle.energy(as_float(data.held_out))
     write_bundle(folder, config, energy.state_dict(), held_out)
     store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
-    return load(folder)
 
 
 def card(config: dict[str, Any]) -> str:
@@ -333,10 +366,10 @@ def card(config: dict[str, Any]) -> str:
 class Previews:
     """A hook that draws `preview.png`: after 20 s, and then each time the training time has grown by half."""
 
-    def __init__(self, run: RunSettings, kind: str, transform: Any, folder: Path):
+    def __init__(self, run: RunSettings, kind: str, transform: Any, folder: Path, ranks: Alone | Ranks | None = None):
         self.sampler = specs.build(run.sampler)
         self.kind, self.transform, self.folder = kind, transform, folder
-        self.next_seconds = PREVIEW_SECONDS
+        self.next_seconds, self.ranks = PREVIEW_SECONDS, ranks or Alone()
 
     def __call__(self, state: TrainState, plan: Plan) -> None:
         """Draw if it is time. Randomness is addressed and weights are only read, so training is not touched."""
@@ -344,6 +377,9 @@ class Previews:
         if state.seconds < self.next_seconds and not last:
             return
         self.next_seconds = max(self.next_seconds * 1.5, state.seconds)
+        self.ranks.first(lambda: self._draw(state, plan))
+
+    def _draw(self, state: TrainState, plan: Plan) -> None:
         from thalweg.apps.preview import draw
 
         try:

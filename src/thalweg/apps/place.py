@@ -13,11 +13,15 @@ from thalweg.core.errors import UserError
 class Place:
     """A folder for a run, seen to be writable and to hold nothing of the wrong kind; UserError where it is not.
 
-    `folders` and `files` are the names that a run writes there. Looking leaves nothing behind.
+    `folders` and `files` are the names that a run writes there. Looking leaves nothing behind. Without `claim`, as for
+    a process that is not the first of its run, it is neither looked at nor given back.
     """
 
-    def __init__(self, folder: Path, *, folders: Sequence[str], files: Sequence[str]):
-        self.folder, self.names = folder, (*files, *folders)
+    def __init__(self, folder: Path, *, folders: Sequence[str], files: Sequence[str], claim: bool = True):
+        self.folder, self.names, self.missing, self.before = folder, (*files, *folders), [], set[str]()
+        if not claim:
+            self.names = ()
+            return
         if os.path.exists(folder) and not folder.is_dir():
             raise UserError(f"{folder}: a file, where a folder for the run was wanted")
         self.missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # innermost first

@@ -31,5 +31,9 @@ class DiskFull(ThalwegError, OSError):
     """A file could not be written; what was there before is intact."""
 
 
+class RankLost(ThalwegError):
+    """Another process of a distributed run has died or does not answer; the newest checkpoint is intact."""
+
+
 class OutOfMemory(ThalwegError):
     """Training asked for more memory than there is; the message names the batch size. The last checkpoint is intact."""

@@ -84,6 +84,13 @@ def read_json(path: str | Path) -> Any:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
     """Write named tensors as safetensors; views and tensors that share memory are stored as copies."""
+    write_bytes(path, tensor_bytes(tensors, metadata, where=path))
+
+
+def tensor_bytes(
+    tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None, *, where: str | Path = "tensors"
+) -> bytes:
+    """Named tensors in the form of a safetensors file; `where` begins the message of an error."""
     from safetensors.torch import save
     from torch import strided
 
@@ -91,17 +98,16 @@ def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: M
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name == "__metadata__" or tensor.layout is not strided:
-            raise UserError(f"{path}: safetensors cannot hold {name!r}: a reserved name, or not a dense tensor")
+            raise UserError(f"{where}: safetensors cannot hold {name!r}: a reserved name, or not a dense tensor")
         copy = tensor.detach().cpu().contiguous()
         if copy.untyped_storage().data_ptr() in seen or copy.untyped_storage().nbytes() != copy.nbytes:
             copy = copy.clone()
         seen.add(copy.untyped_storage().data_ptr())
         plain[name] = copy
     try:
-        data = save(plain, dict(metadata) if metadata else None)
+        return save(plain, dict(metadata) if metadata else None)
     except (KeyError, ValueError, RuntimeError) as err:
-        raise UserError(f"{path}: safetensors cannot hold these tensors: {err}") from err
-    write_bytes(path, data)
+        raise UserError(f"{where}: safetensors cannot hold these tensors: {err}") from err
 
 
 def read_tensors(path: str | Path) -> dict[str, "Tensor"]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from thalweg.core.errors import Diverged
 from thalweg.core.store import flatten
+from thalweg.train.distributed import Alone, Ranks
 
 log = logging.getLogger("thalweg")
 QUIET = 200  # steps without a repetition of a warning
@@ -85,8 +86,8 @@ class GuardState(NamedTuple):
 class Guard:
     """Watches the steps of one `TrainState` (train/state.py), whose `guard` field is its memory."""
 
-    def __init__(self, settings: GuardSettings):
-        self.settings = settings
+    def __init__(self, settings: GuardSettings, ranks: Alone | Ranks | None = None):
+        self.settings, self.ranks = settings, ranks or Alone()
 
     def begin(self, state: Any) -> None:
         """The first snapshot, so that there is always a state to go back to."""
@@ -154,7 +155,7 @@ class Guard:
 
         The signals tell of the chains that a step visited; another one, spoilt, must not be what a rollback puts back.
         """
-        if self._beyond(metrics, calm=True) is None and _finite(state.core()):
+        if self._beyond(metrics, calm=True) is None and not self.ranks.any(finite(flatten(state.core())[0])):
             good = state.guard.candidate or state.guard.good
             state.guard = state.guard._replace(good=good, candidate=_snapshot(state))
 
@@ -171,8 +172,9 @@ class Guard:
         return None
 
 
-def _finite(tree: dict[str, Any]) -> bool:
-    return all(bool(value.isfinite().all()) for value in flatten(tree)[0].values())
+def finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with a non-finite value, None where all are finite."""
+    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
 
 
 def _snapshot(state: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from thalweg.core.errors import DamagedFile
+from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.store import read_json, write_json
 from thalweg.train.settings import TrainSettings
 
@@ -25,7 +25,9 @@ BF16_MUST_SAVE = 0.9  # of fp32's time: for less it is not worth the lost digits
 
 
 class Plan(BaseModel):
-    """num_steps in all; precision "fp32" or "bf16"; threads; seconds a step as timed; steps between checkpoints."""
+    """num_steps in all; precision "fp32" or "bf16"; threads; seconds a step as timed; steps between checkpoints;
+    processes that share a batch.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -34,6 +36,16 @@ class Plan(BaseModel):
     threads: int = Field(ge=1, le=1024)
     step_seconds: float = Field(ge=0)
     checkpoint_every: int = Field(ge=1)
+    world_size: int = Field(1, ge=1)
+
+    def require(self, world_size: int, folder: Path) -> None:
+        """Refuse another number of processes: the batch would be cut, and the chains shared out, in another way."""
+        if self.world_size != world_size:
+            launch = "without torchrun" if self.world_size == 1 else f"by torchrun --nproc-per-node {self.world_size}"
+            raise UserError(
+                f"{folder}: the run began with world size {self.world_size}, and this is {world_size}; "
+                f"go on {launch}, or start another run"
+            )
 
     def save(self, folder: Path) -> None:
         """Write plan.json."""
@@ -55,7 +67,7 @@ class Plan(BaseModel):
             ) from error
 
 
-def make_plan(settings: TrainSettings, trial: Callable[[str], Callable[[], object]]) -> Plan:
+def make_plan(settings: TrainSettings, trial: Callable[[str], Callable[[], object]], world_size: int = 1) -> Plan:
     """Time steps and settle the plan. `trial(precision)` gives a callable that runs one step on a throw-away copy."""
     names: tuple[Literal["fp32", "bf16"], ...] = (
         ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
@@ -81,4 +93,5 @@ def make_plan(settings: TrainSettings, trial: Callable[[str], Callable[[], objec
         threads=torch.get_num_threads(),
         step_seconds=each,
         checkpoint_every=every,
+        world_size=world_size,
     )

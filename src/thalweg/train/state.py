@@ -2,7 +2,8 @@
 
 Weights, their running average, the optimiser's moments, the objective's state (a replay buffer, say), the guard's
 snapshots and the step number. No generator state: randomness is addressed (`thalweg.core.rng`). A checkpoint is a
-sealed folder `checkpoints/step-N`, written aside and renamed, tensors as safetensors and the rest as JSON.
+sealed folder `checkpoints/step-N`, written aside and renamed, tensors as safetensors and the rest as JSON. In a run of
+several processes the first writes; what the others alone hold, their objectives' states, stands under `others`.
 """
 
 import copy
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, Diverged
-from thalweg.train.guard import GuardState
+from thalweg.train.distributed import Alone, Ranks
+from thalweg.train.guard import GuardState, finite
 from thalweg.train.settings import TrainSettings
 
 FOLDER = "checkpoints"
@@ -44,34 +46,35 @@ class TrainState:
             for mine, theirs in zip(self.average.buffers(), self.energy.buffers(), strict=True):
                 mine.copy_(theirs)
 
-    def save(self, folder: Path, keep: int) -> Path:
+    def save(self, folder: Path, keep: int, ranks: Alone | Ranks | None = None) -> Path:
         """Write checkpoints/step-N, drop all but the newest `keep`; Diverged, nothing written, if not all is finite."""
-        parent = folder / FOLDER
-        parent.mkdir(exist_ok=True)
-        path = parent / f"step-{self.step:08d}"
+        ranks = ranks or Alone()
+        path = folder / FOLDER / f"step-{self.step:08d}"
         tensors, structure = store.flatten(self._tree())
-        bad = finite(tensors)
+        bad = ranks.any(finite(tensors))
         if bad:
             raise Diverged(f"{bad} is not finite at step {self.step}")
-
-        def write(aside: Path) -> None:
-            store.write_tensors(aside / "state.safetensors", tensors)
-            store.write_tensors(aside / "model.safetensors", dict(self.average.state_dict()))
-            store.write_json(aside / "state.json", {"step": self.step, "seconds": self.seconds, "tree": structure})
-
-        self._drop(parent, keep)  # what a kill left no time for: never more than keep + 1 lie on the disk
-        store.save_folder(path, write)
+        others = ranks.gather(self._own())
+        if others:
+            tensors, structure = store.flatten({**self._tree(), "others": others})
+        ranks.first(lambda: self._write(path, tensors, structure, keep))
         self.saved = path.name
-        self._drop(parent, keep)
         return path
 
-    def load(self, path: Path) -> None:
+    def load(self, path: Path, ranks: Alone | Ranks | None = None) -> None:
         """Take over everything from a checkpoint folder; DamagedFile where it does not fit this run."""
+        ranks = ranks or Alone()
         header = store.read_json(path / "state.json")
         core = self.core()
-        like = {**core, "guard": GuardState(core, core, core)}
+        own = {"objective": self.objective, "guard": [self.objective] * 3}
+        like = {**core, "guard": GuardState(core, core, core), "others": [own] * (ranks.size - 1)}
         tree = store.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
+        size = 1 + len(tree.get("others", ()))
+        if size != ranks.size:
+            raise DamagedFile(f"{path}: holds the state of {size} processes, and these are {ranks.size}; remove it")
         try:
+            if ranks.rank:
+                tree = _seen_by(tree, tree["others"][ranks.rank - 1])
             self.restore(tree)
             self.guard = tree["guard"]
         except (RuntimeError, ValueError, KeyError) as error:
@@ -98,12 +101,36 @@ class TrainState:
     def _tree(self) -> dict[str, Any]:
         return {**self.core(), "guard": self.guard}
 
+    def _own(self) -> dict[str, Any]:
+        """What differs from rank to rank: the objective's state, now and in the guard's snapshots."""
+        return {"objective": self.objective, "guard": [shot and shot["objective"] for shot in self.guard[:3]]}
+
+    def _write(self, path: Path, tensors: dict[str, Any], structure: Any, keep: int) -> None:
+        def write(aside: Path) -> None:
+            store.write_tensors(aside / "state.safetensors", tensors)
+            store.write_tensors(aside / "model.safetensors", dict(self.average.state_dict()))
+            store.write_json(aside / "state.json", {"step": self.step, "seconds": self.seconds, "tree": structure})
+
+        path.parent.mkdir(exist_ok=True)
+        self._drop(path.parent, keep)  # what a kill left no time for: never more than keep + 1 lie on the disk
+        store.save_folder(path, write)
+        self.saved = path.name
+        self._drop(path.parent, keep)
+
     def _drop(self, parent: Path, keep: int) -> None:
         """Remove all but the newest `keep` up to the last one known to be whole; later ones are damaged, so they go."""
         names = sorted(old.name for old in parent.glob("step-*"))
         kept = [name for name in names if name <= self.saved][-keep:]
         for name in set(names) - set(kept):
             shutil.rmtree(parent / name, ignore_errors=True)  # half-removed it no longer verifies: it is never loaded
+
+
+def _seen_by(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The tree of another rank than the first: all is shared but the objective's states, which are its own."""
+    guard: GuardState = tree["guard"]
+    shots = [shot and {**shot, "objective": mine} for shot, mine in zip(guard[:3], own["guard"], strict=True)]
+    guard = guard._replace(origin=shots[0], good=shots[1], candidate=shots[2])
+    return {**tree, "objective": own["objective"], "guard": guard}
 
 
 def fresh(energy: nn.Module, settings: TrainSettings, init: Callable[[nn.Module], Any]) -> TrainState:
@@ -117,8 +144,3 @@ def fresh(energy: nn.Module, settings: TrainSettings, init: Callable[[nn.Module]
     )
     average = copy.deepcopy(energy).requires_grad_(False).eval()
     return TrainState(energy, average, optimizer, init(energy))
-
-
-def finite(tensors: dict[str, Tensor]) -> str | None:
-    """The name of the first tensor with a non-finite value, None where all are finite."""
-    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)

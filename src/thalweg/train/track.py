@@ -94,6 +94,17 @@ class Tracker:
             self.writer = None
 
 
+class Untracked:
+    """What a process writes that is not the first of its run: nothing."""
+
+    def write(self, step: int, seconds: float, metrics: dict[str, Tensor | float]) -> dict[str, float]:
+        """No figures."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 class _Events:
     """TensorBoard's event file, written in the calling thread: its own writer dies in another, with a traceback."""
 

@@ -3,10 +3,12 @@
 Step n is a function of (state after n - 1, seed, n): the batch, the noise and every schedule follow from the step
 number alone. So a run interrupted anywhere resumes from its newest whole checkpoint and ends with the same bits
 (same machine, versions and thread count). A non-finite loss or gradient is met *before* the update; the guard
-(`thalweg.train.guard`) decides what follows.
+(`thalweg.train.guard`) decides what follows. With several processes (`thalweg.train.distributed`) each runs this loop
+on its part of the batch, and the first alone writes.
 """
 
 import copy
+import hashlib
 import math
 import signal
 import time
@@ -19,16 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core import store
-from thalweg.core.errors import Diverged, OutOfMemory, ThalwegError
+from thalweg.core.errors import Diverged, OutOfMemory, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Transform
 from thalweg.objective.base import Batch, Objective
-from thalweg.train.guard import Guard
+from thalweg.train.distributed import Alone, Ranks, alone
+from thalweg.train.guard import Guard, finite
 from thalweg.train.plan import Plan, make_plan
 from thalweg.train.settings import TrainSettings
-from thalweg.train.state import FOLDER, TrainState, finite, fresh
-from thalweg.train.track import Progress, Silent, Tracker, log
+from thalweg.train.state import FOLDER, TrainState, fresh
+from thalweg.train.track import Progress, Silent, Tracker, Untracked, log
 
 Hook = Callable[[TrainState, Plan], None]
 Augment = Callable[[Tensor, torch.Generator, float], Tensor]
@@ -49,7 +52,8 @@ class Interrupted(ThalwegError):
 class Trainer:
     """Trains an energy by an objective on a loader's batches, in a run folder that survives being killed.
 
-    `hooks` are called after every step with the state and the plan and must not change either.
+    `hooks` are called after every step with the state and the plan and must not change either. `ranks` are those that
+    `thalweg.train.distributed.joined` gives; the loader's rank and world size must be theirs.
     """
 
     def __init__(
@@ -66,12 +70,16 @@ class Trainer:
         progress: Progress | None = None,
         tensorboard: bool = True,
         augment: Augment | None = None,
+        ranks: Alone | Ranks | None = None,
     ):
+        self.ranks = ranks = ranks or alone()
+        if (loader.rank, loader.world_size) != (ranks.rank, ranks.size):
+            raise UserError(f"loader: of rank {loader.rank} in {loader.world_size}: want {ranks.rank} in {ranks.size}")
         self.objective, self.loader, self.transform, self.augment = objective, loader, transform, augment
         self.settings, self.folder, self.seed = settings, folder, seed
         self.hooks, self.progress, self.tensorboard = hooks, progress or Silent(), tensorboard
         self.state = fresh(energy, settings, self._init_objective)
-        self.guard = Guard(settings.guard)
+        self.guard = Guard(settings.guard, ranks)
 
     def fit(self) -> nn.Module:
         """Train from where the folder stands to the end of the plan; the averaged energy.
@@ -80,9 +88,10 @@ class Trainer:
         """
         # from here on a signal is kept: a stop during the timing acts after the first step
         with self._memory(), _caught_signals() as caught:
+            known = self._known_plan()
             self._restore()
-            plan = self._plan()
-            tracker = Tracker(self.folder, self.state.step, tensorboard=self.tensorboard)
+            plan = self._plan(known)
+            tracker = self._tracker()
             self.progress.start(plan.num_steps, self.state.step)
             self.guard.begin(self.state)
             try:
@@ -95,7 +104,7 @@ class Trainer:
                 self.progress.stop()
         return self.state.average
 
-    def _turn(self, plan: Plan, tracker: Tracker, caught: list[int]) -> None:
+    def _turn(self, plan: Plan, tracker: Tracker | Untracked, caught: list[int]) -> None:
         """One step and all that follows it: report, save, stop, hooks."""
         start = time.perf_counter()
         try:
@@ -107,13 +116,12 @@ class Trainer:
             self.guard.check(self.state, metrics)
         self.state.seconds += time.perf_counter() - start
         self._report(tracker, metrics, plan)
+        signum, self.state.seconds = self.ranks.latest(caught[0] if caught else 0, self.state.seconds)
         last = self.state.step == plan.num_steps
-        if last or caught or self.state.step % plan.checkpoint_every == 0:
+        if last or signum or self.state.step % plan.checkpoint_every == 0:
             self._save()
-        if caught and not last:
-            raise Interrupted(
-                f"stopped at step {self.state.step} of {plan.num_steps}, saved in {self.folder}", caught[0]
-            )
+        if signum and not last:
+            raise Interrupted(f"stopped at step {self.state.step} of {plan.num_steps}, saved in {self.folder}", signum)
         for hook in self.hooks:  # after the save: a hook that fails or dawdles costs no step
             hook(self.state, plan)
 
@@ -123,53 +131,71 @@ class Trainer:
         rate = self.settings.learning_rate * schedule(state.step, num_steps, self.settings) * state.guard.factor
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        noise = self.objective.draw(
-            state.objective, batch, generator(self.seed, "objective", state.step), state.step / num_steps
-        )
+        draws = generator(self.seed, "objective", state.step, self.ranks.rank)
+        noise = self.objective.draw(state.objective, batch, draws, state.step / num_steps)
         with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss, after, metrics = self.objective.loss(state.energy, state.objective, batch, noise)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.ranks.average(state.energy)
         norm = nn.utils.clip_grad_norm_(state.energy.parameters(), self.settings.clip or math.inf)
-        bad = finite({"data": batch.x, "loss": loss.detach(), "gradient": norm})
+        bad = self.ranks.any(finite({"data": batch.x, "loss": loss.detach(), "gradient": norm}))
         if bad:
             raise Diverged(f"{bad} is not finite at step {state.step + 1}")
         state.optimizer.step()
         state.objective = after
         state.step += 1
         state.update_average(self.settings.ema)
-        return {"loss": loss.detach(), **metrics, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        metrics = {"loss": loss.detach(), **metrics, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        return self.ranks.mean(metrics)
 
     def _batch(self, step: int, progress: float) -> Batch:
         x, labels = self.loader.batch(step)
         if self.augment is not None:
-            x = self.augment(x, generator(self.seed, "augment", step), progress)
+            x = self.augment(x, generator(self.seed, "augment", step, self.ranks.rank), progress)
         return Batch(self.transform.forward(x), labels)
 
     def _init_objective(self, energy: nn.Module) -> Any:
-        return self.objective.init(energy, self._batch(0, 0.0).x, generator(self.seed, "init"))
+        return self.objective.init(energy, self._batch(0, 0.0).x, generator(self.seed, "init", 0, self.ranks.rank))
 
     def _restore(self) -> None:
+        newest = self.ranks.told(self._newest)
+        if newest is not None:
+            self.state.load(self.folder / FOLDER / newest, self.ranks)
+        self.ranks.agree("weights", self._weights)
+
+    def _newest(self) -> str | None:
+        """The name of the checkpoint to go on from, the folder tidied up."""
         store.clean(self.folder)
         parent = self.folder / FOLDER
-        if parent.is_dir():
-            store.clean(parent)
-            newest, warnings = store.newest_valid(parent)
-            for warning in warnings:
-                log.warning("%s", warning)
-            if newest is not None:
-                self.state.load(newest)
+        if not parent.is_dir():
+            return None
+        store.clean(parent)
+        newest, warnings = store.newest_valid(parent)
+        for warning in warnings:
+            log.warning("%s", warning)
+        return newest.name if newest else None
 
-    def _plan(self) -> Plan:
+    def _weights(self) -> str:
+        return hashlib.sha256(store.tensor_bytes(self.state.energy.state_dict())).hexdigest()
+
+    def _known_plan(self) -> Plan | None:
         plan = Plan.load(self.folder)
+        if plan is not None:
+            plan.require(self.ranks.size, self.folder)
+        return plan
+
+    def _plan(self, plan: Plan | None) -> Plan:
+        """The plan that there is, or a new one: all ranks take the trial steps, and the first one's times count."""
         if plan is None:
             try:
-                plan = make_plan(self.settings, self._trial)
+                made = make_plan(self.settings, self._trial, self.ranks.size)
             except Diverged as error:
                 what = str(error).partition(" is not finite")[0]
                 raise Diverged(f"{what} is not finite in a trial step, before any training{ADVICE}") from error
-            plan.save(self.folder)
-        elif plan.threads != torch.get_num_threads():
+            plan = Plan.model_validate(self.ranks.told(made.model_dump))
+            self.ranks.first(lambda: plan.save(self.folder))
+        if plan.threads != torch.get_num_threads():
             torch.set_num_threads(plan.threads)  # sums are split by thread: the bits depend on their number
         return plan
 
@@ -180,17 +206,23 @@ class Trainer:
         trial.step = TRIAL_STEPS // 2  # what grows in training, as a chain's length does, is timed half-way
         return lambda: self._advance(trial, precision, TRIAL_STEPS)
 
-    def _report(self, tracker: Tracker, metrics: dict[str, Tensor], plan: Plan) -> None:
+    def _tracker(self) -> Tracker | Untracked:
+        if self.ranks.rank:
+            return Untracked()
+        return Tracker(self.folder, self.state.step, tensorboard=self.tensorboard)
+
+    def _report(self, tracker: Tracker | Untracked, metrics: dict[str, Tensor], plan: Plan) -> None:
         if metrics and (self.state.step % self.settings.log_every == 0 or self.state.step in (1, plan.num_steps)):
             self.progress.advance(self.state.step, tracker.write(self.state.step, self.state.seconds, {**metrics}))
 
     def _save(self) -> None:
         """Write a checkpoint; what is not finite never gets into one."""
+        self.ranks.agree("weights", self._weights)
         try:
-            self.state.save(self.folder, self.settings.keep)
+            self.state.save(self.folder, self.settings.keep, self.ranks)
         except Diverged as error:
             self.guard.refuse(self.state, error)
-            self.state.save(self.folder, self.settings.keep)
+            self.state.save(self.folder, self.settings.keep, self.ranks)
 
     def _last_good(self) -> str:
         good = sorted((self.folder / FOLDER).glob("step-*"))

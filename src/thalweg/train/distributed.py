@@ -1,0 +1,271 @@
+"""Several processes train one energy: each takes its part of every batch, and all take every decision together.
+
+The loss is a mean over the batch, so the mean of the ranks' gradients is that of the joined batch. It is the same bits
+on every rank, hence so are weights, average and optimiser, which are never sent. What differs is an objective's state:
+each rank has its own chains. Whatever steers the loop (a value that is not finite, a limit, a signal, the plan) is
+reduced or told before anyone acts on it, so ranks never part ways.
+
+A rank that dies closes its connections, which the others meet in their next collective; one that hangs is met by
+`TIMEOUT`. Only where the first rank works alone (reading, writing, drawing) do the others wait longer. Everything
+travels as tensors, JSON or safetensors: torch's collectives of objects would pickle.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load
+from torch import Tensor, nn
+
+from thalweg.core import store
+from thalweg.core.errors import RankLost, UserError
+
+T = TypeVar("T")
+JOIN = timedelta(seconds=25)  # for all ranks to join; where the first one never answers, the store tries twice
+TIMEOUT = timedelta(seconds=40)  # for all ranks to come together in a step
+PATIENCE = timedelta(minutes=30)  # while the first rank works alone
+NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+log = logging.getLogger("thalweg")
+
+
+class Alone:
+    """One process: nothing to share, nobody to wait for."""
+
+    rank, size = 0, 1
+
+    def average(self, module: nn.Module) -> None:
+        """Make each gradient the mean over ranks."""
+
+    def mean(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over ranks; what is not finite on one is not finite in the mean."""
+        return metrics
+
+    def latest(self, signum: int, seconds: float) -> tuple[int, float]:
+        """A signal that any rank has caught, else 0, and the longest time."""
+        return signum, seconds
+
+    def any(self, complaint: str | None) -> str | None:
+        """The complaint of the first rank that has one."""
+        return complaint
+
+    def agree(self, what: str, text: Callable[[], str]) -> None:
+        """Raise UserError unless all ranks have the same text."""
+
+    def told(self, value: Callable[[], T]) -> T:
+        """What the first rank finds, a JSON value."""
+        return value()
+
+    def gather(self, tree: Any) -> Sequence[Any]:
+        """On the first rank, the trees of the others, of the same form as its own; elsewhere nothing."""
+        return ()
+
+    def first(self, work: Callable[[], object]) -> None:
+        """Let the first rank work, and wait for it."""
+        work()
+
+
+class Ranks:
+    """One process of several; every method is a meeting of all, in the same order. RankLost when somebody is missing.
+
+    Costs a step: one sum of the gradients and three of a few numbers.
+    """
+
+    def __init__(self, rank: int, size: int):
+        self.rank, self.size = rank, size
+        self._store: Any = None
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        with self._meeting():
+            found, *_ = next(dist.rendezvous("env://", rank, size, timeout=JOIN))
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart
+            shared = dist.PrefixStore(f"thalweg-{attempt}", found)
+            dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=JOIN)
+            self._patient: Any = dist.new_group(timeout=JOIN, backend="gloo")
+            self._store = shared
+        dist.distributed_c10d._set_pg_timeout(TIMEOUT, dist.group.WORLD)
+        dist.distributed_c10d._set_pg_timeout(PATIENCE, self._patient)
+
+    def average(self, module: nn.Module) -> None:
+        """One sum of all gradients, flat, with how many ranks have each; what none has stays without."""
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        kind = torch.promote_types(torch.float32, max((p.dtype for p in parameters), key=lambda d: d.itemsize))
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        there = torch.tensor([float(p.grad is not None) for p in parameters])
+        flat = torch.cat([*(g.flatten().to(kind) for g in grads), there.to(grads[0].device, kind)])
+        with self._meeting():
+            dist.all_reduce(flat)
+        *means, there = (flat / self.size).split([*(p.numel() for p in parameters), len(parameters)])
+        for p, mean, share in zip(parameters, means, there.tolist(), strict=True):
+            p.grad = mean.view_as(p).to(p.dtype) if share else None
+
+    def mean(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """In float64, so that nothing finite overflows."""
+        values = torch.stack([value.detach().to("cpu", torch.float64) for value in metrics.values()])
+        return dict(zip(metrics, self._reduced(values, dist.ReduceOp.SUM) / self.size, strict=True))
+
+    def latest(self, signum: int, seconds: float) -> tuple[int, float]:
+        """The highest of both."""
+        number, longest = self._reduced(torch.tensor([signum, seconds], dtype=torch.float64), dist.ReduceOp.MAX)
+        return int(number), float(longest)
+
+    def any(self, complaint: str | None) -> str | None:
+        """Told by the lowest rank that has one."""
+        mine = torch.tensor(self.size if complaint is None else self.rank)
+        teller = int(self._reduced(mine, dist.ReduceOp.MIN))
+        return None if teller == self.size else self._spread((complaint or "").encode(), teller).decode()
+
+    def agree(self, what: str, text: Callable[[], str]) -> None:
+        """By a hash, so that anything may be compared."""
+        digest = hashlib.sha256(text().encode()).digest()
+        differs = "" if digest == self._spread(digest, 0) else f"rank {self.rank} has other {what} than rank 0"
+        bad = self.any(differs or None)
+        if bad:
+            raise UserError(f"{bad}; start all processes by the same command, on the same files and versions")
+
+    def told(self, value: Callable[[], T]) -> T:
+        """The first rank alone calls `value`."""
+        found = json.dumps(value()).encode() if self.rank == 0 else b""
+        return json.loads(self._spread(found, 0))
+
+    def gather(self, tree: Any) -> Sequence[Any]:
+        """One rank after the other, so that the first holds one message at a time."""
+        if self.rank:
+            tensors, structure = store.flatten(tree)
+            self._send(json.dumps(structure).encode())
+            self._send(store.tensor_bytes(tensors))
+            return ()
+        found = []
+        for rank in range(1, self.size):
+            structure = json.loads(self._receive(rank))
+            found.append(store.unflatten(load(self._receive(rank)), structure, like=tree))
+        return found
+
+    def first(self, work: Callable[[], object]) -> None:
+        """The others wait long, for as long as the first is there."""
+        if self.rank == 0:
+            work()
+        with self._meeting():
+            dist.all_reduce(torch.zeros(1), group=self._patient)
+
+    def leave(self, error: BaseException | None) -> None:
+        """End the connections; an error of one's own is left in the store, for the others to tell."""
+        if error is not None and not isinstance(error, RankLost) and self._store is not None:
+            with suppress(RuntimeError):
+                self._store.set("failed", f"rank {self.rank} ended ({' '.join(str(error).split()) or 'stopped'})")
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _reduced(self, values: Tensor, operation: Any) -> Tensor:
+        with self._meeting():
+            dist.all_reduce(values, operation)
+        return values
+
+    def _spread(self, data: bytes, source: int) -> bytes:
+        """The bytes of one rank, on all; waits long."""
+        size = torch.tensor(len(data))
+        with self._meeting():
+            dist.broadcast(size, source, group=self._patient)
+            held = _tensor(data) if self.rank == source else torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(held, source, group=self._patient)
+        return held.numpy().tobytes()
+
+    def _send(self, data: bytes) -> None:
+        with self._meeting():
+            dist.send(torch.tensor(len(data)), 0, group=self._patient)
+            dist.send(_tensor(data), 0, group=self._patient)
+
+    def _receive(self, rank: int) -> bytes:
+        size = torch.tensor(0)
+        with self._meeting():
+            dist.recv(size, rank, group=self._patient)
+            held = torch.empty(int(size), dtype=torch.uint8)
+            dist.recv(held, rank, group=self._patient)
+        return held.numpy().tobytes()
+
+    def _last_words(self) -> str:
+        """What another rank left in the store, which is torchrun's, or the first rank's and gone with it."""
+        kept = self.rank == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        with suppress(RuntimeError):
+            if self._store is not None and kept and self._store.check(["failed"]):
+                return self._store.get("failed").decode()
+        return ""
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """Turn the backends' errors, all of them RuntimeErrors, into one line."""
+        try:
+            yield
+        except RuntimeError as error:
+            log.debug("%s", error)
+            reason = self._last_words() or (
+                "not all processes came in time"
+                if self._store is None
+                else f"another process has died, or has not answered for {TIMEOUT.seconds} s"
+            )
+            raise RankLost(
+                f"rank {self.rank} of {self.size}: {reason}; what was saved is kept: start all processes again, "
+                "with --resume"
+            ) from error
+
+
+def _tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def address() -> tuple[int, int]:
+    """(rank, world size) as torchrun's environment has them; UserError where it is given in part, or makes no sense."""
+    given = {name: os.environ.get(name, "") for name in NAMES}
+    if given["WORLD_SIZE"] in ("", "1"):
+        return 0, 1
+    missing = [name for name, value in given.items() if not value]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE={given['WORLD_SIZE']}: several processes, and {missing[0]} is not set; start them by torchrun"
+        )
+    try:
+        rank, size = int(given["RANK"]), int(given["WORLD_SIZE"])
+    except ValueError:
+        rank, size = -1, 0
+    if not 0 <= rank < size:
+        raise UserError(f"RANK={given['RANK']}, WORLD_SIZE={given['WORLD_SIZE']}: want 0 <= RANK < WORLD_SIZE")
+    return rank, size
+
+
+def alone() -> Alone:
+    """What a trainer takes that was given no ranks; UserError where there are others, who would do the same work."""
+    size = address()[1]
+    if size > 1:
+        raise UserError(f"WORLD_SIZE={size}: several processes; give the trainer ranks=, from `with joined() as ranks`")
+    return Alone()
+
+
+@contextmanager
+def joined() -> Iterator[Alone | Ranks]:
+    """The processes of this run, of which the first alone speaks; the group is left at the end, whatever happens."""
+    rank, size = address()
+    if size == 1:
+        yield Alone()
+        return
+    if dist.is_initialized():
+        raise UserError("torch.distributed is initialised already; leave that to the training")
+    level, error = log.level, None
+    log.setLevel(logging.ERROR if rank else level)
+    ranks = None
+    try:
+        ranks = Ranks(rank, size)
+        yield ranks
+    except BaseException as caught:
+        error = caught
+        raise
+    finally:
+        log.setLevel(level)
+        if ranks is not None:
+            ranks.leave(error)
+        elif dist.is_initialized():
+            dist.destroy_process_group()
