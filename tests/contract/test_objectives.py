@@ -12,7 +12,7 @@ from torch import nn
 import thalweg.objective
 from thalweg.core.rng import generator
 from thalweg.energy.conditional import Conditional
-from thalweg.objective.base import Batch
+from thalweg.objective.base import Batch, Steadying, changes, steadied
 from thalweg.objective.contrastive import ContrastiveDivergence
 from thalweg.sampler.langevin import ULA
 
@@ -116,6 +116,31 @@ def test_one_address_draws_one_noise(objective, setting):
     _, batch, state, noise = setting
     again = objective.draw(state, batch, generator(0, "draw"), 0.5)
     assert all(torch.equal(a, b) for a, b in zip(noise, again, strict=True))
+
+
+@pytest.mark.parametrize("times", [0, 1, 2, 3, 50])
+def test_a_steadier_objective_is_a_pure_variant_that_goes_on_with_the_state(objective, setting, times):
+    energy, batch, state, noise = setting
+    steadier = steadied(objective, times)
+    assert type(steadier) is type(objective)
+    assert steadier == steadied(objective, times)
+    if times == 0 or not isinstance(objective, Steadying):
+        assert steadier is objective
+    again = steadier.draw(state, batch, generator(0, "draw"), 0.5)
+    loss, after, metrics = steadier.loss(energy, state, batch, again)
+    assert loss.isfinite()
+    assert [v.shape for v in after] == [v.shape for v in objective.loss(energy, state, batch, noise)[1]]
+    assert metrics.keys() == objective.loss(energy, state, batch, noise)[2].keys()
+
+
+@pytest.mark.parametrize(("own", "then"), [(0.0, 0.1), (1e-3, 0.1), (0.1, 0.1), (0.5, 0.5)])
+def test_steadier_contrastive_divergence_has_an_energy_penalty_and_loses_nothing(own, then):
+    cd = dataclasses.replace(ContrastiveDivergence.example(), energy_penalty=own)
+    for times in (1, 2, 3):
+        assert cd.steadier(times) == dataclasses.replace(cd, energy_penalty=then)
+    changed = {"energy_penalty": (own, then)} if own != then else {}
+    assert changes(cd, cd.steadier(1)) == changed
+    assert changes(cd.steadier(1), cd.steadier(2)) == {}
 
 
 def test_the_loss_can_be_evaluated_without_gradients(objective, setting):

@@ -18,6 +18,7 @@ from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.residual import ResidualEnergy
 from thalweg.energy.unet import UNetEnergy
+from thalweg.objective.base import steadied
 from thalweg.objective.contrastive import ContrastiveDivergence
 from thalweg.objective.dual import DualScoreMatching
 from thalweg.objective.score import (
@@ -74,7 +75,7 @@ CASES = {
     "pcd-packed": (_vectors, _mlp, _chains(initial="uniform", low=-4.0, high=4.0, storage="uint8")),
     "pcd-mala": (_vectors, _mlp, _chains(MALA)),
     "pcd-image": (_images, lambda: ConvEnergy(shape=(1, 8, 8)), _chains(initial="uniform")),
-    "rollback": (_vectors, _mlp, _chains()),
+    "rollback": (_vectors, _mlp, _chains(energy_penalty=0.0)),  # which the rollback raises
 }
 
 
@@ -86,6 +87,9 @@ class Wrapped:
 
     def __getattr__(self, name):
         return getattr(self._objective, name)
+
+    def steadier(self, times):
+        return type(self)(steadied(self._objective, times), self._change)
 
     def loss(self, *args):
         return self._change(*self._objective.loss(*args))

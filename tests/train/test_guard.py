@@ -217,6 +217,60 @@ def test_r12_one_chain_that_leaves_is_begun_anew_and_the_others_keep_their_bits(
     assert float(metrics["diverged"]) == pytest.approx(1 / 16)
 
 
+def test_a_rollback_sets_what_the_objective_offers_and_says_so_once(caplog):
+    objective = ContrastiveDivergence(sampler=ULA(step_size=0.01), energy_penalty=1e-3)
+    guard, s = Guard(given(), objective), state()
+    guard.begin(s)
+    many(guard, s, {**WELL, "gap": torch.tensor(1e4)}, 6)
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first == (
+        "the energies of data and samples drift apart (gap 1e+04, limit 100) at step 3; went back to the weights, the "
+        "optimiser and the chains of step 0, lowered the learning rate to 0.3 of its schedule and set "
+        "objective.energy_penalty from 0.001 to 0.1 (rollback 1 of 3)"
+    )
+    assert second.endswith(
+        "of step 0 and lowered the learning rate to 0.09 of its schedule (rollback 2 of 3); raise "
+        "objective.energy_penalty if this comes back"
+    )
+
+
+def losses(run, trouble=()):
+    """The logged losses and penalties of a run of which these steps are NaN, each step looked at."""
+    seen = []
+
+    class Spoiled:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def steadier(self, times):
+            return Spoiled(self.inner.steadier(times))
+
+        def loss(self, *args):
+            loss, after, metrics = self.inner.loss(*args)
+            seen.append((loss.item(), self.inner.energy_penalty))
+            return loss * (float("nan") if len(seen) in trouble else 1.0), after, metrics
+
+    run.objective = Spoiled(run.objective)
+    Plan(num_steps=60, precision="fp32", threads=1, step_seconds=0.1, checkpoint_every=100).save(run.folder)
+    run.fit()
+    return seen
+
+
+def test_only_a_run_that_went_back_goes_on_with_the_steadier_objective(tmp_path):
+    """Before the trouble, and in a run without any, each loss has the bits of a run whose guard only warns."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "c").mkdir()
+    watched = losses(trainer(tmp_path / "b", policy="warn"))
+    assert losses(trainer(tmp_path / "c")) == watched
+    assert {penalty for _, penalty in watched} == {0.0}
+    seen = losses(trainer(tmp_path, guard={"every": 5, "patience": 1}), trouble=[31])
+    assert seen[:31] == watched[:31]
+    assert [penalty for _, penalty in seen] == [0.0] * 31 + [0.1] * 29
+
+
 def test_defaults_are_a_state_that_can_be_stored():
     assert GuardState().factor == 1.0
     assert TrainSettings.model_validate({}).guard.policy == "rollback"

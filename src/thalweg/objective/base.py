@@ -5,7 +5,8 @@ is a pure function of (energy, state, batch, noise) and returns the next state i
 step that turns out bad is dropped by keeping the old state. Adding an objective is one new file.
 """
 
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import fields
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Generator, Tensor
 
@@ -41,3 +42,27 @@ class Objective(Protocol[S]):
     def loss(
         self, energy: Any, state: S, batch: Batch, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, S, dict[str, Tensor]]: ...
+
+
+@runtime_checkable
+class Steadying(Protocol):
+    """What an objective may offer beside the contract: a variant that holds a run more firmly after `times` rollbacks.
+
+    It is pure, of the same class, `steadier(0)` is the objective itself, and it goes on with the state that there is.
+    So the number of rollbacks is all that a resumed run needs to know.
+    """
+
+    def steadier(self, times: int) -> "Objective[Any]": ...
+
+
+def steadied(objective: Any, times: int) -> Any:
+    """The objective after `times` rollbacks: itself, where it has no `steadier`."""
+    return objective.steadier(times) if times and isinstance(objective, Steadying) else objective
+
+
+def changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
+    """The hyper-parameters of an objective that differ in another of its kind, each with its two values."""
+    if before is after:
+        return {}
+    pairs = {field.name: (getattr(before, field.name), getattr(after, field.name)) for field in fields(before)}
+    return {name: (old, new) for name, (old, new) in pairs.items() if old != new}

@@ -13,7 +13,7 @@ stays unknown.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -29,6 +29,8 @@ from thalweg.objective.base import Batch
 from thalweg.objective.buffer import Initial, Replay, Visit
 from thalweg.sampler.base import Info, Sampler, normal_like
 from thalweg.sampler.langevin import ULA
+
+FIRM = 0.1  # the energy penalty by default, and the least one after a rollback
 
 
 class Augment(Protocol):
@@ -71,7 +73,7 @@ class ContrastiveDivergence:
     augment: Augment | None = None
     low: float = 0.0
     high: float = 1.0
-    energy_penalty: float = 0.1
+    energy_penalty: float = FIRM
     gradient_penalty: float = 0.0
     data_noise: float = 0.0
     conditional: bool = False
@@ -106,6 +108,14 @@ class ContrastiveDivergence:
     def example(cls) -> "ContrastiveDivergence":
         """A small instance, for the contract suite."""
         return cls(sampler=ULA(step_size=0.01), num_steps=(1, 3), buffer_size=64, gradient_penalty=0.1)
+
+    def steadier(self, times: int) -> "ContrastiveDivergence":
+        """After a rollback: an energy penalty of `FIRM` at least, all of it at once.
+
+        Without one only the chains answer an energy that runs away from them, at any learning rate, and they answer
+        late. Its price is the penalty's bias, which is why a healthy run does not pay it.
+        """
+        return replace(self, energy_penalty=FIRM) if times and self.energy_penalty < FIRM else self
 
     def init(self, energy: Any, x: Float[Tensor, "b *d"], generator: Generator) -> Replay:
         """`buffer_size` chains at fresh positions; none where chains do not persist."""

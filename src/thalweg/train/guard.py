@@ -1,10 +1,11 @@
-"""The guard: meet trouble before it spreads, go back to a good state, slow down, and say so in one sentence.
+"""The guard: meet trouble before it spreads, go back to a good state, go on more steadily, and say so in one sentence.
 
 Every objective's loss and gradient are checked for values that are not finite, and the health signals that an
 objective reports (`thalweg.objective.contrastive` has them all) are held against limits. A bad step is skipped
 *before* the update. What follows is a policy: "rollback" puts back weights, optimiser, average and chains as they were
-at the last good snapshot and lowers the learning rate, "warn" says so and goes on, "stop" ends the run. The step
-number never goes back: it addresses the random draws, so the same misfortune is not drawn twice.
+at the last good snapshot, lowers the learning rate and, as not every trouble comes of haste, asks the objective for a
+steadier variant of itself if it has one (`thalweg.objective.base.Steadying`); "warn" says so and goes on, "stop" ends
+the run. The step number never goes back: it addresses the random draws, so the same misfortune is not drawn twice.
 
 Trouble may have begun before it shows. So a snapshot counts as good only when another was taken after it in good
 health, and when trouble comes back soon after a rollback, the next one goes to the very beginning.
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from thalweg.core.errors import Diverged
 from thalweg.core.store import flatten
+from thalweg.objective.base import changes, steadied
 from thalweg.train.distributed import Alone, Ranks
 
 log = logging.getLogger("thalweg")
@@ -84,10 +86,13 @@ class GuardState(NamedTuple):
 
 
 class Guard:
-    """Watches the steps of one `TrainState` (train/state.py), whose `guard` field is its memory."""
+    """Watches the steps of one `TrainState` (train/state.py), whose `guard` field is its memory.
 
-    def __init__(self, settings: GuardSettings, ranks: Alone | Ranks | None = None):
-        self.settings, self.ranks = settings, ranks or Alone()
+    `objective` is the one that the run began with; the trainer steps with `steadied(objective, guard.rollbacks)`.
+    """
+
+    def __init__(self, settings: GuardSettings, objective: Any = None, ranks: Alone | Ranks | None = None):
+        self.settings, self.objective, self.ranks = settings, objective, ranks or Alone()
 
     def begin(self, state: Any) -> None:
         """The first snapshot, so that there is always a state to go back to."""
@@ -144,10 +149,18 @@ class Guard:
         state.guard = GuardState(
             guard.origin, good, None, guard.factor * settings.slow, guard.rollbacks + 1, acted=state.step
         )
+        done = [
+            f"went back to the weights, the optimiser and the chains of step {good['step']}",
+            f"lowered the learning rate to {state.guard.factor:.3g} of its schedule",
+        ]
+        before, after = (steadied(self.objective, times) for times in (guard.rollbacks, state.guard.rollbacks))
+        for name, (old, new) in changes(before, after).items():
+            done.append(f"set objective.{name} from {old} to {new}")
+            if f"objective.{name}" in advice:  # what has just been done needs no advice
+                advice = ""
         log.warning(
-            "%s; went back to the weights, the optimiser and the chains of step %d and lowered the learning rate to "
-            "%.3g of its schedule (rollback %d of %d)%s",
-            what, good["step"], state.guard.factor, state.guard.rollbacks, settings.max_rollbacks, advice,
+            "%s; %s and %s (rollback %d of %d)%s",
+            what, ", ".join(done[:-1]), done[-1], state.guard.rollbacks, settings.max_rollbacks, advice,
         )  # fmt: skip
 
     def _remember(self, state: Any, metrics: dict[str, Tensor]) -> None:

@@ -25,7 +25,7 @@ from thalweg.core.errors import Diverged, OutOfMemory, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Transform
-from thalweg.objective.base import Batch, Objective
+from thalweg.objective.base import Batch, Objective, steadied
 from thalweg.train.distributed import Alone, Ranks, alone
 from thalweg.train.guard import Guard, finite
 from thalweg.train.plan import Plan, make_plan
@@ -79,7 +79,7 @@ class Trainer:
         self.settings, self.folder, self.seed = settings, folder, seed
         self.hooks, self.progress, self.tensorboard = hooks, progress or Silent(), tensorboard
         self.state = fresh(energy, settings, self._init_objective)
-        self.guard = Guard(settings.guard, ranks)
+        self.guard = Guard(settings.guard, objective, ranks)
 
     def fit(self) -> nn.Module:
         """Train from where the folder stands to the end of the plan; the averaged energy.
@@ -131,10 +131,11 @@ class Trainer:
         rate = self.settings.learning_rate * schedule(state.step, num_steps, self.settings) * state.guard.factor
         for group in state.optimizer.param_groups:
             group["lr"] = rate
+        objective = steadied(self.objective, state.guard.rollbacks)
         draws = generator(self.seed, "objective", state.step, self.ranks.rank)
-        noise = self.objective.draw(state.objective, batch, draws, state.step / num_steps)
+        noise = objective.draw(state.objective, batch, draws, state.step / num_steps)
         with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            loss, after, metrics = self.objective.loss(state.energy, state.objective, batch, noise)
+            loss, after, metrics = objective.loss(state.energy, state.objective, batch, noise)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.ranks.average(state.energy)
