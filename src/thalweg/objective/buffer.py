@@ -69,6 +69,24 @@ def choose(replay: Replay, n: int, generator: Generator) -> Int[Tensor, " n"]:
     return torch.randperm(size, generator=generator, device=replay.x.device)[:n]
 
 
+def choose_keyed(replay: Replay, labels: Int[Tensor, " b"], generator: Generator) -> Int[Tensor, " b"]:
+    """Distinct slots, for each label one of the chains that hold it, all equally likely; the buffer is keyed by class.
+
+    Where a class has too few chains the others come from those without a label, then from any: they hold another label
+    than asked for, and are to begin anew. Raises UserError where the buffer has fewer than `labels`.
+    """
+    order = choose(replay, max(len(replay.age), len(labels)), generator)
+    held, slots = replay.labels[order], torch.full_like(labels, -1)
+    for label in labels.unique():
+        rows, have = (labels == label).nonzero()[:, 0], order[held == label]
+        slots[rows[: len(have)]] = have[: len(rows)]
+    left = order[~torch.isin(order, slots)]
+    left = left[torch.argsort(replay.labels[left] >= 0, stable=True)]
+    rest = slots < 0
+    slots[rest] = left[: int(rest.sum())]
+    return slots
+
+
 def pack(x: Float[Tensor, "n *d"], box: tuple[float, float]) -> Tensor:
     """x as 256 levels of a box, a quarter of the memory; rounding adds noise of deviation (high - low) / 883."""
     low, high = box

@@ -57,7 +57,8 @@ class ContrastiveDivergence:
     - `energy_penalty` (alpha) holds the energies near zero, at the price of a bias; `gradient_penalty`
       (lambda) the slope at the data (Mescheder et al. 2018); `data_noise` is the deviation of noise added to
       the data, not clamped.
-    - `conditional`: the energy is E(x, labels); each chain keeps its label.
+    - `conditional`: the energy is E(x, labels); each chain keeps its label, and a step visits chains of the batch's
+      labels, so that real and fake differ in nothing else.
 
     A chain that ends at a non-finite position is left out of the loss and begun anew; `diverged` is the share
     of such chains. When all are, the loss is NaN, for the trainer to refuse.
@@ -173,16 +174,18 @@ class ContrastiveDivergence:
         return buffer.fresh(n, like, generator, initial=self.initial, low=self.low, high=self.high)
 
     def _visit(self, state: Replay, batch: Batch, generator: Generator) -> Visit:
-        """Whom to move. In a conditional model a chain without a label begins anew with the batch's."""
+        """Whom to move: in a conditional model chains of the batch's labels, others anew where there are too few."""
         n, labels = len(batch.x), self._labels(batch)
         if self.start == "data":
             return Visit(torch.arange(n, device=labels.device), torch.ones_like(labels).bool(), batch.x, labels)
         x = self._fresh(n, batch.x, generator)
         if self.start == "noise":
             return Visit(torch.arange(n, device=labels.device), torch.ones_like(labels).bool(), x, labels)
-        slots = buffer.choose(state, n, generator)
+        slots = (
+            buffer.choose_keyed(state, labels, generator) if self.conditional else buffer.choose(state, n, generator)
+        )
         renew = torch.rand(n, generator=generator, device=labels.device) < self.reinit
-        return Visit(slots, renew | (state.labels[slots] < 0) if self.conditional else renew, x, labels)
+        return Visit(slots, renew | (state.labels[slots] != labels), x, labels)
 
     def _labels(self, batch: Batch) -> Tensor:
         """The labels that chains begin with: the batch's, or -1 where the energy takes none."""
