@@ -392,3 +392,15 @@ def test_a_signal_before_the_first_step_is_one_line(tmp_path, signum, moment):
     assert out == ""
     assert err == "thalweg: stopped before the first checkpoint, nothing is kept; the same command starts anew\n"
     assert content(tmp_path) == {}
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (Path(thalweg.__file__).parent / "recipes").glob("*")))
+def test_every_recipe_trains_on_data_of_its_kind(recipe, tmp_path):
+    """One step of each, on colour where it takes images."""
+    image = recipe.endswith("image")
+    rows = np.random.default_rng(0).random((40, 3, 8, 8) if image else (40, 2), dtype=np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    small = ["train.batch_size=4", "objective.num_steps=2"] if "pcd" in recipe else ["train.batch_size=4"]
+    request = Request(data=str(tmp_path / "rows.npy"), recipe=recipe, steps=1, overrides=small)
+    bundle = fit(request, tmp_path / "run", tensorboard=False)
+    assert bundle.energy(torch.from_numpy(rows[:2])).isfinite().all()

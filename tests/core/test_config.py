@@ -261,6 +261,17 @@ def test_an_unknown_recipe_lists_those_that_exist(tmp_path: Path, monkeypatch: p
             config.recipe(name)
 
 
+def test_a_recipe_takes_over_another_one_section_by_section(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: pcd-image\nenergy: {type: 'a:B'}\n")
+    base = config.recipe("pcd-image")
+    assert config.recipe(str(path)) == {**base, "energy": {"type": "a:B"}}
+    for bad in ("nothing", "[pcd-image]", str(path)):
+        path.write_text(f"base: {bad}\n")
+        with pytest.raises(UserError, match=r"nothing|base="):
+            config.recipe(str(path))
+
+
 def test_importing_config_does_not_import_torch() -> None:
     code = "import sys, thalweg.core.config, thalweg.core.store; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0

@@ -93,7 +93,20 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """The recipe of that name in the package, or the YAML file at that path when it ends in .yaml."""
+    """The recipe of that name in the package, or the YAML file at that path when it ends in .yaml.
+
+    `base: NAME` in it takes over a recipe of the package; sections that are given replace those of the base.
+    """
+    tree = _recipe_alone(name)
+    if "base" not in tree:
+        return tree
+    base = tree.pop("base")
+    if not isinstance(base, str) or base.endswith((".yaml", ".yml")):
+        raise UserError(f"{name}: base={_short(base)}: want the name of a recipe in the package, such as pcd-image")
+    return {**recipe(base), **tree}
+
+
+def _recipe_alone(name: str) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
         return load_yaml(name)
     folder = Path(str(files("thalweg"))) / "recipes"

@@ -1,0 +1,79 @@
+"""What runs of the recipe pcd on digits are worth: long chains from noise, seen by the judge, and energies in order.
+
+    thalweg train mnist --recipe pcd --minutes 20 --seed 0 -o RUN
+    python benchmarks/chains_digits.py RUN [RUN ...] --data FOLDER     # FOLDER holds mnist.npz
+
+Each run's samples are chains of `--chain-steps` Langevin steps that begin at uniform noise. Beside their row stand
+unseen test digits, a Gaussian fitted to training digits and the noise that the chains began at. "in order" is the share
+of windows of 100 updates, the whole training through, in which the mean energies were real < chains < noise, and
+"chains < noise" that of the second half alone: once training has converged, real and chains differ by chance only.
+Test digits come from row 2,000 on, as in digits.py.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from digits import FIRST, images
+
+import thalweg
+from thalweg.core.rng import generator
+from thalweg.evaluate.images import gaussian_noise, quality
+from thalweg.evaluate.judge import load_judge
+
+WINDOW = 10  # logged rows, each of ten updates
+
+
+def order(run: Path) -> dict[str, float]:
+    """How often mean energies stood in order in windows of the training, and the largest gap of a single update."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    names = ("energy_real", "energy_fake", "energy_noise")
+    table = torch.tensor([[row[name] for name in names] for row in rows], dtype=torch.float64)
+    means = table[: len(table) // WINDOW * WINDOW].view(-1, WINDOW, 3).mean(1)
+    real, chains, noise = means.T
+    return {
+        "windows": len(means),
+        "real < chains < noise": ((real < chains) & (chains < noise)).double().mean().item(),
+        "chains < noise": (chains < noise).double().mean().item(),
+        "real < noise": (real < noise).double().mean().item(),
+        "largest gap": max(abs(row["gap"]) for row in rows),
+    }
+
+
+def energies(bundle: thalweg.Bundle, sets: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Mean energies at the end, nats."""
+    return {name: bundle.energy(x).mean().item() for name, x in sets.items()}
+
+
+def single(run: Path, test: torch.Tensor, train: torch.Tensor, args: argparse.Namespace) -> dict[str, Any]:
+    """All figures of one run."""
+    bundle = thalweg.load(run)
+    reference, unseen = test[FIRST : FIRST + 1000], test[FIRST + 1000 : FIRST + 1000 + args.num]
+    noise = torch.rand(args.num, 1, 28, 28, generator=generator(0, "noise"))
+    samples = bundle.sample(args.num, seed=0, num_steps=args.chain_steps)
+    sets = {"samples": samples, "real digits": unseen, "gaussian": gaussian_noise(train, args.num), "noise": noise}
+    judge = load_judge()
+    return {
+        "run": str(run),
+        "training": bundle.config.get("training"),
+        "throughout": order(run),
+        "energies": energies(bundle, sets),
+        "quality": {name: quality(x, reference, train, judge) for name, x in sets.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--num", type=int, default=500, help="chains")
+    parser.add_argument("--chain-steps", type=int, default=1000)
+    args = parser.parse_args()
+    test, train = images(args.data, "mnist", "x_test"), images(args.data, "mnist", "x_train")[:5000]
+    print(json.dumps([single(run, test, train, args) for run in args.runs], indent=2))
+
+
+if __name__ == "__main__":
+    main()
