@@ -121,6 +121,25 @@ def test_minutes_become_steps_by_the_median_time(monkeypatch):
     assert {calls.count(name) for name in ("fp32", "bf16")} == {planning.WARM + planning.TIMED}
 
 
+@pytest.mark.parametrize(("cost", "world_size", "times"), [(80.0, 1, planning.WARM), (80.0, 2, 15), (1.5, 1, 15)])
+def test_a_hopeless_precision_is_dropped_after_the_warm_up(monkeypatch, cost, world_size, times):
+    """Not where several ranks meet in each step: their clocks may differ."""
+    clock, calls = [0.0], []
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
+
+    def trial(precision):
+        def step():
+            calls.append(precision)
+            slow = calls.count(precision) == 2  # a hiccup
+            clock[0] += 500 if slow else {"fp32": 1.0, "bf16": cost}[precision]
+
+        return step
+
+    made = make_plan(given(precision="auto"), trial, world_size)
+    assert (made.precision, made.step_seconds) == ("fp32", 1.0)
+    assert (calls.count("bf16"), calls.count("fp32")) == (times, 15)
+
+
 @pytest.mark.parametrize(("cost", "chosen"), [(0.5, "bf16"), (0.89, "bf16"), (0.95, "fp32"), (1.5, "fp32")])
 def test_precision_auto_takes_bf16_where_it_saves_a_tenth(monkeypatch, cost, chosen):
     clock = [0.0]
