@@ -12,9 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.energy.base import marginal
+from thalweg.energy.patches import PatchConv2d
 from thalweg.energy.pooled import check_image
 from thalweg.energy.shape import check_rows
 from thalweg.energy.spectral import normalise
+
+FEW = 4  # channels, up to which patches and a matrix product are the faster convolution
 
 
 class StridedEnergy(nn.Module):
@@ -41,7 +44,8 @@ class StridedEnergy(nn.Module):
         layers: list[nn.Module] = []
         _, height, width = image
         for c_in, c_out in zip([image[0], *channels], channels, strict=False):
-            layers += [normalise(nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), spectral), nn.SiLU()]
+            conv = nn.Conv2d if c_in > FEW else PatchConv2d
+            layers += [normalise(conv(c_in, c_out, 4, stride=2, padding=1), spectral), nn.SiLU()]
             height, width = height // 2, width // 2
         dense = normalise(nn.Linear(channels[-1] * height * width, hidden), spectral)
         self.trunk = nn.Sequential(*layers, nn.Flatten(), dense, nn.SiLU())
