@@ -112,10 +112,11 @@ def curves(history: list[dict[str, float]], keys: tuple[str, ...]) -> Figure | N
 
 
 def scatter(samples: Float[Tensor, "n d"], real: Float[Tensor, "m d"]) -> Figure:
-    """Samples over real rows in their first two columns; a single column is set against zero."""
+    """Samples over real rows (if there are any) in their first two columns; a single column is set against zero."""
     samples, real = (F.pad(x, (0, 1)) if x.shape[1] == 1 else x for x in (samples, real))
     figure, (ax,) = _figure(5.2, 5.2)
-    ax.scatter(*real[:, :2].T.numpy(), s=8, color=GREY, alpha=0.5, label="real, unseen", linewidths=0)
+    if len(real):
+        ax.scatter(*real[:, :2].T.numpy(), s=8, color=GREY, alpha=0.5, label="real, unseen", linewidths=0)
     ax.scatter(*samples[:, :2].T.numpy(), s=8, color=ORANGE, alpha=0.6, label="samples", linewidths=0)
     ax.set_xlabel("first column")
     ax.set_ylabel("second column")
