@@ -132,10 +132,11 @@ def sample(
         np.save(held, x.numpy(), allow_pickle=False)
         write_bytes(npy, held.getvalue())
     else:
-        some = x[:400]
+        some = x[:400] if bundle.kind == "image" else x[:10_000]
         write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
     where = str(npy or out)
-    console.say(f"{n} samples in {where}")
+    shown = f" (the first {len(some)} drawn; --npy FILE keeps all)" if npy is None and len(some) < n else ""
+    console.say(f"{n} samples in {where}{shown}")
     console.emit({"samples": n, "file": where, "shape": list(x.shape), "seed": seed}, as_json)
 
 
