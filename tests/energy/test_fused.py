@@ -1,4 +1,4 @@
-"""What `energy.fused` does changes nothing but time: layers against autograd, chains against the plain path, all put back."""
+"""`energy.fused` changes nothing but time: layers against autograd, chains against the plain path, all put back."""
 
 import copy
 import gc
@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn.utils import spectral_norm as hook_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
-from thalweg.energy import fused
+from thalweg.energy import fused, layers
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.fused import held
-from thalweg.energy.layers import MAKERS, Halving, OneChannel, layer_of
+from thalweg.energy.layers import MAKERS, Halving, OneChannel, PixelSum, layer_of
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.resnet import ResNetEnergy
 from thalweg.energy.spectral import frozen
@@ -138,6 +138,7 @@ LAYERS = [
     nn.AvgPool2d(2, ceil_mode=True),
     nn.AvgPool2d(2, divisor_override=3),
     nn.Flatten(),
+    PixelSum(),
     nn.Identity(),
     nn.Dropout(0.4).eval(),
     nn.SiLU(),
@@ -167,6 +168,17 @@ def test_a_layer_is_the_module(module, side):
     back = layer.backward(g, kept)
     assert back.shape == x.shape
     assert torch.allclose(back, torch.autograd.grad(want, x, g)[0], atol=1e-12)
+
+
+def test_both_ways_of_silu_are_one(monkeypatch):
+    x = torch.linspace(-30, 30, 999, dtype=torch.float64)
+    for limit in (0, 1 << 16):
+        monkeypatch.setattr(layers, "_IN_CACHE", limit)
+        y, kept = layer_of(nn.SiLU()).forward(x)
+        assert kept[1] == (limit == 0)
+        assert torch.allclose(y, F.silu(x), atol=1e-14)
+        g = layer_of(nn.SiLU()).backward(torch.ones_like(x), kept)
+        assert torch.allclose(g, torch.ops.aten.silu_backward(torch.ones_like(x), x), atol=1e-13)
 
 
 def test_every_layer_is_tested_and_the_special_ones_are_used():
@@ -204,11 +216,14 @@ def test_what_has_hooks_is_left_alone():
 
 @pytest.mark.parametrize(("name", "runs"), [("conv", 1), ("resnet", 2), ("strided", 1), ("mlp", 1), ("user", 2)])
 def test_runs_are_in_use(name, runs, monkeypatch):
-    """One node for each run of layers, a step; none where the plain form is asked for."""
+    """One node for each run of layers, a step, or after the first call no graph; the plain form where it is due."""
     energy, x = build(name)
-    calls, plain = [], fused._Run.apply
+    calls, plain, whole = [], fused._Run.apply, name in ("conv", "strided", "mlp")
     monkeypatch.setattr(fused._Run, "apply", lambda *args: calls.append(1) or plain(*args))
     run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3)
+    assert len(calls) == (runs if whole else 3 * runs)
+    calls.clear()
+    run.run_chain(ULA(step_size=1e-3), lambda y: energy(y), x, num_steps=3)
     assert len(calls) == 3 * runs
     calls.clear()
     run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3, precision="bf16")
@@ -227,7 +242,7 @@ def test_convolutions_see_channels_last_and_view_is_answered_once(caplog):
         )
         with caplog.at_level("INFO", logger="thalweg"):
             run.run_chain(ULA(step_size=1e-3), energy, torch.rand(2, 1, 8, 8), num_steps=3)
-    assert seen == [True, True, True] + [True, False, False, False]
+    assert seen == [True, True, True, True, False, False, False]
     assert len(caplog.messages) == 1
 
 
@@ -235,12 +250,14 @@ def test_convolutions_see_channels_last_and_view_is_answered_once(caplog):
 def test_all_is_put_back_after_an_error(name):
     energy, x = build(name)
     before = state_of(energy)
-    with pytest.raises(KeyError), held(energy) as still:
-        still(x)
+
+    def broken(y):
+        energy(y)
         raise KeyError
+
+    with pytest.raises(KeyError):
+        run.run_chain(ULA(step_size=1e-3), broken, x, num_steps=2)
     assert_same(before, state_of(energy))
-    with pytest.raises(ValueError, match="want"), held(energy) as still:
-        raise ValueError("want")
     with pytest.raises((RuntimeError, ValueError)):
         run.run_chain(ULA(step_size=1e-3), energy, x[..., :3, :1], num_steps=2)
     assert_same(before, state_of(energy))
@@ -312,6 +329,36 @@ def test_the_gradient_is_each_rows_own():
         _, whole = energy_and_grad(still, x)
         _, part = energy_and_grad(still, x[1:3])
     assert torch.allclose(whole[1:3], part, atol=1e-6)
+
+
+class Shifted(MLPEnergy):
+    """Overrides what `sequence` describes."""
+
+    def forward(self, x):
+        return super().forward(x) + x.square().sum(1)
+
+
+def test_the_shortest_way_is_taken_only_where_it_is_the_energy():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3)
+    for energy in (Shifted(shape=(3,)), MLPEnergy(shape=(3,), num_outputs=4), MLPEnergy(shape=(3,))):
+        with frozen(energy):
+            u, g = energy_and_grad(energy, x)
+        with held(energy) as still:
+            assert still.value_and_grad(x) is None, "not before a call has looked at positions of this kind"
+            still(x)
+            assert (still.value_and_grad(x) is None) == isinstance(energy, Shifted)
+            assert still.value_and_grad(x.double()) is None
+            assert still.value_and_grad(x[:, :2]) is None
+            both = energy_and_grad(still, x)
+        assert torch.allclose(both[0], u, atol=1e-6)
+        assert torch.allclose(both[1], g, atol=1e-6)
+        assert not both[0].requires_grad
+    hook = energy.net[1].register_forward_hook(lambda *_: None)
+    with held(energy) as still:
+        still(x)
+        assert still.value_and_grad(x) is None
+    hook.remove()
 
 
 def test_a_run_is_what_its_modules_are_not_more():
