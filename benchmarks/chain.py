@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or threads that wait on a busy machine keep it busy
 
 import torch
 from torch import nn
@@ -33,14 +34,14 @@ def with_torchebm(energy: nn.Module, x: torch.Tensor, num_steps: int) -> Any:
 
     class Model(BaseModel):
         def __init__(self) -> None:
-            super().__init__(dtype=torch.float32, device="cpu")
+            super().__init__(dtype=torch.float32, device=x.device)
             self.net = energy
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.net(x)
 
     noise = speed.NOISE / (2 * speed.STEP) ** 0.5
-    sampler = LangevinDynamics(Model(), step_size=speed.STEP, noise_scale=noise)
+    sampler = LangevinDynamics(Model(), step_size=speed.STEP, noise_scale=noise, device=x.device)
     return lambda: sampler.sample(x=x, n_steps=num_steps)
 
 
@@ -72,6 +73,8 @@ def processor() -> str:
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.processor()
+    if torch.cuda.is_available():
+        name += f", {torch.cuda.get_device_name()}"
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
 
 
@@ -81,20 +84,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=int, default=[64, 256])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count; medians are over these")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; on a GPU --threads 1 is enough")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser.parse_args()
 
 
 def main() -> None:
     args, others, rows = arguments(), rivals(), []
-    refusal = speed.bf16_pays()
+    refusal = speed.bf16_pays(args.device)
     print(processor())
     if refusal:
         print(refusal)
     for net in args.nets:
         for batch in args.batch:
             for threads in args.threads:
-                measured = speed.measure(net, batch, threads, rounds=args.rounds, others=others, bf16=refusal is None)
+                how = {"rounds": args.rounds, "others": others, "bf16": refusal is None, "device": args.device}
+                measured = speed.measure(net, batch, threads, **how)
                 rows += measured
                 print("\n" + speed.table(measured), flush=True)
     if args.json:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import spectral_norm as hook_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
-from thalweg.energy import fused, layers
+from thalweg.energy import fused
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.conv import ConvEnergy
@@ -168,17 +168,6 @@ def test_a_layer_is_the_module(module, side):
     back = layer.backward(g, kept)
     assert back.shape == x.shape
     assert torch.allclose(back, torch.autograd.grad(want, x, g)[0], atol=1e-12)
-
-
-def test_both_ways_of_silu_are_one(monkeypatch):
-    x = torch.linspace(-30, 30, 999, dtype=torch.float64)
-    for limit in (0, 1 << 16):
-        monkeypatch.setattr(layers, "_IN_CACHE", limit)
-        y, kept = layer_of(nn.SiLU()).forward(x)
-        assert kept[1] == (limit == 0)
-        assert torch.allclose(y, F.silu(x), atol=1e-14)
-        g = layer_of(nn.SiLU()).backward(torch.ones_like(x), kept)
-        assert torch.allclose(g, torch.ops.aten.silu_backward(torch.ones_like(x), x), atol=1e-13)
 
 
 def test_every_layer_is_tested_and_the_special_ones_are_used():
@@ -359,6 +348,14 @@ def test_the_shortest_way_is_taken_only_where_it_is_the_energy():
         still(x)
         assert still.value_and_grad(x) is None
     hook.remove()
+
+
+def test_the_held_energy_is_its_energy_to_samplers():
+    with held(MLPEnergy(shape=(3,))) as still:
+        assert still.shape == (3,)
+        assert copy.copy(still).energy is still.energy
+        with pytest.raises(AttributeError, match="conditionals"):
+            _ = still.conditionals
 
 
 def test_a_run_is_what_its_modules_are_not_more():

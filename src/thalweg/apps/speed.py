@@ -2,7 +2,8 @@
 
 All contenders move the same number of chains of the same network by the same update, x - h dE/dx + s z. They take turns
 in one process, a short chain each, so that a busy machine is busy for all of them; figures are medians over the rounds,
-and ratios medians of the rounds' own ratios. One thread is measured in CPU time, several in wall time.
+and ratios medians of the rounds' own ratios. One thread is measured in CPU time, several threads and other devices in
+wall time.
 """
 
 import copy
@@ -31,7 +32,7 @@ NETS: dict[str, Callable[[], Any]] = {
     "resnet": lambda: ResNetEnergy(shape=(3, 32, 32), channels=(16, 32, 64)),
     "mlp": lambda: MLPEnergy(shape=(2,)),
 }
-STEPS = {"cnn": 8, "resnet": 4, "mlp": 100}
+STEPS = {"cnn": 8, "resnet": 4, "mlp": 100}  # of 64 chains, in one turn
 Contender = Callable[[], None]
 
 
@@ -58,6 +59,11 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _steps(net: str, batch: int) -> int:
+    """How many steps a turn has: fewer of more chains, so that a table takes as long for any batch."""
+    return max(1, STEPS[net] * 64 // batch) if net != "mlp" else STEPS[net]
+
+
 def tutorial(energy: nn.Module, x: Tensor, num_steps: int) -> Tensor:
     """The loop as the public tutorials have it: train mode, every gradient, the network as it stands."""
     x = x.clone()
@@ -75,11 +81,13 @@ def ours(energy: nn.Module, x: Tensor, num_steps: int, precision: str = "fp32") 
     return run_chain(sampler, energy, x, num_steps=num_steps, precision=precision)
 
 
-def bf16_pays() -> str | None:
+def bf16_pays(device: str = "cpu") -> str | None:
     """None where a bfloat16 convolution and its gradient are faster than in float32; else a sentence that says why not.
 
     Without instructions of its own for bfloat16 a processor emulates it.
     """
+    if device != "cpu":
+        return None
     times = []
     for kind in (torch.float32, torch.bfloat16):
         x, w = torch.ones(16, 16, 14, 14, dtype=kind).requires_grad_(), torch.ones(32, 16, 3, 3, dtype=kind)
@@ -155,16 +163,18 @@ def _fastest(jobs: Sequence[Contender]) -> Contender:
     return min(jobs, key=lambda job: _best(job, 7))
 
 
-def contenders(net: str, batch: int, others: Mapping[str, Any] | None = None, bf16: bool = False) -> dict[str, Any]:
-    """Name to a function of nothing that runs `STEPS[net]` steps; each has a network of its own, equal at the start.
+def contenders(
+    net: str, batch: int, others: Mapping[str, Any] | None = None, bf16: bool = False, device: str = "cpu"
+) -> dict[str, Any]:
+    """Name to a function of nothing that runs `_steps` steps; each has a network of its own, equal at the start.
 
     `others`: name to a function (network, x, num_steps) that makes such a function, for instance of another library.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        energy = NETS[net]()
-    x = torch.rand(batch, *energy.shape, generator=generator(0, "speed"))
-    num, own = STEPS[net], [copy.deepcopy(energy) for _ in range(3)]
+        energy = NETS[net]().to(device)
+    x = torch.rand(batch, *energy.shape, generator=generator(0, "speed")).to(device)
+    num, own = _steps(net, batch), [copy.deepcopy(energy) for _ in range(3)]
     found: dict[str, Any] = {"tutorial": lambda: tutorial(own[0], x, num)}
     found |= {name: make(copy.deepcopy(energy), x, num) for name, make in (others or {}).items()}
     found[OURS] = lambda: ours(own[1], x, num)
@@ -176,21 +186,30 @@ def contenders(net: str, batch: int, others: Mapping[str, Any] | None = None, bf
 
 
 def measure(
-    net: str, batch: int, threads: int, *, rounds: int = 7, others: Mapping[str, Any] | None = None, bf16: bool = False
+    net: str,
+    batch: int,
+    threads: int,
+    *,
+    rounds: int = 7,
+    others: Mapping[str, Any] | None = None,
+    bf16: bool = False,
+    device: str = "cpu",
 ) -> list[Row]:
-    """A row for each contender, all taking turns; the first round is not counted."""
+    """A row for each contender, all taking turns; the first round is not counted. A device is waited for."""
+    wait = torch.accelerator.synchronize if device != "cpu" else lambda: None
     with _threads(threads):
-        jobs = contenders(net, batch, others, bf16)
+        jobs, num = contenders(net, batch, others, bf16, device), _steps(net, batch)
         wall: dict[str, list[float]] = {name: [] for name in jobs}
         cpu: dict[str, list[float]] = {name: [] for name in jobs}
         for i in range(rounds + 1):
             for name, job in jobs.items():
                 start, used = time.perf_counter(), time.process_time()
                 job()
+                wait()
                 if i:
-                    wall[name].append((time.perf_counter() - start) / STEPS[net])
-                    cpu[name].append((time.process_time() - used) / STEPS[net])
-    basis = cpu if threads == 1 else wall
+                    wall[name].append((time.perf_counter() - start) / num)
+                    cpu[name].append((time.process_time() - used) / num)
+    basis = cpu if threads == 1 and device == "cpu" else wall
     rows = []
     for name in jobs:
         ratio = median(a / b for a, b in zip(basis[name], basis[OURS], strict=True))

@@ -124,7 +124,8 @@ def _channels_last(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Weights of convolutions on the CPU in channels_last, then the very tensors of before."""
     found = (m for m in modules if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
     weights = {id(p): p for m in found for p in m.parameters()}.values()
-    changed = [(p, p.data) for p in weights if p.ndim == 4 and p.device.type == "cpu"]
+    plain = (p for p in weights if p.ndim == 4 and p.device.type == "cpu" and type(p.data) is Tensor)
+    changed = [(p, p.data) for p in plain]
     try:
         for p, data in changed:
             p.data = data.contiguous(memory_format=torch.channels_last)
@@ -154,17 +155,17 @@ class _Whole:
     def __init__(self, layers: Sequence[Layer]):
         self.layers = layers
 
-    @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        f, way = x.detach(), []
-        for layer in self.layers:
-            f, kept = layer.forward(f)
-            way.append((layer, kept))
-        u = marginal(f)
-        g = torch.full_like(f, -1.0) if f.shape[1] == 1 else -torch.softmax(f, dim=1)
-        for layer, kept in reversed(way):
-            g = layer.backward(g, kept)
-        return u, g
+        with torch.no_grad():
+            f, way = x.detach(), []
+            for layer in self.layers:
+                f, kept = layer.forward(f)
+                way.append((layer, kept))
+            u = marginal(f)
+            g = torch.full_like(f, -1.0) if f.shape[1] == 1 else -torch.softmax(f, dim=1)
+            for layer, kept in reversed(way):
+                g = layer.backward(g, kept)
+            return u, g
 
 
 def _whole(energy: Any) -> _Whole | None:
@@ -214,6 +215,8 @@ class Held:
         self._plain, self._whole = True, None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copying asks for, before there is an energy to ask
+            raise AttributeError(name)
         return getattr(self.energy, name)
 
     def __call__(self, *args: Tensor) -> Any:
