@@ -220,13 +220,26 @@ def test_score_names_images_and_survives_huge_numbers(thalweg_command, runs, tmp
     assert json.loads(out)["flagged"] == 2
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["score"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], ["train"], ["sample"], ["score"], ["evaluate"], ["bench"]])
 def test_help_has_an_example(thalweg_command, command):
     code, out, err = thalweg_command(*command, "--help")
     assert (code, err) == (0, [])
     assert "Usage" in out
     if command:
         assert "Example" in out
+
+
+def test_bench_prints_a_table_or_json(thalweg_command):
+    words = ["bench", "--nets", "mlp", "--batch", "4", "--threads", "1", "--rounds", "1"]
+    code, out, err = thalweg_command(*words)
+    assert code == 0, err
+    assert out.startswith("| net | batch |")
+    code, out, err = thalweg_command(*words, "--json")
+    rows = json.loads(out)["rows"]
+    assert {"tutorial", "thalweg fp32", "roofline"} <= {row["name"] for row in rows}
+    assert all(row["cpu_ms"] > 0 for row in rows)
+    code, _, err = thalweg_command("bench", "--nets", "cnm")
+    assert (code, err) == (2, ["thalweg: --nets cnm: choose from cnn, resnet, mlp"])
 
 
 def test_version_and_no_arguments(thalweg_command):

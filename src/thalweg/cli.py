@@ -1,4 +1,4 @@
-"""The command line: `thalweg train | sample | score | evaluate`.
+"""The command line: `thalweg train | sample | score | evaluate | bench`.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong (one line: what, where, how to mend), 130 and 143 stopped by
 Ctrl-C and SIGTERM with the run saved. With `--json` the result is one JSON object on standard output; progress and
@@ -183,6 +183,36 @@ def evaluate(
     figures = _evaluate(bundle, bundle.path, num_samples=num_samples, seed=seed)
     console.say(f"report in {bundle.path / 'report.html'}")
     console.emit(figures, as_json)
+
+
+@app.command(epilog="Example: `thalweg bench --nets cnn --batch 64 --threads 1`")
+def bench(
+    nets: Annotated[list[str] | None, typer.Option(help="cnn, resnet or mlp, repeatable; all if not given.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Chains, repeatable; 64 and 256 if not given.", min=1)] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Threads, repeatable; 1 and 2 if not given.", min=1)] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds that count; more for a busy machine.", min=1)] = 5,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast chains run on this machine, beside a tutorial's loop and the bare convolutions.
+
+    Under five minutes. `python benchmarks/chain.py` in a clone of the repository measures other libraries as well.
+    """
+    from thalweg.apps import speed
+
+    nets, rows, refusal = nets or list(speed.NETS), [], speed.bf16_pays()
+    unknown = [net for net in nets if net not in speed.NETS]
+    if unknown:
+        raise UserError(f"--nets {unknown[0]}: choose from {', '.join(speed.NETS)}")
+    if refusal:
+        console.say(refusal)
+    for net in nets:
+        for size in batch or [64, 256]:
+            for number in threads or [1, 2]:
+                console.say(f"{net}, {size} chains, threads: {number} …")
+                rows += speed.measure(net, size, number, rounds=rounds, bf16=refusal is None)
+    if not as_json:
+        typer.echo(speed.table(rows))
+    console.emit({"rows": [row._asdict() for row in rows], "bf16": refusal}, as_json)
 
 
 def main() -> None:

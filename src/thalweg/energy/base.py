@@ -43,11 +43,15 @@ def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[T
     The sum over the batch is differentiated, which gives each row its own gradient as long as the energy
     treats rows independently (so no BatchNorm in train mode). Under `torch.compile` the pull-back of
     `torch.func.vjp` is used, because `autograd.grad` does not trace; in eager mode `autograd.grad`, because
-    it works with every module.
+    it works with every module. An energy may bring a `value_and_grad(x)` of its own, which may return None where it
+    does not apply; `energy.fused` does.
     """
     if torch.compiler.is_compiling():
         u, pull = torch.func.vjp(energy, x)  # pyright: ignore[reportAssignmentType]
         return u.detach(), pull(torch.ones_like(u))[0].detach()
+    own = getattr(energy, "value_and_grad", None)
+    if own is not None and (both := own(x)) is not None:
+        return both
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         u = energy(x)

@@ -42,6 +42,10 @@ class MLPEnergy(nn.Module):
         check_rows(x, self.shape)
         return self.net(x)
 
+    def sequence(self) -> list[nn.Module]:
+        """The modules that give f(x) one after the other, for `energy.fused`."""
+        return list(self.net)
+
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """E(x) in nats."""
         return marginal(self.outputs(x))

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.energy.base import check_image_shape, marginal
+from thalweg.energy.layers import PixelSum
 from thalweg.energy.shape import check_shape
 
 
@@ -36,6 +37,10 @@ class PooledEnergy(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.shape[0]:  # any size of image will do
             raise ValueError(f"x has shape {tuple(x.shape)}: want (B, {', '.join(map(str, self.shape))})")
         return self.trunk(x).sum((2, 3))
+
+    def sequence(self) -> list[nn.Module]:
+        """The modules that give f(x) one after the other, for `energy.fused`."""
+        return [*self.trunk, PixelSum(), self.head]
 
     def outputs(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """f(x), the network's outputs before they become an energy."""

@@ -56,6 +56,10 @@ class StridedEnergy(nn.Module):
         check_rows(x, self.shape)
         return self.head(self.trunk(x))
 
+    def sequence(self) -> list[nn.Module]:
+        """The modules that give f(x) one after the other, for `energy.fused`."""
+        return [*self.trunk, self.head]
+
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """E(x) in nats."""
         return marginal(self.outputs(x))

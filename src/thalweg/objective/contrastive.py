@@ -23,6 +23,7 @@ from torch import Generator, Tensor
 from thalweg.core.errors import UserError
 from thalweg.energy.base import EnergyFn
 from thalweg.energy.compose import Conditioned
+from thalweg.energy.fused import held
 from thalweg.energy.spectral import frozen
 from thalweg.objective import buffer, health
 from thalweg.objective.base import Batch
@@ -214,11 +215,11 @@ class ContrastiveDivergence:
 
     def _run(self, energy: EnergyFn, x: Tensor, num: int, chain: Sequence[Tensor]) -> tuple[Tensor, Info]:
         """The chain's last positions, outside the graph, and its last diagnostics."""
-        with frozen(energy):
-            state = self.sampler.init(energy, x.detach())
+        with held(energy) as still:
+            state = self.sampler.init(still, x.detach())
             info = Info(x.new_ones(len(x)), x.new_zeros(len(x)))
             for k in range(num):
-                state, info = self.sampler.step(energy, state, tuple(kind[k] for kind in chain))
+                state, info = self.sampler.step(still, state, tuple(kind[k] for kind in chain))
         return state.x.detach(), info
 
     def _compare(

@@ -48,7 +48,7 @@ def normal_like(x: Tensor, generator: Generator) -> Tensor:
 
 def row_norm(g: Tensor) -> Tensor:
     """Euclidean norm of each row, (B, *) to (B,)."""
-    return g.flatten(1).norm(dim=1)
+    return torch.linalg.vector_norm(g.flatten(1), dim=1)
 
 
 def per_row(v: Tensor, like: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import EnergyFn
-from thalweg.energy.spectral import frozen
+from thalweg.energy.fused import held
 from thalweg.sampler.base import Info, Sampler
 
 S = TypeVar("S")
@@ -56,10 +56,10 @@ def run_chain(
 ) -> Float[Tensor, "b *d"]:
     """x after `num_steps` steps, detached, of x's type; x itself is left alone.
 
-    `energy` is any module or callable, (B, *) to (B,). A module is held in evaluation mode with its
-    normalised weights computed once (`energy.spectral.frozen`). `precision="bf16"` evaluates the network
-    under bfloat16 autocast; positions, noise, updates and the Metropolis test stay in x's own type. `start`
-    is the first step's number, to go on with a run. ValueError for x that is not floating, not finite or has
+    `energy` is any module or callable, (B, *) to (B,). A module is held in evaluation mode with its normalised
+    weights computed once, and evaluated as fast as its layers allow (`energy.fused`). `precision="bf16"` evaluates
+    the network under bfloat16 autocast; positions, noise, updates and the Metropolis test stay in x's own type.
+    `start` is the first step's number, to go on with a run. ValueError for x that is not floating, not finite or has
     no batch dimension, and for an energy of another shape, without a gradient, or not finite where the chains start.
     Later steps are not looked at: a chain that leaves the finite comes back as it is, so look at what is returned.
     """
@@ -68,7 +68,7 @@ def run_chain(
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: want one of {', '.join(PRECISIONS)}")
     generators = (address(seed, "chain", start + k, device=x.device) for k in range(num_steps))
-    with torch.inference_mode(False), frozen(energy) as still:
+    with torch.inference_mode(False), held(energy) as still:
         x = x.detach().clone()
         checked = _Checked(still, first=True, bf16=precision == "bf16")
         for state, _ in transitions(sampler, checked, x, generators):
@@ -117,6 +117,11 @@ class _Checked:
     def conditionals(self) -> Any:
         """The energy's own, or None: for kernels that draw from its conditional laws."""
         return getattr(self.energy, "conditionals", None)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The energy's own, once a call has been checked."""
+        own = None if self.first or self.bf16 else getattr(self.energy, "value_and_grad", None)
+        return None if own is None else own(x)
 
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
         autocast = nullcontext() if self.bf16 is None else torch.autocast(x.device.type, torch.bfloat16, self.bf16)

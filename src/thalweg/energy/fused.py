@@ -1,0 +1,244 @@
+"""An energy evaluated as fast as its modules allow while a chain holds it still, whoever wrote it.
+
+Inside a chain the weights do not change and only dE/dx is wanted. So for as long as `held` lasts
+
+- the energy is `frozen`: evaluation mode, normalised weights folded, no gradients of weights;
+- convolutions have channels_last weights, and so their images, which oneDNN takes without copying;
+- a run of known layers in an nn.Sequential is one node of the graph, with its gradient written out (`energy.layers`);
+- freed memory stays with the process, for the next step to use without a page fault.
+
+All this changes the energy by rounding only, and nothing of it is left when the chain ends. Anything else that a module
+does goes through autograd as ever; a second derivative through a run is taken of its plain form; and under autocast,
+`torch.func` or `torch.compile`, and for modules that are compiled or have hooks, the plain form is all there is.
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function, forward_ad
+from torch.nn.modules import module as nn_module
+
+from thalweg.energy.base import marginal
+from thalweg.energy.layers import HOOKS, Layer, OneChannel, layer_of
+from thalweg.energy.spectral import frozen, modules_of
+
+logger = logging.getLogger(__name__)
+_MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
+
+
+class _Run(Function):
+    """Layers one after the other as one node. The plain form serves where the gradient is differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], plain: Callable[[Tensor], Tensor]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(x)
+        ctx.plain, ctx.way = plain, []
+        for layer in layers:
+            x, kept = layer.forward(x)
+            ctx.way.append((layer, kept))
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors  # also what refuses a second pass through a graph that was freed
+        if torch.is_grad_enabled():
+            with torch.enable_grad():
+                (g,) = torch.autograd.grad(ctx.plain(x), x, g, create_graph=True)
+            return g, None, None
+        for layer, kept in reversed(ctx.way):
+            g = layer.backward(g, kept)
+        return g, None, None
+
+
+def _run(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The layers at x: by one node where only a first derivative by autograd is to come, else by the plain form."""
+    special = (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled(x.device.type)
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+    return plain(x) if special else _Run.apply(x, layers, plain)  # pyright: ignore[reportReturnType]
+
+
+def _chain(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    for part in parts:
+        x = part(x)
+    return x
+
+
+def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
+    """The modules, with each run of known layers replaced by one function; one that would gain nothing stays."""
+    parts: list[Callable[[Tensor], Tensor]] = []
+    layers: list[Layer] = []
+    for i, m in enumerate([*modules, None]):
+        layer = None if m is None else layer_of(m)
+        if layer is not None:
+            layers.append(layer)
+            continue
+        plain = modules[i - len(layers) : i]
+        gains = len(layers) > 1 or any(isinstance(layer, OneChannel) for layer in layers)
+        parts += [functools.partial(_run, layers, functools.partial(_chain, plain))] if gains else plain
+        parts += [] if m is None else [m]
+        layers = []
+    return parts
+
+
+def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """(module, its new forward): Sequentials with runs, and convolutions of one channel wherever they stand."""
+    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+        return
+    inside: set[int] = set()
+    for m in modules:
+        if isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward and "forward" not in m.__dict__:
+            parts = _parts(list(m))
+            if any(isinstance(part, functools.partial) for part in parts):
+                inside |= {id(child) for child in m}
+                yield m, functools.partial(_chain, parts)
+    for m in modules:
+        if isinstance(m, nn.Conv2d) and id(m) not in inside and isinstance(layer := layer_of(m), OneChannel):
+            yield m, functools.partial(_run, [layer], functools.partial(type(m).forward, m))
+
+
+@functools.cache
+def _keep_memory() -> None:
+    """Have glibc keep freed blocks of up to 32 MiB, by freeing one such block (it learns its threshold; see mallopt).
+
+    It would give activations back to the system at each step and have them zeroed by page faults at the next, which
+    costs a step of a small network 15 to 25 % of its time. The block itself is never touched, so it costs no memory.
+    """
+    torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8)
+
+
+def _compiled(m: nn.Module) -> bool:
+    return isinstance(m, torch._dynamo.OptimizedModule | torch.jit.ScriptModule) or m._compiled_call_impl is not None
+
+
+@contextmanager
+def _channels_last(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Weights of convolutions on the CPU in channels_last, then the very tensors of before."""
+    found = (m for m in modules if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
+    weights = {id(p): p for m in found for p in m.parameters()}.values()
+    plain = (p for p in weights if p.ndim == 4 and p.device.type == "cpu" and type(p.data) is Tensor)
+    changed = [(p, p.data) for p in plain]
+    try:
+        for p, data in changed:
+            p.data = data.contiguous(memory_format=torch.channels_last)
+        yield
+    finally:
+        for p, data in changed:
+            p.data = data
+
+
+@contextmanager
+def _replaced(modules: Sequence[nn.Module]) -> Iterator[None]:
+    changed = list(_faster(modules))
+    try:
+        for m, forward in changed:
+            m.__dict__["forward"] = forward
+        yield
+    finally:
+        for m, _ in changed:
+            del m.__dict__["forward"]
+
+
+class _Whole:
+    """(E(x), dE/dx) of E = marginal(f), f = layers one after the other: no graph at all, for networks so small that
+    building it costs as much as the arithmetic.
+    """
+
+    def __init__(self, layers: Sequence[Layer]):
+        self.layers = layers
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            f, way = x.detach(), []
+            for layer in self.layers:
+                f, kept = layer.forward(f)
+                way.append((layer, kept))
+            u = marginal(f)
+            g = torch.full_like(f, -1.0) if f.shape[1] == 1 else -torch.softmax(f, dim=1)
+            for layer, kept in reversed(way):
+                g = layer.backward(g, kept)
+            return u, g
+
+
+def _whole(energy: Any) -> _Whole | None:
+    """For an energy that offers `sequence()`, known layers all, has no hooks and overrides none of the methods."""
+    owner = next((c for c in type(energy).__mro__ if "sequence" in c.__dict__), None)
+    if owner is None or not isinstance(energy, nn.Module):
+        return None
+    same = all(getattr(type(energy), n, None) is getattr(owner, n, None) for n in ("forward", "outputs", "features"))
+    if not same or any(getattr(m, name) for m in energy.modules() for name in HOOKS):
+        return None
+    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+        return None
+    layers = [layer_of(m) for m in energy.sequence()]  # pyright: ignore[reportCallIssue]
+    return None if None in layers else _Whole([layer for layer in layers if layer is not None])
+
+
+class Held:
+    """An energy E(x) or U(x, t) inside `held`: its attributes are the energy's own.
+
+    A module may count on the layout of what it computes (`view` after a convolution). Its error is answered once, by
+    taking everything back but `frozen` and asking again.
+    """
+
+    def __init__(self, energy: Any, stack: ExitStack):
+        self.energy, self._stack, self._plain = energy, stack, False
+        self._whole: _Whole | None = None
+        self._kind: Any = None
+        modules = list(dict.fromkeys(m for root in modules_of(energy) for m in root.modules()))
+        if any(_compiled(m) for m in modules):
+            self._settle()
+            return
+        stack.enter_context(_channels_last(modules))
+        stack.enter_context(frozen(energy))
+        stack.enter_context(_replaced(modules))
+        self._whole = _whole(energy)
+
+    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(E(x), dE/dx) by the shortest way, or None where there is none: once a call has taken positions like x."""
+        kind = (x.shape[1:], x.dtype, x.device)
+        if self._whole is None or kind != self._kind or torch.is_autocast_enabled(x.device.type):
+            return None
+        return self._whole(x)
+
+    def _settle(self) -> None:
+        self._stack.close()
+        self._stack.enter_context(frozen(self.energy))
+        self._plain, self._whole = True, None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copying asks for, before there is an energy to ask
+            raise AttributeError(name)
+        return getattr(self.energy, name)
+
+    def __call__(self, *args: Tensor) -> Any:
+        if self._plain:
+            return self.energy(*args)
+        try:
+            u, x = self.energy(*args), args[0]
+            self._kind = (x.shape[1:], x.dtype, x.device)
+            return u
+        except RuntimeError as error:
+            self._settle()
+            u = self.energy(*args)
+            logger.info("the energy is evaluated without changes of layout, which it does not take: %s", error)
+            return u
+
+
+@contextmanager
+def held(energy: Any) -> Iterator[Any]:
+    """The same energy for as long as a chain lasts, `frozen` and faster; as it was afterwards, also after an error.
+
+    Costs a copy of the convolutions' weights. What `frozen` says of threads holds here too.
+    """
+    _keep_memory()
+    with ExitStack() as stack:
+        yield Held(energy, stack)

@@ -1,0 +1,368 @@
+"""`energy.fused` changes nothing but time: layers against autograd, chains against the plain path, all put back."""
+
+import copy
+import gc
+import inspect
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import spectral_norm as hook_norm
+from torch.nn.utils.parametrizations import spectral_norm
+
+from thalweg.energy import fused
+from thalweg.energy.base import energy_and_grad
+from thalweg.energy.compose import AtNoise
+from thalweg.energy.conv import ConvEnergy
+from thalweg.energy.fused import held
+from thalweg.energy.layers import MAKERS, Halving, OneChannel, PixelSum, layer_of
+from thalweg.energy.mlp import MLPEnergy
+from thalweg.energy.resnet import ResNetEnergy
+from thalweg.energy.spectral import frozen
+from thalweg.energy.strided import StridedEnergy
+from thalweg.energy.unet import UNetEnergy
+from thalweg.objective.base import Batch
+from thalweg.objective.contrastive import ContrastiveDivergence
+from thalweg.sampler import run
+from thalweg.sampler.langevin import MALA, ULA
+
+
+class Users(nn.Module):
+    """Somebody's network: functional calls, a skip, `view` where the layout must be the usual one."""
+
+    def __init__(self, norm=lambda m: m, view: bool = False):
+        super().__init__()
+        self.first = norm(nn.Conv2d(1, 6, 3, padding=1))
+        self.body = nn.Sequential(nn.SiLU(), norm(nn.Conv2d(6, 6, 3, padding=1)), nn.LeakyReLU(0.1), nn.AvgPool2d(2))
+        self.last = norm(nn.Linear(6 * 16, 1))
+        self.view = view
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        h = self.first(x)
+        h = self.dropout(self.body(h + F.silu(h)))
+        return self.last(h.view(len(x), -1) if self.view else h.flatten(1)).squeeze(1)
+
+
+class Slope(nn.Module):
+    """An energy that takes a gradient itself, so that the chain's is a second derivative."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 1))
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_(True)
+            (g,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+        return g.flatten(1).square().sum(1)
+
+
+class Count(nn.Conv2d):
+    """A convolution that is not what its base is."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+ENERGIES = {
+    "conv": lambda: ConvEnergy(shape=(1, 8, 8), channels=(4, 6, 8)),
+    "conv-rgb": lambda: ConvEnergy(shape=(3, 9, 10), channels=(4, 6), num_outputs=3),
+    "resnet": lambda: ResNetEnergy(shape=(3, 8, 8), channels=(4, 6)),
+    "strided": lambda: StridedEnergy(shape=(1, 8, 8), channels=(4, 6), hidden=5, spectral=True),
+    "unet": lambda: AtNoise(UNetEnergy.example(), torch.tensor(0.3)),
+    "mlp": lambda: MLPEnergy(shape=(3,), width=16),
+    "user": Users,
+    "user-parametrised": lambda: Users(spectral_norm),
+    "user-hooked": lambda: Users(hook_norm),
+    "user-view": lambda: Users(hook_norm, view=True),
+    "user-slope": Slope,
+    "user-double": lambda: nn.Sequential(Count(1, 3, 3), nn.SiLU(), nn.Flatten(), nn.Linear(108, 1), nn.Flatten(0)),
+}
+
+
+def build(name):
+    torch.manual_seed(3)
+    energy = ENERGIES[name]()
+    inner = energy.energy if isinstance(energy, AtNoise) else energy
+    for p in inner.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.1)  # a U-Net's head begins at zero
+    shape = getattr(inner, "shape", (1, 8, 8))
+    return energy, torch.rand(5, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def state_of(energy):
+    """All that a chain must leave as it was: modes, flags, memory, hooks, attributes."""
+    (root,) = fused.modules_of(energy)
+    modules = [(m.training, tuple(m.__dict__), tuple(m._forward_pre_hooks), type(m)) for m in root.modules()]
+    tensors = [
+        (n, p.data_ptr(), p.stride(), p.requires_grad, p.grad, p.clone())
+        for n, p in [*root.named_parameters(), *root.named_buffers()]
+    ]
+    return modules, tensors
+
+
+def assert_same(before, after):
+    assert before[0] == after[0]
+    for (*a, x), (*b, y) in zip(before[1], after[1], strict=True):
+        assert a == b
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("name", ENERGIES)
+@pytest.mark.parametrize("sampler", [ULA(step_size=1e-3), MALA(step_size=1e-3)], ids=["ula", "mala"])
+def test_the_chain_is_that_of_the_plain_path(name, sampler, monkeypatch):
+    energy, x = build(name)
+    before = state_of(energy)
+    fast = run.run_chain(sampler, energy, x, num_steps=6)
+    assert_same(before, state_of(energy))
+    monkeypatch.setattr(run, "held", frozen)
+    plain = run.run_chain(sampler, energy, x, num_steps=6)
+    assert torch.allclose(fast, plain, rtol=0, atol=1e-5)
+    assert not torch.allclose(fast, x, atol=1e-3)
+
+
+LAYERS = [
+    nn.Conv2d(1, 5, 3, padding=1),
+    nn.Conv2d(1, 5, (4, 3), stride=(2, 1), padding=(1, 2), bias=False),
+    nn.Conv2d(1, 2, 3, stride=3, dilation=2),
+    nn.Conv2d(1, 4, 1),
+    nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    nn.Conv2d(2, 6, 4, stride=2, padding=1, bias=False),
+    nn.Linear(7, 5),
+    nn.Linear(7, 1, bias=False),
+    nn.AvgPool2d(2),
+    nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
+    nn.AvgPool2d(2, ceil_mode=True),
+    nn.AvgPool2d(2, divisor_override=3),
+    nn.Flatten(),
+    PixelSum(),
+    nn.Identity(),
+    nn.Dropout(0.4).eval(),
+    nn.SiLU(),
+    nn.ReLU(),
+    nn.Tanh(),
+    nn.LeakyReLU(0.3),
+    nn.GELU(),
+    nn.GELU(approximate="tanh"),
+    nn.Softplus(beta=2.0),
+]
+
+
+@pytest.mark.parametrize("module", LAYERS, ids=str)
+@pytest.mark.parametrize("side", [8, 9])
+def test_a_layer_is_the_module(module, side):
+    module = copy.deepcopy(module).double()
+    shape = (3, 7) if isinstance(module, nn.Linear) else (3, getattr(module, "in_channels", 2), side, side)
+    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    layer = layer_of(module.requires_grad_(False))
+    assert layer is not None
+    y, kept = layer.forward(x)
+    x.requires_grad_(True)
+    want = module(x)
+    g = torch.randn_like(want)
+    assert torch.allclose(y, want, atol=1e-12)
+    back = layer.backward(g, kept)
+    assert back.shape == x.shape
+    assert torch.allclose(back, torch.autograd.grad(want, x, g)[0], atol=1e-12)
+
+
+def test_every_layer_is_tested_and_the_special_ones_are_used():
+    assert {type(m) for m in LAYERS} == set(MAKERS)
+    assert isinstance(layer_of(nn.Conv2d(1, 4, 3)), OneChannel)
+    assert isinstance(layer_of(nn.AvgPool2d(2)), Halving)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        Count(1, 2, 3),
+        nn.Conv2d(1, 2, 3, padding="same"),
+        nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"),
+        nn.SiLU(inplace=True),
+        nn.Flatten(0),
+        nn.BatchNorm2d(3),
+        nn.Bilinear(1, 1, 1),
+    ],
+    ids=str,
+)
+def test_what_is_not_known_is_left_alone(module):
+    assert layer_of(module) is None
+
+
+def test_what_has_hooks_is_left_alone():
+    calls = []
+    net = nn.Sequential(nn.Linear(2, 4), nn.SiLU(), nn.Linear(4, 1), nn.Flatten(0))
+    handle = net[1].register_forward_hook(lambda *_: calls.append(1))
+    run.run_chain(ULA(step_size=0.1), net, torch.zeros(3, 2), num_steps=4)
+    assert len(calls) == 4
+    handle.remove()
+    assert layer_of(net[1]) is not None
+
+
+@pytest.mark.parametrize(("name", "runs"), [("conv", 1), ("resnet", 2), ("strided", 1), ("mlp", 1), ("user", 2)])
+def test_runs_are_in_use(name, runs, monkeypatch):
+    """One node for each run of layers, a step, or after the first call no graph; the plain form where it is due."""
+    energy, x = build(name)
+    calls, plain, whole = [], fused._Run.apply, name in ("conv", "strided", "mlp")
+    monkeypatch.setattr(fused._Run, "apply", lambda *args: calls.append(1) or plain(*args))
+    run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3)
+    assert len(calls) == (runs if whole else 3 * runs)
+    calls.clear()
+    run.run_chain(ULA(step_size=1e-3), lambda y: energy(y), x, num_steps=3)
+    assert len(calls) == 3 * runs
+    calls.clear()
+    run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3, precision="bf16")
+    run.run_chain(ULA(step_size=1e-3), torch.compile(energy, backend="eager"), x, num_steps=1)
+    with held(energy) as still:
+        torch.func.vmap(still)(x[:, None])
+    assert calls == []
+
+
+def test_convolutions_see_channels_last_and_view_is_answered_once(caplog):
+    seen = []
+    for view in (False, True):
+        energy = Users(view=view)
+        energy.dropout.register_forward_pre_hook(
+            lambda _m, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
+        with caplog.at_level("INFO", logger="thalweg"):
+            run.run_chain(ULA(step_size=1e-3), energy, torch.rand(2, 1, 8, 8), num_steps=3)
+    assert seen == [True, True, True, True, False, False, False]
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("name", ["conv", "user-hooked", "user-view", "user-parametrised"])
+def test_all_is_put_back_after_an_error(name):
+    energy, x = build(name)
+    before = state_of(energy)
+
+    def broken(y):
+        energy(y)
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        run.run_chain(ULA(step_size=1e-3), broken, x, num_steps=2)
+    assert_same(before, state_of(energy))
+    with pytest.raises((RuntimeError, ValueError)):
+        run.run_chain(ULA(step_size=1e-3), energy, x[..., :3, :1], num_steps=2)
+    assert_same(before, state_of(energy))
+
+
+def test_weights_that_moved_are_seen_by_the_next_chain():
+    energy, x = build("conv")
+    first = run.run_chain(ULA(step_size=1e-2), energy, x, num_steps=2)
+    with torch.no_grad():
+        energy.head.weight.mul_(-30)
+        energy.trunk[3].parametrizations.weight.original.add_(torch.randn(6, 4, 3, 3))
+    second = run.run_chain(ULA(step_size=1e-2), energy, x, num_steps=2)
+    assert not torch.allclose(first, second, atol=1e-3)
+
+
+def test_second_and_repeated_derivatives():
+    energy, x = build("strided")
+    with held(energy):
+        y = x.clone().requires_grad_(True)
+        (g,) = torch.autograd.grad(energy(y).sum(), y, create_graph=True)
+        (fast,) = torch.autograd.grad(g.square().sum(), y)
+        u = energy(y)
+        twice = [torch.autograd.grad(u.sum(), y, retain_graph=True)[0] for _ in range(2)]
+    with frozen(energy):
+        (g,) = torch.autograd.grad(energy(y).sum(), y, create_graph=True)
+        (plain,) = torch.autograd.grad(g.square().sum(), y)
+    assert torch.allclose(fast, plain, atol=1e-6)
+    assert torch.equal(*twice)
+    assert torch.allclose(twice[0], g, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", [ULA(step_size=1e-3), MALA(step_size=1e-3)], ids=["ula", "mala"])
+def test_cost_and_memory_of_a_step_are_constant(sampler):
+    """One evaluation a step, and as many tensors alive at step 40 as at step 5."""
+    energy, x = build("conv")
+    alive = []
+
+    def spied(y):
+        alive.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
+        return energy(y)
+
+    gc.collect()
+    run.run_chain(sampler, spied, x, num_steps=40)
+    assert len(alive) == 40 + isinstance(sampler, MALA)
+    assert max(alive[20:]) <= max(alive[3:8])
+
+
+@pytest.mark.parametrize("name", ["conv", "user-parametrised", "mlp"])
+def test_persistent_training_takes_the_same_step(name, monkeypatch):
+    energy, x = build(name)
+    objective = ContrastiveDivergence(sampler=ULA(step_size=1e-2), num_steps=4, buffer_size=16)
+    generator = torch.Generator().manual_seed(2)
+    state = objective.init(energy, x, generator)
+    noise = objective.draw(state, Batch(x), generator, 0.0)
+    results = []
+    for way in (held, frozen):
+        monkeypatch.setattr("thalweg.objective.contrastive.held", way)
+        torch.manual_seed(0)  # dropout
+        mine = copy.deepcopy(energy)
+        loss, replay, _ = objective.loss(mine, state, Batch(x), noise)
+        loss.backward()
+        results.append([loss.detach(), replay.x, *(p.grad for p in mine.parameters() if p.grad is not None)])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
+
+
+def test_the_gradient_is_each_rows_own():
+    energy, x = build("conv")
+    with held(energy) as still:
+        _, whole = energy_and_grad(still, x)
+        _, part = energy_and_grad(still, x[1:3])
+    assert torch.allclose(whole[1:3], part, atol=1e-6)
+
+
+class Shifted(MLPEnergy):
+    """Overrides what `sequence` describes."""
+
+    def forward(self, x):
+        return super().forward(x) + x.square().sum(1)
+
+
+def test_the_shortest_way_is_taken_only_where_it_is_the_energy():
+    torch.manual_seed(0)
+    x = torch.randn(4, 3)
+    for energy in (Shifted(shape=(3,)), MLPEnergy(shape=(3,), num_outputs=4), MLPEnergy(shape=(3,))):
+        with frozen(energy):
+            u, g = energy_and_grad(energy, x)
+        with held(energy) as still:
+            assert still.value_and_grad(x) is None, "not before a call has looked at positions of this kind"
+            still(x)
+            assert (still.value_and_grad(x) is None) == isinstance(energy, Shifted)
+            assert still.value_and_grad(x.double()) is None
+            assert still.value_and_grad(x[:, :2]) is None
+            both = energy_and_grad(still, x)
+        assert torch.allclose(both[0], u, atol=1e-6)
+        assert torch.allclose(both[1], g, atol=1e-6)
+        assert not both[0].requires_grad
+    hook = energy.net[1].register_forward_hook(lambda *_: None)
+    with held(energy) as still:
+        still(x)
+        assert still.value_and_grad(x) is None
+    hook.remove()
+
+
+def test_the_held_energy_is_its_energy_to_samplers():
+    with held(MLPEnergy(shape=(3,))) as still:
+        assert still.shape == (3,)
+        assert copy.copy(still).energy is still.energy
+        with pytest.raises(AttributeError, match="conditionals"):
+            _ = still.conditionals
+
+
+def test_a_run_is_what_its_modules_are_not_more():
+    """The plain form that serves second derivatives has the run's own modules only."""
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.SiLU(), nn.Bilinear(4, 4, 2).eval())
+    parts = fused._parts(list(net))
+    assert parts[0] is net[0]
+    assert parts[1].args[1].args[0] == [net[1], net[2]]
+    assert parts[2] is net[3]
+    assert "layers" in inspect.signature(fused._parts(list(net))[1].func).parameters
