@@ -18,6 +18,7 @@ from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.fused import held
 from thalweg.energy.layers import MAKERS, Halving, OneChannel, PixelSum, layer_of
 from thalweg.energy.mlp import MLPEnergy
+from thalweg.energy.patches import PatchConv2d
 from thalweg.energy.resnet import ResNetEnergy
 from thalweg.energy.spectral import frozen
 from thalweg.energy.strided import StridedEnergy
@@ -125,6 +126,7 @@ def test_the_chain_is_that_of_the_plain_path(name, sampler, monkeypatch):
 
 
 LAYERS = [
+    PatchConv2d(1, 6, 4, stride=2, padding=1),
     nn.Conv2d(1, 5, 3, padding=1),
     nn.Conv2d(1, 5, (4, 3), stride=(2, 1), padding=(1, 2), bias=False),
     nn.Conv2d(1, 2, 3, stride=3, dilation=2),
@@ -366,3 +368,14 @@ def test_a_run_is_what_its_modules_are_not_more():
     assert parts[1].args[1].args[0] == [net[1], net[2]]
     assert parts[2] is net[3]
     assert "layers" in inspect.signature(fused._parts(list(net))[1].func).parameters
+
+
+def test_the_strided_network_is_evaluated_whole_its_first_layer_by_patches_too():
+    energy = StridedEnergy(shape=(1, 12, 12), channels=(4, 5), hidden=6).double()
+    x = torch.rand(3, 1, 12, 12, dtype=torch.float64)
+    u, g = energy_and_grad(energy, x)
+    with held(energy) as still:
+        still(x)
+        u_fast, g_fast = still.value_and_grad(x)
+    assert torch.allclose(u, u_fast, rtol=1e-12)
+    assert torch.allclose(g, g_fast, rtol=1e-10, atol=1e-15)

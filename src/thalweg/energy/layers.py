@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thalweg.energy.patches import PatchConv2d
+
 aten = torch.ops.aten
 
 
@@ -212,6 +214,7 @@ def _pool(m: nn.AvgPool2d) -> Layer:
 
 MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
     nn.Conv2d: _conv,
+    PatchConv2d: _conv,
     nn.Linear: lambda m: Affine(m.weight, m.bias, m.weight.detach().t().contiguous()),
     nn.AvgPool2d: _pool,
     nn.Flatten: lambda m: Flat() if (m.start_dim, m.end_dim) == (1, -1) else None,

@@ -17,8 +17,6 @@ from thalweg.energy.pooled import check_image
 from thalweg.energy.shape import check_rows
 from thalweg.energy.spectral import normalise
 
-FEW = 4  # channels, up to which patches and a matrix product are the faster convolution
-
 
 class StridedEnergy(nn.Module):
     """E(x) = -f(x) for images (B, C, H, W), H and W at least 8; `channels` gives one halving an entry.
@@ -44,7 +42,7 @@ class StridedEnergy(nn.Module):
         layers: list[nn.Module] = []
         _, height, width = image
         for c_in, c_out in zip([image[0], *channels], channels, strict=False):
-            conv = nn.Conv2d if c_in > FEW else PatchConv2d
+            conv = PatchConv2d if c_in == 1 else nn.Conv2d
             layers += [normalise(conv(c_in, c_out, 4, stride=2, padding=1), spectral), nn.SiLU()]
             height, width = height // 2, width // 2
         dense = normalise(nn.Linear(channels[-1] * height * width, hidden), spectral)
