@@ -20,7 +20,7 @@ class PatchConv2d(nn.Conv2d):
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e i j"]:
         """Rows of patches times the weight, each patch in the weight's own order (channel, row, column)."""
-        (size, _), (stride, _), (pad, _) = self.kernel_size, self.stride, self.padding
+        size, stride, pad = self.kernel_size[0], self.stride[0], int(self.padding[0])
         x = F.pad(input, (pad, pad, pad, pad)).unfold(2, size, stride).unfold(3, size, stride)
         rows = x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
         y = F.linear(rows, self.weight.flatten(1), self.bias)
