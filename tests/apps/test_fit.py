@@ -404,3 +404,18 @@ def test_every_recipe_trains_on_data_of_its_kind(recipe, tmp_path):
     request = Request(data=str(tmp_path / "rows.npy"), recipe=recipe, steps=1, overrides=small)
     bundle = fit(request, tmp_path / "run", tensorboard=False)
     assert bundle.energy(torch.from_numpy(rows[:2])).isfinite().all()
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
+    """What holds the folder is a lock of the system, so it is gone with its process, however that ended."""
+    run(tmp_path / "run", overrides=TINY, steps=2)
+    (tmp_path / "run" / store.MANIFEST).unlink()
+    code = "import sys, fcntl, os; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(1, flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"1\n"
+        with pytest.raises(UserError, match="another process is training there"):
+            run(tmp_path / "run", resume=True, steps=2)
+        other.kill()
+    run(tmp_path / "run", resume=True, steps=2)
+    assert (tmp_path / "run" / store.MANIFEST).is_file()

@@ -83,7 +83,7 @@ def test_run_time_keywords_win_and_must_be_accepted() -> None:
         ({"type": SUM, "parts": []}, ["Sum", "needs 'scale'"]),
         ({"type": SUM, "scale": 1, "parts": [{"type": NET, "dpth": 1}]}, ["parts.0.dpth", "'depth'"]),
         ({"type": NET, "depth": 0}, ["Net: depth=0 must be at least 1"]),
-        ({"type": NET, "depth": "two"}, ["Net: ", "not supported"]),
+        ({"type": NET, "depth": "two"}, ["Net: depth='two': want a valid integer"]),
         ({"type": "thalweg.fake:Nett"}, ["no class 'Nett'", "did you mean 'Net'?"]),
         ({"type": "thalweg.core.stroe:X"}, ["no module thalweg.core.stroe", "did you mean 'store'?"]),
         ({"channels": 3}, ["needs a type"]),

@@ -103,8 +103,11 @@ def _fit(request: Request, folder: Path, resume: bool, company: _Company) -> Bun
         company.say(f"{folder} is complete; nothing left to do")
         return bundle
     place = Place(folder, folders=FOLDERS, files=WRITTEN, claim=ranks.rank == 0)
-    with _stoppable(place, started):
-        return (_go_on if started else _begin)(request, place, company)
+    try:
+        with _stoppable(place, started):
+            return (_go_on if started else _begin)(request, place, company)
+    finally:
+        place.let_go()
 
 
 def _begin(request: Request, place: Place, company: _Company) -> Bundle:
@@ -115,8 +118,9 @@ def _begin(request: Request, place: Place, company: _Company) -> Bundle:
     config["run"]["transform"] = specs.plain(transform.to_dict())  # fitted, so that an unfinished run can be read
     company.ranks.agree("data, settings or versions", lambda: json.dumps(config))
 
+    company.ranks.first(place.begin)
+
     def write() -> None:
-        place.make()
         store.write_json(place.folder / "config.json", config)
 
     try:
@@ -130,6 +134,7 @@ def _begin(request: Request, place: Place, company: _Company) -> Bundle:
 
 
 def _go_on(request: Request, place: Place, company: _Company) -> Bundle:
+    company.ranks.first(place.hold)
     config = read_config(place.folder)
     run = _stored(place.folder, config, request)
     plan = Plan.load(place.folder)

@@ -1,11 +1,17 @@
 """The place of a run: looked at before any work, claimed when the run begins, given back when it never does."""
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 from thalweg.core.errors import UserError
 
@@ -19,6 +25,7 @@ class Place:
 
     def __init__(self, folder: Path, *, folders: Sequence[str], files: Sequence[str], claim: bool = True):
         self.folder, self.names, self.missing, self.before = folder, (*files, *folders), [], set[str]()
+        self._handle: int | None = None
         if not claim:
             self.names = ()
             return
@@ -44,6 +51,38 @@ class Place:
             ) from error
         finally:
             self._remove_folders()
+
+    def hold(self) -> None:
+        """Claim the folder, made if need be, for this process until it ends or lets go; UserError if another has it.
+
+        A lock of the system on the folder itself, where there are such: a killed process leaves none behind.
+        """
+        self.make()
+        if fcntl is None:
+            return
+        handle = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(handle)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                return  # a file system without locks
+            raise UserError(
+                f"{self.folder}: another process is training there; wait for it, or name another folder with -o"
+            ) from error
+        self._handle = handle
+
+    def begin(self) -> None:
+        """Hold the folder for a new run; UserError where one has begun since it was looked at."""
+        self.hold()
+        if (self.folder / "config.json").is_file():
+            raise UserError(f"{self.folder}: another process has begun a run there; name another folder with -o")
+
+    def let_go(self) -> None:
+        """Give the claim back, if there is one."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
 
     def make(self) -> None:
         """The folder and those above it."""

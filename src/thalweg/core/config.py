@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from thalweg.core.errors import ThalwegError, UserError
+from thalweg.core.typed import check_types
 
 TRUSTED = ("thalweg.",)
 _PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
@@ -103,13 +104,20 @@ def recipe(name: str) -> dict[str, Any]:
     base = tree.pop("base")
     if not isinstance(base, str) or base.endswith((".yaml", ".yml")):
         raise UserError(f"{name}: base={_short(base)}: want the name of a recipe in the package, such as pcd-image")
+    known = {path.stem for path in _folder().glob("*.yaml")}
+    if base not in known:
+        raise UserError(f"{name}: base={base}: no such recipe; {_hint(base, known)}")
     return {**recipe(base), **tree}
+
+
+def _folder() -> Path:
+    return Path(str(files("thalweg"))) / "recipes"
 
 
 def _recipe_alone(name: str) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
         return load_yaml(name)
-    folder = Path(str(files("thalweg"))) / "recipes"
+    folder = _folder()
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
         raise UserError(f"no recipe {name!r}; {_hint(name, known)}, or give the path of a .yaml file")
@@ -190,6 +198,7 @@ def _build(spec: Mapping[str, Any], path: str, trusted: tuple[str, ...], extra: 
     kwargs = {key: _realise(value, _join(path, key), trusted) for key, value in _children(spec)} | dict(extra)
     _check_keys(cls, kwargs, path, spec["type"], complete=True)
     try:
+        check_types(cls, {key: value for key, value in kwargs.items() if key not in extra})
         return cls(**kwargs)
     except Exception as err:
         if isinstance(err, ThalwegError) and not isinstance(err, UserError):

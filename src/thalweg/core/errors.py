@@ -22,9 +22,13 @@ class NotNormalised(UserError):
 
 
 class Diverged(ThalwegError):
-    """Training met a non-finite loss or gradient; the message names the tensor, the step and the last good
-    checkpoint.
+    """Training met a non-finite loss or gradient, or trouble that came back; the message names the tensor or signal,
+    the step and the last good checkpoint. `advice` says what to change.
     """
+
+    def __init__(self, message: str, advice: str = "lower train.learning_rate or raise the objective's regularisation"):
+        super().__init__(message)
+        self.advice = advice
 
 
 class DiskFull(ThalwegError, OSError):

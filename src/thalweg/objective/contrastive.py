@@ -120,9 +120,14 @@ class ContrastiveDivergence:
         return replace(self, energy_penalty=FIRM) if times and self.energy_penalty < FIRM else self
 
     def init(self, energy: Any, x: Float[Tensor, "b *d"], generator: Generator) -> Replay:
-        """`buffer_size` chains at fresh positions; none where chains do not persist."""
+        """`buffer_size` chains at fresh positions; UserError for data that uint8 does not hold."""
         if self.start != "persistent":
             return buffer.start(x.new_empty(0, *x.shape[1:]))
+        if self.storage == "uint8" and not (self.low <= x.min() and x.max() <= self.high):
+            raise UserError(
+                f'storage="uint8" holds positions in [{self.low:g}, {self.high:g}], and the data reach from '
+                f'{x.min():.3g} to {x.max():.3g}: set low and high around them, or storage="float"'
+            )
         fresh = self._fresh(self.buffer_size, x, generator)
         return buffer.start(buffer.pack(fresh, (self.low, self.high)) if self.storage == "uint8" else fresh)
 

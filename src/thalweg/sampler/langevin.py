@@ -7,6 +7,7 @@ Gaussian of precision lambda it samples variance T / (lambda (1 - h lambda / 2))
 test that removes the bias.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -35,9 +36,9 @@ class LangevinState(NamedTuple):
 
 
 def _check(step_size: Number, temperature: Number, coldest: str) -> None:
-    if not step_size > 0:
+    if not 0 < step_size < math.inf:
         raise ValueError(f"step_size={float(step_size)}: want a positive number")
-    if not (temperature > 0 or (temperature == 0 and coldest == "zero")):
+    if not (0 < temperature < math.inf or (temperature == 0 and coldest == "zero")):
         want = "zero or more" if coldest == "zero" else "a positive number"
         raise ValueError(f"temperature={float(temperature)}: want {want}")
 

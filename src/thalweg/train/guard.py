@@ -110,7 +110,7 @@ class Guard:
         if skips == 1:
             log.warning("%s; the step was skipped before it touched the weights", error)
         if skips >= self.settings.patience:
-            self._act(state, f"{error}, as in the {skips - 1} steps before" if skips > 1 else str(error), "")
+            self._act(state, f"{error}, as in the {skips - 1} steps before" if skips > 1 else str(error))
 
     def check(self, state: Any, metrics: dict[str, Tensor]) -> None:
         """After a step that was taken. Raises Diverged where the policy, or the number of rollbacks, says stop."""
@@ -125,24 +125,25 @@ class Guard:
             limit, value = past
             bound = getattr(self.settings, limit.setting)
             what = f"{limit.meaning} ({limit.signal} {value:.3g}, limit {bound:g}) at step {state.step}"
-            self._act(state, what, f"; {limit.advice} if this comes back")
+            self._act(state, what, limit.advice)
 
     def refuse(self, state: Any, error: Diverged) -> None:
         """Before a checkpoint that would not be finite: go back, or raise `error` where the policy is another."""
         if self.settings.policy != "rollback":
             raise error
-        self._act(state, str(error), "")
+        self._act(state, str(error))
 
-    def _act(self, state: Any, what: str, advice: str) -> None:
+    def _act(self, state: Any, what: str, remedy: str = "") -> None:
         guard, settings = state.guard, self.settings
+        advice, given = (f"; {remedy} if this comes back", (remedy,)) if remedy else ("", ())
         if settings.policy == "stop":
-            raise Diverged(what)
+            raise Diverged(what, *given)
         if settings.policy == "warn":
             log.warning("%s; the run goes on as the policy is to warn%s", what, advice)
             state.guard = guard._replace(strikes=-QUIET, skips=-QUIET)
             return
         if guard.rollbacks >= settings.max_rollbacks:
-            raise Diverged(f"{what}, after {guard.rollbacks} rollbacks")
+            raise Diverged(f"{what}, after {guard.rollbacks} rollbacks", *given)
         again = guard.rollbacks > 0 and state.step - guard.acted <= SOON * settings.every
         good = guard.origin if again else guard.good
         state.restore(good)

@@ -36,7 +36,7 @@ from thalweg.train.track import Progress, Silent, Tracker, Untracked, log
 Hook = Callable[[TrainState, Plan], None]
 Augment = Callable[[Tensor, torch.Generator, float], Tensor]
 TRIAL_STEPS = 1_000_000
-ADVICE = "; lower train.learning_rate or raise the objective's regularisation"
+ELSEWHERE = ", in another folder: a run keeps the settings that it began with"
 # how a RuntimeError of the CPU, of C++ and of cuBLAS says it
 NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
 
@@ -98,7 +98,7 @@ class Trainer:
                 while self.state.step < plan.num_steps:
                     self._turn(plan, tracker, caught)
             except Diverged as error:
-                raise Diverged(f"{error}{self._last_good()}{ADVICE}") from error
+                raise Diverged(f"{error}{self._last_good()}; {error.advice}{ELSEWHERE}", error.advice) from error
             finally:
                 tracker.close()
                 self.progress.stop()
@@ -193,7 +193,7 @@ class Trainer:
                 made = make_plan(self.settings, self._trial, self.ranks.size)
             except Diverged as error:
                 what = str(error).partition(" is not finite")[0]
-                raise Diverged(f"{what} is not finite in a trial step, before any training{ADVICE}") from error
+                raise Diverged(f"{what} is not finite in a trial step, before any training; {error.advice}") from error
             plan = Plan.model_validate(self.ranks.told(made.model_dump))
             self.ranks.first(lambda: plan.save(self.folder))
         if plan.threads != torch.get_num_threads():

@@ -1,0 +1,68 @@
+"""Values of a spec held against the types that a constructor declares, so that a slip is told by its key.
+
+Numbers, words and lists are checked strictly (`true` is no count, "3" no number, 2.5 no integer); a part that wants an
+object with certain methods must get one. What an annotation does not say in these terms is left to the constructor.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, get_args, get_type_hints
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from thalweg.core.errors import UserError
+
+_CONFIG = ConfigDict(arbitrary_types_allowed=True)
+
+
+def check_types(cls: type, values: Mapping[str, Any]) -> None:
+    """UserError, which begins with the key and its value, for the first value that is not of its declared type."""
+    try:
+        hints = get_type_hints(cls.__init__)
+    except (NameError, TypeError):
+        return
+    for key, value in values.items():
+        if key in hints:
+            wanted = _fault(hints[key], value)
+            if wanted:
+                shown = repr(value) if _plain(value) else f"a {type(value).__name__}"
+                raise UserError(f"{key}={shown[:60]}: want {wanted}")
+
+
+def _fault(hint: Any, value: Any) -> str | None:
+    """What is wanted instead of the value, None where nothing is wrong that can be seen."""
+    methods = _methods(hint)
+    if methods and value is not None:
+        if _plain(value):
+            return "a part, as in {type: package.module:ClassName}"
+        lacks = [name for name in methods if not callable(getattr(value, name, None))]
+        return f"a part with the method {lacks[0]}" if lacks else None
+    if not _plain(value):
+        return None
+    try:
+        TypeAdapter(hint, config=_CONFIG).validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = next((part for part in fault["loc"] if isinstance(part, int)), None)
+        what = fault["msg"].lower().removeprefix("input should be ")
+        return what if where is None else f"{what} at place {where}"
+    except (PydanticUserError, TypeError):  # no type that can be looked at
+        return None
+    return None
+
+
+def _methods(hint: Any) -> list[str]:
+    """The public methods of a protocol, or of one in a union; [] for any other type."""
+    for part in (hint, *get_args(hint)):
+        origin = getattr(part, "__origin__", part)
+        if getattr(origin, "_is_protocol", False):
+            return [name for name, member in vars(origin).items() if callable(member) and not name.startswith("_")]
+    return []
+
+
+def _plain(value: Any) -> bool:
+    """Whether JSON holds it, infinities aside."""
+    if isinstance(value, list | tuple):
+        return all(_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and not math.isnan(value))
