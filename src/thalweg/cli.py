@@ -7,6 +7,7 @@ messages go to standard error. Nothing heavy is imported before a command runs, 
 
 import logging
 import math
+import os
 import shlex
 import signal
 import sys
@@ -197,6 +198,7 @@ def bench(
 
     Under five minutes. `python benchmarks/chain.py` in a clone of the repository measures other libraries as well.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported, which is now
     from thalweg.apps import speed
 
     nets, rows, refusal = nets or list(speed.NETS), [], speed.bf16_pays()

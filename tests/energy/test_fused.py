@@ -3,6 +3,9 @@
 import copy
 import gc
 import inspect
+import subprocess
+import sys
+import weakref
 
 import pytest
 import torch
@@ -350,6 +353,69 @@ def test_the_shortest_way_is_taken_only_where_it_is_the_energy():
         still(x)
         assert still.value_and_grad(x) is None
     hook.remove()
+
+
+@pytest.mark.parametrize("change", ["output", "input", "nothing"])
+@pytest.mark.parametrize("first", [nn.Tanh(), nn.SiLU(), nn.Linear(3, 3)], ids=str)
+@pytest.mark.parametrize("last", [nn.Tanh(), nn.SiLU(), nn.Linear(4, 4)], ids=str)
+def test_changes_in_place_are_refused_where_they_were(change, first, last):
+    net = nn.Sequential(first, nn.Linear(3, 4), last)
+
+    def energy(x):
+        y = 2 * x
+        h = net(y)
+        (h if change == "output" else y if change == "input" else torch.zeros(1)).mul_(2)
+        return h.sum(1)
+
+    outcomes = []
+    for way in (held, frozen):
+        with way(energy) as still:
+            try:
+                outcomes.append(energy_and_grad(still, torch.ones(2, 3))[1])
+            except RuntimeError:
+                outcomes.append(None)
+    fast, plain = outcomes
+    assert (fast is None) == (plain is None)
+    assert plain is None or torch.allclose(fast, plain, atol=1e-6)
+
+
+def test_a_run_that_ends_in_what_it_keeps_is_let_go():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
+    gc.collect()
+    gc.disable()
+    with held(net) as still:
+        y = still(torch.ones(2, 3, requires_grad=True))
+        gone = weakref.ref(y.grad_fn)
+        del y
+    gc.enable()
+    assert gone() is None
+
+
+def test_views_of_the_input_are_answered_as_ever():
+    net = nn.Sequential(nn.Identity(), nn.Flatten())
+
+    def energy(x):
+        h = net(x)
+        h += 1
+        return h.square().sum(1)
+
+    x = torch.randn(2, 3, 2)
+    for way in (held, frozen):
+        with way(energy) as still, torch.enable_grad():
+            y = (2 * x).requires_grad_(True)
+            (g,) = torch.autograd.grad(still(2 * y).sum(), y)
+        assert torch.allclose(g, 4 * (2 * y + 1))
+
+
+def test_a_chain_does_not_import_the_compiler():
+    code = """
+import sys, torch, thalweg
+from thalweg.energy.mlp import MLPEnergy
+from thalweg.sampler.langevin import ULA
+thalweg.run_chain(ULA(step_size=0.1), MLPEnergy(), torch.zeros(2, 2), num_steps=2)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 def test_the_held_energy_is_its_energy_to_samplers():

@@ -14,6 +14,7 @@ does goes through autograd as ever; a second derivative through a run is taken o
 
 import functools
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -32,26 +33,32 @@ _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keep
 
 
 class _Run(Function):
-    """Layers one after the other as one node. The plain form serves where the gradient is differentiated again."""
+    """Layers one after the other as one node. The plain form serves where the gradient is differentiated again.
+
+    What the way back reads of the input or the output is saved by autograd, which refuses it once it has been changed
+    in place; what lies between is nobody else's.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], plain: Callable[[Tensor], Tensor]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(x)
-        ctx.plain, ctx.way = plain, []
+        ctx.x, ctx.plain, ctx.way, y = x, plain, [], x
         for layer in layers:
-            x, kept = layer.forward(x)
+            y, kept = layer.forward(y)
             ctx.way.append((layer, kept))
-        return x
+        reads_y = getattr(layers[-1], "of_result", False)
+        if reads_y:
+            ctx.way[-1] = (layers[-1], None)  # y itself would hold its own node, and so be held for ever
+        ctx.save_for_backward(y if reads_y else None, x if getattr(layers[0], "of_result", True) is False else None)
+        return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        (x,) = ctx.saved_tensors  # also what refuses a second pass through a graph that was freed
         if torch.is_grad_enabled():
-            with torch.enable_grad():
-                (g,) = torch.autograd.grad(ctx.plain(x), x, g, create_graph=True)
+            (g,) = torch.autograd.grad(ctx.plain(ctx.x), ctx.x, g, create_graph=True)
             return g, None, None
-        for layer, kept in reversed(ctx.way):
-            g = layer.backward(g, kept)
+        y, _ = ctx.saved_tensors
+        for i, (layer, kept) in reversed(list(enumerate(ctx.way))):
+            g = layer.backward(g, y if y is not None and i + 1 == len(ctx.way) else kept)
         return g, None, None
 
 
@@ -112,11 +119,13 @@ def _keep_memory() -> None:
     It would give activations back to the system at each step and have them zeroed by page faults at the next, which
     costs a step of a small network 15 to 25 % of its time. The block itself is never touched, so it costs no memory.
     """
-    torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8)
+    torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8, device="cpu")
 
 
 def _compiled(m: nn.Module) -> bool:
-    return isinstance(m, torch._dynamo.OptimizedModule | torch.jit.ScriptModule) or m._compiled_call_impl is not None
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # seconds to import, and of no use where nothing is compiled
+    kinds = (torch.jit.ScriptModule, getattr(dynamo, "OptimizedModule", torch.jit.ScriptModule))
+    return isinstance(m, kinds) or m._compiled_call_impl is not None
 
 
 @contextmanager
