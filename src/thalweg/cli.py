@@ -59,7 +59,9 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: `energy.embed=32`.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Time to train, turned into steps at the start.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps to train, in place of --minutes.")] = None,
-    recipe: Annotated[str | None, typer.Option(help="dual, pcd, or a .yaml file; dual if not given.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="dual, pcd, pcd-conv, pcd-resnet, toy2d, or a .yaml file; dual if not given.")
+    ] = None,
     path: Annotated[str | None, typer.Option("--data", help="File or folder with the full set.")] = None,
     hub: Annotated[bool, typer.Option("--hub", help="Fetch the set from the Hugging Face Hub.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/DATA-RECIPE if not given.")] = None,

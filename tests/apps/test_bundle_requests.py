@@ -138,3 +138,8 @@ def test_a_manifest_of_junk_is_one_line(copy, junk):
     with pytest.raises(DamagedFile, match=r"manifest\.json") as caught:
         load(copy)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_more_samples_than_memory_holds_are_refused_at_once(plane):
+    with pytest.raises(UserError, match="GiB, more than this machine's memory"):
+        plane.sample(10**15)
