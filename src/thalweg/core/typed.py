@@ -7,9 +7,11 @@ object with certain methods must get one. What an annotation does not say in the
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
 
 from thalweg.core.errors import UserError
 
@@ -47,14 +49,15 @@ def _fault(hint: Any, value: Any) -> str | None:
         where = next((part for part in fault["loc"] if isinstance(part, int)), None)
         what = fault["msg"].lower().removeprefix("input should be ")
         return what if where is None else f"{what} at place {where}"
-    except (PydanticUserError, TypeError):  # no type that can be looked at
+    except (PydanticUserError, SchemaError, TypeError):  # no type that can be looked at
         return None
     return None
 
 
 def _methods(hint: Any) -> list[str]:
     """The public methods of a protocol, or of one in a union; [] for any other type."""
-    for part in (hint, *get_args(hint)):
+    union = get_origin(hint) in (Union, UnionType)
+    for part in get_args(hint) if union else (hint,):
         origin = getattr(part, "__origin__", part)
         if getattr(origin, "_is_protocol", False):
             return [name for name, member in vars(origin).items() if callable(member) and not name.startswith("_")]
