@@ -277,7 +277,7 @@ def test_an_augmentation_alters_the_chains_that_go_on_and_no_other():
 def test_an_augmentation_sees_what_a_packed_buffer_holds_in_the_data_s_units():
     seen = []
     cd = shifted(high=510.0, storage="uint8", augment=lambda x, generator, progress: seen.append(x) or x)
-    begin = cd.init(Quadratic(1), X, generator(0, "init"))
+    begin = cd.init(Quadratic(1), X.abs(), generator(0, "init"))
     slots = cd.draw(begin, Batch(X), generator(0, "draw", 0), 0.0)[0]
     assert torch.allclose(seen[0], 2.0 * begin.x[slots].double())
 
