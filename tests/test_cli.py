@@ -134,6 +134,18 @@ def test_a_resumed_run_evaluates_with_its_own_seed(thalweg_command, tmp_path):
     code, out, err = thalweg_command("train", "two-moons", "-o", "run", "--resume", "--json")
     assert code == 0, err
     assert json.loads(out)["figures"]["about"]["seed"] == 5
+    assert not any("no checkpoint yet" in line for line in err)
+
+
+def test_a_resumed_run_without_a_checkpoint_says_that_it_begins_anew(thalweg_command, runs, tmp_path):
+    import shutil
+
+    (tmp_path / "run").mkdir()
+    for name in ("config.json", "plan.json"):
+        shutil.copy(runs / "moons" / name, tmp_path / "run")
+    code, _, err = thalweg_command("train", "two-moons", "-o", "run", "--resume", "--no-report")
+    assert code == 0, err
+    assert "run holds no checkpoint yet: it begins at step 0" in err
 
 
 def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, tmp_path):

@@ -113,8 +113,8 @@ def _fit(request: Request, folder: Path, resume: bool, company: _Company) -> Bun
 def _begin(request: Request, place: Place, company: _Company) -> Bundle:
     _unused(place)
     config, run, data = _new(request)
-    company.say(f"data: {data.source}")
     transform, trainer = _trainer(run, data, place.folder, company)
+    company.say(f"data: {data.source}")  # after all that can be wrong with the input: an error is one line
     config["run"]["transform"] = specs.plain(transform.to_dict())  # fitted, so that an unfinished run can be read
     company.ranks.agree("data, settings or versions", lambda: json.dumps(config))
 
@@ -146,6 +146,8 @@ def _go_on(request: Request, place: Place, company: _Company) -> Bundle:
             f"{place.folder}: the data have changed since the run began ({data.source}); put back those it began with"
         )
     company.say(f"data: {data.source}")
+    if not _has_checkpoint(place.folder):
+        company.say(f"{place.folder} holds no checkpoint yet: it begins at step 0")
     try:
         transform, trainer = _trainer(run, data, place.folder, company)
     except UserError as error:  # these values did build when the run began
