@@ -110,6 +110,7 @@ class AnchoredEnergy(nn.Module):
         if len(y) < FEW_ROWS or not self.has_pulled(y):
             return None
         check_rows(y, self.shape)
+        keep_memory()
         y = y.detach().requires_grad_(True)
         with torch.enable_grad():
             seen = self._seen(y, t.detach())

@@ -217,8 +217,11 @@ class Held:
         stack.enter_context(_replaced(modules))
         self._whole = _whole(energy)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """(E(x), dE/dx) by the shortest way, or None where there is none: once a call has taken positions like x."""
+        own = getattr(self.energy, "value_and_grad", None)
+        if own is not None and (found := own(x, *t)) is not None:
+            return found
         kind = (x.shape[1:], x.dtype, x.device)
         if self._whole is None or kind != self._kind or torch.is_autocast_enabled(x.device.type):
             return None

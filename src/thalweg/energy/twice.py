@@ -17,12 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from thalweg.energy.fourier import plane
 
+FEW_CHANNELS = 8
 Map = Callable[[Tensor], Tensor]
 T = TypeVar("T")
 
@@ -101,6 +103,54 @@ class Convolution(Linear):
         self.into, self.into_back, self.out, self.out_back = p.into.spread, p.into.gather, p.out.gather, p.out.spread
         self.weight, self.weight_back = p.weights(self.kernel), p.weights_back
         return super().value(h)
+
+
+class Shifts(Linear):
+    """A 3 x 3 convolution with padding 1 and few channels on one side: a product over patches of that side."""
+
+    def __init__(self, m: nn.Conv2d):
+        super().__init__(m)
+        w = m.weight.detach()
+        self.shape, self.few_inputs = w.shape, w.shape[1] < w.shape[0]
+        if self.few_inputs:
+            self.weight = w.permute(2, 3, 1, 0).reshape(1, -1, w.shape[0])
+            self.into, self.into_back, self.out, self.out_back = _nine, self._add_nine, self._image, _flat
+        else:  # what a pixel gives its neighbours instead of what it has from them: the patch is turned about
+            self.weight = w.flip(2, 3).permute(1, 2, 3, 0).reshape(1, w.shape[1], -1)
+            self.into, self.into_back, self.out, self.out_back = _flat, self._image, self._add_nine, _nine
+
+    def weight_back(self, g: Tensor) -> Tensor:
+        outputs, inputs = self.shape[:2]
+        if self.few_inputs:
+            return g.view(3, 3, inputs, outputs).permute(3, 2, 0, 1)
+        return g.view(inputs, 3, 3, outputs).flip(1, 2).permute(3, 0, 1, 2)
+
+    def value(self, h: Tensor) -> Tensor:
+        self.size = h.shape[:3]
+        return super().value(h)
+
+    def _image(self, y: Tensor) -> Tensor:
+        return y.view(*self.size, -1)
+
+    def _add_nine(self, p: Tensor) -> Tensor:
+        height, width, rows = self.size
+        p = p.view(height, width, rows, 3, 3, -1)
+        sums = p.new_zeros(height + 2, width + 2, rows, p.shape[-1])
+        for i in range(3):
+            for j in range(3):
+                sums[i : i + height, j : j + width] += p[:, :, :, i, j]
+        return sums[1:-1, 1:-1].contiguous()
+
+
+def _nine(h: Tensor) -> Tensor:
+    height, width = h.shape[:2]
+    p = F.pad(h, (0, 0, 0, 0, 1, 1, 1, 1)).unfold(0, 3, 1).unfold(1, 3, 1)
+    return p.permute(0, 1, 2, 4, 5, 3).reshape(1, height * width * h.shape[2], -1)
+
+
+def convolution(m: nn.Conv2d) -> Linear:
+    """The node for a 3 x 3 convolution: by patches where one side has few channels, else by spectra."""
+    return Shifts(m) if min(m.weight.shape[:2]) <= FEW_CHANNELS else Convolution(m)
 
 
 class Halve(Linear):

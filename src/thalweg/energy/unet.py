@@ -18,7 +18,7 @@ from thalweg.energy.anchored import AnchoredEnergy
 from thalweg.energy.fourier import LARGEST
 from thalweg.energy.fused import hooked
 from thalweg.energy.shape import check_shape
-from thalweg.energy.twice import Chain, Convolution, Double, Halve, Modulate, Node, Residual, SiLU, value_and_slope
+from thalweg.energy.twice import Chain, Double, Halve, Modulate, Node, Residual, SiLU, convolution, value_and_slope
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -156,8 +156,8 @@ def tree(net: UNet, levels: Sequence[Tensor]) -> Chain:
             j = len(net.pool) - 1 - i
             inner = [Residual([Halve(net.pool[i]), *inner, Double(net.lift[j])]), *stage(net.up[j])]
         inner = [*stage(net.down[i]), *inner]
-    return Chain([Convolution(net.stem), *inner, SiLU(), Convolution(net.head)])
+    return Chain([convolution(net.stem), *inner, SiLU(), convolution(net.head)])
 
 
 def _block(m: Block, level: Tensor) -> Node:
-    return Residual([SiLU(), Convolution(m.conv1), Modulate(level), SiLU(), Convolution(m.conv2)])
+    return Residual([SiLU(), convolution(m.conv1), Modulate(level), SiLU(), convolution(m.conv2)])
