@@ -30,7 +30,7 @@ FEW_ROWS = 8  # for fewer, transforming the weights takes longer than it saves
 
 
 class Seen(NamedTuple):
-    """What the energy computes of (y, t) before the network: U0, y~, w / s, the level's features, c / (sqrt(t) k), r."""
+    """What the energy computes of (y, t) before the network: U0, y~, w / s, features of t, c / (sqrt(t) k) and r."""
 
     u0: Tensor
     scaled: Tensor
@@ -128,7 +128,7 @@ class AnchoredEnergy(nn.Module):
     def pulled(
         self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], slope: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(f, ways, pulls): the network's value, and <slope, f>'s slope in whatever lies between (y, t) and the network.
+        """(f, ways, pulls): the network's value, and <slope, f>'s slope in what lies between (y, t) and the network.
 
         f does not lead back to y and t; `ways` are tensors that do, and `pulls` the slopes in them. `levels` are the
         level's embedding without and with a way back to t; without the second nothing is differentiated in parameters.

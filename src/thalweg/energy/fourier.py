@@ -1,7 +1,7 @@
 """3 x 3 convolutions of small images as products of their spectra: four times fewer multiplications.
 
-An image of H x W pixels and a rim of zeros is cyclic with periods H + 1 and W + 1, since one zero serves both ends. With
-the discrete Fourier transforms X of the image and C of the kernel,
+An image of H x W pixels and a rim of zeros is cyclic with periods H + 1 and W + 1, since one zero serves both ends.
+With the discrete Fourier transforms X of the image and C of the kernel,
 
     y(p) = 1 / ((H + 1)(W + 1)) sum_k X(k) C(k) exp(2 pi i k . p),
 
@@ -9,11 +9,11 @@ and a product of two complex numbers a + ib, c + id takes three real ones (Karat
 
     k1 = c (a + b),  k2 = a (d - c),  k3 = b (c + d),    real part k1 - k3,  imaginary part k1 + k2.
 
-So y = S [ (G w) * (T x) ] with real matrices of about 1.5 (H + 1)(W + 1) rows, T and S in two steps, an axis each. Images
-are (H, W, B, C), pixels first: then all of it is matrix products, one for each frequency with B x C numbers. Measured,
-64 images, one thread, forward and back to the input and to the weights, ms: 96 channels of 7 x 7, 6.6 and 3.0 for the
-transforms, oneDNN 21; 48 of 14 x 14, 7.9 and 7.6, oneDNN 22. Discrete Fourier matrices are unitary, so rounding does not
-grow as it does in Winograd's schemes on large tiles.
+So y = S [ (G w) * (T x) ] with real matrices of about 1.5 (H + 1)(W + 1) rows, T and S in two steps, an axis each.
+Images are (H, W, B, C), pixels first: then all of it is matrix products, one for each frequency with B x C numbers.
+Measured, 64 images, one thread, forward and back to the input and to the weights, ms: 96 channels of 7 x 7, 6.6 and 3.0
+for the transforms, oneDNN in channels_last 20; 48 of 14 x 14, 7.6 and 7.0, oneDNN 21. Discrete Fourier matrices are
+unitary but for scale, so rounding does not grow as it does in Winograd's schemes on large tiles.
 """
 
 import functools

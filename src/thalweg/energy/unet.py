@@ -143,7 +143,7 @@ class UNetEnergy(AnchoredEnergy):
 
 
 def tree(net: UNet, levels: Sequence[Tensor]) -> Chain:
-    """The network in nodes of `energy.twice` for one evaluation, at the levels of its blocks in the order of modules."""
+    """The network in nodes of `energy.twice` for one evaluation; `levels`: of the blocks in the order of modules."""
     blocks = [m for m in net.modules() if isinstance(m, Block)]
     level_of = {id(block): level for block, level in zip(blocks, levels, strict=True)}
 
