@@ -52,12 +52,12 @@ class Row(NamedTuple):
 @contextmanager
 def on_threads(number: int) -> Iterator[None]:
     """So many threads for a while."""
-    before = torch.get_numon_threads()
-    torch.set_numon_threads(number)
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_numon_threads(before)
+        torch.set_num_threads(before)
 
 
 def _steps(net: str, batch: int) -> int:

@@ -161,7 +161,8 @@ def sampling(rows: int = BLOCK) -> dict[str, Callable[[], Any]]:
 def measure(work: str, threads: int, *, rounds: int = 5) -> list[DualRow]:
     """Rows for "training", a batch of 64, or "sampling", 1,000 images.
 
-    The latter are 40 Heun steps of ten blocks, from the time of one step. Contenders take turns; the first round is not counted.
+    The latter are 40 Heun steps of ten blocks, from the time of one step. Contenders take turns; the first round is not
+    counted.
     """
     with on_threads(threads):
         jobs = training() if work == "training" else sampling()
