@@ -65,8 +65,9 @@ def test_loss_and_gradients_are_autograds(kind, dtype, bound):
     loss, grads = gradients(energy, energy, batch, noise)
     want, plain = gradients(energy, lambda y, t: energy(y, t), batch, noise)
     assert abs(float(loss - want)) <= bound * float(want)
+    whole = torch.stack([g.norm() for g in plain]).norm()
     for a, b in zip(grads, plain, strict=True):
-        assert float((a - b).norm()) <= bound * float(b.norm() + 1e-3)
+        assert float((a - b).norm()) <= bound * float(b.norm() + 0.01 * whole)
     assert sum(bool(g.any()) for g in grads) >= len(grads) - 1  # all but the energy's constant, and that is seen by t
 
 

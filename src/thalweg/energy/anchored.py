@@ -30,18 +30,18 @@ FEW_ROWS = 8  # for fewer, transforming the weights takes longer than it saves
 
 
 class Seen(NamedTuple):
-    """What the energy computes of (y, t) before the network: U0, y~, w / s, features of t, c / (sqrt(t) k) and r."""
+    """What the energy computes of (y, t) before the network: U0, y~, w / s, features of t, r c / (sqrt(t) k) and r."""
 
     u0: Tensor
     scaled: Tensor
     wiener: Tensor
     level: Tensor
-    gain: Tensor
+    size: Tensor
     share: Tensor
 
     def slope(self) -> Tensor:
         """dU/dF, (B, D)."""
-        return ((self.share * self.gain)[:, None] * self.scaled).detach()
+        return (self.size[:, None] * self.scaled).detach()
 
 
 class AnchoredEnergy(nn.Module):
@@ -95,15 +95,34 @@ class AnchoredEnergy(nn.Module):
             return None
         check_rows(y, self.shape)
         keep_memory()
-        y, t = y.detach().requires_grad_(True), t.detach().requires_grad_(True)
+        flat, t = y.detach().flatten(1), t.detach().requires_grad_(True)
+        u0, u0_y, u0_t, wiener, wiener_t = self.anchor.slopes(flat, t.detach())
         with torch.enable_grad():
-            seen = self._seen(y, t)
-            level = self.embedding(seen.level.detach())  # f must not lead back to t: `ways` do
-            f, ways, pulls = self.pulled(seen.scaled, seen.wiener, (level, self.embedding(seen.level)), seen.slope())
-            u = self._energy(seen, f)
-            held = torch.autograd.grad(u.sum(), (y, t), create_graph=True)
-            through = torch.autograd.grad(ways, (y, t), pulls, create_graph=True)
-        return u, held[0] + through[0], held[1] + through[1]
+            s2, size = self.anchor.spectrum.mean(), self._size(t)
+            k, weight = (s2 + t.detach()).rsqrt(), size.detach()
+            scaled, root = (flat - self.anchor.mean) * k[:, None], s2.rsqrt()
+            scaled_t, (weight_t,) = -0.5 * k[:, None].square() * scaled, torch.autograd.grad(size.sum(), t)
+            scaled.requires_grad_(True)
+            wiener = (wiener * root).requires_grad_(True)
+            features = self._features(t)
+            levels = (self.embedding(features.detach()), self.embedding(features))  # f must not lead back to t
+            f, ways, pulls = self.pulled(scaled, wiener, levels, weight[:, None] * scaled.detach())
+            own = (1 - t / self.t_max) * CONSTANT_SCALE * self.constant(features)[:, 0]
+            inputs, outputs = (scaled, wiener, t), (*ways, own.sum())
+            of_scaled, of_wiener, of_t = torch.autograd.grad(
+                outputs, inputs, (*pulls, torch.ones_like(t[0])), create_graph=True
+            )
+            inner = (scaled.detach() * f).sum(1)
+            grad_y = (
+                u0_y
+                + k[:, None] * (weight[:, None] * f + of_scaled)
+                + root * self.anchor.denoised(of_wiener, t.detach())
+            )
+            grad_t = u0_t + of_t + weight_t * inner
+            grad_t = (
+                grad_t + (scaled_t * (weight[:, None] * f + of_scaled)).sum(1) + root * (wiener_t * of_wiener).sum(1)
+            )
+        return u0 + weight * inner + own, grad_y.reshape(y.shape), grad_t
 
     def value_and_grad(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor] | None:
         """(U, dU/dy), both detached; None where there is no short way, or too few rows for it to be one."""
@@ -141,12 +160,16 @@ class AnchoredEnergy(nn.Module):
         s2 = self.anchor.spectrum.mean()
         k = (s2 + t).rsqrt()
         scaled = (flat - self.anchor.mean) * k[:, None]
-        gain = self.anchor.unexplained(t) / (t.sqrt() * k)
-        return Seen(u0, scaled, wiener * s2.rsqrt(), self._features(t), gain, 1 - t / self.t_max)
+        return Seen(u0, scaled, wiener * s2.rsqrt(), self._features(t), self._size(t), 1 - t / self.t_max)
+
+    def _size(self, t: Tensor) -> Tensor:
+        """r c / (sqrt(t) k), the weight of <y~, F>."""
+        spread = self.anchor.spectrum.mean() + t
+        return (1 - t / self.t_max) * self.anchor.unexplained(t) * (spread / t).sqrt()
 
     def _energy(self, seen: "Seen", f: Tensor) -> Tensor:
         inner = (seen.scaled * f).sum(1)
-        return seen.u0 + seen.share * (seen.gain * inner + CONSTANT_SCALE * self.constant(seen.level)[:, 0])
+        return seen.u0 + seen.size * inner + seen.share * CONSTANT_SCALE * self.constant(seen.level)[:, 0]
 
     def prior(self, n: int, generator: Generator) -> Float[Tensor, "n *d"]:
         """n draws of y at t_max, from the anchor, which is the model's law there."""

@@ -84,11 +84,15 @@ class Linear(Leaf):
         return self.out(torch.bmm(self.v, self.weight))
 
     def curve(self, m: Tensor) -> Tensor:
+        return self.into_back(torch.bmm(self.learn(m), self.weight.mT))
+
+    def learn(self, m: Tensor) -> Tensor:
+        """Set `grads`; what `curve` goes on with."""
         of_bias = () if self.bias is None else (m.sum((0, 1, 2)),)
         m = self.out_back(m)
         of_weight = torch.baddbmm(torch.bmm(self.x.mT, m), self.v.mT, self.c)
         self.grads = (self.weight_back(of_weight), *of_bias)
-        return self.into_back(torch.bmm(m, self.weight.mT))
+        return m
 
 
 class Convolution(Linear):
@@ -310,7 +314,7 @@ class _Passes(Function):
     """(f, s, slopes in the levels): value and slope before the loss, tangent and curve after it."""
 
     @staticmethod
-    def forward(ctx: Any, root: Node, h: Tensor, c: Tensor, *inputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, root: Chain, h: Tensor, c: Tensor, *inputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.root = root
         f, s = root.value(h), root.slope(c)
         return f, s, *(m.own_slope for m in _of(root, Modulate))
@@ -321,8 +325,9 @@ class _Passes(Function):
         levels = _of(ctx.root, Modulate)
         for m, v in zip(levels, v_levels, strict=True):
             m.own_tangent = v
-        ctx.root.tangent(v_s)
-        ctx.root.curve(v_f)
+        first, *middle, last = ctx.root.nodes  # nobody asks for the last tangent, nor for the first layer's curve
+        last.v = last.into(Chain([first, *middle]).tangent(v_s))
+        first.learn(Chain([*middle, last]).curve(v_f))
         grads = (g for node in _of(ctx.root, Linear) for g in node.grads)
         return None, None, None, *(m.own_curve for m in levels), *grads
 
@@ -331,10 +336,10 @@ def _of(root: Node, kind: type[T]) -> list[T]:
     return [node for node in root.parts() if isinstance(node, kind)]
 
 
-def value_and_slope(root: Node, h: Tensor, c: Tensor, *, once_more: bool) -> tuple[Tensor, ...]:
+def value_and_slope(root: Chain, h: Tensor, c: Tensor, *, once_more: bool) -> tuple[Tensor, ...]:
     """f = root(h), s = J' c and, if `once_more`, the slopes in the levels of `Modulate`; h and c are constants.
 
-    `root` serves one evaluation. With `once_more` all results can be differentiated in parameters and levels, once.
+    `root` serves one evaluation; it begins and ends with convolutions. With `once_more` all results can be differentiated in parameters and levels, once.
     """
     h, c = h.detach(), c.detach()
     if not once_more:
