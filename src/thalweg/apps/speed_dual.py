@@ -7,7 +7,6 @@ wall time.
 """
 
 import copy
-import ctypes
 import time
 from collections.abc import Callable
 from statistics import median
@@ -28,32 +27,8 @@ from thalweg.sampler.annealed import BLOCK, Heun
 from thalweg.sampler.run import transitions
 
 BATCH, LEARNING_RATE, BETAS, DECAY, SIGMAS = 64, 2e-3, (0.9, 0.99), 1e-4, (0.03, 5.0)  # of the recipe dual-image
-PLAIN, KEPT, OURS = "plain eager", "plain eager, memory kept", "thalweg"
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+PLAIN, OURS = "plain eager", "thalweg"
 Step = Callable[[int], Tensor]
-
-
-def given_back(job: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The job with glibc's allocator as a process begins with it: large blocks go back to the system when freed.
-
-    The engine has it keep them (`energy.fused.keep_memory`), which a process with plain code only would not. Elsewhere
-    than on glibc nothing is changed.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return job
-
-    def run(*args: Any) -> Tensor:
-        mallopt(MMAP_THRESHOLD, 1 << 17)
-        mallopt(TRIM_THRESHOLD, 1 << 17)
-        try:
-            return job(*args)
-        finally:
-            mallopt(MMAP_THRESHOLD, 1 << 25)
-            mallopt(TRIM_THRESHOLD, 1 << 26)
-
-    return run
 
 
 class DualRow(NamedTuple):
@@ -158,8 +133,7 @@ def training(rows: int = BATCH) -> dict[str, Callable[[], Any]]:
     """Name to a function that makes one update of a network of its own, all alike at the start."""
     energy = energy_of()
     x = torch.rand(rows, *energy.shape, generator=generator(0, "speed"))
-    plain = plain_step(copy.deepcopy(energy), x), plain_step(copy.deepcopy(energy), x)
-    made = {PLAIN: given_back(plain[0]), KEPT: plain[1], OURS: our_step(copy.deepcopy(energy), x)}
+    made = {PLAIN: plain_step(copy.deepcopy(energy), x), OURS: our_step(copy.deepcopy(energy), x)}
     counts = dict.fromkeys(made, -1)
 
     def turn(name: str) -> Tensor:
@@ -181,8 +155,7 @@ def sampling(rows: int = BLOCK) -> dict[str, Callable[[], Any]]:
         state, _ = next(transitions(sampler, of, x, generator(1, "speed")))
         return state.x
 
-    plain = lambda: turn(Plain(energy))  # noqa: E731
-    return {PLAIN: given_back(plain), KEPT: plain, OURS: lambda: turn(energy)}
+    return {PLAIN: lambda: turn(Plain(energy)), OURS: lambda: turn(energy)}
 
 
 def measure(work: str, threads: int, *, rounds: int = 5) -> list[DualRow]:
