@@ -50,7 +50,8 @@ class Row(NamedTuple):
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def on_threads(number: int) -> Iterator[None]:
+    """So many threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -91,7 +92,7 @@ def bf16_pays(device: str = "cpu") -> str | None:
     times = []
     for kind in (torch.float32, torch.bfloat16):
         x, w = torch.ones(16, 16, 14, 14, dtype=kind).requires_grad_(), torch.ones(32, 16, 3, 3, dtype=kind)
-        with _threads(1):  # threads that wait for each other on a busy machine would be all that is measured
+        with on_threads(1):  # threads that wait for each other on a busy machine would be all that is measured
             times.append(_best(lambda x=x, w=w: torch.autograd.grad(F.conv2d(x, w, padding=1).sum(), x), 5))
     if times[1] < times[0]:
         return None
@@ -197,7 +198,7 @@ def measure(
 ) -> list[Row]:
     """A row for each contender, all taking turns; the first round is not counted. A device is waited for."""
     wait = torch.accelerator.synchronize if device != "cpu" else lambda: None
-    with _threads(threads):
+    with on_threads(threads):
         jobs, num = contenders(net, batch, others, bf16, device), _steps(net, batch)
         wall: dict[str, list[float]] = {name: [] for name in jobs}
         cpu: dict[str, list[float]] = {name: [] for name in jobs}

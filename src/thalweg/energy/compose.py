@@ -123,4 +123,12 @@ class AtNoise:
 
     def __call__(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """The energy in nats."""
-        return self.energy(x, torch.as_tensor(self.t, dtype=x.dtype, device=x.device).expand(len(x)))
+        return self.energy(x, self._levels(x))
+
+    def value_and_grad(self, x: Float[Tensor, "b *d"]) -> tuple[Tensor, Tensor] | None:
+        """(U, dU/dx) by the energy's own short way, None where it has none."""
+        own = getattr(self.energy, "value_and_grad", None)
+        return None if own is None else own(x, self._levels(x))
+
+    def _levels(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.t, dtype=x.dtype, device=x.device).expand(len(x))

@@ -112,8 +112,14 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
             yield m, functools.partial(_run, [layer], functools.partial(type(m).forward, m))
 
 
+def hooked(m: nn.Module) -> bool:
+    """Whether somebody wants to be told of the module's calls."""
+    everywhere = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
+    return bool(everywhere) or any(getattr(m, name) for name in HOOKS)
+
+
 @functools.cache
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have glibc keep freed blocks of up to 32 MiB, by freeing one such block (it learns its threshold; see mallopt).
 
     It would give activations back to the system at each step and have them zeroed by page faults at the next, which
@@ -211,8 +217,11 @@ class Held:
         stack.enter_context(_replaced(modules))
         self._whole = _whole(energy)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """(E(x), dE/dx) by the shortest way, or None where there is none: once a call has taken positions like x."""
+        own = getattr(self.energy, "value_and_grad", None)
+        if own is not None and (found := own(x, *t)) is not None:
+            return found
         kind = (x.shape[1:], x.dtype, x.device)
         if self._whole is None or kind != self._kind or torch.is_autocast_enabled(x.device.type):
             return None
@@ -248,6 +257,6 @@ def held(energy: Any) -> Iterator[Any]:
 
     Costs a copy of the convolutions' weights. What `frozen` says of threads holds here too.
     """
-    _keep_memory()
+    keep_memory()
     with ExitStack() as stack:
         yield Held(energy, stack)

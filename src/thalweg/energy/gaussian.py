@@ -67,6 +67,21 @@ class SmoothedGaussian(nn.Module):
         u = 0.5 * (z * whitened).sum(1) + 0.5 * total.log().sum(1) + 0.5 * self.dim * math.log(2 * math.pi)
         return u, (self.spectrum * whitened) @ self.basis.T
 
+    @torch.no_grad()
+    def slopes(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, ...]:
+        """(U0, dU0/dy, dU0/dt, the linear denoiser's estimate e, de/dt) by formula: two products for all of them."""
+        total = self.spectrum + t[:, None]
+        z = (y - self.mean) @ self.basis
+        whitened = z / total
+        kept = self.spectrum * whitened
+        slope, wiener, fall = (torch.cat([whitened, kept, kept / total]) @ self.basis.T).chunk(3)
+        u = 0.5 * ((z * whitened).sum(1) + total.log().sum(1)) + 0.5 * self.dim * math.log(2 * math.pi)
+        return u, slope, 0.5 * (total.reciprocal().sum(1) - whitened.square().sum(1)), wiener, -fall
+
+    def denoised(self, g: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """C (C + t I)^-1 g: the linear denoiser's Jacobian, which is symmetric, times g."""
+        return ((self.spectrum / (self.spectrum + t[:, None])) * (g @ self.basis)) @ self.basis.T
+
     def unexplained(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """c(t) = sqrt(mean_i l_i / (l_i + t)): the linear denoiser's error in units of the noise, (B,).
 

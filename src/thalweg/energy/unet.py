@@ -6,14 +6,21 @@ layer: all three save most in the double backward that score matching needs. `th
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from thalweg.energy.activation import silu
 from thalweg.energy.anchored import AnchoredEnergy
+from thalweg.energy.fourier import LARGEST
+from thalweg.energy.fused import hooked
 from thalweg.energy.shape import check_shape
+from thalweg.energy.twice import Chain, Double, Halve, Modulate, Node, Residual, SiLU, convolution, value_and_slope
+
+FLOATS = (torch.float32, torch.float64)
 
 
 class Block(nn.Module):
@@ -61,6 +68,9 @@ class UNet(nn.Module):
         return self.head(silu(h))
 
 
+PLAIN = {UNet, Block, nn.ModuleList, nn.Conv2d, nn.ConvTranspose2d, nn.Linear}  # not what parametrisations make of them
+
+
 def _stage(width: int, num_blocks: int, embed: int) -> nn.ModuleList:
     return nn.ModuleList(Block(width, embed) for _ in range(num_blocks))
 
@@ -95,8 +105,59 @@ class UNetEnergy(AnchoredEnergy):
 
     def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
         """F(y~, w, t), flat as the input."""
-        image = torch.cat([scaled, wiener], dim=1).reshape(scaled.shape[0], -1, *self.shape[1:])
+        return self._flat(self.net(self._image(torch.cat([scaled, wiener], dim=1)), level))
+
+    def has_pulled(self, y: Tensor) -> bool:
+        """Whether the network is as it was built, and small, and this is the CPU and plain autograd."""
+        special = (
+            torch.compiler.is_compiling()
+            or torch.is_autocast_enabled(y.device.type)
+            or torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0
+        )
+        small = max(self.shape[1:]) <= 2 * LARGEST
+        plain = all(type(m) in PLAIN and "forward" not in m.__dict__ and not hooked(m) for m in self.net.modules())
+        return y.device.type == "cpu" and y.dtype in FLOATS and small and plain and not special
+
+    def pulled(
+        self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], slope: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """By `energy.twice`."""
+        image = self._image(torch.cat([scaled, wiener], dim=1)).permute(2, 3, 0, 1)
+        c = self._image(slope).permute(2, 3, 0, 1)
+        blocks = [m for m in self.net.modules() if isinstance(m, Block)]
+        moved, *ways = ([block.modulate(level) for block in blocks] for level in levels)
+        f, *pulls = value_and_slope(tree(self.net, moved), image, c, once_more=bool(ways))
+        return self._flat(f.permute(2, 3, 0, 1)), (image, *ways[0]) if ways else (image,), tuple(pulls)
+
+    def _image(self, flat: Tensor) -> Tensor:
+        """(B, K C H W) to (B, 4 K C, H', W'), padded and unshuffled."""
+        image = flat.reshape(len(flat), -1, *self.shape[1:])
         height, width = self.shape[1:]
         padding = (0, -width % self.multiple, 0, -height % self.multiple)
-        h = F.pixel_unshuffle(F.pad(image, padding) if any(padding) else image, 2)
-        return F.pixel_shuffle(self.net(h, level), 2)[..., :height, :width].flatten(1)
+        return F.pixel_unshuffle(F.pad(image, padding) if any(padding) else image, 2)
+
+    def _flat(self, f: Tensor) -> Tensor:
+        height, width = self.shape[1:]
+        return F.pixel_shuffle(f, 2)[..., :height, :width].flatten(1)
+
+
+def tree(net: UNet, levels: Sequence[Tensor]) -> Chain:
+    """The network in nodes of `energy.twice` for one evaluation; `levels`: of the blocks in the order of modules."""
+    blocks = [m for m in net.modules() if isinstance(m, Block)]
+    level_of = {id(block): level for block, level in zip(blocks, levels, strict=True)}
+
+    def stage(modules: Any) -> list[Node]:
+        return [_block(block, level_of[id(block)]) for block in modules]
+
+    inner: list[Node] = []
+    for i in reversed(range(len(net.down))):
+        if i + 1 < len(net.down):
+            j = len(net.pool) - 1 - i
+            inner = [Residual([Halve(net.pool[i]), *inner, Double(net.lift[j])]), *stage(net.up[j])]
+        inner = [*stage(net.down[i]), *inner]
+    return Chain([convolution(net.stem), *inner, SiLU(), convolution(net.head)])
+
+
+def _block(m: Block, level: Tensor) -> Node:
+    return Residual([SiLU(), convolution(m.conv1), Modulate(level), SiLU(), convolution(m.conv2)])

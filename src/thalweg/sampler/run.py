@@ -118,10 +118,10 @@ class _Checked:
         """The energy's own, or None: for kernels that draw from its conditional laws."""
         return getattr(self.energy, "conditionals", None)
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """The energy's own, once a call has been checked."""
         own = None if self.first or self.bf16 else getattr(self.energy, "value_and_grad", None)
-        return None if own is None else own(x)
+        return None if own is None else own(x, *t)
 
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
         autocast = nullcontext() if self.bf16 is None else torch.autocast(x.device.type, torch.bfloat16, self.bf16)

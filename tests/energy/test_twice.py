@@ -1,0 +1,129 @@
+"""The dual step's short way changes nothing: spectra against convolutions, four passes against autograd twice."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from thalweg.apps import speed_dual
+from thalweg.core.rng import generator
+from thalweg.energy.base import energy_and_grad
+from thalweg.energy.compose import AtNoise
+from thalweg.energy.fourier import plane
+from thalweg.energy.unet import UNetEnergy
+from thalweg.objective.base import Batch
+from thalweg.objective.dual import DualScoreMatching
+from thalweg.sampler.annealed import Ancestral, Heun, anneal
+
+OBJECTIVE = DualScoreMatching(time_weight=0.5)
+KINDS = [
+    {"shape": (1, 8, 8), "widths": (8, 16), "num_blocks": (1, 1), "embed": 16},
+    {"shape": (2, 9, 13), "widths": (4, 6, 5), "num_blocks": (1, 2, 1), "embed": 8},
+    {"shape": (3, 6, 6), "widths": (12, 16), "num_blocks": (1, 1), "embed": 8},  # wide enough for spectra everywhere
+    {"shape": (1, 4, 4), "widths": (9,), "num_blocks": (2,), "embed": 8},
+]
+
+
+def build(kind, dtype=torch.float64, rows=9):
+    energy = speed_dual.energy_of(**KINDS[kind]).to(dtype)
+    for p in energy.parameters():
+        nn.init.normal_(p, std=0.2) if p.ndim > 1 else nn.init.normal_(p, std=0.1)
+    x = torch.rand(rows, *energy.shape, generator=generator(0, "x")).to(dtype)
+    energy.fit(torch.rand(40, *energy.shape, generator=generator(0, "fit")).to(dtype))
+    return energy, Batch(x), tuple(z.to(dtype) for z in OBJECTIVE.draw(None, Batch(x), generator(0, "z"), 0.0))
+
+
+def gradients(energy, by, batch, noise):
+    loss, _, _ = OBJECTIVE.loss(by, None, batch, noise)
+    energy.zero_grad()
+    loss.backward()
+    return loss.detach(), [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in energy.parameters()]
+
+
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (4, 5), (6, 3), (1, 1), (1, 2), (3, 1)])
+def test_a_product_of_spectra_is_the_convolution(size):
+    p, k = plane(*size, torch.float64), torch.randn(4, 3, 3, 3, dtype=torch.float64)
+    x = torch.randn(5, 3, *size, dtype=torch.float64).requires_grad_(True)
+    k.requires_grad_(True)
+    want = F.conv2d(x, k, padding=1)
+    c = torch.randn_like(want)
+    back, of_kernel = torch.autograd.grad(want, (x, k), c)
+    with torch.no_grad():
+        spectrum, w, slope = p.into.spread(x.permute(2, 3, 0, 1)), p.weights(k), p.out.spread(c.permute(2, 3, 0, 1))
+        assert torch.allclose(p.out.gather(spectrum @ w).permute(2, 3, 0, 1), want, atol=1e-12)
+        assert torch.allclose(p.into.gather(slope @ w.mT).permute(2, 3, 0, 1), back, atol=1e-12)
+        assert torch.allclose(p.weights_back(spectrum.mT @ slope), of_kernel, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_loss_and_gradients_are_autograds(kind, dtype, bound):
+    energy, batch, noise = build(kind, dtype)
+    assert energy.slopes(batch.x, noise[0]) is not None
+    loss, grads = gradients(energy, energy, batch, noise)
+    want, plain = gradients(energy, lambda y, t: energy(y, t), batch, noise)
+    assert abs(float(loss - want)) <= bound * float(want)
+    whole = torch.stack([g.norm() for g in plain]).norm()
+    for a, b in zip(grads, plain, strict=True):
+        assert float((a - b).norm()) <= bound * float(b.norm() + 0.01 * whole)
+    assert sum(bool(g.any()) for g in grads) >= len(grads) - 1  # all but the energy's constant, and that is seen by t
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_value_and_slope_alone(kind):
+    energy, batch, noise = build(kind)
+    at = AtNoise(energy, noise[0][0])
+    found = at.value_and_grad(batch.x)
+    assert found is not None
+    u, g = energy_and_grad(lambda y: at(y), batch.x)
+    assert torch.allclose(found[0], u, rtol=1e-12)
+    assert torch.allclose(found[1], g, rtol=1e-10, atol=1e-12)
+    assert not found[0].requires_grad
+    assert at.value_and_grad(batch.x[:3]) is None
+    assert all(p.grad is None for p in energy.parameters())
+
+
+@pytest.mark.parametrize(
+    "sampler", [Heun(num_steps=5, churn=0.3, sigma_min=0.1), Ancestral(num_steps=5, sigma_min=0.1)]
+)
+def test_samples_are_those_of_the_plain_path(sampler):
+    energy = speed_dual.energy_of(**KINDS[0]).requires_grad_(False)  # near its Gaussian, so that the flow is tame
+
+    class Plain:
+        shape, prior = energy.shape, staticmethod(energy.prior)
+
+        def __call__(self, y, t):
+            return energy(y, t)
+
+    a, b = (torch.cat(list(anneal(sampler, e, 20, num_corrections=2))) for e in (energy, Plain()))
+    assert torch.allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(a, b)  # both paths were in use
+
+
+def test_where_there_is_no_short_way_autograd_serves():
+    energy, batch, noise = build(0)
+    y, t = batch.x, noise[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert energy.slopes(y, t) is None
+    handle = energy.net.stem.register_forward_hook(lambda *_: None)
+    assert energy.slopes(y, t) is None
+    handle.remove()
+    normed = copy.deepcopy(energy)
+    nn.utils.parametrizations.spectral_norm(normed.net.down[0][0].conv1)
+    assert normed.slopes(y, t) is None
+    assert normed.value_and_grad(y, t) is None
+    assert energy.slopes(y, t) is not None
+    assert (
+        UNetEnergy(shape=(1, 80, 80), widths=(4,), num_blocks=(1,), embed=4).slopes(torch.rand(1, 1, 80, 80), t[:1])
+        is None
+    )
+
+
+def test_the_loss_is_differentiated_once_only():
+    energy, batch, noise = build(0)
+    loss, _, _ = OBJECTIVE.loss(energy, None, batch, noise)
+    (g,) = torch.autograd.grad(loss, energy.net.stem.weight, create_graph=True)
+    with pytest.raises(RuntimeError):
+        g.sum().backward()
