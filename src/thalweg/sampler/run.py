@@ -9,7 +9,6 @@ state follows from its positions.
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +20,7 @@ from thalweg.core.rng import generator as address
 from thalweg.energy.base import EnergyFn
 from thalweg.energy.fused import held
 from thalweg.sampler.base import Info, Sampler
+from thalweg.sampler.precision import AtPrecision, at_precision
 
 S = TypeVar("S")
 PRECISIONS = ("fp32", "bf16")
@@ -36,7 +36,7 @@ def transitions(
 
     ValueError for an energy that does not give one number a row, or whose numbers do not depend on x.
     """
-    energy = energy if isinstance(energy, _Checked) else _Checked(energy)
+    energy = energy if isinstance(energy, _Checked | AtPrecision) else _Checked(energy)
     generators = itertools.repeat(generator) if isinstance(generator, Generator) else generator
     state = sampler.init(energy, x)
     for each in generators:
@@ -68,10 +68,14 @@ def run_chain(
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: want one of {', '.join(PRECISIONS)}")
     generators = (address(seed, "chain", start + k, device=x.device) for k in range(num_steps))
-    with torch.inference_mode(False), held(energy) as still:
+    bf16 = precision == "bf16"
+    with (
+        torch.inference_mode(False),
+        held(energy) as still,
+        at_precision(_Checked(still, first=True), sampler, x, bf16) as precise,
+    ):
         x = x.detach().clone()
-        checked = _Checked(still, first=True, bf16=precision == "bf16")
-        for state, _ in transitions(sampler, checked, x, generators):
+        for state, _ in transitions(sampler, precise, x, generators):
             x = state.x  # pyright: ignore[reportAttributeAccessIssue]
     return x
 
@@ -106,12 +110,10 @@ class _Checked:
     """The energy E(x) or U(x, t), its result of x's type and checked to be one number a row that depends on x.
 
     `first`: the next call is the chains' start, where the numbers must be finite; that one look waits for the device.
-    `bf16`: whether the network runs under autocast; None: as the caller has it.
     """
 
     energy: Callable[..., Tensor]
     first: bool = False
-    bf16: bool | None = None
 
     @property
     def conditionals(self) -> Any:
@@ -120,13 +122,11 @@ class _Checked:
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """The energy's own, once a call has been checked."""
-        own = None if self.first or self.bf16 else getattr(self.energy, "value_and_grad", None)
+        own = None if self.first else getattr(self.energy, "value_and_grad", None)
         return None if own is None else own(x)
 
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
-        autocast = nullcontext() if self.bf16 is None else torch.autocast(x.device.type, torch.bfloat16, self.bf16)
-        with autocast:
-            u = self.energy(x, *t)
+        u = self.energy(x, *t)
         if not isinstance(u, Tensor):
             raise ValueError(f"the energy returned a {type(u).__name__}, want a torch tensor ({len(x)},)")
         if u.shape != x.shape[:1]:
