@@ -3,9 +3,9 @@
     python benchmarks/claims.py schedule --json plane.jsonl     # a chain length growing 1 -> 30 halves training time
     python benchmarks/claims.py digits --data FOLDER            # the same on digits; FOLDER holds mnist.npz
 
-`schedule` trains the recipe toy2d in the plane with 256 chains, and `digits` the recipe pcd on the embedded digits, once
-for each way to choose the chain's length (`ARMS`), and prints quality beside the CPU time of training. The arms beside
-the claim's two are its trivial rivals, which spend as little: a fixed length of 15, and half the updates.
+`schedule` trains the recipe toy2d in the plane with 256 chains, and `digits` the recipe pcd on the embedded digits,
+once for each way to choose the chain's length (`ARMS`), and prints quality beside the CPU time of training. The arms
+beside the claim's two are its trivial rivals, which spend as little: a fixed length of 15, and half the updates.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import toy2d
 import torch
+import toy2d
 
 from thalweg.apps.fit import Request, fit
 from thalweg.core.rng import generator
