@@ -67,10 +67,11 @@ def one(args: argparse.Namespace, data: str, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     row: dict[str, Any] = {"data": data, "seed": seed, "diverged": False, "rollbacks": None}
     with tempfile.TemporaryDirectory(prefix="toy2d-") as folder:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         try:
             bundle = fit(request(args, data, seed), Path(folder) / "run", tensorboard=False)
-            row |= {"seconds": time.perf_counter() - start, "rollbacks": bundle.config["training"].get("rollbacks")}
+            row |= {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - used}
+            row["rollbacks"] = bundle.config["training"].get("rollbacks")
             samples = bundle.transform.forward(bundle.sample(ROWS, seed=seed))
         except Interrupted:
             raise

@@ -165,9 +165,9 @@ def test_bf16_is_the_network_only():
         run_chain(MALA(step_size=1e-3), energy, x, num_steps=5)
     hook.remove()
     assert set(seen[:6]) == {torch.float32}
-    assert set(seen[6:12]) == {torch.bfloat16}
-    assert set(seen[12:]) == {torch.float32}, "whatever the caller has on"
-    assert len(seen) == 18, "MALA takes one gradient a step, and one to begin with"
+    assert seen[6:18] == [torch.float32, torch.bfloat16] * 6, "energies in float32 beside gradients in bfloat16"
+    assert set(seen[18:]) == {torch.float32}, "whatever the caller has on"
+    assert len(seen) == 24, "MALA takes one gradient a step, and one to begin with"
     assert bf16.dtype == torch.float32
     assert torch.allclose(fp32, bf16, atol=2e-3)
     assert not torch.equal(fp32, bf16)

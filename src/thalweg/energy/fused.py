@@ -128,14 +128,15 @@ def keep_memory() -> None:
     torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8, device="cpu")
 
 
-def _compiled(m: nn.Module) -> bool:
+def is_compiled(m: nn.Module) -> bool:
+    """Whether somebody has compiled the module already, by torch.compile or as a script."""
     dynamo = sys.modules.get("torch._dynamo.eval_frame")  # seconds to import, and of no use where nothing is compiled
     kinds = (torch.jit.ScriptModule, getattr(dynamo, "OptimizedModule", torch.jit.ScriptModule))
     return isinstance(m, kinds) or m._compiled_call_impl is not None
 
 
 @contextmanager
-def _channels_last(modules: Sequence[nn.Module]) -> Iterator[None]:
+def channels_last(modules: Sequence[nn.Module]) -> Iterator[None]:
     """Weights of convolutions on the CPU in channels_last, then the very tensors of before."""
     found = (m for m in modules if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
     weights = {id(p): p for m in found for p in m.parameters()}.values()
@@ -209,10 +210,10 @@ class Held:
         self._whole: _Whole | None = None
         self._kind: Any = None
         modules = list(dict.fromkeys(m for root in modules_of(energy) for m in root.modules()))
-        if any(_compiled(m) for m in modules):
+        if any(is_compiled(m) for m in modules):
             self._settle()
             return
-        stack.enter_context(_channels_last(modules))
+        stack.enter_context(channels_last(modules))
         stack.enter_context(frozen(energy))
         stack.enter_context(_replaced(modules))
         self._whole = _whole(energy)

@@ -30,6 +30,7 @@ from thalweg.objective.base import Batch
 from thalweg.objective.buffer import Initial, Replay, Visit
 from thalweg.sampler.base import Info, Sampler, normal_like
 from thalweg.sampler.langevin import ULA
+from thalweg.sampler.precision import at_precision
 
 FIRM = 0.1  # the energy penalty by default, and the least one after a rollback
 
@@ -219,12 +220,13 @@ class ContrastiveDivergence:
             return still(visit.x).mean()
 
     def _run(self, energy: EnergyFn, x: Tensor, num: int, chain: Sequence[Tensor]) -> tuple[Tensor, Info]:
-        """The chain's last positions, outside the graph, and its last diagnostics."""
-        with held(energy) as still:
-            state = self.sampler.init(still, x.detach())
+        """The chain's last positions, outside the graph, and its last diagnostics; under autocast, in its precision."""
+        bf16 = torch.is_autocast_enabled(x.device.type)
+        with held(energy) as still, at_precision(still, self.sampler, x, bf16) as precise:
+            state = self.sampler.init(precise, x.detach())
             info = Info(x.new_ones(len(x)), x.new_zeros(len(x)))
             for k in range(num):
-                state, info = self.sampler.step(still, state, tuple(kind[k] for kind in chain))
+                state, info = self.sampler.step(precise, state, tuple(kind[k] for kind in chain))
         return state.x.detach(), info
 
     def _compare(

@@ -5,7 +5,9 @@ randomness and returns the tensors that one step consumes, `step` is a pure func
 noise). A step holds no `randn`, no `.item()`, no branch on a tensor's value: so it compiles whole, resumes
 exactly and tests without luck. Adding a sampler is one new file with these three methods. The contract suite
 (tests/contract/test_samplers.py) finds every public class that has `step`; each builds from a classmethod
-`example()`, or from its defaults, and says `noisy = True` where its energy takes (y, t).
+`example()`, or from its defaults, and says `noisy = True` where its energy takes (y, t). One whose step uses the
+energy's gradient alone says `gradient_only = True`: with a network in bfloat16 it is spared the energies in full
+precision.
 """
 
 from typing import NamedTuple, Protocol, TypeVar

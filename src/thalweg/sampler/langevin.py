@@ -64,6 +64,8 @@ class ULA:
     clamp: tuple[float, float] | None = None
     clip: float | None = None
 
+    gradient_only = True
+
     def __post_init__(self):
         _check(self.step_size, self.temperature, "zero")
         _check_clip(self.clip)
@@ -118,7 +120,8 @@ class MALA:
     """ULA's step as a proposal, then a Metropolis test: exact for exp(-E / T) (Besag 1994).
 
     One gradient a step: the state carries it. A proposal whose energy or gradient is not finite is rejected.
-    The test runs in the state's precision, so keep that at float32 or float64. Aim at acceptance 0.574
+    The test runs in the state's precision, so keep that at float32 or float64; with a network in bfloat16 its energies
+    are float32 all the same, for a forward pass more. Aim at acceptance 0.574
     (Roberts & Rosenthal 1998). `step_size` h in squared units of x, `temperature` T in nats, each a number or
     a 0-d tensor. `clip` bounds each coordinate of h dE/dx in the proposal, in units of x: still exact, and a chain
     on a steep slope walks down it, where a proposal that overshoots is refused for ever (Roberts & Tweedie 1996,

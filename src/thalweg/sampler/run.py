@@ -9,7 +9,6 @@ state follows from its positions.
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,9 +17,12 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import EnergyFn
+from thalweg.energy.base import EnergyFn, energy_and_grad
+from thalweg.energy.compiled import How, fastest
 from thalweg.energy.fused import held
 from thalweg.sampler.base import Info, Sampler
+from thalweg.sampler.captured import replayed
+from thalweg.sampler.precision import AtPrecision, at_precision, reads_energies
 
 S = TypeVar("S")
 PRECISIONS = ("fp32", "bf16")
@@ -36,7 +38,7 @@ def transitions(
 
     ValueError for an energy that does not give one number a row, or whose numbers do not depend on x.
     """
-    energy = energy if isinstance(energy, _Checked) else _Checked(energy)
+    energy = energy if isinstance(energy, _Checked | AtPrecision) else _Checked(energy)
     generators = itertools.repeat(generator) if isinstance(generator, Generator) else generator
     state = sampler.init(energy, x)
     for each in generators:
@@ -53,27 +55,57 @@ def run_chain(
     seed: int = 0,
     start: int = 0,
     precision: str = "fp32",
+    compile: How = False,
 ) -> Float[Tensor, "b *d"]:
     """x after `num_steps` steps, detached, of x's type; x itself is left alone.
 
     `energy` is any module or callable, (B, *) to (B,). A module is held in evaluation mode with its normalised
     weights computed once, and evaluated as fast as its layers allow (`energy.fused`). `precision="bf16"` evaluates
-    the network under bfloat16 autocast; positions, noise, updates and the Metropolis test stay in x's own type.
-    `start` is the first step's number, to go on with a run. ValueError for x that is not floating, not finite or has
-    no batch dimension, and for an energy of another shape, without a gradient, or not finite where the chains start.
-    Later steps are not looked at: a chain that leaves the finite comes back as it is, so look at what is returned.
+    the network under bfloat16 autocast; positions, noise, updates and the Metropolis test's energies stay in x's own
+    type. `compile="auto"` tries `torch.compile` where the chain is long enough to repay it, and keeps it where it is
+    faster (`energy.compiled`); True takes it wherever it works; on a GPU either captures the step as a CUDA graph
+    (`sampler.captured`). Compiled chains differ by rounding. `start` is the first step's number, to go on with a run.
+
+    ValueError for x that is not floating, not finite or has no batch dimension, and for an energy of another shape,
+    without a gradient, or not finite where the chains start. Later steps are not looked at: a chain that leaves the
+    finite comes back as it is, so look at what is returned.
     """
     num_steps, start = _check_count("num_steps", num_steps), _check_count("start", start)
     _check_positions(x)
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: want one of {', '.join(PRECISIONS)}")
+    if not isinstance(compile, bool) and compile != "auto":
+        raise ValueError(f'compile={compile!r}: want True, False or "auto"')
+    exact = reads_energies(sampler)
     generators = (address(seed, "chain", start + k, device=x.device) for k in range(num_steps))
-    with torch.inference_mode(False), held(energy) as still:
-        x = x.detach().clone()
-        checked = _Checked(still, first=True, bf16=precision == "bf16")
-        for state, _ in transitions(sampler, checked, x, generators):
-            x = state.x  # pyright: ignore[reportAttributeAccessIssue]
-    return x
+    x, bf16, on_cpu = x.detach(), precision == "bf16", _on_cpu(x)
+
+    def gradient(energy: EnergyFn) -> None:
+        with at_precision(_Checked(energy), sampler, x, bf16) as precise:
+            energy_and_grad(precise, x)
+            if not on_cpu:
+                torch.accelerator.synchronize()
+
+    how = False if getattr(sampler, "noisy", False) or not num_steps else compile
+    steps: Callable[..., Iterator[Any]] = replayed if compile and not on_cpu else _states
+    with torch.inference_mode(False):
+        x = x.clone()
+        with (
+            fastest(energy, x, how, num_steps, gradient, bf16, exact) if how else held(energy) as still,
+            at_precision(_Checked(still, first=True), sampler, x, bf16) as precise,
+        ):
+            for state in steps(sampler, precise, x, generators):
+                x = state.x
+            return x.clone() if steps is replayed else x
+
+
+def _states(sampler: Sampler[Any], energy: EnergyFn, x: Tensor, generators: Iterable[Generator]) -> Iterator[Any]:
+    """The states alone."""
+    return (state for state, _ in transitions(sampler, energy, x, generators))
+
+
+def _on_cpu(x: Tensor) -> bool:
+    return x.device.type == "cpu"
 
 
 def of_block(sampler: Sampler[S], size: int) -> Sampler[S]:
@@ -87,6 +119,10 @@ class _OfBlock:
 
     sampler: Any
     size: int
+
+    @property
+    def gradient_only(self) -> bool:
+        return not reads_energies(self.sampler)
 
     def init(self, energy: EnergyFn, x: Tensor) -> Any:
         return self.sampler.init(energy, x)
@@ -106,12 +142,10 @@ class _Checked:
     """The energy E(x) or U(x, t), its result of x's type and checked to be one number a row that depends on x.
 
     `first`: the next call is the chains' start, where the numbers must be finite; that one look waits for the device.
-    `bf16`: whether the network runs under autocast; None: as the caller has it.
     """
 
     energy: Callable[..., Tensor]
     first: bool = False
-    bf16: bool | None = None
 
     @property
     def conditionals(self) -> Any:
@@ -120,13 +154,11 @@ class _Checked:
 
     def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """The energy's own, once a call has been checked."""
-        own = None if self.first or self.bf16 else getattr(self.energy, "value_and_grad", None)
+        own = None if self.first else getattr(self.energy, "value_and_grad", None)
         return None if own is None else own(x, *t)
 
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
-        autocast = nullcontext() if self.bf16 is None else torch.autocast(x.device.type, torch.bfloat16, self.bf16)
-        with autocast:
-            u = self.energy(x, *t)
+        u = self.energy(x, *t)
         if not isinstance(u, Tensor):
             raise ValueError(f"the energy returned a {type(u).__name__}, want a torch tensor ({len(x)},)")
         if u.shape != x.shape[:1]:
