@@ -339,7 +339,8 @@ def _of(root: Node, kind: type[T]) -> list[T]:
 def value_and_slope(root: Chain, h: Tensor, c: Tensor, *, once_more: bool) -> tuple[Tensor, ...]:
     """f = root(h), s = J' c and, if `once_more`, the slopes in the levels of `Modulate`; h and c are constants.
 
-    `root` serves one evaluation; it begins and ends with convolutions. With `once_more` all results can be differentiated in parameters and levels, once.
+    `root` serves one evaluation; it begins and ends with convolutions. With `once_more` all
+    results can be differentiated in parameters and levels, once.
     """
     h, c = h.detach(), c.detach()
     if not once_more:

@@ -6,7 +6,7 @@ layer: all three save most in the double backward that score matching needs. `th
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -154,7 +154,8 @@ def tree(net: UNet, levels: Sequence[Tensor]) -> Chain:
     for i in reversed(range(len(net.down))):
         if i + 1 < len(net.down):
             j = len(net.pool) - 1 - i
-            inner = [Residual([Halve(net.pool[i]), *inner, Double(net.lift[j])]), *stage(net.up[j])]
+            halve, double = cast(nn.Conv2d, net.pool[i]), cast(nn.ConvTranspose2d, net.lift[j])
+            inner = [Residual([Halve(halve), *inner, Double(double)]), *stage(net.up[j])]
         inner = [*stage(net.down[i]), *inner]
     return Chain([convolution(net.stem), *inner, SiLU(), convolution(net.head)])
 
