@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.metrics import make_scorer, roc_auc_score
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
@@ -30,7 +30,7 @@ def test_estimator_check_with_gaps(estimator, check):
 
 
 def test_the_number_of_checks():
-    assert len(CHECKS) >= 54
+    assert len(CHECKS) >= 47  # 54 for detectors that take sample weights as well
 
 
 @pytest.fixture
@@ -39,12 +39,13 @@ def rows():
 
 
 def test_in_a_pipeline_and_a_grid(rows):
-    odd = np.r_[rows[:40], rows[:10] + 6]
-    labels = np.r_[np.ones(40), -np.ones(10)]
+    odd = np.r_[rows[:80], rows[:8] * 8]
+    labels = np.r_[np.ones(80), -np.ones(8)]
     pipe = make_pipeline(StandardScaler(), EnergyDetector())
     assert set(pipe.fit(rows).predict(odd)) == {-1, 1}
+    folds = StratifiedKFold(2, shuffle=True, random_state=0)
     scorer = make_scorer(roc_auc_score, response_method="decision_function")
-    grid = GridSearchCV(pipe, {"energydetector__calibration": ["unseen", "split"]}, scoring=scorer, cv=2)
+    grid = GridSearchCV(pipe, {"energydetector__calibration": ["unseen", "split"]}, scoring=scorer, cv=folds)
     assert grid.fit(odd, labels).best_score_ > 0.9
 
 

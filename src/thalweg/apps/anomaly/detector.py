@@ -24,6 +24,7 @@ from thalweg.core.errors import UserError
 
 KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
 CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
+OUT_OF_REACH = 1e3  # ranges of the calibration's energies
 log = logging.getLogger("thalweg")
 
 
@@ -33,7 +34,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     - `kind`: "table", or "image" for (N, H, W) or (N, C, H, W).
     - `contamination`: "auto" flags at `false_alarm_rate`; a number in (0, 0.5] flags that share of the fitted rows.
     - `false_alarm_rate`: the share of normal rows that may be flagged. Needs 1 / rate - 1 rows to calibrate with; with
-      fewer nothing is flagged, and the log says so.
+      fewer no threshold keeps it: the log says so, and only rows a thousand ranges of energy away are flagged.
     - `missing`: NaN is refused ("raise"), or a row is scored by what was observed of it ("marginalise"). Fitted rows
       with a gap are then left out, and calibration is by "split".
     - `calibration`: "unseen" uses all rows for the energy and calibrates with the energies that it gives them as if it
@@ -75,7 +76,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         seed = int(random.randint(2**31 - 1))
         x = self._whole_rows(x)
         inside, outside = self._split(len(x), random)
-        self.energy_ = _energy_class(self.kind)(**(self.options or {})).fit(x[inside], seed=seed)
+        self.energy_ = energy_class(self.kind)(**(self.options or {})).fit(x[inside], seed=seed)
         self.partial_ = None
         if len(outside):
             unseen = np.asarray(self.energy_.energy(x[outside]), float)
@@ -93,7 +94,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     def energy(self, X: Any) -> np.ndarray:
         """E(x), (B,) nats, low = normal; of a row with gaps the energy at which a whole row would be as strange."""
         check_is_fitted(self)
-        return self._energy(self._input(X, reset=False))
+        return self.energy_of_rows(self._input(X, reset=False))
 
     def score_samples(self, X: Any) -> np.ndarray:
         """-E(x), (B,) nats, high = normal: a log-likelihood up to a constant."""
@@ -125,16 +126,20 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         x = self._input(X, reset=False)
         if self.kind == "image":
             return ImageReasons(self.energy_.attribution(x), self.energy_.repair(x))
-        missing = np.isnan(x)
+        given = self.columns_.values(X) if self.columns_ is not None and is_frame(X) else None
+        return self.explain_rows(x, given, top)
+
+    def explain_rows(self, x: np.ndarray, given: list[list[Any]] | None, top: int | None) -> list[Reason]:
+        """`explain` of encoded rows (B, D); `given`: their values as they came, by feature."""
         full = x if self.partial_ is None else self.partial_.filled(x)
-        names, owners = self._features()
-        fractions = by_feature(self.energy_.shares(full), owners, len(names), missing)
+        names, owners = self.features()
+        fractions = by_feature(self.energy_.shares(full), owners, len(names), np.isnan(x))
         repaired = self.energy_.repair(full)
         if self.columns_ is None:
             values = [[None if v != v else v for v in row] for row in x.tolist()]
             return reasons(fractions, names, values, repaired.tolist(), top)
-        given = self.columns_.values(X) if is_frame(X) else self.columns_.decode(x)
-        return reasons(fractions, names, given, self.columns_.decode(repaired), top)
+        values = self.columns_.decode(x) if given is None else given
+        return reasons(fractions, names, values, self.columns_.decode(repaired), top)
 
     def realised_rate(self, *, level: float = 0.95) -> Rate:
         """What the threshold promises: the false-alarm rate expected, and an interval for it at this level."""
@@ -199,20 +204,22 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
                 self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite, ensure_min_samples=least
             )
         x = self.columns_.encode(X)
-        self._check_values(x, reset)
+        self.check_values(x, least=2 if reset else 1)
         validate_data(self, X if reset else _first(X, self.columns_.names), reset=reset, skip_check_array=True)
         return x
 
-    def _check_values(self, x: np.ndarray, reset: bool) -> None:
-        """The same refusals for tables as scikit-learn's for arrays, with the column and the row."""
-        if len(x) < (2 if reset else 1):
-            raise UserError(f"X: {len(x)} rows; want {2 if reset else 1} or more")
+    def check_values(self, x: np.ndarray, *, where: str = "X", first: int = 0, least: int = 0) -> None:
+        """The same refusals for encoded tables as scikit-learn's for arrays, with the column and the row."""
+        if len(x) < least:
+            raise UserError(f"{where}: {len(x)} rows; want {least} or more")
         bad = np.isinf(x) if self.missing == "marginalise" else ~np.isfinite(x)
         if bad.any():
             row, column = np.argwhere(bad)[0]
             name = self.columns_.names[self.columns_.owners[column]]
-            what, mend = ("infinite", "mend it") if np.isinf(x[row, column]) else ("missing", "or missing='marginalise'")
-            raise UserError(f"X: a value of column {name!r} is {what} (NaN, infinity) in row {row + 1}; drop it, {mend}")
+            infinite = np.isinf(x[row, column])
+            what = "infinite (infinity)" if infinite else "missing (NaN)"
+            mend = "mend it" if infinite else "drop the row, or fit with missing='marginalise'"
+            raise UserError(f"{where}: column {name!r} is {what} in row {first + row + 1}; {mend}")
 
     def _whole_rows(self, x: Any) -> Any:
         """The rows without a gap, of which there must be two."""
@@ -221,7 +228,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         gaps = np.isnan(x)
         kept = x[~gaps.any(1)]
         if len(kept) < 2:
-            names, owners = self._features()
+            names, owners = self.features()
             worst = names[owners[gaps.mean(0).argmax()]]
             raise UserError(
                 f"X: {len(kept)} rows have no gap, want 2 or more; drop columns with many gaps, {worst!r} first"
@@ -230,7 +237,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             log.info("%d of %d rows have a gap and are left out of the fit", len(x) - len(kept), len(x))
         return kept
 
-    def _features(self) -> tuple[list[str], np.ndarray]:
+    def features(self) -> tuple[list[str], np.ndarray]:
         """Names by feature, and the feature of each encoded column."""
         if self.columns_ is not None:
             return self.columns_.names, self.columns_.owners
@@ -244,17 +251,20 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         held = min(n - 1, max(1, round(self.held_out * n)))
         return np.sort(order[held:]), np.sort(order[:held])
 
-    def _energy(self, x: Any) -> np.ndarray:
+    def energy_of_rows(self, x: Any) -> np.ndarray:
+        """`energy` of encoded rows (B, D)."""
         if self.partial_ is None or not np.isnan(x).any():
             return np.asarray(self.energy_.energy(x), float)
         return self.partial_.energy(self.energy_, x)
 
     def _set_offset(self, x: Any) -> None:
         if self.contamination != "auto":
-            self.offset_ = float(np.percentile(-self._energy(x), 100 * float(self.contamination)))
+            self.offset_ = float(np.percentile(-self.energy_of_rows(x), 100 * float(self.contamination)))
             return
         self.offset_ = -self.calibration_.threshold(self.false_alarm_rate)
         if not np.isfinite(self.offset_):
+            u = self.calibration_.ranked  # finite, as scores are ranked by people's tools, which refuse infinity
+            self.offset_ = -float(u[-1] + OUT_OF_REACH * (1 + u[-1] - u[0]))
             n, rate = len(self.calibration_.energies), self.false_alarm_rate
             least = int(np.ceil(1 / rate - 1 - 1e-9))
             log.warning(
@@ -263,7 +273,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             )  # fmt: skip
 
 
-def _energy_class(kind: str) -> Any:
+def energy_class(kind: str) -> Any:
     """The energy of a kind of data, imported when it is wanted."""
     module, _, name = KINDS[kind].partition(":")
     return getattr(import_module(module), name)

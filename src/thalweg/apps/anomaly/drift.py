@@ -13,6 +13,7 @@ from scipy import stats
 from thalweg.apps.anomaly.calibrate import Calibration, check_rate
 from thalweg.core.errors import UserError
 
+EXACT = 500  # rows up to which the statistic's exact law is used
 LEAST = 5  # rows of which a law can be seen
 
 
@@ -34,7 +35,8 @@ def drift(calibration: Calibration, energies: np.ndarray, *, level: float = 0.01
     check_rate(level)
     if len(energies) < LEAST:
         raise UserError(f"{len(energies)} rows: want {LEAST} or more to see a drift")
-    found = stats.ks_2samp(calibration.energies, energies)
+    small = max(len(energies), len(calibration.energies)) <= EXACT
+    found = stats.ks_2samp(calibration.energies, energies, method="exact" if small else "asymp")
     return Drift(float(found.statistic), float(found.pvalue), level, bool(found.pvalue <= level))
 
 

@@ -40,8 +40,8 @@ def reasons(
     fractions: np.ndarray, names: list[str], values: list[list[Any]], repairs: list[list[float | str]], top: int | None
 ) -> list[Reason]:
     """Row by row the `top` features, or all, the largest share first."""
-    found = []
+    found: list[Reason] = []
     for row, shares in enumerate(fractions):
-        for i in np.argsort(-shares, kind="stable")[:top]:
-            found.append(Reason(row, names[i], float(shares[i]), values[row][i], repairs[row][i]))
+        order = np.argsort(-shares, kind="stable")[:top]
+        found += [Reason(row, names[i], float(shares[i]), values[row][i], repairs[row][i]) for i in order]
     return found
