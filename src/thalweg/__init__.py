@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from thalweg.apps.anomaly.detector import EnergyDetector
     from thalweg.apps.bundle import Bundle, load
     from thalweg.core.errors import DamagedFile, Diverged, NotNormalised, ThalwegError, UserError
     from thalweg.sampler.run import run_chain
 
 _NAMES = {
     "Bundle": "thalweg.apps.bundle",
+    "EnergyDetector": "thalweg.apps.anomaly.detector",
     "load": "thalweg.apps.bundle",
     "run_chain": "thalweg.sampler.run",
     "DamagedFile": "thalweg.core.errors",
@@ -30,6 +32,7 @@ __all__ = [
     "Bundle",
     "DamagedFile",
     "Diverged",
+    "EnergyDetector",
     "NotNormalised",
     "ThalwegError",
     "UserError",

@@ -1,4 +1,4 @@
-"""The command line: `thalweg train | sample | score | evaluate | bench`.
+"""The command line: `thalweg train | sample | score | detect | evaluate | bench`.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong (one line: what, where, how to mend), 130 and 143 stopped by
 Ctrl-C and SIGTERM with the run saved. With `--json` the result is one JSON object on standard output; progress and
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thalweg import console
+from thalweg import cli_detect, console
 from thalweg.core.errors import ThalwegError, UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app = typer.Typer(
     help="Energy-based models for work: train an energy, sample it, score with it, measure it.",
     rich_markup_mode="markdown",
 )
+app.add_typer(cli_detect.app, name="detect")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SEEDS = 2**64 - 1
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]
@@ -123,12 +124,11 @@ def sample(
 
     import numpy as np
 
-    from thalweg.apps.bundle import load
     from thalweg.core.store import write_bytes
     from thalweg.evaluate.pictures import grid, png, scatter
 
-    bundle = load(run)
-    _writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
+    bundle = _load(run)
+    console.writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
     x = bundle.sample(n, seed=seed, num_steps=num_steps)
     if npy is not None:
         held = io.BytesIO()
@@ -156,12 +156,11 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Energy, log p, p-value and flag of each row of a file."""
-    from thalweg.apps.bundle import load
     from thalweg.apps.table import write_scores
     from thalweg.data.files import read_array, read_names
 
-    bundle = load(run)
-    _writable(out, (".csv", ".parquet", ".npy"))
+    bundle = _load(run)
+    console.writable(out, (".csv", ".parquet", ".npy"))
     x = read_array(data, shape=bundle.shape)
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)
@@ -180,9 +179,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a bundle against held-out data and write report.html and evaluation.json."""
-    from thalweg.apps.bundle import load
 
-    bundle = load(run)
+    bundle = _load(run)
     figures = _evaluate(bundle, bundle.path, num_samples=num_samples, seed=seed)
     console.say(f"report in {bundle.path / 'report.html'}")
     console.emit(figures, as_json)
@@ -293,20 +291,19 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
     return figures
 
 
+def _load(run: Path) -> Any:
+    from thalweg.apps.bundle import Bundle, load
+
+    bundle = load(run)
+    if not isinstance(bundle, Bundle):
+        raise UserError(f"{run}: a detector, no trained energy; use `thalweg detect score`")
+    return bundle
+
+
 def _bar(folder: Path) -> Any:
     from thalweg.progress import Bar
 
     return Bar(folder)
-
-
-def _writable(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse before the work, not after it, a file that cannot be written or is of another kind."""
-    if path.suffix.lower() not in suffixes:
-        raise UserError(f"{path}: cannot write {path.suffix or 'a file without ending'}; want {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
-    if path.is_dir():
-        raise UserError(f"{path}: a folder, where a file to write was wanted")
 
 
 if __name__ == "__main__":

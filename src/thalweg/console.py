@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 import typer
@@ -129,6 +130,16 @@ def command() -> str:
     each = os.environ.get("LOCAL_WORLD_SIZE", size)
     launch = ["thalweg"] if size == "1" else ["torchrun", "--nproc-per-node", each, "-m", "thalweg"]
     return shlex.join([*launch, *sys.argv[1:]])
+
+
+def writable(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse before the work, not after it, a file that cannot be written or is of another kind."""
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: cannot write {path.suffix or 'a file without ending'}; want {' or '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, where a file to write was wanted")
 
 
 def say(text: str) -> None:

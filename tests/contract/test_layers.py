@@ -26,7 +26,14 @@ ALLOWED = {
     "apps": {"core", "data", "energy", "sampler", "objective", "evaluate"},
 }
 EXTRA = {"apps/fit.py": {"train"}}  # the seam for applications that learn
-TOP = {"__init__.py", "__main__.py", "cli.py", "console.py", "progress.py"}  # these may import everything
+TOP = {
+    "__init__.py",
+    "__main__.py",
+    "cli.py",
+    "cli_detect.py",
+    "console.py",
+    "progress.py",
+}  # these may import everything
 NEVER = re.compile(r"\bimport pickle\b|torch\.load\(|allow_pickle=True|yaml\.load\(|(?<![\w.])(eval|exec)\(")
 
 

@@ -299,8 +299,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load(path_or_id: str | Path) -> Bundle:
-    """The bundle in a run folder, or on the Hugging Face Hub under that id.
+def load(path_or_id: str | Path) -> Any:
+    """The bundle in a run folder, or on the Hugging Face Hub under that id; of a detector its `DetectorBundle`.
 
     UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
     """
@@ -312,6 +312,10 @@ def load(path_or_id: str | Path) -> Bundle:
     if (folder / store.MANIFEST).exists():
         store.verify(folder)
         store.verify(folder, [name for name in FILES if (folder / name).exists()])  # read nothing that is not sealed
+        if _is_detector(folder):
+            from thalweg.apps.anomaly.saved import read
+
+            return read(folder)
         config = read_config(folder)
         calibration = folder / "calibration.safetensors"
         held_out = _calibration(calibration) if calibration.exists() else None
@@ -324,6 +328,11 @@ def load(path_or_id: str | Path) -> Bundle:
         raise UserError(f"{folder}: this run has not saved anything yet; let it reach its first checkpoint")
     log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
     return Bundle(config, store.read_tensors(newest / "model.safetensors"), None, folder)
+
+
+def _is_detector(folder: Path) -> bool:
+    config = store.read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    return isinstance(config, dict) and config.get("app") == "anomaly"
 
 
 def _calibration(path: Path) -> Tensor:

@@ -40,7 +40,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """Write the file whole or leave it as it was; `DiskFull` when there is no room."""
     path = Path(path)
     temp = _temp("new", path)
-    with _write_errors(path, len(data)):
+    with write_errors(path, len(data)):
         try:
             descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             try:
@@ -161,7 +161,7 @@ def save_folder(path: str | Path, write: Callable[[Path], None]) -> None:
     """
     path = Path(path)
     new, old = _temp("new", path), _temp("old", path)
-    with _write_errors(path, None):
+    with write_errors(path, None):
         try:
             os.mkdir(new)
             write(new)
@@ -328,6 +328,11 @@ def _temp(kind: str, path: Path) -> Path:
     return path.with_name(f".thalweg-{kind}-{os.getpid()}-{_TOKEN}-{next(_count)}-{path.name}")
 
 
+def temporary(path: str | Path) -> Path:
+    """A name beside the path under which to write what will replace it; `clean` knows it."""
+    return _temp("new", Path(path))
+
+
 def _wanted(path: Path) -> Path:
     """The path as the user knows it: temporary folders on the way under the name that they were to get."""
     return Path(*(match[4] if (match := _TEMP.fullmatch(part)) else part for part in path.parts))
@@ -371,7 +376,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 @contextmanager
-def _write_errors(path: Path, wanted: int | None) -> Iterator[None]:
+def write_errors(path: Path, wanted: int | None) -> Iterator[None]:
     """Turn the system's errors into ours, naming the path and the bytes that were to be written."""
     try:
         yield

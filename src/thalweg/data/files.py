@@ -216,7 +216,7 @@ def _read_table(path: Path) -> np.ndarray:
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header would be cut
-            table = pd.read_csv(path, header=None if _headless(path) else 0, index_col=False, encoding="utf-8-sig")
+            table = pd.read_csv(path, header=None if headless(path) else 0, index_col=False, encoding="utf-8-sig")
     bad = [str(name) for name, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
     if bad and len(table):
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
@@ -225,7 +225,7 @@ def _read_table(path: Path) -> np.ndarray:
         return table.to_numpy(dtype=np.float32, na_value=np.nan)
 
 
-def _headless(path: Path) -> bool:
+def headless(path: Path) -> bool:
     """Whether a CSV's first line is data: all numbers, and not pandas' 0, 1, 2, … of unnamed columns."""
     with path.open(encoding="utf-8-sig") as file:
         cells = [cell.strip().strip('"') for cell in file.readline().split(",")]

@@ -1,0 +1,226 @@
+"""Named columns of numbers and categories to rows of numbers, and back: the one place that knows what a column holds.
+
+A column of K categories becomes K columns of 0 and 1. Categories seen once, and those beyond the 100 most frequent, share
+one of them, "other"; a category never seen joins it, as by Good & Turing (1953) it is as likely as those seen once.
+Where nothing is rare, a new category is -1 in all K, farther from every row than the rows are from each other. Columns
+are matched by name; a missing value is NaN.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from thalweg.core.errors import DamagedFile, UserError
+
+MOST = 100  # categories of a column that are told apart
+OTHER = "other"
+
+
+class Column(NamedTuple):
+    """A name and what the column holds: categories, the most frequent first, or None for numbers."""
+
+    name: str
+    categories: tuple[str, ...] | None = None
+    other: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of numbers that it becomes."""
+        return 1 if self.categories is None else len(self.categories) + self.other
+
+
+@dataclass(frozen=True)
+class Columns:
+    """A fitted transform from frames (pandas, polars, Arrow) to (N, D) float64 and back."""
+
+    columns: tuple[Column, ...]
+
+    @classmethod
+    def fit(cls, frame: Any, *, where: str = "X", parse: bool = False) -> Self:
+        """Learn what the columns hold. `parse`: texts that are all numbers are numbers, as in a CSV.
+
+        UserError: no column, one name twice, a column without any value, or of a kind that is neither.
+        """
+        names = names_of(frame)
+        if not names:
+            raise UserError(f"{where}: no columns; give a table with at least one")
+        check_names(names, where)
+        series = as_frame(frame, where)
+        return cls(tuple(_column(series[name], name, where, parse) for name in names))
+
+    @property
+    def names(self) -> list[str]:
+        """Names in the order of the fit."""
+        return [column.name for column in self.columns]
+
+    @property
+    def owners(self) -> np.ndarray:
+        """For each of the D encoded columns the number of the column it belongs to, (D,)."""
+        return np.repeat(np.arange(len(self.columns)), [column.width for column in self.columns])
+
+    def match(self, names: Iterable[str], where: str = "X", *, ignore: Iterable[str] = ()) -> None:
+        """UserError unless the names are those of the fit, in any order; those in `ignore` may be there too."""
+        names = list(map(str, names))
+        check_names(names, where)
+        missing = [name for name in self.names if name not in names]
+        extra = [name for name in names if name not in {*self.names, *ignore}]
+        if missing:
+            also = f" ({_list(extra)} not known)" if extra else ""
+            raise UserError(f"{where}: lacks {_list(missing)}{also}; give the {len(self.names)} columns of the fit")
+        if extra:
+            raise UserError(f"{where}: {_list(extra)} not among the {len(self.names)} columns of the fit; drop it")
+
+    def encode(self, frame: Any, *, where: str = "X", first: int = 0, ignore: Iterable[str] = ()) -> np.ndarray:
+        """(N, D) float64, NaN where a value is missing. `first` is the number of the first row, for messages.
+
+        UserError, with column, row and value: names that differ from the fit's, texts where numbers were, numbers where
+        categories were.
+        """
+        self.match(names_of(frame), where, ignore=ignore)
+        series = as_frame(frame, where)
+        parts = [_encode(series[column.name], column, where, first) for column in self.columns]
+        return np.concatenate(parts, axis=1)
+
+    def decode(self, x: np.ndarray) -> list[list[float | str]]:
+        """Rows (B, D) as values by column: a number, or the category that is nearest."""
+        start, found = 0, []
+        for column in self.columns:
+            part = x[:, start : start + column.width]
+            start += column.width
+            if column.categories is None:
+                found.append(part[:, 0].tolist())
+            else:
+                names = [*column.categories, *([OTHER] if column.other else [])]
+                found.append([names[i] for i in part.argmax(1)])
+        return [list(row) for row in zip(*found, strict=True)]
+
+    def values(self, frame: Any) -> list[list[Any]]:
+        """The frame's own values by row, in the order of the fit."""
+        series = as_frame(frame, "X")
+        return [list(row) for row in zip(*(series[name].to_list() for name in self.names), strict=True)]
+
+    def to_list(self) -> list[list[Any]]:
+        """What JSON holds of it."""
+        return [[c.name, None if c.categories is None else list(c.categories), c.other] for c in self.columns]
+
+    @classmethod
+    def from_list(cls, stored: Sequence[Any]) -> Self:
+        """The inverse of `to_list`; DamagedFile for anything else."""
+        try:
+            found = [Column(str(n), None if c is None else tuple(map(str, c)), bool(o)) for n, c, o in stored]
+        except (TypeError, ValueError) as error:
+            raise DamagedFile("the stored columns are not a list of [name, categories, other]") from error
+        return cls(tuple(found))
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    """UserError where a name comes twice."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{where}: {_list(twice)} there twice; rename one")
+
+
+def is_frame(x: Any) -> bool:
+    """Whether x is a table with names of columns, all of them texts (pandas' 0, 1, 2, … name nothing)."""
+    columns = getattr(x, "column_names", getattr(x, "columns", None))
+    if columns is None or len(getattr(x, "shape", ())) != 2 or not len(columns):
+        return False
+    return all(isinstance(name, str) for name in columns)
+
+
+def names_of(frame: Any) -> list[str]:
+    """The names of a frame's columns."""
+    return [str(name) for name in getattr(frame, "column_names", getattr(frame, "columns", ()))]
+
+
+def as_frame(frame: Any, where: str) -> Any:
+    """A narwhals frame, which reads pandas, polars and Arrow alike."""
+    import narwhals as nw
+
+    try:
+        return nw.from_native(frame, eager_only=True)
+    except TypeError as error:
+        raise UserError(f"{where}: a {type(frame).__name__} is no table; give pandas, polars or an array") from error
+
+
+def _column(series: Any, name: str, where: str, parse: bool) -> Column:
+    values = _texts(series, name, where) if not _numeric(series) else None
+    if values is None:
+        numbers = _numbers(series)
+        if np.isnan(numbers).all():
+            raise UserError(f"{where}: column {name!r} has no value at all; drop it")
+        return Column(name)
+    there = [value for value in values if value is not None]
+    if not there:
+        raise UserError(f"{where}: column {name!r} has no value at all; drop it")
+    if parse and all(_is_number(value) for value in there):
+        return Column(name)
+    counts = Counter(there)
+    kept = [value for value, count in counts.most_common(MOST) if count > 1]
+    return Column(name, tuple(kept), len(kept) < len(counts))
+
+
+def _encode(series: Any, column: Column, where: str, first: int) -> np.ndarray:
+    if column.categories is None:
+        if _numeric(series):
+            return _numbers(series)[:, None]
+        return _parsed(_texts(series, column.name, where), column, where, first)[:, None]
+    if _numeric(series) and not np.isnan(_numbers(series)).all():
+        raise UserError(f"{where}: column {column.name!r} holds numbers where categories were in the fit; retype it")
+    place = {value: i for i, value in enumerate(column.categories)}
+    codes = np.eye(column.width + 2, column.width)
+    codes[column.width], codes[column.width + 1] = -1.0, np.nan  # never seen; missing
+    unknown = len(column.categories) if column.other else column.width
+    texts = _texts(series, column.name, where)
+    return codes[[column.width + 1 if text is None else place.get(text, unknown) for text in texts]]
+
+
+def _parsed(texts: list[str | None], column: Column, where: str, first: int) -> np.ndarray:
+    try:
+        return np.array([np.nan if text is None else float(text) for text in texts], float)
+    except ValueError:
+        row = next(i for i, text in enumerate(texts) if text is not None and not _is_number(text))
+        raise UserError(
+            f"{where}: column {column.name!r} holds {texts[row]!r:.60} in row {first + row + 1}, where numbers were in "
+            "the fit; mend the value, or leave it empty and fit with missing='marginalise'"
+        ) from None
+
+
+def _numeric(series: Any) -> bool:
+    import narwhals as nw
+
+    if series.dtype == nw.Object:  # pandas' way to hold anything
+        return all(value is None or isinstance(value, int | float | np.number) for value in series.to_list())
+    return series.dtype.is_numeric() or series.dtype == nw.Boolean
+
+
+def _numbers(series: Any) -> np.ndarray:
+    import narwhals as nw
+
+    if series.dtype == nw.Object:
+        return np.array([np.nan if value is None else float(value) for value in series.to_list()], float)
+    return np.array(series.cast(nw.Float64).to_numpy(), float)
+
+
+def _texts(series: Any, name: str, where: str) -> list[str | None]:
+    if series.dtype.is_temporal():
+        raise UserError(f"{where}: column {name!r} holds dates; drop it, or turn it into numbers, such as an age")
+    if series.dtype.is_nested():
+        raise UserError(f"{where}: column {name!r} holds lists or structures; drop it, or spread it into columns")
+    return [None if v is None or v != v else str(v) for v in series.to_list()]
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"column{'s' if len(names) > 1 else ''} {', '.join(map(repr, names[:5]))}{more}"

@@ -1,0 +1,284 @@
+"""A detector in scikit-learn's manner: an energy of normal data, and thresholds that mean what they say.
+
+    score_samples(x) = -E(x),    decision_function(x) = t - E(x),    predict(x) = -1 where E(x) > t,
+
+t the threshold at a stated false-alarm rate (`apps.anomaly.calibrate`), or, with `contamination` a number, the energy that
+this share of the fitted rows exceeds.
+"""
+
+import logging
+from importlib import import_module
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
+from thalweg.apps.anomaly.columns import Columns, is_frame
+from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
+from thalweg.apps.anomaly.partial import Partial
+from thalweg.apps.anomaly.reasons import ImageReasons, Reason, by_feature, reasons
+from thalweg.core.errors import UserError
+
+KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
+CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
+OUT_OF_REACH = 1e3  # ranges of the calibration's energies
+log = logging.getLogger("thalweg")
+
+
+class EnergyDetector(OutlierMixin, BaseEstimator):
+    """Anomalies as rows of high energy. Tables (N, D) of numbers, frames with categories, or images.
+
+    - `kind`: "table", or "image" for (N, H, W) or (N, C, H, W).
+    - `contamination`: "auto" flags at `false_alarm_rate`; a number in (0, 0.5] flags that share of the fitted rows.
+    - `false_alarm_rate`: the share of normal rows that may be flagged. Needs 1 / rate - 1 rows to calibrate with; with
+      fewer no threshold keeps it: the log says so, and only rows a thousand ranges of energy away are flagged.
+    - `missing`: NaN is refused ("raise"), or a row is scored by what was observed of it ("marginalise"). Fitted rows
+      with a gap are then left out, and calibration is by "split".
+    - `calibration`: "unseen" uses all rows for the energy and calibrates with the energies that it gives them as if it
+      had not seen them; "split" holds rows out, which makes the promise exact; "auto" is "unseen" where it can be.
+    - `held_out`: the share of rows that "split" holds out.
+    - `options`: keywords of the energy behind it.
+    - `random_state`: of the split and of the energy's fit.
+
+    After fit: `offset_` (= -t), `calibration_`, `energy_`, `train_scores_` (N,): how strange each fitted row is, high =
+    anomalous, for use without a clean training set; `n_features_in_`, `feature_names_in_`.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str = "table",
+        contamination: str | float = "auto",
+        false_alarm_rate: float = 0.05,
+        missing: str = "raise",
+        calibration: str = "auto",
+        held_out: float = 0.25,
+        options: dict[str, Any] | None = None,
+        random_state: Any = None,
+    ):
+        self.kind = kind
+        self.contamination = contamination
+        self.false_alarm_rate = false_alarm_rate
+        self.missing = missing
+        self.calibration = calibration
+        self.held_out = held_out
+        self.options = options
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn the energy of normal rows and calibrate it; `y` is not looked at. UserError for what cannot be used."""
+        self._check_parameters()
+        x = self._input(X, reset=True)
+        random = check_random_state(self.random_state)
+        seed = int(random.randint(2**31 - 1))
+        x = self._whole_rows(x)
+        inside, outside = self._split(len(x), random)
+        self.energy_ = energy_class(self.kind)(**(self.options or {})).fit(x[inside], seed=seed)
+        self.partial_ = None
+        if len(outside):
+            unseen = np.asarray(self.energy_.energy(x[outside]), float)
+            scores = np.empty(len(x))
+            scores[inside], scores[outside] = self.energy_.unseen_, unseen
+            self.train_scores_ = scores
+        else:
+            unseen, self.train_scores_ = np.asarray(self.energy_.unseen_, float), np.asarray(self.energy_.outlyingness_)
+        self.calibration_ = Calibration(unseen)
+        if self.missing == "marginalise":
+            self.partial_ = Partial(x[outside], self.calibration_, np.median(x, axis=0))
+        self._set_offset(x)
+        return self
+
+    def energy(self, X: Any) -> np.ndarray:
+        """E(x), (B,) nats, low = normal; of a row with gaps the energy at which a whole row would be as strange."""
+        check_is_fitted(self)
+        return self.energy_of_rows(self._input(X, reset=False))
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """-E(x), (B,) nats, high = normal: a log-likelihood up to a constant."""
+        return -self.energy(X)
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """-E(x) - offset_, (B,): below 0 are the flagged rows."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:
+        """-1 for flagged rows, 1 for the others, (B,)."""
+        return np.where(self.decision_function(X) < 0, -1, 1)
+
+    def p_values(self, X: Any) -> np.ndarray:
+        """The share of normal data at least as strange, (B,) in [1 / (n + 1), 1]; at most the false-alarm rate: flagged."""
+        u = self.energy(X)
+        return self.calibration_.p_values(u)
+
+    def q_values(self, X: Any) -> np.ndarray:
+        """The lowest false discovery rate at which each row of this batch would be reported, (B,)."""
+        return q_values(self.p_values(X))
+
+    def explain(self, X: Any, *, top: int | None = None) -> list[Reason] | ImageReasons:
+        """Why: the `top` features of each row by their share of its energy (None: all), with the value that was normal.
+
+        Of images the map of pixels that raise the energy, and the repaired image.
+        """
+        check_is_fitted(self)
+        x = self._input(X, reset=False)
+        if self.kind == "image":
+            return ImageReasons(self.energy_.attribution(x), self.energy_.repair(x))
+        given = self.columns_.values(X) if self.columns_ is not None and is_frame(X) else None
+        return self.explain_rows(x, given, top)
+
+    def explain_rows(self, x: np.ndarray, given: list[list[Any]] | None, top: int | None) -> list[Reason]:
+        """`explain` of encoded rows (B, D); `given`: their values as they came, by feature."""
+        full = x if self.partial_ is None else self.partial_.filled(x)
+        names, owners = self.features()
+        fractions = by_feature(self.energy_.shares(full), owners, len(names), np.isnan(x))
+        repaired = self.energy_.repair(full)
+        if self.columns_ is None:
+            values = [[None if v != v else v for v in row] for row in x.tolist()]
+            return reasons(fractions, names, values, repaired.tolist(), top)
+        values = self.columns_.decode(x) if given is None else given
+        return reasons(fractions, names, values, self.columns_.decode(repaired), top)
+
+    def realised_rate(self, *, level: float = 0.95) -> Rate:
+        """What the threshold promises: the false-alarm rate expected, and an interval for it at this level."""
+        check_is_fitted(self)
+        return self.calibration_.rate(self.false_alarm_rate, level=level)
+
+    def recalibrate(self, X: Any) -> Self:
+        """Set p-values and threshold by fresh normal rows that no fit saw; the energy stays. Exact again after a drift."""
+        check_is_fitted(self)
+        x = self._input(X, reset=False)
+        x = self._whole_rows(x)
+        self.calibration_ = Calibration(np.asarray(self.energy_.energy(x), float))
+        if self.partial_ is not None:
+            self.partial_ = Partial(x, self.calibration_, self.partial_.center)
+        self._set_offset(x)
+        return self
+
+    def drift(self, X: Any, *, level: float = 0.01) -> Drift:
+        """Whether these rows, taken together, follow the law of the calibration; for one batch."""
+        u = self.energy(X)
+        return drift(self.calibration_, u, level=level)
+
+    def drift_alarm(self, *, level: float = 0.01) -> DriftAlarm:
+        """An alarm for batch after batch: `alarm.update(detector.energy(X))`."""
+        check_is_fitted(self)
+        return DriftAlarm(self.calibration_, level=level)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self.missing == "marginalise"
+        tags.input_tags.three_d_array = self.kind == "image"
+        return tags
+
+    def _check_parameters(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r}: want {' or '.join(map(repr, choices))}")
+        c = self.contamination
+        number = isinstance(c, int | float | np.number) and not isinstance(c, bool)
+        if c != "auto" and not (number and 0 < float(c) <= 0.5):
+            raise UserError(f"contamination={c!r}: want 'auto' or a number in (0, 0.5]")
+        check_rate(self.false_alarm_rate)
+        if not isinstance(self.held_out, int | float | np.number) or not 0 < self.held_out < 1:
+            raise UserError(f"held_out={self.held_out!r}: want a number between 0 and 1")
+        if self.missing == "marginalise" and (self.calibration == "unseen" or self.kind == "image"):
+            raise UserError("missing='marginalise' wants kind='table' and calibration='split', or 'auto'")
+
+    def _input(self, X: Any, *, reset: bool) -> Any:
+        """Rows (N, D) float64, checked, NaN only where it may be; images as they are."""
+        if self.kind == "image":
+            if reset:
+                self.columns_ = None
+            return X
+        finite = "allow-nan" if self.missing == "marginalise" else True
+        if reset:
+            self.columns_ = Columns.fit(X) if is_frame(X) else None
+        if self.columns_ is None or not is_frame(X):
+            if self.columns_ is not None and len(self.columns_.owners) != len(self.columns_.columns):
+                raise UserError("X: fitted on a table with categories; give a table with the same columns by name")
+            least = 2 if reset else 1
+            return validate_data(
+                self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite, ensure_min_samples=least
+            )
+        x = self.columns_.encode(X)
+        self.check_values(x, least=2 if reset else 1)
+        validate_data(self, X if reset else _first(X, self.columns_.names), reset=reset, skip_check_array=True)
+        return x
+
+    def check_values(self, x: np.ndarray, *, where: str = "X", first: int = 0, least: int = 0) -> None:
+        """The same refusals for encoded tables as scikit-learn's for arrays, with the column and the row."""
+        if len(x) < least:
+            raise UserError(f"{where}: {len(x)} rows; want {least} or more")
+        bad = np.isinf(x) if self.missing == "marginalise" else ~np.isfinite(x)
+        if bad.any():
+            row, column = np.argwhere(bad)[0]
+            name = self.columns_.names[self.columns_.owners[column]]
+            infinite = np.isinf(x[row, column])
+            what = "infinite (infinity)" if infinite else "missing (NaN)"
+            mend = "mend it" if infinite else "drop the row, or fit with missing='marginalise'"
+            raise UserError(f"{where}: column {name!r} is {what} in row {first + row + 1}; {mend}")
+
+    def _whole_rows(self, x: Any) -> Any:
+        """The rows without a gap, of which there must be two."""
+        if self.missing != "marginalise":
+            return x
+        gaps = np.isnan(x)
+        kept = x[~gaps.any(1)]
+        if len(kept) < 2:
+            names, owners = self.features()
+            worst = names[owners[gaps.mean(0).argmax()]]
+            raise UserError(
+                f"X: {len(kept)} rows have no gap, want 2 or more; drop columns with many gaps, {worst!r} first"
+            )
+        if len(kept) < len(x):
+            log.info("%d of %d rows have a gap and are left out of the fit", len(x) - len(kept), len(x))
+        return kept
+
+    def features(self) -> tuple[list[str], np.ndarray]:
+        """Names by feature, and the feature of each encoded column."""
+        if self.columns_ is not None:
+            return self.columns_.names, self.columns_.owners
+        return [f"x{i}" for i in range(self.n_features_in_)], np.arange(self.n_features_in_)
+
+    def _split(self, n: int, random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+        how = "split" if self.missing == "marginalise" else self.calibration
+        if how != "split":
+            return np.arange(n), np.arange(0)
+        order = random.permutation(n)
+        held = min(n - 1, max(1, round(self.held_out * n)))
+        return np.sort(order[held:]), np.sort(order[:held])
+
+    def energy_of_rows(self, x: Any) -> np.ndarray:
+        """`energy` of encoded rows (B, D)."""
+        if self.partial_ is None or not np.isnan(x).any():
+            return np.asarray(self.energy_.energy(x), float)
+        return self.partial_.energy(self.energy_, x)
+
+    def _set_offset(self, x: Any) -> None:
+        if self.contamination != "auto":
+            self.offset_ = float(np.percentile(-self.energy_of_rows(x), 100 * float(self.contamination)))
+            return
+        self.offset_ = -self.calibration_.threshold(self.false_alarm_rate)
+        if not np.isfinite(self.offset_):
+            u = self.calibration_.ranked  # finite, as scores are ranked by people's tools, which refuse infinity
+            self.offset_ = -float(u[-1] + OUT_OF_REACH * (1 + u[-1] - u[0]))
+            n, rate = len(self.calibration_.energies), self.false_alarm_rate
+            least = int(np.ceil(1 / rate - 1 - 1e-9))
+            log.warning(
+                "%d rows to calibrate with: none can be flagged at a false-alarm rate of %g; give %d rows, or a higher rate",
+                n, rate, least,
+            )  # fmt: skip
+
+
+def energy_class(kind: str) -> Any:
+    """The energy of a kind of data, imported when it is wanted."""
+    module, _, name = KINDS[kind].partition(":")
+    return getattr(import_module(module), name)
+
+
+def _first(X: Any, names: list[str]) -> Any:
+    """The frame with its columns in the order of the fit."""
+    return X[names] if hasattr(X, "columns") else X

@@ -1,0 +1,154 @@
+"""A detector on disk: `config.json`, `model.safetensors`, `calibration.safetensors`, sealed by a manifest; no pickle.
+
+`thalweg.load` opens it. Only the energy classes of this package are ever built from it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import thalweg
+from thalweg.apps.anomaly.calibrate import Calibration, check_rate
+from thalweg.apps.anomaly.columns import Columns
+from thalweg.apps.anomaly.detector import KINDS, EnergyDetector, energy_class
+from thalweg.apps.anomaly.partial import Partial
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile, UserError
+
+APP, FORMAT = "anomaly", 1
+PLAIN = ("kind", "contamination", "false_alarm_rate", "missing", "calibration", "held_out", "options")
+
+
+class DetectorBundle:
+    """A fitted detector and what it was fitted on. Made by `thalweg.load` or `DetectorBundle(detector)`."""
+
+    def __init__(self, detector: EnergyDetector, about: dict[str, Any] | None = None, path: Path | None = None):
+        self.detector, self.about, self.path = detector, about or {}, path
+
+    def energy(self, x: Any) -> Tensor:
+        """E(x), (B,) nats, float64; x as the detector takes it."""
+        return torch.from_numpy(self.detector.energy(x))
+
+    def score(self, x: Any, *, alpha: float | None = None) -> dict[str, Tensor]:
+        """energy, p_value and flag = p_value <= alpha, (B,) each; alpha is the fitted false-alarm rate if not given."""
+        alpha = self.detector.false_alarm_rate if alpha is None else check_rate(alpha)
+        u = self.detector.energy(x)
+        p = self.detector.calibration_.p_values(u)
+        return {name: torch.from_numpy(a) for name, a in (("energy", u), ("p_value", p), ("flag", p <= alpha))}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the bundle, whole or not at all. UserError where the folder holds something that is no detector."""
+        folder = Path(folder)
+        _refuse_other(folder)
+        tensors, config = _state(self.detector)
+        config |= {"about": self.about}
+
+        def write(aside: Path) -> None:
+            store.write_json(aside / "config.json", config)
+            store.write_tensors(aside / "model.safetensors", tensors)
+            energies = torch.from_numpy(np.ascontiguousarray(self.detector.calibration_.energies))
+            store.write_tensors(aside / "calibration.safetensors", {"energy": energies})
+
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+        store.save_folder(folder, write)
+
+
+def is_detector(config: Any) -> bool:
+    """Whether a config.json is a detector's."""
+    return isinstance(config, dict) and config.get("app") == APP
+
+
+def read(folder: Path) -> DetectorBundle:
+    """The detector in a folder whose files have been verified; DamagedFile where they are not what was written."""
+    config = store.read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}: a detector of format {config.get('format')}, this version reads {FORMAT}; fit it again"
+        )
+    tensors = store.read_tensors(folder / "model.safetensors")
+    energies = store.read_tensors(folder / "calibration.safetensors").get("energy")
+    try:
+        if config["parameters"]["kind"] not in KINDS or energies is None:
+            raise ValueError("kind")
+        return DetectorBundle(_detector(config, tensors, energies.numpy()), config["about"], folder)
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DamagedFile(f"{folder / 'config.json'}: not the configuration of a detector ({error!r})") from error
+
+
+def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors, and what JSON holds."""
+    tree = {"energy": _tensors(detector.energy_.state()), "train_scores": _tensor(detector.train_scores_)}
+    if detector.partial_ is not None:
+        tree |= {"rows": _tensor(detector.partial_.rows), "center": _tensor(detector.partial_.center)}
+    tensors, structure = store.flatten(tree)
+    names = getattr(detector, "feature_names_in_", None)
+    config = {
+        "format": FORMAT,
+        "app": APP,
+        "thalweg": thalweg.__version__,
+        "parameters": {name: getattr(detector, name) for name in PLAIN},
+        "offset": detector.offset_,
+        "num_features": getattr(detector, "n_features_in_", None),
+        "features": None if names is None else [str(name) for name in names],
+        "columns": None if detector.columns_ is None else detector.columns_.to_list(),
+        "structure": structure,
+    }
+    return tensors, config
+
+
+def _detector(config: dict[str, Any], tensors: dict[str, Tensor], energies: np.ndarray) -> EnergyDetector:
+    detector = EnergyDetector(**{name: config["parameters"][name] for name in PLAIN})
+    tree = store.unflatten(tensors, config["structure"])
+    detector.energy_ = energy_class(detector.kind).from_state(_arrays(tree["energy"]))
+    detector.train_scores_ = tree["train_scores"].numpy()
+    detector.calibration_ = Calibration(energies)
+    detector.columns_ = None if config["columns"] is None else Columns.from_list(config["columns"])
+    detector.partial_ = None
+    if "rows" in tree:
+        detector.partial_ = Partial(tree["rows"].numpy(), detector.calibration_, tree["center"].numpy())
+    detector.offset_ = float(config["offset"])
+    if config["num_features"] is not None:
+        detector.n_features_in_ = int(config["num_features"])
+    if config["features"] is not None:
+        detector.feature_names_in_ = np.array(config["features"], dtype=object)
+    return detector
+
+
+def _refuse_other(folder: Path) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    known = (folder / "config.json").is_file() and is_detector(store.read_json(folder / "config.json"))
+    if not folder.is_dir() or not known:
+        raise UserError(f"{folder}: holds something that is no detector; name another folder")
+
+
+def _tensor(a: Any) -> Tensor:
+    return torch.from_numpy(np.array(a))  # a copy, writable and in order
+
+
+def _tensors(tree: Any) -> Any:
+    """The tree with tensors for arrays and plain numbers for numpy's."""
+    if isinstance(tree, dict):
+        return {key: _tensors(part) for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_tensors(part) for part in tree)
+    if isinstance(tree, np.ndarray):
+        return _tensor(tree)
+    return tree.item() if isinstance(tree, np.generic) else tree
+
+
+def _arrays(tree: Any) -> Any:
+    """The inverse of `_tensors`."""
+    if isinstance(tree, dict):
+        return {key: _arrays(part) for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_arrays(part) for part in tree)
+    return tree.numpy() if isinstance(tree, Tensor) else tree

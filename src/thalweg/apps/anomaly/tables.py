@@ -1,0 +1,148 @@
+"""Tables in files, block by block: what is larger than memory is read, scored and written a part at a time.
+
+A CSV is read as text, since a block cannot know what later ones hold: what a column is was settled by the fit.
+"""
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from thalweg.apps.anomaly.columns import check_names
+from thalweg.core.errors import DamagedFile, ThalwegError, UserError
+
+BLOCK_BYTES = 4 << 20  # of a CSV
+BLOCK_ROWS = 32_768
+MISSING = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV or Parquet file: its path and the names of its columns."""
+
+    path: Path
+    names: list[str]
+    headless: bool = False
+
+    @property
+    def is_text(self) -> bool:
+        """Whether values come as texts."""
+        return self.path.suffix.lower() == ".csv"
+
+    def blocks(self) -> Iterator[Any]:
+        """The rows in order, as Arrow tables of at most 32,768 rows. DamagedFile where the file breaks off."""
+        import pyarrow as pa
+
+        with _reading(self.path):
+            for batch in self._csv() if self.is_text else self._parquet():
+                for start in range(0, batch.num_rows, BLOCK_ROWS):
+                    yield pa.Table.from_batches([batch.slice(start, BLOCK_ROWS)])
+
+    def _csv(self) -> Any:
+        import pyarrow as pa
+        from pyarrow import csv as arrow
+
+        return arrow.open_csv(
+            self.path,
+            arrow.ReadOptions(
+                block_size=BLOCK_BYTES, use_threads=False, column_names=self.names, skip_rows=0 if self.headless else 1
+            ),
+            arrow.ParseOptions(newlines_in_values=True),
+            arrow.ConvertOptions(
+                column_types={name: pa.string() for name in self.names},
+                null_values=MISSING,
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=True,
+            ),
+        )
+
+    def _parquet(self) -> Iterator[Any]:
+        from pyarrow import parquet
+
+        with parquet.ParquetFile(self.path) as file:
+            yield from file.iter_batches(batch_size=BLOCK_ROWS, use_threads=False)
+
+
+def open_table(path: str | Path) -> Table:
+    """The table in a file, its header read and checked.
+
+    UserError: no file, a folder, an empty file, another kind, one name twice.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, where a table was wanted; give a .csv or .parquet file")
+    if not path.exists():
+        raise UserError(f"{path}: no such file; check the spelling and the working directory")
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise UserError(f"{path}: {path.suffix or 'no ending'}: a table is .csv or .parquet; convert it")
+    if not path.stat().st_size:
+        raise UserError(f"{path}: an empty file; give one with a header and rows")
+    require_arrow()
+    with _reading(path):
+        table = _header(path) if path.suffix.lower() == ".csv" else _schema(path)
+    check_names(table.names, str(path))
+    if not table.names:
+        raise UserError(f"{path}: no columns; give a table with at least one")
+    return table
+
+
+def require_arrow() -> None:
+    """UserError where pyarrow is not installed."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise UserError("tables in files need pyarrow: pip install 'thalweg[tables]'") from error
+
+
+class Writer(Protocol):
+    """What takes blocks of a score table, Arrow tables of one schema."""
+
+    def write(self, block: Any) -> None: ...
+    def close(self) -> None: ...
+
+
+def writer(file: IO[bytes], suffix: str, schema: Any) -> Writer:
+    """A writer of CSV or Parquet into an open file."""
+    require_arrow()
+    from pyarrow import csv as arrow
+    from pyarrow import parquet
+
+    if suffix == ".parquet":
+        return parquet.ParquetWriter(file, schema)
+    return arrow.CSVWriter(file, schema, write_options=arrow.WriteOptions(quoting_style="needed"))
+
+
+def _header(path: Path) -> Table:
+    from thalweg.data.files import headless
+
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file), [])
+    if headless(path):
+        return Table(path, [str(i) for i in range(len(names))], headless=True)
+    return Table(path, names)
+
+
+def _schema(path: Path) -> Table:
+    from pyarrow import parquet
+
+    return Table(path, list(parquet.read_schema(path).names))
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever a reader raises on this file into one line."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (ThalwegError, GeneratorExit):
+        raise
+    except PermissionError as error:
+        raise UserError(f"{path}: no permission to read it; change its mode or its owner") from error
+    except (UnicodeDecodeError, pa.ArrowException, csv.Error, OSError, EOFError) as error:
+        why = " ".join(str(error).split())[:200]
+        if isinstance(error, UnicodeDecodeError) or "UTF8" in why:
+            raise UserError(f"{path}: not UTF-8 text; convert it, as in: iconv -f latin1 -t utf-8") from error
+        raise DamagedFile(f"{path}: damaged or not what its name says ({why}); fetch it again") from error

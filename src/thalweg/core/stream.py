@@ -1,0 +1,31 @@
+"""A file that grows by blocks, and appears under its name only when it is whole."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from thalweg.core import store
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
+    """A file to write to, put in place when the block ends well; else what was there stays, and nothing else is left.
+
+    `DiskFull` where there is no room, `UserError` where the path cannot be written. What a killed process left beside
+    it is removed first.
+    """
+    path = Path(path)
+    with store.write_errors(path, None):
+        store.clean(path.parent)
+        aside = store.temporary(path)
+        try:
+            with aside.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
