@@ -1,0 +1,1 @@
+"""Applications: what the energy is for."""
