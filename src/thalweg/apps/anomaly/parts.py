@@ -58,7 +58,7 @@ class Mixture:
             return cls(log_weights=np.zeros(1), means=y.mean(0)[None], factors=np.linalg.cholesky(covariance)[None])
         model = GaussianMixture(k, reg_covar=RIDGE, random_state=seed, max_iter=30)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # thirty steps are meant; fewer copies make fewer centres
+            warnings.simplefilter("ignore", ConvergenceWarning)  # thirty steps are meant
             model.fit(y)
         return cls(
             log_weights=np.log(model.weights_ + 1e-300),

@@ -12,7 +12,7 @@ LEAST = 1e-9
 
 
 def _scale(values: np.ndarray) -> np.ndarray:
-    """Standard deviations (D,), 1 for columns without spread; values are scaled down so that squares do not overflow."""
+    """Standard deviations (D,), 1 for columns without spread; scaled down first, lest squares overflow."""
     largest = np.maximum(np.abs(values).max(0), 1.0)
     spread = (values / largest).std(0) * largest
     return np.where(spread > 1e-12 * largest, spread, 1.0)
