@@ -61,7 +61,7 @@ class Mixture:
             warnings.simplefilter("ignore", ConvergenceWarning)  # thirty steps are meant
             model.fit(y)
         return cls(
-            log_weights=np.log(model.weights_ + 1e-300),
+            log_weights=np.log(np.asarray(model.weights_) + 1e-300),
             means=np.asarray(model.means_),
             factors=np.linalg.cholesky(np.asarray(model.covariances_)),
         )
