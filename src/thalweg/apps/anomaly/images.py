@@ -83,7 +83,16 @@ class ImageEnergy:
         """E(x), (B,) float64 in nats, low = normal: 2 log(1/alpha) where both energies are at their 1 - alpha
         quantile.
         """
-        return self._map(self._fused, self._check(x)).numpy()
+        return self._map(self._fused, self._check(x)).double().numpy()
+
+    def parts(self, x: Any) -> dict[str, np.ndarray]:
+        """What E(x) is made of, (B,) each in its own units: "contrast" E1, "kernel" E2, and of E1 the squared
+        "restoration" error.
+        """
+        images = self._check(x)
+        restoration = self._map(lambda part: (part - self._model.restore(part)).flatten(1).square().sum(1), images)
+        found = {"contrast": self._map(self._model, images), "kernel": self._map(self._kernel, images)}
+        return {name: u.numpy() for name, u in {**found, "restoration": restoration}.items()}
 
     def attribution(self, x: Any) -> np.ndarray:
         """(B, H, W): |dE/dx| summed over channels, smoothed by a Gaussian of 1/28 of the side; zero or more."""
