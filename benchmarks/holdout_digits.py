@@ -127,11 +127,7 @@ def draw(panels: dict[int, tuple[ImageEnergy, Task, np.ndarray]], path: Path, nu
     )
     for block, (digit, (found, t, energies)) in enumerate(panels.items()):
         normal, odd = (np.flatnonzero(t.anomalous == flag) for flag in (False, True))
-        falling = [
-            normal[np.argsort(-energies[normal])],
-            odd[np.argsort(-energies[odd])],
-            odd[np.argsort(energies[odd])],
-        ]
+        normal, odd = normal[np.argsort(-energies[normal])], odd[np.argsort(-energies[odd])]
         titles = ("normal, highest energy", f"{digit} (held out), highest", f"{digit} (held out), lowest: missed")
         rows = np.concatenate([normal[:num], odd[:num], odd[::-1][:num]])
         x = t.test[rows]

@@ -32,8 +32,8 @@ class Parts(NamedTuple):
 class AutoencoderEnergy(nn.Module):
     """E(x) = u(f(x)) + s |x - D(f(x))|² for images (B, C, H, W) with pixels in [0, 1]; dense layers throughout.
 
-    `widths` are those of the encoder, the last one of the features f(x); the decoder mirrors them and ends in a
-    sigmoid. `embed` is the dimension in which an objective may compare two views. Costs 4 C H W widths[0]
+    `widths` are those of the encoder, the last one of the features f(x); the decoder mirrors all but
+    the first and ends in a sigmoid. `embed` is the dimension in which an objective may compare two views. Costs C H W (widths[0] + widths[1])
     multiplications and what lies between; on small images dense layers train several times faster on a CPU than
     convolutions do. No layer sees more than one row.
     """
@@ -45,7 +45,7 @@ class AutoencoderEnergy(nn.Module):
             raise ValueError(f"widths={list(widths)}, {embed=}: want a layer or more, each of width 1 or more")
         size = self.shape[0] * self.shape[1] * self.shape[2]
         self.encoder = nn.Sequential(nn.Flatten(), *_dense([size, *widths]), nn.SiLU())
-        self.decoder = nn.Sequential(*_dense([*reversed(widths), size]))
+        self.decoder = nn.Sequential(*_dense([*reversed(widths[1:] or widths), size]))
         self.project = nn.Linear(widths[-1], embed)
         self.head = nn.Linear(widths[-1], 1)
         self.scale = nn.Parameter(torch.tensor(-2.0))
@@ -65,9 +65,13 @@ class AutoencoderEnergy(nn.Module):
         return self._decode(self.features(x))
 
     def parts(self, x: Float[Tensor, "b c h w"]) -> Parts:
-        """Energy, restoration and embedding from one pass, for objectives that train all of them."""
+        """Energy, restoration and embedding from one pass, for objectives that train all of them.
+
+        The decoder trains on the features as they are and does not shape them: features that must hold every pixel
+        tell less of what a picture is.
+        """
         f = self.features(x)
-        restored = self._decode(f)
+        restored = self._decode(f.detach())
         return Parts(self._energy(x, f, restored), restored, F.normalize(self.project(f), dim=1))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
