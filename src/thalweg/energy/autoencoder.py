@@ -1,19 +1,18 @@
-"""An auto-encoder as an energy: what the network cannot put right is strange, and so is what its features tell apart.
+"""An auto-encoder with an energy on its features, and a decoder that puts pictures right.
 
-    E(x) = u(f(x)) + s |x - D(f(x))|²
+    E(x) = u(f(x)),    restored x = D(f(x))
 
-f is an encoder, D a decoder that restores, u a linear head, s > 0 a learned scale in nats a squared unit. Trained by
-`objective.corruption`, D is asked for the undamaged picture whatever it is shown, so D(f(x)) is also the nearest
-*repair* of x that the network knows. A reconstruction error alone ranks what is simple below what is normal, whether it
-is normal or not; training against negatives undoes that (normalised auto-encoders: Yoon et al. 2021; with the head
-on features: Yoon et al. 2023).
+f is an encoder, u a linear head, D a decoder. `objective.restoration` trains u to tell data from damaged data, f to
+know one picture in two views, and D to give the undamaged picture whatever it is shown. A reconstruction error as energy
+ranks what is simple below what is normal, whether it is normal or not, which training against negatives undoes
+(normalised auto-encoders, Yoon et al. 2021; with a head on features, Yoon et al. 2023). Here the error is no part of
+the energy: what D is good for is the repair.
 """
 
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from thalweg.energy.shape import check_rows, check_shape
 
 
 class Parts(NamedTuple):
-    """All that one pass gives: energy (B,) in nats, the restored x (B, *), unit vectors for comparing views (B, K)."""
+    """What one pass gives: energy (B,) in nats, the restored x (B, *), unit vectors for comparing views (B, K)."""
 
     energy: Tensor
     restored: Tensor
@@ -30,12 +29,12 @@ class Parts(NamedTuple):
 
 
 class AutoencoderEnergy(nn.Module):
-    """E(x) = u(f(x)) + s |x - D(f(x))|² for images (B, C, H, W) with pixels in [0, 1]; dense layers throughout.
+    """E(x) = u(f(x)) for images (B, C, H, W) with pixels in [0, 1]; dense layers throughout.
 
-    `widths` are those of the encoder, the last one of the features f(x); the decoder mirrors all but
-    the first and ends in a sigmoid. `embed` is the dimension in which an objective may compare two views. Costs C H W (widths[0] + widths[1])
-    multiplications and what lies between; on small images dense layers train several times faster on a CPU than
-    convolutions do. No layer sees more than one row.
+    `widths` are those of the encoder, the last one of the features f(x); the decoder mirrors all but the first and ends
+    in a sigmoid. `embed` is the dimension in which an objective may compare two views. Costs C H W widths[0]
+    multiplications and what lies between; on small images dense layers train several times faster on a CPU
+    than convolutions do. No layer sees more than one row.
     """
 
     def __init__(self, *, shape: Sequence[int] = (1, 28, 28), widths: Sequence[int] = (512, 256, 128), embed: int = 64):
@@ -48,7 +47,6 @@ class AutoencoderEnergy(nn.Module):
         self.decoder = nn.Sequential(*_dense([*reversed(widths[1:] or widths), size]))
         self.project = nn.Linear(widths[-1], embed)
         self.head = nn.Linear(widths[-1], 1)
-        self.scale = nn.Parameter(torch.tensor(-2.0))
 
     @classmethod
     def example(cls) -> Self:
@@ -64,6 +62,10 @@ class AutoencoderEnergy(nn.Module):
         """D(f(x)), pixels in (0, 1)."""
         return self._decode(self.features(x))
 
+    def embed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Unit vectors in which views are compared."""
+        return F.normalize(self.project(self.features(x)), dim=1)
+
     def parts(self, x: Float[Tensor, "b c h w"]) -> Parts:
         """Energy, restoration and embedding from one pass, for objectives that train all of them.
 
@@ -71,20 +73,14 @@ class AutoencoderEnergy(nn.Module):
         tell less of what a picture is.
         """
         f = self.features(x)
-        restored = self._decode(f.detach())
-        return Parts(self._energy(x, f, restored), restored, F.normalize(self.project(f), dim=1))
+        return Parts(self.head(f).squeeze(1), self._decode(f.detach()), F.normalize(self.project(f), dim=1))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """E(x) in nats, up to a constant."""
-        f = self.features(x)
-        return self._energy(x, f, self._decode(f))
+        return self.head(self.features(x)).squeeze(1)
 
     def _decode(self, f: Tensor) -> Tensor:
         return self.decoder(f).sigmoid().view(-1, *self.shape)
-
-    def _energy(self, x: Tensor, f: Tensor, restored: Tensor) -> Tensor:
-        error = (x - restored).flatten(1).square().sum(1)
-        return self.head(f).squeeze(1) + F.softplus(self.scale) * error
 
 
 def _dense(widths: Sequence[int]) -> list[nn.Module]:

@@ -24,7 +24,7 @@ class FeatureKernelEnergy(nn.Module):
     row.
     """
 
-    def __init__(self, encoder: nn.Module, bank: Tensor, mean: Tensor, whiten: Tensor, *, beta: float = 50.0):
+    def __init__(self, encoder: nn.Module, bank: Tensor, mean: Tensor, whiten: Tensor, *, beta: float = 20.0):
         super().__init__()
         if not beta > 0:
             raise ValueError(f"beta={beta}: want a positive concentration")
@@ -39,7 +39,7 @@ class FeatureKernelEnergy(nn.Module):
     @classmethod
     @torch.no_grad()
     def of(
-        cls, encoder: nn.Module, x: Float[Tensor, "n *d"], *, beta: float = 50.0, ridge: float = 0.01, block: int = 1024
+        cls, encoder: nn.Module, x: Float[Tensor, "n *d"], *, beta: float = 20.0, ridge: float = 0.01, block: int = 1024
     ) -> Self:
         """From training rows x: W W' = (C + ridge mean(diag C) I)^-1, C the features' covariance.
 

@@ -5,9 +5,9 @@ Two energies of one network, which `--recipe contrast` trains without labels, on
 
     E(x) = v1(E1(x)) + v2(E2(x)),
 
-E1 the network's own, which tells data from damaged data and adds what it cannot restore (`energy.autoencoder`); E2 how
-far the features of x are from those of any training row (`energy.kernel`). What is plainer than the data stands out in
-the first, what is another shape in the second.
+E1 the network's own, which tells data from damaged data (`energy.autoencoder`); E2 how few training rows have features
+like x's (`energy.kernel`). What is plainer than the data stands out in the first, what is of another shape in the
+second.
 """
 
 import json
@@ -86,13 +86,10 @@ class ImageEnergy:
         return self._map(self._fused, self._check(x)).double().numpy()
 
     def parts(self, x: Any) -> dict[str, np.ndarray]:
-        """What E(x) is made of, (B,) each in its own units: "contrast" E1, "kernel" E2, and of E1 the squared
-        "restoration" error.
-        """
+        """What E(x) is made of, (B,) each in its own units: "contrast" E1 and "kernel" E2."""
         images = self._check(x)
-        restoration = self._map(lambda part: (part - self._model.restore(part)).flatten(1).square().sum(1), images)
         found = {"contrast": self._map(self._model, images), "kernel": self._map(self._kernel, images)}
-        return {name: u.numpy() for name, u in {**found, "restoration": restoration}.items()}
+        return {name: u.double().numpy() for name, u in found.items()}
 
     def attribution(self, x: Any) -> np.ndarray:
         """(B, H, W): |dE/dx| summed over channels, smoothed by a Gaussian of 1/28 of the side; zero or more."""
