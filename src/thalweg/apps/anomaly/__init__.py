@@ -1,1 +1,1 @@
-"""Applications: what the energy is for."""
+"""Anomaly detection: high energy is strange, and how strange is said in shares of normal data."""

@@ -1,0 +1,148 @@
+"""Damage: pictures that are made of the data's own strokes and are not data.
+
+Negatives for noise-contrastive training. What a picture is worth must not follow from how sharp, bright or plain it is,
+or the energy learns just that; so each kind keeps the local look of the data (the same edges, the same ink) and breaks
+what it forms. Some, cut or erased, are *plainer* than any datum, which is what a reconstruction error never learns to
+mistrust. None looks at a label.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from thalweg.core.errors import UserError
+
+KINDS = ("bent", "cut", "holed", "halved", "overlaid", "turned")
+CELLS = 4  # control points of a bend, a side
+Images = Float[Tensor, "b c h w"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Damage:
+    """Each row damaged by one of `kinds`, dealt out in turn.
+
+    - "bent": an affine map far from the identity (`stretch`, `shift`) and a smooth displacement (`bend`);
+    - "cut": one side of a random line from another row;
+    - "holed": a disc around some ink gone, its radius in `hole`;
+    - "halved": one side of a random line gone;
+    - "overlaid": a disc's worth of another row's ink laid over it;
+    - "turned": a quarter turn or more, a mirror image, or both (for pictures that are not square half turns only).
+
+    Lengths are shares of half the picture's side; gone means the median of the row's own border. For vectors (B, D)
+    there is one kind: each entry, with probability 1/2, from another row.
+    """
+
+    kinds: Sequence[str] = KINDS
+    stretch: float = 0.25
+    shift: float = 0.08
+    bend: float = 0.18
+    hole: tuple[float, float] = (0.25, 0.6)
+    offset: float = 0.3
+
+    def __post_init__(self):
+        wrong = [kind for kind in self.kinds if kind not in KINDS]
+        if wrong or not self.kinds:
+            raise UserError(f"kinds={list(self.kinds)}: want one or more of {', '.join(KINDS)}")
+        for name in ("stretch", "shift", "bend", "offset"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name}={getattr(self, name)}: want zero or more")
+        if not 0 < self.hole[0] <= self.hole[1]:
+            raise UserError(f"hole={tuple(self.hole)}: want two radii (least, largest) above zero")
+
+    def __call__(self, x: Tensor, generator: Generator) -> Tensor:
+        """The batch, every row damaged."""
+        if x.ndim != 4:
+            mine = torch.rand(x.shape, generator=generator, device=x.device) < 0.5
+            return torch.where(mine, x, _other(x, generator))
+        parts = [part for part in x.chunk(len(self.kinds)) if len(part)]
+        return torch.cat([getattr(self, f"_{k}")(p, generator) for k, p in zip(self.kinds, parts, strict=False)])
+
+    def _bent(self, x: Images, generator: Generator) -> Images:
+        return warp(x, generator, stretch=self.stretch, shift=self.shift, bend=self.bend)
+
+    def _cut(self, x: Images, generator: Generator) -> Images:
+        return torch.lerp(_other(x, generator), x, self._side(x, generator))
+
+    def _holed(self, x: Images, generator: Generator) -> Images:
+        return torch.lerp(x, _ground(x), self._disc(x, generator))
+
+    def _halved(self, x: Images, generator: Generator) -> Images:
+        return torch.lerp(_ground(x), x, self._side(x, generator))
+
+    def _overlaid(self, x: Images, generator: Generator) -> Images:
+        other = _other(x, generator)
+        piece = torch.lerp(_ground(other), other, self._disc(other, generator))
+        more = (piece - _ground(other)).abs() > (x - _ground(x)).abs()
+        return torch.where(more, piece, x)
+
+    def _turned(self, x: Images, generator: Generator) -> Images:
+        square = x.shape[2] == x.shape[3]
+        which = torch.randint(1, 8 if square else 4, (len(x),), generator=generator, device=x.device)
+        out = x.clone()
+        for i in range(1, 8 if square else 4):
+            turns, mirror = (i % 4, i >= 4) if square else (2 * (i % 2), i >= 2)
+            y = torch.rot90(x, turns, (2, 3))
+            out = torch.where((which == i)[:, None, None, None], y.flip(3) if mirror else y, out)
+        return out
+
+    def _side(self, x: Images, generator: Generator) -> Tensor:
+        """1 on one side of a random line, 0 on the other, with a soft edge, (B, 1, H, W)."""
+        gx, gy = _grid(x)
+        angle = 2 * math.pi * torch.rand(len(x), 1, 1, generator=generator, device=x.device)
+        offset = self.offset * torch.randn(len(x), 1, 1, generator=generator, device=x.device)
+        return torch.sigmoid((gx * angle.cos() + gy * angle.sin() - offset) / 0.08).unsqueeze(1)
+
+    def _disc(self, x: Images, generator: Generator) -> Tensor:
+        """1 in a disc around a pixel that has ink, 0 outside, (B, 1, H, W)."""
+        gx, gy = _grid(x)
+        ink = (x - _ground(x)).abs().sum(1).flatten(1)
+        at = (ink * torch.rand(ink.shape, generator=generator, device=x.device)).argmax(1)
+        low, high = self.hole
+        radius = low + (high - low) * torch.rand(len(x), 1, 1, generator=generator, device=x.device)
+        cx, cy = (g.flatten()[at][:, None, None] for g in (gx, gy))
+        return torch.sigmoid((radius - ((gx - cx).square() + (gy - cy).square()).sqrt()) / 0.05).unsqueeze(1)
+
+
+def warp(x: Images, generator: Generator, *, stretch: float, shift: float, bend: float) -> Images:
+    """x'(p) = x(A p + b + d(p)): A = I + `stretch` N(0, 1), b = `shift` N(0, 1), d a smooth field of deviation `bend`.
+
+    Bilinear, coordinates in [-1, 1]; d is bicubic between 4 x 4 control points. What comes in from outside repeats the
+    border.
+    """
+    basis = _basis(x)  # (3 + 16, H W)
+    c = torch.randn(len(x), 2, len(basis), generator=generator, dtype=x.dtype, device=x.device)
+    sizes = torch.cat([c.new_tensor([stretch, stretch, shift]), c.new_full((CELLS**2,), bend)])
+    c = c * sizes + F.pad(torch.eye(2, dtype=x.dtype, device=x.device), (0, len(basis) - 2))
+    grid = (c.flatten(0, 1) @ basis).view(len(x), 2, *x.shape[2:]).permute(0, 2, 3, 1)
+    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+
+
+def _basis(x: Images) -> Tensor:
+    gx, gy = _grid(x)
+    bumps = torch.eye(CELLS**2, dtype=x.dtype, device=x.device).view(-1, 1, CELLS, CELLS)
+    fields = F.interpolate(bumps, size=list(x.shape[2:]), mode="bicubic", align_corners=True)
+    return torch.cat([torch.stack([gx, gy, torch.ones_like(gx)]).flatten(1), fields.flatten(1)])
+
+
+def _grid(x: Images) -> tuple[Tensor, Tensor]:
+    """(x, y) of the pixels' middles in [-1, 1], (H, W) each."""
+    height, width = x.shape[2:]
+    ys, xs = ((2 * torch.arange(n, dtype=x.dtype, device=x.device) + 1) / n - 1 for n in (height, width))
+    gy, gx = torch.meshgrid(ys, xs, indexing="ij")
+    return gx, gy
+
+
+def _ground(x: Images) -> Tensor:
+    """The median of each row's border, (B, C, 1, 1)."""
+    border = torch.cat([x[:, :, 0], x[:, :, -1], x[:, :, :, 0], x[:, :, :, -1]], dim=2)
+    return border.median(2).values[:, :, None, None]
+
+
+def _other(x: Tensor, generator: Generator) -> Tensor:
+    """The rows in a random order."""
+    return x[torch.randperm(len(x), generator=generator, device=x.device)]

@@ -1,0 +1,96 @@
+"""Restoration contrast: tell data from damaged data, and put the damage right.
+
+Noise-contrastive estimation (Gutmann & Hyvärinen 2010) with negatives made from the data's own parts
+(`objective.damage`) and one negative a datum:
+
+    loss = mean softplus(E(x)) + mean softplus(-E(x')),    at its minimum E(x) = -log p(x) / q(x),
+
+p the data's law and q that of damaged data. The energy is therefore not minus a log-likelihood but minus the logarithm
+of a *likelihood ratio* against plain strokes, so that a simple picture is not thought likely for being simple (Ren et
+al. 2019). Its constant belongs to q; it is not normalised. An energy that offers `parts` and `embed`
+(`energy.autoencoder`) is also trained to restore, |D(f(x')) - x|², and to know one picture in two views among the
+batch's others and all that is damaged (InfoNCE; van den Oord et al. 2018, Chen et al. 2020; damage as negatives: Tack
+et al. 2020), which gives its features their meaning. No chain, no label.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.objective import health
+from thalweg.objective.base import Batch, Empty
+from thalweg.objective.damage import Damage, warp
+
+Corrupt = Callable[[Tensor, Generator], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RestorationContrast:
+    """NCE + `views` InfoNCE at `temperature` + `restore` mean |D(f(.)) - x|². One pass over four times the batch.
+
+    The batch counts as data and `damage` of it as not; both are restored to the batch. Its two views are warped by
+    `stretch`, `shift` and `bend` (deviations, in half sides).
+    """
+
+    damage: Corrupt | None = None
+    restore: float = 0.02
+    views: float = 1.0
+    temperature: float = 0.1
+    stretch: float = 0.2
+    shift: float = 0.06
+    bend: float = 0.1
+    normalises = False
+    noisy = False
+
+    def __post_init__(self):
+        if self.damage is not None and not callable(self.damage):
+            raise UserError("damage: want a spec such as {type: thalweg.objective.damage:Damage}")
+        for name in ("restore", "views", "stretch", "shift", "bend"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name}={getattr(self, name)}: want zero or more")
+        if not self.temperature > 0:
+            raise UserError(f"temperature={self.temperature}: want a positive number")
+
+    def init(self, energy: Any, x: Tensor, generator: Generator) -> Empty:
+        """Nothing is kept between steps."""
+        return Empty()
+
+    def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
+        """(the two views one after the other, a damaged copy) of the batch; vectors are their own views."""
+        views = torch.cat([batch.x, batch.x])
+        if views.ndim == 4:
+            views = warp(views, generator, stretch=self.stretch, shift=self.shift, bend=self.bend)
+        return views, (self.damage or Damage())(batch.x, generator)
+
+    def loss(
+        self, energy: Any, state: Empty, batch: Batch, noise: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, ""], Empty, dict[str, Tensor]]:
+        """The loss in nats and what it is made of; `margin` is the mean energy of damage over that of data."""
+        views, damaged = noise
+        x, n = torch.cat([batch.x, damaged]), len(batch.x)
+        parts = energy.parts(x) if hasattr(energy, "parts") else None
+        real, fake = (energy(x) if parts is None else parts.energy).chunk(2)
+        loss = nce = F.softplus(real).mean() + F.softplus(-fake).mean()
+        metrics = {"nce": nce, "energy_real": real.mean(), "energy_fake": fake.mean()}
+        metrics |= {"margin": fake.mean() - real.mean(), "overlap": health.overlap(real.detach(), fake.detach())}
+        if parts is not None:
+            error = (parts.restored - torch.cat([batch.x, batch.x])).flatten(1).square().sum(1).mean()
+            apart = _info_nce(*energy.embed(views).chunk(2), parts.embedded[n:], self.temperature)
+            loss = loss + self.restore * error + self.views * apart
+            metrics |= {"restoration": error, "views": apart}
+        return loss, state, {name: value.detach() for name, value in metrics.items()}
+
+
+def _info_nce(a: Tensor, b: Tensor, others: Tensor, temperature: float) -> Float[Tensor, ""]:
+    """Which of b and the others (B, K) belongs to each of a, and which of a and the others to each of b: the mean
+    cross-entropy in nats.
+    """
+    same, own = a @ b.t(), torch.arange(len(a), device=a.device)
+    logits = (torch.cat([s, v @ others.t()], 1) / temperature for s, v in ((same, a), (same.t(), b)))
+    return torch.stack([F.cross_entropy(rows, own) for rows in logits]).mean()
