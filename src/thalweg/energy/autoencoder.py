@@ -3,8 +3,8 @@
     E(x) = u(f(x)),    restored x = D(f(x))
 
 f is an encoder, u a linear head, D a decoder. `objective.restoration` trains u to tell data from damaged data, f to
-know one picture in two views, and D to give the undamaged picture whatever it is shown. A reconstruction error as energy
-ranks what is simple below what is normal, whether it is normal or not, which training against negatives undoes
+know one picture in two views, and D to give the undamaged picture whatever it is shown. A reconstruction error as
+energy ranks what is simple below what is normal, whether it is normal or not, which training against negatives undoes
 (normalised auto-encoders, Yoon et al. 2021; with a head on features, Yoon et al. 2023). Here the error is no part of
 the energy: what D is good for is the repair.
 """

@@ -56,8 +56,8 @@ class FeatureKernelEnergy(nn.Module):
     @classmethod
     def example(cls) -> Self:
         """A small one, on linear features."""
-        x = torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
-        return cls.of(nn.Linear(3, 4), x, beta=5.0)
+        x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+        return cls.of(nn.Linear(4, 4), x, beta=5.0)
 
     def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """E(x)."""

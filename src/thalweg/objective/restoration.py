@@ -81,7 +81,8 @@ class RestorationContrast:
         metrics |= {"margin": fake.mean() - real.mean(), "overlap": health.overlap(real.detach(), fake.detach())}
         if parts is not None:
             error = (parts.restored - torch.cat([batch.x, batch.x])).flatten(1).square().sum(1).mean()
-            apart = _info_nce(*energy.embed(views).chunk(2), parts.embedded[n:], self.temperature)
+            one, other = energy.embed(views).chunk(2)
+            apart = _info_nce(one, other, parts.embedded[n:], self.temperature)
             loss = loss + self.restore * error + self.views * apart
             metrics |= {"restoration": error, "views": apart}
         return loss, state, {name: value.detach() for name, value in metrics.items()}

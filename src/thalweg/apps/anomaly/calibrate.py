@@ -2,8 +2,9 @@
 
     p(x) = (1 + #{i: u_i >= E(x)}) / (1 + n),    u_1 … u_n energies of normal rows that the energy has not seen.
 
-For a normal row exchangeable with those n, P(p <= a) <= a at every a, ties or not: an equal energy counts as at least as
-odd, which errs on the safe side (Vovk, Gammerman & Shafer 2005; Laxhammar & Falkman 2015). A row is flagged at rate a
+For a normal row exchangeable with those n, P(p <= a) <= a at every a, ties or not: an equal energy counts as at least
+as odd, which errs on the safe side
+(Vovk, Gammerman & Shafer 2005; Laxhammar & Falkman 2015). A row is flagged at rate a
 when p <= a, which is E(x) > t, t the k-th highest of u, k = floor(a (n + 1)).
 """
 

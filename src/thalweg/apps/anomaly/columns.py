@@ -1,7 +1,7 @@
 """Named columns of numbers and categories to rows of numbers, and back: the one place that knows what a column holds.
 
-A column of K categories becomes K columns of 0 and 1. Categories seen once, and those beyond the 100 most frequent, share
-one of them, "other"; a category never seen joins it, as by Good & Turing (1953) it is as likely as those seen once.
+A column of K categories becomes K columns of 0 and 1. Categories seen once, and those beyond the 100 most frequent,
+share one of them, "other"; one never seen joins it, as by Good & Turing (1953) it is as likely as those seen once.
 Where nothing is rare, a new category is -1 in all K, farther from every row than the rows are from each other. Columns
 are matched by name; a missing value is NaN.
 """

@@ -2,8 +2,8 @@
 
     score_samples(x) = -E(x),    decision_function(x) = t - E(x),    predict(x) = -1 where E(x) > t,
 
-t the threshold at a stated false-alarm rate (`apps.anomaly.calibrate`), or, with `contamination` a number, the energy that
-this share of the fitted rows exceeds.
+t the threshold at a stated false-alarm rate (`apps.anomaly.calibrate`), or, with `contamination` a number, the energy
+that this share of the fitted rows exceeds.
 """
 
 import logging
@@ -109,7 +109,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def p_values(self, X: Any) -> np.ndarray:
-        """The share of normal data at least as strange, (B,) in [1 / (n + 1), 1]; at most the false-alarm rate: flagged."""
+        """The share of normal data at least as strange, (B,) in [1 / (n + 1), 1]; up to false_alarm_rate: flagged."""
         u = self.energy(X)
         return self.calibration_.p_values(u)
 
@@ -147,7 +147,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return self.calibration_.rate(self.false_alarm_rate, level=level)
 
     def recalibrate(self, X: Any) -> Self:
-        """Set p-values and threshold by fresh normal rows that no fit saw; the energy stays. Exact again after a drift."""
+        """Set p-values and threshold by fresh normal rows that no fit saw: exact after a drift. The energy stays."""
         check_is_fitted(self)
         x = self._input(X, reset=False)
         x = self._whole_rows(x)
@@ -268,7 +268,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             n, rate = len(self.calibration_.energies), self.false_alarm_rate
             least = int(np.ceil(1 / rate - 1 - 1e-9))
             log.warning(
-                "%d rows to calibrate with: none can be flagged at a false-alarm rate of %g; give %d rows, or a higher rate",
+                "%d rows to calibrate with: none can be flagged at a false-alarm rate of %g; give %d, or a higher rate",
                 n, rate, least,
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Has the stream drifted? Where nothing has changed, new energies follow the calibration's law, and p-values are uniform.
+"""Has the stream drifted? Where nothing has changed, energies follow the calibration's law and p-values are uniform.
 
 A change of the law is not the same as single anomalies: it says that thresholds do not mean what they did, and that
 `EnergyDetector.recalibrate`, or a new fit, is due.
@@ -43,8 +43,8 @@ def drift(calibration: Calibration, energies: np.ndarray, *, level: float = 0.01
 class DriftAlarm:
     """Batch after batch at one stated level: the chance that it *ever* gives a false alarm is `level` at most.
 
-    Batch number b is tested at level_b = 6 level / (pi b)², whose sum is `level` (Bonferroni over the stream), so it may be
-    asked without end; a drift that comes late must be larger to be seen.
+    Batch number b is tested at level_b = 6 level / (pi b)², whose sum is `level` (Bonferroni over the stream): it may
+    be asked without end; a drift that comes late must be larger to be seen.
     """
 
     def __init__(self, calibration: Calibration, *, level: float = 0.01):
