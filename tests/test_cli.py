@@ -325,7 +325,7 @@ TABLE = {
     "bright pixels": (["train", "bright.npy", "--steps", "2"], "divide by 255"),
     "data for a named set": ([*T, "--data", "plane.npy"], "has no effect on 'two-moons'"),
     "missing --data": (["train", "mnist", "--steps", "2", "--data", "nothing"], "nothing: no such file"),
-    "unknown recipe": ([*T, "--recipe", "duall"], "no recipe 'duall'; there are: dual-image"),
+    "unknown recipe": ([*T, "--recipe", "duall"], "no recipe 'duall'; there are: contrast-image"),
     "recipe of another kind": ([*T, "--recipe", "dual-image"], "does not take vector rows of 2"),
     "vectors' recipe for images": (["train", "digits", "--steps", "2", "--recipe", "dual-vector"], "rows of 1 x 8 x 8"),
     "missing recipe file": ([*T, "--recipe", "nothing.yaml"], "cannot read nothing.yaml"),

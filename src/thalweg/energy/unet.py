@@ -116,7 +116,8 @@ class UNetEnergy(AnchoredEnergy):
             or forward_ad._current_level >= 0
         )
         small = max(self.shape[1:]) <= 2 * LARGEST
-        plain = all(type(m) in PLAIN and "forward" not in m.__dict__ and not hooked(m) for m in self.net.modules())
+        plain = all(type(m) in PLAIN and "forward" not in m.__dict__ for m in self.net.modules())
+        plain = plain and not any(map(hooked, self.modules()))
         return y.device.type == "cpu" and y.dtype in FLOATS and small and plain and not special
 
     def pulled(
