@@ -18,7 +18,8 @@ from thalweg.energy.anchored import AnchoredEnergy
 from thalweg.energy.fourier import LARGEST
 from thalweg.energy.fused import hooked
 from thalweg.energy.shape import check_shape
-from thalweg.energy.twice import Chain, Double, Halve, Modulate, Node, Residual, SiLU, convolution, value_and_slope
+from thalweg.energy.twice import Chain, Modulate, Node, Residual, SiLU, value_and_slope
+from thalweg.energy.twice_linear import Double, Halve, convolution
 
 FLOATS = (torch.float32, torch.float64)
 
