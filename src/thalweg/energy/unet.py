@@ -117,8 +117,11 @@ class UNetEnergy(AnchoredEnergy):
             or forward_ad._current_level >= 0
         )
         small = max(self.shape[1:]) <= 2 * LARGEST
-        plain = all(type(m) in PLAIN and "forward" not in m.__dict__ and not hooked(m) for m in self.net.modules())
-        return y.device.type == "cpu" and y.dtype in FLOATS and small and plain and not special
+        own = type(self).forward is AnchoredEnergy.forward and type(self).network is UNetEnergy.network
+        plain = all(type(m) in PLAIN for m in self.net.modules()) and not any(
+            "forward" in m.__dict__ or hooked(m) for m in self.modules()
+        )
+        return y.device.type == "cpu" and y.dtype in FLOATS and small and own and plain and not special
 
     def pulled(
         self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], slope: Tensor
@@ -155,7 +158,7 @@ def tree(net: UNet, levels: Sequence[Tensor]) -> Chain:
     for i in reversed(range(len(net.down))):
         if i + 1 < len(net.down):
             j = len(net.pool) - 1 - i
-            inner = [Residual([Halve(net.pool[i]), *inner, Double(net.lift[j])]), *stage(net.up[j])]
+            inner = [Residual([Halve(net.pool[i]), *inner, Double(net.lift[j])]), *stage(net.up[j])]  # pyright: ignore[reportArgumentType]
         inner = [*stage(net.down[i]), *inner]
     return Chain([convolution(net.stem), *inner, SiLU(), convolution(net.head)])
 
