@@ -192,14 +192,17 @@ def bench(
     batch: Annotated[list[int] | None, typer.Option(help="Chains, repeatable; 64 and 256 if not given.", min=1)] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Threads, repeatable; 1 and 2 if not given.", min=1)] = None,
     rounds: Annotated[int, typer.Option(help="Rounds that count; more for a busy machine.", min=1)] = 5,
+    dual: Annotated[bool, typer.Option(help="Also training and sampling by dual score matching.")] = True,
     as_json: Json = False,
 ) -> None:
     """Measure how fast chains run on this machine, beside a tutorial's loop and the bare convolutions.
 
+    Then how fast dual score matching trains and samples, beside plain eager code.
+
     Under five minutes. `python benchmarks/chain.py` in a clone of the repository measures other libraries as well.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported, which is now
-    from thalweg.apps import speed
+    from thalweg.apps import speed, speed_dual
 
     nets, rows, refusal = nets or list(speed.NETS), [], speed.bf16_pays()
     unknown = [net for net in nets if net not in speed.NETS]
@@ -212,9 +215,16 @@ def bench(
             for number in threads or [1, 2]:
                 console.say(f"{net}, {size} chains, threads: {number} …")
                 rows += speed.measure(net, size, number, rounds=rounds, bf16=refusal is None)
+    works = [(work, number) for work in speed_dual.WORK for number in threads or [1, 2]] if dual else []
+    duals = []
+    for work, number in works:
+        console.say(f"dual score matching, {work}, threads: {number} …")
+        duals += speed_dual.measure(work, number, rounds=min(rounds, 5))
     if not as_json:
         typer.echo(speed.table(rows))
-    console.emit({"rows": [row._asdict() for row in rows], "bf16": refusal}, as_json)
+        typer.echo("\n" + speed_dual.table(duals) if duals else "")
+    found = {"rows": [row._asdict() for row in rows], "dual": [row._asdict() for row in duals], "bf16": refusal}
+    console.emit(found, as_json)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from thalweg.sampler.annealed import BLOCK, Heun
 from thalweg.sampler.run import transitions
 
 BATCH, LEARNING_RATE, BETAS, DECAY, SIGMAS = 64, 2e-3, (0.9, 0.99), 1e-4, (0.03, 5.0)  # of the recipe dual-image
+WORK = ("training", "sampling")
 PLAIN, OURS = "plain eager", "thalweg"
 Step = Callable[[int], Tensor]
 
@@ -152,7 +153,7 @@ def sampling(rows: int = BLOCK) -> dict[str, Callable[[], Any]]:
     x = energy.prior(rows, generator(0, "speed"))
 
     def turn(of: Any) -> Tensor:
-        state, _ = next(transitions(sampler, of, x, generator(1, "speed")))
+        state, _ = next(transitions(sampler, of, x, generator(1, "speed")))  # pyright: ignore[reportArgumentType]
         return state.x
 
     return {PLAIN: lambda: turn(Plain(energy)), OURS: lambda: turn(energy)}

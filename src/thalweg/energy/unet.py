@@ -18,7 +18,8 @@ from thalweg.energy.anchored import AnchoredEnergy
 from thalweg.energy.fourier import LARGEST
 from thalweg.energy.fused import hooked
 from thalweg.energy.shape import check_shape
-from thalweg.energy.twice import Chain, Double, Halve, Modulate, Node, Residual, SiLU, convolution, value_and_slope
+from thalweg.energy.twice import Chain, Modulate, Node, Residual, SiLU, value_and_slope
+from thalweg.energy.twice_linear import Double, Halve, convolution
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -116,9 +117,11 @@ class UNetEnergy(AnchoredEnergy):
             or forward_ad._current_level >= 0
         )
         small = max(self.shape[1:]) <= 2 * LARGEST
-        plain = all(type(m) in PLAIN and "forward" not in m.__dict__ for m in self.net.modules())
-        plain = plain and not any(map(hooked, self.modules()))
-        return y.device.type == "cpu" and y.dtype in FLOATS and small and plain and not special
+        own = type(self).forward is AnchoredEnergy.forward and type(self).network is UNetEnergy.network
+        plain = all(type(m) in PLAIN for m in self.net.modules()) and not any(
+            "forward" in m.__dict__ or hooked(m) for m in self.modules()
+        )
+        return y.device.type == "cpu" and y.dtype in FLOATS and small and own and plain and not special
 
     def pulled(
         self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], slope: Tensor

@@ -58,7 +58,7 @@ class DualScoreMatching:
         weight = 1 + t / self.scale**2
         space = (root * grad_y - eps).flatten(1).square().mean(1)
         target = (d - eps.flatten(1).square().sum(1)) / 2
-        time = (t * grad_t - target).square() / d
+        time = (t.detach() * grad_t - target).square() / d
         # 0·U keeps parameters without a gradient (an additive constant) in the graph, which DDP wants.
         loss = (weight * space).mean() + self.time_weight * time.mean() + 0.0 * u.sum()
         return loss, state, {"space": space.mean().detach(), "time": time.mean().detach()}

@@ -1,0 +1,230 @@
+"""The linear layers of `energy.twice`: convolutions of images (H, W, B, C) in all four passes."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thalweg.energy.fourier import plane
+
+FEW_CHANNELS = 8
+
+
+class Linear:
+    """Abstract: y = out(into(x) W) + bias, W (R, I, O) for `into`'s (R, B, I).
+
+    `parameters` are the module's own, from which W and the bias come; after `curve`, `grads` are the gradients in them.
+    """
+
+    weight: Tensor
+
+    def __init__(self, m: nn.Conv2d | nn.ConvTranspose2d):
+        self.parameters = (m.weight,) if m.bias is None else (m.weight, m.bias)
+        self.bias = None if m.bias is None else m.bias.detach()
+
+    def into(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def into_back(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def out(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def out_back(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def weight_back(self, g: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def value(self, h: Tensor) -> Tensor:
+        self.x = self.into(h)
+        y = self.out(torch.bmm(self.x, self.weight))
+        return y if self.bias is None else y.add_(self.bias)
+
+    def slope(self, c: Tensor) -> Tensor:
+        self.c = self.out_back(c)
+        return self.into_back(torch.bmm(self.c, self.weight.mT))
+
+    def tangent(self, v: Tensor) -> Tensor:
+        self.v = self.into(v)
+        return self.out(torch.bmm(self.v, self.weight))
+
+    def curve(self, m: Tensor) -> Tensor:
+        return self.into_back(torch.bmm(self.learn(m), self.weight.mT))
+
+    def learn(self, m: Tensor) -> Tensor:
+        """Set `grads`; what `curve` goes on with."""
+        of_bias = () if self.bias is None else (m.sum((0, 1, 2)),)
+        m = self.out_back(m)
+        of_weight = torch.baddbmm(torch.bmm(self.x.mT, m), self.v.mT, self.c)
+        self.grads = (self.weight_back(of_weight), *of_bias)
+        return m
+
+    def parts(self) -> Iterator["Linear"]:
+        """Itself: there are no nodes inside."""
+        yield self
+
+
+class Convolution(Linear):
+    """A 3 x 3 convolution with padding 1, by spectra."""
+
+    def __init__(self, m: nn.Conv2d):
+        super().__init__(m)
+        self.kernel = m.weight.detach()
+
+    def value(self, h: Tensor) -> Tensor:
+        self.plane = plane(h.shape[0], h.shape[1], h.dtype)
+        self.weight = self.plane.weights(self.kernel)
+        return super().value(h)
+
+    def into(self, x: Tensor) -> Tensor:
+        return self.plane.into.spread(x)
+
+    def into_back(self, x: Tensor) -> Tensor:
+        return self.plane.into.gather(x)
+
+    def out(self, x: Tensor) -> Tensor:
+        return self.plane.out.gather(x)
+
+    def out_back(self, x: Tensor) -> Tensor:
+        return self.plane.out.spread(x)
+
+    def weight_back(self, g: Tensor) -> Tensor:
+        return self.plane.weights_back(g)
+
+
+class FewIn(Linear):
+    """A 3 x 3 convolution with padding 1 of few channels: a product over their patches."""
+
+    def __init__(self, m: nn.Conv2d):
+        super().__init__(m)
+        self.weight = m.weight.detach().permute(2, 3, 1, 0).reshape(1, -1, m.out_channels)
+
+    def into(self, x: Tensor) -> Tensor:
+        self.size = x.shape[:3]
+        return _nine(x)
+
+    def into_back(self, x: Tensor) -> Tensor:
+        return _add_nine(x, self.size)
+
+    def out(self, x: Tensor) -> Tensor:
+        return x.view(*self.size, -1)
+
+    def out_back(self, x: Tensor) -> Tensor:
+        return _flat(x)
+
+    def weight_back(self, g: Tensor) -> Tensor:
+        return g.view(3, 3, -1, g.shape[-1]).permute(3, 2, 0, 1)
+
+
+class FewOut(Linear):
+    """A 3 x 3 convolution with padding 1 to few channels: what a pixel gives its neighbours, the kernel turned."""
+
+    def __init__(self, m: nn.Conv2d):
+        super().__init__(m)
+        self.weight = m.weight.detach().flip(2, 3).permute(1, 2, 3, 0).reshape(1, m.in_channels, -1)
+
+    def into(self, x: Tensor) -> Tensor:
+        self.size = x.shape[:3]
+        return _flat(x)
+
+    def into_back(self, x: Tensor) -> Tensor:
+        return x.view(*self.size, -1)
+
+    def out(self, x: Tensor) -> Tensor:
+        return _add_nine(x, self.size)
+
+    def out_back(self, x: Tensor) -> Tensor:
+        return _nine(x)
+
+    def weight_back(self, g: Tensor) -> Tensor:
+        return g.view(g.shape[1], 3, 3, -1).flip(1, 2).permute(3, 0, 1, 2)
+
+
+def _add_nine(p: Tensor, size: Sequence[int]) -> Tensor:
+    height, width, rows = size
+    p = p.view(height, width, rows, 3, 3, -1)
+    sums = p.new_zeros(height + 2, width + 2, rows, p.shape[-1])
+    for i in range(3):
+        for j in range(3):
+            sums[i : i + height, j : j + width] += p[:, :, :, i, j]
+    return sums[1:-1, 1:-1].contiguous()
+
+
+def _nine(h: Tensor) -> Tensor:
+    height, width = h.shape[:2]
+    p = F.pad(h, (0, 0, 0, 0, 1, 1, 1, 1)).unfold(0, 3, 1).unfold(1, 3, 1)
+    return p.permute(0, 1, 2, 4, 5, 3).reshape(1, height * width * h.shape[2], -1)
+
+
+def convolution(m: nn.Conv2d) -> Linear:
+    """The node for a 3 x 3 convolution: by patches where one side has few channels, else by spectra."""
+    if min(m.in_channels, m.out_channels) > FEW_CHANNELS:
+        return Convolution(m)
+    return FewIn(m) if m.in_channels < m.out_channels else FewOut(m)
+
+
+class Halve(Linear):
+    """A 2 x 2 convolution with stride 2, weight (O, I, 2, 2)."""
+
+    def __init__(self, m: nn.Conv2d):
+        super().__init__(m)
+        self.weight = m.weight.detach().permute(2, 3, 1, 0).reshape(1, -1, m.out_channels)
+
+    def into(self, x: Tensor) -> Tensor:
+        self.size = (x.shape[0] // 2, x.shape[1] // 2, x.shape[2])
+        return _patches(x)
+
+    def into_back(self, x: Tensor) -> Tensor:
+        return _pixels(x, self.size)
+
+    def out(self, x: Tensor) -> Tensor:
+        return x.view(*self.size, -1)
+
+    def out_back(self, x: Tensor) -> Tensor:
+        return _flat(x)
+
+    def weight_back(self, g: Tensor) -> Tensor:
+        return g.view(2, 2, -1, g.shape[-1]).permute(3, 2, 0, 1)
+
+
+class Double(Linear):
+    """A transposed 2 x 2 convolution with stride 2, weight (I, O, 2, 2): the transpose of `Halve` with that weight."""
+
+    def __init__(self, m: nn.ConvTranspose2d):
+        super().__init__(m)
+        self.weight = m.weight.detach().permute(0, 2, 3, 1).reshape(1, m.in_channels, -1)
+
+    def into(self, x: Tensor) -> Tensor:
+        self.size = x.shape[:3]
+        return _flat(x)
+
+    def into_back(self, x: Tensor) -> Tensor:
+        return x.view(*self.size, -1)
+
+    def out(self, x: Tensor) -> Tensor:
+        return _pixels(x, self.size)
+
+    def out_back(self, x: Tensor) -> Tensor:
+        return _patches(x)
+
+    def weight_back(self, g: Tensor) -> Tensor:
+        return g.view(g.shape[1], 2, 2, -1).permute(0, 3, 1, 2)
+
+
+def _pixels(p: Tensor, size: Sequence[int]) -> Tensor:
+    height, width, rows = size
+    p = p.view(height, width, rows, 2, 2, -1).permute(0, 3, 1, 4, 2, 5)
+    return p.reshape(2 * height, 2 * width, rows, -1)
+
+
+def _patches(h: Tensor) -> Tensor:
+    height, width, rows, channels = h.shape
+    h = h.view(height // 2, 2, width // 2, 2, rows, channels).permute(0, 2, 4, 1, 3, 5)
+    return h.reshape(1, -1, 4 * channels)
+
+
+def _flat(y: Tensor) -> Tensor:
+    return y.reshape(1, -1, y.shape[-1])
