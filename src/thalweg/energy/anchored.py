@@ -11,6 +11,7 @@ conservative.
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -44,7 +45,7 @@ class Seen(NamedTuple):
         return (self.size[:, None] * self.scaled).detach()
 
 
-class AnchoredEnergy(nn.Module):
+class AnchoredEnergy(nn.Module, ABC):
     """Abstract U(y, t), (B, *) and (B,) to (B,) nats; a subclass builds `embed` wide levels into its `network`.
 
     Trained by `thalweg.objective.dual:DualScoreMatching` it is normalised: exp(-U(., t)) is a density at every t in
@@ -66,9 +67,9 @@ class AnchoredEnergy(nn.Module):
         nn.init.zeros_(self.constant.weight)
         nn.init.zeros_(self.constant.bias)
 
+    @abstractmethod
     def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
         """F: two images of the flat input (B, D) and the level's embedding (B, embed) to (B, D)."""
-        raise NotImplementedError
 
     def fit(self, x: Float[Tensor, "n *d"]) -> "AnchoredEnergy":
         """Set the anchor's mean and covariance from training data in model units."""
@@ -152,7 +153,7 @@ class AnchoredEnergy(nn.Module):
         f does not lead back to y and t; `ways` are tensors that do, and `pulls` the slopes in them. `levels` are the
         level's embedding without and with a way back to t; without the second nothing is differentiated in parameters.
         """
-        raise NotImplementedError
+        raise AssertionError("asked for only where `has_pulled` says yes")
 
     def _seen(self, y: Tensor, t: Tensor) -> "Seen":
         flat = y.flatten(1)

@@ -1,6 +1,7 @@
 """The linear layers of `energy.twice`: convolutions of images (H, W, B, C) in all four passes."""
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from thalweg.energy.fourier import plane
 FEW_CHANNELS = 8
 
 
-class Linear:
+class Linear(ABC):
     """Abstract: y = out(into(x) W) + bias, W (R, I, O) for `into`'s (R, B, I).
 
     `parameters` are the module's own, from which W and the bias come; after `curve`, `grads` are the gradients in them.
@@ -23,20 +24,20 @@ class Linear:
         self.parameters = (m.weight,) if m.bias is None else (m.weight, m.bias)
         self.bias = None if m.bias is None else m.bias.detach()
 
-    def into(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def into(self, x: Tensor) -> Tensor: ...
 
-    def into_back(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def into_back(self, x: Tensor) -> Tensor: ...
 
-    def out(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def out(self, x: Tensor) -> Tensor: ...
 
-    def out_back(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def out_back(self, x: Tensor) -> Tensor: ...
 
-    def weight_back(self, g: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def weight_back(self, g: Tensor) -> Tensor: ...
 
     def value(self, h: Tensor) -> Tensor:
         self.x = self.into(h)
@@ -67,6 +68,38 @@ class Linear:
         yield self
 
 
+def _add_nine(p: Tensor, size: Sequence[int]) -> Tensor:
+    height, width, rows = size
+    p = p.view(height, width, rows, 3, 3, -1)
+    sums = p.new_zeros(height + 2, width + 2, rows, p.shape[-1])
+    for i in range(3):
+        for j in range(3):
+            sums[i : i + height, j : j + width] += p[:, :, :, i, j]
+    return sums[1:-1, 1:-1].contiguous()
+
+
+def _nine(h: Tensor) -> Tensor:
+    height, width = h.shape[:2]
+    p = F.pad(h, (0, 0, 0, 0, 1, 1, 1, 1)).unfold(0, 3, 1).unfold(1, 3, 1)
+    return p.permute(0, 1, 2, 4, 5, 3).reshape(1, height * width * h.shape[2], -1)
+
+
+def _pixels(p: Tensor, size: Sequence[int]) -> Tensor:
+    height, width, rows = size
+    p = p.view(height, width, rows, 2, 2, -1).permute(0, 3, 1, 4, 2, 5)
+    return p.reshape(2 * height, 2 * width, rows, -1)
+
+
+def _patches(h: Tensor) -> Tensor:
+    height, width, rows, channels = h.shape
+    h = h.view(height // 2, 2, width // 2, 2, rows, channels).permute(0, 2, 4, 1, 3, 5)
+    return h.reshape(1, -1, 4 * channels)
+
+
+def _flat(y: Tensor) -> Tensor:
+    return y.reshape(1, -1, y.shape[-1])
+
+
 class Convolution(Linear):
     """A 3 x 3 convolution with padding 1, by spectra."""
 
@@ -95,68 +128,74 @@ class Convolution(Linear):
         return self.plane.weights_back(g)
 
 
-class FewIn(Linear):
+class Reading(Linear):
+    """Abstract: a pixel of the output reads a patch of the input, with `step` times as many pixels a side.
+
+    `cut` makes patches (1, R, K) of an image; `pasted` adds them up again, given the output's height, width and rows.
+    """
+
+    cut: Callable[[Tensor], Tensor]
+    pasted: Callable[[Tensor, Sequence[int]], Tensor]
+    step = 1
+
+    def into(self, x: Tensor) -> Tensor:
+        self.size = (x.shape[0] // self.step, x.shape[1] // self.step, x.shape[2])
+        return self.cut(x)
+
+    def into_back(self, x: Tensor) -> Tensor:
+        return self.pasted(x, self.size)
+
+    def out(self, x: Tensor) -> Tensor:
+        return x.view(*self.size, -1)
+
+    def out_back(self, x: Tensor) -> Tensor:
+        return _flat(x)
+
+
+class Writing(Linear):
+    """Abstract: a pixel of the input writes a patch of the output, `Reading` turned round."""
+
+    cut: Callable[[Tensor], Tensor]
+    pasted: Callable[[Tensor, Sequence[int]], Tensor]
+
+    def into(self, x: Tensor) -> Tensor:
+        self.size = x.shape[:3]
+        return _flat(x)
+
+    def into_back(self, x: Tensor) -> Tensor:
+        return x.view(*self.size, -1)
+
+    def out(self, x: Tensor) -> Tensor:
+        return self.pasted(x, self.size)
+
+    def out_back(self, x: Tensor) -> Tensor:
+        return self.cut(x)
+
+
+class FewIn(Reading):
     """A 3 x 3 convolution with padding 1 of few channels: a product over their patches."""
+
+    cut, pasted = staticmethod(_nine), staticmethod(_add_nine)
 
     def __init__(self, m: nn.Conv2d):
         super().__init__(m)
         self.weight = m.weight.detach().permute(2, 3, 1, 0).reshape(1, -1, m.out_channels)
 
-    def into(self, x: Tensor) -> Tensor:
-        self.size = x.shape[:3]
-        return _nine(x)
-
-    def into_back(self, x: Tensor) -> Tensor:
-        return _add_nine(x, self.size)
-
-    def out(self, x: Tensor) -> Tensor:
-        return x.view(*self.size, -1)
-
-    def out_back(self, x: Tensor) -> Tensor:
-        return _flat(x)
-
     def weight_back(self, g: Tensor) -> Tensor:
         return g.view(3, 3, -1, g.shape[-1]).permute(3, 2, 0, 1)
 
 
-class FewOut(Linear):
+class FewOut(Writing):
     """A 3 x 3 convolution with padding 1 to few channels: what a pixel gives its neighbours, the kernel turned."""
+
+    cut, pasted = staticmethod(_nine), staticmethod(_add_nine)
 
     def __init__(self, m: nn.Conv2d):
         super().__init__(m)
         self.weight = m.weight.detach().flip(2, 3).permute(1, 2, 3, 0).reshape(1, m.in_channels, -1)
 
-    def into(self, x: Tensor) -> Tensor:
-        self.size = x.shape[:3]
-        return _flat(x)
-
-    def into_back(self, x: Tensor) -> Tensor:
-        return x.view(*self.size, -1)
-
-    def out(self, x: Tensor) -> Tensor:
-        return _add_nine(x, self.size)
-
-    def out_back(self, x: Tensor) -> Tensor:
-        return _nine(x)
-
     def weight_back(self, g: Tensor) -> Tensor:
         return g.view(g.shape[1], 3, 3, -1).flip(1, 2).permute(3, 0, 1, 2)
-
-
-def _add_nine(p: Tensor, size: Sequence[int]) -> Tensor:
-    height, width, rows = size
-    p = p.view(height, width, rows, 3, 3, -1)
-    sums = p.new_zeros(height + 2, width + 2, rows, p.shape[-1])
-    for i in range(3):
-        for j in range(3):
-            sums[i : i + height, j : j + width] += p[:, :, :, i, j]
-    return sums[1:-1, 1:-1].contiguous()
-
-
-def _nine(h: Tensor) -> Tensor:
-    height, width = h.shape[:2]
-    p = F.pad(h, (0, 0, 0, 0, 1, 1, 1, 1)).unfold(0, 3, 1).unfold(1, 3, 1)
-    return p.permute(0, 1, 2, 4, 5, 3).reshape(1, height * width * h.shape[2], -1)
 
 
 def convolution(m: nn.Conv2d) -> Linear:
@@ -166,65 +205,28 @@ def convolution(m: nn.Conv2d) -> Linear:
     return FewIn(m) if m.in_channels < m.out_channels else FewOut(m)
 
 
-class Halve(Linear):
+class Halve(Reading):
     """A 2 x 2 convolution with stride 2, weight (O, I, 2, 2)."""
+
+    cut, pasted = staticmethod(_patches), staticmethod(_pixels)
+    step = 2
 
     def __init__(self, m: nn.Conv2d):
         super().__init__(m)
         self.weight = m.weight.detach().permute(2, 3, 1, 0).reshape(1, -1, m.out_channels)
 
-    def into(self, x: Tensor) -> Tensor:
-        self.size = (x.shape[0] // 2, x.shape[1] // 2, x.shape[2])
-        return _patches(x)
-
-    def into_back(self, x: Tensor) -> Tensor:
-        return _pixels(x, self.size)
-
-    def out(self, x: Tensor) -> Tensor:
-        return x.view(*self.size, -1)
-
-    def out_back(self, x: Tensor) -> Tensor:
-        return _flat(x)
-
     def weight_back(self, g: Tensor) -> Tensor:
         return g.view(2, 2, -1, g.shape[-1]).permute(3, 2, 0, 1)
 
 
-class Double(Linear):
+class Double(Writing):
     """A transposed 2 x 2 convolution with stride 2, weight (I, O, 2, 2): the transpose of `Halve` with that weight."""
+
+    cut, pasted = staticmethod(_patches), staticmethod(_pixels)
 
     def __init__(self, m: nn.ConvTranspose2d):
         super().__init__(m)
         self.weight = m.weight.detach().permute(0, 2, 3, 1).reshape(1, m.in_channels, -1)
 
-    def into(self, x: Tensor) -> Tensor:
-        self.size = x.shape[:3]
-        return _flat(x)
-
-    def into_back(self, x: Tensor) -> Tensor:
-        return x.view(*self.size, -1)
-
-    def out(self, x: Tensor) -> Tensor:
-        return _pixels(x, self.size)
-
-    def out_back(self, x: Tensor) -> Tensor:
-        return _patches(x)
-
     def weight_back(self, g: Tensor) -> Tensor:
         return g.view(g.shape[1], 2, 2, -1).permute(0, 3, 1, 2)
-
-
-def _pixels(p: Tensor, size: Sequence[int]) -> Tensor:
-    height, width, rows = size
-    p = p.view(height, width, rows, 2, 2, -1).permute(0, 3, 1, 4, 2, 5)
-    return p.reshape(2 * height, 2 * width, rows, -1)
-
-
-def _patches(h: Tensor) -> Tensor:
-    height, width, rows, channels = h.shape
-    h = h.view(height // 2, 2, width // 2, 2, rows, channels).permute(0, 2, 4, 1, 3, 5)
-    return h.reshape(1, -1, 4 * channels)
-
-
-def _flat(y: Tensor) -> Tensor:
-    return y.reshape(1, -1, y.shape[-1])
