@@ -3,11 +3,11 @@
     python examples/train_ddpm.py train ddpm --data mnist.npz --minutes 30
     python examples/train_ddpm.py sample ddpm candidates.npy -n 16000 --steps 20 --seed 1
 
-Without --data it learns from the 5,000 embedded digits. The last 10,000 rows of a training set of 60,000 are left out, so
-that settings of whatever judges the samples can be chosen on digits that neither of the two has seen. Each 2 x 2 block of
-pixels becomes four channels, so that the U-Net works on 14 x 14: 370,000 parameters, about 1.3 ms an image and step on one
-slow core. Half an hour makes a generator with faults, which is what a re-ranker is for. (Ho, Jain & Abbeel 2020; Song,
-Meng & Ermon 2021.)
+Without --data it learns from the 5,000 embedded digits. The last 10,000 rows of a training set of 60,000 are left out,
+so that settings of whatever judges the samples can be chosen on digits that neither of the two has seen. Each 2 x 2
+block of pixels becomes four channels, so that the U-Net works on 14 x 14: 370,000 parameters, about 1.3 ms an image and
+step on one slow core. Half an hour makes a generator with faults, which is what a re-ranker is for. (Ho, Jain & Abbeel
+2020; Song, Meng & Ermon 2021.)
 """
 
 import argparse
