@@ -61,6 +61,7 @@ class EnergyReranker:
         Generated rows must not be among the candidates later: of those it was trained on, the energy thinks worse.
         A check that does not beat chance is warned of: then any order is as good as another.
         """
+        self._check_variety()
         real, generated = as_candidates(real, where="real"), as_candidates(generated, where="generated")
         self.energy, self.check_ = fit_ratio(real, generated, self.settings, seed=self.seed)
         if not self.check_.beats_chance:
@@ -79,8 +80,7 @@ class EnergyReranker:
 
         Ties go to the lower index; the same candidates give the same indices. UserError for keep > N.
         """
-        if self.variety not in get_args(Variety):
-            raise UserError(f"variety={self.variety!r}: want one of {', '.join(get_args(Variety))}")
+        self._check_variety()
         x = self._given(candidates)
         keep = _count(keep, len(x))
         varied = keep is not None and self.variety != "none" and keep < len(x)
@@ -130,8 +130,7 @@ class EnergyReranker:
         if not isinstance(energy, RatioEnergy):
             raise UserError("only a fitted likelihood ratio is saved; the energy given here has a home of its own")
         folder, s = Path(folder), energy.settings
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not _is_reranker(folder):
-            raise UserError(f"{folder}: holds something that is no re-ranker; name another folder")
+        self.require_savable(folder)
         config = {
             "format": FORMAT,
             "app": APP,
@@ -149,6 +148,12 @@ class EnergyReranker:
 
         folder.parent.mkdir(parents=True, exist_ok=True)
         store.save_folder(folder, write)
+
+    @staticmethod
+    def require_savable(folder: Path) -> None:
+        """UserError where the folder holds something else."""
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not _is_reranker(folder):
+            raise UserError(f"{folder}: holds something that is no re-ranker; name another folder")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -178,6 +183,10 @@ class EnergyReranker:
         """What a candidate must look like, where the energy says."""
         shape = getattr(self.energy, "shape", None)
         return None if shape is None else tuple(shape)
+
+    def _check_variety(self) -> None:
+        if self.variety not in get_args(Variety):
+            raise UserError(f"variety={self.variety!r}: want one of {', '.join(get_args(Variety))}")
 
     def _energy(self) -> Any:
         if self.energy is None:
