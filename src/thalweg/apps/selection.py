@@ -4,7 +4,7 @@ The best by energy alone are often K times nearly the same; three ways out of th
 
 - `strata`: the candidates fall into clusters of features; each gets seats in proportion to its share of the data's law
   as the energies tell it, sum exp(-u), and fills them with its best;
-- `repelled`: one by one the least u + strength * (nearness to what was taken);
+- `repelled`: one by one the least u + strength * (nearness to the nearest that was taken);
 - `determinantal`: the most probable set of a determinantal point process, by greedy steps.
 
 Deterministic; ties go to the lower index.
@@ -59,13 +59,17 @@ def strata(u: Tensor, f: Tensor, keep: int, *, per_stratum: float = 10.0, seed: 
 
 
 def repelled(u: Tensor, f: Tensor, keep: int, *, strength: float = 3.0, width: float = 0.3) -> Tensor:
-    """Greedy: next the least u + strength * sum over the taken of exp(-|f - f'|² / (2 width²)); O(N keep F)."""
-    f, cost, taken = scaled(f), u.clone(), []
+    """Greedy: next the least u + strength * max over the taken of exp(-|f - f'|² / (2 width²)); O(N keep F).
+
+    The nearest alone repels, so that a crowd of good ones costs `strength` nats and no more.
+    """
+    f, near, taken = scaled(f), torch.zeros(len(u), dtype=u.dtype), []
+    u = u.clone()
     for _ in range(keep):
-        i = int(cost.argmin())
+        i = int((u + strength * near).argmin())
         taken.append(i)
-        cost += strength * torch.exp(-(f - f[i]).square().sum(1) / (2 * width**2))
-        cost[i] = math.inf
+        near = torch.maximum(near, torch.exp(-(f - f[i]).square().sum(1) / (2 * width**2)))
+        u[i] = math.inf
     return torch.tensor(taken, dtype=torch.long)
 
 
