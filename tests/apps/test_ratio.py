@@ -117,9 +117,9 @@ def test_bad_input_is_one_line():
         fit_ratio(real, made[:3])
     with pytest.raises(UserError, match=r"^real rows have shape \(2,\), generated ones \(1,\)"):
         fit_ratio(real, made[:, :1])
-    with pytest.raises(UserError, match="^members=1: want 2 or more"):
+    with pytest.raises(UserError, match=r"^members=1: want 2 or more"):
         RatioSettings(members=1)
-    with pytest.raises(UserError, match="^steps=0: want 1 or more"):
+    with pytest.raises(UserError, match=r"^steps=0: want 1 or more"):
         RatioSettings(steps=0)
     with pytest.raises(UserError, match=r"^smoothing=0\.5"):
         LikelihoodRatio(smoothing=0.5)

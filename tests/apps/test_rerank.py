@@ -90,7 +90,7 @@ def test_best_of_groups():
     assert selection.best_of_groups(u, 9).tolist() == [1]
     x = u.view(-1, 1)
     assert EnergyReranker(brightness).best_of(x, 3).tolist() == [1, 4]
-    with pytest.raises(UserError, match="^size=0: want 1"):
+    with pytest.raises(UserError, match=r"^size=0: want 1"):
         EnergyReranker(brightness).best_of(x, 0)
 
 
@@ -115,7 +115,7 @@ def test_keep_that_cannot_be(keep):
 def test_bad_candidates_are_named(fitted):
     x = images(5)
     x[3, 0, 0, 0] = torch.nan
-    with pytest.raises(UserError, match="1 of 5 rows hold NaN .* index 3"):
+    with pytest.raises(UserError, match=r"1 of 5 rows hold NaN .* index 3"):
         fitted.rank(x)
     with pytest.raises(UserError, match=r"expected shape \(N, 1, 8, 8\), got \(5, 1, 9, 9\)"):
         fitted.rank(images(5, 9))
@@ -124,15 +124,15 @@ def test_bad_candidates_are_named(fitted):
         fitted.rank(mixed)
     with pytest.raises(UserError, match="not an array of numbers"):
         fitted.rank("a folder")
-    with pytest.raises(UserError, match="^energy: is NaN for 2 of 4"):
+    with pytest.raises(UserError, match=r"^energy: is NaN for 2 of 4"):
         EnergyReranker(lambda x: torch.tensor([1.0, torch.nan, torch.nan, 2.0])).rank(images(4))
     with pytest.raises(UserError, match=r"^energy: gives shape \(4, 1\) for 4 candidates"):
         EnergyReranker(lambda x: brightness(x)[:, None]).rank(images(4))
-    with pytest.raises(UserError, match="^energy: a int"):
+    with pytest.raises(UserError, match=r"^energy: a int"):
         EnergyReranker(7).rank(images(4))
     with pytest.raises(UserError, match="no energy: give one, or call fit"):
         EnergyReranker().rank(images(4))
-    with pytest.raises(UserError, match="^variety='most'"):
+    with pytest.raises(UserError, match=r"^variety='most'"):
         EnergyReranker(brightness, variety="most").rank(images(4), 2)
 
 
@@ -194,7 +194,7 @@ def test_a_fitted_one_survives_its_folder(fitted, tmp_path):
         EnergyReranker(brightness).save_pretrained(tmp_path / "b")
     weights = tmp_path / "judge" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    with pytest.raises(DamagedFile, match="model.safetensors"):
+    with pytest.raises(DamagedFile, match=r"model\.safetensors"):
         thalweg.load(tmp_path / "judge")
 
 
