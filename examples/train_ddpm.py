@@ -68,10 +68,12 @@ def save(net: UNet2DModel, average: dict[str, Tensor], folder: Path) -> None:
     DigitsPipeline(mean, DDIMScheduler(num_train_timesteps=1000)).save_pretrained(folder)
 
 
-def train(folder: Path, data: Path | None, minutes: float, batch: int, rate: float, seed: int) -> None:
+def train(folder: Path, data: Path | None, minutes: float, batch: int, rate: float, seed: int, again: bool) -> None:
     """Predict the noise (Ho et al. 2020, eq. 14) for so many minutes; the rate falls to zero along a half cosine."""
     torch.manual_seed(seed)
     x, net, noise = digits(data), network(), DDPMScheduler(num_train_timesteps=1000)
+    if again:
+        net = DigitsPipeline.from_pretrained(folder).unet.train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.0)
     average = {k: v.clone() for k, v in net.state_dict().items()}
     start, saved, step, mean_loss = time.monotonic(), 0.0, 0, 1.0
@@ -126,12 +128,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--again", action="store_true", help="train on from the weights in the folder")
     parser.add_argument("-n", type=int, default=64)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()
     if a.what == "train":
-        train(a.folder, a.data, a.minutes, a.batch, a.rate, a.seed)
+        train(a.folder, a.data, a.minutes, a.batch, a.rate, a.seed, a.again)
     elif a.out is None:
         parser.error("sample wants a file to write: python examples/train_ddpm.py sample ddpm candidates.npy -n 16000")
     else:

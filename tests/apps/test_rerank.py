@@ -53,28 +53,29 @@ def test_ranks_are_a_permutation(variety):
 
 @pytest.mark.parametrize("variety", VARIETIES)
 def test_copies_do_not_fill_the_kept_set(variety):
-    """40 copies of the best beside 40 others: with variety one or two are kept, by energy alone nothing else is."""
+    """40 copies of the best beside 40 others: with variety one is kept, by energy alone nothing else is."""
     x = torch.cat([images(1).expand(40, -1, -1, -1) * 0.5, images(40, stream="others")])
     kept = EnergyReranker(brightness, variety=variety).rank(x, 20)
     copies = int((kept < 40).sum())
-    assert copies == 20 if variety == "none" else 1 <= copies <= 2
+    assert copies == (20 if variety == "none" else 1)
+    assert len(EnergyReranker(brightness, variety=variety).rank(x, 50)) == 50, "copies where nothing else is left"
 
 
 def test_the_test_of_copies_rejects_a_mutant(monkeypatch):
-    """Mutant: strata that do not look for copies."""
-    monkeypatch.setattr(selection, "_copies", lambda f: torch.zeros(len(f)))
+    """Mutant: copies count as candidates of their own."""
+    monkeypatch.setattr(selection, "distinct", lambda x: torch.arange(len(x)))
     x = torch.cat([images(1).expand(40, -1, -1, -1) * 0.5, images(40, stream="others")])
     assert int((EnergyReranker(brightness).rank(x, 20) < 40).sum()) > 2
 
 
 def test_seats_follow_the_mass():
-    """Two far clusters, the energies say 3 : 1: so do the seats, within one; the mutant that counts rows says 1 : 1."""
+    """Two far clusters, the energies say 3 : 1: so do the seats, to rounding; the mutant that counts rows says 1 : 1."""
     f = torch.cat([torch.zeros(400, 2), torch.full((400, 2), 50.0)]) + torch.randn(800, 2, generator=generator(0, "f"))
     u = torch.cat([torch.zeros(400), torch.full((400,), float(np.log(3)))])
     kept = selection.strata(u, f, 100)
-    assert abs(int((kept < 400).sum()) - 75) <= 1
+    assert abs(int((kept < 400).sum()) - 75) <= 5
     flat = selection.strata(torch.zeros(800), f, 100)
-    assert abs(int((flat < 400).sum()) - 50) <= 1
+    assert abs(int((flat < 400).sum()) - 50) <= 5
 
 
 def test_seats_beyond_the_room_go_elsewhere():
@@ -210,6 +211,7 @@ def test_candidates_of_a_diffusers_pipeline():
             layers_per_block=1,
             block_out_channels=(4, 4),
             norm_num_groups=2,
+            attention_head_dim=2,
             down_block_types=("DownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "UpBlock2D"),
         )

@@ -87,10 +87,13 @@ class EnergyReranker:
         u, f = self._look(x, varied)
         if keep is None or not varied:
             return selection.best(u, len(u) if keep is None else keep)
-        if self.variety == "strata":
-            return selection.strata(u, f, keep, seed=self.seed)
-        choose = selection.repelled if self.variety == "repelled" else selection.determinantal
-        chosen = choose(u, f, keep)
+        first = selection.distinct(x)
+        if keep > len(first):  # all that differ, then the best of the copies
+            rest = u.clone()
+            rest[first] = torch.inf
+            chosen = torch.cat([first, selection.best(rest, keep - len(first))])
+        else:
+            chosen = first[self._choose(u[first], f[first], keep)]
         return chosen[u[chosen].sort(stable=True).indices]
 
     def best_of(self, candidates: Any, size: int) -> Tensor:
@@ -184,6 +187,11 @@ class EnergyReranker:
         shape = getattr(self.energy, "shape", None)
         return None if shape is None else tuple(shape)
 
+    def _choose(self, u: Tensor, f: Tensor, keep: int) -> Tensor:
+        if self.variety == "strata":
+            return selection.strata(u, f, keep, seed=self.seed)
+        return (selection.repelled if self.variety == "repelled" else selection.determinantal)(u, f, keep)
+
     def _check_variety(self) -> None:
         if self.variety not in get_args(Variety):
             raise UserError(f"variety={self.variety!r}: want one of {', '.join(get_args(Variety))}")
@@ -233,7 +241,13 @@ def _checked(u: Tensor, n: int) -> Tensor:
     bad = u.isnan().nonzero().flatten()
     if len(bad):
         raise UserError(f"energy: is NaN for {len(bad)} of {n} candidates, the first at {int(bad[0])}; drop them")
-    return u.clamp(-1e30, 1e30)
+    return u.clamp(*_finite(u))
+
+
+def _finite(u: Tensor) -> tuple[float, float]:
+    """The range of the finite energies, one nat wider: infinite ones are put at its ends."""
+    finite = u[u.isfinite()]
+    return (float(finite.min()) - 1, float(finite.max()) + 1) if len(finite) else (-1.0, 1.0)
 
 
 def _count(keep: int | None, n: int) -> int | None:

@@ -24,6 +24,12 @@ def best(u: Tensor, keep: int) -> Tensor:
     return u.sort(stable=True).indices[:keep]
 
 
+def distinct(x: Tensor) -> Tensor:
+    """Indices of the rows that are no copy, bit by bit, of an earlier one, in order."""
+    seen = {row.tobytes(): i for i, row in reversed(list(enumerate(x.flatten(1).numpy())))}
+    return torch.tensor(sorted(seen.values()), dtype=torch.long)
+
+
 def best_of_groups(u: Tensor, size: int) -> Tensor:
     """The least energy of each `size` neighbours in turn (the last group may be smaller), (ceil(N / size),)."""
     return torch.stack([low + part.argmin() for low, part in _starts(u, size)]) if len(u) else u.long()
@@ -43,8 +49,7 @@ def scaled(f: Tensor) -> Tensor:
 def strata(u: Tensor, f: Tensor, keep: int, *, per_stratum: float = 10.0, seed: int = 0) -> Tensor:
     """Clusters by k-means, seats by mass (largest remainders), each stratum's best; about `per_stratum` seats each.
 
-    The weight of a row is exp(-u) with u below its 1st percentile raised to it, so that no single row rules; copies of
-    a row that was taken come after everything else in the stratum.
+    The weight of a row is exp(-u) with u below its 1st percentile raised to it, so that no single row rules.
     """
     num = max(1, min(round(keep / per_stratum), len(u)))
     where = _clusters(scaled(f), num, seed)
@@ -52,7 +57,7 @@ def strata(u: Tensor, f: Tensor, keep: int, *, per_stratum: float = 10.0, seed: 
     weight = torch.exp(-(u.clamp(min=float(floor)) - floor)).double()
     mass = torch.zeros(num, dtype=torch.float64).index_add_(0, where, weight)
     seats = _apportion(mass, torch.bincount(where, minlength=num), keep)
-    order = torch.sort(u + _copies(f) * (u.max() - u.min() + 1), stable=True).indices
+    order = u.sort(stable=True).indices
     taken = [order[where[order] == k][: int(seats[k])] for k in range(num)]
     chosen = torch.cat(taken)
     return chosen[u[chosen].sort(stable=True).indices]
@@ -61,10 +66,10 @@ def strata(u: Tensor, f: Tensor, keep: int, *, per_stratum: float = 10.0, seed: 
 def repelled(u: Tensor, f: Tensor, keep: int, *, strength: float = 3.0, width: float = 0.3) -> Tensor:
     """Greedy: next the least u + strength * max over the taken of exp(-|f - f'|² / (2 width²)); O(N keep F).
 
-    The nearest alone repels, so that a crowd of good ones costs `strength` nats and no more.
+    `strength` in standard deviations of u. The nearest alone repels, so a crowd of good ones costs that and no more.
     """
     f, near, taken = scaled(f), torch.zeros(len(u), dtype=u.dtype), []
-    u = u.clone()
+    u = _standardised(u)
     for _ in range(keep):
         i = int((u + strength * near).argmin())
         taken.append(i)
@@ -76,10 +81,10 @@ def repelled(u: Tensor, f: Tensor, keep: int, *, strength: float = 3.0, width: f
 def determinantal(u: Tensor, f: Tensor, keep: int, *, strength: float = 0.5, width: float = 0.3) -> Tensor:
     """Greedy maximum of log det L, L_ij = exp(-strength (u_i + u_j) / 2) k(f_i, f_j), k Gaussian; O(N keep²).
 
-    Among the 4 `keep` of least energy. (Kulesza & Taskar 2012; Chen, Zhang & Zhou 2018.)
+    u in standard deviations; among the 4 `keep` of least energy. (Kulesza & Taskar 2012; Chen, Zhang & Zhou 2018.)
     """
     pool = best(u, 4 * keep)
-    f, quality = scaled(f)[pool].double(), -strength * u[pool].double()
+    f, quality = scaled(f)[pool].double(), -strength * _standardised(u)[pool].double()
     gain, rows = torch.ones(len(pool), dtype=torch.float64), torch.zeros(keep, len(pool), dtype=torch.float64)
     free, taken = torch.ones(len(pool), dtype=torch.bool), []
     for step in range(keep):
@@ -92,6 +97,10 @@ def determinantal(u: Tensor, f: Tensor, keep: int, *, strength: float = 0.5, wid
         rows[step] = row
         gain = gain - row.square()
     return pool[torch.tensor(taken, dtype=torch.long)]
+
+
+def _standardised(u: Tensor) -> Tensor:
+    return (u - u.mean()) / u.std().clamp(min=1e-12) if len(u) > 1 else u.clone()
 
 
 def _clusters(f: Tensor, num: int, seed: int) -> Tensor:
@@ -115,10 +124,3 @@ def _apportion(mass: Tensor, room: Tensor, keep: int) -> Tensor:
             whole[rest[: min(left, int(open_.sum()))]] += 1
         seats, open_ = whole, whole < room
     return seats
-
-
-def _copies(f: Tensor) -> Tensor:
-    """1.0 for rows whose features are those of an earlier row, bit by bit."""
-    _, inverse = torch.unique(f.flatten(1), dim=0, return_inverse=True)
-    first = torch.full((int(inverse.max()) + 1,), len(f)).scatter_reduce(0, inverse, torch.arange(len(f)), "amin")
-    return (first[inverse] != torch.arange(len(f))).float()
