@@ -69,7 +69,7 @@ def test_the_test_of_copies_rejects_a_mutant(monkeypatch):
 
 
 def test_seats_follow_the_mass():
-    """Two far clusters, the energies say 3 : 1: so do the seats, to rounding; the mutant that counts rows says 1 : 1."""
+    """Two far clusters, the energies say 3 : 1: so do the seats, to rounding; the mutant of equal rows: 1 : 1."""
     f = torch.cat([torch.zeros(400, 2), torch.full((400, 2), 50.0)]) + torch.randn(800, 2, generator=generator(0, "f"))
     u = torch.cat([torch.zeros(400), torch.full((400,), float(np.log(3)))])
     kept = selection.strata(u, f, 100)
