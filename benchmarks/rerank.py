@@ -5,7 +5,7 @@
     python examples/train_ddpm.py sample ddpm candidates.npy -n 16000 --steps 10 --seed 2  # to choose from
     python benchmarks/rerank.py own.npy candidates.npy --data DATA --bundle RUN --pictures docs/pictures
 
-Choosing 1 of each 16. The judge (LeNet) is the measure and the oracle and is no part of any other row. Reference: official
+Choosing 1 of each 16. The judge (LeNet) is measure and oracle, and no part of any other row. Reference: official
 test digits from row 2,000 on, as many as are kept. `--settle` takes the last 10,000 training digits, which neither the
 generator nor the ratio has seen, in their place, and is what the settings were chosen with, on other candidates.
 """
