@@ -22,6 +22,7 @@ from thalweg.data.augment import Warp
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.strided import StridedEnergy
 from thalweg.objective.base import Batch
+from thalweg.objective.damage import Damage
 from thalweg.objective.ratio import LikelihoodRatio, balanced_loss
 
 LEAST = 20  # rows of either kind
@@ -35,6 +36,8 @@ class RatioSettings:
     `members` networks, each without one fold of the rows; `batch` rows of either kind a step; every `check` steps the
     held-out loss is taken, and `patience` checks without progress end a member's training. `noise`, in standard
     deviations of the data, smooths both laws; `stretch` and `shift` alter half of the images (`data.augment.Warp`).
+    `damaged` is the share of the generated side that is damaged data instead (`objective.damage`), which asks for
+    shape where the generator's draws betray themselves by their texture: E is then the ratio to that mixture.
     """
 
     members: int = 3
@@ -48,6 +51,7 @@ class RatioSettings:
     hidden: int = 64
     stretch: float = 0.05
     shift: float = 0.05
+    damaged: float = 0.0
     check: int = 50
     patience: int = 4
 
@@ -55,6 +59,8 @@ class RatioSettings:
         for name in ("steps", "batch", "check", "patience", "hidden"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: want 1 or more")
+        if not 0 <= self.damaged < 1:
+            raise UserError(f"damaged={self.damaged}: want a share in [0, 1)")
         if self.members < 2:
             raise UserError(f"members={self.members}: want 2 or more, each is checked on rows that it did not see")
 
@@ -175,12 +181,15 @@ def _train(
     objective = LikelihoodRatio(smoothing=s.smoothing, noise=s.noise)
     warp = Warp(stretch=s.stretch, shift=s.shift) if x.ndim == 4 else None
     optimiser = torch.optim.AdamW(member.parameters(), lr=s.rate, weight_decay=s.weight_decay)
+    num_damaged = round(s.damaged * s.batch)
     sides, z_held = (label.nonzero().flatten(), (~label).nonzero().flatten()), energy.standardised(x_held)
     least, best, at = math.inf, copy.deepcopy(member.state_dict()), 0
     for step in range(1, s.steps + 1):
         draws = generator(seed, f"ratio-{k}", step)
         rows = torch.cat([side[torch.randint(len(side), (s.batch,), generator=draws)] for side in sides])
         batch = x[rows] if warp is None else warp(x[rows], draws, 0.0)
+        if num_damaged:
+            batch[-num_damaged:] = Damage()(batch[:num_damaged], draws)  # the data come first, the generated last
         data = Batch(energy.standardised(batch), label[rows])
         state = objective.init(member, data.x, draws)
         loss, _, _ = objective.loss(member, state, data, objective.draw(state, data, draws, step / s.steps))
