@@ -45,6 +45,7 @@ def fit(
     steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 600,
     members: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
     variety: Annotated[str, typer.Option(help="strata, repelled, determinantal or none.")] = "strata",
+    view: Annotated[str, typer.Option(help="pixels; or ink: shapes without ground and speckle.")] = "pixels",
     skip_bad: SkipBad = False,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
     as_json: Json = False,
@@ -53,8 +54,9 @@ def fit(
     from thalweg.apps.ratio import RatioSettings
     from thalweg.apps.rerank import EnergyReranker
 
+    settings = RatioSettings(steps=steps, members=members, view=view)  # pyright: ignore[reportArgumentType]
     x, y = (_read(path, None, skip_bad) for path in (real, generated))
-    reranker = EnergyReranker(variety=variety, seed=seed, settings=RatioSettings(steps=steps, members=members))  # pyright: ignore[reportArgumentType]
+    reranker = EnergyReranker(variety=variety, seed=seed, settings=settings)  # pyright: ignore[reportArgumentType]
     reranker.require_savable(out)
     reranker.fit(x.x, y.x)
     reranker.save_pretrained(out)

@@ -39,8 +39,8 @@ class RatioSettings:
     deviations of the data, smooths both laws; `stretch` and `shift` alter half of the images (`data.augment.Warp`).
     `damaged` is the share of the generated side that is damaged data instead (`objective.damage`), which asks for
     shape where the generator's draws betray themselves by their texture: E is then the ratio to that mixture.
-    `view="ink"` shows images through a 3 x 3 blur and a soft threshold, sigmoid(10 (x - 0.4)), for writing and drawings:
-    a grey ground or speckle, which all of a generator's draws may have in common, is then no reason for anything.
+    `view="ink"` shows images through a 3 x 3 blur and a soft threshold, sigmoid(10 (x - 0.4)), for writing and
+    drawings: a grey ground or speckle, which all of a generator's draws may share, is then no reason for anything.
     """
 
     members: int = 3
@@ -89,7 +89,7 @@ class Check(NamedTuple):
 
 
 class RatioEnergy(nn.Module):
-    """E(x) = s mean_k E_k((view(x) - m) / d) + c, (B, *) to (B,) nats; E > 0 where the generator makes too many of such rows.
+    """E(x) = s mean_k E_k((view(x) - m) / d) + c, (B, *) to (B,) nats; E > 0 where the generator makes too many.
 
     m and d standardise (a number each for images, one a column for rows); s and c calibrate. `features` are the
     members' last hidden layers side by side, (B, F): what two rows have in common in the energy's eyes.
