@@ -111,6 +111,15 @@ def test_images_of_any_size():
     assert sum(p.numel() for p in deep.parameters()) < 2_000_000
 
 
+def test_ink_does_not_see_the_ground():
+    """A grey ground on all draws tells everything by pixels, nothing by ink."""
+    x = (torch.rand(120, 1, 8, 8, generator=generator(0, "ink")) > 0.5).float()
+    real, made = x[:60], (0.04 + 0.94 * x[60:])
+    quick = {"members": 2, "steps": 100, "hidden": 16, "channels": (8, 8), "noise": 0.0, "damaged": 0.25}
+    assert fit_ratio(real, made, RatioSettings(**quick, stretch=0.0, shift=0.0))[1].auc > 0.9
+    assert fit_ratio(real, made, RatioSettings(**quick, stretch=0.0, shift=0.0, view="ink"))[1].auc < 0.75
+
+
 def test_bad_input_is_one_line():
     real, made = plane(50, "bad")
     with pytest.raises(UserError, match=rf"^generated: holds 3 rows, .* {LEAST} or more"):
@@ -121,6 +130,10 @@ def test_bad_input_is_one_line():
         RatioSettings(members=1)
     with pytest.raises(UserError, match=r"^steps=0: want 1 or more"):
         RatioSettings(steps=0)
+    with pytest.raises(UserError, match=r"^damaged=1: want a share"):
+        RatioSettings(damaged=1)
+    with pytest.raises(UserError, match=r"^view='lines': want one of pixels, ink"):
+        RatioSettings(view="lines")
     with pytest.raises(UserError, match=r"^smoothing=0\.5"):
         LikelihoodRatio(smoothing=0.5)
     with pytest.raises(UserError, match="labels"):
