@@ -29,6 +29,7 @@ from thalweg.evaluate.judge import load_judge, look
 from thalweg.evaluate.pictures import BLUE, GREY, ORANGE, grid, png
 
 FIRST, GROUP, SIZES = 2000, 16, (1, 2, 4, 8, 16)
+SETTLED = '{"members": 2, "steps": 450, "batch": 64, "check": 150, "noise": 1.0, "smoothing": 0.05, "view": "ink"}'
 
 
 def digits(data: Path, part: str) -> Tensor:
@@ -89,7 +90,7 @@ def choices(x: Tensor, u: dict[str, Tensor], measure: Measure, reranker: EnergyR
     for variety in ("strata", "repelled", "determinantal"):
         reranker.variety = variety
         found[f"likelihood ratio, {variety}"] = reranker.rank(x, keep)
-    reranker.variety = "strata"
+    reranker.variety = "repelled"
     return found
 
 
@@ -181,7 +182,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist.npz")
     parser.add_argument("--bundle", help="a run of dual score matching, for the row of raw energies")
     parser.add_argument("--settle", action="store_true", help="measure against held-out training digits")
-    parser.add_argument("--settings", default="{}", help="JSON: changes of RatioSettings")
+    parser.add_argument("--settings", default=SETTLED, help="JSON: changes of RatioSettings")
     parser.add_argument("--save", type=Path, help="folder to keep the fitted re-ranker in")
     parser.add_argument("--refine", action="store_true", help="a row of refined candidates, on the bundle's energy")
     parser.add_argument("--pictures", type=Path)
@@ -193,7 +194,9 @@ def main() -> None:
     if args.own.is_dir():
         reranker = thalweg.load(args.own)
     else:
-        reranker = EnergyReranker(settings=RatioSettings(**json.loads(args.settings))).fit(train, images([args.own]))
+        reranker = EnergyReranker(settings=RatioSettings(**json.loads(args.settings))).fit(
+            train[:12_000], images([args.own])
+        )
         print(f"fitted in {time.process_time() - start:.0f} CPU seconds")
     if args.save:
         reranker.save_pretrained(args.save)
@@ -215,7 +218,7 @@ def refined(
     x: Tensor, found: dict, reranker: EnergyReranker, bundle: str, reference: Tensor
 ) -> dict[str, dict[str, float]]:
     """The kept ones before and after Langevin steps on the energy of a bundle, and on the ratio."""
-    kept = x[found["likelihood ratio, strata"]]
+    kept = x[found["likelihood ratio, repelled"]]
     ways = {
         "as they are": kept,
         "5 steps on the bundle": reranker.refine(kept, thalweg.load(bundle), step_size=2e-4),
@@ -229,7 +232,7 @@ def pictures(folder: Path, x: Tensor, found: dict[str, Tensor], points: dict[str
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rerank-best-of-n.png").write_bytes(draw(points))
     some = torch.randperm(len(x) // GROUP, generator=generator(0, "shown"))[:60]
-    for name, way in (("random", "random"), ("kept", "likelihood ratio, strata")):
+    for name, way in (("random", "random"), ("kept", "likelihood ratio, repelled")):
         (folder / f"rerank-{name}.png").write_bytes(grid(x[found[way][some]], columns=12))
 
 

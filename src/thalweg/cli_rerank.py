@@ -44,7 +44,7 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the re-ranker.")],
     steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 600,
     members: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
-    variety: Annotated[str, typer.Option(help="strata, repelled, determinantal or none.")] = "strata",
+    variety: Annotated[str, typer.Option(help="strata, repelled, determinantal or none.")] = "repelled",
     view: Annotated[str, typer.Option(help="pixels; or ink: shapes without ground and speckle.")] = "pixels",
     skip_bad: SkipBad = False,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,

@@ -47,7 +47,7 @@ class EnergyReranker:
         self,
         energy: Any = None,
         *,
-        variety: Variety = "strata",
+        variety: Variety = "repelled",
         features: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         settings: RatioSettings | None = None,

@@ -63,7 +63,7 @@ def strata(u: Tensor, f: Tensor, keep: int, *, per_stratum: float = 10.0, seed: 
     return chosen[u[chosen].sort(stable=True).indices]
 
 
-def repelled(u: Tensor, f: Tensor, keep: int, *, strength: float = 3.0, width: float = 0.3) -> Tensor:
+def repelled(u: Tensor, f: Tensor, keep: int, *, strength: float = 1.0, width: float = 0.6) -> Tensor:
     """Greedy: next the least u + strength * max over the taken of exp(-|f - f'|² / (2 width²)); O(N keep F).
 
     `strength` in standard deviations of u. The nearest alone repels, so a crowd of good ones costs that and no more.
