@@ -58,6 +58,8 @@ def frozen(energy: E) -> Iterator[E]:
     with ExitStack() as stack:
         with _lock:
             for thing, change in changes:
+                if not _needed(thing, change):
+                    continue
                 stack.callback(surely, functools.partial(_give, thing, change, holder))
                 _take(thing, change, holder)
         yield energy
@@ -73,6 +75,17 @@ class _Held(NamedTuple):
 
 _lock = threading.RLock()
 _held: dict[tuple[int, Any], _Held] = {}
+
+
+def _needed(thing: Any, change: Callable[[Any, list[Undo]], None]) -> bool:
+    """Whether the thing is to be changed, or is so only for as long as another wants it."""
+    if (id(thing), change) in _held:
+        return True
+    if change is _constant:
+        return thing.requires_grad
+    if change is _evaluates:
+        return thing.training
+    return isinstance(thing, ParametrizationList) or bool(thing._forward_pre_hooks)
 
 
 def _take(thing: Any, change: Callable[[Any, list[Undo]], None], holder: object) -> None:
@@ -107,7 +120,10 @@ def _constant(p: nn.Parameter, undo: list[Undo]) -> None:
 
 
 def _set_flag(p: nn.Parameter, requires_grad: bool) -> None:
-    with torch.inference_mode(p.is_inference()):
+    if p.is_inference():
+        with torch.inference_mode():
+            p.requires_grad_(requires_grad)
+    else:
         p.requires_grad_(requires_grad)
 
 
@@ -122,8 +138,6 @@ def _folded(m: nn.Module, undo: list[Undo]) -> None:
         m.__dict__["forward"] = lambda: weight
         return
     hooks = m._forward_pre_hooks
-    if not hooks:
-        return
     tensors = {name: value for name, value in m.__dict__.items() if isinstance(value, Tensor)}
     undo.append(functools.partial(m.__dict__.update, tensors))
     undo.append(functools.partial(_put_back, hooks, list(hooks.items())))
