@@ -29,7 +29,7 @@ from thalweg.evaluate.judge import load_judge, look
 from thalweg.evaluate.pictures import BLUE, GREY, ORANGE, grid, png
 
 FIRST, GROUP, SIZES = 2000, 16, (1, 2, 4, 8, 16)
-SETTLED = '{"members": 2, "steps": 450, "batch": 64, "check": 150, "noise": 1.0, "smoothing": 0.05, "view": "ink"}'
+SETTLED = '{"members": 2, "steps": 600, "batch": 64, "check": 200, "noise": 2.2, "smoothing": 0.05, "view": "ink"}'
 
 
 def digits(data: Path, part: str) -> Tensor:

@@ -44,6 +44,7 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the re-ranker.")],
     steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 600,
     members: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
+    noise: Annotated[float, typer.Option(help="Noise on both sides, in deviations of the data.", min=0)] = 0.3,
     variety: Annotated[str, typer.Option(help="strata, repelled, determinantal or none.")] = "repelled",
     view: Annotated[str, typer.Option(help="pixels; or ink: shapes without ground and speckle.")] = "pixels",
     skip_bad: SkipBad = False,
@@ -54,7 +55,7 @@ def fit(
     from thalweg.apps.ratio import RatioSettings
     from thalweg.apps.rerank import EnergyReranker
 
-    settings = RatioSettings(steps=steps, members=members, view=view)  # pyright: ignore[reportArgumentType]
+    settings = RatioSettings(steps=steps, members=members, noise=noise, view=view)  # pyright: ignore[reportArgumentType]
     x, y = (_read(path, None, skip_bad) for path in (real, generated))
     reranker = EnergyReranker(variety=variety, seed=seed, settings=settings)  # pyright: ignore[reportArgumentType]
     reranker.require_savable(out)
