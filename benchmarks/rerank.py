@@ -156,7 +156,7 @@ def draw(found: dict[str, list[dict[str, float]]]) -> bytes:
         axes.set_xlabel("N, candidates a kept one is the best of")
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.axes[1].legend(frameon=False, fontsize=8, loc="lower left")
     return png(figure)
 
 
