@@ -24,6 +24,7 @@ from thalweg.core.errors import UserError
 
 ODD = np.arange(200) >= 180
 
+
 @pytest.fixture(scope="module")
 def rows():
     random = np.random.default_rng(1)
