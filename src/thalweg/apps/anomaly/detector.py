@@ -286,4 +286,4 @@ def energy_class(kind: str) -> Any:
 
 def _first(X: Any, names: list[str]) -> Any:
     """The frame with its columns in the order of the fit."""
-    return X[names] if hasattr(X, "columns") else X
+    return X.select(names) if hasattr(X, "column_names") else X[names]  # Arrow selects, pandas and polars index
