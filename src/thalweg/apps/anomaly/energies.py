@@ -187,7 +187,8 @@ class TabularEnergy:
             y, crossed[name + ".mixture"] = self._stored[name], np.empty(n)
             self.mixtures_[name] = Mixture.fit(y[some], seed)
             for k in range(FOLDS):
-                crossed[name + ".mixture"][fold == k] = Mixture.fit(y[some & (fold != k)], seed)(y[fold == k])
+                part = Mixture.fit(y[some & (fold != k)], seed, len(self.mixtures_[name].means))
+                crossed[name + ".mixture"][fold == k] = part(y[fold == k])
         for k in range(FOLDS):
             columns[fold == k] = Columns(self.rows_[fold != k])(self.rows_[fold == k])
         return crossed, columns

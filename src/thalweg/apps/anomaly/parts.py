@@ -57,8 +57,10 @@ class Mixture:
     factors: np.ndarray
 
     @classmethod
-    def fit(cls, y: np.ndarray, seed: int) -> "Mixture":
-        """1, 4 or 10 components, by the likelihood of a held-out quarter; one is a Ledoit-Wolf Gaussian."""
+    def fit(cls, y: np.ndarray, seed: int, count: int | None = None) -> "Mixture":
+        """`count` components, or 1, 4 or 10 by the likelihood of a held-out quarter; one is a Ledoit-Wolf Gaussian."""
+        if count is not None:
+            return cls._of(y, count, seed)
         held = np.random.default_rng(seed).permutation(np.arange(len(y)) % 4) == 0
         counts = [k for k in COUNTS if k == 1 or len(y) / k >= max(20.0, 1.5 * y.shape[1])]
         if len(counts) == 1:
