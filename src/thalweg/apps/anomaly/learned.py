@@ -81,6 +81,7 @@ def _network(num_columns: int) -> ResidualEnergy:
 def _train(y: np.ndarray, seed: int, steps: int) -> ResidualEnergy:
     """A network trained on these rows, through the one seam that trains."""
     overrides = [f"energy.width={WIDTH}", f"energy.num_blocks={BLOCKS}", f"train.batch_size={BATCH}"]
+    overrides += ["train.precision=fp32", "train.warmup=20", "train.ema=0.98", "train.log_every=100"]
     overrides += ["transform={type: thalweg.data.transform:Identity}", "data.held_out=0.05"]
     level, log = logging.getLogger("thalweg"), logging.WARNING
     before = level.level
