@@ -99,33 +99,51 @@ class NearbyEmpirical(nn.Module):
         """E of each stored row without itself; N >= 2."""
         return self._energies(self.rows, torch.arange(len(self.rows)), self.reach)
 
+    def with_distances(self, x: Float[Tensor, "b d"] | None, k: int) -> tuple[Tensor, Tensor]:
+        """(E, the mean squared distance to the k nearest rows considered), (B,) each, by one search; None: `left_out`.
+
+        The posterior of the noise level that a row came from depends on that distance alone (Livernoche et al. 2024).
+        Neighbours that are not in L(x) make it too large, not too small; rows above tau have all of theirs.
+        """
+        own = torch.arange(len(self.rows)) if x is None else None
+        scaled = self.rows if x is None else x.double() * self.unit
+        u, near = self._sums_of(scaled, own, self.reach, k).unbind(1)
+        return u, near / self.unit**2
+
     def _energies(self, x: Tensor, own: Tensor | None, reach: Reach) -> Tensor:
-        """Of scaled rows x (B, D); `own` (B,): their places among the stored ones, which are left out."""
+        return self._sums_of(x, own, reach, 0)[:, 0]
+
+    def _sums_of(self, x: Tensor, own: Tensor | None, reach: Reach, k: int) -> Tensor:
+        """(B, 2): E and the mean of k squared distances in bits, of scaled rows x (B, D).
+
+        `own` (B,): their places among the stored ones, which are left out.
+        """
         n, d = self.rows.shape
         constant = math.log(n - (own is not None)) + 0.5 * d * math.log(2 * math.pi * self.t)
-        if not reach.length:
-            return constant - math.log(2) * self._whole(x, own)
-        bits = self._near(x, own, reach.length)
-        again = (constant - math.log(2) * bits > reach.above).nonzero().squeeze(1)
-        if len(again):
-            bits[again] = self._far(x[again], None if own is None else own[again])
-        return constant - math.log(2) * bits
+        if reach.length:
+            out = self._near(x, own, reach.length, k)
+            again = (constant - math.log(2) * out[:, 0] > reach.above).nonzero().squeeze(1)
+            if len(again):
+                out[again] = self._far(x[again], None if own is None else own[again], k)
+        else:
+            out = self._whole(x, own, k)
+        return torch.stack([constant - math.log(2) * out[:, 0], out[:, 1]], dim=1)
 
-    def _far(self, x: Tensor, own: Tensor | None) -> Tensor:
+    def _far(self, x: Tensor, own: Tensor | None, k: int) -> Tensor:
         if len(self.rows) <= EXACT:
-            return self._whole(x, own)
-        return self._near(x, own, EXACT // 2)
+            return self._whole(x, own, k)
+        return self._near(x, own, EXACT // 2, k)
 
-    def _near(self, x: Tensor, own: Tensor | None, length: int) -> Tensor:
-        """log2 of the sums over `length` candidates of each row's cell, cell by cell."""
+    def _near(self, x: Tensor, own: Tensor | None, length: int, k: int) -> Tensor:
+        """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell."""
         cell = torch.cat([squared_distances(block, self.centers).argmin(1) for block in x.split(1024)])
         order = cell.argsort(stable=True)
         counts = torch.bincount(cell, minlength=len(self.centers))
         places = order.split(counts.tolist())
-        out = x.new_empty(len(x))
+        out = x.new_empty(len(x), 2)
         for c in counts.nonzero().squeeze(1).tolist():
             at = places[c]
-            out[at] = self._sum(c, length)(x[at], None if own is None else own[at])
+            out[at] = self._sum(c, length)(x[at], None if own is None else own[at], k)
         return out
 
     def _sum(self, c: int, length: int) -> "_Sum":
@@ -164,7 +182,9 @@ class NearbyEmpirical(nn.Module):
 
 
 class _Sum:
-    """log2 sum_j 2^-|x - y_j|² over some rows y (M, D), about a center (D,); `places`: theirs among all rows."""
+    """(log2 sum_j 2^-|x - y_j|², mean of the k least |x - y_j|²) over rows y (M, D), about a center (D,); `places`:
+    theirs among all rows.
+    """
 
     def __init__(self, y: Tensor, center: Tensor, places: Tensor | None = None, *, exact: bool = False):
         y = y - center
@@ -174,24 +194,30 @@ class _Sum:
         self.center, self.places = center, places
         self.y, self.square = (2 * y.T).to(self.dtype).contiguous(), -square.to(self.dtype)
 
-    def __call__(self, x: Tensor, own: Tensor | None) -> Tensor:
+    def __call__(self, x: Tensor, own: Tensor | None, k: int) -> Tensor:
         x = x - self.center
         size = max(16, ENTRIES // len(self.square))
         at = None if own is None else self._columns(own)
-        parts = [self._block(x[i : i + size], None if at is None else at[i : i + size]) for i in range(0, len(x), size)]
-        return torch.cat(parts) if parts else x.new_zeros(0)
+        parts = [
+            self._block(x[i : i + size], None if at is None else at[i : i + size], k) for i in range(0, len(x), size)
+        ]
+        return torch.cat(parts) if parts else x.new_zeros(0, 2)
 
-    def _block(self, x: Tensor, at: Tensor | None) -> Tensor:
-        bits = torch.addmm(self.square, x.to(self.dtype), self.y)
+    def _block(self, x: Tensor, at: Tensor | None, k: int) -> Tensor:
+        bits, square = torch.addmm(self.square, x.to(self.dtype), self.y), x.square().sum(1)
         if at is not None:
             here = (at >= 0).nonzero().squeeze(1)
             bits[here, at[here]] = -math.inf
+        near = torch.zeros_like(square)
+        if k:
+            k = min(k, bits.shape[1] - (at is not None))
+            near = (square - bits.topk(k, dim=1, sorted=False).values.double().mean(1)).clamp_min(0)
         most = bits.amax(1, keepdim=True)
         if bits.requires_grad:
             total = (bits - most.detach()).exp2().sum(1)
         else:
             total = bits.sub_(most).clamp_min_(-120.0).exp2_().sum(1)
-        return (total.log2() + most.squeeze(1)).double() - x.square().sum(1)
+        return torch.stack([(total.log2() + most.squeeze(1)).double() - square, near], dim=1)
 
     def _columns(self, own: Tensor) -> Tensor:
         if self.places is None:

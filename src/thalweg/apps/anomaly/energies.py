@@ -4,7 +4,7 @@
 
 U_k are the exact energies of the smoothed rows (`thalweg.energy.empirical`) in three views of the table
 (`apps.anomaly.views`), with t by leave-one-out likelihood, and Gaussian mixtures in two of them, their size by held-out
-likelihood. The p-values come from energies of rows that the part had not seen, with an exponential tail.
+likelihood; and the mean squared distance to 5 neighbours, standardised. The p-values come from energies of rows that the part had not seen, with an exponential tail.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,15 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from thalweg.apps.anomaly.learned import LearnedForm
 from thalweg.apps.anomaly.parts import Columns, Mixture, Tail
 from thalweg.apps.anomaly.views import VIEWS
 from thalweg.energy.empirical import SmoothedEmpirical, leave_one_out, likeliest_noise, squared_distances
 from thalweg.energy.nearby import NearbyEmpirical, Reach
 
 NEAREST = 64
+FORMS = ("exact", "learned", "both")
+NEIGHBOURS = 5  # whose mean squared distance is a part beside the kernels
 COARSE = 16.0  # the large noise of `outlyingness_`, over the likeliest t
 WIDE = 10_000  # rows that mixtures are fitted to, and that the coarse kernel has
 FOLDS = 3
@@ -30,15 +33,17 @@ MIXED = ("standard", "arcsinh")
 class TabularEnergy:
     """Energies (B,) of numeric rows (B, D), low = normal: the mean of calibrated surprises, in nats.
 
-    `num_stored` rows at most are kept, drawn by the seed; those left out are new to the energy. Costs
-    3 `num_stored` D multiplications a row.
+    - `num_stored`: rows that are kept at most, drawn by the seed; those left out are new to the energy.
+    - `gap`: nats that a kernel may lose on average by leaving far rows out of its sum (`energy.nearby`); 0: none.
+    - `form`: "exact", the parts above; "learned", networks alone (`apps.anomaly.learned`); "both": their mean.
+    - `steps`: of each of the two networks' training.
     """
 
     unseen_: np.ndarray
     outlyingness_: np.ndarray
 
-    def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01):
-        self.num_stored, self.gap = num_stored, gap
+    def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01, form: str = "exact", steps: int = 400):
+        self.num_stored, self.gap, self.form, self.steps = num_stored, gap, form, steps
 
     def fit(self, x: np.ndarray, *, seed: int = 0) -> Self:
         """Fit to rows (N, D), finite, in any units. ValueError for anything else."""
@@ -47,10 +52,13 @@ class TabularEnergy:
             raise ValueError(f"x has shape {x.shape}: want (N, D) finite numbers, one row or more")
         if self.num_stored < 1:
             raise ValueError(f"num_stored={self.num_stored}: want 1 row or more")
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r}: want {', '.join(map(repr, FORMS))}")
         x = np.clip(x, -HUGE, HUGE)
         order = np.random.default_rng(seed).permutation(len(x))
         kept, rest = np.sort(order[: self.num_stored]), np.sort(order[self.num_stored :])
         self._place(x[kept])
+        self.tails_: dict[str, Tail] = {}
         self.noises_ = {name: likeliest_noise(torch.from_numpy(y)) for name, y in self._stored.items()}
         self.kernels_ = {
             name: NearbyEmpirical(torch.from_numpy(y), t=self.noises_[name], gap=self.gap)
@@ -59,6 +67,7 @@ class TabularEnergy:
         unseen, coarse = self._kernels_unseen()
         crossed, columns = self._fit_mixtures(seed)
         unseen |= crossed
+        unseen = self._learn(unseen, seed)
         self.tails_ = {name: Tail(known=np.sort(u)) for name, u in unseen.items()}
         robust = {**crossed, "coarse": coarse, "columns": columns}
         known = {name: Tail(known=np.sort(u)) for name, u in robust.items()}
@@ -68,9 +77,10 @@ class TabularEnergy:
         if len(rest):
             parts = self._parts(x[rest])
             self.unseen_[rest] = self._fuse(parts)
-            far = {name: parts[name] for name in crossed}
+            y = {name: view(x[rest]) for name, view in self.views_.items()}
+            far = {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
             far["columns"] = Columns(self.rows_)(x[rest])
-            far["coarse"] = self._coarse()[1](torch.from_numpy(self.views_["arcsinh"](x[rest]))).numpy()
+            far["coarse"] = self._coarse()[1](torch.from_numpy(y["arcsinh"])).numpy()
             self.outlyingness_[rest] = np.mean([known[name](u) for name, u in far.items()], axis=0)
         return self
 
@@ -124,6 +134,8 @@ class TabularEnergy:
             out |= {f"reach.{name}": np.array(kernel.reach), f"centers.{name}": kernel.centers.numpy()}
         out |= {f"noise.{name}": np.array(t) for name, t in self.noises_.items()}
         out |= {f"tail.{name}": tail.known for name, tail in self.tails_.items()}
+        if self.learned_ is not None:
+            out |= {f"learned.{name}": value for name, value in self.learned_.state().items()}
         for name, part in self.mixtures_.items():
             out |= {f"mixture.{name}.{field.name}": getattr(part, field.name) for field in fields(part)}
         return out
@@ -148,6 +160,9 @@ class TabularEnergy:
             for name in MIXED
             if f"mixture.{name}.means" in arrays
         }
+        learned = {n.removeprefix("learned."): a for n, a in arrays.items() if n.startswith("learned.")}
+        self.learned_ = LearnedForm.from_state(learned, arrays["rows"].shape[1]) if learned else None
+        self.form = "exact" if self.learned_ is None else "learned" if list(self.tails_) == ["learned"] else "both"
         return self
 
     def _place(self, rows: np.ndarray) -> None:
@@ -159,14 +174,23 @@ class TabularEnergy:
         """The kernels' leave-one-out energies, and the coarse one's; zeros for one row, which has no others."""
         n = len(self.rows_)
         if n == 1:
-            return {name: np.zeros(1) for name in VIEWS}, np.zeros(1)
-        out = {name: kernel.left_out().numpy() for name, kernel in self.kernels_.items()}
+            return {name: np.zeros(1) for name in (*VIEWS, "distance")}, np.zeros(1)
+        out = self._kernels(dict.fromkeys(VIEWS))
         some, kernel = self._coarse()
         coarse = np.empty(n)
         coarse[some] = kernel.left_out().numpy()
         others = np.setdiff1d(np.arange(n), some)
         coarse[others] = kernel(torch.from_numpy(self._stored["arcsinh"][others])).numpy()
         return out, coarse
+
+    def _learn(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """The parts that `form` asks for, the learned one among them once it is trained."""
+        self.learned_ = None
+        if self.form == "exact":
+            return unseen
+        self.learned_ = LearnedForm.fit(self._stored["arcsinh"], seed=seed, steps=self.steps)
+        learned = {"learned": self.learned_.unseen}
+        return learned if self.form == "learned" else unseen | learned
 
     def _coarse(self) -> tuple[np.ndarray, NearbyEmpirical]:
         """The arcsinh kernel at `COARSE` t on some of the rows, all of them up to `WIDE`; it is too wide for cells."""
@@ -195,8 +219,22 @@ class TabularEnergy:
 
     def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
         y = {name: view(x) for name, view in self.views_.items()}
-        out = {name: kernel(torch.from_numpy(y[name])).numpy() for name, kernel in self.kernels_.items()}
-        return out | {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
+        out = self._kernels({name: torch.from_numpy(part) for name, part in y.items()})
+        out |= {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
+        if self.learned_ is not None:
+            out["learned"] = self.learned_(y["arcsinh"])
+        return {name: out[name] for name in self.tails_} if self.tails_ else out
+
+    def _kernels(self, y: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
+        """The kernels' energies and the neighbours' distance, of rows in each view; None: of the stored rows, left out."""
+        out = {}
+        for name, kernel in self.kernels_.items():
+            at = y[name]
+            if name == "standard":
+                out[name], out["distance"] = (part.numpy() for part in kernel.with_distances(at, NEIGHBOURS))
+            else:
+                out[name] = (kernel.left_out() if at is None else kernel(at)).numpy()
+        return out
 
     def _fuse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
         return np.mean([self.tails_[name](u) for name, u in parts.items()], axis=0)
