@@ -58,9 +58,7 @@ def test_the_nearest_row_is_found(energy, rows):
 def test_strange_rows_are_exact(energy, rows):
     strange = 5 * table(200, seed=3)
     assert bool((energy(strange) > energy.reach.above).all())
-    torch.testing.assert_close(
-        energy(strange), SmoothedEmpirical(rows, t=energy.t)(strange), rtol=1e-5, atol=1e-3
-    )
+    torch.testing.assert_close(energy(strange), SmoothedEmpirical(rows, t=energy.t)(strange), rtol=1e-5, atol=1e-3)
 
 
 def test_left_out_leaves_exactly_one_out(energy, rows):

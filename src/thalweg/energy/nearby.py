@@ -1,11 +1,11 @@
-"""The energy of the smoothed rows from the rows that matter: a partition into cells, and all rows where that is not enough.
+"""The energy of the smoothed rows from those that matter: cells of rows, and all rows where that is not enough.
 
     E(x) = -log (1/N) sum_{i in L(x)} N(x; x_i, t I),    L(x) the M rows nearest to the centre of x's cell.
 
-Kernels are narrow: a few rows carry the sum. Cells are those of k-means (an inverted file: Jégou, Douze & Schmid 2011). What is left
-out can only raise E, by log(1 + rest / kept), little where E is low. So rows with E above tau, where the rest may matter, are
-done again with all rows. M and tau are chosen on stored rows, each left out, as the cheapest pair that costs no more than
-`gap` nats on average.
+Kernels are narrow: a few rows carry the sum. Cells are those of k-means (an inverted file: Jégou, Douze & Schmid 2011).
+What is left out can only raise E, by log(1 + rest / kept), little where E is low. So rows with E above tau, where the
+rest may matter, are done again with all rows. M and tau are chosen on stored rows, each left out, as the cheapest pair
+that costs no more than `gap` nats on average.
 """
 
 import math
@@ -48,15 +48,14 @@ class NearbyEmpirical(nn.Module):
     """`SmoothedEmpirical` within `gap` nats on average, and exact where energies are high (up to 50,000 rows).
 
     `rows` (N, D), noise variance `t`. A row costs about (sqrt(N) + M + a N) D multiplications, a the share above tau;
-    `reach` has both; `known`, a `reach` and `centers` found before, spare the search. Up to 1,024 rows, and with gap=0, it is exact. Energies in float64, sums in float32 where that keeps 1e-3 nats.
+    `reach` has both; `known`, a `reach` and `centers` found before, spare the search. Up to 1,024 rows, and with gap=0,
+    it is exact. Energies in float64, sums in float32 where that keeps 1e-3 nats.
     """
 
     rows: Tensor
     centers: Tensor
 
-    def __init__(
-        self, rows: Tensor, *, t: float = 1.0, gap: float = 0.01, known: tuple[Reach, Tensor] | None = None
-    ):
+    def __init__(self, rows: Tensor, *, t: float = 1.0, gap: float = 0.01, known: tuple[Reach, Tensor] | None = None):
         super().__init__()
         if rows.ndim != 2 or min(rows.shape) < 1:
             raise ValueError(f"rows has shape {tuple(rows.shape)}: want (N, D), one row or more")
