@@ -55,7 +55,8 @@ def main():
         again = np.mean([kernel.reach.again for kernel in detector.energy_.kernels_.values()])
         print(
             f"{stored} stored, {a.threads} threads: fit {fitted[0]:.1f} s (cpu {fitted[1]:.1f}), rows/s wall "
-            f"{a.rows / wall:,.0f}, cpu {a.rows / cpu:,.0f}; {lost(detector, x[:500]):.4f} nats lost, {again:.1%} again",
+            f"{a.rows / wall:,.0f}, cpu {a.rows / cpu:,.0f}; "
+            f"{lost(detector, x[:500]):.4f} nats lost, {again:.1%} again",
             flush=True,
         )
 

@@ -2,9 +2,10 @@
 
     E(x) = (1/K) sum_k -log p_k(x),    p_k(x) = the share of normal rows with an energy U_k above x's
 
-U_k are the exact energies of the smoothed rows (`thalweg.energy.empirical`) in three views of the table
-(`apps.anomaly.views`), with t by leave-one-out likelihood, and Gaussian mixtures in two of them, their size by held-out
-likelihood; and the mean squared distance to 5 neighbours, standardised. The p-values come from energies of rows that the part had not seen, with an exponential tail.
+U_k are the energies of the smoothed rows (`thalweg.energy.nearby`) in three views of the table (`apps.anomaly.views`),
+with t by leave-one-out likelihood; Gaussian mixtures in two of them, their size by held-out likelihood; and the mean
+squared distance to 5 neighbours, standardised. The p-values come from energies of rows that the part had not seen, with
+an exponential tail. `apps.anomaly.learned` is another form of the same energy.
 """
 
 from collections.abc import Mapping
@@ -226,7 +227,7 @@ class TabularEnergy:
         return {name: out[name] for name in self.tails_} if self.tails_ else out
 
     def _kernels(self, y: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
-        """The kernels' energies and the neighbours' distance, of rows in each view; None: of the stored rows, left out."""
+        """The kernels' energies and the neighbours' distance, of rows in each view; None: of stored rows, left out."""
         out = {}
         for name, kernel in self.kernels_.items():
             at = y[name]

@@ -1,4 +1,4 @@
-"""The learned form of a table's energy: two networks U_k(y, t), each trained by dual score matching on half of the rows.
+"""A table's energy as learned: two networks U_k(y, t), trained by dual score matching on half of the rows each.
 
     E(y) = -log (1/2) sum_k exp(-U_k(y, t)),    t the likeliest for rows that the network had not seen
 
