@@ -1,8 +1,7 @@
 """Where a landscape's water runs: lines of steepest descent, the minima they end in, and the passes between basins.
-
-A *basin* is the set of points whose line of steepest descent dx/dl = -grad E / |grad E| ends in the same minimum. Learned
-energies are rough, so a minimum counts only if one must climb at least `min_depth` nats to get to a lower one: its
-*persistence* (Edelsbrunner, Letscher and Zomorodian 2002). A flooding of the grid in the order of energy gives the
+ A *basin* is the set of points whose line of steepest descent dx/dl = -grad E / |grad E| ends in the same minimum.
+Learned energies are rough, so a minimum counts only if one must climb at least `min_depth` nats to get to a lower one:
+its *persistence* (Edelsbrunner, Letscher and Zomorodian 2002). A flooding of the grid in the order of energy gives the
 persistence of every minimum, and the pass over which it is left.
 """
 
@@ -58,7 +57,6 @@ def descent(energy: Energy, x: Float[Tensor, "b *d"], *, max_move: float, num_st
 
 class Basins(NamedTuple):
     """label (m, n): the basin of each cell, from 0 for the deepest on, -1 in holes; minima (k, 2) and their u (k,).
-
     `passes` are the lowest ways between basins, a spanning tree of them: each with its place, energy and the two basins.
     """
 
@@ -69,7 +67,9 @@ class Basins(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A saddle between two basins: u nats at `place` (2,), and the valley's floor from one minimum over it to the other."""
+    """A saddle between two basins: u nats at `place` (2,), and the valley's floor from one minimum over it to the
+    other.
+    """
 
     basins: tuple[int, int]
     u: float
@@ -79,8 +79,7 @@ class Pass(NamedTuple):
 
 class Spline:
     """The bicubic spline through a surface's energies, as an energy of the coordinates (B, 2) with its own gradient.
-
-    Cheap: a descent of thousands of cells asks no network. Holes are filled with the highest energy there is, so nothing
+     Cheap: a descent of thousands of cells asks no network. Holes are filled with the highest energy there is, so nothing
     flows into them. Outside of the grid it is as on the edge.
     """
 
@@ -131,8 +130,8 @@ def basins(surface: Surface, *, min_depth: float = 1.0) -> Basins:
 def _flow(
     surface: Surface, spline: "Spline", x: Tensor, step: float, flooded: np.ndarray, lowest_pass: np.ndarray
 ) -> np.ndarray:
-    """The basin of every cell. Below the lowest pass of its basin the flood is right, as no line leaves there; the cells
-    above it flow down until they come below one.
+    """The basin of every cell. Below the lowest pass of its basin the flood is right, as no line leaves there; the
+    cells above it flow down until they come below one.
     """
     label = flooded.reshape(-1).copy()
     active = np.flatnonzero((surface.u.reshape(-1).numpy() >= lowest_pass[label]) & (label >= 0))
@@ -169,7 +168,8 @@ def _valley(surface: Surface, cells: Tensor, ends: list[tuple[int, int]]) -> lis
         (number[:-1, 1:], number[1:, :-1]),
     ]
     one, other = (np.concatenate([pair[k].reshape(-1) for pair in pairs]) for k in (0, 1))
-    weight = np.maximum(u.reshape(-1)[one], u.reshape(-1)[other])
+    ends_u = np.stack([u.reshape(-1)[one], u.reshape(-1)[other]])
+    weight = ends_u.max(0) + 1e-6 * ends_u.min(0)  # of a cell's ways down the steepest
     tree = minimum_spanning_tree(coo_array((weight, (one, other)), shape=(u.size, u.size)).tocsr())
     found = []
     for start, end in ends:
@@ -216,8 +216,7 @@ class _Sets:
 
 def _flood(grid: np.ndarray, min_depth: float) -> tuple[np.ndarray, list[int], list[Any]]:
     """(basin of each cell, the lowest cell of each basin, the passes as (basin, basin, two cells at it, its energy)).
-
-    Cells are taken in the order of energy. One without a neighbour before it begins a pool; one where two lakes of pools
+     Cells are taken in the order of energy. One without a neighbour before it begins a pool; one where two lakes of pools
     meet is a pass: the lake with the higher minimum ends there if it is less than min_depth deep, and is a single pool.
     """
     (m, n), u = grid.shape, grid.reshape(-1)

@@ -40,7 +40,13 @@ def figure(found: Survey, *, title: str = "") -> "Figure":
         axes = below.subplots(1, 3)
     else:
         left, right = page.subfigures(1, 2, width_ratios=[1.55, 1])
-        contours(left.subplots(), found.surfaces[0], found, sigma=found.sigmas[0])
+        ax = left.subplots()
+        contours(ax, found.surfaces[0], found, sigma=found.sigmas[0])
+        if found.in_plane:
+            left.legend(
+                *ax.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8.5, columnspacing=1.1,
+                handlelength=1.4, facecolor="#5b5470", edgecolor="none", labelcolor=WHITE, framealpha=1,
+            )  # fmt: skip
         axes = right.subplots(3, 1)
     ways(axes[0], found)
     fall(axes[1], found)
@@ -52,8 +58,7 @@ def figure(found: Survey, *, title: str = "") -> "Figure":
 
 def ceiling(surface: Surface, near: Tensor) -> tuple[float, float]:
     """The energies from which to which a surface is coloured.
-
-    From its lowest cell to as far above the data's 99 % quantile as that lies above the lowest, so that the structure near
+     From its lowest cell to as far above the data's 99 % quantile as that lies above the lowest, so that the structure near
     data fills the scale; what lies higher is cut, as energies far away are many orders of magnitude larger. For planes
     through examples, whose data lie in a few points, to the plane's own 60 % quantile if that is higher.
     """
@@ -71,16 +76,18 @@ def contours(ax: Any, surface: Surface, found: Survey, *, sigma: float | None = 
     """Filled contours of a surface, cut where `ceiling` says, with what lies on it."""
     s, t = surface.s.numpy(), surface.t.numpy()
     at_examples = surface.u[_cells(surface)] if len(surface.corners) else found.histograms["unseen data"]
+    from matplotlib.ticker import MaxNLocator
+
     low, top = ceiling(surface, at_examples)
     u = np.ma.masked_invalid(surface.u.double().numpy())
     ax.set_facecolor(HOLE)
-    steps = np.linspace(low, top, 25)
+    steps = MaxNLocator(24).tick_values(low, top)
     filled = ax.contourf(s, t, u, levels=steps, cmap=COLOURS, extend="max")
     filled.cmap.set_over(filled.cmap(1.0))
     ax.contour(s, t, u, levels=steps[::3], colors="white", linewidths=0.4, alpha=0.35)
-    from matplotlib.ticker import MaxNLocator
-
-    bar = ax.figure.colorbar(filled, ax=ax, shrink=0.9, pad=0.02, aspect=30, ticks=MaxNLocator(7))
+    bar = ax.figure.colorbar(
+        filled, ax=ax, shrink=0.9, pad=0.02, aspect=30, ticks=steps[:: max(1, round(len(steps) / 6))]
+    )
     bar.set_label(("−log p" if found.normalised else "energy, constant unknown") + " (nats)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     ax.set_aspect("equal")
@@ -113,16 +120,15 @@ def _crowd(ax: Any, surface: Surface, found: Survey) -> None:
     chains = found.trace.x[:, :12] if found.trace.noisy else found.trace.x[found.trace.level <= WALK, :6]
     for k in range(chains.shape[1]):
         ax.plot(*chains[:, k].numpy().T, color=TEAL, linewidth=0.9, alpha=0.8, label="chains" if k == 0 else None)
-    ax.scatter(*found.trace.x[-1].T.numpy(), s=18, color=TEAL, edgecolors=INK, linewidths=0.5, zorder=4, label="their ends")
+    ax.scatter(
+        *found.trace.x[-1].T.numpy(), s=18, color=TEAL, edgecolors=INK, linewidths=0.5, zorder=4, label="their ends"
+    )
     for i, saddle in enumerate(found.basins.passes):
         ax.plot(*saddle.path.T.numpy(), color=YELLOW, linewidth=1.5, label="thalweg" if i == 0 else None)
     stars = {"marker": "*", "s": 120, "color": YELLOW, "edgecolors": INK, "linewidths": 0.6, "zorder": 5}
     ax.scatter(*found.basins.minima.T.numpy(), label="minima", **stars)
     if len(found.basins.minima) > 1:
         ax.plot([], [], color=WHITE, linewidth=1.2, label="between basins")
-    key = ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=6, fontsize=8, framealpha=1, columnspacing=1.1,
-                    handlelength=1.4, facecolor="#4b4560", edgecolor="none", labelcolor=WHITE)  # fmt: skip
-    key.set_zorder(6)
     ax.set_xlabel("first column", fontsize=9)
     ax.set_ylabel("second column", fontsize=9)
 
@@ -159,7 +165,7 @@ def _pixels(x: Tensor) -> np.ndarray:
 
 def ways(ax: Any, found: Survey) -> None:
     """Energies along the straight way and the other one, with images on them."""
-    over = found.in_plane and found.detour is not None
+    over = found.in_plane and bool(found.basins.passes)
     name = "over the pass" if over else "through the noise"
     ax.plot(found.straight.w, found.straight.u, color=GREY, label=f"straight ({found.straight.barrier:,.4g} nats up)")
     if found.detour is not None:
@@ -177,7 +183,9 @@ def _strip(ax: Any, x: Tensor, bottom: float, num: int = 9) -> None:
     """Images along a way, above the axes."""
     some = x[torch.linspace(0, len(x) - 1, num).round().long()]
     gap = 1.0
-    row = np.concatenate([np.pad(_pixels(v), [(1, 1), (1, 1)] + [(0, 0)] * (v.shape[0] == 3), constant_values=gap) for v in some], 1)
+    row = np.concatenate(
+        [np.pad(_pixels(v), [(1, 1), (1, 1)] + [(0, 0)] * (v.shape[0] == 3), constant_values=gap) for v in some], 1
+    )
     inset = ax.inset_axes((0, bottom, 1, 0.13))
     inset.imshow(row, cmap="gray", vmin=0, vmax=1, aspect="auto")
     inset.set_axis_off()

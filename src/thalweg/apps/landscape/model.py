@@ -56,6 +56,8 @@ def at_level(bundle: Bundle, model: Any, sigma: float | None = None) -> DataEner
 
 
 def levels(bundle: Bundle, num: int, *, top: float, bottom: float | None = None) -> list[float]:
-    """`num` noise deviations from `top` down to `bottom` (the lowest level if not given), evenly on a logarithmic scale."""
+    """`num` noise deviations from `top` down to `bottom` (the lowest level if not given), evenly on a logarithmic
+    scale.
+    """
     low = math.sqrt(bundle.t_min) if bottom is None else bottom
     return [math.exp(v) for v in torch.linspace(math.log(top), math.log(low), num).tolist()]

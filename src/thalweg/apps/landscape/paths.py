@@ -1,10 +1,10 @@
 """Energies along ways through the data's space: straight from one example to another, through the noise, or down it.
-
-The straight line between two examples leaves the data: half one digit and half another is no digit, and its energy says
-so. A *path through the noise* takes both examples up the probability-flow ODE dy/dsigma = sigma grad U(y, sigma²) (Song et
-al. 2021) to a level where such a mixture is likely, mixes them there, and takes the mixtures down again.
+ The straight line between two examples leaves the data: half one digit and half another is no digit, and its energy
+says so. A *path through the noise* takes both examples up the probability-flow ODE dy/dsigma = sigma grad U(y, sigma²)
+(Song et al. 2021) to a level where such a mixture is likely, mixes them there, and takes the mixtures down again.
 """
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -38,8 +38,8 @@ class Path(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a sampler passed through: `level` (S,) noise deviations in model units, or step numbers where the energy has no
-    noise levels; x (S, n, *) in data units; u (S, n) nats at that level.
+    """What a sampler passed through: `level` (S,) noise deviations in model units, or step numbers where the energy has
+    no noise levels; x (S, n, *) in data units; u (S, n) nats at that level.
     """
 
     level: Float[Tensor, " s"]
@@ -70,8 +70,7 @@ def through_noise(
     num_steps: int = 24,
 ) -> Path:
     """The path from a to b through noise deviation `top` (model units), energies at the lowest level.
-
-    Up and down by Heun's method in `num_steps` steps, 4 num_steps gradients in all; mixtures of the two ends keep the
+     Up and down by Heun's method in `num_steps` steps, 4 num_steps gradients in all; mixtures of the two ends keep the
     noise's length: with cos and sin in place of 1 - w and w, about the mean of the data. Its ends are a and b but for the
     integrator's error. UserError for an energy without noise levels.
     """
@@ -94,7 +93,7 @@ def _flow(model: Any, y: Tensor, sigmas: list[float]) -> Tensor:
     def slope(y: Tensor, sigma: float) -> Tensor:
         return sigma * energy_and_grad(AtNoise(model, torch.tensor(sigma**2, dtype=torch.float32)), y)[1]
 
-    for now, then in zip(sigmas, sigmas[1:], strict=False):
+    for now, then in itertools.pairwise(sigmas):
         first = slope(y, now)
         second = slope(y + (then - now) * first, then)
         y = y + (then - now) / 2 * (first + second)

@@ -1,8 +1,8 @@
 """Energies over a flat piece of the data's space: a plane of 2-D data, or the plane through three examples.
-
-Three points a, b, c span the affine plane a + span(b - a, c - a). With the orthonormal basis e1 ~ b - a, e2 ~ what c - a
-has beside e1 (Gram and Schmidt), coordinates (s, t) are distances in the data's own units, so a picture of equal aspect
-shows the plane undistorted. The grid's lines pass through the three points, so their energies are in the table as they are.
+ Three points a, b, c span the affine plane a + span(b - a, c - a). With the orthonormal basis e1 ~ b - a, e2 ~ what c -
+a has beside e1 (Gram and Schmidt), coordinates (s, t) are distances in the data's own units, so a picture of equal
+aspect shows the plane undistorted. The grid's lines pass through the three points, so their energies are in the table
+as they are.
 """
 
 import math
@@ -82,8 +82,7 @@ def plane(
     margin: float = MARGIN,
 ) -> Surface:
     """The energies of the plane through three examples, (m, n) nats, over the box that holds them.
-
-    `size` grid lines along the longer side, besides those through the examples; `margin` is what lies around them, as a
+     `size` grid lines along the longer side, besides those through the examples; `margin` is what lies around them, as a
     share of the longer side. `energy`: any callable (B, *) to (B,); it is asked about points outside of the data's range
     too. About size² energies. UserError for examples of different shapes, or (nearly) on one line.
     """

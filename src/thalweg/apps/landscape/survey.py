@@ -17,11 +17,13 @@ from thalweg.core.rng import generator
 from thalweg.evaluate.corrupt import corrupted
 
 NUM_ROWS = 300
+NUM_IMAGES = 60  # an energy of an image costs a thousand times one of a point
 
 
 class Survey(NamedTuple):
-    """Of one bundle: `surfaces` and `sigmas` from the lowest noise level up (one, and None, without noise levels), basins
-    of the first, `data` rows that it was drawn from and their energies among `histograms`, ways between `examples`.
+    """Of one bundle: `surfaces` and `sigmas` from the lowest noise level up (one, and None, without noise levels),
+    basins of the first, `data` rows that it was drawn from and their energies among `histograms`, ways between
+    `examples`.
     """
 
     kind: str
@@ -50,20 +52,20 @@ def survey(
     labels: Tensor | None = None,
     examples: Float[Tensor, "3 *d"] | None = None,
     size: int | None = None,
-    num_samples: int = 200,
+    num_samples: int | None = None,
     min_depth: float = 1.0,
     seed: int = 0,
 ) -> Survey:
     """Look at a bundle's energy around data that it has not seen.
-
-    2-D data are drawn over their own plane; all others over the plane through three `examples`, of different classes
-    where there are labels, drawn from held_out if not given. UserError for data of one column, fewer than three examples.
+     2-D data are drawn over their own plane; all others over the plane through three `examples`, of different classes where
+    there are labels, drawn from held_out if not given. UserError for data of one column, fewer than three examples.
     """
     if math.prod(bundle.shape) < 2:
         raise UserError(f"{bundle.path}: data of one column have no plane to draw; a landscape wants two or more")
     three = choose(held_out, labels, seed) if examples is None else _first_three(examples)
     flat = bundle.shape == (2,)
-    rows = held_out[torch.randperm(len(held_out), generator=generator(seed, "landscape-rows"))[:NUM_ROWS]]
+    count = NUM_IMAGES if bundle.kind == "image" else NUM_ROWS
+    rows = held_out[torch.randperm(len(held_out), generator=generator(seed, "landscape-rows"))[:count]]
     with still(bundle) as model:
         lowest = at_level(bundle, model)
         sigmas = _sigmas(bundle, flat)
@@ -73,16 +75,27 @@ def survey(
             if flat:
                 surfaces.append(window(energy, held_out, size=size or 121))
             else:
-                surfaces.append(plane(energy, *three, size=size or 45))
+                surfaces.append(plane(energy, *three, size=size or 33))
         found = basins(surfaces[0], min_depth=min_depth)
-        trace = denoising(bundle, model, 48 if flat else 16, seed=seed)
+        trace = denoising(bundle, model, 48 if flat else 12, seed=seed, keep=13 if bundle.kind == "image" else 40)
         straight, detour = _ways(bundle, model, lowest, three, found, flat)
-        beside = noised(bundle, model, rows[:100], trace.level.tolist(), seed=seed) if bundle.noisy else None
-        samples = bundle.sample(num_samples, seed=seed)
+        beside = noised(bundle, model, rows, trace.level.tolist(), seed=seed) if bundle.noisy else None
+        samples = bundle.sample(num_samples or count, seed=seed)
         sets = {"unseen data": rows, "samples": samples, **corrupted(rows, seed=seed)}
         histograms = {name: energies(lowest, x) for name, x in sets.items()}
     return Survey(
-        bundle.kind, bundle.normalised, sigmas, surfaces, found, three, rows, straight, detour, trace, beside, histograms
+        bundle.kind,
+        bundle.normalised,
+        sigmas,
+        surfaces,
+        found,
+        three,
+        rows,
+        straight,
+        detour,
+        trace,
+        beside,
+        histograms,
     )
 
 
