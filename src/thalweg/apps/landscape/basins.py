@@ -57,7 +57,8 @@ def descent(energy: Energy, x: Float[Tensor, "b *d"], *, max_move: float, num_st
 
 class Basins(NamedTuple):
     """label (m, n): the basin of each cell, from 0 for the deepest on, -1 in holes; minima (k, 2) and their u (k,).
-    `passes` are the lowest ways between basins, a spanning tree of them: each with its place, energy and the two basins.
+    `passes` are the lowest ways between basins, a spanning tree of them: each with its place, energy and the two
+    basins.
     """
 
     label: Int[Tensor, "m n"]
@@ -79,8 +80,8 @@ class Pass(NamedTuple):
 
 class Spline:
     """The bicubic spline through a surface's energies, as an energy of the coordinates (B, 2) with its own gradient.
-     Cheap: a descent of thousands of cells asks no network. Holes are filled with the highest energy there is, so nothing
-    flows into them. Outside of the grid it is as on the edge.
+    Cheap: a descent of thousands of cells asks no network. Holes are filled with the highest energy there is, so
+    nothing flows into them. Outside of the grid it is as on the edge.
     """
 
     def __init__(self, surface: Surface):
@@ -114,6 +115,7 @@ def basins(surface: Surface, *, min_depth: float = 1.0) -> Basins:
     flooded, roots, saddles = _flood(surface.u.double().numpy(), min_depth)
     spline, step = Spline(surface), _step(surface)
     cells = torch.stack(torch.meshgrid(surface.s, surface.t, indexing="xy"), dim=-1).reshape(-1, 2).double()
+    flooded, roots, saddles = _distinct(surface, spline, cells, step, flooded, roots, saddles)
     lowest_pass = np.full(len(roots), np.inf)
     for one, other, _, height in saddles:
         lowest_pass[[one, other]] = np.minimum(lowest_pass[[one, other]], height)
@@ -125,6 +127,27 @@ def basins(surface: Surface, *, min_depth: float = 1.0) -> Basins:
         for (one, other, sides, height), path in zip(saddles, valleys, strict=True)
     ]
     return Basins(torch.from_numpy(label), found.x[-1].float(), found.u[-1].float(), passes)
+
+
+def _distinct(
+    surface: Surface, spline: "Spline", cells: Tensor, step: float, flooded: np.ndarray, roots: list[int], saddles: Any
+) -> tuple[np.ndarray, list[int], list[Any]]:
+    """The same without minima of the grid that are none of the spline: a valley askew to the grid has such."""
+    ends = descent(spline, cells[roots], max_move=step, num_steps=100).x[-1]
+    into = flooded[_nearest(surface.t, ends[:, 1]), _nearest(surface.s, ends[:, 0])]
+    into = np.where((into >= 0) & (into < np.arange(len(roots))), into, np.arange(len(roots)))  # the deeper one stays
+    for k in range(len(roots)):
+        into[k] = into[into[k]]
+    kept = np.unique(into)
+    number = np.searchsorted(kept, into)
+    merged = [(int(number[a]), int(number[b]), sides, u) for a, b, sides, u in saddles if number[a] != number[b]]
+    tree, last = [], list(range(len(kept)))  # a merged pair may leave a loop, whose highest pass is none
+    for a, b, sides, u in merged:
+        one, other = last[a], last[b]
+        if one != other:
+            tree.append((a, b, sides, u))
+            last = [one if v == other else v for v in last]
+    return np.where(flooded >= 0, number[flooded], -1), [roots[k] for k in kept], tree
 
 
 def _flow(
@@ -216,8 +239,9 @@ class _Sets:
 
 def _flood(grid: np.ndarray, min_depth: float) -> tuple[np.ndarray, list[int], list[Any]]:
     """(basin of each cell, the lowest cell of each basin, the passes as (basin, basin, two cells at it, its energy)).
-     Cells are taken in the order of energy. One without a neighbour before it begins a pool; one where two lakes of pools
-    meet is a pass: the lake with the higher minimum ends there if it is less than min_depth deep, and is a single pool.
+    Cells are taken in the order of energy. One without a neighbour before it begins a pool; one where two lakes of
+    pools meet is a pass: the lake with the higher minimum ends there if it is less than min_depth deep, and is a single
+    pool.
     """
     (m, n), u = grid.shape, grid.reshape(-1)
     pools, lakes, pool, saddles = _Sets(u), _Sets(u), {}, []

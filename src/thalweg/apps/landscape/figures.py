@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from thalweg.apps.landscape.basins import Basins
+from thalweg.apps.landscape.paths import WALK
 from thalweg.apps.landscape.surface import Surface
 from thalweg.apps.landscape.survey import Survey
 
@@ -17,7 +18,6 @@ COLOURS = "magma"  # perceptually uniform; dark = low, and what is cut at the to
 ORANGE, BLUE, GREY, WHITE, INK = "#e8641b", "#2563a8", "#7a8490", "#ffffff", "#1d2530"
 TEAL, YELLOW = "#12b5b0", "#ffd23f"
 HOLE = "#9aa6b2"
-WALK = 60  # steps of a Langevin chain that are drawn: later ones only fill the valley
 
 
 def figure(found: Survey, *, title: str = "") -> "Figure":
@@ -31,7 +31,7 @@ def figure(found: Survey, *, title: str = "") -> "Figure":
     several = len(found.surfaces) > 1
     s, t = found.surfaces[0].s, found.surfaces[0].t
     shape = float((t[-1] - t[0]) / (s[-1] - s[0]))
-    page = Figure(figsize=(12.0, 8.6 if several else min(max(6.0 * shape + 1.3, 5.2), 8.5)), layout="constrained")
+    page = Figure(figsize=(12.0, 8.2 if several else min(max(6.0 * shape + 1.3, 5.2), 8.5)), layout="constrained")
     FigureCanvasAgg(page)
     if several:
         above, below = page.subfigures(2, 1, height_ratios=[1, 1.02], hspace=0.02)
@@ -57,10 +57,10 @@ def figure(found: Survey, *, title: str = "") -> "Figure":
 
 
 def ceiling(surface: Surface, near: Tensor) -> tuple[float, float]:
-    """The energies from which to which a surface is coloured.
-     From its lowest cell to as far above the data's 99 % quantile as that lies above the lowest, so that the structure near
-    data fills the scale; what lies higher is cut, as energies far away are many orders of magnitude larger. For planes
-    through examples, whose data lie in a few points, to the plane's own 60 % quantile if that is higher.
+    """The energies from which to which a surface is coloured. From its lowest cell to as far above the data's 99 %
+    quantile as that lies above the lowest, so that the structure near data fills the scale; what lies higher is cut, as
+    energies far away are many orders of magnitude larger. For planes through examples, whose data lie in a few points,
+    to the plane's own 60 % quantile if that is higher.
     """
     u = surface.u[surface.u.isfinite()]
     near = near[near.isfinite()]
@@ -75,7 +75,7 @@ def ceiling(surface: Surface, near: Tensor) -> tuple[float, float]:
 def contours(ax: Any, surface: Surface, found: Survey, *, sigma: float | None = None) -> None:
     """Filled contours of a surface, cut where `ceiling` says, with what lies on it."""
     s, t = surface.s.numpy(), surface.t.numpy()
-    at_examples = surface.u[_cells(surface)] if len(surface.corners) else found.histograms["unseen data"]
+    at_examples = corner_energies(surface) if len(surface.corners) else found.histograms["unseen data"]
     from matplotlib.ticker import MaxNLocator
 
     low, top = ceiling(surface, at_examples)
@@ -86,7 +86,12 @@ def contours(ax: Any, surface: Surface, found: Survey, *, sigma: float | None = 
     filled.cmap.set_over(filled.cmap(1.0))
     ax.contour(s, t, u, levels=steps[::3], colors="white", linewidths=0.4, alpha=0.35)
     bar = ax.figure.colorbar(
-        filled, ax=ax, shrink=0.9, pad=0.02, aspect=30, ticks=steps[:: max(1, round(len(steps) / 6))]
+        filled,
+        ax=ax,
+        shrink=0.9 if found.in_plane or len(found.surfaces) == 1 else 0.62,
+        pad=0.02,
+        aspect=30,
+        ticks=steps[:: max(1, round(len(steps) / 6))],
     )
     bar.set_label(("−log p" if found.normalised else "energy, constant unknown") + " (nats)", fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -133,10 +138,10 @@ def _crowd(ax: Any, surface: Surface, found: Survey) -> None:
     ax.set_ylabel("second column", fontsize=9)
 
 
-def _cells(surface: Surface) -> tuple[Tensor, Tensor]:
-    """The grid's cells of the corners."""
+def corner_energies(surface: Surface) -> Tensor:
+    """The energies (3,) of the examples that a plane goes through."""
     s, t = ((surface.corners[:, k : k + 1] - axis).abs().argmin(1) for k, axis in enumerate((surface.s, surface.t)))
-    return t, s
+    return surface.u[t, s]
 
 
 def _examples(ax: Any, surface: Surface, found: Survey) -> None:
@@ -147,7 +152,7 @@ def _examples(ax: Any, surface: Surface, found: Survey) -> None:
         ax.scatter(*corner, s=26, color=ORANGE, edgecolors=INK, linewidths=0.6, zorder=5)
         if found.kind == "image":
             zoom = 30 / max(x.shape[1:])
-            box = OffsetImage(_pixels(x), zoom=zoom, cmap="gray", resample=False)
+            box = OffsetImage(pixels(x), zoom=zoom, cmap="gray", resample=False)
             away = (0, -28 if corner[1] < 0.5 * float(surface.t[-1]) else 28)
             held = AnnotationBbox(box, corner, xybox=away, boxcoords="offset points", pad=0.15, zorder=4)
             held.patch.set_edgecolor(ORANGE)
@@ -157,7 +162,7 @@ def _examples(ax: Any, surface: Surface, found: Survey) -> None:
     ax.set_xlabel("distance in the data's units", fontsize=9)
 
 
-def _pixels(x: Tensor) -> np.ndarray:
+def pixels(x: Tensor) -> np.ndarray:
     """An image (C, H, W) as matplotlib takes it."""
     x = x.clamp(0, 1)
     return x[0].numpy() if x.shape[0] == 1 else x.permute(1, 2, 0).numpy()
@@ -184,7 +189,7 @@ def _strip(ax: Any, x: Tensor, bottom: float, num: int = 9) -> None:
     some = x[torch.linspace(0, len(x) - 1, num).round().long()]
     gap = 1.0
     row = np.concatenate(
-        [np.pad(_pixels(v), [(1, 1), (1, 1)] + [(0, 0)] * (v.shape[0] == 3), constant_values=gap) for v in some], 1
+        [np.pad(pixels(v), [(1, 1), (1, 1)] + [(0, 0)] * (v.shape[0] == 3), constant_values=gap) for v in some], 1
     )
     inset = ax.inset_axes((0, bottom, 1, 0.13))
     inset.imshow(row, cmap="gray", vmin=0, vmax=1, aspect="auto")
@@ -192,23 +197,31 @@ def _strip(ax: Any, x: Tensor, bottom: float, num: int = 9) -> None:
 
 
 def fall(ax: Any, found: Survey) -> None:
-    """Energies of chains on their way down, over those of data with as much noise."""
-    trace = found.trace
-    level = trace.level.numpy() + (0 if trace.noisy else 1)
-    ax.plot(level, trace.u.numpy(), color=ORANGE, linewidth=0.6, alpha=0.5)
-    ax.plot([], [], color=ORANGE, label="the sampler's chains" if trace.noisy else "chains from noise")
-    if found.trace_data is not None:
-        low, high = (np.nanquantile(found.trace_data.numpy(), q, axis=1) for q in (0.02, 0.98))
-        ax.fill_between(level, low, high, color=BLUE, alpha=0.3, linewidth=0, label="96 % of data with that noise")
+    """Energies of chains on their way down, and of data with as much noise; of images what they are above the data's
+    median, since noise alone moves the energy by thousands of nats.
+    """
+    trace, beside = found.trace, found.trace_data
+    level, u = trace.level.numpy() + (0 if trace.noisy else 1), trace.u.numpy()
+    _plain(ax, found)
+    if beside is not None:
+        centre = np.zeros(1)
+        if found.kind == "image":
+            centre = np.nanmedian(beside.numpy(), axis=1)
+            ax.set_ylabel("above data with that noise (nats)", fontsize=9)
+            _strip(ax, trace.x[:, 0], 1.02)
+        low, high = (np.nanquantile(beside.numpy(), q, axis=1) - centre for q in (0.05, 0.95))
+        u = u - centre[:, None]
+        ax.fill_between(level, low, high, color=BLUE, alpha=0.3, linewidth=0, label="90 % of data with that noise")
         ax.set_xlabel("noise σ, falling to the right", fontsize=9)
         ax.invert_xaxis()
     else:
         ax.set_xlabel("step of the chain", fontsize=9)
-        last = trace.u[-1]
-        span = float(found.histograms["unseen data"].nan_to_num().std()) + float(last.nan_to_num().std())
-        ax.set_ylim(float(trace.u.nan_to_num().min()) - span, float(trace.u[0].nanmedian()) + span)
+        data = found.histograms["unseen data"]
+        low, high = float(np.nanmin(u)), float(data[data.isfinite()].max())
+        ax.set_ylim(low - 0.1 * (high - low), high + 2 * (high - low))
+    ax.plot(level, u, color=ORANGE, linewidth=0.6, alpha=0.55)
+    ax.plot([], [], color=ORANGE, label="the sampler's chains" if trace.noisy else "chains from noise")
     ax.set_xscale("log")
-    _plain(ax, found)
     ax.legend(frameon=False, fontsize=8)
 
 
@@ -221,14 +234,20 @@ def histograms(ax: Any, sets: dict[str, Tensor]) -> None:
         u = sets[name][sets[name].isfinite()]
         bent = torch.asinh((u - centre) / width).numpy()
         colour = BLUE if name == "unseen data" else ORANGE if name == "samples" else GREY
-        counts, edges = np.histogram(bent, bins=40)
+        counts, edges = np.histogram(bent, bins=max(8, round(2.4 * len(bent) ** 0.5)))
         if edges[-1] - edges[0] < 0.3:
             counts, edges = np.histogram(bent, bins=8, range=(bent.mean() - 0.15, bent.mean() + 0.15))
         ax.stairs(i + 0.85 * counts / counts.max(), edges, baseline=i, fill=True, color=colour)
     ax.set_yticks([i + 0.3 for i in range(len(names))], list(reversed(names)), fontsize=8)
     ax.tick_params(length=0, axis="y")
     ends = ax.get_xlim()
-    marks = [m for m in _marks(width) if ends[0] <= np.arcsinh(m / width) <= ends[1]]
+    marks: list[float] = []
+    for mark in sorted(_marks(width), key=lambda m: (m != 0, -abs(m))):  # zero first, then the far ones
+        place = np.arcsinh(mark / width)
+        if ends[0] <= place <= ends[1] and all(
+            abs(place - np.arcsinh(other / width)) > 0.13 * (ends[1] - ends[0]) for other in marks
+        ):
+            marks.append(mark)
     ax.set_xticks([np.arcsinh(m / width) for m in marks], [f"{m:,.6g}" for m in marks], fontsize=8)
     ax.axvline(0, color=BLUE, linewidth=0.8, linestyle=":")
     ax.set_xlabel("energy above the median of unseen data (nats)", fontsize=9)

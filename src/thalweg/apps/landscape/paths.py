@@ -22,6 +22,7 @@ from thalweg.energy.compose import AtNoise
 from thalweg.sampler.run import of_block, transitions
 
 CHAIN_STEPS = 400
+WALK = 60  # steps of a Langevin chain of which each is kept
 
 
 class Path(NamedTuple):
@@ -69,10 +70,10 @@ def through_noise(
     num: int = 17,
     num_steps: int = 24,
 ) -> Path:
-    """The path from a to b through noise deviation `top` (model units), energies at the lowest level.
-     Up and down by Heun's method in `num_steps` steps, 4 num_steps gradients in all; mixtures of the two ends keep the
-    noise's length: with cos and sin in place of 1 - w and w, about the mean of the data. Its ends are a and b but for the
-    integrator's error. UserError for an energy without noise levels.
+    """The path from a to b through noise deviation `top` (model units), energies at the lowest level. Up and down by
+    Heun's method in `num_steps` steps, 4 num_steps gradients in all; mixtures of the two ends keep the noise's length:
+    with cos and sin in place of 1 - w and w, about the mean of the data. Its ends are a and b but for the integrator's
+    error. UserError for an energy without noise levels.
     """
     if not bundle.noisy:
         raise UserError(f"{bundle.path}: an energy without noise levels has no path through the noise")
@@ -134,11 +135,15 @@ def _start(bundle: Bundle, n: int, seed: int) -> Tensor:
     return 2.5 * torch.randn(n, *bundle.shape, generator=draws)  # wider than the data, so that the way is seen
 
 
-def _kept(num_steps: int, keep: int, even: bool) -> list[int]:
-    """Step numbers to keep: evenly, or ever more sparsely, since a chain falls fast and then wanders."""
-    places = torch.linspace(0, 1, keep + 1)[1:]
-    steps = num_steps * (places if even else places**2)
-    return sorted({max(1, round(float(s))) for s in steps})
+def _kept(num_steps: int, keep: int, noisy: bool) -> list[int]:
+    """Step numbers to keep: evenly down the noise; of a Langevin chain each of the first 60, where it falls, then
+    fewer.
+    """
+    if noisy:
+        return sorted({max(1, round(num_steps * k / keep)) for k in range(1, keep + 1)})
+    return sorted(
+        {*range(1, min(WALK, num_steps) + 1), *(WALK + 10 * k * k for k in range(1, 20))} & {*range(num_steps + 1)}
+    )
 
 
 def noised(bundle: Bundle, model: Any, x: Float[Tensor, "n *d"], sigmas: list[float], *, seed: int = 0) -> Tensor:

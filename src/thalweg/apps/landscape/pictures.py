@@ -7,7 +7,10 @@ from pathlib import Path
 from torch import Tensor
 
 from thalweg.apps.bundle import Bundle
+from thalweg.apps.landscape.animation import gif
 from thalweg.apps.landscape.figures import figure
+from thalweg.apps.landscape.film import film
+from thalweg.apps.landscape.page import page
 from thalweg.apps.landscape.survey import Survey, survey
 from thalweg.core.errors import UserError
 from thalweg.core.store import write_bytes
@@ -29,6 +32,11 @@ def write(path: str | Path, bundle: Bundle, found: Survey, *, seed: int = 0) -> 
     ending = path.suffix.lower()
     if ending == ".png":
         data = png(figure(found, title=title(bundle)))
+    elif ending == ".gif":
+        moving = None if found.kind == "image" else film(bundle, found, seed=seed)
+        data = gif(found, moving, title=title(bundle))
+    elif ending == ".html":
+        data = page(found, film(bundle, found, seed=seed), title=title(bundle))
     else:
         raise UserError(f"{path}: cannot write {ending or 'a file without ending'}; want .png, .gif or .html")
     write_bytes(path, data)

@@ -81,10 +81,10 @@ def plane(
     size: int = 61,
     margin: float = MARGIN,
 ) -> Surface:
-    """The energies of the plane through three examples, (m, n) nats, over the box that holds them.
-     `size` grid lines along the longer side, besides those through the examples; `margin` is what lies around them, as a
-    share of the longer side. `energy`: any callable (B, *) to (B,); it is asked about points outside of the data's range
-    too. About size² energies. UserError for examples of different shapes, or (nearly) on one line.
+    """The energies of the plane through three examples, (m, n) nats, over the box that holds them. `size` grid lines
+    along the longer side, besides those through the examples; `margin` is what lies around them, as a share of the
+    longer side. `energy`: any callable (B, *) to (B,); it is asked about points outside of the data's range too. About
+    size² energies. UserError for examples of different shapes, or (nearly) on one line.
     """
     three = torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in _of_one_shape(a, b, c)])
     if not bool(three.isfinite().all()):

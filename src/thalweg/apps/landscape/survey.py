@@ -56,9 +56,9 @@ def survey(
     min_depth: float = 1.0,
     seed: int = 0,
 ) -> Survey:
-    """Look at a bundle's energy around data that it has not seen.
-     2-D data are drawn over their own plane; all others over the plane through three `examples`, of different classes where
-    there are labels, drawn from held_out if not given. UserError for data of one column, fewer than three examples.
+    """Look at a bundle's energy around data that it has not seen. 2-D data are drawn over their own plane; all others
+    over the plane through three `examples`, of different classes where there are labels, drawn from held_out if not
+    given. UserError for data of one column, fewer than three examples.
     """
     if math.prod(bundle.shape) < 2:
         raise UserError(f"{bundle.path}: data of one column have no plane to draw; a landscape wants two or more")
@@ -77,7 +77,7 @@ def survey(
             else:
                 surfaces.append(plane(energy, *three, size=size or 33))
         found = basins(surfaces[0], min_depth=min_depth)
-        trace = denoising(bundle, model, 48 if flat else 12, seed=seed, keep=13 if bundle.kind == "image" else 40)
+        trace = denoising(bundle, model, 48 if flat else 12, seed=seed, keep=20 if bundle.kind == "image" else 40)
         straight, detour = _ways(bundle, model, lowest, three, found, flat)
         beside = noised(bundle, model, rows, trace.level.tolist(), seed=seed) if bundle.noisy else None
         samples = bundle.sample(num_samples or count, seed=seed)
