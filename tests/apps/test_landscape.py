@@ -1,10 +1,11 @@
-"""Landscapes: planes hold their examples' energies, basins are where mathematics puts them, pictures are written whole."""
+"""Planes hold their examples' energies, basins are where mathematics puts them, pictures are written whole."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
 from thalweg.apps.landscape import basins, descent, interpolation, plane, survey, through_noise, window
@@ -126,7 +127,7 @@ def test_holes_are_counted_and_drawn(plane_survey, tmp_path):
     label = basins(surface).label
     assert int((label < 0).sum()) == expected
     torn_survey = found._replace(surfaces=[surface], basins=basins(surface))
-    texts = [t.get_text() for ax in figure(torn_survey).findobj(lambda o: hasattr(o, "get_text")) for t in [ax]]
+    texts = [text.get_text() for text in figure(torn_survey).findobj(Text)]
     assert any(f"{expected} cells" in text for text in texts)
     write(tmp_path / "torn.html", bundle, torn_survey)
     with pytest.raises(UserError, match="nothing to draw"):
@@ -158,11 +159,14 @@ def test_every_kind_of_bundle_is_drawn_in_every_form(name, request, tmp_path):
     assert "http" not in page.replace("http-equiv", "")
     scene = json.loads(page.split('<script type="application/json" id="scene">')[1].split("</script>")[0])
     assert len(scene["shown"]) == len(scene["points"]) > 5
-    assert (
-        list(of_report(bundle, as_float(data_of(bundle).held_out), None)) == ["The landscape"]
-        if name == "plane"
-        else True
-    )
+
+
+def test_the_report_has_the_picture(chains, caplog):
+    rows = as_float(data_of(chains).held_out)
+    assert list(of_report(chains, rows, None)) == ["The landscape"]
+    assert of_report(chains, rows[:2], None) == {}
+    assert of_report(chains, torch.ones(50, 2), None) == {}
+    assert "no landscape in the report" in caplog.text
 
 
 def test_the_same_seed_gives_the_same_picture(plane_survey, tmp_path):

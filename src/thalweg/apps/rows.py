@@ -6,7 +6,7 @@ from thalweg.data.catalog import Dataset, load
 
 
 def data_of(bundle: Bundle) -> Dataset:
-    """The run's data set, split as it was for the training. UserError where the data cannot be found or have changed."""
+    """The run's data set, split as in its training. UserError where the data cannot be found or have changed."""
     spec = bundle.config["run"]["data"]
     data = load(
         spec["name"],

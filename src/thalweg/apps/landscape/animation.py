@@ -13,7 +13,7 @@ from thalweg.apps.landscape.survey import Survey
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-BETWEEN = 3  # pictures a frame: positions and heights are mixed
+BETWEEN = 2  # pictures a frame: positions and heights are mixed
 HOLD = 1800  # milliseconds that the last picture stays
 DPI = 80
 
@@ -22,10 +22,10 @@ def gif(found: Survey, shown: Film | None, *, title: str) -> bytes:
     """The GIF's bytes: chains on the landscape, or for images (no film given) the pictures that chains turn into."""
     pictures = _images(found, title) if shown is None else _map(found, shown, title)
     first, *rest = pictures
-    palette = pictures[-1].convert("RGB").quantize(128)
+    palette = pictures[-1].convert("RGB").quantize(64)
     some = [p.convert("RGB").quantize(palette=palette, dither=0) for p in (first, *rest)]
     out = io.BytesIO()
-    times = [70] * (len(some) - 1) + [HOLD]
+    times = [90] * (len(some) - 1) + [HOLD]
     some[0].save(out, format="GIF", save_all=True, append_images=some[1:], duration=times, loop=0, optimize=True)
     return out.getvalue()
 

@@ -64,10 +64,9 @@ def _places(points: Tensor, surface: Any) -> str:
     for k, axis in enumerate((surface.s, surface.t)):
         found.append(((points[:, k] - axis[0]) / (axis[-1] - axis[0])).double().numpy())
     shares = np.stack(found, axis=1)
-    inside = (
-        np.isfinite(shares).all(1) & (np.nan_to_num(shares, nan=-1) >= 0).all(1) & (np.nan_to_num(shares) < 1).all(1)
-    )
-    coded = np.where(inside[:, None], np.nan_to_num(shares).clip(0, 1) * (FINE - 1), FINE).round()
+    known = np.nan_to_num(shares, nan=-1.0)
+    inside = ((known >= 0) & (known < 1)).all(1)
+    coded = np.where(inside[:, None], known.clip(0, 1) * (FINE - 1), FINE).round()
     return _text(coded.astype("<u2"))
 
 

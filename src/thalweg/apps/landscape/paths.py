@@ -141,9 +141,8 @@ def _kept(num_steps: int, keep: int, noisy: bool) -> list[int]:
     """
     if noisy:
         return sorted({max(1, round(num_steps * k / keep)) for k in range(1, keep + 1)})
-    return sorted(
-        {*range(1, min(WALK, num_steps) + 1), *(WALK + 10 * k * k for k in range(1, 20))} & {*range(num_steps + 1)}
-    )
+    later = [WALK + 10 * k * k for k in range(1, 20)]
+    return [step for step in [*range(1, WALK + 1), *later] if step <= num_steps]
 
 
 def noised(bundle: Bundle, model: Any, x: Float[Tensor, "n *d"], sigmas: list[float], *, seed: int = 0) -> Tensor:

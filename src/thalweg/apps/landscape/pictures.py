@@ -43,7 +43,7 @@ def write(path: str | Path, bundle: Bundle, found: Survey, *, seed: int = 0) -> 
 
 
 def of_report(bundle: Bundle, held_out: Tensor, labels: Tensor | None, *, seed: int = 0) -> dict[str, bytes]:
-    """The figure under the heading that it has in a report; nothing for data of one column, or fewer than three rows."""
+    """The figure under its heading in a report; nothing for data of one column, or fewer than three rows."""
     if math.prod(bundle.shape) < 2 or len(held_out) < 3:
         return {}
     try:

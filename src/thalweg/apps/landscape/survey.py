@@ -1,4 +1,4 @@
-"""Everything that a picture of a bundle's landscape shows, computed once: surfaces, basins, paths, chains, histograms."""
+"""All that a picture of a bundle's landscape shows, computed once: surfaces, basins, ways, chains, histograms."""
 
 import math
 from typing import Any, NamedTuple
