@@ -19,9 +19,18 @@ from thalweg.data.catalog import as_float
 TILT = 3.0
 
 
+AXES = torch.tensor([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]], dtype=torch.float64)
+
+
 def wells(x):
-    """4 (x² - 1)² + 3 x + 2 (y - x / 2)²: two valleys askew to the grid, one deeper, with a ridge along x = root."""
-    return 4 * (x[:, 0] ** 2 - 1) ** 2 + TILT * x[:, 0] + 2 * (x[:, 1] - 0.5 * x[:, 0]) ** 2
+    """4 (p² - 1)² + 3 p + 2 q² in axes turned against the grid: two wells, their ridge the line p = root."""
+    p, q = (x @ AXES.T.to(x.dtype)).unbind(1)
+    return 4 * (p**2 - 1) ** 2 + TILT * p + 2 * q**2
+
+
+def on_axis(*p):
+    """The points with these p, and q = 0."""
+    return (torch.tensor(p, dtype=torch.float64)[:, None] * AXES[0]).float()
 
 
 MINIMUM_LOW, RIDGE, MINIMUM_HIGH = sorted(np.roots([16, 0, -16, TILT]).real)
@@ -55,10 +64,11 @@ def test_a_plane_passes_through_its_examples():
 
 def ridge_error(label, surface):
     """Share of cells on the wrong side of the true ridge, those within a cell of it left out."""
-    x = surface.s[None].expand_as(surface.u)
+    grid = torch.stack(torch.meshgrid(surface.s, surface.t, indexing="xy"), dim=-1)
+    p = grid @ AXES[0].float()
     gap = float(surface.s.diff().max())
-    clear = (x - RIDGE).abs() > gap
-    deep = x < RIDGE
+    clear = (p - RIDGE).abs() > gap
+    deep = p < RIDGE
     return float(((label == 0) != deep)[clear].double().mean())
 
 
@@ -68,7 +78,7 @@ def test_basins_of_a_double_well():
     """
     surface = box()(wells)
     found = basins(surface)
-    expected = torch.tensor([[MINIMUM_LOW, MINIMUM_LOW / 2], [MINIMUM_HIGH, MINIMUM_HIGH / 2]], dtype=torch.float32)
+    expected = on_axis(MINIMUM_LOW, MINIMUM_HIGH)
     torch.testing.assert_close(found.minima, expected, atol=5e-3, rtol=0)
     torch.testing.assert_close(found.u, wells(expected), atol=5e-3, rtol=0)
     assert ridge_error(found.label, surface) == 0
@@ -76,13 +86,13 @@ def test_basins_of_a_double_well():
     mutant = torch.cdist(grid.reshape(-1, 2), found.minima).argmin(1).reshape(surface.u.shape)
     assert ridge_error(mutant, surface) > 0.02
     (way,) = found.passes
-    height = float(wells(torch.tensor([[RIDGE, RIDGE / 2]], dtype=torch.float32)))
+    height = float(wells(on_axis(RIDGE)))
     assert way.u == pytest.approx(height, abs=0.1)
     assert float(wells(way.path).max()) == pytest.approx(height, abs=0.1)
 
 
 def test_a_shallow_basin_joins_its_neighbour():
-    depth = float(wells(torch.tensor([[RIDGE, RIDGE / 2]])) - wells(torch.tensor([[MINIMUM_HIGH, MINIMUM_HIGH / 2]])))
+    depth = float(wells(on_axis(RIDGE)) - wells(on_axis(MINIMUM_HIGH)))
     surface = box()(wells)
     assert len(basins(surface, min_depth=0.9 * depth).minima) == 2
     joined = basins(surface, min_depth=1.2 * depth)
@@ -99,11 +109,11 @@ def test_four_wells_are_four_basins_and_three_passes():
 
 
 def test_descent_never_rises_and_ends_in_the_minimum_of_its_side():
-    x = torch.tensor([[RIDGE - 0.05, 1.0], [RIDGE + 0.05, -1.0]], dtype=torch.float32)
+    x = on_axis(RIDGE - 0.05, RIDGE + 0.05) + torch.stack([AXES[1], -AXES[1]]).float()
     line = descent(wells, x, max_move=0.05, num_steps=500)
     assert bool((line.u.diff(dim=0) <= 0).all())
     assert float(line.x.diff(dim=0).norm(dim=2).max()) <= 0.05 + 1e-6
-    expected = torch.tensor([[MINIMUM_LOW, MINIMUM_LOW / 2], [MINIMUM_HIGH, MINIMUM_HIGH / 2]], dtype=torch.float32)
+    expected = on_axis(MINIMUM_LOW, MINIMUM_HIGH)
     torch.testing.assert_close(line.x[-1], expected, atol=0.02, rtol=0)
 
 
