@@ -58,9 +58,10 @@ def test_bad_input_is_one_line(chains, tmp_path):
 
 def test_a_detector_is_told_apart(tmp_path):
     from thalweg import EnergyDetector
+    from thalweg.apps.anomaly.saved import DetectorBundle
 
     rows = np.random.default_rng(0).normal(size=(200, 3))
-    EnergyDetector().fit(rows).save(tmp_path / "detector")
+    DetectorBundle(EnergyDetector().fit(rows)).save_pretrained(tmp_path / "detector")
     found = call(tmp_path / "detector", "-o", tmp_path / "a.png")
     assert isinstance(found.exception, UserError)
     assert "a detector" in str(found.exception)
