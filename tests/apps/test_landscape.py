@@ -62,6 +62,15 @@ def test_a_plane_passes_through_its_examples():
     torch.testing.assert_close(gram, torch.eye(2), atol=1e-6, rtol=0)
 
 
+def test_examples_whose_lines_nearly_meet_keep_their_own():
+    """c lies almost over a: a line each, not one line for both."""
+    a, b, c = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.01, 7.0]])
+    surface = plane(wells, a, b, c, size=20)
+    for k, axis in enumerate((surface.s, surface.t)):
+        assert bool((surface.corners[:, k : k + 1] == axis).any(1).all())
+        assert bool((axis.diff() > 0).all())
+
+
 def ridge_error(label, surface):
     """Share of cells on the wrong side of the true ridge, those within a cell of it left out."""
     grid = torch.stack(torch.meshgrid(surface.s, surface.t, indexing="xy"), dim=-1)

@@ -142,15 +142,15 @@ def _size(size: int) -> int:
 
 
 def _lines(low: Tensor, high: Tensor, size: int, through: Tensor) -> tuple[Tensor, Tensor]:
-    """Evenly spaced lines of one distance in both directions; the nearest of them are moved onto the points' own."""
+    """Evenly spaced lines of one distance in both directions, those next to the points' own replaced by these."""
     gap = float((high - low).max()) / (size - 1)
     axes = []
     for k in range(2):
         count = max(8, round(float(high[k] - low[k]) / gap) + 1)
         axis = torch.linspace(float(low[k]), float(high[k]), count)
-        for place in through[:, k]:
-            axis[(axis - place).abs().argmin()] = place
-        axes.append(axis.unique())
+        for place in through[:, k].unique():
+            axis = axis[(axis - place).abs() > 0.3 * gap]
+        axes.append(torch.cat([axis, through[:, k]]).unique())
     return axes[0], axes[1]
 
 
