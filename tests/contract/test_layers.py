@@ -32,6 +32,7 @@ TOP = {
     "cli.py",
     "cli_detect.py",
     "cli_landscape.py",
+    "cli_rerank.py",
     "console.py",
     "progress.py",
 }  # these may import everything

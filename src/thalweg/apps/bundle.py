@@ -300,7 +300,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load(path_or_id: str | Path) -> Any:
-    """The bundle in a run folder, or on the Hugging Face Hub under that id; of a detector its `DetectorBundle`.
+    """The bundle in a run folder, or on the Hugging Face Hub under that id; of a detector its `DetectorBundle`,
+    of a re-ranker its `EnergyReranker`.
 
     UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
     """
@@ -312,10 +313,15 @@ def load(path_or_id: str | Path) -> Any:
     if (folder / store.MANIFEST).exists():
         store.verify(folder)
         store.verify(folder, [name for name in FILES if (folder / name).exists()])  # read nothing that is not sealed
-        if _is_detector(folder):
+        app = _app(folder)
+        if app == "anomaly":
             from thalweg.apps.anomaly.saved import read
 
             return read(folder)
+        if app == "rerank":
+            from thalweg.apps.rerank import EnergyReranker
+
+            return EnergyReranker.from_pretrained(folder)
         config = read_config(folder)
         calibration = folder / "calibration.safetensors"
         held_out = _calibration(calibration) if calibration.exists() else None
@@ -330,9 +336,10 @@ def load(path_or_id: str | Path) -> Any:
     return Bundle(config, store.read_tensors(newest / "model.safetensors"), None, folder)
 
 
-def _is_detector(folder: Path) -> bool:
+def _app(folder: Path) -> Any:
+    """Which application's own folder this is, if any."""
     config = store.read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    return isinstance(config, dict) and config.get("app") == "anomaly"
+    return config.get("app") if isinstance(config, dict) else None
 
 
 def _calibration(path: Path) -> Tensor:
