@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thalweg import cli_detect, console
+from thalweg import cli_detect, cli_inpaint, console
 from thalweg.core.errors import ThalwegError, UserError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(cli_detect.app, name="detect")
+app.command(epilog=cli_inpaint.EXAMPLE)(cli_inpaint.inpaint)
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SEEDS = 2**64 - 1
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]

@@ -1,12 +1,12 @@
 """Masks as people give them: a PNG, an array, a box, or words; true where a pixel is observed.
 
-    "box:7,7,21,21"          missing from column 7 and row 7 up to, not including, column 21 and row 21 (left, top, right, bottom)
+    "box:7,7,21,21"          missing: columns 7 to 20 and rows 7 to 20 (left, top, right, bottom; the ends not included)
     "right-half", …          missing: right-half, left-half, top-half, bottom-half
     "random:0.75"            missing: that share of the pixels, drawn anew for each image
     "all", "none"            missing: everything, nothing
-    mask.png, mask.npy       **white, or not 0: missing**; black, or 0: observed. The convention of in-painting tools.
+    mask.png, mask.npy       **white, or true: missing**; black, or 0: observed. The convention of in-painting tools.
 
-In a stored mask of three colour channels a pixel is missing where any of them is.
+A stored value above half of the mask's largest is white. In a mask of several channels a pixel is missing where any is.
 """
 
 import math
@@ -87,20 +87,19 @@ def _random(text: str, rest: str, shape: tuple[int, ...], num_images: int, seed:
 
 
 def _stored(path: Path, shape: tuple[int, ...], num_images: int) -> Tensor:
-    """Where a stored mask is not zero: one mask for all images, or one each."""
-    raw = read_array(path)
-    found = (
-        raw if raw.ndim == len(shape) + 1 else raw.reshape(-1, *raw.shape[-len(shape) :]) if len(shape) == 1 else raw
-    )
-    if len(shape) == 3 and found.ndim == 2:  # an array (H, W)
-        found = found[None, None]
-    size = tuple(found.shape[2:]) if len(shape) == 3 else tuple(found.shape[1:])
-    wanted = shape[1:] if len(shape) == 3 else shape
+    """Where a stored mask is white: one mask for all images, or one each."""
+    found = read_array(path)
+    found = found if found.ndim > 1 else found[None]
+    if len(shape) == 3:
+        found = found[None, None] if found.ndim == 2 else found
+        wanted, size = shape[1:], tuple(found.shape[2:])
+    else:
+        wanted, size = shape, tuple(found.shape[1:])
     if size != wanted:
         asked, got = (" x ".join(map(str, reversed(s))) for s in (wanted, size))
-        raise UserError(f"{path}: the mask is {got}, the model's images are {asked}; resize the mask")
+        raise UserError(f"{path}: the mask is {got}, the model's data are {asked}; resize the mask")
     if len(found) not in (1, num_images):
         raise UserError(f"{path}: holds {len(found)} masks for {num_images} images; want one, or one for each image")
-    missing = found != 0
+    missing = found > found.max() / 2
     missing = missing.any(1, keepdim=True) if len(shape) == 3 else missing
     return missing.expand(num_images, *shape)

@@ -3,8 +3,8 @@
     seen = A x + noise n,    n standard normal
 
 A mask, a blur and a reduction in size are all such maps, so in-painting, sharpening and enlarging are one task: draw x
-from the model's law given `seen`. An operator is a frozen dataclass that maps images (B, *shape) to what is seen of them
-(B, m); nothing but that map is asked of it, its matrix is read off from the unit images.
+from the model's law given `seen`. An operator is a frozen dataclass that maps images (B, *shape) to what is seen of
+them (B, m); nothing but that map is asked of it, its matrix is read off from the unit images.
 """
 
 from dataclasses import dataclass
@@ -86,9 +86,7 @@ def matrix(operator: Operator, shape: tuple[int, ...]) -> Float[Tensor, "m d"]:
     found = operator(torch.cat([torch.zeros(1, size), torch.linspace(-1, 2, size)[None]]).reshape(2, *shape))
     wanted = torch.stack([torch.zeros_like(found[0]), torch.linspace(-1, 2, size) @ columns])
     if not torch.allclose(found, wanted, atol=1e-3):
-        raise UserError(
-            f"{type(operator).__name__}: not a linear map of the pixels; give one with A(0) = 0, A(x+y) = Ax+Ay"
-        )
+        raise UserError(f"{type(operator).__name__}: not a linear map of the pixels; want A(x + y) = A x + A y")
     return columns.T.contiguous()
 
 
