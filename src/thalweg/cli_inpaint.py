@@ -22,8 +22,8 @@ def inpaint(
         str | None,
         typer.Option(
             "--mask",
-            help="What is missing: a .png or .npy (white is missing), box:LEFT,TOP,RIGHT,BOTTOM, right-half, left-half, "
-            "top-half, bottom-half or random:SHARE.",
+            help="What is missing: a .png or .npy (white is missing), box:LEFT,TOP,RIGHT,BOTTOM, right-half, "
+            "left-half, top-half, bottom-half or random:SHARE.",
         ),
     ] = None,
     operator: Annotated[
@@ -68,6 +68,7 @@ def inpaint(
         "file": str(out),
         "images": names,
         "skipped": skipped,
+        "ranking": found.ranking.T.tolist(),
         "energies": found.energies.T.tolist(),
         "variety": found.variety.tolist(),
         "missing": None if known is None else (~known).float().flatten(1).mean(1).tolist(),
@@ -151,12 +152,12 @@ def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:
     out.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
     lines = csv.writer(table)
-    lines.writerow(["image", "rank", "energy", "file"])
+    lines.writerow(["image", "rank", "ranking", "energy", "file"])
     for i, (name, stem) in enumerate(zip(names, _stems(names), strict=True)):
         for k in range(len(found.images)):
             file = f"{stem}-{k + 1}.png"
             write_bytes(out / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
-            lines.writerow([name, k + 1, f"{float(found.energies[k, i]):.6g}", file])
+            lines.writerow([name, k + 1, *(f"{float(u[k, i]):.6g}" for u in (found.ranking, found.energies)), file])
         write_bytes(out / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
     write_bytes(out / "completions.csv", table.getvalue().encode())
 

@@ -1,6 +1,4 @@
-"""Draws of x | seen where the law is known: Gaussian data in closed form, a mixture by its exact chains; with mutants."""
-
-import math
+"""Draws of x | seen where the law is known: Gaussian data in closed form, a mixture by exact chains; with mutants."""
 
 import pytest
 import torch
@@ -67,8 +65,21 @@ def uniformise(mean, covariance):
     return lambda x: normal_cdf((x.double() - mean) @ basis[:, kept] / (spread[kept] + SIGMA**2 / 2).sqrt())
 
 
+class Together(Noise):
+    """The noise of all rows from one generator, which is quicker."""
+
+    def __init__(self, seed):
+        self.generator = generator(seed, "rows")
+
+    def normal(self):
+        return torch.randn(N, 16, generator=self.generator)
+
+    def uniform(self):
+        return torch.rand(N, generator=self.generator)
+
+
 def drawn(energy, sights, how, seed=0):
-    return draw(energy, sights, Noise([generator(seed, "row", i) for i in range(N)], 16), how)
+    return draw(energy, sights, Together(seed), how)
 
 
 PLAIN = Guided(num_steps=40, visits=1, sigma_start=3.0, corrected=0)
@@ -126,7 +137,7 @@ def test_mutants_are_rejected(mutant, case_name, monkeypatch):
         assert_law(x, uniformise(mean, covariance), power=0.05)
 
 
-# A skewed mixture in the plane of which u = 0.8 x_0 + 0.6 x_1 was seen with noise. Given's chain at level t, then x | y.
+# A skewed mixture in the plane, of which u = 0.8 x_0 + 0.6 x_1 was seen with noise: Given's chain at t, then x | y.
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([[-1.0, 0.8], [0.6, -0.4]], dtype=torch.float64)
 VARIANCES = torch.tensor([0.2, 0.5], dtype=torch.float64)
@@ -159,42 +170,36 @@ def cdf_across(x, value, noise):
 
 
 def chain(noise, t, value=-0.1, wrong=None):
+    """x from Given's chain at level t, the held direction at `value` itself; and y's coordinate along what was seen."""
     gen = generator(1, "mixture")
     d = Directions.of(ALONG, noise)
-    read = torch.full((N, 1), value, dtype=torch.float64)
-    start = torch.randn(N, 2, generator=gen, dtype=torch.float64)
-    held = posterior._hold(start, t, d, read, torch.randn(N, 2, generator=gen, dtype=torch.float64))
+    read = torch.full((N, 1), value, dtype=torch.float64) * (d.basis.T @ ALONG.T)
+    held = posterior._hold(
+        torch.randn(N, 2, generator=gen, dtype=torch.float64), t, d, read, torch.zeros(N, 2).double()
+    )
     given = Given(AtNoise(mixture, t), t, d, read, held)
-    if wrong is not None:
-        given.precision = wrong(given.precision)
-    y = given.restore(run_chain(MALA(step_size=0.15), given, held, num_steps=400, seed=2))
+    given.precision = given.precision if wrong is None else wrong
+    y = given.restore(run_chain(MALA(step_size=0.15), given, held, num_steps=200, seed=2))
     return clean(y, t, gen)
 
 
-@pytest.mark.parametrize(("noise", "t"), [(0.0, 0.3), (0.4, 0.3), (0.6, 0.3)], ids=["exact", "finer", "coarser"])
+@pytest.mark.parametrize(("noise", "t"), [(0.0, 0.3), (0.7, 0.3)], ids=["held", "likelihood"])
 def test_chains_given_what_was_seen_have_the_conditional_law(noise, t):
-    """Noise finer than sqrt(t) = 0.55 is completed by a draw, coarser noise becomes a likelihood."""
+    """A direction that is held is one seen with noise sqrt(t); a coarser one is exact as it is."""
     x = chain(noise, t)
-    assert_law(x, lambda x: cdf_across(x, -0.1, noise), power=0.05)
+    assert_law(x, lambda x: cdf_across(x, -0.1, max(noise, t**0.5)), power=0.05)
 
 
 def test_the_likelihood_of_the_whole_noise_is_rejected():
-    """The mutant N(seen; <v, y>, s²): the noise counted twice."""
-    t, noise = 0.3, 0.6
-    x = chain(noise, t, wrong=lambda _: torch.tensor([1 / noise**2], dtype=torch.float64))
-    seen_again = (x @ ALONG.T)[:, 0]
-    weights_are_right = cdf_across(x, -0.1, noise)
-    v = VARIANCES * noise**2 / (VARIANCES + noise**2)
-    along = (MEANS @ ALONG.T)[:, 0]
-    total = VARIANCES + noise**2
-    weights = torch.softmax(WEIGHTS.log() - (-0.1 - along).square() / (2 * total) - 0.5 * total.log(), 0)
-    centre = along + VARIANCES / total * (-0.1 - along)
+    """The mutant N(seen; <v, y>, s²) counts the noise of y twice."""
+    t, noise, value = 0.3, 0.6, -0.1
+    along, total = (MEANS @ ALONG.T)[:, 0], VARIANCES + noise**2
+    weights = torch.softmax(WEIGHTS.log() - (value - along).square() / (2 * total) - 0.5 * total.log(), 0)
+    centre, v = along + VARIANCES / total * (value - along), VARIANCES * noise**2 / total
 
-    def uniform(values):
-        return (weights * torch.special.ndtr((values[:, None] - centre) / v.sqrt())).sum(1, keepdim=True)
+    def uniform(x):
+        return (weights * torch.special.ndtr((x @ ALONG.T - centre) / v.sqrt())).sum(1, keepdim=True)
 
-    good = (chain(noise, t) @ ALONG.T)[:, 0]
-    assert_law(good, uniform, power=0.05)
-    assert math.isfinite(float(weights_are_right.mean()))
+    assert_law(chain(noise, t), uniform, power=0.05)
     with pytest.raises(AssertionError, match="exceed"):
-        assert_law(seen_again, uniform, power=0.05)
+        assert_law(chain(noise, t, wrong=torch.tensor([1 / noise**2], dtype=torch.float64)), uniform, power=0.05)

@@ -12,8 +12,8 @@ carries the news from the observed pixels to the missing ones at once, where rep
 
 (Song et al. 2023 guide with a scalar V_t and the network's Jacobian; the anchor's V_t is full and costs no second
 backward pass.) The start is no pure noise but the Gaussian's own law given what was seen, at `sigma_start`, which
-saves the levels above it. For a Gaussian energy all this is exact as steps grow. For any other, MALA at the lowest
-levels follows, on `thalweg.energy.seen.Given`, whose law is exact there.
+saves the levels above it. For a Gaussian energy all this is exact as steps grow. For any other, MALA steps at the
+lowest levels follow, on `thalweg.energy.seen.Given`: exact but for noise sqrt(t) on what was seen.
 """
 
 import itertools
@@ -55,7 +55,7 @@ class Guided:
     visits: int = 2
     sigma_start: float = 1.0
     rho: float = 3.0
-    corrected: int = 2
+    corrected: int = 1
     num_corrections: int = 2
     step_size: float = 0.3  # of MALA, in units of t
     chain_steps: int = 500  # of an energy without noise levels, which has none of the above

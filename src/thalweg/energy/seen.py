@@ -65,11 +65,12 @@ class Directions(NamedTuple):
 
 
 class Given:
-    """U(y, t) + what was seen, an ordinary energy of y = x + sqrt(t) e whose law gives x | seen when e is taken off.
+    """U(y, t) + what was seen: an ordinary energy of y = x + sqrt(t) e that knows of the observation.
 
-    The noise e may be the very noise of the observation, as far as that reaches. So a direction with noise_i² > t says
-    <v_i, y> = read_i + sqrt(noise_i² - t) n; and one with noise_i² <= t *is* `held`, read_i + sqrt(t - noise_i²) n with
-    n drawn once. Both are exact, whatever U is.
+    The noise e may be made of the observation's own. So a direction with noise_i² > t says that
+    <v_i, y> = read_i + sqrt(noise_i² - t) n, which is exact whatever U is. A direction known better than that is
+    *held*: <v_i, y> stays at `held`, which should be read_i + sqrt(t - noise_i²) n with n drawn once; it then says what
+    an observation of noise sqrt(t) would, an error that goes with t. At t = 0 both are exact.
     """
 
     def __init__(self, energy: EnergyFn, t: float, directions: Directions, read: Tensor, held: Tensor):
