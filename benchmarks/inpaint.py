@@ -3,8 +3,8 @@
     python benchmarks/inpaint.py RUN --data FOLDER [--images 100] [-n 8] [--json FILE]
 
 FOLDER holds mnist.npz (x_train, y_train, x_test, y_test, uint8 (N, 28, 28)). Official test digits from row 2,000 on,
-which were looked at for no choice; `--held-out` takes training digits from row 30,000 on instead, for choosing. A figure
-is the share of digits that the judge (LeNet) reads rightly, with the binomial 95 % interval (Wilson).
+which were looked at for no choice; `--held-out` takes training digits from row 30,000 on instead, for choosing. A
+figure is the share of digits that the judge (LeNet) reads rightly, with the binomial 95 % interval (Wilson).
 
 Variety: the mean squared distance of two completions, over that of the missing parts of the 20 training digits that are
 nearest on the observed pixels. These agree with what is seen only roughly, so the yardstick is a long one, and for a
@@ -37,6 +37,7 @@ MASKS = {
     "14 x 14 box": "box:7,7,21,21",
 }
 FIRST, HELD_OUT, NEIGHBOURS = 2000, 30_000, 20
+VISITS = 2  # of RePaint; 1 and 2 are alike on training digits
 
 
 def repaint(bundle: thalweg.Bundle, x: torch.Tensor, seen: torch.Tensor, calls: int, seed: int) -> torch.Tensor:
@@ -44,10 +45,10 @@ def repaint(bundle: thalweg.Bundle, x: torch.Tensor, seen: torch.Tensor, calls: 
     step taken twice; in as many network calls.
     """
     energy, draws = bundle.noisy_energy, generator(seed, "repaint")
-    sigma = Guided(num_steps=calls // 2, sigma_start=math.inf, corrected=0).levels(energy)
+    sigma = Guided(num_steps=calls // VISITS, sigma_start=math.inf, corrected=0).levels(energy)
     y = energy.prior(len(x), draws)
     for now, then in itertools.pairwise(sigma):
-        for visit in range(2):
+        for visit in range(VISITS):
             if visit:
                 y = y + math.sqrt(now**2 - then**2) * torch.randn(y.shape, generator=draws)
             keep = (then / now) ** 2

@@ -52,11 +52,11 @@ class Guided:
     """
 
     num_steps: int = 10
-    visits: int = 2
+    visits: int = 3
     sigma_start: float = 1.0
     rho: float = 3.0
     corrected: int = 1
-    num_corrections: int = 2
+    num_corrections: int = 1
     step_size: float = 0.3  # of MALA, in units of t
     chain_steps: int = 500  # of an energy without noise levels, which has none of the above
 
