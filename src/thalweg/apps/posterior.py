@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from thalweg.core.errors import UserError
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.seen import Directions, Given
@@ -61,14 +62,8 @@ class Guided:
     chain_steps: int = 500  # of an energy without noise levels, which has none of the above
 
     def __post_init__(self):
-        if (
-            min(self.num_steps, self.visits) < 1
-            or self.num_corrections < 0
-            or not 0 <= self.corrected <= self.num_steps
-        ):
-            raise ValueError(
-                f"{self}: want num_steps, visits >= 1, num_corrections >= 0 and 0 <= corrected <= num_steps"
-            )
+        if min(self.num_steps, self.visits) < 1 or min(self.num_corrections, self.corrected, self.chain_steps) < 0:
+            raise ValueError(f"{self}: want num_steps and visits of 1 or more, the other counts of 0 or more")
 
     def levels(self, energy: Any) -> list[float]:
         """Noise levels sigma, highest first."""
@@ -88,7 +83,9 @@ class Spread:
 
     @classmethod
     def of(cls, energy: Any) -> "Spread":
-        """The energy's own anchor."""
+        """The energy's own anchor; UserError where it has none."""
+        if not hasattr(energy, "anchor"):
+            raise UserError(f"{type(energy).__name__}: has no anchor, so no covariance of the data; give `spread`")
         return cls(energy.anchor.mean, energy.anchor.basis, energy.anchor.spectrum)
 
     def covariance(self, t: float | None = None) -> Float[Tensor, "d d"]:
