@@ -131,7 +131,7 @@ class Bundle:
         if labels is not None:
             raise UserError(f"{self.path}: labels were given but this model is not conditional")
         n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
-        _check_room(n, self.shape)
+        check_room(n, self.shape)
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
             blocks = list(self._annealed(n, seed, num_steps) if self.noisy else self._chains(n, seed, num_steps))
@@ -237,7 +237,7 @@ class Bundle:
             yield run_chain(sampler, self.model, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
-def _check_room(n: int, shape: tuple[int, ...]) -> None:
+def check_room(n: int, shape: tuple[int, ...]) -> None:
     """UserError where n samples would not fit in the machine's memory, which would show after hours only."""
     wanted = 2 * 4 * n * math.prod(shape)  # float32, and once more where they are put together
     if hasattr(os, "sysconf") and wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from thalweg.apps.bundle import whole
+from thalweg.apps.bundle import check_room, whole
 from thalweg.apps.operators import Operator, Pixels, matrix
 from thalweg.apps.posterior import NETWORK_ROWS, Guided, Noise, Sight, draw
 from thalweg.core.errors import UserError
@@ -99,6 +99,7 @@ def _complete(bundle: Any, seen: Sequence[Seen], size: int, n: int, seed: int, n
     """(n, B, *shape) in data units, unranked."""
     if isinstance(noise, bool) or not 0 <= noise < math.inf:
         raise UserError(f"noise={noise}: want a standard deviation of 0 or more, in data units")
+    check_room(n * size, bundle.shape)
     out = torch.empty(n, size, *bundle.shape)
     scale, offset = _affine(bundle)
     sights = []
