@@ -24,7 +24,7 @@ class Directions(NamedTuple):
     basis: Tensor
     noise: Tensor
     inverse: Tensor  # (m, k): what was seen to <v_i, x>
-    index: Tensor | None = None  # (m,): where the directions are pixels, which
+    pixels: Tensor | None = None  # (m,): where the directions are pixels, which
 
     @classmethod
     def of(cls, matrix: Float[Tensor, "k d"], noise: float) -> Self:
@@ -52,8 +52,8 @@ class Directions(NamedTuple):
 
         One Cholesky factor of m x m numbers, in double precision.
         """
-        if self.index is not None:
-            across, inner = covariance[:, self.index], covariance[self.index][:, self.index].double()
+        if self.pixels is not None:
+            across, inner = covariance[:, self.pixels], covariance[self.pixels][:, self.pixels].double()
         else:
             across = covariance @ self.basis
             inner = (self.basis.T @ across).double()
