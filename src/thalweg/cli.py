@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thalweg import cli_detect, cli_landscape, cli_rerank, console
+from thalweg import cli_detect, cli_inpaint, cli_landscape, cli_rerank, console
 from thalweg.core.errors import ThalwegError, UserError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(cli_detect.app, name="detect")
+app.command(epilog=cli_inpaint.EXAMPLE)(cli_inpaint.inpaint)
 app.command(epilog=cli_landscape.EXAMPLE)(cli_landscape.landscape)
 app.add_typer(cli_rerank.app, name="rerank")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]

@@ -31,6 +31,7 @@ TOP = {
     "__main__.py",
     "cli.py",
     "cli_detect.py",
+    "cli_inpaint.py",
     "cli_landscape.py",
     "cli_rerank.py",
     "console.py",

@@ -130,14 +130,23 @@ class Bundle:
         """
         if labels is not None:
             raise UserError(f"{self.path}: labels were given but this model is not conditional")
-        n, seed = _whole("n", n, 0), _whole("seed", seed, 0, 2**64 - 1)
-        _check_room(n, self.shape)
-        num_steps = None if num_steps is None else _whole("num_steps", num_steps, 1)
+        n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
+        check_room(n, self.shape)
+        num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
             blocks = list(self._annealed(n, seed, num_steps) if self.noisy else self._chains(n, seed, num_steps))
         z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32)
         x = self.transform.inverse(z)
         return x.clamp(0, 1) if self.kind == "image" else x
+
+    def inpaint(self, x: Any, observed: Any, *, n: int = 1, seed: int = 0) -> Float[Tensor, "n b *d"]:
+        """n completions of each x where `observed` (bool, broadcastable to x) is false, lowest energy first.
+
+        Data units; observed pixels come back exactly. More, such as operators: `thalweg.apps.inpaint`.
+        """
+        from thalweg.apps.inpaint import inpaint
+
+        return inpaint(self, x, observed, n=n, seed=seed).images
 
     def score(self, x: Any, *, alpha: float = ALPHA) -> dict[str, Tensor]:
         """energy, log_prob (normalised models only), p_value and flag = p_value <= alpha, each (B,).
@@ -228,14 +237,14 @@ class Bundle:
             yield run_chain(sampler, self.model, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
-def _check_room(n: int, shape: tuple[int, ...]) -> None:
+def check_room(n: int, shape: tuple[int, ...]) -> None:
     """UserError where n samples would not fit in the machine's memory, which would show after hours only."""
     wanted = 2 * 4 * n * math.prod(shape)  # float32, and once more where they are put together
     if hasattr(os, "sysconf") and wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise UserError(f"n={n}: {wanted / 2**30:.0f} GiB, more than this machine's memory; take several calls")
 
 
-def _whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """The value as an int; UserError unless it is a whole number in [low, high], and no truth value."""
     try:
         number = low - 1 if isinstance(value, bool) else operator.index(value)
