@@ -29,9 +29,7 @@ class Reliability(NamedTuple):
         return float((gap * self.count).sum() / self.count.sum())
 
 
-def reliability(
-    probabilities: Float[Tensor, "n k"], labels: Int[Tensor, " n"], *, bins: int = BINS
-) -> Reliability:
+def reliability(probabilities: Float[Tensor, "n k"], labels: Int[Tensor, " n"], *, bins: int = BINS) -> Reliability:
     """The reliability of the top class over `bins` bins of equal width on [0, 1], right edges included.
 
     UserError unless there is a row or more and a label each.
