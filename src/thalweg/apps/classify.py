@@ -44,19 +44,20 @@ def require_labels(energy: Any, data: Dataset) -> None:
             "labels beside the rows, or train without classes by --recipe dual"
         )
     found = torch.cat([data.train_labels, data.held_out_labels]).unique()
-    if len(found) < 2:
-        raise UserError(f"{data.name}: all labels are {int(found[0])}: a classifier wants two classes or more")
-    if int(found[0]) < 0 or int(found[-1]) >= num:
+    low, high = int(found[0]), int(found[-1])
+    if low == high:
+        raise UserError(f"{data.name}: all labels are {low}: a classifier wants two classes or more")
+    if low < 0 or high >= num:
         raise UserError(
-            f"{data.name}: labels run from {int(found[0])} to {int(found[-1])}, and energy.num_classes={num} takes 0 to "
-            f"{num - 1}: number the classes from 0, or add energy.num_classes={max(2, int(found[-1]) + 1)}"
+            f"{data.name}: labels run from {low} to {high}, and energy.num_classes={num} takes 0 to {num - 1}: "
+            f"number the classes from 0, or add energy.num_classes={max(2, high + 1)}"
         )
 
 
 def calibrate(bundle: Any, x: Tensor, labels: Int[Tensor, " n"]) -> dict[str, float]:
     """Set the model's temperature to what gives held-out labels the highest probability; what it was, and how good.
 
-    One virtual row of unknown label stands beside the n, so that a classifier that is right on all of them stays finite.
+    One virtual row of unknown label stands beside the n, so that a classifier that is right on all of them is finite.
     """
     from scipy.optimize import minimize_scalar
 

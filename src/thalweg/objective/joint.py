@@ -1,4 +1,4 @@
-"""Train a joint energy of data and label: -log p(x, y) = -log p(y | x) - log p(x), a cross-entropy and a generative term.
+"""Train a joint energy: -log p(x, y) = -log p(y | x) - log p(x), a cross-entropy and a generative term.
 
 The second is any other objective on the same network (Grathwohl et al. 2020 took chains): dual score matching for an
 energy with noise levels, contrastive divergence with chains that keep their class for one without. Cross-entropy alone
@@ -36,7 +36,8 @@ class JointLikelihood:
     by the generative term's own `levels`. Costs the generative term and a classifier's step on twice the batch.
 
     The energy has `num_classes` and `logits(x)`, or `logits(x, t)` with noise levels. `radius` is in the model's units,
-    and x' stays in [`low`, `high`]. UserError for labels that are missing, not whole, or outside 0 … K - 1.
+    and x' stays in [`low`, `high`]. A term of weight 0 costs nothing: with `weight`, `noisy_weight` and `radius` at 0 a
+    plain classifier is trained. UserError for labels that are missing, not whole, or outside 0 … K - 1.
     """
 
     generative: Objective[Any] = field(default_factory=DualScoreMatching)
@@ -64,8 +65,8 @@ class JointLikelihood:
 
     @property
     def normalises(self) -> bool:
-        """As the generative term does."""
-        return self.generative.normalises
+        """As the generative term does, where it has a weight."""
+        return self.generative.normalises and self.weight > 0
 
     @property
     def noisy(self) -> bool:
@@ -112,9 +113,11 @@ class JointLikelihood:
         scores = energy.logits(x)
         entropy = F.cross_entropy(scores, labels)
         metrics = {"accuracy": (scores.detach().argmax(1) == labels).float().mean(), "cross_entropy": entropy.detach()}
-        loss, state, parts = self.generative.loss(energy, state, some, tuple(own))
-        loss = entropy + self.weight * loss
-        if len(t):
+        loss, parts = entropy, {}
+        if self.weight:
+            loss, state, parts = self.generative.loss(energy, state, some, tuple(own))
+            loss = entropy + self.weight * loss
+        if len(t) and self.noisy_weight:
             y = some.x + per_row(t.sqrt(), eps) * eps
             noisy = F.cross_entropy(energy.logits(y, t), labels[: len(y)])
             loss, metrics = loss + self.noisy_weight * noisy, metrics | {"noisy_entropy": noisy.detach()}
