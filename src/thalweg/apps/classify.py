@@ -30,8 +30,15 @@ def probabilities(bundle: Any, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b k"]
     return _scores(bundle, x).softmax(1)
 
 
-def require_labels(energy: Any, data: Dataset) -> None:
-    """UserError unless the data's labels are those of the energy's classes, two of them or more."""
+def first_labels(data: Dataset, n: int) -> Int[Tensor, " n"] | None:
+    """The labels of the first n training rows; None where the data have none."""
+    return None if data.train_labels is None else data.train_labels[:n]
+
+
+def require_labels(objective: Any, energy: Any, data: Dataset) -> None:
+    """UserError unless the data's labels are those of the energy's classes, if the objective learns any."""
+    if not getattr(objective, "labelled", False):
+        return
     num = getattr(energy, "num_classes", 0)
     if not num or not callable(getattr(energy, "logits", None)):
         raise UserError(

@@ -21,7 +21,7 @@ from torch import nn
 
 import thalweg
 from thalweg.apps.bundle import FILES, FORMAT, Bundle, load, read_config, write_bundle
-from thalweg.apps.classify import calibrate, require_labels
+from thalweg.apps.classify import calibrate, first_labels, require_labels
 from thalweg.apps.place import Place
 from thalweg.apps.request import Request, compare, data_tree, origin, run_tree
 from thalweg.core import config as specs
@@ -220,8 +220,7 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
     data = _read(checked(DataSettings, data_tree(request), "data"), request.seed or 0)
     run = settings(request, data.kind)
     objective, energy, sampler = _parts(run, data)
-    if getattr(objective, "labelled", False):
-        require_labels(energy, data)
+    require_labels(objective, energy, data)
     energy_noisy = getattr(energy, "noisy", False)
     if getattr(sampler, "noisy", False) != energy_noisy:
         raise UserError(
@@ -235,8 +234,7 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
         )
     if run.augment:
         specs.build(run.augment)(torch.zeros(2, *data.shape), generator(0, "dry-run"), 0.0)
-    labels = None if data.train_labels is None else data.train_labels[:2]
-    _dry_run(objective, energy, sampler, Batch(torch.zeros(2, *data.shape), labels))
+    _dry_run(objective, energy, sampler, Batch(torch.zeros(2, *data.shape), first_labels(data, 2)))
     config = {
         "format": FORMAT,
         "thalweg": thalweg.__version__,
