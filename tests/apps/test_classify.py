@@ -208,7 +208,8 @@ def test_the_command_writes_a_table_and_refuses_in_one_line(joint, digits, tmp_p
     code, text, _ = _command(monkeypatch, capfd, "classify", joint.path, tmp_path / "x.npy", "-o", out, "--json")
     assert code == 0
     assert json.loads(text)["rows"] == 30
-    rows = list(csv.DictReader(out.open()))
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
     assert len(rows) == 30
     assert list(rows[0])[:4] == ["name", "label", "confidence", "energy"]
     p = torch.tensor([[float(row[f"p_{k}"]) for k in range(10)] for row in rows])
