@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true", help="rows that RUN held out, in place of test images")
     parser.add_argument("--rows", type=int, default=1000, help="images to attack")
     parser.add_argument("--hard", type=int, default=200, help="of which to attack longer")
+    parser.add_argument("--outside-rows", type=int, default=8000, help="images of each set to tell apart")
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--strength", type=float, nargs="+", default=[1.0, 2.0])
     parser.add_argument("--only", nargs="+", default=["classes", "attacks", "outside", "samples"])
@@ -236,10 +237,11 @@ def main() -> None:
         nets = {"plain": plain.model.logits, "joint energy": joint.model.logits}
         table(attacks(nets, x[: args.rows], y[: args.rows], args.hard))
     if "outside" in args.only:
+        digits = x[: args.outside_rows]
         outs = {
-            "Fashion-MNIST": read(args.data, "fashion_mnist", "test")[0][: len(x)],
-            "inverted": 1 - x,
-            "uniform noise": torch.rand(2000, 1, 28, 28, generator=generator(0, "noise")),
+            "Fashion-MNIST": read(args.data, "fashion_mnist", "test")[0][: len(digits)],
+            "inverted": 1 - digits,
+            "uniform noise": torch.rand(min(2000, len(digits)), 1, 28, 28, generator=generator(0, "noise")),
         }
         train = as_float(data.train[:10_000])
         scores = {
@@ -248,7 +250,7 @@ def main() -> None:
             "plain, 1 - confidence": lambda z: 1 - plain.model.logits(z).softmax(1).amax(1),
             "plain, -log sum exp": lambda z: marginal(plain.model.logits(z)),
         }
-        table(detected(scores, x, outs))
+        table(detected(scores, digits, outs))
     if "samples" in args.only:
         n = args.samples
         asked = torch.arange(n) % 10
