@@ -241,6 +241,23 @@ def test_help_has_an_example(thalweg_command, command):
         assert "Example" in out
 
 
+@pytest.mark.parametrize("words", [("--threads", "100000"), ("--batch", "99999999999"), ("--batch", "0")])
+def test_bench_refuses_what_no_machine_can_do(thalweg_command, words):
+    """So many threads ended in a segmentation fault, so many chains in a traceback."""
+    code, _, err = thalweg_command("bench", "--nets", "mlp", "--rounds", "1", "--no-dual", *words)
+    assert code == 2
+    assert len(err) == 1
+    assert words[0] in err[0]
+
+
+def test_bench_measures_once_what_is_given_twice(thalweg_command):
+    """Else a row's share of the roofline would be of another measurement's."""
+    twice = [*["--nets", "mlp"] * 2, *["--batch", "4"] * 2, *["--threads", "1"] * 2]
+    code, out, _ = thalweg_command("bench", *twice, "--rounds", "1", "--no-dual")
+    assert code == 0
+    assert "\n".join(out if isinstance(out, list) else [out]).count("| roofline |") == 1
+
+
 def test_bench_prints_a_table_or_json(thalweg_command):
     words = ["bench", "--nets", "mlp", "--batch", "4", "--threads", "1", "--rounds", "1"]
     code, out, err = thalweg_command(*words)

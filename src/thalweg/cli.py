@@ -194,8 +194,8 @@ def evaluate(
 @app.command(epilog="Example: `thalweg bench --nets cnn --batch 64 --threads 1`")
 def bench(
     nets: Annotated[list[str] | None, typer.Option(help="cnn, resnet or mlp, repeatable; all if not given.")] = None,
-    batch: Annotated[list[int] | None, typer.Option(help="Chains, repeatable; 64 and 256 if not given.", min=1)] = None,
-    threads: Annotated[list[int] | None, typer.Option(help="Threads, repeatable; 1 and 2 if not given.", min=1)] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Chains, repeatable; else 64, 256.", min=1, max=65536)] = None,
+    threads: Annotated[list[int] | None, typer.Option(help="Threads, repeatable; else 1, 2.", min=1, max=256)] = None,
     rounds: Annotated[int, typer.Option(help="Rounds that count; more for a busy machine.", min=1)] = 5,
     dual: Annotated[bool, typer.Option(help="Also training and sampling by dual score matching.")] = True,
     as_json: Json = False,
@@ -209,6 +209,7 @@ def bench(
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported, which is now
     from thalweg.apps import speed, speed_dual
 
+    nets, batch, threads = (list(dict.fromkeys(given or [])) for given in (nets, batch, threads))  # a pair shares a row
     nets, rows, refusal = nets or list(speed.NETS), [], speed.bf16_pays()
     unknown = [net for net in nets if net not in speed.NETS]
     if unknown:

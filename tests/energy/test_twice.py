@@ -121,6 +121,116 @@ def test_where_there_is_no_short_way_autograd_serves():
     )
 
 
+def conv(*sizes, **more):
+    return nn.Conv2d(*sizes, bias=False, **more).double()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        conv(8, 8, 3, padding=2, dilation=2),
+        conv(8, 8, 3, padding=1, padding_mode="circular"),
+        conv(8, 8, 3, padding=1, groups=2),
+        conv(8, 8, 5, padding=2),
+        "stage",
+    ],
+    ids=str,
+)
+def test_a_network_with_another_layer_in_it_is_autograds(other):
+    """The passes know 3 x 3 convolutions with padding 1 and nothing else; a dilated one would give wrong gradients."""
+    energy, batch, noise = build(0)
+    if other == "stage":
+        energy.net.up[0] = energy.net.down[0]
+    else:
+        energy.net.down[0][0].conv1 = copy.deepcopy(other)
+    assert energy.slopes(batch.x, noise[0]) is None
+    loss, grads = gradients(energy, energy, batch, noise)
+    want, plain = gradients(energy, lambda y, t: energy(y, t), batch, noise)
+    assert torch.equal(loss, want)
+    assert all(torch.equal(a, b) for a, b in zip(grads, plain, strict=True))
+
+
+def stepped(energy, batch, noise):
+    optimizer = torch.optim.AdamW(energy.parameters(), lr=1e-2, fused=True)
+    for _ in range(3):
+        optimizer.zero_grad()
+        OBJECTIVE.loss(energy, None, batch, noise)[0].backward()
+        optimizer.step()
+    return energy
+
+
+def loaded(energy, assign):
+    other = copy.deepcopy(energy)
+    nn.init.zeros_(other.net.stem.weight)
+    other.load_state_dict({k: v.clone() for k, v in energy.state_dict().items()}, assign=assign)
+    return other
+
+
+def only(energy, name):
+    energy.requires_grad_(False)
+    energy.get_submodule(name).requires_grad_(True)
+    return energy
+
+
+def shared(energy):
+    block = energy.net.down[0][0]
+    block.conv2 = block.conv1
+    return energy
+
+
+STATES = {
+    "steps": stepped,
+    "average": lambda e, b, n: torch.optim.swa_utils.AveragedModel(stepped(e, b, n)).module,
+    "copy": lambda e, b, n: copy.deepcopy(e),
+    "loaded": lambda e, b, n: loaded(e, assign=False),
+    "assigned": lambda e, b, n: loaded(e, assign=True),
+    "channels_last": lambda e, b, n: e.to(memory_format=torch.channels_last),
+    "one layer trains": lambda e, b, n: only(e, "net.down.0.0.conv1"),
+    "the levels train": lambda e, b, n: only(e, "embedding"),
+    "the constant trains": lambda e, b, n: only(e, "constant"),
+    "tied weights": lambda e, b, n: shared(e),
+    "one row": lambda e, b, n: e,
+}
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+@pytest.mark.parametrize("state", STATES)
+def test_gradients_in_whatever_state_the_network_is(state, kind):
+    energy, batch, noise = build(kind, rows=1 if state == "one row" else 4)
+    energy = STATES[state](energy, batch, noise)
+    assert energy.slopes(batch.x, noise[0]) is not None
+    _, grads = gradients(energy, energy, batch, noise)
+    _, plain = gradients(energy, lambda y, t: energy(y, t), batch, noise)
+    whole = torch.stack([g.norm() for g in plain]).norm()
+    assert whole > 0
+    for a, b in zip(grads, plain, strict=True):
+        assert float((a - b).norm()) <= 1e-12 * float(b.norm() + 0.01 * whole)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (1, 1, 9), (3, 5, 7), (1, 63, 2)], ids=str)
+@pytest.mark.parametrize("widths", [(9,), (17, 5)], ids=str)
+def test_gradients_of_odd_pictures(shape, widths, monkeypatch):
+    kind = {"shape": shape, "widths": widths, "num_blocks": (1,) * len(widths), "embed": 4}
+    monkeypatch.setitem(globals(), "KINDS", [kind])
+    test_loss_and_gradients_are_autograds(0, torch.float64, 1e-12)
+
+
+def test_a_second_backward_is_refused_in_words():
+    energy, batch, noise = build(0)
+    loss, _, _ = OBJECTIVE.loss(energy, None, batch, noise)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="the loss has been differentiated"):
+        loss.backward()
+
+
+def test_two_losses_before_one_backward():
+    energy, batch, noise = build(2)
+    _, once = gradients(energy, energy, batch, noise)
+    energy.zero_grad()
+    sum(OBJECTIVE.loss(energy, None, batch, noise)[0] for _ in range(2)).backward()
+    assert all(torch.allclose(p.grad, 2 * g, rtol=1e-12) for p, g in zip(energy.parameters(), once, strict=True))
+
+
 def test_the_loss_is_differentiated_once_only():
     energy, batch, noise = build(0)
     loss, _, _ = OBJECTIVE.loss(energy, None, batch, noise)

@@ -20,9 +20,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from thalweg.energy.fused import channels_last, held, is_compiled
-from thalweg.energy.spectral import frozen, modules_of
+from thalweg.energy.reach import modules_of, turn
+from thalweg.energy.spectral import frozen
 
 logger = logging.getLogger(__name__)
 How = bool | Literal["auto"]
@@ -56,11 +58,17 @@ def signature(energy: Any, x: Tensor, *more: Hashable) -> Hashable:
 
 @contextmanager
 def compiled(energy: Any, gradient: Gradient) -> Iterator[Any]:
-    """The same energy, `frozen`, its weights in channels_last, and compiled at its next call."""
+    """The same energy, `frozen`, its weights in channels_last, and compiled at its next call.
+
+    Uses `torch.nn.utils.parametrize.cached`, which is global to the process: meanwhile do not train another
+    parametrised module on another thread.
+    """
     modules = list(dict.fromkeys(m for root in modules_of(energy) for m in root.modules()))
     with ExitStack() as stack:
+        stack.enter_context(turn(modules))
         stack.enter_context(channels_last(modules))
         stack.enter_context(frozen(energy))
+        stack.enter_context(parametrize.cached())
         gradient(energy)  # folds the weights, which are inputs of what is compiled: once for all chains
         if isinstance(energy, nn.Module):
             stack.callback(_forget, energy, set(energy.__dict__))

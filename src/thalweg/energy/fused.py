@@ -25,10 +25,12 @@ from torch.autograd import Function, forward_ad
 from torch.nn.modules import module as nn_module
 
 from thalweg.energy.base import marginal
-from thalweg.energy.layers import HOOKS, Layer, OneChannel, layer_of
-from thalweg.energy.spectral import frozen, modules_of
+from thalweg.energy.layers import HOOKS, Layer, OneChannel, layer_of, takes
+from thalweg.energy.reach import modules_of, turn
+from thalweg.energy.spectral import frozen, surely
 
 logger = logging.getLogger(__name__)
+TOLD = "the energy is evaluated without changes of layout, which it does not take: %s"
 _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
 
 
@@ -70,7 +72,7 @@ def _run(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], x: Tensor) 
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
-    return plain(x) if special else _Run.apply(x, layers, plain)  # pyright: ignore[reportReturnType]
+    return plain(x) if special or not takes(layers, x) else _Run.apply(x, layers, plain)  # pyright: ignore[reportReturnType]
 
 
 def _chain(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
@@ -142,25 +144,34 @@ def channels_last(modules: Sequence[nn.Module]) -> Iterator[None]:
     weights = {id(p): p for m in found for p in m.parameters()}.values()
     plain = (p for p in weights if p.ndim == 4 and p.device.type == "cpu" and type(p.data) is Tensor)
     changed = [(p, p.data) for p in plain]
+
+    def undo() -> None:
+        for p, data in changed:
+            p.data = data
+
     try:
         for p, data in changed:
             p.data = data.contiguous(memory_format=torch.channels_last)
         yield
     finally:
-        for p, data in changed:
-            p.data = data
+        surely(undo)
 
 
 @contextmanager
 def _replaced(modules: Sequence[nn.Module]) -> Iterator[None]:
     changed = list(_faster(modules))
+
+    def undo() -> None:
+        for m, forward in changed:
+            if m.__dict__.get("forward") is forward:  # an interrupt may have come before it was
+                del m.__dict__["forward"]
+
     try:
         for m, forward in changed:
             m.__dict__["forward"] = forward
         yield
     finally:
-        for m, _ in changed:
-            del m.__dict__["forward"]
+        surely(undo)
 
 
 class _Whole:
@@ -210,6 +221,7 @@ class Held:
         self._whole: _Whole | None = None
         self._kind: Any = None
         modules = list(dict.fromkeys(m for root in modules_of(energy) for m in root.modules()))
+        stack.enter_context(turn(modules))
         if any(is_compiled(m) for m in modules):
             self._settle()
             return
@@ -227,6 +239,14 @@ class Held:
         if self._whole is None or kind != self._kind or torch.is_autocast_enabled(x.device.type):
             return None
         return self._whole(x)
+
+    def without_layout(self, error: RuntimeError) -> bool:
+        """Whether something was taken back for an energy whose way back raised this, so that it can be asked again."""
+        if self._plain:
+            return False
+        self._settle()
+        logger.info(TOLD, error)
+        return True
 
     def _settle(self) -> None:
         self._stack.close()
@@ -248,7 +268,7 @@ class Held:
         except RuntimeError as error:
             self._settle()
             u = self.energy(*args)
-            logger.info("the energy is evaluated without changes of layout, which it does not take: %s", error)
+            logger.info(TOLD, error)
             return u
 
 
@@ -256,7 +276,7 @@ class Held:
 def held(energy: Any) -> Iterator[Any]:
     """The same energy for as long as a chain lasts, `frozen` and faster; as it was afterwards, also after an error.
 
-    Costs a copy of the convolutions' weights. What `frozen` says of threads holds here too.
+    Costs a copy of the convolutions' weights. Another thread that wants to hold one of the modules so waits its turn.
     """
     keep_memory()
     with ExitStack() as stack:

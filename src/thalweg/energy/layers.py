@@ -8,7 +8,7 @@ without autograd between them. They are the same kernels that autograd calls, on
 a convolution of a single channel, at which oneDNN is five times slower than a matrix product over patches.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -237,6 +237,7 @@ MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
         lambda g, x: aten.softplus_backward(g, x, m.beta, m.threshold),
     ),
 }
+IMAGES = (Convolution, OneChannel, AveragePool, Halving)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -248,8 +249,17 @@ def layer_of(m: nn.Module) -> Layer | None:
     """
     if any(getattr(m, name) for name in HOOKS) or "forward" in m.__dict__ or getattr(m, "inplace", False):
         return None
+    if type(m).__call__ is not nn.Module.__call__:
+        return None
     for kind, make in MAKERS.items():
         if isinstance(m, kind) and type(m).forward is kind.forward:
             own_conv = isinstance(m, nn.Conv2d) and type(m)._conv_forward is not nn.Conv2d._conv_forward
             return None if own_conv else make(m)
     return None
+
+
+def takes(layers: Sequence[Layer], x: Tensor) -> bool:
+    """Whether x is a batch of images where layers want images; modules take a single image too, or know what to say."""
+    if x.ndim != 4 and any(isinstance(layer, IMAGES) for layer in layers):
+        return False
+    return not isinstance(layers[0], OneChannel) or x.shape[1] == 1

@@ -160,6 +160,8 @@ class _Passes(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, v_f: Tensor, v_s: Tensor, *v_levels: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if ctx.root is None:
+            raise RuntimeError("the loss has been differentiated, and its passes are gone: compute it again")
         root, ctx.root = ctx.root, None  # all that the passes keep, hundreds of megabytes, goes when this one ends
         levels = _of(root, Modulate)
         for m, v in zip(levels, v_levels, strict=True):

@@ -70,6 +70,22 @@ class UNet(nn.Module):
 
 
 PLAIN = {UNet, Block, nn.ModuleList, nn.Conv2d, nn.ConvTranspose2d, nn.Linear}  # not what parametrisations make of them
+THREE = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")  # kernel, stride, padding, dilation, groups, padding's mode
+TWO = ((2, 2), (2, 2), (0, 0), (1, 1), 1, "zeros")
+
+
+def as_built(net: "UNet") -> bool:
+    """Whether all modules are of the kinds that `UNet` makes, each in one place, its convolutions of their shapes."""
+    modules = [m for _, m in net.named_modules(remove_duplicate=False)]
+    if len({id(m) for m in modules if isinstance(m, Block)}) < sum(isinstance(m, Block) for m in modules):
+        return False  # a block has one level a call
+    halves = {id(m) for m in (*net.pool, *net.lift)}
+    return all(type(m) in PLAIN for m in modules) and all(
+        (m.kernel_size, m.stride, m.padding, m.dilation, m.groups, m.padding_mode)
+        == (TWO if id(m) in halves else THREE)
+        for m in modules
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)
+    )
 
 
 def _stage(width: int, num_blocks: int, embed: int) -> nn.ModuleList:
@@ -128,9 +144,7 @@ class UNetEnergy(AnchoredEnergy):
         )
         small = max(self.shape[1:]) <= 2 * LARGEST
         own = type(self).forward is AnchoredEnergy.forward and type(self).network is UNetEnergy.network
-        plain = all(type(m) in PLAIN for m in self.net.modules()) and not any(
-            "forward" in m.__dict__ or hooked(m) for m in self.modules()
-        )
+        plain = as_built(self.net) and not any("forward" in m.__dict__ or hooked(m) for m in self.modules())
         return y.device.type == "cpu" and y.dtype in FLOATS and small and own and plain and not special
 
     def pulled(

@@ -66,12 +66,16 @@ def run_chain(
     faster (`energy.compiled`); True takes it wherever it works; on a GPU either captures the step as a CUDA graph
     (`sampler.captured`). Compiled chains differ by rounding. `start` is the first step's number, to go on with a run.
 
-    ValueError for x that is not floating, not finite or has no batch dimension, and for an energy of another shape,
-    without a gradient, or not finite where the chains start. Later steps are not looked at: a chain that leaves the
-    finite comes back as it is, so look at what is returned.
+    The network may be anywhere in the energy: in an object, a closure, a global name (`energy.reach.modules_of`). It is
+    left bit for bit as it was, also after an error. Chains of several threads on one network take turns.
+
+    ValueError for what is no sampler or no energy, for x that is not floating, not finite or has no batch dimension,
+    and for an energy of another shape, without a gradient, or not finite where the chains start. Later steps are not
+    looked at: a chain that leaves the finite comes back as it is, so look at what is returned.
     """
     num_steps, start = _check_count("num_steps", num_steps), _check_count("start", start)
     _check_positions(x)
+    _check_parts(sampler, energy)
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: want one of {', '.join(PRECISIONS)}")
     if not isinstance(compile, bool) and compile != "auto":
@@ -147,6 +151,11 @@ class _Checked:
     energy: Callable[..., Tensor]
     first: bool = False
 
+    def without_layout(self, error: RuntimeError) -> bool:
+        """The held energy's own (`energy.fused.Held`): whether to ask once more after this error of a gradient."""
+        again = getattr(self.energy, "without_layout", None)
+        return again is not None and again(error)
+
     @property
     def conditionals(self) -> Any:
         """The energy's own, or None: for kernels that draw from its conditional laws."""
@@ -181,6 +190,16 @@ def _check_count(name: str, value: int) -> int:
     if count < 0:
         raise ValueError(f"{name}={value!r}: want a whole number, zero or more")
     return count
+
+
+def _check_parts(sampler: Any, energy: Any) -> None:
+    missing = [name for name in ("init", "draw", "step") if not callable(getattr(sampler, name, None))]
+    if isinstance(sampler, type) or missing:
+        found = f"the class {sampler.__name__}" if isinstance(sampler, type) else f"a {type(sampler).__name__}"
+        raise ValueError(f"sampler is {found}, want a sampler such as thalweg.sampler.langevin.ULA(step_size=0.01)")
+    if isinstance(energy, type) or not callable(energy):
+        found = f"the class {energy.__name__}" if isinstance(energy, type) else f"a {type(energy).__name__}"
+        raise ValueError(f"energy is {found}, want a module or function that takes x (B, ...) and gives (B,)")
 
 
 def _check_positions(x: Tensor) -> None:
