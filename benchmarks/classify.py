@@ -168,11 +168,11 @@ def draw_reliability(found: dict[str, Reliability], path: Path) -> None:
     figure = Figure(figsize=(8.4, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     for ax, (name, r) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
-        some = r.count > 0
+        some = r.num > 0
         ax.plot([0, 1], [0, 1], color="#7a8490", linewidth=0.8, linestyle=":")
-        error = 2 * (r.accuracy * (1 - r.accuracy) / r.count).sqrt()
+        error = 2 * (r.accuracy * (1 - r.accuracy) / r.num).sqrt()
         ax.errorbar(r.confidence[some], r.accuracy[some], error[some], fmt="o", color="#2563a8", markersize=4)
-        for c, a, n in zip(r.confidence[some], r.accuracy[some], r.count[some], strict=True):
+        for c, a, n in zip(r.confidence[some], r.accuracy[some], r.num[some], strict=True):
             ax.annotate(f"{int(n)}", (float(c), float(a)), xytext=(3, -10), textcoords="offset points", fontsize=6)
         ax.set_title(f"{name}\nexpected calibration error {100 * r.error:.2f} %", fontsize=9)
         ax.set_xlabel("confidence")

@@ -11,7 +11,7 @@ from thalweg.evaluate.reliability import reliability
 def test_the_error_by_hand():
     p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
     found = reliability(p, torch.tensor([0, 1, 1, 1]), bins=2)
-    assert found.count.tolist() == [0, 4]
+    assert found.num.tolist() == [0, 4]
     assert float(found.accuracy[1]) == 0.75
     assert found.error == pytest.approx(abs(0.75 - (0.9 + 0.9 + 0.6 + 0.7) / 4))
     finer = reliability(p, torch.tensor([0, 1, 1, 1]), bins=10)
@@ -20,7 +20,7 @@ def test_the_error_by_hand():
 
 def test_a_confidence_on_an_edge_belongs_below_it_and_one_is_no_bin_of_its_own():
     found = reliability(torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([0, 0]), bins=2)
-    assert found.count.tolist() == [1, 1]
+    assert found.num.tolist() == [1, 1]
     assert found.error == pytest.approx(0.25)
 
 
@@ -35,8 +35,8 @@ def test_labels_that_follow_the_probabilities_are_calibrated_and_a_braggart_is_n
     """By five standard errors of a bin's gap, weighted; the mutant doubles the scores."""
     scores, p, labels = _drawn()
     found = reliability(p, labels)
-    some = found.count > 0
-    error = (found.confidence * (1 - found.confidence) / found.count).sqrt()
+    some = found.num > 0
+    error = (found.confidence * (1 - found.confidence) / found.num).sqrt()
     z = ((found.accuracy - found.confidence) / error)[some]
     assert float(z.abs().max()) < 5
     bragging = reliability((2 * scores).softmax(1), labels)

@@ -77,10 +77,11 @@ def calibrate(bundle: Any, x: Tensor, labels: Int[Tensor, " n"]) -> dict[str, fl
             return float(F.cross_entropy(beta * scores, labels, label_smoothing=1 / (1 + len(labels))))
 
         found = minimize_scalar(surprise, bounds=(-RANGE, RANGE), method="bounded", options={"xatol": 1e-4})
-        bundle.model.excess.fill_(math.exp(found.x) - 1)
+        beta = math.exp(found.x)  # pyright: ignore[reportAttributeAccessIssue]
+        bundle.model.excess.fill_(beta - 1)
     return {
         "num_classes": bundle.num_classes,
-        "temperature": round(math.exp(-found.x), 4),
+        "temperature": round(1 / beta, 4),
         "held_out_accuracy": float((scores.argmax(1) == labels).double().mean()),
     }
 

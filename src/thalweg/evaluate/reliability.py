@@ -20,13 +20,13 @@ class Reliability(NamedTuple):
 
     confidence: Float[Tensor, " bins"]
     accuracy: Float[Tensor, " bins"]
-    count: Int[Tensor, " bins"]
+    num: Int[Tensor, " bins"]
 
     @property
     def error(self) -> float:
         """sum over bins of count / n · |accuracy - confidence|, in [0, 1]."""
         gap = (self.accuracy - self.confidence).abs().nan_to_num()
-        return float((gap * self.count).sum() / self.count.sum())
+        return float((gap * self.num).sum() / self.num.sum())
 
 
 def reliability(probabilities: Float[Tensor, "n k"], labels: Int[Tensor, " n"], *, bins: int = BINS) -> Reliability:
