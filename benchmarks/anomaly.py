@@ -5,17 +5,21 @@
 semisup: fit on a random half of the normal rows, score the rest and all anomalies. unsup: fit on all rows without
 labels, score the same rows. Rows beyond --limit are drawn by the seed, anomalies in proportion, 30 of them or more.
 Columns are standardised by the fitted rows. `chance` scores at random, `1-NN` by the distance to the nearest other row.
-PyOD's detectors run where PyOD is installed. OUT has rows.csv and rank.png, a critical-difference diagram.
+PyOD's detectors run where PyOD is installed, of sets that are all fitted by their `decision_scores_`. OUT has rows.csv
+and rank.png, a critical-difference diagram.
 """
 
 import argparse
 import importlib
 import os
+import random
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.stats import studentized_range, wilcoxon
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
@@ -65,34 +69,57 @@ def of_pyod(name):
     return score
 
 
+def drawn(y, seed, limit):
+    """The numbers of `limit` rows, rising, anomalies in proportion, but 30 of them or all that there are."""
+    if len(y) <= limit:
+        return np.arange(len(y))
+    draw, odd, normal = np.random.default_rng([seed, 1]), np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+    num = min(len(odd), max(round(limit * len(odd) / len(y)), 30))
+    return np.sort(np.r_[draw.choice(odd, num, replace=False), draw.choice(normal, limit - num, replace=False)])
+
+
 def rows_of(path, protocol, seed, limit):
     """(fitted rows, rows to score or None for the same, their labels)."""
     with np.load(path, allow_pickle=False) as file:
         x, y = file["X"].astype(np.float64), file["y"].astype(int).ravel()
-    draw = np.random.default_rng([seed, len(y)])
-    normal, odd = draw.permutation(np.flatnonzero(y == 0)), draw.permutation(np.flatnonzero(y == 1))
-    if len(y) > limit:
-        odd = odd[: max(round(limit * len(odd) / len(y)), 30)]
-        normal = normal[: limit - len(odd)]
-    half = (len(normal) + 1) // 2 if protocol == "semisup" else 0
-    scored = draw.permutation(np.r_[normal[half:], odd])
-    fitted = normal[:half] if half else scored
+    kept = drawn(y, seed, limit)
+    x, y, draw = x[kept], y[kept], np.random.default_rng([seed, 2])
+    if protocol == "semisup":
+        normal = draw.permutation(np.flatnonzero(y == 0))
+        fitted, rest = np.split(normal, [(len(normal) + 1) // 2])
+        scored = draw.permutation(np.r_[rest, np.flatnonzero(y == 1)])
+    else:
+        fitted = scored = draw.permutation(len(y))
     mean, sd = x[fitted].mean(0), x[fitted].std(0)
-    x = (x - mean) / np.where(sd > 1e-12, sd, 1.0)
-    return x[fitted], x[scored] if half else None, y[scored]
+    x = (x - mean) / np.where(sd < 1e-12, 1.0, sd)
+    return x[fitted], x[scored] if protocol == "semisup" else None, y[scored]
 
 
-def measure(folder, protocol, seeds, limit, detectors):
+def measure(paths, protocol, seeds, limit, detectors):
     """One row for each table, seed and detector: AUROC, AUPR, CPU seconds."""
-    for path in sorted(folder.glob("*.npz")):
+    for path in paths:
         for seed in seeds:
             train, test, y = rows_of(path, protocol, seed, limit)
             for name, detector in detectors.items():
+                random.seed(seed)
+                np.random.seed(seed)  # noqa: NPY002 — what detectors without a seed of their own draw from
+                torch.manual_seed(seed)
                 began = time.process_time()
-                score = np.nan_to_num(np.asarray(detector(train, test, seed)), posinf=np.finfo(float).max)
+                try:
+                    score = finite(np.asarray(detector(train, test, seed), float))
+                except Exception as error:
+                    print(f"{path.stem}: {name} failed, and counts as last: {error}", file=sys.stderr)
+                    continue
                 seconds = time.process_time() - began
                 figures = {"auroc": roc_auc_score(y, score), "aupr": average_precision_score(y, score)}
                 yield {"dataset": path.stem, "detector": name, "seed": seed, **figures, "cpu_s": seconds}
+
+
+def finite(score):
+    """Scores with what is not finite at the ends of what is, so that it counts against the detector."""
+    there = score[np.isfinite(score)]
+    low, high = (there.min(), there.max()) if len(there) else (0.0, 0.0)
+    return np.nan_to_num(score, nan=low, posinf=high, neginf=low)
 
 
 def summary(table, aupr, seconds):
@@ -150,16 +177,17 @@ def main():
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--limit", type=int, default=10_000)
     parser.add_argument("--peers", type=Path, help="rows of other detectors measured before, on the same splits")
-    parser.add_argument("--no-pyod", action="store_true")
+    parser.add_argument("--pyod", nargs="*", choices=PYOD, default=list(PYOD), help="PyOD's detectors to run; all")
+    parser.add_argument("--tables", nargs="*", help="names of tables to use; all")
     a = parser.parse_args()
     if a.data is None or not any(Path(a.data).glob("*.npz")):
         parser.error("no folder of .npz tables: name one, or set ADBENCH_DATA")
     detectors = {"ours": ours, "1-NN": nearest, "chance": chance}
-    if not a.no_pyod:
-        detectors |= {name: found for name in PYOD if (found := of_pyod(name)) is not None}
+    detectors |= {name: found for name in a.pyod if (found := of_pyod(name)) is not None}
     seeds = [int(s) for s in a.seeds.split(",")]
     a.out.mkdir(parents=True, exist_ok=True)
-    rows = pd.DataFrame(measure(Path(a.data), a.protocol, seeds, a.limit, detectors))
+    paths = [path for path in sorted(Path(a.data).glob("*.npz")) if not a.tables or path.stem in a.tables]
+    rows = pd.DataFrame(measure(paths, a.protocol, seeds, a.limit, detectors))
     if a.peers:
         earlier = pd.read_csv(a.peers)
         rows = pd.concat([rows, earlier[~earlier.detector.isin(detectors)]], join="inner")

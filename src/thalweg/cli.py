@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thalweg import cli_classify, cli_detect, console
+from thalweg import cli_classify, cli_detect, cli_landscape, console
 from thalweg.core.errors import ThalwegError, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_detect.app, name="detect")
 app.command(epilog="Example: `thalweg classify runs/jem images/ -o classes.csv`")(cli_classify.classify)
+app.command(epilog=cli_landscape.EXAMPLE)(cli_landscape.landscape)
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SEEDS = 2**64 - 1
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]
@@ -262,27 +263,16 @@ class _Unreported(ThalwegError):
 
 
 def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict[str, Any]:
+    from thalweg.apps.landscape.pictures import of_report
+    from thalweg.apps.rows import data_of
     from thalweg.data.catalog import as_float
-    from thalweg.data.catalog import load as load_data
     from thalweg.evaluate.report import write_figures, write_report
     from thalweg.evaluate.suite import evaluate_bundle
     from thalweg.train.track import read_metrics
 
-    spec = bundle.config["run"]["data"]
-    data = load_data(
-        spec["name"],
-        data=spec["path"],
-        hub=spec["hub"],
-        seed=bundle.config["run"]["seed"],
-        held_out=spec["held_out"],
-        limit=spec["limit"],
-    )
+    data = data_of(bundle)
     if len(data.held_out) < 20:
         raise UserError(f"{folder}: {len(data.held_out)} rows held out, an evaluation wants 20 or more; give more data")
-    if data.fingerprint != bundle.config["data"]["fingerprint"]:
-        raise UserError(
-            f"{folder}: the data are not those of the run ({data.source}); put back those it was trained on"
-        )
     console.say("evaluating on held-out data …")
     figures, pictures = evaluate_bundle(
         bundle,
@@ -294,14 +284,14 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
         seed=seed,
     )
     write_figures(folder / "evaluation.json", figures)
-    title = f"An energy of {spec['name']}"
+    title = f"An energy of {bundle.config['run']['data']['name']}"
     command = bundle.config["command"] or "thalweg.apps.fit.fit(…)"
     write_report(
         folder / "report.html",
         title=title,
         command=command,
         figures=figures,
-        pictures=pictures,
+        pictures=pictures | of_report(bundle, as_float(data.held_out), data.held_out_labels, seed=seed),
         data=data.source,
     )
     return figures

@@ -105,3 +105,32 @@ def test_the_density_is_normalised():
 def test_what_is_no_table_is_refused(x):
     with pytest.raises(ValueError, match="finite"):
         TabularEnergy().fit(x)
+
+
+@pytest.mark.parametrize("form", ["learned", "both"])
+def test_the_learned_form_is_kept_and_tells_far_rows(form):
+    """After a few steps it is hardly more than its Gaussian anchor, which a row eight spreads out is strange to."""
+    x = table(200)
+    model = TabularEnergy(form=form, steps=5).fit(x)
+    assert "learned" in model.tails_
+    assert (form == "both") == ("standard" in model.tails_)
+    assert np.isfinite(model.unseen_).all()
+    far = x[:20] + 8 * x.std(0)
+    assert model.energy(far).min() > np.median(model.energy(x))
+    again = TabularEnergy.from_state(model.state())
+    np.testing.assert_array_equal(again.energy(far), model.energy(far))
+
+
+def test_states_of_earlier_versions_open(fitted):
+    """They have neither cells nor the neighbours' distance, and no learned form."""
+    new = ("reach.", "centers.", "gap", "tail.distance")
+    state = {name: value for name, value in fitted.state().items() if not name.startswith(new)}
+    old = TabularEnergy.from_state(state)
+    assert "distance" not in old.tails_
+    x = table(seed=1)
+    assert np.corrcoef(old.energy(x), fitted.energy(x))[0, 1] > 0.95
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="form='other'"):
+        TabularEnergy(form="other").fit(table())

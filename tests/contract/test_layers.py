@@ -32,6 +32,7 @@ TOP = {
     "cli.py",
     "cli_classify.py",
     "cli_detect.py",
+    "cli_landscape.py",
     "console.py",
     "progress.py",
 }  # these may import everything

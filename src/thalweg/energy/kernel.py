@@ -61,15 +61,16 @@ class FeatureKernelEnergy(nn.Module):
 
     def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """E(x)."""
-        return self._energy(self._cosines(x))
+        return self._energy(self.cosines(x))
 
     def left_out(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """E(x) of rows that are in the bank themselves: the kernel nearest to each, its own, is left out."""
-        cosines = self._cosines(x)
+        cosines = self.cosines(x)
         own = F.one_hot(cosines.argmax(1), cosines.shape[1]).bool()
         return self._energy(cosines.masked_fill(own, -math.inf), out=1)
 
-    def _cosines(self, x: Tensor) -> Tensor:
+    def cosines(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b n"]:
+        """<w(x), w_j> with every row of the bank."""
         w = F.normalize((self.encoder(x) - self.mean) @ self.whiten, dim=1)
         return w @ self.bank.t()
 

@@ -16,6 +16,7 @@ import numpy as np
 from thalweg.core.errors import DamagedFile, UserError
 
 MOST = 100  # categories of a column that are told apart
+MOSTLY = 0.9  # share of numbers in a CSV's column above which a text among them is a slip and no category
 OTHER = "other"
 
 
@@ -156,8 +157,15 @@ def _column(series: Any, name: str, where: str, parse: bool) -> Column:
     there = [value for value in values if value is not None]
     if not there:
         raise UserError(f"{where}: column {name!r} has no value at all; drop it")
-    if parse and all(_is_number(value) for value in there):
+    numbers = sum(map(_is_number, there)) if parse else 0
+    if numbers == len(there):
         return Column(name)
+    if numbers >= MOSTLY * len(there):
+        row = next(i for i, value in enumerate(values) if value is not None and not _is_number(value))
+        raise UserError(
+            f"{where}: column {name!r} holds {values[row]!r:.60} in row {row + 1} and numbers in {numbers} rows; mend "
+            "the value, leave it empty and fit with missing='marginalise', or store the column as texts in Parquet"
+        )
     counts = Counter(there)
     kept = [value for value, count in counts.most_common(MOST) if count > 1]
     return Column(name, tuple(kept), len(kept) < len(counts))
@@ -168,7 +176,7 @@ def _encode(series: Any, column: Column, where: str, first: int) -> np.ndarray:
         if _numeric(series):
             return _numbers(series)[:, None]
         return _parsed(_texts(series, column.name, where), column, where, first)[:, None]
-    if _numeric(series) and not np.isnan(_numbers(series)).all():
+    if _retyped(series, column, where):
         raise UserError(f"{where}: column {column.name!r} holds numbers where categories were in the fit; retype it")
     place = {value: i for i, value in enumerate(column.categories)}
     codes = np.eye(column.width + 2, column.width)
@@ -176,6 +184,15 @@ def _encode(series: Any, column: Column, where: str, first: int) -> np.ndarray:
     unknown = len(column.categories) if column.other else column.width
     texts = _texts(series, column.name, where)
     return codes[[column.width + 1 if text is None else place.get(text, unknown) for text in texts]]
+
+
+def _retyped(series: Any, column: Column, where: str) -> bool:
+    """Whether all values are numbers, and none of the known categories is."""
+    if _numeric(series):
+        return not np.isnan(_numbers(series)).all()
+    there = [text for text in _texts(series, column.name, where) if text is not None]
+    known = column.categories or ()
+    return bool(there and known) and all(map(_is_number, there)) and not any(map(_is_number, known))
 
 
 def _parsed(texts: list[str | None], column: Column, where: str, first: int) -> np.ndarray:

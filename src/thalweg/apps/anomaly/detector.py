@@ -24,6 +24,7 @@ from thalweg.core.errors import UserError
 
 KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
 CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
+MANY = 20  # rows from which on it is no accident that no text comes twice
 OUT_OF_REACH = 1e3  # ranges of the calibration's energies
 log = logging.getLogger("thalweg")
 
@@ -205,6 +206,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             )
         x = self.columns_.encode(X)
         self.check_values(x, least=2 if reset else 1)
+        if reset and len(x) >= MANY:
+            for column in self.columns_.columns:
+                if column.categories == ():
+                    log.warning("column %r holds another text in each row, which tells nothing; drop it", column.name)
         validate_data(self, X if reset else _first(X, self.columns_.names), reset=reset, skip_check_array=True)
         return x
 
@@ -281,4 +286,4 @@ def energy_class(kind: str) -> Any:
 
 def _first(X: Any, names: list[str]) -> Any:
     """The frame with its columns in the order of the fit."""
-    return X[names] if hasattr(X, "columns") else X
+    return X.select(names) if hasattr(X, "column_names") else X[names]  # Arrow selects, pandas and polars index

@@ -2,23 +2,30 @@
 
     E(x) = (1/K) sum_k -log p_k(x),    p_k(x) = the share of normal rows with an energy U_k above x's
 
-U_k are the exact energies of the smoothed rows (`thalweg.energy.empirical`) in three views of the table
-(`apps.anomaly.views`), with t by leave-one-out likelihood, and Gaussian mixtures in two of them, their size by held-out
-likelihood. The p-values come from energies of rows that the part had not seen, with an exponential tail.
+U_k are the energies of the smoothed rows (`thalweg.energy.nearby`) in three views of the table (`apps.anomaly.views`),
+with t by leave-one-out likelihood; Gaussian mixtures in two of them, their size by held-out likelihood; and the mean
+squared distance to 5 neighbours, standardised. The p-values come from energies of rows that the part had not seen, with
+an exponential tail. `apps.anomaly.learned` is another form of the same energy.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Self
 
 import numpy as np
 import torch
 
+from thalweg.apps.anomaly.learned import LearnedForm
 from thalweg.apps.anomaly.parts import Columns, Mixture, Tail
 from thalweg.apps.anomaly.views import VIEWS
 from thalweg.energy.empirical import SmoothedEmpirical, leave_one_out, likeliest_noise, squared_distances
+from thalweg.energy.nearby import NearbyEmpirical, Reach
 
 NEAREST = 64
+FORMS = ("exact", "learned", "both")
+NEIGHBOURS = 5  # whose mean squared distance is a part beside the kernels
 COARSE = 16.0  # the large noise of `outlyingness_`, over the likeliest t
+WIDE = 10_000  # rows that mixtures are fitted to, and that the coarse kernel has
 FOLDS = 3
 HUGE = 1e150  # numbers beyond are moved here, so that no view overflows
 MIXED = ("standard", "arcsinh")
@@ -27,15 +34,17 @@ MIXED = ("standard", "arcsinh")
 class TabularEnergy:
     """Energies (B,) of numeric rows (B, D), low = normal: the mean of calibrated surprises, in nats.
 
-    `num_stored` rows at most are kept, drawn by the seed; those left out are new to the energy. Costs
-    3 `num_stored` D multiplications a row.
+    - `num_stored`: rows that are kept at most, drawn by the seed; those left out are new to the energy.
+    - `gap`: nats that a kernel may lose on average by leaving far rows out of its sum (`energy.nearby`); 0: none.
+    - `form`: "exact", the parts above; "learned", networks alone (`apps.anomaly.learned`); "both": their mean.
+    - `steps`: of each of the two networks' training.
     """
 
     unseen_: np.ndarray
     outlyingness_: np.ndarray
 
-    def __init__(self, *, num_stored: int = 10_000):
-        self.num_stored = num_stored
+    def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01, form: str = "exact", steps: int = 400):
+        self.num_stored, self.gap, self.form, self.steps = num_stored, gap, form, steps
 
     def fit(self, x: np.ndarray, *, seed: int = 0) -> Self:
         """Fit to rows (N, D), finite, in any units. ValueError for anything else."""
@@ -44,14 +53,22 @@ class TabularEnergy:
             raise ValueError(f"x has shape {x.shape}: want (N, D) finite numbers, one row or more")
         if self.num_stored < 1:
             raise ValueError(f"num_stored={self.num_stored}: want 1 row or more")
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r}: want {', '.join(map(repr, FORMS))}")
         x = np.clip(x, -HUGE, HUGE)
         order = np.random.default_rng(seed).permutation(len(x))
         kept, rest = np.sort(order[: self.num_stored]), np.sort(order[self.num_stored :])
         self._place(x[kept])
+        self.tails_: dict[str, Tail] = {}
         self.noises_ = {name: likeliest_noise(torch.from_numpy(y)) for name, y in self._stored.items()}
+        self.kernels_ = {
+            name: NearbyEmpirical(torch.from_numpy(y), t=self.noises_[name], gap=self.gap)
+            for name, y in self._stored.items()
+        }
         unseen, coarse = self._kernels_unseen()
         crossed, columns = self._fit_mixtures(seed)
         unseen |= crossed
+        unseen = self._learn(unseen, seed)
         self.tails_ = {name: Tail(known=np.sort(u)) for name, u in unseen.items()}
         robust = {**crossed, "coarse": coarse, "columns": columns}
         known = {name: Tail(known=np.sort(u)) for name, u in robust.items()}
@@ -61,9 +78,10 @@ class TabularEnergy:
         if len(rest):
             parts = self._parts(x[rest])
             self.unseen_[rest] = self._fuse(parts)
-            far = {name: parts[name] for name in crossed}
+            y = {name: view(x[rest]) for name, view in self.views_.items()}
+            far = {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
             far["columns"] = Columns(self.rows_)(x[rest])
-            far["coarse"] = self._kernel("arcsinh", COARSE)(x[rest])
+            far["coarse"] = self._coarse()[1](torch.from_numpy(y["arcsinh"])).numpy()
             self.outlyingness_[rest] = np.mean([known[name](u) for name, u in far.items()], axis=0)
         return self
 
@@ -112,28 +130,40 @@ class TabularEnergy:
     def state(self) -> dict[str, np.ndarray]:
         """Everything that was fitted, as arrays."""
         out = {"rows": self.rows_, "unseen": self.unseen_, "outlyingness": self.outlyingness_}
-        out["num_stored"] = np.array(self.num_stored)
+        out |= {"num_stored": np.array(self.num_stored), "gap": np.array(self.gap)}
+        for name, kernel in self.kernels_.items():
+            out |= {f"reach.{name}": np.array(kernel.reach), f"centers.{name}": kernel.centers.numpy()}
         out |= {f"noise.{name}": np.array(t) for name, t in self.noises_.items()}
         out |= {f"tail.{name}": tail.known for name, tail in self.tails_.items()}
+        if self.learned_ is not None:
+            out |= {f"learned.{name}": value for name, value in self.learned_.state().items()}
         for name, part in self.mixtures_.items():
-            out |= {f"mixture.{name}.{field}": value for field, value in vars(part).items()}
+            out |= {f"mixture.{name}.{field.name}": getattr(part, field.name) for field in fields(part)}
         return out
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The energy that `state` came from."""
         arrays = {name: np.asarray(value, dtype=np.float64) for name, value in state.items()}
-        self = cls(num_stored=int(arrays["num_stored"]))
+        self = cls(num_stored=int(arrays["num_stored"]), gap=float(arrays.get("gap", 0.0)))
         self._place(arrays["rows"])
         self.unseen_, self.outlyingness_ = arrays["unseen"], arrays["outlyingness"]
         self.noises_ = {name: float(arrays[f"noise.{name}"]) for name in VIEWS}
+        self.kernels_ = {}
+        for name, y in self._stored.items():
+            known = None  # files of earlier versions have no cells: their sums are whole
+            if f"reach.{name}" in arrays:
+                known = Reach.of(arrays[f"reach.{name}"]), torch.from_numpy(arrays[f"centers.{name}"])
+            self.kernels_[name] = NearbyEmpirical(torch.from_numpy(y), t=self.noises_[name], gap=self.gap, known=known)
         self.tails_ = {n.removeprefix("tail."): Tail(known=a) for n, a in arrays.items() if n.startswith("tail.")}
-        fields = ("log_weights", "means", "factors")
         self.mixtures_ = {
-            name: Mixture(**{field: arrays[f"mixture.{name}.{field}"] for field in fields})
+            name: Mixture(**{field.name: arrays[f"mixture.{name}.{field.name}"] for field in fields(Mixture)})
             for name in MIXED
             if f"mixture.{name}.means" in arrays
         }
+        learned = {n.removeprefix("learned."): a for n, a in arrays.items() if n.startswith("learned.")}
+        self.learned_ = LearnedForm.from_state(learned, arrays["rows"].shape[1]) if learned else None
+        self.form = "exact" if self.learned_ is None else "learned" if list(self.tails_) == ["learned"] else "both"
         return self
 
     def _place(self, rows: np.ndarray) -> None:
@@ -143,16 +173,31 @@ class TabularEnergy:
 
     def _kernels_unseen(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The kernels' leave-one-out energies, and the coarse one's; zeros for one row, which has no others."""
-        out, coarse = {}, np.zeros(len(self.rows_))
-        for name, y in self._stored.items():
-            t, wide = self.noises_[name], name == "arcsinh"
-            if len(y) == 1:
-                out[name] = np.zeros(1)
-                continue
-            u = leave_one_out(torch.from_numpy(y), [t, COARSE * t] if wide else [t]).numpy()
-            out[name] = u[0]
-            coarse = u[1] if wide else coarse
+        n = len(self.rows_)
+        if n == 1:
+            return {name: np.zeros(1) for name in (*VIEWS, "distance")}, np.zeros(1)
+        out = self._kernels(dict.fromkeys(VIEWS))
+        some, kernel = self._coarse()
+        coarse = np.empty(n)
+        coarse[some] = kernel.left_out().numpy()
+        others = np.setdiff1d(np.arange(n), some)
+        coarse[others] = kernel(torch.from_numpy(self._stored["arcsinh"][others])).numpy()
         return out, coarse
+
+    def _learn(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """The parts that `form` asks for, the learned one among them once it is trained."""
+        self.learned_ = None
+        if self.form == "exact":
+            return unseen
+        self.learned_ = LearnedForm.fit(self._stored["arcsinh"], seed=seed, steps=self.steps)
+        learned = {"learned": self.learned_.unseen}
+        return learned if self.form == "learned" else unseen | learned
+
+    def _coarse(self) -> tuple[np.ndarray, NearbyEmpirical]:
+        """The arcsinh kernel at `COARSE` t on some of the rows, all of them up to `WIDE`; it is too wide for cells."""
+        some = _evenly(len(self.rows_))
+        y, t = self._stored["arcsinh"][some], COARSE * self.noises_["arcsinh"]
+        return some, NearbyEmpirical(torch.from_numpy(y), t=t, gap=0)
 
     def _fit_mixtures(self, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Mixtures on all stored rows, and the cross-fitted energies of mixtures and of columns alone."""
@@ -162,22 +207,35 @@ class TabularEnergy:
         if n < 2 * FOLDS:
             return crossed, columns
         fold = np.random.default_rng(seed).permutation(np.arange(n) % FOLDS)
+        some = np.isin(np.arange(n), _evenly(n))
         for name in MIXED:
             y, crossed[name + ".mixture"] = self._stored[name], np.empty(n)
-            self.mixtures_[name] = Mixture.fit(y, seed)
+            self.mixtures_[name] = Mixture.fit(y[some], seed)
             for k in range(FOLDS):
-                crossed[name + ".mixture"][fold == k] = Mixture.fit(y[fold != k], seed)(y[fold == k])
+                part = Mixture.fit(y[some & (fold != k)], seed, len(self.mixtures_[name].means))
+                crossed[name + ".mixture"][fold == k] = part(y[fold == k])
         for k in range(FOLDS):
             columns[fold == k] = Columns(self.rows_[fold != k])(self.rows_[fold == k])
         return crossed, columns
 
-    def _kernel(self, name: str, factor: float = 1.0) -> Any:
-        energy = SmoothedEmpirical(torch.from_numpy(self._stored[name]), t=self.noises_[name] * factor)
-        return lambda x: energy(torch.from_numpy(self.views_[name](x))).numpy()
-
     def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        out = {name: self._kernel(name)(x) for name in VIEWS}
-        return out | {f"{name}.mixture": part(self.views_[name](x)) for name, part in self.mixtures_.items()}
+        y = {name: view(x) for name, view in self.views_.items()}
+        out = self._kernels({name: torch.from_numpy(part) for name, part in y.items()})
+        out |= {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
+        if self.learned_ is not None:
+            out["learned"] = self.learned_(y["arcsinh"])
+        return {name: out[name] for name in self.tails_} if self.tails_ else out
+
+    def _kernels(self, y: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
+        """The kernels' energies and the neighbours' distance, of rows in each view; None: of stored rows, left out."""
+        out = {}
+        for name, kernel in self.kernels_.items():
+            at = y[name]
+            if name == "standard":
+                out[name], out["distance"] = (part.numpy() for part in kernel.with_distances(at, NEIGHBOURS))
+            else:
+                out[name] = (kernel.left_out() if at is None else kernel(at)).numpy()
+        return out
 
     def _fuse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
         return np.mean([self.tails_[name](u) for name, u in parts.items()], axis=0)
@@ -193,6 +251,11 @@ class TabularEnergy:
         if x.ndim != 2 or x.shape[1] != self.rows_.shape[1] or not np.isfinite(x).all():
             raise ValueError(f"x has shape {x.shape}: want (B, {self.rows_.shape[1]}) finite numbers")
         return np.clip(x, -HUGE, HUGE)
+
+
+def _evenly(n: int) -> np.ndarray:
+    """All of n places, or `WIDE` evenly spaced ones."""
+    return np.arange(n) if n <= WIDE else np.linspace(0, n - 1, WIDE).astype(int)
 
 
 def _surprise(y: np.ndarray, rows: np.ndarray) -> np.ndarray:

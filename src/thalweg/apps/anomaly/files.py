@@ -85,12 +85,11 @@ def score_file(
     alpha = detector.false_alarm_rate if alpha is None else check_rate(alpha)
     if detector.kind != "table" or detector.columns_ is None:
         raise UserError(f"{bundle.path}: not fitted on a table with names; fit it with `thalweg detect fit`")
-    ignore = {*bundle.about.get("ignored", ()), *drop}
-    detector.columns_.match(table.names, str(path), ignore=ignore)
+    detector.columns_.match(table.names, str(path), ignore={*bundle.about.get("ignored", ()), *drop})
     if out.exists() and out.samefile(path):
         raise UserError(f"{out}: the table itself; name another file for the scores")
     with _spool(out) as spool:
-        counts = _score(detector, table, ignore, alpha, spool)
+        counts = _score(detector, table, alpha, spool)
         q = q_by_rank(counts)
         flagged = int(counts[: detector.calibration_.rank_of(alpha)].sum())
         with whole_file(out) as file:
@@ -98,15 +97,15 @@ def score_file(
     return Scored(int(counts.sum()), flagged, int(counts[q <= alpha].sum()))
 
 
-def _score(detector: EnergyDetector, table: Table, ignore: set[str], alpha: float, spool: IO[bytes]) -> np.ndarray:
+def _score(detector: EnergyDetector, table: Table, alpha: float, spool: IO[bytes]) -> np.ndarray:
     """Write each block's scores to the spool; the number of rows by #{u_i >= E(x)}, (n + 1,)."""
     import pyarrow as pa
 
     where, calibration, first = str(table.path), detector.calibration_, 0
     counts = np.zeros(len(calibration.energies) + 1, np.int64)
     with pa.ipc.new_stream(spool, _schema()) as stream:
-        for block in table.blocks():
-            x = detector.columns_.encode(block, where=where, first=first, ignore=ignore)
+        for block in table.blocks(detector.columns_.names):
+            x = detector.columns_.encode(block, where=where, first=first)
             detector.check_values(x, where=where, first=first)
             u = detector.energy_of_rows(x)
             rank = calibration.at_least(u)
@@ -175,7 +174,8 @@ def _drawn(table: Table, source: Source) -> tuple[Any, int]:
 
     random = np.random.default_rng(source.seed)
     held, keys, seen = None, np.zeros(0), 0
-    for block in table.blocks():
+    wanted = {*table.names} - {*source.drop}
+    for block in table.blocks(wanted):
         if source.normal is not None:
             block = block.filter(compute.equal(block[source.target].cast(pa.string()), source.normal))
         seen += len(block)

@@ -36,7 +36,8 @@ from thalweg.evaluate.corrupt import blurred
 
 BLOCK = 512
 BANK = 20_000  # training rows whose features are kept
-ROUNDS = 5  # of repair
+NEAREST = 256  # stored images that a repair is chosen among
+STORED = 32 << 20  # bytes of them at most, a byte a pixel and channel
 LEAST = 40
 
 
@@ -101,18 +102,17 @@ class ImageEnergy:
         return self._map(at, self._check(x)).numpy()
 
     def repair(self, x: Any) -> np.ndarray:
-        """The repaired images, of x's shape, float32 in [0, 1]: of x, D(f(x)), D(f(D(f(x)))), … the one of the least
-        energy, so that a repair is never stranger than what it was given.
+        """The repaired images, of x's shape, float32 in [0, 1]: of the 256 stored normal images whose features are most
+        like x's the one nearest to x in pixels, or x itself where that is no less strange.
         """
 
         def at(part: Tensor) -> Tensor:
-            best, least, y = part, self._fused(part), part
-            for _ in range(ROUNDS):
-                y = self._model.restore(y)
-                u = self._fused(y)
-                best = torch.where((u < least)[:, None, None, None], y, best)
-                least = torch.minimum(u, least)
-            return best
+            cosines = self._kernel.cosines(part)[:, : len(self._images)]
+            like = cosines.topk(min(NEAREST, len(self._images)), dim=1).indices
+            gaps = torch.stack([_gaps(row, self._images[i]) for row, i in zip(part, like, strict=True)])
+            best = self._images[like.gather(1, gaps.argmin(1, keepdim=True)).squeeze(1)].float() / 255
+            better = self._fused(best) < self._fused(part)
+            return torch.where(better[:, None, None, None], best, part)
 
         return self._map(at, self._check(x)).view(np.shape(x)).numpy()
 
@@ -126,6 +126,7 @@ class ImageEnergy:
         state |= {f"kernel.{name}": getattr(kernel, name).numpy() for name in ("bank", "mean", "whiten")}
         for i, tail in enumerate(self._tails):
             state |= {f"tail{i}.{name}": value.numpy() for name, value in tail._asdict().items()}
+        state["images"] = self._images.numpy()
         return state | {"unseen": self.unseen_, "outlyingness": self.outlyingness_}
 
     @classmethod
@@ -138,7 +139,8 @@ class ImageEnergy:
         model.load_state_dict(_under("model.", arrays))
         kernel = FeatureKernelEnergy(_Features(model), **_under("kernel.", arrays), beta=settings["beta"])
         tails = tuple(Tail(**_under(f"tail{i}.", arrays)) for i in range(2))
-        found._take(settings["energy"], model, kernel, tails)  # pyright: ignore[reportArgumentType]
+        images = torch.from_numpy(np.array(arrays["images"]))
+        found._take(settings["energy"], model, kernel, images, tails)  # pyright: ignore[reportArgumentType]
         found.unseen_, found.outlyingness_ = arrays["unseen"], arrays["outlyingness"]
         return found
 
@@ -159,7 +161,8 @@ class ImageEnergy:
         kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)
         scales, rest = unseen[0::2], unseen[1::2]
         tails = tuple(Tail.of(self._map(energy, scales)) for energy in (model, kernel))
-        self._take(run["energy"], model, kernel, tails)  # pyright: ignore[reportArgumentType]
+        stored = train[chosen[: max(1, STORED // math.prod(train.shape[1:]))]]
+        self._take(run["energy"], model, kernel, (255 * stored).round().byte(), tails)  # pyright: ignore[reportArgumentType]
         self.unseen_ = self.energy(rest)
         kept = torch.zeros(len(train), dtype=torch.bool)
         kept[chosen] = True
@@ -168,8 +171,10 @@ class ImageEnergy:
         self.outlyingness_ = (tails[0](self._map(model, train)) + tails[1](u)).double().numpy()
         return self
 
-    def _take(self, spec: Any, model: Any, kernel: FeatureKernelEnergy, tails: tuple[Tail, Tail]) -> None:
-        self._spec, self._model, self._kernel, self._tails = spec, model, kernel, tails
+    def _take(
+        self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[Tail, Tail]
+    ) -> None:
+        self._spec, self._model, self._kernel, self._images, self._tails = spec, model, kernel, images, tails
         for module in (model, kernel):
             module.eval().requires_grad_(False)
 
@@ -186,6 +191,11 @@ class ImageEnergy:
         """f block by block, without gradients of its own."""
         with torch.no_grad():
             return torch.cat([f(part) for part in x.split(BLOCK)]) if len(x) else f(x)
+
+
+def _gaps(x: Tensor, images: Tensor) -> Tensor:
+    """|x - y|² for each y of the images (n, C, H, W), bytes, (n,)."""
+    return (images.float() / 255 - x).flatten(1).square().sum(1)
 
 
 class _Features(nn.Module):

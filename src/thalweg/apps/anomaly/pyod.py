@@ -1,7 +1,9 @@
 """The detector among PyOD's: high = abnormal, labels 0 and 1, and a training set that may be contaminated.
 
 `decision_scores_` are the fitted rows' `train_scores_`, `threshold_` and `labels_` PyOD's own at `contamination`, and
-`predict_proba`, `predict_confidence` and PyOD's ensembles and combinations go on from there. Needs `pip install pyod`.
+`predict_proba`, `predict_confidence` and PyOD's ensembles (LSCP, FeatureBagging, SUOD) and combinations go on from
+there. Needs `pip install 'thalweg[pyod]'`: combo comes along, without which PyOD 3.6 has neither combinations nor
+feature bagging.
 """
 
 from typing import Any, Self
@@ -15,7 +17,7 @@ from thalweg.core.errors import UserError
 try:
     from pyod.models.base import BaseDetector
 except ImportError as error:
-    raise UserError("thalweg.apps.anomaly.pyod needs PyOD: pip install pyod") from error
+    raise UserError("thalweg.apps.anomaly.pyod needs PyOD: pip install 'thalweg[pyod]'") from error
 
 
 class EnergyOD(BaseDetector):

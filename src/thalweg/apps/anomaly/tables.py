@@ -4,7 +4,8 @@ A CSV is read as text, since a block cannot know what later ones hold: what a co
 """
 
 import csv
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from thalweg.core.errors import DamagedFile, ThalwegError, UserError
 
 BLOCK_BYTES = 4 << 20  # of a CSV
 BLOCK_ROWS = 32_768
+BUFFER_BYTES = 1 << 20  # of a Parquet column, which else is read whole, however long its row group
+FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)  # no name of a column
 MISSING = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"]
 
 
@@ -31,20 +34,25 @@ class Table:
         """Whether values come as texts."""
         return self.path.suffix.lower() == ".csv"
 
-    def blocks(self) -> Iterator[Any]:
-        """The rows in order, as Arrow tables of at most 32,768 rows. DamagedFile where the file breaks off."""
+    def blocks(self, only: Sequence[str] | None = None) -> Iterator[Any]:
+        """The rows in order, as Arrow tables of at most 32,768 rows, of `only` these columns if given.
+
+        DamagedFile where the file breaks off.
+        """
         import pyarrow as pa
 
+        names = self.names if only is None else [name for name in self.names if name in only]
         with _reading(self.path):
-            for batch in self._csv() if self.is_text else self._parquet():
+            for batch in self._csv(names) if self.is_text else self._parquet(names):
                 for start in range(0, batch.num_rows, BLOCK_ROWS):
                     yield pa.Table.from_batches([batch.slice(start, BLOCK_ROWS)])
 
-    def _csv(self) -> Any:
+    def _csv(self, names: list[str]) -> Iterator[Any]:
         import pyarrow as pa
         from pyarrow import csv as arrow
 
-        return arrow.open_csv(
+        last = self.names[-1]
+        reader = arrow.open_csv(
             self.path,
             arrow.ReadOptions(
                 block_size=BLOCK_BYTES, use_threads=False, column_names=self.names, skip_rows=0 if self.headless else 1
@@ -52,17 +60,25 @@ class Table:
             arrow.ParseOptions(newlines_in_values=True),
             arrow.ConvertOptions(
                 column_types={name: pa.string() for name in self.names},
+                include_columns=[*names, *([] if last in names else [last])],
                 null_values=MISSING,
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=True,
             ),
         )
+        end = None
+        for batch in reader:
+            if batch.num_rows:
+                end = batch[last][-1].as_py()
+            yield batch.select(names)
+        if end is not None and _unclosed(self.path, end):
+            raise UserError(f"{self.path}: a quotation mark near the end is never closed; the file is cut or damaged")
 
-    def _parquet(self) -> Iterator[Any]:
+    def _parquet(self, names: list[str]) -> Iterator[Any]:
         from pyarrow import parquet
 
-        with parquet.ParquetFile(self.path) as file:
-            yield from file.iter_batches(batch_size=BLOCK_ROWS, use_threads=False)
+        with parquet.ParquetFile(self.path, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file:
+            yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=names, use_threads=False)
 
 
 def open_table(path: str | Path) -> Table:
@@ -85,6 +101,8 @@ def open_table(path: str | Path) -> Table:
     check_names(table.names, str(path))
     if not table.names:
         raise UserError(f"{path}: no columns; give a table with at least one")
+    if table.is_text and not table.headless:
+        _check_header(table)
     return table
 
 
@@ -112,6 +130,26 @@ def writer(file: IO[bytes], suffix: str, schema: Any) -> Writer:
     if suffix == ".parquet":
         return parquet.ParquetWriter(file, schema)
     return arrow.CSVWriter(file, schema, write_options=arrow.WriteOptions(quoting_style="needed"))
+
+
+def _check_header(table: Table) -> None:
+    """UserError for a first line of other separators, or of data."""
+    only = table.names[0] if len(table.names) == 1 else ""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
+        if separator in only:
+            raise UserError(f"{table.path}: its columns are separated by {name}; separate them by commas")
+    data = [name for name in table.names if FRACTION.fullmatch(name.strip())]
+    if data:
+        raise UserError(f"{table.path}: the first line holds {data[0]!r}, which is data; put columns' names above it")
+
+
+def _unclosed(path: Path, end: str) -> bool:
+    """Whether the last value, `end`, was opened by a quotation mark that nothing closes: it then runs to the end."""
+    opened = b'"' + end.replace('"', '""').encode().rstrip(b"\r\n")
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(opened) - 16))
+        rest = file.read().rstrip(b"\r\n")
+    return rest.endswith(opened) and rest[: -len(opened)][-1:] in (b",", b"\n", b"")
 
 
 def _header(path: Path) -> Table:
@@ -144,5 +182,15 @@ def _reading(path: Path) -> Iterator[None]:
     except (UnicodeDecodeError, pa.ArrowException, csv.Error, OSError, EOFError) as error:
         why = " ".join(str(error).split())[:200]
         if isinstance(error, UnicodeDecodeError) or "UTF8" in why:
-            raise UserError(f"{path}: not UTF-8 text; convert it, as in: iconv -f latin1 -t utf-8") from error
+            raise UserError(f"{path}: not UTF-8 text; {_converted(path)}") from error
         raise DamagedFile(f"{path}: damaged or not what its name says ({why}); fetch it again") from error
+
+
+def _converted(path: Path) -> str:
+    """How to make UTF-8 text of a file, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == b"PAR1":
+        return "it is Parquet, so name it .parquet"
+    kind = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
+    return f"convert it, as in: iconv -f {kind} -t utf-8"

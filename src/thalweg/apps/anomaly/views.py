@@ -50,23 +50,33 @@ class NormalScores:
     """q = Phi^-1(mid-rank of x) over its own sd, plus the arcsinh of how far x lies outside the stored range."""
 
     def __init__(self, rows: np.ndarray):
-        self.order = np.sort(rows, axis=0)
-        self.scale, self.sd = _scale(rows), np.ones(rows.shape[1])
+        self.low, self.high, self.scale = rows.min(0), rows.max(0), _scale(rows)
+        self.tables = [_scores(column) for column in rows.T]
+        self.sd = np.ones(rows.shape[1])
         self.sd = _scale(self._ranks(rows))
 
     def _ranks(self, x: np.ndarray) -> np.ndarray:
-        n, out = len(self.order), np.empty(x.shape)
-        for j in range(x.shape[1]):
-            left = np.searchsorted(self.order[:, j], x[:, j], "left")
-            right = np.searchsorted(self.order[:, j], x[:, j], "right")
-            out[:, j] = (left + right + 1) / (2 * (n + 1))
-        return ndtri(np.clip(out, 0.5 / (n + 1), 1 - 0.5 / (n + 1)))
+        out = np.empty(x.shape)
+        for j, (values, at, between) in enumerate(self.tables):
+            place = np.searchsorted(values, x[:, j])
+            out[:, j] = np.where(values[place] == x[:, j], at[place], between[place])
+        return out
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        low, high = self.order[0], self.order[-1]
-        below = np.minimum(x, low) / self.scale - low / self.scale
-        above = np.maximum(x, high) / self.scale - high / self.scale
-        return self._ranks(x) / self.sd + np.arcsinh(below) + np.arcsinh(above)
+        below = np.minimum(x, self.low) / self.scale - self.low / self.scale
+        above = np.maximum(x, self.high) / self.scale - self.high / self.scale
+        return self._ranks(x) / self.sd + np.arcsinh(below + above)  # one of them is 0
+
+
+def _scores(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct values and infinity, (K + 1,), the normal scores at them, and those just below each."""
+    values, counts = np.unique(column, return_counts=True)
+    n, right = len(column), np.cumsum(counts)
+    left = right - counts
+    at, between = ((k + 1) / (2 * (n + 1)) for k in (left + right, 2 * np.append(left, n)))
+    least = 0.5 / (n + 1)
+    at, between = (ndtri(np.clip(share, least, 1 - least)) for share in (at, between))
+    return np.append(values, np.inf), np.append(at, at[-1]), between
 
 
 VIEWS = {"standard": Standard, "arcsinh": Arcsinh, "ranks": NormalScores}

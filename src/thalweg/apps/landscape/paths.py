@@ -1,0 +1,154 @@
+"""Energies along ways through the data's space: straight from one example to another, through the noise, or down it.
+ The straight line between two examples leaves the data: half one digit and half another is no digit, and its energy
+says so. A *path through the noise* takes both examples up the probability-flow ODE dy/dsigma = sigma grad U(y, sigma²)
+(Song et al. 2021) to a level where such a mixture is likely, mixes them there, and takes the mixtures down again.
+"""
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.apps.bundle import Bundle
+from thalweg.apps.landscape.model import at_level, levels
+from thalweg.apps.landscape.surface import Energy, energies
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.energy.base import energy_and_grad
+from thalweg.energy.compose import AtNoise
+from thalweg.sampler.run import of_block, transitions
+
+CHAIN_STEPS = 400
+WALK = 60  # steps of a Langevin chain of which each is kept
+
+
+class Path(NamedTuple):
+    """Positions x (n, *) in data units at shares w (n,) of the way, and their energies u (n,) nats."""
+
+    w: Float[Tensor, " n"]
+    x: Float[Tensor, "n *d"]
+    u: Float[Tensor, " n"]
+
+    @property
+    def barrier(self) -> float:
+        """How far the highest energy on the way lies above the higher of its ends, in nats."""
+        return float(self.u.max() - torch.maximum(self.u[0], self.u[-1]))
+
+
+class Trace(NamedTuple):
+    """What a sampler passed through: `level` (S,) noise deviations in model units, or step numbers where the energy has
+    no noise levels; x (S, n, *) in data units; u (S, n) nats at that level.
+    """
+
+    level: Float[Tensor, " s"]
+    x: Float[Tensor, "s n *d"]
+    u: Float[Tensor, "s n"]
+    noisy: bool
+
+
+def interpolation(energy: Energy, a: Float[Tensor, "*d"], b: Float[Tensor, "*d"], *, num: int = 33) -> Path:
+    """E((1 - w) a + w b) at `num` even shares w from 0 to 1. The ends are a and b themselves, to the last bit."""
+    if a.shape != b.shape:
+        raise UserError(f"examples: shapes {tuple(a.shape)} and {tuple(b.shape)}; give two of one shape")
+    if num < 2:
+        raise UserError(f"num={num}: want 2 or more points")
+    w = torch.linspace(0, 1, num)
+    x = torch.stack([(1 - v) * a + v * b for v in w])
+    return Path(w, x, energies(energy, x))
+
+
+def through_noise(
+    bundle: Bundle,
+    model: Any,
+    a: Float[Tensor, "*d"],
+    b: Float[Tensor, "*d"],
+    *,
+    top: float = 2.0,
+    num: int = 17,
+    num_steps: int = 24,
+) -> Path:
+    """The path from a to b through noise deviation `top` (model units), energies at the lowest level. Up and down by
+    Heun's method in `num_steps` steps, 4 num_steps gradients in all; mixtures of the two ends keep the noise's length:
+    with cos and sin in place of 1 - w and w, about the mean of the data. Its ends are a and b but for the integrator's
+    error. UserError for an energy without noise levels.
+    """
+    if not bundle.noisy:
+        raise UserError(f"{bundle.path}: an energy without noise levels has no path through the noise")
+    sigmas = levels(bundle, num_steps + 1, top=min(top, math.sqrt(bundle.t_max)))
+    z = bundle.encode(torch.stack([a, b]))
+    high = _flow(model, z, sigmas[::-1])
+    w = torch.linspace(0, 1, num)
+    angle = (w * math.pi / 2).view(-1, *[1] * a.ndim)
+    centre = z.mean()
+    mixed = centre + angle.cos() * (high[0] - centre) + angle.sin() * (high[1] - centre)
+    x = bundle.transform.inverse(_flow(model, mixed, sigmas))
+    return Path(w, x, energies(at_level(bundle, model), x))
+
+
+def _flow(model: Any, y: Tensor, sigmas: list[float]) -> Tensor:
+    """The probability flow through these levels, in model units, by Heun's method."""
+
+    def slope(y: Tensor, sigma: float) -> Tensor:
+        return sigma * energy_and_grad(AtNoise(model, torch.tensor(sigma**2, dtype=torch.float32)), y)[1]
+
+    for now, then in itertools.pairwise(sigmas):
+        first = slope(y, now)
+        second = slope(y + (then - now) * first, then)
+        y = y + (then - now) / 2 * (first + second)
+    return y
+
+
+def denoising(bundle: Bundle, model: Any, n: int = 16, *, seed: int = 0, keep: int = 40) -> Trace:
+    """The bundle's own sampler on `n` chains from its start to its end, about `keep` of its states with their energies.
+
+    Noise-conditional: U(y, sigma²) at each level from sigma_max down. Otherwise E(x) along Langevin chains from noise.
+    """
+    z, draws = _start(bundle, n, seed), generator(seed, "landscape-chains")
+    num_steps = bundle.sampler.num_steps if bundle.noisy else CHAIN_STEPS
+    kept = _kept(num_steps, keep, bundle.noisy)
+    states = [z]
+    for step, (state, _) in enumerate(transitions(of_block(bundle.sampler, n), model, z, draws), 1):
+        if step in kept:
+            states.append(state.x)
+        if step == num_steps:
+            break
+    steps = torch.tensor([0, *kept])
+    level = torch.stack([bundle.sampler.sigma(i, z) for i in steps]) if bundle.noisy else steps.float()
+    rows = [bundle.transform.inverse(y) for y in states]
+    u = [
+        energies(at_level(bundle, model, float(s) if bundle.noisy else None), x)
+        for s, x in zip(level, rows, strict=True)
+    ]
+    return Trace(level, torch.stack(rows), torch.stack(u), bundle.noisy)
+
+
+def _start(bundle: Bundle, n: int, seed: int) -> Tensor:
+    """Where the bundle's chains begin, in model units."""
+    draws = generator(seed, "landscape-start")
+    if bundle.noisy:
+        return bundle.model.prior(n, draws)  # pyright: ignore[reportCallIssue]
+    if bundle.kind == "image":
+        return bundle.transform.forward(torch.rand(n, *bundle.shape, generator=draws))
+    return 2.5 * torch.randn(n, *bundle.shape, generator=draws)  # wider than the data, so that the way is seen
+
+
+def _kept(num_steps: int, keep: int, noisy: bool) -> list[int]:
+    """Step numbers to keep: evenly down the noise; of a Langevin chain each of the first 60, where it falls, then
+    fewer.
+    """
+    if noisy:
+        return sorted({max(1, round(num_steps * k / keep)) for k in range(1, keep + 1)})
+    later = [WALK + 10 * k * k for k in range(1, 20)]
+    return [step for step in [*range(1, WALK + 1), *later] if step <= num_steps]
+
+
+def noised(bundle: Bundle, model: Any, x: Float[Tensor, "n *d"], sigmas: list[float], *, seed: int = 0) -> Tensor:
+    """U(f(x) + sigma eps, sigma²) of data at each level, (S, n) nats: what a sampler's energies should be like."""
+    z, found = bundle.encode(x), []
+    for i, sigma in enumerate(sigmas):
+        eps = torch.randn(z.shape, generator=generator(seed, "landscape-noise", i))
+        found.append(energies(at_level(bundle, model, sigma), bundle.transform.inverse(z + sigma * eps)))
+    return torch.stack(found)

@@ -1,0 +1,156 @@
+"""All that a picture of a bundle's landscape shows, computed once: surfaces, basins, ways, chains, histograms."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.apps.bundle import Bundle
+from thalweg.apps.landscape.basins import Basins, basins
+from thalweg.apps.landscape.model import at_level, levels, still
+from thalweg.apps.landscape.paths import Path, Trace, denoising, interpolation, noised, through_noise
+from thalweg.apps.landscape.surface import Surface, energies, plane, window
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.evaluate.corrupt import corrupted
+
+NUM_ROWS = 300
+NUM_IMAGES = 60  # an energy of an image costs a thousand times one of a point
+
+
+class Survey(NamedTuple):
+    """Of one bundle: `surfaces` and `sigmas` from the lowest noise level up (one, and None, without noise levels),
+    basins of the first, `data` rows that it was drawn from and their energies among `histograms`, ways between
+    `examples`.
+    """
+
+    kind: str
+    normalised: bool
+    sigmas: list[float | None]
+    surfaces: list[Surface]
+    basins: Basins
+    examples: Float[Tensor, "k *d"]
+    data: Float[Tensor, "n *d"]
+    straight: Path
+    detour: Path | None  # through the noise, or over the pass between the two deepest basins
+    trace: Trace
+    trace_data: Float[Tensor, "s n"] | None  # energies of data at the trace's noise levels
+    histograms: dict[str, Tensor]
+
+    @property
+    def in_plane(self) -> bool:
+        """Whether the surface is all of the data's space."""
+        return not len(self.surfaces[0].corners)
+
+
+def survey(
+    bundle: Bundle,
+    held_out: Float[Tensor, "n *d"],
+    *,
+    labels: Tensor | None = None,
+    examples: Float[Tensor, "3 *d"] | None = None,
+    size: int | None = None,
+    num_samples: int | None = None,
+    min_depth: float = 1.0,
+    seed: int = 0,
+) -> Survey:
+    """Look at a bundle's energy around data that it has not seen. 2-D data are drawn over their own plane; all others
+    over the plane through three `examples`, of different classes where there are labels, drawn from held_out if not
+    given. UserError for data of one column, fewer than three examples.
+    """
+    if math.prod(bundle.shape) < 2:
+        raise UserError(f"{bundle.path}: data of one column have no plane to draw; a landscape wants two or more")
+    three = choose(held_out, labels, seed) if examples is None else _first_three(examples)
+    flat = bundle.shape == (2,)
+    count = NUM_IMAGES if bundle.kind == "image" else NUM_ROWS
+    rows = held_out[torch.randperm(len(held_out), generator=generator(seed, "landscape-rows"))[:count]]
+    with still(bundle) as model:
+        lowest = at_level(bundle, model)
+        sigmas = _sigmas(bundle, flat)
+        surfaces = []
+        for sigma in sigmas:
+            energy = at_level(bundle, model, sigma)
+            if flat:
+                surfaces.append(window(energy, held_out, size=size or 121))
+            else:
+                surfaces.append(plane(energy, *three, size=size or 33))
+        found = basins(surfaces[0], min_depth=min_depth)
+        trace = denoising(bundle, model, 48 if flat else 12, seed=seed, keep=20 if bundle.kind == "image" else 40)
+        straight, detour = _ways(bundle, model, lowest, three, found, flat)
+        beside = noised(bundle, model, rows, trace.level.tolist(), seed=seed) if bundle.noisy else None
+        samples = bundle.sample(num_samples or count, seed=seed)
+        sets = {"unseen data": rows, "samples": samples, **corrupted(rows, seed=seed)}
+        histograms = {name: energies(lowest, x) for name, x in sets.items()}
+    return Survey(
+        bundle.kind,
+        bundle.normalised,
+        sigmas,
+        surfaces,
+        found,
+        three,
+        rows,
+        straight,
+        detour,
+        trace,
+        beside,
+        histograms,
+    )
+
+
+def choose(rows: Float[Tensor, "n *d"], labels: Tensor | None, seed: int) -> Float[Tensor, "3 *d"]:
+    """Three rows drawn at the address (seed, "landscape"), of three classes where there are as many.
+
+    UserError where there are fewer than three rows.
+    """
+    if len(rows) < 3:
+        raise UserError(f"examples: {len(rows)} row{'s' * (len(rows) != 1)}, a plane goes through three; give more")
+    order = torch.randperm(len(rows), generator=generator(seed, "landscape")).tolist()
+    if labels is None or len(labels.unique()) < 3:
+        return rows[order[:3]]
+    chosen: list[int] = []
+    for row in order:
+        if int(labels[row]) not in [int(labels[other]) for other in chosen]:
+            chosen.append(row)
+    return rows[chosen[:3]]
+
+
+def _first_three(examples: Tensor) -> Tensor:
+    if len(examples) < 3:
+        found = f"{len(examples)} row{'s' * (len(examples) != 1)}"
+        raise UserError(f"examples: {found}, a plane goes through three; give more")
+    return examples[:3]
+
+
+def _sigmas(bundle: Bundle, flat: bool) -> list[float | None]:
+    """Noise deviations of the surfaces, model units, the lowest first."""
+    if not bundle.noisy:
+        return [None]
+    low = math.sqrt(bundle.t_min)
+    if flat:
+        return [low]
+    return [low, *(s for s in levels(bundle, 3, top=10 * low)[1::-1] if s > low)]
+
+
+def _ways(
+    bundle: Bundle, model: Any, lowest: Any, three: Tensor, found: Basins, flat: bool
+) -> tuple[Path, Path | None]:
+    """The straight way and the better one: in the plane between the deepest basins, else between two examples."""
+    if flat and found.passes:
+        best = min(found.passes, key=lambda p: p.u)
+        path = _even(best.path, 101)
+        straight = interpolation(lowest, path[0], path[-1], num=101)
+        return straight, Path(torch.linspace(0, 1, 101), path, energies(lowest, path))
+    straight = interpolation(lowest, three[0], three[1])
+    return straight, through_noise(bundle, model, three[0], three[1]) if bundle.noisy else None
+
+
+def _even(path: Float[Tensor, "l 2"], num: int) -> Float[Tensor, "num 2"]:
+    """The same line by `num` points at even distances along it."""
+    import numpy as np
+
+    gone = torch.cat([path.new_zeros(1), path.diff(dim=0).norm(dim=1).cumsum(0)]).double().numpy()
+    places = np.linspace(0, gone[-1], num)
+    columns = [np.interp(places, gone, path[:, k].double().numpy()) for k in range(2)]
+    return torch.from_numpy(np.stack(columns, axis=1)).float()

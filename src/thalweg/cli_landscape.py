@@ -1,0 +1,89 @@
+"""The command `thalweg landscape`: pictures of an energy."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thalweg import console
+from thalweg.core.errors import UserError
+
+EXAMPLE = "Example: `thalweg landscape runs/moons -o landscape.html`"
+
+
+def landscape(
+    run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help=".png: a figure; .gif: chains descending; .html: a surface that turns."),
+    ] = Path("landscape.png"),
+    examples: Annotated[
+        Path | None,
+        typer.Option(help="File whose first three rows span the plane; unseen data if not given."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Grid lines along the longer side.", min=8, max=400)] = None,
+    min_depth: Annotated[float, typer.Option(help="Nats; basins less deep join a neighbour.", min=0)] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")] = False,
+) -> None:
+    """Draw the energy: contours with data, chains and basins; energies along ways, down the noise, and of corruptions.
+
+    2-D data are drawn over their own plane, images and wider tables over the plane through three examples.
+    """
+    from thalweg.apps.bundle import Bundle, load
+    from thalweg.apps.landscape.pictures import write
+    from thalweg.apps.landscape.survey import survey
+    from thalweg.apps.rows import data_of
+    from thalweg.data.catalog import as_float
+    from thalweg.data.files import read_array
+
+    bundle = load(run)
+    if not isinstance(bundle, Bundle):
+        raise UserError(f"{run}: a detector, no trained energy; give the folder that `thalweg train` wrote")
+    console.writable(out, (".png", ".gif", ".html"))
+    given = None if examples is None else as_float(read_array(examples, shape=bundle.shape))
+    data = data_of(bundle)
+    console.say("looking at the landscape …")
+    found = survey(
+        bundle,
+        as_float(data.held_out),
+        labels=data.held_out_labels,
+        examples=given,
+        size=size,
+        min_depth=min_depth,
+        seed=seed,
+    )
+    write(out, bundle, found, seed=seed)
+    holes = sum(surface.num_holes for surface in found.surfaces)
+    if holes:
+        console.say(f"{holes} cells have no finite energy; they are drawn grey")
+    minima = len(found.basins.minima)
+    console.say(f"{out}: {minima} basin{'s' * (minima != 1)}")
+    console.emit({"run": str(run), "file": str(out), "seed": seed, **_figures(found)}, as_json)
+
+
+def _figures(found: Any) -> dict[str, Any]:
+    """What the picture shows, in numbers; null where there is none or it is not finite."""
+
+    def number(value: Any) -> float | None:
+        value = float(value)
+        return value if math.isfinite(value) else None
+
+    def ways(path: Any) -> dict[str, Any] | None:
+        return None if path is None else {"barrier": number(path.barrier), "highest": number(path.u.max())}
+
+    return {
+        "kind": found.kind,
+        "normalised": found.normalised,
+        "sigmas": found.sigmas,
+        "holes": [surface.num_holes for surface in found.surfaces],
+        "basins": [
+            {"minimum": place, "energy": number(u), "share": number((found.basins.label == k).double().mean())}
+            for k, (place, u) in enumerate(zip(found.basins.minima.tolist(), found.basins.u, strict=True))
+        ],
+        "passes": [{"basins": p.basins, "energy": number(p.u), "place": p.place.tolist()} for p in found.basins.passes],
+        "straight": ways(found.straight),
+        "detour": ways(found.detour),
+        "median_energy": {name: number(u.nanmedian()) for name, u in found.histograms.items()},
+    }
