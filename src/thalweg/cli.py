@@ -1,4 +1,4 @@
-"""The command line: `thalweg train | sample | score | detect | rerank | evaluate | bench`.
+"""The command line: train, sample, score, classify, detect, inpaint, rerank, landscape, evaluate, bench.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong (one line: what, where, how to mend), 130 and 143 stopped by
 Ctrl-C and SIGTERM with the run saved. With `--json` the result is one JSON object on standard output; progress and
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thalweg import cli_detect, cli_inpaint, cli_landscape, cli_rerank, console
+from thalweg import cli_classify, cli_detect, cli_inpaint, cli_landscape, cli_rerank, console
 from thalweg.core.errors import ThalwegError, UserError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_detect.app, name="detect")
 app.command(epilog=cli_inpaint.EXAMPLE)(cli_inpaint.inpaint)
+app.command(epilog="Example: `thalweg classify runs/jem images/ -o classes.csv`")(cli_classify.classify)
 app.command(epilog=cli_landscape.EXAMPLE)(cli_landscape.landscape)
 app.add_typer(cli_rerank.app, name="rerank")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
@@ -64,7 +65,8 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Time to train, turned into steps at the start.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps to train, in place of --minutes.")] = None,
     recipe: Annotated[
-        str | None, typer.Option(help="dual, pcd, pcd-conv, pcd-resnet, toy2d, or a .yaml file; dual if not given.")
+        str | None,
+        typer.Option(help="dual, pcd, pcd-conv, pcd-resnet, toy2d, jem, or a .yaml file; dual if not given."),
     ] = None,
     path: Annotated[str | None, typer.Option("--data", help="File or folder with the full set.")] = None,
     hub: Annotated[bool, typer.Option("--hub", help="Fetch the set from the Hugging Face Hub.")] = False,
@@ -119,6 +121,8 @@ def sample(
     ),
     npy: Annotated[Path | None, typer.Option(help="Arrays in the data's own units, as .npy.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1)] = None,
+    label: Annotated[list[int] | None, typer.Option(help="A class to draw, repeatable: they take turns.")] = None,
+    strength: Annotated[float, typer.Option(help="With --label: 1 is the class's law, above it typical ones.")] = 1.0,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -132,7 +136,8 @@ def sample(
 
     bundle = _load(run)
     console.writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
-    x = bundle.sample(n, seed=seed, num_steps=num_steps)
+    labels = [label[i % len(label)] for i in range(n)] if label else None
+    x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
     if npy is not None:
         held = io.BytesIO()
         np.save(held, x.numpy(), allow_pickle=False)

@@ -23,6 +23,7 @@ from thalweg.energy.compose import AtNoise, Clamped, Conditioned, Sum, Tempered
 from thalweg.energy.conditional import Conditional
 from thalweg.energy.confined import ConfinedEnergy
 from thalweg.energy.conv import ConvEnergy
+from thalweg.energy.joint import GivenClass, JointStridedEnergy, JointUNetEnergy
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.residual import ResidualEnergy
 from thalweg.energy.resnet import ResNetEnergy
@@ -62,6 +63,7 @@ ENERGIES = find_energies()
 
 def test_the_walk_finds_them():
     assert {MLPEnergy, ConvEnergy, ResNetEnergy, Conditional, Tempered, analytic.Banana} <= set(ENERGIES)
+    assert {JointUNetEnergy, JointStridedEnergy, GivenClass} <= set(ENERGIES)
 
 
 @pytest.mark.parametrize("cls", ENERGIES)

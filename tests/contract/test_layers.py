@@ -30,6 +30,7 @@ TOP = {
     "__init__.py",
     "__main__.py",
     "cli.py",
+    "cli_classify.py",
     "cli_detect.py",
     "cli_inpaint.py",
     "cli_landscape.py",

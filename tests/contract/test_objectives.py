@@ -32,7 +32,9 @@ OBJECTIVES = _objectives()
 
 
 class Energy(nn.Module):
-    """A small smooth energy with a head bias, which no slope sees: E(x), and U(y, t) if `noisy`."""
+    """A small smooth energy with a head bias, which no slope sees: E(x), and U(y, t) if `noisy`; three classes."""
+
+    num_classes = 3
 
     def __init__(self, dim, noisy):
         super().__init__()
@@ -43,6 +45,11 @@ class Energy(nn.Module):
     def forward(self, x, t=None):
         features = torch.cat([x, 0.25 * t.log()[:, None]], 1) if self.noisy else x
         return self.head(torch.tanh(self.body(features))).squeeze(1) + 0.5 * x.square().sum(1)
+
+    def logits(self, x, t=None):
+        """Three scores, for the objectives that learn classes too."""
+        t = torch.ones(len(x)) if t is None and self.noisy else t
+        return self(x, *(() if t is None else (t,)))[:, None] * torch.tensor([-1.0, 0.5, 1.0])
 
 
 @pytest.fixture(params=OBJECTIVES, ids=lambda cls: cls.__name__)
@@ -65,7 +72,9 @@ def _tensors(value):
 
 
 def test_something_is_found():
-    assert {"DenoisingScoreMatching", "ContrastiveDivergence"} <= {cls.__name__ for cls in OBJECTIVES}
+    assert {"DenoisingScoreMatching", "ContrastiveDivergence", "JointLikelihood"} <= {
+        cls.__name__ for cls in OBJECTIVES
+    }
 
 
 def test_hyper_parameters_are_frozen(objective):

@@ -15,12 +15,14 @@ from thalweg.data.loader import Loader
 from thalweg.data.toy import two_moons
 from thalweg.data.transform import Identity, Standardize
 from thalweg.energy.conv import ConvEnergy
+from thalweg.energy.joint import JointStridedEnergy, JointUNetEnergy
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.residual import ResidualEnergy
 from thalweg.energy.unet import UNetEnergy
 from thalweg.objective.base import steadied
 from thalweg.objective.contrastive import ContrastiveDivergence
 from thalweg.objective.dual import DualScoreMatching
+from thalweg.objective.joint import JointLikelihood
 from thalweg.objective.score import (
     DenoisingScoreMatching,
     ExplicitScoreMatching,
@@ -62,9 +64,12 @@ def _chains(sampler=ULA, **changes):
     return ContrastiveDivergence(sampler=sampler(step_size=0.01), **given)
 
 
+KEYED = {"conditional": True, "initial": "uniform"}
 CASES = {
     "dual-vector": (_vectors, _residual, DualScoreMatching()),
     "dual-image": (_images, UNetEnergy.example, DualScoreMatching()),
+    "jem-image": (_images, JointUNetEnergy.example, JointLikelihood(radius=0.1, rows=8)),
+    "jem-chains": (_images, JointStridedEnergy.example, JointLikelihood(generative=_chains(**KEYED))),
     "dsm": (_vectors, _mlp, DenoisingScoreMatching()),
     "multi-scale": (_vectors, _residual, MultiScaleDenoising()),
     "explicit": (_vectors, _mlp, ExplicitScoreMatching()),
@@ -113,7 +118,7 @@ def trainer(case, folder, hooks=(), **changes):
     run = Trainer(
         energy=net,
         objective=objective,
-        loader=Loader(x, batch_size=16, seed=3),
+        loader=Loader(x, torch.arange(len(x)) % 3, batch_size=16, seed=3),
         transform=transform,
         settings=TrainSettings.model_validate(given),
         folder=folder,

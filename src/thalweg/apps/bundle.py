@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.apps import classify
 from thalweg.core import store
 from thalweg.core.config import build
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
@@ -58,6 +59,7 @@ class Bundle:
         except (KeyError, TypeError) as error:
             raise DamagedFile(f"{path / 'config.json'}: not the configuration of a run ({error!r})") from error
         self.noisy: bool = getattr(self.model, "noisy", False)
+        self.num_classes: int = getattr(self.model, "num_classes", 0)
         self.held_out_energies = held_out
         self._warned = False
         try:
@@ -121,20 +123,21 @@ class Bundle:
         return -self.energy(x)
 
     def sample(
-        self, n: int, *, seed: int = 0, num_steps: int | None = None, labels: Any = None
+        self, n: int, *, seed: int = 0, num_steps: int | None = None, labels: Any = None, strength: float = 1.0
     ) -> Float[Tensor, "n *d"]:
         """n samples in data units (images clamped to [0, 1]); sample i does not depend on how many follow.
 
         `num_steps`: levels of the annealed sampler, or Langevin steps from noise (1,000 if not given). `seed` is a
         whole number of 64 bits. Blocks of 100 are computed together, so up to rounding only where n cuts one.
+        `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         """
-        if labels is not None:
-            raise UserError(f"{self.path}: labels were given but this model is not conditional")
         n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
         check_room(n, self.shape)
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
+        given = None if labels is None else classify.check_labels(self, labels, n)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
-            blocks = list(self._annealed(n, seed, num_steps) if self.noisy else self._chains(n, seed, num_steps))
+            draw = self._annealed if self.noisy else self._chains
+            blocks = list(draw(n, seed, num_steps, given, strength))
         z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32)
         x = self.transform.inverse(z)
         return x.clamp(0, 1) if self.kind == "image" else x
@@ -222,11 +225,17 @@ class Bundle:
                 f"allow, so no row can be flagged; use alpha={smallest:.3g} or more, or train with more held-out rows"
             )
 
-    def _annealed(self, n: int, seed: int, num_steps: int | None) -> Any:
-        sampler = self.sampler if num_steps is None else dataclasses.replace(self.sampler, num_steps=num_steps)
-        return anneal(sampler, self.model, n, seed=seed, precision=self.config.get("precision", "fp32"))
+    def classify(self, x: Any) -> Float[Tensor, "b k"]:
+        """p(label | x) = softmax of -E(x, label), (B, K), calibrated on held-out data; UserError without classes."""
+        return classify.probabilities(self, self._check(x))
 
-    def _chains(self, n: int, seed: int, num_steps: int | None) -> Any:
+    def _annealed(self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float) -> Any:
+        sampler = self.sampler if num_steps is None else dataclasses.replace(self.sampler, num_steps=num_steps)
+        given = None if labels is None else classify.of_classes(self.model, labels, strength)
+        precision = self.config.get("precision", "fp32")
+        return anneal(sampler, self.model, n, seed=seed, precision=precision, of_rows=given)
+
+    def _chains(self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float) -> Any:
         for block, start in enumerate(range(0, n, BLOCK)):
             draws, image = generator(seed, "sample", block), self.kind == "image"
             make = torch.rand if image else torch.randn
@@ -234,7 +243,10 @@ class Bundle:
             z = self.transform.forward(x) if image else x
             chain = generator(seed, "sample-chain", block).initial_seed()  # no block shares noise with another seed's
             sampler = of_block(self.sampler, BLOCK)
-            yield run_chain(sampler, self.model, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
+            energy = self.model
+            if labels is not None:
+                energy = classify.of_classes(energy, labels, strength)(start, start + len(z))
+            yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
 def check_room(n: int, shape: tuple[int, ...]) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 import thalweg
 from thalweg.apps.bundle import FILES, FORMAT, Bundle, load, read_config, write_bundle
+from thalweg.apps.classify import calibrate, first_labels, require_labels
 from thalweg.apps.place import Place
 from thalweg.apps.request import Request, compare, data_tree, origin, run_tree
 from thalweg.core import config as specs
@@ -219,6 +220,7 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
     data = _read(checked(DataSettings, data_tree(request), "data"), request.seed or 0)
     run = settings(request, data.kind)
     objective, energy, sampler = _parts(run, data)
+    require_labels(objective, energy, data)
     energy_noisy = getattr(energy, "noisy", False)
     if getattr(sampler, "noisy", False) != energy_noisy:
         raise UserError(
@@ -232,7 +234,7 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
         )
     if run.augment:
         specs.build(run.augment)(torch.zeros(2, *data.shape), generator(0, "dry-run"), 0.0)
-    _dry_run(objective, energy, sampler, torch.zeros(2, *data.shape))
+    _dry_run(objective, energy, sampler, Batch(torch.zeros(2, *data.shape), first_labels(data, 2)))
     config = {
         "format": FORMAT,
         "thalweg": thalweg.__version__,
@@ -279,16 +281,16 @@ def _parts(run: RunSettings, data: Dataset) -> tuple[Any, Any, Any]:
     return objective, energy, sampler
 
 
-def _dry_run(objective: Any, energy: Any, sampler: Any, x: torch.Tensor) -> None:
+def _dry_run(objective: Any, energy: Any, sampler: Any, batch: Batch) -> None:
     """One loss and one sampling step on two rows, so that a senseless value is met before any work."""
     draws, faults = generator(0, "dry-run"), (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError)
     for name in ("objective", "sampler"):
         try:
             if name == "objective":
-                state = objective.init(energy, x, draws)
-                objective.loss(energy, state, Batch(x), objective.draw(state, Batch(x), draws, 0.0))
+                state = objective.init(energy, batch.x, draws)
+                objective.loss(energy, state, batch, objective.draw(state, batch, draws, 0.0))
             else:
-                state = sampler.init(energy, x)
+                state = sampler.init(energy, batch.x)
                 sampler.step(energy, state, sampler.draw(state, draws))
         except faults as error:
             reason = (str(error).splitlines() or [repr(error)])[0]
@@ -350,8 +352,10 @@ def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: T
         },
     }
     bundle = Bundle(config, dict(energy.state_dict()), None, folder)
+    if bundle.num_classes and data.held_out_labels is not None:
+        config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
     held_out = bundle.energy(as_float(data.held_out))
-    write_bundle(folder, config, energy.state_dict(), held_out)
+    write_bundle(folder, config, bundle.model.state_dict(), held_out)
     store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
 
 

@@ -17,7 +17,7 @@ from thalweg.energy.activation import silu
 from thalweg.energy.anchored import AnchoredEnergy
 from thalweg.energy.fourier import LARGEST
 from thalweg.energy.fused import hooked
-from thalweg.energy.shape import check_shape
+from thalweg.energy.shape import check_rows, check_shape
 from thalweg.energy.twice import Chain, Modulate, Node, Residual, SiLU, value_and_slope
 from thalweg.energy.twice_linear import Double, Halve, convolution
 
@@ -123,6 +123,16 @@ class UNetEnergy(AnchoredEnergy):
     def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
         """F(y~, w, t), flat as the input."""
         return self._flat(self.net(self._image(torch.cat([scaled, wiener], dim=1)), level))
+
+    def features(self, y: Tensor, t: Tensor) -> Tensor:
+        """What the network knows after its first stage and first halving, (B, C, H', W'): for readouts beside U."""
+        check_rows(y, self.shape)
+        seen = self._seen(y, t)
+        level = self.embedding(seen.level)
+        h = self.net.stem(self._image(torch.cat([seen.scaled, seen.wiener], dim=1)))
+        for block in self.net.down[0]:  # pyright: ignore[reportGeneralTypeIssues]
+            h = block(h, level)
+        return self.net.pool[0](h) if len(self.net.pool) else h
 
     def has_pulled(self, y: Tensor) -> bool:
         """Whether the network is as it was built, and small, and this is the CPU and plain autograd."""

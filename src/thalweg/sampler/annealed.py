@@ -8,7 +8,7 @@ level, then add noise up to it.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -141,16 +141,19 @@ def anneal(
     seed: int = 0,
     num_corrections: int = 0,
     precision: str = "fp32",
+    of_rows: Callable[[int, int], Any] | None = None,
 ) -> Iterator[Float[Tensor, "b *d"]]:
     """Blocks of samples of the clean data, n in all, from an energy with `prior(n, generator)` at sigma_max.
 
     After the last level come `num_corrections` MALA steps on U(., sigma_min²), which removes what the integrator
     left, and one denoising step x = y - t grad U (Robbins 1956; Miyasawa 1961), since the data themselves carry no
-    noise. Noise is drawn for whole blocks, so that row i depends on i alone.
+    noise. Noise is drawn for whole blocks, so that row i depends on i alone. Where rows have energies of their own, as
+    those of given classes, `of_rows(start, stop)` gives the energy of these.
     """
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = address(seed, "sample", block)
         x = energy.prior(BLOCK, draws)[: n - start]
+        energy = energy if of_rows is None else of_rows(start, start + len(x))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
             steps = transitions(of_block(sampler, BLOCK), energy, x, draws)
             for state, _ in itertools.islice(steps, sampler.num_steps):

@@ -1,0 +1,214 @@
+"""Joint energies E(x, y) of data and label whose marginal over labels is trained as an energy in its own right.
+
+Any classifier with scores f has p(y | x) = softmax f(x) and E(x, y) = -f(x)[y], E(x) = -log sum_y exp f(x)[y]
+(Grathwohl et al. 2020). Adding a function of x alone to all scores changes the second and not the first, so the scores
+of `JointUNetEnergy` are written as
+
+    f(x, t)[y] = -U(x, t) + log softmax(beta l(x, t))[y],
+
+U the normalised noise-conditional energy of a U-Net and l a readout of that network's first stages. Then E(x) = U(x)
+exactly, -E(x, y) = log p(x) + log p(y | x) in nats, and a class is sampled by the same annealing as the data, with
+grad log p(y | x, t) as a force. `JointStridedEnergy` is the plain classifier, for training by chains.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from thalweg.energy.base import marginal
+from thalweg.energy.strided import StridedEnergy
+from thalweg.energy.unet import UNetEnergy
+
+
+class JointUNetEnergy(nn.Module):
+    """U(y, t), and by `joint` E(y, label, t) = U(y, t) - log p(label | y, t), for images (B, C, H, W).
+
+    `density` is U; the classifier reads its network after the first stage and the first halving, which costs a seventh
+    of the energy's own training step. `num_classes` K, labels 0 … K - 1; `hidden` is the width of its dense layer.
+    """
+
+    noisy = True
+    excess: Tensor
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int, int],
+        num_classes: int = 10,
+        hidden: int = 128,
+        widths: Sequence[int] = (48, 96),
+        num_blocks: Sequence[int] = (1, 2),
+        embed: int = 64,
+        sigma_min: float = 0.03,
+        sigma_max: float = 5.0,
+    ):
+        super().__init__()
+        self.num_classes = _check_classes(num_classes, hidden)
+        levels = {"sigma_min": sigma_min, "sigma_max": sigma_max}
+        self.density = UNetEnergy(shape=shape, widths=widths, num_blocks=num_blocks, embed=embed, **levels)
+        self.shape, self.t_min, self.t_max = self.density.shape, self.density.t_min, self.density.t_max
+        height, width = (-(-side // self.density.multiple) * self.density.multiple // 2 for side in self.shape[1:])
+        if len(widths) > 1:
+            height, width = height // 2, width // 2
+        size = ((height + 1) // 2) * ((width + 1) // 2)
+        self.readout = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(widths[min(1, len(widths) - 1)], hidden, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(size * hidden, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, num_classes),
+        )
+        self.register_buffer("excess", torch.zeros(()))
+
+    @classmethod
+    def example(cls) -> Self:
+        """A small instance for tests and documentation."""
+        return cls(shape=(1, 8, 8), num_classes=3, hidden=8, widths=(8, 16), num_blocks=(1, 1), embed=16)
+
+    def fit(self, x: Float[Tensor, "n *d"]) -> Self:
+        """Set the anchor's mean and covariance from training data in model units."""
+        self.density.fit(x)
+        return self
+
+    def forward(self, y: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """U(y, t) in nats, the marginal over labels."""
+        return self.density(y, t)
+
+    def slopes(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(U, dU/dy, dU/dt), as `AnchoredEnergy.slopes`."""
+        return self.density.slopes(y, t)
+
+    def value_and_grad(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(U, dU/dy), as `AnchoredEnergy.value_and_grad`."""
+        return self.density.value_and_grad(y, t)
+
+    def prior(self, n: int, generator: Generator) -> Float[Tensor, "n *d"]:
+        """n draws of y at t_max."""
+        return self.density.prior(n, generator)
+
+    def prior_log_prob(self, y: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """log p(y) at t_max, in nats."""
+        return self.density.prior_log_prob(y)
+
+    def logits(self, y: Float[Tensor, "b c h w"], t: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b k"]:
+        """beta(t) l(y, t), whose softmax is p(label | y, t); at the lowest noise level where t is not given.
+
+        beta(t) = 1 + excess t_min / t: what `thalweg.apps.classify` finds on held-out data corrects the lowest level,
+        where images are classified, and fades above it.
+        """
+        t = y.new_full((len(y),), self.t_min) if t is None else t
+        scores = self.readout(self.density.features(y, t))
+        return (1 + self.excess * self.t_min / t)[:, None] * scores
+
+    def joint(
+        self, y: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], t: Float[Tensor, " b"] | None = None
+    ) -> Float[Tensor, " b"]:
+        """E(y, label, t) in nats, -log p_t(y, label) where U is normalised; t as in `logits`."""
+        t = y.new_full((len(y),), self.t_min) if t is None else t
+        return self(y, t) + F.cross_entropy(self.logits(y, t), labels, reduction="none")
+
+
+class JointStridedEnergy(nn.Module):
+    """E(x) = -log sum_y exp f(x)[y], and by `joint` E(x, y) = -f(x)[y], f a `StridedEnergy` with one score a class.
+
+    Labels 0 … `num_classes` - 1. The energy's constant stays unknown. Called with labels it is E(x, labels), as
+    conditional chains want it.
+    """
+
+    excess: Tensor
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
+        channels: Sequence[int] = (32, 64, 64),
+        hidden: int = 128,
+    ):
+        super().__init__()
+        self.num_classes = _check_classes(num_classes, hidden)
+        self.scores = StridedEnergy(shape=shape, channels=channels, hidden=hidden, num_outputs=num_classes)
+        self.shape = self.scores.shape
+        self.register_buffer("excess", torch.zeros(()))
+
+    @classmethod
+    def example(cls) -> Self:
+        """A small one."""
+        return cls(shape=(1, 8, 8), num_classes=3, channels=(4,), hidden=8)
+
+    def logits(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """beta f(x), beta = 1 + excess set on held-out data: E(x, y) and E(x) are at that temperature too."""
+        return (1 + self.excess) * self.scores.outputs(x)
+
+    def joint(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """E(x, labels) in nats."""
+        return -self.logits(x).gather(1, labels[:, None]).squeeze(1)
+
+    def forward(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
+        """E(x), or E(x, labels), in nats."""
+        return marginal(self.logits(x)) if labels is None else self.joint(x, labels)
+
+
+def _check_classes(num_classes: int, hidden: int) -> int:
+    if num_classes < 2 or hidden < 1:
+        raise ValueError(f"{num_classes=}, {hidden=}: want two classes or more, and a hidden unit or more")
+    return num_classes
+
+
+@dataclass(frozen=True)
+class GivenClass:
+    """U(y, t) - strength log p(labels | y, t): the noisy data of given classes, a label (B,) for each row.
+
+    At strength 1 it is E(y, labels, t), the law of the class up to its share; above 1 its most typical part (classifier
+    guidance; Dhariwal & Nichol 2021), at the price of variety. An energy without noise levels is asked without t.
+    """
+
+    energy: JointUNetEnergy | JointStridedEnergy
+    labels: Int[Tensor, "..."]
+    strength: float = 1.0
+
+    @classmethod
+    def example(cls) -> Self:
+        """Images, every row in class 2."""
+        return cls(JointUNetEnergy.example(), torch.tensor(2))
+
+    @property
+    def noisy(self) -> bool:
+        """As the energy is."""
+        return getattr(self.energy, "noisy", False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one position."""
+        return self.energy.shape
+
+    def prior(self, n: int, generator: Generator) -> Float[Tensor, "n *d"]:
+        """n draws at t_max, where the class cannot be told any more."""
+        return self.energy.prior(n, generator)  # pyright: ignore[reportCallIssue]
+
+    def __call__(self, y: Float[Tensor, "b *d"], *t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """The energy in nats."""
+        return self.energy(y, *t) + self._surprise(y, *t)
+
+    def value_and_grad(self, y: Float[Tensor, "b *d"], *t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor] | None:
+        """(U, dU/dy), the U-Net's part by its own short way; None where it has none."""
+        short = getattr(self.energy, "value_and_grad", None)
+        own = None if short is None else short(y, *t)
+        if own is None:
+            return None
+        with torch.enable_grad():
+            y = y.detach().requires_grad_(True)
+            surprise = self._surprise(y, *t)
+            (force,) = torch.autograd.grad(surprise.sum(), y)
+        return own[0] + surprise.detach(), own[1] + force
+
+    def _surprise(self, y: Tensor, *t: Tensor) -> Tensor:
+        scores, labels = self.energy.logits(y, *t), self.labels.expand(len(y))
+        return self.strength * F.cross_entropy(scores, labels, reduction="none")

@@ -1,0 +1,154 @@
+"""Train a joint energy: -log p(x, y) = -log p(y | x) - log p(x), a cross-entropy and a generative term.
+
+The second is any other objective on the same network (Grathwohl et al. 2020 took chains): dual score matching for an
+energy with noise levels, contrastive divergence with chains that keep their class for one without. Cross-entropy alone
+says nothing of E(x) = -log sum_y exp f(x)[y]; the generative term alone nothing of the classes.
+
+Two things are added to the cross-entropy at the data. Where there are noise levels it is taken at noisy data too, so
+that grad log p(y | x, t) is a force towards a class at every level. And part of the rows are replaced by nearby images
+that the network reads worst (Madry et al. 2018), by one signed gradient step from a random start (Goodfellow et al.
+2015; Wong et al. 2020): a slope of log p(y | x) that is small along all pixels, which a classifier does not get from
+data that never leave their manifold.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.objective.base import Batch, Objective, Steadying
+from thalweg.objective.dual import DualScoreMatching
+from thalweg.sampler.base import normal_like, per_row
+
+STRIDE = 1.25  # of the radius: long enough to reach the ball's border from most starts (Wong et al. 2020)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointLikelihood:
+    """mean -log p(y | x') + noisy mean -log p(y | x + sqrt(t) eps, t) + weight · `generative`'s loss.
+
+    x' = x on most rows and within `radius` of it in every pixel, where the class is read worst, on a share of `worst`
+    of them. The generative term and the noisy one see the first `rows` of the batch (all if not given), at levels drawn
+    by the generative term's own `levels`. Costs the generative term and a classifier's step on twice the batch.
+
+    The energy has `num_classes` and `logits(x)`, or `logits(x, t)` with noise levels. `radius` is in the model's units,
+    and x' stays in [`low`, `high`]. A term of weight 0 costs nothing: with `weight`, `noisy_weight` and `radius` at 0 a
+    plain classifier is trained. UserError for labels that are missing, not whole, or outside 0 … K - 1.
+    """
+
+    generative: Objective[Any] = field(default_factory=DualScoreMatching)
+    weight: float = 1.0
+    noisy_weight: float = 1.0
+    radius: float = 0.0
+    worst: float = 0.5
+    rows: int | None = None
+    low: float = 0.0
+    high: float = 1.0
+    labelled = True
+
+    def __post_init__(self):
+        for name in ("weight", "noisy_weight", "radius"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name}={getattr(self, name)}: want zero or more")
+        if not 0 <= self.worst <= 1:
+            raise UserError(f"worst={self.worst}: a share lies in [0, 1]")
+        if self.rows is not None and self.rows < 1:
+            raise UserError(f"rows={self.rows}: want at least 1, or none for all")
+        if not self.low < self.high:
+            raise UserError(f"low={self.low}, high={self.high}: want low < high")
+        if not all(callable(getattr(self.generative, name, None)) for name in ("init", "draw", "loss")):
+            raise UserError("generative: want a spec such as {type: thalweg.objective.dual:DualScoreMatching}")
+
+    @property
+    def normalises(self) -> bool:
+        """As the generative term does, where it has a weight."""
+        return self.generative.normalises and self.weight > 0
+
+    @property
+    def noisy(self) -> bool:
+        """As the generative term is."""
+        return self.generative.noisy
+
+    @property
+    def levels(self) -> Any:
+        """The generative term's noise levels; None where it has none."""
+        return getattr(self.generative, "levels", None)
+
+    @classmethod
+    def example(cls) -> "JointLikelihood":
+        """A small instance, for the contract suite."""
+        return cls(radius=0.1, rows=8)
+
+    def steadier(self, times: int) -> "JointLikelihood":
+        """After a rollback: with the generative term's own steadier variant."""
+        own = self.generative.steadier(times) if times and isinstance(self.generative, Steadying) else self.generative
+        return self if own is self.generative else replace(self, generative=own)
+
+    def init(self, energy: Any, x: Float[Tensor, "b *d"], generator: Generator) -> Any:
+        """The generative term's state, from as many rows as it will see."""
+        return self.generative.init(energy, x[: self.rows], generator)
+
+    def draw(self, state: Any, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
+        """(starts (W, *) of the worst rows, t (B,), eps (B, *), and the generative term's own draws)."""
+        some = _first(batch, self.rows)
+        num = round(self.worst * len(batch.x)) if self.radius else 0
+        shape = batch.x[:num].shape
+        starts = 2 * torch.rand(shape, generator=generator, dtype=batch.x.dtype).to(batch.x) - 1
+        t, eps = batch.x.new_zeros(0), batch.x.new_zeros(0)
+        if self.noisy and self.levels is not None:
+            t, eps = self.levels.draw(len(some.x), generator).to(batch.x), normal_like(some.x, generator)
+        return starts, t, eps, *self.generative.draw(state, some, generator, progress)
+
+    def loss(
+        self, energy: Any, state: Any, batch: Batch, noise: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, ""], Any, dict[str, Tensor]]:
+        """The loss in nats (the generative term in its own units), that term's next state, and the parts."""
+        starts, t, eps, *own = noise
+        labels, some = checked(batch, energy.num_classes), _first(batch, self.rows)
+        x = batch.x if len(starts) == 0 else self._worst(energy, batch.x, labels, starts)
+        scores = energy.logits(x)
+        entropy = F.cross_entropy(scores, labels)
+        metrics = {"accuracy": (scores.detach().argmax(1) == labels).float().mean(), "cross_entropy": entropy.detach()}
+        loss, parts = entropy, {}
+        if self.weight:
+            loss, state, parts = self.generative.loss(energy, state, some, tuple(own))
+            loss = entropy + self.weight * loss
+        if len(t) and self.noisy_weight:
+            y = some.x + per_row(t.sqrt(), eps) * eps
+            noisy = F.cross_entropy(energy.logits(y, t), labels[: len(y)])
+            loss, metrics = loss + self.noisy_weight * noisy, metrics | {"noisy_entropy": noisy.detach()}
+        return loss, state, parts | metrics
+
+    def _worst(self, energy: Any, x: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
+        """The batch with its last rows moved within the ball, in the direction that raises their cross-entropy."""
+        kept, moved = x[: len(x) - len(starts)], x[len(x) - len(starts) :]
+        with torch.enable_grad():
+            begun = (moved + self.radius * starts).clamp(self.low, self.high).detach().requires_grad_(True)
+            surprise = F.cross_entropy(energy.logits(begun), labels[len(kept) :], reduction="sum")
+            (g,) = torch.autograd.grad(surprise, begun)
+        change = (begun.detach() - moved + STRIDE * self.radius * g.sign()).clamp(-self.radius, self.radius)
+        return torch.cat([kept, (moved + change).clamp(self.low, self.high)]).detach()
+
+
+def checked(batch: Batch, num_classes: int) -> Int[Tensor, " b"]:
+    """The batch's labels; UserError where they are missing, not whole numbers, or outside 0 … num_classes - 1."""
+    labels = batch.labels
+    if labels is None:
+        raise UserError("labels: a joint energy learns classes, and the batch has none: give labelled data")
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != batch.x.shape[:1]:
+        raise UserError(f"labels: of {labels.dtype} and shape {tuple(labels.shape)}: want one whole number a row")
+    low, high = (int(v) for v in labels.aminmax())
+    if low < 0 or high >= num_classes:
+        raise UserError(
+            f"labels: run from {low} to {high}, and energy.num_classes={num_classes} takes 0 to {num_classes - 1}: "
+            "number the classes from 0, or raise energy.num_classes"
+        )
+    return labels
+
+
+def _first(batch: Batch, rows: int | None) -> Batch:
+    return batch if rows is None else Batch(batch.x[:rows], None if batch.labels is None else batch.labels[:rows])
