@@ -16,7 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from thalweg import cli_classify, cli_detect, cli_inpaint, cli_landscape, cli_rerank, console
+from thalweg import console
+from thalweg.commands import classify, detect, inpaint, landscape, rerank
 from thalweg.core.errors import ThalwegError, UserError
 
 app = typer.Typer(
@@ -25,11 +26,6 @@ app = typer.Typer(
     help="Energy-based models for work: train an energy, sample it, score with it, measure it.",
     rich_markup_mode="markdown",
 )
-app.add_typer(cli_detect.app, name="detect")
-app.command(epilog=cli_inpaint.EXAMPLE)(cli_inpaint.inpaint)
-app.command(epilog="Example: `thalweg classify runs/jem images/ -o classes.csv`")(cli_classify.classify)
-app.command(epilog=cli_landscape.EXAMPLE)(cli_landscape.landscape)
-app.add_typer(cli_rerank.app, name="rerank")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SEEDS = 2**64 - 1
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]
@@ -234,6 +230,13 @@ def bench(
         typer.echo("\n" + speed_dual.table(duals) if duals else "")
     found = {"rows": [row._asdict() for row in rows], "dual": [row._asdict() for row in duals], "bf16": refusal}
     console.emit(found, as_json)
+
+
+app.add_typer(detect.app, name="detect")
+app.command(epilog=classify.EXAMPLE)(classify.classify)
+app.command(epilog=inpaint.EXAMPLE)(inpaint.inpaint)
+app.add_typer(rerank.app, name="rerank")
+app.command(epilog=landscape.EXAMPLE)(landscape.landscape)
 
 
 def main() -> None:

@@ -30,11 +30,7 @@ TOP = {
     "__init__.py",
     "__main__.py",
     "cli.py",
-    "cli_classify.py",
-    "cli_detect.py",
-    "cli_inpaint.py",
-    "cli_landscape.py",
-    "cli_rerank.py",
+    "commands",
     "console.py",
     "progress.py",
 }  # these may import everything
@@ -58,7 +54,7 @@ def imported(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
 def violations(relative: str, text: str) -> list[str]:
     """Imports of a file, named relative to the package, that the table does not allow."""
     layer = relative.split("/")[0]
-    if relative in TOP:
+    if layer in TOP:
         return []
     if layer not in ALLOWED:
         return [f"{relative}: the layer {layer} is not in the table"]
@@ -103,7 +99,7 @@ def test_the_check_passes_what_it_should():
 
 def test_every_package_is_a_layer():
     packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
-    assert packages == set(ALLOWED)
+    assert packages == {*ALLOWED, "commands"}
 
 
 def test_files_are_short():

@@ -8,6 +8,8 @@ import typer
 from thalweg import console
 from thalweg.core.errors import UserError
 
+EXAMPLE = "Example: `thalweg classify runs/jem images/ -o classes.csv`"
+
 
 def classify(
     run: Annotated[Path, typer.Argument(help="Folder that `thalweg train … --recipe jem` wrote, or a Hub id.")],
