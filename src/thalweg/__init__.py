@@ -12,12 +12,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from thalweg.apps.anomaly.detector import EnergyDetector
     from thalweg.apps.bundle import Bundle, load
+    from thalweg.apps.rerank import EnergyReranker
     from thalweg.core.errors import DamagedFile, Diverged, NotNormalised, ThalwegError, UserError
     from thalweg.sampler.run import run_chain
 
 _NAMES = {
     "Bundle": "thalweg.apps.bundle",
     "EnergyDetector": "thalweg.apps.anomaly.detector",
+    "EnergyReranker": "thalweg.apps.rerank",
     "load": "thalweg.apps.bundle",
     "run_chain": "thalweg.sampler.run",
     "DamagedFile": "thalweg.core.errors",
@@ -33,6 +35,7 @@ __all__ = [
     "DamagedFile",
     "Diverged",
     "EnergyDetector",
+    "EnergyReranker",
     "NotNormalised",
     "ThalwegError",
     "UserError",

@@ -1,4 +1,4 @@
-"""The command line: `thalweg train | sample | score | classify | detect | evaluate | bench`.
+"""The command line: train, sample, score, classify, detect, inpaint, rerank, landscape, evaluate, bench.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong (one line: what, where, how to mend), 130 and 143 stopped by
 Ctrl-C and SIGTERM with the run saved. With `--json` the result is one JSON object on standard output; progress and
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from thalweg import cli_classify, cli_detect, cli_landscape, console
+from thalweg import cli_classify, cli_detect, cli_inpaint, cli_landscape, cli_rerank, console
 from thalweg.core.errors import ThalwegError, UserError
 
 app = typer.Typer(
@@ -26,8 +26,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(cli_detect.app, name="detect")
+app.command(epilog=cli_inpaint.EXAMPLE)(cli_inpaint.inpaint)
 app.command(epilog="Example: `thalweg classify runs/jem images/ -o classes.csv`")(cli_classify.classify)
 app.command(epilog=cli_landscape.EXAMPLE)(cli_landscape.landscape)
+app.add_typer(cli_rerank.app, name="rerank")
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SEEDS = 2**64 - 1
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]

@@ -65,7 +65,7 @@ def test_few_and_constant_rows(x):
         thalweg.EnergyDetector().fit(x[:1])
     assert (thalweg.EnergyDetector().fit(x[:10]).predict(x[:10]) == 1).all()
     constant = thalweg.EnergyDetector(random_state=0).fit(np.ones((40, 2)))
-    assert constant.predict([[1.0, 1.001], [0.0, 1.0]]).tolist() == [-1, -1]
+    assert constant.predict([[1.0, 1.0], [1.0, 1.001], [0.0, 1.0]]).tolist() == [1, -1, -1]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ TOP = {
     "cli.py",
     "cli_classify.py",
     "cli_detect.py",
+    "cli_inpaint.py",
     "cli_landscape.py",
+    "cli_rerank.py",
     "console.py",
     "progress.py",
 }  # these may import everything

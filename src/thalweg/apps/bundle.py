@@ -131,9 +131,9 @@ class Bundle:
         whole number of 64 bits. Blocks of 100 are computed together, so up to rounding only where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         """
-        n, seed = _whole("n", n, 0), _whole("seed", seed, 0, 2**64 - 1)
-        _check_room(n, self.shape)
-        num_steps = None if num_steps is None else _whole("num_steps", num_steps, 1)
+        n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
+        check_room(n, self.shape)
+        num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
         given = None if labels is None else classify.check_labels(self, labels, n)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
             draw = self._annealed if self.noisy else self._chains
@@ -141,6 +141,15 @@ class Bundle:
         z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32)
         x = self.transform.inverse(z)
         return x.clamp(0, 1) if self.kind == "image" else x
+
+    def inpaint(self, x: Any, observed: Any, *, n: int = 1, seed: int = 0) -> Float[Tensor, "n b *d"]:
+        """n completions of each x where `observed` (bool, broadcastable to x) is false, lowest energy first.
+
+        Data units; observed pixels come back exactly. More, such as operators: `thalweg.apps.inpaint`.
+        """
+        from thalweg.apps.inpaint import inpaint
+
+        return inpaint(self, x, observed, n=n, seed=seed).images
 
     def score(self, x: Any, *, alpha: float = ALPHA) -> dict[str, Tensor]:
         """energy, log_prob (normalised models only), p_value and flag = p_value <= alpha, each (B,).
@@ -240,14 +249,14 @@ class Bundle:
             yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
-def _check_room(n: int, shape: tuple[int, ...]) -> None:
+def check_room(n: int, shape: tuple[int, ...]) -> None:
     """UserError where n samples would not fit in the machine's memory, which would show after hours only."""
     wanted = 2 * 4 * n * math.prod(shape)  # float32, and once more where they are put together
     if hasattr(os, "sysconf") and wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise UserError(f"n={n}: {wanted / 2**30:.0f} GiB, more than this machine's memory; take several calls")
 
 
-def _whole(name: str, value: Any, low: int, high: int | None = None) -> int:
+def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
     """The value as an int; UserError unless it is a whole number in [low, high], and no truth value."""
     try:
         number = low - 1 if isinstance(value, bool) else operator.index(value)
@@ -312,7 +321,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load(path_or_id: str | Path) -> Any:
-    """The bundle in a run folder, or on the Hugging Face Hub under that id; of a detector its `DetectorBundle`.
+    """The bundle in a run folder, or on the Hugging Face Hub under that id; of a detector its `DetectorBundle`,
+    of a re-ranker its `EnergyReranker`.
 
     UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
     """
@@ -324,10 +334,15 @@ def load(path_or_id: str | Path) -> Any:
     if (folder / store.MANIFEST).exists():
         store.verify(folder)
         store.verify(folder, [name for name in FILES if (folder / name).exists()])  # read nothing that is not sealed
-        if _is_detector(folder):
+        app = _app(folder)
+        if app == "anomaly":
             from thalweg.apps.anomaly.saved import read
 
             return read(folder)
+        if app == "rerank":
+            from thalweg.apps.rerank import EnergyReranker
+
+            return EnergyReranker.from_pretrained(folder)
         config = read_config(folder)
         calibration = folder / "calibration.safetensors"
         held_out = _calibration(calibration) if calibration.exists() else None
@@ -342,9 +357,10 @@ def load(path_or_id: str | Path) -> Any:
     return Bundle(config, store.read_tensors(newest / "model.safetensors"), None, folder)
 
 
-def _is_detector(folder: Path) -> bool:
+def _app(folder: Path) -> Any:
+    """Which application's own folder this is, if any."""
     config = store.read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    return isinstance(config, dict) and config.get("app") == "anomaly"
+    return config.get("app") if isinstance(config, dict) else None
 
 
 def _calibration(path: Path) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 COUNTS = (1, 4, 10)
 ENTRIES = 65_536  # of a block of whitened rows, so that it stays near the processor
+ROUNDING = 1e-9  # of an energy: what the order of summation may change
 RIDGE = 0.02  # added to every variance of standardised columns, so that discrete columns do not collapse
 
 
@@ -29,6 +30,7 @@ class Tail:
 
     def __call__(self, u: np.ndarray) -> np.ndarray:
         values, at, between, (edge, excess, start) = self._table
+        u = _snapped(u, values)
         place = np.searchsorted(values, u)
         inside = np.where(values[place] == u, at[place], between[place])
         return np.where(u > edge, (u - edge) / excess + start, inside)
@@ -46,6 +48,14 @@ class Tail:
         at, between = (-np.log((n - rank / 2 + 0.5) / (n + 1)) for rank in (left + right, 2 * np.append(left, n)))
         tail = edge, excess, float(-np.log((k + 0.5) / (n + 1)))
         return np.append(values, np.inf), np.append(at, at[-1]), between, tail
+
+
+def _snapped(u: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """u, but the stored value where it is that but for rounding: a copy of a stored row must tie with it."""
+    place, size = np.searchsorted(values, u), np.maximum(np.abs(u), 1)
+    for near in (values[place], values[np.maximum(place - 1, 0)]):
+        u = np.where(np.abs(u - near) <= ROUNDING * size, near, u)
+    return u
 
 
 @dataclass(frozen=True, kw_only=True)

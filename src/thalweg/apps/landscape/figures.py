@@ -83,7 +83,6 @@ def contours(ax: Any, surface: Surface, found: Survey, *, sigma: float | None = 
     ax.set_facecolor(HOLE)
     steps = MaxNLocator(24).tick_values(low, top)
     filled = ax.contourf(s, t, u, levels=steps, cmap=COLOURS, extend="max")
-    filled.cmap.set_over(filled.cmap(1.0))
     ax.contour(s, t, u, levels=steps[::3], colors="white", linewidths=0.4, alpha=0.35)
     bar = ax.figure.colorbar(
         filled,

@@ -1,0 +1,240 @@
+"""Re-ranking a small DDPM's digits: what each way of choosing keeps, in figures and pictures.
+
+    python examples/train_ddpm.py train ddpm --data DATA/mnist.npz --minutes 30
+    python examples/train_ddpm.py sample ddpm own.npy -n 4000 --steps 10 --seed 1          # to learn the ratio from
+    python examples/train_ddpm.py sample ddpm candidates.npy -n 16000 --steps 10 --seed 2  # to choose from
+    python benchmarks/rerank.py own.npy candidates.npy --data DATA --bundle RUN --pictures docs/pictures
+
+Choosing 1 of each 16. The judge (LeNet) is measure and oracle, and no part of any other row. Reference: official
+test digits from row 2,000 on, as many as are kept. `--settle` takes the last 10,000 training digits, which neither the
+generator nor the ratio has seen, in their place, and is what the settings were chosen with, on other candidates.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import thalweg
+from thalweg.apps import selection
+from thalweg.apps.ratio import RatioSettings
+from thalweg.apps.rerank import EnergyReranker
+from thalweg.core.rng import generator
+from thalweg.evaluate.images import class_entropy, frechet, nearest, neighbourhoods
+from thalweg.evaluate.judge import load_judge, look
+from thalweg.evaluate.pictures import BLUE, GREY, ORANGE, grid, png
+
+FIRST, GROUP, SIZES = 2000, 16, (1, 2, 4, 8, 16)
+SETTLED = '{"members": 2, "steps": 600, "batch": 64, "check": 200, "noise": 2.2, "smoothing": 0.05, "view": "ink"}'
+
+
+def digits(data: Path, part: str) -> Tensor:
+    """(N, 1, 28, 28) in [0, 1]."""
+    with np.load(data / "mnist.npz") as file:
+        return torch.from_numpy(file[part]).float()[:, None] / 255
+
+
+def images(paths: list[Path]) -> Tensor:
+    """The images of some files, one after the other."""
+    return torch.cat([torch.from_numpy(np.load(path)).float()[:, None] / 255 for path in paths])
+
+
+class Measure:
+    """The judge's view of all candidates, taken once, and the figures of any choice among them."""
+
+    def __init__(self, x: Tensor, reference: Tensor):
+        judge = load_judge()
+        self.features, p = look(judge, x)
+        self.confidence, self.classes = p.max(1)
+        self.reference = look(judge, reference)[0]
+
+    def __call__(self, chosen: Tensor) -> dict[str, float]:
+        """Figures of the kept set."""
+        near = neighbourhoods(self.features[chosen], self.reference[: len(chosen)])
+        return {
+            "confidence": self.confidence[chosen].mean().item(),
+            "confident": (self.confidence[chosen] > 0.9).float().mean().item(),
+            "frechet": frechet(self.features[chosen], self.reference[: len(chosen)]),
+            "coverage": near["coverage"],
+            "recall": near["recall"],
+            "entropy": class_entropy(self.classes[chosen]),
+        }
+
+
+def energies(x: Tensor, train: Tensor, reranker: EnergyReranker, bundle: str | None) -> dict[str, Tensor]:
+    """An energy of every candidate by each judge that is no oracle."""
+    found = {
+        "1-NN distance to 5,000 training digits": nearest(x, train[:5000])[0],
+        "likelihood ratio": reranker.energies(x),
+    }
+    if bundle is not None:
+        found["raw energy, -log p by score matching"] = thalweg.load(bundle).energy(x)
+    return found
+
+
+def choices(x: Tensor, u: dict[str, Tensor], measure: Measure, reranker: EnergyReranker) -> dict[str, Tensor]:
+    """What each way keeps, one of each group, or as many of all."""
+    keep = len(x) // GROUP
+    one_each = {f"{name}, best of each group": selection.best_of_groups(v, GROUP) for name, v in u.items()}
+    found = {
+        "random": torch.arange(0, len(x), GROUP),
+        "oracle: the judge's confidence, best of each group": selection.best_of_groups(-measure.confidence, GROUP),
+        "oracle: the judge's confidence, best of all": selection.best(-measure.confidence, keep),
+        **one_each,
+        "likelihood ratio, best of all": selection.best(u["likelihood ratio"], keep),
+    }
+    for variety in ("strata", "repelled", "determinantal"):
+        reranker.variety = variety
+        found[f"likelihood ratio, {variety}"] = reranker.rank(x, keep)
+    reranker.variety = "repelled"
+    return found
+
+
+def table(found: dict[str, Tensor], measure: Measure) -> list[dict]:
+    """One row a way of choosing, with the share of the oracle's gain and the changes against a random choice."""
+    rows = [{"choice": name, **measure(chosen)} for name, chosen in found.items()]
+    random, oracle = rows[0], rows[1]
+    for row in rows:
+        for name in ("confidence", "confident"):
+            row[f"gain of {name}"] = (row[name] - random[name]) / (oracle[name] - random[name])
+        for name in ("frechet", "coverage"):
+            row[f"change of {name}"] = row[name] / random[name] - 1
+    return rows
+
+
+def show(rows: list[dict]) -> str:
+    """The table as Markdown."""
+    head = (
+        "| choice | confidence | share of the oracle's gain | > 0.9 | share of gain | Fréchet | against random | "
+        "coverage | against random | recall | class entropy |\n|---|---|---|---|---|---|---|---|---|---|---|"
+    )
+    lines = [
+        f"| {r['choice']} | {r['confidence']:.4f} | {100 * r['gain of confidence']:.0f} % | {r['confident']:.3f} | "
+        f"{100 * r['gain of confident']:.0f} % | {r['frechet']:.1f} | {100 * r['change of frechet']:+.0f} % | "
+        f"{r['coverage']:.3f} | {100 * r['change of coverage']:+.1f} % | {r['recall']:.3f} | {r['entropy']:.3f} |"
+        for r in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def curves(u: dict[str, Tensor], measure: Measure) -> dict[str, list[dict[str, float]]]:
+    """Figures of best-of-N for N = 1, 2, 4, 8, 16: the first N of each group of 16."""
+    judges = {"oracle": -measure.confidence, **u}
+    found: dict[str, list[dict[str, float]]] = {}
+    for name, v in judges.items():
+        groups = v[: len(v) // GROUP * GROUP].view(-1, GROUP)
+        starts = torch.arange(len(groups)) * GROUP
+        found[name] = [measure(starts + groups[:, :n].argmin(1)) for n in SIZES]
+    return found
+
+
+def draw(found: dict[str, list[dict[str, float]]]) -> bytes:
+    """Mean confidence and Fréchet distance against N."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    styles = {"oracle": (GREY, "--", "s"), "likelihood ratio": (BLUE, "-", "o")}
+    for axes, key, label in zip(
+        figure.subplots(1, 2),
+        ("confidence", "frechet"),
+        ("mean confidence of the judge", "Fréchet distance"),
+        strict=True,
+    ):
+        for name, points in found.items():
+            color, line, marker = styles.get(
+                name, (ORANGE, "-" if "raw" in name else ":", "^" if "raw" in name else "v")
+            )
+            axes.plot(SIZES, [p[key] for p in points], line, color=color, marker=marker, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(SIZES, [str(n) for n in SIZES])
+        axes.set_xlabel("N, candidates a kept one is the best of")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[1].legend(frameon=False, fontsize=8, loc="lower left")
+    return png(figure)
+
+
+def overhead(x: Tensor, reranker: EnergyReranker, seconds: float | None) -> dict[str, float]:
+    """CPU seconds of ranking with variety, and as a share of the generation's."""
+    start = time.process_time()
+    reranker.rank(x, len(x) // GROUP)
+    used = time.process_time() - start
+    return {
+        "ranking, CPU seconds": used,
+        "generation, CPU seconds": seconds,
+        "overhead": used / seconds if seconds else None,
+    }
+
+
+def main() -> None:
+    """Read the command line, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "own", type=Path, help="the generator's draws to learn the ratio from (.npy), or a saved re-ranker"
+    )
+    parser.add_argument("candidates", type=Path, nargs="+")
+    parser.add_argument("--data", type=Path, required=True, help="folder with mnist.npz")
+    parser.add_argument("--bundle", help="a run of dual score matching, for the row of raw energies")
+    parser.add_argument("--settle", action="store_true", help="measure against held-out training digits")
+    parser.add_argument("--settings", default=SETTLED, help="JSON: changes of RatioSettings")
+    parser.add_argument("--save", type=Path, help="folder to keep the fitted re-ranker in")
+    parser.add_argument("--refine", action="store_true", help="a row of refined candidates, on the bundle's energy")
+    parser.add_argument("--pictures", type=Path)
+    args = parser.parse_args()
+    train, x = digits(args.data, "x_train"), images(args.candidates)
+    x = x[: len(x) // GROUP * GROUP]
+    reference = train[-10_000:] if args.settle else digits(args.data, "x_test")[FIRST:]
+    train, start = train[:-10_000], time.process_time()
+    if args.own.is_dir():
+        reranker = thalweg.load(args.own)
+    else:
+        reranker = EnergyReranker(settings=RatioSettings(**json.loads(args.settings))).fit(
+            train[:12_000], images([args.own])
+        )
+        print(f"fitted in {time.process_time() - start:.0f} CPU seconds")
+    if args.save:
+        reranker.save_pretrained(args.save)
+    print(reranker.check_)
+    measure = Measure(x, reference)
+    u = energies(x, train, reranker, args.bundle)
+    found = choices(x, u, measure, reranker)
+    print(show(table(found, measure)))
+    stamps = [path.with_suffix(".seconds") for path in args.candidates]
+    seconds = sum(float(s.read_text()) for s in stamps) if all(s.exists() for s in stamps) else None
+    print(json.dumps(overhead(x, reranker, seconds)))
+    if args.refine and args.bundle:
+        print(json.dumps(refined(x, found, reranker, args.bundle, reference)))
+    if args.pictures:
+        pictures(args.pictures, x, found, curves(u, measure))
+
+
+def refined(
+    x: Tensor, found: dict, reranker: EnergyReranker, bundle: str, reference: Tensor
+) -> dict[str, dict[str, float]]:
+    """The kept ones before and after Langevin steps on the energy of a bundle, and on the ratio."""
+    kept = x[found["likelihood ratio, repelled"]]
+    ways = {
+        "as they are": kept,
+        "5 steps on the bundle": reranker.refine(kept, thalweg.load(bundle), step_size=2e-4),
+        "5 steps on the ratio": reranker.refine(kept, step_size=5e-3),
+    }
+    return {name: Measure(way, reference)(torch.arange(len(way))) for name, way in ways.items()}
+
+
+def pictures(folder: Path, x: Tensor, found: dict[str, Tensor], points: dict[str, list[dict[str, float]]]) -> None:
+    """The curve, and 60 of a random choice beside 60 that were kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "rerank-best-of-n.png").write_bytes(draw(points))
+    some = torch.randperm(len(x) // GROUP, generator=generator(0, "shown"))[:60]
+    for name, way in (("random", "random"), ("kept", "likelihood ratio, repelled")):
+        (folder / f"rerank-{name}.png").write_bytes(grid(x[found[way][some]], columns=12))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""What may be re-ranked: arrays, PIL images, files, folders, and what a diffusers pipeline makes.
+
+Everything ends as (N, C, H, W) float32 in [0, 1], or rows (N, D). What cannot be read is named; with `skip_bad` it is
+left out and named all the same.
+"""
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.data.files import image_files, read_array, read_names
+from thalweg.data.loader import arrange, check_images, check_rows
+
+log = logging.getLogger("thalweg")
+
+
+class Candidates(NamedTuple):
+    """x (N, *), a name a row, and what was left out: (name, reason) each."""
+
+    x: Tensor
+    names: list[str]
+    skipped: list[tuple[str, str]]
+
+
+def as_candidates(x: Any, shape: tuple[int, ...] | None = None, *, where: str = "candidates") -> Tensor:
+    """(N, *) float32 from a tensor, an array, a list of PIL images or arrays, or a pipeline's output.
+
+    uint8, or float in [0, 1]; channels first or last. No candidate at all gives (0,). UserError, with the index, for
+    mixed sizes, NaN and what is no picture.
+    """
+    x = getattr(x, "images", x)  # a diffusers output
+    if isinstance(x, Sequence) and not isinstance(x, str | bytes):
+        x = _stacked(x, where)
+    try:
+        t = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(_native(np.asarray(x)))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: not an array of numbers ({str(error).splitlines()[0]})") from error
+    if t.ndim and not len(t):
+        return torch.zeros(0)
+    t = arrange(t, shape, where)
+    return (check_images if t.ndim == 4 else check_rows)(t, shape, where=where)
+
+
+def generate(pipeline: Any, n: int, *, batch: int = 64, seed: int = 0, **options: Any) -> Tensor:
+    """n candidates (n, C, H, W) of a diffusers pipeline, `batch` at a time; `options` go to the pipeline.
+
+    Unconditional pipelines are asked for `batch_size`, those with a prompt for `num_images_per_prompt`: then give
+    `prompt=` one text. Batch i draws at the address (seed, i), so the first n do not depend on how many follow.
+    """
+    taken = inspect.signature(pipeline.__call__).parameters
+    name = next((k for k in ("batch_size", "num_images_per_prompt") if k in taken), None)
+    if name is None or "output_type" not in taken:
+        raise UserError(f"{type(pipeline).__name__}: takes no batch_size, num_images_per_prompt, or no output_type")
+    if n < 1 or batch < 1:
+        raise UserError(f"n={n}, batch={batch}: want 1 or more each")
+    found = []
+    for block, low in enumerate(range(0, n, batch)):
+        draws = generator(seed, "candidates", block)
+        made = pipeline(**{**options, name: batch, "generator": draws, "output_type": "np"})
+        found.append(as_candidates(made, where=type(pipeline).__name__)[: n - low])
+    return torch.cat(found)
+
+
+def read_candidates(path: str | Path, shape: tuple[int, ...] | None = None, *, skip_bad: bool = False) -> Candidates:
+    """Candidates in a folder of images, or in any file that `data.files.read_array` reads.
+
+    `skip_bad` leaves out images that cannot be read or are of another size than `shape` (than most, if not given), and
+    rows of an array that are not finite. UserError where nothing is left.
+    """
+    path = Path(path)
+    if not skip_bad:
+        x = read_array(path, shape=shape)
+        return Candidates(as_candidates(x, shape, where=str(path)), read_names(path, len(x)), [])
+    found = _folder(path, shape) if path.is_dir() else _rows(path, shape)
+    for name, reason in found.skipped:
+        log.info("skipped %s: %s", name, reason)
+    if not len(found.x):
+        why = f", the first: {found.skipped[0][1]}" if found.skipped else ""
+        raise UserError(f"{path}: no candidate can be used{why}")
+    return found
+
+
+def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:
+    read, skipped = [], []
+    for file in image_files(path):
+        try:
+            read.append((file.name, as_candidates(read_array(file, shape=shape), shape)))
+        except UserError as error:
+            skipped.append((file.name, str(error)))
+    sizes = Counter(tuple(x.shape[2:]) for _, x in read)
+    most = sizes.most_common(1)[0][0] if sizes else ()
+    good = [(name, x) for name, x in read if tuple(x.shape[2:]) == most]
+    for name, x in read:
+        if tuple(x.shape[2:]) != most:
+            (h, w), (height, width) = x.shape[2:], most
+            skipped.append((name, f"is {w} x {h} pixels, most are {width} x {height}"))
+    channels = max((x.shape[1] for _, x in good), default=1)
+    images = [x.expand(-1, channels, -1, -1) for _, x in good]
+    return Candidates(torch.cat(images) if images else torch.zeros(0), [name for name, _ in good], sorted(skipped))
+
+
+def _rows(path: Path, shape: tuple[int, ...] | None) -> Candidates:
+    x = read_array(path, shape=shape, finite=False)
+    good = x.flatten(1).isfinite().all(1) if x.is_floating_point() else torch.ones(len(x), dtype=torch.bool)
+    skipped = [(f"row {i}", "holds NaN or infinity") for i in (~good).nonzero().flatten().tolist()]
+    names = [name for name, fine in zip(read_names(path, len(x)), good.tolist(), strict=True) if fine]
+    kept = x[good]
+    return Candidates(as_candidates(kept, shape, where=str(path)) if len(kept) else torch.zeros(0), names, skipped)
+
+
+def _stacked(images: Sequence[Any], where: str) -> np.ndarray:
+    """One array of a list of PIL images, arrays or tensors of one size; grey ones keep no channel axis."""
+    arrays = [np.asarray(image) for image in images]
+    if not arrays:
+        return np.zeros((0,), np.float32)
+    most = Counter(a.shape for a in arrays).most_common(1)[0][0]
+    odd = next((i for i, a in enumerate(arrays) if a.shape != most), None)
+    if odd is not None:
+        raise UserError(f"{where}: number {odd} has shape {arrays[odd].shape}, most have {most}: resize it")
+    return np.stack(arrays)
+
+
+def _native(a: np.ndarray) -> np.ndarray:
+    """In the machine's byte order and writable, which is what torch takes."""
+    return np.array(a, dtype=a.dtype.newbyteorder("="))

@@ -1,0 +1,251 @@
+"""In-painting: several draws of what is missing of an image, given what was seen of it, ranked by their energy.
+
+    x | seen  ~  exp(-E(x)) p(seen | x),    seen = A x + s n
+
+A noise-conditional energy is drawn from by `apps.posterior`; an unnormalised one by its own Langevin chain with the
+observed pixels clamped. `inpaint` is the case of a mask, `restore` that of any linear operator.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from thalweg.apps.bundle import check_room, whole
+from thalweg.apps.operators import Operator, Pixels, matrix
+from thalweg.apps.posterior import NETWORK_ROWS, Guided, Noise, Sight, draw
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.data.loader import as_float, check_input, check_shape
+from thalweg.energy.compose import Tempered
+from thalweg.energy.seen import Directions, Given
+from thalweg.energy.spectral import frozen
+from thalweg.sampler.precision import reads_energies
+from thalweg.sampler.run import run_chain
+
+RANKED_AT = 0.5  # of several levels tried on training digits, the best at telling right from wrong
+IMAGES = 64  # in a block: bounds the memory
+
+
+class Completions(NamedTuple):
+    """n completions of each of B images, best first."""
+
+    images: Float[Tensor, "n b *d"]  # data units, observed pixels as they were given
+    ranking: Float[Tensor, "n b"]  # nats, ascending: the energy of the surroundings, see `smoothed_energy`
+    energies: Float[Tensor, "n b"]  # nats: `bundle.energy`
+    uncertainty: Float[Tensor, "b *d"]  # standard deviation of each pixel over the completions
+    variety: Float[Tensor, " b"]  # mean squared distance of two completions of an image
+
+
+def inpaint(
+    bundle: Any, x: Any, observed: Any, *, n: int = 1, seed: int = 0, noise: float = 0.0, how: Guided | None = None
+) -> Completions:
+    """n completions of images x (B, *shape) in data units where `observed` (bool, broadcastable to x) is false.
+
+    What x holds at missing pixels is not looked at, so it may be NaN. Observed pixels come back exactly; with `noise`
+    > 0, their standard deviation in data units, they are repaired too. An image with nothing observed is a sample, one
+    with nothing missing is returned. Image i's completions do not depend on the images beside it, up to rounding.
+    """
+    n, seed = whole("n", n, 1), whole("seed", seed, 0, 2**64 - 1)
+    observed = _mask(observed, x, bundle)
+    x = _values(x, observed, bundle)
+    masks, which = torch.unique(observed.flatten(1), dim=0, return_inverse=True)
+    seen = [Seen((which == k).nonzero()[:, 0], Pixels(m.reshape(bundle.shape)), None) for k, m in enumerate(masks)]
+    seen = [s._replace(values=s.operator(x[s.rows])) for s in seen]
+    found = _complete(bundle, seen, len(x), n, seed, noise, how or Guided())
+    if noise == 0:
+        found = torch.where(observed, x, found)
+    return _ranked(bundle, found)
+
+
+def restore(
+    bundle: Any,
+    seen: Any,
+    operator: Operator,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    noise: float = 0.0,
+    how: Guided | None = None,
+) -> Completions:
+    """n draws of the images x (B, *shape) of which `seen` = A x + noise was observed, A = `operator`.
+
+    `seen` (B, …) in data units, as many numbers a row as `operator` gives. For `Blur`, `Downsample`, or your own map.
+    """
+    n, seed = whole("n", n, 1), whole("seed", seed, 0, 2**64 - 1)
+    seen = torch.as_tensor(seen).to(torch.float32)
+    if seen.ndim < 2 or not bool(seen.isfinite().all()):
+        raise UserError(f"seen: shape {tuple(seen.shape)}: want (B, …) finite numbers, a row for each image")
+    wanted = operator(torch.zeros(1, *bundle.shape)).shape[1]
+    if seen[0].numel() != wanted:
+        raise UserError(f"seen: {seen[0].numel()} numbers a row, {operator} gives {wanted} of this model's images")
+    part = Seen(torch.arange(len(seen)), operator, seen.flatten(1))
+    return _ranked(bundle, _complete(bundle, [part], len(seen), n, seed, noise, how or Guided()))
+
+
+class Seen(NamedTuple):
+    """Some of the images and what one operator shows of them, in data units."""
+
+    rows: Tensor  # (r,)
+    operator: Any
+    values: Any  # (r, m)
+
+
+def _complete(bundle: Any, seen: Sequence[Seen], size: int, n: int, seed: int, noise: float, how: Guided) -> Tensor:
+    """(n, B, *shape) in data units, unranked."""
+    if isinstance(noise, bool) or not 0 <= noise < math.inf:
+        raise UserError(f"noise={noise}: want a standard deviation of 0 or more, in data units")
+    check_room(n * size, bundle.shape)
+    out = torch.empty(n, size, *bundle.shape)
+    scale, offset = _affine(bundle)
+    sights = []
+    for part in seen:
+        a = matrix(part.operator, bundle.shape)
+        if len(a):
+            directions = Directions.of(a * scale, noise)
+            sights.append(Sight(part.rows, directions, directions.read(part.values - a @ offset)))
+        else:
+            samples = bundle.sample(n * len(part.rows), seed=seed)
+            out[:, part.rows] = samples.reshape(n, len(part.rows), *bundle.shape)
+    with torch.inference_mode(False), torch.no_grad():
+        for start in range(0, size, IMAGES):
+            images, block = _block(sights, start, n)
+            if len(images):
+                streams = [generator(seed, "inpaint", int(i), k) for i in images for k in range(n)]
+                z = (_annealed if bundle.noisy else _chains)(bundle, block, streams, how)
+                x = bundle.transform.inverse(z.reshape(-1, *bundle.shape))
+                x = x.clamp(0, 1) if bundle.kind == "image" else x
+                out[:, images] = x.reshape(len(images), n, *bundle.shape).transpose(0, 1)
+    return out
+
+
+def _block(sights: Sequence[Sight], start: int, n: int) -> tuple[Tensor, list[Sight]]:
+    """(images of the block, what was seen of their chains): image j's n chains are rows j n … j n + n - 1."""
+    images, block, count = [], [], 0
+    for sight in sights:
+        inside = (sight.rows >= start) & (sight.rows < start + IMAGES)
+        if r := int(inside.sum()):
+            images.append(sight.rows[inside])
+            rows = torch.arange(count * n, (count + r) * n)
+            block.append(Sight(rows, sight.directions, sight.read[inside].repeat_interleave(n, 0)))
+            count += r
+    return torch.cat(images) if images else torch.zeros(0, dtype=torch.int64), block
+
+
+def _annealed(bundle: Any, sights: Sequence[Sight], streams: Sequence[Generator], how: Guided) -> Tensor:
+    size = math.prod(bundle.shape)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bundle.config.get("precision") == "bf16"):
+        return draw(bundle.model, sights, Noise(streams, size), how)
+
+
+def _chains(bundle: Any, sights: Sequence[Sight], streams: Sequence[Generator], how: Guided) -> Tensor:
+    """The run's own kernel on E(z) with what was seen held, from noise in all that is missing.
+
+    Exact observations are held exactly. Noise on others is taken to be at least sqrt(2 h T), the kick of one step: a
+    finer bound would be stiffer than the step can follow.
+    """
+    kernel, out = bundle.sampler, []
+    temperature, kick = float(getattr(kernel, "temperature", 1.0)), 0.0
+    if hasattr(kernel, "step_size"):
+        kick = (2 * float(kernel.step_size) * temperature) ** 0.5
+    image = bundle.kind == "image"
+    make = torch.rand if image else torch.randn
+    start = torch.stack([make(bundle.shape, generator=g) for g in streams])
+    start = bundle.transform.forward(start) if image else start
+    with frozen(bundle.model) as still:
+        for sight in sights:
+            d, x = sight.directions, start[sight.rows]
+            d = d._replace(noise=torch.where(d.noise > 0, d.noise.clamp(min=kick), 0))
+            placed = d.place(x.flatten(1), sight.read).reshape(x.shape)
+            # The kernel divides by T; what was seen is no matter of temperature.
+            given = Given(Tempered(still, 1 / temperature), 0.0, d, sight.read, placed)
+            rows = _Rows(kernel, [streams[i] for i in sight.rows.tolist()])
+            z = run_chain(rows, Tempered(given, temperature), placed, num_steps=how.chain_steps)
+            out.append(given.restore(z).flatten(1))
+    return torch.cat(out)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A kernel whose noise comes from a generator for each row, so that no row depends on its neighbours."""
+
+    sampler: Any
+    generators: Sequence[Generator]
+
+    @property
+    def gradient_only(self) -> bool:
+        return not reads_energies(self.sampler)
+
+    def init(self, energy: Any, x: Tensor) -> Any:
+        return self.sampler.init(energy, x)
+
+    def draw(self, state: Any, generator: Generator) -> tuple[Tensor, ...]:
+        each = [self.sampler.draw(state._replace(x=state.x[:1]), g) for g in self.generators]
+        return tuple(torch.cat(parts) if parts[0].ndim else parts[0] for parts in zip(*each, strict=True))
+
+    def step(self, energy: Any, state: Any, noise: tuple[Tensor, ...]) -> Any:
+        return self.sampler.step(energy, state, noise)
+
+
+def _affine(bundle: Any) -> tuple[Tensor, Tensor]:
+    """(a, b), flat: data = a model + b; UserError where the transform is not of that kind."""
+    zero, one = torch.zeros(1, *bundle.shape), torch.ones(1, *bundle.shape)
+    low, high, twice = (bundle.transform.inverse(z).flatten() for z in (zero, one, 2 * one))
+    if not torch.allclose(twice - high, high - low, rtol=1e-3, atol=1e-5):
+        raise UserError(f"{bundle.path}: in-painting wants a transform that scales and shifts, not {bundle.transform}")
+    return high - low, low
+
+
+def _mask(observed: Any, x: Any, bundle: Any) -> Tensor:
+    """(B, *shape) bool."""
+    shape = tuple(getattr(x, "shape", ()))
+    check_shape(torch.empty(shape), bundle.shape, bundle.kind, where="x")
+    observed = torch.as_tensor(observed)
+    if observed.dtype != torch.bool:
+        raise UserError(f"observed: of type {observed.dtype}, want bool, true where a pixel is known")
+    try:
+        return observed.expand(shape)
+    except RuntimeError as error:
+        raise UserError(f"observed: shape {tuple(observed.shape)} does not broadcast to x, {shape}") from error
+
+
+def _values(x: Any, observed: Tensor, bundle: Any) -> Tensor:
+    """x in data units, float32, with zero where it is missing; NaN among the observed pixels is refused, by row."""
+    x = as_float(x if isinstance(x, Tensor) else torch.as_tensor(x))
+    return check_input(torch.where(observed, x, 0.0), bundle.shape, bundle.kind, where="x, where it is observed")
+
+
+def smoothed_energy(bundle: Any, x: Tensor, *, level: float = RANKED_AT, draws: int = 3) -> Float[Tensor, " b"]:
+    """mean_k U(z + s e_k, s²), (B,) nats, of x in data units: how likely x's surroundings of size s are, not x alone.
+
+    At the lowest level a faint stroke that is merely smooth beats a good digit; what counts at s is the shape. The
+    same e_k for every row, so differences are nearly free of their noise. `level` s in model units; `bundle.energy`
+    where the energy has no noise levels.
+    """
+    if not bundle.noisy:
+        return bundle.energy(x)
+    s = min(max(level, bundle.t_min**0.5), bundle.t_max**0.5)
+    stream = generator(0, "ranking")
+    with torch.no_grad(), frozen(bundle.model) as energy:
+        total = x.new_zeros(len(x))
+        for _ in range(draws):
+            move = s * torch.randn(1, *bundle.shape, generator=stream)
+            parts = [bundle.transform.forward(part) + move for part in x.split(NETWORK_ROWS)]
+            total += torch.cat([energy(y, y.new_full((len(y),), s * s)) for y in parts])
+        return total / draws
+
+
+def _ranked(bundle: Any, images: Tensor) -> Completions:
+    """Completions in order of the energy of their surroundings."""
+    n, b = images.shape[:2]
+    flat = images.flatten(0, 1)
+    ranking, energies = smoothed_energy(bundle, flat).reshape(n, b), bundle.energy(flat).reshape(n, b)
+    order = ranking.argsort(dim=0, stable=True)
+    images = images.gather(0, order.reshape(n, b, *([1] * len(bundle.shape))).expand_as(images))
+    spread = images.std(0, correction=0)
+    variety = 2 * n / max(n - 1, 1) * spread.square().flatten(1).sum(1)
+    return Completions(images, ranking.gather(0, order), energies.gather(0, order), spread, variety)

@@ -1,0 +1,105 @@
+"""Masks as people give them: a PNG, an array, a box, or words; true where a pixel is observed.
+
+    "box:7,7,21,21"          missing: columns 7 to 20 and rows 7 to 20 (left, top, right, bottom; the ends not included)
+    "right-half", …          missing: right-half, left-half, top-half, bottom-half
+    "random:0.75"            missing: that share of the pixels, drawn anew for each image
+    "all", "none"            missing: everything, nothing
+    mask.png, mask.npy       **white, or true: missing**; black, or 0: observed. The convention of in-painting tools.
+
+A stored value above half of the mask's largest is white. In a mask of several channels a pixel is missing where any is.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.data.files import read_array
+
+WORDS = ("right-half", "left-half", "top-half", "bottom-half", "all", "none")
+KINDS = f"{', '.join(WORDS)}, random:SHARE, box:LEFT,TOP,RIGHT,BOTTOM, or a .png or .npy file"
+
+
+def observed(mask: str | Path, shape: tuple[int, ...], num_images: int, *, seed: int = 0) -> Bool[Tensor, "n *d"]:
+    """Which pixels of each of `num_images` images of `shape` are observed; UserError where the mask makes no sense."""
+    text = str(mask)
+    kind, _, rest = text.partition(":")
+    if text in WORDS or kind in ("box", "random"):
+        if len(shape) != 3:
+            raise UserError(f"--mask {text}: the model is of rows of {math.prod(shape)} numbers; give the mask as .npy")
+        if kind == "random":
+            return _random(text, rest, shape, num_images, seed)
+        missing = _box(text, rest, shape) if kind == "box" else _half(text, shape)
+        return ~missing.expand(num_images, *shape)
+    path = Path(mask)
+    if not path.exists():
+        raise UserError(f"--mask {text}: no such file, and no mask by that name; want {KINDS}")
+    return ~_stored(path, shape, num_images)
+
+
+def _half(word: str, shape: tuple[int, ...]) -> Tensor:
+    missing, (height, width) = torch.zeros(shape, dtype=torch.bool), shape[1:]
+    part = {
+        "right-half": (slice(None), slice(width // 2, None)),
+        "left-half": (slice(None), slice(None, width // 2)),
+        "bottom-half": (slice(height // 2, None), slice(None)),
+        "top-half": (slice(None, height // 2), slice(None)),
+        "all": (slice(None), slice(None)),
+        "none": (slice(0), slice(0)),
+    }[word]
+    missing[:, part[0], part[1]] = True
+    return missing
+
+
+def _box(text: str, rest: str, shape: tuple[int, ...]) -> Tensor:
+    try:
+        left, top, right, bottom = (int(word) for word in rest.split(","))
+    except ValueError as error:
+        raise UserError(f"--mask {text}: want four whole numbers, box:LEFT,TOP,RIGHT,BOTTOM") from error
+    height, width = shape[1:]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise UserError(
+            f"--mask {text}: want 0 <= left < right <= {width} and 0 <= top < bottom <= {height}, as the images are "
+            f"{width} x {height} pixels"
+        )
+    missing = torch.zeros(shape, dtype=torch.bool)
+    missing[:, top:bottom, left:right] = True
+    return missing
+
+
+def _random(text: str, rest: str, shape: tuple[int, ...], num_images: int, seed: int) -> Tensor:
+    """Image i's mask depends on (seed, i) alone; exactly the share is missing, to the nearest pixel."""
+    try:
+        share = float(rest)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise UserError(f"--mask {text}: want the share that is missing, a number in [0, 1], as random:0.75")
+    pixels = shape[1] * shape[2]
+    seen = torch.zeros(num_images, 1, pixels, dtype=torch.bool)
+    for i, row in enumerate(seen):
+        row[0, torch.randperm(pixels, generator=generator(seed, "mask", i))[round(share * pixels) :]] = True
+    return seen.reshape(num_images, 1, *shape[1:]).expand(num_images, *shape)
+
+
+def _stored(path: Path, shape: tuple[int, ...], num_images: int) -> Tensor:
+    """Where a stored mask is white: one mask for all images, or one each."""
+    found = read_array(path)
+    found = found if found.ndim > 1 else found[None]
+    if len(shape) == 3:
+        found = found[None, None] if found.ndim == 2 else found
+        wanted, size = shape[1:], tuple(found.shape[2:])
+    else:
+        wanted, size = shape, tuple(found.shape[1:])
+    if size != wanted:
+        asked, got = (" x ".join(map(str, reversed(s))) for s in (wanted, size))
+        raise UserError(f"{path}: the mask is {got}, the model's data are {asked}; resize the mask")
+    if len(found) not in (1, num_images):
+        raise UserError(f"{path}: holds {len(found)} masks for {num_images} images; want one, or one for each image")
+    missing = found > found.max() / 2
+    missing = missing.any(1, keepdim=True) if len(shape) == 3 else missing
+    return missing.expand(num_images, *shape)

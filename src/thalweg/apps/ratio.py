@@ -1,0 +1,260 @@
+"""Learn E(x) = -log p_data(x) / p_gen(x) from rows of both, without learning either by heart.
+
+Overfitting is the danger: a network that knows its rows tells them apart without knowing why. So there are several
+small ones, each trained without a fold of its own (cross-fitting), stopped where the loss on that fold is least, on
+altered copies of both sides, with weight decay; their mean is the energy. Every row is then judged once by a network
+that never saw it, which gives the check against chance and the one factor that calibrates the scale.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self, get_args
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.data.augment import Warp
+from thalweg.energy.mlp import MLPEnergy
+from thalweg.energy.strided import StridedEnergy
+from thalweg.objective.base import Batch
+from thalweg.objective.damage import Damage
+from thalweg.objective.ratio import LikelihoodRatio, balanced_loss
+
+LEAST = 20  # rows of either kind
+BLOCK = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RatioSettings:
+    """How a likelihood ratio is learned; the defaults are for some thousand images and a few CPU minutes.
+
+    `members` networks, each without one fold of the rows; `batch` rows of either kind a step; every `check` steps the
+    held-out loss is taken, and `patience` checks without progress end a member's training. `noise`, in standard
+    deviations of the data, smooths both laws; `stretch` and `shift` alter half of the images (`data.augment.Warp`).
+    `damaged` is the share of the generated side that is damaged data instead (`objective.damage`), which asks for
+    shape where the generator's draws betray themselves by their texture: E is then the ratio to that mixture.
+    `view="ink"` shows images through a 3 x 3 blur and a soft threshold, sigmoid(10 (x - 0.4)), for writing and
+    drawings: a grey ground or speckle, which all of a generator's draws may share, is then no reason for anything.
+    """
+
+    members: int = 3
+    steps: int = 600
+    batch: int = 96
+    rate: float = 1e-3
+    weight_decay: float = 0.05
+    smoothing: float = 0.02
+    noise: float = 0.3
+    channels: tuple[int, ...] = (16, 32, 64)
+    hidden: int = 64
+    stretch: float = 0.05
+    shift: float = 0.05
+    damaged: float = 0.0
+    view: Literal["pixels", "ink"] = "pixels"
+    check: int = 50
+    patience: int = 4
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "check", "patience", "hidden"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)}: want 1 or more")
+        views = get_args(RatioSettings.__annotations__["view"])
+        if self.view not in views:
+            raise UserError(f"view={self.view!r}: want one of {', '.join(views)}")
+        if not 0 <= self.damaged < 1:
+            raise UserError(f"damaged={self.damaged}: want a share in [0, 1)")
+        if self.members < 2:
+            raise UserError(f"members={self.members}: want 2 or more, each is checked on rows that it did not see")
+
+
+class Check(NamedTuple):
+    """What the networks know of rows that they did not see: `loss` in nats with its standard error (chance is log 2 =
+    0.693), `auc` of telling data from generated rows (chance is 0.5), and the steps that each member took.
+    """
+
+    loss: float
+    standard_error: float
+    auc: float
+    steps: tuple[int, ...]
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the loss is below log 2 by more than two standard errors."""
+        return self.loss + 2 * self.standard_error < math.log(2)
+
+
+class RatioEnergy(nn.Module):
+    """E(x) = s mean_k E_k((view(x) - m) / d) + c, (B, *) to (B,) nats; E > 0 where the generator makes too many.
+
+    m and d standardise (a number each for images, one a column for rows); s and c calibrate. `features` are the
+    members' last hidden layers side by side, (B, F): what two rows have in common in the energy's eyes.
+    """
+
+    def __init__(self, *, shape: tuple[int, ...] = (1, 28, 28), settings: RatioSettings | None = None):
+        super().__init__()
+        s = settings or RatioSettings()
+        self.shape, self.settings = tuple(shape), s
+        self.members = nn.ModuleList(_network(self.shape, s) for _ in range(s.members))
+        columns = shape if len(shape) == 1 else (1,) * len(shape)
+        for name, value in (("mean", torch.zeros(columns)), ("deviation", torch.ones(columns))):
+            self.register_buffer(name, value.to(torch.float32))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
+        self.register_buffer("offset", torch.zeros((), dtype=torch.float32))
+
+    @classmethod
+    def example(cls) -> Self:
+        """A small one."""
+        return cls(shape=(3,), settings=RatioSettings(members=2, hidden=5))
+
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(E(x), features(x)) at the price of one."""
+        z, outs, hidden = self.standardised(x), [], []
+        for member in self.members:
+            *body, head = member.sequence()  # pyright: ignore[reportCallIssue]
+            h = z
+            for layer in body:
+                h = layer(h)
+            hidden.append(h)
+            outs.append(head(h).squeeze(1))
+        return self.offset - self.scale * torch.stack(outs).mean(0), torch.cat(hidden, 1)
+
+    def standardised(self, x: Tensor) -> Tensor:
+        """(view(x) - m) / d."""
+        return (_viewed(x, self.settings.view) - self.mean) / self.deviation
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the heads read, (B, F)."""
+        return self.both(x)[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """E(x) in nats."""
+        return self.both(x)[0]
+
+
+def fit_ratio(
+    real: Tensor, generated: Tensor, settings: RatioSettings | None = None, *, seed: int = 0
+) -> tuple[RatioEnergy, Check]:
+    """The energy, frozen, and its check on held-out rows; real and generated (N, *) float32 of one shape.
+
+    The same seed gives the same energy on one machine. UserError for fewer than 20 rows of either kind, or two shapes.
+    """
+    s = settings or RatioSettings()
+    _require(real, generated)
+    energy = _untrained(real, s, seed)
+    x = torch.cat([real, generated])
+    label = torch.cat([torch.ones(len(real)), torch.zeros(len(generated))]) > 0
+    fold = torch.cat([_folds(len(part), s.members, seed, name) for part, name in ((real, "real"), (generated, "gen"))])
+    held, steps = torch.empty(len(x)), []
+    for k in range(s.members):
+        mine = fold == k
+        member, taken = _train(energy, k, x[~mine], label[~mine], x[mine], label[mine], seed)
+        held[mine] = _energies(member, energy.standardised(x[mine]))
+        steps.append(taken)
+    _calibrate(energy, held, label)
+    held = energy.scale * held + energy.offset
+    return energy.eval().requires_grad_(False), _check(held, label, tuple(steps))
+
+
+def _network(shape: tuple[int, ...], s: RatioSettings) -> nn.Module:
+    """A small network for rows of this shape; large images get more halvings, so that its cost grows with the area."""
+    if len(shape) == 1:
+        return MLPEnergy(shape=shape, width=s.hidden, depth=2)  # pyright: ignore[reportArgumentType]
+    channels = list(s.channels)
+    while min(shape[1:]) >> len(channels) > 7:
+        channels.append(channels[-1])
+    return StridedEnergy(shape=shape, channels=channels, hidden=s.hidden)
+
+
+def _viewed(x: Tensor, view: str) -> Tensor:
+    """What the networks are shown of images; rows are shown as they are."""
+    if view == "pixels" or x.ndim != 4:
+        return x
+    return torch.sigmoid(10 * (F.avg_pool2d(x, 3, 1, 1) - 0.4))
+
+
+def _untrained(real: Tensor, s: RatioSettings, seed: int) -> RatioEnergy:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "ratio-weights").initial_seed())
+        energy = RatioEnergy(shape=tuple(real.shape[1:]), settings=s)
+    real = _viewed(real, s.view)
+    over = 0 if real.ndim == 2 else tuple(range(real.ndim))
+    energy.mean.copy_(real.mean(over).view_as(energy.mean))
+    energy.deviation.copy_(real.std(over).clamp(min=1e-6).view_as(energy.deviation))
+    return energy
+
+
+def _train(
+    energy: RatioEnergy, k: int, x: Tensor, label: Tensor, x_held: Tensor, held: Tensor, seed: int
+) -> tuple[nn.Module, int]:
+    """Member k at the step where the loss on its held-out fold was least, and that step."""
+    s, member = energy.settings, energy.members[k]
+    objective = LikelihoodRatio(smoothing=s.smoothing, noise=s.noise)
+    warp = Warp(stretch=s.stretch, shift=s.shift) if x.ndim == 4 else None
+    optimiser = torch.optim.AdamW(member.parameters(), lr=s.rate, weight_decay=s.weight_decay)
+    num_damaged = round(s.damaged * s.batch)
+    sides, z_held = (label.nonzero().flatten(), (~label).nonzero().flatten()), energy.standardised(x_held)
+    least, best, at = math.inf, copy.deepcopy(member.state_dict()), 0
+    for step in range(1, s.steps + 1):
+        draws = generator(seed, f"ratio-{k}", step)
+        rows = torch.cat([side[torch.randint(len(side), (s.batch,), generator=draws)] for side in sides])
+        batch = x[rows] if warp is None else warp(x[rows], draws, 0.0)
+        if num_damaged:
+            batch[-num_damaged:] = Damage()(batch[:num_damaged], draws)  # the data come first, the generated last
+        data = Batch(energy.standardised(batch), label[rows])
+        state = objective.init(member, data.x, draws)
+        loss, _, _ = objective.loss(member, state, data, objective.draw(state, data, draws, step / s.steps))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if step % s.check == 0 or step == s.steps:
+            now = float(balanced_loss(_energies(member, z_held), held))
+            if now < least:
+                least, best, at = now, copy.deepcopy(member.state_dict()), step
+            elif step - at >= s.patience * s.check:
+                break
+    member.load_state_dict(best)
+    return member, at
+
+
+@torch.no_grad()
+def _energies(energy: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([energy(part) for part in x.split(BLOCK)])
+
+
+def _folds(n: int, members: int, seed: int, side: str) -> Tensor:
+    return torch.randperm(n, generator=generator(seed, f"ratio-folds-{side}")) % members
+
+
+def _calibrate(energy: RatioEnergy, held: Tensor, label: Tensor) -> None:
+    """s and c of least logistic loss on the rows as judged by networks that did not see them (Platt 1999); s > 0."""
+    u = held.double()
+
+    def loss(p):
+        return float(balanced_loss(math.exp(p[0]) * u + p[1], label))
+
+    found = minimize(loss, [0.0, 0.0], method="Nelder-Mead", bounds=[(-3, 3), (-20, 20)], options={"maxiter": 200})
+    energy.scale.fill_(math.exp(found.x[0]))
+    energy.offset.fill_(found.x[1])
+
+
+def _check(u: Tensor, label: Tensor, steps: tuple[int, ...]) -> Check:
+    each = F.softplus(torch.where(label, u, -u)).double()
+    sides = (each[label], each[~label])
+    error = math.sqrt(sum(float(side.var()) / len(side) for side in sides)) / 2
+    auc = float(roc_auc_score(label.numpy(), -u.numpy()))
+    return Check(float(sum(side.mean() for side in sides)) / 2, error, auc, steps)
+
+
+def _require(real: Tensor, generated: Tensor) -> None:
+    for name, x in (("real", real), ("generated", generated)):
+        if len(x) < LEAST:
+            raise UserError(f"{name}: holds {len(x)} rows, a likelihood ratio wants {LEAST} or more of either kind")
+    if real.shape[1:] != generated.shape[1:]:
+        raise UserError(
+            f"real rows have shape {tuple(real.shape[1:])}, generated ones {tuple(generated.shape[1:])}: give one shape"
+        )

@@ -1,0 +1,175 @@
+"""The command `thalweg inpaint`: several completions of damaged images, ranked."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thalweg import console
+from thalweg.core.errors import UserError
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+EXAMPLE = "Example: `thalweg inpaint runs/digits --image torn.png --mask right-half -n 8 -o repaired.png`"
+SHOWN = 16  # images in a picture
+
+
+def inpaint(
+    run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
+    image: Annotated[Path, typer.Option("--image", help="An image, a folder of them, npy or npz.")],
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            help="What is missing: a .png or .npy (white is missing), box:LEFT,TOP,RIGHT,BOTTOM, right-half, "
+            "left-half, top-half, bottom-half or random:SHARE.",
+        ),
+    ] = None,
+    operator: Annotated[
+        str | None, typer.Option(help="In place of a mask, how the image was made: blur:WIDTH or downsample:FACTOR.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="PNG: a table of pictures; .npy: (n, B, C, H, W); else a folder of PNG.")
+    ] = Path("inpainted.png"),
+    n: Annotated[int, typer.Option("-n", help="Completions of each image.", min=1)] = 4,
+    noise: Annotated[float, typer.Option(help="Standard deviation of the noise on what is given.", min=0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Name and pass over images that cannot be used.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Complete images where a mask says that pixels are missing, several times, best first."""
+    from thalweg.apps import inpaint as app
+    from thalweg.apps.bundle import Bundle, load
+    from thalweg.apps.masks import observed as read_mask
+    from thalweg.data.loader import as_float
+
+    if (mask is None) == (operator is None):
+        raise UserError("give one of --mask and --operator: which pixels are missing, or how the image was made")
+    bundle = load(run)
+    if not isinstance(bundle, Bundle):
+        raise UserError(f"{run}: a detector, no trained energy")
+    if bundle.kind != "image" and out.suffix.lower() != ".npy":
+        raise UserError(f"{out}: this model is of rows of numbers, not of images; name an .npy file")
+    _check_out(out)
+    how = None if operator is None else _operator(operator)
+    names, x, skipped = _images(image, bundle.shape if how is None else _small(how, bundle.shape), skip_bad)
+    x, known = as_float(x), None
+    if how is None:
+        known = read_mask(mask or "", bundle.shape, len(x), seed=seed)
+        found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise)
+    else:
+        found = app.restore(bundle, x.flatten(1), how, n=n, seed=seed, noise=noise)
+    _write(out, names, x, known, found)
+    console.say(f"{n} completions of {len(x)} images in {out}")
+    result: dict[str, Any] = {
+        "file": str(out),
+        "images": names,
+        "skipped": skipped,
+        "ranking": found.ranking.T.tolist(),
+        "energies": found.energies.T.tolist(),
+        "variety": found.variety.tolist(),
+        "missing": None if known is None else (~known).float().flatten(1).mean(1).tolist(),
+        "seed": seed,
+    }
+    console.emit({k: _finite(v) if isinstance(v, list) and k != "images" else v for k, v in result.items()}, as_json)
+
+
+def _images(path: Path, shape: tuple[int, ...], skip_bad: bool) -> tuple[list[str], Any, list[dict[str, str]]]:
+    """(names, images, those passed over and why)."""
+    import torch
+
+    from thalweg.data.files import image_files, read_array, read_names
+
+    if not path.is_dir():
+        x = read_array(path, shape=shape)
+        return read_names(path, len(x)), x, []
+    good, skipped = [], []
+    for file in image_files(path):
+        try:
+            good.append((file.name, read_array(file, shape=shape)))
+        except UserError as error:
+            if not skip_bad:
+                raise UserError(f"{error}; --skip-bad passes over such files") from error
+            reason = " ".join(str(error).split())
+            console.say(f"skipped {reason}")
+            skipped.append({"file": file.name, "reason": reason})
+    if not good:
+        raise UserError(
+            f"{path}: no image in this folder can be used" + (f", {len(skipped)} skipped" if skipped else "")
+        )
+    return [name for name, _ in good], torch.cat([x for _, x in good]), skipped
+
+
+def _operator(text: str) -> Any:
+    from thalweg.apps.operators import Blur, Downsample
+
+    kind, _, value = text.partition(":")
+    try:
+        if kind == "blur":
+            return Blur(width=float(value))
+        if kind == "downsample":
+            return Downsample(factor=int(value))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+    raise UserError(f"--operator {text}: want blur:WIDTH in pixels or downsample:FACTOR, as blur:1.5 or downsample:4")
+
+
+def _small(how: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what the operator shows."""
+    import torch
+
+    how(torch.zeros(1, *shape))  # whether it fits is the operator's to say
+    factor = getattr(how, "factor", 1)
+    return (shape[0], shape[1] // factor, shape[2] // factor)
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix.lower() in (".png", ".npy"):
+        console.writable(out, (".png", ".npy"))
+    elif out.suffix or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out}: want a .png, an .npy, or a folder")
+
+
+def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:
+    import numpy as np
+
+    from thalweg.core.store import write_bytes
+    from thalweg.evaluate.pictures import grid, png
+    from thalweg.evaluate.repairs import repairs
+
+    if out.suffix.lower() == ".npy":
+        held = io.BytesIO()
+        np.save(held, found.images.numpy(), allow_pickle=False)
+        return write_bytes(out, held.getvalue())
+    if out.suffix.lower() == ".png":
+        known = None if known is None else known[:SHOWN]
+        picture = repairs(x[:SHOWN], found.images[:, :SHOWN], found.uncertainty[:SHOWN], observed=known)
+        return write_bytes(out, png(picture))
+    out.mkdir(parents=True, exist_ok=True)
+    table = io.StringIO()
+    lines = csv.writer(table)
+    lines.writerow(["image", "rank", "ranking", "energy", "file"])
+    for i, (name, stem) in enumerate(zip(names, _stems(names), strict=True)):
+        for k in range(len(found.images)):
+            file = f"{stem}-{k + 1}.png"
+            write_bytes(out / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
+            lines.writerow([name, k + 1, *(f"{float(u[k, i]):.6g}" for u in (found.ranking, found.energies)), file])
+        write_bytes(out / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
+    write_bytes(out / "completions.csv", table.getvalue().encode())
+
+
+def _stems(names: list[str]) -> list[str]:
+    """File names without their endings, where that leaves them distinct."""
+    stems = [Path(name).stem for name in names]
+    return stems if len(set(stems)) == len(stems) else [name.replace(".", "-") for name in names]
+
+
+def _finite(values: Any) -> Any:
+    """JSON knows no infinity."""
+    if isinstance(values, list):
+        return [_finite(v) for v in values]
+    return values if not isinstance(values, float) or abs(values) < float("inf") else None

@@ -1,0 +1,174 @@
+"""The commands `thalweg rerank fit` and `thalweg rerank RUN CANDIDATES`."""
+
+import io
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from thalweg import console
+from thalweg.core.errors import UserError
+
+if TYPE_CHECKING:
+    from thalweg.apps.candidates import Candidates
+
+DEFAULT = "choose"
+
+
+class _WithDefault(TyperGroup):
+    """A group whose first word may be left out where it is `choose`."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            args = [DEFAULT, *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_WithDefault,
+    no_args_is_help=True,
+    help="Keep the best of many candidates: `thalweg rerank RUN CANDIDATES --keep K`; `fit` learns what is best.",
+)
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and name it.")]
+KINDS = "npy, npz, or a folder of images"
+
+
+@app.command(epilog="Example: `thalweg rerank fit photos/ generated/ -o runs/judge`")
+def fit(
+    real: Annotated[Path, typer.Argument(help=f"Real data: {KINDS}.")],
+    generated: Annotated[Path, typer.Argument(help=f"The generator's own draws, not the candidates: {KINDS}.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the re-ranker.")],
+    steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 600,
+    members: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
+    noise: Annotated[float, typer.Option(help="Noise on both sides, in deviations of the data.", min=0)] = 0.3,
+    variety: Annotated[str, typer.Option(help="strata, repelled, determinantal or none.")] = "repelled",
+    view: Annotated[str, typer.Option(help="pixels; or ink: shapes without ground and speckle.")] = "pixels",
+    skip_bad: SkipBad = False,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Learn to tell the generator's draws from real data."""
+    from thalweg.apps.ratio import RatioSettings
+    from thalweg.apps.rerank import EnergyReranker
+
+    settings = RatioSettings(steps=steps, members=members, noise=noise, view=view)  # pyright: ignore[reportArgumentType]
+    x, y = (_read(path, None, skip_bad) for path in (real, generated))
+    reranker = EnergyReranker(variety=variety, seed=seed, settings=settings)  # pyright: ignore[reportArgumentType]
+    reranker.require_savable(out)
+    reranker.fit(x.x, y.x)
+    reranker.save_pretrained(out)
+    check = reranker.check_
+    assert check is not None  # fitted
+    console.say(
+        f"{out}: on unseen rows {check.loss:.3f} ± {check.standard_error:.3f} nats (chance 0.693), AUC {check.auc:.3f} "
+        f"(chance 0.5)" + ("" if check.beats_chance else "; no better than chance: its ranking is noise")
+    )
+    told = {"run": str(out), "real": len(x.x), "generated": len(y.x), "skipped": [*x.skipped, *y.skipped]}
+    console.emit(told | check._asdict() | {"beats_chance": check.beats_chance}, as_json)
+
+
+@app.command(DEFAULT, epilog="Example: `thalweg rerank runs/judge generated/ --keep 100 -o best/`")
+def choose(
+    run: Annotated[Path, typer.Argument(help="Folder that `thalweg rerank fit` (or `thalweg train`) wrote.")],
+    candidates: Annotated[Path, typer.Argument(help=f"Candidates: {KINDS}.")],
+    keep: Annotated[int | None, typer.Option(help="How many to keep; all, in order, if not given.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new folder of images, or a .npy.")] = None,
+    table: Annotated[Path, typer.Option(help="CSV or Parquet of all candidates, best first.")] = Path("ranked.csv"),
+    variety: Annotated[str | None, typer.Option(help="strata, repelled, determinantal or none.")] = None,
+    skip_bad: SkipBad = False,
+    as_json: Json = False,
+) -> None:
+    """Rank candidates and keep the best."""
+    from thalweg.apps.table import write_scores
+
+    console.writable(table, (".csv", ".parquet"))
+    if out is not None:
+        _require_out(out)
+    reranker = _reranker(run, variety)
+    found = _read(candidates, reranker.shape, skip_bad)
+    if out is not None and not out.suffix and found.x.ndim != 4:
+        raise UserError(f"{out}: the candidates are rows, not images; name a .npy file")
+    energies, kept = reranker.energies(found.x), reranker.rank(found.x, keep)
+    order, columns = _columns(energies, kept)
+    write_scores(table, [found.names[i] for i in order.tolist()], columns)
+    if out is not None:
+        _write(out, found, candidates, kept.tolist())
+    where = f", {len(kept)} kept in {out}" if out is not None else f", {len(kept)} kept"
+    console.say(f"{len(found.x)} candidates in {table}{where}")
+    told = {"candidates": len(found.x), "kept": [found.names[i] for i in kept.tolist()], "indices": kept.tolist()}
+    mean, mean_kept = float(energies.mean()), float(energies[kept].mean())
+    told |= {"table": str(table), "out": None if out is None else str(out), "skipped": found.skipped}
+    console.emit(told | {"mean_energy": mean, "mean_energy_kept": mean_kept}, as_json)
+
+
+def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool) -> "Candidates":
+    from thalweg.apps.candidates import read_candidates
+
+    found = read_candidates(path, shape, skip_bad=skip_bad)
+    for name, reason in found.skipped:
+        console.say(f"skipped {name}: {reason}")
+    return found
+
+
+def _reranker(run: Path, variety: str | None) -> Any:
+    """The fitted re-ranker, or one that judges by a bundle's own energy, with a word on what that is worth."""
+    from thalweg.apps.bundle import Bundle, load
+    from thalweg.apps.rerank import EnergyReranker
+
+    found = load(run)
+    if isinstance(found, Bundle):
+        console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
+        found = EnergyReranker(found)
+    if not isinstance(found, EnergyReranker):
+        raise UserError(f"{run}: a detector, no re-ranker; fit one with `thalweg rerank fit`")
+    if variety is not None:
+        found.variety = variety  # pyright: ignore[reportAttributeAccessIssue]
+    return found
+
+
+def _columns(energies: Any, kept: Any) -> tuple[Any, dict[str, Any]]:
+    """The order of all candidates, best first, and the table's columns in it."""
+    import torch
+
+    is_kept = torch.zeros(len(energies), dtype=torch.bool)
+    is_kept[kept] = True
+    order = energies.sort(stable=True).indices
+    return order, {"rank": torch.arange(1, len(order) + 1), "kept": is_kept[order], "energy": energies[order]}
+
+
+def _require_out(out: Path) -> None:
+    if out.suffix.lower() == ".npy":
+        console.writable(out, (".npy",))
+    elif out.suffix or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise UserError(f"{out}: want a .npy file, or a folder that is empty or does not exist yet")
+    elif not out.parent.is_dir():
+        raise UserError(f"{out}: the folder {out.parent} does not exist; make it first")
+
+
+def _write(out: Path, found: "Candidates", source: Path, kept: list[int]) -> None:
+    """The kept ones, best first: a .npy of arrays, or a folder of the very files (PNGs where they came as arrays)."""
+    import numpy as np
+
+    from thalweg.core.store import write_bytes
+
+    if out.suffix:
+        held = io.BytesIO()
+        np.save(held, found.x[kept].numpy(), allow_pickle=False)
+        write_bytes(out, held.getvalue())
+        return
+    from PIL import Image
+
+    out.mkdir(exist_ok=True)
+    digits = len(str(len(kept)))
+    for rank, i in enumerate(kept, 1):
+        if source.is_dir():
+            shutil.copyfile(source / found.names[i], out / f"{rank:0{digits}}-{found.names[i]}")
+            continue
+        pixels = (255 * found.x[i]).round().byte().permute(1, 2, 0).numpy()
+        picture, held = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), io.BytesIO()
+        picture.save(held, format="PNG")
+        write_bytes(out / f"{rank:0{digits}}-{i}.png", held.getvalue())

@@ -1,0 +1,277 @@
+"""In-painting: what was seen comes back, what is missing is drawn by seed and image; bad input is told in a line."""
+
+import json
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thalweg import cli
+from thalweg.apps.inpaint import inpaint, restore
+from thalweg.apps.masks import observed
+from thalweg.apps.operators import Blur, Downsample, Pixels, matrix
+from thalweg.apps.posterior import Guided
+from thalweg.core.errors import UserError
+from thalweg.energy.seen import Directions
+
+from .conftest import run
+
+QUICK = Guided(num_steps=4, visits=1, chain_steps=5)
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.rand(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def contrastive(tmp_path_factory):
+    overrides = ["energy.channels=[8,8]", "energy.hidden=8", "train.batch_size=8", "objective.num_steps=2"]
+    return run(tmp_path_factory.mktemp("pcd") / "run", "digits", "pcd", 4, [*overrides, "objective.buffer_size=32"])
+
+
+def half(x):
+    return observed("right-half", SHAPE, len(x))
+
+
+@pytest.mark.parametrize("which", ["digits", "contrastive"])
+def test_observed_pixels_come_back_and_the_missing_differ(which, pixels, request):
+    bundle = request.getfixturevalue(which)
+    found = inpaint(bundle, pixels, half(pixels), n=3, how=QUICK)
+    assert found.images.shape == (3, 5, *SHAPE)
+    known = half(pixels).expand_as(found.images)
+    assert torch.equal(found.images[known], pixels.expand_as(found.images)[known])  # to the last bit
+    assert bool((found.images >= 0).all())
+    assert bool((found.images <= 1).all())
+    assert bool((found.uncertainty[half(pixels)] == 0).all())
+    assert bool((found.uncertainty[~half(pixels)] > 0).any())
+    assert bool((found.variety > 0).all())
+    pairs = (found.images[:, None] - found.images).square().flatten(3).sum(-1)
+    assert torch.allclose(found.variety, pairs.sum((0, 1)) / 6, rtol=1e-3)
+    assert torch.equal(found.ranking, found.ranking.sort(dim=0).values)
+    assert torch.allclose(found.energies, bundle.energy(found.images.flatten(0, 1)).reshape(3, 5), rtol=1e-3)
+
+
+def test_the_bundle_delegates(digits, pixels):
+    images = digits.inpaint(pixels[:2], half(pixels[:2]), n=2, seed=4)
+    assert torch.equal(images, inpaint(digits, pixels[:2], half(pixels[:2]), n=2, seed=4).images)
+
+
+@pytest.mark.parametrize("which", ["digits", "contrastive"])
+def test_the_seed_decides_and_no_image_sees_the_others(which, pixels, request):
+    bundle = request.getfixturevalue(which)
+    found = inpaint(bundle, pixels, half(pixels), n=2, seed=3, how=QUICK).images
+    assert torch.equal(found, inpaint(bundle, pixels, half(pixels), n=2, seed=3, how=QUICK).images)
+    assert not torch.equal(found, inpaint(bundle, pixels, half(pixels), n=2, seed=4, how=QUICK).images)
+    alone = inpaint(bundle, pixels[:2], half(pixels[:2]), n=2, seed=3, how=QUICK).images
+    assert torch.allclose(found[:, :2], alone, atol=1e-3)
+
+
+def test_each_image_may_have_a_mask_of_its_own(digits, pixels):
+    known = observed("random:0.5", SHAPE, 5, seed=1)
+    assert len(torch.unique(known.flatten(1), dim=0)) == 5
+    assert known.flatten(1).sum(1).tolist() == [32] * 5
+    known[1], known[2] = True, False
+    found = inpaint(digits, pixels, known, n=2, how=QUICK).images
+    assert torch.equal(found[:, 1], pixels[1].expand(2, *SHAPE))  # nothing missing: as it is
+    samples = digits.sample(2)  # nothing observed: a sample
+    assert torch.allclose(found[:, 2].sort(dim=0).values, samples.sort(dim=0).values)
+    alone = inpaint(digits, pixels[:1], known[:1], n=2, how=QUICK).images
+    assert torch.allclose(found[:, :1], alone, atol=1e-3)
+
+
+def test_missing_values_are_not_looked_at(digits, pixels):
+    known = half(pixels)
+    torn = torch.where(known, pixels, torch.nan)
+    assert torch.equal(inpaint(digits, torn, known, how=QUICK).images, inpaint(digits, pixels, known, how=QUICK).images)
+    torn[3, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"where it is observed: 1 of 5 rows hold NaN .* first at index 3"):
+        inpaint(digits, torn, known)
+
+
+def test_rows_of_numbers_are_completed_too(chains, plane):
+    x = torch.tensor([[0.5, torch.nan], [-0.3, torch.nan]])
+    for bundle in (chains, plane):
+        found = inpaint(bundle, x, torch.tensor([True, False]), n=4, how=QUICK).images
+        assert torch.equal(found[..., 0], x[:, 0].expand(4, 2))
+        assert bool(found.isfinite().all())
+
+
+def test_noisy_observations_are_repaired_too(digits, pixels):
+    found = inpaint(digits, pixels, half(pixels), noise=0.3, how=QUICK).images[0]
+    off = (found - pixels)[half(pixels)]
+    assert float(off.std()) > 0.05
+
+
+@pytest.mark.parametrize("which", ["digits", "contrastive"])
+@pytest.mark.parametrize("operator", [Blur(width=1.0), Downsample(factor=2)], ids=["blur", "downsample"])
+def test_an_exact_linear_observation_holds(which, operator, pixels, request):
+    """Before the cut to [0, 1] A x is what was seen, so smooth grey images, where nothing is cut, keep it."""
+    bundle = request.getfixturevalue(which)
+    seen = operator(0.4 + 0.2 * pixels)
+    found = restore(bundle, seen, operator, n=2, how=QUICK).images
+    inside = ((found > 0) & (found < 1)).flatten(2).float().mean()
+    error = (operator(found[0]) - seen).abs().mean()
+    assert float(error) < 0.05 + 0.2 * float(1 - inside)
+
+
+def test_directions_say_what_the_operator_says(pixels):
+    for operator in (Blur(width=0.8), Downsample(factor=4), Pixels(half(pixels)[0])):
+        a = matrix(operator, SHAPE)
+        assert torch.allclose(operator(pixels), pixels.flatten(1) @ a.T, atol=1e-5)
+        d = Directions.of(a, 0.1)
+        assert torch.allclose(d.basis.T @ d.basis, torch.eye(d.basis.shape[1]), atol=1e-4)
+        assert torch.allclose(d.read(operator(pixels)), pixels.flatten(1) @ d.basis, atol=2e-2)
+    with pytest.raises(UserError, match="not a linear map"):
+        matrix(lambda x: x.flatten(1).square(), SHAPE)
+
+
+def test_constant_images_survive_a_blur():
+    assert torch.allclose(Blur(width=2.0)(torch.full((1, *SHAPE), 0.7)), torch.tensor(0.7))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda b, x: inpaint(b, x, torch.ones(4, 4, dtype=torch.bool)),
+            r"observed: shape \(4, 4\) does not broadcast",
+        ),
+        (lambda b, x: inpaint(b, x, torch.ones(8, 8)), "want bool"),
+        (lambda b, x: inpaint(b, x, half(x), n=0), "n=0: want a whole number of 1"),
+        (lambda b, x: inpaint(b, x, half(x), seed=-1), "seed=-1"),
+        (lambda b, x: inpaint(b, x, half(x), noise=-0.1), "noise=-0.1"),
+        (lambda b, x: inpaint(b, x[..., :5], half(x)[..., :5]), "expected shape"),
+        (lambda b, x: inpaint(b, 3 * x, half(x)), "float pixels lie in"),
+        (lambda b, x: restore(b, x.flatten(1)[:, :9], Downsample(factor=2)), "9 numbers a row"),
+        (lambda b, x: restore(b, x.flatten(1), Downsample(factor=3)), "does not divide 8 x 8"),
+        (lambda b, x: restore(b, torch.full((1, 16), torch.nan), Downsample(factor=2)), "finite"),
+        (lambda b, x: Blur(width=0.0), "width=0.0"),
+        (lambda b, x: Downsample(factor=0), "factor=0"),
+        (lambda b, x: observed("box:1,2,3", SHAPE, 1), "four whole numbers"),
+        (lambda b, x: observed("box:5,2,3,4", SHAPE, 1), "left < right"),
+        (lambda b, x: observed("box:0,0,9,4", SHAPE, 1), "8 x 8 pixels"),
+        (lambda b, x: observed("random:1.5", SHAPE, 1), r"a number in \[0, 1\]"),
+        (lambda b, x: observed("left-hlaf", SHAPE, 1), "no mask by that name; want right-half"),
+        (lambda b, x: observed("right-half", (7,), 1), "rows of 7 numbers"),
+    ],
+)
+def test_bad_input_is_refused(digits, pixels, call, message):
+    with pytest.raises(UserError, match=message) as caught:
+        call(digits, pixels)
+    assert "\n" not in str(caught.value)
+
+
+def test_words_and_files_mean_the_same(tmp_path):
+    box = observed("box:1,2,4,8", SHAPE, 2)
+    missing = np.zeros((8, 8), bool)
+    missing[2:8, 1:4] = True
+    assert torch.equal(box, torch.from_numpy(~missing).expand(2, *SHAPE))
+    np.save(tmp_path / "mask.npy", missing)
+    Image.fromarray(missing.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    for name in ("mask.npy", "mask.png"):
+        assert torch.equal(observed(tmp_path / name, SHAPE, 2), box)
+    np.save(tmp_path / "each.npy", np.stack([missing, ~missing]))
+    assert torch.equal(observed(tmp_path / "each.npy", SHAPE, 2)[1, 0], torch.from_numpy(missing))
+    for word, kept in {"left-half": (0, 1), "right-half": (1, 0)}.items():
+        assert observed(word, SHAPE, 1)[0, 0, 0, [0, -1]].tolist() == [bool(k) for k in kept]
+    for word, kept in {"top-half": (0, 1), "bottom-half": (1, 0)}.items():
+        assert observed(word, SHAPE, 1)[0, 0, [0, -1], 0].tolist() == [bool(k) for k in kept]
+
+
+@pytest.fixture
+def command(capfd, monkeypatch, tmp_path, digits):
+    """`thalweg inpaint` on a small run: (exit code, standard output, lines of standard error)."""
+
+    def call(*words):
+        root = logging.getLogger()
+        handlers, root.handlers = root.handlers, []
+        monkeypatch.setattr(sys, "argv", ["thalweg", "inpaint", str(digits.path), *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        try:
+            with pytest.raises(SystemExit) as stop:
+                cli.main()
+        finally:
+            root.handlers = handlers
+        out, err = capfd.readouterr()
+        return stop.value.code, out, err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path, pixels):
+    (tmp_path / "in").mkdir()
+    for i, x in enumerate(pixels[:3]):
+        Image.fromarray((x[0] * 255).byte().numpy()).save(tmp_path / "in" / f"{i}.png")
+    return tmp_path / "in"
+
+
+def test_a_folder_becomes_a_folder(command, folder, tmp_path, pixels):
+    code, out, err = command("--image", "in", "--mask", "right-half", "-n", 2, "-o", "out", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["images"] == ["0.png", "1.png", "2.png"]
+    assert result["skipped"] == []
+    assert result["missing"] == [0.5] * 3
+    assert np.shape(result["energies"]) == (3, 2)
+    lines = (tmp_path / "out" / "completions.csv").read_text().splitlines()
+    assert len(lines) == 7
+    for i in range(3):
+        for k in (1, 2):
+            kept = np.asarray(Image.open(tmp_path / "out" / f"{i}-{k}.png").convert("L"))[:, :4]
+            assert np.array_equal(kept, (pixels[i, 0] * 255).byte().numpy()[:, :4])
+        assert (tmp_path / "out" / f"{i}-uncertainty.png").exists()
+
+
+def test_a_picture_and_an_array(command, folder, tmp_path):
+    code, _, err = command("--image", "in/0.png", "--mask", "box:2,2,6,6", "-o", "x.png")
+    assert code == 0, err
+    picture = np.asarray(Image.open(tmp_path / "x.png").convert("RGB"))
+    assert picture.std() > 10
+    code, _, err = command("--image", "in", "--mask", "random:0.5", "-n", 3, "-o", "x.npy")
+    assert code == 0, err
+    assert np.load(tmp_path / "x.npy").shape == (3, 3, *SHAPE)
+    small = np.random.default_rng(0).random((2, 1, 4, 4), dtype=np.float32)
+    np.save(tmp_path / "small.npy", small)
+    code, _, err = command("--image", "small.npy", "--operator", "downsample:2", "-o", "y.png")
+    assert code == 0, err
+
+
+def test_bad_files_are_named_and_skipped_only_if_asked(command, folder):
+    (folder / "1.png").write_bytes(b"not a picture")
+    Image.fromarray(np.zeros((9, 5), np.uint8)).save(folder / "3.png")
+    code, _, err = command("--image", "in", "--mask", "right-half", "-o", "x.npy")
+    assert (code, len(err)) == (2, 1)
+    assert "1.png" in err[0]
+    assert "--skip-bad" in err[0]
+    code, out, err = command("--image", "in", "--mask", "right-half", "-o", "x.npy", "--skip-bad", "--json")
+    assert code == 0
+    assert [s["file"] for s in json.loads(out)["skipped"]] == ["1.png", "3.png"]
+    assert json.loads(out)["images"] == ["0.png", "2.png"]
+    assert sum("skipped" in line and name in line for line in err for name in ("1.png", "3.png")) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--image", "in", "-o", "x.png"], "one of --mask and --operator"),
+        (["--image", "in", "--mask", "none", "--operator", "blur:1", "-o", "x.png"], "one of --mask and --operator"),
+        (["--image", "none.png", "--mask", "none", "-o", "x.png"], "no such file"),
+        (["--image", "in", "--mask", "wide.png", "-o", "x.png"], "the mask is 9 x 8"),
+        (["--image", "in", "--mask", "none", "-o", "x.jpg"], "want a .png, an .npy, or a folder"),
+        (["--image", "in", "--mask", "none", "-o", "nowhere/x.png"], "does not exist"),
+        (["--image", "in", "--operator", "blur:x", "-o", "x.png"], "blur:WIDTH"),
+        (["--image", "in", "--operator", "downsample:3", "-o", "x.png"], "does not divide"),
+    ],
+)
+def test_the_command_refuses_in_one_line(command, folder, words, message):
+    Image.fromarray(np.zeros((8, 9), np.uint8)).save(folder.parent / "wide.png")
+    code, out, err = command(*words)
+    assert (code, out, len(err)) == (2, "", 1)
+    assert message in err[0]

@@ -1,0 +1,360 @@
+"""Choosing among candidates: permutations, counts, copies, bad input, files, and the command line."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import thalweg
+from thalweg import cli
+from thalweg.apps import selection
+from thalweg.apps.candidates import as_candidates, generate, read_candidates
+from thalweg.apps.ratio import RatioSettings
+from thalweg.apps.rerank import EnergyReranker
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.rng import generator
+
+VARIETIES = ("strata", "repelled", "determinantal", "none")
+QUICK = RatioSettings(members=2, steps=30, hidden=8, channels=(4, 8), batch=32)
+
+
+def brightness(x):
+    return x.flatten(1).sum(1)
+
+
+def images(n=60, side=8, stream="images"):
+    return torch.rand(n, 1, side, side, generator=generator(0, stream))
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Bright images are real, dark ones are generated."""
+    return EnergyReranker(settings=QUICK).fit(images(80), 0.6 * images(80, stream="dark"))
+
+
+@pytest.mark.parametrize("variety", VARIETIES)
+def test_ranks_are_a_permutation(variety):
+    x = images()
+    reranker = EnergyReranker(brightness, variety=variety)
+    order = reranker.rank(x)
+    assert order.sort().values.tolist() == list(range(60))
+    assert torch.equal(order, brightness(x).argsort())
+    for keep in (1, 7, 59, 60):
+        kept = reranker.rank(x, keep)
+        assert len(set(kept.tolist())) == keep
+        assert bool((brightness(x)[kept].diff() >= 0).all()), "best first"
+        assert torch.equal(kept, reranker.rank(x, keep)), "deterministic"
+    assert order[0] in reranker.rank(x, 7)
+
+
+@pytest.mark.parametrize("variety", VARIETIES)
+def test_copies_do_not_fill_the_kept_set(variety):
+    """40 copies of the best beside 40 others: with variety one is kept, by energy alone nothing else is."""
+    x = torch.cat([images(1).expand(40, -1, -1, -1) * 0.5, images(40, stream="others")])
+    kept = EnergyReranker(brightness, variety=variety).rank(x, 20)
+    copies = int((kept < 40).sum())
+    assert copies == (20 if variety == "none" else 1)
+    assert len(EnergyReranker(brightness, variety=variety).rank(x, 50)) == 50, "copies where nothing else is left"
+
+
+def test_the_test_of_copies_rejects_a_mutant(monkeypatch):
+    """Mutant: copies count as candidates of their own."""
+    monkeypatch.setattr(selection, "distinct", lambda x: torch.arange(len(x)))
+    x = torch.cat([images(1).expand(40, -1, -1, -1) * 0.5, images(40, stream="others")])
+    assert int((EnergyReranker(brightness).rank(x, 20) < 40).sum()) > 2
+
+
+def test_seats_follow_the_mass():
+    """Two far clusters, the energies say 3 : 1: so do the seats, to rounding; the mutant of equal rows: 1 : 1."""
+    f = torch.cat([torch.zeros(400, 2), torch.full((400, 2), 50.0)]) + torch.randn(800, 2, generator=generator(0, "f"))
+    u = torch.cat([torch.zeros(400), torch.full((400,), float(np.log(3)))])
+    kept = selection.strata(u, f, 100)
+    assert abs(int((kept < 400).sum()) - 75) <= 5
+    flat = selection.strata(torch.zeros(800), f, 100)
+    assert abs(int((flat < 400).sum()) - 50) <= 5
+
+
+def test_seats_beyond_the_room_go_elsewhere():
+    seats = selection._apportion(torch.tensor([1.0, 0.0, 3.0], dtype=torch.float64), torch.tensor([10, 4, 2]), 14)
+    assert seats.tolist() == [10, 2, 2]
+    seats = selection._apportion(torch.zeros(2, dtype=torch.float64), torch.tensor([3, 0]), 3)
+    assert seats.tolist() == [3, 0]
+
+
+def test_best_of_groups():
+    u = torch.tensor([3.0, 1.0, 2.0, 5.0, 4.0])
+    assert selection.best_of_groups(u, 2).tolist() == [1, 2, 4]
+    assert selection.best_of_groups(u, 9).tolist() == [1]
+    x = u.view(-1, 1)
+    assert EnergyReranker(brightness).best_of(x, 3).tolist() == [1, 4]
+    with pytest.raises(UserError, match=r"^size=0: want 1"):
+        EnergyReranker(brightness).best_of(x, 0)
+
+
+def test_none_or_one_candidate(fitted):
+    for reranker in (fitted, EnergyReranker(brightness)):
+        assert reranker.rank(np.zeros((0, 1, 8, 8))).tolist() == []
+        assert reranker.rank([]).tolist() == []
+        assert reranker.best_of([], 4).tolist() == []
+        assert len(reranker.refine([])) == 0
+        assert reranker.rank(images(1)).tolist() == [0]
+        assert reranker.rank(images(1), 1).tolist() == [0]
+    with pytest.raises(UserError, match=r"^keep=1: .*which is 0"):
+        fitted.rank([], 1)
+
+
+@pytest.mark.parametrize("keep", [0, -1, 61, 2.5, True])
+def test_keep_that_cannot_be(keep):
+    with pytest.raises(UserError, match=r"^keep=.*: want a whole number from 1 to .* 60$"):
+        EnergyReranker(brightness).rank(images(), keep)
+
+
+def test_bad_candidates_are_named(fitted):
+    x = images(5)
+    x[3, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match=r"1 of 5 rows hold NaN .* index 3"):
+        fitted.rank(x)
+    with pytest.raises(UserError, match=r"expected shape \(N, 1, 8, 8\), got \(5, 1, 9, 9\)"):
+        fitted.rank(images(5, 9))
+    mixed = [np.zeros((8, 8), np.uint8)] * 3 + [np.zeros((8, 9), np.uint8)]
+    with pytest.raises(UserError, match=r"number 3 has shape \(8, 9\), most have \(8, 8\)"):
+        fitted.rank(mixed)
+    with pytest.raises(UserError, match="not an array of numbers"):
+        fitted.rank("a folder")
+    with pytest.raises(UserError, match=r"^energy: is NaN for 2 of 4"):
+        EnergyReranker(lambda x: torch.tensor([1.0, torch.nan, torch.nan, 2.0])).rank(images(4))
+    with pytest.raises(UserError, match=r"^energy: gives shape \(4, 1\) for 4 candidates"):
+        EnergyReranker(lambda x: brightness(x)[:, None]).rank(images(4))
+    with pytest.raises(UserError, match=r"^energy: a int"):
+        EnergyReranker(7).rank(images(4))
+    with pytest.raises(UserError, match="no energy: give one, or call fit"):
+        EnergyReranker().rank(images(4))
+    with pytest.raises(UserError, match=r"^variety='most'"):
+        EnergyReranker(brightness, variety="most").rank(images(4), 2)
+
+
+def test_infinite_energies_come_last():
+    u = torch.tensor([2.0, torch.inf, -torch.inf, 1.0])
+    for variety in VARIETIES:
+        reranker = EnergyReranker(lambda x: u, variety=variety)
+        assert reranker.rank(images(4)).tolist() == [2, 3, 0, 1]
+        assert 1 not in reranker.rank(images(4), 3)
+
+
+def test_pictures_in_any_form(fitted):
+    x = (255 * images(6)).byte()
+    want = fitted.rank(x)
+    pictures = [Image.fromarray(a) for a in x[:, 0].numpy()]
+    for form in (x.numpy(), x[:, 0], x.permute(0, 2, 3, 1), pictures, x.float() / 255):
+        assert torch.equal(fitted.rank(form), want)
+    assert as_candidates(pictures).shape == (6, 1, 8, 8)
+
+
+def test_a_bundle_and_features_of_ones_own(digits):
+    x = images(12)
+    reranker = EnergyReranker(digits)
+    assert torch.equal(reranker.rank(x), digits.energy(x).argsort(stable=True))
+    assert len(reranker.rank(x, 4)) == 4
+    seen = []
+    EnergyReranker(brightness, features=lambda x: seen.append(len(x)) or x.mean((2, 3))).rank(x, 4)
+    assert seen == [12]
+
+
+def test_refining_goes_downhill_and_stays_in_the_box(fitted):
+    x, before = 0.6 * images(20, stream="refine"), None
+    before = fitted.energies(x)
+    y = fitted.refine(x, num_steps=5, step_size=1e-3)
+    assert y.shape == x.shape
+    assert float(y.min()) >= 0
+    assert float(y.max()) <= 1
+    assert bool((fitted.energies(y) < before).float().mean() > 0.9)
+    assert torch.equal(fitted.refine(x, num_steps=0), x)
+    z = fitted.refine(x, brightness, num_steps=1, step_size=0.01)
+    assert torch.allclose(z, (x - 0.01).clamp(0, 1))
+
+
+def test_a_fitted_one_survives_its_folder(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path / "judge")
+    again = thalweg.load(tmp_path / "judge")
+    x = images(30, stream="again")
+    assert torch.equal(again.energies(x), fitted.energies(x))
+    assert torch.equal(again.rank(x, 5), fitted.rank(x, 5))
+    assert again.check_ == fitted.check_
+    fitted.save_pretrained(tmp_path / "judge")  # over itself
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds something that is no re-ranker"):
+        fitted.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="not a fitted re-ranker"):
+        EnergyReranker.from_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="only a fitted likelihood ratio is saved"):
+        EnergyReranker(brightness).save_pretrained(tmp_path / "b")
+    weights = tmp_path / "judge" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(DamagedFile, match=r"model\.safetensors"):
+        thalweg.load(tmp_path / "judge")
+
+
+def test_candidates_of_a_diffusers_pipeline():
+    """A DDPM pipeline with random weights, built in memory; the first n do not depend on how many follow."""
+    diffusers = pytest.importorskip("diffusers")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = diffusers.UNet2DModel(
+            sample_size=8,
+            in_channels=1,
+            out_channels=1,
+            layers_per_block=1,
+            block_out_channels=(4, 4),
+            norm_num_groups=2,
+            attention_head_dim=2,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+        )
+    pipeline = diffusers.DDPMPipeline(net, diffusers.DDPMScheduler(num_train_timesteps=10))
+    pipeline.set_progress_bar_config(disable=True)
+    x = generate(pipeline, 5, batch=4, num_inference_steps=2, seed=1)
+    assert x.shape == (5, 1, 8, 8)
+    assert 0 <= float(x.min()) <= float(x.max()) <= 1
+    assert torch.equal(x[:3], generate(pipeline, 3, batch=4, num_inference_steps=2, seed=1))
+    assert len(EnergyReranker(brightness).rank(x, 2)) == 2
+    with pytest.raises(UserError, match="takes no batch_size"):
+        generate(lambda: None, 3)
+
+
+def test_a_pipeline_with_a_prompt_is_asked_for_images_per_prompt():
+    class Texts:
+        def __call__(self, prompt, num_images_per_prompt=1, generator=None, output_type="pil"):
+            assert (prompt, output_type) == ("a seven", "np")
+            draws = torch.rand(num_images_per_prompt, 8, 8, 3, generator=generator).numpy()
+            return type("Output", (), {"images": draws})()
+
+    assert generate(Texts(), 5, batch=2, prompt="a seven").shape == (5, 3, 8, 8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "made"
+    place.mkdir()
+    for i, picture in enumerate((255 * images(12)).byte()[:, 0].numpy()):
+        Image.fromarray(picture).save(place / f"c{i:02}.png")
+    return place
+
+
+def test_a_corrupt_image_is_named(folder):
+    (folder / "broken.png").write_bytes((folder / "c00.png").read_bytes()[:40])
+    Image.new("L", (9, 8)).save(folder / "wide.png")
+    with pytest.raises(UserError, match=r"broken\.png|wide\.png"):
+        read_candidates(folder)
+    found = read_candidates(folder, skip_bad=True)
+    assert found.names == [f"c{i:02}.png" for i in range(12)]
+    assert [name for name, _ in found.skipped] == ["broken.png", "wide.png"]
+    assert "9 x 8" in found.skipped[1][1]
+    for path in folder.glob("c*.png"):
+        path.unlink()
+    (folder / "wide.png").unlink()
+    with pytest.raises(UserError, match=r"no candidate can be used.*broken\.png"):
+        read_candidates(folder, skip_bad=True)
+
+
+def test_rows_of_an_array_that_are_not_finite(tmp_path):
+    x = images(4).numpy()
+    x[2] = np.inf
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(UserError, match="index 2"):
+        read_candidates(tmp_path / "x.npy")
+    found = read_candidates(tmp_path / "x.npy", skip_bad=True)
+    assert found.names == ["0", "1", "3"]
+    assert found.skipped == [("row 2", "holds NaN or infinity")]
+    np.save(tmp_path / "x.npy", x[2:3])
+    with pytest.raises(UserError, match="no candidate can be used"):
+        read_candidates(tmp_path / "x.npy", skip_bad=True)
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    """thalweg … in an empty folder: (exit code, the JSON object or None, lines of standard error)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        return stop.value.code, json.loads(out) if out.startswith("{") else None, err.splitlines()
+
+    return run
+
+
+def test_the_command_line(call, folder, fitted, tmp_path):
+    fitted.save_pretrained(tmp_path / "judge")
+    (folder / "broken.png").write_bytes(b"no picture")
+    code, _, err = call("rerank", "judge", folder, "--keep", 3)
+    assert (code, len(err)) == (2, 1)
+    assert "broken.png" in err[0]
+    code, told, err = call("rerank", "judge", folder, "--keep", 3, "--skip-bad", "-o", "best", "--json")
+    assert code == 0
+    assert any("skipped broken.png" in line for line in err)
+    assert told["skipped"][0][0] == "broken.png"
+    assert len(told["kept"]) == 3
+    assert sorted(p.name for p in (tmp_path / "best").iterdir()) == [f"{i}-{n}" for i, n in enumerate(told["kept"], 1)]
+    assert (tmp_path / "best" / f"1-{told['kept'][0]}").read_bytes() == (folder / told["kept"][0]).read_bytes()
+    with (tmp_path / "ranked.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["rank"]) for row in rows] == list(range(1, 13))
+    assert {row["name"] for row in rows if row["kept"] == "True"} == set(told["kept"])
+    energies = [float(row["energy"]) for row in rows]
+    assert energies == sorted(energies)
+
+
+def test_the_command_line_on_arrays(call, fitted, tmp_path):
+    fitted.save_pretrained(tmp_path / "judge")
+    x = (255 * images(9)).byte().numpy()
+    np.save(tmp_path / "x.npy", x)
+    code, told, _ = call("rerank", "judge", "x.npy", "--keep", 4, "-o", "best.npy", "--json")
+    assert code == 0
+    assert np.allclose(np.load(tmp_path / "best.npy"), x[told["indices"]] / 255)
+    assert call("rerank", "judge", "x.npy", "--keep", 4, "-o", "pictures")[0] == 0
+    first = tmp_path / "pictures" / f"1-{told['indices'][0]}.png"
+    assert np.array_equal(np.asarray(Image.open(first)), x[told["indices"][0], 0])
+    for words, message in (
+        (("judge", "x.npy", "--keep", 10), "keep=10"),
+        (("judge", "nowhere"), "nowhere: no such file"),
+        (("nowhere", "x.npy"), "nowhere: no such folder"),
+        (("judge", "x.npy", "-o", "pictures"), "a folder that is empty or does not exist"),
+        (("judge", "x.npy", "--variety", "most"), "variety='most'"),
+        (("judge", "x.npy", "--table", "t.txt"), "t.txt: cannot write"),
+    ):
+        code, _, err = call("rerank", *words)
+        assert (code, len(err)) == (2, 1), err
+        assert message in err[0]
+
+
+def test_fitting_from_the_command_line(call, tmp_path):
+    np.save(tmp_path / "real.npy", images(40).numpy())
+    np.save(tmp_path / "made.npy", 0.6 * images(40, stream="dark").numpy())
+    code, told, _ = call(
+        "rerank", "fit", "real.npy", "made.npy", "-o", "judge", "--steps", 60, "--members", 2, "--json"
+    )
+    assert code == 0
+    assert told["beats_chance"]
+    assert told["auc"] > 0.9
+    dark_last = thalweg.load(tmp_path / "judge").rank(torch.cat([images(5), 0.6 * images(5, stream="new")]))
+    assert set(dark_last[:5].tolist()) == set(range(5))
+    np.save(tmp_path / "few.npy", images(3).numpy())
+    code, _, err = call("rerank", "fit", "real.npy", "few.npy", "-o", "judge")
+    assert (code, len(err)) == (2, 1)
+    assert "generated: holds 3 rows" in err[0]
+
+
+def test_a_bundle_says_what_its_energy_is_worth(call, digits, tmp_path):
+    digits.save_pretrained(tmp_path / "run")
+    np.save(tmp_path / "x.npy", images(6).numpy())
+    code, _, err = call("rerank", "run", "x.npy", "--keep", 2)
+    assert code == 0
+    assert "a poor judge" in err[0]

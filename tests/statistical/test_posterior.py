@@ -1,0 +1,205 @@
+"""Draws of x | seen where the law is known: Gaussian data in closed form, a mixture by exact chains; with mutants."""
+
+import pytest
+import torch
+
+from thalweg.apps import posterior
+from thalweg.apps.operators import Blur, Downsample, Pixels, matrix
+from thalweg.apps.posterior import Guided, Noise, Sight, draw
+from thalweg.core.rng import generator
+from thalweg.energy.compose import AtNoise
+from thalweg.energy.gaussian import SmoothedGaussian
+from thalweg.energy.seen import Directions, Given
+from thalweg.sampler.langevin import MALA
+from thalweg.sampler.run import run_chain
+
+from .stats import assert_law, normal_cdf
+
+N = 4000
+SHAPE = (1, 4, 4)
+SIGMA = 0.02
+CHECKED = Pixels(torch.arange(16).reshape(SHAPE) % 3 == 0)
+
+
+class GaussianData(torch.nn.Module):
+    """U(y, t) of smooth Gaussian images, exact; its anchor is itself."""
+
+    shape, t_min, t_max, noisy = SHAPE, SIGMA**2, 100.0, True
+
+    def __init__(self):
+        super().__init__()
+        place = torch.cartesian_prod(torch.arange(4.0), torch.arange(4.0))
+        covariance = torch.exp(-torch.cdist(place, place).square() / 8) + 0.05 * torch.eye(16)
+        self.anchor = SmoothedGaussian(16)
+        spectrum, basis = torch.linalg.eigh(covariance)
+        self.anchor.spectrum.copy_(spectrum)
+        self.anchor.basis.copy_(basis)
+        self.anchor.mean.copy_(torch.linspace(-1, 1, 16))
+        self.covariance = covariance
+
+    def forward(self, y, t):
+        return self.anchor(y.flatten(1), t)[0]
+
+
+def case(operator, noise):
+    """One image's observation, for N rows: (energy, sights, conditional mean, conditional covariance)."""
+    energy = GaussianData()
+    a = matrix(operator, SHAPE)
+    gen = generator(5, "case")
+    truth = energy.anchor.draw(1, 0.0, gen)
+    seen = truth @ a.T + noise * torch.randn(1, len(a), generator=gen)
+    d = Directions.of(a, noise)
+    m, c = energy.anchor.mean.double(), energy.covariance.double()
+    a = a.double()
+    inner = a @ c @ a.T + max(noise, 1e-4) ** 2 * torch.eye(len(a))
+    gain = torch.linalg.solve(inner, a @ c).T
+    mean = m + (seen.double()[0] - a @ m) @ gain.T
+    sights = [Sight(torch.arange(N), d, d.read(seen).expand(N, -1))]
+    return energy, sights, mean, c - gain @ a @ c
+
+
+def uniformise(mean, covariance):
+    """Draws to uniform numbers, along the directions that are open given what was seen."""
+    spread, basis = torch.linalg.eigh(covariance)
+    kept = spread > 0.03  # a direction known to 0.17 or less is compared by its mean below, not its law
+    return lambda x: normal_cdf((x.double() - mean) @ basis[:, kept] / (spread[kept] + SIGMA**2 / 2).sqrt())
+
+
+class Together(Noise):
+    """The noise of all rows from one generator, which is quicker."""
+
+    def __init__(self, seed):
+        self.generator = generator(seed, "rows")
+
+    def normal(self):
+        return torch.randn(N, 16, generator=self.generator)
+
+    def uniform(self):
+        return torch.rand(N, generator=self.generator)
+
+
+def drawn(energy, sights, how, seed=0):
+    return draw(energy, sights, Together(seed), how)
+
+
+PLAIN = Guided(num_steps=40, visits=1, sigma_start=3.0, corrected=0)
+HOWS = {"plain": PLAIN, "visits": Guided(num_steps=60, visits=2, sigma_start=3.0, corrected=0)}
+HOWS["corrected"] = Guided(num_steps=40, visits=1, sigma_start=3.0, corrected=3, num_corrections=3)
+CASES = {
+    "pixels": (CHECKED, 0.0),
+    "noisy pixels": (CHECKED, 0.3),
+    "blur": (Blur(width=0.7), 0.3),
+    "downsample": (Downsample(factor=2), 0.0),
+}
+
+
+@pytest.mark.parametrize(
+    ("case_name", "how"), [*((c, "plain") for c in CASES), ("pixels", "visits"), ("blur", "visits")]
+)
+def test_the_conditional_law_of_gaussian_data(case_name, how):
+    energy, sights, mean, covariance = case(*CASES[case_name])
+    x = drawn(energy, sights, HOWS[how])
+    assert_law(x, uniformise(mean, covariance), power=0.05)
+
+
+@pytest.mark.parametrize("case_name", CASES)
+def test_corrections_keep_the_law(case_name):
+    energy, sights, mean, covariance = case(*CASES[case_name])
+    x = drawn(energy, sights, HOWS["corrected"])
+    assert_law(x, uniformise(mean, covariance), power=0.05)
+
+
+def replaced(guess, covariance, sights, z=None):
+    """The mutant that only sets the observed pixels, as replacement does: no news reaches the missing ones."""
+    told = guess.clone()
+    for sight in sights:
+        told[sight.rows] = sight.directions.place(guess[sight.rows], sight.read)
+    return told
+
+
+def unshrunk(guess, covariance, sights, z=None):
+    """The mutant that takes noisy observations for exact ones."""
+    exact = [s._replace(directions=s.directions._replace(noise=0 * s.directions.noise)) for s in sights]
+    return GOOD(guess, covariance, exact, z)
+
+
+GOOD = posterior._told
+
+
+@pytest.mark.parametrize(
+    ("mutant", "case_name"), [(replaced, "pixels"), (unshrunk, "noisy pixels"), (unshrunk, "blur")]
+)
+def test_mutants_are_rejected(mutant, case_name, monkeypatch):
+    energy, sights, mean, covariance = case(*CASES[case_name])
+    monkeypatch.setattr(posterior, "_told", mutant)
+    x = drawn(energy, sights, PLAIN)
+    with pytest.raises(AssertionError, match="exceed"):
+        assert_law(x, uniformise(mean, covariance), power=0.05)
+
+
+# A skewed mixture in the plane, of which u = 0.8 x_0 + 0.6 x_1 was seen with noise: Given's chain at t, then x | y.
+WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
+MEANS = torch.tensor([[-1.0, 0.8], [0.6, -0.4]], dtype=torch.float64)
+VARIANCES = torch.tensor([0.2, 0.5], dtype=torch.float64)
+ALONG = torch.tensor([[0.8, 0.6]], dtype=torch.float64)
+ACROSS = torch.tensor([[-0.6, 0.8]], dtype=torch.float64)
+
+
+def mixture(y, t):
+    v = VARIANCES + t[:, None]
+    square = (y[:, None] - MEANS).square().sum(-1)
+    return -torch.logsumexp(WEIGHTS.log() - square / (2 * v) - v.log(), 1)
+
+
+def clean(y, t, gen):
+    """A draw of x | y, exact."""
+    v = VARIANCES + t
+    square = (y[:, None] - MEANS).square().sum(-1)
+    k = torch.multinomial(torch.softmax(WEIGHTS.log() - square / (2 * v) - v.log(), 1), 1, generator=gen)[:, 0]
+    share = (VARIANCES / v)[k, None]
+    return MEANS[k] + share * (y - MEANS[k]) + (share * t).sqrt() * torch.randn(y.shape, generator=gen).double()
+
+
+def cdf_across(x, value, noise):
+    """The distribution function of the unseen coordinate given the seen one, exact."""
+    along, across = (MEANS @ ALONG.T)[:, 0], (MEANS @ ACROSS.T)[:, 0]
+    v = VARIANCES + noise**2
+    weights = torch.softmax(WEIGHTS.log() - (value - along).square() / (2 * v) - 0.5 * v.log(), 0)
+    z = (x.double() @ ACROSS.T - across) / VARIANCES.sqrt()
+    return (weights * torch.special.ndtr(z)).sum(1, keepdim=True)
+
+
+def chain(noise, t, value=-0.1, wrong=None):
+    """x from Given's chain at level t, the held direction at `value` itself; and y's coordinate along what was seen."""
+    gen = generator(1, "mixture")
+    d = Directions.of(ALONG, noise)
+    read = torch.full((N, 1), value, dtype=torch.float64) * (d.basis.T @ ALONG.T)
+    held = posterior._hold(
+        torch.randn(N, 2, generator=gen, dtype=torch.float64), t, d, read, torch.zeros(N, 2).double()
+    )
+    given = Given(AtNoise(mixture, t), t, d, read, held)
+    given.precision = given.precision if wrong is None else wrong
+    y = given.restore(run_chain(MALA(step_size=0.15), given, held, num_steps=200, seed=2))
+    return clean(y, t, gen)
+
+
+@pytest.mark.parametrize(("noise", "t"), [(0.0, 0.3), (0.7, 0.3)], ids=["held", "likelihood"])
+def test_chains_given_what_was_seen_have_the_conditional_law(noise, t):
+    """A direction that is held is one seen with noise sqrt(t); a coarser one is exact as it is."""
+    x = chain(noise, t)
+    assert_law(x, lambda x: cdf_across(x, -0.1, max(noise, t**0.5)), power=0.05)
+
+
+def test_the_likelihood_of_the_whole_noise_is_rejected():
+    """The mutant N(seen; <v, y>, s²) counts the noise of y twice."""
+    t, noise, value = 0.3, 0.6, -0.1
+    along, total = (MEANS @ ALONG.T)[:, 0], VARIANCES + noise**2
+    weights = torch.softmax(WEIGHTS.log() - (value - along).square() / (2 * total) - 0.5 * total.log(), 0)
+    centre, v = along + VARIANCES / total * (value - along), VARIANCES * noise**2 / total
+
+    def uniform(x):
+        return (weights * torch.special.ndtr((x @ ALONG.T - centre) / v.sqrt())).sum(1, keepdim=True)
+
+    assert_law(chain(noise, t), uniform, power=0.05)
+    with pytest.raises(AssertionError, match="exceed"):
+        assert_law(chain(noise, t, wrong=torch.tensor([1 / noise**2], dtype=torch.float64)), uniform, power=0.05)
