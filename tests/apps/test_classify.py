@@ -234,3 +234,12 @@ def test_the_command_draws_classes(joint, tmp_path, monkeypatch, capfd):
     code, _, err = _command(monkeypatch, capfd, *words[:4], "--label", 10, "-o", tmp_path / "s.png")
     assert code == 2
     assert "10 is no class" in err[-1]
+
+
+def test_a_joint_energy_completes_images(joint):
+    x, _ = held_out()
+    observed = torch.zeros(1, 28, 28, dtype=torch.bool)
+    observed[..., :14] = True
+    found = joint.inpaint(x[:2], observed, n=2)
+    assert found.shape == (2, 2, 1, 28, 28)
+    assert torch.equal(found[..., :14], x[:2, ..., :14].expand(2, -1, -1, -1, -1))

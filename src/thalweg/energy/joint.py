@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from thalweg.energy.base import marginal
+from thalweg.energy.gaussian import SmoothedGaussian
 from thalweg.energy.strided import StridedEnergy
 from thalweg.energy.unet import UNetEnergy
 
@@ -71,6 +72,11 @@ class JointUNetEnergy(nn.Module):
     def example(cls) -> Self:
         """A small instance for tests and documentation."""
         return cls(shape=(1, 8, 8), num_classes=3, hidden=8, widths=(8, 16), num_blocks=(1, 1), embed=16)
+
+    @property
+    def anchor(self) -> SmoothedGaussian:
+        """The density's own: the data's mean and covariance, smoothed."""
+        return self.density.anchor
 
     def fit(self, x: Float[Tensor, "n *d"]) -> Self:
         """Set the anchor's mean and covariance from training data in model units."""
