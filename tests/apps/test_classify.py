@@ -234,3 +234,12 @@ def test_the_command_draws_classes(joint, tmp_path, monkeypatch, capfd):
     code, _, err = _command(monkeypatch, capfd, *words[:4], "--label", 10, "-o", tmp_path / "s.png")
     assert code == 2
     assert "10 is no class" in err[-1]
+    picture = (tmp_path / "s.png").read_bytes()
+    for asked, said in (
+        (("-n", 10**12, "--label", 1), "more than this machine's memory"),
+        (("-n", 2, "--strength", 2), "has no effect without labels"),
+    ):
+        code, _, err = _command(monkeypatch, capfd, "sample", joint.path, *asked, "-o", tmp_path / "s.png")
+        assert (code, len(err)) == (2, 1)
+        assert said in err[0]
+    assert (tmp_path / "s.png").read_bytes() == picture

@@ -36,7 +36,7 @@ def observed(mask: str | Path, shape: tuple[int, ...], num_images: int, *, seed:
         missing = _box(text, rest, shape) if kind == "box" else _half(text, shape)
         return ~missing.expand(num_images, *shape)
     path = Path(mask)
-    if not path.exists():
+    if not text or not path.exists():
         raise UserError(f"--mask {text}: no such file, and no mask by that name; want {KINDS}")
     return ~_stored(path, shape, num_images)
 
