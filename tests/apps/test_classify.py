@@ -243,3 +243,12 @@ def test_the_command_draws_classes(joint, tmp_path, monkeypatch, capfd):
         assert (code, len(err)) == (2, 1)
         assert said in err[0]
     assert (tmp_path / "s.png").read_bytes() == picture
+
+
+def test_a_joint_energy_completes_images(joint):
+    x = held_out()[0][:2]
+    seen = torch.arange(8) < 4
+    found = joint.inpaint(x, seen, n=2)
+    assert found.shape == (2, 2, 1, 8, 8)
+    assert torch.equal(found[..., :4], x[..., :4].expand(2, -1, -1, -1, -1))
+    assert found[..., 4:].std() > 0.05

@@ -280,3 +280,12 @@ def test_the_command_refuses_in_one_line(command, folder, words, message):
     assert (code, out, len(err)) == (2, "", 1)
     assert message in err[0]
     assert {path: path.read_bytes() for path in folder.iterdir()} == held
+
+
+def test_a_mask_of_columns_is_a_row(tmp_path):
+    row = np.array([True, False, False, True])
+    np.save(tmp_path / "row.npy", row)
+    assert torch.equal(observed(tmp_path / "row.npy", (4,), 2), torch.from_numpy(~row).expand(2, 4))
+    np.save(tmp_path / "short.npy", row[:3])
+    with pytest.raises(UserError, match=r"short.npy.*\(N, 4\)"):
+        observed(tmp_path / "short.npy", (4,), 2)

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from thalweg.energy.base import marginal
+from thalweg.energy.gaussian import SmoothedGaussian
 from thalweg.energy.strided import StridedEnergy
 from thalweg.energy.unet import UNetEnergy
 
@@ -76,6 +77,11 @@ class JointUNetEnergy(nn.Module):
         """Set the anchor's mean and covariance from training data in model units."""
         self.density.fit(x)
         return self
+
+    @property
+    def anchor(self) -> SmoothedGaussian:
+        """The Gaussian of the data's mean and covariance, which in-painting asks for."""
+        return self.density.anchor
 
     def forward(self, y: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats, the marginal over labels."""
