@@ -18,6 +18,7 @@ import typer
 
 from thalweg import console
 from thalweg.commands import classify, detect, inpaint, landscape, rerank
+from thalweg.commands.trained import trained
 from thalweg.core.errors import ThalwegError, UserError
 
 app = typer.Typer(
@@ -127,11 +128,13 @@ def sample(
 
     import numpy as np
 
+    from thalweg.apps.bundle import check_room
     from thalweg.core.store import write_bytes
     from thalweg.evaluate.pictures import grid, png, scatter
 
-    bundle = _load(run)
+    bundle = trained(run)
     console.writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
+    check_room(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
     if npy is not None:
@@ -163,7 +166,7 @@ def score(
     from thalweg.apps.table import write_scores
     from thalweg.data.files import read_array, read_names
 
-    bundle = _load(run)
+    bundle = trained(run)
     console.writable(out, (".csv", ".parquet", ".npy"))
     x = read_array(data, shape=bundle.shape)
     scores = bundle.score(x, alpha=alpha)
@@ -184,7 +187,7 @@ def evaluate(
 ) -> None:
     """Measure a bundle against held-out data and write report.html and evaluation.json."""
 
-    bundle = _load(run)
+    bundle = trained(run)
     figures = _evaluate(bundle, bundle.path, num_samples=num_samples, seed=seed)
     console.say(f"report in {bundle.path / 'report.html'}")
     console.emit(figures, as_json)
@@ -300,15 +303,6 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
         data=data.source,
     )
     return figures
-
-
-def _load(run: Path) -> Any:
-    from thalweg.apps.bundle import Bundle, load
-
-    bundle = load(run)
-    if not isinstance(bundle, Bundle):
-        raise UserError(f"{run}: a detector, no trained energy; use `thalweg detect score`")
-    return bundle
 
 
 def _bar(folder: Path) -> Any:

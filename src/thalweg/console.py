@@ -140,6 +140,20 @@ def writable(path: Path, suffixes: tuple[str, ...]) -> None:
         raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
     if path.is_dir():
         raise UserError(f"{path}: a folder, where a file to write was wanted")
+    _check_rights(path.parent, path)
+
+
+def writable_folder(path: Path) -> None:
+    """Refuse before the work a folder that cannot be made or written in; those above it are made with it."""
+    there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise UserError(f"{path}: {there} is a file, where a folder was wanted; name another")
+    _check_rights(there, path)
+
+
+def _check_rights(folder: Path, path: Path) -> None:
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{path}: no right to write in {folder}; change its mode, or name another place")
 
 
 def say(text: str) -> None:

@@ -234,12 +234,21 @@ def test_the_command_draws_classes(joint, tmp_path, monkeypatch, capfd):
     code, _, err = _command(monkeypatch, capfd, *words[:4], "--label", 10, "-o", tmp_path / "s.png")
     assert code == 2
     assert "10 is no class" in err[-1]
+    picture = (tmp_path / "s.png").read_bytes()
+    for asked, said in (
+        (("-n", 10**12, "--label", 1), "more than this machine's memory"),
+        (("-n", 2, "--strength", 2), "has no effect without labels"),
+    ):
+        code, _, err = _command(monkeypatch, capfd, "sample", joint.path, *asked, "-o", tmp_path / "s.png")
+        assert (code, len(err)) == (2, 1)
+        assert said in err[0]
+    assert (tmp_path / "s.png").read_bytes() == picture
 
 
 def test_a_joint_energy_completes_images(joint):
-    x, _ = held_out()
-    observed = torch.zeros(1, 8, 8, dtype=torch.bool)
-    observed[..., :4] = True
-    found = joint.inpaint(x[:2], observed, n=2)
+    x = held_out()[0][:2]
+    seen = torch.arange(8) < 4
+    found = joint.inpaint(x, seen, n=2)
     assert found.shape == (2, 2, 1, 8, 8)
-    assert torch.equal(found[..., :4], x[:2, ..., :4].expand(2, -1, -1, -1, -1))
+    assert torch.equal(found[..., :4], x[..., :4].expand(2, -1, -1, -1, -1))
+    assert found[..., 4:].std() > 0.05

@@ -266,12 +266,26 @@ def test_bad_files_are_named_and_skipped_only_if_asked(command, folder):
         (["--image", "in", "--mask", "wide.png", "-o", "x.png"], "the mask is 9 x 8"),
         (["--image", "in", "--mask", "none", "-o", "x.jpg"], "want a .png, an .npy, or a folder"),
         (["--image", "in", "--mask", "none", "-o", "nowhere/x.png"], "does not exist"),
+        (["--image", "in", "--mask", "none", "-o", "in"], "the folder of the images themselves"),
+        (["--image", "in", "--mask", "none", "-o", "wide.png/out"], "wide.png is a file"),
+        (["--image", "in", "--mask", "", "-o", "x.png"], "no such file, and no mask by that name"),
         (["--image", "in", "--operator", "blur:x", "-o", "x.png"], "blur:WIDTH"),
         (["--image", "in", "--operator", "downsample:3", "-o", "x.png"], "does not divide"),
     ],
 )
 def test_the_command_refuses_in_one_line(command, folder, words, message):
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(folder.parent / "wide.png")
+    held = {path: path.read_bytes() for path in folder.iterdir()}
     code, out, err = command(*words)
     assert (code, out, len(err)) == (2, "", 1)
     assert message in err[0]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == held
+
+
+def test_a_mask_of_columns_is_a_row(tmp_path):
+    row = np.array([True, False, False, True])
+    np.save(tmp_path / "row.npy", row)
+    assert torch.equal(observed(tmp_path / "row.npy", (4,), 2), torch.from_numpy(~row).expand(2, 4))
+    np.save(tmp_path / "short.npy", row[:3])
+    with pytest.raises(UserError, match=r"short.npy.*\(N, 4\)"):
+        observed(tmp_path / "short.npy", (4,), 2)

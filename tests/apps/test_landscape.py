@@ -242,3 +242,17 @@ def test_survey_and_write_name_what_is_wrong(plane, chains, plane_survey, tmp_pa
         through_noise(chains, chains.model, torch.zeros(2), torch.ones(2))
     with pytest.raises(UserError, match=r"want \.png"):
         write(tmp_path / "one.jpeg", *plane_survey)
+
+
+def test_a_brief_look_at_images_takes_the_chains_ends_for_samples(digits):
+    data = data_of(digits)
+    found = survey(digits, as_float(data.held_out), labels=data.held_out_labels, brief=True)
+    assert max(found.surfaces[0].u.shape) == 21
+    assert len(found.histograms["samples"]) == found.trace.x.shape[1] == 8
+    z = digits.transform.forward(found.trace.x[-1]).requires_grad_(True)
+    t = torch.full((8,), digits.t_min)
+    (slope,) = torch.autograd.grad(digits.model(z, t).sum(), z)
+    clean = digits.transform.inverse(z.detach() - digits.t_min * slope).clamp(0, 1)
+    torch.testing.assert_close(found.histograms["samples"], digits.energy(clean), rtol=1e-4, atol=0.05)
+    still_noisy = digits.energy(found.trace.x[-1].clamp(0, 1))  # the mutant: the last denoising step left out
+    assert (found.histograms["samples"] - still_noisy).abs().min() > 1

@@ -297,6 +297,7 @@ def test_the_command_line(call, folder, fitted, tmp_path):
     code, _, err = call("rerank", "judge", folder, "--keep", 3)
     assert (code, len(err)) == (2, 1)
     assert "broken.png" in err[0]
+    assert "--skip-bad" in err[0]
     code, told, err = call("rerank", "judge", folder, "--keep", 3, "--skip-bad", "-o", "best", "--json")
     assert code == 0
     assert any("skipped broken.png" in line for line in err)

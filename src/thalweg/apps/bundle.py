@@ -135,6 +135,8 @@ class Bundle:
         check_room(n, self.shape)
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
         given = None if labels is None else classify.check_labels(self, labels, n)
+        if given is None and strength != 1:
+            raise UserError(f"strength={strength!r}: has no effect without labels; give the classes to draw")
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
             draw = self._annealed if self.noisy else self._chains
             blocks = list(draw(n, seed, num_steps, given, strength))

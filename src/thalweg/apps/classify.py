@@ -89,7 +89,8 @@ def calibrate(bundle: Any, x: Tensor, labels: Int[Tensor, " n"]) -> dict[str, fl
 def check_labels(bundle: Any, labels: Any, n: int) -> Int[Tensor, " n"]:
     """n labels in 0 … K - 1, from n whole numbers or one; UserError for anything else."""
     if not bundle.num_classes:
-        raise UserError(f"{bundle.path}: labels were given but this model is not conditional")
+        why = "labels were given but this model is not conditional"
+        raise UserError(f"{bundle.path}: {why}; train one with --recipe jem")
     try:
         given = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
         whole = not given.is_floating_point() and not given.is_complex() and given.dtype != torch.bool

@@ -36,7 +36,7 @@ def observed(mask: str | Path, shape: tuple[int, ...], num_images: int, *, seed:
         missing = _box(text, rest, shape) if kind == "box" else _half(text, shape)
         return ~missing.expand(num_images, *shape)
     path = Path(mask)
-    if not path.exists():
+    if not text or not path.exists():
         raise UserError(f"--mask {text}: no such file, and no mask by that name; want {KINDS}")
     return ~_stored(path, shape, num_images)
 
@@ -88,8 +88,7 @@ def _random(text: str, rest: str, shape: tuple[int, ...], num_images: int, seed:
 
 def _stored(path: Path, shape: tuple[int, ...], num_images: int) -> Tensor:
     """Where a stored mask is white: one mask for all images, or one each."""
-    found = read_array(path)
-    found = found if found.ndim > 1 else found[None]
+    found = read_array(path, shape=shape if len(shape) == 1 else None)
     if len(shape) == 3:
         found = found[None, None] if found.ndim == 2 else found
         wanted, size = shape[1:], tuple(found.shape[2:])

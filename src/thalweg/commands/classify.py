@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from thalweg import console
-from thalweg.core.errors import UserError
+from thalweg.commands.trained import trained
 
 EXAMPLE = "Example: `thalweg classify runs/jem images/ -o classes.csv`"
 
@@ -21,13 +21,10 @@ def classify(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")] = False,
 ) -> None:
     """Class, calibrated confidence and all probabilities of each row, beside its energy, p-value and flag."""
-    from thalweg.apps.bundle import Bundle, load
     from thalweg.apps.table import write_scores
     from thalweg.data.files import read_array, read_names
 
-    bundle = load(run)
-    if not isinstance(bundle, Bundle):
-        raise UserError(f"{run}: a detector, no trained energy; use `thalweg detect score`")
+    bundle = trained(run)
     console.writable(out, (".csv", ".parquet"))
     x = read_array(data, shape=bundle.shape)
     p = bundle.classify(x)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from thalweg import console
+from thalweg.commands.trained import trained
 from thalweg.core.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
@@ -42,18 +43,15 @@ def inpaint(
 ) -> None:
     """Complete images where a mask says that pixels are missing, several times, best first."""
     from thalweg.apps import inpaint as app
-    from thalweg.apps.bundle import Bundle, load
     from thalweg.apps.masks import observed as read_mask
     from thalweg.data.loader import as_float
 
     if (mask is None) == (operator is None):
         raise UserError("give one of --mask and --operator: which pixels are missing, or how the image was made")
-    bundle = load(run)
-    if not isinstance(bundle, Bundle):
-        raise UserError(f"{run}: a detector, no trained energy")
+    bundle = trained(run)
     if bundle.kind != "image" and out.suffix.lower() != ".npy":
         raise UserError(f"{out}: this model is of rows of numbers, not of images; name an .npy file")
-    _check_out(out)
+    _check_out(out, image)
     how = None if operator is None else _operator(operator)
     names, x, skipped = _images(image, bundle.shape if how is None else _small(how, bundle.shape), skip_bad)
     x, known = as_float(x), None
@@ -127,11 +125,15 @@ def _small(how: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[1] // factor, shape[2] // factor)
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, source: Path) -> None:
     if out.suffix.lower() in (".png", ".npy"):
         console.writable(out, (".png", ".npy"))
     elif out.suffix or (out.exists() and not out.is_dir()):
         raise UserError(f"{out}: want a .png, an .npy, or a folder")
+    elif out.exists() and source.exists() and out.samefile(source):
+        raise UserError(f"{out}: the folder of the images themselves; name another, so that none is overwritten")
+    else:
+        console.writable_folder(out)
 
 
 def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:

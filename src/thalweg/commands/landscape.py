@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from thalweg import console
-from thalweg.core.errors import UserError
+from thalweg.commands.trained import trained
 
 EXAMPLE = "Example: `thalweg landscape runs/moons -o landscape.html`"
 
@@ -31,16 +31,13 @@ def landscape(
 
     2-D data are drawn over their own plane, images and wider tables over the plane through three examples.
     """
-    from thalweg.apps.bundle import Bundle, load
     from thalweg.apps.landscape.pictures import write
     from thalweg.apps.landscape.survey import survey
     from thalweg.apps.rows import data_of
     from thalweg.data.catalog import as_float
     from thalweg.data.files import read_array
 
-    bundle = load(run)
-    if not isinstance(bundle, Bundle):
-        raise UserError(f"{run}: a detector, no trained energy; give the folder that `thalweg train` wrote")
+    bundle = trained(run)
     console.writable(out, (".png", ".gif", ".html"))
     given = None if examples is None else as_float(read_array(examples, shape=bundle.shape))
     data = data_of(bundle)

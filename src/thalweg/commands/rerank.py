@@ -1,7 +1,6 @@
 """The commands `thalweg rerank fit` and `thalweg rerank RUN CANDIDATES`."""
 
 import io
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,8 +106,14 @@ def choose(
 
 def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool) -> "Candidates":
     from thalweg.apps.candidates import read_candidates
+    from thalweg.data.files import image_files
 
-    found = read_candidates(path, shape, skip_bad=skip_bad)
+    try:
+        found = read_candidates(path, shape, skip_bad=skip_bad)
+    except UserError as error:
+        if skip_bad or not path.is_dir() or not image_files(path):
+            raise
+        raise UserError(f"{error}; --skip-bad leaves out such files") from error
     for name, reason in found.skipped:
         console.say(f"skipped {name}: {reason}")
     return found
@@ -147,6 +152,8 @@ def _require_out(out: Path) -> None:
         raise UserError(f"{out}: want a .npy file, or a folder that is empty or does not exist yet")
     elif not out.parent.is_dir():
         raise UserError(f"{out}: the folder {out.parent} does not exist; make it first")
+    else:
+        console.writable_folder(out)
 
 
 def _write(out: Path, found: "Candidates", source: Path, kept: list[int]) -> None:
@@ -166,7 +173,7 @@ def _write(out: Path, found: "Candidates", source: Path, kept: list[int]) -> Non
     digits = len(str(len(kept)))
     for rank, i in enumerate(kept, 1):
         if source.is_dir():
-            shutil.copyfile(source / found.names[i], out / f"{rank:0{digits}}-{found.names[i]}")
+            write_bytes(out / f"{rank:0{digits}}-{found.names[i]}", (source / found.names[i]).read_bytes())
             continue
         pixels = (255 * found.x[i]).round().byte().permute(1, 2, 0).numpy()
         picture, held = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), io.BytesIO()

@@ -125,6 +125,15 @@ def denoising(bundle: Bundle, model: Any, n: int = 16, *, seed: int = 0, keep: i
     return Trace(level, torch.stack(rows), torch.stack(u), bundle.noisy)
 
 
+def ends(bundle: Bundle, model: Any, trace: Trace) -> Float[Tensor, "n *d"]:
+    """Samples that a noisy trace's chains end as: one denoising step y - t grad U(y, t) at the lowest level, which is
+    how the sampler ends; in data units, images in [0, 1].
+    """
+    z, t = bundle.transform.forward(trace.x[-1]), torch.tensor(bundle.t_min, dtype=torch.float32)
+    x = bundle.transform.inverse(z - t * energy_and_grad(AtNoise(model, t), z)[1])
+    return x.clamp(0, 1) if bundle.kind == "image" else x
+
+
 def _start(bundle: Bundle, n: int, seed: int) -> Tensor:
     """Where the bundle's chains begin, in model units."""
     draws = generator(seed, "landscape-start")

@@ -47,7 +47,8 @@ def of_report(bundle: Bundle, held_out: Tensor, labels: Tensor | None, *, seed: 
     if math.prod(bundle.shape) < 2 or len(held_out) < 3:
         return {}
     try:
-        return {"The landscape": png(figure(survey(bundle, held_out, labels=labels, seed=seed)))}
+        found = survey(bundle, held_out, labels=labels, brief=bundle.kind == "image", seed=seed)
+        return {"The landscape": png(figure(found))}
     except UserError as error:  # rows on a line, say: no reason to go without a report
         log.warning("no landscape in the report: %s", error)
         return {}

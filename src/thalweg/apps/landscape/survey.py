@@ -10,7 +10,7 @@ from torch import Tensor
 from thalweg.apps.bundle import Bundle
 from thalweg.apps.landscape.basins import Basins, basins
 from thalweg.apps.landscape.model import at_level, levels, still
-from thalweg.apps.landscape.paths import Path, Trace, denoising, interpolation, noised, through_noise
+from thalweg.apps.landscape.paths import Path, Trace, denoising, ends, interpolation, noised, through_noise
 from thalweg.apps.landscape.surface import Surface, energies, plane, window
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
@@ -53,12 +53,15 @@ def survey(
     examples: Float[Tensor, "3 *d"] | None = None,
     size: int | None = None,
     num_samples: int | None = None,
+    brief: bool = False,
     min_depth: float = 1.0,
     seed: int = 0,
 ) -> Survey:
     """Look at a bundle's energy around data that it has not seen. 2-D data are drawn over their own plane; all others
     over the plane through three `examples`, of different classes where there are labels, drawn from held_out if not
-    given. UserError for data of one column, fewer than three examples.
+    given. `brief` costs a third for images: a coarser grid, fewer chains, and their ends in place of samples where
+    the noise falls, else few samples.
+    UserError for data of one column, fewer than three examples.
     """
     if math.prod(bundle.shape) < 2:
         raise UserError(f"{bundle.path}: data of one column have no plane to draw; a landscape wants two or more")
@@ -75,12 +78,16 @@ def survey(
             if flat:
                 surfaces.append(window(energy, held_out, size=size or 121))
             else:
-                surfaces.append(plane(energy, *three, size=size or 33))
+                surfaces.append(plane(energy, *three, size=size or (21 if brief else 33)))
         found = basins(surfaces[0], min_depth=min_depth)
-        trace = denoising(bundle, model, 48 if flat else 12, seed=seed, keep=20 if bundle.kind == "image" else 40)
+        chains = 48 if flat else 8 if brief else 12
+        trace = denoising(bundle, model, chains, seed=seed, keep=20 if bundle.kind == "image" else 40)
         straight, detour = _ways(bundle, model, lowest, three, found, flat)
         beside = noised(bundle, model, rows, trace.level.tolist(), seed=seed) if bundle.noisy else None
-        samples = bundle.sample(num_samples or count, seed=seed)
+        if brief and bundle.noisy:
+            samples = ends(bundle, model, trace)
+        else:
+            samples = bundle.sample(num_samples or (16 if brief else count), seed=seed)
         sets = {"unseen data": rows, "samples": samples, **corrupted(rows, seed=seed)}
         histograms = {name: energies(lowest, x) for name, x in sets.items()}
     return Survey(
