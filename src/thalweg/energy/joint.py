@@ -83,11 +83,6 @@ class JointUNetEnergy(nn.Module):
         self.density.fit(x)
         return self
 
-    @property
-    def anchor(self) -> SmoothedGaussian:
-        """The Gaussian of the data's mean and covariance, which in-painting asks for."""
-        return self.density.anchor
-
     def forward(self, y: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats, the marginal over labels."""
         return self.density(y, t)
