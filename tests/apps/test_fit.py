@@ -399,9 +399,10 @@ def test_every_recipe_trains_on_data_of_its_kind(recipe, tmp_path):
     """One step of each, on colour where it takes images."""
     image = recipe.endswith("image")
     rows = np.random.default_rng(0).random((40, 3, 8, 8) if image else (40, 2), dtype=np.float32)
-    np.save(tmp_path / "rows.npy", rows)
-    small = ["train.batch_size=4", "objective.num_steps=2"] if "pcd" in recipe else ["train.batch_size=4"]
-    request = Request(data=str(tmp_path / "rows.npy"), recipe=recipe, steps=1, overrides=small)
+    np.savez(tmp_path / "rows.npz", x=rows, y=np.arange(40) % 10)
+    chains = "objective.generative.num_steps=2" if "jem" in recipe else "objective.num_steps=2"
+    small = ["train.batch_size=4", chains] if "pcd" in recipe else ["train.batch_size=4"]
+    request = Request(data=str(tmp_path / "rows.npz"), recipe=recipe, steps=1, overrides=small)
     bundle = fit(request, tmp_path / "run", tensorboard=False)
     assert bundle.energy(torch.from_numpy(rows[:2])).isfinite().all()
 

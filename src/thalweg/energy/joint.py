@@ -73,15 +73,15 @@ class JointUNetEnergy(nn.Module):
         """A small instance for tests and documentation."""
         return cls(shape=(1, 8, 8), num_classes=3, hidden=8, widths=(8, 16), num_blocks=(1, 1), embed=16)
 
+    @property
+    def anchor(self) -> SmoothedGaussian:
+        """The density's own: the data's mean and covariance, smoothed."""
+        return self.density.anchor
+
     def fit(self, x: Float[Tensor, "n *d"]) -> Self:
         """Set the anchor's mean and covariance from training data in model units."""
         self.density.fit(x)
         return self
-
-    @property
-    def anchor(self) -> SmoothedGaussian:
-        """The Gaussian of the data's mean and covariance, which in-painting asks for."""
-        return self.density.anchor
 
     def forward(self, y: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats, the marginal over labels."""
