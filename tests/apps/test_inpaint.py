@@ -142,6 +142,7 @@ def test_constant_images_survive_a_blur():
             r"observed: shape \(4, 4\) does not broadcast",
         ),
         (lambda b, x: inpaint(b, x, torch.ones(8, 8)), "want bool"),
+        (lambda b, x: inpaint(b, x.tolist(), half(x)), "x: a list, want a tensor or an array"),
         (lambda b, x: inpaint(b, x, half(x), n=0), "n=0: want a whole number of 1"),
         (lambda b, x: inpaint(b, x, half(x), seed=-1), "seed=-1"),
         (lambda b, x: inpaint(b, x, half(x), noise=-0.1), "noise=-0.1"),

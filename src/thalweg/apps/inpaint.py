@@ -202,7 +202,9 @@ def _affine(bundle: Any) -> tuple[Tensor, Tensor]:
 
 def _mask(observed: Any, x: Any, bundle: Any) -> Tensor:
     """(B, *shape) bool."""
-    shape = tuple(getattr(x, "shape", ()))
+    if not hasattr(x, "shape"):
+        raise UserError(f"x: a {type(x).__name__}, want a tensor or an array")
+    shape = tuple(x.shape)
     check_shape(torch.empty(shape), bundle.shape, bundle.kind, where="x")
     observed = torch.as_tensor(observed)
     if observed.dtype != torch.bool:
