@@ -27,7 +27,7 @@ from torch.nn.modules import module as nn_module
 from thalweg.energy.base import marginal
 from thalweg.energy.layers import HOOKS, Layer, OneChannel, layer_of, takes
 from thalweg.energy.reach import modules_of, turn
-from thalweg.energy.spectral import frozen, surely
+from thalweg.energy.spectral import changing, frozen, surely
 
 logger = logging.getLogger(__name__)
 TOLD = "the energy is evaluated without changes of layout, which it does not take: %s"
@@ -146,12 +146,14 @@ def channels_last(modules: Sequence[nn.Module]) -> Iterator[None]:
     changed = [(p, p.data) for p in plain]
 
     def undo() -> None:
-        for p, data in changed:
-            p.data = data
+        with changing:
+            for p, data in changed:
+                p.data = data
 
     try:
-        for p, data in changed:
-            p.data = data.contiguous(memory_format=torch.channels_last)
+        with changing:
+            for p, data in changed:
+                p.data = data.contiguous(memory_format=torch.channels_last)
         yield
     finally:
         surely(undo)
@@ -162,13 +164,15 @@ def _replaced(modules: Sequence[nn.Module]) -> Iterator[None]:
     changed = list(_faster(modules))
 
     def undo() -> None:
-        for m, forward in changed:
-            if m.__dict__.get("forward") is forward:  # an interrupt may have come before it was
-                del m.__dict__["forward"]
+        with changing:
+            for m, forward in changed:
+                if m.__dict__.get("forward") is forward:  # an interrupt may have come before it was
+                    del m.__dict__["forward"]
 
     try:
-        for m, forward in changed:
-            m.__dict__["forward"] = forward
+        with changing:
+            for m, forward in changed:
+                m.__dict__["forward"] = forward
         yield
     finally:
         surely(undo)

@@ -56,7 +56,7 @@ def frozen(energy: E) -> Iterator[E]:
     changes = [*((m, _evaluates) for m in modules), *((p, _constant) for p in flags), *((m, _folded) for m in modules)]
     holder = object()
     with ExitStack() as stack:
-        with _lock:
+        with changing:
             for thing, change in changes:
                 if not _needed(thing, change):
                     continue
@@ -73,7 +73,7 @@ class _Held(NamedTuple):
     undo: list[Undo]
 
 
-_lock = threading.RLock()
+changing = threading.RLock()  # whoever changes a network for a while, or reads it to do so, has this lock
 _held: dict[tuple[int, Any], _Held] = {}
 
 
@@ -98,7 +98,7 @@ def _take(thing: Any, change: Callable[[Any, list[Undo]], None], holder: object)
 
 def _give(thing: Any, change: Callable[[Any, list[Undo]], None], holder: object) -> None:
     """Undo the change if nobody else wants it."""
-    with _lock:
+    with changing:
         held = _held.get((id(thing), change))
         if held is None:  # interrupted before it was taken
             return

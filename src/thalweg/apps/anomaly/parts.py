@@ -30,8 +30,7 @@ class Tail:
 
     def __call__(self, u: np.ndarray) -> np.ndarray:
         values, at, between, (edge, excess, start) = self._table
-        u = _snapped(u, values)
-        place = np.searchsorted(values, u)
+        u, place = _placed(u, values)
         inside = np.where(values[place] == u, at[place], between[place])
         return np.where(u > edge, (u - edge) / excess + start, inside)
 
@@ -50,12 +49,12 @@ class Tail:
         return np.append(values, np.inf), np.append(at, at[-1]), between, tail
 
 
-def _snapped(u: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """u, but the stored value where it is that but for rounding: a copy of a stored row must tie with it."""
-    place, size = np.searchsorted(values, u), np.maximum(np.abs(u), 1)
-    for near in (values[place], values[np.maximum(place - 1, 0)]):
-        u = np.where(np.abs(u - near) <= ROUNDING * size, near, u)
-    return u
+def _placed(u: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(u, its place among the sorted values): a value that u is but for rounding counts as u, lest copies not tie."""
+    place, room = np.searchsorted(values, u), ROUNDING * np.maximum(np.abs(u), 1)
+    above, below = values[place], values[np.maximum(place - 1, 0)]
+    high, low = above - u <= room, u - below <= room
+    return np.where(high, above, np.where(low, below, u)), np.where(low & ~high, np.maximum(place - 1, 0), place)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,9 +63,13 @@ class NormalScores:
         return out
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        below = np.minimum(x, self.low) / self.scale - self.low / self.scale
-        above = np.maximum(x, self.high) / self.scale - self.high / self.scale
-        return self._ranks(x) / self.sd + np.arcsinh(below + above)  # one of them is 0
+        out = self._ranks(x) / self.sd
+        outside = np.nonzero((x < self.low) | (x > self.high))
+        if len(outside[0]):  # few, as a rule
+            at, j = x[outside], outside[1]
+            edge = np.where(at < self.low[j], self.low[j], self.high[j])
+            out[outside] += np.arcsinh(at / self.scale[j] - edge / self.scale[j])
+        return out
 
 
 def _scores(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
