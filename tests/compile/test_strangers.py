@@ -144,10 +144,13 @@ def test_chains_of_several_threads_share_a_network(norm):
             errors.append(error)
 
     def score():
-        gate.wait(30)
-        for _ in range(40):
-            with frozen(net) as still:
-                still(X)
+        try:
+            gate.wait(30)
+            for _ in range(40):
+                with frozen(net) as still:
+                    still(X)
+        except Exception as error:
+            errors.append(error)
 
     threads = [threading.Thread(target=chain, args=(i,)) for i in range(3)] + [threading.Thread(target=score)]
     for thread in threads:
