@@ -1,5 +1,7 @@
 """The sum over the rows that matter stays within its promise of the sum over all."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,21 @@ def test_strange_rows_are_exact(energy, rows):
     strange = 5 * table(200, seed=3)
     assert bool((energy(strange) > energy.reach.above).all())
     torch.testing.assert_close(energy(strange), SmoothedEmpirical(rows, t=energy.t)(strange), rtol=1e-5, atol=1e-3)
+
+
+def test_faint_rows_are_as_exact_as_others(rows, monkeypatch):
+    """Rows whose sums float32 cannot hold (here 60 to 4,000 bits); the mutant that keeps them there loses them."""
+    rows = rows[:2000]
+    energy = NearbyEmpirical(rows, t=likeliest_noise(rows))
+    sums, far = energy._whole, rows[:50] + 2.5 * math.sqrt(energy.t) * torch.arange(3, 28, 0.5)[:, None]
+    exact = SmoothedEmpirical(rows, t=energy.t)(far)
+    faint = sums(far * energy.unit, None, 5)
+    assert bool((faint[:, 0] < nearby.FAINT).any())
+    constant = math.log(len(rows)) + 0.5 * rows.shape[1] * math.log(2 * math.pi * energy.t)
+    torch.testing.assert_close(constant - math.log(2) * faint[:, 0], exact, rtol=1e-4, atol=1e-3)
+    monkeypatch.setattr(nearby, "FAINT", -math.inf)
+    monkeypatch.setattr(nearby, "BITS", math.inf)
+    assert not bool(sums(far * energy.unit, None, 5).isfinite().all())
 
 
 def test_left_out_leaves_exactly_one_out(energy, rows):

@@ -23,7 +23,8 @@ EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
 LENGTHS = (256, 512, 1024, 2048, 4096)
 TRIAL = 1000  # stored rows that M and tau are chosen on
 ROUNDS = 10  # of k-means
-ENTRIES = 65_536  # of a block of sums, so that it stays near the processor
+ENTRIES = 131_072  # of a block of sums, so that it stays near the processor
+FAINT = -60.0  # log2 of a sum, below which float32 may have lost terms
 BITS = 4096.0  # of squared distance to a centre; float32 keeps their differences to 1e-3 within these
 
 
@@ -183,40 +184,59 @@ class NearbyEmpirical(nn.Module):
 class _Sum:
     """(log2 sum_j 2^-|x - y_j|², mean of the k least |x - y_j|²) over rows y (M, D), about a center (D,); `places`:
     theirs among all rows.
+
+    In float32 the product of (x, -|x|², 1) and (2 y, 1, -|y|²) gives -|x - y|² at once, and terms are summed as they
+    are. Rows for which that is too coarse are done in float64, relative to their largest term.
     """
 
     def __init__(self, y: Tensor, center: Tensor, places: Tensor | None = None, *, exact: bool = False):
-        y = y - center
-        square = y.square().sum(1)
-        narrow = not exact and float(square.max()) < BITS
-        self.dtype = torch.float32 if narrow else torch.float64
-        self.center, self.places = center, places
-        self.y, self.square = (2 * y.T).to(self.dtype).contiguous(), -square.to(self.dtype)
+        self.y, self.center, self.places = y - center, center, places
+        self.square = self.y.square().sum(1)
+        self.lifted: Tensor | None = None
+        if not exact and float(self.square.max()) < BITS:
+            one = torch.ones_like(self.square)
+            self.lifted = torch.cat([2 * self.y, one[:, None], -self.square[:, None]], dim=1).T.float().contiguous()
 
     def __call__(self, x: Tensor, own: Tensor | None, k: int) -> Tensor:
-        x = x - self.center
-        size = max(16, ENTRIES // len(self.square))
-        at = None if own is None else self._columns(own)
-        parts = [
-            self._block(x[i : i + size], None if at is None else at[i : i + size], k) for i in range(0, len(x), size)
-        ]
-        return torch.cat(parts) if parts else x.new_zeros(0, 2)
+        x, at = x - self.center, None if own is None else self._columns(own)
+        square, k = x.square().sum(1), min(k, len(self.y) - (own is not None))
+        if self.lifted is None or x.requires_grad:
+            return self._fine(x, square, at, k)
+        out = self._coarse(x, square, at, k)
+        faint = ((out[:, 0] < FAINT) | (square > BITS)).nonzero().squeeze(1)
+        if len(faint):
+            out[faint] = self._fine(x[faint], square[faint], None if at is None else at[faint], k)
+        return out
 
-    def _block(self, x: Tensor, at: Tensor | None, k: int) -> Tensor:
-        bits, square = torch.addmm(self.square, x.to(self.dtype), self.y), x.square().sum(1)
-        if at is not None:
-            here = (at >= 0).nonzero().squeeze(1)
-            bits[here, at[here]] = -math.inf
-        near = torch.zeros_like(square)
-        if k:
-            k = min(k, bits.shape[1] - (at is not None))
-            near = (square - bits.topk(k, dim=1, sorted=False).values.double().mean(1)).clamp_min(0)
-        most = bits.amax(1, keepdim=True)
-        if bits.requires_grad:
-            total = (bits - most.detach()).exp2().sum(1)
-        else:
-            total = bits.sub_(most).clamp_min_(-120.0).exp2_().sum(1)
-        return torch.stack([(total.log2() + most.squeeze(1)).double() - square, near], dim=1)
+    def _coarse(self, x: Tensor, square: Tensor, at: Tensor | None, k: int) -> Tensor:
+        lifted = torch.cat([x, -square[:, None], torch.ones_like(square)[:, None]], dim=1).float()
+        total, near = lifted.new_empty(len(x)), lifted.new_zeros(len(x))
+        for part in self._blocks(len(x)):
+            bits = lifted[part] @ self.lifted
+            _leave_out(bits, at, part)
+            if k:
+                near[part] = bits.topk(k, dim=1, sorted=False).values.mean(1)
+            total[part] = bits.exp2_().sum(1)
+        return torch.stack([total.double().log2(), -near.double().clamp_max(0)], dim=1)
+
+    def _fine(self, x: Tensor, square: Tensor, at: Tensor | None, k: int) -> Tensor:
+        out = []
+        for part in self._blocks(len(x)):
+            bits, near = torch.addmm(-self.square, x[part], self.y.T, alpha=2), torch.zeros_like(square[part])
+            _leave_out(bits, at, part)
+            if k:
+                near = (square[part] - bits.topk(k, dim=1, sorted=False).values.mean(1)).clamp_min(0)
+            most = bits.detach().amax(1, keepdim=True)
+            if bits.requires_grad:
+                total = (bits - most).exp2().sum(1)
+            else:
+                total = bits.sub_(most).clamp_min_(-120.0).exp2_().sum(1)
+            out.append(torch.stack([total.log2() + most.squeeze(1) - square[part], near], dim=1))
+        return torch.cat(out) if out else x.new_zeros(0, 2)
+
+    def _blocks(self, count: int) -> list[slice]:
+        size = max(16, ENTRIES // len(self.y))
+        return [slice(i, i + size) for i in range(0, count, size)]
 
     def _columns(self, own: Tensor) -> Tensor:
         if self.places is None:
@@ -224,6 +244,12 @@ class _Sum:
         column = own.new_full((int(max(self.places.max(), own.max())) + 1,), -1)
         column[self.places] = torch.arange(len(self.places))
         return column[own]
+
+
+def _leave_out(bits: Tensor, at: Tensor | None, part: slice) -> None:
+    if at is not None:
+        here = (at[part] >= 0).nonzero().squeeze(1)
+        bits[here, at[part][here]] = -math.inf
 
 
 def _centers(rows: Tensor) -> Tensor:
