@@ -146,6 +146,10 @@ def _go_on(request: Request, place: Place, company: _Company) -> Bundle:
         raise UserError(
             f"{place.folder}: the data have changed since the run began ({data.source}); put back those it began with"
         )
+    if config["data"].get("labels") not in (None, data.label_fingerprint):
+        raise UserError(
+            f"{place.folder}: the labels have changed since the run began ({data.source}); put back those it began with"
+        )
     company.say(f"data: {data.source}")
     if not _has_checkpoint(place.folder):
         company.say(f"{place.folder} holds no checkpoint yet: it begins at step 0")
@@ -246,6 +250,7 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
         "data": {
             "source": data.source,
             "fingerprint": data.fingerprint,
+            "labels": data.label_fingerprint if getattr(energy, "num_classes", None) else None,
             "kind": data.kind,
             "shape": list(data.shape),
             "num_train": len(data.train),
