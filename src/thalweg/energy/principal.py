@@ -9,28 +9,26 @@ of a better energy.
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Self
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 
 from thalweg.energy.seen import Directions
 
-ROWS, NUMBERS = 20_000, 50_000_000  # that are fitted to, at most
+ROWS, NUMBERS = 60_000, 50_000_000  # that are fitted to, at most
 DIRECTIONS = 60
-COUNTS = (1, 10, 30, 100)  # of components
-EACH = 100  # rows for a component, at least
-HELD_OUT = 10  # one row in so many, to choose the count by
-ROUNDS = 12  # of EM: likelihoods on held-out digits change little beyond
-RIDGE = 1e-3  # of the largest variance, added to every variance in the subspace
+EACH, MOST = 150, 400  # rows for a component, and components at most
+ROUNDS = 4  # of EM
+PRIOR = 5.0  # rows' worth of the common covariance in each component's own
+RIDGE = 2e-4  # of the largest variance, added to every variance in the subspace
 LEAST = 1e-6  # of the largest variance: the smallest psi
+BLOCK = 2000
 
 
 class PrincipalMixture(nn.Module):
@@ -77,27 +75,19 @@ class PrincipalMixture(nn.Module):
 
     @classmethod
     def fit(cls, x: Float[Tensor, "n *d"], *, seed: int = 0) -> Self:
-        """To rows x, two or more; 1, 10, 30 or 100 components, by the likelihood of a tenth of the rows held out."""
-        rows = evenly(x).flatten(1).double()
-        pca = PCA(min(DIRECTIONS, *rows.shape), random_state=seed % 2**32).fit(rows.numpy())
-        mean, basis = torch.from_numpy(pca.mean_), torch.from_numpy(np.array(pca.components_).T.copy())
+        """To rows x, two or more: one component for each 150 of them, at most 400, by EM from k-means."""
+        rows = evenly(x).flatten(1)
+        pca = PCA(min(DIRECTIONS, *rows.shape), random_state=seed % 2**32)
+        pca.fit(rows[:: max(1, len(rows) // 20_000)].numpy())
+        mean, basis = torch.tensor(pca.mean_).to(rows), torch.tensor(pca.components_).T.contiguous().to(rows)
         z = (rows - mean) @ basis
         most = float(z.var(0, correction=0).max()) or 1.0
-        left = (rows - mean - z @ basis.T).square().mean(0)
+        left = (rows - mean - z @ basis.T).square().mean(0).double()
+        # The variance where there is any: that of always empty pixels says nothing of the others.
         psi = (left.square().sum() / left.sum().clamp(min=1e-300)).clamp(min=LEAST * most)
-        held = torch.arange(len(z)) % HELD_OUT == HELD_OUT - 1
-        counts = [k for k in COUNTS if k == 1 or k * EACH <= len(z)]
-        found = [_mixture(z[~held], k, RIDGE * most, seed) for k in counts]
-        best = max(found, key=lambda g: g.score(z[held].numpy())) if len(found) > 1 else found[0]
-        return cls(
-            tuple(x.shape[1:]),
-            mean=mean,
-            basis=basis,
-            log_weights=torch.from_numpy(best.weights_).clamp(min=1e-300).log(),
-            means=torch.from_numpy(best.means_),
-            factors=torch.linalg.cholesky(torch.from_numpy(best.covariances_)),
-            psi=psi,
-        )
+        log_weights, means, factors = _em(z, min(MOST, max(1, len(z) // EACH)), RIDGE * most, seed)
+        parts = {"log_weights": log_weights, "means": means, "factors": factors}
+        return cls(tuple(x.shape[1:]), mean=mean, basis=basis, psi=psi, **parts)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Self:
@@ -145,10 +135,40 @@ def evenly(x: Float[Tensor, "n *d"]) -> Float[Tensor, "m *d"]:
     return x if most >= len(x) else x[torch.linspace(0, len(x) - 1, most).long()]
 
 
-def _mixture(z: Tensor, count: int, ridge: float, seed: int) -> GaussianMixture:
-    model = GaussianMixture(
-        count, reg_covar=ridge, max_iter=ROUNDS, tol=1e-2, random_state=seed % 2**32, init_params="k-means++"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(z.numpy())
+def _em(z: Float[Tensor, "n r"], count: int, ridge: float, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(log weights, means, Cholesky factors of the covariances) of a mixture of `count` Gaussians.
+
+    A component's covariance is drawn to the mean of all by `PRIOR` rows (a conjugate prior; Fraley & Raftery 2007),
+    since some hold few rows more than they have directions.
+    """
+    labels = np.zeros(len(z), dtype=np.int64)
+    if count > 1:
+        labels = MiniBatchKMeans(count, random_state=seed % 2**32, batch_size=4096).fit(z.numpy()).labels_
+    share = torch.nn.functional.one_hot(torch.from_numpy(np.asarray(labels)).long(), count).to(z)
+    found = _of_shares(z, share, ridge)
+    for _ in range(ROUNDS if count > 1 else 0):
+        share = torch.cat([_log_terms(part, *found).softmax(1) for part in z.split(BLOCK)])
+        found = _of_shares(z, share, ridge)
+    return found
+
+
+def _of_shares(z: Tensor, share: Tensor, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+    size = share.sum(0) + 1e-6
+    means = share.T @ z / size[:, None]
+    sums = []
+    for k, mean in enumerate(means):
+        rows = (share[:, k] > 1e-3).nonzero().squeeze(1)
+        off = z[rows] - mean
+        sums.append((off * share[rows, k, None]).T @ off)
+    sums = torch.stack(sums).double()
+    common, size = sums.sum(0) / size.sum(), size.double()
+    covariances = (sums + PRIOR * common) / (size + PRIOR)[:, None, None] + ridge * torch.eye(z.shape[1]).to(common)
+    return ((size + 1) / (size + 1).sum()).log().to(z), means, torch.linalg.cholesky(covariances).to(z)
+
+
+def _log_terms(z: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor) -> Float[Tensor, "n k"]:
+    """log w_k N(z; mu_k, S_k) up to a constant."""
+    (k, r), inverse = means.shape, torch.linalg.inv(factors.double()).to(z)
+    white = z @ inverse.permute(2, 0, 1).reshape(r, -1) - (inverse @ means[..., None]).reshape(-1)
+    size = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return log_weights - size - 0.5 * white.square_().view(len(z), k, r).sum(-1)
