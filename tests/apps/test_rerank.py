@@ -15,6 +15,7 @@ from thalweg.apps import selection
 from thalweg.apps.candidates import as_candidates, generate, read_candidates
 from thalweg.apps.ratio import RatioSettings
 from thalweg.apps.rerank import EnergyReranker
+from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.rng import generator
 
@@ -350,7 +351,28 @@ def test_fitting_from_the_command_line(call, tmp_path):
     np.save(tmp_path / "few.npy", images(3).numpy())
     code, _, err = call("rerank", "fit", "real.npy", "few.npy", "-o", "judge")
     assert (code, len(err)) == (2, 1)
-    assert "generated: holds 3 rows" in err[0]
+    assert err[0].endswith("few.npy: holds 3 rows, a likelihood ratio wants 20 or more of either kind")
+    np.save(tmp_path / "other.npy", images(40, 9).numpy())
+    code, _, err = call("rerank", "fit", "real.npy", "other.npy", "-o", "judge")
+    assert (code, len(err)) == (2, 1)
+    assert "real.npy: rows of shape (1, 8, 8), other.npy: of (1, 9, 9)" in err[0]
+
+
+def test_the_kept_files_are_written_before_the_table(call, folder, fitted, tmp_path, monkeypatch):
+    """A failure half-way leaves no table that promises files which are not there; mutant: the table first."""
+    fitted.save_pretrained(tmp_path / "judge")
+    write = store.write_bytes
+
+    def full(path, data):
+        if path.name.startswith("2-"):
+            raise OSError(28, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(store, "write_bytes", full)
+    code, _, err = call("rerank", "judge", folder, "--keep", 3, "-o", "best")
+    assert (code, len(err)) == (1, 1)
+    assert "No space left" in err[0]
+    assert not (tmp_path / "ranked.csv").exists()
 
 
 def test_a_bundle_says_what_its_energy_is_worth(call, digits, tmp_path):

@@ -137,14 +137,20 @@ class RatioEnergy(nn.Module):
 
 
 def fit_ratio(
-    real: Tensor, generated: Tensor, settings: RatioSettings | None = None, *, seed: int = 0
+    real: Tensor,
+    generated: Tensor,
+    settings: RatioSettings | None = None,
+    *,
+    seed: int = 0,
+    names: tuple[str, str] = ("real", "generated"),
 ) -> tuple[RatioEnergy, Check]:
     """The energy, frozen, and its check on held-out rows; real and generated (N, *) float32 of one shape.
 
-    The same seed gives the same energy on one machine. UserError for fewer than 20 rows of either kind, or two shapes.
+    The same seed gives the same energy on one machine. UserError for fewer than 20 rows of either kind, or two shapes,
+    which calls the two by `names`.
     """
     s = settings or RatioSettings()
-    _require(real, generated)
+    _require(real, generated, names)
     energy = _untrained(real, s, seed)
     x = torch.cat([real, generated])
     label = torch.cat([torch.ones(len(real)), torch.zeros(len(generated))]) > 0
@@ -250,11 +256,12 @@ def _check(u: Tensor, label: Tensor, steps: tuple[int, ...]) -> Check:
     return Check(float(sum(side.mean() for side in sides)) / 2, error, auc, steps)
 
 
-def _require(real: Tensor, generated: Tensor) -> None:
-    for name, x in (("real", real), ("generated", generated)):
+def _require(real: Tensor, generated: Tensor, names: tuple[str, str]) -> None:
+    for name, x in zip(names, (real, generated), strict=True):
         if len(x) < LEAST:
             raise UserError(f"{name}: holds {len(x)} rows, a likelihood ratio wants {LEAST} or more of either kind")
     if real.shape[1:] != generated.shape[1:]:
         raise UserError(
-            f"real rows have shape {tuple(real.shape[1:])}, generated ones {tuple(generated.shape[1:])}: give one shape"
+            f"{names[0]}: rows of shape {tuple(real.shape[1:])}, {names[1]}: of {tuple(generated.shape[1:])}; "
+            "give one shape"
         )

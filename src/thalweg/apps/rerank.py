@@ -55,15 +55,16 @@ class EnergyReranker:
         self.energy, self.variety, self.features = energy, variety, features
         self.seed, self.settings = seed, settings
 
-    def fit(self, real: Any, generated: Any) -> Self:
+    def fit(self, real: Any, generated: Any, *, names: tuple[str, str] = ("real", "generated")) -> Self:
         """Learn E(x) = -log p_data / p_gen from real rows and the generator's own; some thousand of either are good.
 
         Generated rows must not be among the candidates later: of those it was trained on, the energy thinks worse.
-        A check that does not beat chance is warned of: then any order is as good as another.
+        A check that does not beat chance is warned of: then any order is as good as another. Errors call the two sides
+        by `names`.
         """
         self._check_variety()
-        real, generated = as_candidates(real, where="real"), as_candidates(generated, where="generated")
-        self.energy, self.check_ = fit_ratio(real, generated, self.settings, seed=self.seed)
+        real, generated = (as_candidates(x, where=name) for x, name in zip((real, generated), names, strict=True))
+        self.energy, self.check_ = fit_ratio(real, generated, self.settings, seed=self.seed, names=names)
         if not self.check_.beats_chance:
             log.warning(
                 f"real and generated rows cannot be told apart: held-out loss {self.check_.loss:.3f} ± "

@@ -58,7 +58,7 @@ def fit(
     x, y = (_read(path, None, skip_bad) for path in (real, generated))
     reranker = EnergyReranker(variety=variety, seed=seed, settings=settings)  # pyright: ignore[reportArgumentType]
     reranker.require_savable(out)
-    reranker.fit(x.x, y.x)
+    reranker.fit(x.x, y.x, names=(str(real), str(generated)))
     reranker.save_pretrained(out)
     check = reranker.check_
     assert check is not None  # fitted
@@ -93,9 +93,9 @@ def choose(
         raise UserError(f"{out}: the candidates are rows, not images; name a .npy file")
     energies, kept = reranker.energies(found.x), reranker.rank(found.x, keep)
     order, columns = _columns(energies, kept)
-    write_scores(table, [found.names[i] for i in order.tolist()], columns)
-    if out is not None:
+    if out is not None:  # before the table, which promises that they are there
         _write(out, found, candidates, kept.tolist())
+    write_scores(table, [found.names[i] for i in order.tolist()], columns)
     where = f", {len(kept)} kept in {out}" if out is not None else f", {len(kept)} kept"
     console.say(f"{len(found.x)} candidates in {table}{where}")
     told = {"candidates": len(found.x), "kept": [found.names[i] for i in kept.tolist()], "indices": kept.tolist()}
