@@ -17,6 +17,7 @@ from torch import Tensor
 import thalweg
 from thalweg.apps import selection
 from thalweg.apps.candidates import as_candidates
+from thalweg.apps.overlap import Trial
 from thalweg.apps.ratio import Check, RatioEnergy, RatioSettings, fit_ratio
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
@@ -24,7 +25,7 @@ from thalweg.sampler.langevin import ULA
 from thalweg.sampler.run import run_chain
 
 Variety = Literal["strata", "repelled", "determinantal", "none"]
-APP, FORMAT = "rerank", 1
+APP, FORMAT = "rerank", 2
 BLOCK = 500
 PIXELS = 14  # a side, of images as features
 log = logging.getLogger("thalweg")
@@ -170,14 +171,15 @@ class EnergyReranker:
         if config.get("format") != FORMAT:
             raise UserError(f"{folder}: a re-ranker of format {config.get('format')}, this reads {FORMAT}; fit again")
         try:
-            settings = RatioSettings(**{**config["settings"], "channels": tuple(config["settings"]["channels"])})
+            settings = RatioSettings(**{name: _tuple(value) for name, value in config["settings"].items()})
             energy = RatioEnergy(shape=tuple(config["shape"]), settings=settings)
             energy.load_state_dict(store.read_tensors(folder / "model.safetensors"))
             found = cls(
                 energy.eval().requires_grad_(False), variety=config["variety"], seed=config["seed"], settings=settings
             )
             if config["check"] is not None:
-                found.check_ = Check(**{**config["check"], "steps": tuple(config["check"]["steps"])})
+                check = {name: _tuple(value) for name, value in config["check"].items()}
+                found.check_ = Check(**{**check, "trials": tuple(Trial(*trial) for trial in check["trials"])})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DamagedFile(f"{folder / 'config.json'}: not a re-ranker's configuration ({error!r})") from error
         return found
@@ -225,6 +227,11 @@ class EnergyReranker:
         if x.ndim != 4:
             return x
         return F.adaptive_avg_pool2d(x, [min(PIXELS, side) for side in x.shape[2:]]).flatten(1)
+
+
+def _tuple(value: Any) -> Any:
+    """What JSON read as a list, as the tuple that it was, and so within."""
+    return tuple(_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 def _function(energy: Any) -> Callable[[Tensor], Tensor]:
