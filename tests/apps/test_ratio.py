@@ -148,7 +148,7 @@ def test_bad_input_is_one_line():
         RatioSettings(steps=0)
     with pytest.raises(UserError, match=r"^damaged=1: want a share"):
         RatioSettings(damaged=1)
-    with pytest.raises(UserError, match=r"^view='lines': want one of pixels, ink"):
+    with pytest.raises(UserError, match=r"^view='lines': want one of auto, pixels, tone, ink"):
         RatioSettings(view="lines")
     with pytest.raises(UserError, match=r"^smoothing=0\.5"):
         LikelihoodRatio(smoothing=0.5)

@@ -17,8 +17,8 @@ from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from thalweg.apps import overlap, views
-from thalweg.apps.overlap import Noise, Trial
+from thalweg.apps import trials, views
+from thalweg.apps.trials import Noise, Trial
 from thalweg.apps.views import View
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
@@ -40,8 +40,8 @@ class RatioSettings:
     `members` networks, each without one fold of the rows; `batch` rows of either kind a step; `rate` falls to zero in a
     line; every `check` steps the held-out loss is taken, and `patience` checks without progress end a training.
     `noise`, in standard deviations of the data, smooths both laws; a pair gives each row its own, log-uniform between
-    the two. `view` is what the networks are shown of images (`apps.views`). "auto" leaves either to `apps.overlap`: the
-    least that makes the two laws overlap on rows not seen. `stretch` and `shift` alter half of the images
+    the two. `view` is what the networks are shown of images (`apps.views`). "auto" leaves either to `apps.trials`:
+    short trainings, judged on rows not seen. `stretch` and `shift` alter half of the images
     (`data.augment.Warp`). `damaged` is the share of the generated side that is damaged data instead
     (`objective.damage`): E is then the ratio to that mixture.
     """
@@ -171,7 +171,7 @@ def fit_ratio(
     """
     s = settings or RatioSettings()
     _require(real, generated, names)
-    s, trials = _settled(real, generated, s, seed)
+    s, tried = _settled(real, generated, s, seed)
     energy = _untrained(real, generated, s, seed)
     label, fold = _sides(real, generated, s.members, seed)
     x = torch.cat([real, energy.retoned(generated)])
@@ -184,28 +184,31 @@ def fit_ratio(
     _calibrate(energy, held, label)
     held = energy.scale * held + energy.offset
     check = _check(held, label)
-    used = {"steps": tuple(steps), "view": s.view, "noise": s.noise, "trials": trials}
+    used = {"steps": tuple(steps), "view": s.view, "noise": s.noise, "trials": tried}
     return energy.eval().requires_grad_(False), Check(*check, **used)  # pyright: ignore[reportArgumentType]
 
 
 def _settled(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> tuple[RatioSettings, tuple[Trial, ...]]:
-    """The settings with a view and a noise in place of "auto", and the trials that chose them."""
-    ways = overlap.ways(real, s.view, s.noise)
+    """The settings with a view and a noise in place of "auto", and the trials that chose them: one member each."""
+    ways = trials.ways(real, s.view, s.noise)
     if len(ways) == 1:
         return replace(s, view=ways[0][0], noise=ways[0][1]), ()
     label, fold = _sides(real, generated, s.members, seed)
     mine = fold == 0
-
-    def auc(view: View, noise: Noise) -> float:
-        short = replace(s, view=view, noise=noise, steps=max(1, s.steps // overlap.SHORTER))
+    scale = real.std(0).clamp(min=1e-6) if real.ndim == 2 else 1.0
+    common = views.toned(generated, views.tones(generated, real)) if real.ndim == 4 else generated
+    compared = torch.cat([real, common])[mine] / scale
+    tried = []
+    for view, noise in ways:
+        short = replace(s, view=view, noise=noise, steps=max(1, s.steps // trials.SHORTER))
         energy = _untrained(real, generated, short, seed)
         x = torch.cat([real, energy.retoned(generated)])
         member, _ = _train(energy, 0, x[~mine], label[~mine], x[mine], label[mine], seed)
-        return _check(_energies(member, energy.alike(x[mine])), label[mine])[2]
-
-    trials = overlap.trials(ways, auc)
-    best = overlap.chosen(trials)
-    return replace(s, view=best.view, noise=best.noise), trials
+        u, held = _energies(member, energy.alike(x[mine])), label[mine]
+        auc = _check(u, held)[2]
+        tried.append(Trial(view, noise, auc, trials.parted(u[~held], compared[~held], compared[held])))
+    best = trials.best(tried)
+    return replace(s, view=best.view, noise=best.noise), tuple(tried)
 
 
 def _sides(real: Tensor, generated: Tensor, members: int, seed: int) -> tuple[Tensor, Tensor]:

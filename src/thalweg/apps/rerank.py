@@ -17,8 +17,8 @@ from torch import Tensor
 import thalweg
 from thalweg.apps import selection
 from thalweg.apps.candidates import as_candidates
-from thalweg.apps.overlap import Trial
 from thalweg.apps.ratio import Check, RatioEnergy, RatioSettings, fit_ratio
+from thalweg.apps.trials import Trial
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.sampler.langevin import ULA

@@ -43,9 +43,9 @@ def fit(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the re-ranker.")],
     steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 800,
     members: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
-    noise: Annotated[
-        str, typer.Option(help="auto; or noise on both sides in deviations of the data: 0.3 or 0.3:3.")
-    ] = ("auto"),
+    noise: Annotated[str, typer.Option(help="auto; or on both sides, in deviations of the data: 0.3 or 0.3:3.")] = (
+        "auto"
+    ),
     variety: Annotated[str, typer.Option(help="strata, repelled, determinantal or none.")] = "repelled",
     view: Annotated[str, typer.Option(help="auto; or what is shown of images: pixels, tone or ink.")] = "auto",
     skip_bad: SkipBad = False,
@@ -69,8 +69,9 @@ def fit(
         f"{out}: on unseen rows {check.loss:.3f} ± {check.standard_error:.3f} nats (chance 0.693), AUC {check.auc:.3f} "
         f"(chance 0.5)" + ("" if check.beats_chance else "; no better than chance: its ranking is noise")
     )
-    tried = ", ".join(f"{t.view} {_words(t.noise)} AUC {t.auc:.3f}" for t in check.trials)
-    console.say(f"view {check.view}, noise {_words(check.noise)}" + (f"; tried: {tried}" if tried else ""))
+    tried = ", ".join(f"{t.view} {_words(t.noise)} {t.parted:.4f}" for t in check.trials)
+    why = f"; by how much each way parts good draws from bad: {tried}" if tried else ""
+    console.say(f"view {check.view}, noise {_words(check.noise)}{why}")
     told = {"run": str(out), "real": len(x.x), "generated": len(y.x), "skipped": [*x.skipped, *y.skipped]}
     console.emit(told | check._asdict() | {"beats_chance": check.beats_chance}, as_json)
 
