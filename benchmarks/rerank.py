@@ -191,9 +191,7 @@ def main() -> None:
     parser.add_argument("--settings", default="{}", help="JSON: changes of RatioSettings")
     parser.add_argument("--seed", type=int, default=0, help="of the ratio's training")
     parser.add_argument("--save", type=Path, help="folder to keep the fitted re-ranker in")
-    parser.add_argument(
-        "--refine", action="store_true", help="rows of the kept ones, refined on the ratio (and the bundle)"
-    )
+    parser.add_argument("--refine", action="store_true", help="rows of the kept ones, refined")
     parser.add_argument("--pictures", type=Path)
     args = parser.parse_args()
     train, x = digits(args.data, "x_train"), images(args.candidates)
