@@ -197,17 +197,18 @@ def _settled(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> tu
     mine = fold == 0
     scale = real.std(0).clamp(min=1e-6) if real.ndim == 2 else 1.0
     common = views.toned(generated, views.tones(generated, real)) if real.ndim == 4 else generated
-    compared = torch.cat([real, common])[mine] / scale
+    compared, held = torch.cat([real, common])[mine] / scale, label[mine]
+    real_held, made_held = compared[held], compared[~held]
     tried = []
     for view, noise in ways:
         short = replace(s, view=view, noise=noise, steps=max(1, s.steps // trials.SHORTER))
         energy = _untrained(real, generated, short, seed)
         x = torch.cat([real, energy.retoned(generated)])
         member, _ = _train(energy, 0, x[~mine], label[~mine], x[mine], label[mine], seed)
-        u, held = _energies(member, energy.alike(x[mine])), label[mine]
+        u = _energies(member, energy.alike(x[mine]))
         auc = _check(u, held)[2]
-        tried.append(Trial(view, noise, auc, trials.parted(u[~held], compared[~held], compared[held])))
-    best = trials.best(tried)
+        tried.append(Trial(view, noise, auc, trials.parted(u[~held], made_held, real_held)))
+    best = trials.best(tried, made_held, real_held, seed=seed)
     return replace(s, view=best.view, noise=best.noise), tuple(tried)
 
 

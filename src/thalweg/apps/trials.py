@@ -8,12 +8,16 @@ did not see than the other half? Each way is trained for a short while and judge
     D(worse half, data) - D(better half, data),   D = 2 E|X - Y| - E|X - X'| - E|Y - Y'|,
 
 D the energy distance (Székely & Rizzo 2013), without bias in small sets, in coarse pixels of the data's tones for
-images, so that no way gains by the common giveaway, and in standardised columns for rows. The largest is taken. That
-data and draws overlap (an AUC on rows not seen that is well below one) is not enough: noise alone makes them, and the
-ratio goes on ranking by the giveaway. Nor are fewer draws than half: the very best are too few kinds of thing to be
-near the data as a whole.
+images, so that no way gains by the common giveaway, and in standardised columns for rows. Ways that no longer tell data
+from draws at all are out; of those within two deviations of the largest, as halves by lot deviate, the one that hides
+least is taken.
+
+That data and draws overlap (an AUC on rows not seen that is well below one) is not enough: noise alone makes them, and
+the ratio goes on ranking by the giveaway. Nor would fewer draws than half do: the very best are too few kinds of thing
+to be near the data as a whole.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -23,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.apps.views import View, is_writing
+from thalweg.core.rng import generator
 
 SHORTER = 4  # a trial's share of the steps
 ROWS = 2000
@@ -57,9 +62,21 @@ def ways(real: Tensor, view: View | Literal["auto"], noise: Noise | Literal["aut
     return found
 
 
-def best(tried: Sequence[Trial]) -> Trial:
-    """The one that parts the draws best; of several the one that hides least."""
-    return max(tried, key=lambda trial: trial.parted)
+def best(tried: Sequence[Trial], generated: Tensor, real: Tensor, *, seed: int = 0) -> Trial:
+    """The first, which hides least, of those that part these rows best but for two deviations of chance.
+
+    An AUC that is not two deviations above 1/2, as those of Mann & Whitney (1947) deviate, disqualifies.
+    """
+    n, m = len(generated), len(real)
+    told = [trial for trial in tried if trial.auc > 0.5 + 2 * math.sqrt((n + m + 1) / (12 * n * m))] or tried[:1]
+    least = max(trial.parted for trial in told) - 2 * chance(generated, real, seed=seed)
+    return next(trial for trial in told if trial.parted >= least)
+
+
+def chance(generated: Tensor, real: Tensor, *, seed: int = 0, num: int = 20) -> float:
+    """The standard deviation of `parted` for halves by lot."""
+    lots = torch.rand(num, len(generated), generator=generator(seed, "trials"))
+    return float(torch.tensor([parted(u, generated, real) for u in lots]).std())
 
 
 def parted(u: Float[Tensor, " n"], generated: Tensor, real: Tensor) -> float:
