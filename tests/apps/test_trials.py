@@ -88,6 +88,16 @@ def test_the_halves_are_compared_with_the_data():
     assert abs(np.mean(one_law)) < 4 * np.std(one_law) / 40**0.5, "zero in the mean; mutant: with the zero diagonals"
 
 
+def test_the_fewest_rows_that_are_taken():
+    """20 rows in ten folds are two a trial: a choice is made, and nothing is NaN."""
+    g = generator(0, "few")
+    few = replace(QUICK, members=10, steps=4, check=2)
+    _, check = fit_ratio(torch.randn(20, 2, generator=g), 1 + torch.randn(20, 2, generator=g), few)
+    assert len(check.trials) == 2
+    assert np.isfinite([trial.parted for trial in check.trials]).all()
+    assert trials.parted(torch.zeros(1), torch.zeros(1, 2), torch.zeros(5, 2)) == 0
+
+
 def pairs(g):
     """Forty pairs of small sets of one law."""
     return [(torch.randn(30, 1, generator=g), torch.randn(30, 1, generator=g)) for _ in range(40)]

@@ -80,7 +80,9 @@ def chance(generated: Tensor, real: Tensor, *, seed: int = 0, num: int = 20) -> 
 
 
 def parted(u: Float[Tensor, " n"], generated: Tensor, real: Tensor) -> float:
-    """D(worse half, real) - D(better half, real) of the generated rows by energies u, low = good."""
+    """D(worse half, real) - D(better half, real) of the generated rows by energies u, low = good; 0 for one row."""
+    if len(u) < 2:
+        return 0.0
     order, data = u.argsort(stable=True), coarse(real[:ROWS])
     better, worse = (coarse(generated[half]) for half in order.tensor_split(2))
     return energy_distance(worse, data) - energy_distance(better, data)
@@ -97,4 +99,4 @@ def energy_distance(a: Float[Tensor, "n f"], b: Float[Tensor, "m f"]) -> float:
 
 
 def _spread(a: Float[Tensor, "n f"]) -> Tensor:
-    return torch.cdist(a, a).sum() / (len(a) * (len(a) - 1))
+    return torch.cdist(a, a).sum() / max(1, len(a) * (len(a) - 1))
