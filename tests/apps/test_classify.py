@@ -189,6 +189,21 @@ def test_other_numbers_of_classes_and_chains_train_too(tmp_path):
         bundle.sample(1, num_steps=3, labels=3)
 
 
+def test_a_run_does_not_go_on_with_other_labels(tmp_path):
+    """Labels that nothing learns from may change."""
+    data, overrides = _npz(tmp_path / "two.npz", np.arange(40) % 2), [*TINY, "energy.num_classes=2"]
+    request = Request(data=data, recipe="jem", steps=1, overrides=overrides)
+    fit(request, tmp_path / "run", tensorboard=False)
+    plain = Request(data=data, recipe="dual", steps=1, overrides=["train.batch_size=8"])
+    fit(plain, tmp_path / "plain", tensorboard=False)
+    for name in ("run", "plain"):
+        (tmp_path / name / "manifest.json").unlink()  # so that it is not complete
+    _npz(data, (np.arange(40) + 1) % 2)
+    with pytest.raises(UserError, match=r"run: the labels have changed since the run began.*put back"):
+        fit(request, tmp_path / "run", resume=True, tensorboard=False)
+    fit(plain, tmp_path / "plain", resume=True, tensorboard=False)
+
+
 def _command(monkeypatch, capfd, *words):
     monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, words)])
     capfd.readouterr()

@@ -31,6 +31,7 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
+from thalweg.energy.principal import PrincipalMixture, evenly
 from thalweg.energy.spectral import frozen
 from thalweg.objective.base import Batch
 from thalweg.train.distributed import Alone, Ranks, joined
@@ -146,6 +147,10 @@ def _go_on(request: Request, place: Place, company: _Company) -> Bundle:
         raise UserError(
             f"{place.folder}: the data have changed since the run began ({data.source}); put back those it began with"
         )
+    if config["data"].get("labels") not in (None, data.label_fingerprint):
+        raise UserError(
+            f"{place.folder}: the labels have changed since the run began ({data.source}); put back those it began with"
+        )
     company.say(f"data: {data.source}")
     if not _has_checkpoint(place.folder):
         company.say(f"{place.folder} holds no checkpoint yet: it begins at step 0")
@@ -246,6 +251,7 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
         "data": {
             "source": data.source,
             "fingerprint": data.fingerprint,
+            "labels": data.label_fingerprint if getattr(energy, "num_classes", None) else None,
             "kind": data.kind,
             "shape": list(data.shape),
             "num_train": len(data.train),
@@ -355,7 +361,8 @@ def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: T
     if bundle.num_classes and data.held_out_labels is not None:
         config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
     held_out = bundle.energy(as_float(data.held_out))
-    write_bundle(folder, config, bundle.model.state_dict(), held_out)
+    guess = PrincipalMixture.fit(bundle.encode(as_float(evenly(data.train))), seed=config["run"]["seed"])
+    write_bundle(folder, config, bundle.model.state_dict(), held_out, guess)
     store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
 
 

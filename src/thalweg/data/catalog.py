@@ -54,11 +54,22 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, over shapes, dtypes and bytes of `train` and `held_out`."""
-        digest = hashlib.sha256()
-        for x in (self.train, self.held_out):
-            digest.update(f"{tuple(x.shape)} {x.dtype}".encode())
-            digest.update(x.contiguous().numpy().data.cast("B"))
-        return digest.hexdigest()
+        return _digest(self.train, self.held_out)
+
+    @cached_property
+    def label_fingerprint(self) -> str | None:
+        """The same over both parts' labels; None where there are none."""
+        if self.train_labels is None or self.held_out_labels is None:
+            return None
+        return _digest(self.train_labels, self.held_out_labels)
+
+
+def _digest(*parts: Tensor) -> str:
+    digest = hashlib.sha256()
+    for x in parts:
+        digest.update(f"{tuple(x.shape)} {x.dtype}".encode())
+        digest.update(x.contiguous().numpy().data.cast("B"))
+    return digest.hexdigest()
 
 
 def load(

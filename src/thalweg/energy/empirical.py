@@ -16,15 +16,12 @@ from torch import Tensor, nn
 BLOCK = 64  # rows of a query at once: a block times 5,000 stored rows, 2.5 MB in float64, stays near the processor
 
 
-class SmoothedEmpirical(nn.Module):
-    """E(x) = -log (1/N) sum_i N(x; x_i, t I): N stored `rows` (N, D), noise variance `t` in squared units of x.
-
-    Normalised, in nats. Costs N D multiplications and N exponentials a row.
-    """
+class OfRows(nn.Module):
+    """An energy made of stored `rows` (N, D) and a noise variance `t` in their squared units."""
 
     rows: Tensor
 
-    def __init__(self, rows: Tensor, *, t: float = 1.0):
+    def __init__(self, rows: Tensor, t: float):
         super().__init__()
         if rows.ndim != 2 or min(rows.shape) < 1:
             raise ValueError(f"rows has shape {tuple(rows.shape)}: want (N, D), one row or more")
@@ -42,6 +39,16 @@ class SmoothedEmpirical(nn.Module):
     def shape(self) -> tuple[int]:
         """The shape of one position."""
         return (self.rows.shape[1],)
+
+
+class SmoothedEmpirical(OfRows):
+    """E(x) = -log (1/N) sum_i N(x; x_i, t I): N stored `rows` (N, D), noise variance `t` in squared units of x.
+
+    Normalised, in nats. Costs N D multiplications and N exponentials a row.
+    """
+
+    def __init__(self, rows: Tensor, *, t: float = 1.0):
+        super().__init__(rows, t)
 
     @property
     def constant(self) -> float:

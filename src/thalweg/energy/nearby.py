@@ -14,9 +14,9 @@ from typing import NamedTuple, Self
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from thalweg.energy.empirical import squared_distances
+from thalweg.energy.empirical import OfRows, squared_distances
 
 SMALL = 1024  # rows; fewer are summed one and all, in float64
 EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
@@ -45,7 +45,7 @@ class Reach(NamedTuple):
 WHOLE = Reach(0, -math.inf, 0.0, 1.0)
 
 
-class NearbyEmpirical(nn.Module):
+class NearbyEmpirical(OfRows):
     """`SmoothedEmpirical` within `gap` nats on average, and exact where energies are high (up to 50,000 rows).
 
     `rows` (N, D), noise variance `t`. A row costs about (sqrt(N) + M + a N) D multiplications, a the share above tau;
@@ -53,20 +53,15 @@ class NearbyEmpirical(nn.Module):
     it is exact. Energies in float64, sums in float32 where that keeps 1e-3 nats.
     """
 
-    rows: Tensor
     centers: Tensor
 
     def __init__(self, rows: Tensor, *, t: float = 1.0, gap: float = 0.01, known: tuple[Reach, Tensor] | None = None):
-        super().__init__()
-        if rows.ndim != 2 or min(rows.shape) < 1:
-            raise ValueError(f"rows has shape {tuple(rows.shape)}: want (N, D), one row or more")
-        if not 0 < t < math.inf:
-            raise ValueError(f"t={t}: want a positive noise variance")
+        super().__init__(rows, t)
         if not gap >= 0:
             raise ValueError(f"gap={gap}: want 0 nats or more")
-        self.t, self.gap = t, gap
+        self.gap = gap
         self.unit = math.sqrt(0.5 * math.log2(math.e) / t)  # of length, in which a squared distance is in bits
-        self.register_buffer("rows", rows.detach().double() * self.unit, persistent=False)
+        self.rows = self.rows * self.unit
         few = len(rows) <= SMALL or gap == 0
         middle = self.rows.mean(0, keepdim=True)
         centers = known[1] if known else middle if few else _centers(self.rows)
@@ -80,16 +75,6 @@ class NearbyEmpirical(nn.Module):
             self._lists = self._list(known[0].length if known else max(LENGTHS))
             self.reach = known[0] if known else self._choose()
             self._lists = self._lists[:, : self.reach.length].clone()
-
-    @classmethod
-    def example(cls) -> Self:
-        """Five rows in two dimensions."""
-        return cls(torch.tensor([[0.0, 0.0], [1.0, 0.5], [2.0, -1.0], [-1.0, 1.0], [0.5, 2.0]]), t=0.5)
-
-    @property
-    def shape(self) -> tuple[int]:
-        """The shape of one position."""
-        return (self.rows.shape[1],)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """E(x) in nats."""
@@ -192,15 +177,16 @@ class _Sum:
     def __init__(self, y: Tensor, center: Tensor, places: Tensor | None = None, *, exact: bool = False):
         self.y, self.center, self.places = y - center, center, places
         self.square = self.y.square().sum(1)
-        self.lifted: Tensor | None = None
-        if not exact and float(self.square.max()) < BITS:
+        self.narrow = not exact and float(self.square.max()) < BITS
+        self.lifted = torch.empty(0)
+        if self.narrow:
             one = torch.ones_like(self.square)
             self.lifted = torch.cat([2 * self.y, one[:, None], -self.square[:, None]], dim=1).T.float().contiguous()
 
     def __call__(self, x: Tensor, own: Tensor | None, k: int) -> Tensor:
         x, at = x - self.center, None if own is None else self._columns(own)
         square, k = x.square().sum(1), min(k, len(self.y) - (own is not None))
-        if self.lifted is None or x.requires_grad:
+        if not self.narrow or x.requires_grad:
             return self._fine(x, square, at, k)
         out = self._coarse(x, square, at, k)
         faint = ((out[:, 0] < FAINT) | (square > BITS)).nonzero().squeeze(1)

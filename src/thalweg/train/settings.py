@@ -66,6 +66,7 @@ class DataFacts(BaseModel):
 
     source: StrictStr
     fingerprint: StrictStr
+    labels: StrictStr | None = None  # a fingerprint, where the objective reads labels
     kind: Literal["image", "vector"]
     shape: list[Annotated[StrictInt, Field(ge=1)]] = Field(min_length=1, max_length=3)
     num_train: StrictInt
