@@ -90,7 +90,7 @@ def parted(u: Float[Tensor, " n"], generated: Tensor, real: Tensor) -> float:
 
 def coarse(x: Tensor) -> Float[Tensor, "n f"]:
     """What rows are compared by: images at 7 x 7 at most, rows as they are."""
-    return F.adaptive_avg_pool2d(x, [min(SIDE, side) for side in x.shape[2:]]).flatten(1) if x.ndim == 4 else x
+    return F.adaptive_avg_pool2d(x, (min(SIDE, x.shape[2]), min(SIDE, x.shape[3]))).flatten(1) if x.ndim == 4 else x
 
 
 def energy_distance(a: Float[Tensor, "n f"], b: Float[Tensor, "m f"]) -> float:
