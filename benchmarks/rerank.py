@@ -8,6 +8,7 @@
 Choosing 1 of each 16. The judge (LeNet) is measure and oracle, and no part of any other row. Reference: official
 test digits from row 2,000 on, as many as are kept. `--settle` takes the last 10,000 training digits, which neither the
 generator nor the ratio has seen, in their place, and is what the settings were chosen with, on other candidates.
+`--seed` trains another ratio; `--refine` adds the kept ones after a few Langevin steps.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from thalweg.evaluate.judge import load_judge, look
 from thalweg.evaluate.pictures import BLUE, GREY, ORANGE, grid, png
 
 FIRST, GROUP, SIZES = 2000, 16, (1, 2, 4, 8, 16)
-SETTLED = '{"members": 2, "steps": 600, "batch": 64, "check": 200, "noise": 2.2, "smoothing": 0.05, "view": "ink"}'
+STEPS = (1e-3, 5e-3, 2e-2)  # of refining, in squared units of the pixels
 
 
 def digits(data: Path, part: str) -> Tensor:
@@ -97,7 +98,12 @@ def choices(x: Tensor, u: dict[str, Tensor], measure: Measure, reranker: EnergyR
 def table(found: dict[str, Tensor], measure: Measure) -> list[dict]:
     """One row a way of choosing, with the share of the oracle's gain and the changes against a random choice."""
     rows = [{"choice": name, **measure(chosen)} for name, chosen in found.items()]
-    random, oracle = rows[0], rows[1]
+    return compared(rows, rows)
+
+
+def compared(rows: list[dict], with_: list[dict]) -> list[dict]:
+    """The rows with their gains and changes; the first two to compare with are a random choice and the oracle's."""
+    random, oracle = with_[0], with_[1]
     for row in rows:
         for name in ("confidence", "confident"):
             row[f"gain of {name}"] = (row[name] - random[name]) / (oracle[name] - random[name])
@@ -182,9 +188,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist.npz")
     parser.add_argument("--bundle", help="a run of dual score matching, for the row of raw energies")
     parser.add_argument("--settle", action="store_true", help="measure against held-out training digits")
-    parser.add_argument("--settings", default=SETTLED, help="JSON: changes of RatioSettings")
+    parser.add_argument("--settings", default="{}", help="JSON: changes of RatioSettings")
+    parser.add_argument("--seed", type=int, default=0, help="of the ratio's training")
     parser.add_argument("--save", type=Path, help="folder to keep the fitted re-ranker in")
-    parser.add_argument("--refine", action="store_true", help="a row of refined candidates, on the bundle's energy")
+    parser.add_argument("--refine", action="store_true", help="rows of the kept ones, refined")
     parser.add_argument("--pictures", type=Path)
     args = parser.parse_args()
     train, x = digits(args.data, "x_train"), images(args.candidates)
@@ -194,9 +201,8 @@ def main() -> None:
     if args.own.is_dir():
         reranker = thalweg.load(args.own)
     else:
-        reranker = EnergyReranker(settings=RatioSettings(**json.loads(args.settings))).fit(
-            train[:12_000], images([args.own])
-        )
+        settings = RatioSettings(**json.loads(args.settings))
+        reranker = EnergyReranker(settings=settings, seed=args.seed).fit(train[:12_000], images([args.own]))
         print(f"fitted in {time.process_time() - start:.0f} CPU seconds")
     if args.save:
         reranker.save_pretrained(args.save)
@@ -204,27 +210,27 @@ def main() -> None:
     measure = Measure(x, reference)
     u = energies(x, train, reranker, args.bundle)
     found = choices(x, u, measure, reranker)
-    print(show(table(found, measure)))
+    rows = table(found, measure)
+    if args.refine:
+        rows += refined(x[found["likelihood ratio, repelled"]], rows, reranker, args.bundle, reference)
+    print(show(rows))
     stamps = [path.with_suffix(".seconds") for path in args.candidates]
     seconds = sum(float(s.read_text()) for s in stamps) if all(s.exists() for s in stamps) else None
     print(json.dumps(overhead(x, reranker, seconds)))
-    if args.refine and args.bundle:
-        print(json.dumps(refined(x, found, reranker, args.bundle, reference)))
     if args.pictures:
         pictures(args.pictures, x, found, curves(u, measure))
 
 
 def refined(
-    x: Tensor, found: dict, reranker: EnergyReranker, bundle: str, reference: Tensor
-) -> dict[str, dict[str, float]]:
-    """The kept ones before and after Langevin steps on the energy of a bundle, and on the ratio."""
-    kept = x[found["likelihood ratio, repelled"]]
-    ways = {
-        "as they are": kept,
-        "5 steps on the bundle": reranker.refine(kept, thalweg.load(bundle), step_size=2e-4),
-        "5 steps on the ratio": reranker.refine(kept, step_size=5e-3),
-    }
-    return {name: Measure(way, reference)(torch.arange(len(way))) for name, way in ways.items()}
+    kept: Tensor, rows: list[dict], reranker: EnergyReranker, bundle: str | None, reference: Tensor
+) -> list[dict]:
+    """Rows of the kept ones after 5 Langevin steps on the ratio's energy, and on a bundle's."""
+    ways = {f"5 steps of {h:g} on the ratio": reranker.refine(kept, step_size=h) for h in STEPS}
+    if bundle is not None:
+        ways["5 steps of 0.0002 on the bundle"] = reranker.refine(kept, thalweg.load(bundle), step_size=2e-4)
+    every = torch.arange(len(kept))
+    found = [{"choice": f"repelled, then {name}", **Measure(x, reference)(every)} for name, x in ways.items()]
+    return compared(found, rows)
 
 
 def pictures(folder: Path, x: Tensor, found: dict[str, Tensor], points: dict[str, list[dict[str, float]]]) -> None:

@@ -307,6 +307,9 @@ def test_what_is_no_run(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a file, where the folder of a run was wanted"):
         load(tmp_path / "file")
+    for what in (None, 3, b"run"):
+        with pytest.raises(UserError, match=r"^load\(.*\): want the folder of a run, or its id .*$"):
+            load(what)
 
 
 def test_a_run_before_its_first_checkpoint_says_so(digits, tmp_path):

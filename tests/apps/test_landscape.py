@@ -12,6 +12,7 @@ from thalweg.apps.landscape import basins, descent, interpolation, plane, survey
 from thalweg.apps.landscape.figures import figure
 from thalweg.apps.landscape.model import at_level, still
 from thalweg.apps.landscape.pictures import of_report, write
+from thalweg.apps.rerank import EnergyReranker
 from thalweg.apps.rows import data_of
 from thalweg.core.errors import UserError
 from thalweg.data.catalog import as_float
@@ -236,6 +237,8 @@ def test_what_is_wrong_is_named(call, message):
 def test_survey_and_write_name_what_is_wrong(plane, chains, plane_survey, tmp_path):
     with pytest.raises(UserError, match="2 rows"):
         survey(plane, torch.rand(2, 2))
+    with pytest.raises(UserError, match=r"^bundle: a EnergyReranker, whose energy has no landscape here; .*$"):
+        survey(EnergyReranker(), torch.rand(9, 2))
     with pytest.raises(UserError, match="1 row,"):
         survey(plane, torch.rand(9, 2), examples=torch.rand(1, 2))
     with pytest.raises(UserError, match="no path through the noise"):

@@ -140,7 +140,7 @@ def test_bad_input_is_one_line():
     real, made = plane(50, "bad")
     with pytest.raises(UserError, match=rf"^generated: holds 3 rows, .* {LEAST} or more"):
         fit_ratio(real, made[:3])
-    with pytest.raises(UserError, match=r"^real rows have shape \(2,\), generated ones \(1,\)"):
+    with pytest.raises(UserError, match=r"^real: rows of shape \(2,\), generated: of \(1,\); give one shape"):
         fit_ratio(real, made[:, :1])
     with pytest.raises(UserError, match=r"^members=1: want 2 or more"):
         RatioSettings(members=1)
@@ -148,7 +148,7 @@ def test_bad_input_is_one_line():
         RatioSettings(steps=0)
     with pytest.raises(UserError, match=r"^damaged=1: want a share"):
         RatioSettings(damaged=1)
-    with pytest.raises(UserError, match=r"^view='lines': want one of pixels, ink"):
+    with pytest.raises(UserError, match=r"^view='lines': want one of auto, pixels, tone, ink"):
         RatioSettings(view="lines")
     with pytest.raises(UserError, match=r"^smoothing=0\.5"):
         LikelihoodRatio(smoothing=0.5)

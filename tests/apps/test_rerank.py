@@ -15,6 +15,7 @@ from thalweg.apps import selection
 from thalweg.apps.candidates import as_candidates, generate, read_candidates
 from thalweg.apps.ratio import RatioSettings
 from thalweg.apps.rerank import EnergyReranker
+from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.rng import generator
 
@@ -184,6 +185,9 @@ def test_a_fitted_one_survives_its_folder(fitted, tmp_path):
     assert torch.equal(again.energies(x), fitted.energies(x))
     assert torch.equal(again.rank(x, 5), fitted.rank(x, 5))
     assert again.check_ == fitted.check_
+    chosen = fitted.energy.settings
+    assert "auto" not in (chosen.view, chosen.noise)
+    assert (again.settings.view, again.settings.noise) == (chosen.view, chosen.noise) == fitted.check_[4:6]
     fitted.save_pretrained(tmp_path / "judge")  # over itself
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
@@ -194,7 +198,8 @@ def test_a_fitted_one_survives_its_folder(fitted, tmp_path):
     with pytest.raises(UserError, match="only a fitted likelihood ratio is saved"):
         EnergyReranker(brightness).save_pretrained(tmp_path / "b")
     weights = tmp_path / "judge" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    held = weights.read_bytes()
+    weights.write_bytes(held[:-1] + bytes([held[-1] ^ 1]))
     with pytest.raises(DamagedFile, match=r"model\.safetensors"):
         thalweg.load(tmp_path / "judge")
 
@@ -339,18 +344,51 @@ def test_the_command_line_on_arrays(call, fitted, tmp_path):
 def test_fitting_from_the_command_line(call, tmp_path):
     np.save(tmp_path / "real.npy", images(40).numpy())
     np.save(tmp_path / "made.npy", 0.6 * images(40, stream="dark").numpy())
-    code, told, _ = call(
+    code, told, err = call(
         "rerank", "fit", "real.npy", "made.npy", "-o", "judge", "--steps", 60, "--members", 2, "--json"
     )
     assert code == 0
     assert told["beats_chance"]
     assert told["auc"] > 0.9
+    assert [trial[:2] for trial in told["trials"]] == [["pixels", 0.3], ["pixels", [0.3, 3.0]], ["tone", [0.3, 3.0]]]
+    assert [told["view"], told["noise"]] in [trial[:2] for trial in told["trials"]]
+    assert f"view {told['view']}, noise " in err[-1]
+    assert "each way parts good draws from bad: pixels 0.3 " in err[-1]
     dark_last = thalweg.load(tmp_path / "judge").rank(torch.cat([images(5), 0.6 * images(5, stream="new")]))
     assert set(dark_last[:5].tolist()) == set(range(5))
+    words = ("rerank", "fit", "real.npy", "made.npy", "-o", "judge", "--steps", 5)
+    code, told, err = call(*words, "--noise", "0.2:2", "--view", "tone", "--json")
+    assert (code, told["view"], told["noise"], told["trials"]) == (0, "tone", [0.2, 2.0], [])
+    assert err[-1].endswith("view tone, noise 0.2:2")
+    for bad, message in (("much", "--noise much: want auto, a number"), ("3:0.2", "noise=(3.0, 0.2): want")):
+        code, _, err = call(*words, "--noise", bad)
+        assert (code, len(err)) == (2, 1)
+        assert message in err[0]
     np.save(tmp_path / "few.npy", images(3).numpy())
     code, _, err = call("rerank", "fit", "real.npy", "few.npy", "-o", "judge")
     assert (code, len(err)) == (2, 1)
-    assert "generated: holds 3 rows" in err[0]
+    assert err[0].endswith("few.npy: holds 3 rows, a likelihood ratio wants 20 or more of either kind")
+    np.save(tmp_path / "other.npy", images(40, 9).numpy())
+    code, _, err = call("rerank", "fit", "real.npy", "other.npy", "-o", "judge")
+    assert (code, len(err)) == (2, 1)
+    assert "real.npy: rows of shape (1, 8, 8), other.npy: of (1, 9, 9)" in err[0]
+
+
+def test_the_kept_files_are_written_before_the_table(call, folder, fitted, tmp_path, monkeypatch):
+    """A failure half-way leaves no table that promises files which are not there; mutant: the table first."""
+    fitted.save_pretrained(tmp_path / "judge")
+    write = store.write_bytes
+
+    def full(path, data):
+        if path.name.startswith("2-"):
+            raise OSError(28, "No space left on device", str(path))
+        write(path, data)
+
+    monkeypatch.setattr(store, "write_bytes", full)
+    code, _, err = call("rerank", "judge", folder, "--keep", 3, "-o", "best")
+    assert (code, len(err)) == (2, 1), err
+    assert "No space left" in err[0]
+    assert not (tmp_path / "ranked.csv").exists()
 
 
 def test_a_bundle_says_what_its_energy_is_worth(call, digits, tmp_path):

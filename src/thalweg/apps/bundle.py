@@ -335,6 +335,8 @@ def load(path_or_id: str | Path) -> Any:
 
     UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
     """
+    if not isinstance(path_or_id, str | Path):
+        raise UserError(f"load({path_or_id!r}): want the folder of a run, or its id on the Hugging Face Hub, as text")
     folder = Path(path_or_id)
     if not folder.exists():
         folder = _from_hub(str(path_or_id))

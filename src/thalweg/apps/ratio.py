@@ -8,8 +8,8 @@ that never saw it, which gives the check against chance and the one factor that 
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from thalweg.apps import trials, views
+from thalweg.apps.trials import Noise, Trial
+from thalweg.apps.views import View
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.augment import Warp
@@ -34,38 +37,40 @@ BLOCK = 1000
 class RatioSettings:
     """How a likelihood ratio is learned; the defaults are for some thousand images and a few CPU minutes.
 
-    `members` networks, each without one fold of the rows; `batch` rows of either kind a step; every `check` steps the
-    held-out loss is taken, and `patience` checks without progress end a member's training. `noise`, in standard
-    deviations of the data, smooths both laws; `stretch` and `shift` alter half of the images (`data.augment.Warp`).
-    `damaged` is the share of the generated side that is damaged data instead (`objective.damage`), which asks for
-    shape where the generator's draws betray themselves by their texture: E is then the ratio to that mixture.
-    `view="ink"` shows images through a 3 x 3 blur and a soft threshold, sigmoid(10 (x - 0.4)), for writing and
-    drawings: a grey ground or speckle, which all of a generator's draws may share, is then no reason for anything.
+    `members` networks, each without one fold of the rows; `batch` rows of either kind a step; `rate` falls to zero in a
+    line; every `check` steps the held-out loss is taken, and `patience` checks without progress end a training.
+    `noise`, in standard deviations of the data, smooths both laws; a pair gives each row its own, log-uniform between
+    the two. `view` is what the networks are shown of images (`apps.views`). "auto" leaves either to `apps.trials`:
+    short trainings, judged on rows not seen. `stretch` and `shift` alter half of the images
+    (`data.augment.Warp`). `damaged` is the share of the generated side that is damaged data instead
+    (`objective.damage`): E is then the ratio to that mixture.
     """
 
     members: int = 3
-    steps: int = 600
-    batch: int = 96
-    rate: float = 1e-3
+    steps: int = 800
+    batch: int = 64
+    rate: float = 3e-3
     weight_decay: float = 0.05
-    smoothing: float = 0.02
-    noise: float = 0.3
+    smoothing: float = 0.05
+    noise: Noise | Literal["auto"] = "auto"
     channels: tuple[int, ...] = (16, 32, 64)
     hidden: int = 64
     stretch: float = 0.05
     shift: float = 0.05
     damaged: float = 0.0
-    view: Literal["pixels", "ink"] = "pixels"
-    check: int = 50
+    view: View | Literal["auto"] = "auto"
+    check: int = 100
     patience: int = 4
 
     def __post_init__(self):
         for name in ("steps", "batch", "check", "patience", "hidden"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: want 1 or more")
-        views = get_args(RatioSettings.__annotations__["view"])
+        views = ("auto", *get_args(View))
         if self.view not in views:
             raise UserError(f"view={self.view!r}: want one of {', '.join(views)}")
+        if self.noise != "auto":
+            _require_noise(self.noise)
         if not 0 <= self.damaged < 1:
             raise UserError(f"damaged={self.damaged}: want a share in [0, 1)")
         if self.members < 2:
@@ -74,13 +79,17 @@ class RatioSettings:
 
 class Check(NamedTuple):
     """What the networks know of rows that they did not see: `loss` in nats with its standard error (chance is log 2 =
-    0.693), `auc` of telling data from generated rows (chance is 0.5), and the steps that each member took.
+    0.693), `auc` of telling data from generated rows (chance is 0.5), and the steps that each member took; then the
+    view and noise that were used, and the short trainings that chose them, if any.
     """
 
     loss: float
     standard_error: float
     auc: float
     steps: tuple[int, ...]
+    view: str
+    noise: Noise
+    trials: tuple[Trial, ...] = ()
 
     @property
     def beats_chance(self) -> bool:
@@ -91,8 +100,9 @@ class Check(NamedTuple):
 class RatioEnergy(nn.Module):
     """E(x) = s mean_k E_k((view(x) - m) / d) + c, (B, *) to (B,) nats; E > 0 where the generator makes too many.
 
-    m and d standardise (a number each for images, one a column for rows); s and c calibrate. `features` are the
-    members' last hidden layers side by side, (B, F): what two rows have in common in the energy's eyes.
+    m and d standardise (a number each for images, one a column for rows); s and c calibrate. x is taken for a draw of
+    the generator: with the view "tone" the map of tones that is fitted to its draws comes first, on any x. `features`
+    are the members' last hidden layers side by side, (B, F): what two rows have in common in the energy's eyes.
     """
 
     def __init__(self, *, shape: tuple[int, ...] = (1, 28, 28), settings: RatioSettings | None = None):
@@ -105,6 +115,7 @@ class RatioEnergy(nn.Module):
             self.register_buffer(name, value.to(torch.float32))
         self.register_buffer("scale", torch.ones((), dtype=torch.float32))
         self.register_buffer("offset", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("tones", views.identity(shape[0] if len(shape) == 3 else 0))
 
     @classmethod
     def example(cls) -> Self:
@@ -124,8 +135,17 @@ class RatioEnergy(nn.Module):
         return self.offset - self.scale * torch.stack(outs).mean(0), torch.cat(hidden, 1)
 
     def standardised(self, x: Tensor) -> Tensor:
-        """(view(x) - m) / d."""
-        return (_viewed(x, self.settings.view) - self.mean) / self.deviation
+        """(view(x) - m) / d of draws of the generator."""
+        return self.alike(self.retoned(x))
+
+    def retoned(self, x: Tensor) -> Tensor:
+        """Draws of the generator in the data's tones, where the view wants that."""
+        return views.toned(x, self.tones) if self.settings.view == "tone" and x.ndim == 4 else x
+
+    def alike(self, x: Tensor) -> Tensor:
+        """What is done to data and to retoned draws alike before the networks see them."""
+        shown = views.inked(x) if self.settings.view == "ink" and x.ndim == 4 else x
+        return (shown - self.mean) / self.deviation
 
     def features(self, x: Tensor) -> Tensor:
         """What the heads read, (B, F)."""
@@ -137,27 +157,66 @@ class RatioEnergy(nn.Module):
 
 
 def fit_ratio(
-    real: Tensor, generated: Tensor, settings: RatioSettings | None = None, *, seed: int = 0
+    real: Tensor,
+    generated: Tensor,
+    settings: RatioSettings | None = None,
+    *,
+    seed: int = 0,
+    names: tuple[str, str] = ("real", "generated"),
 ) -> tuple[RatioEnergy, Check]:
     """The energy, frozen, and its check on held-out rows; real and generated (N, *) float32 of one shape.
 
-    The same seed gives the same energy on one machine. UserError for fewer than 20 rows of either kind, or two shapes.
+    `energy.settings` holds the view and noise that were chosen in place of "auto". The same seed gives the same energy
+    on one machine. UserError for fewer than 20 rows of either kind, or two shapes, which calls the two by `names`.
     """
     s = settings or RatioSettings()
-    _require(real, generated)
-    energy = _untrained(real, s, seed)
-    x = torch.cat([real, generated])
-    label = torch.cat([torch.ones(len(real)), torch.zeros(len(generated))]) > 0
-    fold = torch.cat([_folds(len(part), s.members, seed, name) for part, name in ((real, "real"), (generated, "gen"))])
+    _require(real, generated, names)
+    s, tried = _settled(real, generated, s, seed)
+    energy = _untrained(real, generated, s, seed)
+    label, fold = _sides(real, generated, s.members, seed)
+    x = torch.cat([real, energy.retoned(generated)])
     held, steps = torch.empty(len(x)), []
     for k in range(s.members):
         mine = fold == k
         member, taken = _train(energy, k, x[~mine], label[~mine], x[mine], label[mine], seed)
-        held[mine] = _energies(member, energy.standardised(x[mine]))
+        held[mine] = _energies(member, energy.alike(x[mine]))
         steps.append(taken)
     _calibrate(energy, held, label)
     held = energy.scale * held + energy.offset
-    return energy.eval().requires_grad_(False), _check(held, label, tuple(steps))
+    check = _check(held, label)
+    used = {"steps": tuple(steps), "view": s.view, "noise": s.noise, "trials": tried}
+    return energy.eval().requires_grad_(False), Check(*check, **used)  # pyright: ignore[reportArgumentType]
+
+
+def _settled(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> tuple[RatioSettings, tuple[Trial, ...]]:
+    """The settings with a view and a noise in place of "auto", and the trials that chose them: one member each."""
+    ways = trials.ways(real, s.view, s.noise)
+    if len(ways) == 1:
+        return replace(s, view=ways[0][0], noise=ways[0][1]), ()
+    label, fold = _sides(real, generated, s.members, seed)
+    mine = fold == 0
+    scale = real.std(0).clamp(min=1e-6) if real.ndim == 2 else 1.0
+    common = views.toned(generated, views.tones(generated, real)) if real.ndim == 4 else generated
+    compared, held = torch.cat([real, common])[mine] / scale, label[mine]
+    real_held, made_held = compared[held], compared[~held]
+    tried = []
+    for view, noise in ways:
+        short = replace(s, view=view, noise=noise, steps=max(1, s.steps // trials.SHORTER))
+        energy = _untrained(real, generated, short, seed)
+        x = torch.cat([real, energy.retoned(generated)])
+        member, _ = _train(energy, 0, x[~mine], label[~mine], x[mine], label[mine], seed)
+        u = _energies(member, energy.alike(x[mine]))
+        auc = _check(u, held)[2]
+        tried.append(Trial(view, noise, auc, trials.parted(u[~held], made_held, real_held)))
+    best = trials.best(tried, made_held, real_held, seed=seed)
+    return replace(s, view=best.view, noise=best.noise), tuple(tried)
+
+
+def _sides(real: Tensor, generated: Tensor, members: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Of all rows, the data first: whether they are data, and the fold of each."""
+    label = torch.cat([torch.ones(len(real)), torch.zeros(len(generated))]) > 0
+    folds = [_folds(len(part), members, seed, name) for part, name in ((real, "real"), (generated, "gen"))]
+    return label, torch.cat(folds)
 
 
 def _network(shape: tuple[int, ...], s: RatioSettings) -> nn.Module:
@@ -170,18 +229,13 @@ def _network(shape: tuple[int, ...], s: RatioSettings) -> nn.Module:
     return StridedEnergy(shape=shape, channels=channels, hidden=s.hidden)
 
 
-def _viewed(x: Tensor, view: str) -> Tensor:
-    """What the networks are shown of images; rows are shown as they are."""
-    if view == "pixels" or x.ndim != 4:
-        return x
-    return torch.sigmoid(10 * (F.avg_pool2d(x, 3, 1, 1) - 0.4))
-
-
-def _untrained(real: Tensor, s: RatioSettings, seed: int) -> RatioEnergy:
+def _untrained(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> RatioEnergy:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "ratio-weights").initial_seed())
         energy = RatioEnergy(shape=tuple(real.shape[1:]), settings=s)
-    real = _viewed(real, s.view)
+    if s.view == "tone" and real.ndim == 4:
+        energy.tones.copy_(views.tones(generated, real))
+    real = energy.alike(real)  # mean 0 and deviation 1 so far: what is shown, as it is
     over = 0 if real.ndim == 2 else tuple(range(real.ndim))
     energy.mean.copy_(real.mean(over).view_as(energy.mean))
     energy.deviation.copy_(real.std(over).clamp(min=1e-6).view_as(energy.deviation))
@@ -193,11 +247,12 @@ def _train(
 ) -> tuple[nn.Module, int]:
     """Member k at the step where the loss on its held-out fold was least, and that step."""
     s, member = energy.settings, energy.members[k]
-    objective = LikelihoodRatio(smoothing=s.smoothing, noise=s.noise)
+    low, high = s.noise if isinstance(s.noise, tuple) else (s.noise, None)
+    objective = LikelihoodRatio(smoothing=s.smoothing, noise=low, most=high)  # pyright: ignore[reportArgumentType]
     warp = Warp(stretch=s.stretch, shift=s.shift) if x.ndim == 4 else None
     optimiser = torch.optim.AdamW(member.parameters(), lr=s.rate, weight_decay=s.weight_decay)
     num_damaged = round(s.damaged * s.batch)
-    sides, z_held = (label.nonzero().flatten(), (~label).nonzero().flatten()), energy.standardised(x_held)
+    sides, z_held = (label.nonzero().flatten(), (~label).nonzero().flatten()), energy.alike(x_held)
     least, best, at = math.inf, copy.deepcopy(member.state_dict()), 0
     for step in range(1, s.steps + 1):
         draws = generator(seed, f"ratio-{k}", step)
@@ -205,11 +260,12 @@ def _train(
         batch = x[rows] if warp is None else warp(x[rows], draws, 0.0)
         if num_damaged:
             batch[-num_damaged:] = Damage()(batch[:num_damaged], draws)  # the data come first, the generated last
-        data = Batch(energy.standardised(batch), label[rows])
+        data = Batch(energy.alike(batch), label[rows])
         state = objective.init(member, data.x, draws)
         loss, _, _ = objective.loss(member, state, data, objective.draw(state, data, draws, step / s.steps))
         optimiser.zero_grad()
         loss.backward()
+        optimiser.param_groups[0]["lr"] = s.rate * (1 - (step - 1) / s.steps)
         optimiser.step()
         if step % s.check == 0 or step == s.steps:
             now = float(balanced_loss(_energies(member, z_held), held))
@@ -242,19 +298,29 @@ def _calibrate(energy: RatioEnergy, held: Tensor, label: Tensor) -> None:
     energy.offset.fill_(found.x[1])
 
 
-def _check(u: Tensor, label: Tensor, steps: tuple[int, ...]) -> Check:
+def _check(u: Tensor, label: Tensor) -> tuple[float, float, float]:
+    """(loss, its standard error, AUC)."""
     each = F.softplus(torch.where(label, u, -u)).double()
     sides = (each[label], each[~label])
     error = math.sqrt(sum(float(side.var()) / len(side) for side in sides)) / 2
     auc = float(roc_auc_score(label.numpy(), -u.numpy()))
-    return Check(float(sum(side.mean() for side in sides)) / 2, error, auc, steps)
+    return float(sum(side.mean() for side in sides)) / 2, error, auc
 
 
-def _require(real: Tensor, generated: Tensor) -> None:
-    for name, x in (("real", real), ("generated", generated)):
+def _require_noise(noise: Any) -> None:
+    pair = noise if isinstance(noise, tuple) else (noise, noise)
+    if len(pair) != 2 or not all(isinstance(v, int | float) and math.isfinite(v) for v in pair) or pair[0] > pair[1]:
+        raise UserError(f'noise={noise!r}: want "auto", deviations of zero or more, or a pair (least, most)')
+    if pair[0] < 0 or (isinstance(noise, tuple) and not pair[0]):
+        raise UserError(f"noise={noise!r}: want deviations of zero or more, a pair of more than zero")
+
+
+def _require(real: Tensor, generated: Tensor, names: tuple[str, str]) -> None:
+    for name, x in zip(names, (real, generated), strict=True):
         if len(x) < LEAST:
             raise UserError(f"{name}: holds {len(x)} rows, a likelihood ratio wants {LEAST} or more of either kind")
     if real.shape[1:] != generated.shape[1:]:
         raise UserError(
-            f"real rows have shape {tuple(real.shape[1:])}, generated ones {tuple(generated.shape[1:])}: give one shape"
+            f"{names[0]}: rows of shape {tuple(real.shape[1:])}, {names[1]}: of {tuple(generated.shape[1:])}; "
+            "give one shape"
         )

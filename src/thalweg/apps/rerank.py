@@ -18,13 +18,14 @@ import thalweg
 from thalweg.apps import selection
 from thalweg.apps.candidates import as_candidates
 from thalweg.apps.ratio import Check, RatioEnergy, RatioSettings, fit_ratio
+from thalweg.apps.trials import Trial
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.sampler.langevin import ULA
 from thalweg.sampler.run import run_chain
 
 Variety = Literal["strata", "repelled", "determinantal", "none"]
-APP, FORMAT = "rerank", 1
+APP, FORMAT = "rerank", 2
 BLOCK = 500
 PIXELS = 14  # a side, of images as features
 log = logging.getLogger("thalweg")
@@ -55,15 +56,16 @@ class EnergyReranker:
         self.energy, self.variety, self.features = energy, variety, features
         self.seed, self.settings = seed, settings
 
-    def fit(self, real: Any, generated: Any) -> Self:
+    def fit(self, real: Any, generated: Any, *, names: tuple[str, str] = ("real", "generated")) -> Self:
         """Learn E(x) = -log p_data / p_gen from real rows and the generator's own; some thousand of either are good.
 
         Generated rows must not be among the candidates later: of those it was trained on, the energy thinks worse.
-        A check that does not beat chance is warned of: then any order is as good as another.
+        A check that does not beat chance is warned of: then any order is as good as another. Errors call the two sides
+        by `names`.
         """
         self._check_variety()
-        real, generated = as_candidates(real, where="real"), as_candidates(generated, where="generated")
-        self.energy, self.check_ = fit_ratio(real, generated, self.settings, seed=self.seed)
+        real, generated = (as_candidates(x, where=name) for x, name in zip((real, generated), names, strict=True))
+        self.energy, self.check_ = fit_ratio(real, generated, self.settings, seed=self.seed, names=names)
         if not self.check_.beats_chance:
             log.warning(
                 f"real and generated rows cannot be told apart: held-out loss {self.check_.loss:.3f} ± "
@@ -169,14 +171,15 @@ class EnergyReranker:
         if config.get("format") != FORMAT:
             raise UserError(f"{folder}: a re-ranker of format {config.get('format')}, this reads {FORMAT}; fit again")
         try:
-            settings = RatioSettings(**{**config["settings"], "channels": tuple(config["settings"]["channels"])})
+            settings = RatioSettings(**{name: _tuple(value) for name, value in config["settings"].items()})
             energy = RatioEnergy(shape=tuple(config["shape"]), settings=settings)
             energy.load_state_dict(store.read_tensors(folder / "model.safetensors"))
             found = cls(
                 energy.eval().requires_grad_(False), variety=config["variety"], seed=config["seed"], settings=settings
             )
             if config["check"] is not None:
-                found.check_ = Check(**{**config["check"], "steps": tuple(config["check"]["steps"])})
+                check = {name: _tuple(value) for name, value in config["check"].items()}
+                found.check_ = Check(**{**check, "trials": tuple(Trial(*trial) for trial in check["trials"])})
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DamagedFile(f"{folder / 'config.json'}: not a re-ranker's configuration ({error!r})") from error
         return found
@@ -224,6 +227,11 @@ class EnergyReranker:
         if x.ndim != 4:
             return x
         return F.adaptive_avg_pool2d(x, [min(PIXELS, side) for side in x.shape[2:]]).flatten(1)
+
+
+def _tuple(value: Any) -> Any:
+    """What JSON read as a list, as the tuple that it was, and so within."""
+    return tuple(_tuple(part) for part in value) if isinstance(value, list) else value
 
 
 def _function(energy: Any) -> Callable[[Tensor], Tensor]:

@@ -69,11 +69,12 @@ def repelled(u: Tensor, f: Tensor, keep: int, *, strength: float = 1.0, width: f
     `strength` in standard deviations of u. The nearest alone repels, so a crowd of good ones costs that and no more.
     """
     f, near, taken = scaled(f), torch.zeros(len(u), dtype=u.dtype), []
-    u = _standardised(u)
+    u, squares = _standardised(u), f.square().sum(1)
     for _ in range(keep):
         i = int((u + strength * near).argmin())
         taken.append(i)
-        near = torch.maximum(near, torch.exp(-(f - f[i]).square().sum(1) / (2 * width**2)))
+        apart = (squares + squares[i] - 2 * (f @ f[i])).clamp(min=0)
+        near = torch.maximum(near, torch.exp(-apart / (2 * width**2)))
         u[i] = math.inf
     return torch.tensor(taken, dtype=torch.long)
 

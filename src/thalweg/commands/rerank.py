@@ -41,11 +41,13 @@ def fit(
     real: Annotated[Path, typer.Argument(help=f"Real data: {KINDS}.")],
     generated: Annotated[Path, typer.Argument(help=f"The generator's own draws, not the candidates: {KINDS}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the re-ranker.")],
-    steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 600,
+    steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 800,
     members: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
-    noise: Annotated[float, typer.Option(help="Noise on both sides, in deviations of the data.", min=0)] = 0.3,
+    noise: Annotated[str, typer.Option(help="auto; or on both sides, in deviations of the data: 0.3 or 0.3:3.")] = (
+        "auto"
+    ),
     variety: Annotated[str, typer.Option(help="strata, repelled, determinantal or none.")] = "repelled",
-    view: Annotated[str, typer.Option(help="pixels; or ink: shapes without ground and speckle.")] = "pixels",
+    view: Annotated[str, typer.Option(help="auto; or what is shown of images: pixels, tone or ink.")] = "auto",
     skip_bad: SkipBad = False,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
     as_json: Json = False,
@@ -54,11 +56,12 @@ def fit(
     from thalweg.apps.ratio import RatioSettings
     from thalweg.apps.rerank import EnergyReranker
 
-    settings = RatioSettings(steps=steps, members=members, noise=noise, view=view)  # pyright: ignore[reportArgumentType]
+    options: dict[str, Any] = {"steps": steps, "members": members, "noise": _noise(noise), "view": view}
+    settings = RatioSettings(**options)
     x, y = (_read(path, None, skip_bad) for path in (real, generated))
     reranker = EnergyReranker(variety=variety, seed=seed, settings=settings)  # pyright: ignore[reportArgumentType]
     reranker.require_savable(out)
-    reranker.fit(x.x, y.x)
+    reranker.fit(x.x, y.x, names=(str(real), str(generated)))
     reranker.save_pretrained(out)
     check = reranker.check_
     assert check is not None  # fitted
@@ -66,6 +69,9 @@ def fit(
         f"{out}: on unseen rows {check.loss:.3f} ± {check.standard_error:.3f} nats (chance 0.693), AUC {check.auc:.3f} "
         f"(chance 0.5)" + ("" if check.beats_chance else "; no better than chance: its ranking is noise")
     )
+    tried = ", ".join(f"{t.view} {_words(t.noise)} {t.parted:.4f}" for t in check.trials)
+    why = f"; by how much each way parts good draws from bad: {tried}" if tried else ""
+    console.say(f"view {check.view}, noise {_words(check.noise)}{why}")
     told = {"run": str(out), "real": len(x.x), "generated": len(y.x), "skipped": [*x.skipped, *y.skipped]}
     console.emit(told | check._asdict() | {"beats_chance": check.beats_chance}, as_json)
 
@@ -93,15 +99,30 @@ def choose(
         raise UserError(f"{out}: the candidates are rows, not images; name a .npy file")
     energies, kept = reranker.energies(found.x), reranker.rank(found.x, keep)
     order, columns = _columns(energies, kept)
-    write_scores(table, [found.names[i] for i in order.tolist()], columns)
-    if out is not None:
+    if out is not None:  # before the table, which promises that they are there
         _write(out, found, candidates, kept.tolist())
+    write_scores(table, [found.names[i] for i in order.tolist()], columns)
     where = f", {len(kept)} kept in {out}" if out is not None else f", {len(kept)} kept"
     console.say(f"{len(found.x)} candidates in {table}{where}")
     told = {"candidates": len(found.x), "kept": [found.names[i] for i in kept.tolist()], "indices": kept.tolist()}
     mean, mean_kept = float(energies.mean()), float(energies[kept].mean())
     told |= {"table": str(table), "out": None if out is None else str(out), "skipped": found.skipped}
     console.emit(told | {"mean_energy": mean, "mean_energy_kept": mean_kept}, as_json)
+
+
+def _noise(text: str) -> Any:
+    """What `--noise` means: "auto", a number, or a pair."""
+    if text == "auto":
+        return text
+    try:
+        parts = tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        raise UserError(f"--noise {text}: want auto, a number such as 0.3, or two such as 0.3:3") from None
+    return parts[0] if len(parts) == 1 else parts
+
+
+def _words(noise: Any) -> str:
+    return ":".join(f"{part:g}" for part in noise) if isinstance(noise, tuple) else f"{noise:g}"
 
 
 def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool) -> "Candidates":

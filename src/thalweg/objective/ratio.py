@@ -8,6 +8,7 @@ so the energy says by how much the generator makes too many of such rows. Neithe
 (Gutmann & Hyvärinen 2010; Sugiyama, Suzuki & Kanamori 2012.)
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,11 +26,14 @@ class LikelihoodRatio:
 
     `batch.labels` tells them apart: above 0 for data, 0 for generated. `smoothing` s makes the targets 1 - s and s,
     which bounds |E| by log((1 - s) / s) at the minimum, 3.9 nats for 0.02. `noise` adds Gaussian noise of that
-    deviation to both sides: what is learned is the ratio of the smoothed laws, blind to detail below it.
+    deviation to both sides: what is learned is the ratio of the smoothed laws, blind to detail below it. With `most`
+    each row has a deviation of its own, log-uniform between `noise` and `most`, which the network is not told: it
+    learns the ratio of the laws smoothed at every scale at once.
     """
 
     smoothing: float = 0.0
     noise: float = 0.0
+    most: float | None = None
     normalises = True
     noisy = False
 
@@ -38,14 +42,21 @@ class LikelihoodRatio:
             raise UserError(f"smoothing={self.smoothing}: want a share in [0, 0.5)")
         if not self.noise >= 0:
             raise UserError(f"noise={self.noise}: want a standard deviation of zero or more")
+        if self.most is not None and not 0 < self.noise <= self.most < math.inf:
+            raise UserError(f"noise={self.noise}, most={self.most}: want 0 < noise <= most")
 
     def init(self, energy: nn.Module, x: Tensor, generator: Generator) -> Empty:
         """Nothing to keep."""
         return Empty()
 
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
-        """(z,) the noise of the smoothing."""
-        return (torch.randn(batch.x.shape, generator=generator, dtype=batch.x.dtype, device=batch.x.device),)
+        """(z,) the noise of the smoothing, in its deviations."""
+        like = {"dtype": batch.x.dtype, "device": batch.x.device}
+        z = torch.randn(batch.x.shape, generator=generator, **like)
+        if self.most is None:
+            return (self.noise * z,)
+        share = torch.rand(len(z), *[1] * (z.ndim - 1), generator=generator, **like)
+        return (self.noise * (self.most / self.noise) ** share * z,)
 
     def loss(
         self, energy: nn.Module, state: Empty, batch: Batch, noise: tuple[Tensor, ...]
@@ -55,7 +66,7 @@ class LikelihoodRatio:
             raise UserError("a likelihood ratio wants labels: 1 for data, 0 for generated rows")
         (z,) = noise
         real = batch.labels > 0
-        u = energy(batch.x + self.noise * z)
+        u = energy(batch.x + z)
         loss = balanced_loss(u, real, self.smoothing)
         right = ((u < 0) == real).float().mean()
         return loss, state, {"energy": u.detach().mean(), "accuracy": right.detach()}

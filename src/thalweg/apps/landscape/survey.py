@@ -61,8 +61,13 @@ def survey(
     over the plane through three `examples`, of different classes where there are labels, drawn from held_out if not
     given. `brief` costs a third for images: a coarser grid, fewer chains, and their ends in place of samples where
     the noise falls, else few samples.
-    UserError for data of one column, fewer than three examples.
+    UserError for what is no bundle, data of one column, fewer than three examples.
     """
+    if not isinstance(bundle, Bundle):
+        raise UserError(
+            f"bundle: a {type(bundle).__name__}, whose energy has no landscape here; give thalweg.load of a run of "
+            "`thalweg train`"
+        )
     if math.prod(bundle.shape) < 2:
         raise UserError(f"{bundle.path}: data of one column have no plane to draw; a landscape wants two or more")
     three = choose(held_out, labels, seed) if examples is None else _first_three(examples)
