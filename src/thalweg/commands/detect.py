@@ -48,10 +48,12 @@ def fit(
         bundle = fit_file(source, false_alarm_rate=false_alarm_rate, missing=missing, calibration=calibration)
     bundle.about["command"] = console.command()
     bundle.save_pretrained(out)
+    left_out = min(bundle.about["rows"], max_rows) - bundle.about["rows_used"]
+    gaps = f", {left_out} with a gap left out" if left_out else ""
     rate = bundle.detector.realised_rate()
     n = len(bundle.detector.calibration_.energies)
     console.say(
-        f"{out}: fitted on {bundle.about['rows_used']} rows; false-alarm rate {rate.expected:.3g}, "
+        f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, "
         f"in [{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
     )
     result = {"run": str(out), **bundle.about, "features": bundle.detector.columns_.names, "rate": rate._asdict()}
@@ -76,7 +78,7 @@ def score(
     with _options(false_alarm_rate="alpha"):
         found = score_file(bundle, table, out, alpha=alpha, drop=drop or [], header=header)
     least, n = found.least_discoveries, len(bundle.detector.calibration_.energies)
-    rare = f", which takes {least} rows at the least p-value of {n} calibration rows, 1/{n + 1}"
+    rare = f", which takes {least} rows at the least p-value, 1/{n + 1} by {n} calibration rows"
     console.say(
         f"{found.rows} rows in {out}, {found.flagged} flagged; {found.discoveries} by the false discovery rate"
         f"{rare if not found.discoveries and found.flagged and least > 1 else ''}"

@@ -87,7 +87,12 @@ def score_file(
     fitted = [name for name in drop if name in columns.names]
     if fitted:
         raise UserError(f"{path}: column {fitted[0]!r} is one of the fit, which scoring needs; do not drop it")
-    columns.match(table.names, str(path), ignore={*bundle.about.get("ignored", ()), *drop}, mend="--drop {name!r}")
+    columns.match(
+        table.names,
+        str(path),
+        ignore={*bundle.about.get("ignored", ()), *drop},
+        mend="leave it out with --drop {name!r}",
+    )
     if out.exists() and out.samefile(path):
         raise UserError(f"{out}: the table itself; name another file for the scores")
     if bundle.path is not None and out.resolve().is_relative_to(bundle.path.resolve()):
