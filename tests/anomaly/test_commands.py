@@ -1,4 +1,4 @@
-"""What `thalweg detect` does around the scores: whose files it touches, which rows it counts, what it reads as equal."""
+"""What `thalweg detect` does around the scores: whose files it touches, which rows it counts, what is equal to it."""
 
 import json
 import shutil
@@ -168,6 +168,18 @@ class TestLabels:
             thalweg_command(*words, "--normal", "2"),
             f"label = 2; its values are {', '.join(sorted(map(str, LABELS[kind])))}; give",
         )
+
+    def test_a_label_of_bytes(self, normal_rows, thalweg_command, tmp_path):
+        normal_rows().assign(label=[b"ok", b"bad"] * 30).to_parquet(tmp_path / "t.parquet")
+        words = ["--target-column", "label", "--normal", "ok", "--json"]
+        code, out, _ = thalweg_command("detect", "fit", tmp_path / "t.parquet", "-o", tmp_path / "run", *words)
+        assert (code, json.loads(out)["rows_used"]) == (0, 30)
+
+    def test_a_label_of_lists(self, normal_rows, thalweg_command, tmp_path):
+        normal_rows().assign(label=[[1]] * 60).to_parquet(tmp_path / "t.parquet")
+        words = ["--target-column", "label", "--normal", "1"]
+        call = thalweg_command("detect", "fit", tmp_path / "t.parquet", "-o", tmp_path / "run", *words)
+        refused(call, "column 'label' holds lists or structures, which are no labels")
 
     def test_a_label_that_is_dropped_too(self, normal_rows, thalweg_command, tmp_path):
         normal_rows().assign(label=0).to_csv(tmp_path / "t.csv", index=False)

@@ -93,6 +93,7 @@ def typed(frame: Any, columns: Columns, x: np.ndarray, where: str) -> Any:
 def _wanted(block: Any, source: Source, where: str, labels: dict[str, None]) -> np.ndarray:
     """Which rows have the normal label, (N,); the labels met are added to `labels`."""
     given = as_frame(block.select([source.target]), where)[source.target].to_list()
+    given = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in given]
     values = {value: _label(value) for value in set(_hashable(given, source.target, where)) if value is not None}
     for value in sorted(map(str, values)):
         if len(labels) <= SHOWN:

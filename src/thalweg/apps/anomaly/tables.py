@@ -198,7 +198,7 @@ def _reading(path: Path) -> Iterator[None]:
         if isinstance(error, UnicodeDecodeError) or "UTF8" in why:
             raise UserError(f"{path}: not UTF-8 text; {_converted(path)}") from error
         if "CSV parse error: Expected" in why or "CSV parse error: Row" in why:
-            line = why.partition("CSV parse error: ")[2]
+            line = why.partition("CSV parse error: ")[2].replace("Row #", "line ")
             raise UserError(f"{path}: a line has too many or too few values ({line}); mend the line") from error
         raise DamagedFile(f"{path}: damaged or not what its name says ({why}); fetch it again") from error
 
@@ -221,7 +221,10 @@ def _packed(path: Path) -> str | None:
 
 
 def _other_kind(path: Path) -> str:
-    """How to make a CSV of a file of another kind, by its ending."""
+    """How to make a CSV of a file of another kind, by its first bytes and its ending."""
+    kind = _packed(path)
+    if kind and path.suffix.lower() != ".xlsx":
+        return f"it is compressed ({kind}), so unpack it"
     read = {
         ".tsv": ("csv", ", sep='\\t'"), ".tab": ("csv", ", sep='\\t'"), ".xlsx": ("excel", ""), ".xls": ("excel", ""),
         ".txt": ("csv", ", sep=None, engine='python'"), ".feather": ("feather", ""), ".json": ("json", ""),
