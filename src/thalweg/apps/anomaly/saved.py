@@ -117,6 +117,7 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
         "app": APP,
         "thalweg": thalweg.__version__,
         "parameters": {name: getattr(detector, name) for name in PLAIN},
+        "random_state": detector.random_state if type(detector.random_state) is int else None,  # no generator is kept
         "offset": detector.offset_,
         "num_features": getattr(detector, "n_features_in_", None),
         "features": None if names is None else [str(name) for name in names],
@@ -128,6 +129,7 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 def _detector(config: dict[str, Any], tensors: dict[str, Tensor], energies: np.ndarray) -> EnergyDetector:
     detector = EnergyDetector(**{name: config["parameters"][name] for name in PLAIN})
+    detector.random_state = config.get("random_state")
     tree = store.unflatten(tensors, config["structure"])
     detector.energy_ = energy_class(detector.kind).from_state(_arrays(tree["energy"]))
     detector.train_scores_ = tree["train_scores"].numpy()
