@@ -1,7 +1,8 @@
 """The bundle: what a run leaves and everything else reads.
 
 `config.json` (spec, data fingerprint, versions, command), `model.safetensors` (averaged weights),
-`calibration.safetensors` (energies of held-out data) and `manifest.json` (SHA-256 of each). A run that has not
+`calibration.safetensors` (energies of held-out data), `guess.safetensors` (a coarse mixture of Gaussians, where
+completions of images start) and `manifest.json` (SHA-256 of each). A run that has not
 ended is read from its newest whole checkpoint. Nothing here runs code from the folder: only classes of this package
 are built.
 """
@@ -11,7 +12,6 @@ import logging
 import math
 import operator
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -25,23 +25,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.apps import classify
+from thalweg.apps.hub import fetched
 from thalweg.core import store
 from thalweg.core.config import build
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import check_input, check_shape
 from thalweg.energy.compose import AtNoise
+from thalweg.energy.principal import PrincipalMixture
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.run import of_block, run_chain
 
 FORMAT = 1
-FILES = ("config.json", "model.safetensors", "calibration.safetensors")
+FILES = ("config.json", "model.safetensors", "calibration.safetensors", "guess.safetensors")
 EXTRAS = ("card.md", "report.html", "README.md")
 EVALUATION_BLOCK = 256
 CHAIN_STEPS = 1000
 ALPHA = 0.01
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # anything else can only be a path
 log = logging.getLogger("thalweg")
 
 
@@ -63,6 +64,7 @@ class Bundle:
         self.noisy: bool = getattr(self.model, "noisy", False)
         self.num_classes: int = getattr(self.model, "num_classes", 0)
         self.held_out_energies = held_out
+        self.guess: PrincipalMixture | None = None  # in model units
         self._warned = False
         try:
             self.model.load_state_dict(weights)
@@ -183,7 +185,7 @@ class Bundle:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _require_files(folder, extras)
-            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies)
+            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies, self.guess)
             for name in extras if self.path.resolve() != folder.resolve() else ():
                 shutil.copy(self.path / name, folder / name)
         except ThalwegError:
@@ -284,7 +286,9 @@ def _native(x: np.ndarray) -> np.ndarray:
     return np.array(x, dtype=x.dtype.newbyteorder("="))
 
 
-def write_bundle(folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None) -> None:
+def write_bundle(
+    folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None, guess: PrincipalMixture | None = None
+) -> None:
     """Write the bundle's files into a folder, each whole, the manifest last: until then the folder is no bundle."""
     _require_files(folder, (*FILES, store.MANIFEST))
     with tempfile.TemporaryDirectory(
@@ -295,6 +299,8 @@ def write_bundle(folder: Path, config: dict[str, Any], weights: Any, held_out: T
         store.write_tensors(aside / "model.safetensors", dict(weights))
         if held_out is not None:
             store.write_tensors(aside / "calibration.safetensors", {"energy": held_out})
+        if guess is not None:
+            store.write_tensors(aside / "guess.safetensors", {k: v.float() for k, v in guess.state_dict().items()})
         store.seal(aside)
         (folder / store.MANIFEST).unlink(missing_ok=True)
         for file in (*FILES, store.MANIFEST):
@@ -332,7 +338,7 @@ def load(path_or_id: str | Path) -> Any:
     """
     folder = Path(path_or_id)
     if not folder.exists():
-        folder = _from_hub(str(path_or_id))  # the text as given: Path takes the ./ away
+        folder = fetched(str(path_or_id))  # the text as given: Path takes the ./ away
     if not folder.is_dir():
         raise UserError(f"{folder}: a file, where the folder of a run was wanted")
     if (folder / store.MANIFEST).exists():
@@ -350,7 +356,10 @@ def load(path_or_id: str | Path) -> Any:
         config = read_config(folder)
         calibration = folder / "calibration.safetensors"
         held_out = _calibration(calibration) if calibration.exists() else None
-        return Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
+        bundle = Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
+        if (folder / "guess.safetensors").exists():
+            bundle.guess = _guess(folder / "guess.safetensors", bundle.shape)
+        return bundle
     if _app(folder) in ("anomaly", "rerank"):  # which are written whole, the manifest with them
         raise DamagedFile(f"{folder / store.MANIFEST}: missing, so the folder is not whole; restore it, or fit again")
     config = read_config(folder)
@@ -376,16 +385,8 @@ def _calibration(path: Path) -> Tensor:
     return held_out.to(torch.float32)
 
 
-def _from_hub(name: str) -> Path:
-    owner = name.partition("/")[0]
-    if not HUB_ID.fullmatch(name) or Path(owner).exists():
-        raise UserError(f"{name}: no such folder; check the spelling and the working directory")
-    from huggingface_hub import constants, snapshot_download
-
-    # A folder of plain files: the Hub's own cache is made of links, which the store refuses.
-    local = Path(constants.HF_HOME) / "thalweg" / name.replace("/", "--")
+def _guess(path: Path, shape: tuple[int, ...]) -> PrincipalMixture:
     try:
-        return Path(snapshot_download(name, local_dir=local, allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: no such folder here, nor a bundle of this name on the Hub ({reason})") from error
+        return PrincipalMixture.from_state(store.read_tensors(path), shape)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error
