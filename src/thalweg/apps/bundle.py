@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.apps import classify
+from thalweg.apps.hub import fetched
 from thalweg.core import store
 from thalweg.core.config import build
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
@@ -339,7 +340,7 @@ def load(path_or_id: str | Path) -> Any:
         raise UserError(f"load({path_or_id!r}): want the folder of a run, or its id on the Hugging Face Hub, as text")
     folder = Path(path_or_id)
     if not folder.exists():
-        folder = _from_hub(str(path_or_id))
+        folder = fetched(str(path_or_id))  # the text as given: Path takes the ./ away
     if not folder.is_dir():
         raise UserError(f"{folder}: a file, where the folder of a run was wanted")
     if (folder / store.MANIFEST).exists():
@@ -361,6 +362,8 @@ def load(path_or_id: str | Path) -> Any:
         if (folder / "guess.safetensors").exists():
             bundle.guess = _guess(folder / "guess.safetensors", bundle.shape)
         return bundle
+    if _app(folder) in ("anomaly", "rerank"):  # which are written whole, the manifest with them
+        raise DamagedFile(f"{folder / store.MANIFEST}: missing, so the folder is not whole; restore it, or fit again")
     config = read_config(folder)
     newest, warnings = store.newest_valid(folder / "checkpoints")
     for warning in warnings:
@@ -389,17 +392,3 @@ def _guess(path: Path, shape: tuple[int, ...]) -> PrincipalMixture:
         return PrincipalMixture.from_state(store.read_tensors(path), shape)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error
-
-
-def _from_hub(name: str) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"{name}: no such folder")
-    from huggingface_hub import constants, snapshot_download
-
-    # A folder of plain files: the Hub's own cache is made of links, which the store refuses.
-    local = Path(constants.HF_HOME) / "thalweg" / name.replace("/", "--")
-    try:
-        return Path(snapshot_download(name, local_dir=local, allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: neither a folder here nor a bundle on the Hub ({reason})") from error
