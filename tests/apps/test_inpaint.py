@@ -1,5 +1,6 @@
 """In-painting: what was seen comes back, what is missing is drawn by seed and image; bad input is told in a line."""
 
+import copy
 import json
 import logging
 import sys
@@ -9,12 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+import thalweg
 from thalweg import cli
 from thalweg.apps.inpaint import inpaint, restore
 from thalweg.apps.masks import observed
 from thalweg.apps.operators import Blur, Downsample, Pixels, matrix
 from thalweg.apps.posterior import Guided
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.loader import as_float
+from thalweg.energy.principal import PrincipalMixture
 from thalweg.energy.seen import Directions
 
 from .conftest import run
@@ -54,6 +58,38 @@ def test_observed_pixels_come_back_and_the_missing_differ(which, pixels, request
     assert torch.allclose(found.variety, pairs.sum((0, 1)) / 6, rtol=1e-3)
     assert torch.equal(found.ranking, found.ranking.sort(dim=0).values)
     assert torch.allclose(found.energies, bundle.energy(found.images.flatten(0, 1)).reshape(3, 5), rtol=1e-3)
+
+
+def test_completions_start_from_the_mixture_and_are_better_for_it(digits, pixels):
+    """Right halves of 60 held-out digits by a network of a few steps: nearer to the truth than from one Gaussian."""
+    from thalweg.apps.rows import data_of
+
+    x = as_float(data_of(digits).held_out[:60])
+    known = half(x)
+    off = []
+    for guess in (digits.guess, None):
+        bundle = copy.copy(digits)
+        bundle.guess = guess
+        off.append(float((inpaint(bundle, x, known, n=4).images.mean(0) - x).square().sum()))
+    assert off[0] < 0.9 * off[1]
+
+
+def test_a_bundle_without_its_mixture_still_completes(digits, pixels, tmp_path):
+    bundle = copy.copy(digits)
+    bundle.guess = None
+    bundle.save_pretrained(tmp_path / "old")
+    again = thalweg.load(tmp_path / "old")
+    assert again.guess is None
+    assert not (tmp_path / "old" / "guess.safetensors").exists()
+    assert inpaint(again, pixels[:1], half(pixels[:1])).images.shape == (1, 1, *SHAPE)
+
+
+def test_a_mixture_of_other_data_is_refused(digits, tmp_path):
+    other = copy.copy(digits)
+    other.guess = PrincipalMixture.example()
+    other.save_pretrained(tmp_path / "odd")
+    with pytest.raises(DamagedFile, match=r"guess.safetensors: does not hold a mixture of these data"):
+        thalweg.load(tmp_path / "odd")
 
 
 def test_the_bundle_delegates(digits, pixels):

@@ -32,13 +32,12 @@ from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
 from thalweg.energy.principal import PrincipalMixture, evenly
-from thalweg.energy.spectral import frozen
 from thalweg.objective.base import Batch
 from thalweg.train.distributed import Alone, Ranks, joined
 from thalweg.train.plan import NAME as PLAN
 from thalweg.train.plan import Plan
 from thalweg.train.settings import DataSettings, RunSettings, TrainSettings, checked, stored, validate
-from thalweg.train.state import FOLDER, TrainState
+from thalweg.train.state import FOLDER
 from thalweg.train.track import NAME as METRICS
 from thalweg.train.track import Progress
 from thalweg.train.trainer import Interrupted, Trainer
@@ -47,7 +46,6 @@ __all__ = ["NothingBegun", "Request", "fit", "settings"]
 
 log = logging.getLogger("thalweg")
 ANCHOR_ROWS = 20_000
-PREVIEW_SECONDS = 20.0
 FOLDERS = (FOLDER, "tensorboard")
 WRITTEN = (*FILES, PLAN, METRICS, "preview.png", "card.md", "evaluation.json", "report.html", store.MANIFEST)
 
@@ -162,6 +160,8 @@ def _go_on(request: Request, place: Place, company: _Company) -> Bundle:
 
 
 def _train(config: dict[str, Any], run: RunSettings, data: Dataset, transform: Any, trainer: Trainer) -> Bundle:
+    from thalweg.apps.preview import Previews  # brings matplotlib along
+
     trainer.hooks = (Previews(run, data.kind, transform, trainer.folder, trainer.ranks),)
     energy = trainer.fit()
     trainer.ranks.first(lambda: _finish(config, energy, data, trainer, trainer.folder))
@@ -379,29 +379,3 @@ def card(config: dict[str, Any]) -> str:
         f"Command: `{config['command']}`\n\n"
         "```python\nimport thalweg\nbundle = thalweg.load('PATH')\nbundle.energy(x); bundle.sample(16)\n```\n"
     )
-
-
-class Previews:
-    """A hook that draws `preview.png`: after 20 s, and then each time the training time has grown by half."""
-
-    def __init__(self, run: RunSettings, kind: str, transform: Any, folder: Path, ranks: Alone | Ranks | None = None):
-        self.sampler = specs.build(run.sampler)
-        self.kind, self.transform, self.folder = kind, transform, folder
-        self.next_seconds, self.ranks = PREVIEW_SECONDS, ranks or Alone()
-
-    def __call__(self, state: TrainState, plan: Plan) -> None:
-        """Draw if it is time. Randomness is addressed and weights are only read, so training is not touched."""
-        last = state.step == plan.num_steps
-        if state.seconds < self.next_seconds and not last:
-            return
-        self.next_seconds = max(self.next_seconds * 1.5, state.seconds)
-        self.ranks.first(lambda: self._draw(state, plan))
-
-    def _draw(self, state: TrainState, plan: Plan) -> None:
-        from thalweg.apps.preview import draw
-
-        try:
-            with frozen(state.average) as energy:
-                draw(energy, self.sampler, self.kind, self.transform, self.folder / "preview.png", plan.precision)
-        except (ValueError, TypeError, RuntimeError, OSError) as error:  # a picture must not end a run
-            log.warning("no preview: %s", error)

@@ -55,9 +55,9 @@ class Guided:
     mixture's start, `Guided.wide()` with that of one Gaussian.
     """
 
-    num_steps: int = 6
+    num_steps: int = 4
     visits: int = 1
-    sigma_start: float = 0.4
+    sigma_start: float = 0.25
     rho: float = 3.0
     corrected: int = 1
     num_corrections: int = 1

@@ -1,17 +1,26 @@
-"""A first look at a run while it works: samples of the averaged energy as a picture."""
+"""A first look at a run while it works: samples of the averaged energy as a picture, and the hook that draws it."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from thalweg.core import config as specs
 from thalweg.core.rng import generator
 from thalweg.core.store import write_bytes
+from thalweg.energy.spectral import frozen
 from thalweg.evaluate.pictures import grid, png, scatter
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.run import run_chain
+from thalweg.train.distributed import Alone, Ranks
+from thalweg.train.plan import Plan
+from thalweg.train.settings import RunSettings
+from thalweg.train.state import TrainState
 
+PREVIEW_SECONDS = 20.0
 NUM_IMAGES, NUM_POINTS, CHAIN_STEPS = 40, 1000, 60
+log = logging.getLogger("thalweg")
 
 
 def draw(energy: Any, sampler: Any, kind: str, transform: Any, path: Path, precision: str = "fp32") -> None:
@@ -27,3 +36,27 @@ def draw(energy: Any, sampler: Any, kind: str, transform: Any, path: Path, preci
     x = transform.inverse(z)
     x = torch.nan_to_num(x.clamp(0, 1) if kind == "image" else x)
     write_bytes(path, grid(x, columns=10) if kind == "image" else png(scatter(x, x[:0])))
+
+
+class Previews:
+    """A hook that draws `preview.png`: after 20 s, and then each time the training time has grown by half."""
+
+    def __init__(self, run: RunSettings, kind: str, transform: Any, folder: Path, ranks: Alone | Ranks | None = None):
+        self.sampler = specs.build(run.sampler)
+        self.kind, self.transform, self.folder = kind, transform, folder
+        self.next_seconds, self.ranks = PREVIEW_SECONDS, ranks or Alone()
+
+    def __call__(self, state: TrainState, plan: Plan) -> None:
+        """Draw if it is time. Randomness is addressed and weights are only read, so training is not touched."""
+        last = state.step == plan.num_steps
+        if state.seconds < self.next_seconds and not last:
+            return
+        self.next_seconds = max(self.next_seconds * 1.5, state.seconds)
+        self.ranks.first(lambda: self._draw(state, plan))
+
+    def _draw(self, state: TrainState, plan: Plan) -> None:
+        try:
+            with frozen(state.average) as energy:
+                draw(energy, self.sampler, self.kind, self.transform, self.folder / "preview.png", plan.precision)
+        except (ValueError, TypeError, RuntimeError, OSError) as error:  # a picture must not end a run
+            log.warning("no preview: %s", error)

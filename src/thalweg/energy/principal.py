@@ -78,7 +78,8 @@ class PrincipalMixture(nn.Module):
         """To rows x, two or more: one component for each 150 of them, at most 400, by EM from k-means."""
         rows = evenly(x).flatten(1)
         pca = PCA(min(DIRECTIONS, *rows.shape), random_state=seed % 2**32)
-        pca.fit(rows[:: max(1, len(rows) // 20_000)].numpy())
+        with np.errstate(divide="ignore", invalid="ignore"):  # the explained share of constant rows
+            pca.fit(rows[:: max(1, len(rows) // 20_000)].numpy())
         mean, basis = torch.tensor(pca.mean_).to(rows), torch.tensor(pca.components_).T.contiguous().to(rows)
         z = (rows - mean) @ basis
         most = float(z.var(0, correction=0).max()) or 1.0
