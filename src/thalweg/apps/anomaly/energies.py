@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from thalweg.apps.anomaly.crossed import crossed, matters
 from thalweg.apps.anomaly.learned import LearnedForm
 from thalweg.apps.anomaly.parts import Columns, Mixture, Tail
 from thalweg.apps.anomaly.views import VIEWS
@@ -66,14 +67,14 @@ class TabularEnergy:
             for name, y in self._stored.items()
         }
         unseen, coarse = self._kernels_unseen()
-        crossed, columns = self._fit_mixtures(seed)
-        unseen |= crossed
+        mixed, columns = self._fit_mixtures(seed)
+        unseen |= mixed
         unseen = self._learn(unseen, seed)
         self.tails_ = {name: Tail(known=np.sort(u)) for name, u in unseen.items()}
-        robust = {**crossed, "coarse": coarse, "columns": columns}
+        robust = {**mixed, "coarse": coarse, "columns": columns}
         known = {name: Tail(known=np.sort(u)) for name, u in robust.items()}
         self.unseen_, self.outlyingness_ = np.empty(len(x)), np.empty(len(x))
-        self.unseen_[kept] = self._fuse(unseen)
+        self.unseen_[kept] = self._fuse(self._outside_views(unseen, seed))
         self.outlyingness_[kept] = np.mean([known[name](u) for name, u in robust.items()], axis=0)
         if len(rest):
             parts = self._parts(x[rest])
@@ -184,6 +185,13 @@ class TabularEnergy:
         coarse[others] = kernel(torch.from_numpy(self._stored["arcsinh"][others])).numpy()
         return out, coarse
 
+    def _outside_views(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """The parts' energies of rows that the views had not seen either, where that makes a difference."""
+        if self.form == "learned" or not matters(self.rows_):
+            return unseen
+        single = [name for name, part in self.mixtures_.items() if len(part.means) == 1]
+        return unseen | crossed(self.rows_, self.noises_, single, neighbours=NEIGHBOURS, seed=seed)
+
     def _learn(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
         """The parts that `form` asks for, the learned one among them once it is trained."""
         self.learned_ = None
@@ -203,20 +211,20 @@ class TabularEnergy:
         """Mixtures on all stored rows, and the cross-fitted energies of mixtures and of columns alone."""
         n = len(self.rows_)
         self.mixtures_: dict[str, Mixture] = {}
-        crossed, columns = {}, np.zeros(n)
+        mixed, columns = {}, np.zeros(n)
         if n < 2 * FOLDS:
-            return crossed, columns
+            return mixed, columns
         fold = np.random.default_rng(seed).permutation(np.arange(n) % FOLDS)
         some = np.isin(np.arange(n), _evenly(n))
         for name in MIXED:
-            y, crossed[name + ".mixture"] = self._stored[name], np.empty(n)
+            y, mixed[name + ".mixture"] = self._stored[name], np.empty(n)
             self.mixtures_[name] = Mixture.fit(y[some], seed)
             for k in range(FOLDS):
                 part = Mixture.fit(y[some & (fold != k)], seed, len(self.mixtures_[name].means))
-                crossed[name + ".mixture"][fold == k] = part(y[fold == k])
+                mixed[name + ".mixture"][fold == k] = part(y[fold == k])
         for k in range(FOLDS):
             columns[fold == k] = Columns(self.rows_[fold != k])(self.rows_[fold == k])
-        return crossed, columns
+        return mixed, columns
 
     def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
         y = {name: view(x) for name, view in self.views_.items()}
