@@ -7,8 +7,8 @@ binomial. `narrow` has 4 skewed columns, one with heavy tails and one of few val
 99 energies calibrate each set: of the fitted rows as if left out ("unseen"), or of rows held out ("split"). The row
 `seen` is the mistake that this guards against: thresholds from the energies of rows that the energy was fitted on.
 
-`--shapes` fits tables of many shapes instead, by the default, and asks each about 400 fresh rows: the mean share that is
-flagged with its standard error over sets, beside the share that so many rows can promise, floor(a (n + 1)) / (n + 1).
+`--shapes` fits tables of many shapes instead, by the default, and asks each about 400 fresh rows: the mean share that
+is flagged with its standard error over sets, beside the share that n rows can promise, floor(a (n + 1)) / (n + 1).
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
     U_i = U(view_{-k}(x_i); rows outside fold k),    k the fold of row i
 
-`apps.anomaly.energies` calibrates wide tables with these. A view's mean, scale and ranks move a little towards each row that sets them, and a sum over D columns adds that up: a
-new row looks stranger than a fitted one left out of the kernels alone, by about 2 sqrt(D) / N of the energy's spread.
+A view's mean, scale and ranks move a little towards each row that sets them, and a sum over D columns adds that up: a
+new row looks stranger than one that was left out of the kernels alone, by about 2 sqrt(D) / N of the energy's spread.
+`apps.anomaly.energies` calibrates with these energies where that matters.
 """
 
 from collections.abc import Sequence
@@ -22,13 +23,13 @@ SEEN = 0.025  # sqrt(D) / N from which on it matters: a shift by a twentieth of 
 def matters(rows: np.ndarray) -> bool:
     """Whether so few rows (N, D) set the views that each is seen in them."""
     n, d = rows.shape
-    return n > 2 and np.sqrt(d) / n > SEEN
+    return n >= FOLDS and np.sqrt(d) / n > SEEN
 
 
 def crossed(
     rows: np.ndarray, noises: dict[str, float], mixed: Sequence[str], *, neighbours: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Energies (N,) by part: kernels of noise t by view, the `neighbours`' distance, and Gaussians in the views `mixed`.
+    """Energies (N,) by part: each view's kernel at its noise, the `neighbours`' distance, Gaussians in the views `mixed`.
 
     Costs one more pass of kernels left out, and FOLDS times the views and Gaussians.
     """
