@@ -29,7 +29,7 @@ def matters(rows: np.ndarray) -> bool:
 def crossed(
     rows: np.ndarray, noises: dict[str, float], mixed: Sequence[str], *, neighbours: int, seed: int
 ) -> dict[str, np.ndarray]:
-    """Energies (N,) by part: each view's kernel at its noise, the `neighbours`' distance, Gaussians in the views `mixed`.
+    """Energies (N,) by part: each view's kernel at its noise, the `neighbours`' distance, Gaussians in `mixed` views.
 
     Costs one more pass of kernels left out, and FOLDS times the views and Gaussians.
     """

@@ -18,7 +18,7 @@ import torch
 from thalweg.apps.anomaly.crossed import crossed, matters
 from thalweg.apps.anomaly.learned import LearnedForm
 from thalweg.apps.anomaly.parts import Columns, Mixture, Tail
-from thalweg.apps.anomaly.views import VIEWS
+from thalweg.apps.anomaly.views import VIEWS, exponents, scaled
 from thalweg.energy.empirical import SmoothedEmpirical, leave_one_out, likeliest_noise, squared_distances
 from thalweg.energy.nearby import NearbyEmpirical, Reach
 
@@ -28,7 +28,6 @@ NEIGHBOURS = 5  # whose mean squared distance is a part beside the kernels
 COARSE = 16.0  # the large noise of `outlyingness_`, over the likeliest t
 WIDE = 10_000  # rows that mixtures are fitted to, and that the coarse kernel has
 FOLDS = 3
-HUGE = 1e150  # numbers beyond are moved here, so that no view overflows
 MIXED = ("standard", "arcsinh")
 
 
@@ -56,7 +55,6 @@ class TabularEnergy:
             raise ValueError(f"num_stored={self.num_stored}: want 1 row or more")
         if self.form not in FORMS:
             raise ValueError(f"form={self.form!r}: want {', '.join(map(repr, FORMS))}")
-        x = np.clip(x, -HUGE, HUGE)
         order = np.random.default_rng(seed).permutation(len(x))
         kept, rest = np.sort(order[: self.num_stored]), np.sort(order[self.num_stored :])
         self._place(x[kept])
@@ -77,11 +75,11 @@ class TabularEnergy:
         self.unseen_[kept] = self._fuse(self._outside_views(unseen, seed))
         self.outlyingness_[kept] = np.mean([known[name](u) for name, u in robust.items()], axis=0)
         if len(rest):
-            parts = self._parts(x[rest])
-            self.unseen_[rest] = self._fuse(parts)
-            y = {name: view(x[rest]) for name, view in self.views_.items()}
+            new = scaled(x[rest], self._powers)
+            self.unseen_[rest] = self._fuse(self._parts(new))
+            y = {name: view(new) for name, view in self.views_.items()}
             far = {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
-            far["columns"] = Columns(self.rows_)(x[rest])
+            far["columns"] = Columns(self._scaled)(new)
             far["coarse"] = self._coarse()[1](torch.from_numpy(y["arcsinh"])).numpy()
             self.outlyingness_[rest] = np.mean([known[name](u) for name, u in far.items()], axis=0)
         return self
@@ -118,7 +116,7 @@ class TabularEnergy:
         for k, seen in enumerate(patterns):
             at = np.flatnonzero(which.ravel() == k)
             if seen.all():
-                out[at] = self.energy(x[at])
+                out[at] = self._fuse(self._parts(x[at]))
             elif seen.any():
                 out[at] = _surprise(y[at][:, seen], self._stored["arcsinh"][:1000, seen])
         return out
@@ -168,9 +166,10 @@ class TabularEnergy:
         return self
 
     def _place(self, rows: np.ndarray) -> None:
-        self.rows_ = rows
-        self.views_ = {name: view(rows) for name, view in VIEWS.items()}
-        self._stored = {name: view(rows) for name, view in self.views_.items()}
+        self.rows_, self._powers = rows, exponents(rows)
+        self._scaled = scaled(rows, self._powers)
+        self.views_ = {name: view(self._scaled) for name, view in VIEWS.items()}
+        self._stored = {name: view(self._scaled) for name, view in self.views_.items()}
 
     def _kernels_unseen(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The kernels' leave-one-out energies, and the coarse one's; zeros for one row, which has no others."""
@@ -187,10 +186,10 @@ class TabularEnergy:
 
     def _outside_views(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
         """The parts' energies of rows that the views had not seen either, where that makes a difference."""
-        if self.form == "learned" or not matters(self.rows_):
+        if self.form == "learned" or not matters(self._scaled):
             return unseen
         single = [name for name, part in self.mixtures_.items() if len(part.means) == 1]
-        return unseen | crossed(self.rows_, self.noises_, single, neighbours=NEIGHBOURS, seed=seed)
+        return unseen | crossed(self._scaled, self.noises_, single, neighbours=NEIGHBOURS, seed=seed)
 
     def _learn(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
         """The parts that `form` asks for, the learned one among them once it is trained."""
@@ -223,7 +222,7 @@ class TabularEnergy:
                 part = Mixture.fit(y[some & (fold != k)], seed, len(self.mixtures_[name].means))
                 mixed[name + ".mixture"][fold == k] = part(y[fold == k])
         for k in range(FOLDS):
-            columns[fold == k] = Columns(self.rows_[fold != k])(self.rows_[fold == k])
+            columns[fold == k] = Columns(self._scaled[fold != k])(self._scaled[fold == k])
         return mixed, columns
 
     def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -258,7 +257,7 @@ class TabularEnergy:
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.rows_.shape[1] or not np.isfinite(x).all():
             raise ValueError(f"x has shape {x.shape}: want (B, {self.rows_.shape[1]}) finite numbers")
-        return np.clip(x, -HUGE, HUGE)
+        return scaled(x, self._powers)
 
 
 def _evenly(n: int) -> np.ndarray:
