@@ -3,9 +3,15 @@
 Each case is a file and what `fit` and `score` say of it, for both or one each: a part of the line, None where it works.
 """
 
+import gzip
+import io
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from pyarrow import parquet as arrow_parquet
 
 import thalweg
 
@@ -16,6 +22,14 @@ def csv(frame):
 
 def parquet(frame):
     return frame.to_parquet()
+
+
+def arrow(frame, name, values):
+    """Parquet with one column in a type that pandas does not have."""
+    table, file = pa.Table.from_pandas(frame, preserve_index=False), io.BytesIO()
+    values = values if isinstance(values, pa.Array) else pa.array(values)
+    arrow_parquet.write_table(table.set_column(table.column_names.index(name), name, values), file)
+    return file.getvalue()
 
 
 def with_value(frame, value, column="flow", row=7):
@@ -29,6 +43,7 @@ def with_value(frame, value, column="flow", row=7):
 CASES = {
     "one row": (lambda t: t[:1], "want 2 or more", None),
     "no row": (lambda t: b"flow,heat,site\n", "no rows to fit on", "no rows"),
+    "a header without end of line": (lambda t: b"flow,heat,site", "no rows to fit on", "no rows"),
     "empty file": (lambda t: b"", "an empty file"),
     "blank lines": (lambda t: b"\n\n\n", "no columns"),
     "a column without values": (lambda t: t.assign(heat=np.nan), "'heat' has no value at all", "'heat' is missing"),
@@ -47,20 +62,42 @@ CASES = {
     "a column renamed": (lambda t: t.rename(columns={"flow": "Flow"}), None, "lacks column 'flow' (column 'Flow'"),
     "one name twice": (lambda t: csv(t).replace(b"heat", b"flow", 1), "column 'flow' there twice"),
     "dates": (lambda t: parquet(t.assign(site=pd.Timestamp(0))), "'site' holds dates"),
+    "dates in a CSV": (lambda t: t.assign(site="2024-01-02"), "'site' holds dates or times such as '2024", None),
+    "times in a CSV": (lambda t: t.assign(site="12:05:00"), "'site' holds dates or times such as '12:05:00'", None),
+    "durations": (lambda t: parquet(t.assign(site=pd.Timedelta(1, "h"))), "'site' holds dates or times"),
+    "bytes": (lambda t: parquet(t.assign(site=t.site.str.encode("utf8"))), "'site' holds bytes"),
+    "bytes of one length": (
+        lambda t: arrow(t, "site", pa.array([*t.site.str.encode("utf8")], pa.binary(1))), "'site' holds bytes",
+    ),
+    "numbers as Python writes them": (lambda t: with_value(t, "1_000"), "'flow' holds '1_000' in row 8"),
+    "digits of another script": (lambda t: with_value(t, "\uff11"), "'flow' holds '\uff11' in row 8"),
+    "whole numbers beyond 2^53": (lambda t: arrow(t, "flow", [2**60 + i for i in range(len(t))]), None, None),
+    "whole numbers beyond 2^63": (
+        lambda t: arrow(t, "flow", pa.array([2**64 - 1] * len(t), pa.uint64())), None, None,
+    ),
+    "decimals of 256 bits": (
+        lambda t: arrow(t, "flow", pa.array([Decimal(f"{v:.2f}") for v in t.flow], pa.decimal256(60, 2))), None, None,
+    ),
     "lists": (lambda t: parquet(t.assign(site=[[1]] * len(t))), "'site' holds lists"),
     "cut Parquet": (lambda t: parquet(t)[:-200], "damaged or not what its name says"),
     "half a Parquet": (lambda t: parquet(t)[:800], "damaged or not what its name says"),
     "Parquet named CSV": (lambda t: ("csv", parquet(t)), "it is Parquet, so name it"),
     "CSV named Parquet": (lambda t: ("parquet", csv(t)), "damaged or not what its name says"),
-    "another kind": (lambda t: ("xlsx", csv(t)), "a table is .csv or .parquet"),
+    "another kind": (lambda t: ("xlsx", csv(t)), "a table is .csv or .parquet; convert it, as in: python -c"),
+    "tabs, by the name": (lambda t: ("tsv", csv(t).replace(b",", b"\t")), r"sep='\t').to_csv("),
     "Latin 1": (lambda t: csv(t).replace(b"u\n", b"\xfc\n"), "iconv -f latin1 -t utf-8"),
     "Latin 1 in the names": (lambda t: csv(t).replace(b"heat", b"h\xe9at"), "not UTF-8 text"),
     "UTF-16": (lambda t: csv(t).decode().encode("utf-16"), "iconv -f utf-16 -t utf-8"),
     "semicolons": (lambda t: csv(t).replace(b",", b";"), "separated by semicolons"),
     "tabs": (lambda t: csv(t).replace(b",", b"\t"), "separated by tabs"),
-    "no names": (lambda t: csv(t).split(b"\n", 1)[1], "which is data; put columns' names"),
-    "a short line": (lambda t: csv(t) + b"1.0,2.0\n", "Expected 3 columns, got 2"),
-    "a long line": (lambda t: csv(t) + b"1,2,u,4\n", "Expected 3 columns, got 4"),
+    "bars": (lambda t: csv(t).replace(b",", b"|"), "separated by bars"),
+    "blanks": (lambda t: csv(t).replace(b",", b" "), "separated by blanks; separate them by commas, as in: python -c"),
+    "gzip": (lambda t: ("csv", gzip.compress(csv(t))), "compressed (gzip); unpack it"),
+    "gzip, by the name": (lambda t: ("gz", gzip.compress(csv(t))), "it is compressed (gzip), so unpack it"),
+    "a zip": (lambda t: ("csv", b"PK\3\4\xff\xff" + csv(t)), "compressed (zip or xlsx); unpack it"),
+    "no names": (lambda t: csv(t).split(b"\n", 1)[1], "could be names or data"),
+    "a short line": (lambda t: csv(t) + b"1.0,2.0\n", "a line has too many or too few values (line 62: Exp"),
+    "a long line": (lambda t: csv(t) + b"1,2,u,4\n", "Expected 3 columns, got 4: 1,2,u,4); mend the line"),
     "an open quotation mark": (lambda t: csv(t) + b'1,2,"u\n1,2,v\n', "never closed"),
     "cut in a quoted text": (lambda t: csv(t) + b'1,2,"u', "never closed"),
     "all constant": (lambda t: t.assign(flow=1.0, heat=2.0, site="u"), None, None),
@@ -163,7 +200,7 @@ def test_a_column_of_names_is_told_and_useless(normal_rows, thalweg_command, tmp
         (["t.csv", "-o", "s.xlsx"], "cannot write .xlsx; want .csv or .parquet"),
         (["t.csv", "-o", "t.csv"], "t.csv: the table itself; name another file"),
         (["t.csv", "-o", "sub.csv"], "sub.csv: a folder"),
-        (["t.csv", "-o", "s.csv", "--alpha", "2"], "false_alarm_rate=2.0: want a number between 0 and 1"),
+        (["t.csv", "-o", "s.csv", "--alpha", "2"], "--alpha 2.0: want a number between 0 and 1"),
     ],
 )
 def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tmp_path, monkeypatch):
@@ -182,11 +219,11 @@ def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tm
     [
         (["--target-column", "label"], "no column 'label'; there are flow, heat, site"),
         (["--drop", "age"], "no column 'age'"),
-        (["--normal", "0"], "without a target column"),
-        (["--target-column", "site", "--normal", "x"], "no rows to fit on with site = x"),
-        (["--false-alarm-rate", "0"], "false_alarm_rate=0.0: want a number between 0 and 1"),
-        (["--missing", "ignore"], "missing='ignore': want 'raise' or 'marginalise'"),
-        (["--calibration", "none"], "calibration='none'"),
+        (["--normal", "0"], "--normal 0 without a target column"),
+        (["--target-column", "site", "--normal", "x"], "no rows to fit on with site = x; its values are u, v, w; give"),
+        (["--false-alarm-rate", "0"], "--false-alarm-rate 0.0: want a number between 0 and 1"),
+        (["--missing", "ignore"], "--missing ignore: want 'raise' or 'marginalise'"),
+        (["--calibration", "none"], "--calibration none: want"),
         (["--drop", "flow", "--drop", "heat", "--drop", "site"], "no columns"),
         (["-o", "t.csv"], "t.csv: holds something that is no detector"),
         (["-o", "t.csv/run"], "t.csv/run: cannot be made"),

@@ -11,6 +11,7 @@ import logging
 import math
 import operator
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -40,6 +41,7 @@ EXTRAS = ("card.md", "report.html", "README.md")
 EVALUATION_BLOCK = 256
 CHAIN_STEPS = 1000
 ALPHA = 0.01
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # anything else can only be a path
 log = logging.getLogger("thalweg")
 
 
@@ -330,7 +332,7 @@ def load(path_or_id: str | Path) -> Any:
     """
     folder = Path(path_or_id)
     if not folder.exists():
-        folder = _from_hub(str(path_or_id))
+        folder = _from_hub(str(path_or_id))  # the text as given: Path takes the ./ away
     if not folder.is_dir():
         raise UserError(f"{folder}: a file, where the folder of a run was wanted")
     if (folder / store.MANIFEST).exists():
@@ -349,6 +351,8 @@ def load(path_or_id: str | Path) -> Any:
         calibration = folder / "calibration.safetensors"
         held_out = _calibration(calibration) if calibration.exists() else None
         return Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
+    if _app(folder) in ("anomaly", "rerank"):  # which are written whole, the manifest with them
+        raise DamagedFile(f"{folder / store.MANIFEST}: missing, so the folder is not whole; restore it, or fit again")
     config = read_config(folder)
     newest, warnings = store.newest_valid(folder / "checkpoints")
     for warning in warnings:
@@ -373,8 +377,9 @@ def _calibration(path: Path) -> Tensor:
 
 
 def _from_hub(name: str) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/")):
-        raise UserError(f"{name}: no such folder")
+    owner = name.partition("/")[0]
+    if not HUB_ID.fullmatch(name) or Path(owner).exists():
+        raise UserError(f"{name}: no such folder; check the spelling and the working directory")
     from huggingface_hub import constants, snapshot_download
 
     # A folder of plain files: the Hub's own cache is made of links, which the store refuses.
@@ -383,4 +388,4 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, local_dir=local, allow_patterns=["*.json", "*.safetensors", "*.md"]))
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: neither a folder here nor a bundle on the Hub ({reason})") from error
+        raise UserError(f"{name}: no such folder here, nor a bundle of this name on the Hub ({reason})") from error

@@ -1,14 +1,23 @@
 """The commands `thalweg detect fit` and `thalweg detect score`."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from thalweg import console
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError
+
+if TYPE_CHECKING:
+    from thalweg.apps.anomaly.saved import DetectorBundle
 
 app = typer.Typer(no_args_is_help=True, help="Find anomalies in tables.")
+Header = Annotated[
+    bool | None, typer.Option("--header/--no-header", help="Whether a CSV's first line names its columns.")
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 
 
@@ -24,19 +33,27 @@ def fit(
     calibration: Annotated[str, typer.Option(help="auto, unseen, or split: hold rows out.")] = "auto",
     max_rows: Annotated[int, typer.Option(help="Rows to use of a larger table, drawn evenly.", min=2)] = 50_000,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**32 - 1)] = 0,
+    header: Header = None,
     as_json: Json = False,
 ) -> None:
     """Learn what normal rows look like, and calibrate the alarm."""
     from thalweg.apps.anomaly.files import Source, fit_file
+    from thalweg.apps.anomaly.saved import replaceable
 
-    source = Source(path=table, target=target_column, normal=normal, drop=drop or [], max_rows=max_rows, seed=seed)
-    bundle = fit_file(source, false_alarm_rate=false_alarm_rate, missing=missing, calibration=calibration)
+    replaceable(out)
+    source = Source(
+        path=table, target=target_column, normal=normal, drop=drop or [], max_rows=max_rows, seed=seed, header=header
+    )
+    with _options():
+        bundle = fit_file(source, false_alarm_rate=false_alarm_rate, missing=missing, calibration=calibration)
     bundle.about["command"] = console.command()
     bundle.save_pretrained(out)
+    left_out = min(bundle.about["rows"], max_rows) - bundle.about["rows_used"]
+    gaps = f", {left_out} with a gap left out" if left_out else ""
     rate = bundle.detector.realised_rate()
     n = len(bundle.detector.calibration_.energies)
     console.say(
-        f"{out}: fitted on {bundle.about['rows_used']} rows; false-alarm rate {rate.expected:.3g}, "
+        f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, "
         f"in [{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
     )
     result = {"run": str(out), **bundle.about, "features": bundle.detector.columns_.names, "rate": rate._asdict()}
@@ -45,22 +62,58 @@ def fit(
 
 @app.command(epilog="Example: `thalweg detect score runs/pumps new.parquet -o scores.csv`")
 def score(
-    run: Annotated[Path, typer.Argument(help="Folder that `thalweg detect fit` wrote.")],
+    run: Annotated[str, typer.Argument(help="Folder that `thalweg detect fit` wrote.")],
     table: Annotated[Path, typer.Argument(help="CSV or Parquet with the columns of the fit, in any order.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV or Parquet to write.")] = Path("scores.csv"),
     alpha: Annotated[float | None, typer.Option(help="Flag p-values up to this; the fitted rate if not given.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="A column that the fit did not have; repeatable.")] = None,
+    header: Header = None,
     as_json: Json = False,
 ) -> None:
     """Energy, p-value, q-value, flag and reasons of each row, block by block."""
     from thalweg.apps.anomaly.files import score_file
-    from thalweg.apps.anomaly.saved import DetectorBundle
-    from thalweg.apps.bundle import load
 
     console.writable(out, (".csv", ".parquet"))
-    bundle = load(run)
+    bundle = _detector(run)
+    with _options(false_alarm_rate="alpha"):
+        found = score_file(bundle, table, out, alpha=alpha, drop=drop or [], header=header)
+    least, n = found.least_discoveries, len(bundle.detector.calibration_.energies)
+    rare = f", which takes {least} rows at the least p-value, 1/{n + 1} by {n} calibration rows"
+    console.say(
+        f"{found.rows} rows in {out}, {found.flagged} flagged; {found.discoveries} by the false discovery rate"
+        f"{rare if not found.discoveries and found.flagged and least > 1 else ''}"
+    )
+    console.emit({**found._asdict(), "file": str(out)}, as_json)
+
+
+def _detector(run: str) -> "DetectorBundle":
+    """The detector in a folder or on the Hub; UserError that says what else is there."""
+    from thalweg.apps.anomaly.saved import DetectorBundle
+    from thalweg.apps.bundle import load
+    from thalweg.core import store
+
+    folder = Path(run)
+    if not run or (folder.is_dir() and not (folder / "config.json").exists()):
+        raise UserError(f"{run or repr(run)}: no detector there; give the folder that `thalweg detect fit` wrote")
+    try:
+        bundle = load(run)
+    except DamagedFile as error:
+        raise DamagedFile(str(error).replace(store.REMEDY, "restore it from a copy, or fit again")) from error
     if not isinstance(bundle, DetectorBundle):
         raise UserError(f"{run}: a trained energy, no detector; score it with `thalweg score`")
-    found = score_file(bundle, table, out, alpha=alpha, drop=drop or [])
-    console.say(f"{found.rows} rows in {out}, {found.flagged} flagged; {found.discoveries} by the false discovery rate")
-    console.emit({**found._asdict(), "file": str(out)}, as_json)
+    return bundle
+
+
+@contextmanager
+def _options(**names: str) -> Iterator[None]:
+    """Tell errors of parameters by the command line's options; `names`: those that go by another one."""
+    try:
+        yield
+    except UserError as error:
+        told = str(error)
+        for name in ("false_alarm_rate", "missing", "calibration", "normal"):
+            option = f"--{names.get(name, name).replace('_', '-')}"
+            told = re.sub(rf"\b{name}=('(?P<text>[^']*)'|(?P<other>[^\s:,;]+))", rf"{option} \g<text>\g<other>", told)
+        if told == str(error):
+            raise
+        raise type(error)(told) from error

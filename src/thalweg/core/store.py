@@ -33,7 +33,7 @@ _TOKEN = secrets.token_hex(4)  # tells this process from an earlier one with the
 _count = itertools.count()
 _TEMP = re.compile(r"\.thalweg-(new|old)-(\d+)-([0-9a-f]{8})-\d+-(.+)")
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_REMEDY = "restore it from a copy, or go back to an older checkpoint"
+REMEDY = "restore it from a copy, or go back to an older checkpoint"
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -79,7 +79,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(data.decode(), parse_float=number, parse_constant=number)
     except (ValueError, RecursionError) as err:
-        raise DamagedFile(f"{path}: not valid JSON ({err}); {_REMEDY}") from err
+        raise DamagedFile(f"{path}: not valid JSON ({err}); {REMEDY}") from err
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
@@ -117,11 +117,11 @@ def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
     data = _read(path)
     header = int.from_bytes(data[:8], "little")
     if len(data) < 8 or header > min(len(data) - 8, MAX_HEADER):
-        raise DamagedFile(f"{path}: truncated, or not a safetensors file; {_REMEDY}")
+        raise DamagedFile(f"{path}: truncated, or not a safetensors file; {REMEDY}")
     try:
         return load(data)
     except Exception as err:  # the parser's errors have no common type
-        raise DamagedFile(f"{path}: not a valid safetensors file ({err}); {_REMEDY}") from err
+        raise DamagedFile(f"{path}: not a valid safetensors file ({err}); {REMEDY}") from err
 
 
 def seal(folder: str | Path, names: Sequence[str] | None = None) -> None:
@@ -144,14 +144,14 @@ def verify(folder: str | Path, names: Sequence[str] | None = None) -> None:
     listed = _manifest(folder)
     for name in listed if names is None else names:
         if name not in listed:
-            raise DamagedFile(f"{folder / name}: not listed in {MANIFEST}; {_REMEDY}")
+            raise DamagedFile(f"{folder / name}: not listed in {MANIFEST}; {REMEDY}")
         path, entry = _inside(folder, name), listed[name]
         if not path.is_file():
-            raise DamagedFile(f"{path}: listed in {MANIFEST} but missing; {_REMEDY}")
+            raise DamagedFile(f"{path}: listed in {MANIFEST} but missing; {REMEDY}")
         if path.stat().st_size != entry["bytes"]:
-            raise DamagedFile(f"{path}: {path.stat().st_size} bytes where {entry['bytes']} were sealed; {_REMEDY}")
+            raise DamagedFile(f"{path}: {path.stat().st_size} bytes where {entry['bytes']} were sealed; {REMEDY}")
         if _sha256(path) != entry["sha256"]:
-            raise DamagedFile(f"{path}: its content has changed since it was sealed; {_REMEDY}")
+            raise DamagedFile(f"{path}: its content has changed since it was sealed; {REMEDY}")
 
 
 def save_folder(path: str | Path, write: Callable[[Path], None]) -> None:
@@ -228,7 +228,7 @@ def unflatten(tensors: Mapping[str, "Tensor"], structure: Any, like: Any = None)
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as err:
         if isinstance(err, ThalwegError):
             raise
-        raise DamagedFile(f"the stored structure does not fit its tensors ({err!r}); {_REMEDY}") from err
+        raise DamagedFile(f"the stored structure does not fit its tensors ({err!r}); {REMEDY}") from err
 
 
 def _flatten(tree: Any, path: tuple[str, ...], tensors: dict[str, "Tensor"]) -> Any:
@@ -301,7 +301,7 @@ def _sha256(path: Path) -> str:
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise DamagedFile(f"{path}: missing, or no file, so the folder was never finished; {_REMEDY}")
+        raise DamagedFile(f"{path}: missing, or no file, so the folder was never finished; {REMEDY}")
     tree = read_json(path)
     version = tree.get("format") if isinstance(tree, dict) else None
     if type(version) is int and version > FORMAT:
@@ -311,7 +311,7 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(files, dict) or not all(
         isinstance(file, dict) and {key: type(value) for key, value in file.items()} == entry for file in files.values()
     ):
-        raise DamagedFile(f"{path}: not a manifest of format {FORMAT}; {_REMEDY}")
+        raise DamagedFile(f"{path}: not a manifest of format {FORMAT}; {REMEDY}")
     return files
 
 

@@ -6,6 +6,7 @@ Where nothing is rare, a new category is -1 in all K, farther from every row tha
 are matched by name; a missing value is NaN.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,20 @@ from thalweg.core.errors import DamagedFile, UserError
 MOST = 100  # categories of a column that are told apart
 MOSTLY = 0.9  # share of numbers in a CSV's column above which a text among them is a slip and no category
 OTHER = "other"
+TRUTH = {"false": 0.0, "true": 1.0}  # in any case: pandas writes True, Arrow and polars true, spreadsheets TRUE
+_TIME = r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?(\s*[AaPp][Mm])?"
+_ZONE = r"(\s*(Z|UTC|[+-]\d{2}:?\d{2}))?"
+_DATE = r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})"
+MOMENT = re.compile(rf"{_DATE}([T ]{_TIME})?{_ZONE}|{_TIME}{_ZONE}", re.ASCII)  # a date, a time of day, or both
 
 
 class Column(NamedTuple):
-    """A name and what the column holds: categories, the most frequent first, or None for numbers."""
+    """A name and what the column holds: categories, the most frequent first, or None for numbers (`truth`: 0 and 1)."""
 
     name: str
     categories: tuple[str, ...] | None = None
     other: bool = False
+    truth: bool = False
 
     @property
     def width(self) -> int:
@@ -40,8 +47,9 @@ class Columns:
     columns: tuple[Column, ...]
 
     @classmethod
-    def fit(cls, frame: Any, *, where: str = "X", parse: bool = False) -> Self:
-        """Learn what the columns hold. `parse`: texts that are all numbers are numbers, as in a CSV.
+    def fit(cls, frame: Any, *, where: str = "X", parse: bool = False, rows: Sequence[int] | None = None) -> Self:
+        """Learn what the columns hold. `parse`: texts that are all numbers are numbers, as in a CSV. `rows`: numbers of
+        the rows from 0, for messages, where they are some of a file's.
 
         UserError: no column, one name twice, a column without any value, or of a kind that is neither.
         """
@@ -50,7 +58,8 @@ class Columns:
             raise UserError(f"{where}: no columns; give a table with at least one")
         check_names(names, where)
         series = as_frame(frame, where)
-        return cls(tuple(_column(series[name], name, where, parse) for name in names))
+        rows = range(len(series)) if rows is None else rows
+        return cls(tuple(_column(series[name], name, where, parse, rows) for name in names))
 
     @property
     def names(self) -> list[str]:
@@ -62,8 +71,12 @@ class Columns:
         """For each of the D encoded columns the number of the column it belongs to, (D,)."""
         return np.repeat(np.arange(len(self.columns)), [column.width for column in self.columns])
 
-    def match(self, names: Iterable[str], where: str = "X", *, ignore: Iterable[str] = ()) -> None:
-        """UserError unless the names are those of the fit, in any order; those in `ignore` may be there too."""
+    def match(
+        self, names: Iterable[str], where: str = "X", *, ignore: Iterable[str] = (), mend: str = "drop it"
+    ) -> None:
+        """UserError unless the names are those of the fit, in any order; those in `ignore` may be there too. `mend`:
+        what to do with one too many, {name!r}.
+        """
         names = list(map(str, names))
         check_names(names, where)
         missing = [name for name in self.names if name not in names]
@@ -72,17 +85,28 @@ class Columns:
             also = f" ({_list(extra)} not known)" if extra else ""
             raise UserError(f"{where}: lacks {_list(missing)}{also}; give the {len(self.names)} columns of the fit")
         if extra:
-            raise UserError(f"{where}: {_list(extra)} not among the {len(self.names)} columns of the fit; drop it")
+            told = f"{where}: {_list(extra)} not among the {len(self.names)} columns of the fit"
+            raise UserError(f"{told}; {mend.format(name=extra[0])}")
 
-    def encode(self, frame: Any, *, where: str = "X", first: int = 0, ignore: Iterable[str] = ()) -> np.ndarray:
-        """(N, D) float64, NaN where a value is missing. `first` is the number of the first row, for messages.
+    def encode(
+        self,
+        frame: Any,
+        *,
+        where: str = "X",
+        first: int = 0,
+        rows: Sequence[int] | None = None,
+        ignore: Iterable[str] = (),
+    ) -> np.ndarray:
+        """(N, D) float64, NaN where a value is missing. `first` is the number of the first row, for messages, or `rows`
+        the number of each.
 
         UserError, with column, row and value: names that differ from the fit's, texts where numbers were, numbers where
         categories were.
         """
         self.match(names_of(frame), where, ignore=ignore)
         series = as_frame(frame, where)
-        parts = [_encode(series[column.name], column, where, first) for column in self.columns]
+        rows = range(first, first + len(series)) if rows is None else rows
+        parts = [_encode(series[column.name], column, where, rows) for column in self.columns]
         return np.concatenate(parts, axis=1)
 
     def decode(self, x: np.ndarray) -> list[list[float | str]]:
@@ -105,13 +129,17 @@ class Columns:
 
     def to_list(self) -> list[list[Any]]:
         """What JSON holds of it."""
-        return [[c.name, None if c.categories is None else list(c.categories), c.other] for c in self.columns]
+        stored = [(c, None if c.categories is None else list(c.categories)) for c in self.columns]
+        return [[c.name, categories, c.other, *([True] if c.truth else [])] for c, categories in stored]
 
     @classmethod
     def from_list(cls, stored: Sequence[Any]) -> Self:
         """The inverse of `to_list`; DamagedFile for anything else."""
         try:
-            found = [Column(str(n), None if c is None else tuple(map(str, c)), bool(o)) for n, c, o in stored]
+            found = [
+                Column(str(n), None if c is None else tuple(map(str, c)), bool(o), bool(*truth))
+                for n, c, o, *truth in stored
+            ]
         except (TypeError, ValueError) as error:
             raise DamagedFile("the stored columns are not a list of [name, categories, other]") from error
         return cls(tuple(found))
@@ -147,63 +175,104 @@ def as_frame(frame: Any, where: str) -> Any:
         raise UserError(f"{where}: a {type(frame).__name__} is no table; give pandas, polars or an array") from error
 
 
-def _column(series: Any, name: str, where: str, parse: bool) -> Column:
-    values = _texts(series, name, where) if not _numeric(series) else None
+def texts(series: Any, name: str, where: str) -> list[str | None]:
+    """A column's values as texts, None where one is missing. UserError for what is neither a number nor a text."""
+    import narwhals as nw
+
+    if series.dtype.is_temporal():
+        raise UserError(f"{where}: column {name!r} holds dates or times; drop it, or turn it into numbers, as an age")
+    if series.dtype.is_nested():
+        raise UserError(f"{where}: column {name!r} holds lists or structures; drop it, or spread it into columns")
+    values = series.to_list()
+    if series.dtype in (nw.Binary, nw.Unknown) and any(value is not None for value in values):
+        kind = "bytes" if isinstance(next(v for v in values if v is not None), bytes) else "neither numbers nor texts"
+        raise UserError(f"{where}: column {name!r} holds {kind}; drop it, or store it as texts or numbers")
+    return [None if v is None or v != v else str(v) for v in values]
+
+
+def _column(series: Any, name: str, where: str, parse: bool, rows: Sequence[int]) -> Column:
+    import narwhals as nw
+
+    values = texts(series, name, where) if not _numeric(series) else None
     if values is None:
         numbers = _numbers(series)
         if np.isnan(numbers).all():
             raise UserError(f"{where}: column {name!r} has no value at all; drop it")
-        return Column(name)
+        return Column(name, truth=series.dtype == nw.Boolean)
     there = [value for value in values if value is not None]
     if not there:
         raise UserError(f"{where}: column {name!r} has no value at all; drop it")
-    numbers = sum(map(_is_number, there)) if parse else 0
-    if numbers == len(there):
-        return Column(name)
-    if numbers >= MOSTLY * len(there):
-        row = next(i for i, value in enumerate(values) if value is not None and not _is_number(value))
-        raise UserError(
-            f"{where}: column {name!r} holds {values[row]!r:.60} in row {row + 1} and numbers in {numbers} rows; mend "
-            "the value, leave it empty and fit with missing='marginalise', or store the column as texts in Parquet"
-        )
+    found = _parsable(values, name, where, rows) if parse else None
+    if found is not None:
+        return found
     counts = Counter(there)
     kept = [value for value, count in counts.most_common(MOST) if count > 1]
     return Column(name, tuple(kept), len(kept) < len(counts))
 
 
-def _encode(series: Any, column: Column, where: str, first: int) -> np.ndarray:
+def _parsable(values: list[str | None], name: str, where: str, rows: Sequence[int]) -> Column | None:
+    """The column of numbers, or of truth values, that a CSV's texts are; None where they are categories."""
+    there = [value for value in values if value is not None]
+    numbers = sum(map(is_number, there))
+    if numbers == len(there):
+        return Column(name)
+    if all(value.strip().lower() in TRUTH for value in there):
+        return Column(name, truth=True)
+    if numbers >= MOSTLY * len(there):
+        i = next(i for i, value in enumerate(values) if value is not None and not is_number(value))
+        raise UserError(
+            f"{where}: column {name!r} holds {values[i]!r:.60} in row {rows[i] + 1} and numbers in {numbers} rows; "
+            "mend the value, leave it empty and fit with missing='marginalise', or store the column as texts in Parquet"
+        )
+    moment = next((value for value in there if MOMENT.fullmatch(value.strip())), None)
+    if moment is not None and sum(MOMENT.fullmatch(v.strip()) is not None for v in there) >= MOSTLY * len(there):
+        raise UserError(
+            f"{where}: column {name!r} holds dates or times such as {moment!r}; drop it, turn it into numbers, as an "
+            "age, or store it as texts in Parquet"
+        )
+    return None
+
+
+def _encode(series: Any, column: Column, where: str, rows: Sequence[int]) -> np.ndarray:
     if column.categories is None:
         if _numeric(series):
             return _numbers(series)[:, None]
-        return _parsed(_texts(series, column.name, where), column, where, first)[:, None]
+        return _parsed(texts(series, column.name, where), column, where, rows)[:, None]
     if _retyped(series, column, where):
         raise UserError(f"{where}: column {column.name!r} holds numbers where categories were in the fit; retype it")
     place = {value: i for i, value in enumerate(column.categories)}
     codes = np.eye(column.width + 2, column.width)
     codes[column.width], codes[column.width + 1] = -1.0, np.nan  # never seen; missing
     unknown = len(column.categories) if column.other else column.width
-    texts = _texts(series, column.name, where)
-    return codes[[column.width + 1 if text is None else place.get(text, unknown) for text in texts]]
+    given = texts(series, column.name, where)
+    return codes[[column.width + 1 if text is None else place.get(text, unknown) for text in given]]
 
 
 def _retyped(series: Any, column: Column, where: str) -> bool:
     """Whether all values are numbers, and none of the known categories is."""
     if _numeric(series):
         return not np.isnan(_numbers(series)).all()
-    there = [text for text in _texts(series, column.name, where) if text is not None]
+    there = [text for text in texts(series, column.name, where) if text is not None]
     known = column.categories or ()
-    return bool(there and known) and all(map(_is_number, there)) and not any(map(_is_number, known))
+    return bool(there and known) and all(map(is_number, there)) and not any(map(is_number, known))
 
 
-def _parsed(texts: list[str | None], column: Column, where: str, first: int) -> np.ndarray:
-    try:
-        return np.array([np.nan if text is None else float(text) for text in texts], float)
-    except ValueError:
-        row = next(i for i, text in enumerate(texts) if text is not None and not _is_number(text))
-        raise UserError(
-            f"{where}: column {column.name!r} holds {texts[row]!r:.60} in row {first + row + 1}, where numbers were in "
-            "the fit; mend the value, or leave it empty and fit with missing='marginalise'"
-        ) from None
+def _parsed(given: list[str | None], column: Column, where: str, rows: Sequence[int]) -> np.ndarray:
+    found = np.full(len(given), np.nan)
+    for i, text in enumerate(given):
+        if text is None:
+            continue
+        if is_number(text):
+            found[i] = float(text)
+        elif column.truth and text.strip().lower() in TRUTH:
+            found[i] = TRUTH[text.strip().lower()]
+        else:
+            raise UserError(
+                f"{where}: column {column.name!r} holds {text!r:.60} in row {rows[i] + 1}, where "
+                f"{'True or False was' if column.truth else 'numbers were'} in the fit; mend the value, or leave it "
+                "empty and fit with missing='marginalise'"
+            )
+    return found
 
 
 def _numeric(series: Any) -> bool:
@@ -211,7 +280,12 @@ def _numeric(series: Any) -> bool:
 
     if series.dtype == nw.Object:  # pandas' way to hold anything
         return all(value is None or isinstance(value, int | float | np.number) for value in series.to_list())
-    return series.dtype.is_numeric() or series.dtype == nw.Boolean
+    return series.dtype.is_numeric() or series.dtype == nw.Boolean or _wide_decimal(series)
+
+
+def _wide_decimal(series: Any) -> bool:
+    """Whether these are Arrow's decimals of 256 bits, which narwhals does not know."""
+    return series.implementation.is_pyarrow() and str(series.to_native().type).startswith("decimal")
 
 
 def _numbers(series: Any) -> np.ndarray:
@@ -219,18 +293,15 @@ def _numbers(series: Any) -> np.ndarray:
 
     if series.dtype == nw.Object:
         return np.array([np.nan if value is None else float(value) for value in series.to_list()], float)
+    if series.dtype.is_integer():  # Arrow's cast refuses whole numbers that float64 rounds
+        return np.array(series.to_numpy(), float)
     return np.array(series.cast(nw.Float64).to_numpy(), float)
 
 
-def _texts(series: Any, name: str, where: str) -> list[str | None]:
-    if series.dtype.is_temporal():
-        raise UserError(f"{where}: column {name!r} holds dates; drop it, or turn it into numbers, such as an age")
-    if series.dtype.is_nested():
-        raise UserError(f"{where}: column {name!r} holds lists or structures; drop it, or spread it into columns")
-    return [None if v is None or v != v else str(v) for v in series.to_list()]
-
-
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether a text is a number: sign, ASCII digits, point and exponent, or inf, infinity, nan; blanks around it."""
+    if not text.isascii() or "_" in text:  # Python's own writing, 1_000, and digits of other scripts
+        return False
     try:
         float(text)
     except ValueError:

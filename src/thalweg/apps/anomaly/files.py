@@ -8,112 +8,151 @@ is read. Then the output is written, and put in place when it is whole. Memory: 
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from thalweg.apps.anomaly.calibrate import check_rate, q_by_rank
-from thalweg.apps.anomaly.columns import Columns
+from thalweg.apps.anomaly.columns import Column, Columns
 from thalweg.apps.anomaly.detector import EnergyDetector
+from thalweg.apps.anomaly.header import Known
 from thalweg.apps.anomaly.reasons import Reason
 from thalweg.apps.anomaly.saved import DetectorBundle
+from thalweg.apps.anomaly.sources import Source, check_there, draw, typed
 from thalweg.apps.anomaly.tables import Table, open_table, writer
 from thalweg.core.errors import UserError
 from thalweg.core.store import write_errors
 from thalweg.core.stream import whole_file
 
 REASONS = 3
-MAX_ROWS = 50_000
 
 
 class Scored(NamedTuple):
-    """Rows scored, rows flagged, and rows that are flagged at a false discovery rate of the same size."""
+    """Rows scored, rows flagged, rows that are flagged at a false discovery rate of the same size, and how many rows
+    that takes at the least: so many must have the least p-value that the calibration's rows allow.
+    """
 
     rows: int
     flagged: int
     discoveries: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A table to fit on: the file, the column that is a label (`normal`: its value in the rows to use; None: all rows),
-    the columns to leave out, and the most rows to use, drawn evenly from the whole file where it has more.
-    """
-
-    path: Path
-    target: str | None = None
-    normal: str | None = None
-    drop: Sequence[str] = ()
-    max_rows: int = MAX_ROWS
-    seed: int = 0
+    least_discoveries: int
 
 
 def fit_file(source: Source, **parameters: Any) -> DetectorBundle:
     """A detector of the table's rows; `parameters` are `EnergyDetector`'s. UserError for what cannot be used."""
-    table = open_table(source.path)
+    table = open_table(source.path, header=source.header)
     where, ignored = str(table.path), [*source.drop, *([source.target] if source.target else [])]
-    unknown = [name for name in ignored if name not in table.names]
-    if unknown:
-        raise UserError(f"{where}: no column {unknown[0]!r}; there are {', '.join(table.names)[:200]}")
+    check_there(ignored, table)
     if source.normal is not None and source.target is None:
         raise UserError(f"normal={source.normal!r} without a target column; name the column it is a value of")
-    frame, seen = _drawn(table, source)
-    if not len(frame):
-        raise UserError(f"{where}: no rows to fit on{_of_normal(source)}; give a table with rows")
-    kept = frame.select([name for name in table.names if name not in ignored])
-    columns = Columns.fit(kept, where=where, parse=table.is_text)
+    drawn = draw(table, source)
+    kept = drawn.frame.select([name for name in table.names if name not in ignored])
+    columns = Columns.fit(kept, where=where, parse=table.is_text, rows=drawn.rows)
     detector = EnergyDetector(random_state=source.seed, **parameters)
+    x = columns.encode(kept, where=where, rows=drawn.rows)
+    _check_values(x, columns, detector, where, drawn.rows)
     try:
-        detector.fit(_typed(kept, columns, where))
+        detector.fit(typed(kept, columns, x, where))
     except ValueError as error:
         raise UserError(f"{where}: {' '.join(str(error).removeprefix('X: ').split())}") from error
-    about = {"table": table.path.name, "rows": seen, "rows_used": len(kept), "ignored": ignored, "seed": source.seed}
-    return DetectorBundle(detector, about)
+    used = int((~np.isnan(x).any(1)).sum())
+    about = {"table": table.path.name, "header": not table.headless, "rows": drawn.seen, "rows_used": used}
+    return DetectorBundle(detector, about | {"ignored": ignored, "seed": source.seed})
 
 
 def score_file(
-    bundle: DetectorBundle, path: Path, out: Path, *, alpha: float | None = None, drop: Sequence[str] = ()
+    bundle: DetectorBundle,
+    path: Path,
+    out: Path,
+    *,
+    alpha: float | None = None,
+    drop: Sequence[str] = (),
+    header: bool | None = None,
 ) -> Scored:
     """Score a table block by block into a CSV or Parquet file of one line a row, in order.
 
     row (from 1), energy (nats), p_value, q_value (over the whole table), flag = p_value <= alpha, and of flagged rows
-    the three main reasons: feature_i, share_i, value_i, repair_i.
+    the three main reasons: feature_i, share_i, value_i, repair_i. `header` as in `Source`; a detector that was fitted
+    on an array takes columns named x0, x1, … or 0, 1, …, as a table without header has them.
     """
-    detector, table = bundle.detector, open_table(path)
+    detector = bundle.detector
+    if detector.kind != "table":
+        raise UserError(f"{bundle.path}: a detector of images, which files of scores are not made for; use Python")
+    names = detector.columns_.names if detector.columns_ is not None else []
+    table = open_table(path, header=header, known=Known(names, bundle.about.get("header") is False))
+    columns = detector.columns_ or _unnamed(detector, table)
     alpha = detector.false_alarm_rate if alpha is None else check_rate(alpha)
-    if detector.kind != "table" or detector.columns_ is None:
-        raise UserError(f"{bundle.path}: not fitted on a table with names; fit it with `thalweg detect fit`")
-    detector.columns_.match(table.names, str(path), ignore={*bundle.about.get("ignored", ()), *drop})
+    check_there(drop, table)
+    fitted = [name for name in drop if name in columns.names]
+    if fitted:
+        raise UserError(f"{path}: column {fitted[0]!r} is one of the fit, which scoring needs; do not drop it")
+    columns.match(
+        table.names,
+        str(path),
+        ignore={*bundle.about.get("ignored", ()), *drop},
+        mend="leave it out with --drop {name!r}",
+    )
     if out.exists() and out.samefile(path):
         raise UserError(f"{out}: the table itself; name another file for the scores")
+    if bundle.path is not None and out.resolve().is_relative_to(bundle.path.resolve()):
+        raise UserError(f"{out}: in the detector's folder, which holds the detector alone; write the scores elsewhere")
     with _spool(out) as spool:
-        counts = _score(detector, table, alpha, spool)
+        counts = _score(detector, columns, table, alpha, spool)
         q = q_by_rank(counts)
         flagged = int(counts[: detector.calibration_.rank_of(alpha)].sum())
         with whole_file(out) as file:
             _finish(spool, q, file, out.suffix.lower())
-    return Scored(int(counts.sum()), flagged, int(counts[q <= alpha].sum()))
+    rows = int(counts.sum())
+    return Scored(rows, flagged, int(counts[q <= alpha].sum()), _least(rows, alpha, len(counts)))
 
 
-def _score(detector: EnergyDetector, table: Table, alpha: float, spool: IO[bytes]) -> np.ndarray:
+def _least(rows: int, alpha: float, levels: int) -> int:
+    """The fewest rows that can be reported at the false discovery rate alpha: k with k alpha / rows >= 1 / levels."""
+    return max(1, int(np.ceil(rows / (alpha * levels) - 1e-9)))
+
+
+def _unnamed(detector: EnergyDetector, table: Table) -> Columns:
+    """Columns for a detector that was fitted on an array."""
+    named, _ = detector.features()
+    for names in (named, [str(i) for i in range(len(named))]):
+        if set(names) <= set(table.names):
+            return Columns(tuple(map(Column, names)))
+    raise UserError(
+        f"{table.path}: the detector was fitted on an array of {len(named)} columns without names; name the table's "
+        f"{named[0]} to {named[-1]}, or give a CSV of as many columns with --no-header"
+    )
+
+
+def _check_values(x: np.ndarray, columns: Columns, detector: EnergyDetector, where: str, rows: Sequence[int]) -> None:
+    """UserError for what is infinite, or missing where it may not be, with the column and the row of the file."""
+    bad = np.isinf(x) if detector.missing == "marginalise" else ~np.isfinite(x)
+    if bad.any():
+        i, column = np.argwhere(bad)[0]
+        infinite = np.isinf(x[i, column])
+        what = "infinite (infinity)" if infinite else "missing (NaN)"
+        mend = "mend it" if infinite else "drop the row, or fit with missing='marginalise'"
+        name = columns.names[columns.owners[column]]
+        raise UserError(f"{where}: column {name!r} is {what} in row {rows[i] + 1}; {mend}")
+
+
+def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: float, spool: IO[bytes]) -> np.ndarray:
     """Write each block's scores to the spool; the number of rows by #{u_i >= E(x)}, (n + 1,)."""
     import pyarrow as pa
 
     where, calibration, first = str(table.path), detector.calibration_, 0
     counts = np.zeros(len(calibration.energies) + 1, np.int64)
     with pa.ipc.new_stream(spool, _schema()) as stream:
-        for block in table.blocks(detector.columns_.names):
-            x = detector.columns_.encode(block, where=where, first=first)
-            detector.check_values(x, where=where, first=first)
+        for block in table.blocks(columns.names):
+            x = columns.encode(block, where=where, first=first)
+            _check_values(x, columns, detector, where, range(first, first + len(x)))
             u = detector.energy_of_rows(x)
             rank = calibration.at_least(u)
             p = (1 + rank) / len(counts)
             np.add.at(counts, rank, 1)
-            columns = {"row": np.arange(first, first + len(x)) + 1, "energy": u, "p_value": p, "q_value": p}
-            columns |= {"flag": p <= alpha} | _reasons(detector, block, x, np.flatnonzero(p <= alpha))
-            stream.write_table(pa.table(columns, schema=_schema()))
+            told = {"row": np.arange(first, first + len(x)) + 1, "energy": u, "p_value": p, "q_value": p}
+            told |= {"flag": p <= alpha} | _reasons(detector, columns, block, x, np.flatnonzero(p <= alpha))
+            stream.write_table(pa.table(told, schema=_schema()))
             first += len(x)
     if not first:
         raise UserError(f"{where}: no rows; give a table with at least one")
@@ -144,18 +183,18 @@ def _schema() -> Any:
     return pa.schema(fields)
 
 
-def _reasons(detector: EnergyDetector, block: Any, x: np.ndarray, rows: np.ndarray) -> dict[str, list[Any]]:
+def _reasons(detector: EnergyDetector, columns: Columns, block: Any, x: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
     """The reasons of the chosen rows as columns of the block, empty elsewhere and beyond the last feature."""
-    columns = {name: [None] * len(x) for name in _schema().names[5:]}
+    told = {name: [None] * len(x) for name in _schema().names[5:]}
     if not len(rows):
-        return columns
-    given = detector.columns_.values(block.take(rows))
+        return told
+    given = columns.values(block.take(rows)) if detector.columns_ is not None else None
     place, before = 0, -1
     for reason in detector.explain_rows(x[rows], given, REASONS):
         place, before = place + 1 if reason.row == before else 1, reason.row
         for name, value in _told(reason).items():
-            columns[f"{name}_{place}"][rows[reason.row]] = value
-    return columns
+            told[f"{name}_{place}"][rows[reason.row]] = value
+    return told
 
 
 def _told(reason: Reason) -> dict[str, Any]:
@@ -165,46 +204,6 @@ def _told(reason: Reason) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _drawn(table: Table, source: Source) -> tuple[Any, int]:
-    """An Arrow table of at most `max_rows` of the wanted rows, each as likely as any other, and how many there are."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    random = np.random.default_rng(source.seed)
-    held, keys, seen = None, np.zeros(0), 0
-    wanted = {*table.names} - {*source.drop}
-    for block in table.blocks(wanted):
-        if source.normal is not None:
-            block = block.filter(compute.equal(block[source.target].cast(pa.string()), source.normal))
-        seen += len(block)
-        held = block if held is None else pa.concat_tables([held, block])
-        keys = np.r_[keys, random.random(len(block))]
-        if len(keys) > source.max_rows:
-            kept = np.sort(np.argpartition(keys, source.max_rows - 1)[: source.max_rows])
-            held, keys = held.take(kept), keys[kept]
-    return held if held is not None else pa.table({name: [] for name in table.names}), seen
-
-
-def _typed(frame: Any, columns: Columns, where: str) -> Any:
-    """The frame with numbers for texts that are numbers, so that a fit from a file and one from memory are the same."""
-    import pyarrow as pa
-
-    encoded = {}
-    for column in columns.columns:
-        one = Columns((column,))
-        texts = column.categories is not None
-        encoded[column.name] = (
-            frame[column.name].cast(pa.string()).combine_chunks()
-            if texts
-            else pa.array(one.encode(frame.select([column.name]), where=where)[:, 0])
-        )
-    return pa.table(encoded)
-
-
-def _of_normal(source: Source) -> str:
-    return "" if source.normal is None else f" with {source.target} = {source.normal}"
 
 
 @contextmanager

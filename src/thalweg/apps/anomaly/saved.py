@@ -19,6 +19,7 @@ from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
 
 APP, FORMAT = "anomaly", 1
+OWN = ("config.json", "model.safetensors", "calibration.safetensors", store.MANIFEST)
 PLAIN = ("kind", "contamination", "false_alarm_rate", "missing", "calibration", "held_out", "options")
 
 
@@ -40,9 +41,11 @@ class DetectorBundle:
         return {name: torch.from_numpy(a) for name, a in (("energy", u), ("p_value", p), ("flag", p <= alpha))}
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the bundle, whole or not at all. UserError where the folder holds something that is no detector."""
-        folder = Path(folder)
-        _refuse_other(folder)
+        """Write the bundle, whole or not at all, in place of an earlier one. A link to a folder stays a link.
+
+        UserError where the folder holds anything that is not a detector's, as it is replaced whole.
+        """
+        folder = replaceable(folder)
         tensors, config = _state(self.detector)
         config |= {"about": self.about}
 
@@ -63,6 +66,24 @@ class DetectorBundle:
 def is_detector(config: Any) -> bool:
     """Whether a config.json is a detector's."""
     return isinstance(config, dict) and config.get("app") == APP
+
+
+def replaceable(folder: str | Path) -> Path:
+    """The folder, links resolved, in whose place a detector may be put. UserError where that would lose anything."""
+    given = Path(folder)
+    folder = given.resolve()  # a link may not be replaced by what is put in its place
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return folder
+    known = (folder / "config.json").is_file() and is_detector(store.read_json(folder / "config.json"))
+    if not folder.is_dir() or not known:
+        raise UserError(f"{given}: holds something that is no detector; name another folder")
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in OWN)
+    if foreign:
+        raise UserError(
+            f"{given}: holds {foreign[0]!r} beside a detector, which would be lost as the folder is replaced; move it "
+            "away, or name another folder"
+        )
+    return folder
 
 
 def read(folder: Path) -> DetectorBundle:
@@ -121,14 +142,6 @@ def _detector(config: dict[str, Any], tensors: dict[str, Tensor], energies: np.n
     if config["features"] is not None:
         detector.feature_names_in_ = np.array(config["features"], dtype=object)
     return detector
-
-
-def _refuse_other(folder: Path) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    known = (folder / "config.json").is_file() and is_detector(store.read_json(folder / "config.json"))
-    if not folder.is_dir() or not known:
-        raise UserError(f"{folder}: holds something that is no detector; name another folder")
 
 
 def _tensor(a: Any) -> Tensor:

@@ -1,10 +1,10 @@
 """Tables in files, block by block: what is larger than memory is read, scored and written a part at a time.
 
-A CSV is read as text, since a block cannot know what later ones hold: what a column is was settled by the fit.
+A CSV is read as text, since a block cannot know what later ones hold: what a column is was settled by the fit. Whether
+its first line names the columns is settled by `apps.anomaly.header`.
 """
 
 import csv
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,22 +12,30 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from thalweg.apps.anomaly.columns import check_names
+from thalweg.apps.anomaly.header import Known, by_pandas, check_separator, is_header
 from thalweg.core.errors import DamagedFile, ThalwegError, UserError
 
 BLOCK_BYTES = 4 << 20  # of a CSV
 BLOCK_ROWS = 32_768
 BUFFER_BYTES = 1 << 20  # of a Parquet column, which else is read whole, however long its row group
-FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)  # no name of a column
+PACKED = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7z": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip or xlsx",
+}
 MISSING = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"]
 
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV or Parquet file: its path and the names of its columns."""
+    """A CSV or Parquet file: its path and the names of its columns, 0, 1, 2, … where no header names them."""
 
     path: Path
     names: list[str]
     headless: bool = False
+    empty: bool = False  # a header only
 
     @property
     def is_text(self) -> bool:
@@ -51,6 +59,8 @@ class Table:
         import pyarrow as pa
         from pyarrow import csv as arrow
 
+        if self.empty:
+            return
         last = self.names[-1]
         reader = arrow.open_csv(
             self.path,
@@ -81,10 +91,12 @@ class Table:
             yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=names, use_threads=False)
 
 
-def open_table(path: str | Path) -> Table:
+def open_table(path: str | Path, *, header: bool | None = None, known: Known | None = None) -> Table:
     """The table in a file, its header read and checked.
 
-    UserError: no file, a folder, an empty file, another kind, one name twice.
+    `header`: whether the first line of a CSV names the columns; where it is not given the lines must tell, or what is
+    `known` by a fit. UserError: no file, a folder, an empty file, another kind, one name
+    twice, a first line that could be either.
     """
     path = Path(path)
     if path.is_dir():
@@ -92,17 +104,21 @@ def open_table(path: str | Path) -> Table:
     if not path.exists():
         raise UserError(f"{path}: no such file; check the spelling and the working directory")
     if path.suffix.lower() not in (".csv", ".parquet"):
-        raise UserError(f"{path}: {path.suffix or 'no ending'}: a table is .csv or .parquet; convert it")
+        raise UserError(f"{path}: {path.suffix or 'no ending'}: a table is .csv or .parquet; {_other_kind(path)}")
     if not path.stat().st_size:
         raise UserError(f"{path}: an empty file; give one with a header and rows")
     require_arrow()
-    with _reading(path):
-        table = _header(path) if path.suffix.lower() == ".csv" else _schema(path)
+    if path.suffix.lower() == ".csv":
+        with _reading(path):
+            table = _csv_table(path, header, known or Known())
+    elif header is not None:
+        raise UserError(f"{path}: Parquet holds the names of its columns; leave out --{'' if header else 'no-'}header")
+    else:
+        with _reading(path):
+            table = _schema(path)
     check_names(table.names, str(path))
     if not table.names:
         raise UserError(f"{path}: no columns; give a table with at least one")
-    if table.is_text and not table.headless:
-        _check_header(table)
     return table
 
 
@@ -132,17 +148,6 @@ def writer(file: IO[bytes], suffix: str, schema: Any) -> Writer:
     return arrow.CSVWriter(file, schema, write_options=arrow.WriteOptions(quoting_style="needed"))
 
 
-def _check_header(table: Table) -> None:
-    """UserError for a first line of other separators, or of data."""
-    only = table.names[0] if len(table.names) == 1 else ""
-    for separator, name in ((";", "semicolons"), ("\t", "tabs"), ("|", "bars")):
-        if separator in only:
-            raise UserError(f"{table.path}: its columns are separated by {name}; separate them by commas")
-    data = [name for name in table.names if FRACTION.fullmatch(name.strip())]
-    if data:
-        raise UserError(f"{table.path}: the first line holds {data[0]!r}, which is data; put columns' names above it")
-
-
 def _unclosed(path: Path, end: str) -> bool:
     """Whether the last value, `end`, was opened by a quotation mark that nothing closes: it then runs to the end."""
     opened = b'"' + end.replace('"', '""').encode().rstrip(b"\r\n")
@@ -152,14 +157,20 @@ def _unclosed(path: Path, end: str) -> bool:
     return rest.endswith(opened) and rest[: -len(opened)][-1:] in (b",", b"\n", b"")
 
 
-def _header(path: Path) -> Table:
-    from thalweg.data.files import headless
-
+def _csv_table(path: Path, header: bool | None, known: Known) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file), [])
-    if headless(path):
-        return Table(path, [str(i) for i in range(len(names))], headless=True)
-    return Table(path, names)
+        reader = csv.reader(file)
+        first = next(reader, [])
+        try:
+            second = next((line for line in reader if line), None)
+        except csv.Error:  # a quotation mark that nothing closes, which the blocks tell
+            second = []
+    if not first:
+        return Table(path, [])
+    check_separator(path, first, second or [])
+    if not (is_header(path, first, second or [], MISSING, known) if header is None else header):
+        return Table(path, [str(i) for i in range(len(first))], headless=True)
+    return Table(path, first, empty=second is None)
 
 
 def _schema(path: Path) -> Table:
@@ -181,8 +192,14 @@ def _reading(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: no permission to read it; change its mode or its owner") from error
     except (UnicodeDecodeError, pa.ArrowException, csv.Error, OSError, EOFError) as error:
         why = " ".join(str(error).split())[:200]
+        kind = _packed(path)
+        if kind:
+            raise UserError(f"{path}: compressed ({kind}); unpack it and give the table in it") from error
         if isinstance(error, UnicodeDecodeError) or "UTF8" in why:
             raise UserError(f"{path}: not UTF-8 text; {_converted(path)}") from error
+        if "CSV parse error: Expected" in why or "CSV parse error: Row" in why:
+            line = why.partition("CSV parse error: ")[2].replace("Row #", "line ")
+            raise UserError(f"{path}: a line has too many or too few values ({line}); mend the line") from error
         raise DamagedFile(f"{path}: damaged or not what its name says ({why}); fetch it again") from error
 
 
@@ -194,3 +211,22 @@ def _converted(path: Path) -> str:
         return "it is Parquet, so name it .parquet"
     kind = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
     return f"convert it, as in: iconv -f {kind} -t utf-8"
+
+
+def _packed(path: Path) -> str | None:
+    """The name of the compression that a file's first bytes tell."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    return next((name for magic, name in PACKED.items() if start.startswith(magic)), None)
+
+
+def _other_kind(path: Path) -> str:
+    """How to make a CSV of a file of another kind, by its first bytes and its ending."""
+    kind = _packed(path)
+    if kind and path.suffix.lower() != ".xlsx":
+        return f"it is compressed ({kind}), so unpack it"
+    read = {
+        ".tsv": ("csv", ", sep='\\t'"), ".tab": ("csv", ", sep='\\t'"), ".xlsx": ("excel", ""), ".xls": ("excel", ""),
+        ".txt": ("csv", ", sep=None, engine='python'"), ".feather": ("feather", ""), ".json": ("json", ""),
+    }.get(path.suffix.lower())  # fmt: skip
+    return "convert it" if read is None else f"convert it, as in: {by_pandas(path, *read)}"
