@@ -19,6 +19,7 @@ from thalweg.apps.anomaly.crossed import crossed, matters
 from thalweg.apps.anomaly.learned import LearnedForm
 from thalweg.apps.anomaly.parts import Columns, Mixture, Tail
 from thalweg.apps.anomaly.views import VIEWS, exponents, scaled
+from thalweg.core.errors import UserError
 from thalweg.energy.empirical import SmoothedEmpirical, leave_one_out, likeliest_noise, squared_distances
 from thalweg.energy.nearby import NearbyEmpirical, Reach
 
@@ -51,8 +52,12 @@ class TabularEnergy:
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or min(x.shape) < 1 or not np.isfinite(x).all():
             raise ValueError(f"x has shape {x.shape}: want (N, D) finite numbers, one row or more")
-        if self.num_stored < 1:
-            raise ValueError(f"num_stored={self.num_stored}: want 1 row or more")
+        for name in ("num_stored", "steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise UserError(f"{name}={value!r}: want a whole number, 1 or more")
+        if isinstance(self.gap, bool) or not isinstance(self.gap, int | float | np.number) or not self.gap >= 0:
+            raise UserError(f"gap={self.gap!r}: want 0 nats or more")
         if self.form not in FORMS:
             raise ValueError(f"form={self.form!r}: want {', '.join(map(repr, FORMS))}")
         order = np.random.default_rng(seed).permutation(len(x))
@@ -83,6 +88,10 @@ class TabularEnergy:
             far["coarse"] = self._coarse()[1](torch.from_numpy(y["arcsinh"])).numpy()
             self.outlyingness_[rest] = np.mean([known[name](u) for name, u in far.items()], axis=0)
         return self
+
+    def num_unseen(self, num_rows: int) -> int:
+        """Of so many rows the number whose energies are `unseen_`: all."""
+        return num_rows
 
     def energy(self, x: np.ndarray) -> np.ndarray:
         """E(x), (B,) nats, finite for all finite rows."""
