@@ -15,9 +15,9 @@ def array_errors(x: Any) -> Iterator[None]:
     """Turn what scikit-learn's `validate_data` raises on x into one line, a UserError. It still says `convert string to
     float`, `Complex data not supported` and `Reshape your data`, which its own estimator checks look for.
     """
-    kind = getattr(getattr(x, "dtype", None), "kind", "")
-    if kind in ("M", "m"):
-        raise UserError(f"X: holds dates ({x.dtype}); turn them into numbers, as an age in days")
+    for dtype in np.ravel(getattr(x, "dtypes", getattr(x, "dtype", None))):  # a frame without names has many
+        if getattr(dtype, "kind", "") in ("M", "m"):
+            raise UserError(f"X: holds dates ({dtype}); turn them into numbers, as an age in days")
     try:
         yield
     except UserError:

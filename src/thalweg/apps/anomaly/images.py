@@ -67,7 +67,10 @@ class ImageEnergy:
         images = as_images(x)
         if len(images) < LEAST:
             raise UserError(f"x has {len(images)} images: want {LEAST} or more, to train on and to calibrate with")
-        self._check_options(images)
+        if self._held(len(images)) < HELD:  # now, not after the training
+            raise UserError(f"{self._held(len(images))} images held out: want {HELD} or more; {MORE}")
+        if bool((images == images[0]).all()):
+            raise UserError(f"x: {len(images)} images, 1 of them distinct: want pictures that differ")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "images.npz"
             np.savez(file, x=images.numpy())
@@ -161,10 +164,10 @@ class ImageEnergy:
         return found
 
     def _held(self, num_rows: int) -> int:
+        self._check_options()
         return min(max(1, round(num_rows * float(self.held_out))), num_rows - 1)
 
-    def _check_options(self, images: Tensor) -> None:
-        """UserError, before any training, for what could not be calibrated afterwards."""
+    def _check_options(self) -> None:
         steps, share = self.steps, self.held_out
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise UserError(f"steps={steps!r}: want a whole number, 1 or more, or None")
@@ -172,10 +175,6 @@ class ImageEnergy:
             raise UserError(f"held_out={share!r}: want a number between 0 and 1")
         if not all(isinstance(text, str) for text in self.overrides):
             raise UserError(f"overrides={self.overrides!r:.100}: want texts such as 'train.batch_size=64'")
-        if self._held(len(images)) < HELD:
-            raise UserError(f"{self._held(len(images))} images held out: want {HELD} or more; {MORE}")
-        if bool((images == images[0]).all()):
-            raise UserError(f"x: {len(images)} images, 1 of them distinct: want pictures that differ")
 
     def _outlying(self, x: Tensor, own: Tensor) -> np.ndarray:
         """E(x) of float images, (B,), of `own` ones (bool) without their own kernel."""
