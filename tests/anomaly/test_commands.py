@@ -284,6 +284,11 @@ class TestArrays:
         np.testing.assert_allclose(scores.energy, thalweg.load(tmp_path / "run").energy(x).numpy(), rtol=1e-12)
         assert (scores.feature_1[5], scores.value_1[5]) == ("x0", 9.0)
 
+    @pytest.mark.parametrize(("given", "kept"), [(7, 7), (None, None), (np.random.RandomState(0), None)])
+    def test_the_seed_is_kept(self, given, kept, tmp_path):
+        DetectorBundle(thalweg.EnergyDetector(random_state=given).fit(self.X)).save_pretrained(tmp_path / "run")
+        assert thalweg.load(tmp_path / "run").detector.random_state == kept
+
     def test_other_names(self, table, thalweg_command, tmp_path):
         DetectorBundle(thalweg.EnergyDetector(random_state=0).fit(self.X)).save_pretrained(tmp_path / "run")
         call = thalweg_command("detect", "score", tmp_path / "run", table, "-o", tmp_path / "s.csv")

@@ -123,6 +123,7 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
             {n: getattr(detector, n) for n in PLAIN} | {"kind": detector.kind_, "missing": detector.missing_}
         ),
         "rate": detector.rate_,
+        "random_state": _seed(detector.random_state),
         "offset": detector.offset_,
         "num_features": getattr(detector, "n_features_in_", None),
         "features": None if names is None else [str(name) for name in names],
@@ -134,6 +135,7 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
 
 def _detector(config: dict[str, Any], tensors: dict[str, Tensor], energies: np.ndarray) -> EnergyDetector:
     detector = EnergyDetector(**{name: config["parameters"][name] for name in PLAIN})
+    detector.random_state = config.get("random_state")
     tree = store.unflatten(tensors, config["structure"])
     detector.energy_ = energy_class(detector.kind).from_state(_arrays(tree["energy"]))
     detector.train_scores_ = tree["train_scores"].numpy()
@@ -155,6 +157,12 @@ def _detector(config: dict[str, Any], tensors: dict[str, Tensor], energies: np.n
     if config["features"] is not None:
         detector.feature_names_in_ = np.array(config["features"], dtype=object)
     return detector
+
+
+def _seed(random_state: Any) -> int | None:
+    """A number; no generator is kept."""
+    number = isinstance(random_state, int | np.integer) and not isinstance(random_state, bool)
+    return int(random_state) if number else None
 
 
 def _plain(value: Any) -> Any:
