@@ -87,7 +87,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         inside, outside = self._split(len(rows), random)
         energy = _energy(self.kind, self.options)
         self._check_enough(len(outside) or energy.num_unseen(len(rows)), len(rows))
-        self.energy_ = energy.fit(rows[inside], seed=seed)
+        spared = {"calibrates": False} if self.kind == "table" and len(outside) else {}
+        self.energy_ = energy.fit(rows[inside], seed=seed, **spared)
         self.partial_ = None
         fitted, unseen = self.energy_.outlyingness_, self.energy_.unseen_
         if len(outside):
@@ -102,7 +103,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         if self.missing == "marginalise":
             self.partial_ = Partial(rows[outside], self.calibration_, np.median(rows, axis=0))
             self.train_scores_ = np.empty(len(x))
-            self.train_scores_[whole], self.train_scores_[~whole] = fitted, self.energy_of_rows(x[~whole])
+            self.train_scores_[whole] = fitted
+            if not whole.all():
+                self.train_scores_[~whole] = self.energy_of_rows(x[~whole])
         return self
 
     def energy(self, X: Any) -> np.ndarray:

@@ -47,8 +47,11 @@ class TabularEnergy:
     def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01, form: str = "exact", steps: int = 400):
         self.num_stored, self.gap, self.form, self.steps = num_stored, gap, form, steps
 
-    def fit(self, x: np.ndarray, *, seed: int = 0) -> Self:
-        """Fit to rows (N, D), finite, in any units. ValueError for anything else."""
+    def fit(self, x: np.ndarray, *, seed: int = 0, calibrates: bool = True) -> Self:
+        """Fit to rows (N, D), finite, in any units. ValueError for anything else.
+
+        `calibrates`: whether `unseen_` shall have the law of new rows on wide tables too (`crossed`), which takes longer.
+        """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or min(x.shape) < 1 or not np.isfinite(x).all():
             raise ValueError(f"x has shape {x.shape}: want (N, D) finite numbers, one row or more")
@@ -77,7 +80,7 @@ class TabularEnergy:
         robust = {**mixed, "coarse": coarse, "columns": columns}
         known = {name: Tail(known=np.sort(u)) for name, u in robust.items()}
         self.unseen_, self.outlyingness_ = np.empty(len(x)), np.empty(len(x))
-        self.unseen_[kept] = self._fuse(self._outside_views(unseen, seed))
+        self.unseen_[kept] = self._fuse(self._outside_views(unseen, seed) if calibrates else unseen)
         self.outlyingness_[kept] = np.mean([known[name](u) for name, u in robust.items()], axis=0)
         if len(rest):
             new = scaled(x[rest], self._powers)
