@@ -50,7 +50,7 @@ class TabularEnergy:
     def fit(self, x: np.ndarray, *, seed: int = 0, calibrates: bool = True) -> Self:
         """Fit to rows (N, D), finite, in any units. ValueError for anything else.
 
-        `calibrates`: whether `unseen_` shall have the law of new rows on wide tables too (`crossed`), which takes longer.
+        `calibrates`: whether `unseen_` shall have the law of new rows on small and wide tables too (`crossed`).
         """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or min(x.shape) < 1 or not np.isfinite(x).all():
