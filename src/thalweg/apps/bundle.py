@@ -1,7 +1,8 @@
 """The bundle: what a run leaves and everything else reads.
 
 `config.json` (spec, data fingerprint, versions, command), `model.safetensors` (averaged weights),
-`calibration.safetensors` (energies of held-out data) and `manifest.json` (SHA-256 of each). A run that has not
+`calibration.safetensors` (energies of held-out data), `guess.safetensors` (a coarse mixture of Gaussians, where
+completions of images start) and `manifest.json` (SHA-256 of each). A run that has not
 ended is read from its newest whole checkpoint. Nothing here runs code from the folder: only classes of this package
 are built.
 """
@@ -31,12 +32,13 @@ from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserEr
 from thalweg.core.rng import generator
 from thalweg.data.loader import check_input, check_shape
 from thalweg.energy.compose import AtNoise
+from thalweg.energy.principal import PrincipalMixture
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.run import of_block, run_chain
 
 FORMAT = 1
-FILES = ("config.json", "model.safetensors", "calibration.safetensors")
+FILES = ("config.json", "model.safetensors", "calibration.safetensors", "guess.safetensors")
 EXTRAS = ("card.md", "report.html", "README.md")
 EVALUATION_BLOCK = 256
 CHAIN_STEPS = 1000
@@ -63,6 +65,7 @@ class Bundle:
         self.noisy: bool = getattr(self.model, "noisy", False)
         self.num_classes: int = getattr(self.model, "num_classes", 0)
         self.held_out_energies = held_out
+        self.guess: PrincipalMixture | None = None  # in model units
         self._warned = False
         try:
             self.model.load_state_dict(weights)
@@ -183,7 +186,7 @@ class Bundle:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _require_files(folder, extras)
-            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies)
+            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies, self.guess)
             for name in extras if self.path.resolve() != folder.resolve() else ():
                 shutil.copy(self.path / name, folder / name)
         except ThalwegError:
@@ -284,7 +287,9 @@ def _native(x: np.ndarray) -> np.ndarray:
     return np.array(x, dtype=x.dtype.newbyteorder("="))
 
 
-def write_bundle(folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None) -> None:
+def write_bundle(
+    folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None, guess: PrincipalMixture | None = None
+) -> None:
     """Write the bundle's files into a folder, each whole, the manifest last: until then the folder is no bundle."""
     _require_files(folder, (*FILES, store.MANIFEST))
     with tempfile.TemporaryDirectory(
@@ -295,6 +300,8 @@ def write_bundle(folder: Path, config: dict[str, Any], weights: Any, held_out: T
         store.write_tensors(aside / "model.safetensors", dict(weights))
         if held_out is not None:
             store.write_tensors(aside / "calibration.safetensors", {"energy": held_out})
+        if guess is not None:
+            store.write_tensors(aside / "guess.safetensors", {k: v.float() for k, v in guess.state_dict().items()})
         store.seal(aside)
         (folder / store.MANIFEST).unlink(missing_ok=True)
         for file in (*FILES, store.MANIFEST):
@@ -350,7 +357,10 @@ def load(path_or_id: str | Path) -> Any:
         config = read_config(folder)
         calibration = folder / "calibration.safetensors"
         held_out = _calibration(calibration) if calibration.exists() else None
-        return Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
+        bundle = Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
+        if (folder / "guess.safetensors").exists():
+            bundle.guess = _guess(folder / "guess.safetensors", bundle.shape)
+        return bundle
     if _app(folder) in ("anomaly", "rerank"):  # which are written whole, the manifest with them
         raise DamagedFile(f"{folder / store.MANIFEST}: missing, so the folder is not whole; restore it, or fit again")
     config = read_config(folder)
@@ -374,6 +384,13 @@ def _calibration(path: Path) -> Tensor:
     if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
         raise DamagedFile(f"{path}: holds no energies of held-out data, (n,); train again")
     return held_out.to(torch.float32)
+
+
+def _guess(path: Path, shape: tuple[int, ...]) -> PrincipalMixture:
+    try:
+        return PrincipalMixture.from_state(store.read_tensors(path), shape)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error
 
 
 def _from_hub(name: str) -> Path:

@@ -31,6 +31,7 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
+from thalweg.energy.principal import PrincipalMixture, evenly
 from thalweg.energy.spectral import frozen
 from thalweg.objective.base import Batch
 from thalweg.train.distributed import Alone, Ranks, joined
@@ -360,7 +361,8 @@ def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: T
     if bundle.num_classes and data.held_out_labels is not None:
         config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
     held_out = bundle.energy(as_float(data.held_out))
-    write_bundle(folder, config, bundle.model.state_dict(), held_out)
+    guess = PrincipalMixture.fit(bundle.encode(as_float(evenly(data.train))), seed=config["run"]["seed"])
+    write_bundle(folder, config, bundle.model.state_dict(), held_out, guess)
     store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
 
 

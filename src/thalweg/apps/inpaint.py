@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from thalweg.apps.bundle import check_room, whole
 from thalweg.apps.operators import Operator, Pixels, matrix
-from thalweg.apps.posterior import NETWORK_ROWS, Guided, Noise, Sight, draw
+from thalweg.apps.posterior import NETWORK_ROWS, Guided, Noise, Sight, draw, guessed
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import as_float, check_input, check_shape
@@ -56,7 +56,7 @@ def inpaint(
     masks, which = torch.unique(observed.flatten(1), dim=0, return_inverse=True)
     seen = [Seen((which == k).nonzero()[:, 0], Pixels(m.reshape(bundle.shape)), None) for k, m in enumerate(masks)]
     seen = [s._replace(values=s.operator(x[s.rows])) for s in seen]
-    found = _complete(bundle, seen, len(x), n, seed, noise, how or Guided())
+    found = _complete(bundle, seen, len(x), n, seed, noise, how)
     if noise == 0:
         found = torch.where(observed, x, found)
     return _ranked(bundle, found)
@@ -84,7 +84,7 @@ def restore(
     if seen[0].numel() != wanted:
         raise UserError(f"seen: {seen[0].numel()} numbers a row, {operator} gives {wanted} of this model's images")
     part = Seen(torch.arange(len(seen)), operator, seen.flatten(1))
-    return _ranked(bundle, _complete(bundle, [part], len(seen), n, seed, noise, how or Guided()))
+    return _ranked(bundle, _complete(bundle, [part], len(seen), n, seed, noise, how))
 
 
 class Seen(NamedTuple):
@@ -95,8 +95,11 @@ class Seen(NamedTuple):
     values: Any  # (r, m)
 
 
-def _complete(bundle: Any, seen: Sequence[Seen], size: int, n: int, seed: int, noise: float, how: Guided) -> Tensor:
+def _complete(
+    bundle: Any, seen: Sequence[Seen], size: int, n: int, seed: int, noise: float, how: Guided | None
+) -> Tensor:
     """(n, B, *shape) in data units, unranked."""
+    how = how or (Guided.wide() if bundle.guess is None else Guided())
     if isinstance(noise, bool) or not 0 <= noise < math.inf:
         raise UserError(f"noise={noise}: want a standard deviation of 0 or more, in data units")
     check_room(n * size, bundle.shape)
@@ -139,11 +142,11 @@ def _block(sights: Sequence[Sight], start: int, n: int) -> tuple[Tensor, list[Si
 def _annealed(bundle: Any, sights: Sequence[Sight], streams: Sequence[Generator], how: Guided) -> Tensor:
     size = math.prod(bundle.shape)
     with torch.autocast("cpu", torch.bfloat16, enabled=bundle.config.get("precision") == "bf16"):
-        return draw(bundle.model, sights, Noise(streams, size), how)
+        return draw(bundle.model, sights, Noise(streams, size), how, guess=bundle.guess)
 
 
 def _chains(bundle: Any, sights: Sequence[Sight], streams: Sequence[Generator], how: Guided) -> Tensor:
-    """The run's own kernel on E(z) with what was seen held, from noise in all that is missing.
+    """The run's own kernel on E(z) with what was seen held, from the bundle's guess, or noise, in all that is missing.
 
     Exact observations are held exactly. Noise on others is taken to be at least sqrt(2 h T), the kick of one step: a
     finer bound would be stiffer than the step can follow.
@@ -156,6 +159,8 @@ def _chains(bundle: Any, sights: Sequence[Sight], streams: Sequence[Generator], 
     make = torch.rand if image else torch.randn
     start = torch.stack([make(bundle.shape, generator=g) for g in streams])
     start = bundle.transform.forward(start) if image else start
+    if bundle.guess is not None:
+        start = guessed(bundle.guess, sights, Noise(streams, math.prod(bundle.shape))).reshape(start.shape)
     with frozen(bundle.model) as still:
         for sight in sights:
             d, x = sight.directions, start[sight.rows]

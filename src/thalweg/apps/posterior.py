@@ -11,9 +11,10 @@ carries the news from the observed pixels to the missing ones at once, where rep
     y' = x^ + (t'/t) (y - x^) + sqrt(t' (1 - t'/t)) z.
 
 (Song et al. 2023 guide with a scalar V_t and the network's Jacobian; the anchor's V_t is full and costs no second
-backward pass.) The start is no pure noise but the Gaussian's own law given what was seen, at `sigma_start`, which
-saves the levels above it. For a Gaussian energy all this is exact as steps grow. For any other, MALA steps at the
-lowest levels follow, on `thalweg.energy.seen.Given`: exact but for noise sqrt(t) on what was seen.
+backward pass.) The start is no pure noise but a draw of a coarse law given what was seen, at `sigma_start`, which saves
+the levels above it: of the bundle's mixture (`energy.principal`), which knows of all shapes that fit, or, without one,
+of the Gaussian. For a Gaussian energy all this is exact as steps grow. For any other, MALA steps at the lowest levels
+follow, on `thalweg.energy.seen.Given`: exact but for noise sqrt(t) on what was seen.
 """
 
 import itertools
@@ -28,6 +29,7 @@ from torch import Generator, Tensor
 from thalweg.core.errors import UserError
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
+from thalweg.energy.principal import PrincipalMixture
 from thalweg.energy.seen import Directions, Given
 from thalweg.sampler.annealed import Heun
 from thalweg.sampler.langevin import MALA
@@ -49,12 +51,13 @@ class Guided:
     `num_corrections` MALA steps at each of the last `corrected` levels.
 
     A step is repeated from where noise brings its end back to its start (Lugmayr et al. 2022), which lets the missing
-    pixels settle. Costs num_steps visits + 1 + corrected (num_corrections + 1) gradients.
+    pixels settle. Costs num_steps visits + 1 + corrected (num_corrections + 1) gradients. The defaults go with a
+    mixture's start, `Guided.wide()` with that of one Gaussian.
     """
 
-    num_steps: int = 10
-    visits: int = 3
-    sigma_start: float = 1.0
+    num_steps: int = 6
+    visits: int = 1
+    sigma_start: float = 0.4
     rho: float = 3.0
     corrected: int = 1
     num_corrections: int = 1
@@ -64,6 +67,11 @@ class Guided:
     def __post_init__(self):
         if min(self.num_steps, self.visits) < 1 or min(self.num_corrections, self.corrected, self.chain_steps) < 0:
             raise ValueError(f"{self}: want num_steps and visits of 1 or more, the other counts of 0 or more")
+
+    @classmethod
+    def wide(cls) -> "Guided":
+        """From a level where a Gaussian is a fair guess of the data."""
+        return cls(num_steps=10, visits=3, sigma_start=1.0)
 
     def levels(self, energy: Any) -> list[float]:
         """Noise levels sigma, highest first."""
@@ -115,13 +123,22 @@ class Noise:
 
 @torch.no_grad()
 def draw(
-    energy: Any, sights: Sequence[Sight], noise: Noise, how: Guided, spread: Spread | None = None
+    energy: Any,
+    sights: Sequence[Sight],
+    noise: Noise,
+    how: Guided,
+    spread: Spread | None = None,
+    guess: PrincipalMixture | None = None,
 ) -> Float[Tensor, "b d"]:
     """One draw of x | seen for each row, flat, in model units; every row is in one of the sights."""
     spread = spread or Spread.of(energy)
     sigma = how.levels(energy)
-    prior, z = spread.draw(noise.normal()), noise.normal()
-    y = _told(prior, spread.covariance(), sights, z) + sigma[0] * noise.normal()
+    if guess is None:
+        prior, z = spread.draw(noise.normal()), noise.normal()
+        start = _told(prior, spread.covariance(), sights, z)
+    else:
+        start = guessed(guess, sights, noise)
+    y = start + sigma[0] * noise.normal()
     for i, (now, then) in enumerate(itertools.pairwise(sigma)):
         covariance, keep = spread.covariance(now**2), (then / now) ** 2
         for visit in range(how.visits):
@@ -133,6 +150,15 @@ def draw(
             y = _corrected(energy, y, then**2, sights, noise, how)
     x = _denoise(energy, y, sigma[-1] ** 2)
     return _told(x, spread.covariance(sigma[-1] ** 2), sights)
+
+
+def guessed(guess: PrincipalMixture, sights: Sequence[Sight], noise: Noise) -> Float[Tensor, "b d"]:
+    """A draw of the mixture given what was seen, for each row."""
+    z, u = noise.normal(), noise.uniform()
+    start = torch.empty_like(z)
+    for rows, directions, read in sights:
+        start[rows] = guess.draw(directions, read, z[rows, : guess.basis.shape[1]], u[rows])
+    return start
 
 
 def _told(guess: Tensor, covariance: Tensor, sights: Sequence[Sight], z: Tensor | None = None) -> Tensor:
