@@ -12,7 +12,6 @@ import logging
 import math
 import operator
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -26,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.apps import classify
+from thalweg.apps.hub import fetched
 from thalweg.core import store
 from thalweg.core.config import build
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
@@ -43,7 +43,6 @@ EXTRAS = ("card.md", "report.html", "README.md")
 EVALUATION_BLOCK = 256
 CHAIN_STEPS = 1000
 ALPHA = 0.01
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # anything else can only be a path
 log = logging.getLogger("thalweg")
 
 
@@ -339,7 +338,7 @@ def load(path_or_id: str | Path) -> Any:
     """
     folder = Path(path_or_id)
     if not folder.exists():
-        folder = _from_hub(str(path_or_id))  # the text as given: Path takes the ./ away
+        folder = fetched(str(path_or_id))  # the text as given: Path takes the ./ away
     if not folder.is_dir():
         raise UserError(f"{folder}: a file, where the folder of a run was wanted")
     if (folder / store.MANIFEST).exists():
@@ -391,18 +390,3 @@ def _guess(path: Path, shape: tuple[int, ...]) -> PrincipalMixture:
         return PrincipalMixture.from_state(store.read_tensors(path), shape)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error
-
-
-def _from_hub(name: str) -> Path:
-    owner = name.partition("/")[0]
-    if not HUB_ID.fullmatch(name) or Path(owner).exists():
-        raise UserError(f"{name}: no such folder; check the spelling and the working directory")
-    from huggingface_hub import constants, snapshot_download
-
-    # A folder of plain files: the Hub's own cache is made of links, which the store refuses.
-    local = Path(constants.HF_HOME) / "thalweg" / name.replace("/", "--")
-    try:
-        return Path(snapshot_download(name, local_dir=local, allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{name}: no such folder here, nor a bundle of this name on the Hub ({reason})") from error

@@ -9,6 +9,7 @@ are matched by name; a missing value is NaN.
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -267,6 +268,10 @@ def _retyped(series: Any, column: Column, where: str) -> bool:
 
 
 def _parsed(given: list[str | None], column: Column, where: str, rows: Sequence[int]) -> np.ndarray:
+    together = "".join(text for text in given if text is not None)
+    if together.isascii() and "_" not in together:  # so that float takes what `is_number` takes, in a third of the time
+        with suppress(ValueError):
+            return np.array([np.nan if text is None else float(text) for text in given], float)
     found = np.full(len(given), np.nan)
     for i, text in enumerate(given):
         if text is None:

@@ -5,7 +5,7 @@ its first line names the columns is settled by `apps.anomaly.header`.
 """
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ class Table:
         """Whether values come as texts."""
         return self.path.suffix.lower() == ".csv"
 
-    def blocks(self, only: Sequence[str] | None = None) -> Iterator[Any]:
+    def blocks(self, only: Collection[str] | None = None) -> Iterator[Any]:
         """The rows in order, as Arrow tables of at most 32,768 rows, of `only` these columns if given.
 
         DamagedFile where the file breaks off.
