@@ -50,6 +50,34 @@ def test_arrays_that_cannot_be_scored(bad, part, x, detector):
         detector.predict(bad(x))
 
 
+@pytest.mark.parametrize(
+    ("bad", "at", "mend"),
+    [
+        (lambda x: with_value(x, np.nan), "row 3, column 2 (X[2, 1]) is missing", "missing='marginalise'"),
+        (lambda x: with_value(x, -np.inf), "row 3, column 2 (X[2, 1]) is infinite", "mend it"),
+        (lambda x: with_value(x.astype(object), "red"), "row 3, column 2 (X[2, 1]) holds 'red'", "table with names"),
+        (lambda x: x + 1j, "Complex data", "two columns"),
+        (lambda x: x[0], "1D array", "reshape(-1, 1)"),
+    ],
+)
+def test_bad_arrays_are_told_in_one_line(bad, at, mend, x, detector):
+    """With the place and the remedy, in the fit as in the score."""
+    for told in (detector.energy, thalweg.EnergyDetector().fit):
+        with pytest.raises(UserError) as caught:
+            told(bad(x))
+        assert at in str(caught.value)
+        assert mend in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_text_that_is_always_the_same_or_missing(normal_rows):
+    """Equal energies of the observed part: nothing is divided by their distance (warnings are errors here)."""
+    t = normal_rows()[["flow", "heat"]].assign(site=["red", None] * 30)
+    detector = thalweg.EnergyDetector(missing="marginalise", random_state=0).fit(t)
+    only = t.assign(flow=np.nan, heat=np.nan)
+    assert np.isfinite(detector.energy(pd.concat([t, only], ignore_index=True))).all()
+
+
 @pytest.mark.parametrize("value", [1e30, -1e30, 1.7e308])
 def test_huge_values_are_finite_and_strange(value, x, detector):
     odd = with_value(x, value)

@@ -21,6 +21,29 @@ def fitted():
     return TabularEnergy().fit(table())
 
 
+@pytest.mark.parametrize("scale", [1e-310, 1e-300, 1e-100, 1e-13, 1e-12, 1e12, 1e100, 1e300, [1, 1e300, 1e-300, 1e-13]])
+def test_energies_do_not_depend_on_units(scale):
+    """Of whole rows, of observed parts and of features alone; a table whose every column has a spread."""
+    r = np.random.default_rng(0)
+    rows, x, unit = r.normal(size=(120, 4)), np.r_[r.normal(size=(20, 4)), [[0, 0, 0, 9]]], np.array(scale)
+    wanted, found = TabularEnergy().fit(rows), TabularEnergy().fit(rows * unit)
+    seen = np.arange(84).reshape(21, 4) % 5 > 0
+    np.testing.assert_allclose(found.energy(x * unit), wanted.energy(x), atol=1e-9)
+    np.testing.assert_allclose(found.unseen_, wanted.unseen_, atol=1e-9)
+    np.testing.assert_allclose(found.outlyingness_, wanted.outlyingness_, atol=1e-9)
+    np.testing.assert_allclose(found.shares(x * unit), wanted.shares(x), atol=1e-9)
+    np.testing.assert_allclose(found.marginal(x * unit, seen), wanted.marginal(x, seen), atol=1e-9)
+    np.testing.assert_array_equal(found.repair(x * unit), wanted.repair(x) * unit)
+    assert found.energy(x * unit).argmax() == 20
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-12, 0.3, 1.0, 1e6, 1e300])
+def test_any_other_value_in_a_constant_column_is_strange(value):
+    rows = np.c_[np.random.default_rng(0).normal(size=(60, 1)), np.full(60, value)]
+    u = TabularEnergy().fit(rows).energy(np.array([[0.0, value], [0.0, value + max(1.0, value)], [0.0, value / 2 - 1]]))
+    assert (u[1:] > u[0] + 1).all()
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 6, 10, 60])
 def test_few_rows_and_huge_values_are_finite(n):
     x = table()[:n]

@@ -58,6 +58,15 @@ class Calibration:
         k = self.rank_of(rate)
         return float(self.ranked[-k]) if k else float("inf")
 
+    def through(self, t: float) -> tuple["Calibration", float]:
+        """(a calibration, a rate) for which E(x) > t is p(x) <= rate. The highest energy up to t is raised to t, which
+        only makes p-values larger; where all are above t, the lowest is put there.
+        """
+        ranked, n = self.ranked.copy(), len(self.ranked)
+        k = min(int((ranked > t).sum()), n - 1)
+        ranked[n - k - 1] = t
+        return Calibration(ranked), (k + 1) / (n + 1)
+
     def rate(self, rate: float, *, level: float = 0.95) -> Rate:
         """The false-alarm rate of `threshold(rate)`, which over calibration sets has the law Beta(k, n + 1 - k).
 
@@ -103,8 +112,8 @@ def _step_up(p: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.minimum(np.minimum.accumulate(ratio[::-1])[::-1], 1.0)
 
 
-def check_rate(rate: float) -> float:
-    """The rate; UserError unless it is a number in (0, 1)."""
+def check_rate(rate: float, name: str = "false_alarm_rate") -> float:
+    """The rate; UserError, with the name it was given by, unless it is a number in (0, 1)."""
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 0 < rate < 1:
-        raise UserError(f"false_alarm_rate={rate!r}: want a number between 0 and 1, such as 0.01")
+        raise UserError(f"{name}={rate!r}: want a number between 0 and 1, such as 0.01")
     return float(rate)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from thalweg.apps.anomaly.kinds import check_kinds, is_plain_number, missing
 from thalweg.core.errors import DamagedFile, UserError
 
 MOST = 100  # categories of a column that are told apart
@@ -185,10 +186,12 @@ def texts(series: Any, name: str, where: str) -> list[str | None]:
     if series.dtype.is_nested():
         raise UserError(f"{where}: column {name!r} holds lists or structures; drop it, or spread it into columns")
     values = series.to_list()
+    if series.dtype == nw.Object:  # pandas' way to hold anything
+        check_kinds(values, f"{where}: column {name!r}")
     if series.dtype in (nw.Binary, nw.Unknown) and any(value is not None for value in values):
         kind = "bytes" if isinstance(next(v for v in values if v is not None), bytes) else "neither numbers nor texts"
         raise UserError(f"{where}: column {name!r} holds {kind}; drop it, or store it as texts or numbers")
-    return [None if v is None or v != v else str(v) for v in values]
+    return [None if missing(v) else str(v) for v in values]
 
 
 def _column(series: Any, name: str, where: str, parse: bool, rows: Sequence[int]) -> Column:
@@ -250,7 +253,13 @@ def _encode(series: Any, column: Column, where: str, rows: Sequence[int]) -> np.
 
 
 def _retyped(series: Any, column: Column, where: str) -> bool:
-    """Whether all values are numbers, and none of the known categories is."""
+    """Whether all values are numbers, and none of the known categories is. Of what holds anything each value counts for
+    itself, so that a row does not depend on the others.
+    """
+    import narwhals as nw
+
+    if series.dtype == nw.Object:
+        return False
     if _numeric(series):
         return not np.isnan(_numbers(series)).all()
     there = [text for text in texts(series, column.name, where) if text is not None]
@@ -283,8 +292,8 @@ def _parsed(given: list[str | None], column: Column, where: str, rows: Sequence[
 def _numeric(series: Any) -> bool:
     import narwhals as nw
 
-    if series.dtype == nw.Object:  # pandas' way to hold anything
-        return all(value is None or isinstance(value, int | float | np.number) for value in series.to_list())
+    if series.dtype == nw.Object:
+        return all(missing(value) or is_plain_number(value) for value in series.to_list())
     return series.dtype.is_numeric() or series.dtype == nw.Boolean or _wide_decimal(series)
 
 
@@ -297,7 +306,7 @@ def _numbers(series: Any) -> np.ndarray:
     import narwhals as nw
 
     if series.dtype == nw.Object:
-        return np.array([np.nan if value is None else float(value) for value in series.to_list()], float)
+        return np.array([np.nan if missing(value) else float(value) for value in series.to_list()], float)
     if series.dtype.is_integer():  # Arrow's cast refuses whole numbers that float64 rounds
         return np.array(series.to_numpy(), float)
     return np.array(series.cast(nw.Float64).to_numpy(), float)

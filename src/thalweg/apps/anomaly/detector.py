@@ -3,9 +3,10 @@
     score_samples(x) = -E(x),    decision_function(x) = t - E(x),    predict(x) = -1 where E(x) > t,
 
 t the threshold at a stated false-alarm rate (`apps.anomaly.calibrate`), or, with `contamination` a number, the energy
-that this share of the fitted rows exceeds.
+that this share of the fitted rows exceeds. Either way a row is flagged where p(x) <= `rate_`, by every method.
 """
 
+import inspect
 import logging
 from importlib import import_module
 from typing import Any, Self
@@ -15,6 +16,7 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from thalweg.apps.anomaly.arrays import array_errors, checked_pixels
 from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
 from thalweg.apps.anomaly.columns import Columns, is_frame
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
@@ -24,6 +26,7 @@ from thalweg.core.errors import UserError
 
 KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
 CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
+MANY_GAPS = 0.5  # share of whole rows below which it is worth a warning
 MANY = 20  # rows from which on it is no accident that no text comes twice
 OUT_OF_REACH = 1e3  # ranges of the calibration's energies
 log = logging.getLogger("thalweg")
@@ -35,17 +38,20 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     - `kind`: "table", or "image" for (N, H, W) or (N, C, H, W).
     - `contamination`: "auto" flags at `false_alarm_rate`; a number in (0, 0.5] flags that share of the fitted rows.
     - `false_alarm_rate`: the share of normal rows that may be flagged. Needs 1 / rate - 1 rows to calibrate with; with
-      fewer no threshold keeps it: the log says so, and only rows a thousand ranges of energy away are flagged.
+      fewer none can be flagged, and the log says so.
     - `missing`: NaN is refused ("raise"), or a row is scored by what was observed of it ("marginalise"). Fitted rows
       with a gap are then left out, and calibration is by "split".
     - `calibration`: "unseen" uses all rows for the energy and calibrates with the energies that it gives them as if it
       had not seen them; "split" holds rows out, which makes the promise exact; "auto" is "unseen" where it can be.
-    - `held_out`: the share of rows that "split" holds out.
+    - `held_out`: the share of rows that "split" holds out. (Images: "unseen" has a share of its own, a tenth, of which
+      one half calibrates; options={"held_out": 0.3} changes it.)
     - `options`: keywords of the energy behind it.
     - `random_state`: of the split and of the energy's fit.
 
-    After fit: `offset_` (= -t), `calibration_`, `energy_`, `train_scores_` (N,): how strange each fitted row is, high =
-    anomalous, for use without a clean training set; `n_features_in_`, `feature_names_in_`.
+    After fit: `offset_` (= -t), `rate_` (the rate that t stands for), `calibration_`, `energy_`, `train_scores_` (N,):
+    how strange each given row is, high = anomalous, for use without a clean training set (rows with a gap by what was
+    observed of them); `n_features_in_`, `feature_names_in_`. Parameters set after fit count from the next fit on, and
+    the two rates from the next `recalibrate` on.
     """
 
     def __init__(
@@ -72,24 +78,34 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn the energy of normal rows and calibrate it; `y` is not looked at. UserError for what cannot be used."""
         self._check_parameters()
+        self.kind_, self.missing_ = self.kind, self.missing
         x = self._input(X, reset=True)
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
-        x = self._whole_rows(x)
-        inside, outside = self._split(len(x), random)
-        self.energy_ = energy_class(self.kind)(**(self.options or {})).fit(x[inside], seed=seed)
+        whole = self._whole_rows(x)
+        rows = x[whole]
+        inside, outside = self._split(len(rows), random)
+        energy = _energy(self.kind, self.options)
+        self._check_enough(len(outside) or energy.num_unseen(len(rows)), len(rows))
+        spared = {"calibrates": False} if self.kind == "table" and len(outside) else {}
+        self.energy_ = energy.fit(rows[inside], seed=seed, **spared)
         self.partial_ = None
+        fitted, unseen = self.energy_.outlyingness_, self.energy_.unseen_
         if len(outside):
-            unseen = np.asarray(self.energy_.energy(x[outside]), float)
-            scores = np.empty(len(x))
-            scores[inside], scores[outside] = self.energy_.unseen_, unseen
-            self.train_scores_ = scores
-        else:
-            unseen, self.train_scores_ = np.asarray(self.energy_.unseen_, float), np.asarray(self.energy_.outlyingness_)
-        self.calibration_ = Calibration(unseen)
+            unseen = np.asarray(self.energy_.energy(rows[outside]), float)
+            scores = np.empty(len(rows))
+            scores[inside] = self.energy_.unseen_ if self.kind == "table" else fitted
+            scores[outside] = unseen
+            fitted = scores
+        self.calibration_ = Calibration(np.asarray(unseen, float))
+        self._set_threshold(rows)
+        self.train_scores_ = np.asarray(fitted, float)
         if self.missing == "marginalise":
-            self.partial_ = Partial(x[outside], self.calibration_, np.median(x, axis=0))
-        self._set_offset(x)
+            self.partial_ = Partial(rows[outside], self.calibration_, np.median(rows, axis=0))
+            self.train_scores_ = np.empty(len(x))
+            self.train_scores_[whole] = fitted
+            if not whole.all():
+                self.train_scores_[~whole] = self.energy_of_rows(x[~whole])
         return self
 
     def energy(self, X: Any) -> np.ndarray:
@@ -102,15 +118,16 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return -self.energy(X)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """-E(x) - offset_, (B,): below 0 are the flagged rows."""
-        return self.score_samples(X) - self.offset_
+        """-E(x) - offset_, (B,): below 0 are the flagged rows; none is where too few rows calibrate for the rate."""
+        d = self.score_samples(X) - self.offset_
+        return d if self.calibration_.rank_of(self.rate_) else np.maximum(d, 0.0)
 
     def predict(self, X: Any) -> np.ndarray:
         """-1 for flagged rows, 1 for the others, (B,)."""
         return np.where(self.decision_function(X) < 0, -1, 1)
 
     def p_values(self, X: Any) -> np.ndarray:
-        """The share of normal data at least as strange, (B,) in [1 / (n + 1), 1]; up to false_alarm_rate: flagged."""
+        """The share of normal data at least as strange, (B,) in [1 / (n + 1), 1]; up to rate_: flagged."""
         u = self.energy(X)
         return self.calibration_.p_values(u)
 
@@ -124,8 +141,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         Of images the map of pixels that raise the energy, and the repaired image.
         """
         check_is_fitted(self)
+        if top is not None and (isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1):
+            raise UserError(f"top={top!r}: want a whole number of features, 1 or more, or None for all")
         x = self._input(X, reset=False)
-        if self.kind == "image":
+        if self.kind_ == "image":
             return ImageReasons(self.energy_.attribution(x), self.energy_.repair(x))
         given = self.columns_.values(X) if self.columns_ is not None and is_frame(X) else None
         return self.explain_rows(x, given, top)
@@ -145,17 +164,19 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     def realised_rate(self, *, level: float = 0.95) -> Rate:
         """What the threshold promises: the false-alarm rate expected, and an interval for it at this level."""
         check_is_fitted(self)
-        return self.calibration_.rate(self.false_alarm_rate, level=level)
+        return self.calibration_.rate(self.rate_, level=check_rate(level, "level"))
 
     def recalibrate(self, X: Any) -> Self:
         """Set p-values and threshold by fresh normal rows that no fit saw: exact after a drift. The energy stays."""
         check_is_fitted(self)
+        self._check_parameters()
         x = self._input(X, reset=False)
-        x = self._whole_rows(x)
+        x = x[self._whole_rows(x)]
+        self._check_enough(len(x), len(x))
         self.calibration_ = Calibration(np.asarray(self.energy_.energy(x), float))
+        self._set_threshold(x)
         if self.partial_ is not None:
             self.partial_ = Partial(x, self.calibration_, self.partial_.center)
-        self._set_offset(x)
         return self
 
     def drift(self, X: Any, *, level: float = 0.01) -> Drift:
@@ -167,6 +188,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         """An alarm for batch after batch: `alarm.update(detector.energy(X))`."""
         check_is_fitted(self)
         return DriftAlarm(self.calibration_, level=level)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "offset_")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -190,22 +214,26 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
 
     def _input(self, X: Any, *, reset: bool) -> Any:
         """Rows (N, D) float64, checked, NaN only where it may be; images as they are."""
-        if self.kind == "image":
+        if type(X).__name__ == "LazyFrame":
+            raise UserError("X: a LazyFrame, whose rows are not there yet; give X.collect()")
+        if self.kind_ == "image":
             if reset:
                 self.columns_ = None
-            return X
-        finite = "allow-nan" if self.missing == "marginalise" else True
+            return checked_pixels(X)
         if reset:
             self.columns_ = Columns.fit(X) if is_frame(X) else None
+        least = 2 if reset else 1
         if self.columns_ is None or not is_frame(X):
             if self.columns_ is not None and len(self.columns_.owners) != len(self.columns_.columns):
                 raise UserError("X: fitted on a table with categories; give a table with the same columns by name")
-            least = 2 if reset else 1
-            return validate_data(
-                self, X, reset=reset, dtype=np.float64, ensure_all_finite=finite, ensure_min_samples=least
-            )
+            with array_errors(X):
+                x = validate_data(
+                    self, X, reset=reset, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=least
+                )
+            self._check_values(x)
+            return x
         x = self.columns_.encode(X)
-        self.check_values(x, least=2 if reset else 1)
+        self._check_values(x, least=least)
         if reset and len(x) >= MANY:
             for column in self.columns_.columns:
                 if column.categories == ():
@@ -213,34 +241,36 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         validate_data(self, X if reset else _first(X, self.columns_.names), reset=reset, skip_check_array=True)
         return x
 
-    def check_values(self, x: np.ndarray, *, where: str = "X", first: int = 0, least: int = 0) -> None:
-        """The same refusals for encoded tables as scikit-learn's for arrays, with the column and the row."""
+    def _check_values(self, x: np.ndarray, least: int = 0) -> None:
+        """UserError, with the column and the row, for what is not finite and for fewer than `least` rows."""
         if len(x) < least:
-            raise UserError(f"{where}: {len(x)} rows; want {least} or more")
-        bad = np.isinf(x) if self.missing == "marginalise" else ~np.isfinite(x)
+            raise UserError(f"X: {len(x)} rows; want {least} or more")
+        bad = np.isinf(x) if self.missing_ == "marginalise" else ~np.isfinite(x)
         if bad.any():
             row, column = np.argwhere(bad)[0]
-            name = self.columns_.names[self.columns_.owners[column]]
-            infinite = np.isinf(x[row, column])
-            what = "infinite (infinity)" if infinite else "missing (NaN)"
-            mend = "mend it" if infinite else "drop the row, or fit with missing='marginalise'"
-            raise UserError(f"{where}: column {name!r} is {what} in row {first + row + 1}; {mend}")
+            at = f"row {row + 1}, column {column + 1} (X[{row}, {column}]) is"
+            if self.columns_ is not None:
+                at = f"row {row + 1}: column {self.columns_.names[self.columns_.owners[column]]!r} is"
+            if np.isinf(x[row, column]):
+                raise UserError(f"X: {at} infinite (infinity); mend it")
+            raise UserError(f"X: {at} missing (NaN); drop the row, or fit with missing='marginalise'")
 
-    def _whole_rows(self, x: Any) -> Any:
-        """The rows without a gap, of which there must be two."""
-        if self.missing != "marginalise":
-            return x
+    def _whole_rows(self, x: Any) -> np.ndarray:
+        """Which rows are without a gap, (N,) bool; there must be two."""
+        if self.missing_ != "marginalise":
+            return np.ones(len(x), dtype=bool)
         gaps = np.isnan(x)
-        kept = x[~gaps.any(1)]
-        if len(kept) < 2:
+        whole = ~gaps.any(1)
+        if whole.sum() < 2:
             names, owners = self.features()
             worst = names[owners[gaps.mean(0).argmax()]]
             raise UserError(
-                f"X: {len(kept)} rows have no gap, want 2 or more; drop columns with many gaps, {worst!r} first"
+                f"X: {whole.sum()} rows have no gap, want 2 or more; drop columns with many gaps, {worst!r} first"
             )
-        if len(kept) < len(x):
-            log.info("%d of %d rows have a gap and are left out of the fit", len(x) - len(kept), len(x))
-        return kept
+        if not whole.all():
+            level = logging.WARNING if whole.mean() < MANY_GAPS else logging.INFO
+            log.log(level, "%d of %d rows have a gap and are left out of the fit", (~whole).sum(), len(x))
+        return whole
 
     def features(self) -> tuple[list[str], np.ndarray]:
         """Names by feature, and the feature of each encoded column."""
@@ -262,20 +292,40 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             return np.asarray(self.energy_.energy(x), float)
         return self.partial_.energy(self.energy_, x)
 
-    def _set_offset(self, x: Any) -> None:
+    def _set_threshold(self, rows: Any) -> None:
+        """`offset_`, `rate_` and a calibration that agree: E(x) > t is p(x) <= rate_."""
         if self.contamination != "auto":
-            self.offset_ = float(np.percentile(-self.energy_of_rows(x), 100 * float(self.contamination)))
+            self.offset_ = float(np.percentile(-self.energy_of_rows(rows), 100 * float(self.contamination)))
+            self.calibration_, self.rate_ = self.calibration_.through(-self.offset_)
             return
-        self.offset_ = -self.calibration_.threshold(self.false_alarm_rate)
+        self.rate_ = float(self.false_alarm_rate)
+        self.offset_ = -self.calibration_.threshold(self.rate_)
         if not np.isfinite(self.offset_):
             u = self.calibration_.ranked  # finite, as scores are ranked by people's tools, which refuse infinity
             self.offset_ = -float(u[-1] + OUT_OF_REACH * (1 + u[-1] - u[0]))
-            n, rate = len(self.calibration_.energies), self.false_alarm_rate
-            least = int(np.ceil(1 / rate - 1 - 1e-9))
-            log.warning(
-                "%d rows to calibrate with: none can be flagged at a false-alarm rate of %g; give %d, or a higher rate",
-                n, rate, least,
-            )  # fmt: skip
+
+    def _check_enough(self, n: int, rows: int) -> None:
+        """Say, before anything is trained, that n of these rows are too few to flag any at the rate."""
+        rate = float(self.false_alarm_rate)
+        least = int(np.ceil(1 / rate - 1 - 1e-9))
+        if self.contamination != "auto" or n >= least:
+            return
+        more = f"{least}" if n == rows else f"{least} ({int(np.ceil(least * rows / max(n, 1)))} in all)"
+        if self.kind_ == "image":
+            more += ", hold out a larger share (calibration='split', held_out)"
+        log.warning(
+            "%d rows to calibrate with: none can be flagged at a false-alarm rate of %g; give %s, or a higher rate",
+            n, rate, more,
+        )  # fmt: skip
+
+
+def _energy(kind: str, options: dict[str, Any] | None) -> Any:
+    """The energy with its options, none fitted; UserError for keywords that it does not have."""
+    made = energy_class(kind)
+    known = list(inspect.signature(made).parameters)
+    if options is not None and not (isinstance(options, dict) and set(options) <= set(known)):
+        raise UserError(f"options={options!r:.200}: want keywords among {', '.join(known)}")
+    return made(**(options or {}))
 
 
 def energy_class(kind: str) -> Any:

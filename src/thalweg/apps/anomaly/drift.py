@@ -32,7 +32,10 @@ def drift(calibration: Calibration, energies: np.ndarray, *, level: float = 0.01
     A false alarm has probability `level` at most; both sample sizes count, ties make it cautious. Distances below about
     1.6 sqrt(1/n + 1/B) are not seen at level 0.01.
     """
-    check_rate(level)
+    check_rate(level, "level")
+    energies = np.asarray(energies, float)
+    if energies.ndim != 1 or not np.isfinite(energies).all():
+        raise UserError(f"energies of shape {energies.shape}: want finite numbers (B,), as detector.energy(rows) gives")
     if len(energies) < LEAST:
         raise UserError(f"{len(energies)} rows: want {LEAST} or more to see a drift")
     small = max(len(energies), len(calibration.energies)) <= EXACT
@@ -48,9 +51,10 @@ class DriftAlarm:
     """
 
     def __init__(self, calibration: Calibration, *, level: float = 0.01):
-        self.calibration, self.level, self.batches = calibration, check_rate(level), 0
+        self.calibration, self.level, self.batches = calibration, check_rate(level, "level"), 0
 
     def update(self, energies: np.ndarray) -> Drift:
         """The verdict on the next batch of energies (B,)."""
-        self.batches += 1
-        return drift(self.calibration, energies, level=6 * self.level / (math.pi * self.batches) ** 2)
+        found = drift(self.calibration, energies, level=6 * self.level / (math.pi * (self.batches + 1)) ** 2)
+        self.batches += 1  # what was refused is no batch
+        return found

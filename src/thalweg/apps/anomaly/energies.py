@@ -15,9 +15,11 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from thalweg.apps.anomaly.crossed import crossed, matters
 from thalweg.apps.anomaly.learned import LearnedForm
 from thalweg.apps.anomaly.parts import Columns, Mixture, Tail
-from thalweg.apps.anomaly.views import VIEWS
+from thalweg.apps.anomaly.views import VIEWS, exponents, scaled
+from thalweg.core.errors import UserError
 from thalweg.energy.empirical import SmoothedEmpirical, leave_one_out, likeliest_noise, squared_distances
 from thalweg.energy.nearby import NearbyEmpirical, Reach
 
@@ -27,7 +29,6 @@ NEIGHBOURS = 5  # whose mean squared distance is a part beside the kernels
 COARSE = 16.0  # the large noise of `outlyingness_`, over the likeliest t
 WIDE = 10_000  # rows that mixtures are fitted to, and that the coarse kernel has
 FOLDS = 3
-HUGE = 1e150  # numbers beyond are moved here, so that no view overflows
 MIXED = ("standard", "arcsinh")
 
 
@@ -46,16 +47,22 @@ class TabularEnergy:
     def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01, form: str = "exact", steps: int = 400):
         self.num_stored, self.gap, self.form, self.steps = num_stored, gap, form, steps
 
-    def fit(self, x: np.ndarray, *, seed: int = 0) -> Self:
-        """Fit to rows (N, D), finite, in any units. ValueError for anything else."""
+    def fit(self, x: np.ndarray, *, seed: int = 0, calibrates: bool = True) -> Self:
+        """Fit to rows (N, D), finite, in any units. ValueError for anything else.
+
+        `calibrates`: whether `unseen_` shall have the law of new rows on small and wide tables too (`crossed`).
+        """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or min(x.shape) < 1 or not np.isfinite(x).all():
             raise ValueError(f"x has shape {x.shape}: want (N, D) finite numbers, one row or more")
-        if self.num_stored < 1:
-            raise ValueError(f"num_stored={self.num_stored}: want 1 row or more")
+        for name in ("num_stored", "steps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                raise UserError(f"{name}={value!r}: want a whole number, 1 or more")
+        if isinstance(self.gap, bool) or not isinstance(self.gap, int | float | np.number) or not self.gap >= 0:
+            raise UserError(f"gap={self.gap!r}: want 0 nats or more")
         if self.form not in FORMS:
             raise ValueError(f"form={self.form!r}: want {', '.join(map(repr, FORMS))}")
-        x = np.clip(x, -HUGE, HUGE)
         order = np.random.default_rng(seed).permutation(len(x))
         kept, rest = np.sort(order[: self.num_stored]), np.sort(order[self.num_stored :])
         self._place(x[kept])
@@ -66,24 +73,28 @@ class TabularEnergy:
             for name, y in self._stored.items()
         }
         unseen, coarse = self._kernels_unseen()
-        crossed, columns = self._fit_mixtures(seed)
-        unseen |= crossed
+        mixed, columns = self._fit_mixtures(seed)
+        unseen |= mixed
         unseen = self._learn(unseen, seed)
         self.tails_ = {name: Tail(known=np.sort(u)) for name, u in unseen.items()}
-        robust = {**crossed, "coarse": coarse, "columns": columns}
+        robust = {**mixed, "coarse": coarse, "columns": columns}
         known = {name: Tail(known=np.sort(u)) for name, u in robust.items()}
         self.unseen_, self.outlyingness_ = np.empty(len(x)), np.empty(len(x))
-        self.unseen_[kept] = self._fuse(unseen)
+        self.unseen_[kept] = self._fuse(self._outside_views(unseen, seed) if calibrates else unseen)
         self.outlyingness_[kept] = np.mean([known[name](u) for name, u in robust.items()], axis=0)
         if len(rest):
-            parts = self._parts(x[rest])
-            self.unseen_[rest] = self._fuse(parts)
-            y = {name: view(x[rest]) for name, view in self.views_.items()}
+            new = scaled(x[rest], self._powers)
+            self.unseen_[rest] = self._fuse(self._parts(new))
+            y = {name: view(new) for name, view in self.views_.items()}
             far = {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
-            far["columns"] = Columns(self.rows_)(x[rest])
+            far["columns"] = Columns(self._scaled)(new)
             far["coarse"] = self._coarse()[1](torch.from_numpy(y["arcsinh"])).numpy()
             self.outlyingness_[rest] = np.mean([known[name](u) for name, u in far.items()], axis=0)
         return self
+
+    def num_unseen(self, num_rows: int) -> int:
+        """Of so many rows the number whose energies are `unseen_`: all."""
+        return num_rows
 
     def energy(self, x: np.ndarray) -> np.ndarray:
         """E(x), (B,) nats, finite for all finite rows."""
@@ -117,7 +128,7 @@ class TabularEnergy:
         for k, seen in enumerate(patterns):
             at = np.flatnonzero(which.ravel() == k)
             if seen.all():
-                out[at] = self.energy(x[at])
+                out[at] = self._fuse(self._parts(x[at]))
             elif seen.any():
                 out[at] = _surprise(y[at][:, seen], self._stored["arcsinh"][:1000, seen])
         return out
@@ -167,9 +178,10 @@ class TabularEnergy:
         return self
 
     def _place(self, rows: np.ndarray) -> None:
-        self.rows_ = rows
-        self.views_ = {name: view(rows) for name, view in VIEWS.items()}
-        self._stored = {name: view(rows) for name, view in self.views_.items()}
+        self.rows_, self._powers = rows, exponents(rows)
+        self._scaled = scaled(rows, self._powers)
+        self.views_ = {name: view(self._scaled) for name, view in VIEWS.items()}
+        self._stored = {name: view(self._scaled) for name, view in self.views_.items()}
 
     def _kernels_unseen(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The kernels' leave-one-out energies, and the coarse one's; zeros for one row, which has no others."""
@@ -183,6 +195,13 @@ class TabularEnergy:
         others = np.setdiff1d(np.arange(n), some)
         coarse[others] = kernel(torch.from_numpy(self._stored["arcsinh"][others])).numpy()
         return out, coarse
+
+    def _outside_views(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """The parts' energies of rows that the views had not seen either, where that makes a difference."""
+        if self.form == "learned" or not matters(self._scaled):
+            return unseen
+        single = [name for name, part in self.mixtures_.items() if len(part.means) == 1]
+        return unseen | crossed(self._scaled, self.noises_, single, neighbours=NEIGHBOURS, seed=seed)
 
     def _learn(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
         """The parts that `form` asks for, the learned one among them once it is trained."""
@@ -203,20 +222,20 @@ class TabularEnergy:
         """Mixtures on all stored rows, and the cross-fitted energies of mixtures and of columns alone."""
         n = len(self.rows_)
         self.mixtures_: dict[str, Mixture] = {}
-        crossed, columns = {}, np.zeros(n)
+        mixed, columns = {}, np.zeros(n)
         if n < 2 * FOLDS:
-            return crossed, columns
+            return mixed, columns
         fold = np.random.default_rng(seed).permutation(np.arange(n) % FOLDS)
         some = np.isin(np.arange(n), _evenly(n))
         for name in MIXED:
-            y, crossed[name + ".mixture"] = self._stored[name], np.empty(n)
+            y, mixed[name + ".mixture"] = self._stored[name], np.empty(n)
             self.mixtures_[name] = Mixture.fit(y[some], seed)
             for k in range(FOLDS):
                 part = Mixture.fit(y[some & (fold != k)], seed, len(self.mixtures_[name].means))
-                crossed[name + ".mixture"][fold == k] = part(y[fold == k])
+                mixed[name + ".mixture"][fold == k] = part(y[fold == k])
         for k in range(FOLDS):
-            columns[fold == k] = Columns(self.rows_[fold != k])(self.rows_[fold == k])
-        return crossed, columns
+            columns[fold == k] = Columns(self._scaled[fold != k])(self._scaled[fold == k])
+        return mixed, columns
 
     def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
         y = {name: view(x) for name, view in self.views_.items()}
@@ -250,7 +269,7 @@ class TabularEnergy:
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.rows_.shape[1] or not np.isfinite(x).all():
             raise ValueError(f"x has shape {x.shape}: want (B, {self.rows_.shape[1]}) finite numbers")
-        return np.clip(x, -HUGE, HUGE)
+        return scaled(x, self._powers)
 
 
 def _evenly(n: int) -> np.ndarray:

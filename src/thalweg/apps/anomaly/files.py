@@ -82,7 +82,7 @@ def score_file(
     names = detector.columns_.names if detector.columns_ is not None else []
     table = open_table(path, header=header, known=Known(names, bundle.about.get("header") is False))
     columns = detector.columns_ or _unnamed(detector, table)
-    alpha = detector.false_alarm_rate if alpha is None else check_rate(alpha)
+    alpha = detector.rate_ if alpha is None else check_rate(alpha)
     check_there(drop, table)
     fitted = [name for name in drop if name in columns.names]
     if fitted:

@@ -39,6 +39,8 @@ BANK = 20_000  # training rows whose features are kept
 NEAREST = 256  # stored images that a repair is chosen among
 STORED = 32 << 20  # bytes of them at most, a byte a pixel and channel
 LEAST = 40
+HELD = 4  # images held out at least
+MORE = "raise held_out, or give more images"
 
 
 class ImageEnergy:
@@ -50,7 +52,8 @@ class ImageEnergy:
       of the other half are `unseen_`.
     - `overrides`: changes of the recipe, as on the command line.
 
-    After fit: `unseen_` (m,) and `outlyingness_` (n,), the training rows' own energies (each without its own kernel).
+    After fit: `unseen_` (m,), and `outlyingness_` (N,), the energies of all images given, each without its own kernel;
+    after `from_bundle` those of the training rows.
     """
 
     unseen_: np.ndarray
@@ -64,13 +67,27 @@ class ImageEnergy:
         images = as_images(x)
         if len(images) < LEAST:
             raise UserError(f"x has {len(images)} images: want {LEAST} or more, to train on and to calibrate with")
+        if self._held(len(images)) < HELD:  # now, not after the training
+            raise UserError(f"{self._held(len(images))} images held out: want {HELD} or more; {MORE}")
+        if bool((images == images[0]).all()):
+            raise UserError(f"x: {len(images)} images, 1 of them distinct: want pictures that differ")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "images.npz"
             np.savez(file, x=images.numpy())
             overrides = [f"data.held_out={self.held_out}", *self.overrides]
             request = Request(data=file, recipe="contrast", steps=self.steps, seed=seed, overrides=overrides)
             bundle = fit(request, Path(folder) / "run", tensorboard=False)
-            return self._settle(bundle)
+            banked = self._settle(bundle)
+        own, known = torch.zeros(len(images), dtype=torch.bool), {row.numpy().tobytes() for row in banked}
+        given = check_images(images, None, where="x")
+        for i, row in enumerate(given):
+            own[i] = row.numpy().tobytes() in known
+        self.outlyingness_ = self._outlying(given, own)
+        return self
+
+    def num_unseen(self, num_rows: int) -> int:
+        """Of so many images the number whose energies are `unseen_`: half of those that training does not see."""
+        return self._held(num_rows) // 2
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Self:
@@ -78,7 +95,9 @@ class ImageEnergy:
         if not isinstance(bundle.model, AutoencoderEnergy):
             made = bundle.config["run"]["energy"]["type"]
             raise UserError(f"{bundle.path}: its energy is {made}; train an image bundle with --recipe contrast")
-        return cls()._settle(bundle)
+        self = cls()
+        self._settle(bundle)
+        return self
 
     def energy(self, x: Any) -> np.ndarray:
         """E(x), (B,) float64 in nats, low = normal: 2 log(1/alpha) where both energies are at their 1 - alpha
@@ -144,8 +163,27 @@ class ImageEnergy:
         found.unseen_, found.outlyingness_ = arrays["unseen"], arrays["outlyingness"]
         return found
 
-    def _settle(self, bundle: Bundle) -> Self:
-        """Bank, scales and calibration from the rows that the bundle's run trained on and held out."""
+    def _held(self, num_rows: int) -> int:
+        self._check_options()
+        return min(max(1, round(num_rows * float(self.held_out))), num_rows - 1)
+
+    def _check_options(self) -> None:
+        steps, share = self.steps, self.held_out
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise UserError(f"steps={steps!r}: want a whole number, 1 or more, or None")
+        if isinstance(share, bool) or not isinstance(share, int | float | np.number) or not 0 < share < 1:
+            raise UserError(f"held_out={share!r}: want a number between 0 and 1")
+        if not all(isinstance(text, str) for text in self.overrides):
+            raise UserError(f"overrides={self.overrides!r:.100}: want texts such as 'train.batch_size=64'")
+
+    def _outlying(self, x: Tensor, own: Tensor) -> np.ndarray:
+        """E(x) of float images, (B,), of `own` ones (bool) without their own kernel."""
+        u = self._map(self._kernel, x)
+        u[own] = self._map(self._kernel.left_out, x[own])
+        return (self._tails[0](self._map(self._model, x)) + self._tails[1](u)).double().numpy()
+
+    def _settle(self, bundle: Bundle) -> Tensor:
+        """Bank, scales and calibration from the rows that the bundle's run trained on and held out; the banked rows."""
         run = bundle.config["run"]
         data, seed = run["data"], run["seed"]
         rows = load_data(
@@ -154,22 +192,23 @@ class ImageEnergy:
         if rows.fingerprint != bundle.config["data"]["fingerprint"]:
             raise UserError(f"{bundle.path}: the data that the run trained on have changed; train again")
         train, unseen = as_float(rows.train), as_float(rows.held_out)
-        if len(unseen) < 4:
-            raise UserError(f"{len(unseen)} images held out: want 4 or more; raise held_out, or give more images")
+        if len(unseen) < HELD:
+            raise UserError(f"{len(unseen)} images held out: want {HELD} or more; {MORE}")
         model: Any = bundle.model
         chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
         kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)
         scales, rest = unseen[0::2], unseen[1::2]
-        tails = tuple(Tail.of(self._map(energy, scales)) for energy in (model, kernel))
+        try:
+            tails = tuple(Tail.of(self._map(energy, scales)) for energy in (model, kernel))
+        except ValueError as error:
+            raise UserError(f"the images held out look all alike ({error}); give pictures that differ") from error
         stored = train[chosen[: max(1, STORED // math.prod(train.shape[1:]))]]
         self._take(run["energy"], model, kernel, (255 * stored).round().byte(), tails)  # pyright: ignore[reportArgumentType]
         self.unseen_ = self.energy(rest)
         kept = torch.zeros(len(train), dtype=torch.bool)
         kept[chosen] = True
-        u = self._map(kernel, train)
-        u[kept] = self._map(kernel.left_out, train[kept])
-        self.outlyingness_ = (tails[0](self._map(model, train)) + tails[1](u)).double().numpy()
-        return self
+        self.outlyingness_ = self._outlying(train, kept)
+        return train[chosen]
 
     def _take(
         self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[Tail, Tail]

@@ -56,7 +56,7 @@ def _transport(u: np.ndarray, seen: np.ndarray, ranked: np.ndarray) -> np.ndarra
     low = np.where(k > 0, ranked[np.maximum(k - 1, 0)], -np.inf)
     gap_seen = seen[inside] - np.where(k > 0, seen[np.maximum(k - 1, 0)], -np.inf)
     with np.errstate(invalid="ignore"):
-        part = np.where(gap_seen > 0, 1 - (seen[inside] - u) / gap_seen, 1.0)
+        part = np.where(gap_seen > 0, 1 - (seen[inside] - u) / np.where(gap_seen > 0, gap_seen, 1.0), 1.0)
         between = low + part * (ranked[inside] - low)
     between = np.where(k == 0, ranked[0] - (seen[0] - u), between)
     return np.where(k == len(seen), ranked[-1] + (u - seen[-1]), between)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 import thalweg
@@ -34,8 +35,9 @@ class DetectorBundle:
         return torch.from_numpy(self.detector.energy(x))
 
     def score(self, x: Any, *, alpha: float | None = None) -> dict[str, Tensor]:
-        """energy, p_value and flag = p_value <= alpha, (B,) each; alpha is the fitted false-alarm rate if not given."""
-        alpha = self.detector.false_alarm_rate if alpha is None else check_rate(alpha)
+        """energy, p_value and flag = p_value <= alpha, (B,) each; alpha is `rate_`, as for `predict`, if not given."""
+        check_is_fitted(self.detector)
+        alpha = self.detector.rate_ if alpha is None else check_rate(alpha, "alpha")
         u = self.detector.energy(x)
         p = self.detector.calibration_.p_values(u)
         return {name: torch.from_numpy(a) for name, a in (("energy", u), ("p_value", p), ("flag", p <= alpha))}
@@ -45,6 +47,7 @@ class DetectorBundle:
 
         UserError where the folder holds anything that is not a detector's, as it is replaced whole.
         """
+        check_is_fitted(self.detector)
         folder = replaceable(folder)
         tensors, config = _state(self.detector)
         config |= {"about": self.about}
@@ -116,8 +119,11 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
         "format": FORMAT,
         "app": APP,
         "thalweg": thalweg.__version__,
-        "parameters": {name: getattr(detector, name) for name in PLAIN},
-        "random_state": detector.random_state if type(detector.random_state) is int else None,  # no generator is kept
+        "parameters": _plain(
+            {n: getattr(detector, n) for n in PLAIN} | {"kind": detector.kind_, "missing": detector.missing_}
+        ),
+        "rate": detector.rate_,
+        "random_state": _seed(detector.random_state),
         "offset": detector.offset_,
         "num_features": getattr(detector, "n_features_in_", None),
         "features": None if names is None else [str(name) for name in names],
@@ -139,11 +145,33 @@ def _detector(config: dict[str, Any], tensors: dict[str, Tensor], energies: np.n
     if "rows" in tree:
         detector.partial_ = Partial(tree["rows"].numpy(), detector.calibration_, tree["center"].numpy())
     detector.offset_ = float(config["offset"])
+    detector.kind_, detector.missing_ = detector.kind, detector.missing
+    if "rate" in config:
+        detector.rate_ = check_rate(config["rate"], "rate")
+    elif detector.contamination == "auto":  # of an earlier version, as below
+        detector.rate_ = float(detector.false_alarm_rate)
+    else:
+        detector.calibration_, detector.rate_ = detector.calibration_.through(-detector.offset_)
     if config["num_features"] is not None:
         detector.n_features_in_ = int(config["num_features"])
     if config["features"] is not None:
         detector.feature_names_in_ = np.array(config["features"], dtype=object)
     return detector
+
+
+def _seed(random_state: Any) -> int | None:
+    """A number; no generator is kept."""
+    number = isinstance(random_state, int | np.integer) and not isinstance(random_state, bool)
+    return int(random_state) if number else None
+
+
+def _plain(value: Any) -> Any:
+    """The same with Python's numbers for numpy's."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _tensor(a: Any) -> Tensor:

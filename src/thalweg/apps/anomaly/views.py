@@ -9,13 +9,33 @@ from scipy.special import ndtri
 
 FAR = 1e4  # in standard deviations: values beyond are moved here, so that squares and sums stay finite
 LEAST = 1e-9
+CONSTANT = 1e-14  # spread over magnitude up to which a column is constant but for rounding
+EXTREME = (
+    300  # powers of two: columns of a typical size beyond are brought to 1, so that squares and ratios stay finite
+)
+HUGE = 1e150  # numbers beyond are moved here
+
+
+def exponents(rows: np.ndarray) -> np.ndarray:
+    """(D,) whole numbers e, so that `scaled(rows, e)` can be reckoned with: 0 for all but extreme columns."""
+    sizes = np.abs(rows)
+    typical = [np.median(column[column > 0]) if column.any() else 1.0 for column in sizes.T]
+    powers = np.frexp(typical)[1]
+    return np.where(np.abs(powers) > EXTREME, powers, 0)
+
+
+def scaled(x: np.ndarray, powers: np.ndarray) -> np.ndarray:
+    """x 2^-e, exact, within ±HUGE."""
+    with np.errstate(over="ignore"):
+        return np.clip(np.ldexp(x, -powers) if powers.any() else x, -HUGE, HUGE)
 
 
 def _scale(values: np.ndarray) -> np.ndarray:
-    """Standard deviations (D,), 1 for columns without spread; scaled down first, lest squares overflow."""
-    largest = np.maximum(np.abs(values).max(0), 1.0)
-    spread = (values / largest).std(0) * largest
-    return np.where(spread > 1e-12 * largest, spread, 1.0)
+    """Standard deviations (D,). Columns without spread have no unit: their size stands in, 1 at most."""
+    largest = np.abs(values).max(0)
+    largest = np.where(largest > 0, largest, 1.0)
+    spread = (values / largest).std(0)  # scaled down first, lest squares overflow
+    return np.where(spread > CONSTANT, spread * largest, np.minimum(largest, 1.0))
 
 
 class Standard:
@@ -25,7 +45,7 @@ class Standard:
         self.mean, self.scale = rows.mean(0), _scale(rows)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return np.clip(x / self.scale - self.mean / self.scale, -FAR, FAR)
+        return np.clip((x - self.mean) / self.scale, -FAR, FAR)
 
 
 class Arcsinh:
@@ -40,7 +60,7 @@ class Arcsinh:
         self.mean, self.sd = y.mean(0), _scale(y)
 
     def _raw(self, x: np.ndarray) -> np.ndarray:
-        return np.arcsinh(x / self.scale - self.middle / self.scale)
+        return np.arcsinh((x - self.middle) / self.scale)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return np.clip((self._raw(x) - self.mean) / self.sd, -FAR, FAR)
@@ -68,7 +88,7 @@ class NormalScores:
         if len(outside[0]):  # few, as a rule
             at, j = x[outside], outside[1]
             edge = np.where(at < self.low[j], self.low[j], self.high[j])
-            out[outside] += np.arcsinh(at / self.scale[j] - edge / self.scale[j])
+            out[outside] += np.arcsinh((at - edge) / self.scale[j])
         return out
 
 
