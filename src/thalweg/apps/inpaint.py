@@ -35,7 +35,7 @@ class Completions(NamedTuple):
     """n completions of each of B images, best first."""
 
     images: Float[Tensor, "n b *d"]  # data units, observed pixels as they were given
-    ranking: Float[Tensor, "n b"]  # nats, ascending: the energy of the surroundings, see `smoothed_energy`
+    ranking: Float[Tensor, "n b"]  # nats, ascending: see `_standing`
     energies: Float[Tensor, "n b"]  # nats: `bundle.energy`
     uncertainty: Float[Tensor, "b *d"]  # standard deviation of each pixel over the completions
     variety: Float[Tensor, " b"]  # mean squared distance of two completions of an image
@@ -246,11 +246,23 @@ def smoothed_energy(bundle: Any, x: Tensor, *, level: float = RANKED_AT, draws: 
         return total / draws
 
 
+def _standing(bundle: Any, x: Tensor) -> Float[Tensor, " b"]:
+    """What completions are ranked by, (B,) nats: the energy of their surroundings, and the mixture's at t = psi.
+
+    The one knows strokes, the other which shapes there are: on training digits their sum tells best what is right.
+    """
+    ranking = smoothed_energy(bundle, x)
+    if bundle.guess is None:
+        return ranking
+    z = bundle.transform.forward(x)
+    return ranking + torch.cat([bundle.guess(y, bundle.guess.psi.expand(len(y))) for y in z.split(NETWORK_ROWS)])
+
+
 def _ranked(bundle: Any, images: Tensor) -> Completions:
-    """Completions in order of the energy of their surroundings."""
+    """Completions in order, best first."""
     n, b = images.shape[:2]
     flat = images.flatten(0, 1)
-    ranking, energies = smoothed_energy(bundle, flat).reshape(n, b), bundle.energy(flat).reshape(n, b)
+    ranking, energies = _standing(bundle, flat).reshape(n, b), bundle.energy(flat).reshape(n, b)
     order = ranking.argsort(dim=0, stable=True)
     images = images.gather(0, order.reshape(n, b, *([1] * len(bundle.shape))).expand_as(images))
     spread = images.std(0, correction=0)

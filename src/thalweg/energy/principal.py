@@ -43,6 +43,8 @@ class PrincipalMixture(nn.Module):
     means: Tensor
     factors: Tensor
     psi: Tensor
+    spectra: Tensor  # of the S_k, so that every t is a matter of sums
+    axes: Tensor
 
     def __init__(self, shape: tuple[int, ...], **parts: Tensor):
         super().__init__()
@@ -55,6 +57,9 @@ class PrincipalMixture(nn.Module):
             found = tuple(getattr(self, name).shape)
             if found != size:
                 raise ValueError(f"{name} has shape {found}: want {size}, for {k} components in {r} of {d} directions")
+        spectra, axes = torch.linalg.eigh(self.factors @ self.factors.mT)
+        self.register_buffer("spectra", spectra.clamp(min=0), persistent=False)
+        self.register_buffer("axes", axes, persistent=False)
 
     @classmethod
     def example(cls) -> Self:
@@ -97,26 +102,32 @@ class PrincipalMixture(nn.Module):
 
     def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats."""
-        off, r = y.flatten(1).double() - self.mean, self.basis.shape[1]
-        z, t = off @ self.basis, t.double()
-        extra = (self.psi + t)[:, None, None, None] * torch.eye(r).to(z)
-        factor = torch.linalg.cholesky(self.factors @ self.factors.mT + extra)
-        white = torch.linalg.solve_triangular(factor, (z[:, None] - self.means)[..., None], upper=False)[..., 0]
-        log = self.log_weights - 0.5 * white.square().sum(-1) - factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        off, t = y.flatten(1).double() - self.mean, t.double()
+        z, (k, r) = off @ self.basis, self.means.shape
+        turned = z @ self.axes.permute(1, 0, 2).reshape(r, -1) - (self.means[:, None] @ self.axes).reshape(-1)
+        variance = self.spectra + (self.psi + t)[:, None, None]
+        log = self.log_weights - 0.5 * (turned.view(-1, k, r).square() / variance + variance.log()).sum(-1)
         d = off.shape[1]
         rest = (off.square().sum(1) - z.square().sum(1)).clamp(min=0) / (self.psi + t)
         rest = rest + (d - r) * (self.psi + t).log() + d * math.log(2 * math.pi)
         return (0.5 * rest - log.logsumexp(1)).to(y.dtype)
 
     def draw(
-        self, seen: Directions, read: Float[Tensor, "b m"], z: Float[Tensor, "b r"], u: Float[Tensor, " b"]
+        self,
+        seen: Directions,
+        read: Float[Tensor, "b m"],
+        z: Float[Tensor, "b r"],
+        u: Float[Tensor, " b"],
+        *,
+        slack: float = 1.0,
     ) -> Float[Tensor, "b d"]:
         """m + W z | what was seen: <v_i, x> = read_i up to noise_i. From standard normal z and uniform u, exactly.
 
-        The posterior of (k, z) is a mixture again: one Cholesky factor of R x R numbers for each component.
+        The posterior of (k, z) is a mixture again: one Cholesky factor of R x R numbers for each component. `slack`
+        multiplies psi: where what W leaves out hangs together, many views tell less than as many independent ones.
         """
         v, off = seen.basis.double(), read.double() - self.mean @ seen.basis.double()
-        view, noise = v.T @ self.basis, seen.noise.double().square() + self.psi
+        view, noise = v.T @ self.basis, seen.noise.double().square() + slack * self.psi
         inverse = torch.cholesky_inverse(self.factors)
         factor = torch.linalg.cholesky(inverse + (view.T / noise) @ view)
         pull = (inverse @ self.means[..., None])[..., 0]
