@@ -15,6 +15,7 @@ from PIL import Image
 
 import thalweg
 from thalweg import cli
+from thalweg.apps.bundle import FILES
 from thalweg.core import store
 from thalweg.core.rng import generator
 from thalweg.data.toy import TOYS
@@ -319,7 +320,7 @@ def place(tmp_path, runs):
     (tmp_path / "other").mkdir()
     store.write_json(tmp_path / "other" / "config.json", {"format": 99, "thalweg": "7.0"})
     (tmp_path / "damaged").mkdir()
-    for name in ("config.json", "model.safetensors", "calibration.safetensors", "manifest.json"):
+    for name in (*FILES, "manifest.json"):
         (tmp_path / "damaged" / name).write_bytes((runs / "digits" / name).read_bytes())
     with (tmp_path / "damaged" / "model.safetensors").open("r+b") as file:
         file.truncate(1000)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import thalweg
-from thalweg.apps.bundle import Bundle, load
+from thalweg.apps.bundle import FILES, Bundle, load
 from thalweg.apps.fit import Request, fit
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, NotNormalised, UserError
@@ -193,7 +193,7 @@ def test_bad_requests_for_samples(digits):
 
 def test_a_finished_run_has_all_its_parts(digits):
     names = {path.name for path in digits.path.iterdir()}
-    assert {"config.json", "model.safetensors", "calibration.safetensors", "manifest.json"} <= names
+    assert {*FILES, "manifest.json"} <= names
     assert {"card.md", "metrics.jsonl", "plan.json", "preview.png", "checkpoints"} <= names
     store.verify(digits.path)
     assert "Command:" in (digits.path / "card.md").read_text()
@@ -227,15 +227,13 @@ def test_save_and_from_pretrained_keep_every_bit(digits, tmp_path):
     assert torch.equal(again.score(x)["p_value"], digits.score(x)["p_value"])
     assert again.config == digits.config
     store.verify(tmp_path / "copy" / "deep")
-    assert {path.name for path in (tmp_path / "copy" / "deep").iterdir()} == {
-        *("config.json", "model.safetensors", "calibration.safetensors", "manifest.json", "card.md")
-    }
+    assert {path.name for path in (tmp_path / "copy" / "deep").iterdir()} == {*FILES, "manifest.json", "card.md"}
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         digits.save_pretrained(tmp_path / "file")
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "calibration.safetensors", "manifest.json"])
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip"])
 def test_r5_a_damaged_file_is_refused_by_name(copy, name, damage):
     data = bytearray((copy / name).read_bytes())
@@ -265,7 +263,7 @@ def _edit(folder, **changes):
     config = store.read_json(folder / "config.json")
     config |= changes
     store.write_json(folder / "config.json", {k: v for k, v in config.items() if v is not None})
-    store.seal(folder, ["config.json", "model.safetensors", "calibration.safetensors"])
+    store.seal(folder, FILES)
 
 
 @pytest.mark.parametrize(

@@ -163,3 +163,10 @@ def test_both_sides_weigh_one_half():
     want = (each(u[0]) + each(-u[1:]).mean()) / 2
     assert torch.allclose(balanced_loss(u, real), want)
     assert torch.allclose(balanced_loss(torch.zeros(5), real), torch.tensor(math.log(2)))
+
+
+@pytest.mark.parametrize("view", ["ink", "tone"])
+def test_a_view_of_images_is_refused_of_rows(view):
+    rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UserError, match=f"view='{view}': is a view of images"):
+        fit_ratio(rows, rows + 1, RatioSettings(members=2, steps=1, view=view))

@@ -13,10 +13,6 @@ from thalweg.energy.spectral import frozen
 from thalweg.evaluate.pictures import grid, png, scatter
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.run import run_chain
-from thalweg.train.distributed import Alone, Ranks
-from thalweg.train.plan import Plan
-from thalweg.train.settings import RunSettings
-from thalweg.train.state import TrainState
 
 PREVIEW_SECONDS = 20.0
 NUM_IMAGES, NUM_POINTS, CHAIN_STEPS = 40, 1000, 60
@@ -39,14 +35,14 @@ def draw(energy: Any, sampler: Any, kind: str, transform: Any, path: Path, preci
 
 
 class Previews:
-    """A hook that draws `preview.png`: after 20 s, and then each time the training time has grown by half."""
+    """A hook of the trainer that draws `preview.png`: after 20 s, then each time its time has grown by half."""
 
-    def __init__(self, run: RunSettings, kind: str, transform: Any, folder: Path, ranks: Alone | Ranks | None = None):
+    def __init__(self, run: Any, kind: str, transform: Any, folder: Path, ranks: Any):
         self.sampler = specs.build(run.sampler)
         self.kind, self.transform, self.folder = kind, transform, folder
-        self.next_seconds, self.ranks = PREVIEW_SECONDS, ranks or Alone()
+        self.next_seconds, self.ranks = PREVIEW_SECONDS, ranks
 
-    def __call__(self, state: TrainState, plan: Plan) -> None:
+    def __call__(self, state: Any, plan: Any) -> None:
         """Draw if it is time. Randomness is addressed and weights are only read, so training is not touched."""
         last = state.step == plan.num_steps
         if state.seconds < self.next_seconds and not last:
@@ -54,7 +50,7 @@ class Previews:
         self.next_seconds = max(self.next_seconds * 1.5, state.seconds)
         self.ranks.first(lambda: self._draw(state, plan))
 
-    def _draw(self, state: TrainState, plan: Plan) -> None:
+    def _draw(self, state: Any, plan: Any) -> None:
         try:
             with frozen(state.average) as energy:
                 draw(energy, self.sampler, self.kind, self.transform, self.folder / "preview.png", plan.precision)

@@ -171,6 +171,8 @@ def fit_ratio(
     """
     s = settings or RatioSettings()
     _require(real, generated, names)
+    if real.ndim != 4 and s.view not in ("auto", "pixels"):
+        raise UserError(f"view={s.view!r}: is a view of images, and these are rows; leave it out")
     s, tried = _settled(real, generated, s, seed)
     energy = _untrained(real, generated, s, seed)
     label, fold = _sides(real, generated, s.members, seed)
