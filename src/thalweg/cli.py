@@ -124,12 +124,9 @@ def sample(
     as_json: Json = False,
 ) -> None:
     """Draw samples from a trained energy."""
-    import io
-
-    import numpy as np
 
     from thalweg.apps.bundle import check_room
-    from thalweg.core.store import write_bytes
+    from thalweg.core.store import write_array, write_bytes
     from thalweg.evaluate.pictures import grid, png, scatter
 
     bundle = trained(run)
@@ -138,9 +135,7 @@ def sample(
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
     if npy is not None:
-        held = io.BytesIO()
-        np.save(held, x.numpy(), allow_pickle=False)
-        write_bytes(npy, held.getvalue())
+        write_array(npy, x)
     else:
         some = x[:400] if bundle.kind == "image" else x[:10_000]
         write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))

@@ -137,16 +137,12 @@ def _check_out(out: Path, source: Path) -> None:
 
 
 def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:
-    import numpy as np
-
-    from thalweg.core.store import write_bytes
+    from thalweg.core.store import write_array, write_bytes
     from thalweg.evaluate.pictures import grid, png
     from thalweg.evaluate.repairs import repairs
 
     if out.suffix.lower() == ".npy":
-        held = io.BytesIO()
-        np.save(held, found.images.numpy(), allow_pickle=False)
-        return write_bytes(out, held.getvalue())
+        return write_array(out, found.images)
     if out.suffix.lower() == ".png":
         known = None if known is None else known[:SHOWN]
         picture = repairs(x[:SHOWN], found.images[:, :SHOWN], found.uncertainty[:SHOWN], observed=known)

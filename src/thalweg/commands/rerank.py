@@ -179,15 +179,10 @@ def _require_out(out: Path) -> None:
 
 def _write(out: Path, found: "Candidates", source: Path, kept: list[int]) -> None:
     """The kept ones, best first: a .npy of arrays, or a folder of the very files (PNGs where they came as arrays)."""
-    import numpy as np
-
-    from thalweg.core.store import write_bytes
+    from thalweg.core.store import write_array, write_bytes
 
     if out.suffix:
-        held = io.BytesIO()
-        np.save(held, found.x[kept].numpy(), allow_pickle=False)
-        write_bytes(out, held.getvalue())
-        return
+        return write_array(out, found.x[kept])
     from PIL import Image
 
     out.mkdir(exist_ok=True)
