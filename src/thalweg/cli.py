@@ -126,7 +126,8 @@ def sample(
     """Draw samples from a trained energy."""
 
     from thalweg.apps.bundle import check_room
-    from thalweg.core.store import write_array, write_bytes
+    from thalweg.core.store import write_bytes
+    from thalweg.core.stream import write_array
     from thalweg.evaluate.pictures import grid, png, scatter
 
     bundle = trained(run)

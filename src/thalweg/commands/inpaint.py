@@ -137,7 +137,8 @@ def _check_out(out: Path, source: Path) -> None:
 
 
 def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:
-    from thalweg.core.store import write_array, write_bytes
+    from thalweg.core.store import write_bytes
+    from thalweg.core.stream import write_array
     from thalweg.evaluate.pictures import grid, png
     from thalweg.evaluate.repairs import repairs
 

@@ -179,7 +179,8 @@ def _require_out(out: Path) -> None:
 
 def _write(out: Path, found: "Candidates", source: Path, kept: list[int]) -> None:
     """The kept ones, best first: a .npy of arrays, or a folder of the very files (PNGs where they came as arrays)."""
-    from thalweg.core.store import write_array, write_bytes
+    from thalweg.core.store import write_bytes
+    from thalweg.core.stream import write_array
 
     if out.suffix:
         return write_array(out, found.x[kept])

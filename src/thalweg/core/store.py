@@ -7,7 +7,6 @@ written last: any truncation or changed bit is met before a value is used. A fol
 
 import errno
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -57,15 +56,6 @@ def write_bytes(path: str | Path, data: bytes) -> None:
                 temp.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
-
-
-def write_array(path: str | Path, array: Any) -> None:
-    """Write a tensor or an array as .npy, without pickle."""
-    import numpy as np
-
-    held = io.BytesIO()
-    np.save(held, np.asarray(array), allow_pickle=False)
-    write_bytes(path, held.getvalue())
 
 
 def write_json(path: str | Path, obj: Any) -> None:

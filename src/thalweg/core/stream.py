@@ -1,10 +1,11 @@
-"""A file that grows by blocks, and appears under its name only when it is whole."""
+"""Files that appear under their name only when they are whole: one that grows by blocks, and arrays."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from thalweg.core import store
 
@@ -29,3 +30,12 @@ def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
+
+
+def write_array(path: str | Path, array: Any) -> None:
+    """Write a tensor or an array as .npy, without pickle."""
+    import numpy as np
+
+    held = io.BytesIO()
+    np.save(held, np.asarray(array), allow_pickle=False)
+    store.write_bytes(path, held.getvalue())
