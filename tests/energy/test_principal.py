@@ -73,6 +73,9 @@ def test_draws_given_a_view_have_the_exact_law(noise):
     assert bool(((x.mean(0) - mean).abs() < error).all())
     torch.testing.assert_close(x.T.cov(), covariance, rtol=0.05, atol=0.01)
     assert float((weights @ middles - mean).abs().max()) > float(error.max())
+    told = m.given(seen, read)
+    torch.testing.assert_close(m.mean + told.mean[0] @ m.basis.T, mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(m.coordinates(x[:5].float()) @ m.basis.T + m.mean, x[:5], rtol=1e-4, atol=1e-4)
 
 
 def test_it_fits_what_no_gaussian_does(rows):

@@ -1,4 +1,4 @@
-"""In-painting: several draws of what is missing of an image, given what was seen of it, ranked by their energy.
+"""In-painting: several draws of what is missing of an image, given what was seen of it, best first.
 
     x | seen  ~  exp(-E(x)) p(seen | x),    seen = A x + s n
 
@@ -16,8 +16,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.apps.bundle import check_room, whole
+from thalweg.apps.completions import Completions, RankBy, check_rank_by, ranked
 from thalweg.apps.operators import Operator, Pixels, matrix
-from thalweg.apps.posterior import NETWORK_ROWS, Guided, Noise, Sight, draw, guessed
+from thalweg.apps.posterior import Guided, Noise, Sight, draw, guessed
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import as_float, check_input, check_shape
@@ -27,39 +28,39 @@ from thalweg.energy.spectral import frozen
 from thalweg.sampler.precision import reads_energies
 from thalweg.sampler.run import run_chain
 
-RANKED_AT = 0.5  # of several levels tried on training digits, the best at telling right from wrong
 IMAGES = 64  # in a block: bounds the memory
 
 
-class Completions(NamedTuple):
-    """n completions of each of B images, best first."""
-
-    images: Float[Tensor, "n b *d"]  # data units, observed pixels as they were given
-    ranking: Float[Tensor, "n b"]  # nats, ascending: see `_standing`
-    energies: Float[Tensor, "n b"]  # nats: `bundle.energy`
-    uncertainty: Float[Tensor, "b *d"]  # standard deviation of each pixel over the completions
-    variety: Float[Tensor, " b"]  # mean squared distance of two completions of an image
-
-
 def inpaint(
-    bundle: Any, x: Any, observed: Any, *, n: int = 1, seed: int = 0, noise: float = 0.0, how: Guided | None = None
+    bundle: Any,
+    x: Any,
+    observed: Any,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    noise: float = 0.0,
+    how: Guided | None = None,
+    rank_by: RankBy = "error",
 ) -> Completions:
     """n completions of images x (B, *shape) in data units where `observed` (bool, broadcastable to x) is false.
 
     What x holds at missing pixels is not looked at, so it may be NaN. Observed pixels come back exactly; with `noise`
     > 0, their standard deviation in data units, they are repaired too. An image with nothing observed is a sample, one
     with nothing missing is returned. Image i's completions do not depend on the images beside it, up to rounding.
+    The best come first: by the error to be expected, or by energy (`apps.completions`).
     """
+    check_rank_by(rank_by)
     n, seed = whole("n", n, 1), whole("seed", seed, 0, 2**64 - 1)
     observed = _mask(observed, x, bundle)
     x = _values(x, observed, bundle)
     masks, which = torch.unique(observed.flatten(1), dim=0, return_inverse=True)
     seen = [Seen((which == k).nonzero()[:, 0], Pixels(m.reshape(bundle.shape)), None) for k, m in enumerate(masks)]
     seen = [s._replace(values=s.operator(x[s.rows])) for s in seen]
-    found = _complete(bundle, seen, len(x), n, seed, noise, how)
+    sights = _sights(bundle, seen, noise)
+    found = _complete(bundle, sights, len(x), n, seed, how)
     if noise == 0:
         found = torch.where(observed, x, found)
-    return _ranked(bundle, found)
+    return ranked(bundle, found, sights, rank_by)
 
 
 def restore(
@@ -71,11 +72,13 @@ def restore(
     seed: int = 0,
     noise: float = 0.0,
     how: Guided | None = None,
+    rank_by: RankBy = "error",
 ) -> Completions:
     """n draws of the images x (B, *shape) of which `seen` = A x + noise was observed, A = `operator`.
 
     `seen` (B, …) in data units, as many numbers a row as `operator` gives. For `Blur`, `Downsample`, or your own map.
     """
+    check_rank_by(rank_by)
     n, seed = whole("n", n, 1), whole("seed", seed, 0, 2**64 - 1)
     seen = torch.as_tensor(seen).to(torch.float32)
     if seen.ndim < 2 or not bool(seen.isfinite().all()):
@@ -83,8 +86,8 @@ def restore(
     wanted = operator(torch.zeros(1, *bundle.shape)).shape[1]
     if seen[0].numel() != wanted:
         raise UserError(f"seen: {seen[0].numel()} numbers a row, {operator} gives {wanted} of this model's images")
-    part = Seen(torch.arange(len(seen)), operator, seen.flatten(1))
-    return _ranked(bundle, _complete(bundle, [part], len(seen), n, seed, noise, how))
+    sights = _sights(bundle, [Seen(torch.arange(len(seen)), operator, seen.flatten(1))], noise)
+    return ranked(bundle, _complete(bundle, sights, len(seen), n, seed, how), sights, rank_by)
 
 
 class Seen(NamedTuple):
@@ -95,15 +98,10 @@ class Seen(NamedTuple):
     values: Any  # (r, m)
 
 
-def _complete(
-    bundle: Any, seen: Sequence[Seen], size: int, n: int, seed: int, noise: float, how: Guided | None
-) -> Tensor:
-    """(n, B, *shape) in data units, unranked."""
-    how = how or (Guided.wide() if bundle.guess is None else Guided())
+def _sights(bundle: Any, seen: Sequence[Seen], noise: float) -> list[Sight]:
+    """The same in model units, for the images of which anything was seen."""
     if isinstance(noise, bool) or not 0 <= noise < math.inf:
         raise UserError(f"noise={noise}: want a standard deviation of 0 or more, in data units")
-    check_room(n * size, bundle.shape)
-    out = torch.empty(n, size, *bundle.shape)
     scale, offset = _affine(bundle)
     sights = []
     for part in seen:
@@ -111,9 +109,21 @@ def _complete(
         if len(a):
             directions = Directions.of(a * scale, noise)
             sights.append(Sight(part.rows, directions, directions.read(part.values - a @ offset)))
-        else:
-            samples = bundle.sample(n * len(part.rows), seed=seed)
-            out[:, part.rows] = samples.reshape(n, len(part.rows), *bundle.shape)
+    return sights
+
+
+def _complete(
+    bundle: Any, sights: Sequence[Sight], size: int, n: int, seed: int, how: Guided | None
+) -> Float[Tensor, "n b *d"]:
+    """In data units, unranked; samples where nothing was seen."""
+    how = how or (Guided.wide() if bundle.guess is None else Guided())
+    check_room(n * size, bundle.shape)
+    out = torch.empty(n, size, *bundle.shape)
+    blind = torch.ones(size, dtype=torch.bool)
+    for sight in sights:
+        blind[sight.rows] = False
+    if count := int(blind.sum()):
+        out[:, blind] = bundle.sample(n * count, seed=seed).reshape(n, count, *bundle.shape)
     with torch.inference_mode(False), torch.no_grad():
         for start in range(0, size, IMAGES):
             images, block = _block(sights, start, n)
@@ -224,47 +234,3 @@ def _values(x: Any, observed: Tensor, bundle: Any) -> Tensor:
     """x in data units, float32, with zero where it is missing; NaN among the observed pixels is refused, by row."""
     x = as_float(x if isinstance(x, Tensor) else torch.as_tensor(x))
     return check_input(torch.where(observed, x, 0.0), bundle.shape, bundle.kind, where="x, where it is observed")
-
-
-def smoothed_energy(bundle: Any, x: Tensor, *, level: float = RANKED_AT, draws: int = 3) -> Float[Tensor, " b"]:
-    """mean_k U(z + s e_k, s²), (B,) nats, of x in data units: how likely x's surroundings of size s are, not x alone.
-
-    At the lowest level a faint stroke that is merely smooth beats a good digit; what counts at s is the shape. The
-    same e_k for every row, so differences are nearly free of their noise. `level` s in model units; `bundle.energy`
-    where the energy has no noise levels.
-    """
-    if not bundle.noisy:
-        return bundle.energy(x)
-    s = min(max(level, bundle.t_min**0.5), bundle.t_max**0.5)
-    stream = generator(0, "ranking")
-    with torch.no_grad(), frozen(bundle.model) as energy:
-        total = x.new_zeros(len(x))
-        for _ in range(draws):
-            move = s * torch.randn(1, *bundle.shape, generator=stream)
-            parts = [bundle.transform.forward(part) + move for part in x.split(NETWORK_ROWS)]
-            total += torch.cat([energy(y, y.new_full((len(y),), s * s)) for y in parts])
-        return total / draws
-
-
-def _standing(bundle: Any, x: Tensor) -> Float[Tensor, " b"]:
-    """What completions are ranked by, (B,) nats: the energy of their surroundings, and the mixture's at t = psi.
-
-    The one knows strokes, the other which shapes there are: on training digits their sum tells best what is right.
-    """
-    ranking = smoothed_energy(bundle, x)
-    if bundle.guess is None:
-        return ranking
-    z = bundle.transform.forward(x)
-    return ranking + torch.cat([bundle.guess(y, bundle.guess.psi.expand(len(y))) for y in z.split(NETWORK_ROWS)])
-
-
-def _ranked(bundle: Any, images: Tensor) -> Completions:
-    """Completions in order, best first."""
-    n, b = images.shape[:2]
-    flat = images.flatten(0, 1)
-    ranking, energies = _standing(bundle, flat).reshape(n, b), bundle.energy(flat).reshape(n, b)
-    order = ranking.argsort(dim=0, stable=True)
-    images = images.gather(0, order.reshape(n, b, *([1] * len(bundle.shape))).expand_as(images))
-    spread = images.std(0, correction=0)
-    variety = 2 * n / max(n - 1, 1) * spread.square().flatten(1).sum(1)
-    return Completions(images, ranking.gather(0, order), energies.gather(0, order), spread, variety)

@@ -10,7 +10,7 @@ of a better energy.
 
 import math
 from collections.abc import Mapping
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -112,19 +112,11 @@ class PrincipalMixture(nn.Module):
         rest = rest + (d - r) * (self.psi + t).log() + d * math.log(2 * math.pi)
         return (0.5 * rest - log.logsumexp(1)).to(y.dtype)
 
-    def draw(
-        self,
-        seen: Directions,
-        read: Float[Tensor, "b m"],
-        z: Float[Tensor, "b r"],
-        u: Float[Tensor, " b"],
-        *,
-        slack: float = 1.0,
-    ) -> Float[Tensor, "b d"]:
-        """m + W z | what was seen: <v_i, x> = read_i up to noise_i. From standard normal z and uniform u, exactly.
+    def given(self, seen: Directions, read: Float[Tensor, "b m"], *, slack: float = 1.0) -> "Posterior":
+        """The law of z | what was seen: <v_i, x> = read_i up to noise_i.
 
-        The posterior of (k, z) is a mixture again: one Cholesky factor of R x R numbers for each component. `slack`
-        multiplies psi: where what W leaves out hangs together, many views tell less than as many independent ones.
+        A mixture again: one Cholesky factor of R x R numbers for each component. `slack` multiplies psi: where what W
+        leaves out hangs together, many views tell less than as many independent ones.
         """
         v, off = seen.basis.double(), read.double() - self.mean @ seen.basis.double()
         view, noise = v.T @ self.basis, seen.noise.double().square() + slack * self.psi
@@ -135,10 +127,39 @@ class PrincipalMixture(nn.Module):
         middle = torch.cholesky_solve(toward[..., None], factor)[..., 0]
         size = [f.diagonal(dim1=-2, dim2=-1).log().sum(-1) for f in (self.factors, factor)]
         log = self.log_weights - size[0] - size[1] - 0.5 * (self.means * pull).sum(-1)
-        share = (log + 0.5 * (toward * middle).sum(-1)).softmax(1)
+        return Posterior((log + 0.5 * (toward * middle).sum(-1)).softmax(1), middle, factor)
+
+    def draw(
+        self,
+        seen: Directions,
+        read: Float[Tensor, "b m"],
+        z: Float[Tensor, "b r"],
+        u: Float[Tensor, " b"],
+        *,
+        slack: float = 1.0,
+    ) -> Float[Tensor, "b d"]:
+        """m + W z | what was seen, from standard normal z and uniform u: exactly by the law that `given` tells."""
+        share, middle, factor = self.given(seen, read, slack=slack)
         k = (share.cumsum(1) < u.double()[:, None]).sum(1).clamp(max=len(self.means) - 1)
         move = torch.linalg.solve_triangular(factor[k].mT, z.double()[..., None], upper=True)[..., 0]
         return (self.mean + (middle[torch.arange(len(k)), k] + move) @ self.basis.T).to(read.dtype)
+
+    def coordinates(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b r"]:
+        """W'(x - m)."""
+        return (x.flatten(1).double() - self.mean) @ self.basis
+
+
+class Posterior(NamedTuple):
+    """sum_k share_k N(middle_k, (L_k L_k')^-1) of z, for each of b rows."""
+
+    share: Float[Tensor, "b k"]
+    middle: Float[Tensor, "b k r"]
+    factor: Float[Tensor, "k r r"]
+
+    @property
+    def mean(self) -> Float[Tensor, "b r"]:
+        """E[z | what was seen]."""
+        return (self.share[..., None] * self.middle).sum(1)
 
 
 def evenly(x: Float[Tensor, "n *d"]) -> Float[Tensor, "m *d"]:
