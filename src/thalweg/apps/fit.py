@@ -22,6 +22,7 @@ from torch import nn
 import thalweg
 from thalweg.apps.bundle import FILES, FORMAT, Bundle, load, read_config, write_bundle
 from thalweg.apps.classify import calibrate, first_labels, require_labels
+from thalweg.apps.guess import fit_guess
 from thalweg.apps.place import Place
 from thalweg.apps.request import Request, compare, data_tree, origin, run_tree
 from thalweg.core import config as specs
@@ -31,7 +32,6 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
-from thalweg.energy.principal import PrincipalMixture, evenly
 from thalweg.objective.base import Batch
 from thalweg.train.distributed import Alone, Ranks, joined
 from thalweg.train.plan import NAME as PLAN
@@ -361,8 +361,7 @@ def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: T
     if bundle.num_classes and data.held_out_labels is not None:
         config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
     held_out = bundle.energy(as_float(data.held_out))
-    guess = PrincipalMixture.fit(bundle.encode(as_float(evenly(data.train))), seed=config["run"]["seed"])
-    write_bundle(folder, config, bundle.model.state_dict(), held_out, guess)
+    write_bundle(folder, config, bundle.model.state_dict(), held_out, fit_guess(bundle, data.train))
     store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
 
 

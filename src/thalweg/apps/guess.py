@@ -1,0 +1,33 @@
+"""The coarse mixture of a bundle's data, in model units, where completions start and by which they are ranked."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.core import config as specs
+from thalweg.core.rng import generator
+from thalweg.data.loader import as_float
+from thalweg.energy.principal import NUMBERS, PrincipalMixture, evenly
+
+COPIES, ROWS = 7, 36_000  # altered copies of each row, at most, and rows with them; of 55,000 digits none is needed
+
+
+def fit_guess(bundle: Any, train: Tensor) -> PrincipalMixture:
+    """Fitted to the training rows (N, *shape) in stored units, and to altered copies of a small set.
+
+    The copies are those that the network learned from (the run's `augment`): they buy components, of which 4,500 digits
+    alone support few.
+    """
+    run = bundle.config["run"]
+    return PrincipalMixture.fit(bundle.encode(_with_copies(as_float(evenly(train)), run)), seed=run["seed"])
+
+
+def _with_copies(x: Float[Tensor, "n *d"], run: dict[str, Any]) -> Float[Tensor, "m *d"]:
+    rows = min(ROWS, NUMBERS // x[0].numel())
+    copies = min(COPIES, rows // len(x) - 1) if run.get("augment") else 0
+    if copies < 1:
+        return x
+    alter = specs.build(run["augment"])
+    return torch.cat([x, *(alter(x, generator(run["seed"], "guess", k), 0.0) for k in range(copies))])
