@@ -24,7 +24,7 @@ from thalweg.energy.seen import Directions
 ROWS, NUMBERS = 60_000, 50_000_000  # that are fitted to, at most
 DIRECTIONS = 60
 EACH, MOST = 150, 400  # rows for a component, and components at most
-ROUNDS = 4  # of EM
+ROUNDS = 1  # of EM
 PRIOR = 5.0  # rows' worth of the common covariance in each component's own
 RIDGE = 2e-4  # of the largest variance, added to every variance in the subspace
 LEAST = 1e-6  # of the largest variance: the smallest psi
