@@ -164,6 +164,7 @@ def score(
 
     bundle = trained(run)
     console.writable(out, (".csv", ".parquet", ".npy"))
+    console.apart(out, data)
     x = read_array(data, shape=bundle.shape)
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)

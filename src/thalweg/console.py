@@ -143,6 +143,14 @@ def writable(path: Path, suffixes: tuple[str, ...]) -> None:
     _check_rights(path.parent, path)
 
 
+def apart(out: Path, *inputs: Path | None) -> None:
+    """Refuse before the work an output that is one of the inputs, which would be lost."""
+    for path in inputs:
+        if path is not None and path.exists() and out.exists() and out.samefile(path):
+            what = "the folder that is read" if path.is_dir() else "the file that is read"
+            raise UserError(f"{out}: {what}; name another place, so that nothing is overwritten")
+
+
 def writable_folder(path: Path) -> None:
     """Refuse before the work a folder that cannot be made or written in; those above it are made with it."""
     there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))

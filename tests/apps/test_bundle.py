@@ -314,6 +314,18 @@ def test_a_run_before_its_first_checkpoint_says_so(digits, tmp_path):
     shutil.copy(digits.path / "config.json", tmp_path)
     with pytest.raises(UserError, match="has not saved anything yet"):
         load(tmp_path)
+    shutil.copy(digits.path / "model.safetensors", tmp_path)  # of a run that has ended, then
+    with pytest.raises(DamagedFile, match=r"manifest\.json: missing.*restore it"):
+        load(tmp_path)
+
+
+def test_the_remedy_is_one_that_there_is(copy):
+    (copy / "guess.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*restore it from a copy, or train again"):
+        load(copy)
+    (copy / "checkpoints").mkdir()
+    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*older checkpoint"):
+        load(copy)
 
 
 def test_the_same_command_twice_gives_the_same_bundle(digits, tmp_path):

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.apps import classify
+from thalweg.apps.guess import read_guess
 from thalweg.apps.hub import fetched
 from thalweg.core import store
 from thalweg.core.config import build
@@ -343,6 +344,15 @@ def load(path_or_id: str | Path) -> Any:
         folder = fetched(str(path_or_id))  # the text as given: Path takes the ./ away
     if not folder.is_dir():
         raise UserError(f"{folder}: a file, where the folder of a run was wanted")
+    try:
+        return _opened(folder)
+    except DamagedFile as error:
+        remedy = store.REMEDY if (folder / "checkpoints").is_dir() else "restore it from a copy, or train again"
+        raise DamagedFile(str(error).replace(store.REMEDY, remedy)) from error
+
+
+def _opened(folder: Path) -> Any:
+    """What a folder that is there holds."""
     if (folder / store.MANIFEST).exists():
         store.verify(folder)
         store.verify(folder, [name for name in FILES if (folder / name).exists()])  # read nothing that is not sealed
@@ -360,7 +370,7 @@ def load(path_or_id: str | Path) -> Any:
         held_out = _calibration(calibration) if calibration.exists() else None
         bundle = Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
         if (folder / "guess.safetensors").exists():
-            bundle.guess = _guess(folder / "guess.safetensors", bundle.shape)
+            bundle.guess = read_guess(folder / "guess.safetensors", bundle.shape)
         return bundle
     if _app(folder) in ("anomaly", "rerank"):  # which are written whole, the manifest with them
         raise DamagedFile(f"{folder / store.MANIFEST}: missing, so the folder is not whole; restore it, or fit again")
@@ -368,6 +378,8 @@ def load(path_or_id: str | Path) -> Any:
     newest, warnings = store.newest_valid(folder / "checkpoints")
     for warning in warnings:
         log.warning("%s", warning)
+    if newest is None and (folder / "model.safetensors").exists():  # of a run that has ended
+        raise DamagedFile(f"{folder / store.MANIFEST}: missing, so nothing vouches for the weights; restore it")
     if newest is None:
         raise UserError(f"{folder}: this run has not saved anything yet; let it reach its first checkpoint")
     log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
@@ -385,10 +397,3 @@ def _calibration(path: Path) -> Tensor:
     if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
         raise DamagedFile(f"{path}: holds no energies of held-out data, (n,); train again")
     return held_out.to(torch.float32)
-
-
-def _guess(path: Path, shape: tuple[int, ...]) -> PrincipalMixture:
-    try:
-        return PrincipalMixture.from_state(store.read_tensors(path), shape)
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error

@@ -1,5 +1,6 @@
 """The coarse mixture of a bundle's data, in model units, where completions start and by which they are ranked."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.core import config as specs
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile
 from thalweg.core.rng import generator
 from thalweg.data.loader import as_float
 from thalweg.energy.principal import NUMBERS, PrincipalMixture, evenly
@@ -31,3 +34,11 @@ def _with_copies(x: Float[Tensor, "n *d"], run: dict[str, Any]) -> Float[Tensor,
         return x
     alter = specs.build(run["augment"])
     return torch.cat([x, *(alter(x, generator(run["seed"], "guess", k), 0.0) for k in range(copies))])
+
+
+def read_guess(path: Path, shape: tuple[int, ...]) -> PrincipalMixture:
+    """The mixture in guess.safetensors; DamagedFile where that is none of data of this shape."""
+    try:
+        return PrincipalMixture.from_state(store.read_tensors(path), shape)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error

@@ -6,7 +6,8 @@
     "all", "none"            missing: everything, nothing
     mask.png, mask.npy       **white, or true: missing**; black, or 0: observed. The convention of in-painting tools.
 
-A stored value above half of the mask's largest is white. In a mask of several channels a pixel is missing where any is.
+A stored mask holds 0 and 1, or 0 to 255 of which more than half is white. In a mask of several channels a pixel is
+missing where any is.
 """
 
 import math
@@ -99,6 +100,9 @@ def _stored(path: Path, shape: tuple[int, ...], num_images: int) -> Tensor:
         raise UserError(f"{path}: the mask is {got}, the model's data are {asked}; resize the mask")
     if len(found) not in (1, num_images):
         raise UserError(f"{path}: holds {len(found)} masks for {num_images} images; want one, or one for each image")
-    missing = found > found.max() / 2
+    low, high = (float(v) for v in found.aminmax())
+    if low < 0 or high > 255:
+        raise UserError(f"{path}: the mask holds {low:g} to {high:g}; want 0 and 1, or 0 and 255, white is missing")
+    missing = found > (0.5 if high <= 1 else 127.5)
     missing = missing.any(1, keepdim=True) if len(shape) == 3 else missing
     return missing.expand(num_images, *shape)

@@ -26,6 +26,7 @@ def classify(
 
     bundle = trained(run)
     console.writable(out, (".csv", ".parquet"))
+    console.apart(out, data)
     x = read_array(data, shape=bundle.shape)
     p = bundle.classify(x)
     confidence, label = p.max(1)

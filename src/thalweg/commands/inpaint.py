@@ -14,6 +14,7 @@ from thalweg.core.errors import UserError
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 EXAMPLE = "Example: `thalweg inpaint runs/digits --image torn.png --mask right-half -n 8 -o repaired.png`"
 SHOWN = 16  # images in a picture
+MISFIT = 0.02  # root mean square, in pixels of [0, 1]
 
 
 def inpaint(
@@ -24,7 +25,7 @@ def inpaint(
         typer.Option(
             "--mask",
             help="What is missing: a .png or .npy (white is missing), box:LEFT,TOP,RIGHT,BOTTOM, right-half, "
-            "left-half, top-half, bottom-half or random:SHARE.",
+            "left-half, top-half, bottom-half, random:SHARE, all or none.",
         ),
     ] = None,
     operator: Annotated[
@@ -35,6 +36,9 @@ def inpaint(
     ] = Path("inpainted.png"),
     n: Annotated[int, typer.Option("-n", help="Completions of each image.", min=1)] = 4,
     noise: Annotated[float, typer.Option(help="Standard deviation of the noise on what is given.", min=0)] = 0.0,
+    rank_by: Annotated[
+        str, typer.Option(help="What comes first: the least expected error, or the lowest energy (error, energy).")
+    ] = "error",
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Name and pass over images that cannot be used.")
@@ -43,6 +47,7 @@ def inpaint(
 ) -> None:
     """Complete images where a mask says that pixels are missing, several times, best first."""
     from thalweg.apps import inpaint as app
+    from thalweg.apps.given import ROUNDING, read_given
     from thalweg.apps.masks import observed as read_mask
     from thalweg.data.loader import as_float
 
@@ -51,54 +56,56 @@ def inpaint(
     bundle = trained(run)
     if bundle.kind != "image" and out.suffix.lower() != ".npy":
         raise UserError(f"{out}: this model is of rows of numbers, not of images; name an .npy file")
-    _check_out(out, image)
+    app.check_rank_by(rank_by)
+    console.apart(out, image, run, None if mask is None else Path(mask))
+    _check_out(out)
     how = None if operator is None else _operator(operator)
-    names, x, skipped = _images(image, bundle.shape if how is None else _small(how, bundle.shape), skip_bad)
-    x, known = as_float(x), None
+    shape = bundle.shape if how is None else _small(how, bundle.shape)
+    given = read_given(image, shape, skip_bad=skip_bad, flat=how is not None)
+    known = None if how is not None else read_mask(mask or "", bundle.shape, given.count, seed=seed)
+    given = given.usable(known, skip_bad)
+    for line in given.notes:
+        console.say(line)
+    names, x = given.names, as_float(given.x)
     if how is None:
-        known = read_mask(mask or "", bundle.shape, len(x), seed=seed)
-        found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise)
+        known = known[given.rows]
+        if bare := int(known.flatten(1).all(1).sum()):
+            console.say(f"nothing is missing of {bare} of {len(x)} images; they come back as they are")
+        found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise, rank_by=rank_by)
     else:
-        found = app.restore(bundle, x.flatten(1), how, n=n, seed=seed, noise=noise)
+        if given.rounded and noise < ROUNDING:
+            noise = ROUNDING
+            console.say(f"pixels of 8 bits are rounded by {noise:.4f}, which is taken for their noise")
+        found = app.restore(bundle, x.flatten(1), how, n=n, seed=seed, noise=noise, rank_by=rank_by)
+        _warn_of_misfit(operator, how, x, found, noise)
     _write(out, names, x, known, found)
-    console.say(f"{n} completions of {len(x)} images in {out}")
+    console.say(f"{_count(n, 'completion')} of {_count(len(x), 'image')} in {out}")
     result: dict[str, Any] = {
         "file": str(out),
         "images": names,
-        "skipped": skipped,
+        "skipped": given.skipped,
         "ranking": found.ranking.T.tolist(),
         "energies": found.energies.T.tolist(),
-        "variety": found.variety.tolist(),
+        "variety": found.variety.tolist() if n > 1 else None,
         "missing": None if known is None else (~known).float().flatten(1).mean(1).tolist(),
         "seed": seed,
     }
     console.emit({k: _finite(v) if isinstance(v, list) and k != "images" else v for k, v in result.items()}, as_json)
 
 
-def _images(path: Path, shape: tuple[int, ...], skip_bad: bool) -> tuple[list[str], Any, list[dict[str, str]]]:
-    """(names, images, those passed over and why)."""
-    import torch
+def _count(n: int, name: str) -> str:
+    return f"{n} {name}{'s' * (n != 1)}"
 
-    from thalweg.data.files import image_files, read_array, read_names
 
-    if not path.is_dir():
-        x = read_array(path, shape=shape)
-        return read_names(path, len(x)), x, []
-    good, skipped = [], []
-    for file in image_files(path):
-        try:
-            good.append((file.name, read_array(file, shape=shape)))
-        except UserError as error:
-            if not skip_bad:
-                raise UserError(f"{error}; --skip-bad passes over such files") from error
-            reason = " ".join(str(error).split())
-            console.say(f"skipped {reason}")
-            skipped.append({"file": file.name, "reason": reason})
-    if not good:
-        raise UserError(
-            f"{path}: no image in this folder can be used" + (f", {len(skipped)} skipped" if skipped else "")
+def _warn_of_misfit(text: str | None, how: Any, x: Any, found: Any, noise: float) -> None:
+    """A line where no completion shows what was given: it is no such view of anything the model knows."""
+    off = (how(found.images[0]) - x.flatten(1)).square().mean(1).sqrt()
+    odd = int((off > 3 * noise + MISFIT).sum())
+    if odd:
+        console.say(
+            f"{_count(odd, 'image')}: what was given is off by {float(off.max()):.2g} from the completion's own view; "
+            f"is it {text}? If it is noisy, give --noise"
         )
-    return [name for name, _ in good], torch.cat([x for _, x in good]), skipped
 
 
 def _operator(text: str) -> Any:
@@ -125,13 +132,11 @@ def _small(how: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[1] // factor, shape[2] // factor)
 
 
-def _check_out(out: Path, source: Path) -> None:
+def _check_out(out: Path) -> None:
     if out.suffix.lower() in (".png", ".npy"):
         console.writable(out, (".png", ".npy"))
-    elif out.suffix or (out.exists() and not out.is_dir()):
+    elif out.suffix or out == Path() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out}: want a .png, an .npy, or a folder")
-    elif out.exists() and source.exists() and out.samefile(source):
-        raise UserError(f"{out}: the folder of the images themselves; name another, so that none is overwritten")
     else:
         console.writable_folder(out)
 
@@ -146,7 +151,8 @@ def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:
         return write_array(out, found.images)
     if out.suffix.lower() == ".png":
         known = None if known is None else known[:SHOWN]
-        picture = repairs(x[:SHOWN], found.images[:, :SHOWN], found.uncertainty[:SHOWN], observed=known)
+        uncertainty = found.uncertainty[:SHOWN] if len(found.images) > 1 else None
+        picture = repairs(x[:SHOWN], found.images[:, :SHOWN], uncertainty, observed=known)
         return write_bytes(out, png(picture))
     out.mkdir(parents=True, exist_ok=True)
     table = io.StringIO()
@@ -157,7 +163,8 @@ def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:
             file = f"{stem}-{k + 1}.png"
             write_bytes(out / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
             lines.writerow([name, k + 1, *(f"{float(u[k, i]):.6g}" for u in (found.ranking, found.energies)), file])
-        write_bytes(out / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
+        if len(found.images) > 1:  # of one there is no telling
+            write_bytes(out / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
     write_bytes(out / "completions.csv", table.getvalue().encode())
 
 

@@ -91,6 +91,10 @@ def choose(
     from thalweg.apps.table import write_scores
 
     console.writable(table, (".csv", ".parquet"))
+    for path in (table, out) if out is not None else (table,):
+        console.apart(path, candidates)
+    if run.is_dir() and table.parent.samefile(run):
+        raise UserError(f"{table}: in the re-ranker's folder, which holds the re-ranker alone; name another place")
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety)

@@ -144,7 +144,9 @@ def verify(folder: str | Path, names: Sequence[str] | None = None) -> None:
     listed = _manifest(folder)
     for name in listed if names is None else names:
         if name not in listed:
-            raise DamagedFile(f"{folder / name}: not listed in {MANIFEST}; {REMEDY}")
+            raise DamagedFile(
+                f"{folder / name}: not listed in {MANIFEST}, so not of what was saved; move it away, or {REMEDY}"
+            )
         path, entry = _inside(folder, name), listed[name]
         if not path.is_file():
             raise DamagedFile(f"{path}: listed in {MANIFEST} but missing; {REMEDY}")

@@ -22,7 +22,7 @@ from torch import Tensor
 from thalweg.core.errors import DamagedFile, ThalwegError, UserError
 from thalweg.data.loader import arrange, check_images, check_input, check_rows, require_trainable, verify
 
-__all__ = ["check_images", "check_input", "check_rows", "read_array", "read_names", "require_trainable"]
+__all__ = ["check_images", "check_input", "check_rows", "probe", "read_array", "read_names", "require_trainable"]
 
 LIMIT_BYTES = 8 << 30  # the most an array may declare; a larger one belongs in shards
 LIMIT_PIXELS = 64_000_000  # the most one image may declare before it is decoded
@@ -162,7 +162,7 @@ def _read_images(files: list[Path], channels: int | None) -> np.ndarray:
     """Decode images of one size to uint8 (N, C, H, W); sizes and colours are read from all headers first."""
     from PIL import Image
 
-    probes = [_probe(file) for file in files]
+    probes = [probe(file) for file in files]
     (size, _), *_ = Counter(s for s, _ in probes).most_common(1)
     odd = next((i for i, (s, _) in enumerate(probes) if s != size), None)
     if odd is not None:
@@ -179,7 +179,7 @@ def _read_images(files: list[Path], channels: int | None) -> np.ndarray:
     return pixels.transpose(0, 3, 1, 2)
 
 
-def _probe(file: Path) -> tuple[tuple[int, int], str]:
+def probe(file: Path) -> tuple[tuple[int, int], str]:
     """An image's (width, height) and mode from its header; more than 8 bits a pixel is refused."""
     from PIL import Image
 

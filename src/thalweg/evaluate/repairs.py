@@ -18,13 +18,13 @@ GAP, INCHES = 2, 0.62
 def repairs(
     given: Float[Tensor, "b c h w"],
     completions: Float[Tensor, "n b c h w"],
-    uncertainty: Float[Tensor, "b c h w"],
+    uncertainty: Float[Tensor, "b c h w"] | None,
     *,
     observed: Bool[Tensor, "b c h w"] | None = None,
     truth: Float[Tensor, "b c h w"] | None = None,
 ) -> Figure:
     """A row an image: the truth (if known), what was given (missing pixels in blue), completions best first, and the
-    standard deviation over them, 0 black to 0.5 (what a pixel that is 0 or 1 with equal chance has) bright.
+    standard deviation over them (if known), 0 black to 0.5 (what a pixel that is 0 or 1 with equal chance has) bright.
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -33,9 +33,10 @@ def repairs(
     seen = _rgb(given)
     if observed is not None:
         seen = np.where(observed.all(1).numpy()[..., None], seen, MISSING)
-    heat = colormaps["magma"](np.clip(2 * uncertainty.amax(1).numpy(), 0, 1))[..., :3]
-    columns = [seen, *(_rgb(x) for x in completions), heat]
-    titles = ["given", *(f"{k + 1}" for k in range(len(completions))), "uncertain"]
+    columns, titles = [seen, *(_rgb(x) for x in completions)], ["given", *(f"{k + 1}" for k in range(len(completions)))]
+    if uncertainty is not None:
+        columns.append(colormaps["magma"](np.clip(2 * uncertainty.amax(1).numpy(), 0, 1))[..., :3])
+        titles.append("uncertain")
     if truth is not None:
         columns, titles = [_rgb(truth), *columns], ["truth", *titles]
     rows, count = len(seen), len(columns)

@@ -1,0 +1,108 @@
+"""Damaged images as people hand them over: which can be used, under which masks, and what has to be said of them."""
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.data.files import IMAGE_SUFFIXES, image_files, probe, read_array, read_names
+
+PLAIN = ("1", "L")  # modes of images with neither colour nor transparency
+ROUNDING = 1 / (255 * math.sqrt(12))  # standard deviation of what 8 bits leave out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Images x (r, *shape), uint8 or float: row j is number `rows[j]` of the `count` that there were.
+
+    `rounded` says that they came as 8 bits, `skipped` names what cannot be used and why, `notes` is for people.
+    """
+
+    x: Tensor
+    names: list[str]
+    rows: Tensor
+    count: int
+    rounded: bool
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def usable(self, known: Bool[Tensor, "count *d"] | None, skip_bad: bool) -> Self:
+        """Those without NaN or infinity where `known` (everywhere without it); UserError, or `skipped`, for others."""
+        finite = self.x.isfinite() if self.x.is_floating_point() else torch.ones_like(self.x, dtype=torch.bool)
+        if known is not None:
+            finite = finite | ~known[self.rows]
+        good = finite.flatten(1).all(1)
+        reason = "holds NaN or infinity where it is observed" if known is not None else "holds NaN or infinity"
+        lost = [name for name, fine in zip(self.names, good.tolist(), strict=True) if not fine]
+        if lost and not skip_bad:
+            more = f", as {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise UserError(f"image {lost[0]}: {reason}{more}; mask it, fill it, or pass over it with --skip-bad")
+        if not bool(good.any()):
+            raise UserError(
+                f"none of the {self.count} images can be used, the last: {reason}; mask or fill such pixels"
+            )
+        return replace(
+            self,
+            x=self.x[good],
+            rows=self.rows[good],
+            names=[name for name, fine in zip(self.names, good.tolist(), strict=True) if fine],
+            skipped=[*self.skipped, *({"file": name, "reason": reason} for name in lost)],
+            notes=[*self.notes, *(f"skipped image {name}: {reason}" for name in lost)],
+        )
+
+
+def read_given(path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False) -> Given:
+    """An image, a folder of them or an array, each of `shape`; `flat` arrays (N, prod(shape)) will do, if said so.
+
+    UserError for a file of a folder that cannot be used, by name, unless `skip_bad` passes over it.
+    """
+    if path.is_dir():
+        return _folder(path, shape, skip_bad)
+    x = _flat(path, shape) if flat else None
+    x = read_array(path, shape=shape, finite=False) if x is None else x
+    notes = _coloured([path], shape) if path.suffix.lower() in IMAGE_SUFFIXES else []
+    names, rows = read_names(path, len(x)), torch.arange(len(x))
+    return Given(x=x, names=names, rows=rows, count=len(x), rounded=x.dtype == torch.uint8, notes=notes)
+
+
+def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    if path.suffix.lower() not in (".npy", ".npz"):
+        return None
+    try:
+        x = read_array(path, finite=False)
+    except UserError:  # read with its shape, it is told better
+        return None
+    return x.reshape(-1, *shape) if x.ndim == 2 and x.shape[1] == math.prod(shape) else None
+
+
+def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> Given:
+    files, good, skipped = image_files(path), [], []
+    if not files:
+        read_array(path, shape=shape)  # which says what is wanted
+    for i, file in enumerate(files):
+        try:
+            good.append((i, read_array(file, shape=shape)))
+        except UserError as error:
+            if not skip_bad:
+                raise UserError(f"{error}; --skip-bad passes over such files") from error
+            skipped.append({"file": file.name, "reason": " ".join(str(error).split())})
+    if not good:
+        first = skipped[0]["reason"]
+        raise UserError(f"{path}: none of its {len(files)} images can be used, the first: {first}")
+    rows = torch.tensor([i for i, _ in good])
+    used = [files[i] for i, _ in good]
+    notes = [*(f"skipped {bad['reason']}" for bad in skipped), *_coloured(used, shape)]
+    x, names = torch.cat([image for _, image in good]), [file.name for file in used]
+    return Given(x=x, names=names, rows=rows, count=len(files), rounded=True, skipped=skipped, notes=notes)
+
+
+def _coloured(files: list[Path], shape: tuple[int, ...]) -> list[str]:
+    """A line where a model of grey images is given others."""
+    odd = [file for file in files if probe(file)[1] not in PLAIN] if len(shape) == 3 and shape[0] == 1 else []
+    more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+    return [f"{odd[0].name}{more}: colour or transparency, left out: the model is of grey images"] if odd else []

@@ -1,0 +1,88 @@
+"""Images as people hand them over: what cannot be used is named, and masks stay with their images."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from thalweg.apps.given import read_given
+from thalweg.apps.masks import observed
+from thalweg.apps.operators import Downsample
+from thalweg.core.errors import UserError
+
+SHAPE = (1, 8, 8)
+
+
+@pytest.fixture
+def pixels():
+    return torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+
+def test_nan_is_refused_where_it_is_observed_and_nowhere_else(pixels, tmp_path):
+    known = observed("right-half", SHAPE, 3)
+    pixels[1:, :, :, 5] = torch.nan
+    np.save(tmp_path / "x.npy", pixels)
+    assert read_given(tmp_path / "x.npy", SHAPE).usable(known, False).names == ["0", "1", "2"]
+    pixels[1, 0, 0, 0] = torch.inf
+    np.save(tmp_path / "x.npy", pixels)
+    given = read_given(tmp_path / "x.npy", SHAPE)
+    with pytest.raises(UserError, match=r"image 1: holds NaN or infinity where it is observed; .*--skip-bad"):
+        given.usable(known, False)
+    kept = given.usable(known, True)
+    assert (kept.names, kept.rows.tolist(), [bad["file"] for bad in kept.skipped]) == (["0", "2"], [0, 2], ["1"])
+    pixels[:, 0, 0, 0] = torch.nan
+    np.save(tmp_path / "x.npy", pixels)
+    with pytest.raises(UserError, match="none of the 3 images can be used"):
+        read_given(tmp_path / "x.npy", SHAPE).usable(known, True)
+
+
+def test_a_folder_keeps_each_image_with_its_own_mask(pixels, tmp_path):
+    for i, x in enumerate(pixels):
+        Image.fromarray((x[0] * 255).byte().numpy()).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"1\.png: .*--skip-bad"):
+        read_given(tmp_path, SHAPE)
+    given = read_given(tmp_path, SHAPE, skip_bad=True)
+    assert (given.count, given.rows.tolist(), given.names, given.rounded) == (3, [0, 2], ["0.png", "2.png"], True)
+    assert [bad["file"] for bad in given.skipped] == ["1.png"]
+    assert "1.png" in given.notes[0]
+    (tmp_path / "0.png").write_bytes(b"")
+    (tmp_path / "2.png").write_bytes(b"")
+    with pytest.raises(UserError, match="none of its 3 images can be used"):
+        read_given(tmp_path, SHAPE, skip_bad=True)
+
+
+def test_colour_is_left_out_aloud(tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
+    assert "a.png: colour" in read_given(tmp_path / "a.png", SHAPE).notes[0]
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    assert not read_given(tmp_path / "a.png", SHAPE).notes
+
+
+def test_what_an_operator_gives_is_taken_as_it_is(pixels, tmp_path):
+    small = Downsample(factor=2)(pixels)
+    np.save(tmp_path / "small.npy", small)
+    assert torch.equal(read_given(tmp_path / "small.npy", (1, 4, 4), flat=True).x.flatten(1), small)
+    with pytest.raises(UserError, match="reshape"):
+        read_given(tmp_path / "small.npy", (1, 4, 4))
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 255), (0.0, 1.0), (0.0, 255.0), (False, True)])
+def test_a_mask_is_white_where_it_is_missing(values, tmp_path):
+    mask = np.full((8, 8), values[0])
+    mask[:, 4:] = values[1]
+    np.save(tmp_path / "m.npy", mask)
+    assert torch.equal(observed(tmp_path / "m.npy", SHAPE, 2), observed("right-half", SHAPE, 2))
+
+
+@pytest.mark.parametrize("values", [(-1, 0), (0, 256)])
+def test_other_numbers_are_no_mask(values, tmp_path):
+    np.save(tmp_path / "m.npy", np.array(values * 32).reshape(8, 8))
+    with pytest.raises(UserError, match=r"m\.npy: the mask holds .* want 0 and 1, or 0 and 255"):
+        observed(tmp_path / "m.npy", SHAPE, 2)
+
+
+def test_dark_grey_is_not_missing(tmp_path):
+    """Mutant: half of the mask's own largest, by which noise of 0 to 3 in 255 hid half of an image."""
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 4).save(tmp_path / "m.png")
+    assert bool(observed(tmp_path / "m.png", SHAPE, 1).all())
