@@ -180,7 +180,9 @@ def ways(ax: Any, found: Survey) -> None:
             _strip(ax, found.detour.x, 1.16)
     ax.set_xlabel("share of the way between two " + ("minima" if over else "examples"), fontsize=9)
     _plain(ax, found)
-    ax.legend(frameon=False, fontsize=8)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.3 * (high - low))  # room for the legend, above the curves
+    ax.legend(frameon=False, fontsize=8, loc="upper center")
 
 
 def _strip(ax: Any, x: Tensor, bottom: float, num: int = 9) -> None:
