@@ -321,7 +321,7 @@ def test_a_run_before_its_first_checkpoint_says_so(digits, tmp_path):
 
 def test_the_remedy_is_one_that_there_is(copy):
     (copy / "guess.safetensors").write_bytes(b"")
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*restore it from a copy, or train again"):
+    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*restore it from a copy, or train or fit again"):
         load(copy)
     (copy / "checkpoints").mkdir()
     with pytest.raises(DamagedFile, match=r"guess\.safetensors.*older checkpoint"):

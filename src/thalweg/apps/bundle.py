@@ -347,7 +347,7 @@ def load(path_or_id: str | Path) -> Any:
     try:
         return _opened(folder)
     except DamagedFile as error:
-        remedy = store.REMEDY if (folder / "checkpoints").is_dir() else "restore it from a copy, or train again"
+        remedy = store.REMEDY if (folder / "checkpoints").is_dir() else "restore it from a copy, or train or fit again"
         raise DamagedFile(str(error).replace(store.REMEDY, remedy)) from error
 
 

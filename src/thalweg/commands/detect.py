@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thalweg import console
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
     from thalweg.apps.anomaly.saved import DetectorBundle
@@ -90,15 +90,11 @@ def _detector(run: str) -> "DetectorBundle":
     """The detector in a folder or on the Hub; UserError that says what else is there."""
     from thalweg.apps.anomaly.saved import DetectorBundle
     from thalweg.apps.bundle import load
-    from thalweg.core import store
 
     folder = Path(run)
     if not run or (folder.is_dir() and not (folder / "config.json").exists()):
         raise UserError(f"{run or repr(run)}: no detector there; give the folder that `thalweg detect fit` wrote")
-    try:
-        bundle = load(run)
-    except DamagedFile as error:
-        raise DamagedFile(str(error).replace(store.REMEDY, "restore it from a copy, or fit again")) from error
+    bundle = load(run)
     if not isinstance(bundle, DetectorBundle):
         raise UserError(f"{run}: a trained energy, no detector; score it with `thalweg score`")
     return bundle
