@@ -178,6 +178,21 @@ def overhead(x: Tensor, reranker: EnergyReranker, seconds: float | None) -> dict
     }
 
 
+def oddities(x: Tensor, reranker: EnergyReranker) -> dict[str, dict[str, int]]:
+    """How many of the candidates rank before images that are neither data nor draws, with the term of `apps.support`
+    and without; and how many of the candidates it concerns.
+    """
+    odd = {name: torch.full((1, *x.shape[1:]), v) for name, v in (("black", 0.0), ("grey", 0.5), ("white", 1.0))}
+    odd["noise"] = torch.rand(1, *x.shape[1:], generator=generator(0, "noise"))
+    energy = reranker.energy
+    price, found, seen = energy.price.clone(), {}, {}
+    for way, p in (("without", torch.zeros(())), ("with", price)):
+        energy.price.copy_(p)
+        seen[way] = reranker.energies(x)
+        found[way] = {name: int((seen[way] < reranker.energies(y)).sum()) for name, y in odd.items()}
+    return {**found, "candidates": {"all": len(x), "changed": int((seen["with"] != seen["without"]).sum())}}
+
+
 def main() -> None:
     """Read the command line, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,6 +232,7 @@ def main() -> None:
     stamps = [path.with_suffix(".seconds") for path in args.candidates]
     seconds = sum(float(s.read_text()) for s in stamps) if all(s.exists() for s in stamps) else None
     print(json.dumps(overhead(x, reranker, seconds)))
+    print(json.dumps(oddities(x, reranker)))
     if args.pictures:
         pictures(args.pictures, x, found, curves(u, measure))
 

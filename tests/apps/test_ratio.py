@@ -170,3 +170,69 @@ def test_a_view_of_images_is_refused_of_rows(view):
     rows = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     with pytest.raises(UserError, match=f"view='{view}': is a view of images"):
         fit_ratio(rows, rows + 1, RatioSettings(members=2, steps=1, view=view))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("channels", ()),
+        ("channels", 8),
+        ("channels", (4.5,)),
+        ("rate", math.nan),
+        ("rate", 0),
+        ("members", 2.5),
+        ("steps", True),
+        ("smoothing", 0.7),
+        ("weight_decay", -1),
+        ("stretch", math.inf),
+        ("damaged", "a"),
+    ],
+)
+def test_settings_that_cannot_be(name, value):
+    with pytest.raises(UserError, match=rf"^{name}=.*: want "):
+        RatioSettings(**{name: value})
+
+
+def test_every_member_has_rows_of_both_sides():
+    """As many members as rows of the smaller side is the most, and works; one more is refused before any training."""
+    real, made = plane(40, "folds")
+    with pytest.raises(UserError, match=r"^members=21: want at most 20, the rows of generated: each member is checked"):
+        fit_ratio(real, made[:20], RatioSettings(members=21))
+    _, check = fit_ratio(real, made[:20], RatioSettings(members=20, steps=2, hidden=4))
+    assert len(check.steps) == 20
+    assert math.isfinite(check.loss + check.standard_error)
+
+
+def test_images_too_small_are_refused_with_the_least_side():
+    x = torch.rand(30, 1, 6, 6, generator=generator(0, "small"))
+    with pytest.raises(UserError, match=r"^real: images of 6 x 6 pixels, want 8 or more a side with channels="):
+        fit_ratio(x, x)
+
+
+def columns(n=200):
+    z = torch.randn(2, n, 2, generator=generator(0, "columns"))
+    return z[0], 2 * z[1]
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0, -1.7e9])
+def test_a_column_that_stands_still_changes_no_choice(value):
+    """The trials part the halves as without it. Mutant: a deviation of 1e-6, whose rounding swallows all distances."""
+    (real, made), still = columns(), torch.full((200, 1), value)
+    quick = RatioSettings(members=2, steps=50)
+    plain = fit_ratio(real, made, quick)[1].trials
+    energy, check = fit_ratio(torch.cat([real, still], 1), torch.cat([made, still], 1), quick)
+    assert float(energy.deviation[2]) == 1
+    assert float(energy.mean[2]) == torch.tensor(value)
+    for with_, without in zip(check.trials, plain, strict=True):
+        assert 0.5 < with_.parted / without.parted < 2
+
+
+def test_a_column_that_stands_still_in_the_data_alone_does_not_fill_the_distance():
+    """Mutant: its deviation in the data alone, 1e-6 at the least, for which halves lie 100,000 apart."""
+    real, made = columns()
+    real = torch.cat([real, torch.ones(200, 1)], 1)
+    made = torch.cat([made, torch.rand(200, 1, generator=generator(0, "moving"))], 1)
+    energy, check = fit_ratio(real, made, RatioSettings(members=2, steps=50))
+    assert 0.01 < float(energy.deviation[2]) < 1
+    assert all(0 < trial.parted < 20 for trial in check.trials)
+    assert check.beats_chance

@@ -8,6 +8,7 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.data.files import image_files, read_array, read_names
+from thalweg.data.files import IMAGE_SUFFIXES, SUFFIXES, image_files, read_array, read_names
 from thalweg.data.loader import arrange, check_images, check_rows
 
+TABLES = (".csv", ".parquet")
 log = logging.getLogger("thalweg")
 
 
@@ -34,8 +36,8 @@ class Candidates(NamedTuple):
 def as_candidates(x: Any, shape: tuple[int, ...] | None = None, *, where: str = "candidates") -> Tensor:
     """(N, *) float32 from a tensor, an array, a list of PIL images or arrays, or a pipeline's output.
 
-    uint8, or float in [0, 1]; channels first or last. No candidate at all gives (0,). UserError, with the index, for
-    mixed sizes, NaN and what is no picture.
+    uint8, or float in [0, 1]; channels first or last. No candidate at all gives (0, *shape). UserError, with the index,
+    for mixed sizes, NaN and what is no picture.
     """
     x = getattr(x, "images", x)  # a diffusers output
     if isinstance(x, Sequence) and not isinstance(x, str | bytes):
@@ -45,7 +47,7 @@ def as_candidates(x: Any, shape: tuple[int, ...] | None = None, *, where: str = 
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: not an array of numbers ({str(error).splitlines()[0]})") from error
     if t.ndim and not len(t):
-        return torch.zeros(0)
+        return torch.zeros(0, *(shape or (t.shape[1:] if t.ndim != 3 else (1, *t.shape[1:]))))
     t = arrange(t, shape, where)
     return (check_images if t.ndim == 4 else check_rows)(t, shape, where=where)
 
@@ -60,8 +62,11 @@ def generate(pipeline: Any, n: int, *, batch: int = 64, seed: int = 0, **options
     name = next((k for k in ("batch_size", "num_images_per_prompt") if k in taken), None)
     if name is None or "output_type" not in taken:
         raise UserError(f"{type(pipeline).__name__}: takes no batch_size, num_images_per_prompt, or no output_type")
-    if n < 1 or batch < 1:
-        raise UserError(f"n={n}, batch={batch}: want 1 or more each")
+    if not all(isinstance(count, Integral) and count >= 1 for count in (n, batch)):
+        raise UserError(f"n={n}, batch={batch}: want whole numbers, 1 or more each")
+    unknown = next((key for key in options if key not in taken), None)
+    if unknown is not None and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        raise UserError(f"{unknown}: {type(pipeline).__name__} has no such option; it takes {', '.join(taken)}")
     found = []
     for block, low in enumerate(range(0, n, batch)):
         draws = generator(seed, "candidates", block)
@@ -77,6 +82,7 @@ def read_candidates(path: str | Path, shape: tuple[int, ...] | None = None, *, s
     rows of an array that are not finite. UserError where nothing is left.
     """
     path = Path(path)
+    _require_kind(path, shape)
     if not skip_bad:
         x = read_array(path, shape=shape)
         return Candidates(as_candidates(x, shape, where=str(path)), read_names(path, len(x)), [])
@@ -85,8 +91,17 @@ def read_candidates(path: str | Path, shape: tuple[int, ...] | None = None, *, s
         log.info("skipped %s: %s", name, reason)
     if not len(found.x):
         why = f", the first: {found.skipped[0][1]}" if found.skipped else ""
-        raise UserError(f"{path}: no candidate can be used{why}")
+        mend = "rows without NaN" if shape is None or len(shape) == 1 else f"images of shape {shape}"
+        raise UserError(f"{path}: no candidate can be used{why}; mend or replace what was skipped: {mend} are wanted")
     return found
+
+
+def _require_kind(path: Path, shape: tuple[int, ...] | None) -> None:
+    """Refuse a file of a kind that never holds such rows: tables hold no images, pictures no rows."""
+    kinds = [suffix for suffix in SUFFIXES if shape is None or suffix not in (IMAGE_SUFFIXES, TABLES)[len(shape) == 3]]
+    if path.is_file() and path.suffix.lower() not in kinds:
+        folder = "" if shape is not None and len(shape) == 1 else "a folder of images or "
+        raise UserError(f"{path}: {path.suffix or 'no suffix'}: give {folder}one of {', '.join(kinds)}")
 
 
 def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:

@@ -8,6 +8,7 @@ that never saw it, which gives the check against chance and the one factor that 
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Self, get_args
 
@@ -17,7 +18,7 @@ from scipy.optimize import minimize
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from thalweg.apps import trials, views
+from thalweg.apps import support, trials, views
 from thalweg.apps.trials import Noise, Trial
 from thalweg.apps.views import View
 from thalweg.core.errors import UserError
@@ -31,6 +32,15 @@ from thalweg.objective.ratio import LikelihoodRatio, balanced_loss
 
 LEAST = 20  # rows of either kind
 BLOCK = 1000
+WIDER = 3.0  # the most by which the deviation of both sides together may exceed the one that standardises
+_WANTED = {
+    "rate": ("a learning rate above zero", lambda v: 0 < v < math.inf),
+    "weight_decay": ("zero or more", lambda v: 0 <= v < math.inf),
+    "smoothing": ("a share in [0, 0.5)", lambda v: 0 <= v < 0.5),
+    "stretch": ("zero or more", lambda v: 0 <= v < math.inf),
+    "shift": ("zero or more", lambda v: 0 <= v < math.inf),
+    "damaged": ("a share in [0, 1)", lambda v: 0 <= v < 1),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,17 +74,21 @@ class RatioSettings:
 
     def __post_init__(self):
         for name in ("steps", "batch", "check", "patience", "hidden"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: want 1 or more")
+            if not _is_count(getattr(self, name)):
+                raise UserError(f"{name}={getattr(self, name)!r}: want 1 or more, a whole number")
+        if not isinstance(self.channels, Sequence) or not self.channels or not all(map(_is_count, self.channels)):
+            raise UserError(f"channels={self.channels!r}: want one or more whole numbers of 1 or more, one a halving")
+        for name, (want, fits) in _WANTED.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+                raise UserError(f"{name}={value!r}: want {want}")
         views = ("auto", *get_args(View))
         if self.view not in views:
             raise UserError(f"view={self.view!r}: want one of {', '.join(views)}")
         if self.noise != "auto":
             _require_noise(self.noise)
-        if not 0 <= self.damaged < 1:
-            raise UserError(f"damaged={self.damaged}: want a share in [0, 1)")
-        if self.members < 2:
-            raise UserError(f"members={self.members}: want 2 or more, each is checked on rows that it did not see")
+        if not _is_count(self.members) or self.members < 2:
+            raise UserError(f"members={self.members!r}: want 2 or more, each is checked on rows that it did not see")
 
 
 class Check(NamedTuple):
@@ -98,11 +112,12 @@ class Check(NamedTuple):
 
 
 class RatioEnergy(nn.Module):
-    """E(x) = s mean_k E_k((view(x) - m) / d) + c, (B, *) to (B,) nats; E > 0 where the generator makes too many.
+    """E(x) = s mean_k E_k((view(x) - m) / d) + c + far(x), (B, *) to (B,) nats; > 0 where the generator makes too many.
 
-    m and d standardise (a number each for images, one a column for rows); s and c calibrate. x is taken for a draw of
-    the generator: with the view "tone" the map of tones that is fitted to its draws comes first, on any x. `features`
-    are the members' last hidden layers side by side, (B, F): what two rows have in common in the energy's eyes.
+    m and d standardise (a number each for images, one a column for rows); s and c calibrate; far(x), of images, is zero
+    except far from all rows of both sides (`apps.support`). x is taken for a draw of the generator: with the view
+    "tone" the map of tones that is fitted to its draws comes first. `features` are the members' last hidden layers side
+    by side, (B, F): what two rows have in common in the energy's eyes.
     """
 
     def __init__(self, *, shape: tuple[int, ...] = (1, 28, 28), settings: RatioSettings | None = None):
@@ -115,6 +130,8 @@ class RatioEnergy(nn.Module):
             self.register_buffer(name, value.to(torch.float32))
         self.register_buffer("scale", torch.ones((), dtype=torch.float32))
         self.register_buffer("offset", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("limits", support.unlimited(len(shape) == 3))
+        self.register_buffer("price", torch.zeros((), dtype=torch.float32))  # nats a width
         self.register_buffer("tones", views.identity(shape[0] if len(shape) == 3 else 0))
 
     @classmethod
@@ -124,7 +141,8 @@ class RatioEnergy(nn.Module):
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(E(x), features(x)) at the price of one."""
-        z, outs, hidden = self.standardised(x), [], []
+        x, outs, hidden = self.retoned(x), [], []
+        z = self.alike(x)
         for member in self.members:
             *body, head = member.sequence()  # pyright: ignore[reportCallIssue]
             h = z
@@ -132,7 +150,10 @@ class RatioEnergy(nn.Module):
                 h = layer(h)
             hidden.append(h)
             outs.append(head(h).squeeze(1))
-        return self.offset - self.scale * torch.stack(outs).mean(0), torch.cat(hidden, 1)
+        u = self.offset - self.scale * torch.stack(outs).mean(0)
+        if x.ndim == 4:
+            u = u + self.price * support.beyond(x, self.limits)
+        return u, torch.cat(hidden, 1)
 
     def standardised(self, x: Tensor) -> Tensor:
         """(view(x) - m) / d of draws of the generator."""
@@ -167,10 +188,11 @@ def fit_ratio(
     """The energy, frozen, and its check on held-out rows; real and generated (N, *) float32 of one shape.
 
     `energy.settings` holds the view and noise that were chosen in place of "auto". The same seed gives the same energy
-    on one machine. UserError for fewer than 20 rows of either kind, or two shapes, which calls the two by `names`.
+    on one machine. UserError for fewer than 20 rows of either kind, more members than rows, two shapes, or images too
+    small to be halved once an entry of `channels`; it calls the two by `names`.
     """
     s = settings or RatioSettings()
-    _require(real, generated, names)
+    _require(real, generated, s, names)
     if real.ndim != 4 and s.view not in ("auto", "pixels"):
         raise UserError(f"view={s.view!r}: is a view of images, and these are rows; leave it out")
     s, tried = _settled(real, generated, s, seed)
@@ -185,6 +207,7 @@ def fit_ratio(
         steps.append(taken)
     _calibrate(energy, held, label)
     held = energy.scale * held + energy.offset
+    energy.price.fill_(support.PRICE * (held.max() - held.min()))
     check = _check(held, label)
     used = {"steps": tuple(steps), "view": s.view, "noise": s.noise, "trials": tried}
     return energy.eval().requires_grad_(False), Check(*check, **used)  # pyright: ignore[reportArgumentType]
@@ -197,9 +220,11 @@ def _settled(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> tu
         return replace(s, view=ways[0][0], noise=ways[0][1]), ()
     label, fold = _sides(real, generated, s.members, seed)
     mine = fold == 0
-    scale = real.std(0).clamp(min=1e-6) if real.ndim == 2 else 1.0
     common = views.toned(generated, views.tones(generated, real)) if real.ndim == 4 else generated
-    compared, held = torch.cat([real, common])[mine] / scale, label[mine]
+    compared, held = torch.cat([real, common])[mine], label[mine]
+    if real.ndim == 2:
+        mean, deviation = _standard(real, generated)
+        compared = (compared - mean) / deviation
     real_held, made_held = compared[held], compared[~held]
     tried = []
     for view, noise in ways:
@@ -208,7 +233,7 @@ def _settled(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> tu
         x = torch.cat([real, energy.retoned(generated)])
         member, _ = _train(energy, 0, x[~mine], label[~mine], x[mine], label[mine], seed)
         u = _energies(member, energy.alike(x[mine]))
-        auc = _check(u, held)[2]
+        auc = _auc(u, held)
         tried.append(Trial(view, noise, auc, trials.parted(u[~held], made_held, real_held)))
     best = trials.best(tried, made_held, real_held, seed=seed)
     return replace(s, view=best.view, noise=best.noise), tuple(tried)
@@ -237,11 +262,29 @@ def _untrained(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> 
         energy = RatioEnergy(shape=tuple(real.shape[1:]), settings=s)
     if s.view == "tone" and real.ndim == 4:
         energy.tones.copy_(views.tones(generated, real))
-    real = energy.alike(real)  # mean 0 and deviation 1 so far: what is shown, as it is
-    over = 0 if real.ndim == 2 else tuple(range(real.ndim))
-    energy.mean.copy_(real.mean(over).view_as(energy.mean))
-    energy.deviation.copy_(real.std(over).clamp(min=1e-6).view_as(energy.deviation))
+    if real.ndim == 4:
+        energy.limits.copy_(support.limits(real, energy.retoned(generated)))
+    # mean 0 and deviation 1 so far: what is shown, as it is
+    mean, deviation = _standard(energy.alike(real), energy.standardised(generated))
+    energy.mean.copy_(mean.view_as(energy.mean))
+    energy.deviation.copy_(deviation.view_as(energy.deviation))
     return energy
+
+
+def _standard(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """(m, d): the mean of the data and their deviation, a number each for images, one a column for rows.
+
+    A column that (all but) stands still in the data and moves in the draws would fill the whole distance: there d is a
+    third of the deviation of both sides together. One that stands still in both, to rounding, is left in its units.
+    """
+    over = 0 if real.ndim == 2 else tuple(range(real.ndim))
+    if real.ndim == 2:  # a column's mean is then the very value that it stands at
+        real, generated = real.double(), generated.double()
+    mean, gap = real.mean(over), (generated.mean(over) - real.mean(over)) / 2
+    both = ((real.var(over) + generated.var(over)) / 2 + gap.square()).sqrt()
+    deviation = torch.maximum(real.std(over), both / WIDER)
+    still = deviation <= 4 * torch.finfo(torch.float32).eps * mean.abs()
+    return mean.float(), torch.where(still, 1.0, deviation).float()
 
 
 def _train(
@@ -305,8 +348,11 @@ def _check(u: Tensor, label: Tensor) -> tuple[float, float, float]:
     each = F.softplus(torch.where(label, u, -u)).double()
     sides = (each[label], each[~label])
     error = math.sqrt(sum(float(side.var()) / len(side) for side in sides)) / 2
-    auc = float(roc_auc_score(label.numpy(), -u.numpy()))
-    return float(sum(side.mean() for side in sides)) / 2, error, auc
+    return float(sum(side.mean() for side in sides)) / 2, error, _auc(u, label)
+
+
+def _auc(u: Tensor, label: Tensor) -> float:
+    return float(roc_auc_score(label.numpy(), -u.numpy()))
 
 
 def _require_noise(noise: Any) -> None:
@@ -317,7 +363,11 @@ def _require_noise(noise: Any) -> None:
         raise UserError(f"noise={noise!r}: want deviations of zero or more, a pair of more than zero")
 
 
-def _require(real: Tensor, generated: Tensor, names: tuple[str, str]) -> None:
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _require(real: Tensor, generated: Tensor, s: RatioSettings, names: tuple[str, str]) -> None:
     for name, x in zip(names, (real, generated), strict=True):
         if len(x) < LEAST:
             raise UserError(f"{name}: holds {len(x)} rows, a likelihood ratio wants {LEAST} or more of either kind")
@@ -325,4 +375,17 @@ def _require(real: Tensor, generated: Tensor, names: tuple[str, str]) -> None:
         raise UserError(
             f"{names[0]}: rows of shape {tuple(real.shape[1:])}, {names[1]}: of {tuple(generated.shape[1:])}; "
             "give one shape"
+        )
+    least = max(8, 2 ** len(s.channels))
+    if real.ndim == 4 and min(real.shape[2:]) < least:
+        height, width = real.shape[2:]
+        raise UserError(
+            f"{names[0]}: images of {width} x {height} pixels, want {least} or more a side with channels={s.channels}; "
+            "enlarge them"
+        )
+    fewest, name = min((len(x), name) for name, x in zip(names, (real, generated), strict=True))
+    if s.members > fewest:
+        raise UserError(
+            f"members={s.members}: want at most {fewest}, the rows of {name}: each member is checked on rows of either "
+            "side that it did not see"
         )

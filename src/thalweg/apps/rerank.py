@@ -6,7 +6,9 @@ is kept beside it (`apps.selection`). A model's own -log p is a poor judge here:
 """
 
 import logging
+import math
 from collections.abc import Callable
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -15,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import thalweg
-from thalweg.apps import selection
+from thalweg.apps import selection, support
 from thalweg.apps.candidates import as_candidates
 from thalweg.apps.ratio import Check, RatioEnergy, RatioSettings, fit_ratio
 from thalweg.apps.trials import Trial
@@ -55,6 +57,13 @@ class EnergyReranker:
     ):
         self.energy, self.variety, self.features = energy, variety, features
         self.seed, self.settings = seed, settings
+        self.require_variety()
+        if features is not None and not callable(features):
+            raise UserError(f"features: a {type(features).__name__}; want a callable (B, *) -> (B, F)")
+        if settings is not None and not isinstance(settings, RatioSettings):
+            raise UserError(f"settings: a {type(settings).__name__}; want a RatioSettings")
+        if not _is_whole(seed, 0) or seed >= 2**64:
+            raise UserError(f"seed={seed!r}: want a whole number, zero or more, below 2**64")
 
     def fit(self, real: Any, generated: Any, *, names: tuple[str, str] = ("real", "generated")) -> Self:
         """Learn E(x) = -log p_data / p_gen from real rows and the generator's own; some thousand of either are good.
@@ -63,7 +72,7 @@ class EnergyReranker:
         A check that does not beat chance is warned of: then any order is as good as another. Errors call the two sides
         by `names`.
         """
-        self._check_variety()
+        self.require_variety()
         real, generated = (as_candidates(x, where=name) for x, name in zip((real, generated), names, strict=True))
         self.energy, self.check_ = fit_ratio(real, generated, self.settings, seed=self.seed, names=names)
         if not self.check_.beats_chance:
@@ -80,28 +89,35 @@ class EnergyReranker:
     def rank(self, candidates: Any, keep: int | None = None) -> Tensor:
         """Indices, best first: all in order of energy, or `keep` of them chosen for variety too, (N,) or (keep,).
 
-        Ties go to the lower index; the same candidates give the same indices. UserError for keep > N.
+        Copies of a candidate, bit by bit, are kept once. Where fewer than `keep` differ, those come first and the best
+        of the copies after them, with a warning. Ties go to the lower index; the same candidates give the same indices.
+        UserError for keep > N.
         """
-        self._check_variety()
+        return self.ranked(candidates, keep)[1]
+
+    def ranked(self, candidates: Any, keep: int | None = None) -> tuple[Tensor, Tensor]:
+        """(`energies` (N,), `rank`) of the candidates, at the price of one."""
+        self.require_variety()
         x = self._given(candidates)
         keep = _count(keep, len(x))
-        varied = keep is not None and self.variety != "none" and keep < len(x)
-        u, f = self._look(x, varied)
-        if keep is None or not varied:
-            return selection.best(u, len(u) if keep is None else keep)
+        if keep is None:
+            u, _ = self._look(x, False)
+            return u, selection.best(u, len(u))
         first = selection.distinct(x)
-        if keep > len(first):  # all that differ, then the best of the copies
+        varied = self.variety != "none" and keep < len(first)
+        u, f = self._look(x, varied)
+        if keep > len(first):
+            log.warning(f"keep={keep}: of the {len(x)} only {len(first)} differ bit by bit; copies fill the rest")
             rest = u.clone()
             rest[first] = torch.inf
-            chosen = torch.cat([first, selection.best(rest, keep - len(first))])
-        else:
-            chosen = first[self._choose(u[first], f[first], keep)]
-        return chosen[u[chosen].sort(stable=True).indices]
+            return u, torch.cat([_ordered(first, u), selection.best(rest, keep - len(first))])
+        chosen = first[self._choose(u[first], f[first], keep)] if varied else first
+        return u, _ordered(chosen, u)[:keep]
 
     def best_of(self, candidates: Any, size: int) -> Tensor:
         """The best of each `size` candidates in turn, (ceil(N / size),) indices: a best-of-N choice as it is served."""
-        if size < 1:
-            raise UserError(f"size={size}: want 1 or more candidates a group")
+        if not _is_whole(size, 1):
+            raise UserError(f"size={size!r}: want 1 or more candidates a group, a whole number")
         return selection.best_of_groups(self.energies(candidates), size)
 
     def refine(
@@ -120,10 +136,21 @@ class EnergyReranker:
         `step_size` in squared units of the data. A likelihood ratio is only known near the generator's draws and a long
         chain leaves them: with it few steps, or none; a bundle's own energy is the safer one to walk on.
         """
+        for name, value, fits in (
+            ("num_steps", num_steps, _is_whole(num_steps, 0)),
+            ("step_size", step_size, _is_number(step_size) and step_size > 0),
+            ("temperature", temperature, _is_number(temperature) and temperature >= 0),
+            ("seed", seed, _is_whole(seed, 0)),
+        ):
+            if not fits:
+                want = {"step_size": "a number above zero", "temperature": "a number, zero or more"}
+                raise UserError(f"{name}={value!r}: want {want.get(name, 'a whole number, zero or more')}")
         x = self._given(candidates)
         if not len(x):
             return x
         u = _function(self._energy() if energy is None else energy)
+        with torch.no_grad():
+            _numbers(u(x[:1]), 1)
         sampler = ULA(step_size=step_size, temperature=temperature, clamp=(0.0, 1.0) if x.ndim == 4 else None)
         return torch.cat(
             [run_chain(sampler, u, part, num_steps=num_steps, seed=seed + i) for i, part in enumerate(x.split(BLOCK))]
@@ -170,18 +197,22 @@ class EnergyReranker:
         config = store.read_json(folder / "config.json")
         if config.get("format") != FORMAT:
             raise UserError(f"{folder}: a re-ranker of format {config.get('format')}, this reads {FORMAT}; fit again")
+        weights = store.read_tensors(folder / "model.safetensors")
         try:
             settings = RatioSettings(**{name: _tuple(value) for name, value in config["settings"].items()})
-            energy = RatioEnergy(shape=tuple(config["shape"]), settings=settings)
-            energy.load_state_dict(store.read_tensors(folder / "model.safetensors"))
+            energy = _restored(_tuple(config["shape"]), settings, weights)
             found = cls(
                 energy.eval().requires_grad_(False), variety=config["variety"], seed=config["seed"], settings=settings
             )
             if config["check"] is not None:
                 check = {name: _tuple(value) for name, value in config["check"].items()}
                 found.check_ = Check(**{**check, "trials": tuple(Trial(*trial) for trial in check["trials"])})
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DamagedFile(f"{folder / 'config.json'}: not a re-ranker's configuration ({error!r})") from error
+                _ = found.check_.beats_chance + check["auc"]
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise DamagedFile(
+                f"{folder / 'config.json'}: not a re-ranker's, or not of the weights beside it ({why}); fit again"
+            ) from error
         return found
 
     @property
@@ -195,7 +226,8 @@ class EnergyReranker:
             return selection.strata(u, f, keep, seed=self.seed)
         return (selection.repelled if self.variety == "repelled" else selection.determinantal)(u, f, keep)
 
-    def _check_variety(self) -> None:
+    def require_variety(self) -> None:
+        """UserError for a `variety` that is none."""
         if self.variety not in get_args(Variety):
             raise UserError(f"variety={self.variety!r}: want one of {', '.join(get_args(Variety))}")
 
@@ -215,7 +247,8 @@ class EnergyReranker:
             if featured and self.features is None and isinstance(energy, RatioEnergy):
                 blocks.append(energy.both(part))
             else:
-                blocks.append((_function(energy)(part), self._features(part) if featured else part[:, :0]))
+                u = _numbers(_function(energy)(part), len(part))
+                blocks.append((u, self._features(part) if featured else u[:, None][:, :0]))
         if not blocks:
             return torch.zeros(0), torch.zeros(0, 0)
         u, f = (torch.cat(parts) for parts in zip(*blocks, strict=True))
@@ -223,10 +256,51 @@ class EnergyReranker:
 
     def _features(self, x: Tensor) -> Tensor:
         if self.features is not None:
-            return self.features(x).flatten(1)
+            f = self.features(x)
+            if not isinstance(f, Tensor) or f.ndim < 2 or len(f) != len(x):
+                raise UserError(f"features: gives {_form(f)} for {len(x)} candidates; want a row each, ({len(x)}, F)")
+            f = f.flatten(1).float()
+            if not bool(f.isfinite().all()):
+                raise UserError("features: gives NaN or infinity; want finite numbers")
+            return f
         if x.ndim != 4:
             return x
         return F.adaptive_avg_pool2d(x, [min(PIXELS, side) for side in x.shape[2:]]).flatten(1)
+
+
+def _restored(shape: Any, settings: RatioSettings, weights: dict[str, Tensor]) -> RatioEnergy:
+    """The energy of a file's settings and weights; built without memory of its own, which a false size would claim.
+
+    ValueError or RuntimeError where they do not belong together or do not give numbers.
+    """
+    if "auto" in (settings.view, settings.noise):
+        raise ValueError("view and noise are not settled")
+    if len({name.split(".")[1] for name in weights if name.startswith("members.")}) != settings.members:
+        raise ValueError(f"members={settings.members}, and the weights are of another number")
+    bad = [name for name, value in weights.items() if value.dtype != torch.float32 or not bool(value.isfinite().all())]
+    if bad:
+        raise ValueError(f"{bad[0]} holds what is no finite float32")
+    if "limits" not in weights:  # of a judge that was fitted before there were any
+        weights = {**weights, "limits": support.unlimited(len(shape) == 3), "price": torch.zeros(())}
+    with torch.device("meta"):
+        energy = RatioEnergy(shape=shape, settings=settings)
+    energy.load_state_dict(weights, assign=True)
+    if not (bool((energy.deviation > 0).all()) and float(energy.scale) > 0):
+        raise ValueError("deviation and scale are not above zero")
+    return energy
+
+
+def _ordered(chosen: Tensor, u: Tensor) -> Tensor:
+    """Some indices, best first."""
+    return chosen[u[chosen].sort(stable=True).indices]
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _tuple(value: Any) -> Any:
@@ -242,9 +316,17 @@ def _function(energy: Any) -> Callable[[Tensor], Tensor]:
     return found
 
 
-def _checked(u: Tensor, n: int) -> Tensor:
+def _numbers(u: Any, n: int) -> Tensor:
     if not isinstance(u, Tensor) or u.shape != (n,):
-        raise UserError(f"energy: gives shape {tuple(u.shape)} for {n} candidates; want one number each, ({n},)")
+        raise UserError(f"energy: gives {_form(u)} for {n} candidates; want one number each, ({n},)")
+    return u
+
+
+def _form(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}, no tensor,"
+
+
+def _checked(u: Tensor, n: int) -> Tensor:
     u = u.detach().float().cpu()
     bad = u.isnan().nonzero().flatten()
     if len(bad):
@@ -261,9 +343,9 @@ def _finite(u: Tensor) -> tuple[float, float]:
 def _count(keep: int | None, n: int) -> int | None:
     if keep is None:
         return None
-    if isinstance(keep, bool) or not isinstance(keep, int) or not 0 < keep <= n:
+    if not _is_whole(keep, 1) or keep > n:
         raise UserError(f"keep={keep!r}: want a whole number from 1 to the number of candidates, which is {n}")
-    return keep
+    return int(keep)
 
 
 def _is_reranker(folder: Path) -> bool:

@@ -1,6 +1,9 @@
 """The commands `thalweg rerank fit` and `thalweg rerank RUN CANDIDATES`."""
 
 import io
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from thalweg import console
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
     from thalweg.apps.candidates import Candidates
@@ -33,14 +36,14 @@ app = typer.Typer(
 )
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and name it.")]
-KINDS = "npy, npz, or a folder of images"
+KINDS = "npy, npz, a folder of images or, of rows, csv or parquet"
 
 
 @app.command(epilog="Example: `thalweg rerank fit photos/ generated/ -o runs/judge`")
 def fit(
     real: Annotated[Path, typer.Argument(help=f"Real data: {KINDS}.")],
     generated: Annotated[Path, typer.Argument(help=f"The generator's own draws, not the candidates: {KINDS}.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the re-ranker.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the re-ranker; one that is there is replaced.")],
     steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 800,
     members: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
     noise: Annotated[str, typer.Option(help="auto; or on both sides, in deviations of the data: 0.3 or 0.3:3.")] = (
@@ -61,8 +64,11 @@ def fit(
     x, y = (_read(path, None, skip_bad) for path in (real, generated))
     reranker = EnergyReranker(variety=variety, seed=seed, settings=settings)  # pyright: ignore[reportArgumentType]
     reranker.require_savable(out)
+    replaces = (out / "config.json").exists()
     reranker.fit(x.x, y.x, names=(str(real), str(generated)))
     reranker.save_pretrained(out)
+    if replaces:
+        console.say(f"{out}: replaces the re-ranker that was there")
     check = reranker.check_
     assert check is not None  # fitted
     console.say(
@@ -91,21 +97,22 @@ def choose(
     from thalweg.apps.table import write_scores
 
     console.writable(table, (".csv", ".parquet"))
-    for path in (table, out) if out is not None else (table,):
+    for path in (table, out):
+        if path is None:
+            continue
         console.apart(path, candidates)
-    if run.is_dir() and table.parent.samefile(run):
-        raise UserError(f"{table}: in the re-ranker's folder, which holds the re-ranker alone; name another place")
+        if run.is_dir() and path.resolve().is_relative_to(run.resolve()):
+            raise UserError(f"{path}: in the re-ranker's folder, which holds the re-ranker alone; name another place")
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety)
     found = _read(candidates, reranker.shape, skip_bad)
     if out is not None and not out.suffix and found.x.ndim != 4:
         raise UserError(f"{out}: the candidates are rows, not images; name a .npy file")
-    energies, kept = reranker.energies(found.x), reranker.rank(found.x, keep)
+    energies, kept = reranker.ranked(found.x, keep)
     order, columns = _columns(energies, kept)
-    if out is not None:  # before the table, which promises that they are there
-        _write(out, found, candidates, kept.tolist())
-    write_scores(table, [found.names[i] for i in order.tolist()], columns)
+    with _written(out, found, candidates, kept.tolist()):  # before the table, which promises that they are there
+        write_scores(table, [found.names[i] for i in order.tolist()], columns)
     where = f", {len(kept)} kept in {out}" if out is not None else f", {len(kept)} kept"
     console.say(f"{len(found.x)} candidates in {table}{where}")
     told = {"candidates": len(found.x), "kept": [found.names[i] for i in kept.tolist()], "indices": kept.tolist()}
@@ -149,7 +156,12 @@ def _reranker(run: Path, variety: str | None) -> Any:
     from thalweg.apps.bundle import Bundle, load
     from thalweg.apps.rerank import EnergyReranker
 
-    found = load(run)
+    try:
+        found = load(run)
+    except DamagedFile:
+        raise
+    except UserError as error:
+        raise UserError(f"{error}; `thalweg rerank fit REAL GENERATED -o {run}` makes a re-ranker") from error
     if isinstance(found, Bundle):
         console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
         found = EnergyReranker(found)
@@ -157,6 +169,7 @@ def _reranker(run: Path, variety: str | None) -> Any:
         raise UserError(f"{run}: a detector, no re-ranker; fit one with `thalweg rerank fit`")
     if variety is not None:
         found.variety = variety  # pyright: ignore[reportAttributeAccessIssue]
+        found.require_variety()
     return found
 
 
@@ -171,9 +184,15 @@ def _columns(energies: Any, kept: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _require_out(out: Path) -> None:
+    from thalweg.core import store
+
     if out.suffix.lower() == ".npy":
         console.writable(out, (".npy",))
-    elif out.suffix or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        return
+    for parent in {out, out.parent}:  # what a killed process left aside
+        if parent.is_dir():
+            store.clean(parent)
+    if out.suffix or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
         raise UserError(f"{out}: want a .npy file, or a folder that is empty or does not exist yet")
     elif not out.parent.is_dir():
         raise UserError(f"{out}: the folder {out.parent} does not exist; make it first")
@@ -181,22 +200,47 @@ def _require_out(out: Path) -> None:
         console.writable_folder(out)
 
 
-def _write(out: Path, found: "Candidates", source: Path, kept: list[int]) -> None:
-    """The kept ones, best first: a .npy of arrays, or a folder of the very files (PNGs where they came as arrays)."""
-    from thalweg.core.store import write_bytes
+@contextmanager
+def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int]) -> Iterator[None]:
+    """The kept ones, best first: a .npy of arrays, or a folder of the very files (PNGs where they came as arrays).
+
+    A folder is filled aside and put in place when the block has passed; where either fails, nothing is left of it.
+    """
+    from thalweg.core.store import temporary, write_errors
     from thalweg.core.stream import write_array
 
-    if out.suffix:
-        return write_array(out, found.x[kept])
+    if out is None or out.suffix:
+        if out is not None:
+            write_array(out, found.x[kept])
+        yield
+        return
+    inside = out.is_dir()  # it may be a link or a disk of its own, and stays
+    aside = temporary(out / "kept" if inside else out)
+    try:
+        with write_errors(out, None):
+            aside.mkdir()
+        _fill(aside, found, source, kept)
+        yield
+        with write_errors(out, None):
+            if not inside:
+                aside.rename(out)
+            for path in sorted(aside.iterdir()) if inside else ():
+                path.rename(out / path.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _fill(folder: Path, found: "Candidates", source: Path, kept: list[int]) -> None:
     from PIL import Image
 
-    out.mkdir(exist_ok=True)
+    from thalweg.core.store import write_bytes
+
     digits = len(str(len(kept)))
     for rank, i in enumerate(kept, 1):
         if source.is_dir():
-            write_bytes(out / f"{rank:0{digits}}-{found.names[i]}", (source / found.names[i]).read_bytes())
+            write_bytes(folder / f"{rank:0{digits}}-{found.names[i]}", (source / found.names[i]).read_bytes())
             continue
         pixels = (255 * found.x[i]).round().byte().permute(1, 2, 0).numpy()
         picture, held = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), io.BytesIO()
         picture.save(held, format="PNG")
-        write_bytes(out / f"{rank:0{digits}}-{i}.png", held.getvalue())
+        write_bytes(folder / f"{rank:0{digits}}-{i}.png", held.getvalue())
