@@ -39,7 +39,7 @@ MASKS = {
 }
 FIRST, HELD_OUT, NEIGHBOURS = 2000, 30_000, 20
 VISITS = 2  # of RePaint; 1 and 2 are alike on training digits
-REPAINT_CALLS = 33  # some five times as many as ours; with as few it is worse
+REPAINT_CALLS = 33  # three times as many as ours; with as few it is worse
 
 
 def repaint(bundle: thalweg.Bundle, x: torch.Tensor, seen: torch.Tensor, calls: int, seed: int) -> torch.Tensor:
