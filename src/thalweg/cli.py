@@ -132,6 +132,7 @@ def sample(
 
     bundle = trained(run)
     console.writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
+    console.apart(out, run)
     check_room(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
@@ -164,7 +165,7 @@ def score(
 
     bundle = trained(run)
     console.writable(out, (".csv", ".parquet", ".npy"))
-    console.apart(out, data)
+    console.apart(out, data, run)
     x = read_array(data, shape=bundle.shape)
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)

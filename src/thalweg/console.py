@@ -18,6 +18,8 @@ import typer
 
 from thalweg.core.errors import DiskFull, ThalwegError, UserError
 
+OF_A_RUN = ("preview.png", "report.html")  # of the kinds that commands write
+
 
 def run(app: typer.Typer) -> None:
     """Run a command and end the process: what went wrong becomes one line and an exit code."""
@@ -144,11 +146,32 @@ def writable(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def apart(out: Path, *inputs: Path | None) -> None:
-    """Refuse before the work an output that is one of the inputs, which would be lost."""
-    for path in inputs:
-        if path is not None and path.exists() and out.exists() and out.samefile(path):
+    """Refuse before the work an output that is one of the inputs, or lies among them, which would be lost.
+
+    Of a folder the images are inputs, and of a run's folder what the run itself wrote, by whatever links it is named.
+    """
+    if not out.exists():
+        return
+    there = out.stat()
+    for path in (path for path in inputs if path is not None and path.exists()):
+        if os.path.samestat(there, path.stat()):
             what = "the folder that is read" if path.is_dir() else "the file that is read"
-            raise UserError(f"{out}: {what}; name another place, so that nothing is overwritten")
+        elif any(os.path.samestat(there, held.stat()) for held in _held(path)):
+            what = f"a file of {path}, which is read"
+        else:
+            continue
+        raise UserError(f"{out}: {what}; name another place, so that nothing is overwritten")
+
+
+def _held(folder: Path) -> list[Path]:
+    """The files of an input that is a folder; the pictures that lie in a run's own are no inputs."""
+    if not folder.is_dir():
+        return []
+    from thalweg.data.files import image_files
+
+    a_run = (folder / "config.json").is_file()
+    found = [folder / name for name in OF_A_RUN] if a_run else image_files(folder)
+    return [path for path in found if path.is_file()]
 
 
 def writable_folder(path: Path) -> None:

@@ -1,5 +1,6 @@
 """The bundle: what every later command relies on, checked on runs of a few seconds."""
 
+import json
 import math
 import shutil
 
@@ -323,8 +324,19 @@ def test_the_remedy_is_one_that_there_is(copy):
     (copy / "guess.safetensors").write_bytes(b"")
     with pytest.raises(DamagedFile, match=r"guess\.safetensors.*restore it from a copy, or train or fit again"):
         load(copy)
-    (copy / "checkpoints").mkdir()
+    (copy / "checkpoints").mkdir()  # of which none has been kept
+    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*restore it from a copy, or train or fit again"):
+        load(copy)
+    (copy / "checkpoints" / "step-1").mkdir()
     with pytest.raises(DamagedFile, match=r"guess\.safetensors.*older checkpoint"):
+        load(copy)
+
+
+def test_a_file_that_was_never_sealed_is_to_be_moved_away(copy):
+    listed = json.loads((copy / "manifest.json").read_text())
+    del listed["files"]["guess.safetensors"]
+    (copy / "manifest.json").write_text(json.dumps(listed))
+    with pytest.raises(DamagedFile, match=r"guess\.safetensors: not listed.*; move it away, or restore manifest\.json$"):
         load(copy)
 
 

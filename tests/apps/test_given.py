@@ -67,22 +67,43 @@ def test_what_an_operator_gives_is_taken_as_it_is(pixels, tmp_path):
         read_given(tmp_path / "small.npy", (1, 4, 4))
 
 
+@pytest.mark.parametrize("name", ["small", "one"])
+def test_flat_pixels_are_checked_as_all_are(name, tmp_path):
+    """Mutant: flat rows of 8 bits taken for numbers up to 255."""
+    x = np.full((2, 16), 200, np.uint8)
+    np.save(tmp_path / "x.npy", x if name == "small" else x[0])
+    with pytest.raises(UserError, match=r"x\.npy: .*divide by 255"):
+        read_given(tmp_path / "x.npy", (1, 4, 4), flat=True)
+    np.save(tmp_path / "x.npy", (x if name == "small" else x[0]) / np.float32(255))
+    assert read_given(tmp_path / "x.npy", (1, 4, 4), flat=True).count == (2 if name == "small" else 1)
+    np.save(tmp_path / "x.npy", np.zeros(7))
+    with pytest.raises(UserError, match=r"expected shape .*got \(7,\)"):
+        read_given(tmp_path / "x.npy", (1, 4, 4))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (2, 1, 8, 8)])
 @pytest.mark.parametrize("values", [(0, 1), (0, 255), (0.0, 1.0), (0.0, 255.0), (False, True)])
-def test_a_mask_is_white_where_it_is_missing(values, tmp_path):
-    mask = np.full((8, 8), values[0])
-    mask[:, 4:] = values[1]
+def test_a_mask_is_white_where_it_is_missing(values, shape, tmp_path, caplog):
+    mask = np.full(shape, values[0])
+    mask[..., 4:] = values[1]
     np.save(tmp_path / "m.npy", mask)
     assert torch.equal(observed(tmp_path / "m.npy", SHAPE, 2), observed("right-half", SHAPE, 2))
+    assert not caplog.messages
 
 
-@pytest.mark.parametrize("values", [(-1, 0), (0, 256)])
-def test_other_numbers_are_no_mask(values, tmp_path):
-    np.save(tmp_path / "m.npy", np.array(values * 32).reshape(8, 8))
+@pytest.mark.parametrize("values", [(-1, 0), (0, 256), (0.5, 0.5), (7, 7), (0, 2), (3, 4), (128, 128)])
+@pytest.mark.parametrize("shape", [(8, 8), (1, 1, 8, 8)])
+def test_other_numbers_are_no_mask(values, shape, tmp_path):
+    np.save(tmp_path / "m.npy", np.array(values * 32).reshape(shape))
     with pytest.raises(UserError, match=r"m\.npy: the mask holds .* want 0 and 1, or 0 and 255"):
         observed(tmp_path / "m.npy", SHAPE, 2)
 
 
-def test_dark_grey_is_not_missing(tmp_path):
+def test_dark_grey_is_not_missing(tmp_path, caplog):
     """Mutant: half of the mask's own largest, by which noise of 0 to 3 in 255 hid half of an image."""
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 4).save(tmp_path / "m.png")
     assert bool(observed(tmp_path / "m.png", SHAPE, 1).all())
+    assert "m.png: greys in the mask; more than half of white (127.5 of 255) is missing" in caplog.text
+    Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "m.png")
+    with pytest.raises(UserError, match=r"m\.png: the mask holds 200 everywhere"):
+        observed(tmp_path / "m.png", SHAPE, 1)

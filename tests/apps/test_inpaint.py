@@ -300,6 +300,37 @@ def test_a_picture_and_an_array(command, folder, tmp_path):
     assert code == 0, err
 
 
+def test_what_cannot_be_the_operator_s_view_is_told(command, folder, tmp_path, digits):
+    """8 bits are taken for rounded; noise called blurred fits no image, and blurred digits fit."""
+    from thalweg.apps.rows import data_of
+
+    code, _, err = command("--image", "in", "--operator", "blur:1.5", "-n", 1, "-o", "x.png")
+    assert (code, len(err)) == (0, 3), err
+    assert "8 bits are rounded by 0.0011" in err[0]
+    assert "3 images: what was given is off by" in err[1]
+    assert err[2] == "1 completion of 3 images in x.png; with -n 2 or more, also where they differ"
+    np.save(tmp_path / "flat.npy", Blur(width=1.5)(as_float(data_of(digits).held_out[:5])))
+    code, _, err = command("--image", "flat.npy", "--operator", "blur:1.5", "-n", 1, "-o", "x.npy")
+    assert (code, err) == (0, ["1 completion of 5 images in x.npy"])
+
+
+def test_rows_with_nan_are_skipped_with_their_masks(command, tmp_path, pixels):
+    x, missing = pixels.clone(), ~torch.eye(8, dtype=torch.bool)[:5, None, None].expand(5, 1, 8, 8)
+    x[missing] = torch.nan  # column i alone is seen of image i
+    x[1] = torch.nan
+    np.savez(tmp_path / "x.npz", x=x)
+    np.save(tmp_path / "m.npy", missing)
+    words = ("--image", "x.npz", "--mask", "m.npy", "-n", 1, "-o", "y.npy")
+    code, _, err = command(*words)
+    assert (code, len(err)) == (2, 1)
+    assert "image 1: holds NaN or infinity where it is observed" in err[0]
+    code, _, err = command(*words, "--skip-bad")
+    assert (code, err[0]) == (0, "skipped image 1: holds NaN or infinity where it is observed"), err
+    found, kept = np.load(tmp_path / "y.npy")[0], [0, 2, 3, 4]
+    for row, i in enumerate(kept):
+        assert np.array_equal(found[row, 0, :, i], x[i, 0, :, i])
+
+
 def test_bad_files_are_named_and_skipped_only_if_asked(command, folder):
     (folder / "1.png").write_bytes(b"not a picture")
     Image.fromarray(np.zeros((9, 5), np.uint8)).save(folder / "3.png")
@@ -325,6 +356,12 @@ def test_bad_files_are_named_and_skipped_only_if_asked(command, folder):
         (["--image", "in", "--mask", "none", "-o", "nowhere/x.png"], "does not exist"),
         (["--image", "in", "--mask", "none", "-o", "in"], "the folder that is read"),
         (["--image", "in/0.png", "--mask", "none", "-o", "in/0.png"], "the file that is read"),
+        (["--image", "in", "--mask", "none", "-o", "in/0.png"], "a file of in, which is read"),
+        (["--image", "in/0.png", "--mask", "none", "-o", "in"], "the folder that is read"),
+        (["--image", "wide.png", "--mask", "in/0.png", "-o", "in"], "the folder that is read"),
+        (["--image", "in/0.png", "--mask", "none", "-o", "link.png"], "the file that is read"),
+        (["--image", "in", "--mask", "none", "-o", "twin.png"], "a file of in, which is read"),
+        (["--image", "in", "--mask", "none", "-o", "nowhere/out"], "nowhere does not exist"),
         (["--image", "in", "--mask", "wide.png", "-o", "wide.png"], "the file that is read"),
         (["--image", "in", "--mask", "none", "-o", "x.png", "--rank-by", "worth"], "want 'error' or 'energy'"),
         (["--image", "in", "--mask", "none", "-o", ""], "want a .png, an .npy, or a folder"),
@@ -336,6 +373,8 @@ def test_bad_files_are_named_and_skipped_only_if_asked(command, folder):
 )
 def test_the_command_refuses_in_one_line(command, folder, words, message):
     Image.fromarray(np.zeros((8, 9), np.uint8)).save(folder.parent / "wide.png")
+    (folder.parent / "link.png").symlink_to(folder / "0.png")
+    (folder.parent / "twin.png").hardlink_to(folder / "0.png")
     held = {path: path.read_bytes() for path in folder.iterdir()}
     code, out, err = command(*words)
     assert (code, out, len(err)) == (2, "", 1)

@@ -2,9 +2,8 @@
 
 `config.json` (spec, data fingerprint, versions, command), `model.safetensors` (averaged weights),
 `calibration.safetensors` (energies of held-out data), `guess.safetensors` (a coarse mixture of Gaussians, where
-completions of images start) and `manifest.json` (SHA-256 of each). A run that has not
-ended is read from its newest whole checkpoint. Nothing here runs code from the folder: only classes of this package
-are built.
+completions of images start) and `manifest.json` (SHA-256 of each). A run that has not ended is read from its newest
+whole checkpoint. Nothing here runs code from the folder: only classes of this package are built.
 """
 
 import dataclasses
@@ -347,7 +346,8 @@ def load(path_or_id: str | Path) -> Any:
     try:
         return _opened(folder)
     except DamagedFile as error:
-        remedy = store.REMEDY if (folder / "checkpoints").is_dir() else "restore it from a copy, or train or fit again"
+        older = any((folder / "checkpoints").glob("step-*"))
+        remedy = store.REMEDY if older else "restore it from a copy, or train or fit again"
         raise DamagedFile(str(error).replace(store.REMEDY, remedy)) from error
 
 

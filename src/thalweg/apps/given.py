@@ -11,6 +11,7 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError
 from thalweg.data.files import IMAGE_SUFFIXES, image_files, probe, read_array, read_names
+from thalweg.data.loader import verify
 
 PLAIN = ("1", "L")  # modes of images with neither colour nor transparency
 ROUNDING = 1 / (255 * math.sqrt(12))  # standard deviation of what 8 bits leave out
@@ -57,7 +58,7 @@ class Given:
 
 
 def read_given(path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False) -> Given:
-    """An image, a folder of them or an array, each of `shape`; `flat` arrays (N, prod(shape)) will do, if said so.
+    """An image, a folder of them or an array, each of `shape`; `flat` arrays ([N,] prod(shape)) will do, if said so.
 
     UserError for a file of a folder that cannot be used, by name, unless `skip_bad` passes over it.
     """
@@ -74,10 +75,11 @@ def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     if path.suffix.lower() not in (".npy", ".npz"):
         return None
     try:
-        x = read_array(path, finite=False)
-    except UserError:  # read with its shape, it is told better
+        x = read_array(path, shape=(math.prod(shape),), finite=False).reshape(-1, *shape)
+    except UserError:  # read with its own shape, it is told better
         return None
-    return x.reshape(-1, *shape) if x.ndim == 2 and x.shape[1] == math.prod(shape) else None
+    verify(x.nan_to_num(0, 0, 0), shape, "image", where=str(path))
+    return x
 
 
 def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> Given:

@@ -6,10 +6,11 @@
     "all", "none"            missing: everything, nothing
     mask.png, mask.npy       **white, or true: missing**; black, or 0: observed. The convention of in-painting tools.
 
-A stored mask holds 0 and 1, or 0 to 255 of which more than half is white. In a mask of several channels a pixel is
-missing where any is.
+A stored mask holds 0 and 1, or 0 and 255; of greys between them more than half is white, which is told in a warning. In
+a mask of several channels a pixel is missing where any is.
 """
 
+import logging
 import math
 from pathlib import Path
 
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.data.files import read_array
+from thalweg.data.files import IMAGE_SUFFIXES, read_array
 
+log = logging.getLogger("thalweg")
 WORDS = ("right-half", "left-half", "top-half", "bottom-half", "all", "none")
 KINDS = f"{', '.join(WORDS)}, random:SHARE, box:LEFT,TOP,RIGHT,BOTTOM, or a .png or .npy file"
 
@@ -89,7 +91,7 @@ def _random(text: str, rest: str, shape: tuple[int, ...], num_images: int, seed:
 
 def _stored(path: Path, shape: tuple[int, ...], num_images: int) -> Tensor:
     """Where a stored mask is white: one mask for all images, or one each."""
-    found = read_array(path, shape=shape if len(shape) == 1 else None)
+    found = read_array(path, shape=shape if len(shape) == 1 else None, bounded=False)
     if len(shape) == 3:
         found = found[None, None] if found.ndim == 2 else found
         wanted, size = shape[1:], tuple(found.shape[2:])
@@ -100,9 +102,20 @@ def _stored(path: Path, shape: tuple[int, ...], num_images: int) -> Tensor:
         raise UserError(f"{path}: the mask is {got}, the model's data are {asked}; resize the mask")
     if len(found) not in (1, num_images):
         raise UserError(f"{path}: holds {len(found)} masks for {num_images} images; want one, or one for each image")
-    low, high = (float(v) for v in found.aminmax())
-    if low < 0 or high > 255:
-        raise UserError(f"{path}: the mask holds {low:g} to {high:g}; want 0 and 1, or 0 and 255, white is missing")
-    missing = found > (0.5 if high <= 1 else 127.5)
+    missing = _white(found, path)
     missing = missing.any(1, keepdim=True) if len(shape) == 3 else missing
     return missing.expand(num_images, *shape)
+
+
+def _white(found: Tensor, path: Path) -> Tensor:
+    """Where more than half of white, which is 1 or 255; UserError where neither is meant."""
+    low, high = (float(v) for v in found.aminmax())
+    white = 1 if high <= 1 else 255
+    odd = low < 0 or high > 255 or (low == high and high not in (0, white))
+    picture = path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
+    if odd or (white == 255 and high <= white / 2 and not picture):  # numbers of classes, say
+        held = f"{low:g} to {high:g}" if low < high else f"{low:g} everywhere"
+        raise UserError(f"{path}: the mask holds {held}; want 0 and 1, or 0 and 255, white is missing")
+    if bool(((found > 0) & (found < white)).any()):
+        log.warning("%s: greys in the mask; more than half of white (%g of %g) is missing", path, white / 2, white)
+    return found > white / 2

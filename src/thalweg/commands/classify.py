@@ -26,7 +26,7 @@ def classify(
 
     bundle = trained(run)
     console.writable(out, (".csv", ".parquet"))
-    console.apart(out, data)
+    console.apart(out, data, run)
     x = read_array(data, shape=bundle.shape)
     p = bundle.classify(x)
     confidence, label = p.max(1)

@@ -13,6 +13,7 @@ from thalweg.core.errors import UserError
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 EXAMPLE = "Example: `thalweg inpaint runs/digits --image torn.png --mask right-half -n 8 -o repaired.png`"
+NOISE = "Standard deviation of the noise on what is given; with --operator at least 0.0011 for images of 8 bits."
 SHOWN = 16  # images in a picture
 MISFIT = 0.02  # root mean square, in pixels of [0, 1]
 
@@ -35,7 +36,7 @@ def inpaint(
         Path, typer.Option("--out", "-o", help="PNG: a table of pictures; .npy: (n, B, C, H, W); else a folder of PNG.")
     ] = Path("inpainted.png"),
     n: Annotated[int, typer.Option("-n", help="Completions of each image.", min=1)] = 4,
-    noise: Annotated[float, typer.Option(help="Standard deviation of the noise on what is given.", min=0)] = 0.0,
+    noise: Annotated[float, typer.Option(help=NOISE, min=0)] = 0.0,
     rank_by: Annotated[
         str, typer.Option(help="What comes first: the least expected error, or the lowest energy (error, energy).")
     ] = "error",
@@ -57,8 +58,7 @@ def inpaint(
     if bundle.kind != "image" and out.suffix.lower() != ".npy":
         raise UserError(f"{out}: this model is of rows of numbers, not of images; name an .npy file")
     app.check_rank_by(rank_by)
-    console.apart(out, image, run, None if mask is None else Path(mask))
-    _check_out(out)
+    _check_out(out, image, run, None if mask is None else Path(mask))
     how = None if operator is None else _operator(operator)
     shape = bundle.shape if how is None else _small(how, bundle.shape)
     given = read_given(image, shape, skip_bad=skip_bad, flat=how is not None)
@@ -79,7 +79,8 @@ def inpaint(
         found = app.restore(bundle, x.flatten(1), how, n=n, seed=seed, noise=noise, rank_by=rank_by)
         _warn_of_misfit(operator, how, x, found, noise)
     _write(out, names, x, known, found)
-    console.say(f"{_count(n, 'completion')} of {_count(len(x), 'image')} in {out}")
+    alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
+    console.say(f"{_count(n, 'completion')} of {_count(len(x), 'image')} in {out}{alone}")
     result: dict[str, Any] = {
         "file": str(out),
         "images": names,
@@ -132,12 +133,17 @@ def _small(how: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[0], shape[1] // factor, shape[2] // factor)
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, *inputs: Path | None) -> None:
+    """UserError where it cannot be written, or is one of the inputs or a folder where they lie."""
+    console.apart(out, *inputs)
     if out.suffix.lower() in (".png", ".npy"):
         console.writable(out, (".png", ".npy"))
     elif out.suffix or out == Path() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out}: want a .png, an .npy, or a folder")
+    elif not out.parent.exists():
+        raise UserError(f"{out}: the folder {out.parent} does not exist; make it first")
     else:
+        console.apart(out, *(path.parent for path in inputs if path is not None and path.is_file()))
         console.writable_folder(out)
 
 

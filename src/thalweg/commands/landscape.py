@@ -39,7 +39,7 @@ def landscape(
 
     bundle = trained(run)
     console.writable(out, (".png", ".gif", ".html"))
-    console.apart(out, examples)
+    console.apart(out, examples, run)
     given = None if examples is None else as_float(read_array(examples, shape=bundle.shape))
     data = data_of(bundle)
     console.say("looking at the landscape …")

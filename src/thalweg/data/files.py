@@ -33,13 +33,14 @@ _DAMAGED = (OSError, ValueError, EOFError, SyntaxError, ArithmeticError, Runtime
 _DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
 
 
-def read_array(path: str | Path, *, shape: tuple[int, ...] | None = None, finite: bool = True) -> Tensor:
+def read_array(path: str | Path, *, shape: tuple[int, ...] | None = None, finite: bool = True, bounded: bool = True) -> Tensor:
     """Read npy, npz, CSV, Parquet, one image or a folder of images, checked, in data units.
 
     Images come as (N, C, H, W), uint8 or float32 in [0, 1]; rows as float32 (N, D). `shape`, (C, H, W) or
     (D,), is what each row must have: it picks grey or colour, and lets a file hold one row without its batch
     axis. Where a 4-D array could be read both ways, axis 1 is taken for the channels. A CSV's first line is
-    its header unless it is all numbers. `finite=False` lets rows with NaN or infinity pass, for the caller to drop.
+    its header unless it is all numbers. `finite=False` lets rows with NaN or infinity pass, for the caller to drop;
+    `bounded=False` lets images have any values, as masks do.
     """
     path = Path(path)
     if not path.exists():
@@ -51,7 +52,11 @@ def read_array(path: str | Path, *, shape: tuple[int, ...] | None = None, finite
     with np.errstate(over="ignore"):  # an overflow is reported as infinity, with its row
         x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.uint8 if keep else np.float32))
     x = arrange(x, shape, str(path))
-    wanted = x if finite or not x.is_floating_point() else x[x.flatten(1).isfinite().all(1)]
+    if not bounded and x.ndim == 4:
+        verify(x.flatten(1), None, "vector", where=str(path))
+        return x
+    some = finite or not x.is_floating_point() or x.ndim < 2
+    wanted = x if some else x[x.flatten(1).isfinite().all(1)]
     if len(wanted) or finite:
         verify(wanted, shape, "image" if x.ndim == 4 else "vector", where=str(path))
     return x
@@ -113,7 +118,7 @@ def _read(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
     if path.is_dir():
         files = image_files(path)
         if not files:
-            raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} directly in this folder: add some")
+            raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} directly in this folder: name the folder that holds the images")
         return _read_images(files, channels)
     if suffix in IMAGE_SUFFIXES:
         return _read_images([path], channels)
