@@ -336,7 +336,7 @@ def test_a_file_that_was_never_sealed_is_to_be_moved_away(copy):
     listed = json.loads((copy / "manifest.json").read_text())
     del listed["files"]["guess.safetensors"]
     (copy / "manifest.json").write_text(json.dumps(listed))
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors: not listed.*; move it away, or restore manifest\.json$"):
+    with pytest.raises(DamagedFile, match=r"guess\.safetensors: .*; move it away, or restore manifest\.json$"):
         load(copy)
 
 

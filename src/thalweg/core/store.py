@@ -145,7 +145,7 @@ def verify(folder: str | Path, names: Sequence[str] | None = None) -> None:
     for name in listed if names is None else names:
         if name not in listed:
             raise DamagedFile(
-                f"{folder / name}: not listed in {MANIFEST}, so not of what was saved; move it away, or restore {MANIFEST}"
+                f"{folder / name}: not listed in {MANIFEST}, so not part of it; move it away, or restore {MANIFEST}"
             )
         path, entry = _inside(folder, name), listed[name]
         if not path.is_file():

@@ -33,7 +33,9 @@ _DAMAGED = (OSError, ValueError, EOFError, SyntaxError, ArithmeticError, Runtime
 _DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
 
 
-def read_array(path: str | Path, *, shape: tuple[int, ...] | None = None, finite: bool = True, bounded: bool = True) -> Tensor:
+def read_array(
+    path: str | Path, *, shape: tuple[int, ...] | None = None, finite: bool = True, bounded: bool = True
+) -> Tensor:
     """Read npy, npz, CSV, Parquet, one image or a folder of images, checked, in data units.
 
     Images come as (N, C, H, W), uint8 or float32 in [0, 1]; rows as float32 (N, D). `shape`, (C, H, W) or
@@ -118,7 +120,9 @@ def _read(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
     if path.is_dir():
         files = image_files(path)
         if not files:
-            raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} directly in this folder: name the folder that holds the images")
+            raise UserError(
+                f"{path}: no {', '.join(IMAGE_SUFFIXES)} directly in this folder: name the one that holds them"
+            )
         return _read_images(files, channels)
     if suffix in IMAGE_SUFFIXES:
         return _read_images([path], channels)

@@ -128,7 +128,8 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
         if low < -1e-6 or high > 1 + 1e-6:
             move = "(x + 1) / 2" if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6 else "divide by 255"
             raise UserError(
-                f"{where}: float pixels lie in [0, 1], and uint8 in 0..255; as float these span [{low:g}, {high:g}]: {move}?"
+                f"{where}: float pixels lie in [0, 1], uint8 in 0..255; "
+                f"as float, these span [{low:g}, {high:g}]: {move}?"
             )
 
 
