@@ -67,16 +67,16 @@ def inpaint(
     for line in given.notes:
         console.say(line)
     names, x = given.names, as_float(given.x)
-    if how is None:
+    if known is not None:
         known = known[given.rows]
         if bare := int(known.flatten(1).all(1).sum()):
             console.say(f"nothing is missing of {bare} of {len(x)} images; they come back as they are")
-        found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise, rank_by=rank_by)
+        found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
     else:
         if given.rounded and noise < ROUNDING:
             noise = ROUNDING
             console.say(f"pixels of 8 bits are rounded by {noise:.4f}, which is taken for their noise")
-        found = app.restore(bundle, x.flatten(1), how, n=n, seed=seed, noise=noise, rank_by=rank_by)
+        found = app.restore(bundle, x.flatten(1), how, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
         _warn_of_misfit(operator, how, x, found, noise)
     _write(out, names, x, known, found)
     alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
