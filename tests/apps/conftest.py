@@ -1,7 +1,11 @@
 """Three bundles of a few seconds' training: a plane with its constant, images, and a chain's energy."""
 
+import json
+import sys
+
 import pytest
 
+from thalweg import cli
 from thalweg.apps.fit import Request, fit
 
 SMALL = ["train.batch_size=64", "energy.width=48", "energy.num_blocks=2", "data.limit=6000"]
@@ -34,3 +38,19 @@ def chains(tmp_path_factory):
 def copy(digits, tmp_path):
     digits.save_pretrained(tmp_path / "copy")
     return tmp_path / "copy"
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    """thalweg … in an empty folder: (exit code, the JSON object or None, lines of standard error)."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        return stop.value.code, json.loads(out) if out.startswith("{") else None, err.splitlines()
+
+    return run

@@ -1,8 +1,6 @@
 """Choosing among candidates: permutations, counts, copies, bad input, files, and the command line."""
 
 import csv
-import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ import torch
 from PIL import Image
 
 import thalweg
-from thalweg import cli
 from thalweg.apps import selection
 from thalweg.apps.candidates import as_candidates, generate, read_candidates
 from thalweg.apps.ratio import RatioSettings
@@ -284,22 +281,6 @@ def test_rows_of_an_array_that_are_not_finite(tmp_path):
     np.save(tmp_path / "x.npy", x[2:3])
     with pytest.raises(UserError, match="no candidate can be used"):
         read_candidates(tmp_path / "x.npy", skip_bad=True)
-
-
-@pytest.fixture
-def call(capfd, monkeypatch, tmp_path):
-    """thalweg … in an empty folder: (exit code, the JSON object or None, lines of standard error)."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, words)])
-        monkeypatch.chdir(tmp_path)
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
-        return stop.value.code, json.loads(out) if out.startswith("{") else None, err.splitlines()
-
-    return run
 
 
 def test_the_command_line(call, folder, fitted, tmp_path):

@@ -1,16 +1,14 @@
 """What strangers do to a re-ranker: wrong arguments, wrong folders, full disks, changed files; each one line."""
 
-import json
+import functools
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 import thalweg
-from thalweg import cli
 from thalweg.apps.anomaly.saved import DetectorBundle
 from thalweg.apps.candidates import read_candidates
 from thalweg.apps.ratio import RatioSettings
@@ -36,21 +34,11 @@ def fitted():
 
 
 @pytest.fixture
-def call(capfd, monkeypatch, tmp_path, fitted):
+def call(call, tmp_path, fitted):
     """thalweg rerank … in a folder with judge/ and x.npy: (exit code, the JSON object or None, lines of errors)."""
     fitted.save_pretrained(tmp_path / "judge")
     np.save(tmp_path / "x.npy", images(9).numpy())
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["thalweg", "rerank", *map(str, words)])
-        monkeypatch.chdir(tmp_path)
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capfd.readouterr()
-        return stop.value.code, json.loads(out) if out.startswith("{") else None, err.splitlines()
-
-    return run
+    return functools.partial(call, "rerank")
 
 
 @pytest.mark.parametrize(
