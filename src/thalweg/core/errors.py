@@ -1,8 +1,14 @@
 """Typed errors: what a caller can catch, and what the command line turns into one line and an exit code.
 
 `UserError` means the input is wrong (exit code 2); any other `ThalwegError` means the work failed (exit code 1).
-Messages say what is wrong, where, and how to mend it, in one line.
+Messages say what is wrong, where, and how to mend it, in one line. A `UserError` keeps these parts as fields, so that
+no caller reads or edits the text of a message.
 """
+
+from copy import copy
+from typing import Any, Self
+
+SHOWN = 60  # characters of a value
 
 
 class ThalwegError(Exception):
@@ -10,11 +16,56 @@ class ThalwegError(Exception):
 
 
 class UserError(ThalwegError, ValueError):
-    """The user's input is wrong: a file, a shape, a value, a key."""
+    """The user's input is wrong: a file, a shape, a value, a key.
+
+    As text it reads `argument=value: message; hint`, without the parts that are not given:
+
+        UserError("must be positive", argument="step_size", value=-1)         step_size=-1: must be positive
+        UserError("no such folder", argument="runs/x", hint="check the path")  runs/x: no such folder; check the path
+
+    Args:
+        message: The condition that does not hold, in one line without a full stop.
+        argument: Where it is: an argument, a dotted key of a recipe, a file, a column.
+        value: The value that was found there. None: it says nothing, and is left out.
+        hint: How to mend it.
+    """
+
+    def __init__(self, message: str, *, argument: str | None = None, value: Any = None, hint: str | None = None):
+        super().__init__(message)
+        self.message, self.argument, self.value, self.hint = message, argument, value, hint
+
+    def __str__(self) -> str:
+        """The parts in one line."""
+        value = "" if self.value is None else f"={shown(self.value)}"
+        where = f"{self.argument or ''}{value}"
+        return f"{where}: {self._rest()}" if where else self._rest()
+
+    def _rest(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+    def replace(self, **parts: Any) -> Self:
+        """The same error with other parts (`message`, `argument`, `value`, `hint`)."""
+        other = copy(self)
+        for name, part in parts.items():
+            if name not in ("message", "argument", "value", "hint"):
+                raise TypeError(f"a UserError has no {name}")
+            setattr(other, name, part)
+        other.args = (other.message,)
+        return other
+
+    def within(self, where: str) -> Self:
+        """The same error at a longer address: `width` within `energy` is `energy.width`."""
+        return self.replace(argument=f"{where}.{self.argument}" if self.argument else where)
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: in one line of at most 60 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
 class DamagedFile(UserError):
-    """A stored file is truncated, altered, or not what its name says; the message names it."""
+    """A stored file is truncated, altered, or not what its name says; `argument` names it."""
 
 
 class NotNormalised(UserError):
