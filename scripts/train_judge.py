@@ -6,7 +6,6 @@ The epoch is chosen on 5,000 images cut from the training part; the 10,000 test 
 at the end.
 """
 
-# ruff: noqa: T201
 import argparse
 import json
 import math
