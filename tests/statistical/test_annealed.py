@@ -179,6 +179,28 @@ def test_blocks_do_not_depend_on_how_many_follow(name):
     assert [*anneal(sampler, Mixture(), 0)] == []
 
 
+def _state():
+    """What this thread works under, as torch knows it."""
+    cpu = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    return *cpu, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_who_takes_the_blocks_works_under_settings_of_his_own(precision, around):
+    """In the loop's body, after it, and where the loop is left early and the generator is kept."""
+    with around():
+        before = _state()
+        blocks = anneal(Heun(num_steps=2, **levels()), Mixture(), 3 * BLOCK, precision=precision)
+        for _ in range(2):
+            next(blocks)
+            assert _state() == before
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if before[0] else torch.float32)
+    assert not torch.is_autocast_enabled("cpu")
+    del blocks
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def test_the_deterministic_flow_gives_row_i_whatever_n():
     sampler = SAMPLERS["heun"]
     few = next(anneal(sampler, Mixture(), 7, seed=3))

@@ -153,17 +153,24 @@ def anneal(
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = address(seed, "sample", block)
         x = energy.prior(BLOCK, draws)[: n - start]
-        energy = energy if of_rows is None else of_rows(start, start + len(x))
+        rows = energy if of_rows is None else of_rows(start, start + len(x))
+        # Autocast belongs to this thread: it ends before the block is handed out, or the caller would work under it.
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            steps = transitions(of_block(sampler, BLOCK), energy, x, draws)
-            for state, _ in itertools.islice(steps, sampler.num_steps):
-                x = state.x
-            t = x.new_tensor(sampler.sigma_min**2)
-            lowest = AtNoise(energy, t)
-            corrector = of_block(MALA(step_size=0.2 * float(t)), BLOCK)
-            for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):
-                x = state.x
-            yield x - t * energy_and_grad(lowest, x)[1]
+            x = _down(sampler, rows, x, draws, num_corrections)
+        yield x
+
+
+def _down(sampler: Any, energy: Any, x: Tensor, draws: Generator, num_corrections: int) -> Tensor:
+    """One block from the highest level to clean data."""
+    steps = transitions(of_block(sampler, BLOCK), energy, x, draws)
+    for state, _ in itertools.islice(steps, sampler.num_steps):
+        x = state.x
+    t = x.new_tensor(sampler.sigma_min**2)
+    lowest = AtNoise(energy, t)
+    corrector = of_block(MALA(step_size=0.2 * float(t)), BLOCK)
+    for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):
+        x = state.x
+    return x - t * energy_and_grad(lowest, x)[1]
 
 
 def _ones(x: Tensor) -> Tensor:
