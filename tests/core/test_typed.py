@@ -30,7 +30,7 @@ NET = {"type": "thalweg.energy.strided:StridedEnergy"}
         ),
         ({**CD, "sampler": {**ULA, "step_size": "word"}}, "step_size='word': want"),
         ({**CD, "sampler": {**ULA, "clamp": [1]}}, "clamp=.*want"),
-        ({**CD, "sampler": {**ULA, "step_size": math.inf}}, "step_size=inf: want a positive number"),
+        ({**CD, "sampler": {**ULA, "step_size": math.inf}}, "step_size=inf: must be finite"),
         ({**NET, "channels": 8}, "channels=8: want"),
         ({**NET, "channels": ["a"]}, "channels=.*want a valid integer at place 0"),
     ],

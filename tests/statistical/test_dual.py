@@ -312,10 +312,29 @@ def test_noise_levels_stay_in_bounds_and_no_level_gets_a_lump():
     t = levels.draw(10_000, generator(8, "bounds"))
     assert levels.t_min * (1 - 1e-6) <= float(t.min()) < float(t.max()) <= levels.t_max * (1 + 1e-6)
     assert int(t.unique(return_counts=True)[1].max()) < 30
-    with pytest.raises(ValueError, match="want 0 < min < max"):
-        NoiseLevels(sigma_min=2, sigma_max=1)
-    with pytest.raises(ValueError, match="share"):
-        NoiseLevels(share=1.5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong"),
+    [
+        ("sigma_min=2, sigma_max=1", {"sigma_min": 2, "sigma_max": 1}),
+        ("share", {"share": 1.5}),
+        ("median", {"median": 0.0}),
+        ("spread", {"spread": 0.0}),
+        ("spread", {"spread": math.inf}),
+    ],
+)
+def test_settings_of_the_noise_levels_are_checked(argument, wrong):
+    with pytest.raises(UserError) as caught:
+        NoiseLevels(**wrong)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(("argument", "value"), [("scale", 0.0), ("scale", -1.0), ("time_weight", -0.1)])
+def test_settings_of_dual_score_matching_are_checked(argument, value):
+    with pytest.raises(UserError) as caught:
+        DualScoreMatching(**{argument: value})
+    assert caught.value.argument == argument
 
 
 def test_noise_levels_are_stratified():

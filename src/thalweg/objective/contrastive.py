@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import EnergyFn
 from thalweg.energy.compose import Conditioned
@@ -81,24 +82,23 @@ class ContrastiveDivergence:
     noisy = False
 
     def __post_init__(self):
-        steps = (self.num_steps,) if isinstance(self.num_steps, int) else tuple(self.num_steps)
-        if len(steps) not in (1, 2) or min(steps) < 1:
-            raise UserError(f"num_steps={self.num_steps}: want a count from 1 up, or two of them (first, last)")
-        if self.start not in ("data", "persistent", "noise"):
-            raise UserError(f'start="{self.start}": choose "data", "persistent" or "noise"')
-        if self.initial not in ("uniform", "normal"):
-            raise UserError(f'initial="{self.initial}": choose "uniform" or "normal"')
-        if self.augment is not None and (not callable(self.augment) or self.start != "persistent"):
-            raise UserError('augment: want a spec such as {type: thalweg.data.augment:Warp}, and start="persistent"')
-        if not 0 <= self.reinit <= 1:
-            raise UserError(f"reinit={self.reinit}: a probability lies in [0, 1]")
-        if self.buffer_size < 1:
-            raise UserError(f"buffer_size={self.buffer_size}: a buffer holds at least one chain")
-        if not self.low < self.high:
-            raise UserError(f"low={self.low}, high={self.high}: want low < high")
-        for name in ("energy_penalty", "gradient_penalty", "data_noise"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name}={getattr(self, name)}: want zero or more")
+        steps = self.num_steps if isinstance(self.num_steps, Sequence) else (self.num_steps,)
+        if len(steps) not in (1, 2):
+            raise UserError("must be a count, or two of them (first, last)", argument="num_steps", value=self.num_steps)
+        for number in steps:
+            check.count(num_steps=number)
+        check.one_of(("data", "persistent", "noise"), start=self.start)
+        check.one_of(("uniform", "normal"), initial=self.initial)
+        if self.augment is not None and not callable(self.augment):
+            hint = "write a spec such as {type: thalweg.data.augment:Warp}"
+            raise UserError("must be callable", argument="augment", value=self.augment, hint=hint)
+        if self.augment is not None and self.start != "persistent":
+            raise UserError('has no effect without start="persistent"', argument="augment")
+        check.share(reinit=self.reinit)
+        check.count(buffer_size=self.buffer_size)
+        check.increasing(low=self.low, high=self.high)
+        check.non_negative(energy_penalty=self.energy_penalty, gradient_penalty=self.gradient_penalty)
+        check.non_negative(data_noise=self.data_noise)
 
     @classmethod
     def example(cls) -> "ContrastiveDivergence":
@@ -158,7 +158,7 @@ class ContrastiveDivergence:
 
     def _length(self, progress: float) -> int:
         """The chain's length at this share of training; each length of the range lasts equally long."""
-        if isinstance(self.num_steps, int):
+        if not isinstance(self.num_steps, Sequence):
             return self.num_steps
         first, last = self.num_steps[0], self.num_steps[-1]
         sign = 1 if last >= first else -1

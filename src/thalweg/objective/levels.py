@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseLevels:
@@ -28,10 +30,10 @@ class NoiseLevels:
     share: float = 0.75
 
     def __post_init__(self):
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max}: want 0 < min < max")
-        if not 0 <= self.share <= 1:
-            raise ValueError(f"share={self.share}: a share lies in [0, 1]")
+        check.positive(sigma_min=self.sigma_min, median=self.median, spread=self.spread)
+        check.increasing(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        check.finite(median=self.median, spread=self.spread)
+        check.share(share=self.share)
 
     @property
     def t_min(self) -> float:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import NoisyEnergyFn, energy_and_grad
 from thalweg.energy.compose import AtNoise
@@ -48,12 +49,10 @@ class Grid:
     noisy = True
 
     def __post_init__(self):
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps={self.num_steps}: want at least one step")
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max}: want 0 < min < max")
-        if not self.rho > 0:
-            raise ValueError(f"rho={self.rho}: want a positive exponent")
+        check.count(num_steps=self.num_steps)
+        check.positive(sigma_min=self.sigma_min, rho=self.rho)
+        check.increasing(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        check.finite(rho=self.rho)
 
     def sigma(self, i: Tensor, like: Tensor) -> Tensor:
         """The noise level after i steps, 0-d, in the type of `like`."""
@@ -77,8 +76,7 @@ class Heun(Grid):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.churn >= 0:
-            raise ValueError(f"churn={self.churn}: want 0 or more")
+        check.non_negative(churn=self.churn)
 
     def draw(self, state: AnnealedState, generator: Generator) -> tuple[Tensor, ...]:
         """The churn's noise; none for the deterministic flow."""
@@ -114,8 +112,7 @@ class Ancestral(Grid):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta}: want a number in [0, 1]")
+        check.share(eta=self.eta)
 
     def draw(self, state: AnnealedState, generator: Generator) -> tuple[Tensor, ...]:
         """The noise of one step."""
