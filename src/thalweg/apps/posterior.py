@@ -27,11 +27,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from thalweg.core.errors import UserError
-from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.principal import PrincipalMixture
 from thalweg.energy.seen import Directions, Given
-from thalweg.sampler.annealed import Heun
+from thalweg.sampler.annealed import Heun, denoise
 from thalweg.sampler.langevin import MALA
 
 SLACK = 20.0  # on training digits, of 1 to 30: with less the completions are too much alike, more costs right readings
@@ -177,7 +176,7 @@ def _told(guess: Tensor, covariance: Tensor, sights: Sequence[Sight], z: Tensor 
 
 
 def _denoise(energy: Any, y: Tensor, t: float) -> Tensor:
-    return y - t * torch.cat([energy_and_grad(AtNoise(energy, t), part)[1] for part in _parts(energy, y)]).flatten(1)
+    return torch.cat([denoise(energy, part, t) for part in _parts(energy, y)]).flatten(1)
 
 
 def _parts(energy: Any, y: Tensor) -> list[Tensor]:

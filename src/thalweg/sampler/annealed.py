@@ -91,10 +91,7 @@ class Heun(Grid):
             raised = torch.clamp(now * (1 + self.churn), max=self.sigma_max)
             x = x + (raised**2 - now**2).clamp(min=0).sqrt() * noise[0]
             now = raised
-        _, g = energy_and_grad(AtNoise(energy, now**2), x)
-        guess = x + (then - now) * now * g
-        _, g_then = energy_and_grad(AtNoise(energy, then**2), guess)
-        x = x + (then - now) / 2 * (now * g + then * g_then)
+        x, g = heun_step(energy, x, now, then)
         return AnnealedState(x, state.i + 1), Info(_ones(x), row_norm(g))
 
 
@@ -167,7 +164,25 @@ def _down(sampler: Any, energy: Any, x: Tensor, draws: Generator, num_correction
     corrector = of_block(MALA(step_size=0.2 * float(t)), BLOCK)
     for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):
         x = state.x
-    return x - t * energy_and_grad(lowest, x)[1]
+    return denoise(energy, x, t)
+
+
+def heun_step(
+    energy: NoisyEnergyFn, x: Float[Tensor, "b *d"], now: Tensor, then: Tensor
+) -> tuple[Float[Tensor, "b *d"], Float[Tensor, "b *d"]]:
+    """One step of Heun's method on the probability flow dx/dsigma = sigma grad U(x, sigma²), two gradients.
+
+    From sigma `now` to sigma `then`, 0-d, up or down. Returns x there, and grad U at the step's start.
+    """
+    _, g = energy_and_grad(AtNoise(energy, now**2), x)
+    guess = x + (then - now) * now * g
+    _, g_then = energy_and_grad(AtNoise(energy, then**2), guess)
+    return x + (then - now) / 2 * (now * g + then * g_then), g
+
+
+def denoise(energy: NoisyEnergyFn, y: Float[Tensor, "b *d"], t: float | Tensor) -> Float[Tensor, "b *d"]:
+    """E[x | y] = y - t grad U(y, t), the mean of the clean data given y = x + sqrt(t) eps (Miyasawa 1961)."""
+    return y - t * energy_and_grad(AtNoise(energy, t), y)[1]
 
 
 def _ones(x: Tensor) -> Tensor:
