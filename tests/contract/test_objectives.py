@@ -13,7 +13,7 @@ import thalweg.objective
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.conditional import Conditional
-from thalweg.objective.base import Batch, Steadying, changes, steadied
+from thalweg.objective.base import Batch, HasAfterRollback, HasLevels, Labelled, Objective, after_rollbacks, changes
 from thalweg.objective.contrastive import ContrastiveDivergence
 from thalweg.sampler.langevin import ULA
 
@@ -35,7 +35,7 @@ OBJECTIVES = _objectives()
 class Energy(nn.Module):
     """A small smooth energy with a head bias, which no slope sees: E(x), and U(y, t) if `noisy`; three classes."""
 
-    num_classes = 3
+    num_classes, t_min, t_max = 3, 0.02**2, 20.0**2
 
     def __init__(self, dim, noisy):
         super().__init__()
@@ -129,28 +129,43 @@ def test_one_address_draws_one_noise(objective, setting):
 
 
 @pytest.mark.parametrize("times", [0, 1, 2, 3, 50])
-def test_a_steadier_objective_is_a_pure_variant_that_goes_on_with_the_state(objective, setting, times):
+def test_the_variant_after_a_rollback_is_pure_and_goes_on_with_the_state(objective, setting, times):
     energy, batch, state, noise = setting
-    steadier = steadied(objective, times)
-    assert type(steadier) is type(objective)
-    assert steadier == steadied(objective, times)
-    if times == 0 or not isinstance(objective, Steadying):
-        assert steadier is objective
-    again = steadier.draw(state, batch, generator(0, "draw"), 0.5)
-    loss, after, metrics = steadier.loss(energy, state, batch, again)
+    variant = after_rollbacks(objective, times)
+    assert type(variant) is type(objective)
+    assert variant == after_rollbacks(objective, times)
+    if times == 0 or not isinstance(objective, HasAfterRollback):
+        assert variant is objective
+    again = variant.draw(state, batch, generator(0, "draw"), 0.5)
+    loss, after, metrics = variant.loss(energy, state, batch, again)
     assert loss.isfinite()
     assert [v.shape for v in after] == [v.shape for v in objective.loss(energy, state, batch, noise)[1]]
     assert metrics.keys() == objective.loss(energy, state, batch, noise)[2].keys()
 
 
 @pytest.mark.parametrize(("own", "then"), [(0.0, 0.1), (1e-3, 0.1), (0.1, 0.1), (0.5, 0.5)])
-def test_steadier_contrastive_divergence_has_an_energy_penalty_and_loses_nothing(own, then):
+def test_after_a_rollback_contrastive_divergence_has_an_energy_penalty_and_loses_nothing(own, then):
     cd = dataclasses.replace(ContrastiveDivergence.example(), energy_penalty=own)
     for times in (1, 2, 3):
-        assert cd.steadier(times) == dataclasses.replace(cd, energy_penalty=then)
+        assert cd.after_rollback(times) == dataclasses.replace(cd, energy_penalty=then)
     changed = {"energy_penalty": (own, then)} if own != then else {}
-    assert changes(cd, cd.steadier(1)) == changed
-    assert changes(cd.steadier(1), cd.steadier(2)) == {}
+    assert changes(cd, cd.after_rollback(1)) == changed
+    assert changes(cd.after_rollback(1), cd.after_rollback(2)) == {}
+
+
+def test_an_objective_keeps_what_it_declares(objective, setting):
+    """Its parts are there; one over noise levels keeps those of the energy, and draws none outside."""
+    energy, batch, state, noise = setting
+    assert isinstance(objective, Objective)
+    if isinstance(objective, Labelled) and objective.labelled:
+        with pytest.raises(UserError):
+            objective.loss(energy, state, Batch(batch.x), noise)
+    if isinstance(objective, HasLevels):
+        assert objective.noisy
+        assert (float(state.t_min), float(state.t_max)) == (energy.t_min, energy.t_max)
+        t = objective.levels.draw(1000, generator(0, "levels"), state)
+        assert float(t.min()) >= energy.t_min * (1 - 1e-6)
+        assert float(t.max()) <= energy.t_max * (1 + 1e-6)
 
 
 def test_the_loss_can_be_evaluated_without_gradients(objective, setting):

@@ -1,7 +1,7 @@
 """The contract of every sampler in `thalweg.sampler`, found by walking it; then the loop and its errors.
 
 A class is a sampler if it has a public `step`. It is a frozen, keyword-only dataclass, built by `example()`
-or from its defaults; `noisy = True` means that its energy takes (y, t).
+or from its defaults; an `AnnealedSampler` takes an energy U(y, t) with noise levels.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
 from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.lattice import RBMEnergy
-from thalweg.sampler.base import Info
+from thalweg.sampler.base import AnnealedSampler, GradientOnly, Info, Sampler, require_fit
 from thalweg.sampler.discrete import Gibbs
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.run import of_block, run_chain, transitions
@@ -47,9 +47,19 @@ def energy_for(sampler):
     if isinstance(sampler, Gibbs):
         torch.manual_seed(0)
         return RBMEnergy.example()
-    if not getattr(sampler, "noisy", False):
-        return Gaussian.example()
-    return lambda y, t: 0.5 * (y.square().sum(1) / (1 + t) + y.shape[1] * torch.log1p(t))
+    return SmoothedNormal() if isinstance(sampler, AnnealedSampler) else Gaussian.example()
+
+
+class SmoothedNormal:
+    """Standard normal data at every noise level."""
+
+    t_min, t_max = 0.02**2, 5.0**2
+
+    def __call__(self, y, t):
+        return 0.5 * (y.square().sum(1) / (1 + t) + y.shape[1] * torch.log1p(t))
+
+    def prior(self, n, gen):
+        return (1 + self.t_max) ** 0.5 * torch.randn(n, 2, generator=gen)
 
 
 def leaves(tree) -> list[Tensor]:
@@ -64,6 +74,42 @@ def positions(n=4):
 
 def test_the_walk_finds_them():
     assert {ULA, MALA} <= set(SAMPLERS)
+    assert {cls.__name__ for cls in SAMPLERS if isinstance(build(cls), AnnealedSampler)} == {"Heun", "Ancestral"}
+
+
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_a_sampler_keeps_what_it_declares(cls):
+    """Its parts are there; and one that says so asks for gradients alone, never for an energy's value."""
+    sampler = build(cls)
+    assert isinstance(sampler, Sampler)
+    energy = energy_for(sampler)
+    require_fit(sampler, energy)
+    require_fit(of_block(sampler, 20).sampler, energy)
+    if isinstance(sampler, GradientOnly) and sampler.gradient_only:
+        lifted = type("Lifted", (), {"t_min": 0.02**2, "t_max": 25.0, "__call__": lambda self, *a: energy(*a) + 1000})()
+        ends = [next(transitions(sampler, e, positions(), generator(2, "noise")))[0].x for e in (energy, lifted)]
+        assert torch.allclose(*ends, atol=1e-3)
+
+
+@pytest.mark.parametrize("cls", SAMPLERS)
+def test_a_sampler_and_an_energy_of_another_kind_are_refused(cls):
+    sampler = build(cls)
+    annealed = isinstance(sampler, AnnealedSampler)
+    with pytest.raises(UserError) as caught:
+        require_fit(sampler, Gaussian.example() if annealed else SmoothedNormal())
+    assert caught.value.argument == ("energy" if annealed else "sampler")
+    if annealed:
+        with pytest.raises(UserError) as caught:
+            sampler.init(Gaussian.example(), positions())
+        assert caught.value.argument == "energy"
+
+
+def test_a_kernel_with_a_number_of_steps_is_not_yet_annealed():
+    class Hamiltonian(ULA):
+        num_steps = 10
+
+    require_fit(Hamiltonian(step_size=0.1), Gaussian.example())
+    assert not isinstance(Hamiltonian(step_size=0.1), AnnealedSampler)
 
 
 @pytest.mark.parametrize("cls", SAMPLERS)

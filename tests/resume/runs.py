@@ -19,7 +19,7 @@ from thalweg.energy.joint import JointStridedEnergy, JointUNetEnergy
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.residual import ResidualEnergy
 from thalweg.energy.unet import UNetEnergy
-from thalweg.objective.base import steadied
+from thalweg.objective.base import after_rollbacks
 from thalweg.objective.contrastive import ContrastiveDivergence
 from thalweg.objective.dual import DualScoreMatching
 from thalweg.objective.joint import JointLikelihood
@@ -92,8 +92,8 @@ class Wrapped:
     def __getattr__(self, name):
         return getattr(self._objective, name)
 
-    def steadier(self, times):
-        return type(self)(steadied(self._objective, times), self._change)
+    def after_rollback(self, times):
+        return type(self)(after_rollbacks(self._objective, times), self._change)
 
     def loss(self, *args):
         return self._change(*self._objective.loss(*args))

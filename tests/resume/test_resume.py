@@ -76,12 +76,12 @@ def test_r1_a_run_that_rolls_back_resumes_with_the_same_bits(wholes, tmp_path, a
     assert_same(again, wholes("rollback"))
 
 
-def test_r1_a_resume_that_forgot_the_steadier_objective_is_met(wholes, tmp_path):
+def test_r1_a_resume_that_forgot_the_objective_after_a_rollback_is_met(wholes, tmp_path):
     """The mutant of the test above: after the rollback the run goes on with the objective that it began with."""
     with pytest.raises(Interrupted):
         trainer("rollback", tmp_path, [stop_at(TROUBLE[-1])]).fit()
     again = trainer("rollback", tmp_path)
-    again.objective.steadier = lambda times: again.objective
+    again.objective.after_rollback = lambda times: again.objective
     again.fit()
     assert again.state.guard.rollbacks == 1
     with pytest.raises(AssertionError):

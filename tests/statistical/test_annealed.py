@@ -12,6 +12,8 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.sampler import annealed
 from thalweg.sampler.annealed import BLOCK, Ancestral, Heun, anneal
+from thalweg.sampler.base import with_num_steps
+from thalweg.sampler.langevin import ULA
 from thalweg.sampler.run import transitions
 
 from .stats import assert_law, assert_near, dkw_eps
@@ -26,7 +28,7 @@ N = 20_000
 class Mixture:
     """-log p_t of a skewed two-mode mixture, closed form, float64; `prior` draws exactly from p at t_max."""
 
-    shape = (2,)
+    shape, t_min, t_max = (2,), LOW**2, HIGH**2
 
     def __call__(self, y, t):
         v = STDS.square() + t[:, None]
@@ -60,15 +62,11 @@ def end(sampler, n=N, seed=0):
     return state.x
 
 
-def levels(**changes):
-    return {"sigma_min": LOW, "sigma_max": HIGH, **changes}
-
-
 SAMPLERS = {
-    "heun": Heun(num_steps=60, **levels()),
-    "churn": Heun(num_steps=120, churn=0.05, **levels()),
-    "ancestral": Ancestral(num_steps=500, **levels()),
-    "half ancestral": Ancestral(num_steps=500, eta=0.5, **levels()),
+    "heun": Heun(num_steps=60),
+    "churn": Heun(num_steps=120, churn=0.05),
+    "ancestral": Ancestral(num_steps=500),
+    "half ancestral": Ancestral(num_steps=500, eta=0.5),
 }
 
 
@@ -131,22 +129,23 @@ def _slope(make):
             state, _ = sampler.step(Mixture(), state, sampler.draw(state, gen))
         return state.x
 
-    fine = run(Heun(num_steps=2000, **levels()))
+    fine = run(Heun(num_steps=2000))
     counts = (80, 160, 320)
     errors = [float((run(make(n)) - fine).norm(dim=1).median()) for n in counts]
     return -(math.log(errors[-1]) - math.log(errors[0])) / (math.log(counts[-1]) - math.log(counts[0]))
 
 
 def test_heun_is_of_second_order_and_euler_of_first():
-    assert 1.8 < _slope(lambda n: Heun(num_steps=n, **levels())) < 2.2
-    assert 0.85 < _slope(lambda n: Ancestral(num_steps=n, eta=0.0, **levels())) < 1.15
+    assert 1.8 < _slope(lambda n: Heun(num_steps=n)) < 2.2
+    assert 0.85 < _slope(lambda n: Ancestral(num_steps=n, eta=0.0)) < 1.15
     euler = mutant(("(now * g + then * g_then)", "(2 * now * g)"))
-    assert _slope(lambda n: euler.Heun(num_steps=n, **levels())) < 1.2
+    assert _slope(lambda n: euler.Heun(num_steps=n)) < 1.2
 
 
 def test_the_grid_runs_from_top_to_bottom():
-    sampler = Heun(num_steps=30, sigma_min=LOW, sigma_max=HIGH, rho=5.0)
-    sigma = torch.stack([sampler.sigma(torch.tensor(i), torch.zeros(1, dtype=torch.float64)) for i in range(31)])
+    sampler = Heun(num_steps=30, rho=5.0)
+    like = torch.zeros(1, dtype=torch.float64)
+    sigma = torch.stack([sampler.sigma(Mixture(), torch.tensor(i), like) for i in range(31)])
     assert float(sigma[0]) == pytest.approx(HIGH)
     assert float(sigma[-1]) == pytest.approx(LOW)
     assert bool((sigma.diff(dim=0) < 0).all())
@@ -157,7 +156,6 @@ def test_the_grid_runs_from_top_to_bottom():
     [
         (lambda: Heun(num_steps=0), "num_steps"),
         (lambda: Heun(num_steps=2.5), "num_steps"),
-        (lambda: Heun(sigma_min=3.0, sigma_max=1.0), "sigma_min=3.0, sigma_max=1.0"),
         (lambda: Heun(churn=-0.1), "churn"),
         (lambda: Heun(churn=math.inf), "churn"),
         (lambda: Heun(rho=0.0), "rho"),
@@ -197,7 +195,7 @@ def test_who_takes_the_blocks_works_under_settings_of_his_own(precision, around)
     """In the loop's body, after it, and where the loop is left early and the generator is kept."""
     with around():
         before = _state()
-        blocks = anneal(Heun(num_steps=2, **levels()), Mixture(), 3 * BLOCK, precision=precision)
+        blocks = anneal(Heun(num_steps=2), Mixture(), 3 * BLOCK, precision=precision)
         for _ in range(2):
             next(blocks)
             assert _state() == before
@@ -224,7 +222,10 @@ class StartsExact(Mixture):
 class Still:
     """A sampler that leaves positions alone."""
 
-    num_steps, sigma_min = 1, LOW
+    num_steps = 1
+
+    def sigma(self, energy, i, like):
+        return like.new_tensor(LOW)
 
     def init(self, energy, x):
         return annealed.AnnealedState(x, torch.zeros(()))
@@ -262,6 +263,68 @@ def _two_sample(a, b):
     grid = torch.cat([a, b]).sort().values
     count = [torch.searchsorted(v.sort().values, grid, right=True).double() / len(v) for v in (a, b)]
     return float((count[0] - count[1]).abs().max())
+
+
+class Lacking:
+    """An annealed sampler and an energy, each with one part taken away."""
+
+    def __init__(self, whole, lacks):
+        self.__dict__.update({name: getattr(whole, name) for name in PARTS if hasattr(whole, name) and name != lacks})
+
+
+PARTS = ("init", "draw", "step", "num_steps", "sigma", "prior", "t_min", "t_max", "shape")
+
+
+@pytest.mark.parametrize("lacks", PARTS[:5])
+def test_a_sampler_that_lacks_a_part_is_refused_before_any_work(lacks):
+    with pytest.raises(UserError, match=lacks) as caught:
+        anneal(Lacking(Still(), lacks), Mixture(), 3)
+    assert caught.value.argument == "sampler"
+    anneal(Lacking(Still(), None), Mixture(), 3)
+
+
+@pytest.mark.parametrize("lacks", ["prior", "t_min", "t_max"])
+def test_an_energy_that_lacks_a_part_is_refused_before_any_work(lacks):
+    energy = type("Energy", (Lacking,), {"__call__": Mixture.__call__})
+    with pytest.raises(UserError, match=lacks) as caught:
+        anneal(Still(), energy(Mixture(), lacks), 3)
+    assert caught.value.argument == "energy"
+    anneal(Still(), energy(Mixture(), None), 3)
+
+
+@pytest.mark.parametrize("num_steps", [0, 2.5, "3"])
+def test_a_sampler_of_no_steps_is_refused(num_steps):
+    sampler = Lacking(Still(), None)
+    sampler.num_steps = num_steps
+    with pytest.raises(UserError) as caught:
+        anneal(sampler, Mixture(), 3)
+    assert caught.value.argument == "num_steps"
+
+
+def test_another_number_of_steps():
+    assert with_num_steps(Heun(churn=0.2), 7) == Heun(churn=0.2, num_steps=7)
+    for sampler, argument in ((Still(), "num_steps"), (ULA(step_size=0.1), "num_steps")):
+        with pytest.raises(UserError) as caught:
+            with_num_steps(sampler, 7)
+        assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize("sampler", [Heun(num_steps=9, churn=0.3), Ancestral(num_steps=9)])
+def test_the_levels_are_those_of_the_energy(sampler):
+    """An energy is asked between its own t_min and t_max, ends included, and nowhere else."""
+    asked = []
+
+    class Watched(Mixture):
+        t_min, t_max = 0.3**2, 4.0**2
+
+        def __call__(self, y, t):
+            asked.append(t)
+            return super().__call__(y, t)
+
+    torch.cat([*anneal(sampler, Watched(), 5)])
+    sigma = torch.cat(asked).sqrt()
+    assert float(sigma.min()) == pytest.approx(0.3)
+    assert float(sigma.max()) == pytest.approx(4.0)
 
 
 def test_the_last_step_denoises():

@@ -19,14 +19,13 @@ from thalweg.energy.activation import silu
 from thalweg.energy.gaussian import SmoothedGaussian
 from thalweg.energy.residual import ResidualEnergy
 from thalweg.objective import dual
-from thalweg.objective.base import Batch, Empty
+from thalweg.objective.base import Batch
 from thalweg.objective.dual import DualScoreMatching
-from thalweg.objective.levels import NoiseLevels
+from thalweg.objective.levels import NoiseLevels, NoiseRange
 
 from .stats import assert_law, assert_near, dkw_eps
 
 D, N, REPEATS = 3, 2000, 25
-LEVELS = NoiseLevels(sigma_min=0.1, sigma_max=3.0)
 
 
 def mutant(*changes):
@@ -43,6 +42,8 @@ def mutant(*changes):
 
 class Exact(nn.Module):
     """-log N(y; m + shift, (1 + scale)(C + t I)) plus a function of t, a log t + c: exact where all of these are 0."""
+
+    t_min, t_max = 0.1**2, 3.0**2
 
     def __init__(self):
         super().__init__()
@@ -70,8 +71,8 @@ def gradients(objective):
     for k in range(REPEATS):
         gen = generator(1, "gradients", k)
         batch = Batch(energy.draw(N, gen), None)
-        noise = objective.draw(Empty(), batch, gen, 0.0)
-        loss, _, _ = objective.loss(energy, Empty(), batch, noise)
+        state = objective.init(energy, batch.x, gen)
+        loss, _, _ = objective.loss(energy, state, batch, objective.draw(state, batch, gen, 0.0))
         rows.append(torch.cat(torch.autograd.grad(loss, [getattr(energy, name) for name in names])))
     return torch.stack(rows)
 
@@ -83,7 +84,7 @@ def z_scores(objective):
 
 @pytest.mark.parametrize("time_weight", [0.0, 1.0])
 def test_s24_the_exact_energy_is_where_the_gradient_vanishes(time_weight):
-    objective = DualScoreMatching(levels=LEVELS, time_weight=time_weight, scale=1.0)
+    objective = DualScoreMatching(time_weight=time_weight, scale=1.0)
     z = z_scores(objective)
     z = z[:-1] if time_weight == 0 else z  # the space score sees no function of t alone
     assert float(z.abs().max()) < 5, z
@@ -101,15 +102,16 @@ MUTANTS = {
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_of_the_loss_are_rejected(name):
-    objective = mutant(MUTANTS[name])(levels=LEVELS, time_weight=1.0, scale=1.0)
+    objective = mutant(MUTANTS[name])(time_weight=1.0, scale=1.0)
     assert float(z_scores(objective).abs().max()) > 10
 
 
 def test_the_additive_constant_has_no_gradient_but_stays_in_the_graph():
     energy, gen = Exact(), generator(3, "graph")
-    objective = DualScoreMatching(levels=LEVELS)
+    objective = DualScoreMatching()
     batch = Batch(energy.draw(50, gen), None)
-    loss, _, _ = objective.loss(energy, Empty(), batch, objective.draw(Empty(), batch, gen, 0.0))
+    state = objective.init(energy, batch.x, gen)
+    loss, _, _ = objective.loss(energy, state, batch, objective.draw(state, batch, gen, 0.0))
     loss.backward()
     assert energy.constant.grad.tolist() == [0.0]
 
@@ -130,13 +132,12 @@ def test_a_learned_energy_beats_its_anchor_and_knows_its_constant():
     x = torch.where(which, -1.0, 0.6)[:, None] + 0.15 * torch.randn(4000, 1, generator=gen)
     torch.manual_seed(0)
     energy = ResidualEnergy(shape=(1,), width=32, num_blocks=2, embed=16, sigma_min=0.2, sigma_max=6.0).fit(x)
-    levels = NoiseLevels(sigma_min=0.2, sigma_max=6.0, share=0.5)
-    objective = DualScoreMatching(levels=levels, time_weight=0.3, scale=1.0)
+    objective = DualScoreMatching(levels=NoiseLevels(share=0.5), time_weight=0.3, scale=1.0)
     optimizer = torch.optim.Adam(energy.parameters(), lr=3e-3)
-    steps = 600
+    steps, state = 600, objective.init(energy, x, gen)
     for step in range(steps):
         batch = Batch(x[torch.randint(len(x), (128,), generator=gen)], None)
-        loss, _, _ = objective.loss(energy, Empty(), batch, objective.draw(Empty(), batch, gen, 0.0))
+        loss, _, _ = objective.loss(energy, state, batch, objective.draw(state, batch, gen, 0.0))
         optimizer.zero_grad()
         loss.backward()
         for group in optimizer.param_groups:
@@ -217,9 +218,14 @@ def _normal_cdf(v):
     return 0.5 * (1 + math.erf(v / math.sqrt(2)))
 
 
-def _level_cdf(levels, share):
+def between(low, high):
+    """The noise levels of an energy with these deviations."""
+    return NoiseRange.of(types.SimpleNamespace(t_min=low**2, t_max=high**2))
+
+
+def _level_cdf(levels, share, low=0.02, high=5.0):
     """The stated law of log sigma: share of a truncated normal, the rest uniform."""
-    low, high = math.log(levels.sigma_min), math.log(levels.sigma_max)
+    low, high = math.log(low), math.log(high)
     middle, spread = math.log(levels.median), levels.spread
     a, b = _normal_cdf((low - middle) / spread), _normal_cdf((high - middle) / spread)
 
@@ -233,21 +239,21 @@ def _level_cdf(levels, share):
 
 @pytest.mark.parametrize(("share", "rows"), [(0.0, 64), (0.5, 64), (0.75, 64), (1.0, 64), (0.75, 7), (0.75, 1)])
 def test_noise_levels_follow_their_stated_law(share, rows):
-    levels = NoiseLevels(sigma_min=0.02, sigma_max=5.0, median=0.3, spread=1.2, share=share)
-    t = torch.cat([levels.draw(rows, generator(7, "levels", k)) for k in range(96_000 // max(rows, 10))])
+    levels, ends = NoiseLevels(median=0.3, spread=1.2, share=share), between(0.02, 5.0)
+    t = torch.cat([levels.draw(rows, generator(7, "levels", k), ends) for k in range(96_000 // max(rows, 10))])
     assert_law(t, _level_cdf(levels, share), power=0.03)
-    moved = NoiseLevels(median=0.36, sigma_max=5.0) if share else NoiseLevels(sigma_max=6.0)
+    moved = _level_cdf(NoiseLevels(median=0.36), share) if share else _level_cdf(levels, share, high=6.0)
     with pytest.raises(AssertionError, match="exceed"):
-        assert_law(t, _level_cdf(moved, share), power=0.03)
+        assert_law(t, moved, power=0.03)
 
 
 class RandomSubset(NoiseLevels):
     """The mutant: strata of the whole batch, a random subset of them for each part, the log-normal rows first."""
 
-    def draw(self, n, generator):
+    def draw(self, n, generator, between):
         v = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         order, num_normal = torch.randperm(n, generator=generator), round(self.share * n)
-        low, high, middle = math.log(self.sigma_min), math.log(self.sigma_max), math.log(self.median)
+        (low, high), middle = (0.5 * math.log(t) for t in between), math.log(self.median)
         a, b = (_normal_cdf((end - middle) / self.spread) for end in (low, high))
         log_normal = middle + self.spread * torch.special.ndtri(a + (b - a) * v[order[:num_normal]])
         return torch.exp(2 * torch.cat([log_normal, low + (high - low) * v[order[num_normal:]]])).float()
@@ -255,16 +261,16 @@ class RandomSubset(NoiseLevels):
 
 def _empty(cls, share, rows, batches=100):
     """(log-uniform, log-normal): the mean number of a part's own strata without a draw, by batch."""
-    law = {"sigma_min": 0.02, "sigma_max": 5.0, "median": 0.3, "share": share}
-    narrow, wide = cls(spread=1e-7, **law), cls(spread=1.2, **law)
+    narrow, wide = (cls(median=0.3, share=share, spread=spread) for spread in (1e-7, 1.2))
+    ends = between(0.02, 5.0)
     low, high = math.log(0.02), math.log(5.0)
     a, b = (_normal_cdf((end - math.log(0.3)) / 1.2) for end in (low, high))
     num_normal, empty = int(share * rows), torch.zeros(2)
     for k in range(batches):
-        s = narrow.draw(rows, generator(10, "strata", k)).double().log() / 2
+        s = narrow.draw(rows, generator(10, "strata", k), ends).double().log() / 2
         s = s[(s - math.log(0.3)).abs() > 3e-6]  # what is left are the log-uniform draws
         empty[0] += len(s) - len(((s - low) / (high - low) * len(s)).long().unique())
-        s = wide.draw(rows, generator(10, "strata", k)).double().log() / 2
+        s = wide.draw(rows, generator(10, "strata", k), ends).double().log() / 2
         v = (torch.special.ndtr((s - math.log(0.3)) / 1.2) - a) / (b - a)
         found = (v * num_normal).long().clamp(max=num_normal - 1)  # the log-uniform draws among them fill none
         empty[1] += num_normal - len(found.unique()) if num_normal else 0
@@ -282,7 +288,7 @@ def test_each_part_of_the_noise_levels_is_stratified_on_its_own(share, rows):
 def test_the_log_uniform_part_is_stratified_and_of_its_share_in_odd_batches(rows):
     assert float(_empty(NoiseLevels, 0.75, rows)[0]) == 0
     narrow = NoiseLevels(median=0.3, spread=1e-7, share=0.75)
-    draws = [narrow.draw(rows, generator(11, "share", k)).double().log() / 2 for k in range(1000)]
+    draws = [narrow.draw(rows, generator(11, "share", k), between(0.02, 5.0)).double().log() / 2 for k in range(1000)]
     counts = torch.tensor([float(((s - math.log(0.3)).abs() > 3e-6).sum()) for s in draws])
     assert set(counts.tolist()) <= {math.floor(0.25 * rows), math.ceil(0.25 * rows)}
     assert_near(counts.mean(), 0.25 * rows, counts.std() / math.sqrt(1000))
@@ -296,28 +302,28 @@ def test_the_mutant_whose_parts_are_a_random_subset_of_the_strata_is_rejected():
 
 def test_rows_do_not_know_their_level_from_their_place():
     """Other code takes the first rows of a batch: their levels follow the whole law."""
-    law = {"sigma_min": 0.02, "sigma_max": 5.0, "median": 0.3, "spread": 1.2, "share": 0.5}
-    cdf = _level_cdf(NoiseLevels(**law), 0.5)
+    cdf, ends = _level_cdf(NoiseLevels(), 0.5), between(0.02, 5.0)
 
     def first(cls):
-        return torch.cat([cls(**law).draw(64, generator(12, "place", k))[:16] for k in range(1000)])
+        return torch.cat([cls(share=0.5).draw(64, generator(12, "place", k), ends)[:16] for k in range(1000)])
 
     assert_law(first(NoiseLevels), cdf, power=0.022)
     with pytest.raises(AssertionError, match="exceed"):
         assert_law(first(RandomSubset), cdf, power=0.022)
 
 
-def test_noise_levels_stay_in_bounds_and_no_level_gets_a_lump():
-    levels = NoiseLevels(sigma_min=0.2, sigma_max=0.4, median=5.0, spread=0.5)  # the median far outside
-    t = levels.draw(10_000, generator(8, "bounds"))
-    assert levels.t_min * (1 - 1e-6) <= float(t.min()) < float(t.max()) <= levels.t_max * (1 + 1e-6)
+@pytest.mark.parametrize("median", [5.0, 0.008])  # far outside, where almost nothing of the log-normal is left
+def test_noise_levels_stay_in_bounds_and_no_level_gets_a_lump(median):
+    ends = between(0.2, 0.4)
+    t = NoiseLevels(median=median, spread=0.3).draw(10_000, generator(8, "bounds"), ends)
+    assert ends.t_min * (1 - 1e-6) <= float(t.min()) < float(t.max()) <= ends.t_max * (1 + 1e-6)
     assert int(t.unique(return_counts=True)[1].max()) < 30
+    assert (float(t.median()) > 0.3**2) == (median > 0.3)  # most are at the end that is nearer to it
 
 
 @pytest.mark.parametrize(
     ("argument", "wrong"),
     [
-        ("sigma_min=2, sigma_max=1", {"sigma_min": 2, "sigma_max": 1}),
         ("share", {"share": 1.5}),
         ("median", {"median": 0.0}),
         ("spread", {"spread": 0.0}),
@@ -339,10 +345,25 @@ def test_settings_of_dual_score_matching_are_checked(argument, value):
 
 def test_noise_levels_are_stratified():
     """A batch's mean level varies less than independent draws would let it."""
-    levels = NoiseLevels(share=0.0)
-    means = torch.stack([levels.draw(64, generator(9, "strata", k)).log().mean() for k in range(400)])
-    independent = (math.log(levels.t_max / levels.t_min)) / math.sqrt(12 * 64)
+    levels, ends = NoiseLevels(share=0.0), between(0.02, 20.0)
+    means = torch.stack([levels.draw(64, generator(9, "strata", k), ends).log().mean() for k in range(400)])
+    independent = math.log(ends.t_max / ends.t_min) / math.sqrt(12 * 64)
     assert float(means.std()) < 0.5 * independent
+
+
+WITHOUT = [
+    ({}, "energy"),
+    ({"t_max": 1.0}, "energy"),
+    ({"t_min": 0.0, "t_max": 1.0}, "t_min"),
+    ({"t_min": 2.0, "t_max": 1.0}, "t_min=2.0, t_max=1.0"),
+]
+
+
+@pytest.mark.parametrize(("t", "argument"), WITHOUT)
+def test_an_energy_without_noise_levels_is_refused(t, argument):
+    with pytest.raises(UserError) as caught:
+        DualScoreMatching().init(types.SimpleNamespace(**t), torch.zeros(2, D), generator(0, "init"))
+    assert caught.value.argument == argument
 
 
 def test_the_power_of_these_tests():

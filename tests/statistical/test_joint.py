@@ -13,16 +13,14 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.joint import GivenClass, JointStridedEnergy, JointUNetEnergy
 from thalweg.objective import joint
-from thalweg.objective.base import Batch, Empty
+from thalweg.objective.base import Batch
 from thalweg.objective.contrastive import ContrastiveDivergence
 from thalweg.objective.dual import DualScoreMatching
 from thalweg.objective.joint import JointLikelihood
-from thalweg.objective.levels import NoiseLevels
+from thalweg.objective.levels import NoiseRange
 from thalweg.sampler.langevin import ULA
 
 from .stats import assert_near
-
-LEVELS = NoiseLevels(sigma_min=0.03, sigma_max=5.0)
 
 
 def mutant(old, new):
@@ -50,10 +48,10 @@ def unet():
 
 def test_the_loss_is_cross_entropy_and_the_generative_term_by_hand(unet):
     x, labels = images()
-    dual = DualScoreMatching(levels=LEVELS)
+    dual = DualScoreMatching()
     objective = JointLikelihood(generative=dual, weight=0.7, noisy_weight=0.4, rows=5)
-    noise = objective.draw(Empty(), Batch(x, labels), generator(0, "draw"), 0.0)
-    loss, _, parts = objective.loss(unet, Empty(), Batch(x, labels), noise)
+    noise = objective.draw(NoiseRange.of(unet), Batch(x, labels), generator(0, "draw"), 0.0)
+    loss, _, parts = objective.loss(unet, NoiseRange.of(unet), Batch(x, labels), noise)
 
     def entropy(scores, labels):
         return -(scores - scores.exp().sum(1, keepdim=True).log())[torch.arange(len(labels)), labels].mean()
@@ -62,7 +60,7 @@ def test_the_loss_is_cross_entropy_and_the_generative_term_by_hand(unet):
     _, t, eps, *own = noise
     y = x[:5] + t.sqrt()[:, None, None, None] * eps
     by_hand = entropy(unet.logits(x, lowest), labels) + 0.4 * entropy(unet.logits(y, t), labels[:5])
-    by_hand = by_hand + 0.7 * dual.loss(unet, Empty(), Batch(x[:5]), tuple(own))[0]
+    by_hand = by_hand + 0.7 * dual.loss(unet, NoiseRange.of(unet), Batch(x[:5]), tuple(own))[0]
     torch.testing.assert_close(loss, by_hand, rtol=1e-10, atol=1e-10)
     assert len(t) == len(own[0]) == 5
     assert not torch.equal(eps, own[1])
@@ -206,10 +204,10 @@ def test_the_worst_rows_stay_in_the_range_of_the_data():
 )
 def test_labels_that_do_not_fit_are_refused_in_one_line(unet, labels, said):
     x, right = images(3)
-    objective = JointLikelihood(generative=DualScoreMatching(levels=LEVELS))
-    noise = objective.draw(Empty(), Batch(x, right), generator(0, "draw"), 0.0)
+    objective = JointLikelihood(generative=DualScoreMatching())
+    noise = objective.draw(NoiseRange.of(unet), Batch(x, right), generator(0, "draw"), 0.0)
     with pytest.raises(UserError, match=said) as caught:
-        objective.loss(unet, Empty(), Batch(x, labels), noise)
+        objective.loss(unet, NoiseRange.of(unet), Batch(x, labels), noise)
     assert "\n" not in str(caught.value)
 
 

@@ -201,6 +201,8 @@ def test_sliced_gradient_vanishes_at_the_true_law():
 class Blurred(nn.Module):
     """U(y, t) = 1/2 (y - m)'(C + t I)^-1 (y - m): the exact energy of blurred Gaussian data."""
 
+    t_min, t_max = 0.1**2, 3.0**2
+
     def __init__(self, mean, covariance):
         super().__init__()
         self.mean, self.covariance = nn.Parameter(mean.clone()), nn.Parameter(covariance.clone())
@@ -212,10 +214,11 @@ class Blurred(nn.Module):
 
 
 def multi_scale_z(module):
-    objective = module.MultiScaleDenoising(levels=NoiseLevels(sigma_min=0.1, sigma_max=3.0))
+    objective = module.MultiScaleDenoising()
     energy, parts = Blurred(*population()), []
+    state = objective.init(energy, sample(2), generator(0, "init"))
     for k, x in enumerate(sample(20_000, 4).chunk(100)):
-        noise = objective.draw(Empty(), Batch(x), generator(0, "draw", k), 0.0)
+        noise = objective.draw(state, Batch(x), generator(0, "draw", k), 0.0)
         parts.append(gradient(objective, energy, x, noise))
     g = torch.stack(parts)
     return (g.mean(0) / (g.std(0) / 10)).abs().max()
@@ -228,7 +231,7 @@ def test_many_levels_share_the_true_optimum():
 
 
 def test_settings_are_checked():
-    assert score.MultiScaleDenoising(levels={"sigma_min": 0.1}).levels == NoiseLevels(sigma_min=0.1)
+    assert score.MultiScaleDenoising(levels={"share": 0.1}).levels == NoiseLevels(share=0.1)
     for make, name, value in (
         (score.DenoisingScoreMatching, "sigma", 0.0),
         (score.DenoisingScoreMatching, "sigma", math.inf),

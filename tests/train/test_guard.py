@@ -245,8 +245,8 @@ def losses(run, trouble=()):
         def __getattr__(self, name):
             return getattr(self.inner, name)
 
-        def steadier(self, times):
-            return Spoiled(self.inner.steadier(times))
+        def after_rollback(self, times):
+            return Spoiled(self.inner.after_rollback(times))
 
         def loss(self, *args):
             loss, after, metrics = self.inner.loss(*args)
@@ -259,7 +259,7 @@ def losses(run, trouble=()):
     return seen
 
 
-def test_only_a_run_that_went_back_goes_on_with_the_steadier_objective(tmp_path):
+def test_only_a_run_that_went_back_goes_on_with_the_objective_after_a_rollback(tmp_path):
     """Before the trouble, and in a run without any, each loss has the bits of a run whose guard only warns."""
     (tmp_path / "b").mkdir()
     (tmp_path / "c").mkdir()

@@ -6,7 +6,6 @@ completions of images start) and `manifest.json` (SHA-256 of each). A run that h
 whole checkpoint. Nothing here runs code from the folder: only classes of this package are built.
 """
 
-import dataclasses
 import logging
 import math
 import operator
@@ -35,6 +34,7 @@ from thalweg.energy.compose import AtNoise
 from thalweg.energy.principal import PrincipalMixture
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.annealed import BLOCK, anneal
+from thalweg.sampler.base import with_num_steps
 from thalweg.sampler.run import of_block, run_chain
 
 FORMAT = 1
@@ -236,7 +236,7 @@ class Bundle:
         return classify.probabilities(self, self._check(x))
 
     def _annealed(self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float) -> Any:
-        sampler = self.sampler if num_steps is None else dataclasses.replace(self.sampler, num_steps=num_steps)
+        sampler = self.sampler if num_steps is None else with_num_steps(self.sampler, num_steps)
         given = None if labels is None else classify.of_classes(self.model, labels, strength)
         precision = self.config.get("precision", "fp32")
         return anneal(sampler, self.model, n, seed=seed, precision=precision, of_rows=given)

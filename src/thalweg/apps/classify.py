@@ -18,6 +18,7 @@ from thalweg.core.errors import UserError
 from thalweg.data.catalog import Dataset
 from thalweg.energy.joint import GivenClass
 from thalweg.energy.spectral import frozen
+from thalweg.objective.base import Labelled
 
 BLOCK = 250
 RANGE = math.log(20)  # log beta in [-RANGE, RANGE]
@@ -37,7 +38,7 @@ def first_labels(data: Dataset, n: int) -> Int[Tensor, " n"] | None:
 
 def require_labels(objective: Any, energy: Any, data: Dataset) -> None:
     """UserError unless the data's labels are those of the energy's classes, if the objective learns any."""
-    if not getattr(objective, "labelled", False):
+    if not (isinstance(objective, Labelled) and objective.labelled):
         return
     num = getattr(energy, "num_classes", 0)
     if not num or not callable(getattr(energy, "logits", None)):

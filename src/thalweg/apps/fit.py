@@ -7,7 +7,6 @@ the first alone writes.
 
 import json
 import logging
-import math
 import os
 import platform
 import signal
@@ -32,7 +31,9 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
+from thalweg.energy.base import NoiseConditional
 from thalweg.objective.base import Batch
+from thalweg.sampler.base import require_fit
 from thalweg.train.distributed import Alone, Ranks, joined
 from thalweg.train.plan import NAME as PLAN
 from thalweg.train.plan import Plan
@@ -227,11 +228,11 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
     objective, energy, sampler = _parts(run, data)
     require_labels(objective, energy, data)
     energy_noisy = getattr(energy, "noisy", False)
-    if getattr(sampler, "noisy", False) != energy_noisy:
-        raise UserError(
-            f"sampler.type={run.sampler['type']} does not sample from energy.type={run.energy['type']}; one takes a "
-            "noise level and the other does not: change either"
-        )
+    require_fit(sampler, energy)
+    if energy_noisy and not isinstance(energy, NoiseConditional):
+        lacks = ", ".join(name for name in ("t_min", "t_max", "prior") if not hasattr(energy, name))
+        text = f"takes a noise level (noisy = True) and lacks {lacks}"
+        raise UserError(text, argument="energy.type", value=run.energy["type"])
     if objective.noisy != energy_noisy:
         raise UserError(
             f"objective.type={run.objective['type']} wants an energy {'U(y, t)' if objective.noisy else 'E(x)'}, and "
@@ -301,17 +302,6 @@ def _dry_run(objective: Any, energy: Any, sampler: Any, batch: Batch) -> None:
         except faults as error:
             reason = (str(error).splitlines() or [repr(error)])[0]
             raise UserError(f"{name}: a trial step with these values fails ({reason}); change them") from error
-    levels = getattr(objective, "levels", None)
-    if levels is None or not hasattr(energy, "t_min"):
-        return
-    wanted = (math.sqrt(energy.t_min), math.sqrt(energy.t_max))
-    for name, part in (("objective.levels", levels), ("sampler", sampler)):
-        found = (part.sigma_min, part.sigma_max)
-        if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(found, wanted, strict=True)):
-            raise UserError(
-                f"{name}: sigma_min, sigma_max = {found[0]:g}, {found[1]:g} and the energy's are {wanted[0]:g}, "
-                f"{wanted[1]:g}; give all three the same"
-            )
 
 
 def _trainer(run: RunSettings, data: Dataset, folder: Path, company: _Company) -> tuple[Any, Trainer]:

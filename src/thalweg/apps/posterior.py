@@ -26,11 +26,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.principal import PrincipalMixture
 from thalweg.energy.seen import Directions, Given
-from thalweg.sampler.annealed import Heun, denoise
+from thalweg.sampler.annealed import denoise, karras_level
 from thalweg.sampler.langevin import MALA
 
 SLACK = 20.0  # on training digits, of 1 to 30: with less the completions are too much alike, more costs right readings
@@ -76,9 +77,9 @@ class Guided:
     def levels(self, energy: Any) -> list[float]:
         """Noise levels sigma, highest first."""
         low, high = energy.t_min**0.5, min(self.sigma_start, energy.t_max**0.5)
-        grid = Heun(num_steps=self.num_steps, sigma_min=low, sigma_max=high, rho=self.rho)
-        like = torch.zeros((), dtype=torch.float64)
-        return [float(grid.sigma(torch.tensor(i), like)) for i in range(self.num_steps + 1)]
+        check.increasing(sigma_min=low, sigma_start=high)
+        shares = [torch.tensor(i, dtype=torch.float64) / self.num_steps for i in range(self.num_steps + 1)]
+        return [float(karras_level(share, low, high, self.rho)) for share in shares]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from thalweg.apps.speed import on_threads
 from thalweg.core.rng import generator
 from thalweg.energy import unet
 from thalweg.energy.unet import UNetEnergy
-from thalweg.objective.base import Batch, Empty
+from thalweg.objective.base import Batch
 from thalweg.objective.dual import DualScoreMatching
-from thalweg.objective.levels import NoiseLevels
+from thalweg.objective.levels import NoiseRange
 from thalweg.sampler.annealed import BLOCK, Heun
 from thalweg.sampler.run import transitions
 
@@ -49,6 +49,7 @@ class Plain:
 
     def __init__(self, energy: UNetEnergy):
         self.energy = energy
+        self.t_min, self.t_max = energy.t_min, energy.t_max
 
     def __call__(self, y: Tensor, t: Tensor) -> Tensor:
         own, unet.silu = unet.silu, F.silu
@@ -71,13 +72,12 @@ def energy_of(shape: tuple[int, int, int] = (1, 28, 28), seed: int = 0, **more: 
 
 def objective() -> DualScoreMatching:
     """The recipe's."""
-    levels = NoiseLevels(sigma_min=SIGMAS[0], sigma_max=SIGMAS[1])
-    return DualScoreMatching(levels=levels, time_weight=0.005)
+    return DualScoreMatching(time_weight=0.005)
 
 
-def draws(step: int, x: Tensor) -> tuple[Tensor, ...]:
+def draws(energy: UNetEnergy, step: int, x: Tensor) -> tuple[Tensor, ...]:
     """The noise of a step: the same for all contenders."""
-    return objective().draw(Empty(), Batch(x), generator(0, "speed", step), 0.0)
+    return objective().draw(NoiseRange.of(energy), Batch(x), generator(0, "speed", step), 0.0)
 
 
 def plain_step(energy: UNetEnergy, x: Tensor) -> Step:
@@ -87,7 +87,7 @@ def plain_step(energy: UNetEnergy, x: Tensor) -> Step:
     average, plain = [p.detach().clone() for p in parameters], Plain(energy)
 
     def step(i: int) -> Tensor:
-        t, eps = draws(i, x)
+        t, eps = draws(energy, i, x)
         root = t.sqrt()[:, None, None, None]
         y, t = (x + root * eps).requires_grad_(True), t.requires_grad_(True)
         grad_y, grad_t = torch.autograd.grad(plain(y, t).sum(), (y, t), create_graph=True)
@@ -118,7 +118,7 @@ def our_step(energy: UNetEnergy, x: Tensor) -> Step:
     average, loss_of = copy.deepcopy(energy).requires_grad_(False), objective().loss
 
     def step(i: int) -> Tensor:
-        loss, _, _ = loss_of(energy, Empty(), Batch(x), draws(i, x))
+        loss, _, _ = loss_of(energy, NoiseRange.of(energy), Batch(x), draws(energy, i, x))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(energy.parameters(), 1.0)
@@ -146,10 +146,7 @@ def training(rows: int = BATCH) -> dict[str, Callable[[], Any]]:
 
 def sampling(rows: int = BLOCK) -> dict[str, Callable[[], Any]]:
     """Name to a function that takes one step of the recipe's sampler, the third of 40, with a block of images."""
-    energy, sampler = (
-        energy_of().eval().requires_grad_(False),
-        Heun(num_steps=40, churn=0.6, rho=3.0, sigma_min=SIGMAS[0], sigma_max=SIGMAS[1]),
-    )
+    energy, sampler = energy_of().eval().requires_grad_(False), Heun(num_steps=40, churn=0.6, rho=3.0)
     x = energy.prior(rows, generator(0, "speed"))
 
     def turn(of: Any) -> Tensor:

@@ -11,12 +11,16 @@ none). `shape` says what one position looks like ((2,) where it is missing), and
 energy takes (y, t).
 """
 
+import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
+
+from thalweg.core import check
+from thalweg.core.errors import UserError
 
 
 @runtime_checkable
@@ -35,6 +39,83 @@ class NoisyEnergyFn(Protocol):
     def __call__(self, y: Tensor, t: Tensor, /) -> Tensor:
         """U(y, t)."""
         ...
+
+
+@runtime_checkable
+class HasNoiseLevels(Protocol):
+    """An energy U(y, t) that says between which noise variances it is known: 0 < t_min < t_max, in model units.
+
+    Objectives over noise levels and annealed samplers read their levels here, where alone they are stated. They refuse
+    an energy without (`sigma_range`).
+    """
+
+    @property
+    def t_min(self) -> float:
+        """The lowest noise variance."""
+        ...
+
+    @property
+    def t_max(self) -> float:
+        """The highest noise variance."""
+        ...
+
+
+@runtime_checkable
+class NoiseConditional(HasNoiseLevels, Protocol):
+    """An energy U(y, t) that annealed sampling starts from: it knows how to draw its law at t_max.
+
+    Asked for by `sampler.annealed.anneal` and where a run begins; an energy without `prior` is refused there.
+    """
+
+    def __call__(self, y: Tensor, t: Tensor, /) -> Tensor:
+        """U(y, t)."""
+        ...
+
+    def prior(self, n: int, generator: Generator) -> Tensor:
+        """n draws of y at t_max, (n, *)."""
+        ...
+
+
+@runtime_checkable
+class HasGradient(Protocol):
+    """An energy with a way of its own to its gradient; without one the gradient is autograd's."""
+
+    def value_and_grad(self, x: Tensor, /, *t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(E(x), dE/dx), both detached; None where the way does not apply."""
+        ...
+
+
+@runtime_checkable
+class HasGradients(Protocol):
+    """An energy U(y, t) with a way of its own to both its gradients, for losses of them; else autograd takes them."""
+
+    def slopes(self, y: Tensor, t: Tensor, /) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(U, dU/dy, dU/dt), differentiable in the parameters; None where the way does not apply."""
+        ...
+
+
+@runtime_checkable
+class Bipartite(Protocol):
+    """An energy of two layers of 0-1 units, which Gibbs sampling draws in turn (`energy.lattice.Conditionals`)."""
+
+    @property
+    def conditionals(self) -> Any:
+        """The layers' laws given each other; None where a wrapper's energy has none."""
+        ...
+
+
+def sigma_range(energy: object) -> tuple[float, float]:
+    """(sigma_min, sigma_max), the noise deviations between which an energy U(y, t) is known: roots of t_min and t_max.
+
+    UserError for an energy without noise levels, or where they are not 0 < t_min < t_max.
+    """
+    if not isinstance(energy, HasNoiseLevels):
+        lacks = " and ".join(name for name in ("t_min", "t_max") if not hasattr(energy, name))
+        raise UserError(f"must have noise levels; {type(energy).__name__} lacks {lacks}", argument="energy")
+    t_min, t_max = float(energy.t_min), float(energy.t_max)
+    check.positive(t_min=t_min)
+    check.increasing(t_min=t_min, t_max=t_max)
+    return math.sqrt(t_min), math.sqrt(t_max)
 
 
 def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:

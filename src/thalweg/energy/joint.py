@@ -195,6 +195,16 @@ class GivenClass:
         """The shape of one position."""
         return self.energy.shape
 
+    @property
+    def t_min(self) -> float:
+        """The energy's lowest noise variance."""
+        return self.energy.t_min  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
+
+    @property
+    def t_max(self) -> float:
+        """The energy's highest noise variance."""
+        return self.energy.t_max  # pyright: ignore[reportAttributeAccessIssue, reportReturnType]
+
     def prior(self, n: int, generator: Generator) -> Float[Tensor, "n *d"]:
         """n draws at t_max, where the class cannot be told any more."""
         return self.energy.prior(n, generator)  # pyright: ignore[reportCallIssue]

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Generator, Tensor
 
+from thalweg.objective.levels import NoiseLevels
+
 S = TypeVar("S")
 
 
@@ -46,19 +48,48 @@ class Objective(Protocol[S]):
 
 
 @runtime_checkable
-class Steadying(Protocol):
-    """What an objective may offer beside the contract: a variant that holds a run more firmly after `times` rollbacks.
+class HasAfterRollback(Protocol):
+    """An objective that has a variant of itself for the steps after a rollback (`train.guard`).
 
-    It is pure, of the same class, `steadier(0)` is the objective itself, and it goes on with the state that there is.
-    So the number of rollbacks is all that a resumed run needs to know.
+    The variant is pure, of the same class, and goes on with the state that there is; `after_rollback(0)` is the
+    objective itself. So the number of rollbacks is all that a resumed run needs to know. An objective without goes on
+    as it was, with a lower learning rate.
     """
 
-    def steadier(self, times: int) -> "Objective[Any]": ...
+    def after_rollback(self, times: int) -> "Objective[Any]":
+        """The variant after `times` rollbacks."""
+        ...
 
 
-def steadied(objective: Any, times: int) -> Any:
-    """The objective after `times` rollbacks: itself, where it has no `steadier`."""
-    return objective.steadier(times) if times and isinstance(objective, Steadying) else objective
+@runtime_checkable
+class HasLevels(Protocol):
+    """An objective over noise levels: `levels` says which of them it draws, its state is the energy's `NoiseRange`.
+
+    Asked for by `JointLikelihood`, whose classifier sees the same levels; without, it sees clean data only.
+    """
+
+    @property
+    def levels(self) -> NoiseLevels:
+        """How noise levels are drawn."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """An objective that learns the classes of `batch.labels`, where `labelled` is true.
+
+    A run then wants labelled data and an energy with `num_classes` and `logits`, and refuses others before any work.
+    """
+
+    @property
+    def labelled(self) -> bool:
+        """Whether labels are classes to be learned."""
+        ...
+
+
+def after_rollbacks(objective: Any, times: int) -> Any:
+    """The objective after `times` rollbacks: itself, where it has no variant."""
+    return objective.after_rollback(times) if times and isinstance(objective, HasAfterRollback) else objective
 
 
 def changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:

@@ -29,7 +29,7 @@ from thalweg.energy.spectral import frozen
 from thalweg.objective import buffer, health
 from thalweg.objective.base import Batch
 from thalweg.objective.buffer import Initial, Replay, Visit
-from thalweg.sampler.base import Info, Sampler, normal_like
+from thalweg.sampler.base import HasClamp, Info, Sampler, normal_like
 from thalweg.sampler.langevin import ULA
 from thalweg.sampler.precision import at_precision
 
@@ -105,8 +105,8 @@ class ContrastiveDivergence:
         """A small instance, for the contract suite."""
         return cls(sampler=ULA(step_size=0.01), num_steps=(1, 3), buffer_size=64, gradient_penalty=0.1)
 
-    def steadier(self, times: int) -> "ContrastiveDivergence":
-        """After a rollback: an energy penalty of `FIRM` at least, all of it at once.
+    def after_rollback(self, times: int) -> "ContrastiveDivergence":
+        """With an energy penalty of `FIRM` at least, all of it at once.
 
         Without one only the chains answer an energy that runs away from them, at any learning rate, and they answer
         late. Its price is the penalty's bias, which is why a healthy run does not pay it.
@@ -147,7 +147,7 @@ class ContrastiveDivergence:
         moved = buffer.mend(Replay(x, begun.age + len(steps), begun.labels), visit, finite)
         both = self._given(energy, torch.cat([self._labels(batch), moved.labels]))
         loss, metrics = self._compare(both, real, moved.x, finite)
-        clamp = getattr(self.sampler, "clamp", None)
+        clamp = self.sampler.clamp if isinstance(self.sampler, HasClamp) else None
         metrics |= health.of_chains(begun.x, moved.x, finite, real, info, clamp)
         if self.start != "data":
             metrics["energy_noise"] = self._energy_of_noise(energy, visit)

@@ -17,9 +17,9 @@ import torch
 from torch import Generator, Tensor
 
 from thalweg.core import check
-from thalweg.energy.base import NoisyEnergyFn
-from thalweg.objective.base import Batch, Empty
-from thalweg.objective.levels import NoiseLevels
+from thalweg.energy.base import HasGradients, NoisyEnergyFn
+from thalweg.objective.base import Batch
+from thalweg.objective.levels import NoiseLevels, NoiseRange
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,23 +42,23 @@ class DualScoreMatching:
         check.non_negative(time_weight=self.time_weight)
         check.positive(scale=self.scale)
 
-    def init(self, energy: NoisyEnergyFn, x: Tensor, generator: Generator) -> Empty:
-        """Nothing is kept between steps."""
-        return Empty()
+    def init(self, energy: NoisyEnergyFn, x: Tensor, generator: Generator) -> NoiseRange:
+        """The energy's noise levels, which stay what they are."""
+        return NoiseRange.of(energy)
 
-    def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
+    def draw(self, state: NoiseRange, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
         """(t (B,), eps (B, *))."""
         x = batch.x
-        t = self.levels.draw(x.shape[0], generator).to(x)
+        t = self.levels.draw(x.shape[0], generator, state).to(x)
         return t, torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
     def loss(
-        self, energy: NoisyEnergyFn, state: Empty, batch: Batch, noise: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Empty, dict[str, Tensor]]:
+        self, energy: NoisyEnergyFn, state: NoiseRange, batch: Batch, noise: tuple[Tensor, ...]
+    ) -> tuple[Tensor, NoiseRange, dict[str, Tensor]]:
         """The loss (0-d, nats² a dimension), the unchanged state, and its two parts."""
         t, eps = noise
         t, root = t.detach(), t.detach().sqrt().reshape(-1, *([1] * (eps.ndim - 1)))
-        u, grad_y, grad_t = slopes(energy, batch.x + root * eps, t)
+        u, grad_y, grad_t = value_and_grads(energy, batch.x + root * eps, t)
         d = eps[0].numel()
         weight = 1 + t / self.scale**2
         space = (root * grad_y - eps).flatten(1).square().mean(1)
@@ -69,10 +69,9 @@ class DualScoreMatching:
         return loss, state, {"space": space.mean().detach(), "time": time.mean().detach()}
 
 
-def slopes(energy: NoisyEnergyFn, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def value_and_grads(energy: NoisyEnergyFn, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(U, dU/dy, dU/dt) at once, differentiable in the parameters: the energy's own way, or autograd's."""
-    own = getattr(energy, "slopes", None)
-    if own is not None and (found := own(y, t)) is not None:
+    if isinstance(energy, HasGradients) and (found := energy.slopes(y, t)) is not None:
         return found
     with torch.enable_grad():
         y, t = y.detach().requires_grad_(True), t.detach().requires_grad_(True)

@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.objective.base import Batch, Objective, Steadying
+from thalweg.objective.base import Batch, HasLevels, Objective, after_rollbacks
 from thalweg.objective.dual import DualScoreMatching
 from thalweg.sampler.base import normal_like, per_row
 
@@ -72,19 +72,14 @@ class JointLikelihood:
         """As the generative term is."""
         return self.generative.noisy
 
-    @property
-    def levels(self) -> Any:
-        """The generative term's noise levels; None where it has none."""
-        return getattr(self.generative, "levels", None)
-
     @classmethod
     def example(cls) -> "JointLikelihood":
         """A small instance, for the contract suite."""
         return cls(radius=0.1, rows=8)
 
-    def steadier(self, times: int) -> "JointLikelihood":
-        """After a rollback: with the generative term's own steadier variant."""
-        own = self.generative.steadier(times) if times and isinstance(self.generative, Steadying) else self.generative
+    def after_rollback(self, times: int) -> "JointLikelihood":
+        """With the generative term's own variant."""
+        own = after_rollbacks(self.generative, times)
         return self if own is self.generative else replace(self, generative=own)
 
     def init(self, energy: Any, x: Float[Tensor, "b *d"], generator: Generator) -> Any:
@@ -98,8 +93,9 @@ class JointLikelihood:
         shape = batch.x[:num].shape
         starts = 2 * torch.rand(shape, generator=generator, dtype=batch.x.dtype).to(batch.x) - 1
         t, eps = batch.x.new_zeros(0), batch.x.new_zeros(0)
-        if self.noisy and self.levels is not None:
-            t, eps = self.levels.draw(len(some.x), generator).to(batch.x), normal_like(some.x, generator)
+        if isinstance(self.generative, HasLevels):
+            t = self.generative.levels.draw(len(some.x), generator, state).to(batch.x)
+            eps = normal_like(some.x, generator)
         return starts, t, eps, *self.generative.draw(state, some, generator, progress)
 
     def loss(

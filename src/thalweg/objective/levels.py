@@ -8,54 +8,58 @@ no cost. Strata of the whole batch, dealt out to the parts at random, would leav
 
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.core import check
+from thalweg.energy.base import sigma_range
+
+
+class NoiseRange(NamedTuple):
+    """The noise variances of an energy, which alone states them: 0-d, float64. The state of objectives over levels."""
+
+    t_min: Tensor
+    t_max: Tensor
+
+    @classmethod
+    def of(cls, energy: Any) -> Self:
+        """The energy's own; UserError for an energy without noise levels."""
+        sigma_range(energy)
+        return cls(*(torch.tensor(float(t), dtype=torch.float64) for t in (energy.t_min, energy.t_max)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseLevels:
-    """sigma ~ share·LogNormal(median, spread) + (1 - share)·LogUniform, on [sigma_min, sigma_max]; t = sigma².
+    """sigma ~ share·LogNormal(median, spread) + (1 - share)·LogUniform, between the energy's levels; t = sigma².
 
-    All sigmas are in the model's units (pixels in [0, 1]).
+    `median` is in the model's units (pixels in [0, 1]), `spread` the deviation of log sigma.
     """
 
-    sigma_min: float = 0.02
-    sigma_max: float = 20.0
     median: float = 0.3
     spread: float = 1.2
     share: float = 0.75
 
     def __post_init__(self):
-        check.positive(sigma_min=self.sigma_min, median=self.median, spread=self.spread)
-        check.increasing(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        check.positive(median=self.median, spread=self.spread)
         check.finite(median=self.median, spread=self.spread)
         check.share(share=self.share)
 
-    @property
-    def t_min(self) -> float:
-        """The lowest noise variance."""
-        return self.sigma_min**2
-
-    @property
-    def t_max(self) -> float:
-        """The highest noise variance."""
-        return self.sigma_max**2
-
-    def draw(self, n: int, generator: Generator) -> Float[Tensor, " n"]:
+    def draw(self, n: int, generator: Generator, between: NoiseRange) -> Float[Tensor, " n"]:
         """n noise variances, stratified, in random order: a row's place says nothing of its level."""
-        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        low, high = (math.log(math.sqrt(t)) for t in between)
         middle = math.log(self.median)
         # Where share n is no whole number the rest is drawn, so that the law holds for every n, 1 included.
         num_normal = min(n, int(self.share * n + float(torch.rand((), generator=generator))))
         normal, uniform = strata(num_normal, generator), strata(n - num_normal, generator)
-        # The log-normal is truncated, not clipped, so that no share of the draws piles up on a single level.
-        ends = torch.tensor([low - middle, high - middle], dtype=torch.float64) / self.spread
-        a, b = torch.special.ndtr(ends)
-        log_normal = middle + self.spread * torch.special.ndtri(a + (b - a) * normal)
+        # The log-normal is truncated, not clipped, so that no share of the draws piles up on a single level. Its lower
+        # tail alone keeps its digits in floating point, so a median below all levels is seen in a mirror.
+        spread = -self.spread if middle < low else self.spread
+        ends = torch.tensor([low - middle, high - middle], dtype=torch.float64) / spread
+        a, b = torch.erfc(-ends / math.sqrt(2)) / 2  # torch's ndtr is zero below -8.3
+        log_normal = middle + spread * torch.special.ndtri(a + (b - a) * normal)
         log_sigma = torch.cat([log_normal.clamp(low, high), low + (high - low) * uniform])
         return torch.exp(2 * log_sigma[torch.randperm(n, generator=generator)]).float()
 

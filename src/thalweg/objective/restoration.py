@@ -15,7 +15,7 @@ et al. 2020), which gives its features their meaning. No chain, no label.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,23 @@ from thalweg.objective.base import Batch, Empty
 from thalweg.objective.damage import Damage, warp
 
 Corrupt = Callable[[Tensor, Generator], Tensor]
+
+
+@runtime_checkable
+class Restoring(Protocol):
+    """An energy that learns to restore and to compare too (`energy.autoencoder`); others learn to tell apart alone."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """E(x), (B,)."""
+        ...
+
+    def parts(self, x: Tensor, /) -> Any:
+        """`energy` (B,), `restored` (B, *) and `embedded` (B, K), from one pass."""
+        ...
+
+    def embed(self, x: Tensor, /) -> Tensor:
+        """Unit vectors in which views are compared, (B, K)."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +91,7 @@ class RestorationContrast:
         """The loss in nats and what it is made of; `margin` is the mean energy of damage over that of data."""
         views, damaged = noise
         x, n = torch.cat([batch.x, damaged]), len(batch.x)
-        parts = energy.parts(x) if hasattr(energy, "parts") else None
+        parts = energy.parts(x) if isinstance(energy, Restoring) else None
         real, fake = (energy(x) if parts is None else parts.energy).chunk(2)
         loss = nce = F.softplus(real).mean() + F.softplus(-fake).mean()
         metrics = {"nce": nce, "energy_real": real.mean(), "energy_fake": fake.mean()}

@@ -22,7 +22,7 @@ from torch import Generator, Tensor
 from thalweg.core import check
 from thalweg.energy.base import EnergyFn, NoisyEnergyFn
 from thalweg.objective.base import Batch, Empty
-from thalweg.objective.levels import NoiseLevels
+from thalweg.objective.levels import NoiseLevels, NoiseRange
 from thalweg.sampler.base import normal_like, per_row, row_norm
 
 
@@ -77,17 +77,17 @@ class MultiScaleDenoising:
         if isinstance(self.levels, dict):
             object.__setattr__(self, "levels", NoiseLevels(**self.levels))
 
-    def init(self, energy: NoisyEnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> Empty:
-        """Nothing is kept between steps."""
-        return Empty()
+    def init(self, energy: NoisyEnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> NoiseRange:
+        """The energy's noise levels, which stay what they are."""
+        return NoiseRange.of(energy)
 
-    def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
+    def draw(self, state: NoiseRange, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(eps, t): standard normal noise (B, *), noise variances (B,)."""
-        return normal_like(batch.x, generator), self.levels.draw(len(batch.x), generator).to(batch.x)
+        return normal_like(batch.x, generator), self.levels.draw(len(batch.x), generator, state).to(batch.x)
 
     def loss(
-        self, energy: NoisyEnergyFn, state: Empty, batch: Batch, noise: tuple[Tensor, ...]
-    ) -> tuple[Float[Tensor, ""], Empty, dict[str, Tensor]]:
+        self, energy: NoisyEnergyFn, state: NoiseRange, batch: Batch, noise: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, ""], NoiseRange, dict[str, Tensor]]:
         """The mean over batch and dimensions of the squared error; 1 is the loss of a flat energy."""
         eps, t = noise
         sigma = per_row(t.sqrt(), eps)

@@ -18,9 +18,9 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import NoisyEnergyFn, energy_and_grad
+from thalweg.energy.base import NoiseConditional, NoisyEnergyFn, energy_and_grad, sigma_range
 from thalweg.energy.compose import AtNoise
-from thalweg.sampler.base import Info, normal_like, row_norm
+from thalweg.sampler.base import AnnealedSampler, Info, normal_like, require_annealed, require_fit, row_norm
 from thalweg.sampler.langevin import MALA
 from thalweg.sampler.run import of_block, transitions
 
@@ -36,31 +36,29 @@ class AnnealedState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Abstract: the levels of an annealed sampler, in model units, and its state at the highest of them.
+    """Abstract: the levels of an annealed sampler, between the energy's own, and its state at the highest of them.
 
-    sigma_i = (max^(1/rho) + i/n (min^(1/rho) - max^(1/rho)))^rho, i = 0 … n.
+    sigma_i = (max^(1/rho) + i/n (min^(1/rho) - max^(1/rho)))^rho, i = 0 … n = num_steps, min and max the roots of the
+    energy's t_min and t_max.
     """
 
     num_steps: int
-    sigma_min: float = 0.02
-    sigma_max: float = 5.0
     rho: float = 5.0
 
-    noisy = True
+    gradient_only = True
 
     def __post_init__(self):
         check.count(num_steps=self.num_steps)
-        check.positive(sigma_min=self.sigma_min, rho=self.rho)
-        check.increasing(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        check.positive(rho=self.rho)
         check.finite(rho=self.rho)
 
-    def sigma(self, i: Tensor, like: Tensor) -> Tensor:
+    def sigma(self, energy: Any, i: Tensor, like: Tensor) -> Tensor:
         """The noise level after i steps, 0-d, in the type of `like`."""
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return (high + (i.to(like) / self.num_steps) * (low - high)) ** self.rho
+        return karras_level(i.to(like) / self.num_steps, *sigma_range(energy), self.rho)
 
     def init(self, energy: NoisyEnergyFn, x: Tensor) -> AnnealedState:
-        """The state at sigma_max."""
+        """The state at the energy's highest level; UserError for an energy without levels."""
+        sigma_range(energy)
         return AnnealedState(x, torch.zeros((), dtype=torch.int64, device=x.device))
 
 
@@ -68,7 +66,7 @@ class Grid:
 class Heun(Grid):
     """Probability-flow ODE by Heun's method: two gradients a step, second order in the step.
 
-    `churn` is the share by which sigma is raised before each step (0: the deterministic flow). Levels in model units.
+    `churn` is the share by which sigma is raised before each step (0: the deterministic flow), up to the highest level.
     """
 
     num_steps: int = 30
@@ -86,13 +84,14 @@ class Heun(Grid):
         self, energy: NoisyEnergyFn, state: AnnealedState, noise: tuple[Tensor, ...]
     ) -> tuple[AnnealedState, Info]:
         """One level down."""
-        x, now, then = state.x, self.sigma(state.i, state.x), self.sigma(state.i + 1, state.x)
+        x, i = state.x, state.i
+        now, then = self.sigma(energy, i, x), self.sigma(energy, i + 1, x)
         if self.churn > 0:
-            raised = torch.clamp(now * (1 + self.churn), max=self.sigma_max)
+            raised = torch.clamp(now * (1 + self.churn), max=sigma_range(energy)[1])
             x = x + (raised**2 - now**2).clamp(min=0).sqrt() * noise[0]
             now = raised
         x, g = heun_step(energy, x, now, then)
-        return AnnealedState(x, state.i + 1), Info(_ones(x), row_norm(g))
+        return AnnealedState(x, i + 1), Info(_ones(x), row_norm(g))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,17 +118,27 @@ class Ancestral(Grid):
         self, energy: NoisyEnergyFn, state: AnnealedState, noise: tuple[Tensor, ...]
     ) -> tuple[AnnealedState, Info]:
         """One level down."""
-        x, now, then = state.x, self.sigma(state.i, state.x), self.sigma(state.i + 1, state.x)
+        x, i = state.x, state.i
+        now, then = self.sigma(energy, i, x), self.sigma(energy, i + 1, x)
         up = self.eta * then * (1 - then**2 / now**2).sqrt()
         down = (then**2 - up**2).sqrt()
         _, g = energy_and_grad(AtNoise(energy, now**2), x)
         x = x + (down - now) * now * g + up * noise[0]
-        return AnnealedState(x, state.i + 1), Info(_ones(x), row_norm(g))
+        return AnnealedState(x, i + 1), Info(_ones(x), row_norm(g))
+
+
+def karras_level(share: Tensor, low: float, high: float, rho: float) -> Tensor:
+    """The noise deviation at a share in [0, 1] of the way from `high` down to `low`, even in sigma^(1/rho).
+
+    (high^(1/rho) + share (low^(1/rho) - high^(1/rho)))^rho (Karras et al. 2022, equation 5).
+    """
+    top, bottom = high ** (1 / rho), low ** (1 / rho)
+    return (top + share * (bottom - top)) ** rho
 
 
 def anneal(
-    sampler: Any,
-    energy: Any,
+    sampler: AnnealedSampler[Any],
+    energy: NoiseConditional,
     n: int,
     *,
     seed: int = 0,
@@ -137,13 +146,28 @@ def anneal(
     precision: str = "fp32",
     of_rows: Callable[[int, int], Any] | None = None,
 ) -> Iterator[Float[Tensor, "b *d"]]:
-    """Blocks of samples of the clean data, n in all, from an energy with `prior(n, generator)` at sigma_max.
+    """Blocks of samples of the clean data, n in all, from the energy's `prior` at t_max.
 
-    After the last level come `num_corrections` MALA steps on U(., sigma_min²), which removes what the integrator
-    left, and one denoising step x = y - t grad U (Robbins 1956; Miyasawa 1961), since the data themselves carry no
-    noise. Noise is drawn for whole blocks, so that row i depends on i alone. Where rows have energies of their own, as
-    those of given classes, `of_rows(start, stop)` gives the energy of these.
+    After the last level come `num_corrections` MALA steps on U(., t_min), which removes what the integrator left, and
+    one denoising step x = y - t grad U (Robbins 1956; Miyasawa 1961), since the data themselves carry no noise. Noise
+    is drawn for whole blocks, so that row i depends on i alone. Where rows have energies of their own, as those of
+    given classes, `of_rows(start, stop)` gives the energy of these. UserError, before any block, for a sampler that is
+    not annealed or an energy without noise levels and `prior`.
     """
+    require_annealed(sampler)
+    require_fit(sampler, energy)
+    return _blocks(sampler, energy, n, seed, num_corrections, precision, of_rows)
+
+
+def _blocks(
+    sampler: AnnealedSampler[Any],
+    energy: NoiseConditional,
+    n: int,
+    seed: int,
+    num_corrections: int,
+    precision: str,
+    of_rows: Callable[[int, int], Any] | None,
+) -> Iterator[Tensor]:
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = address(seed, "sample", block)
         x = energy.prior(BLOCK, draws)[: n - start]
@@ -154,12 +178,12 @@ def anneal(
         yield x
 
 
-def _down(sampler: Any, energy: Any, x: Tensor, draws: Generator, num_corrections: int) -> Tensor:
+def _down(sampler: AnnealedSampler[Any], energy: Any, x: Tensor, draws: Generator, num_corrections: int) -> Tensor:
     """One block from the highest level to clean data."""
     steps = transitions(of_block(sampler, BLOCK), energy, x, draws)
     for state, _ in itertools.islice(steps, sampler.num_steps):
         x = state.x
-    t = x.new_tensor(sampler.sigma_min**2)
+    t = x.new_tensor(energy.t_min)
     lowest = AtNoise(energy, t)
     corrector = of_block(MALA(step_size=0.2 * float(t)), BLOCK)
     for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):

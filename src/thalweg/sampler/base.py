@@ -5,17 +5,18 @@ randomness and returns the tensors that one step consumes, `step` is a pure func
 noise). A step holds no `randn`, no `.item()`, no branch on a tensor's value: so it compiles whole, resumes
 exactly and tests without luck. Adding a sampler is one new file with these three methods. The contract suite
 (tests/contract/test_samplers.py) finds every public class that has `step`; each builds from a classmethod
-`example()`, or from its defaults, and says `noisy = True` where its energy takes (y, t). One whose step uses the
-energy's gradient alone says `gradient_only = True`: with a network in bfloat16 it is spared the energies in full
-precision.
+`example()`, or from its defaults. What a sampler may offer beside is declared here, and asked for by `isinstance`.
 """
 
-from typing import NamedTuple, Protocol, TypeVar
+import dataclasses
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
 
-from thalweg.energy.base import EnergyFn
+from thalweg.core import check
+from thalweg.core.errors import UserError
+from thalweg.energy.base import EnergyFn, NoiseConditional
 
 S = TypeVar("S")
 
@@ -27,6 +28,7 @@ class Info(NamedTuple):
     grad_norm: Tensor
 
 
+@runtime_checkable
 class Sampler(Protocol[S]):
     """One Markov kernel (or one step of an annealed scheme). `state.x` holds the positions, (B, *)."""
 
@@ -41,6 +43,84 @@ class Sampler(Protocol[S]):
     def step(self, energy: EnergyFn, state: S, noise: tuple[Tensor, ...]) -> tuple[S, Info]:
         """The next state, and what diagnostics need; pure."""
         ...
+
+
+@runtime_checkable
+class AnnealedSampler(Sampler[S], Protocol[S]):
+    """A sampler that goes down the noise levels of an energy U(y, t), from t_max to t_min in `num_steps` steps.
+
+    `init`, `draw` and `step` are those of every sampler; the levels are the energy's (`energy.base.sigma_range`). Asked
+    for wherever an energy with noise levels is sampled from: `annealed.anneal`, so `bundle.sample` and previews,
+    landscapes, and where a run begins. Any other sampler is refused there (`require_annealed`).
+    """
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps, 1 or more."""
+        ...
+
+    def sigma(self, energy: Any, i: Tensor, like: Tensor) -> Tensor:
+        """The noise deviation after i steps, 0-d, in the type of `like`: the energy's highest for 0, then falling."""
+        ...
+
+
+@runtime_checkable
+class GradientOnly(Protocol):
+    """What a sampler may say of its step: where `gradient_only` is true, it uses the energy's gradient alone.
+
+    With a network in bfloat16 it is then spared the energies in full precision (`sampler.precision`).
+    """
+
+    @property
+    def gradient_only(self) -> bool:
+        """Whether a step uses no energies."""
+        ...
+
+
+@runtime_checkable
+class HasClamp(Protocol):
+    """A sampler that may keep its positions in a box; the share of coordinates on the walls is a health signal."""
+
+    @property
+    def clamp(self) -> tuple[float, float] | None:
+        """(low, high), or None for no box."""
+        ...
+
+
+def require_annealed(sampler: Any) -> AnnealedSampler[Any]:
+    """The sampler, if it is annealed; UserError, with what it lacks, if not."""
+    if not isinstance(sampler, AnnealedSampler):
+        needs = ("num_steps", "sigma", "init", "draw", "step")
+        lacks = ", ".join(name for name in needs if not hasattr(sampler, name))
+        raise UserError(
+            f"must be an annealed sampler for an energy with noise levels; {type(sampler).__name__} lacks {lacks}",
+            argument="sampler",
+            hint="take thalweg.sampler.annealed:Heun",
+        )
+    check.count(num_steps=sampler.num_steps)
+    return sampler
+
+
+def require_fit(sampler: Any, energy: Any) -> None:
+    """UserError unless sampler and energy fit: an annealed one and noise levels, or neither."""
+    if isinstance(energy, NoiseConditional):
+        require_annealed(sampler)
+    elif isinstance(sampler, AnnealedSampler):
+        lacks = ", ".join(name for name in ("t_min", "t_max", "prior") if not hasattr(energy, name))
+        raise UserError(
+            f"must have noise levels for an annealed sampler; {type(energy).__name__} lacks {lacks}",
+            argument="energy",
+            hint="take another sampler, such as thalweg.sampler.langevin:MALA, or another energy",
+        )
+
+
+def with_num_steps(sampler: Any, num_steps: int) -> AnnealedSampler[Any]:
+    """The annealed sampler with another number of steps; UserError for one that is no dataclass with that field."""
+    fields = {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else ()
+    if "num_steps" not in fields or isinstance(sampler, type):
+        found = f"cannot be changed: {type(sampler).__name__} is no dataclass with that field"
+        raise UserError(found, argument="num_steps", value=num_steps)
+    return dataclasses.replace(require_annealed(sampler), num_steps=num_steps)  # pyright: ignore[reportArgumentType, reportReturnType, reportCallIssue, reportUnknownVariableType]
 
 
 def normal_like(x: Tensor, generator: Generator) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import EnergyFn
+from thalweg.energy.base import Bipartite, EnergyFn
 from thalweg.sampler.base import Info
 from thalweg.sampler.langevin import Position
 
@@ -51,7 +51,7 @@ class Gibbs:
     @torch.no_grad()
     def step(self, energy: EnergyFn, state: Position, noise: tuple[Tensor, ...]) -> tuple[Position, Info]:
         """The hidden units given the visible, then the visible given the hidden; always accepted."""
-        conditionals = getattr(energy, "conditionals", None)
+        conditionals = energy.conditionals if isinstance(energy, Bipartite) else None
         if conditionals is None:
             raise UserError("Gibbs needs an energy with `conditionals`, as RBMEnergy has: take MALA for any other")
         r, s = noise

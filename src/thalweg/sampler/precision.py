@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.energy.base import energy_and_grad
+from thalweg.energy.base import Bipartite, HasGradient, energy_and_grad
+from thalweg.sampler.base import GradientOnly
 
 
 def reads_energies(sampler: Any) -> bool:
-    """Whether a kernel's step uses the energies: all do that do not say `gradient_only` (or are annealed, `noisy`)."""
-    return not (getattr(sampler, "gradient_only", False) or getattr(sampler, "noisy", False))
+    """Whether a kernel's step uses the energies: all do that do not say otherwise (`sampler.base.GradientOnly`)."""
+    return not (isinstance(sampler, GradientOnly) and sampler.gradient_only)
 
 
 @dataclass
@@ -42,13 +43,22 @@ class AtPrecision:
     @property
     def conditionals(self) -> Any:
         """The energy's own, or None: for kernels that draw from its conditional laws."""
-        return getattr(self.energy, "conditionals", None)
+        return self.energy.conditionals if isinstance(self.energy, Bipartite) else None
+
+    @property
+    def t_min(self) -> float:
+        """The energy's own."""
+        return self.energy.t_min
+
+    @property
+    def t_max(self) -> float:
+        """The energy's own."""
+        return self.energy.t_max
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
         """(E(x), dE/dx) by the energy's own short way; or E(x) in full precision, dE/dx in bfloat16."""
         if not self.bf16:
-            own = getattr(self.energy, "value_and_grad", None)
-            return None if own is None else own(x)
+            return self.energy.value_and_grad(x) if isinstance(self.energy, HasGradient) else None
         if not self.exact:
             return None
         with torch.no_grad():

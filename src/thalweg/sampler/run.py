@@ -17,10 +17,10 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import EnergyFn, energy_and_grad
+from thalweg.energy.base import Bipartite, EnergyFn, HasGradient, energy_and_grad
 from thalweg.energy.compiled import How, fastest
 from thalweg.energy.fused import held
-from thalweg.sampler.base import Info, Sampler
+from thalweg.sampler.base import AnnealedSampler, Info, Sampler
 from thalweg.sampler.captured import replayed
 from thalweg.sampler.precision import AtPrecision, at_precision, reads_energies
 
@@ -90,7 +90,7 @@ def run_chain(
             if not on_cpu:
                 torch.accelerator.synchronize()
 
-    how = False if getattr(sampler, "noisy", False) or not num_steps else compile
+    how = False if isinstance(sampler, AnnealedSampler) or not num_steps else compile
     steps: Callable[..., Iterator[Any]] = replayed if compile and not on_cpu else _states
     with torch.inference_mode(False):
         x = x.clone()
@@ -159,12 +159,21 @@ class _Checked:
     @property
     def conditionals(self) -> Any:
         """The energy's own, or None: for kernels that draw from its conditional laws."""
-        return getattr(self.energy, "conditionals", None)
+        return self.energy.conditionals if isinstance(self.energy, Bipartite) else None
+
+    @property
+    def t_min(self) -> float:
+        """The energy's own."""
+        return self.energy.t_min  # pyright: ignore[reportFunctionMemberAccess]
+
+    @property
+    def t_max(self) -> float:
+        """The energy's own."""
+        return self.energy.t_max  # pyright: ignore[reportFunctionMemberAccess]
 
     def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """The energy's own, once a call has been checked."""
-        own = None if self.first else getattr(self.energy, "value_and_grad", None)
-        return None if own is None else own(x, *t)
+        return self.energy.value_and_grad(x, *t) if isinstance(self.energy, HasGradient) and not self.first else None
 
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
         u = self.energy(x, *t)

@@ -3,9 +3,9 @@
 Every objective's loss and gradient are checked for values that are not finite, and the health signals that an
 objective reports (`thalweg.objective.contrastive` has them all) are held against limits. A bad step is skipped
 *before* the update. What follows is a policy: "rollback" puts back weights, optimiser, average and chains as they were
-at the last good snapshot, lowers the learning rate and, as not every trouble comes of haste, asks the objective for a
-steadier variant of itself if it has one (`thalweg.objective.base.Steadying`); "warn" says so and goes on, "stop" ends
-the run. The step number never goes back: it addresses the random draws, so the same misfortune is not drawn twice.
+at the last good snapshot, lowers the learning rate and, as not every trouble comes of haste, asks the objective for its
+variant after a rollback if it has one (`thalweg.objective.base.HasAfterRollback`); "warn" says so and goes on, "stop"
+ends the run. The step number never goes back: it addresses the random draws, so the same misfortune is not drawn twice.
 
 Trouble may have begun before it shows. So a snapshot counts as good only when another was taken after it in good
 health, and when trouble comes back soon after a rollback, the next one goes to the very beginning.
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from thalweg.core.errors import Diverged
 from thalweg.core.store import flatten
-from thalweg.objective.base import changes, steadied
+from thalweg.objective.base import after_rollbacks, changes
 from thalweg.train.distributed import Alone, Ranks
 
 log = logging.getLogger("thalweg")
@@ -88,7 +88,8 @@ class GuardState(NamedTuple):
 class Guard:
     """Watches the steps of one `TrainState` (train/state.py), whose `guard` field is its memory.
 
-    `objective` is the one that the run began with; the trainer steps with `steadied(objective, guard.rollbacks)`.
+    `objective` is the one that the run began with; the trainer's steps are those of
+    `after_rollbacks(objective, guard.rollbacks)`.
     """
 
     def __init__(self, settings: GuardSettings, objective: Any = None, ranks: Alone | Ranks | None = None):
@@ -154,7 +155,7 @@ class Guard:
             f"went back to the weights, the optimiser and the chains of step {good['step']}",
             f"lowered the learning rate to {state.guard.factor:.3g} of its schedule",
         ]
-        before, after = (steadied(self.objective, times) for times in (guard.rollbacks, state.guard.rollbacks))
+        before, after = (after_rollbacks(self.objective, times) for times in (guard.rollbacks, state.guard.rollbacks))
         for name, (old, new) in changes(before, after).items():
             done.append(f"set objective.{name} from {old} to {new}")
             if f"objective.{name}" in advice:  # what has just been done needs no advice

@@ -25,7 +25,7 @@ from thalweg.core.errors import Diverged, OutOfMemory, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Transform
-from thalweg.objective.base import Batch, Objective, steadied
+from thalweg.objective.base import Batch, Objective, after_rollbacks
 from thalweg.train.distributed import Alone, Ranks, alone
 from thalweg.train.guard import Guard, finite
 from thalweg.train.plan import Plan, make_plan
@@ -131,7 +131,7 @@ class Trainer:
         rate = self.settings.learning_rate * schedule(state.step, num_steps, self.settings) * state.guard.factor
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        objective = steadied(self.objective, state.guard.rollbacks)
+        objective = after_rollbacks(self.objective, state.guard.rollbacks)
         draws = generator(self.seed, "objective", state.step, self.ranks.rank)
         noise = objective.draw(state.objective, batch, draws, state.step / num_steps)
         with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):

@@ -18,6 +18,7 @@ from thalweg.apps.landscape.surface import Energy, energies
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.sampler.annealed import denoise, heun_step
+from thalweg.sampler.base import require_annealed
 from thalweg.sampler.run import of_block, transitions
 
 CHAIN_STEPS = 400
@@ -100,7 +101,7 @@ def denoising(bundle: Bundle, model: Any, n: int = 16, *, seed: int = 0, keep: i
     Noise-conditional: U(y, sigma²) at each level from sigma_max down. Otherwise E(x) along Langevin chains from noise.
     """
     z, draws = _start(bundle, n, seed), generator(seed, "landscape-chains")
-    num_steps = bundle.sampler.num_steps if bundle.noisy else CHAIN_STEPS
+    num_steps = require_annealed(bundle.sampler).num_steps if bundle.noisy else CHAIN_STEPS
     kept = _kept(num_steps, keep, bundle.noisy)
     states = [z]
     for step, (state, _) in enumerate(transitions(of_block(bundle.sampler, n), model, z, draws), 1):
@@ -109,7 +110,7 @@ def denoising(bundle: Bundle, model: Any, n: int = 16, *, seed: int = 0, keep: i
         if step == num_steps:
             break
     steps = torch.tensor([0, *kept])
-    level = torch.stack([bundle.sampler.sigma(i, z) for i in steps]) if bundle.noisy else steps.float()
+    level = torch.stack([bundle.sampler.sigma(model, i, z) for i in steps]) if bundle.noisy else steps.float()
     rows = [bundle.transform.inverse(y) for y in states]
     u = [
         energies(at_level(bundle, model, float(s) if bundle.noisy else None), x)
