@@ -32,11 +32,11 @@ def test_each_kind_keeps_shape_and_range_and_draws_by_its_address(kind, shape):
 def test_kinds_are_dealt_in_turn_and_what_is_gone_is_ground():
     x = torch.zeros(8, 1, 28, 28)
     x[:, :, 8:20, 8:20] = 1
-    ink = Damage(kinds=["holed", "halved"])(x, generator(0, "d")).sum((1, 2, 3))
+    ink = Damage(kinds=["cutout", "half_erase"])(x, generator(0, "d")).sum((1, 2, 3))
     assert bool((ink < x.sum((1, 2, 3))).all())
-    light = Damage(kinds=["holed"])(1 - x, generator(0, "d"))  # dark on a light ground: a hole is light
+    light = Damage(kinds=["cutout"])(1 - x, generator(0, "d"))  # dark on a light ground: a hole is light
     assert bool((light >= 1 - x - 1e-6).all())
-    assert bool((Damage(kinds=["overlaid"])(x, generator(0, "d")) >= x).all())
+    assert bool((Damage(kinds=["overlay"])(x, generator(0, "d")) >= x).all())
 
 
 def test_a_warp_of_nothing_is_nothing():

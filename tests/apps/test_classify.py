@@ -171,7 +171,7 @@ def test_labels_that_cannot_be_learned_are_refused_before_any_work(tmp_path, y, 
 
 def test_an_energy_without_classes_is_refused_by_name(tmp_path):
     overrides = ["energy.type=thalweg.energy.unet:UNetEnergy", "train.batch_size=32"]
-    with pytest.raises(UserError, match="UNetEnergy has no classes"):
+    with pytest.raises(UserError, match="UNetEnergy lacks num_classes"):
         fit(Request(data="digits", recipe="jem", steps=1, overrides=overrides), tmp_path / "run", tensorboard=False)
 
 

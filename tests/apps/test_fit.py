@@ -276,8 +276,8 @@ def test_the_energy_alone_states_the_noise_levels(tmp_path):
 
 OWN = """
 from dataclasses import dataclass
+from torch import nn
 from thalweg.energy.residual import ResidualEnergy
-from thalweg.sampler.annealed import Heun
 from thalweg.sampler.langevin import ULA
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,16 +285,16 @@ class NoLevels(ULA):
     step_size: float = 0.1
     num_steps: int = 3
 
-@dataclass(frozen=True, kw_only=True)
-class NoSteps(Heun):
-    @property
-    def num_steps(self):
-        raise AttributeError("num_steps")
+class NoPrior(nn.Module):
+    noisy = True
 
-class NoPrior(ResidualEnergy):
-    @property
-    def prior(self):
-        raise AttributeError("prior")
+    def __init__(self, *, shape):
+        super().__init__()
+        self.inner = ResidualEnergy(shape=shape, width=8, num_blocks=1)
+        self.t_min, self.t_max = self.inner.t_min, self.inner.t_max
+
+    def forward(self, y, t):
+        return self.inner(y, t)
 """
 
 
@@ -311,7 +311,7 @@ def own(monkeypatch):
     ("override", "argument", "lacks"),
     [
         ("sampler={type: thalweg.own:NoLevels}", "sampler", "sigma"),
-        ("energy.type=thalweg.own:NoPrior", "energy", "prior"),
+        ("energy={type: thalweg.own:NoPrior}", "energy", "prior"),
         ("sampler={type: thalweg.sampler.langevin:MALA, step_size: 0.1}", "sampler", "num_steps, sigma"),
         ("energy={type: thalweg.energy.mlp:MLPEnergy}", "energy", "t_min, t_max, prior"),
     ],

@@ -20,7 +20,7 @@ from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
 from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.lattice import RBMEnergy
-from thalweg.sampler.base import AnnealedSampler, GradientOnly, Info, Sampler, require_fit
+from thalweg.sampler.base import AnnealedSampler, GradientOnly, Info, Sampler, require_match
 from thalweg.sampler.discrete import Gibbs
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.run import of_block, run_chain, transitions
@@ -83,8 +83,8 @@ def test_a_sampler_keeps_what_it_declares(cls):
     sampler = build(cls)
     assert isinstance(sampler, Sampler)
     energy = energy_for(sampler)
-    require_fit(sampler, energy)
-    require_fit(of_block(sampler, 20).sampler, energy)
+    require_match(sampler, energy)
+    require_match(of_block(sampler, 20).sampler, energy)
     if isinstance(sampler, GradientOnly) and sampler.gradient_only:
         lifted = type("Lifted", (), {"t_min": 0.02**2, "t_max": 25.0, "__call__": lambda self, *a: energy(*a) + 1000})()
         ends = [next(transitions(sampler, e, positions(), generator(2, "noise")))[0].x for e in (energy, lifted)]
@@ -96,7 +96,7 @@ def test_a_sampler_and_an_energy_of_another_kind_are_refused(cls):
     sampler = build(cls)
     annealed = isinstance(sampler, AnnealedSampler)
     with pytest.raises(UserError) as caught:
-        require_fit(sampler, Gaussian.example() if annealed else SmoothedNormal())
+        require_match(sampler, Gaussian.example() if annealed else SmoothedNormal())
     assert caught.value.argument == ("energy" if annealed else "sampler")
     if annealed:
         with pytest.raises(UserError) as caught:
@@ -108,7 +108,7 @@ def test_a_kernel_with_a_number_of_steps_is_not_yet_annealed():
     class Hamiltonian(ULA):
         num_steps = 10
 
-    require_fit(Hamiltonian(step_size=0.1), Gaussian.example())
+    require_match(Hamiltonian(step_size=0.1), Gaussian.example())
     assert not isinstance(Hamiltonian(step_size=0.1), AnnealedSampler)
 
 

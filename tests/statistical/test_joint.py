@@ -211,6 +211,15 @@ def test_labels_that_do_not_fit_are_refused_in_one_line(unet, labels, said):
     assert "\n" not in str(caught.value)
 
 
+def test_an_energy_without_classes_is_refused(unet):
+    x, labels = images(3)
+    objective = JointLikelihood()
+    noise = objective.draw(NoiseRange.of(unet), Batch(x, labels), generator(0, "draw"), 0.0)
+    with pytest.raises(UserError) as caught:
+        objective.loss(unet.density, NoiseRange.of(unet), Batch(x, labels), noise)
+    assert caught.value.argument == "energy"
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from thalweg.core.errors import UserError
 from thalweg.data.catalog import Dataset
+from thalweg.energy.base import Classifier, lacking
 from thalweg.energy.joint import GivenClass
 from thalweg.energy.spectral import frozen
 from thalweg.objective.base import Labelled
@@ -40,12 +41,10 @@ def require_labels(objective: Any, energy: Any, data: Dataset) -> None:
     """UserError unless the data's labels are those of the energy's classes, if the objective learns any."""
     if not (isinstance(objective, Labelled) and objective.labelled):
         return
-    num = getattr(energy, "num_classes", 0)
-    if not num or not callable(getattr(energy, "logits", None)):
-        raise UserError(
-            f"energy.type: {type(energy).__name__} has no classes, which the objective learns; take "
-            "thalweg.energy.joint:JointUNetEnergy or another with num_classes"
-        )
+    if not isinstance(energy, Classifier):
+        text = f"must have classes, which the objective learns; {lacking(energy, 'num_classes', 'logits')}"
+        raise UserError(text, argument="energy.type", hint="take thalweg.energy.joint:JointUNetEnergy")
+    num = energy.num_classes
     if data.train_labels is None or data.held_out_labels is None:
         raise UserError(
             f"{data.name}: no labels of whole numbers, which the objective learns: give an npz with y_train, y or "

@@ -31,9 +31,9 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
-from thalweg.energy.base import NoiseConditional
+from thalweg.energy.base import require_noise_conditional
 from thalweg.objective.base import Batch
-from thalweg.sampler.base import require_fit
+from thalweg.sampler.base import require_match
 from thalweg.train.distributed import Alone, Ranks, joined
 from thalweg.train.plan import NAME as PLAN
 from thalweg.train.plan import Plan
@@ -228,11 +228,9 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
     objective, energy, sampler = _parts(run, data)
     require_labels(objective, energy, data)
     energy_noisy = getattr(energy, "noisy", False)
-    require_fit(sampler, energy)
-    if energy_noisy and not isinstance(energy, NoiseConditional):
-        lacks = ", ".join(name for name in ("t_min", "t_max", "prior") if not hasattr(energy, name))
-        text = f"takes a noise level (noisy = True) and lacks {lacks}"
-        raise UserError(text, argument="energy.type", value=run.energy["type"])
+    if energy_noisy:
+        require_noise_conditional(energy)
+    require_match(sampler, energy)
     if objective.noisy != energy_noisy:
         raise UserError(
             f"objective.type={run.objective['type']} wants an energy {'U(y, t)' if objective.noisy else 'E(x)'}, and "

@@ -95,6 +95,23 @@ class HasGradients(Protocol):
 
 
 @runtime_checkable
+class Classifier(Protocol):
+    """An energy of data and label together: p(label | x) = softmax of its logits.
+
+    Asked for by `objective.joint` and where a run with labels begins.
+    """
+
+    @property
+    def num_classes(self) -> int:
+        """K; labels are 0 … K - 1."""
+        ...
+
+    def logits(self, x: Tensor, /, *t: Tensor) -> Tensor:
+        """Scores of the classes, (B, K); of noisy data with their noise variances t (B,)."""
+        ...
+
+
+@runtime_checkable
 class Bipartite(Protocol):
     """An energy of two layers of 0-1 units, which Gibbs sampling draws in turn (`energy.lattice.Conditionals`)."""
 
@@ -110,12 +127,24 @@ def sigma_range(energy: object) -> tuple[float, float]:
     UserError for an energy without noise levels, or where they are not 0 < t_min < t_max.
     """
     if not isinstance(energy, HasNoiseLevels):
-        lacks = " and ".join(name for name in ("t_min", "t_max") if not hasattr(energy, name))
-        raise UserError(f"must have noise levels; {type(energy).__name__} lacks {lacks}", argument="energy")
+        raise UserError(f"must have noise levels; {lacking(energy, 't_min', 't_max')}", argument="energy")
     t_min, t_max = float(energy.t_min), float(energy.t_max)
     check.positive(t_min=t_min)
     check.increasing(t_min=t_min, t_max=t_max)
     return math.sqrt(t_min), math.sqrt(t_max)
+
+
+def require_noise_conditional(energy: object) -> None:
+    """UserError, with what it lacks, for an energy that annealed sampling cannot start from."""
+    if not isinstance(energy, NoiseConditional):
+        lacks = lacking(energy, "t_min", "t_max", "prior", "__call__")
+        raise UserError(f"must be noise-conditional for an annealed sampler; {lacks}", argument="energy")
+    sigma_range(energy)
+
+
+def lacking(thing: object, *names: str) -> str:
+    """What a message says of the attributes that a thing does not have."""
+    return f"{type(thing).__name__} lacks {', '.join(name for name in names if not hasattr(thing, name))}"
 
 
 def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:

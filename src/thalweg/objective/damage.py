@@ -18,7 +18,7 @@ from torch import Generator, Tensor
 from thalweg.core import check
 from thalweg.core.errors import UserError
 
-KINDS = ("bent", "cut", "holed", "halved", "overlaid", "turned")
+KINDS = ("elastic", "cutmix", "cutout", "half_erase", "overlay", "rotate_flip")
 CELLS = 4  # control points of a bend, a side
 Images = Float[Tensor, "b c h w"]
 
@@ -27,12 +27,12 @@ Images = Float[Tensor, "b c h w"]
 class Damage:
     """Each row damaged by one of `kinds`, dealt out in turn.
 
-    - "bent": an affine map far from the identity (`stretch`, `shift`) and a smooth displacement (`bend`);
-    - "cut": one side of a random line from another row;
-    - "holed": a disc around some ink gone, its radius in `hole`;
-    - "halved": one side of a random line gone;
-    - "overlaid": a disc's worth of another row's ink laid over it;
-    - "turned": a quarter turn or more, a mirror image, or both (for pictures that are not square half turns only).
+    - "elastic": an affine map far from the identity (`stretch`, `shift`) and a smooth displacement (`bend`);
+    - "cutmix": one side of a random line from another row;
+    - "cutout": a disc around some ink gone, its radius in `hole`;
+    - "half_erase": one side of a random line gone;
+    - "overlay": a disc's worth of another row's ink laid over it;
+    - "rotate_flip": a quarter turn or more, a mirror image, or both (for pictures that are not square half turns only).
 
     Lengths are shares of half the picture's side; gone means the median of the row's own border. For vectors (B, D)
     there is one kind: each entry, with probability 1/2, from another row.
@@ -60,25 +60,25 @@ class Damage:
         parts = [part for part in x.chunk(len(self.kinds)) if len(part)]
         return torch.cat([getattr(self, f"_{k}")(p, generator) for k, p in zip(self.kinds, parts, strict=False)])
 
-    def _bent(self, x: Images, generator: Generator) -> Images:
+    def _elastic(self, x: Images, generator: Generator) -> Images:
         return warp(x, generator, stretch=self.stretch, shift=self.shift, bend=self.bend)
 
-    def _cut(self, x: Images, generator: Generator) -> Images:
+    def _cutmix(self, x: Images, generator: Generator) -> Images:
         return torch.lerp(_other(x, generator), x, self._side(x, generator))
 
-    def _holed(self, x: Images, generator: Generator) -> Images:
+    def _cutout(self, x: Images, generator: Generator) -> Images:
         return torch.lerp(x, _ground(x), self._disc(x, generator))
 
-    def _halved(self, x: Images, generator: Generator) -> Images:
+    def _half_erase(self, x: Images, generator: Generator) -> Images:
         return torch.lerp(_ground(x), x, self._side(x, generator))
 
-    def _overlaid(self, x: Images, generator: Generator) -> Images:
+    def _overlay(self, x: Images, generator: Generator) -> Images:
         other = _other(x, generator)
         piece = torch.lerp(_ground(other), other, self._disc(other, generator))
         more = (piece - _ground(other)).abs() > (x - _ground(x)).abs()
         return torch.where(more, piece, x)
 
-    def _turned(self, x: Images, generator: Generator) -> Images:
+    def _rotate_flip(self, x: Images, generator: Generator) -> Images:
         square = x.shape[2] == x.shape[3]
         which = torch.randint(1, 8 if square else 4, (len(x),), generator=generator, device=x.device)
         out = x.clone()

@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
+from thalweg.energy.base import Classifier, lacking
 from thalweg.objective.base import Batch, HasLevels, Objective, after_rollbacks
 from thalweg.objective.dual import DualScoreMatching
 from thalweg.sampler.base import normal_like, per_row
@@ -103,6 +104,8 @@ class JointLikelihood:
     ) -> tuple[Float[Tensor, ""], Any, dict[str, Tensor]]:
         """The loss in nats (the generative term in its own units), that term's next state, and the parts."""
         starts, t, eps, *own = noise
+        if not isinstance(energy, Classifier):
+            raise UserError(f"must have classes; {lacking(energy, 'num_classes', 'logits')}", argument="energy")
         labels, some = checked_labels(batch, energy.num_classes), _first(batch, self.rows)
         x = batch.x if len(starts) == 0 else self._worst(energy, batch.x, labels, starts)
         scores = energy.logits(x)

@@ -18,9 +18,9 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import NoiseConditional, NoisyEnergyFn, energy_and_grad, sigma_range
+from thalweg.energy.base import NoiseConditional, NoisyEnergyFn, energy_and_grad, require_noise_conditional, sigma_range
 from thalweg.energy.compose import AtNoise
-from thalweg.sampler.base import AnnealedSampler, Info, normal_like, require_annealed, require_fit, row_norm
+from thalweg.sampler.base import AnnealedSampler, Info, normal_like, require_annealed, row_norm
 from thalweg.sampler.langevin import MALA
 from thalweg.sampler.run import of_block, transitions
 
@@ -155,7 +155,7 @@ def anneal(
     not annealed or an energy without noise levels and `prior`.
     """
     require_annealed(sampler)
-    require_fit(sampler, energy)
+    require_noise_conditional(energy)
     return _blocks(sampler, energy, n, seed, num_corrections, precision, of_rows)
 
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import EnergyFn, NoiseConditional
+from thalweg.energy.base import EnergyFn, NoiseConditional, lacking, require_noise_conditional
 
 S = TypeVar("S")
 
@@ -90,28 +90,19 @@ class HasClamp(Protocol):
 def require_annealed(sampler: Any) -> AnnealedSampler[Any]:
     """The sampler, if it is annealed; UserError, with what it lacks, if not."""
     if not isinstance(sampler, AnnealedSampler):
-        needs = ("num_steps", "sigma", "init", "draw", "step")
-        lacks = ", ".join(name for name in needs if not hasattr(sampler, name))
-        raise UserError(
-            f"must be an annealed sampler for an energy with noise levels; {type(sampler).__name__} lacks {lacks}",
-            argument="sampler",
-            hint="take thalweg.sampler.annealed:Heun",
-        )
+        lacks = lacking(sampler, "num_steps", "sigma", "init", "draw", "step")
+        text = f"must be an annealed sampler for a noise-conditional energy; {lacks}"
+        raise UserError(text, argument="sampler", hint="take thalweg.sampler.annealed:Heun")
     check.count(num_steps=sampler.num_steps)
     return sampler
 
 
-def require_fit(sampler: Any, energy: Any) -> None:
-    """UserError unless sampler and energy fit: an annealed one and noise levels, or neither."""
+def require_match(sampler: Any, energy: Any) -> None:
+    """UserError unless the sampler takes such an energy: both know noise levels, or neither does."""
     if isinstance(energy, NoiseConditional):
         require_annealed(sampler)
     elif isinstance(sampler, AnnealedSampler):
-        lacks = ", ".join(name for name in ("t_min", "t_max", "prior") if not hasattr(energy, name))
-        raise UserError(
-            f"must have noise levels for an annealed sampler; {type(energy).__name__} lacks {lacks}",
-            argument="energy",
-            hint="take another sampler, such as thalweg.sampler.langevin:MALA, or another energy",
-        )
+        require_noise_conditional(energy)
 
 
 def with_num_steps(sampler: Any, num_steps: int) -> AnnealedSampler[Any]:
