@@ -54,8 +54,8 @@ class NoiseLevels:
         # Where share n is no whole number the rest is drawn, so that the law holds for every n, 1 included.
         num_normal = min(n, int(self.share * n + float(torch.rand((), generator=generator))))
         normal, uniform = strata(num_normal, generator), strata(n - num_normal, generator)
-        # The log-normal is truncated, not clipped, so that no share of the draws piles up on a single level. Its lower
-        # tail alone keeps its digits in floating point, so a median below all levels is seen in a mirror.
+        # The log-normal is truncated, not clipped, so that no share of the draws piles up on a single level. Only the
+        # lower tail is exact in floating point, so where the median lies below all levels the law is mirrored.
         spread = -self.spread if middle < low else self.spread
         ends = torch.tensor([low - middle, high - middle], dtype=torch.float64) / spread
         a, b = torch.erfc(-ends / math.sqrt(2)) / 2  # torch's ndtr is zero below -8.3
