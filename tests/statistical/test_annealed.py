@@ -190,7 +190,9 @@ def _state():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "around", [torch.no_grad, torch.enable_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
 def test_who_takes_the_blocks_works_under_settings_of_his_own(precision, around):
     """In the loop's body, after it, and where the loop is left early and the generator is kept."""
     with around():
@@ -303,7 +305,7 @@ def test_a_sampler_of_no_steps_is_refused(num_steps):
 
 def test_another_number_of_steps():
     assert with_num_steps(Heun(churn=0.2), 7) == Heun(churn=0.2, num_steps=7)
-    for sampler, argument in ((Still(), "num_steps"), (ULA(step_size=0.1), "num_steps")):
+    for sampler, argument in ((Still(), "num_steps"), (ULA(step_size=0.1), "sampler")):
         with pytest.raises(UserError) as caught:
             with_num_steps(sampler, 7)
         assert caught.value.argument == argument

@@ -46,7 +46,7 @@ class HasNoiseLevels(Protocol):
     """An energy U(y, t) that says between which noise variances it is known: 0 < t_min < t_max, in model units.
 
     Objectives over noise levels and annealed samplers read their levels here, where alone they are stated. They refuse
-    an energy without (`sigma_range`).
+    an energy without (`sigma_range`). Both are attributes or properties: a module's buffer is not seen by isinstance.
     """
 
     @property
@@ -143,8 +143,8 @@ def require_noise_conditional(energy: object) -> None:
 
 
 def lacking(thing: object, *names: str) -> str:
-    """What a message says of the attributes that a thing does not have."""
-    return f"{type(thing).__name__} lacks {', '.join(name for name in names if not hasattr(thing, name))}"
+    """What a message says of the parts that a thing does not have, or none as a plain attribute."""
+    return f"{type(thing).__name__} lacks {', '.join([n for n in names if not hasattr(thing, n)] or names)}"
 
 
 def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:

@@ -170,11 +170,12 @@ def _blocks(
 ) -> Iterator[Tensor]:
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = address(seed, "sample", block)
-        x = energy.prior(BLOCK, draws)[: n - start]
-        rows = energy if of_rows is None else of_rows(start, start + len(x))
-        # Autocast belongs to this thread: it ends before the block is handed out, or the caller would work under it.
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            x = _down(sampler, rows, x, draws, num_corrections)
+        with torch.inference_mode(False):
+            x = energy.prior(BLOCK, draws)[: n - start]
+            rows = energy if of_rows is None else of_rows(start, start + len(x))
+            # Settings belong to the thread: they end before a block is handed out, or the caller would work under them.
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                x = _down(sampler, rows, x, draws, num_corrections)
         yield x
 
 

@@ -107,11 +107,12 @@ def require_match(sampler: Any, energy: Any) -> None:
 
 def with_num_steps(sampler: Any, num_steps: int) -> AnnealedSampler[Any]:
     """The annealed sampler with another number of steps; UserError for one that is no dataclass with that field."""
-    fields = {field.name for field in dataclasses.fields(sampler)} if dataclasses.is_dataclass(sampler) else ()
-    if "num_steps" not in fields or isinstance(sampler, type):
+    require_annealed(sampler)
+    try:
+        return dataclasses.replace(sampler, num_steps=num_steps)
+    except TypeError as error:
         found = f"cannot be changed: {type(sampler).__name__} is no dataclass with that field"
-        raise UserError(found, argument="num_steps", value=num_steps)
-    return dataclasses.replace(require_annealed(sampler), num_steps=num_steps)  # pyright: ignore[reportArgumentType, reportReturnType, reportCallIssue, reportUnknownVariableType]
+        raise UserError(found, argument="num_steps", value=num_steps) from error
 
 
 def normal_like(x: Tensor, generator: Generator) -> Tensor:

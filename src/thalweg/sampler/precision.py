@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.energy.base import Bipartite, HasGradient, energy_and_grad
+from thalweg.energy.base import HasGradient, energy_and_grad
 from thalweg.sampler.base import GradientOnly
 
 
@@ -42,8 +42,9 @@ class AtPrecision:
 
     @property
     def conditionals(self) -> Any:
-        """The energy's own, or None: for kernels that draw from its conditional laws."""
-        return self.energy.conditionals if isinstance(self.energy, Bipartite) else None
+        """The energy's own (`energy.base.Bipartite`), or None: for kernels that draw from its conditional laws."""
+        # From Python 3.12 on isinstance does not see what the held energy forwards.
+        return getattr(self.energy, "conditionals", None)
 
     @property
     def t_min(self) -> float:

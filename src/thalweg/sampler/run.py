@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import Bipartite, EnergyFn, HasGradient, energy_and_grad
+from thalweg.energy.base import EnergyFn, HasGradient, energy_and_grad
 from thalweg.energy.compiled import How, fastest
 from thalweg.energy.fused import held
 from thalweg.sampler.base import AnnealedSampler, Info, Sampler
@@ -158,8 +158,9 @@ class _Checked:
 
     @property
     def conditionals(self) -> Any:
-        """The energy's own, or None: for kernels that draw from its conditional laws."""
-        return self.energy.conditionals if isinstance(self.energy, Bipartite) else None
+        """The energy's own (`energy.base.Bipartite`), or None: for kernels that draw from its conditional laws."""
+        # From Python 3.12 on isinstance does not see what the held energy forwards.
+        return getattr(self.energy, "conditionals", None)
 
     @property
     def t_min(self) -> float:
