@@ -7,19 +7,17 @@ written last: any truncation or changed bit is met before a value is used. A fol
 
 import errno
 import hashlib
-import itertools
 import json
 import math
 import os
 import re
-import secrets
-import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from thalweg.core import temporary
 from thalweg.core.errors import DamagedFile, DiskFull, ThalwegError, UserError
 
 if TYPE_CHECKING:
@@ -29,9 +27,6 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 MAX_HEADER, MAX_JSON = 16 * 2**20, 8 * 2**20  # bytes: a forged file must not claim the memory
 MAX_NAME = 255  # bytes
-_TOKEN = secrets.token_hex(4)  # tells this process from an earlier one with the same id
-_count = itertools.count()
-_TEMP = re.compile(r"\.thalweg-(new|old)-(\d+)-([0-9a-f]{8})-\d+-(.+)")
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 REMEDY = "restore it from a copy, or go back to an older checkpoint"
 
@@ -39,22 +34,11 @@ REMEDY = "restore it from a copy, or go back to an older checkpoint"
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write the file whole or leave it as it was; `DiskFull` when there is no room."""
     path = Path(path)
-    temp = _temp("new", path)
     with write_errors(path, len(data)):
-        try:
-            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(temp, path)
-        except BaseException:
-            with suppress(OSError):
-                temp.unlink(missing_ok=True)
-            raise
+        with temporary.file(path) as descriptor:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
         _sync_folder(path.parent)
 
 
@@ -129,7 +113,7 @@ def seal(folder: str | Path, names: Sequence[str] | None = None) -> None:
     folder = Path(folder)
     if names is None:
         found = (Path(root, file) for root, _, files in os.walk(folder) for file in files)
-        names = sorted(path.relative_to(folder).as_posix() for path in found if not _TEMP.fullmatch(path.name))
+        names = sorted(path.relative_to(folder).as_posix() for path in found if not temporary.is_temporary(path))
     files = {}
     for name in names:
         if name != MANIFEST:
@@ -157,42 +141,15 @@ def verify(folder: str | Path, names: Sequence[str] | None = None) -> None:
 
 
 def save_folder(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder aside with `write`, seal it, and put it in place whole; on failure the old one stays.
-
-    A process killed while it replaces an existing folder may leave the old one aside; `clean` puts it back.
-    """
+    """Fill a folder aside with `write`, seal it, and put it in place whole; on failure the old one stays."""
     path = Path(path)
-    new, old = _temp("new", path), _temp("old", path)
     with write_errors(path, None):
-        try:
-            os.mkdir(new)
+        with temporary.folder(path) as new:
             write(new)
             seal(new)
             _sync_tree(new)
-            if path.exists():
-                os.rename(path, old)
-            os.rename(new, path)
-        except BaseException:
-            with suppress(OSError):
-                if old.exists() and not path.exists():
-                    os.rename(old, path)
-            _remove(new)
-            raise
-        _remove(old)
+            temporary.put(new, path)
         _sync_folder(path.parent)
-
-
-def clean(parent: str | Path) -> None:
-    """Remove what killed processes left half-written in a folder, and put back what they had moved aside."""
-    found = [(path, _TEMP.fullmatch(path.name)) for path in Path(parent).glob(".thalweg-*")]
-    for path, match in found:
-        if match is None or _alive(int(match[2]), match[3]):
-            continue
-        target = path.with_name(match[4])
-        if match[1] == "old" and not target.exists():
-            os.rename(path, target)
-        else:
-            _remove(path)
 
 
 def newest_valid(parent: str | Path, pattern: str = "step-*") -> tuple[Path | None, list[str]]:
@@ -326,38 +283,6 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _temp(kind: str, path: Path) -> Path:
-    return path.with_name(f".thalweg-{kind}-{os.getpid()}-{_TOKEN}-{next(_count)}-{path.name}")
-
-
-def temporary(path: str | Path) -> Path:
-    """A name beside the path under which to write what will replace it; `clean` knows it."""
-    return _temp("new", Path(path))
-
-
-def _wanted(path: Path) -> Path:
-    """The path as the user knows it: temporary folders on the way under the name that they were to get."""
-    return Path(*(match[4] if (match := _TEMP.fullmatch(part)) else part for part in path.parts))
-
-
-def _alive(pid: int, token: str) -> bool:
-    if pid == os.getpid():
-        return token == _TOKEN
-    try:
-        os.kill(pid, 0)
-    except OSError as err:
-        return not isinstance(err, ProcessLookupError)
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-
-
 def _sync_folder(path: Path) -> None:
     """Flush a directory's entries, where the system lets a directory be opened."""
     if os.name != "posix":
@@ -385,7 +310,7 @@ def write_errors(path: Path, wanted: int | None) -> Iterator[None]:
     except OSError as err:
         if isinstance(err, ThalwegError):
             raise
-        path = _wanted(path)
+        path = temporary.final(path)
         if err.errno in _FULL:
             amount = "" if wanted is None else f" {wanted} bytes"
             raise DiskFull(f"no room to write{amount} to {path}: {err.strerror}; what was there is intact") from err

@@ -62,7 +62,6 @@ class DetectorBundle:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
-        store.clean(folder.parent)
         store.save_folder(folder, write)
 
 
