@@ -100,11 +100,14 @@ def test_names_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
         *("two\nlines", "\u2028", "\ud800", "long" * 100),
     ):
         store.write_json(folder / "manifest.json", {"format": 1, "files": {name: entry}})
-        with pytest.raises(DamagedFile, match="not a file inside") as caught:
-            store.verify(folder)
-        assert len(str(caught.value).splitlines()) == 1
-        with pytest.raises(DamagedFile, match="not a file inside"):
-            store.seal(folder, [name])
+        for act in (store.verify, lambda folder, name=name: store.seal(folder, [name])):
+            with pytest.raises(DamagedFile) as caught:
+                act(folder)
+            assert len(str(caught.value).splitlines()) == 1
+            linked = name in ("link", "dir/secret")
+            assert caught.value.argument == str(folder / (name if linked else "manifest.json"))
+            assert (str(secret) in str(caught.value)) == (linked or name == str(secret))
+            assert bool(caught.value.hint) == linked
 
 
 @pytest.mark.parametrize(
@@ -256,7 +259,7 @@ def test_a_place_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> 
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "none" / "a", tmp_path / "file" / "a"):
         for act in (lambda p: store.write_bytes(p, b"x"), lambda p: store.save_folder(p, _fill)):
-            with pytest.raises(UserError, match=f"cannot write {path}"):
+            with pytest.raises(UserError, match=f"{path}: cannot be written"):
                 act(path)
 
 
@@ -390,5 +393,5 @@ def test_what_cannot_be_stored_or_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(DamagedFile):
             store.unflatten({}, bad)
-    with pytest.raises(UserError, match="Pair has the fields x, u"):
+    with pytest.raises(UserError, match="Pair: has the fields x, u"):
         store.unflatten({}, {"tuple": [1], "fields": ["y"]}, like=Pair(1, 2))
