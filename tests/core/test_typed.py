@@ -32,6 +32,7 @@ NET = {"type": "thalweg.energy.strided:StridedEnergy"}
         ({**CD, "sampler": {**ULA, "step_size": "word"}}, "sampler.step_size", "='word': must be a number"),
         ({**CD, "sampler": {**ULA, "clamp": [1]}}, "sampler.clamp", ""),
         ({**NET, "channels": 8}, "channels", "channels=8: must be"),
+        ({**NET, "channels": {"a": 1}}, "channels", "channels={'a': 1}: must be"),
         ({**NET, "channels": ["a"]}, "channels", "must be a whole number at place 0"),
     ],
 )

@@ -355,9 +355,9 @@ def _opened(folder: Path) -> Any:
     config = _checked(config, folder)
     if not sealed:
         return _of_checkpoint(folder, config)
+    bundle = _filled(config, folder / "model.safetensors", folder)
     calibration = folder / "calibration.safetensors"
-    held_out = _calibration(calibration) if calibration.exists() else None
-    bundle = _filled(config, folder / "model.safetensors", held_out, folder)
+    bundle.held_out_energies = _calibration(calibration) if calibration.exists() else None
     if (folder / "guess.safetensors").exists():
         bundle.guess = read_guess(folder / "guess.safetensors", bundle.shape)
     return bundle
@@ -379,14 +379,14 @@ def _of_checkpoint(folder: Path, config: dict[str, Any]) -> Bundle:
             "this run has not saved anything yet", argument=str(folder), hint="let it reach its first checkpoint"
         )
     log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
-    return _filled(config, newest / "model.safetensors", None, folder)
+    return _filled(config, newest / "model.safetensors", folder)
 
 
-def _filled(config: dict[str, Any], weights: Path, held_out: Tensor | None, folder: Path) -> Bundle:
+def _filled(config: dict[str, Any], weights: Path, folder: Path) -> Bundle:
     """The bundle with weights from a file, which are seen to be its own before memory is taken for either."""
     parts_of(config, folder / "config.json")
     require_weights(config, store.read_header(weights), weights)
-    return Bundle(config, store.read_tensors(weights), held_out, folder)
+    return Bundle(config, store.read_tensors(weights), None, folder)
 
 
 def _calibration(path: Path) -> Tensor:

@@ -83,6 +83,8 @@ def _methods(hint: Any) -> list[str]:
 
 def _plain(value: Any) -> bool:
     """Whether JSON holds it, infinities aside."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(part) for key, part in value.items())
     if isinstance(value, list | tuple):
         return all(_plain(part) for part in value)
     return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and not math.isnan(value))

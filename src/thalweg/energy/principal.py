@@ -48,6 +48,8 @@ class PrincipalMixture(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         for name in ("mean", "basis", "log_weights", "means", "factors", "psi"):
+            if not isinstance(parts.get(name), Tensor):
+                raise ValueError(f"{name}: want a tensor")
             self.register_buffer(name, parts[name].detach().to(torch.float64))
         k, r, d = len(self.log_weights), self.basis.shape[1], math.prod(self.shape)
         wanted = {"mean": (d,), "basis": (d, r), "means": (k, r), "factors": (k, r, r), "psi": ()}
