@@ -304,7 +304,7 @@ def _sha256(path: Path) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    path = folder / MANIFEST
+    path = inside(folder, MANIFEST)
     if not path.is_file():
         raise DamagedFile("missing, or no file, so the folder was never finished", argument=str(path), hint=REMEDY)
     tree = read_json(path)
