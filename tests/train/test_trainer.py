@@ -352,7 +352,7 @@ SPECS = {
         ("train", {"betas": [0.9]}, r"^train\.betas\.1: missing"),
         ("data", {"limi": 3}, r"^data\.limi: no such key; did you mean 'limit'\?$"),
         ("energy", {"widht": 3}, r"^energy\.widht: .*MLPEnergy takes no 'widht'; did you mean 'width'\?$"),
-        ("sampler", {"type": "thalweg.sampler.langevin:ULAA"}, r"^sampler\.type: no class 'ULAA' .* 'ULA'\?$"),
+        ("sampler", {"type": "thalweg.sampler.langevin:ULAA"}, r"^sampler\.type=.*: no class 'ULAA' .* 'ULA'\?$"),
         (None, {"enrgy": {}}, r"^enrgy: no such key; did you mean 'energy'\?$"),
         (None, {"energy": None}, r"^energy=None: want a valid dictionary$"),
         (None, {"energy": {"width": 3}}, r"^energy: names no type; write `type: "),

@@ -143,7 +143,8 @@ def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool) -> "Candida
     except UserError as error:
         if skip_bad or not path.is_dir() or not image_files(path):
             raise
-        raise UserError(f"{error}; --skip-bad leaves out such files") from error
+        hints = filter(None, (error.hint, "--skip-bad leaves out such files"))
+        raise error.replace(hint="; ".join(hints)) from error
     for name, reason in found.skipped:
         console.say(f"skipped {name}: {reason}")
     return found
@@ -159,7 +160,8 @@ def _reranker(run: Path, variety: str | None) -> Any:
     except DamagedFile:
         raise
     except UserError as error:
-        raise UserError(f"{error}; `thalweg rerank fit REAL GENERATED -o {run}` makes a re-ranker") from error
+        hints = filter(None, (error.hint, f"`thalweg rerank fit REAL GENERATED -o {run}` makes a re-ranker"))
+        raise error.replace(hint="; ".join(hints)) from error
     if isinstance(found, Bundle):
         console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
         found = EnergyReranker(found)

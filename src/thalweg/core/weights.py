@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile
 
 LEAST_BYTES = 64 * 2**20  # that a constructor may ask for at once, however little is stored
 CALLS, CALLS_PER_TENSOR = 20_000, 400  # of torch in a constructor: initial values, spectral norms
@@ -36,7 +36,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Unfit(UserError):
+class Unfit(DamagedFile):
     """Stored tensors are not those of the module; `argument` names the first that differs, if it is one."""
 
 
