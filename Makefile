@@ -32,7 +32,7 @@ test: .venv/.installed-dev
 
 # The oldest versions lie in a folder of their own and are found first; the rest, torch above all, comes from .venv.
 test-oldest: .venv/.oldest
-	OMP_NUM_THREADS=1 THALWEG_OLDEST=1 PYTHONPATH=.venv/oldest $(BIN)/python -m pytest -n 2 $(OLDEST) -k 'not ($(SLOW))'
+	OMP_NUM_THREADS=1 THALWEG_OLDEST=1 PYTHONPATH=$(CURDIR)/.venv/oldest $(BIN)/python -m pytest -n 2 $(OLDEST) -k 'not ($(SLOW))'
 
 soak: .venv/.installed-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST)

@@ -83,7 +83,8 @@ class _Bounded(TorchFunctionMode):
             given = args[0] if args else kwargs["tensor"]
             if given.is_meta:
                 return given
-        made = _SHAPES.get(func, func)(*args, **kwargs)
+        function: Any = _SHAPES.get(func, func)
+        made = function(*args, **kwargs)
         if isinstance(made, Tensor) and made.is_meta:
             self._count(made)
         return made
