@@ -30,12 +30,10 @@ from torch import Tensor, nn
 
 from thalweg.apps import speed
 from thalweg.core.rng import generator
-from thalweg.energy.base import energy_and_grad
-from thalweg.energy.compiled import compiled
 from thalweg.energy.fused import held
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.precision import at_precision
-from thalweg.sampler.run import transitions
+from thalweg.sampler.run import run_chain, transitions
 
 ULA_ = ULA.decoupled(step_size=speed.STEP, noise_scale=speed.NOISE)
 Job = Callable[[], Any]
@@ -59,6 +57,12 @@ def engine(still: Any, x: Tensor, num: int, bf16: bool = False) -> Iterator[Job]
     """The package's own loop on an energy that a context holds."""
     with still as energy, at_precision(energy, ULA_, x, bf16) as precise:
         yield lambda: walk(ULA_, precise, x, num)
+
+
+@contextmanager
+def chain(net: nn.Module, x: Tensor, num: int, compile: bool = False) -> Iterator[Job]:
+    """`run_chain` as callers have it."""
+    yield lambda: run_chain(ULA_, net, x, num_steps=num, compile=compile)
 
 
 def walk(sampler: Any, energy: Any, x: Tensor, num: int, seed: int = 0) -> Any:
@@ -106,10 +110,8 @@ def compile_claim(args: argparse.Namespace) -> None:
         contexts = {
             "tutorial": lambda own=own, x=x, num=num: tutorial(own[0], x, num),
             "tutorial compiled": lambda fast=fast, x=x, num=num: tutorial(fast, x, num),
-            "engine": lambda own=own, x=x, num=num: engine(held(own[2]), x, num),
-            "engine compiled": lambda own=own, x=x, num=num: engine(
-                compiled(own[3], lambda e: energy_and_grad(e, x)), x, num
-            ),
+            "engine": lambda own=own, x=x, num=num: chain(own[2], x, num),
+            "engine compiled": lambda own=own, x=x, num=num: chain(own[3], x, num, compile=True),
         }
         seconds, first = turns(contexts, num, args.rounds)
         for loop in ("tutorial", "engine"):

@@ -271,20 +271,6 @@ def test_channels_that_do_not_fit_are_told_as_torch_tells_it():
         run_chain(SAMPLER, network(), torch.rand(2, 3, 8, 8), num_steps=1)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "energy", "told"),
-    [
-        (None, network(), "sampler is a NoneType, want"),
-        (ULA, network(), "sampler is the class ULA, want"),
-        (SAMPLER, None, "energy is a NoneType, want"),
-        (SAMPLER, nn.Linear, "energy is the class Linear, want"),
-    ],
-)
-def test_what_is_no_sampler_or_no_energy(sampler, energy, told):
-    with pytest.raises(ValueError, match=told):
-        run_chain(sampler, energy, X, num_steps=1)
-
-
 @pytest.mark.parametrize("norm", ["parametrised", "hooked"])
 def test_an_interrupt_anywhere_on_the_way_in_or_out_leaves_the_network_as_it_was(norm):
     """Ctrl-C at each line of what changes a network and puts it back; lines that are the with statement's own aside."""
