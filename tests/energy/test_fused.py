@@ -19,7 +19,7 @@ from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.fused import held
-from thalweg.energy.layers import MAKERS, Halving, OneChannel, PixelSum, layer_of
+from thalweg.energy.layers import MAKERS, Convolution, Halving, OneChannel, PixelSum, ResidualBlock, layer_of
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.patches import PatchConv2d
 from thalweg.energy.resnet import ResNetEnergy
@@ -144,6 +144,8 @@ LAYERS = [
     nn.AvgPool2d(2, divisor_override=3),
     nn.Flatten(),
     PixelSum(),
+    ResidualBlock(nn.Sequential(nn.SiLU(), nn.Conv2d(2, 3, 3, padding=1)), nn.Conv2d(2, 3, 1)),
+    ResidualBlock(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh()), nn.Identity()),
     nn.Identity(),
     nn.Dropout(0.4).eval(),
     nn.SiLU(),
@@ -190,6 +192,7 @@ def test_every_layer_is_tested_and_the_special_ones_are_used():
         nn.SiLU(inplace=True),
         nn.Flatten(0),
         nn.BatchNorm2d(3),
+        ResidualBlock(nn.Sequential(nn.BatchNorm2d(2)), nn.Identity()),
         nn.Bilinear(1, 1, 1),
     ],
     ids=str,
@@ -208,11 +211,11 @@ def test_what_has_hooks_is_left_alone():
     assert layer_of(net[1]) is not None
 
 
-@pytest.mark.parametrize(("name", "runs"), [("conv", 1), ("resnet", 2), ("strided", 1), ("mlp", 1), ("user", 2)])
+@pytest.mark.parametrize(("name", "runs"), [("conv", 1), ("resnet", 1), ("strided", 1), ("mlp", 1), ("user", 1)])
 def test_runs_are_in_use(name, runs, monkeypatch):
     """One node for each run of layers, a step, or after the first call no graph; the plain form where it is due."""
     energy, x = build(name)
-    calls, plain, whole = [], fused._Run.apply, name in ("conv", "strided", "mlp")
+    calls, plain, whole = [], fused._Run.apply, name != "user"
     monkeypatch.setattr(fused._Run, "apply", lambda *args: calls.append(1) or plain(*args))
     run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3)
     assert len(calls) == (runs if whole else 3 * runs)
@@ -227,17 +230,129 @@ def test_runs_are_in_use(name, runs, monkeypatch):
     assert calls == []
 
 
-def test_convolutions_see_channels_last_and_view_is_answered_once(caplog):
-    seen = []
-    for view in (False, True):
-        energy = Users(view=view)
-        energy.dropout.register_forward_pre_hook(
-            lambda _m, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
-        )
-        with caplog.at_level("INFO", logger="thalweg"):
-            run.run_chain(ULA(step_size=1e-3), energy, torch.rand(2, 1, 8, 8), num_steps=3)
-    assert seen == [True, True, True, True, False, False, False]
-    assert len(caplog.messages) == 1
+class Sees(nn.Module):
+    """Somebody's module that notes the layout of what it is given and of the gradient that comes back."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        self.seen.append(x.is_contiguous())
+        x = x.clone(memory_format=torch.preserve_format)
+        x.register_hook(lambda g: self.seen.append(g.is_contiguous()))
+        return x
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_users_code_meets_the_layout_that_its_modules_give(declared, monkeypatch):
+    """The usual one, or channels_last where the network has its weights so; inside a run always channels_last."""
+    seen, inside, forward = [], [], Convolution.forward
+    first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.SiLU())
+    net = nn.Sequential(
+        first, Sees(seen), nn.Conv2d(4, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 1), nn.Flatten(0)
+    )
+    net = net.to(memory_format=torch.channels_last) if declared else net
+
+    def spied(self, x):
+        y, kept = forward(self, x)
+        inside.append(y.is_contiguous(memory_format=torch.channels_last))
+        return y, kept
+
+    monkeypatch.setattr(Convolution, "forward", spied)
+    fast = run.run_chain(ULA(step_size=1e-2), net, torch.rand(2, 3, 12, 12), num_steps=3)
+    assert inside == [True] * 9
+    assert seen == [not declared] * 6
+    assert fast.is_contiguous()
+    seen.clear()
+    energy_and_grad(net, torch.rand(2, 3, 12, 12))
+    assert seen == [not declared] * 2, "the plain modules say otherwise"
+
+
+class Fails(Exception):
+    pass
+
+
+def failing(error, where, at):
+    """An energy that raises `error` in its call number `at`, forward or on the way back, and the calls so far."""
+    net, calls = Users(), []
+
+    class Back(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            if len(calls) == at:
+                raise error
+            return g
+
+    def energy(x):
+        calls.append(1)
+        if where == "forward" and len(calls) == at:
+            net(x)
+            raise error
+        return net(Back.apply(x) if where == "backward" else x)
+
+    return energy, calls
+
+
+@pytest.mark.parametrize("error", [RuntimeError("view size is not compatible"), KeyError("theirs"), Fails()], ids=repr)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize("sampler", [ULA(step_size=1e-3), MALA(step_size=1e-3)], ids=["ula", "mala"])
+def test_the_users_own_error_comes_once_and_unchanged(error, where, at, sampler, caplog):
+    energy, calls = failing(error, where, at)
+    with caplog.at_level("DEBUG", logger="thalweg"), pytest.raises(type(error)) as caught:
+        run.run_chain(sampler, energy, torch.rand(2, 1, 8, 8), num_steps=6)
+    assert caught.value is error
+    assert len(calls) == at
+    assert caplog.messages == []
+
+
+def test_a_view_after_a_convolution_is_taken():
+    for net in (Users(view=True), Users(hook_norm, view=True), nn.Sequential(Users(view=True), nn.Identity())):
+        calls = []
+        handle = net.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        run.run_chain(ULA(step_size=1e-3), net, torch.rand(2, 1, 8, 8), num_steps=3)
+        handle.remove()
+        assert len(calls) == 3
+
+
+def test_what_a_run_gives_may_be_changed_in_place_where_a_modules_result_may():
+    tail = {"flatten": nn.Flatten(), "patches": nn.Conv2d(1, 1, 1), "pool": nn.AvgPool2d(2)}
+    x = torch.rand(3, 1, 8, 8)
+    for last in tail.values():
+        net = nn.Sequential(nn.SiLU(), nn.Conv2d(1, 1, 1), nn.SiLU(), last)
+
+        def energy(x, net=net):
+            h = net(x)
+            h += 1
+            return h.square().flatten(1).sum(1)
+
+        with held(energy) as still:
+            fast = energy_and_grad(still, x)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(fast, energy_and_grad(energy, x), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 8, 8), (1, 1, 8, 8), (3, 1, 9, 8)])
+def test_batches_of_every_size(shape):
+    energy, _ = build("conv")
+    x = torch.rand(shape)
+    fast = run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3)
+    assert fast.shape == shape
+
+
+def test_an_image_that_does_not_fit_is_told_as_torch_tells_it():
+    for net in (nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU()), nn.Sequential(nn.SiLU(), nn.Conv2d(1, 4, 3), nn.SiLU())):
+        for x in (torch.rand(2, 1, 2, 2), torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8).double()):
+            told = []
+            for way in (held, frozen):
+                with way(net) as still, pytest.raises(RuntimeError) as caught:
+                    still(x.requires_grad_())
+                told.append(str(caught.value))
+            assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("name", ["conv", "user-hooked", "user-view", "user-parametrised"])
@@ -285,18 +400,20 @@ def test_second_and_repeated_derivatives():
 
 @pytest.mark.parametrize("sampler", [ULA(step_size=1e-3), MALA(step_size=1e-3)], ids=["ula", "mala"])
 def test_cost_and_memory_of_a_step_are_constant(sampler):
-    """One evaluation a step, and as many tensors alive at step 40 as at step 5."""
+    """One evaluation a step, and as many tensors alive late in a chain as early in it."""
     energy, x = build("conv")
-    alive = []
+    calls, alive = [], {}
 
     def spied(y):
-        alive.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
+        calls.append(1)
+        if len(calls) in (6, 7, 38, 39):
+            alive[len(calls)] = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
         return energy(y)
 
     gc.collect()
     run.run_chain(sampler, spied, x, num_steps=40)
-    assert len(alive) == 40 + isinstance(sampler, MALA)
-    assert max(alive[20:]) <= max(alive[3:8])
+    assert len(calls) == 40 + isinstance(sampler, MALA)
+    assert max(alive[38], alive[39]) <= max(alive[6], alive[7])
 
 
 @pytest.mark.parametrize("name", ["conv", "user-parametrised", "mlp"])

@@ -52,16 +52,6 @@ def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[T
     own = getattr(energy, "value_and_grad", None)
     if own is not None and (both := own(x)) is not None:
         return both
-    try:
-        return _by_autograd(energy, x)
-    except RuntimeError as error:
-        again = getattr(energy, "without_layout", None)
-        if again is None or not again(error):
-            raise
-    return _by_autograd(energy, x)
-
-
-def _by_autograd(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         u = energy(x)

@@ -142,11 +142,6 @@ class _Checked:
     energy: Callable[..., Tensor]
     first: bool = False
 
-    def without_layout(self, error: RuntimeError) -> bool:
-        """The held energy's own (`energy.fused.Held`): whether to ask once more after this error of a gradient."""
-        again = getattr(self.energy, "without_layout", None)
-        return again is not None and again(error)
-
     @property
     def conditionals(self) -> Any:
         """The energy's own, or None: for kernels that draw from its conditional laws."""
