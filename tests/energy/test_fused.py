@@ -18,7 +18,7 @@ from thalweg.energy import fused
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.conv import ConvEnergy
-from thalweg.energy.fused import held
+from thalweg.energy.fused import FrozenEnergy
 from thalweg.energy.layers import MAKERS, Convolution, Halving, OneChannel, PixelSum, ResidualBlock, layer_of
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.patches import PatchConv2d
@@ -99,7 +99,7 @@ def build(name):
 
 def state_of(energy):
     """All that a chain must leave as it was: modes, flags, memory, hooks, attributes."""
-    (root,) = fused.modules_of(energy)
+    root = fused.find_modules(energy)[0]
     modules = [(m.training, tuple(m.__dict__), tuple(m._forward_pre_hooks), type(m)) for m in root.modules()]
     tensors = [
         (n, p.data_ptr(), p.stride(), p.requires_grad, p.grad, p.clone())
@@ -122,7 +122,7 @@ def test_the_chain_is_that_of_the_plain_path(name, sampler, monkeypatch):
     before = state_of(energy)
     fast = run.run_chain(sampler, energy, x, num_steps=6)
     assert_same(before, state_of(energy))
-    monkeypatch.setattr(run, "held", frozen)
+    monkeypatch.setattr(FrozenEnergy, "of", frozen)
     plain = run.run_chain(sampler, energy, x, num_steps=6)
     assert torch.allclose(fast, plain, rtol=0, atol=1e-5)
     assert not torch.allclose(fast, x, atol=1e-3)
@@ -225,8 +225,8 @@ def test_runs_are_in_use(name, runs, monkeypatch):
     calls.clear()
     run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3, precision="bf16")
     run.run_chain(ULA(step_size=1e-3), torch.compile(energy, backend="eager"), x, num_steps=1)
-    with held(energy) as still:
-        torch.func.vmap(still)(x[:, None])
+    with FrozenEnergy.of(energy) as fixed:
+        torch.func.vmap(fixed)(x[:, None])
     assert calls == []
 
 
@@ -331,8 +331,8 @@ def test_what_a_run_gives_may_be_changed_in_place_where_a_modules_result_may():
             h += 1
             return h.square().flatten(1).sum(1)
 
-        with held(energy) as still:
-            fast = energy_and_grad(still, x)
+        with FrozenEnergy.of(energy) as fixed:
+            fast = energy_and_grad(fixed, x)
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(fast, energy_and_grad(energy, x), strict=True))
 
 
@@ -348,9 +348,9 @@ def test_an_image_that_does_not_fit_is_told_as_torch_tells_it():
     for net in (nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU()), nn.Sequential(nn.SiLU(), nn.Conv2d(1, 4, 3), nn.SiLU())):
         for x in (torch.rand(2, 1, 2, 2), torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8).double()):
             told = []
-            for way in (held, frozen):
-                with way(net) as still, pytest.raises(RuntimeError) as caught:
-                    still(x.requires_grad_())
+            for way in (FrozenEnergy.of, frozen):
+                with way(net) as fixed, pytest.raises(RuntimeError) as caught:
+                    fixed(x.requires_grad_())
                 told.append(str(caught.value))
             assert told[0] == told[1]
 
@@ -384,7 +384,7 @@ def test_weights_that_moved_are_seen_by_the_next_chain():
 
 def test_second_and_repeated_derivatives():
     energy, x = build("strided")
-    with held(energy):
+    with FrozenEnergy.of(energy):
         y = x.clone().requires_grad_(True)
         (g,) = torch.autograd.grad(energy(y).sum(), y, create_graph=True)
         (fast,) = torch.autograd.grad(g.square().sum(), y)
@@ -424,8 +424,8 @@ def test_persistent_training_takes_the_same_step(name, monkeypatch):
     state = objective.init(energy, x, generator)
     noise = objective.draw(state, Batch(x), generator, 0.0)
     results = []
-    for way in (held, frozen):
-        monkeypatch.setattr("thalweg.objective.contrastive.held", way)
+    for way in (FrozenEnergy.of, frozen):
+        monkeypatch.setattr(FrozenEnergy, "of", way)
         torch.manual_seed(0)  # dropout
         mine = copy.deepcopy(energy)
         loss, replay, _ = objective.loss(mine, state, Batch(x), noise)
@@ -436,9 +436,9 @@ def test_persistent_training_takes_the_same_step(name, monkeypatch):
 
 def test_the_gradient_is_each_rows_own():
     energy, x = build("conv")
-    with held(energy) as still:
-        _, whole = energy_and_grad(still, x)
-        _, part = energy_and_grad(still, x[1:3])
+    with FrozenEnergy.of(energy) as fixed:
+        _, whole = energy_and_grad(fixed, x)
+        _, part = energy_and_grad(fixed, x[1:3])
     assert torch.allclose(whole[1:3], part, atol=1e-6)
 
 
@@ -455,20 +455,20 @@ def test_the_shortest_way_is_taken_only_where_it_is_the_energy():
     for energy in (Shifted(shape=(3,)), MLPEnergy(shape=(3,), num_outputs=4), MLPEnergy(shape=(3,))):
         with frozen(energy):
             u, g = energy_and_grad(energy, x)
-        with held(energy) as still:
-            assert still.value_and_grad(x) is None, "not before a call has looked at positions of this kind"
-            still(x)
-            assert (still.value_and_grad(x) is None) == isinstance(energy, Shifted)
-            assert still.value_and_grad(x.double()) is None
-            assert still.value_and_grad(x[:, :2]) is None
-            both = energy_and_grad(still, x)
+        with FrozenEnergy.of(energy) as fixed:
+            assert fixed.value_and_grad(x) is None, "not before a call has looked at positions of this kind"
+            fixed(x)
+            assert (fixed.value_and_grad(x) is None) == isinstance(energy, Shifted)
+            assert fixed.value_and_grad(x.double()) is None
+            assert fixed.value_and_grad(x[:, :2]) is None
+            both = energy_and_grad(fixed, x)
         assert torch.allclose(both[0], u, atol=1e-6)
         assert torch.allclose(both[1], g, atol=1e-6)
         assert not both[0].requires_grad
     hook = energy.net[1].register_forward_hook(lambda *_: None)
-    with held(energy) as still:
-        still(x)
-        assert still.value_and_grad(x) is None
+    with FrozenEnergy.of(energy) as fixed:
+        fixed(x)
+        assert fixed.value_and_grad(x) is None
     hook.remove()
 
 
@@ -485,10 +485,10 @@ def test_changes_in_place_are_refused_where_they_were(change, first, last):
         return h.sum(1)
 
     outcomes = []
-    for way in (held, frozen):
-        with way(energy) as still:
+    for way in (FrozenEnergy.of, frozen):
+        with way(energy) as fixed:
             try:
-                outcomes.append(energy_and_grad(still, torch.ones(2, 3))[1])
+                outcomes.append(energy_and_grad(fixed, torch.ones(2, 3))[1])
             except RuntimeError:
                 outcomes.append(None)
     fast, plain = outcomes
@@ -500,8 +500,8 @@ def test_a_run_that_ends_in_what_it_keeps_is_let_go():
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     gc.collect()
     gc.disable()
-    with held(net) as still:
-        y = still(torch.ones(2, 3, requires_grad=True))
+    with FrozenEnergy.of(net) as fixed:
+        y = fixed(torch.ones(2, 3, requires_grad=True))
         gone = weakref.ref(y.grad_fn)
         del y
     gc.enable()
@@ -517,10 +517,10 @@ def test_views_of_the_input_are_answered_as_ever():
         return h.square().sum(1)
 
     x = torch.randn(2, 3, 2)
-    for way in (held, frozen):
-        with way(energy) as still, torch.enable_grad():
+    for way in (FrozenEnergy.of, frozen):
+        with way(energy) as fixed, torch.enable_grad():
             y = (2 * x).requires_grad_(True)
-            (g,) = torch.autograd.grad(still(2 * y).sum(), y)
+            (g,) = torch.autograd.grad(fixed(2 * y).sum(), y)
         assert torch.allclose(g, 4 * (2 * y + 1))
 
 
@@ -535,12 +535,12 @@ assert "torch._dynamo" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_the_held_energy_is_its_energy_to_samplers():
-    with held(MLPEnergy(shape=(3,))) as still:
-        assert still.shape == (3,)
-        assert copy.copy(still).energy is still.energy
+def test_the_frozen_energy_is_its_energy_to_samplers():
+    with FrozenEnergy.of(MLPEnergy(shape=(3,))) as fixed:
+        assert fixed.shape == (3,)
+        assert copy.copy(fixed).energy is fixed.energy
         with pytest.raises(AttributeError, match="conditionals"):
-            _ = still.conditionals
+            _ = fixed.conditionals
 
 
 def test_a_run_is_what_its_modules_are_not_more():
@@ -557,8 +557,8 @@ def test_the_strided_network_is_evaluated_whole_its_first_layer_by_patches_too()
     energy = StridedEnergy(shape=(1, 12, 12), channels=(4, 5), hidden=6).double()
     x = torch.rand(3, 1, 12, 12, dtype=torch.float64)
     u, g = energy_and_grad(energy, x)
-    with held(energy) as still:
-        still(x)
-        u_fast, g_fast = still.value_and_grad(x)
+    with FrozenEnergy.of(energy) as fixed:
+        fixed(x)
+        u_fast, g_fast = fixed.value_and_grad(x)
     assert torch.allclose(u, u_fast, rtol=1e-12)
     assert torch.allclose(g, g_fast, rtol=1e-10, atol=1e-15)

@@ -1,6 +1,6 @@
-"""An energy evaluated as fast as its modules allow while a chain holds it still, whoever wrote it.
+"""An energy evaluated as fast as its modules allow while a chain lasts, whoever wrote it.
 
-Inside a chain the weights do not change and only dE/dx is wanted. So for as long as `held` lasts
+Inside a chain the weights do not change and only dE/dx is wanted. So for as long as a `FrozenEnergy` lasts
 
 - the energy is `frozen`: evaluation mode, normalised weights folded, no gradients of weights;
 - a run of known layers in an nn.Sequential is one node of the graph, with its gradient written out and its images in
@@ -17,7 +17,7 @@ goes through autograd as ever; a second derivative through a run is taken of its
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,8 +38,8 @@ from thalweg.energy.layers import (
     leaves,
     takes,
 )
-from thalweg.energy.reach import modules_of, turn
-from thalweg.energy.spectral import changing, frozen, surely
+from thalweg.energy.reach import find_modules
+from thalweg.energy.spectral import always_undo, frozen
 
 _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
 
@@ -165,18 +165,16 @@ def _replaced(modules: Sequence[nn.Module]) -> Iterator[None]:
     changed = list(_faster(modules))
 
     def undo() -> None:
-        with changing:
-            for m, forward in changed:
-                if m.__dict__.get("forward") is forward:  # an interrupt may have come before it was
-                    del m.__dict__["forward"]
+        for m, forward in changed:
+            if m.__dict__.get("forward") is forward:  # an interrupt may have come before it was
+                del m.__dict__["forward"]
 
     try:
-        with changing:
-            for m, forward in changed:
-                m.__dict__["forward"] = forward
+        for m, forward in changed:
+            m.__dict__["forward"] = forward
         yield
     finally:
-        surely(undo)
+        always_undo([undo])
 
 
 class _Whole:
@@ -210,19 +208,35 @@ def _whole(energy: Any) -> _Whole | None:
     return None if layers is None else _Whole(layers)
 
 
-class Held:
-    """An energy E(x) or U(x, t) inside `held`: its attributes are the energy's own."""
+class FrozenEnergy:
+    """An energy E(x) or U(x, t) while a chain lasts, `frozen` and faster; its attributes are the energy's own.
 
-    def __init__(self, energy: Any, stack: ExitStack):
-        self.energy = energy
-        self._whole: _Whole | None = None
+        with FrozenEnergy.of(energy) as frozen:
+            ...
+
+    `whole` is the energy as layers, where it is that.
+    """
+
+    def __init__(self, energy: Any, whole: _Whole | None = None):
+        self.energy, self._whole = energy, whole
         self._kind: Any = None
-        modules = list(dict.fromkeys(m for root in modules_of(energy) for m in root.modules()))
-        stack.enter_context(turn(modules))
-        stack.enter_context(frozen(energy))
-        if not any(is_compiled(m) for m in modules):
-            self._whole = _whole(energy)
-            stack.enter_context(_replaced(modules))
+
+    @classmethod
+    @contextmanager
+    def of(cls, energy: Any) -> Iterator["FrozenEnergy"]:
+        """The energy frozen; all is as it was afterwards, also after an error.
+
+        Costs a copy of the convolutions' weights. Another thread that wants one of the modules waits.
+        """
+        keep_memory()
+        modules = find_modules(energy)
+        with frozen(energy):
+            if any(is_compiled(m) for m in modules):
+                yield cls(energy)
+                return
+            whole = _whole(energy)
+            with _replaced(modules):
+                yield cls(energy, whole)
 
     def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """(E(x), dE/dx) by the shortest way, or None where there is none: once a call has taken positions like x."""
@@ -230,7 +244,7 @@ class Held:
         if own is not None and (found := own(x, *t)) is not None:
             return found
         kind = (x.shape[1:], x.dtype, x.device)
-        if self._whole is None or kind != self._kind or torch.is_autocast_enabled(x.device.type):
+        if self._whole is None or t or kind != self._kind or torch.is_autocast_enabled(x.device.type):
             return None
         return self._whole(x)
 
@@ -243,14 +257,3 @@ class Held:
         u, x = self.energy(*args), args[0]
         self._kind = (x.shape[1:], x.dtype, x.device)
         return u
-
-
-@contextmanager
-def held(energy: Any) -> Iterator[Any]:
-    """The same energy for as long as a chain lasts, `frozen` and faster; as it was afterwards, also after an error.
-
-    Costs a copy of the convolutions' weights. Another thread that wants to hold one of the modules so waits its turn.
-    """
-    keep_memory()
-    with ExitStack() as stack:
-        yield Held(energy, stack)

@@ -1,7 +1,7 @@
 """The one loop over transitions, and the function that most callers want.
 
 `transitions` yields (state, info) after each step; the caller keeps, thins and stops. `run_chain` checks its
-input, holds the energy still and returns the last positions. Step k draws from the address (seed, "chain",
+input, freezes the energy and returns the last positions. Step k draws from the address (seed, "chain",
 k), so a run of 50 steps followed by one of 50 with `start=50` equals a run of 100, for every kernel whose
 state follows from its positions.
 """
@@ -20,7 +20,7 @@ from thalweg.core.check import one_of, whole
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import EnergyFn
-from thalweg.energy.fused import held
+from thalweg.energy.fused import FrozenEnergy
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.base import Info, Sampler
 from thalweg.sampler.precision import AtPrecision, at_precision, reads_energies
@@ -60,14 +60,14 @@ def run_chain(
 ) -> Float[Tensor, "b *d"]:
     """x after `num_steps` steps, detached, of x's type; x itself is left alone.
 
-    `energy` is any module or callable, (B, *) to (B,). A module is held in evaluation mode with its normalised
+    `energy` is any module or callable, (B, *) to (B,). A module is evaluated in evaluation mode, its normalised
     weights computed once, and evaluated as fast as its layers allow (`energy.fused`). `precision="bf16"` evaluates
     the network under bfloat16 autocast; positions, noise, updates and the Metropolis test's energies stay in x's own
     type. `compile=True` evaluates the energy by `torch.compile` instead, which differs by rounding. That needs a
     compiler, takes seconds for its first call and is rarely faster (docs/claims.md). `start` is the first step's
     number, to go on with a run.
 
-    The network may be anywhere in the energy: in an object, a closure, a global name (`energy.reach.modules_of`). It is
+    The network may be anywhere in the energy: in an object, a closure, a partial (`energy.reach.find_modules`). It is
     left bit for bit as it was, also after an error. Chains of several threads on one network take turns.
 
     UserError for what is no sampler or no energy, for x that is not floating, not finite or has no batch dimension,
@@ -84,8 +84,8 @@ def run_chain(
     with torch.inference_mode(False):
         x = x.detach().clone()
         with (
-            _compiled(energy) if compile else held(energy) as still,
-            at_precision(_Checked(still, first=True), sampler, x, precision == "bf16") as precise,
+            _compiled(energy) if compile else FrozenEnergy.of(energy) as frozen_energy,
+            at_precision(_Checked(frozen_energy, first=True), sampler, x, precision == "bf16") as precise,
         ):
             for state, _ in transitions(sampler, precise, x, generators):
                 x = state.x  # pyright: ignore[reportAttributeAccessIssue]
