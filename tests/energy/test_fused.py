@@ -19,7 +19,7 @@ from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.fused import FrozenEnergy
-from thalweg.energy.layers import MAKERS, Convolution, Halving, OneChannel, PixelSum, ResidualBlock, layer_of
+from thalweg.energy.layers import MAKERS, AvgPool2x2, Conv2d, Im2colConv2d, PixelSum, ResidualBlock, layer_of
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.patches import PatchConv2d
 from thalweg.energy.resnet import ResNetEnergy
@@ -179,8 +179,8 @@ def test_a_layer_is_the_module(module, side):
 
 def test_every_layer_is_tested_and_the_special_ones_are_used():
     assert {type(m) for m in LAYERS} == set(MAKERS)
-    assert isinstance(layer_of(nn.Conv2d(1, 4, 3)), OneChannel)
-    assert isinstance(layer_of(nn.AvgPool2d(2)), Halving)
+    assert isinstance(layer_of(nn.Conv2d(1, 4, 3)), Im2colConv2d)
+    assert isinstance(layer_of(nn.AvgPool2d(2)), AvgPool2x2)
 
 
 @pytest.mark.parametrize(
@@ -211,17 +211,17 @@ def test_what_has_hooks_is_left_alone():
     assert layer_of(net[1]) is not None
 
 
-@pytest.mark.parametrize(("name", "runs"), [("conv", 1), ("resnet", 1), ("strided", 1), ("mlp", 1), ("user", 1)])
-def test_runs_are_in_use(name, runs, monkeypatch):
-    """One node for each run of layers, a step, or after the first call no graph; the plain form where it is due."""
+@pytest.mark.parametrize(("name", "nodes"), [("conv", 1), ("resnet", 1), ("strided", 1), ("mlp", 1), ("user", 1)])
+def test_fused_layers_are_in_use(name, nodes, monkeypatch):
+    """One node a row of layers and step, or after the first call no graph; the plain form where it is due."""
     energy, x = build(name)
-    calls, plain, whole = [], fused._Run.apply, name != "user"
-    monkeypatch.setattr(fused._Run, "apply", lambda *args: calls.append(1) or plain(*args))
+    calls, plain, whole = [], fused._FusedLayers.apply, name != "user"
+    monkeypatch.setattr(fused._FusedLayers, "apply", lambda *args: calls.append(1) or plain(*args))
     run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3)
-    assert len(calls) == (runs if whole else 3 * runs)
+    assert len(calls) == (nodes if whole else 3 * nodes)
     calls.clear()
     run.run_chain(ULA(step_size=1e-3), lambda y: energy(y), x, num_steps=3)
-    assert len(calls) == 3 * runs
+    assert len(calls) == 3 * nodes
     calls.clear()
     run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3, precision="bf16")
     run.run_chain(ULA(step_size=1e-3), torch.compile(energy, backend="eager"), x, num_steps=1)
@@ -246,8 +246,8 @@ class Sees(nn.Module):
 
 @pytest.mark.parametrize("declared", [False, True])
 def test_users_code_meets_the_layout_that_its_modules_give(declared, monkeypatch):
-    """The usual one, or channels_last where the network has its weights so; inside a run always channels_last."""
-    seen, inside, forward = [], [], Convolution.forward
+    """The usual one, or channels_last where the network has its weights so; fused layers always have channels_last."""
+    seen, inside, forward = [], [], Conv2d.forward
     first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.SiLU())
     net = nn.Sequential(
         first, Sees(seen), nn.Conv2d(4, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 1), nn.Flatten(0)
@@ -259,7 +259,7 @@ def test_users_code_meets_the_layout_that_its_modules_give(declared, monkeypatch
         inside.append(y.is_contiguous(memory_format=torch.channels_last))
         return y, kept
 
-    monkeypatch.setattr(Convolution, "forward", spied)
+    monkeypatch.setattr(Conv2d, "forward", spied)
     fast = run.run_chain(ULA(step_size=1e-2), net, torch.rand(2, 3, 12, 12), num_steps=3)
     assert inside == [True] * 9
     assert seen == [not declared] * 6
@@ -320,7 +320,7 @@ def test_a_view_after_a_convolution_is_taken():
         assert len(calls) == 3
 
 
-def test_what_a_run_gives_may_be_changed_in_place_where_a_modules_result_may():
+def test_what_fused_layers_give_may_be_changed_in_place_where_a_modules_result_may():
     tail = {"flatten": nn.Flatten(), "patches": nn.Conv2d(1, 1, 1), "pool": nn.AvgPool2d(2)}
     x = torch.rand(3, 1, 8, 8)
     for last in tail.values():
@@ -496,7 +496,7 @@ def test_changes_in_place_are_refused_where_they_were(change, first, last):
     assert plain is None or torch.allclose(fast, plain, atol=1e-6)
 
 
-def test_a_run_that_ends_in_what_it_keeps_is_let_go():
+def test_layers_that_end_in_what_they_keep_are_let_go():
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     gc.collect()
     gc.disable()
@@ -543,8 +543,8 @@ def test_the_frozen_energy_is_its_energy_to_samplers():
             _ = fixed.conditionals
 
 
-def test_a_run_is_what_its_modules_are_not_more():
-    """The plain form that serves second derivatives has the run's own modules only."""
+def test_fused_layers_are_their_modules_and_no_more():
+    """The plain form that serves second derivatives has their own modules only."""
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.SiLU(), nn.Bilinear(4, 4, 2).eval())
     parts = fused._parts(list(net))
     assert parts[0] is net[0]

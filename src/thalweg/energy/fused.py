@@ -3,15 +3,16 @@
 Inside a chain the weights do not change and only dE/dx is wanted. So for as long as a `FrozenEnergy` lasts
 
 - the energy is `frozen`: evaluation mode, normalised weights folded, no gradients of weights;
-- a run of known layers in an nn.Sequential is one node of the graph, with its gradient written out and its images in
-  channels_last (`energy.layers`);
+- consecutive known layers of an nn.Sequential are one node of the graph, with its gradient written out and its images
+  in channels_last (`energy.layers`);
 - freed memory stays with the process, for the next step to use without a page fault.
 
 All this changes the energy by rounding only, and nothing of it is left when the chain ends. What is changed is decided
-by one look at the modules before the chain: what a run takes and gives has the layout that its modules would give, so
-no code of the user's meets another, and whatever that code raises is the user's own. Anything else that a module does
-goes through autograd as ever; a second derivative through a run is taken of its plain form; and under autocast,
-`torch.func` or `torch.compile`, and for modules that are compiled or have hooks, the plain form is all there is.
+by one look at the modules before the chain: what fused layers take and give has the layout that the modules would give,
+so no code of the user's meets another, and whatever that code raises is the user's own. Anything else that a module
+does goes through autograd as ever; a second derivative through fused layers is taken of their plain form; and under
+autocast, `torch.func` or `torch.compile`, and for modules that are compiled or have hooks, the plain form is all there
+is.
 """
 
 import functools
@@ -29,8 +30,8 @@ from thalweg.energy.base import marginal
 from thalweg.energy.layers import (
     FREE,
     HOOKS,
+    Im2colConv2d,
     Layer,
-    OneChannel,
     backward_through,
     forward_through,
     layer_of,
@@ -44,7 +45,7 @@ from thalweg.energy.spectral import always_undo, frozen
 _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
 
 
-class _Run(Function):
+class _FusedLayers(Function):
     """Layers one after the other as one node. The plain form serves where the gradient is differentiated again.
 
     y and dE/dx are made contiguous where x is and the modules would give them so (`usual`). What the way back reads of
@@ -60,7 +61,7 @@ class _Run(Function):
         y = y if y._base is None else y.clone()  # autograd lets nobody change a view that a node gives
         reads_y = getattr(layers[-1], "of_result", False)
         if reads_y:
-            ctx.kept[-1] = None  # y itself would hold its own node, and so be held for ever
+            ctx.kept[-1] = None  # y would keep its own node alive, and that y, for ever
         ctx.save_for_backward(y if reads_y else None, x if getattr(layers[0], "of_result", True) is False else None)
         return y
 
@@ -74,7 +75,7 @@ class _Run(Function):
         return g.contiguous() if ctx.usual else g, None, None, None
 
 
-def _run(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool, x: Tensor) -> Tensor:
+def _fused(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool, x: Tensor) -> Tensor:
     """The layers at x: by one node where only a first derivative by autograd is to come, else by the plain form."""
     special = (
         torch.compiler.is_compiling()
@@ -82,19 +83,19 @@ def _run(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
-    return plain(x) if special or not takes(layers, x) else _Run.apply(x, layers, plain, usual)  # pyright: ignore[reportReturnType]
+    return plain(x) if special or not takes(layers, x) else _FusedLayers.apply(x, layers, plain, usual)  # pyright: ignore[reportReturnType]
 
 
-def _chain(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+def _in_order(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
     for part in parts:
         x = part(x)
     return x
 
 
-def _as_run(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
+def _fuse(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
     """The modules' layers as one function."""
     usual = not any(_in_channels_last(p) for m in modules for p in m.parameters())
-    return functools.partial(_run, layers, functools.partial(_chain, modules), usual)
+    return functools.partial(_fused, layers, functools.partial(_in_order, modules), usual)
 
 
 def _in_channels_last(p: Tensor) -> bool:
@@ -103,7 +104,7 @@ def _in_channels_last(p: Tensor) -> bool:
 
 
 def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
-    """The modules, with each run of known layers replaced by one function; one that would gain nothing stays."""
+    """The modules, with known layers in a row replaced by one function where that gains anything."""
     modules, layers = list(leaves(modules)), []
     parts: list[Callable[[Tensor], Tensor]] = []
     for i, m in enumerate([*modules, None]):
@@ -113,15 +114,15 @@ def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
             continue
         plain = modules[i - len(layers) : i]
         works = any(not isinstance(layer, FREE) for layer in layers)
-        gains = (works and len(layers) > 1) or any(isinstance(layer, OneChannel) for layer in layers)
-        parts += [_as_run(plain, layers)] if gains else plain
+        gains = (works and len(layers) > 1) or any(isinstance(layer, Im2colConv2d) for layer in layers)
+        parts += [_fuse(plain, layers)] if gains else plain
         parts += [] if m is None else [m]
         layers = []
     return parts
 
 
 def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """(module, its new forward): Sequentials with runs, and convolutions of one channel in channels_last."""
+    """(module, its new forward): Sequentials with fused layers, and convolutions of one channel in channels_last."""
     if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         return
     inside: set[int] = set()
@@ -130,11 +131,11 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
             parts = _parts(list(m))
             if any(isinstance(part, functools.partial) for part in parts):
                 inside |= {id(child) for child in m}
-                yield m, functools.partial(_chain, parts)
+                yield m, functools.partial(_in_order, parts)
     for m in modules:
         alone = isinstance(m, nn.Conv2d) and id(m) not in inside and _in_channels_last(m.weight)
-        if alone and isinstance(layer := layer_of(m), OneChannel):  # else a copy into the usual layout costs the gain
-            yield m, functools.partial(_run, [layer], functools.partial(type(m).forward, m), False)
+        if alone and isinstance(layer := layer_of(m), Im2colConv2d):  # else a copy into the usual layout costs the gain
+            yield m, functools.partial(_fused, [layer], functools.partial(type(m).forward, m), False)
 
 
 def hooked(m: nn.Module) -> bool:

@@ -87,9 +87,9 @@ class JointUNetEnergy(nn.Module):
         """U(y, t) in nats, the marginal over labels."""
         return self.density(y, t)
 
-    def slopes(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(U, dU/dy, dU/dt), as `AnchoredEnergy.slopes`."""
-        return self.density.slopes(y, t)
+    def value_and_grads(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(U, dU/dy, dU/dt), as `AnchoredEnergy.value_and_grads`."""
+        return self.density.value_and_grads(y, t)
 
     def value_and_grad(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor] | None:
         """(U, dU/dy), as `AnchoredEnergy.value_and_grad`."""

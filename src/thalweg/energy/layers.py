@@ -59,7 +59,7 @@ class Affine(NamedTuple):
         return F.linear(g, self.across)
 
 
-class Convolution(NamedTuple):
+class Conv2d(NamedTuple):
     """y = x * W + b by the library's kernels; W in channels_last gives y in channels_last."""
 
     weight: Tensor
@@ -78,7 +78,7 @@ class Convolution(NamedTuple):
         return aten.convolution_backward(g, kept, weight, None, *shape, (True, False, False))[0]
 
 
-class OneChannel(NamedTuple):
+class Im2colConv2d(NamedTuple):
     """A convolution of one channel as a matrix product over patches, K = kh kw numbers each.
 
     y (N, O) = P' V + b with the patches P (K, N), N = B Ho Wo, and V = W (O, K)'; back, V dE/dy' (K, N) is added up
@@ -147,7 +147,7 @@ class AveragePool(NamedTuple):
         return aten.avg_pool2d_backward(g, kept, *self.window)
 
 
-class Halving(NamedTuple):
+class AvgPool2x2(NamedTuple):
     """Means over 2 x 2 pixels, for images in channels_last: each pass goes through whole rows of memory.
 
     Measured, 64 images of 16 x 28 x 28: 0.39 and 0.33 ms, by the library's pooling 0.92 and 0.74. An odd side is the
@@ -190,7 +190,7 @@ class PixelSums(NamedTuple):
         return g[:, :, None, None].expand(kept)
 
 
-class Flat(NamedTuple):
+class Flatten(NamedTuple):
     """Rows as vectors, in the order of a tensor's logical dimensions."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, torch.Size]:
@@ -200,7 +200,7 @@ class Flat(NamedTuple):
         return g.reshape(kept)
 
 
-class Same(NamedTuple):
+class Identity(NamedTuple):
     """What does nothing in evaluation mode."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
@@ -244,8 +244,8 @@ def _conv(m: nn.Conv2d) -> Layer | None:
         return None
     where = (_pair(m.stride), _pair(m.padding), _pair(m.dilation))
     if m.in_channels == 1:
-        return OneChannel(m.weight, m.bias, *where)
-    return Convolution(_channels_last(m.weight), m.bias, *where, m.groups)
+        return Im2colConv2d(m.weight, m.bias, *where)
+    return Conv2d(_channels_last(m.weight), m.bias, *where, m.groups)
 
 
 def _channels_last(weight: Tensor) -> Tensor:
@@ -262,8 +262,8 @@ def _pool(m: nn.AvgPool2d) -> Layer:
     stride = _pair(m.kernel_size if m.stride is None else m.stride)
     more = (m.ceil_mode, m.count_include_pad, m.divisor_override)
     window = (_pair(m.kernel_size), stride, _pair(m.padding), *more)
-    halving = window[:3] == ((2, 2), (2, 2), (0, 0)) and m.divisor_override is None
-    return Halving(AveragePool(window)) if halving else AveragePool(window)
+    two_by_two = window[:3] == ((2, 2), (2, 2), (0, 0)) and m.divisor_override is None
+    return AvgPool2x2(AveragePool(window)) if two_by_two else AveragePool(window)
 
 
 MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
@@ -271,11 +271,11 @@ MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
     PatchConv2d: _conv,
     nn.Linear: lambda m: Affine(m.weight, m.bias, m.weight.detach().t().contiguous()),
     nn.AvgPool2d: _pool,
-    nn.Flatten: lambda m: Flat() if (m.start_dim, m.end_dim) == (1, -1) else None,
+    nn.Flatten: lambda m: Flatten() if (m.start_dim, m.end_dim) == (1, -1) else None,
     PixelSum: lambda m: PixelSums(),
     ResidualBlock: _residual,
-    nn.Identity: lambda m: Same(),
-    nn.Dropout: lambda m: Same(),
+    nn.Identity: lambda m: Identity(),
+    nn.Dropout: lambda m: Identity(),
     nn.SiLU: lambda m: Activation(F.silu, aten.silu_backward),
     nn.ReLU: lambda m: Activation(torch.relu, lambda g, y: aten.threshold_backward(g, y, 0), True),
     nn.Tanh: lambda m: Activation(torch.tanh, aten.tanh_backward, True),
@@ -292,8 +292,8 @@ MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
         lambda g, x: aten.softplus_backward(g, x, m.beta, m.threshold),
     ),
 }
-IMAGES = (Convolution, OneChannel, AveragePool, Halving, Residual)
-FREE = (Same, Flat)  # what gives back the memory that it is given
+IMAGES = (Conv2d, Im2colConv2d, AveragePool, AvgPool2x2, Residual)
+FREE = (Identity, Flatten)  # what gives back the memory that it is given
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -341,4 +341,4 @@ def takes(layers: Sequence[Layer], x: Tensor) -> bool:
     if x.ndim != 4:
         return not any(isinstance(layer, IMAGES) for layer in layers)
     dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    return dense and (not isinstance(layers[0], OneChannel) or x.shape[1] == 1)
+    return dense and (not isinstance(layers[0], Im2colConv2d) or x.shape[1] == 1)

@@ -66,7 +66,7 @@ class DualScoreMatching:
 
 def slopes(energy: NoisyEnergyFn, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(U, dU/dy, dU/dt) at once, differentiable in the parameters: the energy's own way, or autograd's."""
-    own = getattr(energy, "slopes", None)
+    own = getattr(energy, "value_and_grads", None)
     if own is not None and (found := own(y, t)) is not None:
         return found
     with torch.enable_grad():
