@@ -473,10 +473,15 @@ def test_the_shortest_way_is_taken_only_where_it_is_the_energy():
 
 
 @pytest.mark.parametrize("change", ["output", "input", "nothing"])
-@pytest.mark.parametrize("first", [nn.Tanh(), nn.SiLU(), nn.Linear(3, 3)], ids=str)
-@pytest.mark.parametrize("last", [nn.Tanh(), nn.SiLU(), nn.Linear(4, 4)], ids=str)
+@pytest.mark.parametrize("first", ["tanh", "silu", "linear", "flat silu", "residual"])
+@pytest.mark.parametrize("last", ["tanh", "silu", "linear", "tanh dropout", "tanh flat"])
 def test_changes_in_place_are_refused_where_they_were(change, first, last):
-    net = nn.Sequential(first, nn.Linear(3, 4), last)
+    firsts = {"tanh": [nn.Tanh()], "silu": [nn.SiLU()], "linear": [nn.Linear(3, 3)]}
+    firsts["flat silu"] = [nn.Flatten(), nn.SiLU()]
+    firsts["residual"] = [ResidualBlock(nn.Sequential(nn.SiLU(), nn.Linear(3, 3)), nn.Identity())]
+    lasts = {"tanh": [nn.Tanh()], "silu": [nn.SiLU()], "linear": [nn.Linear(4, 4)]}
+    lasts |= {"tanh dropout": [nn.Tanh(), nn.Dropout()], "tanh flat": [nn.Tanh(), nn.Flatten()]}
+    net = nn.Sequential(*firsts[first], nn.Linear(3, 4), *lasts[last])
 
     def energy(x):
         y = 2 * x

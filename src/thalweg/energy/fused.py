@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.nn.modules import module as nn_module
 
-from thalweg.energy.base import marginal
+from thalweg.energy.base import HasGradient, HasSequence, marginal
 from thalweg.energy.layers import (
     FREE,
     HOOKS,
+    Activation,
+    Identity,
     Im2colConv2d,
     Layer,
     backward_through,
@@ -37,6 +39,7 @@ from thalweg.energy.layers import (
     layer_of,
     layers_of,
     leaves,
+    reads_input,
     takes,
 )
 from thalweg.energy.reach import find_modules
@@ -59,10 +62,10 @@ class _FusedLayers(Function):
         y, ctx.kept = forward_through(layers, x)
         y = y.contiguous() if ctx.usual else y
         y = y if y._base is None else y.clone()  # autograd lets nobody change a view that a node gives
-        reads_y = getattr(layers[-1], "of_result", False)
+        reads_y = isinstance(layers[-1], Activation) and layers[-1].of_result
         if reads_y:
             ctx.kept[-1] = None  # y would keep its own node alive, and that y, for ever
-        ctx.save_for_backward(y if reads_y else None, x if getattr(layers[0], "of_result", True) is False else None)
+        ctx.save_for_backward(y if reads_y else None, x if reads_input(layers) else None)
         return y
 
     @staticmethod
@@ -95,7 +98,8 @@ def _in_order(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
 def _fuse(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
     """The modules' layers as one function."""
     usual = not any(_in_channels_last(p) for m in modules for p in m.parameters())
-    return functools.partial(_fused, layers, functools.partial(_in_order, modules), usual)
+    working = [layer for layer in layers if not isinstance(layer, Identity)]
+    return functools.partial(_fused, working, functools.partial(_in_order, modules), usual)
 
 
 def _in_channels_last(p: Tensor) -> bool:
@@ -112,11 +116,13 @@ def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
         if layer is not None:
             layers.append(layer)
             continue
-        plain = modules[i - len(layers) : i]
-        works = any(not isinstance(layer, FREE) for layer in layers)
-        gains = (works and len(layers) > 1) or any(isinstance(layer, Im2colConv2d) for layer in layers)
-        parts += [_fuse(plain, layers)] if gains else plain
-        parts += [] if m is None else [m]
+        start, end = i - len(layers), i
+        while layers and isinstance(layers[-1], FREE):  # autograd sees to views of what a working layer gives
+            layers.pop()
+            end -= 1
+        gains = len(layers) > 1 or any(isinstance(layer, Im2colConv2d) for layer in layers)
+        parts += [_fuse(modules[start:end], layers)] if gains else modules[start:end]
+        parts += modules[end:i] if m is None else [*modules[end:i], m]
         layers = []
     return parts
 
@@ -197,15 +203,15 @@ class _Whole:
 
 def _whole(energy: Any) -> _Whole | None:
     """For an energy that offers `sequence()`, known layers all, has no hooks and overrides none of the methods."""
-    owner = next((c for c in type(energy).__mro__ if "sequence" in c.__dict__), None)
-    if owner is None or not isinstance(energy, nn.Module):
+    if not isinstance(energy, HasSequence) or not isinstance(energy, nn.Module):
         return None
+    owner = next((c for c in type(energy).__mro__ if "sequence" in c.__dict__), None)
     same = all(getattr(type(energy), n, None) is getattr(owner, n, None) for n in ("forward", "outputs", "features"))
     if not same or any(getattr(m, name) for m in energy.modules() for name in HOOKS):
         return None
     if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         return None
-    layers = layers_of(energy.sequence())  # pyright: ignore[reportCallIssue]
+    layers = layers_of(energy.sequence())
     return None if layers is None else _Whole(layers)
 
 
@@ -220,6 +226,7 @@ class FrozenEnergy:
 
     def __init__(self, energy: Any, whole: _Whole | None = None):
         self.energy, self._whole = energy, whole
+        self._own = energy.value_and_grad if isinstance(energy, HasGradient) else None
         self._kind: Any = None
 
     @classmethod
@@ -241,8 +248,7 @@ class FrozenEnergy:
 
     def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """(E(x), dE/dx) by the shortest way, or None where there is none: once a call has taken positions like x."""
-        own = getattr(self.energy, "value_and_grad", None)
-        if own is not None and (found := own(x, *t)) is not None:
+        if self._own is not None and (found := self._own(x, *t)) is not None:
             return found
         kind = (x.shape[1:], x.dtype, x.device)
         if self._whole is None or t or kind != self._kind or torch.is_autocast_enabled(x.device.type):

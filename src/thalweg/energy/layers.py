@@ -292,7 +292,7 @@ MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
         lambda g, x: aten.softplus_backward(g, x, m.beta, m.threshold),
     ),
 }
-IMAGES = (Conv2d, Im2colConv2d, AveragePool, AvgPool2x2, Residual)
+IMAGES = (Conv2d, Im2colConv2d, AveragePool, AvgPool2x2)
 FREE = (Identity, Flatten)  # what gives back the memory that it is given
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -333,12 +333,25 @@ def layers_of(modules: Iterable[nn.Module]) -> list[Layer] | None:
     return None if None in layers else [layer for layer in layers if layer is not None]
 
 
+def _each(layers: Sequence[Layer]) -> Iterator[Layer]:
+    for layer in layers:
+        yield from _each([*layer.skip, *layer.body]) if isinstance(layer, Residual) else (layer,)
+
+
+def reads_input(layers: Sequence[Layer]) -> bool:
+    """Whether the way back reads the numbers of the input, which nobody may change in between."""
+    first = next((layer for layer in layers if not isinstance(layer, FREE)), None)
+    if isinstance(first, Residual):
+        return reads_input(first.skip) or reads_input(first.body)
+    return isinstance(first, Activation) and not first.of_result
+
+
 def takes(layers: Sequence[Layer], x: Tensor) -> bool:
     """Whether x is what the layers are written for: rows of vectors or images, laid out one way or the other.
 
     The modules themselves take more, a single image for instance, or know what to say.
     """
     if x.ndim != 4:
-        return not any(isinstance(layer, IMAGES) for layer in layers)
+        return not any(isinstance(layer, IMAGES) for layer in _each(layers))
     dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
     return dense and (not isinstance(layers[0], Im2colConv2d) or x.shape[1] == 1)

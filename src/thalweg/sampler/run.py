@@ -19,7 +19,8 @@ from torch import Generator, Tensor
 from thalweg.core.check import one_of, whole
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import EnergyFn
+from thalweg.energy.base import Bipartite, EnergyFn, HasGradient
+from thalweg.energy.compose import EnergyWrapper
 from thalweg.energy.fused import FrozenEnergy
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.base import Info, Sampler
@@ -133,7 +134,7 @@ class _OfBlock:
 
 
 @dataclass
-class _Checked:
+class _Checked(EnergyWrapper):
     """The energy E(x) or U(x, t), its result of x's type and checked to be one number a row that depends on x.
 
     `first`: the next call is the chains' start, where the numbers must be finite; that one look waits for the device.
@@ -142,15 +143,14 @@ class _Checked:
     energy: Callable[..., Tensor]
     first: bool = False
 
-    @property
-    def conditionals(self) -> Any:
-        """The energy's own, or None: for kernels that draw from its conditional laws."""
-        return getattr(self.energy, "conditionals", None)
+    keeps = (Bipartite,)
+
+    def __post_init__(self):
+        self._gradient = self.energy.value_and_grad if isinstance(self.energy, HasGradient) else None
 
     def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """The energy's own, once a call has been checked."""
-        own = None if self.first else getattr(self.energy, "value_and_grad", None)
-        return None if own is None else own(x, *t)
+        return None if self.first or self._gradient is None else self._gradient(x, *t)
 
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
         u = self.energy(x, *t)
