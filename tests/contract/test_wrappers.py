@@ -12,8 +12,8 @@ import torch
 import thalweg.energy
 import thalweg.sampler
 from thalweg.core.rng import generator
-from thalweg.energy import base
-from thalweg.energy.base import Bipartite, Capability, HasGradient, HasShape, NoiseConditional, energy_and_grad
+from thalweg.energy import base, fused
+from thalweg.energy.base import Bipartite, Capability, HasGradient, HasShape, NoiseConditional, Wraps, energy_and_grad
 from thalweg.energy.compose import AtNoise, Clamped, Conditioned, EnergyWrapper, Sum, Tempered
 from thalweg.energy.fused import FrozenEnergy
 from thalweg.energy.joint import GivenClass, JointUNetEnergy
@@ -65,6 +65,9 @@ class Everything:
     def fit(self, x):
         return self
 
+    def over(self, change):
+        return self
+
 
 class Nothing:
     def __call__(self, x, *more):
@@ -101,7 +104,7 @@ def test_the_walk_finds_them():
 
 @pytest.mark.parametrize("cls", WRAPPERS)
 def test_what_stays_true_is_there_and_nothing_else(cls):
-    kept, always = set(cls.keeps), ALWAYS.get(cls, set())
+    kept, always = set(cls.keeps), {Wraps, *ALWAYS.get(cls, ())}
     assert {c for c in CAPABILITIES if isinstance(WRAPPERS[cls](Everything()), c)} == kept | always
     assert {c for c in CAPABILITIES if isinstance(WRAPPERS[cls](Nothing()), c)} == always
     only = SimpleNamespace(shape=(3,), t_min=0.1, t_max=1.0)  # half of a capability is none
@@ -160,6 +163,19 @@ def test_networks_keep_their_short_way(name):
     fast, plain = energy_and_grad(energy, x), energy_and_grad(lambda y: energy(y), x)
     for a, b in zip(fast, plain, strict=True):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+
+
+def test_a_chain_evaluates_wrapped_layers_without_a_graph(monkeypatch):
+    torch.manual_seed(0)
+    net, nodes, node = MLPEnergy(shape=(3,)), [], fused._FusedLayers.apply
+    mask, sampler = torch.tensor([True, False, False]), ULA(step_size=1e-2)
+    for energy in (Tempered(net, 0.5), Clamped(Sum((net, Tempered(net, 0.3))), mask, torch.zeros(3))):
+        nodes.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(fused._FusedLayers, "apply", lambda *args: nodes.append(1) or node(*args))
+            fast = run_chain(sampler, energy, X, num_steps=5)
+        assert len(nodes) == 1 + isinstance(energy, Clamped), "a graph for the first step alone"
+        assert torch.allclose(fast, run_chain(sampler, lambda x, e=energy: e(x), X, num_steps=5), atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -15,7 +15,7 @@ energy takes (y, t).
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -157,6 +157,15 @@ class HasSequence(Protocol, metaclass=Capability):
 
     def sequence(self) -> list[nn.Module]:
         """The modules, from the positions (B, *) to the scores (B, K)."""
+        ...
+
+
+@runtime_checkable
+class Wraps(Protocol, metaclass=Capability):
+    """Is made of other energies. A chain asks, and evaluates those by their shortest ways."""
+
+    def over(self, change: Callable[[Any], Any], /) -> Any:
+        """The same wrapper over `change` of each of its energies."""
         ...
 
 

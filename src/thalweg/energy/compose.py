@@ -6,7 +6,7 @@ A sampler knows none of these. Each wrapper is itself an energy, (B, *) to (B,) 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -28,7 +28,7 @@ _ABSENT = object()
 
 
 class EnergyWrapper:
-    """Abstract: an energy made of another one, its `energy`.
+    """Abstract: an energy made of another one, its `energy`; a subclass is a dataclass.
 
     `keeps` lists the capabilities that stay true: the wrapper has their members where its energy has them. They are the
     energy's own, or, where the wrapper changes what they give, the method that the class names `_member`. It may rely
@@ -44,6 +44,10 @@ class EnergyWrapper:
     def _inner(self) -> Sequence[Any]:
         """The energies whose capabilities count: one that offers a member is enough."""
         return (cast(Any, self).energy,)
+
+    def over(self, change: Callable[[Any], Any]) -> Self:
+        """The same over `change` of the energy."""
+        return replace(cast(Any, self), energy=change(cast(Any, self).energy))
 
     def __getattr__(self, name: str) -> Any:
         """A kept member; AttributeError for any other name."""
@@ -119,6 +123,10 @@ class Sum(EnergyWrapper):
 
     def _inner(self) -> Sequence[Any]:
         return self.energies
+
+    def over(self, change: Callable[[Any], Any]) -> Self:
+        """The same over `change` of each energy."""
+        return replace(self, energies=[change(energy) for energy in self.energies])
 
     @torch.no_grad()
     def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:

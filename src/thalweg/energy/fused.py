@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.nn.modules import module as nn_module
 
-from thalweg.energy.base import HasGradient, HasSequence, marginal
+from thalweg.energy.base import HasGradient, HasSequence, Wraps, marginal
 from thalweg.energy.layers import (
     FREE,
     HOOKS,
@@ -242,9 +242,17 @@ class FrozenEnergy:
             if any(is_compiled(m) for m in modules):
                 yield cls(energy)
                 return
-            whole = _whole(energy)
+            fast = cls._without_graph(energy)
             with _replaced(modules):
-                yield cls(energy, whole)
+                yield fast if isinstance(fast, cls) else cls(fast)
+
+    @classmethod
+    def _without_graph(cls, energy: Any) -> Any:
+        """The energy, with what is layers all through evaluated without a graph, inside wrappers too."""
+        if isinstance(energy, Wraps):
+            return energy.over(cls._without_graph)
+        whole = _whole(energy)
+        return energy if whole is None else cls(energy, whole)
 
     def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """(E(x), dE/dx) by the shortest way, or None where there is none: once a call has taken positions like x."""
