@@ -275,6 +275,7 @@ def _edit(folder, **changes):
         ({"run": None}, r"config\.json: lacks run"),
         ({"run": {}}, r"config\.json: not the configuration of a run"),
         ({"data": 3}, r"config\.json: not the configuration of a run"),
+        ({"normalised": 1}, r"config\.json: not the configuration of a run"),
     ],
 )
 def test_another_format_or_config_is_refused(copy, changes, message):
@@ -286,7 +287,7 @@ def test_another_format_or_config_is_refused(copy, changes, message):
 def test_r15_a_config_builds_only_this_package(copy):
     config = store.read_json(copy / "config.json")
     _edit(copy, run={**config["run"], "energy": {"type": "os:system", "command": "true"}})
-    with pytest.raises(UserError, match=r"os:system.*only classes under thalweg"):
+    with pytest.raises(UserError, match=r"os:system.*only classes of thalweg\.energy"):
         load(copy)
 
 

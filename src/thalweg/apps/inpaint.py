@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from thalweg.apps.bundle import check_room, whole
 from thalweg.apps.completions import Completions, RankBy, check_rank_by, ranked
 from thalweg.apps.operators import Operator, Pixels, matrix
 from thalweg.apps.posterior import Guided, Noise, Sight, draw, guessed
+from thalweg.core.check import fits_memory, whole
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import as_float, check_input, check_shape
@@ -117,7 +117,7 @@ def _complete(
 ) -> Float[Tensor, "n b *d"]:
     """In data units, unranked; samples where nothing was seen."""
     how = how or (Guided.wide() if bundle.guess is None else Guided())
-    check_room(n * size, bundle.shape)
+    fits_memory(n * size, bundle.shape)
     out = torch.empty(n, size, *bundle.shape)
     blind = torch.ones(size, dtype=torch.bool)
     for sight in sights:

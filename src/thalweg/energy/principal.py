@@ -15,8 +15,6 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from thalweg.energy.seen import Directions
@@ -50,6 +48,8 @@ class PrincipalMixture(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         for name in ("mean", "basis", "log_weights", "means", "factors", "psi"):
+            if not isinstance(parts.get(name), Tensor):
+                raise ValueError(f"{name}: want a tensor")
             self.register_buffer(name, parts[name].detach().to(torch.float64))
         k, r, d = len(self.log_weights), self.basis.shape[1], math.prod(self.shape)
         wanted = {"mean": (d,), "basis": (d, r), "means": (k, r), "factors": (k, r, r), "psi": ()}
@@ -81,6 +81,8 @@ class PrincipalMixture(nn.Module):
     @classmethod
     def fit(cls, x: Float[Tensor, "n *d"], *, seed: int = 0) -> Self:
         """To rows x, two or more: one component for each 150 of them, at most 400, by EM from k-means."""
+        from sklearn.decomposition import PCA  # seconds to import, and of no use where a mixture is only read
+
         rows = evenly(x).flatten(1)
         pca = PCA(min(DIRECTIONS, *rows.shape), random_state=seed % 2**32)
         with np.errstate(divide="ignore", invalid="ignore"):  # the explained share of constant rows
@@ -176,6 +178,8 @@ def _em(z: Float[Tensor, "n r"], count: int, ridge: float, seed: int) -> tuple[T
     """
     labels = np.zeros(len(z), dtype=np.int64)
     if count > 1:
+        from sklearn.cluster import MiniBatchKMeans
+
         labels = MiniBatchKMeans(count, random_state=seed % 2**32, batch_size=4096).fit(z.numpy()).labels_
     share = torch.nn.functional.one_hot(torch.from_numpy(np.asarray(labels)).long(), count).to(z)
     found = _of_shares(z, share, ridge)
