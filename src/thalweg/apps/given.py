@@ -18,7 +18,7 @@ ROUNDING = 1 / (255 * math.sqrt(12))  # standard deviation of what 8 bits leave 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class DamagedImages:
     """Images x (r, *shape), uint8 or float: row j is number `rows[j]` of the `count` that there were.
 
     `rounded` says that they came as 8 bits, `skipped` names what cannot be used and why, `notes` is for people.
@@ -57,7 +57,9 @@ class Given:
         )
 
 
-def read_given(path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False) -> Given:
+def read_damaged_images(
+    path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False
+) -> DamagedImages:
     """An image, a folder of them or an array, each of `shape`; `flat` arrays ([N,] prod(shape)) will do, if said so.
 
     UserError for a file of a folder that cannot be used, by name, unless `skip_bad` passes over it.
@@ -68,7 +70,7 @@ def read_given(path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, fl
     x = read_array(path, shape=shape, finite=False) if x is None else x
     notes = _coloured([path], shape) if path.suffix.lower() in IMAGE_SUFFIXES else []
     names, rows = read_names(path, len(x)), torch.arange(len(x))
-    return Given(x=x, names=names, rows=rows, count=len(x), rounded=x.dtype == torch.uint8, notes=notes)
+    return DamagedImages(x=x, names=names, rows=rows, count=len(x), rounded=x.dtype == torch.uint8, notes=notes)
 
 
 def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
@@ -82,7 +84,7 @@ def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     return x
 
 
-def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> Given:
+def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> DamagedImages:
     files, good, skipped = image_files(path), [], []
     if not files:
         read_array(path, shape=shape)  # which says what is wanted
@@ -100,7 +102,7 @@ def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> Given:
     used = [files[i] for i, _ in good]
     notes = [*(f"skipped {bad['reason']}" for bad in skipped), *_coloured(used, shape)]
     x, names = torch.cat([image for _, image in good]), [file.name for file in used]
-    return Given(x=x, names=names, rows=rows, count=len(files), rounded=True, skipped=skipped, notes=notes)
+    return DamagedImages(x=x, names=names, rows=rows, count=len(files), rounded=True, skipped=skipped, notes=notes)
 
 
 def _coloured(files: list[Path], shape: tuple[int, ...]) -> list[str]:
