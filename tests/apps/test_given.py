@@ -95,7 +95,7 @@ def test_a_mask_is_white_where_it_is_missing(values, shape, tmp_path, caplog):
 @pytest.mark.parametrize("shape", [(8, 8), (1, 1, 8, 8)])
 def test_other_numbers_are_no_mask(values, shape, tmp_path):
     np.save(tmp_path / "m.npy", np.array(values * 32).reshape(shape))
-    with pytest.raises(UserError, match=r"m\.npy: the mask holds .* want 0 and 1, or 0 and 255"):
+    with pytest.raises(UserError, match=r"m\.npy: the mask holds .* give 0 and 1, or 0 and 255"):
         observed(tmp_path / "m.npy", SHAPE, 2)
 
 

@@ -184,7 +184,7 @@ def test_directions_say_what_the_operator_says(pixels):
         d = LinearObservation.from_matrix(a, 0.1)
         assert torch.allclose(d.basis.T @ d.basis, torch.eye(d.basis.shape[1]), atol=1e-4)
         assert torch.allclose(d.project(operator(pixels)), pixels.flatten(1) @ d.basis, atol=2e-2)
-    with pytest.raises(UserError, match="not a linear map"):
+    with pytest.raises(UserError, match="must be a linear map"):
         matrix(lambda x: x.flatten(1).square(), SHAPE)
 
 
@@ -215,7 +215,7 @@ def test_constant_images_survive_a_blur():
         (lambda b, x: observed("box:5,2,3,4", SHAPE, 1), "left < right"),
         (lambda b, x: observed("box:0,0,9,4", SHAPE, 1), "8 x 8 pixels"),
         (lambda b, x: observed("random:1.5", SHAPE, 1), r"a number in \[0, 1\]"),
-        (lambda b, x: observed("left-hlaf", SHAPE, 1), "no mask by that name; want right-half"),
+        (lambda b, x: observed("left-hlaf", SHAPE, 1), "must be one of right-half"),
         (lambda b, x: observed("right-half", (7,), 1), "rows of 7 numbers"),
     ],
 )
@@ -371,7 +371,7 @@ def test_bad_files_are_named_and_skipped_only_if_asked(command, folder):
         ),
         (["--image", "in", "--mask", "none", "-o", ""], "want a .png, an .npy, or a folder"),
         (["--image", "in", "--mask", "none", "-o", "wide.png/out"], "wide.png is a file"),
-        (["--image", "in", "--mask", "", "-o", "x.png"], "no such file, and no mask by that name"),
+        (["--image", "in", "--mask", "", "-o", "x.png"], "no such file, and must be one of"),
         (["--image", "in", "--operator", "blur:x", "-o", "x.png"], "blur:WIDTH"),
         (["--image", "in", "--operator", "downsample:3", "-o", "x.png"], "does not divide"),
     ],
