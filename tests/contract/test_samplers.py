@@ -276,18 +276,23 @@ def test_the_first_rows_of_a_block_get_the_noise_that_they_have_in_it(cls):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "argument"),
     [
         (lambda: ULA(step_size=0.0), "step_size"),
+        (lambda: ULA(step_size=float("inf")), "step_size"),
         (lambda: ULA(step_size=float("nan")), "step_size"),
         (lambda: ULA(step_size=torch.tensor(-1.0)), "step_size"),
         (lambda: ULA(step_size=0.1, temperature=-1.0), "temperature"),
         (lambda: ULA(step_size=0.1, clamp=(1.0, 0.0)), "clamp"),
-        (lambda: ULA.decoupled(step_size=0.1, noise_scale=-0.1), "noise"),
+        (lambda: ULA.decoupled(step_size=0.1, noise_scale=-0.1), "noise_scale"),
         (lambda: MALA(step_size=-0.1), "step_size"),
         (lambda: MALA(step_size=0.1, temperature=0.0), "temperature"),
+        (lambda: MALA(step_size=0.1, temperature=float("inf")), "temperature"),
+        (lambda: MALA(step_size=0.1, clip=0.0), "clip"),
+        (lambda: Gibbs(num_hidden=0), "num_hidden"),
     ],
 )
-def test_sampler_errors_name_the_argument(make, message):
-    with pytest.raises(ValueError, match=message):
+def test_sampler_errors_name_the_argument(make, argument):
+    with pytest.raises(UserError) as caught:
         make()
+    assert caught.value.argument == argument

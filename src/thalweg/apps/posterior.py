@@ -29,16 +29,14 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.principal import MixtureOfFactorAnalyzers
 from thalweg.energy.seen import LinearObservation, PosteriorEnergy
-from thalweg.sampler.annealed import Heun
+from thalweg.sampler.annealed import Heun, denoise
 from thalweg.sampler.langevin import MALA
 
-NOISE_INFLATION = (
-    20.0  # on training digits, of 1 to 30: with less the completions are too much alike, more costs right readings
-)
+# Chosen on training digits from 1 to 30: lower values make completions too alike, higher ones cost right readings.
+NOISE_INFLATION = 20.0
 NETWORK_ROWS = 96  # evaluated together: larger batches leave the processor's cache
 
 
@@ -203,7 +201,7 @@ def _conditioned(
 
 
 def _denoise(energy: Any, y: Tensor, t: float) -> Tensor:
-    return y - t * torch.cat([energy_and_grad(AtNoise(energy, t), part)[1] for part in _parts(energy, y)]).flatten(1)
+    return torch.cat([denoise(energy, part, t) for part in _parts(energy, y)]).flatten(1)
 
 
 def _parts(energy: Any, y: Tensor) -> list[Tensor]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.energy.base import NoisyEnergyFn
 from thalweg.objective.base import Batch, Empty
 from thalweg.objective.levels import NoiseLevels
@@ -36,6 +37,10 @@ class DualScoreMatching:
 
     normalises = True
     noisy = True
+
+    def __post_init__(self):
+        check.non_negative(time_weight=self.time_weight)
+        check.positive(scale=self.scale)
 
     def init(self, energy: NoisyEnergyFn, x: Tensor, generator: Generator) -> Empty:
         """Nothing is kept between steps."""

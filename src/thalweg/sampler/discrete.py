@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Bipartite, EnergyFn
 from thalweg.sampler.base import Info
@@ -30,8 +31,7 @@ class Gibbs:
     num_hidden: int
 
     def __post_init__(self):
-        if self.num_hidden < 1:
-            raise UserError(f"num_hidden={self.num_hidden}: want at least 1, the energy's own number")
+        check.count(num_hidden=self.num_hidden)
 
     @classmethod
     def example(cls) -> Self:
