@@ -97,6 +97,13 @@ class PosteriorEnergy:
         flat = fixed.flatten(1)
         self.fixed = (flat @ self.hard) @ self.hard.T
 
+    @classmethod
+    def example(cls) -> Self:
+        """A quadratic energy in three dimensions, of which two projections are known, one of them exactly."""
+        matrix = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.8]])
+        linear = LinearObservation.from_matrix(matrix, 0.5)._replace(noise=torch.tensor([0.0, 0.5]))
+        return cls(lambda y: 0.5 * y.square().sum(1), 0.1, linear, torch.tensor([[0.3, -0.2]]), torch.ones(1, 3))
+
     def restore(self, y: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
         """y with the fixed directions put back."""
         flat = y.flatten(1)
