@@ -322,22 +322,22 @@ def test_a_run_before_its_first_checkpoint_says_so(digits, tmp_path):
 
 
 def test_the_remedy_is_one_that_there_is(copy):
-    (copy / "guess.safetensors").write_bytes(b"")
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*restore it from a copy, or train or fit again"):
+    (copy / "prior.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedFile, match=r"prior\.safetensors.*restore it from a copy, or train or fit again"):
         load(copy)
     (copy / "checkpoints").mkdir()  # of which none has been kept
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*restore it from a copy, or train or fit again"):
+    with pytest.raises(DamagedFile, match=r"prior\.safetensors.*restore it from a copy, or train or fit again"):
         load(copy)
     (copy / "checkpoints" / "step-1").mkdir()
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*older checkpoint"):
+    with pytest.raises(DamagedFile, match=r"prior\.safetensors.*older checkpoint"):
         load(copy)
 
 
 def test_a_file_that_was_never_sealed_is_to_be_moved_away(copy):
     listed = json.loads((copy / "manifest.json").read_text())
-    del listed["files"]["guess.safetensors"]
+    del listed["files"]["prior.safetensors"]
     (copy / "manifest.json").write_text(json.dumps(listed))
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors: .*; move it away, or restore manifest\.json$"):
+    with pytest.raises(DamagedFile, match=r"prior\.safetensors: .*; move it away, or restore manifest\.json$"):
         load(copy)
 
 

@@ -1,8 +1,8 @@
 """The bundle: what a run leaves and everything else reads.
 
 `config.json` (spec, data fingerprint, versions, command), `model.safetensors` (averaged weights),
-`calibration.safetensors` (energies of held-out data), `guess.safetensors` (a coarse mixture of Gaussians, where
-completions of images start) and `manifest.json` (SHA-256 of each). A run that has not ended is read from its newest
+`calibration.safetensors` (energies of held-out data), `prior.safetensors` (a mixture of factor analysers, where
+in-painting starts) and `manifest.json` (SHA-256 of each). A run that has not ended is read from its newest
 whole checkpoint. Nothing here runs code from the folder: only classes of this package are built.
 """
 
@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.apps import classify, hub
-from thalweg.apps.guess import read_guess
+from thalweg.apps.guess import read_mixture_prior
 from thalweg.apps.stored import energy_of, parts_of, require_weights
 from thalweg.core import store, temporary
 from thalweg.core.check import fits_memory, share, stated, whole
@@ -30,13 +30,13 @@ from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserEr
 from thalweg.core.rng import generator
 from thalweg.data.loader import check_input, check_shape
 from thalweg.energy.compose import AtNoise
-from thalweg.energy.principal import PrincipalMixture
+from thalweg.energy.principal import MixtureOfFactorAnalyzers
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.run import of_block, run_chain
 
 FORMAT = 1
-FILES = ("config.json", "model.safetensors", "calibration.safetensors", "guess.safetensors")
+FILES = ("config.json", "model.safetensors", "calibration.safetensors", "prior.safetensors")
 EXTRAS = ("card.md", "report.html", "README.md")
 ASIDE = "bundle"  # what the files are written under before they get their names
 EVALUATION_BLOCK = 256
@@ -56,7 +56,7 @@ class Bundle:
         self.noisy: bool = getattr(self.model, "noisy", False)
         self.num_classes: int = getattr(self.model, "num_classes", 0)
         self.held_out_energies = held_out
-        self.guess: PrincipalMixture | None = None  # in model units
+        self.mixture_prior: MixtureOfFactorAnalyzers | None = None  # in model units
         self._warned = False
         if self.model is not weights:
             self.model.load_state_dict(weights)
@@ -173,7 +173,7 @@ class Bundle:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _require_files(folder, extras)
-            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies, self.guess)
+            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies, self.mixture_prior)
             for name in extras if self.path.resolve() != folder.resolve() else ():
                 shutil.copy(self.path / name, folder / name)
         except ThalwegError:
@@ -256,7 +256,11 @@ def _native(x: np.ndarray) -> np.ndarray:
 
 
 def write_bundle(
-    folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None, guess: PrincipalMixture | None = None
+    folder: Path,
+    config: dict[str, Any],
+    weights: Any,
+    held_out: Tensor | None,
+    mixture_prior: MixtureOfFactorAnalyzers | None = None,
 ) -> None:
     """Write the bundle's files into its folder, each whole, the manifest last: until then the folder is no bundle."""
     _require_files(folder, (*FILES, store.MANIFEST))
@@ -266,8 +270,10 @@ def write_bundle(
         store.write_tensors(aside / "model.safetensors", dict(weights))
         if held_out is not None:
             store.write_tensors(aside / "calibration.safetensors", {"energy": held_out})
-        if guess is not None:
-            store.write_tensors(aside / "guess.safetensors", {k: v.float() for k, v in guess.state_dict().items()})
+        if mixture_prior is not None:
+            store.write_tensors(
+                aside / "prior.safetensors", {k: v.float() for k, v in mixture_prior.state_dict().items()}
+            )
         store.seal(aside)
         (folder / store.MANIFEST).unlink(missing_ok=True)
         for file in (*FILES, store.MANIFEST):
@@ -362,8 +368,8 @@ def _opened(folder: Path) -> Any:
     bundle = _filled(config, folder / "model.safetensors", folder)
     calibration = folder / "calibration.safetensors"
     bundle.held_out_energies = _calibration(calibration) if calibration.exists() else None
-    if (folder / "guess.safetensors").exists():
-        bundle.guess = read_guess(folder / "guess.safetensors", bundle.shape)
+    if (folder / "prior.safetensors").exists():
+        bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape)
     return bundle
 
 

@@ -23,6 +23,11 @@ def non_negative(**numbers: Any) -> None:
     _each(numbers, lambda x: 0 <= x < math.inf, "must be zero or more")
 
 
+def finite(**numbers: Any) -> None:
+    """Each a number that is neither infinite nor NaN."""
+    _each(numbers, math.isfinite, "must be finite")
+
+
 def share(**numbers: Any) -> None:
     """Each in [0, 1]: a share or a probability."""
     _each(numbers, lambda x: 0 <= x <= 1, "must be in [0, 1]")
