@@ -30,7 +30,7 @@ def failing(run, error, at):
             raise error
         return result
 
-    run.objective = Wrapped(run.objective, check)
+    run.update.objective = Wrapped(run.update.objective, check)
     return run
 
 
@@ -58,7 +58,7 @@ def test_r13_other_errors_stay_what_they_are_and_a_batch_of_one_is_not_halved(tm
 def test_r13_memory_that_runs_out_in_a_trial_step_is_named_too(tmp_path):
     run = trainer("dsm", tmp_path)
     (tmp_path / "plan.json").unlink()
-    run.objective = Wrapped(run.objective, lambda *result: (_ for _ in ()).throw(MemoryError()))
+    run.update.objective = Wrapped(run.update.objective, lambda *result: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(OutOfMemory, match=r"a batch of 16 .*train\.batch_size=8; no checkpoint yet"):
         run.fit()
     assert Plan.load(tmp_path) is None
@@ -77,7 +77,7 @@ def test_r13_at_twelve_limits_of_the_address_space_it_is_typed_and_the_checkpoin
 
         def child(folder=folder, room=(number + 1) * 2**20):
             run = trainer("dsm", folder)
-            batch = run._batch
+            batch = run.update.batch
 
             def larger(step, progress):
                 if step < 12:
@@ -87,7 +87,7 @@ def test_r13_at_twelve_limits_of_the_address_space_it_is_typed_and_the_checkpoin
                 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
                 return batch(step, progress)._replace(x=x)
 
-            run._batch = larger
+            run.update.batch = larger
             try:
                 run.fit()
             except OutOfMemory as error:

@@ -49,14 +49,15 @@ log = logging.getLogger("thalweg")
 class Bundle:
     """A trained energy with its data's transform, its sampler and its calibration. Made by `load`, not by hand."""
 
-    def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], held_out: Tensor | None, path: Path):
+    def __init__(self, config: dict[str, Any], weights: Any, held_out: Tensor | None, path: Path):
         self.config, self.path = config, path
         try:
             run, data = config["run"], config["data"]
             self.kind: str = data["kind"]
             self.shape: tuple[int, ...] = tuple(data["shape"])
             self.transform = build(run["transform"])
-            self.model: nn.Module = build(run["energy"], shape=self.shape).to(torch.float32)
+            built = isinstance(weights, nn.Module)  # the network itself, in place of its weights by name
+            self.model: nn.Module = weights if built else build(run["energy"], shape=self.shape).to(torch.float32)
             self.sampler = build(run["sampler"])
             self.normalised: bool = config["normalised"]
         except (KeyError, TypeError) as error:
@@ -67,11 +68,11 @@ class Bundle:
         self.guess: PrincipalMixture | None = None  # in model units
         self._warned = False
         try:
-            self.model.load_state_dict(weights)
+            if not built:
+                self.model.load_state_dict(weights)
         except RuntimeError as error:
-            raise DamagedFile(
-                f"{path}: weights do not fit config.json ({str(error).splitlines()[-1].strip()})"
-            ) from error
+            reason = str(error).splitlines()[-1].strip()
+            raise DamagedFile(f"weights do not fit config.json ({reason})", argument=str(path)) from error
         self.model.eval().requires_grad_(False)
 
     @property
