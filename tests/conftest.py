@@ -16,6 +16,10 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# What a training imports late: torch's optimisers bring torch._dynamo along.
+LATE = ("torch._dynamo", "tensorboard.summary.writer.record_writer", "thalweg.apps.fit", "thalweg.evaluate.pictures")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def small_previews():
     """Every run draws a preview; a thousand points would take most of the time of a run of a few steps."""
@@ -77,7 +81,7 @@ class Forked:
 @pytest.fixture
 def forked(tmp_path, tmp_path_factory):
     """Start `thalweg WORDS` in a forked process: call with words, a folder to work in, and what to change before."""
-    for name in ("tensorboard.summary.writer.record_writer", "thalweg.apps.fit", "thalweg.evaluate.pictures"):
+    for name in LATE:
         import_module(name)  # here, not in every process
 
     logs = tmp_path_factory.mktemp("said")

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which torch's optimisers import late
 
 import thalweg.apps.fit
-import thalweg.evaluate.pictures  # noqa: F401 — both here, not in every process
+import thalweg.evaluate.pictures  # noqa: F401 — all three here, not in every process
 from thalweg import cli
 from thalweg.core import store
 from thalweg.core.rng import generator

@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch
 from thalweg.core import store
 from thalweg.core.errors import OutOfMemory
 from thalweg.train.plan import Plan
+from thalweg.train.trainer import Interrupted
 
-from .runs import STEPS, Wrapped, assert_same, in_child, leftovers, newest, trainer
+from .runs import STEPS, Wrapped, assert_same, in_child, leftovers, newest, stop_at, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -72,8 +74,11 @@ def address_space():
 def test_r13_at_twelve_limits_of_the_address_space_it_is_typed_and_the_checkpoint_is_intact(wholes, tmp_path):
     """A step of 2**17 rows through 16 units wants many times the largest of these limits' room."""
     expected = wholes("dsm")
+    with pytest.raises(Interrupted):
+        trainer("dsm", tmp_path / "base", [stop_at(9)]).fit()
     for number in range(12):
         folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "base", folder)
 
         def child(folder=folder, room=(number + 1) * 2**20):
             run = trainer("dsm", folder)

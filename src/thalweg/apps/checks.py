@@ -73,8 +73,7 @@ def fit_to_data(parts: Parts, run: RunSettings, data: Dataset) -> Transform:
 
 def _of_shape(error: UserError) -> bool:
     """Whether the energy's constructor complained about the shape, which the data gave and not the user."""
-    causes = (error, error.__cause__)
-    return any(isinstance(cause, UserError) and cause.argument == "shape" for cause in causes)
+    return any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))
 
 
 def _unfit(run: RunSettings, data: Dataset, other: str = "") -> UserError:
