@@ -48,16 +48,18 @@ log = logging.getLogger("thalweg")
 class Bundle:
     """A trained energy with its data's transform, its sampler and its calibration. Made by `load`, not by hand."""
 
-    def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], held_out: Tensor | None, path: Path):
+    def __init__(self, config: dict[str, Any], weights: Any, held_out: Tensor | None, path: Path):
         self.config, self.path = config, path
         self.kind, self.shape, self.normalised, self.transform, self.sampler = parts_of(config, path / "config.json")
-        self.model: nn.Module = energy_of(config)
+        built = isinstance(weights, nn.Module)  # the network itself, in place of its weights by name
+        self.model: nn.Module = weights if built else energy_of(config)
         self.noisy: bool = getattr(self.model, "noisy", False)
         self.num_classes: int = getattr(self.model, "num_classes", 0)
         self.held_out_energies = held_out
         self.mixture_prior: MixtureOfFactorAnalyzers | None = None  # in model units
         self._warned = False
-        self.model.load_state_dict(weights)
+        if not built:
+            self.model.load_state_dict(weights)
         self.model.eval().requires_grad_(False)
 
     @property
