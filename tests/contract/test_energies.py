@@ -175,7 +175,7 @@ IMAGES, VECTORS = (ConvEnergy, ResNetEnergy, UNetEnergy), (MLPEnergy, ResidualEn
     + [(cls, shape) for cls in VECTORS for shape in ((), (0,), (-2,), (2.5,), (True,), (3, 4), 3)],
 )
 def test_a_shape_that_is_none_is_refused(cls, shape):
-    with pytest.raises(ValueError, match=r"^shape=.*: want \(") as caught:
+    with pytest.raises(ValueError, match=r"^shape=.*: must be \(") as caught:
         cls(shape=shape)
     assert "\n" not in str(caught.value)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from thalweg.apps import classify, hub
 from thalweg.apps.guess import read_mixture_prior
-from thalweg.apps.stored import energy_of, parts_of, require_weights
+from thalweg.apps.stored import energy_of, held_out_energies, parts_of, require_weights
 from thalweg.core import store, temporary
 from thalweg.core.check import fits_memory, share, stated, whole
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
@@ -367,7 +367,7 @@ def _opened(folder: Path) -> Any:
         return _of_checkpoint(folder, config)
     bundle = _filled(config, folder / "model.safetensors", folder)
     calibration = folder / "calibration.safetensors"
-    bundle.held_out_energies = _calibration(calibration) if calibration.exists() else None
+    bundle.held_out_energies = held_out_energies(calibration) if calibration.exists() else None
     if (folder / "prior.safetensors").exists():
         bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape)
     return bundle
@@ -397,10 +397,3 @@ def _filled(config: dict[str, Any], weights: Path, folder: Path) -> Bundle:
     parts_of(config, folder / "config.json")
     require_weights(config, store.read_header(weights), weights)
     return Bundle(config, store.read_tensors(weights), None, folder)
-
-
-def _calibration(path: Path) -> Tensor:
-    held_out = store.read_tensors(path).get("energy")
-    if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
-        raise DamagedFile("holds no energies of held-out data, (n,)", argument=str(path), hint="train again")
-    return held_out.to(torch.float32)

@@ -156,6 +156,9 @@ def keep_memory() -> None:
 
     It would give activations back to the system at each step and have them zeroed by page faults at the next, which
     costs a step of a small network 15 to 25 % of its time. The block itself is never touched, so it costs no memory.
+
+    This lasts as long as the process, which then may hold up to 64 MiB more than it uses. It cannot be undone:
+    `mallopt` could set another threshold, and would end glibc's own adjustment of it.
     """
     torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8, device="cpu")
 
