@@ -31,6 +31,7 @@ from thalweg.energy.layers import (
     FREE,
     HOOKS,
     Activation,
+    Col2imConv2d,
     Identity,
     Im2colConv2d,
     Layer,
@@ -128,7 +129,7 @@ def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
 
 
 def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """(module, its new forward): Sequentials with fused layers, and convolutions of one channel in channels_last."""
+    """(module, its new forward): Sequentials with fused layers, and convolutions of one channel wherever they stand."""
     if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         return
     inside: set[int] = set()
@@ -139,9 +140,10 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
                 inside |= {id(child) for child in m}
                 yield m, functools.partial(_in_order, parts)
     for m in modules:
-        alone = isinstance(m, nn.Conv2d) and id(m) not in inside and _in_channels_last(m.weight)
-        if alone and isinstance(layer := layer_of(m), Im2colConv2d):  # else a copy into the usual layout costs the gain
-            yield m, functools.partial(_fused, [layer], functools.partial(type(m).forward, m), False)
+        if isinstance(m, nn.Conv2d) and id(m) not in inside and isinstance(layer := layer_of(m), Im2colConv2d):
+            usual = not _in_channels_last(m.weight)
+            layers = [Col2imConv2d(*layer) if usual else layer]
+            yield m, functools.partial(_fused, layers, functools.partial(type(m).forward, m), usual)
 
 
 def hooked(m: nn.Module) -> bool:
