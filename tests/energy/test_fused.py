@@ -265,6 +265,22 @@ class Sees(nn.Module):
         return x
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("images", [torch.contiguous_format, torch.channels_last])
+def test_fused_layers_give_the_strides_of_their_modules(channels, weights, images):
+    """Also of one channel, where both layouts are contiguous and torch goes by the strides."""
+    layers = [nn.Conv2d(channels, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3)]
+    x = torch.rand(2, channels, 8, 8).to(memory_format=images)
+    for net in (nn.Sequential(*layers), nn.Sequential(nn.Identity(), layers[0])):
+        net, found = net.to(memory_format=weights), []
+        for way in (FrozenEnergy.of, frozen):
+            with way(lambda y, net=net: net(y)) as fixed:
+                y = x.clone().requires_grad_()
+                found.append(fixed(y).stride())
+        assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("declared", [False, True])
 def test_users_code_meets_the_layout_that_its_modules_give(declared, monkeypatch):
     """The usual one, or channels_last where the network has its weights so; fused layers always have channels_last."""

@@ -59,7 +59,8 @@ class _FusedLayers(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.x, ctx.plain, ctx.layers, ctx.usual = x, plain, layers, usual and x.is_contiguous()
+        ctx.x, ctx.plain, ctx.layers = x, plain, layers
+        ctx.usual = usual and x.is_contiguous() and not _in_channels_last(x)
         y, ctx.kept = forward_through(layers, x)
         y = y.contiguous() if ctx.usual else y
         y = y if y._base is None else y.clone()  # autograd lets nobody change a view that a node gives
@@ -103,9 +104,9 @@ def _fuse(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Te
     return functools.partial(_fused, working, functools.partial(_in_order, modules), usual)
 
 
-def _in_channels_last(p: Tensor) -> bool:
-    """Whether somebody laid the weight out in channels_last, and so wants images in it; torch goes by strides too."""
-    return p.ndim == 4 and p.stride() != torch.empty(p.shape, device="meta").stride()
+def _in_channels_last(x: Tensor) -> bool:
+    """Whether somebody laid the weight or image out in channels_last, and so wants it; torch goes by strides too."""
+    return x.ndim == 4 and x.stride() != torch.empty(x.shape, device="meta").stride()
 
 
 def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
