@@ -89,7 +89,7 @@ def test_the_distance_of_a_random_choice_has_no_bias():
     for repeat in range(60):
         real, made = plane(80, f"bias-{repeat}")
         part = evidence._Part(held_out(real, made, torch.zeros(80), folds=2), "none", range(2), 0)
-        gains.append(part.nearer(0.125, 0.0)[0])
+        gains.append(float(part.nearer(0.125, 0.0)[0]))
         kept = part._chosen(0.125, 0.0, 0)
         biased.append(float((part.within.mean() - part.within[kept][:, kept].mean()) * -1) + gains[-1])
     assert abs(np.mean(gains)) < 3 * np.std(gains) / 60**0.5

@@ -106,15 +106,35 @@ def check_choices(held_out: HeldOut, variety: Variety, *, seed: int = 0) -> tupl
     found: list[ShareCheck] = []
     share, coldest = 0.5, 0
     while min(settling.num_kept(share), checking.num_kept(share)) >= LEAST_KEPT:
-        gains = [settling.nearer(share, t) for t in TEMPERATURES[coldest:]]
-        bounds = [gain - error for gain, error in gains]
-        coldest += bounds.index(max(bounds))
+        coldest += _settled([settling.nearer(share, t) for t in TEMPERATURES[coldest:]])
         temperature = TEMPERATURES[coldest]
-        found.append(ShareCheck(share, temperature, checking.random, *checking.nearer(share, temperature)))
+        nearer, error = _with_error(checking.nearer(share, temperature))
+        found.append(ShareCheck(share, temperature, checking.random, nearer, error))
         if not found[-1].helps:
             break
         share /= 2
     return tuple(found)
+
+
+def _settled(gains: Sequence[Float[Tensor, " b"]]) -> int:
+    """Which of some temperatures, the coldest first, whose choices are nearer by these gains.
+
+    The coldest that is nearer than a random choice by two standard errors, and whose gain is within one standard error
+    of the largest; where none is, the one whose gain less its standard error is largest.
+    """
+    values, errors = zip(*(_with_error(gain) for gain in gains), strict=True)
+    largest = gains[values.index(max(values))]
+    for i, gain in enumerate(gains):
+        short, error = _with_error(largest - gain)
+        if values[i] > 2 * errors[i] and short <= error:
+            return i
+    bounds = [value - error for value, error in zip(values, errors, strict=True)]
+    return bounds.index(max(bounds))
+
+
+def _with_error(resampled: Float[Tensor, " b"]) -> tuple[float, float]:
+    """(the value, its standard error) of a figure of the rows, first, and of their bootstrap samples."""
+    return float(resampled[0]), float(resampled[1:].std())
 
 
 class _Part:
@@ -138,12 +158,11 @@ class _Part:
         """How many draws of all folds are kept."""
         return sum(self._keep(rows, share) for rows in self.folds)
 
-    def nearer(self, share: float, temperature: float) -> tuple[float, float]:
-        """(D of all draws - D of the kept, its standard error)."""
+    def nearer(self, share: float, temperature: float) -> Float[Tensor, " b"]:
+        """D of all draws - D of the kept, of the rows and of each bootstrap sample."""
         repeats = REPEATS if temperature else 1
         kept = [self._to_data(self._chosen(share, temperature, i)) for i in range(repeats)]
-        gain = self.all - torch.stack(kept).mean(0)
-        return float(gain[0]), float(gain[1:].std())
+        return self.all - torch.stack(kept).mean(0)
 
     def _chosen(self, share: float, temperature: float, repeat: int) -> Tensor:
         found = []
