@@ -27,7 +27,7 @@ from thalweg.core.rng import generator
 TEMPERATURES = (0.0, 0.25, 0.5, 1.0)  # in nats; 1 makes data of draws, colder goes further
 REPEATS = 4  # choices at one temperature, whose distances are averaged
 RESAMPLED = 100  # of the bootstrap
-LEAST_KEPT = 8  # of either part; fewer say nothing
+LEAST_KEPT = 8  # draws, and rows of data, of either part; fewer say nothing
 ROWS = 2000  # of either kind and part that are compared
 
 
@@ -105,7 +105,7 @@ def check_choices(held_out: HeldOut, variety: Variety, *, seed: int = 0) -> tupl
     settling, checking = (_Part(held_out, variety, folds, seed) for folds in (range(num // 2), range(num // 2, num)))
     found: list[ShareCheck] = []
     share, coldest = 0.5, 0
-    while min(settling.num_kept(share), checking.num_kept(share)) >= LEAST_KEPT:
+    while min(part.num_kept(share) for part in (settling, checking)) >= LEAST_KEPT:
         coldest += _settled([settling.nearer(share, t) for t in TEMPERATURES[coldest:]])
         temperature = TEMPERATURES[coldest]
         nearer, error = _with_error(checking.nearer(share, temperature))
@@ -155,8 +155,8 @@ class _Part:
         self.random = float(self.all[0] - _mean_within(self.of_data, self.data_weights[:1])[0])
 
     def num_kept(self, share: float) -> int:
-        """How many draws of all folds are kept."""
-        return sum(self._keep(rows, share) for rows in self.folds)
+        """How many draws of all folds are kept, or rows of data there are, whichever is less."""
+        return min(self.across.shape[1], sum(self._keep(rows, share) for rows in self.folds))
 
     def nearer(self, share: float, temperature: float) -> Float[Tensor, " b"]:
         """D of all draws - D of the kept, of the rows and of each bootstrap sample."""
