@@ -15,7 +15,7 @@ show nothing ends the series: a stricter choice is not made.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -28,7 +28,7 @@ TEMPERATURES = (0.0, 0.25, 0.5, 1.0)  # in nats; 1 makes data of draws, colder g
 REPEATS = 4  # choices at one temperature, whose distances are averaged
 RESAMPLED = 100  # of the bootstrap
 LEAST_KEPT = 8  # draws, and rows of data, of either part; fewer say nothing
-ROWS = 2000  # of either kind and part that are compared
+ROWS = 3000  # of either kind and part that are compared
 
 
 class HeldOut(NamedTuple):
@@ -95,20 +95,24 @@ def strictness(checks: Sequence[ShareCheck], share: float) -> Strictness | None:
     return Strictness(used.temperature, min(1.0, share / used.share))
 
 
-def check_choices(held_out: HeldOut, variety: Variety, *, seed: int = 0) -> tuple[ShareCheck, ...]:
-    """A `ShareCheck` for each share from 1/2 down to the first that does not help, or that keeps too few rows.
+def check_choices(held_out: HeldOut, *, seed: int = 0) -> dict[Variety, tuple[ShareCheck, ...]]:
+    """By variety, a `ShareCheck` for each share from 1/2 down to the first that does not help or keeps too few rows.
 
-    The first half of the folds chooses the temperature, the others are for the check. Costs the distances of at most
-    2,000 rows of either kind and some hundred choices.
+    The first half of the folds chooses the temperatures, the others are for the check. Costs the distances of at most
+    3,000 rows of either kind and some hundred choices.
     """
     num = int(held_out.fold.max()) + 1
-    settling, checking = (_Part(held_out, variety, folds, seed) for folds in (range(num // 2), range(num // 2, num)))
+    settling, checking = (_Part(held_out, folds, seed) for folds in (range(num // 2), range(num // 2, num)))
+    return {variety: _series(settling, checking, variety) for variety in get_args(Variety)}
+
+
+def _series(settling: "_Part", checking: "_Part", variety: Variety) -> tuple[ShareCheck, ...]:
     found: list[ShareCheck] = []
     share, coldest = 0.5, 0
     while min(part.num_kept(share) for part in (settling, checking)) >= LEAST_KEPT:
-        coldest += _settled([settling.nearer(share, t) for t in TEMPERATURES[coldest:]])
+        coldest += _settled([settling.nearer(share, t, variety) for t in TEMPERATURES[coldest:]])
         temperature = TEMPERATURES[coldest]
-        nearer, error = _with_error(checking.nearer(share, temperature))
+        nearer, error = _with_error(checking.nearer(share, temperature, variety))
         found.append(ShareCheck(share, temperature, checking.random, nearer, error))
         if not found[-1].helps:
             break
@@ -140,11 +144,9 @@ def _with_error(resampled: Float[Tensor, " b"]) -> tuple[float, float]:
 class _Part:
     """The rows of some folds, their distances, and the weights of the bootstrap (Rubin 1981), the first all one."""
 
-    def __init__(self, held_out: HeldOut, variety: Variety, folds: Iterable[int], seed: int):
+    def __init__(self, held_out: HeldOut, folds: Iterable[int], seed: int):
         wanted = torch.tensor(list(folds))
-        self.variety: Variety = variety
-        self.seed = seed
-        self.name = f"{variety}/{','.join(map(str, wanted.tolist()))}"
+        self.seed, self.name = seed, ",".join(map(str, wanted.tolist()))
         draws, data = (self._rows(fold, wanted) for fold in (held_out.fold, held_out.real_fold))
         x, y = held_out.generated[draws].double(), held_out.real[data].double()
         self.energies, self.features = held_out.energies[draws], held_out.features[draws]
@@ -158,17 +160,17 @@ class _Part:
         """How many draws of all folds are kept, or rows of data there are, whichever is less."""
         return min(self.across.shape[1], sum(self._keep(rows, share) for rows in self.folds))
 
-    def nearer(self, share: float, temperature: float) -> Float[Tensor, " b"]:
+    def nearer(self, share: float, temperature: float, variety: Variety) -> Float[Tensor, " b"]:
         """D of all draws - D of the kept, of the rows and of each bootstrap sample."""
         repeats = REPEATS if temperature else 1
-        kept = [self._to_data(self._chosen(share, temperature, i)) for i in range(repeats)]
+        kept = [self._to_data(self._chosen(share, temperature, variety, i)) for i in range(repeats)]
         return self.all - torch.stack(kept).mean(0)
 
-    def _chosen(self, share: float, temperature: float, repeat: int) -> Tensor:
+    def _chosen(self, share: float, temperature: float, variety: Variety, repeat: int) -> Tensor:
         found = []
         for k, rows in enumerate(self.folds):
             u = perturbed(self.energies[rows], temperature, self.seed, "check", self.name, f"{share}", k, repeat)
-            found.append(rows[choose(u, self.features[rows], self._keep(rows, share), self.variety)])
+            found.append(rows[choose(u, self.features[rows], self._keep(rows, share), variety)])
         return torch.cat(found)
 
     def _to_data(self, chosen: Tensor) -> Float[Tensor, " b"]:

@@ -10,7 +10,7 @@ choosing by the energy is worth (`apps.evidence`).
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -94,8 +94,7 @@ def fit_ratio(
     u = energy.scale * u + energy.offset
     energy.price.fill_(support.PRICE * (u.max() - u.min()))
     own = hidden[~sides.real] if features is None else features(generated)
-    held_out = _compared(x, sides, u, own)
-    choices = {variety: check_choices(held_out, variety, seed=seed) for variety in get_args(Variety)}
+    choices = check_choices(_compared(x, sides, u, own), seed=seed)
     assert s.noise != "auto"  # settled
     figures = _figures(u, sides.real)
     return energy.eval().requires_grad_(False), HeldOutCheck(*figures, steps, s.view, s.noise, tried, choices)
