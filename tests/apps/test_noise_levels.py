@@ -51,7 +51,7 @@ class NoPrior(nn.Module):
     def __init__(self, *, shape):
         super().__init__()
         self.inner = ResidualEnergy(shape=shape, width=8, num_blocks=1)
-        self.t_min, self.t_max = self.inner.t_min, self.inner.t_max
+        self.t_min, self.t_max, self.prior_log_prob = self.inner.t_min, self.inner.t_max, self.inner.prior_log_prob
 
     def forward(self, y, t):
         return self.inner(y, t)
@@ -60,20 +60,21 @@ class NoPrior(nn.Module):
 
 @pytest.fixture
 def own(monkeypatch):
-    """A module of the package's that somebody has added, its classes without a part that they should have."""
-    made = types.ModuleType("thalweg.own")
-    monkeypatch.setitem(sys.modules, made.__name__, made)
-    exec(OWN, made.__dict__)
+    """Modules that somebody has added to the package, their classes without a part that they should have."""
+    for name in ("thalweg.energy.own", "thalweg.sampler.own"):
+        made = types.ModuleType(name)
+        monkeypatch.setitem(sys.modules, name, made)
+        exec(OWN, made.__dict__)
     return made
 
 
 @pytest.mark.parametrize(
     ("override", "argument", "lacks"),
     [
-        ("sampler={type: thalweg.own:NoLevels}", "sampler", "sigma"),
-        ("energy={type: thalweg.own:NoPrior}", "energy", "prior"),
+        ("sampler={type: thalweg.sampler.own:NoLevels}", "sampler", "sigma"),
+        ("energy={type: thalweg.energy.own:NoPrior}", "energy", "prior"),
         ("sampler={type: thalweg.sampler.langevin:MALA, step_size: 0.1}", "sampler", "num_steps, sigma"),
-        ("energy={type: thalweg.energy.mlp:MLPEnergy}", "energy", "t_min, t_max, prior"),
+        ("energy={type: thalweg.energy.mlp:MLPEnergy}", "energy", "t_min, t_max, prior, prior_log_prob"),
     ],
 )
 def test_parts_that_do_not_make_an_annealed_run_are_refused_before_any_work(tmp_path, own, override, argument, lacks):

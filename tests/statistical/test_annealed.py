@@ -43,6 +43,9 @@ class Mixture:
     def prior(self, n, gen):
         return self.draw(n, HIGH**2, gen)
 
+    def prior_log_prob(self, y):
+        return -self(y, y.new_full((len(y),), HIGH**2))
+
 
 def _cdf(x, t):
     """Exact distribution functions of four projections, (B, 4)."""
@@ -274,7 +277,7 @@ class Lacking:
         self.__dict__.update({name: getattr(whole, name) for name in PARTS if hasattr(whole, name) and name != lacks})
 
 
-PARTS = ("init", "draw", "step", "num_steps", "sigma", "prior", "t_min", "t_max", "shape")
+PARTS = ("init", "draw", "step", "num_steps", "sigma", "prior", "prior_log_prob", "t_min", "t_max", "shape")
 
 
 @pytest.mark.parametrize("lacks", PARTS[:5])
@@ -285,7 +288,7 @@ def test_a_sampler_that_lacks_a_part_is_refused_before_any_work(lacks):
     anneal(Lacking(Still(), None), Mixture(), 3)
 
 
-@pytest.mark.parametrize("lacks", ["prior", "t_min", "t_max"])
+@pytest.mark.parametrize("lacks", ["prior", "prior_log_prob", "t_min", "t_max"])
 def test_an_energy_that_lacks_a_part_is_refused_before_any_work(lacks):
     energy = type("Energy", (Lacking,), {"__call__": Mixture.__call__})
     with pytest.raises(UserError, match=lacks) as caught:

@@ -321,9 +321,8 @@ def test_the_chain_holds_spectral_norms_still_and_the_loss_is_one_forward():
     (short, _), (long, calls) = norms_after(contrastive, 1), norms_after(contrastive, 10)
     assert torch.equal(short, long)
     assert calls == [False] * 10 + [True, False]  # the chain, the loss, the fresh starts' energy
-    thawed = mutant(
-        contrastive, "with held(energy) as still,", "with __import__('contextlib').nullcontext(energy) as still,"
-    )
+    frozen = "with FrozenEnergy.of(energy) as fixed,"
+    thawed = mutant(contrastive, frozen, "with __import__('contextlib').nullcontext(energy) as fixed,")
     assert not torch.equal(norms_after(thawed, 1)[0], norms_after(thawed, 10)[0])
 
 

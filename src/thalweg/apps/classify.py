@@ -42,7 +42,7 @@ def require_labels(objective: Any, energy: Any, data: Dataset) -> None:
     if not (isinstance(objective, Labelled) and objective.labelled):
         return
     if not isinstance(energy, Classifier):
-        text = f"must have classes, which the objective learns; {lacking(energy, 'num_classes', 'logits')}"
+        text = f"must have classes, which the objective learns; {lacking(energy, Classifier)}"
         raise UserError(text, argument="energy.type", hint="take thalweg.energy.joint:JointUNetEnergy")
     num = energy.num_classes
     if data.train_labels is None or data.held_out_labels is None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Generator, Tensor
 
+from thalweg.energy.base import Capability
 from thalweg.objective.levels import NoiseLevels
 
 S = TypeVar("S")
@@ -27,7 +28,7 @@ class Empty(NamedTuple):
 
 
 @runtime_checkable
-class Objective(Protocol[S]):
+class Objective(Protocol[S], metaclass=Capability):
     """Draw the randomness of one step, then turn (energy, state, batch, noise) into (loss, next state, metrics).
 
     `normalises` says whether minimising the loss also fixes the energy's additive constant, so that -E is log p.
@@ -48,7 +49,7 @@ class Objective(Protocol[S]):
 
 
 @runtime_checkable
-class HasAfterRollback(Protocol):
+class HasAfterRollback(Protocol, metaclass=Capability):
     """An objective that has a variant of itself for the steps after a rollback (`train.guard`).
 
     The variant is pure, of the same class, and goes on with the state that there is; `after_rollback(0)` is the
@@ -62,7 +63,7 @@ class HasAfterRollback(Protocol):
 
 
 @runtime_checkable
-class HasLevels(Protocol):
+class HasLevels(Protocol, metaclass=Capability):
     """An objective over noise levels: `levels` says which of them it draws, its state is the energy's `NoiseRange`.
 
     Asked for by `JointLikelihood`, whose classifier sees the same levels; without, it sees clean data only.
@@ -75,7 +76,7 @@ class HasLevels(Protocol):
 
 
 @runtime_checkable
-class Labelled(Protocol):
+class Labelled(Protocol, metaclass=Capability):
     """An objective that learns the classes of `batch.labels`, where `labelled` is true.
 
     A run then wants labelled data and an energy with `num_classes` and `logits`, and refuses others before any work.

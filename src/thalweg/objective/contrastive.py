@@ -24,7 +24,7 @@ from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import EnergyFn
 from thalweg.energy.compose import Conditioned
-from thalweg.energy.fused import held
+from thalweg.energy.fused import FrozenEnergy
 from thalweg.energy.spectral import frozen
 from thalweg.objective import buffer, health
 from thalweg.objective.base import Batch
@@ -209,7 +209,7 @@ class ContrastiveDivergence:
     def _run(self, energy: EnergyFn, x: Tensor, num: int, chain: Sequence[Tensor]) -> tuple[Tensor, Info]:
         """The chain's last positions, outside the graph, and its last diagnostics; under autocast, in its precision."""
         bf16 = torch.is_autocast_enabled(x.device.type)
-        with held(energy) as still, at_precision(still, self.sampler, x, bf16) as precise:
+        with FrozenEnergy.of(energy) as fixed, at_precision(fixed, self.sampler, x, bf16) as precise:
             state = self.sampler.init(precise, x.detach())
             info = Info(x.new_ones(len(x)), x.new_zeros(len(x)))
             for k in range(num):

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor
 
 from thalweg.core import check
-from thalweg.energy.base import HasGradients, NoisyEnergyFn
+from thalweg.energy.base import HasTimeGradient, NoisyEnergyFn
 from thalweg.objective.base import Batch
 from thalweg.objective.levels import NoiseLevels, NoiseRange
 
@@ -71,7 +71,7 @@ class DualScoreMatching:
 
 def value_and_grads(energy: NoisyEnergyFn, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(U, dU/dy, dU/dt) at once, differentiable in the parameters: the energy's own way, or autograd's."""
-    if isinstance(energy, HasGradients) and (found := energy.slopes(y, t)) is not None:
+    if isinstance(energy, HasTimeGradient) and (found := energy.value_and_grads(y, t)) is not None:
         return found
     with torch.enable_grad():
         y, t = y.detach().requires_grad_(True), t.detach().requires_grad_(True)

@@ -105,7 +105,7 @@ class JointLikelihood:
         """The loss in nats (the generative term in its own units), that term's next state, and the parts."""
         starts, t, eps, *own = noise
         if not isinstance(energy, Classifier):
-            raise UserError(f"must have classes; {lacking(energy, 'num_classes', 'logits')}", argument="energy")
+            raise UserError(f"must have classes; {lacking(energy, Classifier)}", argument="energy")
         labels, some = checked_labels(batch, energy.num_classes), _first(batch, self.rows)
         x = batch.x if len(starts) == 0 else self._worst(energy, batch.x, labels, starts)
         scores = energy.logits(x)

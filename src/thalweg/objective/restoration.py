@@ -24,6 +24,7 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
+from thalweg.energy.base import Capability
 from thalweg.objective import health
 from thalweg.objective.base import Batch, Empty
 from thalweg.objective.damage import Damage, warp
@@ -32,7 +33,7 @@ Corrupt = Callable[[Tensor, Generator], Tensor]
 
 
 @runtime_checkable
-class Restoring(Protocol):
+class Restoring(Protocol, metaclass=Capability):
     """An energy that learns to restore and to compare too (`energy.autoencoder`); others learn to tell apart alone."""
 
     def __call__(self, x: Tensor, /) -> Tensor:

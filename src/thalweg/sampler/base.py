@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import EnergyFn, NoiseConditional, lacking, require_noise_conditional
+from thalweg.energy.base import Capability, EnergyFn, NoiseConditional, lacking, require_noise_conditional
 
 S = TypeVar("S")
 
@@ -29,7 +29,7 @@ class Info(NamedTuple):
 
 
 @runtime_checkable
-class Sampler(Protocol[S]):
+class Sampler(Protocol[S], metaclass=Capability):
     """One Markov kernel (or one step of an annealed scheme). `state.x` holds the positions, (B, *)."""
 
     def init(self, energy: EnergyFn, x: Tensor) -> S:
@@ -46,7 +46,7 @@ class Sampler(Protocol[S]):
 
 
 @runtime_checkable
-class AnnealedSampler(Sampler[S], Protocol[S]):
+class AnnealedSampler(Sampler[S], Protocol[S], metaclass=Capability):
     """A sampler that goes down the noise levels of an energy U(y, t), from t_max to t_min in `num_steps` steps.
 
     `init`, `draw` and `step` are those of every sampler; the levels are the energy's (`energy.base.sigma_range`). Asked
@@ -65,7 +65,7 @@ class AnnealedSampler(Sampler[S], Protocol[S]):
 
 
 @runtime_checkable
-class GradientOnly(Protocol):
+class GradientOnly(Protocol, metaclass=Capability):
     """What a sampler may say of its step: where `gradient_only` is true, it uses the energy's gradient alone.
 
     With a network in bfloat16 it is then spared the energies in full precision (`sampler.precision`).
@@ -78,7 +78,7 @@ class GradientOnly(Protocol):
 
 
 @runtime_checkable
-class HasClamp(Protocol):
+class HasClamp(Protocol, metaclass=Capability):
     """A sampler that may keep its positions in a box; the share of coordinates on the walls is a health signal."""
 
     @property
@@ -89,8 +89,8 @@ class HasClamp(Protocol):
 
 def require_annealed(sampler: Any) -> AnnealedSampler[Any]:
     """The sampler, if it is annealed; UserError, with what it lacks, if not."""
-    if not isinstance(sampler, AnnealedSampler):
-        lacks = lacking(sampler, "num_steps", "sigma", "init", "draw", "step")
+    if not (isinstance(sampler, AnnealedSampler) and isinstance(sampler, Sampler)):
+        lacks = lacking(sampler, AnnealedSampler, Sampler)
         text = f"must be an annealed sampler for a noise-conditional energy; {lacks}"
         raise UserError(text, argument="sampler", hint="take thalweg.sampler.annealed:Heun")
     check.count(num_steps=sampler.num_steps)
