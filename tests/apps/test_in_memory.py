@@ -270,7 +270,6 @@ def test_the_dry_run_leaves_the_network_as_it_was():
         ("energy.type=thalweg.energy.conv:ConvEnergy", "energy.type"),
         ("sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}", "sampler.type"),
         ("objective.type=thalweg.energy.mlp:MLPEnergy", "objective.type"),
-        ("objective.levels.sigma_max=9.0", "objective.levels"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(override, argument):

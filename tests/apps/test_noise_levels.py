@@ -80,7 +80,7 @@ def own(monkeypatch):
 def test_parts_that_do_not_make_an_annealed_run_are_refused_before_any_work(tmp_path, own, override, argument, lacks):
     with pytest.raises(UserError, match=f"lacks {lacks}") as caught:
         run(tmp_path / "a", "data.limit=300", override)
-    assert caught.value.argument == argument
+    assert caught.value.argument == f"{argument}.type"
     assert not (tmp_path / "a").exists()
 
 

@@ -103,9 +103,15 @@ def _check_shape(energy: Any, run: RunSettings, data: Dataset) -> None:
 
 def _check_noise(parts: Parts, run: RunSettings) -> None:
     noisy = getattr(parts.energy, "noisy", False)
-    if noisy:
-        require_noise_conditional(parts.energy)
-    require_match(parts.sampler, parts.energy)
+    try:
+        if noisy:
+            require_noise_conditional(parts.energy)
+        require_match(parts.sampler, parts.energy)
+    except UserError as error:
+        if error.argument in ("energy", "sampler"):
+            kind = getattr(run, error.argument)["type"]
+            raise error.replace(argument=f"{error.argument}.type", value=kind) from error
+        raise error.within("sampler" if error.argument == "num_steps" else "energy") from error
     if parts.objective.noisy != noisy:
         raise UserError(
             f"wants an energy {'U(y, t)' if parts.objective.noisy else 'E(x)'}, which energy.type={run.energy['type']} "
