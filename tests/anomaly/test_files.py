@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 import thalweg
-from thalweg.apps.anomaly import tables
 from thalweg.apps.anomaly.files import score_file
+from thalweg.data import csv_blocks
 
 
 def process(code, *words):
@@ -54,8 +54,8 @@ def test_blocks_of_one_row_give_the_scores_of_one_block(suffix, normal_rows, run
     new.to_parquet(tmp_path / "new.parquet", index=False)
     bundle = thalweg.load(run)
     score_file(bundle, tmp_path / f"new.{suffix}", tmp_path / "a.csv", alpha=0.3)
-    monkeypatch.setattr(tables, "BLOCK_ROWS", 1)
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(csv_blocks, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(csv_blocks, "BLOCK_BYTES", 200)
     score_file(bundle, tmp_path / f"new.{suffix}", tmp_path / "b.csv", alpha=0.3)
     a, b = pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "b.csv")
     pd.testing.assert_frame_equal(a, b, rtol=1e-9)
@@ -125,7 +125,7 @@ def test_a_full_disk(suffix, normal_rows, run, thalweg_command, tmp_path, reques
 
 KILLED_SCORING = """
 import os, signal
-from thalweg.apps.anomaly import tables
+from thalweg.data import csv_blocks
 class Killed:
     def __init__(self, file, suffix, schema):
         self.file = file
@@ -133,7 +133,7 @@ class Killed:
         self.file.write(b"half of the sco")
         self.file.flush()
         os.kill(os.getpid(), signal.{signal})
-tables.writer = Killed
+csv_blocks.writer = Killed
 from thalweg.apps.anomaly import files
 files.writer = Killed
 """

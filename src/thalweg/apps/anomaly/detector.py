@@ -18,11 +18,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from thalweg.apps.anomaly.arrays import array_errors, checked_pixels
 from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
-from thalweg.apps.anomaly.columns import Columns, is_frame
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
 from thalweg.apps.anomaly.partial import Partial
 from thalweg.apps.anomaly.reasons import ImageReasons, Reason, by_feature, reasons
 from thalweg.core.errors import UserError
+from thalweg.data.columns import Columns, is_frame
 
 KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
 CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}

@@ -14,16 +14,16 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from thalweg.apps.anomaly.calibrate import check_rate, q_by_rank
-from thalweg.apps.anomaly.columns import Column, Columns
 from thalweg.apps.anomaly.detector import EnergyDetector
-from thalweg.apps.anomaly.header import Known
 from thalweg.apps.anomaly.reasons import Reason
 from thalweg.apps.anomaly.saved import DetectorBundle
 from thalweg.apps.anomaly.sources import Source, check_there, draw, typed
-from thalweg.apps.anomaly.tables import Table, open_table, writer
 from thalweg.core.errors import UserError
 from thalweg.core.store import write_errors
 from thalweg.core.stream import whole_file
+from thalweg.data.columns import Column, Columns
+from thalweg.data.csv_blocks import Table, open_table, writer
+from thalweg.data.csv_header import Known
 
 REASONS = 3
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 import thalweg
 from thalweg.apps.anomaly.calibrate import Calibration, check_rate
-from thalweg.apps.anomaly.columns import Columns
 from thalweg.apps.anomaly.detector import KINDS, EnergyDetector, energy_class
 from thalweg.apps.anomaly.partial import Partial
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.columns import Columns
 
 APP, FORMAT = "anomaly", 1
 OWN = ("config.json", "model.safetensors", "calibration.safetensors", store.MANIFEST)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thalweg.apps.anomaly.columns import TRUTH, Columns, as_frame, is_number, texts
-from thalweg.apps.anomaly.tables import Table
 from thalweg.core.errors import UserError
+from thalweg.data.columns import TRUTH, Columns, as_frame, is_number, texts
+from thalweg.data.csv_blocks import Table
 
 MAX_ROWS = 50_000
 SHOWN = 8  # values of a label in a message

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from thalweg.apps.anomaly.kinds import check_kinds, is_plain_number, missing
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.cells import check_kinds, is_plain_number, missing
 
 MOST = 100  # categories of a column that are told apart
 MOSTLY = 0.9  # share of numbers in a CSV's column above which a text among them is a slip and no category

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from thalweg.apps.anomaly.columns import is_number
 from thalweg.core.errors import UserError
+from thalweg.data.columns import is_number
 
 FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)  # hardly a name
 DECIMAL_COMMA = re.compile(r"\d,\d")

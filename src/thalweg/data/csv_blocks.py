@@ -1,7 +1,7 @@
 """Tables in files, block by block: what is larger than memory is read, scored and written a part at a time.
 
 A CSV is read as text, since a block cannot know what later ones hold: what a column is was settled by the fit. Whether
-its first line names the columns is settled by `apps.anomaly.header`.
+its first line names the columns is settled by `data.csv_header`.
 """
 
 import csv
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from thalweg.apps.anomaly.columns import check_names
-from thalweg.apps.anomaly.header import Known, by_pandas, check_separator, is_header
 from thalweg.core.errors import DamagedFile, ThalwegError, UserError
+from thalweg.data.columns import check_names
+from thalweg.data.csv_header import Known, by_pandas, check_separator, is_header
 
 BLOCK_BYTES = 4 << 20  # of a CSV
 BLOCK_ROWS = 32_768
