@@ -18,6 +18,7 @@ import typer
 
 from thalweg import console
 from thalweg.commands import classify, detect, inpaint, landscape, rerank
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.commands.trained import trained
 from thalweg.core.errors import ThalwegError, UserError
 
@@ -27,7 +28,6 @@ app = typer.Typer(
     help="Energy-based models for work: train an energy, sample it, score with it, measure it.",
     rich_markup_mode="markdown",
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SEEDS = 2**64 - 1
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]
 Run = Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")]
@@ -72,6 +72,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness; 0 if not given.", min=0, max=SEEDS)] = None,
     report: Annotated[bool, typer.Option(help="Evaluate at the end and write report.html.")] = True,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Train an energy and leave a bundle."""
@@ -90,6 +92,7 @@ def train(
         checkpoint_every=checkpoint_every,
         overrides=overrides or [],
         command=console.command(),
+        **table_options(header, drop),
     )
     try:
         bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=console.say)
@@ -113,9 +116,9 @@ def train(
 def sample(
     run: Run,
     n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG: a grid of images or a scatter plot.")] = Path(
-        "samples.png"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="PNG: a grid of images or a scatter plot; CSV or Parquet: rows.")
+    ] = Path("samples.png"),
     npy: Annotated[Path | None, typer.Option(help="Arrays in the data's own units, as .npy.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1)] = None,
     label: Annotated[list[int] | None, typer.Option(help="A class to draw, repeatable: they take turns.")] = None,
@@ -126,25 +129,37 @@ def sample(
     """Draw samples from a trained energy."""
 
     from thalweg.apps.bundle import check_room
-    from thalweg.core.store import write_bytes
     from thalweg.core.stream import write_array
-    from thalweg.evaluate.pictures import grid, png, scatter
 
     bundle = trained(run)
-    console.writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
+    kinds = (".png",) if bundle.kind == "image" else (".png", ".csv", ".parquet")
+    console.writable(*((out, kinds) if npy is None else (npy, (".npy",))))
     console.apart(out, run)
     check_room(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
     if npy is not None:
         write_array(npy, x)
-    else:
-        some = x[:400] if bundle.kind == "image" else x[:10_000]
-        write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
+    kept = n if npy is not None else _write_samples(bundle, x, out)
     where = str(npy or out)
-    shown = f" (the first {len(some)} drawn; --npy FILE keeps all)" if npy is None and len(some) < n else ""
+    shown = f" (the first {kept} drawn; --npy FILE keeps all)" if kept < n else ""
     console.say(f"{n} samples in {where}{shown}")
     console.emit({"samples": n, "file": where, "shape": list(x.shape), "seed": seed}, as_json)
+
+
+def _write_samples(bundle: Any, x: Any, out: Path) -> int:
+    """A picture, or a table with the names of the columns; how many of the samples are in it."""
+    from thalweg.core.store import write_bytes
+    from thalweg.data.score_table import write_table
+    from thalweg.evaluate.pictures import grid, png, scatter
+
+    if out.suffix.lower() != ".png":
+        names = bundle.layout.names or [f"x{i}" for i in range(x.shape[1])]
+        write_table(out, dict(zip(names, x.T, strict=True)))
+        return len(x)
+    some = x[:400] if bundle.kind == "image" else x[:10_000]
+    write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
+    return len(some)
 
 
 @app.command(epilog="Example: `thalweg score runs/digits images/ -o scores.csv`")
@@ -157,16 +172,19 @@ def score(
         "scores.csv"
     ),
     alpha: Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)] = 0.01,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Energy, log p, p-value and flag of each row of a file."""
-    from thalweg.apps.table import write_scores
-    from thalweg.data.files import read_array, read_names
+    from thalweg.apps.inputs import read_rows
+    from thalweg.data.files import read_names
+    from thalweg.data.score_table import write_scores
 
     bundle = trained(run)
     console.writable(out, (".csv", ".parquet", ".npy"))
     console.apart(out, data, run)
-    x = read_array(data, shape=bundle.shape)
+    x = read_rows(bundle, data, **table_options(header, drop))
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
@@ -269,6 +287,7 @@ class _Unreported(ThalwegError):
 
 
 def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict[str, Any]:
+    from thalweg.apps.inputs import in_float32
     from thalweg.apps.landscape.pictures import of_report
     from thalweg.apps.rows import data_of
     from thalweg.data.catalog import as_float
@@ -280,10 +299,11 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
     if len(data.held_out) < 20:
         raise UserError(f"{folder}: {len(data.held_out)} rows held out, an evaluation wants 20 or more; give more data")
     console.say("evaluating on held-out data …")
+    bundle, _, (train, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
     figures, pictures = evaluate_bundle(
         bundle,
-        train=as_float(data.train[:10_000]),
-        held_out=as_float(data.held_out),
+        train=train,
+        held_out=held_out,
         held_out_labels=data.held_out_labels,
         history=read_metrics(folder),
         num_samples=num_samples,
@@ -297,7 +317,7 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
         title=title,
         command=command,
         figures=figures,
-        pictures=pictures | of_report(bundle, as_float(data.held_out), data.held_out_labels, seed=seed),
+        pictures=pictures | of_report(bundle, held_out, data.held_out_labels, seed=seed),
         data=data.source,
     )
     return figures

@@ -125,7 +125,7 @@ def test_a_full_disk(suffix, normal_rows, run, thalweg_command, tmp_path, reques
 
 KILLED_SCORING = """
 import os, signal
-from thalweg.data import csv_blocks
+from thalweg.data import score_table
 class Killed:
     def __init__(self, file, suffix, schema):
         self.file = file
@@ -133,7 +133,7 @@ class Killed:
         self.file.write(b"half of the sco")
         self.file.flush()
         os.kill(os.getpid(), signal.{signal})
-csv_blocks.writer = Killed
+score_table.writer = Killed
 from thalweg.apps.anomaly import files
 files.writer = Killed
 """

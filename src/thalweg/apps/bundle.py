@@ -26,11 +26,14 @@ from torch import Tensor, nn
 from thalweg.apps import classify
 from thalweg.apps.guess import read_guess
 from thalweg.apps.hub import fetched
+from thalweg.apps.inputs import checked_rows
 from thalweg.core import store
 from thalweg.core.config import build
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
-from thalweg.data.loader import check_input, check_shape
+from thalweg.data.layout import Layout
+from thalweg.data.precision import Float32Transform
+from thalweg.data.validate import as_rows, check_shape
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.principal import PrincipalMixture
 from thalweg.energy.spectral import frozen
@@ -55,7 +58,11 @@ class Bundle:
             run, data = config["run"], config["data"]
             self.kind: str = data["kind"]
             self.shape: tuple[int, ...] = tuple(data["shape"])
-            self.transform = build(run["transform"])
+            self.dtype = torch.float64 if data["dtype"] == "float64" else torch.float32
+            self.layout = Layout.from_list(
+                data["encoding"], headless=run["data"]["header"] is False, ignored=run["data"]["drop"]
+            )
+            self.transform = Float32Transform(build(run["transform"]), self.dtype)
             self.model: nn.Module = build(run["energy"], shape=self.shape).to(torch.float32)
             self.sampler = build(run["sampler"])
             self.normalised: bool = config["normalised"]
@@ -99,6 +106,11 @@ class Bundle:
         """Data units to model units."""
         return self.transform.forward(x)
 
+    def decode(self, z: Tensor) -> Tensor:
+        """Model units to data units; images in [0, 1]."""
+        x = self.transform.inverse(z)
+        return x.clamp(0, 1) if self.kind == "image" else x
+
     @cached_property
     def lowest(self) -> Any:
         """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
@@ -107,13 +119,14 @@ class Bundle:
     def energy(self, x: Any) -> Float[Tensor, " b"]:
         """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised.
 
-        Differentiable in an x that requires grad, so samplers take it; such an x may leave the range of the data.
+        A frame (pandas, polars, Arrow) is matched by the names of its columns. Differentiable in an x that requires
+        grad, so samplers take it; such an x may leave the range of the data.
         """
         wanted = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
         with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
-            z = self._positions(x) if wanted else self._check(x)
-            u = torch.cat([energy(self.transform.forward(part)) for part in z.split(EVALUATION_BLOCK)])
-            return u - self.transform.log_abs_det(z)
+            x = self._positions(x) if wanted else checked_rows(self, x)
+            u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
+            return u - self.transform.log_abs_det(x)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"]:
         """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised where the constant is
@@ -145,8 +158,7 @@ class Bundle:
             draw = self._annealed if self.noisy else self._chains
             blocks = list(draw(n, seed, num_steps, given, strength))
         z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32)
-        x = self.transform.inverse(z)
-        return x.clamp(0, 1) if self.kind == "image" else x
+        return self.decode(z)
 
     def inpaint(self, x: Any, observed: Any, *, n: int = 1, seed: int = 0) -> Float[Tensor, "n b *d"]:
         """n completions of each x where `observed` (bool, broadcastable to x) is false, lowest energy first.
@@ -211,17 +223,10 @@ class Bundle:
             api.upload_folder(repo_id=repo_id, folder_path=folder)
         return str(url)
 
-    def _check(self, x: Any) -> Tensor:
-        try:
-            x = x if isinstance(x, Tensor) else torch.as_tensor(_native(np.asarray(x)))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"x: not an array of numbers ({str(error).splitlines()[0]})") from error
-        return check_input(x, self.shape, self.kind)  # pyright: ignore[reportArgumentType]
-
     def _positions(self, x: Tensor) -> Tensor:
         """A chain's positions, of which the shape alone is checked."""
         check_shape(x, self.shape, self.kind, where="x")  # pyright: ignore[reportArgumentType]
-        return x.to(torch.float32)
+        return x.to(torch.float32) if self.kind == "image" else as_rows(x)
 
     def _warn_of(self, alpha: float, smallest: float) -> None:
         if alpha < smallest and not self._warned:
@@ -233,7 +238,7 @@ class Bundle:
 
     def classify(self, x: Any) -> Float[Tensor, "b k"]:
         """p(label | x) = softmax of -E(x, label), (B, K), calibrated on held-out data; UserError without classes."""
-        return classify.probabilities(self, self._check(x))
+        return classify.probabilities(self, checked_rows(self, x))
 
     def _annealed(self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float) -> Any:
         sampler = self.sampler if num_steps is None else dataclasses.replace(self.sampler, num_steps=num_steps)
@@ -279,11 +284,6 @@ def _require_files(folder: Path, names: Iterable[str]) -> None:
     for path in (folder / name for name in names):
         if path.exists() and not path.is_file():
             raise UserError(f"{path}: a folder stands where a file is to be written; move it away, or name another one")
-
-
-def _native(x: np.ndarray) -> np.ndarray:
-    """A writable copy in the machine's byte order, which is all that torch takes."""
-    return np.array(x, dtype=x.dtype.newbyteorder("="))
 
 
 def write_bundle(

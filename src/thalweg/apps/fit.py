@@ -32,6 +32,7 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
+from thalweg.data.precision import Float32Transform, check_fitted
 from thalweg.objective.base import Batch
 from thalweg.train.distributed import Alone, Ranks, joined
 from thalweg.train.plan import NAME as PLAN
@@ -218,7 +219,16 @@ def settings(request: Request, kind: str) -> RunSettings:
 
 
 def _read(data: DataSettings, seed: int) -> Dataset:
-    return load_data(data.name, data=data.path, hub=data.hub, seed=seed, held_out=data.held_out, limit=data.limit)
+    return load_data(
+        data.name,
+        data=data.path,
+        hub=data.hub,
+        seed=seed,
+        held_out=data.held_out,
+        limit=data.limit,
+        header=data.header,
+        drop=data.drop,
+    )
 
 
 def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
@@ -254,6 +264,9 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
             "labels": data.label_fingerprint if getattr(energy, "num_classes", None) else None,
             "kind": data.kind,
             "shape": list(data.shape),
+            "dtype": str(data.train.dtype).removeprefix("torch."),
+            "columns": data.layout.names,
+            "encoding": data.layout.to_list(),
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),
         },
@@ -317,7 +330,10 @@ def _dry_run(objective: Any, energy: Any, sampler: Any, batch: Batch) -> None:
 def _trainer(run: RunSettings, data: Dataset, folder: Path, company: _Company) -> tuple[Any, Trainer]:
     ranks = company.ranks
     some = as_float(data.train[:ANCHOR_ROWS])
-    transform = specs.build(run.transform).fit(some)
+    fitted = specs.build(run.transform).fit(some)
+    if data.kind == "vector":
+        check_fitted(fitted, some, data.layout.names, data.name)
+    transform = Float32Transform(fitted, some.dtype)
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)  # constructors draw the first weights from the global generator
         energy: nn.Module = specs.build(run.energy, shape=data.shape)

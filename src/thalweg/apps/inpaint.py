@@ -17,11 +17,13 @@ from torch import Generator, Tensor
 
 from thalweg.apps.bundle import check_room, whole
 from thalweg.apps.completions import Completions, RankBy, check_rank_by, ranked
+from thalweg.apps.inputs import as_rows
 from thalweg.apps.operators import Operator, Pixels, matrix
 from thalweg.apps.posterior import Guided, Noise, Sight, draw, guessed
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.data.loader import as_float, check_input, check_shape
+from thalweg.data.columns import is_frame
+from thalweg.data.validate import as_float, check_input, check_shape
 from thalweg.energy.compose import Tempered
 from thalweg.energy.seen import Directions, Given
 from thalweg.energy.spectral import frozen
@@ -51,6 +53,7 @@ def inpaint(
     """
     check_rank_by(rank_by)
     n, seed = whole("n", n, 1), whole("seed", seed, 0, 2**64 - 1)
+    x = as_rows(bundle.layout, x, gaps=True) if is_frame(x) else x
     observed = _mask(observed, x, bundle)
     x = _values(x, observed, bundle)
     masks, which = torch.unique(observed.flatten(1), dim=0, return_inverse=True)
@@ -108,7 +111,8 @@ def _sights(bundle: Any, seen: Sequence[Seen], noise: float) -> list[Sight]:
         a = matrix(part.operator, bundle.shape)
         if len(a):
             directions = Directions.of(a * scale, noise)
-            sights.append(Sight(part.rows, directions, directions.read(part.values - a @ offset)))
+            values = (part.values - a.to(offset.dtype) @ offset).to(torch.float32)  # the offset may be far from zero
+            sights.append(Sight(part.rows, directions, directions.read(values)))
     return sights
 
 
@@ -118,7 +122,7 @@ def _complete(
     """In data units, unranked; samples where nothing was seen."""
     how = how or (Guided.wide() if bundle.guess is None else Guided())
     check_room(n * size, bundle.shape)
-    out = torch.empty(n, size, *bundle.shape)
+    out = torch.empty(n, size, *bundle.shape, dtype=bundle.dtype)
     blind = torch.ones(size, dtype=torch.bool)
     for sight in sights:
         blind[sight.rows] = False
@@ -130,8 +134,7 @@ def _complete(
             if len(images):
                 streams = [generator(seed, "inpaint", int(i), k) for i in images for k in range(n)]
                 z = (_annealed if bundle.noisy else _chains)(bundle, block, streams, how)
-                x = bundle.transform.inverse(z.reshape(-1, *bundle.shape))
-                x = x.clamp(0, 1) if bundle.kind == "image" else x
+                x = bundle.decode(z.reshape(-1, *bundle.shape))
                 out[:, images] = x.reshape(len(images), n, *bundle.shape).transpose(0, 1)
     return out
 
@@ -212,7 +215,7 @@ def _affine(bundle: Any) -> tuple[Tensor, Tensor]:
     low, high, twice = (bundle.transform.inverse(z).flatten() for z in (zero, one, 2 * one))
     if not torch.allclose(twice - high, high - low, rtol=1e-3, atol=1e-5):
         raise UserError(f"{bundle.path}: in-painting wants a transform that scales and shifts, not {bundle.transform}")
-    return high - low, low
+    return (high - low).to(torch.float32), low
 
 
 def _mask(observed: Any, x: Any, bundle: Any) -> Tensor:

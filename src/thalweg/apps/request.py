@@ -15,14 +15,15 @@ from thalweg.core.errors import UserError
 
 BUDGETS = ("steps", "minutes")
 MINUTES = 10.0  # where neither the command, nor an override, nor the recipe says a word about the budget
-ARGUMENTS = ("data.name", "data.path", "data.hub", "seed")
+ARGUMENTS = ("data.name", "data.path", "data.hub", "data.header", "data.drop", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a user asks of `fit`: a data set, a recipe and what to change in it.
 
-    `recipe` and `seed` not given mean "dual" and 0 in a new run, and those of the run in a resumed one.
+    `recipe`, `seed`, `header` and `drop` not given mean "dual", 0, what the file says and no column in a new run, and
+    those of the run in a resumed one.
     """
 
     data: str | os.PathLike[str]
@@ -35,6 +36,8 @@ class Request:
     checkpoint_every: int | None = None
     overrides: Sequence[str] = ()
     command: str | None = None
+    header: bool | None = None
+    drop: Sequence[str] = ()
 
     def __post_init__(self):
         for name in ("data", "recipe", "path"):
@@ -94,6 +97,7 @@ def data_tree(request: Request) -> dict[str, Any]:
         if key == "train":
             raise UserError("train: cannot be replaced whole; override its keys, as in train.batch_size=32")
     data = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
+    data |= {"header": request.header, "drop": list(request.drop)}
     mine = [text for text in request.overrides if text.strip().startswith("data.")]
     return specs.override({"data": data}, mine)["data"]
 
@@ -157,6 +161,13 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
         )
     if request.hub and not data["hub"]:
         raise UserError(f"--hub: {began}out it; resume without, or start another run")
+    if request.header not in (None, data["header"]):
+        option = f"--{'' if request.header else 'no-'}header"
+        raise UserError(f"{began} another header", argument=option, hint="resume without, or start another run")
+    if request.drop and [*request.drop] != data["drop"]:
+        dropped = ", ".join(data["drop"]) or "none"
+        hint = "resume without, or start another run"
+        raise UserError(f"{began} {dropped} left out", argument=f"--drop {' '.join(request.drop)}", hint=hint)
     if request.seed is not None and request.seed != run["seed"]:
         raise UserError(f"--seed {request.seed}: {began} seed {run['seed']}; resume without, or start another run")
     _compare_recipe(request, config, folder)

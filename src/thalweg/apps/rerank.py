@@ -18,11 +18,15 @@ from torch import Tensor
 
 import thalweg
 from thalweg.apps import selection, support
+from thalweg.apps.bundle import Bundle
 from thalweg.apps.candidates import as_candidates
 from thalweg.apps.ratio import Check, RatioEnergy, RatioSettings, fit_ratio
 from thalweg.apps.trials import Trial
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.columns import is_frame
+from thalweg.data.layout import Layout
+from thalweg.data.precision import as_float32
 from thalweg.sampler.langevin import ULA
 from thalweg.sampler.run import run_chain
 
@@ -45,6 +49,7 @@ class EnergyReranker:
     """
 
     check_: Check | None = None
+    layout: Layout = Layout()  # the columns of the table that the rows came from, by which candidates are matched
 
     def __init__(
         self,
@@ -57,6 +62,8 @@ class EnergyReranker:
     ):
         self.energy, self.variety, self.features = energy, variety, features
         self.seed, self.settings = seed, settings
+        if isinstance(energy, Bundle):
+            self.layout = energy.layout
         self.require_variety()
         if features is not None and not callable(features):
             raise UserError(f"features: a {type(features).__name__}; want a callable (B, *) -> (B, F)")
@@ -73,7 +80,12 @@ class EnergyReranker:
         by `names`.
         """
         self.require_variety()
-        real, generated = (as_candidates(x, where=name) for x, name in zip((real, generated), names, strict=True))
+        if is_frame(real):
+            self.layout = Layout.fit(real, where=names[0])
+        real, generated = (
+            as_float32(as_candidates(x, where=name, layout=self.layout), self.layout.names, name)
+            for x, name in zip((real, generated), names, strict=True)
+        )
         self.energy, self.check_ = fit_ratio(real, generated, self.settings, seed=self.seed, names=names)
         if not self.check_.beats_chance:
             log.warning(
@@ -168,6 +180,10 @@ class EnergyReranker:
             "app": APP,
             "thalweg": thalweg.__version__,
             "shape": list(energy.shape),
+            "columns": self.layout.names,
+            "encoding": self.layout.to_list(),
+            "headless": self.layout.headless,
+            "ignored": list(self.layout.ignored),
             "settings": {name: getattr(s, name) for name in s.__dataclass_fields__},
             "variety": self.variety,
             "seed": self.seed,
@@ -204,6 +220,9 @@ class EnergyReranker:
             found = cls(
                 energy.eval().requires_grad_(False), variety=config["variety"], seed=config["seed"], settings=settings
             )
+            found.layout = Layout.from_list(
+                config["encoding"], headless=bool(config["headless"]), ignored=config["ignored"]
+            )
             if config["check"] is not None:
                 check = {name: _tuple(value) for name, value in config["check"].items()}
                 found.check_ = Check(**{**check, "trials": tuple(Trial(*trial) for trial in check["trials"])})
@@ -237,7 +256,8 @@ class EnergyReranker:
         return self.energy
 
     def _given(self, candidates: Any) -> Tensor:
-        return as_candidates(candidates, self.shape)
+        x = as_candidates(candidates, self.shape, layout=self.layout)
+        return x if isinstance(self.energy, Bundle) else x.to(torch.float32)
 
     @torch.no_grad()
     def _look(self, x: Tensor, featured: bool) -> tuple[Tensor, Tensor]:
@@ -264,7 +284,7 @@ class EnergyReranker:
                 raise UserError("features: gives NaN or infinity; want finite numbers")
             return f
         if x.ndim != 4:
-            return x
+            return x if x.dtype == torch.float32 else (x - x.mean(0)).to(torch.float32)
         return F.adaptive_avg_pool2d(x, [min(PIXELS, side) for side in x.shape[2:]]).flatten(1)
 
 

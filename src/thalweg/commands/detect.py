@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thalweg import console
+from thalweg.commands.options import Header, Json
 from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
     from thalweg.apps.anomaly.saved import DetectorBundle
 
 app = typer.Typer(no_args_is_help=True, help="Find anomalies in tables.")
-Header = Annotated[
-    bool | None, typer.Option("--header/--no-header", help="Whether a CSV's first line names its columns.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 
 
 @app.command(epilog="Example: `thalweg detect fit normal.csv -o runs/pumps --drop id`")

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from thalweg import console
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.core.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Keep the best of many candidates: `thalweg rerank RUN CANDIDATES --keep K`; `fit` learns what is best.",
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and name it.")]
 KINDS = "npy, npz, a folder of images or, of rows, csv or parquet"
 
@@ -52,6 +52,8 @@ def fit(
     variety: Annotated[str, typer.Option(help="strata, repelled, determinantal or none.")] = "repelled",
     view: Annotated[str, typer.Option(help="auto; or what is shown of images: pixels, tone or ink.")] = "auto",
     skip_bad: SkipBad = False,
+    header: Header = None,
+    drop: Drop = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -61,10 +63,12 @@ def fit(
 
     options: dict[str, Any] = {"steps": steps, "members": members, "noise": _noise(noise), "view": view}
     settings = RatioSettings(**options)
-    x, y = (_read(path, None, skip_bad) for path in (real, generated))
+    x = _read(real, None, skip_bad, **table_options(header, drop))
+    y = _read(generated, None, skip_bad, header=header, layout=x.layout)
     reranker = EnergyReranker(variety=variety, seed=seed, settings=settings)  # pyright: ignore[reportArgumentType]
     reranker.require_savable(out)
     replaces = (out / "config.json").exists()
+    reranker.layout = x.layout
     reranker.fit(x.x, y.x, names=(str(real), str(generated)))
     reranker.save_pretrained(out)
     if replaces:
@@ -91,10 +95,12 @@ def choose(
     table: Annotated[Path, typer.Option(help="CSV or Parquet of all candidates, best first.")] = Path("ranked.csv"),
     variety: Annotated[str | None, typer.Option(help="strata, repelled, determinantal or none.")] = None,
     skip_bad: SkipBad = False,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Rank candidates and keep the best."""
-    from thalweg.apps.table import write_scores
+    from thalweg.data.score_table import write_scores
 
     console.writable(table, (".csv", ".parquet"))
     for path in (table, out):
@@ -106,7 +112,7 @@ def choose(
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety)
-    found = _read(candidates, reranker.shape, skip_bad)
+    found = _read(candidates, reranker.shape, skip_bad, layout=reranker.layout, **table_options(header, drop))
     if out is not None and not out.suffix and found.x.ndim != 4:
         raise UserError(f"{out}: the candidates are rows, not images; name a .npy file")
     energies, kept = reranker.ranked(found.x, keep)
@@ -136,12 +142,12 @@ def _words(noise: Any) -> str:
     return ":".join(f"{part:g}" for part in noise) if isinstance(noise, tuple) else f"{noise:g}"
 
 
-def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool) -> "Candidates":
+def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool, **table: Any) -> "Candidates":
     from thalweg.apps.candidates import read_candidates
     from thalweg.data.files import image_files
 
     try:
-        found = read_candidates(path, shape, skip_bad=skip_bad)
+        found = read_candidates(path, shape, skip_bad=skip_bad, **table)
     except UserError as error:
         if skip_bad or not path.is_dir() or not image_files(path):
             raise

@@ -1,6 +1,6 @@
 """Arrays that cannot be used, told in one line: scikit-learn's checks, with the place and the remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from thalweg.core.errors import UserError
+from thalweg.data.columns import Column, Columns
 
 
 @contextmanager
@@ -30,6 +31,18 @@ def array_errors(x: Any) -> Iterator[None]:
             raise UserError(f"X: {_first_text(x)}; could not convert string to float: {CATEGORIES}") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         raise UserError(" ".join(lines if len(lines) < 3 else [lines[0], lines[-1]])) from error
+
+
+def numbered(named: Sequence[str], names: Sequence[str], where: str) -> Columns:
+    """Columns of numbers, x0, x1, … (`named`) or 0, 1, …, for a detector that was fitted on an array; UserError where
+    a table with columns of these `names` has neither.
+    """
+    for wanted in (named, [str(i) for i in range(len(named))]):
+        if set(wanted) <= set(names):
+            return Columns(tuple(map(Column, wanted)))
+    what = f"the detector was fitted on an array of {len(named)} columns without names"
+    hint = f"name the table's {named[0]} to {named[-1]}, or give a CSV of as many columns with --no-header"
+    raise UserError(what, argument=where, hint=hint)
 
 
 CATEGORIES = "give categories in a table with names (pandas, polars), or a number"

@@ -8,6 +8,7 @@ that this share of the fitted rows exceeds. Either way a row is flagged where p(
 
 import inspect
 import logging
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Self
 
@@ -16,16 +17,18 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from thalweg.apps.anomaly.arrays import array_errors, checked_pixels
+from thalweg.apps.anomaly.arrays import array_errors, checked_pixels, numbered
 from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
 from thalweg.apps.anomaly.partial import Partial
-from thalweg.apps.anomaly.reasons import ImageReasons, Reason, by_feature, reasons
+from thalweg.apps.anomaly.reasons import ImageReasons, Reason, ScoredBlock, by_feature, reasons
 from thalweg.core.errors import UserError
-from thalweg.data.columns import Columns, is_frame
+from thalweg.data.columns import Columns, as_frame, is_frame, names_of
+from thalweg.data.validate import check_cells
 
 KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
 CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
+GAPS = "drop the row, or fit with missing='marginalise'"
 MANY_GAPS = 0.5  # share of whole rows below which it is worth a warning
 MANY = 20  # rows from which on it is no accident that no text comes twice
 OUT_OF_REACH = 1e3  # ranges of the calibration's energies
@@ -105,13 +108,13 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             self.train_scores_ = np.empty(len(x))
             self.train_scores_[whole] = fitted
             if not whole.all():
-                self.train_scores_[~whole] = self.energy_of_rows(x[~whole])
+                self.train_scores_[~whole] = self._energy_of(x[~whole])
         return self
 
     def energy(self, X: Any) -> np.ndarray:
         """E(x), (B,) nats, low = normal; of a row with gaps the energy at which a whole row would be as strange."""
         check_is_fitted(self)
-        return self.energy_of_rows(self._input(X, reset=False))
+        return self._energy_of(self._input(X, reset=False))
 
     def score_samples(self, X: Any) -> np.ndarray:
         """-E(x), (B,) nats, high = normal: a log-likelihood up to a constant."""
@@ -147,9 +150,44 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         if self.kind_ == "image":
             return ImageReasons(self.energy_.attribution(x), self.energy_.repair(x))
         given = self.columns_.values(X) if self.columns_ is not None and is_frame(X) else None
-        return self.explain_rows(x, given, top)
+        return self._explain(x, given, top)
 
-    def explain_rows(self, x: np.ndarray, given: list[list[Any]] | None, top: int | None) -> list[Reason]:
+    def score_block(
+        self, frame: Any, *, alpha: float | None = None, top: int = 3, where: str = "X", first: int = 0
+    ) -> ScoredBlock:
+        """All that is told of a block of a long table (pandas, polars, Arrow), whose columns are matched by name.
+
+        Args:
+            frame: The rows.
+            alpha: Flags p-values up to this; `rate_` if not given.
+            top: Reasons a flagged row.
+            where: What an error calls the table.
+            first: The number of the block's first row in the table, from 0, for errors.
+        """
+        check_is_fitted(self)
+        columns = self.columns_for(names_of(frame), where)
+        x = columns.encode(frame, where=where, first=first)
+        names, rows = [columns.names[i] for i in columns.owners], range(first, first + len(x))
+        check_cells(x, names, where, rows=rows, gaps=self.missing_ == "marginalise", hint=GAPS)
+        u = self._energy_of(x)
+        rank = self.calibration_.at_least(u)
+        p = (1 + rank) / (1 + len(self.calibration_.energies))
+        flag = p <= (self.rate_ if alpha is None else check_rate(alpha, "alpha"))
+        found: list[Reason] = []
+        if len(flagged := np.flatnonzero(flag)):
+            given = self.columns_ and columns.values(as_frame(frame, where)[flagged.tolist()])
+            found = [r._replace(row=int(flagged[r.row])) for r in self._explain(x[flagged], given, top)]
+        return ScoredBlock(u, rank, p, flag, found)
+
+    def columns_for(self, names: Sequence[str], where: str = "X") -> Columns:
+        """The columns of a table that the detector reads: those of the fit, or, where it was fitted on an array, x0,
+        x1, … or 0, 1, …. UserError where a table with columns of these names has neither.
+        """
+        if self.columns_ is not None:
+            return self.columns_
+        return numbered(self.features()[0], names, where)
+
+    def _explain(self, x: np.ndarray, given: list[list[Any]] | None, top: int | None) -> list[Reason]:
         """`explain` of encoded rows (B, D); `given`: their values as they came, by feature."""
         full = x if self.partial_ is None else self.partial_.filled(x)
         names, owners = self.features()
@@ -245,15 +283,16 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         """UserError, with the column and the row, for what is not finite and for fewer than `least` rows."""
         if len(x) < least:
             raise UserError(f"X: {len(x)} rows; want {least} or more")
-        bad = np.isinf(x) if self.missing_ == "marginalise" else ~np.isfinite(x)
+        gaps = self.missing_ == "marginalise"
+        if self.columns_ is not None:
+            check_cells(x, [self.columns_.names[i] for i in self.columns_.owners], "X", gaps=gaps, hint=GAPS)
+        bad = np.isinf(x) if gaps else ~np.isfinite(x)
         if bad.any():
             row, column = np.argwhere(bad)[0]
             at = f"row {row + 1}, column {column + 1} (X[{row}, {column}]) is"
-            if self.columns_ is not None:
-                at = f"row {row + 1}: column {self.columns_.names[self.columns_.owners[column]]!r} is"
             if np.isinf(x[row, column]):
-                raise UserError(f"X: {at} infinite (infinity); mend it")
-            raise UserError(f"X: {at} missing (NaN); drop the row, or fit with missing='marginalise'")
+                raise UserError(f"{at} infinite (infinity)", argument="X", hint="mend it")
+            raise UserError(f"{at} missing (NaN)", argument="X", hint=GAPS)
 
     def _whole_rows(self, x: Any) -> np.ndarray:
         """Which rows are without a gap, (N,) bool; there must be two."""
@@ -286,7 +325,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         held = min(n - 1, max(1, round(self.held_out * n)))
         return np.sort(order[held:]), np.sort(order[:held])
 
-    def energy_of_rows(self, x: Any) -> np.ndarray:
+    def _energy_of(self, x: Any) -> np.ndarray:
         """`energy` of encoded rows (B, D)."""
         if self.partial_ is None or not np.isnan(x).any():
             return np.asarray(self.energy_.energy(x), float)
@@ -295,7 +334,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     def _set_threshold(self, rows: Any) -> None:
         """`offset_`, `rate_` and a calibration that agree: E(x) > t is p(x) <= rate_."""
         if self.contamination != "auto":
-            self.offset_ = float(np.percentile(-self.energy_of_rows(rows), 100 * float(self.contamination)))
+            self.offset_ = float(np.percentile(-self._energy_of(rows), 100 * float(self.contamination)))
             self.calibration_, self.rate_ = self.calibration_.through(-self.offset_)
             return
         self.rate_ = float(self.false_alarm_rate)

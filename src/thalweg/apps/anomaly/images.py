@@ -28,7 +28,7 @@ from thalweg.core.config import build
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.catalog import load as load_data
-from thalweg.data.loader import as_float, check_images
+from thalweg.data.validate import as_float, check_images
 from thalweg.energy.autoencoder import AutoencoderEnergy
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.kernel import FeatureKernelEnergy

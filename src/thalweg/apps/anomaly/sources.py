@@ -41,13 +41,6 @@ class Drawn(NamedTuple):
     seen: int
 
 
-def check_there(names: Sequence[str], table: Table) -> None:
-    """UserError unless the table has columns of these names."""
-    unknown = [name for name in names if name not in table.names]
-    if unknown:
-        raise UserError(f"{table.path}: no column {unknown[0]!r}; there are {', '.join(table.names)[:200]}")
-
-
 def draw(table: Table, source: Source) -> Drawn:
     """At most `max_rows` of the wanted rows, each as likely as any other. UserError where there is none."""
     import pyarrow as pa

@@ -130,8 +130,7 @@ def ends(bundle: Bundle, model: Any, trace: Trace) -> Float[Tensor, "n *d"]:
     how the sampler ends; in data units, images in [0, 1].
     """
     z, t = bundle.transform.forward(trace.x[-1]), torch.tensor(bundle.t_min, dtype=torch.float32)
-    x = bundle.transform.inverse(z - t * energy_and_grad(AtNoise(model, t), z)[1])
-    return x.clamp(0, 1) if bundle.kind == "image" else x
+    return bundle.decode(z - t * energy_and_grad(AtNoise(model, t), z)[1])
 
 
 def _start(bundle: Bundle, n: int, seed: int) -> Tensor:
