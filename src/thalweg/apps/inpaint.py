@@ -19,7 +19,7 @@ from thalweg.apps.bundle import check_room, whole
 from thalweg.apps.completions import Completions, RankBy, check_rank_by, ranked
 from thalweg.apps.operators import Operator, Pixels, matrix
 from thalweg.apps.posterior import Guided, Noise, Sight, draw, guessed
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.data.loader import as_float, check_input, check_shape
 from thalweg.energy.compose import Tempered
@@ -218,7 +218,7 @@ def _affine(bundle: Any) -> tuple[Tensor, Tensor]:
 def _mask(observed: Any, x: Any, bundle: Any) -> Tensor:
     """(B, *shape) bool."""
     if not hasattr(x, "shape"):
-        raise UserError(f"x: a {type(x).__name__}, want a tensor or an array")
+        raise UserError(f"x: {kind_of(x)}, want a tensor or an array")
     shape = tuple(x.shape)
     check_shape(torch.empty(shape), bundle.shape, bundle.kind, where="x")
     observed = torch.as_tensor(observed)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, UserError, kind_of
 from thalweg.data.cells import check_kinds, is_plain_number, missing
 
 MOST = 100  # categories of a column that are told apart
@@ -174,7 +174,7 @@ def as_frame(frame: Any, where: str) -> Any:
     try:
         return nw.from_native(frame, eager_only=True)
     except TypeError as error:
-        raise UserError(f"{where}: a {type(frame).__name__} is no table; give pandas, polars or an array") from error
+        raise UserError(f"{where}: {kind_of(frame)} is no table; give pandas, polars or an array") from error
 
 
 def texts(series: Any, name: str, where: str) -> list[str | None]:
