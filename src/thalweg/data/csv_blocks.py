@@ -5,7 +5,7 @@ its first line names the columns is settled by `data.csv_header`.
 """
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import IO, Any, Protocol
 from thalweg.core.errors import DamagedFile, ThalwegError, UserError
 from thalweg.data.columns import check_names
 from thalweg.data.csv_header import Known, by_pandas, check_separator, is_header
+from thalweg.data.reading import NA_WORDS
 
 BLOCK_BYTES = 4 << 20  # of a CSV
 BLOCK_ROWS = 32_768
@@ -25,7 +26,7 @@ PACKED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip or xlsx",
 }
-MISSING = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"]
+MISSING_WORDS = ("", *NA_WORDS)  # values of a CSV that are none
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Table:
     names: list[str]
     headless: bool = False
     empty: bool = False  # a header only
+    missing_words: Sequence[str] = MISSING_WORDS
 
     @property
     def is_text(self) -> bool:
@@ -71,7 +73,7 @@ class Table:
             arrow.ConvertOptions(
                 column_types={name: pa.string() for name in self.names},
                 include_columns=[*names, *([] if last in names else [last])],
-                null_values=MISSING,
+                null_values=list(self.missing_words),
                 strings_can_be_null=True,
                 quoted_strings_can_be_null=True,
             ),
@@ -91,8 +93,14 @@ class Table:
             yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=names, use_threads=False)
 
 
-def open_table(path: str | Path, *, header: bool | None = None, known: Known | None = None) -> Table:
-    """The table in a file, its header read and checked.
+def open_table(
+    path: str | Path,
+    *,
+    header: bool | None = None,
+    known: Known | None = None,
+    missing_words: Sequence[str] = MISSING_WORDS,
+) -> Table:
+    """The table in a file, its header read and checked. `missing_words`: the texts of a CSV that mean a missing value.
 
     `header`: whether the first line of a CSV names the columns; where it is not given the lines must tell, or what is
     `known` by a fit. UserError: no file, a folder, an empty file, another kind, one name
@@ -110,7 +118,7 @@ def open_table(path: str | Path, *, header: bool | None = None, known: Known | N
     require_arrow()
     if path.suffix.lower() == ".csv":
         with _reading(path):
-            table = _csv_table(path, header, known or Known())
+            table = _csv_table(path, header, known or Known(), missing_words)
     elif header is not None:
         raise UserError(f"{path}: Parquet holds the names of its columns; leave out --{'' if header else 'no-'}header")
     else:
@@ -157,7 +165,7 @@ def _unclosed(path: Path, end: str) -> bool:
     return rest.endswith(opened) and rest[: -len(opened)][-1:] in (b",", b"\n", b"")
 
 
-def _csv_table(path: Path, header: bool | None, known: Known) -> Table:
+def _csv_table(path: Path, header: bool | None, known: Known, missing_words: Sequence[str]) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         first = next(reader, [])
@@ -168,9 +176,9 @@ def _csv_table(path: Path, header: bool | None, known: Known) -> Table:
     if not first:
         return Table(path, [])
     check_separator(path, first, second or [])
-    if not (is_header(path, first, second or [], MISSING, known) if header is None else header):
-        return Table(path, [str(i) for i in range(len(first))], headless=True)
-    return Table(path, first, empty=second is None)
+    named = is_header(path, first, second or [], missing_words or MISSING_WORDS, known) if header is None else header
+    names = first if named else [str(i) for i in range(len(first))]
+    return Table(path, names, headless=not named, empty=named and second is None, missing_words=missing_words)
 
 
 def _schema(path: Path) -> Table:

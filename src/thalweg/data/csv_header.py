@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from thalweg.core.errors import UserError
-from thalweg.data.columns import is_number
+from thalweg.data.number_text import is_number
 
 FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)  # hardly a name
 DECIMAL_COMMA = re.compile(r"\d,\d")

@@ -8,6 +8,7 @@ that this share of the fitted rows exceeds. Either way a row is flagged where p(
 
 import inspect
 import logging
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any, Self
 
@@ -18,16 +19,18 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from thalweg.apps.anomaly.arrays import array_errors, checked_pixels
 from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
+from thalweg.apps.anomaly.contents import Contents, learn, told
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
 from thalweg.apps.anomaly.partial import Partial
 from thalweg.apps.anomaly.reasons import ImageReasons, Reason, by_feature, reasons
+from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.data.columns import Columns, is_frame
+from thalweg.data.frames import is_frame
+from thalweg.data.reading import Reading
 
 KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
 CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
 MANY_GAPS = 0.5  # share of whole rows below which it is worth a warning
-MANY = 20  # rows from which on it is no accident that no text comes twice
 OUT_OF_REACH = 1e3  # ranges of the calibration's energies
 log = logging.getLogger("thalweg")
 
@@ -47,6 +50,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
       one half calibrates; options={"held_out": 0.3} changes it.)
     - `options`: keywords of the energy behind it.
     - `random_state`: of the split and of the energy's fit.
+    - `decimal`, `thousands`: how texts write numbers, as in pandas. Where one is given, a column of texts that all are
+      such numbers is one of numbers; else texts are categories, and refused where most are numbers but for a mark.
+    - `na_values`: the texts that mean a missing value, in place of the usual ones of a CSV (pandas adds to them); []
+      for none but the empty one.
+    - `dtype`: {name: "category"} for numbers that are codes, {name: "number"} for a measurement that looks like a
+      counter or a time.
 
     After fit: `offset_` (= -t), `rate_` (the rate that t stands for), `calibration_`, `energy_`, `train_scores_` (N,):
     how strange each given row is, high = anomalous, for use without a clean training set (rows with a gap by what was
@@ -65,6 +74,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         held_out: float = 0.25,
         options: dict[str, Any] | None = None,
         random_state: Any = None,
+        decimal: str = ".",
+        thousands: str | None = None,
+        na_values: str | Iterable[str] | None = None,
+        dtype: Mapping[str, str] | None = None,
     ):
         self.kind = kind
         self.contamination = contamination
@@ -74,6 +87,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self.held_out = held_out
         self.options = options
         self.random_state = random_state
+        self.decimal = decimal
+        self.thousands = thousands
+        self.na_values = na_values
+        self.dtype = dtype
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn the energy of normal rows and calibrate it; `y` is not looked at. UserError for what cannot be used."""
@@ -198,19 +215,26 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         tags.input_tags.three_d_array = self.kind == "image"
         return tags
 
+    @property
+    def reading(self) -> Reading:
+        """How a table to fit on is read. UserError for arguments that cannot be."""
+        return Reading.of(self.decimal, self.thousands, self.na_values, self.dtype)
+
     def _check_parameters(self) -> None:
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r}: want {' or '.join(map(repr, choices))}")
+            check.one_of(choices, **{name: getattr(self, name)})
+        if self.kind == "image" and self.reading.given:
+            raise UserError("has no effect on images", argument=self.reading.given)
         c = self.contamination
         number = isinstance(c, int | float | np.number) and not isinstance(c, bool)
         if c != "auto" and not (number and 0 < float(c) <= 0.5):
-            raise UserError(f"contamination={c!r}: want 'auto' or a number in (0, 0.5]")
+            raise UserError("must be 'auto' or a number in (0, 0.5]", argument="contamination", value=c)
         check_rate(self.false_alarm_rate)
         if not isinstance(self.held_out, int | float | np.number) or not 0 < self.held_out < 1:
-            raise UserError(f"held_out={self.held_out!r}: want a number between 0 and 1")
+            raise UserError("must be a number between 0 and 1", argument="held_out", value=self.held_out)
         if self.missing == "marginalise" and (self.calibration == "unseen" or self.kind == "image"):
-            raise UserError("missing='marginalise' wants kind='table' and calibration='split', or 'auto'")
+            want = "must be 'raise' unless kind='table' and calibration='split' or 'auto'"
+            raise UserError(want, argument="missing", value=self.missing)
 
     def _input(self, X: Any, *, reset: bool) -> Any:
         """Rows (N, D) float64, checked, NaN only where it may be; images as they are."""
@@ -220,9 +244,13 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             if reset:
                 self.columns_ = None
             return checked_pixels(X)
-        if reset:
-            self.columns_ = Columns.fit(X) if is_frame(X) else None
         least = 2 if reset else 1
+        if reset:
+            self.columns_ = None
+            if isinstance(X, Contents) or is_frame(X):
+                return self._learn(X, least)
+            if self.reading.given:
+                raise UserError("has no effect on an array, which holds numbers only", argument=self.reading.given)
         if self.columns_ is None or not is_frame(X):
             if self.columns_ is not None and len(self.columns_.owners) != len(self.columns_.columns):
                 raise UserError("X: fitted on a table with categories; give a table with the same columns by name")
@@ -234,17 +262,28 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             return x
         x = self.columns_.encode(X)
         self._check_values(x, least=least)
-        if reset and len(x) >= MANY:
-            for column in self.columns_.columns:
-                if column.categories == ():
-                    log.warning("column %r holds another text in each row, which tells nothing; drop it", column.name)
-        validate_data(self, X if reset else _first(X, self.columns_.names), reset=reset, skip_check_array=True)
+        validate_data(self, _first(X, self.columns_.names), reset=False, skip_check_array=True)
         return x
+
+    def _learn(self, X: Any, least: int) -> np.ndarray:
+        """The rows of a frame, whose columns are learned, or of a file, whose contents are known."""
+        found = X if isinstance(X, Contents) else learn(X, self.reading)
+        self.columns_ = found.columns
+        if X is not found:
+            log.log(logging.WARNING if found.columns.left_out else logging.INFO, "%s", told(found.to_dict()))
+        for note in found.notes:
+            log.warning("%s", note)
+        found.check(gaps=self.missing_ == "marginalise")
+        if len(found.x) < least:
+            raise UserError(f"{len(found.x)} rows; want {least} or more", argument=found.where)
+        self.n_features_in_ = len(found.columns.names)
+        self.feature_names_in_ = np.array(found.columns.names, dtype=object)
+        return found.x
 
     def _check_values(self, x: np.ndarray, least: int = 0) -> None:
         """UserError, with the column and the row, for what is not finite and for fewer than `least` rows."""
         if len(x) < least:
-            raise UserError(f"X: {len(x)} rows; want {least} or more")
+            raise UserError(f"{len(x)} rows; want {least} or more", argument="X")
         bad = np.isinf(x) if self.missing_ == "marginalise" else ~np.isfinite(x)
         if bad.any():
             row, column = np.argwhere(bad)[0]
@@ -252,8 +291,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             if self.columns_ is not None:
                 at = f"row {row + 1}: column {self.columns_.names[self.columns_.owners[column]]!r} is"
             if np.isinf(x[row, column]):
-                raise UserError(f"X: {at} infinite (infinity); mend it")
-            raise UserError(f"X: {at} missing (NaN); drop the row, or fit with missing='marginalise'")
+                raise UserError(f"{at} infinite (infinity)", argument="X", hint="mend it")
+            hint = "drop the row, or fit with missing='marginalise'"
+            raise UserError(f"{at} missing (NaN)", argument="X", hint=hint)
 
     def _whole_rows(self, x: Any) -> np.ndarray:
         """Which rows are without a gap, (N,) bool; there must be two."""
@@ -264,9 +304,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         if whole.sum() < 2:
             names, owners = self.features()
             worst = names[owners[gaps.mean(0).argmax()]]
-            raise UserError(
-                f"X: {whole.sum()} rows have no gap, want 2 or more; drop columns with many gaps, {worst!r} first"
-            )
+            hint = f"drop columns with many gaps, {worst!r} first"
+            raise UserError(f"{whole.sum()} rows have no gap, want 2 or more", argument="X", hint=hint)
         if not whole.all():
             level = logging.WARNING if whole.mean() < MANY_GAPS else logging.INFO
             log.log(level, "%d of %d rows have a gap and are left out of the fit", (~whole).sum(), len(x))

@@ -14,10 +14,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from thalweg.apps.anomaly.calibrate import check_rate, q_by_rank
+from thalweg.apps.anomaly.contents import learn
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.reasons import Reason
 from thalweg.apps.anomaly.saved import DetectorBundle
-from thalweg.apps.anomaly.sources import Source, check_there, draw, typed
+from thalweg.apps.anomaly.sources import Source, check_there, draw
 from thalweg.core.errors import UserError
 from thalweg.core.store import write_errors
 from thalweg.core.stream import whole_file
@@ -40,25 +41,31 @@ class Scored(NamedTuple):
 
 
 def fit_file(source: Source, **parameters: Any) -> DetectorBundle:
-    """A detector of the table's rows; `parameters` are `EnergyDetector`'s. UserError for what cannot be used."""
-    table = open_table(source.path, header=source.header)
+    """A detector of the table's rows; `parameters` are `EnergyDetector`'s. UserError for what cannot be used.
+
+    `about["columns"]` of the bundle says what the columns hold.
+    """
+    detector = EnergyDetector(random_state=source.seed, **parameters)
+    table = open_table(source.path, header=source.header, missing_words=())
     where, ignored = str(table.path), [*source.drop, *([source.target] if source.target else [])]
     check_there(ignored, table)
     if source.normal is not None and source.target is None:
-        raise UserError(f"normal={source.normal!r} without a target column; name the column it is a value of")
-    drawn = draw(table, source)
+        hint = "name the column it is a value of"
+        raise UserError("needs a target column", argument="normal", value=source.normal, hint=hint)
+    reading = detector.reading
+    drawn = draw(table, source, reading.words(table.is_text))
     kept = drawn.frame.select([name for name in table.names if name not in ignored])
-    columns = Columns.fit(kept, where=where, parse=table.is_text, rows=drawn.rows)
-    detector = EnergyDetector(random_state=source.seed, **parameters)
-    x = columns.encode(kept, where=where, rows=drawn.rows)
-    _check_values(x, columns, detector, where, drawn.rows)
+    contents = learn(kept, reading, where=where, parse=table.is_text, rows=drawn.rows)
     try:
-        detector.fit(typed(kept, columns, x, where))
-    except ValueError as error:
-        raise UserError(f"{where}: {' '.join(str(error).removeprefix('X: ').split())}") from error
-    used = int((~np.isnan(x).any(1)).sum())
+        detector.fit(contents)
+    except UserError as error:
+        if error.argument != "X":
+            raise
+        raise error.replace(argument=where) from error
+    used = int((~np.isnan(contents.x).any(1)).sum())
     about = {"table": table.path.name, "header": not table.headless, "rows": drawn.seen, "rows_used": used}
-    return DetectorBundle(detector, about | {"ignored": ignored, "seed": source.seed})
+    about |= {"ignored": ignored, "seed": source.seed, "columns": contents.to_dict()}
+    return DetectorBundle(detector, about)
 
 
 def score_file(
@@ -80,9 +87,10 @@ def score_file(
     if detector.kind != "table":
         raise UserError(f"{bundle.path}: a detector of images, which files of scores are not made for; use Python")
     names = detector.columns_.names if detector.columns_ is not None else []
-    table = open_table(path, header=header, known=Known(names, bundle.about.get("header") is False))
+    known = Known(names, bundle.about.get("header") is False)
+    table = open_table(path, header=header, known=known, missing_words=())
     columns = detector.columns_ or _unnamed(detector, table)
-    alpha = detector.rate_ if alpha is None else check_rate(alpha)
+    alpha = detector.rate_ if alpha is None else check_rate(alpha, "alpha")
     check_there(drop, table)
     fitted = [name for name in drop if name in columns.names]
     if fitted:
@@ -131,9 +139,9 @@ def _check_values(x: np.ndarray, columns: Columns, detector: EnergyDetector, whe
         i, column = np.argwhere(bad)[0]
         infinite = np.isinf(x[i, column])
         what = "infinite (infinity)" if infinite else "missing (NaN)"
-        mend = "mend it" if infinite else "drop the row, or fit with missing='marginalise'"
+        mend = "mend it" if infinite else "drop the row, or fit with --missing marginalise"
         name = columns.names[columns.owners[column]]
-        raise UserError(f"{where}: column {name!r} is {what} in row {rows[i] + 1}; {mend}")
+        raise UserError(f"column {name!r} is {what} in row {rows[i] + 1}", argument=where, hint=mend)
 
 
 def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: float, spool: IO[bytes]) -> np.ndarray:
@@ -144,7 +152,7 @@ def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: floa
     counts = np.zeros(len(calibration.energies) + 1, np.int64)
     with pa.ipc.new_stream(spool, _schema()) as stream:
         for block in table.blocks(columns.names):
-            x = columns.encode(block, where=where, first=first)
+            x = columns.encode(block, where=where, first=first, parse=table.is_text)
             _check_values(x, columns, detector, where, range(first, first + len(x)))
             u = detector.energy_of_rows(x)
             rank = calibration.at_least(u)
