@@ -188,7 +188,8 @@ def test_a_column_of_names_is_told_and_useless(normal_rows, thalweg_command, tmp
     code, _, err = thalweg_command("detect", "fit", tmp_path / "t.csv", "-o", tmp_path / "run")
     assert code == 0
     assert err[0] == "column 'name' holds another text in each row, which tells nothing; drop it"
-    assert thalweg_command("detect", "fit", tmp_path / "t.csv", "-o", tmp_path / "run", "--drop", "name")[2][:-1] == []
+    _, _, err = thalweg_command("detect", "fit", tmp_path / "t.csv", "-o", tmp_path / "run", "--drop", "name")
+    assert not any("'name'" in line for line in err)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_column_of_names_is_told_and_useless(normal_rows, thalweg_command, tmp
         (["t.csv", "-o", "s.xlsx"], "cannot write .xlsx; want .csv or .parquet"),
         (["t.csv", "-o", "t.csv"], "t.csv: the table itself; name another file"),
         (["t.csv", "-o", "sub.csv"], "sub.csv: a folder"),
-        (["t.csv", "-o", "s.csv", "--alpha", "2"], "--alpha 2.0: want a number between 0 and 1"),
+        (["t.csv", "-o", "s.csv", "--alpha", "2"], "--alpha=2.0: must be a number between 0 and 1"),
     ],
 )
 def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tmp_path, monkeypatch):
@@ -219,11 +220,11 @@ def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tm
     [
         (["--target-column", "label"], "no column 'label'; there are flow, heat, site"),
         (["--drop", "age"], "no column 'age'"),
-        (["--normal", "0"], "--normal 0 without a target column"),
+        (["--normal", "0"], "--normal='0': needs a target column"),
         (["--target-column", "site", "--normal", "x"], "no rows to fit on with site = x; its values are u, v, w; give"),
-        (["--false-alarm-rate", "0"], "--false-alarm-rate 0.0: want a number between 0 and 1"),
-        (["--missing", "ignore"], "--missing ignore: want 'raise' or 'marginalise'"),
-        (["--calibration", "none"], "--calibration none: want"),
+        (["--false-alarm-rate", "0"], "--false-alarm-rate=0.0: must be a number between 0 and 1"),
+        (["--missing", "ignore"], "--missing='ignore': must be one of raise, marginalise"),
+        (["--calibration", "none"], "--calibration='none': must be one of"),
         (["--drop", "flow", "--drop", "heat", "--drop", "site"], "no columns"),
         (["-o", "t.csv"], "t.csv: holds something that is no detector"),
         (["-o", "t.csv/run"], "t.csv/run: cannot be made"),

@@ -51,9 +51,9 @@ def call(call, tmp_path, fitted):
         ),
         ({"features": lambda x: [1]}, r"^features: gives a list"),
         ({"features": lambda x: x.flatten(1) / 0}, r"^features: gives NaN or infinity"),
-        ({"features": 3}, r"^features: a int; want a callable"),
+        ({"features": 3}, r"^features: an int; want a callable"),
         ({"variety": "foo"}, r"^variety='foo': want one of strata"),
-        ({"settings": 3}, r"^settings: a int; want a RatioSettings"),
+        ({"settings": 3}, r"^settings: an int; want a RatioSettings"),
         ({"seed": "x"}, r"^seed='x': want a whole number"),
     ],
 )

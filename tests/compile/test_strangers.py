@@ -274,9 +274,9 @@ def test_channels_that_do_not_fit_are_told_as_torch_tells_it():
 @pytest.mark.parametrize(
     ("sampler", "energy", "told"),
     [
-        (None, network(), "sampler is a NoneType, want"),
+        (None, network(), "sampler is None, want"),
         (ULA, network(), "sampler is the class ULA, want"),
-        (SAMPLER, None, "energy is a NoneType, want"),
+        (SAMPLER, None, "energy is None, want"),
         (SAMPLER, nn.Linear, "energy is the class Linear, want"),
     ],
 )

@@ -223,7 +223,7 @@ GOOD = {"sampler": ULA(step_size=0.1), "energy": Gaussian.example(), "x": positi
         ({"energy": lambda x: x.sum(1, keepdim=True)}, r"\(4, 1\), want \(4,\)"),
         ({"energy": lambda x: x.sum()}, r"\(\), want \(4,\)"),
         ({"energy": lambda x: 1.0}, r"a float, want a torch tensor \(4,\)"),
-        ({"energy": lambda x: x.detach().numpy().sum(1)}, r"a ndarray, want a torch tensor"),
+        ({"energy": lambda x: x.detach().numpy().sum(1)}, r"an ndarray, want a torch tensor"),
         ({"energy": lambda x: torch.zeros(len(x))}, "no gradient in x: compute it from x by torch"),
         ({"energy": torch.no_grad()(Gaussian.example())}, "no gradient in x"),
         (

@@ -26,7 +26,7 @@ NET = {"type": "thalweg.energy.strided:StridedEnergy"}
         ({**CD, "sampler": 5}, "sampler=5: want a part, as in"),
         (
             {**CD, "sampler": {"type": "thalweg.energy.mlp:MLPEnergy"}},
-            "sampler=a MLPEnergy: want a part with the method",
+            "sampler=an MLPEnergy: want a part with the method",
         ),
         ({**CD, "sampler": {**ULA, "step_size": "word"}}, "step_size='word': want"),
         ({**CD, "sampler": {**ULA, "clamp": [1]}}, "clamp=.*want"),

@@ -60,7 +60,7 @@ class Bundle:
             self.shape: tuple[int, ...] = tuple(data["shape"])
             self.dtype = torch.float64 if data["dtype"] == "float64" else torch.float32
             self.layout = Layout.from_list(
-                data["encoding"], headless=run["data"]["header"] is False, ignored=run["data"]["drop"]
+                data["encoding"], headless=run["data"]["header"] is False, ignored=data["ignored"]
             )
             self.transform = Float32Transform(build(run["transform"]), self.dtype)
             self.model: nn.Module = build(run["energy"], shape=self.shape).to(torch.float32)

@@ -266,6 +266,7 @@ def _new(request: Request) -> tuple[dict[str, Any], RunSettings, Dataset]:
             "shape": list(data.shape),
             "dtype": str(data.train.dtype).removeprefix("torch."),
             "columns": data.layout.names,
+            "ignored": list(data.layout.ignored),
             "encoding": data.layout.to_list(),
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),

@@ -20,9 +20,9 @@ from thalweg.apps.completions import Completions, RankBy, check_rank_by, ranked
 from thalweg.apps.inputs import as_rows
 from thalweg.apps.operators import Operator, Pixels, matrix
 from thalweg.apps.posterior import Guided, Noise, Sight, draw, guessed
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
-from thalweg.data.columns import is_frame
+from thalweg.data.frames import is_frame
 from thalweg.data.validate import as_float, check_input, check_shape
 from thalweg.energy.compose import Tempered
 from thalweg.energy.seen import Directions, Given
@@ -221,7 +221,7 @@ def _affine(bundle: Any) -> tuple[Tensor, Tensor]:
 def _mask(observed: Any, x: Any, bundle: Any) -> Tensor:
     """(B, *shape) bool."""
     if not hasattr(x, "shape"):
-        raise UserError(f"x: a {type(x).__name__}, want a tensor or an array")
+        raise UserError(f"x: {kind_of(x)}, want a tensor or an array")
     shape = tuple(x.shape)
     check_shape(torch.empty(shape), bundle.shape, bundle.kind, where="x")
     observed = torch.as_tensor(observed)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thalweg.data import files
-from thalweg.data.columns import is_frame
+from thalweg.data.frames import is_frame
 from thalweg.data.layout import Layout
 from thalweg.data.precision import COARSE, ROUNDING, Float32Transform, check_scored, spacing
 from thalweg.data.validate import as_tensor, check_cells, check_input

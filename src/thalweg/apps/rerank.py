@@ -23,8 +23,8 @@ from thalweg.apps.candidates import as_candidates
 from thalweg.apps.ratio import Check, RatioEnergy, RatioSettings, fit_ratio
 from thalweg.apps.trials import Trial
 from thalweg.core import store
-from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.columns import is_frame
+from thalweg.core.errors import DamagedFile, UserError, kind_of
+from thalweg.data.frames import is_frame
 from thalweg.data.layout import Layout
 from thalweg.data.precision import as_float32
 from thalweg.sampler.langevin import ULA
@@ -66,9 +66,9 @@ class EnergyReranker:
             self.layout = energy.layout
         self.require_variety()
         if features is not None and not callable(features):
-            raise UserError(f"features: a {type(features).__name__}; want a callable (B, *) -> (B, F)")
+            raise UserError(f"features: {kind_of(features)}; want a callable (B, *) -> (B, F)")
         if settings is not None and not isinstance(settings, RatioSettings):
-            raise UserError(f"settings: a {type(settings).__name__}; want a RatioSettings")
+            raise UserError(f"settings: {kind_of(settings)}; want a RatioSettings")
         if not _is_whole(seed, 0) or seed >= 2**64:
             raise UserError(f"seed={seed!r}: want a whole number, zero or more, below 2**64")
 
@@ -332,7 +332,7 @@ def _function(energy: Any) -> Callable[[Tensor], Tensor]:
     """The callable (B, *) to (B,) that an energy is, or that a bundle has."""
     found = energy if isinstance(energy, torch.nn.Module) else getattr(energy, "energy", energy)
     if not callable(found):
-        raise UserError(f"energy: a {type(energy).__name__}; want a bundle, a module or a callable (B, *) -> (B,)")
+        raise UserError(f"energy: {kind_of(energy)}; want a bundle, a module or a callable (B, *) -> (B,)")
     return found
 
 
@@ -343,7 +343,7 @@ def _numbers(u: Any, n: int) -> Tensor:
 
 
 def _form(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}, no tensor,"
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{kind_of(value)}, no tensor,"
 
 
 def _checked(u: Tensor, n: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 
 _CONFIG = ConfigDict(arbitrary_types_allowed=True)
 
@@ -28,7 +28,7 @@ def check_types(cls: type, values: Mapping[str, Any]) -> None:
         if key in hints:
             wanted = _fault(hints[key], value)
             if wanted:
-                shown = repr(value) if _plain(value) else f"a {type(value).__name__}"
+                shown = repr(value) if _plain(value) else kind_of(value)
                 raise UserError(f"{key}={shown[:60]}: want {wanted}")
 
 

@@ -131,16 +131,16 @@ def load(
 
 
 def _split(n: int, labels: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Shuffled row numbers to train on and to hold out, the same share of each class."""
+    """Shuffled row numbers to train on and to hold out, the same share of each class; O(n log n) for any number."""
     order = torch.randperm(n, generator=generator(seed, "split"))
     count = min(max(1, round(n * share)), n - 1)
     if labels is None:
         return order[count:], order[:count]
     place = torch.empty(n, dtype=torch.float64)  # a row's quantile within its class, in shuffled order
-    shuffled = labels[order]
-    for label in shuffled.unique():
-        members = (shuffled == label).nonzero().flatten()
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
+    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # of a row's class, once the rows are sorted by class
+    rank = torch.arange(n) - first
+    place[classes.argsort(stable=True)] = (rank.double() + 0.5) / sizes.repeat_interleave(sizes)
     chosen = torch.zeros(n, dtype=torch.bool)
     chosen[place.argsort(stable=True)[:count]] = True
     return order[~chosen], order[chosen]

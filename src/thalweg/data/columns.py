@@ -6,26 +6,22 @@ Where nothing is rare, a new category is -1 in all K, farther from every row tha
 are matched by name; a missing value is NaN.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.cells import check_kinds, is_plain_number, missing
+from thalweg.data.frames import as_frame, is_categorical, is_numeric, names_of, numbers, texts
+from thalweg.data.reading import Reading, option
+from thalweg.data.text_columns import doubt, refuse_doubt, refuse_moments
 
 MOST = 100  # categories of a column that are told apart
-MOSTLY = 0.9  # share of numbers in a CSV's column above which a text among them is a slip and no category
 OTHER = "other"
 TRUTH = {"false": 0.0, "true": 1.0}  # in any case: pandas writes True, Arrow and polars true, spreadsheets TRUE
-_TIME = r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?(\s*[AaPp][Mm])?"
-_ZONE = r"(\s*(Z|UTC|[+-]\d{2}:?\d{2}))?"
-_DATE = r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})"
-MOMENT = re.compile(rf"{_DATE}([T ]{_TIME})?{_ZONE}|{_TIME}{_ZONE}", re.ASCII)  # a date, a time of day, or both
 
 
 class Column(NamedTuple):
@@ -44,24 +40,56 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class Columns:
-    """A fitted transform from frames (pandas, polars, Arrow) to (N, D) float64 and back."""
+    """A fitted transform from frames (pandas, polars, Arrow) to (N, D) float64 and back.
+
+    Args:
+        columns: What each column holds.
+        reading: How texts are read.
+        left_out: Columns that are not used, and why; later tables may have them or not.
+    """
 
     columns: tuple[Column, ...]
+    reading: Reading = Reading()  # noqa: RUF009
+    left_out: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def fit(cls, frame: Any, *, where: str = "X", parse: bool = False, rows: Sequence[int] | None = None) -> Self:
-        """Learn what the columns hold. `parse`: texts that are all numbers are numbers, as in a CSV. `rows`: numbers of
-        the rows from 0, for messages, where they are some of a file's.
+    def fit(
+        cls,
+        frame: Any,
+        *,
+        where: str = "X",
+        parse: bool = False,
+        rows: Sequence[int] | None = None,
+        reading: Reading | None = None,
+    ) -> Self:
+        """Learn what the columns hold.
 
-        UserError: no column, one name twice, a column without any value, or of a kind that is neither.
+        UserError: no column, one name twice, a column without any value, of a kind that is neither, or in doubt.
+
+        Args:
+            frame: The table.
+            where: What messages call it.
+            parse: Texts that are all numbers are numbers, and some words are missing values, as in a CSV.
+            rows: Numbers of the rows from 0, for messages, where they are some of a file's.
+            reading: How texts are read; None: as usual, and messages offer no option to change it.
         """
         names = names_of(frame)
         if not names:
-            raise UserError(f"{where}: no columns; give a table with at least one")
+            raise UserError("no columns", argument=where, hint="give a table with at least one")
         check_names(names, where)
+        unknown = [name for name in (reading.dtype if reading else ()) if name not in names]
+        if unknown:
+            raise UserError(f"no column {unknown[0]!r} in {where}", argument="dtype")
         series = as_frame(frame, where)
         rows = range(len(series)) if rows is None else rows
-        return cls(tuple(_column(series[name], name, where, parse, rows) for name in names))
+        read = _Reader(where, parse, rows, reading or Reading(), reading is not None)
+        return cls(tuple(read.column(series[name], name) for name in names), read.reading)
+
+    def without(self, left_out: Iterable[tuple[str, str]]) -> Self:
+        """The same without these columns, (name, why) each."""
+        out = tuple(left_out)
+        gone = {name for name, _ in out}
+        return replace(self, columns=tuple(c for c in self.columns if c.name not in gone), left_out=self.left_out + out)
 
     @property
     def names(self) -> list[str]:
@@ -82,13 +110,14 @@ class Columns:
         names = list(map(str, names))
         check_names(names, where)
         missing = [name for name in self.names if name not in names]
-        extra = [name for name in names if name not in {*self.names, *ignore}]
+        extra = [name for name in names if name not in {*self.names, *ignore, *(name for name, _ in self.left_out)}]
         if missing:
             also = f" ({_list(extra)} not known)" if extra else ""
-            raise UserError(f"{where}: lacks {_list(missing)}{also}; give the {len(self.names)} columns of the fit")
+            hint = f"give the {len(self.names)} columns of the fit"
+            raise UserError(f"lacks {_list(missing)}{also}", argument=where, hint=hint)
         if extra:
-            told = f"{where}: {_list(extra)} not among the {len(self.names)} columns of the fit"
-            raise UserError(f"{told}; {mend.format(name=extra[0])}")
+            told = f"{_list(extra)} not among the {len(self.names)} columns of the fit"
+            raise UserError(told, argument=where, hint=mend.format(name=extra[0]))
 
     def encode(
         self,
@@ -98,9 +127,10 @@ class Columns:
         first: int = 0,
         rows: Sequence[int] | None = None,
         ignore: Iterable[str] = (),
+        parse: bool = False,
     ) -> np.ndarray:
         """(N, D) float64, NaN where a value is missing. `first` is the number of the first row, for messages, or `rows`
-        the number of each.
+        the number of each. `parse`: some words are missing values, as in a CSV; a category of the fit is none.
 
         UserError, with column, row and value: names that differ from the fit's, texts where numbers were, numbers where
         categories were.
@@ -108,7 +138,8 @@ class Columns:
         self.match(names_of(frame), where, ignore=ignore)
         series = as_frame(frame, where)
         rows = range(first, first + len(series)) if rows is None else rows
-        parts = [_encode(series[column.name], column, where, rows) for column in self.columns]
+        read = _Reader(where, parse, rows, self.reading)
+        parts = [read.encode(series[column.name], column) for column in self.columns]
         return np.concatenate(parts, axis=1)
 
     def decode(self, x: np.ndarray) -> list[list[float | str]]:
@@ -135,7 +166,9 @@ class Columns:
         return [[c.name, categories, c.other, *([True] if c.truth else [])] for c, categories in stored]
 
     @classmethod
-    def from_list(cls, stored: Sequence[Any]) -> Self:
+    def from_list(
+        cls, stored: Sequence[Any], reading: Reading | None = None, left_out: Iterable[tuple[str, str]] = ()
+    ) -> Self:
         """The inverse of `to_list`; DamagedFile for anything else."""
         try:
             found = [
@@ -144,183 +177,128 @@ class Columns:
             ]
         except (TypeError, ValueError) as error:
             raise DamagedFile("the stored columns are not a list of [name, categories, other]") from error
-        return cls(tuple(found))
+        return cls(tuple(found), reading or Reading(), tuple((str(name), str(why)) for name, why in left_out))
 
 
 def check_names(names: Sequence[str], where: str) -> None:
     """UserError where a name comes twice."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{where}: {_list(twice)} there twice; rename one")
+        raise UserError(f"{_list(twice)} there twice", argument=where, hint="rename one")
 
 
-def is_frame(x: Any) -> bool:
-    """Whether x is a table with names of columns, all of them texts (pandas' 0, 1, 2, … name nothing)."""
-    columns = getattr(x, "column_names", getattr(x, "columns", None))
-    if columns is None or len(getattr(x, "shape", ())) != 2 or not len(columns):
-        return False
-    return all(isinstance(name, str) for name in columns)
+@dataclass(frozen=True)
+class _Reader:
+    """How the columns of one table are read."""
 
+    where: str
+    parse: bool
+    rows: Sequence[int]
+    reading: Reading
+    offered: bool = False
 
-def names_of(frame: Any) -> list[str]:
-    """The names of a frame's columns."""
-    return [str(name) for name in getattr(frame, "column_names", getattr(frame, "columns", ()))]
+    def refuse(self, message: str, hint: str) -> UserError:
+        return UserError(message, argument=self.where, hint=hint)
 
+    def column(self, series: Any, name: str) -> Column:
+        """What a column holds."""
+        import narwhals as nw
 
-def as_frame(frame: Any, where: str) -> Any:
-    """A narwhals frame, which reads pandas, polars and Arrow alike."""
-    import narwhals as nw
+        declared = self.reading.dtype.get(name)
+        if is_numeric(series) and (declared != "category" or not _is_whole(series)):
+            if declared == "category":
+                hint = "store whole numbers or texts"
+                raise self.refuse(f"column {name!r} holds numbers with fractions, which are no categories", hint)
+            if np.isnan(numbers(series)).all():
+                raise self.refuse(f"column {name!r} has no value at all", "drop it")
+            return Column(name, truth=series.dtype == nw.Boolean)
+        values = texts(series, name, self.where, self.reading.words(self.parse))
+        if all(value is None for value in values):
+            raise self.refuse(f"column {name!r} has no value at all", "drop it")
+        if declared != "category" and not is_categorical(series):
+            found = self._numbers(values, name, declared)
+            if found is not None:
+                return found
+        counts = Counter(value for value in values if value is not None)
+        kept = [value for value, count in counts.most_common(MOST) if count > 1]
+        return Column(name, tuple(kept), len(kept) < len(counts))
 
-    try:
-        return nw.from_native(frame, eager_only=True)
-    except TypeError as error:
-        raise UserError(f"{where}: a {type(frame).__name__} is no table; give pandas, polars or an array") from error
+    def _numbers(self, values: Sequence[str | None], name: str, declared: str | None) -> Column | None:
+        """The column of numbers, or of truth values, that texts are; None for categories. UserError where in doubt."""
+        there = {value for value in values if value is not None}
+        writing, parse = self.reading.writing, self.parse or declared == "number" or not self.reading.writing.is_plain
+        if parse and all(writing.number(value) is not None for value in there):
+            return Column(name)
+        if self.parse and all(value.strip().lower() in TRUTH for value in there):
+            return Column(name, truth=True)
+        if declared == "number":
+            i = next(i for i, v in enumerate(values) if v is not None and writing.number(v) is None)
+            message = f"column {name!r} holds {values[i]!r:.60} in row {self.rows[i] + 1}, which is no number"
+            raise self.refuse(message, "mend the value")
+        found = doubt(values, writing, declared=not parse)
+        if found is not None:
+            refuse_doubt(found, values, name, self.where, self.rows, offered=self.offered)
+        refuse_moments(values, name, self.where, offered=self.offered)
+        return None
 
+    def encode(self, series: Any, column: Column) -> np.ndarray:
+        """(N, width) of the values."""
+        name, words = column.name, self.reading.words(self.parse)
+        if column.categories is None:
+            if is_numeric(series):
+                return numbers(series)[:, None]
+            return self._parsed(texts(series, name, self.where, words), column)[:, None]
+        given = self._categories(series, column, words)
+        place = {value: i for i, value in enumerate(column.categories)}
+        codes = np.eye(column.width + 2, column.width)
+        codes[column.width], codes[column.width + 1] = -1.0, np.nan  # never seen; missing
+        unknown = len(column.categories) if column.other else column.width
+        return codes[[column.width + 1 if text is None else place.get(text, unknown) for text in given]]
 
-def texts(series: Any, name: str, where: str) -> list[str | None]:
-    """A column's values as texts, None where one is missing. UserError for what is neither a number nor a text."""
-    import narwhals as nw
+    def _categories(self, series: Any, column: Column, words: frozenset[str]) -> list[str | None]:
+        """The texts of a column of categories. UserError where all are numbers and none of the known categories is: of
+        what holds anything each value counts for itself, so that a row does not depend on the others.
+        """
+        import narwhals as nw
 
-    if series.dtype.is_temporal():
-        raise UserError(f"{where}: column {name!r} holds dates or times; drop it, or turn it into numbers, as an age")
-    if series.dtype.is_nested():
-        raise UserError(f"{where}: column {name!r} holds lists or structures; drop it, or spread it into columns")
-    values = series.to_list()
-    if series.dtype == nw.Object:  # pandas' way to hold anything
-        check_kinds(values, f"{where}: column {name!r}")
-    if series.dtype in (nw.Binary, nw.Unknown) and any(value is not None for value in values):
-        kind = "bytes" if isinstance(next(v for v in values if v is not None), bytes) else "neither numbers nor texts"
-        raise UserError(f"{where}: column {name!r} holds {kind}; drop it, or store it as texts or numbers")
-    return [None if missing(v) else str(v) for v in values]
+        known, name = column.categories or (), column.name
+        given = texts(series, name, self.where, words.difference(known))
+        if series.dtype == nw.Object or (self.reading.dtype.get(name) == "category" and _is_whole(series)):
+            return given
+        there = [text for text in given if text is not None]
+        number = self.reading.writing.number
+        retyped = bool(known) and all(number(t) is not None for t in there) and all(number(c) is None for c in known)
+        if there and (retyped or is_numeric(series)):
+            raise self.refuse(f"column {name!r} holds numbers where categories were in the fit", "retype it")
+        return given
 
-
-def _column(series: Any, name: str, where: str, parse: bool, rows: Sequence[int]) -> Column:
-    import narwhals as nw
-
-    values = texts(series, name, where) if not _numeric(series) else None
-    if values is None:
-        numbers = _numbers(series)
-        if np.isnan(numbers).all():
-            raise UserError(f"{where}: column {name!r} has no value at all; drop it")
-        return Column(name, truth=series.dtype == nw.Boolean)
-    there = [value for value in values if value is not None]
-    if not there:
-        raise UserError(f"{where}: column {name!r} has no value at all; drop it")
-    found = _parsable(values, name, where, rows) if parse else None
-    if found is not None:
+    def _parsed(self, given: list[str | None], column: Column) -> np.ndarray:
+        writing = self.reading.writing
+        together = "".join(text for text in given if text is not None)
+        if writing.is_plain and together.isascii() and "_" not in together:  # float takes what `is_number` takes then,
+            with suppress(ValueError):  # in a third of the time
+                return np.array([np.nan if text is None else float(text) for text in given], float)
+        found = np.full(len(given), np.nan)
+        for i, text in enumerate(given):
+            if text is None:
+                continue
+            number = writing.number(text)
+            if number is None and column.truth:
+                number = TRUTH.get(text.strip().lower())
+            if number is None:
+                wanted = "True or False was" if column.truth else "numbers were"
+                at = f"column {column.name!r} holds {text!r:.60} in row {self.rows[i] + 1}"
+                hint = f"mend the value, or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
+                raise self.refuse(f"{at}, where {wanted} in the fit", hint)
+            found[i] = number
         return found
-    counts = Counter(there)
-    kept = [value for value, count in counts.most_common(MOST) if count > 1]
-    return Column(name, tuple(kept), len(kept) < len(counts))
 
 
-def _parsable(values: list[str | None], name: str, where: str, rows: Sequence[int]) -> Column | None:
-    """The column of numbers, or of truth values, that a CSV's texts are; None where they are categories."""
-    there = [value for value in values if value is not None]
-    numbers = sum(map(is_number, there))
-    if numbers == len(there):
-        return Column(name)
-    if all(value.strip().lower() in TRUTH for value in there):
-        return Column(name, truth=True)
-    if numbers >= MOSTLY * len(there):
-        i = next(i for i, value in enumerate(values) if value is not None and not is_number(value))
-        raise UserError(
-            f"{where}: column {name!r} holds {values[i]!r:.60} in row {rows[i] + 1} and numbers in {numbers} rows; "
-            "mend the value, leave it empty and fit with missing='marginalise', or store the column as texts in Parquet"
-        )
-    moment = next((value for value in there if MOMENT.fullmatch(value.strip())), None)
-    if moment is not None and sum(MOMENT.fullmatch(v.strip()) is not None for v in there) >= MOSTLY * len(there):
-        raise UserError(
-            f"{where}: column {name!r} holds dates or times such as {moment!r}; drop it, turn it into numbers, as an "
-            "age, or store it as texts in Parquet"
-        )
-    return None
-
-
-def _encode(series: Any, column: Column, where: str, rows: Sequence[int]) -> np.ndarray:
-    if column.categories is None:
-        if _numeric(series):
-            return _numbers(series)[:, None]
-        return _parsed(texts(series, column.name, where), column, where, rows)[:, None]
-    if _retyped(series, column, where):
-        raise UserError(f"{where}: column {column.name!r} holds numbers where categories were in the fit; retype it")
-    place = {value: i for i, value in enumerate(column.categories)}
-    codes = np.eye(column.width + 2, column.width)
-    codes[column.width], codes[column.width + 1] = -1.0, np.nan  # never seen; missing
-    unknown = len(column.categories) if column.other else column.width
-    given = texts(series, column.name, where)
-    return codes[[column.width + 1 if text is None else place.get(text, unknown) for text in given]]
-
-
-def _retyped(series: Any, column: Column, where: str) -> bool:
-    """Whether all values are numbers, and none of the known categories is. Of what holds anything each value counts for
-    itself, so that a row does not depend on the others.
-    """
+def _is_whole(series: Any) -> bool:
+    """Whether the type is of whole numbers, or of anything but numbers."""
     import narwhals as nw
 
-    if series.dtype == nw.Object:
-        return False
-    if _numeric(series):
-        return not np.isnan(_numbers(series)).all()
-    there = [text for text in texts(series, column.name, where) if text is not None]
-    known = column.categories or ()
-    return bool(there and known) and all(map(is_number, there)) and not any(map(is_number, known))
-
-
-def _parsed(given: list[str | None], column: Column, where: str, rows: Sequence[int]) -> np.ndarray:
-    together = "".join(text for text in given if text is not None)
-    if together.isascii() and "_" not in together:  # so that float takes what `is_number` takes, in a third of the time
-        with suppress(ValueError):
-            return np.array([np.nan if text is None else float(text) for text in given], float)
-    found = np.full(len(given), np.nan)
-    for i, text in enumerate(given):
-        if text is None:
-            continue
-        if is_number(text):
-            found[i] = float(text)
-        elif column.truth and text.strip().lower() in TRUTH:
-            found[i] = TRUTH[text.strip().lower()]
-        else:
-            raise UserError(
-                f"{where}: column {column.name!r} holds {text!r:.60} in row {rows[i] + 1}, where "
-                f"{'True or False was' if column.truth else 'numbers were'} in the fit; mend the value, or leave it "
-                "empty and fit with missing='marginalise'"
-            )
-    return found
-
-
-def _numeric(series: Any) -> bool:
-    import narwhals as nw
-
-    if series.dtype == nw.Object:
-        return all(missing(value) or is_plain_number(value) for value in series.to_list())
-    return series.dtype.is_numeric() or series.dtype == nw.Boolean or _wide_decimal(series)
-
-
-def _wide_decimal(series: Any) -> bool:
-    """Whether these are Arrow's decimals of 256 bits, which narwhals does not know."""
-    return series.implementation.is_pyarrow() and str(series.to_native().type).startswith("decimal")
-
-
-def _numbers(series: Any) -> np.ndarray:
-    import narwhals as nw
-
-    if series.dtype == nw.Object:
-        return np.array([np.nan if missing(value) else float(value) for value in series.to_list()], float)
-    if series.dtype.is_integer():  # Arrow's cast refuses whole numbers that float64 rounds
-        return np.array(series.to_numpy(), float)
-    return np.array(series.cast(nw.Float64).to_numpy(), float)
-
-
-def is_number(text: str) -> bool:
-    """Whether a text is a number: sign, ASCII digits, point and exponent, or inf, infinity, nan; blanks around it."""
-    if not text.isascii() or "_" in text:  # Python's own writing, 1_000, and digits of other scripts
-        return False
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return series.dtype.is_integer() or series.dtype == nw.Boolean or not series.dtype.is_numeric()
 
 
 def _list(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ Whether its first line names the columns is settled by `data.csv_header`.
 """
 
 import csv
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +25,16 @@ PACKED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip or xlsx",
 }
-MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>")  # values of a CSV that are none
 
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV or Parquet file: its path and the names of its columns, 0, 1, 2, … where no header names them.
-
-    `missing_words`: the texts of a CSV that stand for a missing value.
-    """
+    """A CSV or Parquet file: its path and the names of its columns, 0, 1, 2, … where no header names them."""
 
     path: Path
     names: list[str]
     headless: bool = False
     empty: bool = False  # a header only
-    missing_words: Sequence[str] = MISSING_WORDS
 
     @property
     def is_text(self) -> bool:
@@ -93,9 +88,7 @@ class Table:
             arrow.ConvertOptions(
                 column_types={name: pa.string() for name in self.names},
                 include_columns=[*names, *([] if last in names else [last])],
-                null_values=list(self.missing_words),
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
+                strings_can_be_null=False,  # which words mean a missing value is `data.reading`'s to say
             ),
         )
         end = None
@@ -117,13 +110,7 @@ class Table:
             yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=names, use_threads=False)
 
 
-def open_table(
-    path: str | Path,
-    *,
-    header: bool | None = None,
-    known: Known | None = None,
-    missing_words: Sequence[str] = MISSING_WORDS,
-) -> Table:
+def open_table(path: str | Path, *, header: bool | None = None, known: Known | None = None) -> Table:
     """The table in a file, its header read and checked.
 
     `header`: whether the first line of a CSV names the columns; where it is not given the lines must tell, or what is
@@ -146,7 +133,7 @@ def open_table(
         hint = f"leave out --{'' if header else 'no-'}header"
         raise UserError("Parquet holds the names of its columns", argument=where, hint=hint)
     with _reading(path):
-        table = _csv_table(path, header, known or Known(), missing_words) if suffix == ".csv" else _schema(path)
+        table = _csv_table(path, header, known or Known()) if suffix == ".csv" else _schema(path)
     check_names(table.names, where)
     if not table.names:
         raise UserError("no columns", argument=where, hint="give a table with at least one")
@@ -162,7 +149,7 @@ def _unclosed(path: Path, end: str) -> bool:
     return rest.endswith(opened) and rest[: -len(opened)][-1:] in (b",", b"\n", b"")
 
 
-def _csv_table(path: Path, header: bool | None, known: Known, missing_words: Sequence[str]) -> Table:
+def _csv_table(path: Path, header: bool | None, known: Known) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         first = next(reader, [])
@@ -173,9 +160,9 @@ def _csv_table(path: Path, header: bool | None, known: Known, missing_words: Seq
     if not first:
         return Table(path, [])
     check_separator(path, first, second or [])
-    named = is_header(path, first, second or [], missing_words, known) if header is None else header
+    named = is_header(path, first, second or [], known) if header is None else header
     names = first if named else [str(i) for i in range(len(first))]
-    return Table(path, names, headless=not named, empty=named and second is None, missing_words=missing_words)
+    return Table(path, names, headless=not named, empty=named and second is None)
 
 
 def _schema(path: Path) -> Table:

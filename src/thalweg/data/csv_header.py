@@ -6,12 +6,13 @@ refused with the option that settles it, since a wrong guess would lose a row or
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from thalweg.core.errors import UserError
-from thalweg.data.columns import is_number
+from thalweg.data.number_text import is_number
+from thalweg.data.reading import NA_WORDS
 
 FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)  # hardly a name
 SEPARATORS = ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"))
@@ -26,9 +27,7 @@ class Known(NamedTuple):
     headless: bool = False
 
 
-def is_header(
-    path: Path, first: Sequence[str], second: Sequence[str], missing_words: Collection[str], known: Known
-) -> bool:
+def is_header(path: Path, first: Sequence[str], second: Sequence[str], known: Known) -> bool:
     """Whether `first` names the columns of `second`, the next line that is not blank.
 
     UserError where neither the lines nor what is known tell.
@@ -40,7 +39,7 @@ def is_header(
     if known.headless and numbers and not named:
         return False
     below = zip(first, second, strict=False)
-    above = any(is_number(b) and not is_number(a) and a.strip() not in missing_words for a, b in below)
+    above = any(is_number(b) and not is_number(a) and a.strip() not in ("", *NA_WORDS) for a, b in below)
     if above and not known.headless and not any(FRACTION.fullmatch(cell.strip()) for cell in first):
         return True
     what = repr((numbers or first)[0])[:60]

@@ -79,7 +79,7 @@ def read_rows(
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         x, found = _read_table(path, layout, header, drop)
         if finite:
-            check_cells(x.numpy(), found.columns.names if found.columns else [], str(path))
+            check_cells(x.numpy(), found.names or [str(i) for i in range(x.shape[1])], str(path))
     else:
         if header is not None or drop:
             option = "drop" if header is None else "header"
@@ -138,8 +138,7 @@ def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Se
         raise UserError("no rows", argument=where, hint="give a table with at least one")
     frame = pa.concat_tables(blocks)
     if layout is None:
-        found = Layout.fit(frame, where=where, headless=table.headless, parse=table.is_text, ignored=drop)
-        return torch.from_numpy(found.columns.encode(frame, where=where)), found  # pyright: ignore[reportOptionalMemberAccess]
+        layout = Layout.fit(frame, where=where, headless=table.headless, parse=table.is_text, ignored=drop)
     x = layout.encode(frame, where=where, headless=table.headless, parse=table.is_text)
     return torch.from_numpy(x), layout
 

@@ -12,8 +12,10 @@ from typing import Any, Self
 import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.columns import Columns, as_frame, names_of
+from thalweg.data.columns import Columns
+from thalweg.data.counters import UNNAMED, verdict
 from thalweg.data.csv_header import Known
+from thalweg.data.frames import as_frame, names_of
 from thalweg.data.precision import check_whole_numbers
 
 SHOWN = 5  # names in a message
@@ -42,13 +44,17 @@ class Layout:
 
         UserError: a column of texts, or whole numbers that float64 takes for one another.
         """
-        columns = Columns.fit(frame, where=where, parse=parse)
+        columns, ignored = Columns.fit(frame, where=where, parse=parse), list(ignored)
+        x = columns.encode(frame, where=where, parse=parse)
+        if not headless and (index := _index(columns, x)):
+            log.warning("%s: the first column, %r, is left out: it only counts the rows", where, index)
+            columns, x, ignored = columns.without([(index, "counts the rows")]), x[:, 1:], [*ignored, index]
         texts = [column.name for column in columns.columns if column.categories is not None]
         if texts:
             hint = f"encode them as numbers, or leave them out, as by --drop {texts[0]!r}"
             raise UserError(f"not numbers in {listed(texts)}", argument=where, hint=hint)
         series = as_frame(frame, where)
-        for name, values in zip(columns.names, columns.encode(frame, where=where).T, strict=True):
+        for name, values in zip(columns.names, x.T, strict=True):
             check_whole_numbers(values, series[name], f"column {name!r}", where)
         return cls(columns, headless, tuple(ignored))
 
@@ -81,7 +87,8 @@ class Layout:
         given = [name for name in names_of(frame) if name not in {*drop, *self.ignored}]
         if self.names is not None and not headless:
             self.check(names_of(frame), where, drop=drop)
-            return self.columns.encode(frame, where=where, ignore={*self.ignored, *drop})  # pyright: ignore[reportOptionalMemberAccess]
+            ignore = {*self.ignored, *drop}
+            return self.columns.encode(frame, where=where, ignore=ignore, parse=parse)  # pyright: ignore[reportOptionalMemberAccess]
         if self.columns is None:
             columns = Columns.fit(frame, where=where, parse=parse)
         elif len(given) != len(self.columns.columns):
@@ -93,7 +100,7 @@ class Layout:
             log.warning("%s: no names, so its columns are taken in the order of the model's: %s", where, self._told())
         elif not headless:
             log.warning("%s: the model knows no names, so the columns are taken in this order: %s", where, short(given))
-        return columns.encode(frame, where=where, ignore=set(names_of(frame)) - set(given))
+        return columns.encode(frame, where=where, ignore=set(names_of(frame)) - set(given), parse=parse)
 
     def _told(self) -> str:
         return short(self.names or [])
@@ -108,6 +115,15 @@ class Layout:
         if not (stored is None or isinstance(stored, list)):
             raise DamagedFile("the stored columns are no list")
         return cls(None if stored is None else Columns.from_list(stored), headless, tuple(ignored))
+
+
+def _index(columns: Columns, x: np.ndarray) -> str | None:
+    """The name of a first column that is the row numbers pandas writes, or reads back under a name of its own."""
+    first = columns.columns[0]
+    if first.categories is not None or len(columns.columns) < 2 or not UNNAMED.fullmatch(first.name):
+        return None
+    found = verdict(x[:, 0], first.name, range(len(x)), first=True)
+    return first.name if found is not None and found.action == "leave" else None
 
 
 def short(names: Iterable[str]) -> str:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core.errors import kind_of
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import EnergyFn, energy_and_grad
 from thalweg.energy.compiled import How, fastest
@@ -169,7 +170,7 @@ class _Checked:
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
         u = self.energy(x, *t)
         if not isinstance(u, Tensor):
-            raise ValueError(f"the energy returned a {type(u).__name__}, want a torch tensor ({len(x)},)")
+            raise ValueError(f"the energy returned {kind_of(u)}, want a torch tensor ({len(x)},)")
         if u.shape != x.shape[:1]:
             found = tuple(u.shape)
             raise ValueError(f"the energy returned shape {found}, want ({len(x)},): one number for each row")
@@ -195,17 +196,16 @@ def _check_count(name: str, value: int) -> int:
 def _check_parts(sampler: Any, energy: Any) -> None:
     missing = [name for name in ("init", "draw", "step") if not callable(getattr(sampler, name, None))]
     if isinstance(sampler, type) or missing:
-        found = f"the class {sampler.__name__}" if isinstance(sampler, type) else f"a {type(sampler).__name__}"
-        raise ValueError(f"sampler is {found}, want a sampler such as thalweg.sampler.langevin.ULA(step_size=0.01)")
+        like = "thalweg.sampler.langevin.ULA(step_size=0.01)"
+        raise ValueError(f"sampler is {kind_of(sampler)}, want a sampler such as {like}")
     if isinstance(energy, type) or not callable(energy):
-        found = f"the class {energy.__name__}" if isinstance(energy, type) else f"a {type(energy).__name__}"
-        raise ValueError(f"energy is {found}, want a module or function that takes x (B, ...) and gives (B,)")
+        raise ValueError(f"energy is {kind_of(energy)}, want a module or function that takes x (B, ...) and gives (B,)")
 
 
 def _check_positions(x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.ndim < 2:
-        found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x is of {found}, want a tensor (B, ...) with a batch dimension first")
+        found = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else kind_of(x)
+        raise ValueError(f"x is {found}, want a tensor (B, ...) with a batch dimension first")
     if x.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"x has type {x.dtype}, want float32 or float64; bf16 is a precision of the network")
     if not bool(x.isfinite().all()):

@@ -75,6 +75,7 @@ class DataFacts(BaseModel):
     shape: list[Annotated[StrictInt, Field(ge=1)]] = Field(min_length=1, max_length=3)
     dtype: Literal["uint8", "float32", "float64"]
     columns: list[StrictStr] | None  # names, of a table that has them
+    ignored: list[StrictStr]  # columns that were left out
     encoding: list[Any] | None  # what the columns hold, as `data.columns.Columns.to_list` says it
     num_train: StrictInt
     num_held_out: StrictInt

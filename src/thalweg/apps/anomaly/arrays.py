@@ -9,6 +9,8 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError
 from thalweg.data.columns import Column, Columns
+from thalweg.data.reading import IN_MEMORY, option
+from thalweg.data.validate import check_cells
 
 
 @contextmanager
@@ -31,6 +33,27 @@ def array_errors(x: Any) -> Iterator[None]:
             raise UserError(f"X: {_first_text(x)}; could not convert string to float: {CATEGORIES}") from error
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         raise UserError(" ".join(lines if len(lines) < 3 else [lines[0], lines[-1]])) from error
+
+
+def check_rows(
+    x: np.ndarray, columns: Columns | None, *, where: str = IN_MEMORY, first: int = 0, gaps: bool, least: int = 0
+) -> None:
+    """UserError, with the column and the row, for infinity, for NaN unless `gaps` may be, and for fewer than `least`
+    rows; `first` is the number of the first row.
+    """
+    if len(x) < least:
+        raise UserError(f"{len(x)} rows; want {least} or more", argument=where)
+    hint = f"drop the row, or fit with {option(where, 'missing', 'marginalise')}"
+    if columns is not None:
+        names = [columns.names[i] for i in columns.owners]
+        return check_cells(x, names, where, rows=range(first, first + len(x)), gaps=gaps, hint=hint)
+    bad = np.isinf(x) if gaps else ~np.isfinite(x)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        at = f"row {row + 1}, column {column + 1} (X[{row}, {column}]) is"
+        infinite = np.isinf(x[row, column])
+        what = "infinite (infinity)" if infinite else "missing (NaN)"
+        raise UserError(f"{at} {what}", argument=where, hint="mend it" if infinite else hint)
 
 
 def numbered(named: Sequence[str], names: Sequence[str], where: str) -> Columns:

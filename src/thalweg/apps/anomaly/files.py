@@ -14,10 +14,11 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from thalweg.apps.anomaly.calibrate import check_rate, q_by_rank
-from thalweg.apps.anomaly.detector import GAPS, EnergyDetector
+from thalweg.apps.anomaly.contents import learn
+from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.reasons import ScoredBlock
 from thalweg.apps.anomaly.saved import DetectorBundle
-from thalweg.apps.anomaly.sources import Source, draw, typed
+from thalweg.apps.anomaly.sources import Source, draw
 from thalweg.core.errors import UserError
 from thalweg.core.store import write_errors
 from thalweg.core.stream import whole_file
@@ -25,7 +26,6 @@ from thalweg.data.columns import Columns
 from thalweg.data.csv_blocks import Table, open_table
 from thalweg.data.csv_header import Known
 from thalweg.data.score_table import writer
-from thalweg.data.validate import check_cells
 
 REASONS = 3
 
@@ -42,26 +42,31 @@ class Scored(NamedTuple):
 
 
 def fit_file(source: Source, **parameters: Any) -> DetectorBundle:
-    """A detector of the table's rows; `parameters` are `EnergyDetector`'s. UserError for what cannot be used."""
+    """A detector of the table's rows; `parameters` are `EnergyDetector`'s. UserError for what cannot be used.
+
+    `about["columns"]` of the bundle says what the columns hold.
+    """
+    detector = EnergyDetector(random_state=source.seed, **parameters)
     table = open_table(source.path, header=source.header)
     where, ignored = str(table.path), [*source.drop, *([source.target] if source.target else [])]
     table.require(ignored)
     if source.normal is not None and source.target is None:
-        raise UserError(f"normal={source.normal!r} without a target column; name the column it is a value of")
-    drawn = draw(table, source)
+        hint = "name the column it is a value of"
+        raise UserError("needs a target column", argument="normal", value=source.normal, hint=hint)
+    reading = detector.reading
+    drawn = draw(table, source, reading.words(table.is_text))
     kept = drawn.frame.select([name for name in table.names if name not in ignored])
-    columns = Columns.fit(kept, where=where, parse=table.is_text, rows=drawn.rows)
-    detector = EnergyDetector(random_state=source.seed, **parameters)
-    x = columns.encode(kept, where=where, rows=drawn.rows)
-    names = [columns.names[i] for i in columns.owners]
-    check_cells(x, names, where, rows=drawn.rows.tolist(), gaps=detector.missing == "marginalise", hint=GAPS)
+    contents = learn(kept, reading, where=where, parse=table.is_text, rows=drawn.rows)
     try:
-        detector.fit(typed(kept, columns, x, where))
-    except ValueError as error:
-        raise UserError(f"{where}: {' '.join(str(error).removeprefix('X: ').split())}") from error
-    used = int((~np.isnan(x).any(1)).sum())
+        detector.fit(contents)
+    except UserError as error:
+        if error.argument != "X":
+            raise
+        raise error.replace(argument=where) from error
+    used = int((~np.isnan(contents.x).any(1)).sum())
     about = {"table": table.path.name, "header": not table.headless, "rows": drawn.seen, "rows_used": used}
-    return DetectorBundle(detector, about | {"ignored": ignored, "seed": source.seed})
+    about |= {"ignored": ignored, "seed": source.seed, "columns": contents.to_dict()}
+    return DetectorBundle(detector, about)
 
 
 def score_file(
@@ -85,7 +90,7 @@ def score_file(
     names = detector.columns_.names if detector.columns_ is not None else []
     table = open_table(path, header=header, known=Known(names, bundle.about.get("header") is False))
     columns = detector.columns_for(table.names, str(path))
-    alpha = detector.rate_ if alpha is None else check_rate(alpha)
+    alpha = detector.rate_ if alpha is None else check_rate(alpha, "alpha")
     table.require(drop)
     fitted = [name for name in drop if name in columns.names]
     if fitted:
@@ -123,7 +128,7 @@ def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: floa
     counts = np.zeros(len(detector.calibration_.energies) + 1, np.int64)
     with pa.ipc.new_stream(spool, _schema()) as stream:
         for frame in table.blocks(columns.names):
-            block = detector.score_block(frame, alpha=alpha, top=REASONS, where=where, first=first)
+            block = detector.score_block(frame, alpha=alpha, top=REASONS, where=where, first=first, parse=table.is_text)
             np.add.at(counts, block.rank, 1)
             stream.write_table(pa.table(_told(block, first), schema=_schema()))
             first += len(block.energy)
