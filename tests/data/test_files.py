@@ -98,6 +98,43 @@ def test_tables_with_and_without_a_header(tmp_path: Path) -> None:
             read_array(tmp_path / name)
 
 
+def test_numbers_that_float32_rounds_stay_as_they_are(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"far": [5932154.05, 5932154.1], "s": [1_700_000_001, 1_700_000_002]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    np.save(tmp_path / "t.npy", frame.to_numpy())
+    np.savez(tmp_path / "t.npz", x=frame.to_numpy())
+    for name in ("t.csv", "t.parquet", "t.npy", "t.npz"):
+        x = read_array(tmp_path / name)
+        assert x.dtype == torch.float64
+        assert x.tolist() == frame.to_numpy().tolist()
+    assert read_array(save(tmp_path / "i.npy", frame[["s"]].to_numpy())).tolist() == frame[["s"]].to_numpy().tolist()
+    with pytest.raises(UserError, match="column 1 holds numbers near"):
+        read_array(save(tmp_path / "i.npy", 10**18 + frame[["s"]].to_numpy() - 1_700_000_000))
+
+
+def test_columns_are_left_out_and_matched(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": ["u", "v"], "a": [1.0, 2.0], "b": [3.0, np.nan]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    x, layout = read_rows(tmp_path / "t.csv", drop=["id"], finite=False)
+    assert layout.names == ["a", "b"]
+    np.testing.assert_array_equal(x, frame[["a", "b"]])
+    frame[["b", "id", "a"]].to_csv(tmp_path / "other.csv", index=False)
+    np.testing.assert_array_equal(read_rows(tmp_path / "other.csv", layout=layout, finite=False).x, x)
+    for words, message in (
+        ({"drop": ["x"]}, "no column 'x'; there are id, a, b"),
+        ({}, "not numbers in column 'id'"),
+        ({"drop": ["id"]}, r"column 'b' is missing \(NaN\) in row 2"),
+        ({"layout": layout, "drop": ["a"]}, "the model needs it"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            read_rows(tmp_path / "t.csv", **words)
+        assert caught.value.argument == str(tmp_path / "t.csv")
+    for words in ({"header": True}, {"drop": ["a"]}):
+        with pytest.raises(UserError, match=r"has no effect on a\.npy"):
+            read_rows(save(tmp_path / "a.npy", np.zeros((2, 2))), **words)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

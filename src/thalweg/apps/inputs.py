@@ -48,11 +48,12 @@ def _fine_enough(bundle: Any, x: Tensor, where: str) -> Tensor:
     return x
 
 
-def in_float32(bundle: Any, *sets: Tensor | None) -> tuple[Any, Tensor | None, list[Tensor | None]]:
+def in_float32(bundle: Any, *sets: Any) -> tuple[Any, Tensor | None, list[Any]]:
     """(model, shift, sets) for figures and pictures, which compute in float32; all as they are where the data are.
 
-    Of float64 data the sets are rounded, and the model takes and gives such rows. Where rounding would hide a column's
-    spread, the first row of the first set is taken off all of them, `shift` (D,), and the model's units move along.
+    A set is a tensor of rows, or None. Of float64 data the sets are rounded, and the model takes and gives such rows.
+    Where rounding would hide a column's spread, the first row of the first set is taken off all of them, `shift` (D,),
+    and the model's units move along.
     """
     first = next(x for x in sets if x is not None)
     if bundle.dtype != torch.float64:

@@ -46,9 +46,9 @@ class Layout:
         """
         columns, ignored = Columns.fit(frame, where=where, parse=parse), list(ignored)
         x = columns.encode(frame, where=where, parse=parse)
-        if not headless and (index := _index(columns, x)):
-            log.warning("%s: the first column, %r, is left out: it only counts the rows", where, index)
-            columns, x, ignored = columns.without([(index, "counts the rows")]), x[:, 1:], [*ignored, index]
+        if not headless and (index := _index(columns, x)) is not None:
+            log.warning("%s: the first column, %r, is left out, as it numbers the rows", where, index)
+            columns, x, ignored = columns.without([(index, "numbers the rows")]), x[:, 1:], [*ignored, index]
         texts = [column.name for column in columns.columns if column.categories is not None]
         if texts:
             hint = f"encode them as numbers, or leave them out, as by --drop {texts[0]!r}"
