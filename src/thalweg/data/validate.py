@@ -81,7 +81,7 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
         low, high = (float(v) for v in values.aminmax())
         if low < -1e-6 or high > 1 + 1e-6:
             move = "(x + 1) / 2" if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6 else "divide by 255"
-            what = f"float pixels must be in [0, 1], uint8 in 0..255; as float, these span [{low:g}, {high:g}]"
+            what = f"float pixels lie in [0, 1], uint8 in 0..255; as float, these span [{low:g}, {high:g}]"
             raise UserError(what, argument=where, hint=f"{move}?")
 
 
