@@ -20,7 +20,7 @@ Header = Annotated[
 OPTIONS = (
     "alpha", "calibration", "decimal", "dtype", "false_alarm_rate", "missing", "na_values", "normal", "thousands",
 )  # fmt: skip
-NA = "NA, N/A, NaN, nan, NULL, null, None and `<NA>`"  # `data.reading.NA_WORDS`, which an import would make --help wait for
+NA = "NA, N/A, NaN, nan, NULL, null, None and `<NA>`"  # data.reading.NA_WORDS; to import it would slow --help down
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 
 
@@ -35,9 +35,7 @@ def fit(
     missing: Annotated[str, typer.Option(help="raise, or marginalise: score rows by what they have.")] = "raise",
     na_values: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"A text that means a missing value, in place of {NA}; repeatable; '' for none."
-        ),
+        typer.Option(help=f"A text that means a missing value, in place of {NA}; repeatable; '' for none."),
     ] = None,
     decimal: Annotated[str, typer.Option(help="The decimal point of texts that are numbers: . or ,")] = ".",
     thousands: Annotated[

@@ -16,6 +16,7 @@ import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.frames import as_frame, is_categorical, is_numeric, names_of, numbers, texts
+from thalweg.data.number_text import near
 from thalweg.data.reading import Reading, option
 from thalweg.data.text_columns import doubt, refuse_doubt, refuse_moments
 
@@ -214,7 +215,9 @@ class _Reader:
             return Column(name, truth=series.dtype == nw.Boolean)
         values = texts(series, name, self.where, self.reading.words(self.parse))
         if all(value is None for value in values):
-            raise self.refuse(f"column {name!r} has no value at all", "drop it")
+            word = next((text for text in texts(series, name, self.where) if text), None)
+            told = "" if word is None else f", as {word!r} means a missing one"
+            raise self.refuse(f"column {name!r} has no value at all{told}", "drop it")
         if declared != "category" and not is_categorical(series):
             found = self._numbers(values, name, declared)
             if found is not None:
@@ -289,6 +292,9 @@ class _Reader:
                 wanted = "True or False was" if column.truth else "numbers were"
                 at = f"column {column.name!r} holds {text!r:.60} in row {self.rows[i] + 1}"
                 hint = f"mend the value, or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
+                if near(text) is not None:
+                    mark = f" and {writing.thousands!r} between thousands" if writing.thousands else ""
+                    hint = f"write it as in the fit, with {writing.decimal!r} as decimal point{mark}"
                 raise self.refuse(f"{at}, where {wanted} in the fit", hint)
             found[i] = number
         return found
