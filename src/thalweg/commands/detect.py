@@ -20,7 +20,7 @@ Header = Annotated[
 OPTIONS = (
     "alpha", "calibration", "decimal", "dtype", "false_alarm_rate", "missing", "na_values", "normal", "thousands",
 )  # fmt: skip
-NA = "NA, N/A, NaN, nan, NULL, null, None and `<NA>`"  # data.reading.NA_WORDS; to import it would slow --help down
+NA = "NA, N/A, NaN, nan, NULL, null, None and `<NA>`"  # `data.reading.NA_WORDS`; importing it would delay --help
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 
 
@@ -81,7 +81,7 @@ def fit(
         f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, "
         f"in [{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
     )
-    result = {"run": str(out), **bundle.about, "features": bundle.detector.columns_.names, "rate": rate._asdict()}
+    result = {"run": str(out), **bundle.about, "features": bundle.detector.features()[0], "rate": rate._asdict()}
     console.emit(result | {"calibrated_with": n, "threshold": -bundle.detector.offset_}, as_json)
 
 

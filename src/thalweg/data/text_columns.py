@@ -126,6 +126,8 @@ def _told(found: Doubt, text: str, where: str, offered: bool) -> tuple[str, str]
     if found.kind == "gap":
         mend = f"say {option(where, 'na_values', text.strip())}" if offered else "leave the value empty"
         return numbers, f"if it means that the value is missing, {mend}"
+    if offered and found.like > 1:
+        return numbers, f"mend it, or, if it means that the value is missing, say {option(where, 'na_values', text)}"
     gap = f" and fit with {option(where, 'missing', 'marginalise')}" if offered else ""
     return numbers, f"mend the value, or leave it empty{gap}"
 
