@@ -81,6 +81,7 @@ KEPT = {
     "words": every("red", "green", "blue"),
     "letters first": every("A12", "A13", "B7"),
     "letters last": every("12A", "13B", "14C", "15D"),
+    "letters last, one of them often": every("12A", "14A", "16A", "13B", "15C"),
     "letters last, with a blank": every("12 A", "13 B", "14 C", "15 D"),
     "streets": every("221 Baker Street", "12 Oak Avenue", "7 Mill Lane"),
     "ranges": every("18-25", "26-40", "41-65", "65+"),
