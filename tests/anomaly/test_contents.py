@@ -115,6 +115,17 @@ class TestIndex:
         np.testing.assert_array_equal(score(thalweg_command, tmp_path, new).energy, scores.energy)
         assert scores.flag.sum() < 10
 
+    def test_only_the_first_columns_are_an_index(self):
+        """Twice saved by pandas there are two; a nameless column among the others holds what it holds."""
+        some = np.unique(np.random.default_rng(0).integers(0, 10**6, 210))[:200][
+            np.random.default_rng(0).permutation(200)
+        ]
+        table = rows()
+        table.insert(0, "", some)
+        table.insert(1, "Unnamed: 0", some)
+        table.insert(3, "Unnamed: 3", some)
+        assert [name for name, _ in learn(table, Reading()).columns.left_out] == ["", "Unnamed: 0"]
+
     def test_it_is_kept_where_that_is_said(self, thalweg_command, tmp_path):
         code, found, _ = fit(thalweg_command, tmp_path, rows().assign(id=np.arange(200)), "--dtype", "id=number")
         assert code == 0
@@ -171,6 +182,11 @@ class TestMissing:
         assert code == 0
         assert found["columns"]["missing"] == {"heat": {"": 3}, "site": {"NA": 120}}
         assert "missing: heat: empty in 3 rows, site: 'NA' in 120 rows" in err[-2]
+        new = garages.astype({"heat": object}).assign(heat=["NA", 21.0, 21.0] * 100)
+        np.testing.assert_array_equal(
+            score(thalweg_command, tmp_path, new).energy,
+            score(thalweg_command, tmp_path, new.replace("NA", "")).energy,
+        )
 
     def test_words_of_ones_own(self, thalweg_command, tmp_path):
         """In place of the usual ones, and stored: the score reads the same."""
