@@ -107,7 +107,7 @@ class TestIndex:
         code, found, err = fit(thalweg_command, tmp_path, table)
         assert code == 0, err
         assert found["features"] == ["flow", "heat", "site"]
-        assert [*found["columns"]["left out"]] == [number]
+        assert [*found["columns"]["left_out"]] == [number]
         assert f"1 left out ({number!r} " in err[-2]
         new = rows(40, 1)
         scores = score(thalweg_command, tmp_path, new.assign(**{number: 9000 + np.arange(40)}))
@@ -130,7 +130,7 @@ class TestIndex:
         code, found, _ = fit(thalweg_command, tmp_path, rows().assign(id=np.arange(200)), "--dtype", "id=number")
         assert code == 0
         assert found["columns"]["numbers"]["id"] == 200
-        assert found["columns"]["left out"] == {}
+        assert found["columns"]["left_out"] == {}
 
     def test_times_are_refused_and_said(self, thalweg_command, tmp_path):
         seconds = 1_706_745_600 + np.random.default_rng(0).integers(0, 90, 200).cumsum()
@@ -221,9 +221,9 @@ class TestLine:
         sorts = found["columns"]
         assert {name: [*part] for name, part in sorts.items() if part} == {
             "numbers": ["flow", "heat"],
-            "true and false": ["open"],
+            "truth": ["open"],
             "categories": ["site"],
-            "left out": ["id"],
+            "left_out": ["id"],
         }
         assert sorts["categories"]["site"] == 3
         assert sorts["numbers"]["heat"] == rows().heat.nunique()
