@@ -74,6 +74,9 @@ def test_a_table_without_header(thalweg_command, tmp_path):
         ("site,2019\nu,1.5\n", None),  # texts above texts, numbers above numbers
         ("39,State-gov\n50,Private\n", None),
         ("a,1.5\n2,3\n", None),  # hardly a name
+        ('"19,4","3,1"\n"18,2","3,3"\n', None),  # numbers in another writing
+        ('temperature,flow\n"18,2","3,3"\n', True),
+        ('"1,234",id\n"1,567",7\n', None),
         ("NA,4\n1,2\n", None),  # a gap is no name
         ("a,b\nu,v\n", True),
         ("1\n2\n", None),

@@ -30,7 +30,7 @@ COUNTERS = {
     "by ten": 10 * np.arange(N),
     "every minute": START + 60 * np.arange(N),
     "shuffled": SHUFFLED,
-    "shuffled, by ten": 10 * SHUFFLED,
+    "shuffled, by a thousand": 1000 * SHUFFLED,
     "a part of a shuffled table": draws().permutation(10 * N)[:N],
     "in order, with holes": np.sort(draws().permutation(10 * N)[:N]),
     "a meter": np.cumsum(draws().integers(1, 9, N)),

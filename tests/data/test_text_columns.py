@@ -81,10 +81,14 @@ KEPT = {
     "words": every("red", "green", "blue"),
     "letters first": every("A12", "A13", "B7"),
     "letters last": every("12A", "13B", "14C", "15D"),
+    "letters last, one of them often": every("12A", "14A", "16A", "13B", "15C"),
     "letters last, with a blank": every("12 A", "13 B", "14 C", "15 D"),
     "streets": every("221 Baker Street", "12 Oak Avenue", "7 Mill Lane"),
     "ranges": every("18-25", "26-40", "41-65", "65+"),
     "counts with a last class": every("0", "1", "2", "3+"),
+    "counts with a last class in words": every("0", "1", "2", "3 or more"),
+    "screens": every("1920x1080", "1280x720"),
+    "hashes": every("3f2a", "1e5f", "77ab", "90cd"),
     "ordinals": every("1st", "2nd", "3rd", "4th"),
     "versions": every("1.2.3", "1.2.4", "1.3.0"),
     "addresses": every("10.0.0.1", "10.0.0.2", "192.168.1.7"),
@@ -154,6 +158,14 @@ def test_the_remedy_that_is_told_is_one(name, options, parse):
             assert f"{option}={written!r}" in str(caught.value)
     numbers = {} if parse or "decimal" in options or "thousands" in options else {"dtype": {"v": "number"}}
     assert fit(values, parse=parse, **options, **numbers) == "number"
+
+
+def test_a_word_that_comes_often_may_be_a_gap():
+    with pytest.raises(UserError, match=r"--na-values 'sensor off'"):
+        fit(mixed(FLOATS, "sensor off", 0.3))
+    assert fit(mixed(FLOATS, "sensor off", 0.3), na_values="sensor off") == "number"
+    with pytest.raises(UserError, match="--missing marginalise"):
+        fit([*FLOATS[:-1], "oops"])
 
 
 def test_a_text_that_may_be_two_numbers_is_told_as_both():

@@ -78,7 +78,7 @@ def fit(
         f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, "
         f"in [{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
     )
-    result = {"run": str(out), **bundle.about, "features": bundle.detector.columns_.names, "rate": rate._asdict()}
+    result = {"run": str(out), **bundle.about, "features": bundle.detector.features()[0], "rate": rate._asdict()}
     console.emit(result | {"calibrated_with": n, "threshold": -bundle.detector.offset_}, as_json)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.frames import as_frame, is_categorical, is_numeric, names_of, numbers, texts
+from thalweg.data.number_text import near
 from thalweg.data.reading import Reading, option
 from thalweg.data.text_columns import doubt, refuse_doubt, refuse_moments
 
@@ -128,9 +129,11 @@ class Columns:
         rows: Sequence[int] | None = None,
         ignore: Iterable[str] = (),
         parse: bool = False,
+        offered: bool = True,
     ) -> np.ndarray:
         """(N, D) float64, NaN where a value is missing. `first` is the number of the first row, for messages, or `rows`
         the number of each. `parse`: some words are missing values, as in a CSV; a category of the fit is none.
+        `offered`: messages name the options of a fit.
 
         UserError, with column, row and value: names that differ from the fit's, texts where numbers were, numbers where
         categories were.
@@ -138,7 +141,7 @@ class Columns:
         self.match(names_of(frame), where, ignore=ignore)
         series = as_frame(frame, where)
         rows = range(first, first + len(series)) if rows is None else rows
-        read = _Reader(where, parse, rows, self.reading)
+        read = _Reader(where, parse, rows, self.reading, offered)
         parts = [read.encode(series[column.name], column) for column in self.columns]
         return np.concatenate(parts, axis=1)
 
@@ -214,7 +217,9 @@ class _Reader:
             return Column(name, truth=series.dtype == nw.Boolean)
         values = texts(series, name, self.where, self.reading.words(self.parse))
         if all(value is None for value in values):
-            raise self.refuse(f"column {name!r} has no value at all", "drop it")
+            word = next((text for text in texts(series, name, self.where) if text), None)
+            told = "" if word is None else f", as {word!r} means a missing one"
+            raise self.refuse(f"column {name!r} has no value at all{told}", "drop it")
         if declared != "category" and not is_categorical(series):
             found = self._numbers(values, name, declared)
             if found is not None:
@@ -288,7 +293,12 @@ class _Reader:
             if number is None:
                 wanted = "True or False was" if column.truth else "numbers were"
                 at = f"column {column.name!r} holds {text!r:.60} in row {self.rows[i] + 1}"
-                hint = f"mend the value, or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
+                hint = "mend the value"
+                if self.offered:
+                    hint += f", or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
+                if near(text) is not None:
+                    mark = f" and {writing.thousands!r} between thousands" if writing.thousands else ""
+                    hint = f"write it as in the fit, with {writing.decimal!r} as decimal point{mark}"
                 raise self.refuse(f"{at}, where {wanted} in the fit", hint)
             found[i] = number
         return found

@@ -58,7 +58,7 @@ def verdict(values: np.ndarray, name: str, rows: Sequence[int], *, first: bool =
         and UNNAMED.fullmatch(name)
         and (different or np.mean(steps == 1) >= 0.9)
     ):
-        return Verdict("leave", "is a first column without a name that numbers the rows")
+        return Verdict("leave", "is an index without a name, which numbers the rows")
     if len(x) < LEAST or x.min() == x.max():
         return None
     return _counts(x, at, name, whole, different) or _tells(x, name, whole) or _runs(x, at, different)

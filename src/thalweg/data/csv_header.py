@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from thalweg.core.errors import UserError
-from thalweg.data.number_text import is_number
+from thalweg.data.number_text import is_number, readings
 from thalweg.data.reading import NA_WORDS
 
-FRACTION = re.compile(r"[+-]?\d*\.\d+(e[+-]?\d+)?", re.IGNORECASE)  # hardly a name
+FRACTION = re.compile(r"[+-]?\d*[.,]\d+(e[+-]?\d+)?", re.IGNORECASE)  # hardly a name
 SEPARATORS = ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"))
 EXPECTED = "a CSV is UTF-8 text of one line a row, with commas between the values and a point in decimal numbers"
 SETTLE = "say --header if it names the columns, --no-header if it is a row"
@@ -33,18 +33,23 @@ def is_header(path: Path, first: Sequence[str], second: Sequence[str], known: Kn
     UserError where neither the lines nor what is known tell.
     """
     named = bool(known.names) and set(known.names) <= set(first)
-    numbers = [cell for cell in first if is_number(cell)]
+    numbers = [cell for cell in first if _is_number(cell)]
     if not known.headless and (named or not numbers):
         return True
     if known.headless and numbers and not named:
         return False
     below = zip(first, second, strict=False)
-    above = any(is_number(b) and not is_number(a) and a.strip() not in ("", *NA_WORDS) for a, b in below)
+    above = any(_is_number(b) and not _is_number(a) and a.strip() not in ("", *NA_WORDS) for a, b in below)
     if above and not known.headless and not any(FRACTION.fullmatch(cell.strip()) for cell in first):
         return True
     what = repr((numbers or first)[0])[:60]
     unlike = ", and is unlike the table of the fit" if known.names and not named else ""
     raise UserError(f"the first line, with {what}, could be names or data{unlike}", argument=str(path), hint=SETTLE)
+
+
+def _is_number(cell: str) -> bool:
+    """Whether a value is a number in any writing, 19,4 among them."""
+    return bool(readings([cell.strip()]))
 
 
 def check_separator(path: Path, first: Sequence[str], second: Sequence[str]) -> None:

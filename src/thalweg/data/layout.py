@@ -88,22 +88,21 @@ class Layout:
         if self.names is not None and not headless:
             self.check(names_of(frame), where, drop=drop)
             ignore = {*self.ignored, *drop}
-            return self.columns.encode(frame, where=where, ignore=ignore, parse=parse)  # pyright: ignore[reportOptionalMemberAccess]
+            return self.columns.encode(frame, where=where, ignore=ignore, parse=parse, offered=False)  # pyright: ignore[reportOptionalMemberAccess]
         if self.columns is None:
-            columns = Columns.fit(frame, where=where, parse=parse)
+            columns = Layout.fit(frame, where=where, headless=True, parse=parse).columns
+            assert columns is not None  # of a table
         elif len(given) != len(self.columns.columns):
             raise UserError(f"{len(given)} columns, the model has {len(self.columns.columns)}", argument=where)
         else:
             pairs = zip(self.columns.columns, given, strict=True)
             columns = Columns(tuple(column._replace(name=name) for column, name in pairs))
         if self.names is not None:
-            log.warning("%s: no names, so its columns are taken in the order of the model's: %s", where, self._told())
+            order = short(self.names)
+            log.warning("%s: no names, so its columns are taken in the order of the model's: %s", where, order)
         elif not headless:
             log.warning("%s: the model knows no names, so the columns are taken in this order: %s", where, short(given))
-        return columns.encode(frame, where=where, ignore=set(names_of(frame)) - set(given), parse=parse)
-
-    def _told(self) -> str:
-        return short(self.names or [])
+        return columns.encode(frame, where=where, ignore=set(names_of(frame)) - set(given), parse=parse, offered=False)
 
     def to_list(self) -> list[list[Any]] | None:
         """What JSON holds of the columns."""

@@ -60,8 +60,7 @@ def is_moment(text: str) -> bool:
     if _NAMED.fullmatch(text) and _MONTH.match(words[0]):
         return True
     if any(map(_ENGLISH.match, words)):
-        held = _held(text)
-        return "month" in held and len(held) > 1
+        return "month" in _held(text)
     return bool(_SHORT_YEAR.fullmatch(text)) and _held(text) >= {"year", "month", "day"}
 
 

@@ -24,7 +24,7 @@ _MONEY = rf"(?:[$¢£¤¥฿\u20a0-\u20c0]|{CURRENCIES})"
 _NEAR = re.compile(
     rf"(?P<open>\()?(?P<sign>[+\-\u2212\u2013]?)\s*(?P<before>{_MONEY}?)\s*(?P<sign2>[+\-\u2212\u2013]?)\s*"
     r"(?P<core>(?:\d|[.,]\d)(?:[\d.,'\u2019_ ]*\d)?[.,]?(?:[eE][+-]?\d+)?)"
-    rf"(?P<close>\))?\s*(?P<after>-|{_MONEY}|[%‰*†‡]+|(?P<unit>[^\W\d_°]*°?[^\W\d_](?:[^\W\d_]|[/·*^. \-](?=[^\W\d_])"
+    rf"(?P<close>\))?\s*(?P<after>-|{_MONEY}|[%‰°*†‡]+|(?P<unit>[^\W\d_°]*°?[^\W\d_](?:[^\W\d_]|[/·*^. \-](?=[^\W\d_])"
     r"|/100 ?(?=[^\W\d_])|(?<=[^\W\d_])[23](?!\d))*)\.?)?"
 )
 OTHER_MARKS = "blanks, quotation marks or digits of another script"

@@ -37,13 +37,7 @@ class Reading:
         dtype: Mapping[str, str] | None = None,
     ) -> Self:
         """The reading that a user's arguments name; UserError for what they cannot be."""
-        words = (na_values,) if isinstance(na_values, str) else na_values
-        if words is not None:
-            words = tuple(words) if isinstance(words, Iterable) and not isinstance(words, Mapping) else (words,)
-            wrong = next((word for word in words if not isinstance(word, str)), None)
-            if wrong is not None or None in words:
-                raise UserError(f"must be texts, not {kind_of(wrong)}", argument="na_values", value=na_values)
-            words = tuple(dict.fromkeys(word.strip() for word in words))
+        words = None if na_values is None else _words(na_values)
         if dtype is not None and not isinstance(dtype, Mapping):
             raise UserError(
                 "must name columns and kinds", argument="dtype", value=dtype, hint=f"{{name: {KINDS[0]!r}}}"
@@ -53,7 +47,7 @@ class Reading:
         return cls(Writing(decimal, thousands), words, dict(dtype or {}))
 
     def words(self, csv: bool) -> frozenset[str]:
-        """The texts that mean a missing value, blanks around them taken away."""
+        """The texts that mean a missing value."""
         found = self.na_values if self.na_values is not None else (NA_WORDS if csv else None)
         return frozenset() if found is None else frozenset({"", *found})
 
@@ -76,6 +70,15 @@ class Reading:
             return cls.of(**stored)
         except (TypeError, ValueError) as error:
             raise DamagedFile("the stored way of reading is not what to_dict writes") from error
+
+
+def _words(given: Any) -> tuple[str, ...]:
+    """The texts of `na_values`, each once."""
+    words: list[Any] = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
+    for word in words:
+        if not isinstance(word, str):
+            raise UserError(f"must be texts, not {kind_of(word)}", argument="na_values", value=given)
+    return tuple(dict.fromkeys(words))
 
 
 def option(where: str, name: str, *values: Any) -> str:

@@ -124,8 +124,10 @@ def _told(found: Doubt, text: str, where: str, offered: bool) -> tuple[str, str]
         return f"a number but for {beside}", "write the number alone"
     numbers = f"where {found.numbers} rows hold numbers"
     if found.kind == "gap":
-        mend = f"say {option(where, 'na_values', text.strip())}" if offered else "leave the value empty"
+        mend = f"say {option(where, 'na_values', text)}" if offered else "leave the value empty"
         return numbers, f"if it means that the value is missing, {mend}"
+    if offered and found.like > 1:
+        return numbers, f"mend it, or, if it means that the value is missing, say {option(where, 'na_values', text)}"
     gap = f" and fit with {option(where, 'missing', 'marginalise')}" if offered else ""
     return numbers, f"mend the value, or leave it empty{gap}"
 

@@ -17,7 +17,7 @@ from thalweg.data.frames import as_frame, is_numeric, names_of, texts
 from thalweg.data.reading import IN_MEMORY, Reading, option
 
 SHOWN = 5  # columns of a sort that a line names
-SORTS = ("numbers", "true and false", "categories")
+SORTS = {"numbers": "numbers", "truth": "true and false", "categories": "categories"}
 MANY = 20  # rows from which on it is no accident that no text comes twice
 
 
@@ -47,12 +47,12 @@ class Contents(NamedTuple):
         column the words that meant a missing value, with their rows.
         """
         kinds = {
-            c.name: "true and false" if c.truth else "numbers" if c.categories is None else "categories"
+            c.name: "truth" if c.truth else "numbers" if c.categories is None else "categories"
             for c in self.columns.columns
         }
         found = {kind: {name: self.values[name] for name, k in kinds.items() if k == kind} for kind in SORTS}
         missing = {name: dict(words) for name, words in self.gaps.items()}
-        return {**found, "left out": dict(self.columns.left_out), "missing": missing}
+        return {**found, "left_out": dict(self.columns.left_out), "missing": missing}
 
     def check(self, *, gaps: bool) -> None:
         """UserError, with column and row, for an infinite value, and, unless `gaps` may be, for a missing one, with the
@@ -72,17 +72,17 @@ class Contents(NamedTuple):
             none = () if self.where == IN_MEMORY else ("",)
             hint += f"; if {next(iter(words))!r} is a value of its own, say {option(self.where, 'na_values', *none)}"
         more = int(np.isnan(self.x[:, place]).sum()) - 1
-        told = f"column {name!r} is missing ({_words(words) or 'NaN'}) {row}{f' and {more} more' if more else ''}"
-        raise UserError(told, argument=self.where, hint=hint)
+        message = f"column {name!r} is missing ({_words(words) or 'NaN'}) {row}{f' and {more} more' if more else ''}"
+        raise UserError(message, argument=self.where, hint=hint)
 
 
 def told(contents: Mapping[str, Mapping[str, Any]]) -> str:
     """One line of `Contents.to_dict`, which names five columns of a sort."""
     parts = []
-    for kind in SORTS:
+    for kind, name_of_kind in SORTS.items():
         names = [f"{name}: {count}" for name, count in contents[kind].items()]
-        parts += [f"{len(names)} of {kind} ({_short(names)})"] if names else []
-    out = [f"{name!r} {why}" for name, why in contents["left out"].items()]
+        parts += [f"{len(names)} of {name_of_kind} ({_short(names)})"] if names else []
+    out = [f"{name!r} {why}" for name, why in contents["left_out"].items()]
     parts += [f"{len(out)} left out ({_short(out)})"] if out else []
     missing = [f"{name}: {_words(words)}" for name, words in contents["missing"].items()]
     return f"columns, with the number of values: {', '.join(parts)}{f'; missing: {_short(missing)}' if missing else ''}"
