@@ -149,7 +149,8 @@ def test_columns_are_left_out_and_matched(tmp_path: Path) -> None:
         ("a,b,\n1,2,\n3,4,\n", "column '' has no value"),
         ("a,a\n1,2\n3,4\n", "column 'a' there twice"),
         ("a;b\n1,5;2,5\n", "separated by semicolons"),
-        ("a,b\n1,1e300\n", "infinity"),
+        ("a,b\n1,1e300\n", r"column 'b' is 1e\+300 in row 1; rescale"),
+        ("a,b\n1,inf\n", r"column 'b' is infinite \(infinity\) in row 1"),
         ("\xff\xfe\x00", "not UTF-8"),
     ],
 )

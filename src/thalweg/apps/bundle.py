@@ -40,7 +40,7 @@ from thalweg.energy.spectral import frozen
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.run import of_block, run_chain
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("config.json", "model.safetensors", "calibration.safetensors", "guess.safetensors")
 EXTRAS = ("card.md", "report.html", "README.md")
 EVALUATION_BLOCK = 256

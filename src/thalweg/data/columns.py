@@ -7,7 +7,7 @@ are matched by name; a missing value is NaN.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
@@ -16,7 +16,7 @@ import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.frames import as_frame, is_categorical, is_numeric, names_of, numbers, texts
-from thalweg.data.number_text import near
+from thalweg.data.number_text import Writing, near
 from thalweg.data.reading import Reading, option
 from thalweg.data.text_columns import doubt, refuse_doubt, refuse_moments
 
@@ -232,7 +232,7 @@ class _Reader:
         """The column of numbers, or of truth values, that texts are; None for categories. UserError where in doubt."""
         there = {value for value in values if value is not None}
         writing, parse = self.reading.writing, self.parse or declared == "number" or not self.reading.writing.is_plain
-        if parse and all(writing.number(value) is not None for value in there):
+        if parse and _are_numbers(there, writing):
             return Column(name)
         if self.parse and all(value.strip().lower() in TRUTH for value in there):
             return Column(name, truth=True)
@@ -302,6 +302,19 @@ class _Reader:
                 raise self.refuse(f"{at}, where {wanted} in the fit", hint)
             found[i] = number
         return found
+
+
+def _are_numbers(texts: Collection[str], writing: Writing) -> bool:
+    """Whether all texts are numbers in this writing."""
+    together = "".join(texts)
+    if not (writing.is_plain and together.isascii() and "_" not in together):
+        return all(writing.number(text) is not None for text in texts)
+    try:
+        for text in texts:
+            float(text)  # takes what `is_number` takes then, in a third of the time
+    except ValueError:
+        return False
+    return True
 
 
 def _is_whole(series: Any) -> bool:

@@ -30,6 +30,7 @@ LIMIT_PIXELS = 64_000_000  # the most one image may declare before it is decoded
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 TABLE_SUFFIXES = (".csv", ".parquet")
 SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES, *IMAGE_SUFFIXES)
+LARGEST = float(torch.finfo(torch.float32).max)  # that a network takes
 ARRAY_KEYS = ("x", "x_train", "images", "X", "arr_0")
 _DAMAGED = (OSError, ValueError, EOFError, SyntaxError, ArithmeticError, RuntimeError, Warning)
 _DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
@@ -79,7 +80,8 @@ def read_rows(
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
         x, found = _read_table(path, layout, header, drop)
         if finite:
-            check_cells(x.numpy(), found.names or [str(i) for i in range(x.shape[1])], str(path))
+            names = found.names or [str(i) for i in range(x.shape[1])]
+            check_cells(x.numpy(), names, str(path), largest=LARGEST)
     else:
         if header is not None or drop:
             option = "drop" if header is None else "header"
@@ -137,9 +139,11 @@ def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Se
     if not blocks:
         raise UserError("no rows", argument=where, hint="give a table with at least one")
     frame = pa.concat_tables(blocks)
+    how = {"where": where, "headless": table.headless, "parse": table.is_text}
     if layout is None:
-        layout = Layout.fit(frame, where=where, headless=table.headless, parse=table.is_text, ignored=drop)
-    x = layout.encode(frame, where=where, headless=table.headless, parse=table.is_text)
+        layout, x = Layout.fit_encode(frame, ignored=drop, **how)
+    else:
+        x = layout.encode(frame, **how)
     return torch.from_numpy(x), layout
 
 

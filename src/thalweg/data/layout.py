@@ -37,10 +37,15 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
     @classmethod
-    def fit(
+    def fit(cls, frame: Any, **how: Any) -> Self:
+        """Learn the columns of a frame; arguments of `fit_encode`."""
+        return cls.fit_encode(frame, **how)[0]
+
+    @classmethod
+    def fit_encode(
         cls, frame: Any, *, where: str, headless: bool = False, parse: bool = False, ignored: Iterable[str] = ()
-    ) -> Self:
-        """Learn the columns of a frame. `parse`: texts may be numbers, as in a CSV.
+    ) -> tuple[Self, np.ndarray]:
+        """Learn the columns of a frame; with the rows (N, D) float64. `parse`: texts may be numbers, as in a CSV.
 
         UserError: a column of texts, or whole numbers that float64 takes for one another.
         """
@@ -56,7 +61,7 @@ class Layout:
         series = as_frame(frame, where)
         for name, values in zip(columns.names, x.T, strict=True):
             check_whole_numbers(values, series[name], f"column {name!r}", where)
-        return cls(columns, headless, tuple(ignored))
+        return cls(columns, headless, tuple(ignored)), x
 
     @property
     def names(self) -> list[str] | None:

@@ -93,21 +93,23 @@ def check_cells(
     rows: Sequence[int] | None = None,
     gaps: bool = False,
     hint: str = "drop the row, or fill the value",
+    largest: float = math.inf,
 ) -> None:
-    """UserError, with column and row (`rows`: their numbers from 0), for infinity and, unless `gaps` are taken, NaN.
+    """UserError, with column and row, for infinity, for what is beyond `largest` and, unless `gaps` are taken, for NaN.
 
-    `hint` mends a gap.
+    `rows`: numbers of the rows, from 0. `hint` mends a gap.
     """
-    bad = np.isinf(x) if gaps else ~np.isfinite(x)
+    bad = np.isinf(x) | (np.abs(x) > largest)
+    bad = bad if gaps else bad | np.isnan(x)
     if not bad.any():
         return
     i, column = np.argwhere(bad)[0]
-    infinite = np.isinf(x[i, column])
-    what = "infinite (infinity)" if infinite else "missing (NaN)"
+    value = x[i, column]
     row = (i if rows is None else rows[i]) + 1
-    raise UserError(
-        f"column {names[column]!r} is {what} in row {row}", argument=where, hint="mend it" if infinite else hint
-    )
+    what = "missing (NaN)" if np.isnan(value) else "infinite (infinity)" if np.isinf(value) else f"{value:g}"
+    if not np.isnan(value):
+        hint = "mend it" if np.isinf(value) else f"rescale the column to numbers up to {largest:.0e}"
+    raise UserError(f"column {names[column]!r} is {what} in row {row}", argument=where, hint=hint)
 
 
 def check_shape(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:
