@@ -1,5 +1,6 @@
 """The command line as people meet it: every command on tiny data, and every bad input as one line with exit code 2."""
 
+import copy
 import csv
 import json
 import logging
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from thalweg import cli
 from thalweg.apps.bundle import FILES
 from thalweg.core import store
 from thalweg.core.rng import generator
+from thalweg.data import catalog
 from thalweg.data.toy import TOYS
+from thalweg.energy.residual import ResidualEnergy
 
 TINY = ["train.batch_size=16", "train.precision=fp32", "energy.embed=8"]
 VECTOR = [*TINY, "energy.width=16", "energy.num_blocks=1", "data.limit=300"]
@@ -68,10 +72,28 @@ def files(folder):
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
-def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path):
+def count(monkeypatch, counts, owner, name, wanted=lambda *args: True):
+    """Count the calls of a function that are wanted."""
+    original = getattr(owner, name)
+
+    def counted(*args, **keywords):
+        counts[name] += wanted(*args)
+        return original(*args, **keywords)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path, monkeypatch):
     words = ["train", "two-moons", "--steps", "20", "-o", "run", "--json", "--checkpoint-every", "8", *VECTOR]
+    counts = Counter()
+    count(monkeypatch, counts, ResidualEnergy, "__init__")
+    count(monkeypatch, counts, copy, "deepcopy", lambda x, *memo: isinstance(x, ResidualEnergy))
+    count(monkeypatch, counts, catalog, "_rows")
+    count(monkeypatch, counts, catalog, "_digest")
     code, out, err = thalweg_command(*words)
     assert code == 0, err
+    # copies: the average, and to time steps on a network that is thrown away, with an average of its own
+    assert counts == {"__init__": 1, "deepcopy": 3, "_rows": 1, "_digest": 1}
     result = json.loads(out)  # one object, nothing else, on standard output
     assert out.count("\n") == 1
     assert result["run"] == "run"
@@ -157,11 +179,11 @@ def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, 
     base = ["train", "two-moons", "-o", "run", "--resume"]
     for words, said in (
         (["energy.width=32"], "thalweg: run: an override differs from what this run began with (energy.width=32)"),
-        (["--steps", "13"], "thalweg: --steps 13: this run was planned with steps=12"),
-        (["--seed", "3"], "thalweg: --seed 3: run: this run began with seed 0; resume without"),
-        (["--recipe", "pcd"], "thalweg: --recipe pcd: run: this run began with dual-vector; resume without"),
-        (["--data", "x.npz"], "thalweg: --data x.npz: run: this run began with none; resume without"),
-        (["--checkpoint-every", "3"], "thalweg: --checkpoint-every 3: this run was planned with checkpoint_every=None"),
+        (["--steps", "13"], "thalweg: steps=13: this run was planned with steps=12"),
+        (["--seed", "3"], "thalweg: seed=3: the run in run began with seed 0; resume without"),
+        (["--recipe", "pcd"], "thalweg: recipe='pcd': the run in run began with dual-vector; resume without"),
+        (["--data", "x.npz"], "thalweg: path='x.npz': the run in run began with none; resume without"),
+        (["--checkpoint-every", "3"], "thalweg: checkpoint_every=3: this run was planned with checkpoint_every=None"),
     ):
         code, out, err = thalweg_command(*base, *words)
         assert (code, out, len(err)) == (2, "", 1)
@@ -354,7 +376,7 @@ TABLE = {
     "unknown key": ([*T, "energy.widht=3"], "no such key; did you mean 'width'"),
     "unknown training key": ([*T, "train.batchsize=3"], "did you mean 'batch_size'"),
     "unknown section": ([*T, "enrgy.width=3"], "did you mean 'energy'"),
-    "wrong type": ([*T, "train.batch_size=many"], "train.batch_size='many': want a valid integer"),
+    "wrong type": ([*T, "train.batch_size=many"], "train.batch_size='many': must be a valid integer"),
     "wrong type of an energy's": ([*T, "energy.width=many"], "ResidualEnergy"),
     "no assignment": ([*T, "width"], "is not an assignment"),
     "no value": ([*T, "energy.width="], "gives no value"),
@@ -369,12 +391,12 @@ TABLE = {
         "change either",
     ),
     "no objective": ([*T, "objective.type=thalweg.energy.mlp:MLPEnergy"], "objective.type="),
-    "limit": ([*T, "data.limit=some"], "data.limit='some': want a valid integer"),
+    "limit": ([*T, "data.limit=some"], "data.limit='some': must be a valid integer"),
     "data as override": ([*T, "data.name=rings"], "data.name: is an argument of its own"),
     "seed as override": ([*T, "seed=3"], "seed: is an argument of its own"),
     "bare data as override": ([*T, "data={name: rings}"], "data: cannot be replaced whole"),
     "shape as override": ([*T, "energy.shape=[3]"], "energy.shape: comes from the data"),
-    "no budget": ([*T[:2], "train.steps=null"], "train.steps=null: leaves the run without a budget"),
+    "no budget": ([*T[:2], "train.steps=null"], "train.steps: null leaves the run without a budget"),
     "budgets replaced": ([*T[:2], "train={}"], "train: cannot be replaced whole"),
     "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: either is the whole budget"),
     "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: train has both steps and minutes"),
@@ -385,9 +407,9 @@ TABLE = {
     "long seed of samples": (["sample", MOONS, "--seed", str(2**64)], "for '--seed'"),
     "long seed of an evaluation": (["evaluate", MOONS, "--seed", str(2**64)], "for '--seed'"),
     "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl: not a file"),
-    "two budgets": ([*T, "--minutes", "1"], "give --minutes or --steps, not both"),
-    "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: want greater than or equal to 1"),
-    "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: want a finite number"),
+    "two budgets": ([*T, "--minutes", "1"], "minutes and steps: either is the whole budget"),
+    "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: must be greater than or equal to 1"),
+    "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: must be a finite number"),
     "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3 is less than the batch"),
     "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: a file, where a folder"),
     "run folder under a file": ([*T, "-o", "plane.npy/run"], "cannot make the folder"),

@@ -77,7 +77,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train an energy and leave a bundle."""
-    from thalweg.apps.fit import Request, fit
+    from thalweg.apps.fit import Request, fit_with_data
     from thalweg.train.distributed import address
 
     folder = out or Path("runs") / f"{Path(data).stem}-{Path(recipe or 'dual').stem}"
@@ -95,7 +95,7 @@ def train(
         **table_options(header, drop),
     )
     try:
-        bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=console.say)
+        bundle, data = fit_with_data(request, folder, resume=resume, progress=_bar(folder), log=console.say)
     except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
         raise ThalwegError(f"{folder}: standard error was closed, which ends the run; it resumes") from stop
     if address()[0]:
@@ -106,7 +106,7 @@ def train(
         "training": bundle.config["training"],
     }
     if report and not (folder / "report.html").exists():
-        result |= _report(bundle, folder, bundle.config["run"]["seed"])
+        result |= _report(bundle, folder, bundle.config["run"]["seed"], data)
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
     console.say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
     console.emit(result, as_json)
@@ -128,14 +128,14 @@ def sample(
 ) -> None:
     """Draw samples from a trained energy."""
 
-    from thalweg.apps.bundle import check_room
+    from thalweg.core.check import fits_memory
     from thalweg.core.stream import write_array
 
     bundle = trained(run)
     kinds = (".png",) if bundle.kind == "image" else (".png", ".csv", ".parquet")
     console.writable(*((out, kinds) if npy is None else (npy, (".npy",))))
     console.apart(out, run)
-    check_room(n, bundle.shape)
+    fits_memory(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
     if npy is not None:
@@ -263,10 +263,10 @@ def main() -> None:
     console.run(app)
 
 
-def _report(bundle: Any, folder: Path, seed: int) -> dict[str, Any]:
+def _report(bundle: Any, folder: Path, seed: int, data: Any) -> dict[str, Any]:
     """The figures of a new run; the bundle is whole even where they cannot be had, and the reason is told."""
     try:
-        return {"figures": _evaluate(bundle, folder, num_samples=1000, seed=seed)}
+        return {"figures": _evaluate(bundle, folder, num_samples=1000, seed=seed, data=data)}
     except ValueError as error:  # UserError is one
         reason = " ".join(str(error).split())
     except KeyboardInterrupt as stop:
@@ -286,7 +286,8 @@ class _Unreported(ThalwegError):
         self.signum = signum
 
 
-def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict[str, Any]:
+def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int, data: Any = None) -> dict[str, Any]:
+    """Figures and report; `data` where the run's were read already."""
     from thalweg.apps.inputs import in_float32
     from thalweg.apps.landscape.pictures import of_report
     from thalweg.apps.rows import data_of
@@ -295,7 +296,7 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
     from thalweg.evaluate.suite import evaluate_bundle
     from thalweg.train.track import read_metrics
 
-    data = data_of(bundle)
+    data = data_of(bundle) if data is None else data
     if len(data.held_out) < 20:
         raise UserError(f"{folder}: {len(data.held_out)} rows held out, an evaluation wants 20 or more; give more data")
     console.say("evaluating on held-out data …")

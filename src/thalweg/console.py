@@ -104,12 +104,11 @@ def _told(error: OSError) -> UserError | ThalwegError:
 
 
 def _fail(error: ThalwegError) -> int:
-    heard = getattr(error, "heard", False)  # from another process of the run
-    if not heard:
+    if not error.already_reported:
         say(f"thalweg: {' '.join(str(error).split())}")
     signum = getattr(error, "signum", None)
     if signum is not None:
-        if getattr(error, "resumable", True) and not heard:
+        if getattr(error, "resumable", True) and not error.already_reported:
             say(f"to go on: {command()}{'' if '--resume' in sys.argv else ' --resume'}")
         return 128 + signum
     return 2 if isinstance(error, UserError) else 1

@@ -12,7 +12,7 @@ from thalweg.data import files
 from thalweg.data.frames import is_frame
 from thalweg.data.layout import Layout
 from thalweg.data.precision import COARSE, ROUNDING, Float32Transform, check_scored, spacing
-from thalweg.data.validate import as_tensor, check_cells, check_input
+from thalweg.data.validate import as_floats, as_tensor, check_cells, check_input, check_shape
 
 
 def as_rows(layout: Layout, x: Any, *, where: str = "x", gaps: bool = False) -> Tensor:
@@ -32,6 +32,12 @@ def checked_rows(bundle: Any, x: Any, *, where: str = "x") -> Tensor:
     image = bundle.kind == "image"
     found = check_input(as_tensor(x) if image else as_rows(bundle.layout, x), bundle.shape, bundle.kind, where=where)
     return _fine_enough(bundle, found, where)
+
+
+def chain_positions(bundle: Any, x: Tensor, *, where: str = "x") -> Tensor:
+    """Positions of chains, which may leave the range of the data: the shape alone is checked."""
+    check_shape(x, bundle.shape, bundle.kind, where=where)
+    return x.to(torch.float32) if bundle.kind == "image" else as_floats(x)
 
 
 def read_rows(

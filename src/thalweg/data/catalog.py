@@ -115,8 +115,24 @@ def load(
         setting = "drop" if header is None else "header"
         raise UserError(f"has no effect on {name!r}, only on a table", argument=setting, hint="leave it out")
     x, labels, source, share, layout = _rows(name, data, hub, seed, header, drop)
+    share = share if held_out is None else held_out
+    return split(x, labels, name=name, source=source, held_out=share, seed=seed, limit=limit, layout=layout)
+
+
+def split(
+    x: Tensor,
+    labels: Tensor | None = None,
+    *,
+    name: str,
+    source: str,
+    held_out: float,
+    seed: int = 0,
+    limit: int | None = None,
+    layout: Layout | None = None,
+) -> Dataset:
+    """Rows in data units, shuffled and split as `load` does: the same rows and seed give the same parts."""
     require_trainable(x, where=name)
-    train, rest = _split(len(x), labels, share if held_out is None else held_out, seed)
+    train, rest = _split(len(x), labels, held_out, seed)
     train = train[:limit]
     return Dataset(
         name=name,
@@ -126,7 +142,7 @@ def load(
         held_out=x[rest],
         train_labels=None if labels is None else labels[train],
         held_out_labels=None if labels is None else labels[rest],
-        layout=layout,
+        layout=layout or Layout(),
     )
 
 

@@ -23,7 +23,7 @@ from thalweg.core.errors import DamagedFile, ThalwegError, UserError
 from thalweg.data.csv_blocks import open_table
 from thalweg.data.layout import Layout
 from thalweg.data.precision import check_whole_numbers
-from thalweg.data.validate import arrange, as_rows, check_cells, verify
+from thalweg.data.validate import arrange, as_floats, check_cells, verify
 
 LIMIT_BYTES = 8 << 30  # the most an array may declare; a larger one belongs in shards
 LIMIT_PIXELS = 64_000_000  # the most one image may declare before it is decoded
@@ -114,7 +114,7 @@ def _read_arrays(path: Path, shape: tuple[int, ...] | None) -> Tensor:
     array = np.ascontiguousarray(array, np.float64 if wide else array.dtype.newbyteorder("="))
     if array.ndim > 2 or (shape is not None and len(shape) == 3):
         return torch.from_numpy(array)
-    rows = as_rows(torch.from_numpy(array))
+    rows = as_floats(torch.from_numpy(array))
     if array.dtype.kind in "iu" and array.ndim == 2:
         for i, (values, source) in enumerate(zip(rows.numpy().T, array.T, strict=True)):
             check_whole_numbers(values, source, f"column {i + 1}", str(path))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.data.validate import as_float, as_rows
+from thalweg.data.validate import as_float, as_floats
 
 
 class Loader:
@@ -49,7 +49,7 @@ class Loader:
     def batch(self, step: int) -> tuple[Float[Tensor, "b *d"], Int[Tensor, " b"] | None]:
         """This rank's rows of the batch at `step` >= 0, in data units, and their labels."""
         rows = self.indices(step)
-        return as_rows(as_float(self.x[rows])), None if self.labels is None else self.labels[rows]
+        return as_floats(as_float(self.x[rows])), None if self.labels is None else self.labels[rows]
 
     def indices(self, step: int) -> Int[Tensor, " b"]:
         """Which rows of x this rank takes at `step`."""

@@ -36,7 +36,7 @@ def as_float(x: Tensor) -> Tensor:
     return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
 
 
-def as_rows(x: Tensor) -> Tensor:
+def as_floats(x: Tensor) -> Tensor:
     """Rows as float32 where that holds every number of their type, else as float64."""
     return x.to(torch.float64 if x.dtype in ROUNDS else torch.float32)
 
@@ -53,9 +53,9 @@ def check_images(x: Tensor, shape: tuple[int, ...] | None, *, where: str = "x") 
 
 
 def check_rows(x: Tensor, shape: tuple[int, ...] | None, *, where: str = "x") -> Tensor:
-    """Finite real vectors (N, *shape) as float32 or float64 (`as_rows`); a UserError says what is wrong."""
+    """Finite real vectors (N, *shape) as float32 or float64 (`as_floats`); a UserError says what is wrong."""
     verify(x, shape, "vector", where=where)
-    return as_rows(x)
+    return as_floats(x)
 
 
 def require_trainable(x: Tensor, *, where: str = "x") -> None:

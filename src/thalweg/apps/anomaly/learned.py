@@ -6,18 +6,17 @@ Each row is new to one of the two, whose energy of it is as honest as that of a 
 (`objective.dual`), so likelihoods at different t can be compared, as for the exact form, and E is in nats too.
 """
 
-import logging
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.apps.fit import Request, fit
+from thalweg.apps.fit import Request, settings
+from thalweg.apps.in_memory import train_in_memory
 from thalweg.core.errors import UserError
+from thalweg.data.catalog import split
 from thalweg.energy.residual import ResidualEnergy
 
 LEAST = 60  # rows
@@ -79,27 +78,15 @@ def _network(num_columns: int) -> ResidualEnergy:
 
 
 def _train(y: np.ndarray, seed: int, steps: int) -> ResidualEnergy:
-    """A network trained on these rows, through the one seam that trains."""
+    """A network trained on these rows."""
     overrides = [f"energy.width={WIDTH}", f"energy.num_blocks={BLOCKS}", f"train.batch_size={BATCH}"]
-    overrides += ["train.precision=fp32", "train.warmup=20", "train.ema=0.98", "train.log_every=100"]
-    overrides += ["transform={type: thalweg.data.transform:Identity}", "data.held_out=0.05"]
-    level, log = logging.getLogger("thalweg"), logging.WARNING
-    before = level.level
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rows.npz"
-        np.savez(file, x=np.clip(y, -WITHIN, WITHIN).astype(np.float32))
-        try:
-            level.setLevel(max(log, level.getEffectiveLevel()))  # a run inside a fit has nothing to tell
-            bundle = fit(
-                Request(data=file, recipe="dual", steps=steps, seed=seed, overrides=overrides),
-                Path(folder) / "run",
-                tensorboard=False,
-            )
-        finally:
-            level.setLevel(before)
-        network = bundle.model
-        assert isinstance(network, ResidualEnergy)
-        return network.eval().requires_grad_(False)
+    overrides += ["train.precision=fp32", "train.warmup=20", "train.ema=0.98"]
+    overrides += ["transform={type: thalweg.data.transform:Identity}"]
+    run = settings(Request(data="rows", recipe="dual", steps=steps, seed=seed, overrides=overrides), "vector")
+    rows = torch.from_numpy(np.clip(y, -WITHIN, WITHIN).astype(np.float32))
+    network = train_in_memory(run, split(rows, name="rows", source="rows", held_out=0.05, seed=seed))
+    assert isinstance(network, ResidualEnergy)
+    return network
 
 
 @torch.no_grad()
