@@ -217,6 +217,18 @@ def test_sample_as_picture_and_as_array(thalweg_command, runs, tmp_path, name):
     assert np.array_equal(x, thalweg.load(runs / name).sample(5, seed=4, num_steps=3).numpy())
 
 
+def test_a_picture_and_an_array_of_the_same_samples(thalweg_command, runs, tmp_path):
+    """Fault: with --npy the picture that -o names was not drawn, without a word."""
+    words = ["sample", runs / "moons", "-n", "4", "-o", "a.png", "--npy", "b.npy", "--num-steps", "3", "--json"]
+    code, out, err = thalweg_command(*words)
+    assert (code, err) == (0, ["4 samples in b.npy", "4 samples in a.png"])
+    assert json.loads(out) == {"samples": 4, "file": "b.npy", "picture": "a.png", "shape": [4, 2], "seed": 0}
+    assert np.load(tmp_path / "b.npy").shape == (4, 2)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG"
+    assert not (tmp_path / "samples.png").exists()
+
+
 def test_score_to_csv_parquet_and_npy(thalweg_command, runs, tmp_path):
     import pandas as pd
 
@@ -291,7 +303,7 @@ def test_bench_prints_a_table_or_json(thalweg_command):
     assert {"tutorial", "thalweg fp32", "roofline"} <= {row["name"] for row in rows}
     assert all(row["cpu_ms"] > 0 for row in rows)
     code, _, err = thalweg_command("bench", "--nets", "cnm")
-    assert (code, err) == (2, ["thalweg: --nets cnm: choose from cnn, resnet, mlp"])
+    assert (code, err) == (2, ["thalweg: --nets='cnm': must be one of cnn, resnet, mlp"])
 
 
 def test_version_and_no_arguments(thalweg_command):
@@ -365,10 +377,10 @@ TABLE = {
     "bright pixels": (["train", "bright.npy", "--steps", "2"], "divide by 255"),
     "data for a named set": ([*T, "--data", "plane.npy"], "has no effect on 'two-moons'"),
     "missing --data": (["train", "mnist", "--steps", "2", "--data", "nothing"], "nothing: no such file"),
-    "unknown recipe": ([*T, "--recipe", "duall"], "no recipe 'duall'; there are: contrast-image"),
+    "unknown recipe": ([*T, "--recipe", "duall"], "recipe='duall': no such recipe; there are: contrast-image"),
     "recipe of another kind": ([*T, "--recipe", "dual-image"], "does not take vector rows of 2"),
     "vectors' recipe for images": (["train", "digits", "--steps", "2", "--recipe", "dual-vector"], "rows of 1 x 8 x 8"),
-    "missing recipe file": ([*T, "--recipe", "nothing.yaml"], "cannot read nothing.yaml"),
+    "missing recipe file": ([*T, "--recipe", "nothing.yaml"], "nothing.yaml: cannot be read"),
     "broken recipe file": ([*T, "--recipe", "broken.yaml"], "broken.yaml line"),
     "odd recipe file": ([*T, "--recipe", "odd.yaml"], "enrgy: no such key; did you mean 'energy'"),
     "recipe's train": ([*T, "--recipe", "train.yaml"], "a mapping under train"),
@@ -378,13 +390,13 @@ TABLE = {
     "unknown section": ([*T, "enrgy.width=3"], "did you mean 'energy'"),
     "wrong type": ([*T, "train.batch_size=many"], "train.batch_size='many': must be a valid integer"),
     "wrong type of an energy's": ([*T, "energy.width=many"], "ResidualEnergy"),
-    "no assignment": ([*T, "width"], "is not an assignment"),
+    "no assignment": ([*T, "width"], "not an assignment"),
     "no value": ([*T, "energy.width="], "gives no value"),
     "unknown class": (
         [*T, "energy.type=thalweg.energy.mlp:MLP"],
         "no class 'MLP' in thalweg.energy.mlp; there are: MLPEnergy",
     ),
-    "foreign class": ([*T, "energy.type=os:system"], "only classes under thalweg."),
+    "foreign class": ([*T, "energy.type=os:system"], "only classes of thalweg.energy"),
     "energy of another kind": ([*T, "energy.type=thalweg.energy.mlp:MLPEnergy"], "change either"),
     "sampler of another kind": (
         [*T, "sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}"],
@@ -400,7 +412,7 @@ TABLE = {
     "budgets replaced": ([*T[:2], "train={}"], "train: cannot be replaced whole"),
     "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: either is the whole budget"),
     "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: train has both steps and minutes"),
-    "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=.nan: not a number"),
+    "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=nan: not a number"),
     "negative seed": ([*T, "--seed", "-1"], "for '--seed'"),
     "long seed": ([*T, "--seed", str(2**64)], "for '--seed'"),
     "negative seed of samples": (["sample", MOONS, "--seed", "-1"], "for '--seed'"),
@@ -427,6 +439,11 @@ TABLE = {
     "sample to a missing folder": (["sample", MOONS, "-o", "no/s.png"], "the folder no does not exist; make it first"),
     "sample to a folder": (["sample", MOONS, "-o", "single.png"], "a folder, where a file"),
     "sample to another kind": (["sample", MOONS, "-o", "s.txt"], "cannot write .txt; want .png"),
+    "picture of another kind beside an array": (
+        ["sample", MOONS, "--npy", "s.npy", "-o", "s.txt"],
+        "cannot write .txt",
+    ),
+    "array over an input": (["sample", MOONS, "--npy", "moons"], "cannot write"),
     "array to another kind": (["sample", MOONS, "--npy", "s.png"], "cannot write .png; want .npy"),
     "score of a missing file": (["score", MOONS, "nothing.npy"], "nothing.npy: no such file or folder"),
     "score of another width": (["score", MOONS, "three.npy"], "expected shape (N, 2), got (40, 3)"),

@@ -117,9 +117,14 @@ def sample(
     run: Run,
     n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="PNG: a grid of images or a scatter plot; CSV or Parquet: rows.")
-    ] = Path("samples.png"),
-    npy: Annotated[Path | None, typer.Option(help="Arrays in the data's own units, as .npy.")] = None,
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="PNG: a grid of images or a scatter plot; CSV or Parquet: rows; samples.png if neither is given.",
+        ),
+    ] = None,
+    npy: Annotated[Path | None, typer.Option(help="All samples in the data's own units, as .npy.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1)] = None,
     label: Annotated[list[int] | None, typer.Option(help="A class to draw, repeatable: they take turns.")] = None,
     strength: Annotated[float, typer.Option(help="With --label: 1 is the class's law, above it typical ones.")] = 1.0,
@@ -132,19 +137,25 @@ def sample(
     from thalweg.core.stream import write_array
 
     bundle = trained(run)
+    shown = Path("samples.png") if out is None and npy is None else out
     kinds = (".png",) if bundle.kind == "image" else (".png", ".csv", ".parquet")
-    console.writable(*((out, kinds) if npy is None else (npy, (".npy",))))
-    console.apart(out, run)
+    for path, suffixes in ((shown, kinds), (npy, (".npy",))):
+        if path is not None:
+            console.writable(path, suffixes)
+            console.apart(path, run)
     fits_memory(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
     if npy is not None:
         write_array(npy, x)
-    kept = n if npy is not None else _write_samples(bundle, x, out)
-    where = str(npy or out)
-    shown = f" (the first {kept} drawn; --npy FILE keeps all)" if kept < n else ""
-    console.say(f"{n} samples in {where}{shown}")
-    console.emit({"samples": n, "file": where, "shape": list(x.shape), "seed": seed}, as_json)
+        console.say(f"{n} samples in {npy}")
+    if shown is not None:
+        kept = _write_samples(bundle, x, shown)
+        left = "" if npy else "; --npy FILE keeps all"
+        console.say(f"{n} samples in {shown}" + (f" (the first {kept} drawn{left})" if kept < n else ""))
+    both = {"picture": str(shown)} if npy is not None and shown is not None else {}
+    result = {"samples": n, "file": str(npy or shown), **both, "shape": list(x.shape), "seed": seed}
+    console.emit(result, as_json)
 
 
 def _write_samples(bundle: Any, x: Any, out: Path) -> int:
@@ -231,7 +242,7 @@ def bench(
     nets, rows, refusal = nets or list(speed.NETS), [], speed.bf16_pays()
     unknown = [net for net in nets if net not in speed.NETS]
     if unknown:
-        raise UserError(f"--nets {unknown[0]}: choose from {', '.join(speed.NETS)}")
+        raise UserError(f"must be one of {', '.join(speed.NETS)}", argument="--nets", value=unknown[0])
     if refusal:
         console.say(refusal)
     for net in nets:
@@ -298,7 +309,8 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int, data: A
 
     data = data_of(bundle) if data is None else data
     if len(data.held_out) < 20:
-        raise UserError(f"{folder}: {len(data.held_out)} rows held out, an evaluation wants 20 or more; give more data")
+        few = f"{len(data.held_out)} rows held out, an evaluation wants 20 or more"
+        raise UserError(few, argument=str(folder), hint="give more data")
     console.say("evaluating on held-out data …")
     bundle, _, (train, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
     figures, pictures = evaluate_bundle(

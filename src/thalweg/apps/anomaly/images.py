@@ -10,6 +10,7 @@ like x's (`energy.kernel`). What is plainer than the data stands out in the firs
 second.
 """
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from thalweg.core import check
 from thalweg.core.config import build, plain
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
+from thalweg.core.weights import Stored, require_fit
 from thalweg.data.catalog import Dataset, split
 from thalweg.data.validate import as_float, check_images
 from thalweg.energy.autoencoder import AutoencoderEnergy
@@ -155,8 +157,11 @@ class ImageEnergy:
         arrays = {name: np.asarray(value) for name, value in state.items()}
         settings = json.loads(arrays["settings"].tobytes())
         found = cls(steps=settings["steps"], held_out=settings["held_out"], overrides=settings["overrides"])
-        model = build(settings["energy"], shape=tuple(settings["shape"]))
-        model.load_state_dict(_under("model.", arrays))
+        weights, shape = _under("model.", arrays), tuple(settings["shape"])
+        make = functools.partial(build, settings["energy"], trusted=("thalweg.energy",), shape=shape)
+        require_fit(make, {name: Stored("", tuple(value.shape)) for name, value in weights.items()})
+        model = make()
+        model.load_state_dict(weights)
         kernel = FeatureKernelEnergy(_Features(model), **_under("kernel.", arrays), beta=settings["beta"])
         tails = tuple(Tail(**_under(f"tail{i}.", arrays)) for i in range(2))
         images = torch.from_numpy(np.array(arrays["images"]))
