@@ -135,7 +135,7 @@ def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path, 
 
 def test_train_on_a_file_of_few_rows_leaves_a_bundle_and_says_why_no_report(thalweg_command, tmp_path):
     np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(30, 3)), delimiter=",")
-    code, _, err = thalweg_command("train", "rows.csv", "--steps", "3", *VECTOR[:-1])
+    code, _, err = thalweg_command("train", "rows.csv", "--no-header", "--steps", "3", *VECTOR[:-1])
     assert code == 0, err
     assert any(line.startswith("no report: runs/rows-dual: 3 rows held out, an evaluation wants 20") for line in err)
     assert thalweg.load(tmp_path / "runs" / "rows-dual").log_prob(torch.zeros(2, 3)).shape == (2,)
@@ -368,7 +368,7 @@ TABLE = {
     "missing file": (["train", "nothing.npy", "--steps", "2"], "no such data set or path"),
     "a file cut short": (["train", "cut.npy", "--steps", "2"], "cut.npy: declares"),
     "no picture": (["train", "text.png", "--steps", "2"], "text.png: damaged"),
-    "no numbers": (["train", "words.csv", "--steps", "2"], "not numbers in column a, b"),
+    "no numbers": (["train", "words.csv", "--steps", "2"], "not numbers in columns 'a', 'b'"),
     "pickles": (["train", "object.npy", "--steps", "2"], "pickles are not opened"),
     "an empty folder": (["train", "empty", "--steps", "2"], "directly in this folder"),
     "one image": (["train", "single", "--steps", "2"], "training needs at least 2"),
