@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thalweg.apps.anomaly.tail import Tail
+from thalweg.apps.anomaly.calibrate import check_rate
+from thalweg.apps.anomaly.tail import LogSurvival
 from thalweg.apps.bundle import Bundle
 from thalweg.apps.fit import Request, fit
+from thalweg.core import check
 from thalweg.core.config import build
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
@@ -32,7 +34,7 @@ from thalweg.data.loader import as_float, check_images
 from thalweg.energy.autoencoder import AutoencoderEnergy
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.kernel import FeatureKernelEnergy
-from thalweg.evaluate.corrupt import blurred
+from thalweg.evaluate.corrupt import gaussian_blur
 
 BLOCK = 512
 BANK = 20_000  # training rows whose features are kept
@@ -49,15 +51,15 @@ class ImageEnergy:
 
     - `steps`: training steps; None: the recipe's 3,000 of 256 rows, about 2 CPU minutes at 28 x 28.
     - `held_out`: the share of rows that training does not see: half of them set the two energies' scales, the energies
-      of the other half are `unseen_`.
+      of the other half are `calibration_energies_`.
     - `overrides`: changes of the recipe, as on the command line.
 
-    After fit: `unseen_` (m,), and `outlyingness_` (N,), the energies of all images given, each without its own kernel;
-    after `from_bundle` those of the training rows.
+    After fit: `calibration_energies_` (m,), and `train_outlier_scores_` (N,), the energies of all images given, each
+    without its own kernel; after `from_bundle` those of the training rows.
     """
 
-    unseen_: np.ndarray
-    outlyingness_: np.ndarray
+    calibration_energies_: np.ndarray
+    train_outlier_scores_: np.ndarray
 
     def __init__(self, *, steps: int | None = None, held_out: float = 0.1, overrides: Sequence[str] = ()):
         self.steps, self.held_out, self.overrides = steps, held_out, tuple(overrides)
@@ -66,11 +68,14 @@ class ImageEnergy:
         """Train on normal images; the same seed gives the same energies on one machine. UserError for what is none."""
         images = as_images(x)
         if len(images) < LEAST:
-            raise UserError(f"x has {len(images)} images: want {LEAST} or more, to train on and to calibrate with")
+            raise UserError(
+                f"must hold {LEAST} distinct images or more, to train on and to calibrate with; has {len(images)}",
+                argument="x",
+            )
         if self._held(len(images)) < HELD:  # now, not after the training
-            raise UserError(f"{self._held(len(images))} images held out: want {HELD} or more; {MORE}")
+            raise UserError(f"{self._held(len(images))} images held out: must be {HELD} or more", hint=MORE)
         if bool((images == images[0]).all()):
-            raise UserError(f"x: {len(images)} images, 1 of them distinct: want pictures that differ")
+            raise UserError(f"must hold distinct images; all {len(images)} are alike", argument="x")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "images.npz"
             np.savez(file, x=images.numpy())
@@ -82,11 +87,11 @@ class ImageEnergy:
         given = check_images(images, None, where="x")
         for i, row in enumerate(given):
             own[i] = row.numpy().tobytes() in known
-        self.outlyingness_ = self._outlying(given, own)
+        self.train_outlier_scores_ = self._outlying(given, own)
         return self
 
-    def num_unseen(self, num_rows: int) -> int:
-        """Of so many images the number whose energies are `unseen_`: half of those that training does not see."""
+    def num_calibrating(self, num_rows: int) -> int:
+        """Of so many images the number that calibrate: half of those that training does not see."""
         return self._held(num_rows) // 2
 
     @classmethod
@@ -116,7 +121,7 @@ class ImageEnergy:
 
         def at(part: Tensor) -> Tensor:
             g = energy_and_grad(self._fused, part)[1].abs().sum(1, keepdim=True)
-            return blurred(g, width=max(0.5, min(g.shape[2:]) / 28)).squeeze(1).clamp(min=0)
+            return gaussian_blur(g, max(0.5, min(g.shape[2:]) / 28)).squeeze(1).clamp(min=0)
 
         return self._map(at, self._check(x)).numpy()
 
@@ -146,7 +151,10 @@ class ImageEnergy:
         for i, tail in enumerate(self._tails):
             state |= {f"tail{i}.{name}": value.numpy() for name, value in tail._asdict().items()}
         state["images"] = self._images.numpy()
-        return state | {"unseen": self.unseen_, "outlyingness": self.outlyingness_}
+        return state | {
+            "calibration_energies": self.calibration_energies_,
+            "train_outlier_scores": self.train_outlier_scores_,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
@@ -157,10 +165,11 @@ class ImageEnergy:
         model = build(settings["energy"], shape=tuple(settings["shape"]))
         model.load_state_dict(_under("model.", arrays))
         kernel = FeatureKernelEnergy(_Features(model), **_under("kernel.", arrays), beta=settings["beta"])
-        tails = tuple(Tail(**_under(f"tail{i}.", arrays)) for i in range(2))
+        tails = tuple(LogSurvival(**_under(f"tail{i}.", arrays)) for i in range(2))
         images = torch.from_numpy(np.array(arrays["images"]))
         found._take(settings["energy"], model, kernel, images, tails)  # pyright: ignore[reportArgumentType]
-        found.unseen_, found.outlyingness_ = arrays["unseen"], arrays["outlyingness"]
+        found.calibration_energies_ = arrays["calibration_energies"]
+        found.train_outlier_scores_ = arrays["train_outlier_scores"]
         return found
 
     def _held(self, num_rows: int) -> int:
@@ -168,13 +177,11 @@ class ImageEnergy:
         return min(max(1, round(num_rows * float(self.held_out))), num_rows - 1)
 
     def _check_options(self) -> None:
-        steps, share = self.steps, self.held_out
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise UserError(f"steps={steps!r}: want a whole number, 1 or more, or None")
-        if isinstance(share, bool) or not isinstance(share, int | float | np.number) or not 0 < share < 1:
-            raise UserError(f"held_out={share!r}: want a number between 0 and 1")
+        if self.steps is not None:
+            check.whole("steps", self.steps, 1)
+        check_rate(self.held_out, "held_out")
         if not all(isinstance(text, str) for text in self.overrides):
-            raise UserError(f"overrides={self.overrides!r:.100}: want texts such as 'train.batch_size=64'")
+            raise UserError("must be texts such as 'train.batch_size=64'", argument="overrides", value=self.overrides)
 
     def _outlying(self, x: Tensor, own: Tensor) -> np.ndarray:
         """E(x) of float images, (B,), of `own` ones (bool) without their own kernel."""
@@ -193,25 +200,25 @@ class ImageEnergy:
             raise UserError(f"{bundle.path}: the data that the run trained on have changed; train again")
         train, unseen = as_float(rows.train), as_float(rows.held_out)
         if len(unseen) < HELD:
-            raise UserError(f"{len(unseen)} images held out: want {HELD} or more; {MORE}")
+            raise UserError(f"{len(unseen)} images held out: must be {HELD} or more", hint=MORE)
         model: Any = bundle.model
         chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
         kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)
         scales, rest = unseen[0::2], unseen[1::2]
         try:
-            tails = tuple(Tail.of(self._map(energy, scales)) for energy in (model, kernel))
+            tails = tuple(LogSurvival.of(self._map(energy, scales)) for energy in (model, kernel))
         except ValueError as error:
             raise UserError(f"the images held out look all alike ({error}); give pictures that differ") from error
         stored = train[chosen[: max(1, STORED // math.prod(train.shape[1:]))]]
         self._take(run["energy"], model, kernel, (255 * stored).round().byte(), tails)  # pyright: ignore[reportArgumentType]
-        self.unseen_ = self.energy(rest)
+        self.calibration_energies_ = self.energy(rest)
         kept = torch.zeros(len(train), dtype=torch.bool)
         kept[chosen] = True
-        self.outlyingness_ = self._outlying(train, kept)
+        self.train_outlier_scores_ = self._outlying(train, kept)
         return train[chosen]
 
     def _take(
-        self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[Tail, Tail]
+        self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[LogSurvival, LogSurvival]
     ) -> None:
         self._spec, self._model, self._kernel, self._images, self._tails = spec, model, kernel, images, tails
         for module in (model, kernel):
