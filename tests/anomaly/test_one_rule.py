@@ -117,7 +117,7 @@ def test_images_that_cannot_be_calibrated_are_refused_before_training(monkeypatc
         (images, {"held_out": 0.01}, "1 images held out"),
         (images, {"held_out": "x"}, "held_out='x'"),
         (images, {"steps": 1.5}, "steps=1.5"),
-        (images[:50] * 0, {}, "distinct"),
+        (images[:50] * 0, {}, "1 images"),
         ("folder", {}, "path"),
     ]:
         with pytest.raises(UserError, match=part):

@@ -75,8 +75,10 @@ def _of_left_out(energies: np.ndarray, left_out: LeftOut, new: np.ndarray, level
 
 def _snapped(u: np.ndarray, ranked: np.ndarray) -> np.ndarray:
     """Energies (B,) that a ranked one is but for rounding as that one, so that equal rows tie."""
-    above = ranked[np.minimum(np.searchsorted(ranked, u), len(ranked) - 1)]
-    return np.where(np.abs(above - u) <= 2 * ROUNDING * np.maximum(np.abs(u), 1), above, u)
+    place, room = np.searchsorted(ranked, u), 2 * ROUNDING * np.maximum(np.abs(u), 1)
+    for near in (ranked[np.maximum(place - 1, 0)], ranked[np.minimum(place, len(ranked) - 1)]):
+        u = np.where(np.abs(near - u) <= room, near, u)
+    return u
 
 
 def _shares(values: np.ndarray, weights: np.ndarray, grid: np.ndarray) -> np.ndarray:

@@ -21,11 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thalweg.apps.anomaly.calibrate import check_rate
 from thalweg.apps.anomaly.tail import LogSurvival
 from thalweg.apps.bundle import Bundle
 from thalweg.apps.fit import Request, fit
-from thalweg.core import check
 from thalweg.core.config import build
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
@@ -68,14 +66,11 @@ class ImageEnergy:
         """Train on normal images; the same seed gives the same energies on one machine. UserError for what is none."""
         images = as_images(x)
         if len(images) < LEAST:
-            raise UserError(
-                f"must hold {LEAST} distinct images or more, to train on and to calibrate with; has {len(images)}",
-                argument="x",
-            )
+            raise UserError(f"x has {len(images)} images: want {LEAST} or more, to train on and to calibrate with")
         if self._held(len(images)) < HELD:  # now, not after the training
-            raise UserError(f"{self._held(len(images))} images held out: must be {HELD} or more", hint=MORE)
+            raise UserError(f"{self._held(len(images))} images held out: want {HELD} or more; {MORE}")
         if bool((images == images[0]).all()):
-            raise UserError(f"must hold distinct images; all {len(images)} are alike", argument="x")
+            raise UserError(f"x: {len(images)} images, 1 of them distinct: want pictures that differ")
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "images.npz"
             np.savez(file, x=images.numpy())
@@ -177,11 +172,13 @@ class ImageEnergy:
         return min(max(1, round(num_rows * float(self.held_out))), num_rows - 1)
 
     def _check_options(self) -> None:
-        if self.steps is not None:
-            check.whole("steps", self.steps, 1)
-        check_rate(self.held_out, "held_out")
+        steps, share = self.steps, self.held_out
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise UserError(f"steps={steps!r}: want a whole number, 1 or more, or None")
+        if isinstance(share, bool) or not isinstance(share, int | float | np.number) or not 0 < share < 1:
+            raise UserError(f"held_out={share!r}: want a number between 0 and 1")
         if not all(isinstance(text, str) for text in self.overrides):
-            raise UserError("must be texts such as 'train.batch_size=64'", argument="overrides", value=self.overrides)
+            raise UserError(f"overrides={self.overrides!r:.100}: want texts such as 'train.batch_size=64'")
 
     def _outlying(self, x: Tensor, own: Tensor) -> np.ndarray:
         """E(x) of float images, (B,), of `own` ones (bool) without their own kernel."""
@@ -200,7 +197,7 @@ class ImageEnergy:
             raise UserError(f"{bundle.path}: the data that the run trained on have changed; train again")
         train, unseen = as_float(rows.train), as_float(rows.held_out)
         if len(unseen) < HELD:
-            raise UserError(f"{len(unseen)} images held out: must be {HELD} or more", hint=MORE)
+            raise UserError(f"{len(unseen)} images held out: want {HELD} or more; {MORE}")
         model: Any = bundle.model
         chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
         kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)

@@ -14,6 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 NEIGHBOURS = 10
 CLOSER = 0.35  # r_k / r_{k+1} below which k neighbours are close together
+LINKED = 0.5  # the same where there are near-copies for certain
 TRIAL = 2000  # rows that are asked for near-copies before all are
 LEAST = 50  # rows among which near-copies can be told
 
@@ -25,14 +26,14 @@ def near_copies(z: np.ndarray) -> np.ndarray:
         return own
     trial = own if len(z) <= TRIAL else np.sort(np.random.default_rng(0).choice(len(z), TRIAL, replace=False))
     index = NearestNeighbors(n_neighbors=k + 2).fit(z)
-    close = _close(index, z[trial])[0]
+    close = _close(index, z[trial], CLOSER)[0]
     share, sizes = close.mean(0), np.arange(1, k + 1)
     natural = np.append(share[1:], 0.0) ** (sizes / (sizes + 1))
     found = share > natural + 0.1 + 3 / math.sqrt(len(trial))
     found[-1] = False  # of which there is no next one to compare with
     if not found.any():
         return own
-    close, neighbours = _close(index, z)
+    close, neighbours = _close(index, z, LINKED)
     rows, at = zip(*(_pairs(close, neighbours, size) for size in sizes[found]), strict=True)
     rows, at = np.concatenate(rows), np.concatenate(at)
     graph = coo_array((np.ones(len(rows)), (rows, at)), shape=(len(z), len(z)))
@@ -42,10 +43,10 @@ def near_copies(z: np.ndarray) -> np.ndarray:
     return np.unique(label, return_index=True)[1][label]
 
 
-def _close(index: NearestNeighbors, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _close(index: NearestNeighbors, z: np.ndarray, ratio: float) -> tuple[np.ndarray, np.ndarray]:
     """(B, k) whether so many neighbours are close together, and the neighbours, nearest first, (B, k + 1)."""
     distances, neighbours = (found[:, 1:] for found in index.kneighbors(z))
-    return distances[:, :-1] < CLOSER * distances[:, 1:], neighbours
+    return distances[:, :-1] < ratio * distances[:, 1:], neighbours
 
 
 def _pairs(close: np.ndarray, neighbours: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

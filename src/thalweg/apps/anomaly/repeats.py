@@ -119,7 +119,7 @@ def _needed(features: list[_Feature]) -> list[_Feature]:
 
 
 def _hash(features: list[_Feature]) -> np.ndarray:
-    return np.sum([feature.key for feature in features], axis=0, dtype=np.uint64)
+    return np.stack([feature.key for feature in features]).sum(0, dtype=np.uint64)
 
 
 def _expected(features: list[_Feature], counts: np.ndarray) -> np.ndarray:
