@@ -125,7 +125,7 @@ def sample(
 ) -> None:
     """Draw samples from a trained energy."""
 
-    from thalweg.apps.bundle import check_room
+    from thalweg.core.check import fits_memory
     from thalweg.core.store import write_bytes
     from thalweg.core.stream import write_array
     from thalweg.evaluate.pictures import grid, png, scatter
@@ -133,7 +133,7 @@ def sample(
     bundle = trained(run)
     console.writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
     console.apart(out, run)
-    check_room(n, bundle.shape)
+    fits_memory(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
     if npy is not None:

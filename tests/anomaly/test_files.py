@@ -150,7 +150,7 @@ store.write_tensors = write_tensors
 
 @pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGTERM", 143)])
 def test_killed_while_the_scores_are_written(name, code, normal_rows, run, thalweg_command, tmp_path):
-    """What was there stays under its name; the next run leaves nothing of the half-written file."""
+    """What was there stays under its name, and nothing beside it."""
     normal_rows(30, seed=5).to_csv(tmp_path / "new.csv", index=False)
     (tmp_path / "scores.csv").write_text("earlier scores")
     words = ["detect", "score", run, tmp_path / "new.csv", "-o", tmp_path / "scores.csv"]
@@ -158,13 +158,14 @@ def test_killed_while_the_scores_are_written(name, code, normal_rows, run, thalw
     assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
     assert (tmp_path / "scores.csv").read_text() == "earlier scores"
+    assert {p.name for p in tmp_path.iterdir()} == {"new.csv", "scores.csv"}
     assert thalweg_command(*words)[0] == 0
     assert len(pd.read_csv(tmp_path / "scores.csv")) == 30
     assert {p.name for p in tmp_path.iterdir()} == {"new.csv", "scores.csv"}
 
 
 def test_killed_while_the_detector_is_written(normal_rows, thalweg_command, tmp_path):
-    """There is no detector, and the same command makes one."""
+    """There is no detector, and the same command makes one. Whatever is hidden in the user's folder stays there."""
     normal_rows(30, seed=6).to_csv(tmp_path / "new.csv", index=False)
     words = ["detect", "fit", tmp_path / "new.csv", "-o", tmp_path / "run"]
     assert process(KILLED_FITTING, *words).returncode == -9
@@ -173,7 +174,7 @@ def test_killed_while_the_detector_is_written(normal_rows, thalweg_command, tmp_
     assert (code, len(err)) == (2, 1)
     assert str(tmp_path / "run") in err[0]
     assert thalweg_command(*words)[0] == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"new.csv", "run"}
+    assert {p.name for p in tmp_path.glob("[!.]*")} == {"new.csv", "run"}
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "calibration.safetensors", "manifest.json"])

@@ -23,6 +23,7 @@ from thalweg.energy.compose import AtNoise, Clamped, Conditioned, Sum, Tempered
 from thalweg.energy.conditional import Conditional
 from thalweg.energy.confined import ConfinedEnergy
 from thalweg.energy.conv import ConvEnergy
+from thalweg.energy.fused import FrozenEnergy
 from thalweg.energy.joint import GivenClass, JointStridedEnergy, JointUNetEnergy
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.residual import ResidualEnergy
@@ -38,7 +39,7 @@ def find_energies() -> list[type]:
     for module in pkgutil.iter_modules(thalweg.energy.__path__, "thalweg.energy."):
         for name, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             mine = cls.__module__ == module.name and not name.startswith("_")
-            if mine and (name.endswith("Energy") or hasattr(cls, "example")):
+            if mine and cls is not FrozenEnergy and (name.endswith("Energy") or hasattr(cls, "example")):
                 found.append(cls)
     # Abstract or final: a class that another one of ours extends is not an energy by itself.
     return [c for c in found if not any(d is not c and issubclass(d, c) for d in found)]

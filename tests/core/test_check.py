@@ -13,6 +13,7 @@ from thalweg.core.errors import DamagedFile, UserError
 GOOD = [
     lambda: check.positive(a=1e-9, b=torch.tensor(2.0), c=np.float32(3), d=float("inf")),
     lambda: check.non_negative(a=0, b=0.5),
+    lambda: check.finite(a=-1e9, b=torch.tensor(2.0)),
     lambda: check.share(a=0, b=1, c=0.25),
     lambda: check.count(a=1, b=np.int64(7)),
     lambda: check.one_of(("left", "right"), side="left"),
@@ -28,6 +29,8 @@ BAD = [
     (lambda: check.positive(a=torch.ones(2)), "a", torch.ones(2)),
     (lambda: check.non_negative(a=-1e-9), "a", -1e-9),
     (lambda: check.non_negative(a=float("inf")), "a", float("inf")),
+    (lambda: check.finite(a=-float("inf")), "a", -float("inf")),
+    (lambda: check.finite(a=NAN), "a", NAN),
     (lambda: check.share(a=1.001), "a", 1.001),
     (lambda: check.share(a=NAN), "a", NAN),
     (lambda: check.count(a=0), "a", 0),

@@ -77,7 +77,6 @@ CASES = {
     "cd": (_vectors, _mlp, _chains(start="data")),
     "short-run": (_vectors, _mlp, _chains(start="noise")),
     "pcd-vector": (_vectors, _mlp, _chains()),
-    "pcd-packed": (_vectors, _mlp, _chains(initial="uniform", low=-4.0, high=4.0, storage="uint8")),
     "pcd-mala": (_vectors, _mlp, _chains(MALA)),
     "pcd-image": (_images, lambda: ConvEnergy(shape=(1, 8, 8)), _chains(initial="uniform")),
     "rollback": (_vectors, _mlp, _chains(energy_penalty=0.0)),  # which the rollback raises

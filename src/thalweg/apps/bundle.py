@@ -1,15 +1,13 @@
 """The bundle: what a run leaves and everything else reads.
 
 `config.json` (spec, data fingerprint, versions, command), `model.safetensors` (averaged weights),
-`calibration.safetensors` (energies of held-out data), `guess.safetensors` (a coarse mixture of Gaussians, where
-completions of images start) and `manifest.json` (SHA-256 of each). A run that has not ended is read from its newest
+`calibration.safetensors` (energies of held-out data), `prior.safetensors` (a mixture of factor analysers, where
+in-painting starts) and `manifest.json` (SHA-256 of each). A run that has not ended is read from its newest
 whole checkpoint. Nothing here runs code from the folder: only classes of this package are built.
 """
 
 import dataclasses
 import logging
-import math
-import operator
 import os
 import shutil
 import tempfile
@@ -23,23 +21,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.apps import classify, conformal
-from thalweg.apps.guess import read_guess
-from thalweg.apps.hub import fetched
-from thalweg.core import store
-from thalweg.core.config import build
+from thalweg.apps import classify, conformal, hub
+from thalweg.apps.guess import read_mixture_prior
+from thalweg.apps.stored import energy_of, parts_of, require_weights
+from thalweg.core import store, temporary
+from thalweg.core.check import fits_memory, whole
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import check_input, check_shape
 from thalweg.energy.compose import AtNoise
-from thalweg.energy.principal import PrincipalMixture
+from thalweg.energy.principal import MixtureOfFactorAnalyzers
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.run import of_block, run_chain
 
 FORMAT = 1
-FILES = ("config.json", "model.safetensors", "calibration.safetensors", "guess.safetensors")
+FILES = ("config.json", "model.safetensors", "calibration.safetensors", "prior.safetensors")
 EXTRAS = ("card.md", "report.html", "README.md")
+ASIDE = "bundle"  # what the files are written under before they get their names
 EVALUATION_BLOCK = 256
 CHAIN_STEPS = 1000
 ALPHA = 0.01
@@ -51,27 +50,14 @@ class Bundle:
 
     def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], held_out: Tensor | None, path: Path):
         self.config, self.path = config, path
-        try:
-            run, data = config["run"], config["data"]
-            self.kind: str = data["kind"]
-            self.shape: tuple[int, ...] = tuple(data["shape"])
-            self.transform = build(run["transform"])
-            self.model: nn.Module = build(run["energy"], shape=self.shape).to(torch.float32)
-            self.sampler = build(run["sampler"])
-            self.normalised: bool = config["normalised"]
-        except (KeyError, TypeError) as error:
-            raise DamagedFile(f"{path / 'config.json'}: not the configuration of a run ({error!r})") from error
+        self.kind, self.shape, self.normalised, self.transform, self.sampler = parts_of(config, path / "config.json")
+        self.model: nn.Module = energy_of(config)
         self.noisy: bool = getattr(self.model, "noisy", False)
         self.num_classes: int = getattr(self.model, "num_classes", 0)
         self.held_out_energies = held_out
-        self.guess: PrincipalMixture | None = None  # in model units
+        self.mixture_prior: MixtureOfFactorAnalyzers | None = None  # in model units
         self._warned = False
-        try:
-            self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise DamagedFile(
-                f"{path}: weights do not fit config.json ({str(error).splitlines()[-1].strip()})"
-            ) from error
+        self.model.load_state_dict(weights)
         self.model.eval().requires_grad_(False)
 
     @property
@@ -136,7 +122,7 @@ class Bundle:
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         """
         n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
-        check_room(n, self.shape)
+        fits_memory(n, self.shape)
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
         given = None if labels is None else classify.check_labels(self, labels, n)
         if given is None and strength != 1:
@@ -181,11 +167,11 @@ class Bundle:
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the bundle's own files (not checkpoints or logs) to a folder that `load` reads, hashes included."""
         folder = Path(folder)
-        extras = [name for name in EXTRAS if (self.path / name).is_file()]
+        extras = [name for name in EXTRAS if (self.path / name).is_file() and store.inside(self.path, name)]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _require_files(folder, extras)
-            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies, self.guess)
+            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies, self.mixture_prior)
             for name in extras if self.path.resolve() != folder.resolve() else ():
                 shutil.copy(self.path / name, folder / name)
         except ThalwegError:
@@ -196,20 +182,19 @@ class Bundle:
             ) from error
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | Path) -> "Bundle":
+    def from_pretrained(cls, path_or_id: str | Path, *, revision: str | None = None) -> "Bundle":
         """The same as `thalweg.load`."""
-        return load(path_or_id)
+        return load(path_or_id, revision=revision)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload the bundle to the Hugging Face Hub; keywords as in `HfApi.create_repo`. Returns the address."""
-        from huggingface_hub import HfApi
+    def push_to_hub(self, repo_id: str, *, revision: str | None = None, **options: Any) -> str:
+        """Upload the bundle to the Hugging Face Hub. Returns the repository's address.
 
-        api = HfApi()
-        url = api.create_repo(repo_id, exist_ok=True, **kwargs)
+        `revision`: the branch to commit to, made if need be; main if not given. `options`: `token`, `private` and
+        `commit_message`, as the Hub's own library takes them.
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            api.upload_folder(repo_id=repo_id, folder_path=folder)
-        return str(url)
+            return hub.pushed(Path(folder), repo_id, revision, (*FILES, store.MANIFEST), **options)
 
     def _check(self, x: Any) -> Tensor:
         try:
@@ -255,25 +240,6 @@ class Bundle:
             yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
-def check_room(n: int, shape: tuple[int, ...]) -> None:
-    """UserError where n samples would not fit in the machine's memory, which would show after hours only."""
-    wanted = 2 * 4 * n * math.prod(shape)  # float32, and once more where they are put together
-    if hasattr(os, "sysconf") and wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise UserError(f"n={n}: {wanted / 2**30:.0f} GiB, more than this machine's memory; take several calls")
-
-
-def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """The value as an int; UserError unless it is a whole number in [low, high], and no truth value."""
-    try:
-        number = low - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = low - 1
-    if number < low or (high is not None and number > high):
-        bounds = f"of {low} or more" if high is None else f"in [{low}, {high}]"
-        raise UserError(f"{name}={' '.join(repr(value).split())[:60]}: want a whole number {bounds}")
-    return number
-
-
 def _require_files(folder: Path, names: Iterable[str]) -> None:
     """UserError where something other than a file stands in the place of one."""
     for path in (folder / name for name in names):
@@ -287,20 +253,24 @@ def _native(x: np.ndarray) -> np.ndarray:
 
 
 def write_bundle(
-    folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None, guess: PrincipalMixture | None = None
+    folder: Path,
+    config: dict[str, Any],
+    weights: Any,
+    held_out: Tensor | None,
+    mixture_prior: MixtureOfFactorAnalyzers | None = None,
 ) -> None:
-    """Write the bundle's files into a folder, each whole, the manifest last: until then the folder is no bundle."""
+    """Write the bundle's files into its folder, each whole, the manifest last: until then the folder is no bundle."""
     _require_files(folder, (*FILES, store.MANIFEST))
-    with tempfile.TemporaryDirectory(
-        dir=folder, prefix=".aside-"
-    ) as name:  # a full disk shows here, the old files whole
-        aside = Path(name)
+    temporary.clean(folder, ASIDE)  # what a killed process left of these very files
+    with temporary.folder(folder / ASIDE) as aside:  # a full disk shows here, the old files whole
         store.write_json(aside / "config.json", config)
         store.write_tensors(aside / "model.safetensors", dict(weights))
         if held_out is not None:
             store.write_tensors(aside / "calibration.safetensors", {"energy": held_out})
-        if guess is not None:
-            store.write_tensors(aside / "guess.safetensors", {k: v.float() for k, v in guess.state_dict().items()})
+        if mixture_prior is not None:
+            store.write_tensors(
+                aside / "prior.safetensors", {k: v.float() for k, v in mixture_prior.state_dict().items()}
+            )
         store.seal(aside)
         (folder / store.MANIFEST).unlink(missing_ok=True)
         for file in (*FILES, store.MANIFEST):
@@ -312,88 +282,121 @@ def write_bundle(
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a run folder, its format checked; UserError where the folder is no run of this version."""
+    return _checked(_config(folder), folder)
+
+
+def _config(folder: Path) -> Any:
     if not (folder / "config.json").exists():
         raise UserError(
-            f"{folder}: no config.json there, so it is not a run; give the folder that `thalweg train` wrote"
+            "no config.json there, so it is not a run",
+            argument=str(folder),
+            hint="give the folder that `thalweg train` wrote",
         )
-    config = store.read_json(folder / "config.json")
+    return store.read_json(folder / "config.json")
+
+
+def _checked(config: Any, folder: Path) -> dict[str, Any]:
+    where = str(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("format"), int):
-        raise DamagedFile(f"{folder / 'config.json'}: not the configuration of a run")
+        raise DamagedFile("not the configuration of a run", argument=where)
     if config["format"] != FORMAT:
         raise UserError(
-            f"{folder}: written by thalweg {config.get('thalweg')} in format {config['format']}; this version reads "
-            f"format {FORMAT}: use that version, or train again"
+            f"written by thalweg {config.get('thalweg')} in format {config['format']}; this version reads format "
+            f"{FORMAT}",
+            argument=str(folder),
+            hint="use that version, or train again",
         )
     missing = {"run", "data", "normalised"} - config.keys()
     if missing:
-        raise DamagedFile(f"{folder / 'config.json'}: lacks {', '.join(sorted(missing))}")
+        raise DamagedFile(f"lacks {', '.join(sorted(missing))}", argument=where)
     return config
 
 
-def load(path_or_id: str | Path) -> Any:
+def load(path_or_id: str | Path, *, revision: str | None = None) -> Any:
     """The bundle in a run folder, or on the Hugging Face Hub under that id; of a detector its `DetectorBundle`,
     of a re-ranker its `EnergyReranker`.
 
+    `revision`: the branch, tag or commit of a bundle on the Hub; its main branch if not given.
     UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
     """
     if not isinstance(path_or_id, str | Path):
         raise UserError(f"load({path_or_id!r}): want the folder of a run, or its id on the Hugging Face Hub, as text")
     folder = Path(path_or_id)
     if not folder.exists():
-        folder = fetched(str(path_or_id))  # the text as given: Path takes the ./ away
+        folder = hub.fetched(str(path_or_id), revision)  # the text as given: Path takes the ./ away
+    elif revision is not None:
+        raise UserError("has no effect on a folder that is here", argument="revision", value=revision)
     if not folder.is_dir():
-        raise UserError(f"{folder}: a file, where the folder of a run was wanted")
+        raise UserError("a file, where the folder of a run was wanted", argument=str(folder))
     try:
         return _opened(folder)
     except DamagedFile as error:
-        older = any((folder / "checkpoints").glob("step-*"))
-        remedy = store.REMEDY if older else "restore it from a copy, or train or fit again"
-        raise DamagedFile(str(error).replace(store.REMEDY, remedy)) from error
+        if error.hint != store.REMEDY or any((folder / "checkpoints").glob("step-*")):
+            raise
+        raise error.replace(hint="restore it from a copy, or train or fit again") from error
 
 
 def _opened(folder: Path) -> Any:
-    """What a folder that is there holds."""
-    if (folder / store.MANIFEST).exists():
-        store.verify(folder)
-        store.verify(folder, [name for name in FILES if (folder / name).exists()])  # read nothing that is not sealed
-        app = _app(folder)
-        if app == "anomaly":
-            from thalweg.apps.anomaly.saved import read
+    """What a folder that is there holds; each file is hashed once, before anything in it is used."""
+    sealed = (folder / store.MANIFEST).exists()
+    if sealed:
+        listed = store.verify(folder)
+        store.require_listed(folder, [name for name in FILES if (folder / name).exists()], listed)
+    config = _config(folder)
+    app = config.get("app") if isinstance(config, dict) else None
+    if app in ("anomaly", "rerank") and not sealed:  # which are written whole, the manifest with them
+        raise DamagedFile(
+            "missing, so the folder is not whole",
+            argument=str(folder / store.MANIFEST),
+            hint="restore it, or fit again",
+        )
+    if app == "anomaly":
+        from thalweg.apps.anomaly.saved import read
 
-            return read(folder)
-        if app == "rerank":
-            from thalweg.apps.rerank import EnergyReranker
+        return read(folder, config)
+    if app == "rerank":
+        from thalweg.apps.rerank import EnergyReranker
 
-            return EnergyReranker.from_pretrained(folder)
-        config = read_config(folder)
-        calibration = folder / "calibration.safetensors"
-        held_out = _calibration(calibration) if calibration.exists() else None
-        bundle = Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
-        if (folder / "guess.safetensors").exists():
-            bundle.guess = read_guess(folder / "guess.safetensors", bundle.shape)
-        return bundle
-    if _app(folder) in ("anomaly", "rerank"):  # which are written whole, the manifest with them
-        raise DamagedFile(f"{folder / store.MANIFEST}: missing, so the folder is not whole; restore it, or fit again")
-    config = read_config(folder)
+        return EnergyReranker.read(folder, config)
+    config = _checked(config, folder)
+    if not sealed:
+        return _of_checkpoint(folder, config)
+    bundle = _filled(config, folder / "model.safetensors", folder)
+    calibration = folder / "calibration.safetensors"
+    bundle.held_out_energies = _calibration(calibration) if calibration.exists() else None
+    if (folder / "prior.safetensors").exists():
+        bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape)
+    return bundle
+
+
+def _of_checkpoint(folder: Path, config: dict[str, Any]) -> Bundle:
+    """The bundle of a run that has not ended."""
     newest, warnings = store.newest_valid(folder / "checkpoints")
     for warning in warnings:
         log.warning("%s", warning)
     if newest is None and (folder / "model.safetensors").exists():  # of a run that has ended
-        raise DamagedFile(f"{folder / store.MANIFEST}: missing, so nothing vouches for the weights; restore it")
+        raise DamagedFile(
+            "missing, so nothing vouches for the weights",
+            argument=str(folder / store.MANIFEST),
+            hint="restore it",
+        )
     if newest is None:
-        raise UserError(f"{folder}: this run has not saved anything yet; let it reach its first checkpoint")
+        raise UserError(
+            "this run has not saved anything yet", argument=str(folder), hint="let it reach its first checkpoint"
+        )
     log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
-    return Bundle(config, store.read_tensors(newest / "model.safetensors"), None, folder)
+    return _filled(config, newest / "model.safetensors", folder)
 
 
-def _app(folder: Path) -> Any:
-    """Which application's own folder this is, if any."""
-    config = store.read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    return config.get("app") if isinstance(config, dict) else None
+def _filled(config: dict[str, Any], weights: Path, folder: Path) -> Bundle:
+    """The bundle with weights from a file, which are seen to be its own before memory is taken for either."""
+    parts_of(config, folder / "config.json")
+    require_weights(config, store.read_header(weights), weights)
+    return Bundle(config, store.read_tensors(weights), None, folder)
 
 
 def _calibration(path: Path) -> Tensor:
     held_out = store.read_tensors(path).get("energy")
     if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
-        raise DamagedFile(f"{path}: holds no energies of held-out data, (n,); train again")
+        raise DamagedFile("holds no energies of held-out data, (n,)", argument=str(path), hint="train again")
     return held_out.to(torch.float32)

@@ -22,7 +22,7 @@ from torch import nn
 import thalweg
 from thalweg.apps.bundle import FILES, FORMAT, Bundle, load, read_config, write_bundle
 from thalweg.apps.classify import calibrate, first_labels, require_labels
-from thalweg.apps.guess import fit_guess
+from thalweg.apps.guess import fit_mixture_prior
 from thalweg.apps.place import Place
 from thalweg.apps.request import Request, compare, data_tree, origin, run_tree
 from thalweg.core import config as specs
@@ -361,7 +361,7 @@ def _finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: T
     if bundle.num_classes and data.held_out_labels is not None:
         config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
     held_out = bundle.energy(as_float(data.held_out))
-    write_bundle(folder, config, bundle.model.state_dict(), held_out, fit_guess(bundle, data.train))
+    write_bundle(folder, config, bundle.model.state_dict(), held_out, fit_mixture_prior(bundle, data.train))
     store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
 
 

@@ -194,7 +194,11 @@ class EnergyReranker:
         if not _is_reranker(folder):
             raise UserError(f"{folder}: not a fitted re-ranker; give the folder that `thalweg rerank fit` wrote")
         store.verify(folder)
-        config = store.read_json(folder / "config.json")
+        return cls.read(folder, store.read_json(folder / "config.json"))
+
+    @classmethod
+    def read(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """The re-ranker in a folder whose files have been verified, with its config."""
         if config.get("format") != FORMAT:
             raise UserError(f"{folder}: a re-ranker of format {config.get('format')}, this reads {FORMAT}; fit again")
         weights = store.read_tensors(folder / "model.safetensors")

@@ -1,13 +1,11 @@
 """The commands `thalweg rerank fit` and `thalweg rerank RUN CANDIDATES`."""
 
 import io
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -23,7 +21,7 @@ DEFAULT = "choose"
 class _WithDefault(TyperGroup):
     """A group whose first word may be left out where it is `choose`."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
             args = [DEFAULT, *args]
         return super().resolve_command(ctx, args)
@@ -184,15 +182,12 @@ def _columns(energies: Any, kept: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _require_out(out: Path) -> None:
-    from thalweg.core import store
+    from thalweg.core.temporary import is_temporary  # what a killed process left is no hindrance, and stays
 
     if out.suffix.lower() == ".npy":
         console.writable(out, (".npy",))
         return
-    for parent in {out, out.parent}:  # what a killed process left aside
-        if parent.is_dir():
-            store.clean(parent)
-    if out.suffix or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+    if out.suffix or (out.exists() and not (out.is_dir() and all(map(is_temporary, out.iterdir())))):
         raise UserError(f"{out}: want a .npy file, or a folder that is empty or does not exist yet")
     elif not out.parent.is_dir():
         raise UserError(f"{out}: the folder {out.parent} does not exist; make it first")
@@ -206,7 +201,8 @@ def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int
 
     A folder is filled aside and put in place when the block has passed; where either fails, nothing is left of it.
     """
-    from thalweg.core.store import temporary, write_errors
+    from thalweg.core import temporary
+    from thalweg.core.store import write_errors
     from thalweg.core.stream import write_array
 
     if out is None or out.suffix:
@@ -215,10 +211,9 @@ def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int
         yield
         return
     inside = out.is_dir()  # it may be a link or a disk of its own, and stays
-    aside = temporary(out / "kept" if inside else out)
-    try:
+    with ExitStack() as stack:
         with write_errors(out, None):
-            aside.mkdir()
+            aside = stack.enter_context(temporary.folder(out / "kept" if inside else out))
         _fill(aside, found, source, kept)
         yield
         with write_errors(out, None):
@@ -226,8 +221,6 @@ def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int
                 aside.rename(out)
             for path in sorted(aside.iterdir()) if inside else ():
                 path.rename(out / path.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fill(folder: Path, found: "Candidates", source: Path, kept: list[int]) -> None:

@@ -8,7 +8,6 @@ so the energy says by how much the generator makes too many of such rows. Neithe
 (Gutmann & Hyvärinen 2010; Sugiyama, Suzuki & Kanamori 2012.)
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.objective.base import Batch, Empty
 
@@ -38,12 +38,15 @@ class LikelihoodRatio:
     noisy = False
 
     def __post_init__(self):
-        if not 0 <= self.smoothing < 0.5:
-            raise UserError(f"smoothing={self.smoothing}: want a share in [0, 0.5)")
-        if not self.noise >= 0:
-            raise UserError(f"noise={self.noise}: want a standard deviation of zero or more")
-        if self.most is not None and not 0 < self.noise <= self.most < math.inf:
-            raise UserError(f"noise={self.noise}, most={self.most}: want 0 < noise <= most")
+        check.share(smoothing=self.smoothing)
+        if not self.smoothing < 0.5:
+            raise UserError("must be below 0.5", argument="smoothing", value=self.smoothing)
+        check.non_negative(noise=self.noise)
+        if self.most is not None:
+            check.finite(most=self.most)
+            check.positive(noise=self.noise)
+            if not self.noise <= self.most:
+                raise UserError(f"must be at least the least noise, {self.noise:g}", argument="most", value=self.most)
 
     def init(self, energy: nn.Module, x: Tensor, generator: Generator) -> Empty:
         """Nothing to keep."""

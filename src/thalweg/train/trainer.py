@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thalweg.core import store
+from thalweg.core import store, temporary
 from thalweg.core.errors import Diverged, OutOfMemory, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
@@ -167,11 +167,11 @@ class Trainer:
 
     def _newest(self) -> str | None:
         """The name of the checkpoint to go on from, the folder tidied up."""
-        store.clean(self.folder)
+        temporary.clean(self.folder)
         parent = self.folder / FOLDER
         if not parent.is_dir():
             return None
-        store.clean(parent)
+        temporary.clean(parent)
         newest, warnings = store.newest_valid(parent)
         for warning in warnings:
             log.warning("%s", warning)

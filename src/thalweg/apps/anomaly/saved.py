@@ -61,7 +61,6 @@ class DetectorBundle:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
-        store.clean(folder.parent)
         store.save_folder(folder, write)
 
 
@@ -88,9 +87,8 @@ def replaceable(folder: str | Path) -> Path:
     return folder
 
 
-def read(folder: Path) -> DetectorBundle:
+def read(folder: Path, config: dict[str, Any]) -> DetectorBundle:
     """The detector in a folder whose files have been verified; DamagedFile where they are not what was written."""
-    config = store.read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise UserError(
             f"{folder}: a detector of format {config.get('format')}, this version reads {FORMAT}; fit it again"

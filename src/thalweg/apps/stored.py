@@ -1,0 +1,76 @@
+"""What the config.json of a run describes: its parts, built from it, and whether stored weights are theirs.
+
+A config may come from a stranger. Its form is checked before it is used, each part is built out of its own layer alone,
+and the energy is held against the weights' header before it takes any memory.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from thalweg.core.config import build
+from thalweg.core.errors import DamagedFile
+from thalweg.core.weights import Stored, Unfit, require_fit
+from thalweg.energy.shape import check_shape
+
+KINDS = ("image", "vector")
+PARTS = {"transform": ("data", "forward", "inverse"), "sampler": ("sampler", "init", "step")}  # layer and methods
+
+
+class Parts(NamedTuple):
+    """A run's data, as a model sees them, and what is built of its config beside the energy."""
+
+    kind: str
+    shape: tuple[int, ...]
+    normalised: bool
+    transform: Any
+    sampler: Any
+
+
+def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
+    """The parts that a config describes. DamagedFile, with `where` the file, unless it has the form of a run's."""
+    run, data, normalised = config.get("run"), config.get("data"), config.get("normalised")
+    if not isinstance(run, Mapping) or not isinstance(data, Mapping) or not isinstance(normalised, bool):
+        raise _damaged(where, "run and data are no mappings, or normalised is neither true nor false")
+    missing = [name for name in ("transform", "energy", "sampler") if not isinstance(run.get(name), Mapping)]
+    if missing:
+        raise _damaged(where, f"run.{missing[0]} is no mapping")
+    if data.get("kind") not in KINDS or not isinstance(data.get("shape"), list):
+        raise _damaged(where, "data.kind is unknown, or data.shape no list")
+    try:
+        shape = check_shape(data["shape"])
+    except ValueError as error:
+        raise _damaged(where, "data.shape is not of whole numbers above zero") from error
+    return Parts(data["kind"], shape, normalised, _part(run, "transform", where), _part(run, "sampler", where))
+
+
+def energy_of(config: Mapping[str, Any]) -> nn.Module:
+    """The energy of a config that `parts_of` took, with the weights that its constructor gives it, in float32."""
+    shape = tuple(config["data"]["shape"])
+    energy = build(config["run"]["energy"], "run.energy", trusted=("thalweg.energy",), shape=shape)
+    if not isinstance(energy, nn.Module):
+        raise Unfit(f"{config['run']['energy']['type']} has no weights")
+    return energy.float()
+
+
+def require_weights(config: Mapping[str, Any], stored: Mapping[str, Stored], where: Path) -> None:
+    """DamagedFile, before any memory is taken, unless the stored tensors are those of the config's energy."""
+    try:
+        require_fit(lambda: energy_of(config), stored)
+    except Unfit as error:
+        raise DamagedFile(f"the weights do not fit config.json ({error})", argument=str(where)) from error
+
+
+def _part(run: Mapping[str, Any], name: str, where: Path) -> Any:
+    layer, *methods = PARTS[name]
+    part = build(run[name], f"run.{name}", trusted=(f"thalweg.{layer}",))
+    lacking = [method for method in methods if not callable(getattr(part, method, None))]
+    if lacking:
+        raise _damaged(where, f"run.{name} is no {name}: it has no {lacking[0]}")
+    return part
+
+
+def _damaged(where: Path, why: str) -> DamagedFile:
+    return DamagedFile(f"not the configuration of a run ({why})", argument=str(where))
