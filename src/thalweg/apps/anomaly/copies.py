@@ -17,10 +17,13 @@ from thalweg.apps.anomaly.views import Standard, exponents, scaled
 
 
 class Copies(NamedTuple):
-    """`kept`: places of the rows that count, rising. `counted_by` (N,): for each row the place in `kept` of its own."""
+    """`kept`: places of the rows that count, rising. `counted_by` (N,): for each row the place in `kept` of its own.
+    `num_equal`: of the kept rows those that equal an earlier one, as values repeat.
+    """
 
     kept: np.ndarray
     counted_by: np.ndarray
+    num_equal: int = 0
 
     @property
     def num(self) -> int:
@@ -63,7 +66,7 @@ def _copies(group: np.ndarray, keep: np.ndarray, near: np.ndarray) -> Copies:
     place[group[kept][::-1]] = np.arange(len(kept))[::-1]  # of the first row kept of each group
     counted_by = place[near[group]]
     counted_by[kept] = np.arange(len(kept))
-    return Copies(kept, counted_by)
+    return Copies(kept, counted_by, len(kept) - len(np.unique(group[kept])))
 
 
 def _occurrence(group: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from thalweg.core.errors import UserError
 KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
 CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
 MANY_GAPS = 0.5  # share of whole rows below which it is worth a warning
+MANY_EQUAL = 0.1  # share of rows that equal others from which on it is worth a word
 MANY = 20  # rows from which on it is no accident that no text comes twice
 OUT_OF_REACH = 1e3  # ranges of the calibration's energies
 log = logging.getLogger("thalweg")
@@ -294,6 +295,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             copies = find_copies(rows, None if self.columns_ is None else self.columns_.owners)
         if copies.num:
             log.warning("%d of %d rows are copies of others, equal or nearly so, and count once", copies.num, len(rows))
+        if copies.num_equal > MANY_EQUAL * len(rows):
+            text = "%d of %d rows equal others, as values repeat, and count each; if they were copied, leave them out"
+            log.info(text, copies.num_equal, len(rows))
         return copies
 
     def _left_out(self, rows: np.ndarray, copies: Copies) -> Calibration:
