@@ -10,11 +10,12 @@ binomial. `narrow` has 4 skewed columns, one with heavy tails and one of few val
 `--shapes` fits tables of many shapes instead, by the default, and asks each about 400 fresh rows: the mean share that
 is flagged with its standard error over sets, beside the share that n rows can promise, floor(a (n + 1)) / (n + 1).
 
-`--copies` copies rows of tables of 300 in several ways, or has values that repeat, and asks each about 1,000 fresh rows;
-beside it the same with copies left in the table, so that a row is left out alone.
+`--copies` copies rows of tables of 300 in several ways, some of values that repeat, and asks each about 1,000 fresh
+rows; beside it the same with copies left in the table, so that a row is left out alone.
 """
 
 import argparse
+import logging
 
 import numpy as np
 from scipy import stats
@@ -95,6 +96,7 @@ def copies(sets: int) -> None:
     """The table of `--copies`."""
     print("| law | rows | 5 % | 1 % | one row left out, 5 % |\n|---|---|---|---|---|")
     found = detector.find_copies
+    logging.getLogger("thalweg").setLevel(logging.ERROR)
     for law, draw in VALUES.items():
         for way, copy in COPYING.items():
             shares = []

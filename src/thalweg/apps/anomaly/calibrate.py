@@ -26,10 +26,13 @@ class Rate(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """What else is known of leave-one-out energies u_i: `seen` (n,) the energy that a new row has that equals row i,
-    u_i itself where the table has no second such row; `counts` (n,) rows of the table that row i counts for.
+    """What else is known of fitted rows that calibrate by being left out, where the table has equal ones; (n,) each.
+
+    `alone`: the leave-one-out energy itself. `seen`: the energy that a new row has that equals row i; where the table
+    has no second such row it is `alone` too. `counts`: rows of the table that row i counts for.
     """
 
+    alone: np.ndarray
     seen: np.ndarray
     counts: np.ndarray
 
@@ -63,7 +66,8 @@ class Calibration:
         Equal rows get the largest of their energies, that of a new equal row included: they tie, and on the safe side.
         """
         repeated = np.bincount(group)[group] > 1
-        return cls(_tied(np.where(repeated, np.maximum(energies, seen), energies), group), LeftOut(seen, counts))
+        largest = np.where(repeated, np.maximum(energies, seen), energies)
+        return cls(_tied(largest, group), LeftOut(energies, seen, counts))
 
     @cached_property
     def ranked(self) -> np.ndarray:
@@ -95,9 +99,10 @@ class Calibration:
         order = np.argsort(self.energies, kind="stable")
         energies, n, left_out = self.energies[order], len(self.energies), self.left_out
         if left_out is not None:
-            left_out = LeftOut(left_out.seen[order], left_out.counts[order])
-            equal = np.abs(left_out.seen - t) <= 2 * ROUNDING * max(1.0, abs(t))
-            energies = np.where(equal & (left_out.seen < energies), np.minimum(energies, t), energies)
+            alone, seen, counts = (part[order] for part in left_out)
+            equal = (np.abs(seen - t) <= 2 * ROUNDING * max(1.0, abs(t))) & (seen < energies)
+            energies = np.where(equal, np.minimum(energies, t), energies)
+            left_out = LeftOut(np.where(equal, np.minimum(alone, t), alone), seen, counts)
         above = np.flatnonzero(energies > t)
         below = np.flatnonzero(energies <= t)
         if len(below):
@@ -112,16 +117,17 @@ class Calibration:
         Without ties at the threshold it has the law Beta(k, n + 1 - k) over calibration sets (Wilks 1941; Vovk 2012).
         With ties fewer rows are flagged. A calibration row would be if it exceeds the threshold that the n - 1 others
         set, which is to exceed the energy of rank k + 1: the share of these is unbiased for n - 1 rows. The interval is
-        then that of Clopper & Pearson (1934) for the number above the threshold.
+        then that of Clopper & Pearson (1934) for the number above the threshold. Of rows left out their own energies
+        count, `alone`, not the largest of their equals'.
         """
         k, n = self.rank_of(rate), len(self.ranked)
         if k == 0:
             return Rate(0.0, 0.0, 0.0)
-        t = self.ranked[-k]
-        flagged = int((self.ranked > self.ranked[-k - 1]).sum()) if k < n else n
+        t, alone = self.ranked[-k], self.energies if self.left_out is None else self.left_out.alone
+        flagged = int((alone > self.ranked[-k - 1]).sum()) if k < n else n
         expected = k / (n + 1) if flagged == k else flagged / n
-        if (self.ranked == t).sum() > 1:
-            return Rate(expected, *clopper_pearson(int((self.ranked > t).sum()), n, level=level))
+        if flagged != k or (self.ranked == t).sum() > 1:
+            return Rate(expected, *clopper_pearson(int((alone > t).sum()), n, level=level))
         low, high = stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], k, n + 1 - k)
         return Rate(expected, float(low), float(high))
 

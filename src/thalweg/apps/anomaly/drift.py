@@ -15,7 +15,8 @@ from thalweg.core.errors import UserError
 
 EXACT = 500  # rows up to which the statistic's exact law is used
 LEAST = 5  # rows of which a law can be seen
-VARIANCE = (2.0, 5.0)  # of shares of energies left out, over that of independent ones: upwards, downwards
+VARIANCE = (1.4, 5.0)  # of shares of energies left out, over that of independent ones: upwards, downwards
+VARIANCE_OF_EQUALS = (2.0, 5.0)  # the same where rows of the table are equal
 
 
 class Drift(NamedTuple):
@@ -31,8 +32,8 @@ def drift(calibration: Calibration, energies: np.ndarray, *, level: float = 0.01
     """Two-sample Kolmogorov-Smirnov test of new energies (B,) against the calibration's n (Smirnov 1939).
 
     A false alarm has probability `level` at most; both sample sizes count, ties make it cautious. Distances below about
-    1.6 sqrt(1/n + 1/B) are not seen at level 0.01, and below sqrt(2/n + 1/B) and sqrt(5/n + 1/B) times that where the
-    calibration's energies are of rows left out, for higher and for lower new energies.
+    1.6 sqrt(1/n + 1/B) are not seen at level 0.01. Energies of rows left out count less: n / 1.4 where new energies are
+    higher (n / 2 in tables of equal rows), n / 5 where they are lower.
     """
     check_rate(level, "level")
     energies = np.asarray(energies, float)
@@ -68,7 +69,8 @@ def _of_left_out(energies: np.ndarray, left_out: LeftOut, new: np.ndarray, level
     up = float((_shares(energies, weights, grid) - share).max())
     down = float((share - _shares(seen, weights, grid)).max())
     rows = 1 / np.square(weights).sum()
-    sizes = [rows / variance * len(new) / (rows / variance + len(new)) for variance in VARIANCE]
+    variances = VARIANCE if (left_out.seen == left_out.alone).all() else VARIANCE_OF_EQUALS
+    sizes = [rows / variance * len(new) / (rows / variance + len(new)) for variance in variances]
     p = min(2 * math.exp(-2 * m * max(d, 0.0) ** 2) for m, d in zip(sizes, (up, down), strict=True))
     return Drift(max(up, down, 0.0), min(p, 1.0), level, p <= level)
 

@@ -134,7 +134,7 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
 def _calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
     """The energies; and what else is known of those left out, where rows repeat."""
     tensors, left_out = {"energy": _tensor(calibration.energies)}, calibration.left_out
-    if left_out is not None and ((left_out.seen != calibration.energies).any() or (left_out.counts > 1).any()):
+    if left_out is not None and ((left_out.seen != left_out.alone).any() or (left_out.counts > 1).any()):
         tensors |= {name: _tensor(value) for name, value in left_out._asdict().items()}
     return tensors
 
@@ -143,8 +143,8 @@ def _calibration(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Calib
     energies = arrays["energy"]
     if not config["left_out"]:
         return Calibration(energies)
-    seen, counts = arrays.get("seen", energies), arrays.get("counts", np.ones(len(energies), int))
-    return Calibration(energies, LeftOut(seen, counts))
+    alone, seen = arrays.get("alone", energies), arrays.get("seen", energies)
+    return Calibration(energies, LeftOut(alone, seen, arrays.get("counts", np.ones(len(energies), int))))
 
 
 def _detector(config: dict[str, Any], tensors: dict[str, Tensor], calibration: Calibration) -> EnergyDetector:
