@@ -200,7 +200,7 @@ def test_a_column_of_names_is_told_and_useless(normal_rows, thalweg_command, tmp
         (["t.csv", "-o", "s.xlsx"], "cannot write .xlsx; want .csv or .parquet"),
         (["t.csv", "-o", "t.csv"], "t.csv: the table itself; name another file"),
         (["t.csv", "-o", "sub.csv"], "sub.csv: a folder"),
-        (["t.csv", "-o", "s.csv", "--alpha", "2"], "--alpha 2.0: want a number between 0 and 1"),
+        (["t.csv", "-o", "s.csv", "--alpha", "2"], "--alpha 2.0: must be a number between 0 and 1"),
     ],
 )
 def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tmp_path, monkeypatch):
@@ -221,7 +221,7 @@ def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tm
         (["--drop", "age"], "no column 'age'"),
         (["--normal", "0"], "--normal 0 without a target column"),
         (["--target-column", "site", "--normal", "x"], "no rows to fit on with site = x; its values are u, v, w; give"),
-        (["--false-alarm-rate", "0"], "--false-alarm-rate 0.0: want a number between 0 and 1"),
+        (["--false-alarm-rate", "0"], "--false-alarm-rate 0.0: must be a number between 0 and 1"),
         (["--missing", "ignore"], "--missing ignore: want 'raise' or 'marginalise'"),
         (["--calibration", "none"], "--calibration none: want"),
         (["--drop", "flow", "--drop", "heat", "--drop", "site"], "no columns"),

@@ -178,5 +178,5 @@ def _step_up(p: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def check_rate(rate: float, name: str = "false_alarm_rate") -> float:
     """The rate; UserError, with the name it was given by, unless it is a number in (0, 1)."""
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 0 < rate < 1:
-        raise UserError("must be between 0 and 1", argument=name, value=rate, hint="such as 0.01")
+        raise UserError("must be a number between 0 and 1, such as 0.01", argument=name, value=rate)
     return float(rate)

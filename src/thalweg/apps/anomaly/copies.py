@@ -7,13 +7,18 @@ new row has its equals in the table. Taken for copies are a whole table that is 
 values do not explain (`apps.anomaly.repeats`), and rows that are nearly equal (`apps.anomaly.near`).
 """
 
-from typing import NamedTuple
+import logging
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from thalweg.apps.anomaly.calibrate import Calibration
 from thalweg.apps.anomaly.near import near_copies
 from thalweg.apps.anomaly.repeats import equal_rows, features_of, times_repeated, unexplained
 from thalweg.apps.anomaly.views import Standard, exponents, scaled
+
+MANY = 0.1  # share of rows that equal others from which on it is worth a word
+log = logging.getLogger("thalweg")
 
 
 class Copies(NamedTuple):
@@ -29,6 +34,28 @@ class Copies(NamedTuple):
     def num(self) -> int:
         """The number of rows that are copies of others."""
         return len(self.counted_by) - len(self.kept)
+
+
+def told(copies: Copies) -> Copies:
+    """The same, once the log has the number of copies as a warning, that of equal rows that are none as a word."""
+    num = len(copies.counted_by)
+    if copies.num:
+        log.warning("%d of %d rows are copies of others, equal or nearly so, and count once", copies.num, num)
+    if copies.num_equal > MANY * num:
+        text = "%d of %d rows equal others, as values repeat, and count each; if they were copied, leave them out"
+        log.info(text, copies.num_equal, num)
+    return copies
+
+
+def calibration_of_fitted(energy: Any, rows: np.ndarray, copies: Copies) -> Calibration:
+    """The calibration by the leave-one-out energies of an energy's fitted rows (N, D), those that `copies` kept."""
+    energies = np.asarray(energy.calibration_energies_, float)
+    group, sizes = equal_rows(rows)
+    counts = np.bincount(copies.counted_by)
+    repeated, seen = (sizes[group] > 1) | (counts > 1), energies.copy()
+    if repeated.any():
+        seen[repeated] = energy.energy(rows[repeated])
+    return Calibration.of_left_out(energies, group, seen, counts)
 
 
 def find_copies(x: np.ndarray, features: np.ndarray | None = None) -> Copies:

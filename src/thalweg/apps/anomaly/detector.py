@@ -19,18 +19,16 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from thalweg.apps.anomaly.arrays import array_errors, checked_pixels
 from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
 from thalweg.apps.anomaly.columns import Columns, is_frame
-from thalweg.apps.anomaly.copies import Copies, find_copies, find_image_copies
+from thalweg.apps.anomaly.copies import Copies, calibration_of_fitted, find_copies, find_image_copies, told
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
 from thalweg.apps.anomaly.partial import Partial
 from thalweg.apps.anomaly.reasons import ImageReasons, Reason, by_feature, reasons
-from thalweg.apps.anomaly.repeats import equal_rows
 from thalweg.core import check
 from thalweg.core.errors import UserError
 
 KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
 CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
 MANY_GAPS = 0.5  # share of whole rows below which it is worth a warning
-MANY_EQUAL = 0.1  # share of rows that equal others from which on it is worth a word
 MANY = 20  # rows from which on it is no accident that no text comes twice
 OUT_OF_REACH = 1e3  # ranges of the calibration's energies
 log = logging.getLogger("thalweg")
@@ -95,24 +93,25 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         spared = {"calibrates": False} if self.kind == "table" and len(outside) else {}
         self.energy_ = energy.fit(rows[inside], seed=seed, **spared)
         self.partial_ = None
-        scores = self.energy_.train_outlier_scores_
+        fitted = self.energy_.train_outlier_scores_
         if len(outside):
             held_out = np.asarray(self.energy_.energy(rows[outside]), float)
             self.calibration_ = Calibration.of_new_rows(held_out)
-            inner = self.energy_.calibration_energies_ if self.kind == "table" else scores
             scores = np.empty(len(rows))
-            scores[inside], scores[outside] = inner, held_out
+            scores[inside] = self.energy_.calibration_energies_ if self.kind == "table" else fitted
+            scores[outside] = held_out
+            fitted = scores
         elif self.kind == "table":
-            self.calibration_ = self._left_out(rows, copies)
+            self.calibration_ = calibration_of_fitted(self.energy_, rows, copies)
         else:
             self.calibration_ = Calibration.of_new_rows(np.asarray(self.energy_.calibration_energies_, float))
         self._set_threshold(rows)
-        scores = np.asarray(scores, float)[copies.counted_by]
-        self.train_scores_ = scores
+        fitted = np.asarray(fitted, float)[copies.counted_by]
+        self.train_scores_ = fitted
         if self.missing == "marginalise":
             self.partial_ = Partial(rows[outside], self.calibration_, np.median(rows, axis=0))
             self.train_scores_ = np.empty(len(x))
-            self.train_scores_[whole] = scores
+            self.train_scores_[whole] = fitted
             if not whole.all():
                 self.train_scores_[~whole] = self.energy_of_rows(x[~whole])
         return self
@@ -210,22 +209,22 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
 
     def _check_parameters(self) -> None:
         for name, choices in CHOICES.items():
-            check.one_of(choices, **{name: getattr(self, name)})
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name}={getattr(self, name)!r}: want {' or '.join(map(repr, choices))}")
         c = self.contamination
         number = isinstance(c, int | float | np.number) and not isinstance(c, bool)
         if c != "auto" and not (number and 0 < float(c) <= 0.5):
-            raise UserError("must be 'auto' or in (0, 0.5]", argument="contamination", value=c)
+            raise UserError(f"contamination={c!r}: want 'auto' or a number in (0, 0.5]")
         check_rate(self.false_alarm_rate)
-        check_rate(self.held_out, "held_out")
+        if not isinstance(self.held_out, int | float | np.number) or not 0 < self.held_out < 1:
+            raise UserError(f"held_out={self.held_out!r}: want a number between 0 and 1")
         if self.missing == "marginalise" and (self.calibration == "unseen" or self.kind == "image"):
-            raise UserError(
-                "must go with kind='table' and calibration='split' or 'auto'", argument="missing", value=self.missing
-            )
+            raise UserError("missing='marginalise' wants kind='table' and calibration='split', or 'auto'")
 
     def _input(self, X: Any, *, reset: bool) -> Any:
         """Rows (N, D) float64, checked, NaN only where it may be; images as they are."""
         if type(X).__name__ == "LazyFrame":
-            raise UserError("a LazyFrame, whose rows are not there yet", argument="X", hint="give X.collect()")
+            raise UserError("X: a LazyFrame, whose rows are not there yet; give X.collect()")
         if self.kind_ == "image":
             if reset:
                 self.columns_ = None
@@ -235,9 +234,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         least = 2 if reset else 1
         if self.columns_ is None or not is_frame(X):
             if self.columns_ is not None and len(self.columns_.owners) != len(self.columns_.columns):
-                raise UserError(
-                    "fitted on a table with categories", argument="X", hint="give a table with the same columns by name"
-                )
+                raise UserError("X: fitted on a table with categories; give a table with the same columns by name")
             with array_errors(X):
                 x = validate_data(
                     self, X, reset=reset, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=least
@@ -256,7 +253,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     def _check_values(self, x: np.ndarray, least: int = 0) -> None:
         """UserError, with the column and the row, for what is not finite and for fewer than `least` rows."""
         if len(x) < least:
-            raise UserError(f"{len(x)} rows: must be {least} or more", argument="X")
+            raise UserError(f"X: {len(x)} rows; want {least} or more")
         bad = np.isinf(x) if self.missing_ == "marginalise" else ~np.isfinite(x)
         if bad.any():
             row, column = np.argwhere(bad)[0]
@@ -264,9 +261,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             if self.columns_ is not None:
                 at = f"row {row + 1}: column {self.columns_.names[self.columns_.owners[column]]!r} is"
             if np.isinf(x[row, column]):
-                raise UserError(f"{at} infinite (infinity)", argument="X", hint="mend it")
-            hint = "drop the row, or fit with missing='marginalise'"
-            raise UserError(f"{at} missing (NaN)", argument="X", hint=hint)
+                raise UserError(f"X: {at} infinite (infinity); mend it")
+            raise UserError(f"X: {at} missing (NaN); drop the row, or fit with missing='marginalise'")
 
     def _whole_rows(self, x: Any) -> np.ndarray:
         """Which rows are without a gap, (N,) bool; there must be two."""
@@ -278,9 +274,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             names, owners = self.features()
             worst = names[owners[gaps.mean(0).argmax()]]
             raise UserError(
-                f"{whole.sum()} rows have no gap: must be 2 or more",
-                argument="X",
-                hint=f"drop columns with many gaps, {worst!r} first",
+                f"X: {whole.sum()} rows have no gap, want 2 or more; drop columns with many gaps, {worst!r} first"
             )
         if not whole.all():
             level = logging.WARNING if whole.mean() < MANY_GAPS else logging.INFO
@@ -288,27 +282,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return whole
 
     def _copies(self, rows: Any) -> Copies:
-        """Which of the whole rows are copies of others; they are told of and count once."""
+        """Which of the whole rows are copies of others."""
         if self.kind_ == "image":
-            copies = find_image_copies(images_of(rows))
-        else:
-            copies = find_copies(rows, None if self.columns_ is None else self.columns_.owners)
-        if copies.num:
-            log.warning("%d of %d rows are copies of others, equal or nearly so, and count once", copies.num, len(rows))
-        if copies.num_equal > MANY_EQUAL * len(rows):
-            text = "%d of %d rows equal others, as values repeat, and count each; if they were copied, leave them out"
-            log.info(text, copies.num_equal, len(rows))
-        return copies
-
-    def _left_out(self, rows: np.ndarray, copies: Copies) -> Calibration:
-        """From the leave-one-out energies of the fitted rows (N, D)."""
-        energies = np.asarray(self.energy_.calibration_energies_, float)
-        group, sizes = equal_rows(rows)
-        counts = np.bincount(copies.counted_by)
-        repeated, seen = (sizes[group] > 1) | (counts > 1), energies.copy()
-        if repeated.any():
-            seen[repeated] = self.energy_.energy(rows[repeated])
-        return Calibration.of_left_out(energies, group, seen, counts)
+            return told(find_image_copies(_images(rows)))
+        return told(find_copies(rows, None if self.columns_ is None else self.columns_.owners))
 
     def features(self) -> tuple[list[str], np.ndarray]:
         """Names by feature, and the feature of each encoded column."""
@@ -343,7 +320,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             self.offset_ = -float(u[-1] + OUT_OF_REACH * (1 + u[-1] - u[0]))
 
     def _check_enough(self, n: int, rows: int) -> None:
-        """Log, before anything is trained, that n of these rows are too few to flag any at the rate."""
+        """Say, before anything is trained, that n of these rows are too few to flag any at the rate."""
         rate = float(self.false_alarm_rate)
         least = int(np.ceil(1 / rate - 1 - 1e-9))
         if self.contamination != "auto" or n >= least:
@@ -366,8 +343,8 @@ def _energy(kind: str, options: dict[str, Any] | None) -> Any:
     return made(**(options or {}))
 
 
-def images_of(x: Any) -> np.ndarray:
-    """Images (N, C, H, W), checked, imported when they are wanted."""
+def _images(x: Any) -> np.ndarray:
+    """Images (N, C, H, W), checked by what is imported when they are wanted."""
     return import_module("thalweg.apps.anomaly.images").as_images(x).numpy()
 
 
