@@ -1,20 +1,30 @@
-"""Re-ranking a small DDPM's digits: what each way of choosing keeps, in figures and pictures.
+"""Re-ranking a generator's digits: what each way of choosing keeps, in figures and pictures.
+
+A small DDPM with plenty of faults:
 
     python examples/train_ddpm.py train ddpm --data DATA/mnist.npz --minutes 30
     python examples/train_ddpm.py sample ddpm own.npy -n 4000 --steps 10 --seed 1          # to learn the ratio from
     python examples/train_ddpm.py sample ddpm candidates.npy -n 16000 --steps 10 --seed 2  # to choose from
     python benchmarks/rerank.py own.npy candidates.npy --data DATA --bundle RUN --pictures docs/pictures
 
-Choosing 1 of each 16. The judge (LeNet) is measure and oracle, and no part of any other row. Reference: official
-test digits from row 2,000 on, as many as are kept. `--settle` takes the last 10,000 training digits, which neither the
-generator nor the ratio has seen, in their place, and is what the settings were chosen with, on other candidates.
-`--seed` trains another ratio; `--refine` adds the kept ones after a few Langevin steps.
+The ten-minute energy, whose draws are hard to tell from digits:
+
+    thalweg train mnist --data DATA/mnist.npz --steps 2256 --seed 0 -o RUN
+    thalweg sample RUN -n 5000 --seed 1 --npy draws.npy
+    python benchmarks/rerank.py draws.npy[:1000] draws.npy[1000:] --data DATA --real 5000 --keep 400
+    python benchmarks/rerank.py draws.npy[:4000] draws.npy[4000:] --data DATA --real 12000 --keep 200
+
+Of N candidates `--keep` are kept, or 1 of each 16. The judge (LeNet) is measure and oracle, and no part of any other
+row. Reference: official test digits from row 2,000 on, as many as are kept. `--settle` takes the last 10,000 training
+digits in their place, which neither the DDPM nor the ratio has seen; the settings were chosen with them, on other
+candidates. `--seed` trains another ratio.
 """
 
 import argparse
 import json
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -22,15 +32,17 @@ from torch import Tensor
 
 import thalweg
 from thalweg.apps import selection
-from thalweg.apps.ratio import RatioSettings
+from thalweg.apps.candidates import as_candidates
+from thalweg.apps.ratio_settings import RatioSettings
 from thalweg.apps.rerank import EnergyReranker
+from thalweg.apps.selection import Variety
 from thalweg.core.rng import generator
 from thalweg.evaluate.images import class_entropy, frechet, nearest, neighbourhoods
 from thalweg.evaluate.judge import load_judge, look
 from thalweg.evaluate.pictures import BLUE, GREY, ORANGE, grid, png
 
+KEPT: Variety = "maximal_marginal_relevance"
 FIRST, GROUP, SIZES = 2000, 16, (1, 2, 4, 8, 16)
-STEPS = (1e-3, 5e-3, 2e-2)  # of refining, in squared units of the pixels
 
 
 def digits(data: Path, part: str) -> Tensor:
@@ -39,9 +51,15 @@ def digits(data: Path, part: str) -> Tensor:
         return torch.from_numpy(file[part]).float()[:, None] / 255
 
 
-def images(paths: list[Path]) -> Tensor:
-    """The images of some files, one after the other."""
-    return torch.cat([torch.from_numpy(np.load(path)).float()[:, None] / 255 for path in paths])
+def images(paths: list[str]) -> Tensor:
+    """The images of some files, one after the other; PATH[a:b] takes some of the rows."""
+    found = []
+    for path in paths:
+        name, _, rows = path.removesuffix("]").partition("[")
+        low, _, high = rows.partition(":")
+        x = as_candidates(np.load(name))
+        found.append(x[int(low or 0) : int(high or len(x))])
+    return torch.cat(found)
 
 
 class Measure:
@@ -77,33 +95,32 @@ def energies(x: Tensor, train: Tensor, reranker: EnergyReranker, bundle: str | N
     return found
 
 
-def choices(x: Tensor, u: dict[str, Tensor], measure: Measure, reranker: EnergyReranker) -> dict[str, Tensor]:
-    """What each way keeps, one of each group, or as many of all."""
-    keep = len(x) // GROUP
-    one_each = {f"{name}, best of each group": selection.best_of_groups(v, GROUP) for name, v in u.items()}
-    found = {
-        "random": torch.arange(0, len(x), GROUP),
-        "oracle: the judge's confidence, best of each group": selection.best_of_groups(-measure.confidence, GROUP),
-        "oracle: the judge's confidence, best of all": selection.best(-measure.confidence, keep),
-        **one_each,
-        "likelihood ratio, best of all": selection.best(u["likelihood ratio"], keep),
-    }
-    for variety in ("strata", "repelled", "determinantal"):
+def choices(
+    x: Tensor, u: dict[str, Tensor], measure: Measure, reranker: EnergyReranker, keep: int | None
+) -> dict[str, Tensor]:
+    """What each way keeps: `keep` of all, or 1 of each group and as many of all."""
+    found = {}
+    if keep is None:
+        keep = len(x) // GROUP
+        found["random"] = torch.arange(0, len(x), GROUP)
+        oracle = selection.best_of_groups(-measure.confidence, GROUP)
+        found["oracle: the judge's confidence, best of each group"] = oracle
+        found |= {f"{name}, best of each group": selection.best_of_groups(v, GROUP) for name, v in u.items()}
+    else:
+        found["random"] = torch.arange(keep)
+    found["oracle: the judge's confidence, best of all"] = selection.best(-measure.confidence, keep)
+    for variety in get_args(Variety):
         reranker.variety = variety
         found[f"likelihood ratio, {variety}"] = reranker.rank(x, keep)
-    reranker.variety = "repelled"
+        found[f"likelihood ratio, {variety}, forced"] = reranker.rank(x, keep, force=True)
+    reranker.variety = KEPT
     return found
 
 
 def table(found: dict[str, Tensor], measure: Measure) -> list[dict]:
     """One row a way of choosing, with the share of the oracle's gain and the changes against a random choice."""
     rows = [{"choice": name, **measure(chosen)} for name, chosen in found.items()]
-    return compared(rows, rows)
-
-
-def compared(rows: list[dict], with_: list[dict]) -> list[dict]:
-    """The rows with their gains and changes; the first two to compare with are a random choice and the oracle's."""
-    random, oracle = with_[0], with_[1]
+    random, oracle = rows[0], next(row for row in rows if row["choice"].startswith("oracle"))
     for row in rows:
         for name in ("confidence", "confident"):
             row[f"gain of {name}"] = (row[name] - random[name]) / (oracle[name] - random[name])
@@ -166,10 +183,10 @@ def draw(found: dict[str, list[dict[str, float]]]) -> bytes:
     return png(figure)
 
 
-def overhead(x: Tensor, reranker: EnergyReranker, seconds: float | None) -> dict[str, float]:
+def overhead(x: Tensor, reranker: EnergyReranker, seconds: float | None, keep: int | None) -> dict[str, float | None]:
     """CPU seconds of ranking with variety, and as a share of the generation's."""
     start = time.process_time()
-    reranker.rank(x, len(x) // GROUP)
+    reranker.rank(x, keep or len(x) // GROUP)
     used = time.process_time() - start
     return {
         "ranking, CPU seconds": used,
@@ -197,56 +214,42 @@ def main() -> None:
     """Read the command line, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "own", type=Path, help="the generator's draws to learn the ratio from (.npy), or a saved re-ranker"
+        "own", help="the generator's draws to learn the ratio from (.npy or .npy[a:b]), or a saved re-ranker"
     )
-    parser.add_argument("candidates", type=Path, nargs="+")
+    parser.add_argument("candidates", nargs="+", help="files of candidates (.npy or .npy[a:b])")
     parser.add_argument("--data", type=Path, required=True, help="folder with mnist.npz")
+    parser.add_argument("--real", type=int, default=12_000, help="training digits to learn the ratio from")
+    parser.add_argument("--keep", type=int, help="how many to keep of all; 1 of each 16 if not given")
     parser.add_argument("--bundle", help="a run of dual score matching, for the row of raw energies")
     parser.add_argument("--settle", action="store_true", help="measure against held-out training digits")
     parser.add_argument("--settings", default="{}", help="JSON: changes of RatioSettings")
     parser.add_argument("--seed", type=int, default=0, help="of the ratio's training")
     parser.add_argument("--save", type=Path, help="folder to keep the fitted re-ranker in")
-    parser.add_argument("--refine", action="store_true", help="rows of the kept ones, refined")
     parser.add_argument("--pictures", type=Path)
     args = parser.parse_args()
     train, x = digits(args.data, "x_train"), images(args.candidates)
-    x = x[: len(x) // GROUP * GROUP]
+    x = x if args.keep else x[: len(x) // GROUP * GROUP]
     reference = train[-10_000:] if args.settle else digits(args.data, "x_test")[FIRST:]
     train, start = train[:-10_000], time.process_time()
-    if args.own.is_dir():
+    if Path(args.own).is_dir():
         reranker = thalweg.load(args.own)
     else:
         settings = RatioSettings(**json.loads(args.settings))
-        reranker = EnergyReranker(settings=settings, seed=args.seed).fit(train[:12_000], images([args.own]))
+        reranker = EnergyReranker(settings=settings, seed=args.seed).fit(train[: args.real], images([args.own]))
         print(f"fitted in {time.process_time() - start:.0f} CPU seconds")
     if args.save:
         reranker.save_pretrained(args.save)
     print(reranker.check_)
     measure = Measure(x, reference)
     u = energies(x, train, reranker, args.bundle)
-    found = choices(x, u, measure, reranker)
-    rows = table(found, measure)
-    if args.refine:
-        rows += refined(x[found["likelihood ratio, repelled"]], rows, reranker, args.bundle, reference)
-    print(show(rows))
-    stamps = [path.with_suffix(".seconds") for path in args.candidates]
+    found = choices(x, u, measure, reranker, args.keep)
+    print(show(table(found, measure)))
+    stamps = [Path(path).with_suffix(".seconds") for path in args.candidates]
     seconds = sum(float(s.read_text()) for s in stamps) if all(s.exists() for s in stamps) else None
-    print(json.dumps(overhead(x, reranker, seconds)))
+    print(json.dumps(overhead(x, reranker, seconds, args.keep)))
     print(json.dumps(oddities(x, reranker)))
-    if args.pictures:
+    if args.pictures and args.keep is None:
         pictures(args.pictures, x, found, curves(u, measure))
-
-
-def refined(
-    kept: Tensor, rows: list[dict], reranker: EnergyReranker, bundle: str | None, reference: Tensor
-) -> list[dict]:
-    """Rows of the kept ones after 5 Langevin steps on the ratio's energy, and on a bundle's."""
-    ways = {f"5 steps of {h:g} on the ratio": reranker.refine(kept, step_size=h) for h in STEPS}
-    if bundle is not None:
-        ways["5 steps of 0.0002 on the bundle"] = reranker.refine(kept, thalweg.load(bundle), step_size=2e-4)
-    every = torch.arange(len(kept))
-    found = [{"choice": f"repelled, then {name}", **Measure(x, reference)(every)} for name, x in ways.items()]
-    return compared(found, rows)
 
 
 def pictures(folder: Path, x: Tensor, found: dict[str, Tensor], points: dict[str, list[dict[str, float]]]) -> None:
@@ -254,7 +257,7 @@ def pictures(folder: Path, x: Tensor, found: dict[str, Tensor], points: dict[str
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rerank-best-of-n.png").write_bytes(draw(points))
     some = torch.randperm(len(x) // GROUP, generator=generator(0, "shown"))[:60]
-    for name, way in (("random", "random"), ("kept", "likelihood ratio, repelled")):
+    for name, way in (("random", "random"), ("kept", f"likelihood ratio, {KEPT}")):
         (folder / f"rerank-{name}.png").write_bytes(grid(x[found[way][some]], columns=12))
 
 

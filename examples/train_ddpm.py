@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
+from thalweg.core.rng import generator
+
 HELD_OUT = 10_000
 
 
@@ -107,7 +109,7 @@ def sample(folder: Path, out: Path, n: int, steps: int, batch: int, seed: int) -
     found, start = np.empty((n, 28, 28), np.uint8), time.process_time()
     for block, low in enumerate(range(0, n, batch)):
         size = min(batch, n - low)
-        draws = torch.Generator().manual_seed(seed * 1_000_003 + block)
+        draws = generator(seed, "ddpm-samples", block)
         images = pipeline(size, draws, num_inference_steps=steps).images[..., 0]
         found[low : low + size] = np.rint(255 * images)
         if block % 10 == 0:

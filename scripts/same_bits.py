@@ -103,8 +103,10 @@ def runs(folder: Path) -> dict[str, dict[str, str]]:
     np.save(folder / "generated.npy", generated.astype(np.float32))
     thalweg("rerank", "fit", folder / "real.npy", folder / "generated.npy", "-o", folder / "judge", "--steps", "80")
     found["judge"] = of_run(folder / "judge")
-    thalweg("rerank", folder / "judge", folder / "generated.npy", "--keep", "50", "--table", folder / "r.csv")
-    found["judge"]["ranking"] = of_table(folder / "r.csv")
+    for name, words in (("ranking", ["--force"]), ("choice", [])):  # by energy alone, and as strictly as was checked
+        again = ["rerank", folder / "judge", folder / "generated.npy", "--keep", "50", "--table", folder / "r.csv"]
+        thalweg(*again, *words)
+        found["judge"][name] = of_table(folder / "r.csv")
     return found
 
 

@@ -75,7 +75,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train an energy and leave a bundle."""
-    from thalweg.apps.fit import Request, fit
+    from thalweg.apps.fit import Request, fit_with_data
     from thalweg.train.distributed import address
 
     folder = out or Path("runs") / f"{Path(data).stem}-{Path(recipe or 'dual').stem}"
@@ -92,7 +92,7 @@ def train(
         command=console.command(),
     )
     try:
-        bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=console.say)
+        bundle, data = fit_with_data(request, folder, resume=resume, progress=_bar(folder), log=console.say)
     except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
         raise ThalwegError(f"{folder}: standard error was closed, which ends the run; it resumes") from stop
     if address()[0]:
@@ -103,7 +103,7 @@ def train(
         "training": bundle.config["training"],
     }
     if report and not (folder / "report.html").exists():
-        result |= _report(bundle, folder, bundle.config["run"]["seed"])
+        result |= _report(bundle, folder, bundle.config["run"]["seed"], data)
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
     console.say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
     console.emit(result, as_json)
@@ -113,10 +113,11 @@ def train(
 def sample(
     run: Run,
     n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG: a grid of images or a scatter plot.")] = Path(
-        "samples.png"
-    ),
-    npy: Annotated[Path | None, typer.Option(help="Arrays in the data's own units, as .npy.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="PNG: a grid of images or a scatter plot; samples.png if neither is given."),
+    ] = None,
+    npy: Annotated[Path | None, typer.Option(help="All samples in the data's own units, as .npy.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1)] = None,
     label: Annotated[list[int] | None, typer.Option(help="A class to draw, repeatable: they take turns.")] = None,
     strength: Annotated[float, typer.Option(help="With --label: 1 is the class's law, above it typical ones.")] = 1.0,
@@ -131,20 +132,25 @@ def sample(
     from thalweg.evaluate.pictures import grid, png, scatter
 
     bundle = trained(run)
-    console.writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
-    console.apart(out, run)
+    picture = Path("samples.png") if out is None and npy is None else out
+    for path, suffix in ((picture, ".png"), (npy, ".npy")):
+        if path is not None:
+            console.writable(path, (suffix,))
+            console.apart(path, run)
     fits_memory(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
     if npy is not None:
         write_array(npy, x)
-    else:
+        console.say(f"{n} samples in {npy}")
+    if picture is not None:
         some = x[:400] if bundle.kind == "image" else x[:10_000]
-        write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
-    where = str(npy or out)
-    shown = f" (the first {len(some)} drawn; --npy FILE keeps all)" if npy is None and len(some) < n else ""
-    console.say(f"{n} samples in {where}{shown}")
-    console.emit({"samples": n, "file": where, "shape": list(x.shape), "seed": seed}, as_json)
+        write_bytes(picture, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
+        left = "" if npy else "; --npy FILE keeps all"
+        console.say(f"{n} samples in {picture}" + (f" (the first {len(some)} drawn{left})" if len(some) < n else ""))
+    both = {"picture": str(picture)} if npy is not None and picture is not None else {}
+    result = {"samples": n, "file": str(npy or picture), **both, "shape": list(x.shape), "seed": seed}
+    console.emit(result, as_json)
 
 
 @app.command(epilog="Example: `thalweg score runs/digits images/ -o scores.csv`")
@@ -213,7 +219,7 @@ def bench(
     nets, rows, refusal = nets or list(speed.NETS), [], speed.bf16_pays()
     unknown = [net for net in nets if net not in speed.NETS]
     if unknown:
-        raise UserError(f"--nets {unknown[0]}: choose from {', '.join(speed.NETS)}")
+        raise UserError(f"must be one of {', '.join(speed.NETS)}", argument="--nets", value=unknown[0])
     if refusal:
         console.say(refusal)
     for net in nets:
@@ -245,10 +251,10 @@ def main() -> None:
     console.run(app)
 
 
-def _report(bundle: Any, folder: Path, seed: int) -> dict[str, Any]:
+def _report(bundle: Any, folder: Path, seed: int, data: Any) -> dict[str, Any]:
     """The figures of a new run; the bundle is whole even where they cannot be had, and the reason is told."""
     try:
-        return {"figures": _evaluate(bundle, folder, num_samples=1000, seed=seed)}
+        return {"figures": _evaluate(bundle, folder, num_samples=1000, seed=seed, data=data)}
     except ValueError as error:  # UserError is one
         reason = " ".join(str(error).split())
     except KeyboardInterrupt as stop:
@@ -268,7 +274,8 @@ class _Unreported(ThalwegError):
         self.signum = signum
 
 
-def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict[str, Any]:
+def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int, data: Any = None) -> dict[str, Any]:
+    """Figures and report; `data` where the run's were read already."""
     from thalweg.apps.landscape.pictures import of_report
     from thalweg.apps.rows import data_of
     from thalweg.data.catalog import as_float
@@ -276,9 +283,10 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
     from thalweg.evaluate.suite import evaluate_bundle
     from thalweg.train.track import read_metrics
 
-    data = data_of(bundle)
+    data = data_of(bundle) if data is None else data
     if len(data.held_out) < 20:
-        raise UserError(f"{folder}: {len(data.held_out)} rows held out, an evaluation wants 20 or more; give more data")
+        few = f"{len(data.held_out)} rows held out, an evaluation wants 20 or more"
+        raise UserError(few, argument=str(folder), hint="give more data")
     console.say("evaluating on held-out data …")
     figures, pictures = evaluate_bundle(
         bundle,

@@ -6,6 +6,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
+from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.images import ImageEnergy
 from thalweg.apps.anomaly.tail import LogSurvival
 from thalweg.apps.bundle import load
@@ -184,6 +185,28 @@ def test_colour_and_odd_sides(tmp_path):
     found = ImageEnergy(steps=3, overrides=SMALL).fit(x)
     assert found.attribution(x[:2]).shape == (2, 8, 11)
     assert found.repair(x[:2]).shape == (2, 3, 8, 11)
+
+
+def test_training_is_nobody_elses_business(tmp_path, monkeypatch):
+    """In one process of a distributed job, whose others are not there, `fit` joins nothing; it draws and writes
+    nothing that would be thrown away.
+    """
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("thalweg.apps.preview.draw", lambda *args: pytest.fail("a preview was drawn"))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *args: pytest.fail("a folder was made"))
+    monkeypatch.chdir(tmp_path)
+    x = torch.rand(80, 8, 8, generator=generator(0, "job")).numpy()
+    found = EnergyDetector(kind="image", options={"steps": 3, "overrides": SMALL}).fit(x)
+    assert np.isfinite(found.score_samples(x[:3])).all()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_another_number_of_channels_are_refused_before_the_training():
+    """An axis that is no channels, as in (N, H, W, C), is told at once."""
+    with pytest.raises(UserError, match="1 or 3 channels") as caught:
+        ImageEnergy(steps=3, overrides=SMALL).fit(np.zeros((60, 8, 8, 3), np.float32))
+    assert caught.value.argument == "x"
 
 
 def test_a_tail_is_minus_the_log_of_survival():

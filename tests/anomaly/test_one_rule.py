@@ -111,7 +111,7 @@ def test_images_are_split_and_each_has_a_score(keywords, caplog):
 
 
 def test_images_that_cannot_be_calibrated_are_refused_before_training(monkeypatch):
-    monkeypatch.setattr("thalweg.apps.anomaly.images.fit", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr("thalweg.apps.anomaly.images.train_in_memory", lambda *a, **k: pytest.fail("trained"))
     images = np.random.default_rng(0).random((100, 8, 8))
     for bad, options, part in [
         (images, {"held_out": 0.01}, "1 images held out"),

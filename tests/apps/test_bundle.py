@@ -308,7 +308,7 @@ def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="a file, where the folder of a run was wanted"):
         load(tmp_path / "file")
     for what in (None, 3, b"run"):
-        with pytest.raises(UserError, match=r"^load\(.*\): want the folder of a run, or its id .*$"):
+        with pytest.raises(UserError, match=r"^path_or_id=.*: must be the folder of a run, or its id .*$"):
             load(what)
 
 

@@ -60,7 +60,7 @@ def test_numbers_of_samples_that_are_none(digits, chains, n, keywords, message):
 
 @pytest.mark.parametrize("alpha", [5, math.nan, -1, "x", None])
 def test_a_share_that_is_none(plane, alpha):
-    with pytest.raises(UserError, match=r"^alpha=.*want a number in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"^alpha=.*must be in \[0, 1\]"):
         plane.score(points(), alpha=alpha)
 
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from thalweg.apps import support
-from thalweg.apps.ratio import RatioSettings, fit_ratio
+from thalweg.apps.ratio import fit_ratio
+from thalweg.apps.ratio_settings import RatioSettings
 from thalweg.apps.rerank import EnergyReranker
 from thalweg.core.rng import generator
 
-QUICK = RatioSettings(members=2, steps=60, batch=32, hidden=8, channels=(4, 8))
+QUICK = RatioSettings(ensemble=2, steps=60, batch=32, hidden=8, channels=(4, 8))
 
 
 def blobs(n, stream, *, broken=False):

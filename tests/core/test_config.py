@@ -113,10 +113,10 @@ def test_user_errors_are_one_line_with_the_place_and_the_remedy(
 def test_an_error_without_a_place_is_told_by_the_class() -> None:
     with pytest.raises(UserError) as caught:
         config.build({"type": NET, "depth": 0})
-    assert caught.value.argument == NET
+    assert caught.value.argument == "Net"
     with pytest.raises(UserError) as caught:
         config.build({"type": NET, "channels": -1})
-    assert (caught.value.argument, caught.value.value) == ("channels", -1)
+    assert (caught.value.argument, caught.value.value) == ("Net.channels", -1)
 
 
 @pytest.mark.parametrize("error", [KeyError, AttributeError, IndexError, RuntimeError, AssertionError])

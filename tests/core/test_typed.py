@@ -27,7 +27,7 @@ NET = {"type": "thalweg.energy.strided:StridedEnergy"}
         (
             {**CD, "sampler": {"type": "thalweg.energy.mlp:MLPEnergy"}},
             "sampler",
-            "with the method init, not a MLPEnergy",
+            "with the method init",
         ),
         ({**CD, "sampler": {**ULA, "step_size": "word"}}, "sampler.step_size", "='word': must be a number"),
         ({**CD, "sampler": {**ULA, "clamp": [1]}}, "sampler.clamp", ""),
@@ -38,8 +38,8 @@ NET = {"type": "thalweg.energy.strided:StridedEnergy"}
 )
 def test_a_slip_names_its_key(spec, argument, wanted):
     with pytest.raises(UserError) as caught:
-        build(spec)
-    assert caught.value.argument == argument
+        build(spec, "part")
+    assert caught.value.argument == f"part.{argument}"
     assert wanted in str(caught.value)
 
 

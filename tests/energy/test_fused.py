@@ -19,7 +19,16 @@ from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.conv import ConvEnergy
 from thalweg.energy.fused import FrozenEnergy
-from thalweg.energy.layers import MAKERS, AvgPool2x2, Conv2d, Im2colConv2d, PixelSum, ResidualBlock, layer_of
+from thalweg.energy.layers import (
+    MAKERS,
+    AvgPool2x2,
+    Col2imConv2d,
+    Conv2d,
+    Im2colConv2d,
+    PixelSum,
+    ResidualBlock,
+    layer_of,
+)
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.patches import PatchConv2d
 from thalweg.energy.resnet import ResNetEnergy
@@ -177,6 +186,18 @@ def test_a_layer_is_the_module(module, side):
     assert torch.allclose(back, torch.autograd.grad(want, x, g)[0], atol=1e-12)
 
 
+@pytest.mark.parametrize("module", [m for m in LAYERS if getattr(m, "in_channels", 0) == 1], ids=str)
+@pytest.mark.parametrize("side", [8, 9])
+def test_a_convolution_of_one_channel_in_the_usual_layout(module, side):
+    module, x = copy.deepcopy(module).double(), torch.rand(3, 1, side, side, dtype=torch.float64).requires_grad_()
+    layer = Col2imConv2d(*layer_of(module.requires_grad_(False)))
+    y, kept = layer.forward(x)
+    g = torch.randn_like(y)
+    assert y.is_contiguous()
+    assert torch.allclose(y, module(x), atol=1e-12)
+    assert torch.allclose(layer.backward(g, kept), torch.autograd.grad(module(x), x, g)[0], atol=1e-12)
+
+
 def test_every_layer_is_tested_and_the_special_ones_are_used():
     assert {type(m) for m in LAYERS} == set(MAKERS)
     assert isinstance(layer_of(nn.Conv2d(1, 4, 3)), Im2colConv2d)
@@ -211,7 +232,7 @@ def test_what_has_hooks_is_left_alone():
     assert layer_of(net[1]) is not None
 
 
-@pytest.mark.parametrize(("name", "nodes"), [("conv", 1), ("resnet", 1), ("strided", 1), ("mlp", 1), ("user", 1)])
+@pytest.mark.parametrize(("name", "nodes"), [("conv", 1), ("resnet", 1), ("strided", 1), ("mlp", 1), ("user", 2)])
 def test_fused_layers_are_in_use(name, nodes, monkeypatch):
     """One node a row of layers and step, or after the first call no graph; the plain form where it is due."""
     energy, x = build(name)
@@ -242,6 +263,22 @@ class Sees(nn.Module):
         x = x.clone(memory_format=torch.preserve_format)
         x.register_hook(lambda g: self.seen.append(g.is_contiguous()))
         return x
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("images", [torch.contiguous_format, torch.channels_last])
+def test_fused_layers_give_the_strides_of_their_modules(channels, weights, images):
+    """Also of one channel, where both layouts are contiguous and torch goes by the strides."""
+    layers = [nn.Conv2d(channels, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3)]
+    x = torch.rand(2, channels, 8, 8).to(memory_format=images)
+    for net in (nn.Sequential(*layers), nn.Sequential(nn.Identity(), layers[0])):
+        net, found = net.to(memory_format=weights), []
+        for way in (FrozenEnergy.of, frozen):
+            with way(lambda y, net=net: net(y)) as fixed:
+                y = x.clone().requires_grad_()
+                found.append(fixed(y).stride())
+        assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("declared", [False, True])

@@ -127,7 +127,7 @@ def trainer(case, folder, hooks=(), **changes):
     )
     if case == "rollback":
         spoil = lambda loss, *rest: (loss * (float("nan") if run.state.step in TROUBLE else 1.0), *rest)  # noqa: E731
-        run.objective = Wrapped(objective, spoil)
+        run.update.objective = Wrapped(objective, spoil)
     return run
 
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from thalweg.apps import classify, conformal, hub
 from thalweg.apps.guess import read_mixture_prior
-from thalweg.apps.stored import energy_of, parts_of, require_weights
+from thalweg.apps.stored import energy_of, held_out_energies, parts_of, require_weights
 from thalweg.core import store, temporary
-from thalweg.core.check import fits_memory, whole
+from thalweg.core.check import fits_memory, share, stated, whole
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import check_input, check_shape
@@ -48,16 +48,18 @@ log = logging.getLogger("thalweg")
 class Bundle:
     """A trained energy with its data's transform, its sampler and its calibration. Made by `load`, not by hand."""
 
-    def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], held_out: Tensor | None, path: Path):
+    def __init__(self, config: dict[str, Any], weights: Any, held_out: Tensor | None, path: Path):
+        """`weights`: the energy itself, or its tensors by name."""
         self.config, self.path = config, path
         self.kind, self.shape, self.normalised, self.transform, self.sampler = parts_of(config, path / "config.json")
-        self.model: nn.Module = energy_of(config)
+        self.model: nn.Module = weights if isinstance(weights, nn.Module) else energy_of(config)
         self.noisy: bool = getattr(self.model, "noisy", False)
         self.num_classes: int = getattr(self.model, "num_classes", 0)
         self.held_out_energies = held_out
         self.mixture_prior: MixtureOfFactorAnalyzers | None = None  # in model units
         self._warned = False
-        self.model.load_state_dict(weights)
+        if self.model is not weights:
+            self.model.load_state_dict(weights)
         self.model.eval().requires_grad_(False)
 
     @property
@@ -126,7 +128,8 @@ class Bundle:
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
         given = None if labels is None else classify.check_labels(self, labels, n)
         if given is None and strength != 1:
-            raise UserError(f"strength={strength!r}: has no effect without labels; give the classes to draw")
+            hint = "give the classes to draw"
+            raise UserError("has no effect without labels", argument="strength", value=strength, hint=hint)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
             draw = self._annealed if self.noisy else self._chains
             blocks = list(draw(n, seed, num_steps, given, strength))
@@ -149,8 +152,7 @@ class Bundle:
         p(x) = (1 + #{held-out energies >= E(x)}) / (1 + their number): the share of normal data at least as odd.
         An alpha below the smallest p-value there is, 1 / (1 + their number), flags nothing and is warned of once.
         """
-        if not isinstance(alpha, int | float | np.floating) or not 0 <= alpha <= 1:
-            raise UserError(f"alpha={alpha!r}: want a number in [0, 1], the share of normal data to flag")
+        share(alpha=alpha)
         with torch.no_grad():
             u = self.energy(x)
         result = {"energy": u}
@@ -178,7 +180,7 @@ class Bundle:
             raise
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot write the bundle there ({error.strerror}); name another folder"
+                f"cannot write the bundle there ({error.strerror})", argument=str(folder), hint="name another folder"
             ) from error
 
     @classmethod
@@ -200,7 +202,7 @@ class Bundle:
         try:
             x = x if isinstance(x, Tensor) else torch.as_tensor(_native(np.asarray(x)))
         except (TypeError, ValueError) as error:
-            raise UserError(f"x: not an array of numbers ({str(error).splitlines()[0]})") from error
+            raise UserError(f"not an array of numbers ({str(error).splitlines()[0]})", argument="x") from error
         return check_input(x, self.shape, self.kind)  # pyright: ignore[reportArgumentType]
 
     def _positions(self, x: Tensor) -> Tensor:
@@ -244,7 +246,8 @@ def _require_files(folder: Path, names: Iterable[str]) -> None:
     """UserError where something other than a file stands in the place of one."""
     for path in (folder / name for name in names):
         if path.exists() and not path.is_file():
-            raise UserError(f"{path}: a folder stands where a file is to be written; move it away, or name another one")
+            hint = "move it away, or name another one"
+            raise UserError("a folder stands where a file is to be written", argument=str(path), hint=hint)
 
 
 def _native(x: np.ndarray) -> np.ndarray:
@@ -320,7 +323,8 @@ def load(path_or_id: str | Path, *, revision: str | None = None) -> Any:
     UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
     """
     if not isinstance(path_or_id, str | Path):
-        raise UserError(f"load({path_or_id!r}): want the folder of a run, or its id on the Hugging Face Hub, as text")
+        what = "must be the folder of a run, or its id on the Hugging Face Hub, as text"
+        raise UserError(what, argument="path_or_id", value=stated(path_or_id))
     folder = Path(path_or_id)
     if not folder.exists():
         folder = hub.fetched(str(path_or_id), revision)  # the text as given: Path takes the ./ away
@@ -363,7 +367,7 @@ def _opened(folder: Path) -> Any:
         return _of_checkpoint(folder, config)
     bundle = _filled(config, folder / "model.safetensors", folder)
     calibration = folder / "calibration.safetensors"
-    bundle.held_out_energies = _calibration(calibration) if calibration.exists() else None
+    bundle.held_out_energies = held_out_energies(calibration) if calibration.exists() else None
     if (folder / "prior.safetensors").exists():
         bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape)
     return bundle
@@ -393,10 +397,3 @@ def _filled(config: dict[str, Any], weights: Path, folder: Path) -> Bundle:
     parts_of(config, folder / "config.json")
     require_weights(config, store.read_header(weights), weights)
     return Bundle(config, store.read_tensors(weights), None, folder)
-
-
-def _calibration(path: Path) -> Tensor:
-    held_out = store.read_tensors(path).get("energy")
-    if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
-        raise DamagedFile("holds no energies of held-out data, (n,)", argument=str(path), hint="train again")
-    return held_out.to(torch.float32)

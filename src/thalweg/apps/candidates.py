@@ -8,7 +8,6 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.files import IMAGE_SUFFIXES, SUFFIXES, image_files, read_array, read_names
@@ -45,7 +45,7 @@ def as_candidates(x: Any, shape: tuple[int, ...] | None = None, *, where: str = 
     try:
         t = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(_native(np.asarray(x)))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: not an array of numbers ({str(error).splitlines()[0]})") from error
+        raise UserError(f"not an array of numbers ({str(error).splitlines()[0]})", argument=where) from error
     if t.ndim and not len(t):
         return torch.zeros(0, *(shape or (t.shape[1:] if t.ndim != 3 else (1, *t.shape[1:]))))
     t = arrange(t, shape, where)
@@ -61,12 +61,13 @@ def generate(pipeline: Any, n: int, *, batch: int = 64, seed: int = 0, **options
     taken = inspect.signature(pipeline.__call__).parameters
     name = next((k for k in ("batch_size", "num_images_per_prompt") if k in taken), None)
     if name is None or "output_type" not in taken:
-        raise UserError(f"{type(pipeline).__name__}: takes no batch_size, num_images_per_prompt, or no output_type")
-    if not all(isinstance(count, Integral) and count >= 1 for count in (n, batch)):
-        raise UserError(f"n={n}, batch={batch}: want whole numbers, 1 or more each")
+        message = "takes no batch_size, num_images_per_prompt, or no output_type"
+        raise UserError(message, argument=type(pipeline).__name__)
+    check.count(n=n, batch=batch)
     unknown = next((key for key in options if key not in taken), None)
     if unknown is not None and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        raise UserError(f"{unknown}: {type(pipeline).__name__} has no such option; it takes {', '.join(taken)}")
+        hint = f"it takes {', '.join(taken)}"
+        raise UserError(f"{type(pipeline).__name__} has no such option", argument=unknown, hint=hint)
     found = []
     for block, low in enumerate(range(0, n, batch)):
         draws = generator(seed, "candidates", block)
@@ -91,8 +92,9 @@ def read_candidates(path: str | Path, shape: tuple[int, ...] | None = None, *, s
         log.info("skipped %s: %s", name, reason)
     if not len(found.x):
         why = f", the first: {found.skipped[0][1]}" if found.skipped else ""
-        mend = "rows without NaN" if shape is None or len(shape) == 1 else f"images of shape {shape}"
-        raise UserError(f"{path}: no candidate can be used{why}; mend or replace what was skipped: {mend} are wanted")
+        wanted = "rows without NaN" if shape is None or len(shape) == 1 else f"images of shape {shape}"
+        hint = f"mend or replace what was skipped: {wanted} are wanted"
+        raise UserError(f"no candidate can be used{why}", argument=str(path), hint=hint)
     return found
 
 
@@ -101,7 +103,8 @@ def _require_kind(path: Path, shape: tuple[int, ...] | None) -> None:
     kinds = [suffix for suffix in SUFFIXES if shape is None or suffix not in (IMAGE_SUFFIXES, TABLES)[len(shape) == 3]]
     if path.is_file() and path.suffix.lower() not in kinds:
         folder = "" if shape is not None and len(shape) == 1 else "a folder of images or "
-        raise UserError(f"{path}: {path.suffix or 'no suffix'}: give {folder}one of {', '.join(kinds)}")
+        hint = f"give {folder}one of {', '.join(kinds)}"
+        raise UserError(f"{path.suffix or 'no suffix'} holds no such rows", argument=str(path), hint=hint)
 
 
 def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:
@@ -116,7 +119,7 @@ def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:
     good = [(name, x) for name, x in read if tuple(x.shape[2:]) == most]
     for name, x in read:
         if tuple(x.shape[2:]) != most:
-            (h, w), (height, width) = x.shape[2:], most
+            h, w, height, width = *x.shape[2:], *most
             skipped.append((name, f"is {w} x {h} pixels, most are {width} x {height}"))
     channels = max((x.shape[1] for _, x in good), default=1)
     images = [x.expand(-1, channels, -1, -1) for _, x in good]
@@ -140,7 +143,8 @@ def _stacked(images: Sequence[Any], where: str) -> np.ndarray:
     most = Counter(a.shape for a in arrays).most_common(1)[0][0]
     odd = next((i for i, a in enumerate(arrays) if a.shape != most), None)
     if odd is not None:
-        raise UserError(f"{where}: number {odd} has shape {arrays[odd].shape}, most have {most}: resize it")
+        message = f"number {odd} has shape {arrays[odd].shape}, most have {most}"
+        raise UserError(message, argument=where, hint="resize it")
     return np.stack(arrays)
 
 

@@ -2,55 +2,76 @@
 
 A generator is cheap to ask again and knows nothing of its faults. An energy that was trained to tell its draws from
 data knows them: E(x) = -log p_data(x) / p_gen(x) (`apps.ratio`). What is kept is chosen by that energy *and* by what
-is kept beside it (`apps.selection`). A model's own -log p is a poor judge here: it prefers what is plain.
+is kept beside it (`apps.selection`), as strictly as was shown to help on draws not seen (`apps.evidence`). A model's
+own -log p is a poor judge here: it prefers what is plain.
 """
 
 import logging
 import math
 from collections.abc import Callable
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
-import thalweg
-from thalweg.apps import selection, support
+from thalweg.apps import rerank_files, selection
 from thalweg.apps.candidates import as_candidates
-from thalweg.apps.ratio import Check, RatioEnergy, RatioSettings, fit_ratio
-from thalweg.apps.trials import Trial
-from thalweg.core import store
-from thalweg.core.errors import DamagedFile, UserError
-from thalweg.sampler.langevin import ULA
-from thalweg.sampler.run import run_chain
+from thalweg.apps.evidence import Strictness, strictness
+from thalweg.apps.ratio import HeldOutCheck, fit_ratio
+from thalweg.apps.ratio_energy import RatioEnergy
+from thalweg.apps.ratio_settings import RatioSettings
+from thalweg.apps.selection import Variety
+from thalweg.core import check
+from thalweg.core.errors import UserError
 
-Variety = Literal["strata", "repelled", "determinantal", "none"]
-APP, FORMAT = "rerank", 2
 BLOCK = 500
 PIXELS = 14  # a side, of images as features
 log = logging.getLogger("thalweg")
 
 
+class Ranking(NamedTuple):
+    """What a re-ranker made of candidates.
+
+    Args:
+        energies: Energy of each candidate, low = good, (N,).
+        order: Indices of all, best first, (N,).
+        kept: Indices of the kept ones, best first, (K,).
+        strictness: How the choice was made; None where the order given was kept.
+    """
+
+    energies: Float[Tensor, " n"]
+    order: Int[Tensor, " n"]
+    kept: Int[Tensor, " k"]
+    strictness: Strictness | None
+
+
 class EnergyReranker:
     """Rank candidates, best first, and keep the best without copies of one another.
 
-    - `energy`: a `Bundle`, any module or callable (B, *) to (B,), low = good; None: learn a likelihood ratio by `fit`.
-    - `variety`: how `keep` of them are chosen, a function of `apps.selection`; "none": by energy alone.
-    - `features`: a callable (B, *) to (B, F) that says what is alike; the ratio's last hidden layer, or coarse pixels.
-    - `seed`: of training and clusters. `settings`: how the ratio is learned.
+    After `fit`, `check_` says what the energy knows of rows that it did not see, and what choosing by it did to their
+    distance from data. Choices are as strict as that check supports: where it shows nothing, the order given is kept,
+    and a warning says so. An energy that was given, and not fitted here, is taken at its word.
 
-    After `fit`: `check_`, what the energy knows of rows that it did not see.
+    Args:
+        energy: A `Bundle`, any module or callable (B, *) to (B,), low = good. None: `fit` learns a likelihood ratio.
+        variety: How a given number is kept: "maximal_marginal_relevance", or "none" for the energy alone.
+        features: A callable (B, *) to (B, F) that says what is alike. None: the ratio's last hidden layer, or coarse
+            pixels.
+        seed: Of training and choices, below 2**64.
+        settings: How the ratio is learned.
     """
 
-    check_: Check | None = None
+    variety: Variety
+    check_: HeldOutCheck | None = None
 
     def __init__(
         self,
         energy: Any = None,
         *,
-        variety: Variety = "repelled",
+        variety: Variety = "maximal_marginal_relevance",
         features: Callable[[Tensor], Tensor] | None = None,
         seed: int = 0,
         settings: RatioSettings | None = None,
@@ -59,164 +80,96 @@ class EnergyReranker:
         self.seed, self.settings = seed, settings
         self.require_variety()
         if features is not None and not callable(features):
-            raise UserError(f"features: a {type(features).__name__}; want a callable (B, *) -> (B, F)")
+            raise UserError(f"a {type(features).__name__}, must be a callable (B, *) -> (B, F)", argument="features")
         if settings is not None and not isinstance(settings, RatioSettings):
-            raise UserError(f"settings: a {type(settings).__name__}; want a RatioSettings")
-        if not _is_whole(seed, 0) or seed >= 2**64:
-            raise UserError(f"seed={seed!r}: want a whole number, zero or more, below 2**64")
+            raise UserError(f"a {type(settings).__name__}, must be a RatioSettings", argument="settings")
+        check.whole("seed", seed, 0, 2**64 - 1)
 
     def fit(self, real: Any, generated: Any, *, names: tuple[str, str] = ("real", "generated")) -> Self:
         """Learn E(x) = -log p_data / p_gen from real rows and the generator's own; some thousand of either are good.
 
         Generated rows must not be among the candidates later: of those it was trained on, the energy thinks worse.
-        A check that does not beat chance is warned of: then any order is as good as another. Errors call the two sides
-        by `names`.
+        Where no choice is shown to help, a warning says so. Errors call the two sides by `names`.
         """
         self.require_variety()
         real, generated = (as_candidates(x, where=name) for x, name in zip((real, generated), names, strict=True))
-        self.energy, self.check_ = fit_ratio(real, generated, self.settings, seed=self.seed, names=names)
-        if not self.check_.beats_chance:
+        features = None if self.features is None else self._all_features
+        self.energy, self.check_ = fit_ratio(
+            real, generated, self.settings, seed=self.seed, names=names, features=features
+        )
+        if not self.check_.supported(self.variety):
             log.warning(
-                f"real and generated rows cannot be told apart: held-out loss {self.check_.loss:.3f} ± "
-                f"{self.check_.standard_error:.3f} nats, chance is 0.693; the ranking will be noise: give more rows"
+                f"no evidence that choosing helps (held-out loss {self.check_.loss:.3f} ± "
+                f"{self.check_.standard_error:.3f} nats, chance is 0.693): candidates will be kept in the order given; "
+                "more rows may show more"
             )
         return self
 
-    def energies(self, candidates: Any) -> Tensor:
+    def energies(self, candidates: Any) -> Float[Tensor, " n"]:
         """(N,) energies, low = good. UserError where the energy is NaN, with the index."""
         return self._look(self._given(candidates), False)[0]
 
-    def rank(self, candidates: Any, keep: int | None = None) -> Tensor:
-        """Indices, best first: all in order of energy, or `keep` of them chosen for variety too, (N,) or (keep,).
+    def rank(self, candidates: Any, keep: int | None = None, *, force: bool = False) -> Int[Tensor, " k"]:
+        """Indices, best first: all of them, (N,), or `keep` chosen for variety too, (keep,).
 
         Copies of a candidate, bit by bit, are kept once. Where fewer than `keep` differ, those come first and the best
         of the copies after them, with a warning. Ties go to the lower index; the same candidates give the same indices.
-        UserError for keep > N.
+        A fitted ratio ranks as strictly as `check_` supports; with `force` by its energies all the same. Of the order
+        of all, each beginning is a choice of that size. UserError for keep > N.
         """
-        return self.ranked(candidates, keep)[1]
+        found = self.ranked(candidates, keep, force=force)
+        return found.order if keep is None else found.kept
 
-    def ranked(self, candidates: Any, keep: int | None = None) -> tuple[Tensor, Tensor]:
-        """(`energies` (N,), `rank`) of the candidates, at the price of one."""
+    def ranked(self, candidates: Any, keep: int | None = None, *, force: bool = False) -> Ranking:
+        """Energies, order and choice of the candidates at once, as `rank`; all are kept if `keep` is not given."""
         self.require_variety()
         x = self._given(candidates)
-        keep = _count(keep, len(x))
-        if keep is None:
-            u, _ = self._look(x, False)
-            return u, selection.best(u, len(u))
-        first = selection.distinct(x)
-        varied = self.variety != "none" and keep < len(first)
-        u, f = self._look(x, varied)
-        if keep > len(first):
-            log.warning(f"keep={keep}: of the {len(x)} only {len(first)} differ bit by bit; copies fill the rest")
-            rest = u.clone()
-            rest[first] = torch.inf
-            return u, torch.cat([_ordered(first, u), selection.best(rest, keep - len(first))])
-        chosen = first[self._choose(u[first], f[first], keep)] if varied else first
-        return u, _ordered(chosen, u)[:keep]
-
-    def best_of(self, candidates: Any, size: int) -> Tensor:
-        """The best of each `size` candidates in turn, (ceil(N / size),) indices: a best-of-N choice as it is served."""
-        if not _is_whole(size, 1):
-            raise UserError(f"size={size!r}: want 1 or more candidates a group, a whole number")
-        return selection.best_of_groups(self.energies(candidates), size)
-
-    def refine(
-        self,
-        candidates: Any,
-        energy: Any = None,
-        *,
-        num_steps: int = 5,
-        step_size: float = 1e-3,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> Tensor:
-        """The candidates after a few Langevin steps on an energy in nats, this one's if none is given; images stay in
-        [0, 1].
-
-        `step_size` in squared units of the data. A likelihood ratio is only known near the generator's draws and a long
-        chain leaves them: with it few steps, or none; a bundle's own energy is the safer one to walk on.
-        """
-        for name, value, fits in (
-            ("num_steps", num_steps, _is_whole(num_steps, 0)),
-            ("step_size", step_size, _is_number(step_size) and step_size > 0),
-            ("temperature", temperature, _is_number(temperature) and temperature >= 0),
-            ("seed", seed, _is_whole(seed, 0)),
-        ):
-            if not fits:
-                want = {"step_size": "a number above zero", "temperature": "a number, zero or more"}
-                raise UserError(f"{name}={value!r}: want {want.get(name, 'a whole number, zero or more')}")
-        x = self._given(candidates)
+        keep = None if keep is None else _count(keep, len(x))
         if not len(x):
-            return x
-        u = _function(self._energy() if energy is None else energy)
-        with torch.no_grad():
-            _numbers(u(x[:1]), 1)
-        sampler = ULA(step_size=step_size, temperature=temperature, clamp=(0.0, 1.0) if x.ndim == 4 else None)
-        return torch.cat(
-            [run_chain(sampler, u, part, num_steps=num_steps, seed=seed + i) for i, part in enumerate(x.split(BLOCK))]
-        )
+            none = torch.zeros(0, dtype=torch.long)
+            return Ranking(torch.zeros(0), none, none, None)
+        first = torch.arange(len(x)) if keep is None else selection.distinct(x)
+        varied = keep is not None and self.variety != "none" and keep < len(first)
+        u, f = self._look(x, varied)
+        how = self._strictness(0.0 if keep is None else keep / max(keep, len(first)), force)
+        v = u * 0 if how is None else selection.perturbed(u, how.temperature, self.seed)
+        order = selection.best(v, len(v))
+        if keep is None:
+            return Ranking(u, order, order, how)
+        return Ranking(u, order, self._kept(v, f, first, keep, how), how)
+
+    def best_of(self, candidates: Any, size: int, *, force: bool = False) -> Int[Tensor, " groups"]:
+        """The best of each `size` candidates in turn, (ceil(N / size),) indices: a best-of-N choice as it is served."""
+        check.whole("size", size, 1)
+        u = self.energies(candidates)
+        how = self._strictness(1 / size, force)
+        if how is None:
+            return torch.arange(0, len(u), size)
+        v = selection.perturbed(u, how.temperature, self.seed)
+        return selection.best_of_groups(v, size, considered=max(1, int(size * how.considered)))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the fitted likelihood ratio to a folder that `thalweg.load` opens, whole or not at all."""
         energy = self._energy()
         if not isinstance(energy, RatioEnergy):
-            raise UserError("only a fitted likelihood ratio is saved; the energy given here has a home of its own")
-        folder, s = Path(folder), energy.settings
-        self.require_savable(folder)
-        config = {
-            "format": FORMAT,
-            "app": APP,
-            "thalweg": thalweg.__version__,
-            "shape": list(energy.shape),
-            "settings": {name: getattr(s, name) for name in s.__dataclass_fields__},
-            "variety": self.variety,
-            "seed": self.seed,
-            "check": None if self.check_ is None else self.check_._asdict(),
-        }
-
-        def write(aside: Path) -> None:
-            store.write_json(aside / "config.json", config)
-            store.write_tensors(aside / "model.safetensors", energy.state_dict())
-
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        store.save_folder(folder, write)
-
-    @staticmethod
-    def require_savable(folder: Path) -> None:
-        """UserError where the folder holds something else."""
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not _is_reranker(folder):
-            raise UserError(f"{folder}: holds something that is no re-ranker; name another folder")
+            raise UserError("must be a fitted likelihood ratio to be saved", argument="energy")
+        rerank_files.write(Path(folder), rerank_files.Stored(energy, self.check_, self.variety, self.seed))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """The re-ranker that `save_pretrained` wrote; UserError or DamagedFile, by name, for anything else."""
-        folder = Path(folder)
-        if not _is_reranker(folder):
-            raise UserError(f"{folder}: not a fitted re-ranker; give the folder that `thalweg rerank fit` wrote")
-        store.verify(folder)
-        return cls.read(folder, store.read_json(folder / "config.json"))
+        return cls._of(rerank_files.read(Path(folder)))
 
     @classmethod
     def read(cls, folder: Path, config: dict[str, Any]) -> Self:
         """The re-ranker in a folder whose files have been verified, with its config."""
-        if config.get("format") != FORMAT:
-            raise UserError(f"{folder}: a re-ranker of format {config.get('format')}, this reads {FORMAT}; fit again")
-        weights = store.read_tensors(folder / "model.safetensors")
-        try:
-            settings = RatioSettings(**{name: _tuple(value) for name, value in config["settings"].items()})
-            energy = _restored(_tuple(config["shape"]), settings, weights)
-            found = cls(
-                energy.eval().requires_grad_(False), variety=config["variety"], seed=config["seed"], settings=settings
-            )
-            if config["check"] is not None:
-                check = {name: _tuple(value) for name, value in config["check"].items()}
-                found.check_ = Check(**{**check, "trials": tuple(Trial(*trial) for trial in check["trials"])})
-                _ = found.check_.beats_chance + check["auc"]
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            why = " ".join(str(error).split())[:200]
-            raise DamagedFile(
-                f"{folder / 'config.json'}: not a re-ranker's, or not of the weights beside it ({why}); fit again"
-            ) from error
+        return cls._of(rerank_files.read_verified(folder, config))
+
+    @classmethod
+    def _of(cls, stored: rerank_files.Stored) -> Self:
+        settings = stored.energy.settings
+        found = cls(stored.energy, variety=stored.variety, seed=stored.seed, settings=settings)
+        found.check_ = stored.check
         return found
 
     @property
@@ -225,19 +178,41 @@ class EnergyReranker:
         shape = getattr(self.energy, "shape", None)
         return None if shape is None else tuple(shape)
 
-    def _choose(self, u: Tensor, f: Tensor, keep: int) -> Tensor:
-        if self.variety == "strata":
-            return selection.strata(u, f, keep, seed=self.seed)
-        return (selection.repelled if self.variety == "repelled" else selection.determinantal)(u, f, keep)
-
     def require_variety(self) -> None:
         """UserError for a `variety` that is none."""
-        if self.variety not in get_args(Variety):
-            raise UserError(f"variety={self.variety!r}: want one of {', '.join(get_args(Variety))}")
+        check.one_of(get_args(Variety), variety=self.variety)
+
+    def _strictness(self, share: float, force: bool) -> Strictness | None:
+        """How a share of the candidates is kept, by the check if there is one, with a word where it holds back."""
+        if force or self.check_ is None:
+            return Strictness(0.0, 1.0)
+        how = strictness(self.check_.supported(self.variety), share)
+        if how is None:
+            log.warning("no evidence that choosing helps: the order given is kept, unless a ranking is forced")
+        elif share and how.considered < 1:
+            log.warning(
+                f"keeping 1 of {1 / share:.3g} was not shown to help: the first {100 * how.considered:.3g} % of the "
+                "candidates are considered, unless a ranking is forced"
+            )
+        return how
+
+    def _kept(self, v: Tensor, f: Tensor, first: Tensor, keep: int, how: Strictness | None) -> Tensor:
+        """`keep` indices by the energies v that rank, of the candidates `first` that are no copies."""
+        if keep > len(first):
+            log.warning(f"keep={keep}: of the {len(v)} only {len(first)} differ bit by bit; copies fill the rest")
+            rest = v.clone()
+            rest[first] = torch.inf
+            return torch.cat([_ordered(first, v), selection.best(rest, keep - len(first))])
+        if how is None:
+            return first[:keep]
+        pool = first[: max(keep, math.ceil(how.considered * len(first)))]
+        if keep == len(first):
+            return _ordered(pool, v)
+        return _ordered(pool[selection.choose(v[pool], f[pool], keep, self.variety)], v)
 
     def _energy(self) -> Any:
         if self.energy is None:
-            raise UserError("this EnergyReranker has no energy: give one, or call fit(real, generated)")
+            raise UserError("this EnergyReranker has no energy", hint="give one, or call fit(real, generated)")
         return self.energy
 
     def _given(self, candidates: Any) -> Tensor:
@@ -249,7 +224,7 @@ class EnergyReranker:
         energy, blocks = self._energy(), []
         for part in x.split(BLOCK) if len(x) else ():
             if featured and self.features is None and isinstance(energy, RatioEnergy):
-                blocks.append(energy.both(part))
+                blocks.append(energy.energy_and_features(part))
             else:
                 u = _numbers(_function(energy)(part), len(part))
                 blocks.append((u, self._features(part) if featured else u[:, None][:, :0]))
@@ -258,40 +233,23 @@ class EnergyReranker:
         u, f = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         return _checked(u, len(x)), f
 
+    def _all_features(self, x: Tensor) -> Tensor:
+        return torch.cat([self._features(part) for part in x.split(BLOCK)])
+
     def _features(self, x: Tensor) -> Tensor:
         if self.features is not None:
             f = self.features(x)
             if not isinstance(f, Tensor) or f.ndim < 2 or len(f) != len(x):
-                raise UserError(f"features: gives {_form(f)} for {len(x)} candidates; want a row each, ({len(x)}, F)")
+                message = f"gives {_form(f)} for {len(x)} candidates, must give a row each, ({len(x)}, F)"
+                raise UserError(message, argument="features")
             f = f.flatten(1).float()
             if not bool(f.isfinite().all()):
-                raise UserError("features: gives NaN or infinity; want finite numbers")
+                raise UserError("gives NaN or infinity, must give finite numbers", argument="features")
             return f
         if x.ndim != 4:
             return x
-        return F.adaptive_avg_pool2d(x, [min(PIXELS, side) for side in x.shape[2:]]).flatten(1)
-
-
-def _restored(shape: Any, settings: RatioSettings, weights: dict[str, Tensor]) -> RatioEnergy:
-    """The energy of a file's settings and weights; built without memory of its own, which a false size would claim.
-
-    ValueError or RuntimeError where they do not belong together or do not give numbers.
-    """
-    if "auto" in (settings.view, settings.noise):
-        raise ValueError("view and noise are not settled")
-    if len({name.split(".")[1] for name in weights if name.startswith("members.")}) != settings.members:
-        raise ValueError(f"members={settings.members}, and the weights are of another number")
-    bad = [name for name, value in weights.items() if value.dtype != torch.float32 or not bool(value.isfinite().all())]
-    if bad:
-        raise ValueError(f"{bad[0]} holds what is no finite float32")
-    if "limits" not in weights:  # of a judge that was fitted before there were any
-        weights = {**weights, "limits": support.unlimited(len(shape) == 3), "price": torch.zeros(())}
-    with torch.device("meta"):
-        energy = RatioEnergy(shape=shape, settings=settings)
-    energy.load_state_dict(weights, assign=True)
-    if not (bool((energy.deviation > 0).all()) and float(energy.scale) > 0):
-        raise ValueError("deviation and scale are not above zero")
-    return energy
+        height, width = (min(PIXELS, side) for side in x.shape[2:])
+        return F.adaptive_avg_pool2d(x, (height, width)).flatten(1)
 
 
 def _ordered(chosen: Tensor, u: Tensor) -> Tensor:
@@ -299,30 +257,19 @@ def _ordered(chosen: Tensor, u: Tensor) -> Tensor:
     return chosen[u[chosen].sort(stable=True).indices]
 
 
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= least
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _tuple(value: Any) -> Any:
-    """What JSON read as a list, as the tuple that it was, and so within."""
-    return tuple(_tuple(part) for part in value) if isinstance(value, list) else value
-
-
 def _function(energy: Any) -> Callable[[Tensor], Tensor]:
     """The callable (B, *) to (B,) that an energy is, or that a bundle has."""
-    found = energy if isinstance(energy, torch.nn.Module) else getattr(energy, "energy", energy)
+    found: Any = energy if isinstance(energy, torch.nn.Module) else getattr(energy, "energy", energy)
     if not callable(found):
-        raise UserError(f"energy: a {type(energy).__name__}; want a bundle, a module or a callable (B, *) -> (B,)")
-    return found
+        message = f"a {type(energy).__name__}, must be a bundle, a module or a callable (B, *) -> (B,)"
+        raise UserError(message, argument="energy")
+    function: Any = found
+    return function
 
 
 def _numbers(u: Any, n: int) -> Tensor:
     if not isinstance(u, Tensor) or u.shape != (n,):
-        raise UserError(f"energy: gives {_form(u)} for {n} candidates; want one number each, ({n},)")
+        raise UserError(f"gives {_form(u)} for {n} candidates, must give one number each, ({n},)", argument="energy")
     return u
 
 
@@ -334,7 +281,8 @@ def _checked(u: Tensor, n: int) -> Tensor:
     u = u.detach().float().cpu()
     bad = u.isnan().nonzero().flatten()
     if len(bad):
-        raise UserError(f"energy: is NaN for {len(bad)} of {n} candidates, the first at {int(bad[0])}; drop them")
+        message = f"is NaN for {len(bad)} of {n} candidates, the first at {int(bad[0])}"
+        raise UserError(message, argument="energy", hint="drop them")
     return u.clamp(*_finite(u))
 
 
@@ -344,15 +292,8 @@ def _finite(u: Tensor) -> tuple[float, float]:
     return (float(finite.min()) - 1, float(finite.max()) + 1) if len(finite) else (-1.0, 1.0)
 
 
-def _count(keep: int | None, n: int) -> int | None:
-    if keep is None:
-        return None
-    if not _is_whole(keep, 1) or keep > n:
-        raise UserError(f"keep={keep!r}: want a whole number from 1 to the number of candidates, which is {n}")
-    return int(keep)
-
-
-def _is_reranker(folder: Path) -> bool:
-    file = folder / "config.json"
-    config = store.read_json(file) if file.is_file() else None
-    return isinstance(config, dict) and config.get("app") == APP
+def _count(keep: Any, n: int) -> int:
+    """`keep` from 1 to the number of candidates."""
+    if not n:
+        raise UserError("there are no candidates, must be None", argument="keep", value=keep)
+    return check.whole("keep", keep, 1, n)

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from thalweg.core import store
 from thalweg.core.config import build
 from thalweg.core.errors import DamagedFile
 from thalweg.core.weights import Stored, Unfit, require_fit
@@ -61,6 +63,14 @@ def require_weights(config: Mapping[str, Any], stored: Mapping[str, Stored], whe
         require_fit(lambda: energy_of(config), stored)
     except Unfit as error:
         raise DamagedFile(f"the weights do not fit config.json ({error})", argument=str(where)) from error
+
+
+def held_out_energies(path: Path) -> Tensor:
+    """The energies (n,) of held-out data in calibration.safetensors."""
+    held_out = store.read_tensors(path).get("energy")
+    if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
+        raise DamagedFile("holds no energies of held-out data, (n,)", argument=str(path), hint="train again")
+    return held_out.to(torch.float32)
 
 
 def _part(run: Mapping[str, Any], name: str, where: Path) -> Any:

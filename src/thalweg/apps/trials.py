@@ -1,4 +1,4 @@
-"""How much to hide from a likelihood ratio, without labels and without a judge: what parts good draws from bad.
+"""How much to hide from a likelihood ratio, without labels and without a judge: what separates good draws from bad.
 
 Where data and draws are told apart at once, by a ground or a speckle that all draws share, the ratio ranks draws by how
 much of that they have. Hiding more (`apps.views`, noise) helps until it hides the faults as well. How much is right is
@@ -7,7 +7,7 @@ did not see than the other half? Each way is trained for a short while and judge
 
     D(worse half, data) - D(better half, data),   D = 2 E|X - Y| - E|X - X'| - E|Y - Y'|,
 
-D the energy distance (Székely & Rizzo 2013), without bias in small sets, in coarse pixels of the data's tones for
+D the energy distance (Székely & Rizzo 2013), without bias in small sets, in coarse pixels after quantile matching for
 images, so that no way gains by the common giveaway, and in standardised columns for rows. Ways that no longer tell data
 from draws at all are out; of those within two deviations of the largest, as halves by lot deviate, the one that hides
 least is taken.
@@ -33,28 +33,30 @@ SHORTER = 4  # a trial's share of the steps
 ROWS = 2000
 SIDE = 7
 FAINT, WIDE = 0.3, (0.3, 3.0)  # deviations of the data
-Noise = float | tuple[float, float]
+NoiseSetting = float | tuple[float, float]
 
 
-class Trial(NamedTuple):
+class ViewTrial(NamedTuple):
     """A way that was tried; on rows not seen the AUC of telling data from draws, and by how much further from the data
     the worse half of the draws is than the better.
     """
 
     view: View
-    noise: Noise
+    noise: NoiseSetting
     auc: float
-    parted: float
+    split_gain: float
 
 
-def ways(real: Tensor, view: View | Literal["auto"], noise: Noise | Literal["auto"]) -> list[tuple[View, Noise]]:
-    """What may be tried, the least that hides first; what is given is kept, and "ink" is for writing only."""
-    shown: list[View] = ["pixels", "pixels"] if real.ndim != 4 else ["pixels", "pixels", "tone"]
+def ways(
+    real: Tensor, view: View | Literal["auto"], noise: NoiseSetting | Literal["auto"]
+) -> list[tuple[View, NoiseSetting]]:
+    """What may be tried, the least that hides first; what is given is kept, and "binarize" is for writing only."""
+    shown: list[View] = ["pixels", "pixels"] if real.ndim != 4 else ["pixels", "pixels", "quantile_match"]
     if is_writing(real):
-        shown.append("ink")
+        shown.append("binarize")
     if view != "auto":
         shown = [view, view]
-    found: list[tuple[View, Noise]] = []
+    found: list[tuple[View, NoiseSetting]] = []
     for step, name in enumerate(shown):
         way = (name, (WIDE if step else FAINT) if noise == "auto" else noise)
         if way not in found:
@@ -62,24 +64,24 @@ def ways(real: Tensor, view: View | Literal["auto"], noise: Noise | Literal["aut
     return found
 
 
-def best(tried: Sequence[Trial], generated: Tensor, real: Tensor, *, seed: int = 0) -> Trial:
-    """The first, which hides least, of those that part these rows best but for two deviations of chance.
+def best(tried: Sequence[ViewTrial], generated: Tensor, real: Tensor, *, seed: int = 0) -> ViewTrial:
+    """The first, which hides least, of those that separate these rows best but for two deviations of chance.
 
     An AUC that is not two deviations above 1/2, as those of Mann & Whitney (1947) deviate, disqualifies.
     """
     n, m = len(generated), len(real)
     told = [trial for trial in tried if trial.auc > 0.5 + 2 * math.sqrt((n + m + 1) / (12 * n * m))] or tried[:1]
-    least = max(trial.parted for trial in told) - 2 * chance(generated, real, seed=seed)
-    return next(trial for trial in told if trial.parted >= least)
+    least = max(trial.split_gain for trial in told) - 2 * chance(generated, real, seed=seed)
+    return next(trial for trial in told if trial.split_gain >= least)
 
 
 def chance(generated: Tensor, real: Tensor, *, seed: int = 0, num: int = 20) -> float:
-    """The standard deviation of `parted` for halves by lot."""
+    """The standard deviation of `split_gain` for halves by lot."""
     lots = torch.rand(num, len(generated), generator=generator(seed, "trials"))
-    return float(torch.tensor([parted(u, generated, real) for u in lots]).std())
+    return float(torch.tensor([split_gain(u, generated, real) for u in lots]).std())
 
 
-def parted(u: Float[Tensor, " n"], generated: Tensor, real: Tensor) -> float:
+def split_gain(u: Float[Tensor, " n"], generated: Tensor, real: Tensor) -> float:
     """D(worse half, real) - D(better half, real) of the generated rows by energies u, low = good; 0 for one row."""
     if len(u) < 2:
         return 0.0

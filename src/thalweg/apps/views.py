@@ -1,11 +1,12 @@
 """What the networks of a likelihood ratio are shown of images, so that what *all* of a generator's draws share is no
 reason to tell them from data.
 
-A grey ground or speckle on every draw parts the two laws at once; the ratio then ranks by how much of it there is, and
-says nothing of shapes. "tone" takes it away without knowing what the pictures show: the values of the generator's
-pixels are mapped, by one increasing function a channel, to those of the data (optimal transport in one dimension). A
-fault that only some draws have stays visible, since the function is the same for all. "ink" is for writing and
-drawings: both sides through a 3 x 3 blur and a soft threshold, sigmoid(10 (x - 0.4)). Rows (N, D) are never altered.
+A grey ground or speckle on every draw separates the two laws at once; the ratio then ranks by how much of it there is,
+and says nothing of shapes. "quantile_match" takes it away without knowing what the pictures show: the values of the
+generator's pixels are mapped, by one increasing function a channel, to those of the data (quantile matching, the
+optimal transport in one dimension). A fault that only some draws have stays visible, since the function is the same
+for all. "binarize" is for writing and drawings: both sides through a 3 x 3 blur and a soft threshold,
+sigmoid(10 (x - 0.4)). Rows (N, D) are never altered.
 """
 
 from typing import Literal
@@ -16,38 +17,38 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-View = Literal["pixels", "tone", "ink"]
-LEVELS = 256  # of the map of tones, from 0 to 1
-ROWS = 2000  # as many images tell their tones well
+View = Literal["pixels", "quantile_match", "binarize"]
+LEVELS = 256  # values from 0 to 1 at which a quantile map is held
+ROWS = 2000  # as many images tell their quantiles well
 GROUND, GREYS = 0.5, 0.65  # of writing: the share that is near-black is larger, the share of greys in the rest smaller
 
 
 def identity(channels: int) -> Float[Tensor, "c levels"]:
-    """The map of tones that changes nothing."""
+    """The quantile map that changes nothing."""
     return torch.linspace(0, 1, LEVELS).repeat(channels, 1)
 
 
-def tones(generated: Float[Tensor, "n c h w"], real: Float[Tensor, "m c h w"]) -> Float[Tensor, "c levels"]:
+def quantile_map(generated: Float[Tensor, "n c h w"], real: Float[Tensor, "m c h w"]) -> Float[Tensor, "c levels"]:
     """T at LEVELS values from 0 to 1, a row a channel: F_real^-1(F_generated(v)) from the first `ROWS` images of each.
 
     Increasing. Values that many pixels share, as black is, go to the mean of all that the data have at their ranks.
     """
     return torch.stack(
         [
-            torch.from_numpy(_tones(a.numpy(), b.numpy()))
+            torch.from_numpy(_quantile_map(a.numpy(), b.numpy()))
             for a, b in zip(generated[:ROWS].unbind(1), real[:ROWS].unbind(1), strict=True)
         ]
     )
 
 
-def _tones(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
+def _quantile_map(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
     at = (np.arange(4 * LEVELS) + 0.5) / (4 * LEVELS)
     values, group = np.unique(np.quantile(generated, at), return_inverse=True)
     means = np.bincount(group, np.quantile(real, at)) / np.bincount(group)
     return np.interp(np.linspace(0, 1, LEVELS), values, means).astype(np.float32)
 
 
-def toned(x: Float[Tensor, "b c h w"], table: Float[Tensor, "c levels"]) -> Float[Tensor, "b c h w"]:
+def mapped(x: Float[Tensor, "b c h w"], table: Float[Tensor, "c levels"]) -> Float[Tensor, "b c h w"]:
     """T(x), linear between the table's values; x in [0, 1]."""
     place = x.clamp(0, 1) * (LEVELS - 1)
     low = place.detach().floor().clamp(max=LEVELS - 2)
@@ -56,7 +57,7 @@ def toned(x: Float[Tensor, "b c h w"], table: Float[Tensor, "c levels"]) -> Floa
     return torch.lerp(below, above, place - low)
 
 
-def inked(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+def binarized(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
     """sigmoid(10 (blur(x) - 0.4)): strokes without their ground."""
     return torch.sigmoid(10 * (F.avg_pool2d(x, 3, 1, 1) - 0.4))
 

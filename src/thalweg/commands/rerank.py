@@ -14,6 +14,7 @@ from thalweg.core.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
     from thalweg.apps.candidates import Candidates
+    from thalweg.apps.rerank import Ranking
 
 DEFAULT = "choose"
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and name it.")]
+VARIETIES = "maximal_marginal_relevance, or none: by energy alone."
 KINDS = "npy, npz, a folder of images or, of rows, csv or parquet"
 
 
@@ -43,25 +45,28 @@ def fit(
     generated: Annotated[Path, typer.Argument(help=f"The generator's own draws, not the candidates: {KINDS}.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the re-ranker; one that is there is replaced.")],
     steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 800,
-    members: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
+    ensemble: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
     noise: Annotated[str, typer.Option(help="auto; or on both sides, in deviations of the data: 0.3 or 0.3:3.")] = (
         "auto"
     ),
-    variety: Annotated[str, typer.Option(help="strata, repelled, determinantal or none.")] = "repelled",
-    view: Annotated[str, typer.Option(help="auto; or what is shown of images: pixels, tone or ink.")] = "auto",
+    variety: Annotated[str, typer.Option(help=VARIETIES)] = "maximal_marginal_relevance",
+    view: Annotated[
+        str, typer.Option(help="auto; or what is shown of images: pixels, quantile_match or binarize.")
+    ] = "auto",
     skip_bad: SkipBad = False,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
     as_json: Json = False,
 ) -> None:
     """Learn to tell the generator's draws from real data."""
-    from thalweg.apps.ratio import RatioSettings
+    from thalweg.apps.ratio_settings import RatioSettings
     from thalweg.apps.rerank import EnergyReranker
+    from thalweg.apps.rerank_files import require_savable
 
-    options: dict[str, Any] = {"steps": steps, "members": members, "noise": _noise(noise), "view": view}
-    settings = RatioSettings(**options)
+    options: dict[str, Any] = {"steps": steps, "ensemble": ensemble, "noise": _noise(noise), "view": view}
+    chosen: Any = variety  # a word so far, which the constructor checks
+    reranker = EnergyReranker(variety=chosen, seed=seed, settings=RatioSettings(**options))
     x, y = (_read(path, None, skip_bad) for path in (real, generated))
-    reranker = EnergyReranker(variety=variety, seed=seed, settings=settings)  # pyright: ignore[reportArgumentType]
-    reranker.require_savable(out)
+    require_savable(out)
     replaces = (out / "config.json").exists()
     reranker.fit(x.x, y.x, names=(str(real), str(generated)))
     reranker.save_pretrained(out)
@@ -71,13 +76,22 @@ def fit(
     assert check is not None  # fitted
     console.say(
         f"{out}: on unseen rows {check.loss:.3f} ± {check.standard_error:.3f} nats (chance 0.693), AUC {check.auc:.3f} "
-        f"(chance 0.5)" + ("" if check.beats_chance else "; no better than chance: its ranking is noise")
+        "(chance 0.5)"
     )
-    tried = ", ".join(f"{t.view} {_words(t.noise)} {t.parted:.4f}" for t in check.trials)
-    why = f"; by how much each way parts good draws from bad: {tried}" if tried else ""
+    for choice in check.choices[reranker.variety]:
+        console.say(
+            f"1 of {1 / choice.share:g} unseen draws kept: nearer to unseen data by {choice.nearer:.4f} ± "
+            f"{choice.standard_error:.4f} than a random choice, which is at {choice.random:.4f}"
+            + ("" if choice.helps else "; no evidence")
+        )
+    tried = ", ".join(f"{t.view} {_words(t.noise)} {t.split_gain:.4f}" for t in check.trials)
+    why = f"; by how much each way separates good draws from bad: {tried}" if tried else ""
     console.say(f"view {check.view}, noise {_words(check.noise)}{why}")
     told = {"run": str(out), "real": len(x.x), "generated": len(y.x), "skipped": [*x.skipped, *y.skipped]}
-    console.emit(told | check._asdict() | {"beats_chance": check.beats_chance}, as_json)
+    choices = {name: [choice._asdict() for choice in found] for name, found in check.choices.items()}
+    supported = len(check.supported(reranker.variety)) > 0
+    told |= {**check._asdict(), "choices": choices, "beats_chance": check.beats_chance, "choice_helps": supported}
+    console.emit(told, as_json)
 
 
 @app.command(DEFAULT, epilog="Example: `thalweg rerank runs/judge generated/ --keep 100 -o best/`")
@@ -87,7 +101,10 @@ def choose(
     keep: Annotated[int | None, typer.Option(help="How many to keep; all, in order, if not given.", min=1)] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A new folder of images, or a .npy.")] = None,
     table: Annotated[Path, typer.Option(help="CSV or Parquet of all candidates, best first.")] = Path("ranked.csv"),
-    variety: Annotated[str | None, typer.Option(help="strata, repelled, determinantal or none.")] = None,
+    variety: Annotated[str | None, typer.Option(help=VARIETIES)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Rank by energy even where that was not shown to help.")] = (
+        False
+    ),
     skip_bad: SkipBad = False,
     as_json: Json = False,
 ) -> None:
@@ -100,22 +117,24 @@ def choose(
             continue
         console.apart(path, candidates)
         if run.is_dir() and path.resolve().is_relative_to(run.resolve()):
-            raise UserError(f"{path}: in the re-ranker's folder, which holds the re-ranker alone; name another place")
+            message = "in the re-ranker's folder, which holds the re-ranker alone"
+            raise UserError(message, argument=str(path), hint="name another place")
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety)
     found = _read(candidates, reranker.shape, skip_bad)
     if out is not None and not out.suffix and found.x.ndim != 4:
-        raise UserError(f"{out}: the candidates are rows, not images; name a .npy file")
-    energies, kept = reranker.ranked(found.x, keep)
-    order, columns = _columns(energies, kept)
-    with _written(out, found, candidates, kept.tolist()):  # before the table, which promises that they are there
-        write_scores(table, [found.names[i] for i in order.tolist()], columns)
+        raise UserError("the candidates are rows, not images", argument=str(out), hint="name a .npy file")
+    ranking = reranker.ranked(found.x, keep, force=force)
+    order, kept = ranking.order.tolist(), ranking.kept.tolist()
+    with _written(out, found, candidates, kept):  # before the table, which promises that they are there
+        write_scores(table, [found.names[i] for i in order], _columns(ranking))
     where = f", {len(kept)} kept in {out}" if out is not None else f", {len(kept)} kept"
     console.say(f"{len(found.x)} candidates in {table}{where}")
-    told = {"candidates": len(found.x), "kept": [found.names[i] for i in kept.tolist()], "indices": kept.tolist()}
-    mean, mean_kept = float(energies.mean()), float(energies[kept].mean())
+    told = {"candidates": len(found.x), "kept": [found.names[i] for i in kept], "indices": kept}
     told |= {"table": str(table), "out": None if out is None else str(out), "skipped": found.skipped}
+    told |= {"strictness": None if ranking.strictness is None else ranking.strictness._asdict()}
+    mean, mean_kept = float(ranking.energies.mean()), float(ranking.energies[ranking.kept].mean())
     console.emit(told | {"mean_energy": mean, "mean_energy_kept": mean_kept}, as_json)
 
 
@@ -126,7 +145,8 @@ def _noise(text: str) -> Any:
     try:
         parts = tuple(float(part) for part in text.split(":"))
     except ValueError:
-        raise UserError(f"--noise {text}: want auto, a number such as 0.3, or two such as 0.3:3") from None
+        message = "must be auto, a number such as 0.3, or two such as 0.3:3"
+        raise UserError(message, argument="--noise", value=text) from None
     return parts[0] if len(parts) == 1 else parts
 
 
@@ -143,7 +163,8 @@ def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool) -> "Candida
     except UserError as error:
         if skip_bad or not path.is_dir() or not image_files(path):
             raise
-        raise UserError(f"{error}; --skip-bad leaves out such files") from error
+        hints = filter(None, (error.hint, "--skip-bad leaves out such files"))
+        raise error.replace(hint="; ".join(hints)) from error
     for name, reason in found.skipped:
         console.say(f"skipped {name}: {reason}")
     return found
@@ -159,26 +180,28 @@ def _reranker(run: Path, variety: str | None) -> Any:
     except DamagedFile:
         raise
     except UserError as error:
-        raise UserError(f"{error}; `thalweg rerank fit REAL GENERATED -o {run}` makes a re-ranker") from error
+        hints = filter(None, (error.hint, f"`thalweg rerank fit REAL GENERATED -o {run}` makes a re-ranker"))
+        raise error.replace(hint="; ".join(hints)) from error
     if isinstance(found, Bundle):
         console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
         found = EnergyReranker(found)
     if not isinstance(found, EnergyReranker):
-        raise UserError(f"{run}: a detector, no re-ranker; fit one with `thalweg rerank fit`")
+        hint = "fit one with `thalweg rerank fit`"
+        raise UserError("a detector, no re-ranker", argument=str(run), hint=hint)
     if variety is not None:
         found.variety = variety  # pyright: ignore[reportAttributeAccessIssue]
         found.require_variety()
     return found
 
 
-def _columns(energies: Any, kept: Any) -> tuple[Any, dict[str, Any]]:
-    """The order of all candidates, best first, and the table's columns in it."""
+def _columns(ranking: "Ranking") -> dict[str, Any]:
+    """The table's columns in the order of the ranking."""
     import torch
 
-    is_kept = torch.zeros(len(energies), dtype=torch.bool)
-    is_kept[kept] = True
-    order = energies.sort(stable=True).indices
-    return order, {"rank": torch.arange(1, len(order) + 1), "kept": is_kept[order], "energy": energies[order]}
+    is_kept = torch.zeros(len(ranking.energies), dtype=torch.bool)
+    is_kept[ranking.kept] = True
+    order = ranking.order
+    return {"rank": torch.arange(1, len(order) + 1), "kept": is_kept[order], "energy": ranking.energies[order]}
 
 
 def _require_out(out: Path) -> None:
@@ -188,11 +211,10 @@ def _require_out(out: Path) -> None:
         console.writable(out, (".npy",))
         return
     if out.suffix or (out.exists() and not (out.is_dir() and all(map(is_temporary, out.iterdir())))):
-        raise UserError(f"{out}: want a .npy file, or a folder that is empty or does not exist yet")
-    elif not out.parent.is_dir():
-        raise UserError(f"{out}: the folder {out.parent} does not exist; make it first")
-    else:
-        console.writable_folder(out)
+        raise UserError("must be a .npy file, or a folder that is empty or does not exist yet", argument=str(out))
+    if not out.parent.is_dir():
+        raise UserError(f"the folder {out.parent} does not exist", argument=str(out), hint="make it first")
+    console.writable_folder(out)
 
 
 @contextmanager

@@ -32,7 +32,8 @@ _INFINITE = {".inf": math.inf, "-.inf": -math.inf}  # as YAML spells them: JSON 
 def build(spec: Mapping[str, Any], path: str = "", /, *, trusted: tuple[str, ...] = TRUSTED, **extra: Any) -> Any:
     """The object that a spec describes, nested specs built first.
 
-    `path`: the dotted key of the spec, at which errors say they are. `trusted`: packages whose classes may be built.
+    `path`: the dotted key of the spec, at which errors say they are; without it they name the class. `trusted`:
+    packages whose classes may be built.
     `extra` are keywords known only at run time (`shape=`); they go to the outermost class, which must take
     them, and win over the spec's. A `ValueError` or `TypeError` of a constructor says that a value is wrong: it becomes
     a `UserError` with the key. Any other error is a fault of the class, and stays what it is.
@@ -206,14 +207,14 @@ def _build(spec: Mapping[str, Any], path: str, trusted: tuple[str, ...], extra: 
     cls = _class(spec["type"], path, trusted)
     kwargs = {key: _realise(value, _join(path, key), trusted) for key, value in _children(spec)} | dict(extra)
     _check_keys(cls, kwargs, path, spec["type"], complete=True)
+    where = path or cls.__name__
     try:
         check_types(cls, {key: value for key, value in kwargs.items() if key not in extra})
         return cls(**kwargs)
     except UserError as err:
-        where = path if err.argument else path or spec["type"]
-        raise (err.within(where) if where else err) from err
+        raise err.within(where) from err
     except (ValueError, TypeError) as err:
-        raise UserError(_one_line(err), argument=path or spec["type"]) from err
+        raise UserError(_one_line(err), argument=where) from err
 
 
 def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:

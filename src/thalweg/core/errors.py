@@ -6,13 +6,19 @@ no caller reads or edits the text of a message.
 """
 
 from copy import copy
+from pathlib import Path
 from typing import Any, Self
 
 SHOWN = 60  # characters of a value
 
 
 class ThalwegError(Exception):
-    """The base of every error that this package raises on purpose."""
+    """The base of every error that this package raises on purpose.
+
+    `already_reported`: another process of the same run tells it, so this one keeps silent.
+    """
+
+    already_reported = False
 
 
 class UserError(ThalwegError, ValueError):
@@ -73,13 +79,32 @@ class NotNormalised(UserError):
 
 
 class Diverged(ThalwegError):
-    """Training met a non-finite loss or gradient, or trouble that came back; the message names the tensor or signal,
-    the step and the last good checkpoint. `advice` says what to change.
+    """Training met a value that is not finite, or trouble that came back.
+
+    Args:
+        message: What happened and at which step, in one line.
+        what: The tensor or health signal that told, such as `loss` or `gap`.
+        step: The step at which it was met, counted from 1. None: before any training.
+        advice: What to change in another run.
+        last_good: The newest checkpoint. None: there is none.
     """
 
-    def __init__(self, message: str, advice: str = "lower train.learning_rate or raise the objective's regularisation"):
+    def __init__(
+        self,
+        message: str,
+        *,
+        what: str,
+        step: int | None = None,
+        advice: str = "lower train.learning_rate or raise the objective's regularisation",
+        last_good: Path | None = None,
+    ):
         super().__init__(message)
-        self.advice = advice
+        self.what, self.step, self.advice, self.last_good = what, step, advice, last_good
+
+    def described(self, message: str, **parts: Any) -> "Diverged":
+        """The same trouble in other words, and with other parts (`step`, `last_good`) where they are given."""
+        kept = {"what": self.what, "step": self.step, "advice": self.advice, "last_good": self.last_good}
+        return Diverged(message, **{**kept, **parts})
 
 
 class DiskFull(ThalwegError, OSError):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile
 
 LEAST_BYTES = 64 * 2**20  # that a constructor may ask for at once, however little is stored
 CALLS, CALLS_PER_TENSOR = 20_000, 400  # of torch in a constructor: initial values, spectral norms
@@ -36,7 +36,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
 
 
-class Unfit(UserError):
+class Unfit(DamagedFile):
     """Stored tensors are not those of the module; `argument` names the first that differs, if it is one."""
 
 
@@ -83,7 +83,8 @@ class _Bounded(TorchFunctionMode):
             given = args[0] if args else kwargs["tensor"]
             if given.is_meta:
                 return given
-        made = _SHAPES.get(func, func)(*args, **kwargs)
+        function: Any = _SHAPES.get(func, func)
+        made = function(*args, **kwargs)
         if isinstance(made, Tensor) and made.is_meta:
             self._count(made)
         return made

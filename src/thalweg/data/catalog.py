@@ -98,8 +98,23 @@ def load(
     if data is not None and hub:
         raise UserError("data and hub: name two places for the same set: give one of them")
     x, labels, source, share = _rows(name, data, hub, seed)
+    share = share if held_out is None else held_out
+    return split(x, labels, name=name, source=source, held_out=share, seed=seed, limit=limit)
+
+
+def split(
+    x: Tensor,
+    labels: Tensor | None = None,
+    *,
+    name: str,
+    source: str,
+    held_out: float,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Dataset:
+    """Rows in data units, shuffled and split as `load` does: the same rows and seed give the same parts."""
     require_trainable(x, where=name)
-    train, rest = _split(len(x), labels, share if held_out is None else held_out, seed)
+    train, rest = _split(len(x), labels, held_out, seed)
     train = train[:limit]
     return Dataset(
         name=name,

@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from thalweg.core.errors import UserError
+
 
 @runtime_checkable
 class EnergyFn(Protocol):
@@ -204,9 +206,10 @@ def marginal(f: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
 
 
 def check_image_shape(shape: Sequence[int], num_halvings: int) -> tuple[int, int, int]:
-    """(C, H, W) as a tuple; ValueError where a side is under 8 pixels or would be halved away."""
+    """(C, H, W) as a tuple; UserError where a side is under 8 pixels or would be halved away."""
     least = max(8, 2**num_halvings)
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < least:
-        raise ValueError(f"shape={tuple(shape)}: want (channels, height, width), {least} pixels a side or more")
+        condition = f"must be (channels, height, width), {least} pixels a side or more"
+        raise UserError(condition, argument="shape", value=tuple(shape))
     channels, height, width = (int(s) for s in shape)
     return channels, height, width

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from thalweg.core.errors import UserError
 from thalweg.energy.analytic import Gaussian, GaussianMixture
 from thalweg.energy.base import (
     Capability,
@@ -101,9 +102,10 @@ class Sum(EnergyWrapper):
 
     def __post_init__(self):
         if not self.energies:
-            raise ValueError("energies is empty: want at least one")
+            raise UserError("must be one at least", argument="energies")
         if self.weights is not None and len(self.weights) != len(self.energies):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.energies)} energies: want one each")
+            condition = f"must be one for each of {len(self.energies)} energies, not {len(self.weights)}"
+            raise UserError(condition, argument="weights")
 
     @classmethod
     def example(cls) -> Self:
@@ -173,7 +175,8 @@ class Clamped(EnergyWrapper):
 
     def __post_init__(self):
         if self.observed.dtype != torch.bool:
-            raise ValueError(f"observed has type {self.observed.dtype}, want torch.bool, true where known")
+            condition = f"must be of type torch.bool, true where known, not {self.observed.dtype}"
+            raise UserError(condition, argument="observed")
 
     @classmethod
     def example(cls) -> Self:

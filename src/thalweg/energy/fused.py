@@ -31,6 +31,7 @@ from thalweg.energy.layers import (
     FREE,
     HOOKS,
     Activation,
+    Col2imConv2d,
     Identity,
     Im2colConv2d,
     Layer,
@@ -58,7 +59,8 @@ class _FusedLayers(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.x, ctx.plain, ctx.layers, ctx.usual = x, plain, layers, usual and x.is_contiguous()
+        ctx.x, ctx.plain, ctx.layers = x, plain, layers
+        ctx.usual = usual and x.is_contiguous() and not _in_channels_last(x)
         y, ctx.kept = forward_through(layers, x)
         y = y.contiguous() if ctx.usual else y
         y = y if y._base is None else y.clone()  # autograd lets nobody change a view that a node gives
@@ -102,9 +104,9 @@ def _fuse(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Te
     return functools.partial(_fused, working, functools.partial(_in_order, modules), usual)
 
 
-def _in_channels_last(p: Tensor) -> bool:
-    """Whether somebody laid the weight out in channels_last, and so wants images in it; torch goes by strides too."""
-    return p.ndim == 4 and p.stride() != torch.empty(p.shape, device="meta").stride()
+def _in_channels_last(x: Tensor) -> bool:
+    """Whether somebody laid the weight or image out in channels_last, and so wants it; torch goes by strides too."""
+    return x.ndim == 4 and x.stride() != torch.empty(x.shape, device="meta").stride()
 
 
 def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
@@ -128,7 +130,7 @@ def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
 
 
 def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """(module, its new forward): Sequentials with fused layers, and convolutions of one channel in channels_last."""
+    """(module, its new forward): Sequentials with fused layers, and convolutions of one channel wherever they stand."""
     if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         return
     inside: set[int] = set()
@@ -139,9 +141,10 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
                 inside |= {id(child) for child in m}
                 yield m, functools.partial(_in_order, parts)
     for m in modules:
-        alone = isinstance(m, nn.Conv2d) and id(m) not in inside and _in_channels_last(m.weight)
-        if alone and isinstance(layer := layer_of(m), Im2colConv2d):  # else a copy into the usual layout costs the gain
-            yield m, functools.partial(_fused, [layer], functools.partial(type(m).forward, m), False)
+        if isinstance(m, nn.Conv2d) and id(m) not in inside and isinstance(layer := layer_of(m), Im2colConv2d):
+            usual = not _in_channels_last(m.weight)
+            layers = [Col2imConv2d(*layer) if usual else layer]
+            yield m, functools.partial(_fused, layers, functools.partial(type(m).forward, m), usual)
 
 
 def hooked(m: nn.Module) -> bool:
@@ -156,6 +159,9 @@ def keep_memory() -> None:
 
     It would give activations back to the system at each step and have them zeroed by page faults at the next, which
     costs a step of a small network 15 to 25 % of its time. The block itself is never touched, so it costs no memory.
+
+    This lasts as long as the process, which then may hold up to 64 MiB more than it uses. It cannot be undone:
+    `mallopt` could set another threshold, and would end glibc's own adjustment of it.
     """
     torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8, device="cpu")
 

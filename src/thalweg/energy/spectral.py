@@ -48,7 +48,7 @@ def always_undo(undo: Sequence[Undo]) -> None:
 
 @contextmanager
 def frozen(energy: E) -> Iterator[E]:
-    """The same energy, held still: evaluation mode, normalised weights computed once, no parameter gradients.
+    """The same energy with fixed weights: evaluation mode, normalisation computed once, no gradients of parameters.
 
     Works for both of torch's spectral-norm interfaces, for any other module, and for what holds modules
     (`energy.reach.find_modules`); a callable without modules passes through. Modes, gradient flags and hooks are

@@ -26,27 +26,27 @@ class LikelihoodRatio:
 
     `batch.labels` tells them apart: above 0 for data, 0 for generated. `smoothing` s makes the targets 1 - s and s,
     which bounds |E| by log((1 - s) / s) at the minimum, 3.9 nats for 0.02. `noise` adds Gaussian noise of that
-    deviation to both sides: what is learned is the ratio of the smoothed laws, blind to detail below it. With `most`
-    each row has a deviation of its own, log-uniform between `noise` and `most`, which the network is not told: it
-    learns the ratio of the laws smoothed at every scale at once.
+    deviation to both sides: what is learned is the ratio of the smoothed laws, blind to detail below it. With
+    `noise_max` each row has a deviation of its own, log-uniform between `noise` and `noise_max`, which the network is
+    not told: it learns the ratio of the laws smoothed at every scale at once.
     """
 
     smoothing: float = 0.0
     noise: float = 0.0
-    most: float | None = None
+    noise_max: float | None = None
     normalises = True
     noisy = False
 
     def __post_init__(self):
         check.share(smoothing=self.smoothing)
-        if not self.smoothing < 0.5:
-            raise UserError("must be below 0.5", argument="smoothing", value=self.smoothing)
+        if self.smoothing >= 0.5:
+            raise UserError("must be in [0, 0.5)", argument="smoothing", value=self.smoothing)
         check.non_negative(noise=self.noise)
-        if self.most is not None:
-            check.finite(most=self.most)
+        if self.noise_max is not None:
             check.positive(noise=self.noise)
-            if not self.noise <= self.most:
-                raise UserError(f"must be at least the least noise, {self.noise:g}", argument="most", value=self.most)
+            check.non_negative(noise_max=self.noise_max)
+            if self.noise_max < self.noise:
+                raise UserError(f"must be noise={self.noise} or more", argument="noise_max", value=self.noise_max)
 
     def init(self, energy: nn.Module, x: Tensor, generator: Generator) -> Empty:
         """Nothing to keep."""
@@ -56,17 +56,17 @@ class LikelihoodRatio:
         """(z,) the noise of the smoothing, in its deviations."""
         like = {"dtype": batch.x.dtype, "device": batch.x.device}
         z = torch.randn(batch.x.shape, generator=generator, **like)
-        if self.most is None:
+        if self.noise_max is None:
             return (self.noise * z,)
         share = torch.rand(len(z), *[1] * (z.ndim - 1), generator=generator, **like)
-        return (self.noise * (self.most / self.noise) ** share * z,)
+        return (self.noise * (self.noise_max / self.noise) ** share * z,)
 
     def loss(
         self, energy: nn.Module, state: Empty, batch: Batch, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, Empty, dict[str, Tensor]]:
         """The mean logistic loss in nats: log 2 = 0.693 is chance."""
         if batch.labels is None:
-            raise UserError("a likelihood ratio wants labels: 1 for data, 0 for generated rows")
+            raise UserError("must be given: 1 for data, 0 for generated rows", argument="labels")
         (z,) = noise
         real = batch.labels > 0
         u = energy(batch.x + z)
