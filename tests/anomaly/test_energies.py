@@ -83,7 +83,7 @@ def test_what_is_not_observed_does_not_count(fitted):
 
 
 def test_left_out_energies_have_the_law_of_new_rows():
-    """Mean of `unseen_` against new rows, 4 sigma; the mutant, energies of the stored rows, is far too low."""
+    """Mean energies against new rows, 4 sigma; the mutant, energies of the stored rows, is far too low."""
     x = table(1600)
     model = TabularEnergy().fit(x[:800])
     new, own = model.energy(x[800:]), model.energy(x[:800])

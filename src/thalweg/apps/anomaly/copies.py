@@ -17,7 +17,7 @@ from thalweg.apps.anomaly.near import near_copies
 from thalweg.apps.anomaly.repeats import equal_rows, features_of, times_repeated, unexplained
 from thalweg.apps.anomaly.views import Standard, exponents, scaled
 
-MANY = 0.1  # share of rows that equal others from which on it is worth a word
+MANY = 0.1  # share of rows that equal others, from which on copies that were not found would matter
 log = logging.getLogger("thalweg")
 
 
@@ -37,13 +37,15 @@ class Copies(NamedTuple):
 
 
 def told(copies: Copies) -> Copies:
-    """The same, once the log has the number of copies as a warning, that of equal rows that are none as a word."""
+    """The same, once warnings in the log have given the number of copies, and that of equal rows taken for none."""
     num = len(copies.counted_by)
     if copies.num:
         log.warning("%d of %d rows are copies of others, equal or nearly so, and count once", copies.num, num)
     if copies.num_equal > MANY * num:
-        text = "%d of %d rows equal others, as values repeat, and count each; if they were copied, leave them out"
-        log.info(text, copies.num_equal, num)
+        text = (
+            "%d of %d rows equal others, which few values explain, and count each; if they were copied, leave them out"
+        )
+        log.warning(text, copies.num_equal, num)
     return copies
 
 

@@ -2,7 +2,7 @@
 
     E(x) = (1/K) sum_k -log p_k(x),    p_k(x) = the share of normal rows with an energy U_k above x's
 
-U_k are the energies of the smoothed rows (`thalweg.energy.nearby`) in three views of the table (`apps.anomaly.views`),
+U_k are the energies of the smoothed rows (`thalweg.energy.nearby`) in three scalings of the table (`anomaly.views`),
 with t by leave-one-out likelihood; Gaussian mixtures in two of them, their size by held-out likelihood; and the mean
 squared distance to 5 neighbours, standardised. The p-values come from energies of rows that the part had not seen, with
 an exponential tail.
@@ -15,10 +15,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from thalweg.apps.anomaly.crossed import crossed, matters
+from thalweg.apps.anomaly.crossed import cross_fitted, needs_cross_fitting
 from thalweg.apps.anomaly.parts import ROUNDING, Histograms, Mixture, Surprise
 from thalweg.apps.anomaly.repeats import equal_rows
-from thalweg.apps.anomaly.views import VIEWS, exponents, scaled
+from thalweg.apps.anomaly.views import SCALINGS, exponents, scaled
 from thalweg.core import check
 from thalweg.energy.empirical import SmoothedEmpirical, leave_one_out, likeliest_noise, squared_distances
 from thalweg.energy.nearby import SMALL, NearbyEmpirical, Reach
@@ -39,7 +39,7 @@ class TabularEnergy:
     - `gap`: nats that a kernel may lose on average by leaving far rows out of its sum (`energy.nearby`); 0: none.
 
     After fit: `calibration_energies_` (N,), the energies that the fitted rows have as if each had been left out, and
-    `train_outlier_scores_` (N,), how strange each is, by coarse views, for tables that hold anomalies themselves.
+    `train_outlier_scores_` (N,), how strange each is, by coarse parts, for tables that hold anomalies themselves.
     """
 
     calibration_energies_: np.ndarray
@@ -52,7 +52,7 @@ class TabularEnergy:
         """Fit to rows (N, D), finite, in any units. ValueError for anything else.
 
         `calibrates`: whether `calibration_energies_` shall have the law of new rows on small and wide tables too
-        (`crossed`).
+        (`cross_fitted`).
         """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or min(x.shape) < 1 or not np.isfinite(x).all():
@@ -76,12 +76,12 @@ class TabularEnergy:
         robust = {**mixed, "coarse": coarse, "columns": columns}
         known = {name: Surprise.of(u) for name, u in robust.items()}
         self.calibration_energies_, self.train_outlier_scores_ = np.empty(len(x)), np.empty(len(x))
-        self.calibration_energies_[kept] = self._fuse(self._outside_views(left_out, seed) if calibrates else left_out)
+        self.calibration_energies_[kept] = self._fuse(self._cross_fitted(left_out, seed) if calibrates else left_out)
         self.train_outlier_scores_[kept] = np.mean([known[name](u) for name, u in robust.items()], axis=0)
         if len(rest):
             new = scaled(x[rest], self._powers)
             self.calibration_energies_[rest] = self._fuse(self._parts(new))
-            y = {name: view(new) for name, view in self.views_.items()}
+            y = {name: scaling(new) for name, scaling in self.scalings_.items()}
             far = {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
             far["columns"] = Histograms(self._scaled)(new)
             far["coarse"] = self._coarse()[1](torch.from_numpy(y["arcsinh"])).numpy()
@@ -99,7 +99,7 @@ class TabularEnergy:
     def shares(self, x: np.ndarray) -> np.ndarray:
         """(B, D): the drop of the arcsinh kernel's energy when a feature is integrated out, nats."""
         x = self._checked(x)
-        y, stored, t = self.views_["arcsinh"](x), self._stored["arcsinh"], self.noises_["arcsinh"]
+        y, stored, t = self.scalings_["arcsinh"](x), self._stored["arcsinh"], self.noises_["arcsinh"]
         out = np.empty(x.shape)
         for i, at in enumerate(self._nearest(y)):
             each = (y[i] - stored[at]) ** 2 / (2 * t)
@@ -119,7 +119,7 @@ class TabularEnergy:
         x = self._checked(np.where(observed, x, self.rows_[0]))
         if observed.shape != x.shape:
             raise ValueError(f"observed has shape {observed.shape}: want {x.shape}, a flag for each number")
-        out, y = np.zeros(len(x)), self.views_["arcsinh"](x)
+        out, y = np.zeros(len(x)), self.scalings_["arcsinh"](x)
         patterns, which = np.unique(observed, axis=0, return_inverse=True)
         for k, seen in enumerate(patterns):
             at = np.flatnonzero(which.ravel() == k)
@@ -130,8 +130,8 @@ class TabularEnergy:
         return out
 
     def repair(self, x: np.ndarray) -> np.ndarray:
-        """(B, D): the stored row that is nearest in the arcsinh view, in x's units."""
-        y = self.views_["arcsinh"](self._checked(x))
+        """(B, D): the stored row that is nearest in the arcsinh scaling, in x's units."""
+        y = self.scalings_["arcsinh"](self._checked(x))
         return self.rows_[[at[0] for at in self._nearest(y)]] if len(y) else np.empty((0, self.rows_.shape[1]))
 
     def state(self) -> dict[str, np.ndarray]:
@@ -155,7 +155,7 @@ class TabularEnergy:
         self._place(arrays["rows"])
         self.calibration_energies_ = arrays["calibration_energies"]
         self.train_outlier_scores_ = arrays["train_outlier_scores"]
-        self.noises_ = {name: float(arrays[f"noise.{name}"]) for name in VIEWS}
+        self.noises_ = {name: float(arrays[f"noise.{name}"]) for name in SCALINGS}
         self.kernels_ = {}
         for name, y in self._stored.items():
             known = Reach.of(arrays[f"reach.{name}"]), torch.from_numpy(arrays[f"centers.{name}"])
@@ -173,15 +173,15 @@ class TabularEnergy:
     def _place(self, rows: np.ndarray) -> None:
         self.rows_, self._powers = rows, exponents(rows)
         self._scaled = scaled(rows, self._powers)
-        self.views_ = {name: view(self._scaled) for name, view in VIEWS.items()}
-        self._stored = {name: view(self._scaled) for name, view in self.views_.items()}
+        self.scalings_ = {name: scaling(self._scaled) for name, scaling in SCALINGS.items()}
+        self._stored = {name: scaling(self._scaled) for name, scaling in self.scalings_.items()}
 
     def _kernels_left_out(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The kernels' leave-one-out energies, and the coarse one's; zeros for one row, which has no others."""
         n = len(self.rows_)
         if n == 1:
-            return {name: np.zeros(1) for name in (*VIEWS, "distance")}, np.zeros(1)
-        out = self._kernels(dict.fromkeys(VIEWS))
+            return {name: np.zeros(1) for name in (*SCALINGS, "distance")}, np.zeros(1)
+        out = self._kernels(dict.fromkeys(SCALINGS))
         some, kernel = self._coarse()
         coarse = np.empty(n)
         coarse[some] = kernel.left_out().numpy()
@@ -195,14 +195,14 @@ class TabularEnergy:
         """
         if len(self.rows_) <= SMALL or len(equal_rows(self.rows_)[1]) == len(self.rows_):
             return {}
-        return dict.fromkeys(VIEWS, SINGLE) | {"distance": 10 * SINGLE * self.noises_["standard"]}
+        return dict.fromkeys(SCALINGS, SINGLE) | {"distance": 10 * SINGLE * self.noises_["standard"]}
 
-    def _outside_views(self, left_out: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-        """The parts' energies of rows that the views had not seen either, where that makes a difference."""
-        if not matters(self._scaled):
+    def _cross_fitted(self, left_out: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """The parts' energies of rows that set no scaling either, where that makes a difference."""
+        if not needs_cross_fitting(self._scaled):
             return left_out
         single = [name for name, part in self.mixtures_.items() if len(part.means) == 1]
-        return left_out | crossed(self._scaled, self.noises_, single, neighbours=NEIGHBOURS, seed=seed)
+        return left_out | cross_fitted(self._scaled, self.noises_, single, neighbours=NEIGHBOURS, seed=seed)
 
     def _coarse(self) -> tuple[np.ndarray, NearbyEmpirical]:
         """The arcsinh kernel at `COARSE` t on some of the rows, all of them up to `WIDE`; it is too wide for cells."""
@@ -230,13 +230,13 @@ class TabularEnergy:
         return mixed, columns
 
     def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        y = {name: view(x) for name, view in self.views_.items()}
+        y = {name: scaling(x) for name, scaling in self.scalings_.items()}
         out = self._kernels({name: torch.from_numpy(part) for name, part in y.items()})
         out |= {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
         return {name: out[name] for name in self.surprises_} if self.surprises_ else out
 
     def _kernels(self, y: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
-        """The kernels' energies and the neighbours' distance, of rows in each view; None: of stored rows, left out."""
+        """The kernels' energies and the neighbours' distance, of rows by scaling; None: of stored rows, left out."""
         out = {}
         for name, kernel in self.kernels_.items():
             at = y[name]

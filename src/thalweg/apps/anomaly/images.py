@@ -195,11 +195,11 @@ class ImageEnergy:
 
     def _settle(self, model: Any, spec: dict[str, Any], data: Dataset, seed: int) -> Tensor:
         """Bank, scales and calibration from the rows that the model was trained on and not; the banked rows."""
-        train, unseen = as_float(data.train), as_float(data.held_out)
-        _require_held(len(unseen))
+        train, held_out = as_float(data.train), as_float(data.held_out)
+        _require_held(len(held_out))
         chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
         kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)
-        scales, rest = unseen[0::2], unseen[1::2]
+        scales, rest = held_out[0::2], held_out[1::2]
         try:
             tails = tuple(LogSurvival.of(self._map(energy, scales)) for energy in (model, kernel))
         except ValueError as error:
