@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import thalweg
 from thalweg.apps.anomaly import detector as module
 from thalweg.apps.anomaly.copies import Copies, find_copies, find_image_copies
 from thalweg.apps.anomaly.detector import EnergyDetector
+from thalweg.apps.anomaly.saved import DetectorBundle
 
 QUICK = {"steps": 2, "overrides": ["energy.widths=[64,32]", "train.batch_size=64"]}
 
@@ -173,3 +175,18 @@ def test_copied_images_count_once():
     )
     np.testing.assert_array_equal(twice.calibration_.energies, once.calibration_.energies)
     np.testing.assert_array_equal(twice.train_scores_, np.r_[once.train_scores_, once.train_scores_])
+
+
+@pytest.mark.parametrize("copying", ["as it is", "each twice"])
+def test_a_stored_detector_knows_of_equal_rows(copying, tmp_path):
+    random = np.random.default_rng(0)
+    rows = (
+        LAWS["levels"](random, 100) if copying == "as it is" else COPYING[copying](random.normal(size=(100, 3)), random)
+    )
+    found = EnergyDetector(random_state=0).fit(rows)
+    DetectorBundle(found).save_pretrained(tmp_path / "run")
+    again, new = thalweg.load(tmp_path / "run").detector, LAWS["levels"](random, 50)[:, : rows.shape[1]]
+    np.testing.assert_array_equal(again.energy(new), found.energy(new))
+    assert again.drift(new) == found.drift(new)
+    assert again.realised_rate() == found.realised_rate()
+    assert again.recalibrate(new).calibration_.left_out is None

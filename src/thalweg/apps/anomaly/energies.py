@@ -72,7 +72,7 @@ class TabularEnergy:
         mixed, columns = self._fit_mixtures(seed)
         left_out = kernels | mixed
         rooms = self._rooms()
-        self.surprises_ = {name: Surprise.of(u, rooms.get(name, ROUNDING)) for name, u in left_out.items()}
+        self.surprises_ = {name: Surprise.of(u, rooms.get(name)) for name, u in left_out.items()}
         robust = {**mixed, "coarse": coarse, "columns": columns}
         known = {name: Surprise.of(u) for name, u in robust.items()}
         self.calibration_energies_, self.train_outlier_scores_ = np.empty(len(x)), np.empty(len(x))
@@ -190,12 +190,15 @@ class TabularEnergy:
         return out, coarse
 
     def _rooms(self) -> dict[str, float]:
-        """How far apart kernels' energies and distances may be and count as equal, where equal rows make that matter:
-        beyond 1,024 rows sums are in float32. Empty for tables of distinct rows.
+        """How far apart the parts' energies may be and count as equal, where equal rows make that matter: beyond 1,024
+        rows the kernels' sums are in float32. Empty for tables of distinct rows.
         """
-        if len(self.rows_) <= SMALL or len(equal_rows(self.rows_)[1]) == len(self.rows_):
+        if len(equal_rows(self.rows_)[1]) == len(self.rows_):
             return {}
-        return dict.fromkeys(SCALINGS, SINGLE) | {"distance": 10 * SINGLE * self.noises_["standard"]}
+        rooms = dict.fromkeys((*SCALINGS, "distance", *(f"{name}.mixture" for name in MIXED)), ROUNDING)
+        if len(self.rows_) > SMALL:
+            rooms |= dict.fromkeys(SCALINGS, SINGLE) | {"distance": 10 * SINGLE * self.noises_["standard"]}
+        return rooms
 
     def _cross_fitted(self, left_out: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
         """The parts' energies of rows that set no scaling either, where that makes a difference."""

@@ -31,9 +31,11 @@ class Surprise:
     room: float = ROUNDING
 
     @classmethod
-    def of(cls, energies: np.ndarray, room: float = ROUNDING) -> Self:
-        """From energies (N,) in any order, those that are equal but for rounding made so."""
+    def of(cls, energies: np.ndarray, room: float | None = None) -> Self:
+        """From energies (N,) in any order; with a `room`, where rows are equal, those closer than it made equal."""
         known = np.sort(energies)
+        if room is None:
+            return cls(known=known)
         close = np.diff(known) <= room * np.maximum(np.abs(known[1:]), 1)
         for i in np.flatnonzero(close & (np.diff(known) > 0)):
             end = np.searchsorted(known, known[i] + room * max(abs(known[i]), 1), side="right")
