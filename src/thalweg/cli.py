@@ -18,6 +18,7 @@ import typer
 
 from thalweg import console
 from thalweg.commands import classify, detect, inpaint, landscape, rerank
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.commands.trained import trained
 from thalweg.core.errors import ThalwegError, UserError
 
@@ -27,7 +28,6 @@ app = typer.Typer(
     help="Energy-based models for work: train an energy, sample it, score with it, measure it.",
     rich_markup_mode="markdown",
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SEEDS = 2**64 - 1
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]
 Run = Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")]
@@ -72,6 +72,8 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness; 0 if not given.", min=0, max=SEEDS)] = None,
     report: Annotated[bool, typer.Option(help="Evaluate at the end and write report.html.")] = True,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Train an energy and leave a bundle."""
@@ -90,6 +92,7 @@ def train(
         checkpoint_every=checkpoint_every,
         overrides=overrides or [],
         command=console.command(),
+        **table_options(header, drop),
     )
     try:
         bundle, data = fit_with_data(request, folder, resume=resume, progress=_bar(folder), log=console.say)
@@ -115,7 +118,11 @@ def sample(
     n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="PNG: a grid of images or a scatter plot; samples.png if neither is given."),
+        typer.Option(
+            "--out",
+            "-o",
+            help="PNG: a grid of images or a scatter plot; CSV or Parquet: rows; samples.png if neither is given.",
+        ),
     ] = None,
     npy: Annotated[Path | None, typer.Option(help="All samples in the data's own units, as .npy.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1)] = None,
@@ -127,15 +134,14 @@ def sample(
     """Draw samples from a trained energy."""
 
     from thalweg.core.check import fits_memory
-    from thalweg.core.store import write_bytes
     from thalweg.core.stream import write_array
-    from thalweg.evaluate.pictures import grid, png, scatter
 
     bundle = trained(run)
-    picture = Path("samples.png") if out is None and npy is None else out
-    for path, suffix in ((picture, ".png"), (npy, ".npy")):
+    shown = Path("samples.png") if out is None and npy is None else out
+    kinds = (".png",) if bundle.kind == "image" else (".png", ".csv", ".parquet")
+    for path, suffixes in ((shown, kinds), (npy, (".npy",))):
         if path is not None:
-            console.writable(path, (suffix,))
+            console.writable(path, suffixes)
             console.apart(path, run)
     fits_memory(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
@@ -143,14 +149,28 @@ def sample(
     if npy is not None:
         write_array(npy, x)
         console.say(f"{n} samples in {npy}")
-    if picture is not None:
-        some = x[:400] if bundle.kind == "image" else x[:10_000]
-        write_bytes(picture, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
+    if shown is not None:
+        kept = _write_samples(bundle, x, shown)
         left = "" if npy else "; --npy FILE keeps all"
-        console.say(f"{n} samples in {picture}" + (f" (the first {len(some)} drawn{left})" if len(some) < n else ""))
-    both = {"picture": str(picture)} if npy is not None and picture is not None else {}
-    result = {"samples": n, "file": str(npy or picture), **both, "shape": list(x.shape), "seed": seed}
+        console.say(f"{n} samples in {shown}" + (f" (the first {kept} drawn{left})" if kept < n else ""))
+    both = {"picture": str(shown)} if npy is not None and shown is not None else {}
+    result = {"samples": n, "file": str(npy or shown), **both, "shape": list(x.shape), "seed": seed}
     console.emit(result, as_json)
+
+
+def _write_samples(bundle: Any, x: Any, out: Path) -> int:
+    """A picture, or a table with the names of the columns; how many of the samples are in it."""
+    from thalweg.core.store import write_bytes
+    from thalweg.data.score_table import write_table
+    from thalweg.evaluate.pictures import grid, png, scatter
+
+    if out.suffix.lower() != ".png":
+        names = bundle.layout.names or [f"x{i}" for i in range(x.shape[1])]
+        write_table(out, dict(zip(names, x.T, strict=True)))
+        return len(x)
+    some = x[:400] if bundle.kind == "image" else x[:10_000]
+    write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
+    return len(some)
 
 
 @app.command(epilog="Example: `thalweg score runs/digits images/ -o scores.csv`")
@@ -163,16 +183,19 @@ def score(
         "scores.csv"
     ),
     alpha: Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)] = 0.01,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Energy, log p, p-value and flag of each row of a file."""
-    from thalweg.apps.table import write_scores
-    from thalweg.data.files import read_array, read_names
+    from thalweg.apps.inputs import read_rows
+    from thalweg.data.files import read_names
+    from thalweg.data.score_table import write_scores
 
     bundle = trained(run)
     console.writable(out, (".csv", ".parquet", ".npy"))
     console.apart(out, data, run)
-    x = read_array(data, shape=bundle.shape)
+    x = read_rows(bundle, data, **table_options(header, drop))
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
@@ -276,6 +299,7 @@ class _Unreported(ThalwegError):
 
 def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int, data: Any = None) -> dict[str, Any]:
     """Figures and report; `data` where the run's were read already."""
+    from thalweg.apps.inputs import in_float32
     from thalweg.apps.landscape.pictures import of_report
     from thalweg.apps.rows import data_of
     from thalweg.data.catalog import as_float
@@ -288,10 +312,11 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int, data: A
         few = f"{len(data.held_out)} rows held out, an evaluation wants 20 or more"
         raise UserError(few, argument=str(folder), hint="give more data")
     console.say("evaluating on held-out data …")
+    bundle, _, (train, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
     figures, pictures = evaluate_bundle(
         bundle,
-        train=as_float(data.train[:10_000]),
-        held_out=as_float(data.held_out),
+        train=train,
+        held_out=held_out,
         held_out_labels=data.held_out_labels,
         history=read_metrics(folder),
         num_samples=num_samples,
@@ -305,7 +330,7 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int, data: A
         title=title,
         command=command,
         figures=figures,
-        pictures=pictures | of_report(bundle, as_float(data.held_out), data.held_out_labels, seed=seed),
+        pictures=pictures | of_report(bundle, held_out, data.held_out_labels, seed=seed),
         data=data.source,
     )
     return figures

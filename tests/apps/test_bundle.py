@@ -270,7 +270,7 @@ def _edit(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 99, "thalweg": "7.0"}, r"written by thalweg 7\.0 in format 99; this version reads format 1"),
+        ({"format": 99, "thalweg": "7.0"}, r"written by thalweg 7\.0 in format 99; this version reads format 2"),
         ({"format": None}, r"config\.json: not the configuration of a run"),
         ({"run": None}, r"config\.json: lacks run"),
         ({"run": {}}, r"config\.json: not the configuration of a run"),

@@ -18,7 +18,7 @@ from thalweg.apps.masks import observed
 from thalweg.apps.operators import Blur, Downsample, Pixels, matrix
 from thalweg.apps.posterior import Schedule
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.loader import as_float
+from thalweg.data.validate import as_float
 from thalweg.energy.principal import MixtureOfFactorAnalyzers
 from thalweg.energy.seen import LinearObservation
 

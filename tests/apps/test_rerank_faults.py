@@ -163,13 +163,13 @@ def test_a_full_disk_leaves_nothing_and_the_repeat_works(call, tmp_path, monkeyp
     write = store.write_bytes
     for full in ("3-", "ranked"):  # midway in the folder; or at the table, when the folder is filled
 
-        def failing(path, data, full=full):
+        def failing(path, data=b"", full=full):
             if path.name.startswith(full):
                 raise OSError(28, "No space left on device", str(path))
             write(path, data)
 
         monkeypatch.setattr(store, "write_bytes", failing)
-        monkeypatch.setattr("thalweg.apps.table.write_bytes", failing)
+        monkeypatch.setattr("thalweg.data.score_table.whole_file", failing)
         code, _, err = call("judge", "x.npy", "--keep", 5, "-o", "best")
         assert code != 0
         assert len(err) == 1

@@ -16,26 +16,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.apps import classify, conformal, hub
 from thalweg.apps.guess import read_mixture_prior
+from thalweg.apps.inputs import chain_positions, checked_rows
 from thalweg.apps.stored import energy_of, held_out_energies, parts_of, require_weights
 from thalweg.core import store, temporary
 from thalweg.core.check import fits_memory, share, stated, whole
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
-from thalweg.data.loader import check_input, check_shape
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.principal import MixtureOfFactorAnalyzers
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.run import of_block, run_chain
 
-FORMAT = 1
+FORMAT = 2
 FILES = ("config.json", "model.safetensors", "calibration.safetensors", "prior.safetensors")
 EXTRAS = ("card.md", "report.html", "README.md")
 ASIDE = "bundle"  # what the files are written under before they get their names
@@ -51,7 +50,8 @@ class Bundle:
     def __init__(self, config: dict[str, Any], weights: Any, held_out: Tensor | None, path: Path):
         """`weights`: the energy itself, or its tensors by name."""
         self.config, self.path = config, path
-        self.kind, self.shape, self.normalised, self.transform, self.sampler = parts_of(config, path / "config.json")
+        parts = parts_of(config, path / "config.json")
+        self.kind, self.shape, self.normalised, self.dtype, self.layout, self.transform, self.sampler = parts
         self.model: nn.Module = weights if isinstance(weights, nn.Module) else energy_of(config)
         self.noisy: bool = getattr(self.model, "noisy", False)
         self.num_classes: int = getattr(self.model, "num_classes", 0)
@@ -87,6 +87,11 @@ class Bundle:
         """Data units to model units."""
         return self.transform.forward(x)
 
+    def decode(self, z: Tensor) -> Tensor:
+        """Model units to data units; images in [0, 1]."""
+        x = self.transform.inverse(z)
+        return x.clamp(0, 1) if self.kind == "image" else x
+
     @cached_property
     def lowest(self) -> Any:
         """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
@@ -95,13 +100,14 @@ class Bundle:
     def energy(self, x: Any) -> Float[Tensor, " b"]:
         """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised.
 
-        Differentiable in an x that requires grad, so samplers take it; such an x may leave the range of the data.
+        A frame (pandas, polars, Arrow) is matched by the names of its columns. Differentiable in an x that requires
+        grad, so samplers take it; such an x may leave the range of the data.
         """
         wanted = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
         with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
-            z = self._positions(x) if wanted else self._check(x)
-            u = torch.cat([energy(self.transform.forward(part)) for part in z.split(EVALUATION_BLOCK)])
-            return u - self.transform.log_abs_det(z)
+            x = chain_positions(self, x) if wanted else checked_rows(self, x)
+            u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
+            return u - self.transform.log_abs_det(x)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"]:
         """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised where the constant is
@@ -134,8 +140,7 @@ class Bundle:
             draw = self._annealed if self.noisy else self._chains
             blocks = list(draw(n, seed, num_steps, given, strength))
         z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32)
-        x = self.transform.inverse(z)
-        return x.clamp(0, 1) if self.kind == "image" else x
+        return self.decode(z)
 
     def inpaint(self, x: Any, observed: Any, *, n: int = 1, seed: int = 0) -> Float[Tensor, "n b *d"]:
         """n completions of each x where `observed` (bool, broadcastable to x) is false, lowest energy first.
@@ -198,18 +203,6 @@ class Bundle:
             self.save_pretrained(folder)
             return hub.pushed(Path(folder), repo_id, revision, (*FILES, store.MANIFEST), **options)
 
-    def _check(self, x: Any) -> Tensor:
-        try:
-            x = x if isinstance(x, Tensor) else torch.as_tensor(_native(np.asarray(x)))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"not an array of numbers ({str(error).splitlines()[0]})", argument="x") from error
-        return check_input(x, self.shape, self.kind)  # pyright: ignore[reportArgumentType]
-
-    def _positions(self, x: Tensor) -> Tensor:
-        """A chain's positions, of which the shape alone is checked."""
-        check_shape(x, self.shape, self.kind, where="x")  # pyright: ignore[reportArgumentType]
-        return x.to(torch.float32)
-
     def _warn_of(self, alpha: float, smallest: float) -> None:
         if alpha < smallest and not self._warned:
             self._warned = True
@@ -220,7 +213,7 @@ class Bundle:
 
     def classify(self, x: Any) -> Float[Tensor, "b k"]:
         """p(label | x) = softmax of -E(x, label), (B, K), calibrated on held-out data; UserError without classes."""
-        return classify.probabilities(self, self._check(x))
+        return classify.probabilities(self, checked_rows(self, x))
 
     def _annealed(self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float) -> Any:
         sampler = self.sampler if num_steps is None else dataclasses.replace(self.sampler, num_steps=num_steps)
@@ -248,11 +241,6 @@ def _require_files(folder: Path, names: Iterable[str]) -> None:
         if path.exists() and not path.is_file():
             hint = "move it away, or name another one"
             raise UserError("a folder stands where a file is to be written", argument=str(path), hint=hint)
-
-
-def _native(x: np.ndarray) -> np.ndarray:
-    """A writable copy in the machine's byte order, which is all that torch takes."""
-    return np.array(x, dtype=x.dtype.newbyteorder("="))
 
 
 def write_bundle(

@@ -11,6 +11,7 @@ from thalweg.core import config as specs
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
+from thalweg.data.precision import Float32Transform, check_fitted
 from thalweg.data.transform import Transform
 from thalweg.objective.base import Batch
 from thalweg.train.settings import RunSettings
@@ -65,7 +66,10 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
 def fit_to_data(parts: Parts, run: RunSettings, data: Dataset) -> Transform:
     """Fit the transform, which is returned, and the energy where it has something to fit, to some training rows."""
     some = as_float(data.train[:ANCHOR_ROWS])
-    transform = specs.build(run.transform, "transform").fit(some)
+    fitted = specs.build(run.transform, "transform").fit(some)
+    if data.kind == "vector":
+        check_fitted(fitted, some, data.layout.names, data.name)
+    transform = Float32Transform(fitted, some.dtype)
     if hasattr(parts.energy, "fit"):
         parts.energy.fit(transform.forward(some))
     return transform

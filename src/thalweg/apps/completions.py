@@ -72,7 +72,7 @@ def expected_error(bundle: Any, images: Float[Tensor, "n r *d"], observation: Ob
         mean = bundle.mixture_prior.posterior(observation.linear, projections).mean
         z = bundle.mixture_prior.coordinates(bundle.transform.forward(part.flatten(0, 1)))
         errors.append((z.reshape(n, len(projections), -1) - mean).square().sum(-1))
-    return torch.cat(errors, 1).to(images.dtype)
+    return torch.cat(errors, 1).to(torch.float32)
 
 
 def smoothed_energy(bundle: Any, x: Tensor, *, level: float = RANKED_AT, draws: int = 3) -> Float[Tensor, " b"]:
@@ -87,7 +87,7 @@ def smoothed_energy(bundle: Any, x: Tensor, *, level: float = RANKED_AT, draws: 
     s = min(max(level, bundle.t_min**0.5), bundle.t_max**0.5)
     stream = generator(0, "ranking")
     with torch.no_grad(), frozen(bundle.model) as energy:
-        total = x.new_zeros(len(x))
+        total = x.new_zeros(len(x), dtype=torch.float32)
         for _ in range(draws):
             move = s * torch.randn(1, *bundle.shape, generator=stream)
             parts = [bundle.transform.forward(part) + move for part in x.split(NETWORK_ROWS)]

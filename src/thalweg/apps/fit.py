@@ -242,7 +242,16 @@ def settings(request: Request, kind: str) -> RunSettings:
 
 
 def _read(data: DataSettings, seed: int) -> Dataset:
-    return load_data(data.name, data=data.path, hub=data.hub, seed=seed, held_out=data.held_out, limit=data.limit)
+    return load_data(
+        data.name,
+        data=data.path,
+        hub=data.hub,
+        seed=seed,
+        held_out=data.held_out,
+        limit=data.limit,
+        header=data.header,
+        drop=data.drop,
+    )
 
 
 def _new(request: Request) -> tuple[RunSettings, Dataset, Parts]:
@@ -269,6 +278,10 @@ def _config(request: Request, run: RunSettings, data: Dataset, parts: Parts) -> 
             "labels": data.label_fingerprint if getattr(parts.energy, "num_classes", None) else None,
             "kind": data.kind,
             "shape": list(data.shape),
+            "dtype": str(data.train.dtype).removeprefix("torch."),
+            "columns": data.layout.names,
+            "ignored": list(data.layout.ignored),
+            "encoding": data.layout.to_list(),
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),
         },

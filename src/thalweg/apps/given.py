@@ -3,15 +3,15 @@
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from thalweg.core.errors import UserError
-from thalweg.data.files import IMAGE_SUFFIXES, image_files, probe, read_array, read_names
-from thalweg.data.loader import verify
+from thalweg.data.files import IMAGE_SUFFIXES, image_files, probe, read_array, read_names, read_rows
+from thalweg.data.validate import verify
 
 PLAIN = ("1", "L")  # modes of images with neither colour nor transparency
 ROUNDING = 1 / (255 * math.sqrt(12))  # standard deviation of what 8 bits leave out
@@ -63,16 +63,18 @@ class DamagedImages:
 
 
 def read_damaged_images(
-    path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False
+    path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False, **table: Any
 ) -> DamagedImages:
     """The images in a file, a folder or an array, each of `shape`; with `flat` also arrays ([N,] prod(shape)).
+
+    `table`: keywords of `data.files.read_rows` for rows in a table.
 
     UserError for a file of a folder that cannot be used, unless `skip_bad` passes over it.
     """
     if path.is_dir():
         return _folder(path, shape, skip_bad)
     x = _flat(path, shape) if flat else None
-    x = read_array(path, shape=shape, finite=False) if x is None else x
+    x = read_rows(path, shape=shape, finite=False, **table).x if x is None else x
     notes = _coloured([path], shape) if path.suffix.lower() in IMAGE_SUFFIXES else []
     names, rows = read_names(path, len(x)), torch.arange(len(x))
     return DamagedImages(x=x, names=names, rows=rows, count=len(x), rounded=x.dtype == torch.uint8, notes=notes)
@@ -82,7 +84,7 @@ def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     if path.suffix.lower() not in (".npy", ".npz"):
         return None
     try:
-        x = read_array(path, shape=(math.prod(shape),), finite=False).reshape(-1, *shape)
+        x = read_array(path, shape=(math.prod(shape),), finite=False).to(torch.float32).reshape(-1, *shape)
     except UserError:  # read with its own shape, it is told better
         return None
     verify(x.nan_to_num(0, 0, 0), shape, "image", where=str(path))

@@ -11,7 +11,7 @@ from thalweg.core import config as specs
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile
 from thalweg.core.rng import generator
-from thalweg.data.loader import as_float
+from thalweg.data.validate import as_float
 from thalweg.energy.principal import NUMBERS, MixtureOfFactorAnalyzers, evenly_spaced_rows
 
 COPIES, ROWS = 4, 25_000  # altered copies of each row, at most, and rows with them; of 55,000 digits none is needed

@@ -16,12 +16,14 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.apps.completions import Completions, RankBy, check_rank_by, ranked
+from thalweg.apps.inputs import as_rows
 from thalweg.apps.operators import Operator, Pixels, matrix
 from thalweg.apps.posterior import Observation, RowNoise, Schedule, sample_mixture, sample_posterior
 from thalweg.core import check
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
-from thalweg.data.loader import as_float, check_input, check_shape
+from thalweg.data.frames import is_frame
+from thalweg.data.validate import as_float, check_input, check_shape
 from thalweg.energy.compose import Tempered
 from thalweg.energy.seen import LinearObservation, PosteriorEnergy
 from thalweg.energy.spectral import frozen
@@ -51,6 +53,7 @@ def inpaint(
     """
     check_rank_by(rank_by)
     n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, 2**64 - 1)
+    x = as_rows(bundle.layout, x, gaps=True) if is_frame(x) else x
     observed = _mask(observed, x, bundle)
     x = _values(x, observed, bundle)
     masks, which = torch.unique(observed.flatten(1), dim=0, return_inverse=True)
@@ -112,7 +115,8 @@ def _observations(bundle: Any, measured: Sequence[Measurements], noise: float) -
         a = matrix(part.operator, bundle.shape)
         if len(a):
             linear = LinearObservation.from_matrix(a * scale, noise)
-            observations.append(Observation(part.rows, linear, linear.project(part.values - a @ offset)))
+            values = (part.values - a.to(offset.dtype) @ offset).to(torch.float32)  # the offset may be far from zero
+            observations.append(Observation(part.rows, linear, linear.project(values)))
     return observations
 
 
@@ -122,7 +126,7 @@ def _complete(
     """In data units, unranked; samples where nothing is observed."""
     schedule = schedule or (Schedule.wide() if bundle.mixture_prior is None else Schedule())
     check.fits_memory(n * size, bundle.shape)
-    out = torch.empty(n, size, *bundle.shape)
+    out = torch.empty(n, size, *bundle.shape, dtype=bundle.dtype)
     unobserved = torch.ones(size, dtype=torch.bool)
     for observation in observations:
         unobserved[observation.rows] = False
@@ -134,8 +138,7 @@ def _complete(
             if len(images):
                 streams = [generator(seed, "inpaint", int(i), k) for i in images for k in range(n)]
                 z = (_annealed if bundle.noisy else _chains)(bundle, block, streams, schedule)
-                x = bundle.transform.inverse(z.reshape(-1, *bundle.shape))
-                x = x.clamp(0, 1) if bundle.kind == "image" else x
+                x = bundle.decode(z.reshape(-1, *bundle.shape))
                 out[:, images] = x.reshape(len(images), n, *bundle.shape).transpose(0, 1)
     return out
 
@@ -222,13 +225,13 @@ def _affine(bundle: Any) -> tuple[Tensor, Tensor]:
     low, high, twice = (bundle.transform.inverse(z).flatten() for z in (zero, one, 2 * one))
     if not torch.allclose(twice - high, high - low, rtol=1e-3, atol=1e-5):
         raise UserError(f"{bundle.path}: in-painting wants a transform that scales and shifts, not {bundle.transform}")
-    return high - low, low
+    return (high - low).to(torch.float32), low
 
 
 def _mask(observed: Any, x: Any, bundle: Any) -> Tensor:
     """(B, *shape) bool."""
     if not hasattr(x, "shape"):
-        raise UserError(f"x: a {type(x).__name__}, want a tensor or an array")
+        raise UserError(f"x: {kind_of(x)}, want a tensor or an array")
     shape = tuple(x.shape)
     check_shape(torch.empty(shape), bundle.shape, bundle.kind, where="x")
     observed = torch.as_tensor(observed)

@@ -20,15 +20,21 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.data.files import IMAGE_SUFFIXES, read_array
+from thalweg.data.files import IMAGE_SUFFIXES, read_rows
+from thalweg.data.layout import Layout
 
 log = logging.getLogger("thalweg")
 WORDS = ("right-half", "left-half", "top-half", "bottom-half", "all", "none")
 KINDS = f"{', '.join(WORDS)}, random:SHARE, box:LEFT,TOP,RIGHT,BOTTOM, or a .png or .npy file"
 
 
-def observed(mask: str | Path, shape: tuple[int, ...], num_images: int, *, seed: int = 0) -> Bool[Tensor, "n *d"]:
-    """Which pixels of each of `num_images` images of `shape` are observed; UserError for a mask that cannot be read."""
+def observed(
+    mask: str | Path, shape: tuple[int, ...], num_images: int, *, seed: int = 0, layout: Layout | None = None
+) -> Bool[Tensor, "n *d"]:
+    """Which pixels of each of `num_images` images of `shape` are observed; UserError for a mask that cannot be read.
+
+    `layout`: the columns of the model's rows, by which a mask in a table is matched.
+    """
     text = str(mask)
     kind, _, rest = text.partition(":")
     if text in WORDS or kind in ("box", "random"):
@@ -42,7 +48,7 @@ def observed(mask: str | Path, shape: tuple[int, ...], num_images: int, *, seed:
     path = Path(mask)
     if not text or not path.exists():
         raise UserError(f"no such file, and must be one of {KINDS}", argument="mask", value=text)
-    return ~_stored(path, shape, num_images)
+    return ~_stored(path, shape, num_images, layout)
 
 
 def _half(word: str, shape: tuple[int, ...]) -> Tensor:
@@ -90,9 +96,9 @@ def _random(text: str, rest: str, shape: tuple[int, ...], num_images: int, seed:
     return seen.reshape(num_images, 1, *shape[1:]).expand(num_images, *shape)
 
 
-def _stored(path: Path, shape: tuple[int, ...], num_images: int) -> Tensor:
+def _stored(path: Path, shape: tuple[int, ...], num_images: int, layout: Layout | None) -> Tensor:
     """Where a stored mask is white: one mask for all images, or one each."""
-    found = read_array(path, shape=shape if len(shape) == 1 else None, bounded=False)
+    found = read_rows(path, layout=layout, shape=shape if len(shape) == 1 else None, bounded=False).x
     if len(shape) == 3:
         found = found[None, None] if found.ndim == 2 else found
         wanted, size = shape[1:], tuple(found.shape[2:])

@@ -15,7 +15,7 @@ from thalweg.core.errors import UserError
 
 BUDGETS = ("steps", "minutes")
 MINUTES = 10.0  # where neither the command, nor an override, nor the recipe says a word about the budget
-ARGUMENTS = ("data.name", "data.path", "data.hub", "seed")
+ARGUMENTS = ("data.name", "data.path", "data.hub", "data.header", "data.drop", "seed")
 WHOLE = {"data": "data.held_out or data.limit", "train": "its keys, as in train.batch_size=32"}
 ANOTHER = "resume without, or start another run"
 
@@ -24,7 +24,8 @@ ANOTHER = "resume without, or start another run"
 class Request:
     """What a user asks of `fit`: a data set, a recipe and what to change in it.
 
-    `recipe` and `seed` not given mean "dual" and 0 in a new run, and those of the run in a resumed one.
+    `recipe`, `seed`, `header` and `drop` not given mean "dual", 0, what the file says and no column in a new run, and
+    those of the run in a resumed one.
     """
 
     data: str | os.PathLike[str]
@@ -37,6 +38,8 @@ class Request:
     checkpoint_every: int | None = None
     overrides: Sequence[str] = ()
     command: str | None = None
+    header: bool | None = None
+    drop: Sequence[str] = ()
 
     def __post_init__(self):
         for name in ("data", "recipe", "path"):
@@ -86,6 +89,7 @@ def data_tree(request: Request) -> dict[str, Any]:
         if key in WHOLE:
             raise UserError("cannot be replaced whole", argument=key, hint=f"override {WHOLE[key]}")
     data = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
+    data |= {"header": request.header, "drop": list(request.drop)}
     mine = [text for text in request.overrides if text.strip().startswith("data.")]
     return specs.override({"data": data}, mine)["data"]
 
@@ -152,6 +156,11 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
         raise UserError(f"{began} {data['path'] or 'none'}", argument="path", value=request.path, hint=ANOTHER)
     if request.hub and not data["hub"]:
         raise UserError(f"{began}out it", argument="hub", value=True, hint=ANOTHER)
+    if request.header not in (None, data["header"]):
+        raise UserError(f"{began} another", argument="header", value=request.header, hint=ANOTHER)
+    if request.drop and [*request.drop] != data["drop"]:
+        left_out = ", ".join(data["drop"]) or "nothing"
+        raise UserError(f"{began} {left_out} left out", argument="drop", value=[*request.drop], hint=ANOTHER)
     if request.seed is not None and request.seed != run["seed"]:
         raise UserError(f"{began} seed {run['seed']}", argument="seed", value=request.seed, hint=ANOTHER)
     _compare_recipe(request, config, folder)

@@ -15,9 +15,12 @@ from thalweg.core import store
 from thalweg.core.config import build
 from thalweg.core.errors import DamagedFile
 from thalweg.core.weights import Stored, Unfit, require_fit
+from thalweg.data.layout import Layout
+from thalweg.data.precision import Float32Transform
 from thalweg.energy.shape import check_shape
 
 KINDS = ("image", "vector")
+DTYPES = ("uint8", "float32", "float64")
 PARTS = {"transform": ("data", "forward", "inverse"), "sampler": ("sampler", "init", "step")}  # layer and methods
 
 
@@ -27,6 +30,8 @@ class Parts(NamedTuple):
     kind: str
     shape: tuple[int, ...]
     normalised: bool
+    dtype: torch.dtype  # of the data
+    layout: Layout  # the columns of the table they came from
     transform: Any
     sampler: Any
 
@@ -45,7 +50,12 @@ def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
         shape = check_shape(data["shape"])
     except ValueError as error:
         raise _damaged(where, "data.shape is not of whole numbers above zero") from error
-    return Parts(data["kind"], shape, normalised, _part(run, "transform", where), _part(run, "sampler", where))
+    if data.get("dtype") not in DTYPES:
+        raise _damaged(where, "data.dtype is unknown")
+    dtype = torch.float64 if data["dtype"] == "float64" else torch.float32
+    transform = Float32Transform(_part(run, "transform", where), dtype)
+    layout = _layout(data, run.get("data"), where)
+    return Parts(data["kind"], shape, normalised, dtype, layout, transform, _part(run, "sampler", where))
 
 
 def energy_of(config: Mapping[str, Any]) -> nn.Module:
@@ -71,6 +81,17 @@ def held_out_energies(path: Path) -> Tensor:
     if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
         raise DamagedFile("holds no energies of held-out data, (n,)", argument=str(path), hint="train again")
     return held_out.to(torch.float32)
+
+
+def _layout(data: Mapping[str, Any], asked: Any, where: Path) -> Layout:
+    """The columns that later tables are matched by."""
+    ignored = data.get("ignored")
+    if not isinstance(asked, Mapping) or not isinstance(ignored, list):
+        raise _damaged(where, "run.data is no mapping, or data.ignored no list")
+    try:
+        return Layout.from_list(data.get("encoding"), headless=asked.get("header") is False, ignored=map(str, ignored))
+    except DamagedFile as error:
+        raise _damaged(where, error.message) from error
 
 
 def _part(run: Mapping[str, Any], name: str, where: Path) -> Any:

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from thalweg import console
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.commands.trained import trained
 from thalweg.core.errors import UserError
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 EXAMPLE = "Example: `thalweg inpaint runs/digits --image torn.png --mask right-half -n 8 -o repaired.png`"
 NOISE = "Standard deviation of the noise on what is given; with --operator at least 0.0011 for images of 8 bits."
 SHOWN = 16  # images in a picture
@@ -20,7 +20,9 @@ MISFIT = 0.02  # root mean square, in pixels of [0, 1]
 
 def inpaint(
     run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
-    image: Annotated[Path, typer.Option("--image", help="An image, a folder of them, npy or npz.")],
+    image: Annotated[
+        Path, typer.Option("--image", help="An image, a folder of them, npy or npz; of rows a table too.")
+    ],
     mask: Annotated[
         str | None,
         typer.Option(
@@ -44,13 +46,15 @@ def inpaint(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Name and pass over images that cannot be used.")
     ] = False,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Complete images where a mask says that pixels are missing, several times, best first."""
     from thalweg.apps import inpaint as app
     from thalweg.apps.given import ROUNDING, read_damaged_images
     from thalweg.apps.masks import observed as read_mask
-    from thalweg.data.loader import as_float
+    from thalweg.data.validate import as_float
 
     if (mask is None) == (operator is None):
         raise UserError("give one of --mask and --operator: which pixels are missing, or how the image was made")
@@ -61,8 +65,11 @@ def inpaint(
     _check_out(out, image, run, None if mask is None else Path(mask))
     linear_map = None if operator is None else _operator(operator)
     shape = bundle.shape if linear_map is None else _small(linear_map, bundle.shape)
-    images = read_damaged_images(image, shape, skip_bad=skip_bad, flat=linear_map is not None)
-    known = None if linear_map is not None else read_mask(mask or "", bundle.shape, images.count, seed=seed)
+    table = {"layout": bundle.layout, **table_options(header, drop)}
+    images = read_damaged_images(image, shape, skip_bad=skip_bad, flat=linear_map is not None, **table)
+    known = None
+    if linear_map is None:
+        known = read_mask(mask or "", bundle.shape, images.count, seed=seed, layout=bundle.layout)
     images = images.usable(known, skip_bad)
     for line in images.notes:
         console.say(line)

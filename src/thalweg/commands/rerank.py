@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from thalweg import console
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.core.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Keep the best of many candidates: `thalweg rerank RUN CANDIDATES --keep K`; `fit` learns what is best.",
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and name it.")]
 VARIETIES = "maximal_marginal_relevance, or none: by energy alone."
 KINDS = "npy, npz, a folder of images or, of rows, csv or parquet"
@@ -54,6 +54,8 @@ def fit(
         str, typer.Option(help="auto; or what is shown of images: pixels, quantile_match or binarize.")
     ] = "auto",
     skip_bad: SkipBad = False,
+    header: Header = None,
+    drop: Drop = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -65,9 +67,11 @@ def fit(
     options: dict[str, Any] = {"steps": steps, "ensemble": ensemble, "noise": _noise(noise), "view": view}
     chosen: Any = variety  # a word so far, which the constructor checks
     reranker = EnergyReranker(variety=chosen, seed=seed, settings=RatioSettings(**options))
-    x, y = (_read(path, None, skip_bad) for path in (real, generated))
+    x = _read(real, None, skip_bad, **table_options(header, drop))
+    y = _read(generated, None, skip_bad, header=header, layout=x.layout)
     require_savable(out)
     replaces = (out / "config.json").exists()
+    reranker.layout = x.layout
     reranker.fit(x.x, y.x, names=(str(real), str(generated)))
     reranker.save_pretrained(out)
     if replaces:
@@ -106,10 +110,12 @@ def choose(
         False
     ),
     skip_bad: SkipBad = False,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Rank candidates and keep the best."""
-    from thalweg.apps.table import write_scores
+    from thalweg.data.score_table import write_scores
 
     console.writable(table, (".csv", ".parquet"))
     for path in (table, out):
@@ -122,7 +128,7 @@ def choose(
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety)
-    found = _read(candidates, reranker.shape, skip_bad)
+    found = _read(candidates, reranker.shape, skip_bad, layout=reranker.layout, **table_options(header, drop))
     if out is not None and not out.suffix and found.x.ndim != 4:
         raise UserError("the candidates are rows, not images", argument=str(out), hint="name a .npy file")
     ranking = reranker.ranked(found.x, keep, force=force)
@@ -154,12 +160,12 @@ def _words(noise: Any) -> str:
     return ":".join(f"{part:g}" for part in noise) if isinstance(noise, tuple) else f"{noise:g}"
 
 
-def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool) -> "Candidates":
+def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool, **table: Any) -> "Candidates":
     from thalweg.apps.candidates import read_candidates
     from thalweg.data.files import image_files
 
     try:
-        found = read_candidates(path, shape, skip_bad=skip_bad)
+        found = read_candidates(path, shape, skip_bad=skip_bad, **table)
     except UserError as error:
         if skip_bad or not path.is_dir() or not image_files(path):
             raise

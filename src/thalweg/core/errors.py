@@ -5,11 +5,14 @@ Messages say what is wrong, where, and how to mend it, in one line. A `UserError
 no caller reads or edits the text of a message.
 """
 
+import re
 from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
 SHOWN = 60  # characters of a value
+# Names that begin with the sound of a vowel; M in MLP is spelled out, "em", in MALA it is not.
+_AN = re.compile(r"[AEIaei]|[Oo](?!ne)|[Uu](?![A-Zs]|ni)|ndarray|[FHLMNRSX](?=[B-DF-HJ-NP-TV-Z])")
 
 
 class ThalwegError(Exception):
@@ -68,6 +71,19 @@ def shown(value: Any) -> str:
     """A value as a message shows it: in one line of at most 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words for a message: `an int`, `a Tensor`, `the class ULA`, `None`.
+
+    The article goes by the sound of the name: `a UNet`, `an MLPEnergy`.
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if _AN.match(name.lstrip('_')) else 'a'} {name}"
 
 
 class DamagedFile(UserError):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.core import temporary
-from thalweg.core.errors import DamagedFile, DiskFull, ThalwegError, UserError
+from thalweg.core.errors import DamagedFile, DiskFull, ThalwegError, UserError, kind_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -252,7 +252,7 @@ def _flatten(tree: Any, path: tuple[str, ...], tensors: dict[str, "Tensor"]) -> 
         return {"tuple": [_flatten(part, (*path, name), tensors) for name, part in parts], "fields": fields}
     if isinstance(tree, dict) and all(key is None or isinstance(key, bool | int | str) for key in tree):
         return {"dict": [[key, _flatten(part, (*path, str(key)), tensors)] for key, part in tree.items()]}
-    kind = f"a dict with the keys {list(tree)}" if isinstance(tree, dict) else f"a {type(tree).__name__}"
+    kind = f"a dict with the keys {list(tree)}" if isinstance(tree, dict) else kind_of(tree)
     raise UserError(f"{kind} cannot be stored without pickle", argument=".".join(path) or "the tree")
 
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
 from thalweg.core.check import stated
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 
 _CONFIG = ConfigDict(arbitrary_types_allowed=True)
 _WANTED = {  # by pydantic's types of faults
@@ -46,7 +46,7 @@ def check_types(cls: type, values: Mapping[str, Any]) -> None:
             if wanted and _plain(value):
                 raise UserError(f"must be {wanted}", argument=key, value=stated(value))
             if wanted:
-                raise UserError(f"must be {wanted}, not a {type(value).__name__}", argument=key)
+                raise UserError(f"must be {wanted}, not {kind_of(value)}", argument=key)
 
 
 def _fault(hint: Any, value: Any) -> str | None:

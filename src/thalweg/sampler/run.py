@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.core.check import one_of, whole
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import Bipartite, EnergyFn, HasGradient
 from thalweg.energy.compose import EnergyWrapper
@@ -155,7 +155,7 @@ class _Checked(EnergyWrapper):
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
         u = self.energy(x, *t)
         if not isinstance(u, Tensor):
-            raise _fault(f"must give a torch tensor ({len(x)},), not {_kind(u)}")
+            raise _fault(f"must give a torch tensor ({len(x)},), not {kind_of(u)}")
         if u.shape != x.shape[:1]:
             raise _fault(f"must give one number for each row, ({len(x)},), not {tuple(u.shape)}")
         if x.requires_grad and not u.requires_grad:
@@ -175,19 +175,15 @@ def _check_parts(sampler: Any, energy: Any) -> None:
     missing = [name for name in ("init", "draw", "step") if not callable(getattr(sampler, name, None))]
     if isinstance(sampler, type) or missing:
         hint = "such as thalweg.sampler.langevin.ULA(step_size=0.01)"
-        raise UserError(f"must be a sampler, not {_kind(sampler)}", argument="sampler", hint=hint)
+        raise UserError(f"must be a sampler, not {kind_of(sampler)}", argument="sampler", hint=hint)
     if isinstance(energy, type) or not callable(energy):
         hint = "a module or function that takes x (B, ...) and gives (B,)"
-        raise UserError(f"must be an energy, not {_kind(energy)}", argument="energy", hint=hint)
-
-
-def _kind(thing: Any) -> str:
-    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+        raise UserError(f"must be an energy, not {kind_of(energy)}", argument="energy", hint=hint)
 
 
 def _check_positions(x: Tensor) -> None:
     if not isinstance(x, Tensor) or x.ndim < 2:
-        found = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else _kind(x)
+        found = f"of shape {tuple(x.shape)}" if isinstance(x, Tensor) else kind_of(x)
         raise UserError(f"must be a tensor (B, ...) with a batch dimension first, not {found}", argument="x")
     if x.dtype not in (torch.float32, torch.float64):
         hint = "bf16 is a precision of the network"

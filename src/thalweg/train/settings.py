@@ -17,13 +17,17 @@ class _Section(BaseModel):
 
 
 class DataSettings(_Section):
-    """Which data: a named set or a path, an optional file or folder that holds the set, and the held-out share."""
+    """Which data: a named set or a path, an optional file or folder that holds the set, and the held-out share; of a
+    table whether it has a header, and the columns that are left out.
+    """
 
     name: str
     path: str | None = None
     hub: bool = False
     held_out: float | None = Field(None, gt=0, lt=1)
     limit: int | None = Field(None, ge=2)
+    header: bool | None = None
+    drop: list[str] = []
 
 
 class TrainSettings(_Section):
@@ -69,6 +73,10 @@ class DataFacts(BaseModel):
     labels: StrictStr | None = None  # a fingerprint, where the objective reads labels
     kind: Literal["image", "vector"]
     shape: list[Annotated[StrictInt, Field(ge=1)]] = Field(min_length=1, max_length=3)
+    dtype: Literal["uint8", "float32", "float64"]
+    columns: list[StrictStr] | None  # names, of a table that has them
+    ignored: list[StrictStr]  # columns that were left out
+    encoding: list[Any] | None  # what the columns hold, as `data.columns.Columns.to_list` says it
     num_train: StrictInt
     num_held_out: StrictInt
 

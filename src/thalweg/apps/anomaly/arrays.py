@@ -1,6 +1,6 @@
 """Arrays that cannot be used, told in one line: scikit-learn's checks, with the place and the remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,6 +8,9 @@ import numpy as np
 from torch import Tensor
 
 from thalweg.core.errors import UserError
+from thalweg.data.columns import Column, Columns
+from thalweg.data.reading import IN_MEMORY, option
+from thalweg.data.validate import check_cells
 
 
 @contextmanager
@@ -42,6 +45,39 @@ def _dtypes(x: Any) -> list[Any]:
         except ValueError:  # ragged
             return []
     return list(np.ravel(getattr(x, "dtypes", getattr(x, "dtype", None))))  # a frame without names has many
+
+
+def check_rows(
+    x: np.ndarray, columns: Columns | None, *, where: str = IN_MEMORY, first: int = 0, gaps: bool, least: int = 0
+) -> None:
+    """UserError, with the column and the row, for infinity, for NaN unless `gaps` may be, and for fewer than `least`
+    rows; `first` is the number of the first row.
+    """
+    if len(x) < least:
+        raise UserError(f"{len(x)} rows; want {least} or more", argument=where)
+    hint = f"drop the row, or fit with {option(where, 'missing', 'marginalise')}"
+    if columns is not None:
+        names = [columns.names[i] for i in columns.owners]
+        return check_cells(x, names, where, rows=range(first, first + len(x)), gaps=gaps, hint=hint)
+    bad = np.isinf(x) if gaps else ~np.isfinite(x)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        at = f"row {row + 1}, column {column + 1} (X[{row}, {column}]) is"
+        infinite = np.isinf(x[row, column])
+        what = "infinite (infinity)" if infinite else "missing (NaN)"
+        raise UserError(f"{at} {what}", argument=where, hint="mend it" if infinite else hint)
+
+
+def numbered(named: Sequence[str], names: Sequence[str], where: str) -> Columns:
+    """Columns of numbers, x0, x1, … (`named`) or 0, 1, …, for a detector that was fitted on an array; UserError where
+    a table with columns of these `names` has neither.
+    """
+    for wanted in (named, [str(i) for i in range(len(named))]):
+        if set(wanted) <= set(names):
+            return Columns(tuple(map(Column, wanted)))
+    what = f"the detector was fitted on an array of {len(named)} columns without names"
+    hint = f"name the table's {named[0]} to {named[-1]}, or give a CSV of as many columns with --no-header"
+    raise UserError(what, argument=where, hint=hint)
 
 
 CATEGORIES = "give categories in a table with names (pandas, polars), or a number"

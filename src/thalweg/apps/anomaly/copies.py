@@ -36,7 +36,7 @@ class Copies(NamedTuple):
         return len(self.counted_by) - len(self.kept)
 
 
-def told(copies: Copies) -> Copies:
+def warn_of_copies(copies: Copies) -> Copies:
     """The same, once warnings in the log have given the number of copies, and that of equal rows taken for none."""
     num = len(copies.counted_by)
     if copies.num:

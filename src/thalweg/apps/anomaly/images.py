@@ -31,7 +31,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.core.weights import Stored, require_fit
 from thalweg.data.catalog import Dataset, split
-from thalweg.data.loader import as_float, check_images
+from thalweg.data.validate import as_float, check_images
 from thalweg.energy.autoencoder import AutoencoderEnergy
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.kernel import FeatureKernelEnergy

@@ -13,11 +13,12 @@ from torch import Tensor
 
 import thalweg
 from thalweg.apps.anomaly.calibrate import Calibration, LeftOut, check_rate
-from thalweg.apps.anomaly.columns import Columns
 from thalweg.apps.anomaly.detector import KINDS, EnergyDetector, energy_class
 from thalweg.apps.anomaly.partial import Partial
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.columns import Columns
+from thalweg.data.reading import Reading
 
 APP, FORMAT = "anomaly", 2
 OWN = ("config.json", "model.safetensors", "calibration.safetensors", store.MANIFEST)
@@ -120,12 +121,14 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
             {n: getattr(detector, n) for n in PLAIN} | {"kind": detector.kind_, "missing": detector.missing_}
         ),
         "rate": detector.rate_,
-        "left_out": detector.calibration_.left_out is not None,
+        "leave_one_out": detector.calibration_.left_out is not None,
         "random_state": _seed(detector.random_state),
         "offset": detector.offset_,
         "num_features": getattr(detector, "n_features_in_", None),
         "features": None if names is None else [str(name) for name in names],
         "columns": None if detector.columns_ is None else detector.columns_.to_list(),
+        "reading": None if detector.columns_ is None else detector.columns_.reading.to_dict(),
+        "left_out": [] if detector.columns_ is None else [list(pair) for pair in detector.columns_.left_out],
         "structure": structure,
     }
     return tensors, config
@@ -141,20 +144,24 @@ def _calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
 
 def _calibration(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Calibration:
     energies = arrays["energy"]
-    if not config["left_out"]:
+    if not config["leave_one_out"]:
         return Calibration(energies)
     alone, seen = arrays.get("alone", energies), arrays.get("seen", energies)
     return Calibration(energies, LeftOut(alone, seen, arrays.get("counts", np.ones(len(energies), int))))
 
 
 def _detector(config: dict[str, Any], tensors: dict[str, Tensor], calibration: Calibration) -> EnergyDetector:
-    detector = EnergyDetector(**{name: config["parameters"][name] for name in PLAIN})
+    reading = config.get("reading") or {}  # none in a detector of arrays
+    detector = EnergyDetector(**{name: config["parameters"][name] for name in PLAIN}, **reading)
     detector.random_state = config.get("random_state")
     tree = store.unflatten(tensors, config["structure"])
     detector.energy_ = energy_class(detector.kind).from_state(_arrays(tree["energy"]))
     detector.train_scores_ = tree["train_scores"].numpy()
     detector.calibration_ = calibration
-    detector.columns_ = None if config["columns"] is None else Columns.from_list(config["columns"])
+    detector.columns_ = None
+    if config["columns"] is not None:
+        left_out = config.get("left_out", ())
+        detector.columns_ = Columns.from_list(config["columns"], Reading.from_dict(reading), left_out)
     detector.partial_ = None
     if "rows" in tree:
         detector.partial_ = Partial(tree["rows"].numpy(), detector.calibration_, tree["center"].numpy())

@@ -123,8 +123,7 @@ def ends(bundle: Bundle, model: Any, trace: Trace) -> Float[Tensor, "n *d"]:
     how the sampler ends; in data units, images in [0, 1].
     """
     z, t = bundle.transform.forward(trace.x[-1]), torch.tensor(bundle.t_min, dtype=torch.float32)
-    x = bundle.transform.inverse(denoise(model, z, t))
-    return x.clamp(0, 1) if bundle.kind == "image" else x
+    return bundle.decode(denoise(model, z, t))
 
 
 def _start(bundle: Bundle, n: int, seed: int) -> Tensor:
