@@ -20,7 +20,7 @@ import logging
 import numpy as np
 from scipy import stats
 
-from thalweg.apps.anomaly import detector
+from thalweg.apps.anomaly import copies as module
 from thalweg.apps.anomaly.calibrate import Calibration
 from thalweg.apps.anomaly.copies import Copies
 from thalweg.apps.anomaly.detector import EnergyDetector
@@ -95,7 +95,7 @@ COPYING = {
 def copies(sets: int) -> None:
     """The table of `--copies`."""
     print("| law | rows | 5 % | 1 % | one row left out, 5 % |\n|---|---|---|---|---|")
-    found = detector.find_copies
+    found = module.find_copies
     logging.getLogger("thalweg").setLevel(logging.ERROR)
     for law, draw in VALUES.items():
         for way, copy in COPYING.items():
@@ -104,9 +104,9 @@ def copies(sets: int) -> None:
                 random = np.random.default_rng([12, number])
                 rows, fresh = copy(draw(random, 300), random), draw(random, 1000)
                 p = EnergyDetector(random_state=number).fit(rows).p_values(fresh)
-                detector.find_copies = lambda x, _: Copies(np.arange(len(x)), np.arange(len(x)))
+                module.find_copies = lambda x, _: Copies(np.arange(len(x)), np.arange(len(x)))
                 mutant = EnergyDetector(random_state=number).fit(rows).p_values(fresh)
-                detector.find_copies = found
+                module.find_copies = found
                 shares.append([(p <= 0.05).mean(), (p <= 0.01).mean(), (mutant <= 0.05).mean()])
             mean, error = np.mean(shares, axis=0), np.std(shares, axis=0, ddof=1) / sets**0.5
             cells = "".join(f" {m:.1%} ± {e:.1%} |" for m, e in zip(mean, error, strict=True))

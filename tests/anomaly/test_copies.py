@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import thalweg
-from thalweg.apps.anomaly import detector as module
+from thalweg.apps.anomaly import copies as module
 from thalweg.apps.anomaly.copies import Copies, find_copies, find_image_copies
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.saved import DetectorBundle

@@ -36,15 +36,21 @@ class Copies(NamedTuple):
         return len(self.counted_by) - len(self.kept)
 
 
-def warn_of_copies(copies: Copies) -> Copies:
-    """The same, once warnings in the log have given the number of copies, and that of equal rows taken for none."""
-    num = len(copies.counted_by)
+def copies_of(kind: str, rows: Any, features: np.ndarray | None) -> Copies:
+    """Which whole rows of a table, or images, are copies; `features` as for `find_copies`. Warnings give their number,
+    and that of equal rows taken for none.
+    """
+    if kind == "image":
+        from thalweg.apps.anomaly.images import as_images  # not wanted for tables
+
+        copies = find_image_copies(as_images(rows).numpy())
+    else:
+        copies = find_copies(rows, features)
+    num = len(rows)
     if copies.num:
         log.warning("%d of %d rows are copies of others, equal or nearly so, and count once", copies.num, num)
     if copies.num_equal > MANY * num:
-        text = (
-            "%d of %d rows equal others, which few values explain, and count each; if they were copied, leave them out"
-        )
+        text = "%d of %d rows equal others, which few values explain, and count each; if they were copied, drop them"
         log.warning(text, copies.num_equal, num)
     return copies
 

@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from thalweg.apps.anomaly.arrays import array_errors, check_rows, checked_pixels, numbered
 from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
 from thalweg.apps.anomaly.contents import Contents, describe, learn
-from thalweg.apps.anomaly.copies import Copies, calibration_of_fitted, find_copies, find_image_copies, warn_of_copies
+from thalweg.apps.anomaly.copies import Copies, calibration_of_fitted, copies_of
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
 from thalweg.apps.anomaly.parameters import KINDS, check_parameters
 from thalweg.apps.anomaly.partial import Partial
@@ -331,10 +331,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         return whole
 
     def _copies(self, rows: Any) -> Copies:
-        """Which of the whole rows are copies of others."""
-        if self.kind_ == "image":
-            return warn_of_copies(find_image_copies(_images(rows)))
-        return warn_of_copies(find_copies(rows, None if self.columns_ is None else self.columns_.owners))
+        return copies_of(self.kind_, rows, None if self.columns_ is None else self.columns_.owners)
 
     def features(self) -> tuple[list[str], np.ndarray]:
         """Names by feature, and the feature of each encoded column."""
@@ -390,11 +387,6 @@ def _energy(kind: str, options: dict[str, Any] | None) -> Any:
     if options is not None and not (isinstance(options, dict) and set(options) <= set(known)):
         raise UserError(f"must be a dict of keywords among {', '.join(known)}", argument="options", value=options)
     return made(**(options or {}))
-
-
-def _images(x: Any) -> np.ndarray:
-    """Images (N, C, H, W), checked by what is imported when they are wanted."""
-    return import_module("thalweg.apps.anomaly.images").as_images(x).numpy()
 
 
 def energy_class(kind: str) -> Any:

@@ -15,8 +15,9 @@ from thalweg.core.errors import UserError
 
 EXACT = 500  # rows up to which the statistic's exact law is used
 LEAST = 5  # rows of which a law can be seen
-VARIANCE = (1.4, 5.0)  # of shares of energies left out, over that of independent ones: upwards, downwards
+VARIANCE = (1.8, 5.0)  # of shares of energies left out, over that of independent ones: upwards, downwards
 VARIANCE_OF_EQUALS = (2.0, 5.0)  # the same where rows of the table are equal
+LEVELS = (0.8, 0.2)  # the parts of the level that upwards and downwards have: a drift is most often upwards
 
 
 class Drift(NamedTuple):
@@ -32,7 +33,7 @@ def drift(calibration: Calibration, energies: np.ndarray, *, level: float = 0.01
     """Two-sample Kolmogorov-Smirnov test of new energies (B,) against the calibration's n (Smirnov 1939).
 
     A false alarm has probability `level` at most; both sample sizes count, ties make it cautious. Distances below about
-    1.6 sqrt(1/n + 1/B) are not seen at level 0.01. Energies of rows left out count less: n / 1.4 where new energies are
+    1.6 sqrt(1/n + 1/B) are not seen at level 0.01. Energies of rows left out count less: n / 1.8 where new energies are
     higher (n / 2 in tables of equal rows), n / 5 where they are lower.
     """
     check_rate(level, "level")
@@ -52,9 +53,11 @@ def drift(calibration: Calibration, energies: np.ndarray, *, level: float = 0.01
 
 
 def _of_left_out(energies: np.ndarray, left_out: LeftOut, new: np.ndarray, level: float) -> Drift:
-    """Both one-sided tests against leave-one-out energies u_i, the smaller p-value counted twice.
+    """Both one-sided tests against leave-one-out energies u_i (Bonferroni).
 
-        D+ = max_u (G(u) - F(u)),    D- = max_u (F(u) - S(u)),    p = exp(-2 m B / (m + B) D²),    m = n / variance
+        D+ = max_u (G(u) - F(u)),    D- = max_u (F(u) - S(u)),    p = min over both of exp(-2 m B / (m + B) D²) / part,
+
+    m = n / variance, and the parts of the level 0.8 and 0.2.
 
     F, G and S are the shares of new rows, of u_i, and of the rows' `seen` energies up to u: a new row that equals row i
     has an energy from the one to the other, so that values that repeat are no drift. Energies of rows left out hang
@@ -71,7 +74,8 @@ def _of_left_out(energies: np.ndarray, left_out: LeftOut, new: np.ndarray, level
     rows = 1 / np.square(weights).sum()
     variances = VARIANCE if (left_out.seen == left_out.alone).all() else VARIANCE_OF_EQUALS
     sizes = [rows / variance * len(new) / (rows / variance + len(new)) for variance in variances]
-    p = min(2 * math.exp(-2 * m * max(d, 0.0) ** 2) for m, d in zip(sizes, (up, down), strict=True))
+    parts = zip(sizes, (up, down), LEVELS, strict=True)
+    p = min(math.exp(-2 * m * max(d, 0.0) ** 2) / part for m, d, part in parts)
     return Drift(max(up, down, 0.0), min(p, 1.0), level, p <= level)
 
 
