@@ -163,7 +163,7 @@ class TestRerank:
 
     def test_fit_and_choose_match_by_name(self, tables, call, tmp_path):
         _, made = tables
-        words = ["--steps", 20, "--members", 2]
+        words = ["--steps", 20, "--ensemble", 2]
         code, _, err = call("rerank", "fit", "real.csv", "made.csv", "-o", "judge", *words)
         assert code == 0, err
         found = []
@@ -174,8 +174,8 @@ class TestRerank:
         assert found[0] == found[1]
         judge = thalweg.load(tmp_path / "judge")
         assert judge.layout.names == [*"abc"]
-        assert torch.equal(judge.rank(made), judge.rank(made[[*"cba"]]))
-        assert torch.equal(judge.rank(made), judge.rank(made.to_numpy()))
+        assert torch.equal(judge.energies(made), judge.energies(made[[*"cba"]]))
+        assert torch.equal(judge.energies(made), judge.energies(made.to_numpy()))
         for change, part in (({"a": "z"}, "lacks column 'a' (column 'z' not known)"), ({"a": "b"}, "there twice")):
             made.rename(columns=change).to_csv(tmp_path / "new.csv", index=False)
             refused(call("rerank", "judge", "new.csv", "--keep", 5), "new.csv", part)
