@@ -389,7 +389,7 @@ TABLE = {
     "unknown training key": ([*T, "train.batchsize=3"], "did you mean 'batch_size'"),
     "unknown section": ([*T, "enrgy.width=3"], "did you mean 'energy'"),
     "wrong type": ([*T, "train.batch_size=many"], "train.batch_size='many': must be a valid integer"),
-    "wrong type of an energy's": ([*T, "energy.width=many"], "ResidualEnergy"),
+    "wrong type of an energy's": ([*T, "energy.width=many"], "energy.width='many': must be a whole number"),
     "no assignment": ([*T, "width"], "not an assignment"),
     "no value": ([*T, "energy.width="], "gives no value"),
     "unknown class": (
@@ -412,7 +412,7 @@ TABLE = {
     "budgets replaced": ([*T[:2], "train={}"], "train: cannot be replaced whole"),
     "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: either is the whole budget"),
     "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: train has both steps and minutes"),
-    "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=nan: not a number"),
+    "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=nan: must be"),
     "negative seed": ([*T, "--seed", "-1"], "for '--seed'"),
     "long seed": ([*T, "--seed", str(2**64)], "for '--seed'"),
     "negative seed of samples": (["sample", MOONS, "--seed", "-1"], "for '--seed'"),

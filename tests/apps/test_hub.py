@@ -108,10 +108,10 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def versions(digits, tmp_path):
-    """Two versions of a bundle: the second has other weights, and no guess."""
+    """Two versions of a bundle: the second has other weights, and no prior."""
     digits.save_pretrained(tmp_path / "first")
     second = load(tmp_path / "first")
-    second.guess = None
+    second.mixture_prior = None
     second.model.load_state_dict({name: 2 * value for name, value in second.model.state_dict().items()})
     second.save_pretrained(tmp_path / "second")
     return tmp_path / "first", tmp_path / "second"
@@ -123,14 +123,14 @@ def _same(a, b):
 
 
 def test_an_update_is_loaded_though_a_file_of_the_older_revision_is_gone(hub, versions):
-    """Fault: one folder for all revisions kept guess.safetensors, which the new manifest does not list."""
+    """Fault: one folder for all revisions kept prior.safetensors, which the new manifest does not list."""
     first, second = versions
     old = hub.commit(first)
     assert _same(load(NAME), load(first))
     hub.commit(second)
     new = load(NAME)
     assert _same(new, load(second))
-    assert new.guess is None
+    assert new.mixture_prior is None
     assert _same(load(NAME, revision=old), load(first))
     hub.online = False
     assert _same(load(NAME), load(second))
@@ -261,7 +261,7 @@ def test_pushed_and_fetched_again(hub, versions):
     second.push_to_hub(NAME, **options, commit_message="better")
     files = hub.commits[hub.branches["main"]]
     assert {"README.md", "other.bin", store.MANIFEST} <= files.keys()
-    assert "guess.safetensors" not in files
+    assert "prior.safetensors" not in files
     assert _same(load(NAME), second)
     first.push_to_hub(NAME, revision="old", **options)
     assert _same(load(NAME, revision="old"), first)

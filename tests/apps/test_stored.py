@@ -24,7 +24,7 @@ from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.weights import LEAST_BYTES, Stored, Unfit, require_fit
 from thalweg.energy.mlp import MLPEnergy
 
-QUICK = RatioSettings(members=2, steps=2, hidden=4, channels=(4,), batch=8, view="pixels", noise=0.3)
+QUICK = RatioSettings(ensemble=2, steps=2, hidden=4, channels=(4,), batch=8, view="pixels", noise=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_what_a_killed_write_leaves_in_the_folder_is_gone_after_the_next(digits,
             replace(source, target)
 
         os.replace = killed
-        write_bundle(copy, digits.config, digits.model.state_dict(), digits.held_out_energies, digits.guess)
+        write_bundle(copy, digits.config, digits.model.state_dict(), digits.held_out_energies, digits.mixture_prior)
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     left = [path for path in copy.iterdir() if temporary.is_temporary(path)]
