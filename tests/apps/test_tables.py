@@ -244,11 +244,18 @@ class TestFarFromZero:
         assert torch.equal(bundle.energy(new.to_numpy()), bundle.energy(new))
         assert torch.equal(bundle.energy(torch.tensor(new.to_numpy())), bundle.energy(new))
 
-    def test_what_comes_too_coarse_is_refused(self, bundle, folder):
+    def test_what_comes_too_coarse_is_refused(self, bundle, folder, call, tmp_path):
         new = normal(3).to_numpy(np.float32)
         for given in (new, torch.tensor(new)):
             with pytest.raises(UserError, match="column 'northing' comes in float32"):
                 bundle.energy(given)
+        frame = normal(3).astype({"northing": np.float32})
+        for given in (frame[NAMES[::-1]], pl.from_pandas(frame)):
+            with pytest.raises(UserError, match="column 'northing' comes in float32"):
+                bundle.energy(given)
+        frame.to_parquet(tmp_path / "new.parquet")
+        refused(call("score", bundle.path, "new.parquet"), "new.parquet: column 'northing' comes in float32")
+        assert torch.equal(bundle.energy(normal(3).astype({"load": np.float32})).isfinite(), torch.ones(3) > 0)
         np.save(folder / "coarse.npy", (1.7e9 + normal(60).to_numpy()[:, 1:]).astype(np.float32))
         with pytest.raises(UserError, match="column 2 spreads by"):
             fit(Request(data=folder / "coarse.npy", steps=2, overrides=TINY), folder / "coarse", tensorboard=False)
