@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 import thalweg
-from thalweg.apps.anomaly.contents import learn, told
+from thalweg.apps.anomaly.contents import describe, learn
 from thalweg.apps.anomaly.saved import DetectorBundle
 from thalweg.core.errors import UserError
 from thalweg.data.reading import NA_WORDS, Reading
@@ -235,7 +235,7 @@ class TestLine:
         wide = pd.DataFrame(
             np.random.default_rng(0).normal(size=(30, 400)), columns=[f"sensor {i}" for i in range(400)]
         )
-        line = told(learn(wide, Reading()).to_dict())
+        line = describe(learn(wide, Reading()).to_dict())
         assert len(line) < 300
         assert "400 of numbers (sensor 0: 30, " in line
         assert "and 395 more" in line

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.apps import classify, hub
+from thalweg.apps import classify, conformal, hub
 from thalweg.apps.guess import read_mixture_prior
 from thalweg.apps.inputs import chain_positions, checked_rows
 from thalweg.apps.stored import energy_of, held_out_energies, parts_of, require_weights
@@ -165,8 +165,8 @@ class Bundle:
             result["log_prob"] = -u
         if self.held_out_energies is not None:
             ranked = self.held_out_energies.sort().values
-            above = len(ranked) - torch.searchsorted(ranked, u.contiguous())
-            result["p_value"] = (1 + above).to(torch.float32) / (1 + len(ranked))
+            p = torch.from_numpy(conformal.p_values(ranked.cpu().numpy(), u.cpu().numpy()))
+            result["p_value"] = p.to(u.device, torch.float32)
             self._warn_of(alpha, 1 / (1 + len(ranked)))
             result["flag"] = result["p_value"] <= alpha
         return result

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
+from thalweg.evaluate.corrupt import gaussian_blur
 
 
 class Operator(Protocol):
@@ -40,10 +41,7 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Blur:
-    """Each pixel replaced by a Gaussian average of its surroundings, of standard deviation `width` pixels.
-
-    The kernel is cut at three widths and the border is reflected, so a constant image stays what it is.
-    """
+    """A Gaussian blur of standard deviation `width` pixels (`evaluate.corrupt.gaussian_blur`)."""
 
     width: float = 1.0
 
@@ -54,13 +52,8 @@ class Blur:
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m"]:
         """The blurred image, flat."""
-        channels, *sides = _image(x, "Blur")
-        radius = min(int(3 * self.width + 0.5), min(sides) - 1)
-        offsets = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
-        kernel = torch.softmax(-offsets.square() / (2 * self.width**2), 0)
-        padded = F.pad(x, (radius,) * 4, mode="reflect")
-        rows = F.conv2d(padded, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-        return F.conv2d(rows, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels).flatten(1)
+        _image(x, "Blur")
+        return gaussian_blur(x, self.width).flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)

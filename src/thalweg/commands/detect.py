@@ -48,7 +48,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Learn what normal rows look like, and calibrate the alarm."""
-    from thalweg.apps.anomaly.contents import told
+    from thalweg.apps.anomaly.contents import describe
     from thalweg.apps.anomaly.files import Source, fit_file
     from thalweg.apps.anomaly.saved import replaceable
 
@@ -73,7 +73,7 @@ def fit(
     gaps = f", {left_out} with a gap left out" if left_out else ""
     rate = bundle.detector.realised_rate()
     n = len(bundle.detector.calibration_.energies)
-    console.say(told(bundle.about["columns"]))
+    console.say(describe(bundle.about["columns"]))
     console.say(
         f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, "
         f"in [{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"

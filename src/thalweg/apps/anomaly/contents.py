@@ -76,7 +76,7 @@ class Contents(NamedTuple):
         raise UserError(message, argument=self.where, hint=hint)
 
 
-def told(contents: Mapping[str, Mapping[str, Any]]) -> str:
+def describe(contents: Mapping[str, Mapping[str, Any]]) -> str:
     """One line of `Contents.to_dict`, which names five columns of a sort."""
     parts = []
     for kind, name_of_kind in SORTS.items():

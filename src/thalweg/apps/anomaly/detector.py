@@ -19,11 +19,13 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from thalweg.apps.anomaly.arrays import array_errors, check_rows, checked_pixels, numbered
 from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
-from thalweg.apps.anomaly.contents import Contents, learn, told
+from thalweg.apps.anomaly.contents import Contents, describe, learn
+from thalweg.apps.anomaly.copies import Copies, calibration_of_fitted, find_copies, find_image_copies, warn_of_copies
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
 from thalweg.apps.anomaly.parameters import KINDS, check_parameters
 from thalweg.apps.anomaly.partial import Partial
 from thalweg.apps.anomaly.reasons import ImageReasons, Reason, ScoredBlock, by_feature, reasons
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.data.columns import Columns
 from thalweg.data.frames import as_frame, is_frame, names_of
@@ -99,23 +101,29 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
         whole = self._whole_rows(x)
-        rows = x[whole]
+        copies = self._copies(x[whole])
+        rows = x[whole][copies.kept]
         inside, outside = self._split(len(rows), random)
         energy = _energy(self.kind, self.options)
-        self._check_enough(len(outside) or energy.num_unseen(len(rows)), len(rows))
+        self._check_enough(len(outside) or energy.num_calibrating(len(rows)), len(rows))
         spared = {"calibrates": False} if self.kind == "table" and len(outside) else {}
         self.energy_ = energy.fit(rows[inside], seed=seed, **spared)
         self.partial_ = None
-        fitted, unseen = self.energy_.outlyingness_, self.energy_.unseen_
+        fitted = self.energy_.train_outlier_scores_
         if len(outside):
-            unseen = np.asarray(self.energy_.energy(rows[outside]), float)
+            held_out = np.asarray(self.energy_.energy(rows[outside]), float)
+            self.calibration_ = Calibration.of_new_rows(held_out)
             scores = np.empty(len(rows))
-            scores[inside] = self.energy_.unseen_ if self.kind == "table" else fitted
-            scores[outside] = unseen
+            scores[inside] = self.energy_.calibration_energies_ if self.kind == "table" else fitted
+            scores[outside] = held_out
             fitted = scores
-        self.calibration_ = Calibration(np.asarray(unseen, float))
+        elif self.kind == "table":
+            self.calibration_ = calibration_of_fitted(self.energy_, rows, copies)
+        else:
+            self.calibration_ = Calibration.of_new_rows(np.asarray(self.energy_.calibration_energies_, float))
         self._set_threshold(rows)
-        self.train_scores_ = np.asarray(fitted, float)
+        fitted = np.asarray(fitted, float)[copies.counted_by]
+        self.train_scores_ = fitted
         if self.missing == "marginalise":
             self.partial_ = Partial(rows[outside], self.calibration_, np.median(rows, axis=0))
             self.train_scores_ = np.empty(len(x))
@@ -157,8 +165,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         Of images the map of pixels that raise the energy, and the repaired image.
         """
         check_is_fitted(self)
-        if top is not None and (isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1):
-            raise UserError(f"top={top!r}: want a whole number of features, 1 or more, or None for all")
+        if top is not None:
+            check.whole("top", top, 1)
         x = self._input(X, reset=False)
         if self.kind_ == "image":
             return ImageReasons(self.energy_.attribution(x), self.energy_.repair(x))
@@ -230,8 +238,9 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         check_parameters(self)
         x = self._input(X, reset=False)
         x = x[self._whole_rows(x)]
+        x = x[self._copies(x).kept]
         self._check_enough(len(x), len(x))
-        self.calibration_ = Calibration(np.asarray(self.energy_.energy(x), float))
+        self.calibration_ = Calibration.of_new_rows(np.asarray(self.energy_.energy(x), float))
         self._set_threshold(x)
         if self.partial_ is not None:
             self.partial_ = Partial(x, self.calibration_, self.partial_.center)
@@ -295,7 +304,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         found = X if isinstance(X, Contents) else learn(X, self.reading)
         self.columns_ = found.columns
         if X is not found:
-            log.log(logging.WARNING if found.columns.left_out else logging.INFO, "%s", told(found.to_dict()))
+            log.log(logging.WARNING if found.columns.left_out else logging.INFO, "%s", describe(found.to_dict()))
         for note in found.notes:
             log.warning("%s", note)
         found.check(gaps=self.missing_ == "marginalise")
@@ -320,6 +329,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             level = logging.WARNING if whole.mean() < MANY_GAPS else logging.INFO
             log.log(level, "%d of %d rows have a gap and are left out of the fit", (~whole).sum(), len(x))
         return whole
+
+    def _copies(self, rows: Any) -> Copies:
+        """Which of the whole rows are copies of others."""
+        if self.kind_ == "image":
+            return warn_of_copies(find_image_copies(_images(rows)))
+        return warn_of_copies(find_copies(rows, None if self.columns_ is None else self.columns_.owners))
 
     def features(self) -> tuple[list[str], np.ndarray]:
         """Names by feature, and the feature of each encoded column."""
@@ -373,8 +388,13 @@ def _energy(kind: str, options: dict[str, Any] | None) -> Any:
     made = energy_class(kind)
     known = list(inspect.signature(made).parameters)
     if options is not None and not (isinstance(options, dict) and set(options) <= set(known)):
-        raise UserError(f"options={options!r:.200}: want keywords among {', '.join(known)}")
+        raise UserError(f"must be a dict of keywords among {', '.join(known)}", argument="options", value=options)
     return made(**(options or {}))
+
+
+def _images(x: Any) -> np.ndarray:
+    """Images (N, C, H, W), checked by what is imported when they are wanted."""
+    return import_module("thalweg.apps.anomaly.images").as_images(x).numpy()
 
 
 def energy_class(kind: str) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thalweg.apps.anomaly.tail import Tail
+from thalweg.apps.anomaly.tail import LogSurvival
 from thalweg.apps.bundle import Bundle
 from thalweg.apps.fit import Request, settings
 from thalweg.apps.in_memory import train_in_memory
@@ -35,7 +35,7 @@ from thalweg.data.validate import as_float, check_images
 from thalweg.energy.autoencoder import AutoencoderEnergy
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.kernel import FeatureKernelEnergy
-from thalweg.evaluate.corrupt import blurred
+from thalweg.evaluate.corrupt import gaussian_blur
 
 BLOCK = 512
 BANK = 20_000  # training rows whose features are kept
@@ -51,15 +51,15 @@ class ImageEnergy:
 
     - `steps`: training steps; None: the recipe's 3,000 of 256 rows, about 2 CPU minutes at 28 x 28.
     - `held_out`: the share of rows that training does not see: half of them set the two energies' scales, the energies
-      of the other half are `unseen_`.
+      of the other half are `calibration_energies_`.
     - `overrides`: changes of the recipe, as on the command line.
 
-    After fit: `unseen_` (m,), and `outlyingness_` (N,), the energies of all images given, each without its own kernel;
-    after `from_bundle` those of the training rows.
+    After fit: `calibration_energies_` (m,), and `train_outlier_scores_` (N,), the energies of all images given, each
+    without its own kernel; after `from_bundle` those of the training rows.
     """
 
-    unseen_: np.ndarray
-    outlyingness_: np.ndarray
+    calibration_energies_: np.ndarray
+    train_outlier_scores_: np.ndarray
 
     def __init__(self, *, steps: int | None = None, held_out: float = 0.1, overrides: Sequence[str] = ()):
         self.steps, self.held_out, self.overrides = steps, held_out, tuple(overrides)
@@ -85,11 +85,11 @@ class ImageEnergy:
         own, known = torch.zeros(len(images), dtype=torch.bool), {row.numpy().tobytes() for row in banked}
         for i, row in enumerate(given):
             own[i] = row.numpy().tobytes() in known
-        self.outlyingness_ = self._outlying(given, own)
+        self.train_outlier_scores_ = self._outlying(given, own)
         return self
 
-    def num_unseen(self, num_rows: int) -> int:
-        """Of so many images the number whose energies are `unseen_`: half of those that training does not see."""
+    def num_calibrating(self, num_rows: int) -> int:
+        """Of so many images the number that calibrate: half of those that training does not see."""
         return self._held(num_rows) // 2
 
     @classmethod
@@ -119,7 +119,7 @@ class ImageEnergy:
 
         def at(part: Tensor) -> Tensor:
             g = energy_and_grad(self._fused, part)[1].abs().sum(1, keepdim=True)
-            return blurred(g, width=max(0.5, min(g.shape[2:]) / 28)).squeeze(1).clamp(min=0)
+            return gaussian_blur(g, max(0.5, min(g.shape[2:]) / 28)).squeeze(1).clamp(min=0)
 
         return self._map(at, self._check(x)).numpy()
 
@@ -149,7 +149,10 @@ class ImageEnergy:
         for i, tail in enumerate(self._tails):
             state |= {f"tail{i}.{name}": value.numpy() for name, value in tail._asdict().items()}
         state["images"] = self._images.numpy()
-        return state | {"unseen": self.unseen_, "outlyingness": self.outlyingness_}
+        return state | {
+            "calibration_energies": self.calibration_energies_,
+            "train_outlier_scores": self.train_outlier_scores_,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
@@ -163,10 +166,11 @@ class ImageEnergy:
         model = make()
         model.load_state_dict(weights)
         kernel = FeatureKernelEnergy(_Features(model), **_under("kernel.", arrays), beta=settings["beta"])
-        tails = tuple(Tail(**_under(f"tail{i}.", arrays)) for i in range(2))
+        tails = tuple(LogSurvival(**_under(f"tail{i}.", arrays)) for i in range(2))
         images = torch.from_numpy(np.array(arrays["images"]))
         found._take(settings["energy"], model, kernel, images, tails)  # pyright: ignore[reportArgumentType]
-        found.unseen_, found.outlyingness_ = arrays["unseen"], arrays["outlyingness"]
+        found.calibration_energies_ = arrays["calibration_energies"]
+        found.train_outlier_scores_ = arrays["train_outlier_scores"]
         return found
 
     def _held(self, num_rows: int) -> int:
@@ -191,25 +195,25 @@ class ImageEnergy:
 
     def _settle(self, model: Any, spec: dict[str, Any], data: Dataset, seed: int) -> Tensor:
         """Bank, scales and calibration from the rows that the model was trained on and not; the banked rows."""
-        train, unseen = as_float(data.train), as_float(data.held_out)
-        _require_held(len(unseen))
+        train, held_out = as_float(data.train), as_float(data.held_out)
+        _require_held(len(held_out))
         chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
         kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)
-        scales, rest = unseen[0::2], unseen[1::2]
+        scales, rest = held_out[0::2], held_out[1::2]
         try:
-            tails = tuple(Tail.of(self._map(energy, scales)) for energy in (model, kernel))
+            tails = tuple(LogSurvival.of(self._map(energy, scales)) for energy in (model, kernel))
         except ValueError as error:
             raise UserError(f"the images held out look all alike ({error}); give pictures that differ") from error
         stored = train[chosen[: max(1, STORED // math.prod(train.shape[1:]))]]
         self._take(spec, model, kernel, (255 * stored).round().byte(), tails)  # pyright: ignore[reportArgumentType]
-        self.unseen_ = self.energy(rest)
+        self.calibration_energies_ = self.energy(rest)
         kept = torch.zeros(len(train), dtype=torch.bool)
         kept[chosen] = True
-        self.outlyingness_ = self._outlying(train, kept)
+        self.train_outlier_scores_ = self._outlying(train, kept)
         return train[chosen]
 
     def _take(
-        self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[Tail, Tail]
+        self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[LogSurvival, LogSurvival]
     ) -> None:
         self._spec, self._model, self._kernel, self._images, self._tails = spec, model, kernel, images, tails
         for module in (model, kernel):
