@@ -163,7 +163,7 @@ class TestRerank:
 
     def test_fit_and_choose_match_by_name(self, tables, call, tmp_path):
         _, made = tables
-        words = ["--steps", 20, "--members", 2]
+        words = ["--steps", 20, "--ensemble", 2]
         code, _, err = call("rerank", "fit", "real.csv", "made.csv", "-o", "judge", *words)
         assert code == 0, err
         found = []
@@ -174,8 +174,8 @@ class TestRerank:
         assert found[0] == found[1]
         judge = thalweg.load(tmp_path / "judge")
         assert judge.layout.names == [*"abc"]
-        assert torch.equal(judge.rank(made), judge.rank(made[[*"cba"]]))
-        assert torch.equal(judge.rank(made), judge.rank(made.to_numpy()))
+        assert torch.equal(judge.energies(made), judge.energies(made[[*"cba"]]))
+        assert torch.equal(judge.energies(made), judge.energies(made.to_numpy()))
         for change, part in (({"a": "z"}, "lacks column 'a' (column 'z' not known)"), ({"a": "b"}, "there twice")):
             made.rename(columns=change).to_csv(tmp_path / "new.csv", index=False)
             refused(call("rerank", "judge", "new.csv", "--keep", 5), "new.csv", part)
@@ -244,11 +244,18 @@ class TestFarFromZero:
         assert torch.equal(bundle.energy(new.to_numpy()), bundle.energy(new))
         assert torch.equal(bundle.energy(torch.tensor(new.to_numpy())), bundle.energy(new))
 
-    def test_what_comes_too_coarse_is_refused(self, bundle, folder):
+    def test_what_comes_too_coarse_is_refused(self, bundle, folder, call, tmp_path):
         new = normal(3).to_numpy(np.float32)
         for given in (new, torch.tensor(new)):
             with pytest.raises(UserError, match="column 'northing' comes in float32"):
                 bundle.energy(given)
+        frame = normal(3).astype({"northing": np.float32})
+        for given in (frame[NAMES[::-1]], pl.from_pandas(frame)):
+            with pytest.raises(UserError, match="column 'northing' comes in float32"):
+                bundle.energy(given)
+        frame.to_parquet(tmp_path / "new.parquet")
+        refused(call("score", bundle.path, "new.parquet"), "new.parquet: column 'northing' comes in float32")
+        assert torch.equal(bundle.energy(normal(3).astype({"load": np.float32})).isfinite(), torch.ones(3) > 0)
         np.save(folder / "coarse.npy", (1.7e9 + normal(60).to_numpy()[:, 1:]).astype(np.float32))
         with pytest.raises(UserError, match="column 2 spreads by"):
             fit(Request(data=folder / "coarse.npy", steps=2, overrides=TINY), folder / "coarse", tensorboard=False)

@@ -89,7 +89,7 @@ def test_tables_with_and_without_a_header(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "t.parquet")
     pd.DataFrame(frame.to_numpy()).to_csv(tmp_path / "numbered.csv", index=False)
     for name, header in (("t.csv", None), ("bare.csv", False), ("t.parquet", None), ("numbered.csv", True)):
-        x, layout = read_rows(tmp_path / name, header=header)
+        x, layout, _ = read_rows(tmp_path / name, header=header)
         assert x.tolist() == [[1.5, 3.0], [2.0, 4.0]]
         assert layout.names == {"bare.csv": None, "numbered.csv": ["0", "1"]}.get(name, ["a", "b"])
     assert read_names(tmp_path / "t.csv") == ["0", "1"]
@@ -116,7 +116,7 @@ def test_numbers_that_float32_rounds_stay_as_they_are(tmp_path: Path) -> None:
 def test_columns_are_left_out_and_matched(tmp_path: Path) -> None:
     frame = pd.DataFrame({"id": ["u", "v"], "a": [1.0, 2.0], "b": [3.0, np.nan]})
     frame.to_csv(tmp_path / "t.csv", index=False)
-    x, layout = read_rows(tmp_path / "t.csv", drop=["id"], finite=False)
+    x, layout, _ = read_rows(tmp_path / "t.csv", drop=["id"], finite=False)
     assert layout.names == ["a", "b"]
     np.testing.assert_array_equal(x, frame[["a", "b"]])
     frame[["b", "id", "a"]].to_csv(tmp_path / "other.csv", index=False)

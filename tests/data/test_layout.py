@@ -87,6 +87,18 @@ def test_texts_and_lost_whole_numbers_are_refused():
     Layout.fit(FRAME.assign(ns=ticks[0]), where="t.csv")
 
 
+def test_columns_that_come_in_float32():
+    """Refused where its steps hide their spread; known by the model's order otherwise."""
+    far = pa.table({"a": [1.0, 2, 3], "f": pa.array([5932154.0, 5932154.5, 5932155.0], pa.float32())})
+    for frame in (far, pl.from_arrow(far), far.to_pandas()):
+        with pytest.raises(UserError, match="column 'f' comes in float32"):
+            Layout.fit(frame, where="t.parquet")
+    near = pa.table({"a": [1.0, 2, 3], "f": pa.array([1.0, 1.5, 2.0], pa.float32())})
+    layout = Layout.fit(near, where="t.parquet")
+    assert layout.singles(near.select(["f", "a"])) == [False, True]
+    Layout.fit(far.set_column(1, "f", pa.array([5932154.0] * 3, pa.float32())), where="t")
+
+
 def test_the_row_numbers_that_pandas_writes_are_left_out_and_said(caplog):
     frame = pd.DataFrame({"": np.arange(40), "a": np.random.default_rng(0).normal(size=40)})
     found = Layout.fit(frame, where="t.csv")

@@ -89,7 +89,7 @@ def read_candidates(
     path = Path(path)
     _require_kind(path, shape)
     if not skip_bad:
-        x, layout = read_rows(path, shape=shape, **table)
+        x, layout, _ = read_rows(path, shape=shape, **table)
         return Candidates(as_candidates(x, shape, where=str(path)), read_names(path, len(x)), [], layout)
     found = _folder(path, shape) if path.is_dir() else _rows(path, shape, table)
     for name, reason in found.skipped:
@@ -132,7 +132,7 @@ def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:
 
 
 def _rows(path: Path, shape: tuple[int, ...] | None, table: dict[str, Any]) -> Candidates:
-    x, layout = read_rows(path, shape=shape, finite=False, **table)
+    x, layout, _ = read_rows(path, shape=shape, finite=False, **table)
     good = x.flatten(1).isfinite().all(1) if x.is_floating_point() else torch.ones(len(x), dtype=torch.bool)
     skipped = [(f"row {i}", "holds NaN or infinity") for i in (~good).nonzero().flatten().tolist()]
     names = [name for name, fine in zip(read_names(path, len(x)), good.tolist(), strict=True) if fine]

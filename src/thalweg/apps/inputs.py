@@ -29,9 +29,10 @@ def as_rows(layout: Layout, x: Any, *, where: str = "x", gaps: bool = False) -> 
 
 def checked_rows(bundle: Any, x: Any, *, where: str = "x") -> Tensor:
     """Rows of a model as floats in data units; UserError where they are none, or too coarse for it."""
-    image = bundle.kind == "image"
-    found = check_input(as_tensor(x) if image else as_rows(bundle.layout, x), bundle.shape, bundle.kind, where=where)
-    return _fine_enough(bundle, found, where)
+    table = bundle.kind == "vector" and is_frame(x)
+    found = as_rows(bundle.layout, x, where=where) if table else as_tensor(x, where=where)
+    found = check_input(found, bundle.shape, bundle.kind, where=where)
+    return _fine_enough(bundle, found, where, bundle.layout.singles(x) if table else None)
 
 
 def chain_positions(bundle: Any, x: Tensor, *, where: str = "x") -> Tensor:
@@ -45,12 +46,12 @@ def read_rows(
 ) -> Tensor:
     """The rows of a file for a model; a table's columns are matched by their names."""
     found = files.read_rows(path, layout=bundle.layout, header=header, drop=drop, shape=bundle.shape, finite=finite)
-    return _fine_enough(bundle, found.x, str(path)) if finite else found.x
+    return _fine_enough(bundle, found.x, str(path), found.singles) if finite else found.x
 
 
-def _fine_enough(bundle: Any, x: Tensor, where: str) -> Tensor:
-    if bundle.dtype == torch.float64 and x.dtype == torch.float32:
-        check_scored(bundle.transform.inner, x, bundle.layout.names, where)
+def _fine_enough(bundle: Any, x: Tensor, where: str, singles: Sequence[bool] | None) -> Tensor:
+    if bundle.dtype == torch.float64 and (x.dtype == torch.float32 or any(singles or ())):
+        check_scored(bundle.transform.inner, x, bundle.layout.names, where, single=singles)
     return x
 
 

@@ -173,7 +173,7 @@ def _rows(name: str, data: str | Path | None, hub: bool, seed: int, header: bool
         return _digits()
     path = Path(name)
     if path.exists():
-        x, layout = read_rows(path, header=header, drop=drop)
+        x, layout, _ = read_rows(path, header=header, drop=drop)
         size = " x ".join(map(str, x.shape[1:]))
         what = f"images of {size}" if x.ndim == 4 else f"rows of {size} numbers"
         return _Found(x, _labels(path, len(x)), f"{path}, {len(x):,} {what}", 0.1, layout)

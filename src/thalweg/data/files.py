@@ -41,6 +41,7 @@ class Rows(NamedTuple):
 
     x: Tensor  # (N, *)
     layout: Layout
+    singles: list[bool] | None = None  # which columns of a table came in float32
 
 
 def read_array(
@@ -78,7 +79,7 @@ def read_rows(
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        x, found = _read_table(path, layout, header, drop)
+        x, found, singles = _read_table(path, layout, header, drop)
         if finite:
             names = found.names or [str(i) for i in range(x.shape[1])]
             check_cells(x.numpy(), names, str(path), largest=LARGEST)
@@ -86,16 +87,16 @@ def read_rows(
         if header is not None or drop:
             option = "drop" if header is None else "header"
             raise UserError(f"has no effect on {path.name}, which is no table", argument=option, hint="leave it out")
-        x, found = _read_arrays(path, shape), Layout()
+        x, found, singles = _read_arrays(path, shape), Layout(), None
     x = arrange(x, shape, str(path))
     if not bounded and x.ndim == 4:
         verify(x.flatten(1), None, "vector", where=str(path))
-        return Rows(x, found)
+        return Rows(x, found, singles)
     some = finite or not x.is_floating_point() or x.ndim < 2
     wanted = x if some else x[x.flatten(1).isfinite().all(1)]
     if len(wanted) or finite:
         verify(wanted, shape, "image" if x.ndim == 4 else "vector", where=str(path))
-    return Rows(x, found)
+    return Rows(x, found, singles)
 
 
 def _read_arrays(path: Path, shape: tuple[int, ...] | None) -> Tensor:
@@ -121,7 +122,7 @@ def _read_arrays(path: Path, shape: tuple[int, ...] | None) -> Tensor:
     return rows
 
 
-def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Sequence[str]) -> tuple[Tensor, Layout]:
+def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Sequence[str]) -> Rows:
     """A table of numbers as float64 (N, D), matched to a model's columns or with those that it has itself."""
     import pyarrow as pa
 
@@ -144,7 +145,7 @@ def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Se
         layout, x = Layout.fit_encode(frame, ignored=drop, **how)
     else:
         x = layout.encode(frame, **how)
-    return torch.from_numpy(x), layout
+    return Rows(torch.from_numpy(x), layout, None if table.is_text else layout.singles(frame))
 
 
 def read_names(path: str | Path, num_rows: int | None = None) -> list[str]:

@@ -16,7 +16,7 @@ from thalweg.data.columns import Columns
 from thalweg.data.counters import UNNAMED, verdict
 from thalweg.data.csv_header import Known
 from thalweg.data.frames import as_frame, names_of
-from thalweg.data.precision import check_whole_numbers
+from thalweg.data.precision import check_single, check_whole_numbers
 
 SHOWN = 5  # names in a message
 log = logging.getLogger("thalweg")
@@ -47,7 +47,8 @@ class Layout:
     ) -> tuple[Self, np.ndarray]:
         """Learn the columns of a frame; with the rows (N, D) float64. `parse`: texts may be numbers, as in a CSV.
 
-        UserError: a column of texts, or whole numbers that float64 takes for one another.
+        UserError: a column of texts, whole numbers that float64 takes for one another, or numbers in float32 whose
+        spread that hides.
         """
         columns, ignored = Columns.fit(frame, where=where, parse=parse), list(ignored)
         x = columns.encode(frame, where=where, parse=parse)
@@ -59,8 +60,10 @@ class Layout:
             hint = f"encode them as numbers, or leave them out, as by --drop {texts[0]!r}"
             raise UserError(f"not numbers in {listed(texts)}", argument=where, hint=hint)
         series = as_frame(frame, where)
-        for name, values in zip(columns.names, x.T, strict=True):
+        for name, values, single in zip(columns.names, x.T, _singles(series, columns.names), strict=True):
             check_whole_numbers(values, series[name], f"column {name!r}", where)
+            if single:
+                check_single(values, f"column {name!r}", where)
         return cls(columns, headless, tuple(ignored)), x
 
     @property
@@ -109,6 +112,11 @@ class Layout:
             log.warning("%s: the model knows no names, so the columns are taken in this order: %s", where, short(given))
         return columns.encode(frame, where=where, ignore=set(names_of(frame)) - set(given), parse=parse, offered=False)
 
+    def singles(self, frame: Any) -> list[bool]:
+        """Which of the model's columns come in float32, in its order."""
+        names = self.names or [name for name in names_of(frame) if name not in self.ignored]
+        return _singles(as_frame(frame, "x"), names)
+
     def to_list(self) -> list[list[Any]] | None:
         """What JSON holds of the columns."""
         return None if self.columns is None else self.columns.to_list()
@@ -119,6 +127,12 @@ class Layout:
         if not (stored is None or isinstance(stored, list)):
             raise DamagedFile("the stored columns are no list")
         return cls(None if stored is None else Columns.from_list(stored), headless, tuple(ignored))
+
+
+def _singles(series: Any, names: Iterable[str]) -> list[bool]:
+    import narwhals as nw
+
+    return [series[name].dtype == nw.Float32 for name in names]
 
 
 def _index(columns: Columns, x: np.ndarray) -> str | None:

@@ -74,10 +74,18 @@ def check_fitted(transform: Any, x: Tensor, names: Sequence[str] | None, where: 
         )
 
 
-def check_scored(transform: Any, x: Tensor, names: Sequence[str] | None, where: str) -> None:
-    """UserError, by column, where float32 rows x (B, D) are too coarse for a model of float64 rows."""
+def check_scored(
+    transform: Any, x: Tensor, names: Sequence[str] | None, where: str, *, single: Sequence[bool] | None = None
+) -> None:
+    """UserError, by column, where rows x (B, D) in float32 are too coarse for a model of float64 rows.
+
+    `single`: which columns of float64 rows came in float32.
+    """
     z = transform.forward(x.double())
-    coarse = (_steps(transform, x, z) > COARSE * z.abs().clamp(min=1)).any(0)
+    steps = _steps(transform, x, z)
+    if single is not None:
+        steps = torch.where(torch.tensor(single), _steps(transform, x.to(torch.float32), z), steps)
+    coarse = (steps > COARSE * z.abs().clamp(min=1)).any(0)
     if bool(coarse.any()):
         i = int(coarse.nonzero()[0])
         what = f"{_column(i, names)} comes in float32, whose steps around {float(x[0, i]):.9g} hide its spread"
@@ -100,6 +108,17 @@ def check_whole_numbers(x: np.ndarray, source: Iterable[Any], what: str, where: 
     if len({*source} - {None}) > 1:
         steps = f"{what} holds numbers near {size:.3g}, where float64 has steps of {np.spacing(size):g}"
         raise UserError(f"{steps}, which hide their spread", argument=where, hint="subtract an offset from them first")
+
+
+def check_single(x: np.ndarray, what: str, where: str) -> None:
+    """UserError where numbers x (N,) that came in float32 have steps which hide their spread."""
+    x = x[np.isfinite(x)]
+    if not len(x) or np.ptp(x) == 0:
+        return
+    middle = np.median(np.abs(x))
+    if np.spacing(np.float32(middle)) > COARSE * x.std():
+        steps = f"{what} comes in float32, whose steps around {middle:.9g} hide its spread"
+        raise UserError(steps, argument=where, hint="store it in float64, or subtract an offset first")
 
 
 class _Identity:

@@ -6,7 +6,6 @@ t the threshold at a stated false-alarm rate (`apps.anomaly.calibrate`), or, wit
 that this share of the fitted rows exceeds. Either way a row is flagged where p(x) <= `rate_`, by every method.
 """
 
-import inspect
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
@@ -22,7 +21,7 @@ from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_valu
 from thalweg.apps.anomaly.contents import Contents, describe, learn
 from thalweg.apps.anomaly.copies import Copies, calibration_of_fitted, copies_of
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
-from thalweg.apps.anomaly.parameters import KINDS, check_parameters
+from thalweg.apps.anomaly.parameters import check_parameters, energy_of_kind, warn_of_few
 from thalweg.apps.anomaly.partial import Partial
 from thalweg.apps.anomaly.reasons import ImageReasons, Reason, ScoredBlock, by_feature, reasons
 from thalweg.core import check
@@ -104,8 +103,8 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         copies = self._copies(x[whole])
         rows = x[whole][copies.kept]
         inside, outside = self._split(len(rows), random)
-        energy = _energy(self.kind, self.options)
-        self._check_enough(len(outside) or energy.num_calibrating(len(rows)), len(rows))
+        energy = energy_of_kind(self.kind, self.options)
+        warn_of_few(self, len(outside) or energy.num_calibrating(len(rows)), len(rows))
         spared = {"calibrates": False} if self.kind == "table" and len(outside) else {}
         self.energy_ = energy.fit(rows[inside], seed=seed, **spared)
         self.partial_ = None
@@ -239,7 +238,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         x = self._input(X, reset=False)
         x = x[self._whole_rows(x)]
         x = x[self._copies(x).kept]
-        self._check_enough(len(x), len(x))
+        warn_of_few(self, len(x), len(x))
         self.calibration_ = Calibration.of_new_rows(np.asarray(self.energy_.energy(x), float))
         self._set_threshold(x)
         if self.partial_ is not None:
@@ -365,34 +364,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             u = self.calibration_.ranked  # finite, as scores are ranked by people's tools, which refuse infinity
             self.offset_ = -float(u[-1] + OUT_OF_REACH * (1 + u[-1] - u[0]))
 
-    def _check_enough(self, n: int, rows: int) -> None:
-        """Say, before anything is trained, that n of these rows are too few to flag any at the rate."""
-        rate = float(self.false_alarm_rate)
-        least = int(np.ceil(1 / rate - 1 - 1e-9))
-        if self.contamination != "auto" or n >= least:
-            return
-        more = f"{least}" if n == rows else f"{least} ({int(np.ceil(least * rows / max(n, 1)))} in all)"
-        if self.kind_ == "image":
-            more += ", hold out a larger share (calibration='split', held_out)"
-        log.warning(
-            "%d rows to calibrate with: none can be flagged at a false-alarm rate of %g; give %s, or a higher rate",
-            n, rate, more,
-        )  # fmt: skip
 
-
-def _energy(kind: str, options: dict[str, Any] | None) -> Any:
-    """The energy with its options, none fitted; UserError for keywords that it does not have."""
-    made = energy_class(kind)
-    known = list(inspect.signature(made).parameters)
-    if options is not None and not (isinstance(options, dict) and set(options) <= set(known)):
-        raise UserError(f"must be a dict of keywords among {', '.join(known)}", argument="options", value=options)
-    return made(**(options or {}))
-
-
-def energy_class(kind: str) -> Any:
-    """The energy of a kind of data, imported when it is wanted."""
-    module, _, name = KINDS[kind].partition(":")
-    return getattr(import_module(module), name)
+def _images(x: Any) -> np.ndarray:
+    """Images (N, C, H, W), checked by what is imported when they are wanted."""
+    return import_module("thalweg.apps.anomaly.images").as_images(x).numpy()
 
 
 def _first(X: Any, names: list[str]) -> Any:

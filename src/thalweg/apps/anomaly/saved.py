@@ -13,7 +13,8 @@ from torch import Tensor
 
 import thalweg
 from thalweg.apps.anomaly.calibrate import Calibration, LeftOut, check_rate
-from thalweg.apps.anomaly.detector import KINDS, EnergyDetector, energy_class
+from thalweg.apps.anomaly.detector import EnergyDetector
+from thalweg.apps.anomaly.parameters import KINDS, energy_class
 from thalweg.apps.anomaly.partial import Partial
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
