@@ -6,13 +6,17 @@ MINUTES ?= 10
 RUN ?= runs/demo
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
+OLDEST := tests/contract tests/core tests/anomaly/test_sklearn.py tests/anomaly/test_kinds.py tests/anomaly/test_pyod.py \
+	tests/data/test_hub.py tests/evaluate/test_report.py::test_a_model_without_a_constant_has_no_likelihood
+SLOW := kill or failure or truncation or yaml or suod or selective
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint clean
+.PHONY: help demo test test-oldest soak lint clean
 
 help:
 	@echo 'make demo [MINUTES=10]  install, train an energy of handwritten digits, draw samples, write a report'
 	@echo 'make test               install with the development tools and run the tests'
+	@echo 'make test-oldest        some of the tests, with the oldest versions that pyproject.toml allows'
 	@echo 'make soak               the tests that take minutes each'
 	@echo 'make lint               ruff and pyright'
 	@echo 'make clean              remove caches; .venv and runs stay'
@@ -25,6 +29,10 @@ demo: .venv/.installed
 # Two processes of one thread each: small operations gain nothing from a second thread, and the suite takes half the time.
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
+
+# The oldest versions lie in a folder of their own and are found first; the rest, torch above all, comes from .venv.
+test-oldest: .venv/.oldest
+	OMP_NUM_THREADS=1 THALWEG_OLDEST=1 PYTHONPATH=$(CURDIR)/.venv/oldest $(BIN)/python -m pytest -n 2 $(OLDEST) -k 'not ($(SLOW))'
 
 soak: .venv/.installed-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST)
@@ -49,4 +57,9 @@ clean:
 
 .venv/.installed-dev: .venv/.installed
 	$(PIP) -e '.[dev]'
+	@touch $@
+
+.venv/.oldest: constraints-oldest.txt .venv/.installed-dev
+	rm -rf .venv/oldest
+	$(BIN)/python -m pip install -q --no-deps --no-compile --target .venv/oldest -r constraints-oldest.txt
 	@touch $@

@@ -30,12 +30,10 @@ from torch import Tensor, nn
 
 from thalweg.apps import speed
 from thalweg.core.rng import generator
-from thalweg.energy.base import energy_and_grad
-from thalweg.energy.compiled import compiled
-from thalweg.energy.fused import held
+from thalweg.energy.fused import FrozenEnergy
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.precision import at_precision
-from thalweg.sampler.run import transitions
+from thalweg.sampler.run import run_chain, transitions
 
 ULA_ = ULA.decoupled(step_size=speed.STEP, noise_scale=speed.NOISE)
 Job = Callable[[], Any]
@@ -55,10 +53,16 @@ def tutorial(net: nn.Module, x: Tensor, num: int, bf16: bool = False) -> Iterato
 
 
 @contextmanager
-def engine(still: Any, x: Tensor, num: int, bf16: bool = False) -> Iterator[Job]:
+def engine(context: Any, x: Tensor, num: int, bf16: bool = False) -> Iterator[Job]:
     """The package's own loop on an energy that a context holds."""
-    with still as energy, at_precision(energy, ULA_, x, bf16) as precise:
+    with context as energy, at_precision(energy, ULA_, x, bf16) as precise:
         yield lambda: walk(ULA_, precise, x, num)
+
+
+@contextmanager
+def chain(net: nn.Module, x: Tensor, num: int, compile: bool = False) -> Iterator[Job]:
+    """`run_chain` as callers have it."""
+    yield lambda: run_chain(ULA_, net, x, num_steps=num, compile=compile)
 
 
 def walk(sampler: Any, energy: Any, x: Tensor, num: int, seed: int = 0) -> Any:
@@ -106,10 +110,8 @@ def compile_claim(args: argparse.Namespace) -> None:
         contexts = {
             "tutorial": lambda own=own, x=x, num=num: tutorial(own[0], x, num),
             "tutorial compiled": lambda fast=fast, x=x, num=num: tutorial(fast, x, num),
-            "engine": lambda own=own, x=x, num=num: engine(held(own[2]), x, num),
-            "engine compiled": lambda own=own, x=x, num=num: engine(
-                compiled(own[3], lambda e: energy_and_grad(e, x)), x, num
-            ),
+            "engine": lambda own=own, x=x, num=num: chain(own[2], x, num),
+            "engine compiled": lambda own=own, x=x, num=num: chain(own[3], x, num, compile=True),
         }
         seconds, first = turns(contexts, num, args.rounds)
         for loop in ("tutorial", "engine"):
@@ -131,7 +133,9 @@ def bf16_claim(args: argparse.Namespace) -> None:
         contexts = {}
         for i, bf16 in enumerate((False, True)):
             contexts[f"tutorial {bf16}"] = lambda own=own, x=x, num=num, i=i, b=bf16: tutorial(own[i], x, num, b)
-            contexts[f"engine {bf16}"] = lambda own=own, x=x, num=num, i=i, b=bf16: engine(held(own[2 + i]), x, num, b)
+            contexts[f"engine {bf16}"] = lambda own=own, x=x, num=num, i=i, b=bf16: engine(
+                FrozenEnergy.of(own[2 + i]), x, num, b
+            )
         seconds, _ = turns(contexts, num, args.rounds)
         for loop in ("tutorial", "engine"):
             times = [f"{1e3 * median(seconds[f'{loop} {bf16}']):.3g}" for bf16 in (False, True)]
@@ -149,8 +153,8 @@ def bias(chains: int) -> str:
     x = torch.randn(chains, 2, generator=generator(0, "bias"))
     heads = ("chain", "network", "acceptance", "mean E, nats", "mean |x|²", "difference in mean E from fp32")
     lines = [training.line(*heads), "|---" * len(heads) + "|"]
-    with held(energy) as still:
-        x = walk(MALA(step_size=0.02), still, x, 1500)[0].x
+    with FrozenEnergy.of(energy) as fixed:
+        x = walk(MALA(step_size=0.02), fixed, x, 1500)[0].x
         for sampler in (MALA(step_size=0.02), ULA(step_size=0.02)):
             base = None
             for name, kind, bf16 in (
@@ -160,10 +164,10 @@ def bias(chains: int) -> str:
             ):
                 if name == "bf16, energies too" and isinstance(sampler, ULA):
                     continue  # it reads none
-                with at_precision(still, kind, x, bf16) as precise:
+                with at_precision(fixed, kind, x, bf16) as precise:
                     state, acceptance = walk(sampler, precise, x, 300, seed=1)
                 with torch.no_grad():
-                    u = still(state.x)
+                    u = fixed(state.x)
                 base = u if base is None else base
                 cells = (with_error(u), with_error(state.x.square().sum(1)), with_error(u - base))
                 lines.append(training.line(type(sampler).__name__, name, f"{acceptance:.4f}", *cells))

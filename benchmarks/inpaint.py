@@ -24,11 +24,11 @@ import torch
 import thalweg
 from thalweg.apps.inpaint import inpaint
 from thalweg.apps.masks import observed
-from thalweg.apps.posterior import Guided
+from thalweg.apps.posterior import Schedule
 from thalweg.core.rng import generator
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
-from thalweg.energy.seen import Directions
+from thalweg.energy.seen import LinearObservation
 from thalweg.evaluate.judge import load_judge, look
 
 MASKS = {
@@ -47,7 +47,7 @@ def repaint(bundle: thalweg.Bundle, x: torch.Tensor, seen: torch.Tensor, calls: 
     step taken twice.
     """
     energy, draws = bundle.noisy_energy, generator(seed, "repaint")
-    sigma = Guided(num_steps=calls // VISITS, sigma_start=math.inf, corrected=0).levels(energy)
+    sigma = Schedule(num_steps=calls // VISITS, sigma_start=math.inf, corrected=0).levels(energy)
     y = energy.prior(len(x), draws)
     for now, then in itertools.pairwise(sigma):
         for visit in range(VISITS):
@@ -62,13 +62,13 @@ def repaint(bundle: thalweg.Bundle, x: torch.Tensor, seen: torch.Tensor, calls: 
 
 def mixture(bundle: thalweg.Bundle, x: torch.Tensor, seen: torch.Tensor, seed: int) -> torch.Tensor:
     """A draw of the bundle's mixture alone, where completions start, without the energy."""
-    draws, guess = generator(seed, "mixture"), bundle.guess
+    draws, guess = generator(seed, "mixture"), bundle.mixture_prior
     y, out = bundle.encode(x).flatten(1), torch.empty(len(x), x[0].numel())
     for mask in torch.unique(seen.flatten(1), dim=0):
         rows = (seen.flatten(1) == mask).all(1).nonzero().squeeze(1)
-        directions = Directions.of(torch.eye(len(mask))[mask], 0.0)
+        directions = LinearObservation.from_matrix(torch.eye(len(mask))[mask], 0.0)
         z = torch.randn(len(rows), guess.basis.shape[1], generator=draws)
-        out[rows] = guess.draw(directions, y[rows][:, mask], z, torch.rand(len(rows), generator=draws))
+        out[rows] = guess.sample_posterior(directions, y[rows][:, mask], z, torch.rand(len(rows), generator=draws))
     return bundle.transform.inverse(out.reshape(x.shape)).clamp(0, 1)
 
 
@@ -128,8 +128,8 @@ def measure(bundle, name: str, data: dict, n: int, judge) -> tuple[list[dict], d
     def fill(content: torch.Tensor) -> torch.Tensor:
         return reads(torch.where(seen, x, content)) == labels
 
-    how = Guided()
-    calls = how.num_steps * how.visits + 1 + how.corrected * (how.num_corrections + 1)
+    schedule = Schedule()
+    calls = schedule.num_steps * schedule.resampling + 1 + schedule.corrected * (schedule.num_corrections + 1)
     cpu, wall = time.process_time(), time.perf_counter()
     found = inpaint(bundle, x, seen, n=n, seed=0)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

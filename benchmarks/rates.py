@@ -1,6 +1,6 @@
 """Promised against realised false-alarm rates of `EnergyDetector`, over simulated sets.
 
-    python benchmarks/rates.py [--sets 1000] [--shapes]
+    python benchmarks/rates.py [--sets 1000] [--shapes | --copies]
 
 Each set is fitted anew and asked about one fresh normal row, so that flags are independent and their number is
 binomial. `narrow` has 4 skewed columns, one with heavy tails and one of few values; `wide` 24 that hang together.
@@ -9,14 +9,20 @@ binomial. `narrow` has 4 skewed columns, one with heavy tails and one of few val
 
 `--shapes` fits tables of many shapes instead, by the default, and asks each about 400 fresh rows: the mean share that
 is flagged with its standard error over sets, beside the share that n rows can promise, floor(a (n + 1)) / (n + 1).
+
+`--copies` copies rows of tables of 300 in several ways, some of values that repeat, and asks each about 1,000 fresh
+rows; beside it the same with copies left in the table, so that a row is left out alone.
 """
 
 import argparse
+import logging
 
 import numpy as np
 from scipy import stats
 
+from thalweg.apps.anomaly import detector
 from thalweg.apps.anomaly.calibrate import Calibration
+from thalweg.apps.anomaly.copies import Copies
 from thalweg.apps.anomaly.detector import EnergyDetector
 
 CALIBRATED = 99
@@ -50,9 +56,9 @@ def flagged(law, n, d, number):
     """Shares of 400 fresh rows that are flagged at each rate, and those promised, (2, rates)."""
     random = np.random.default_rng([5, n, d, number])
     rows, fresh = law(random, n, d), law(random, 400, d)
-    detector = EnergyDetector(calibration="unseen", random_state=number).fit(rows)
-    p = detector.p_values(fresh)
-    return [[(p <= rate).mean() for rate in RATES], [detector.calibration_.rate(rate).expected for rate in RATES]]
+    fitted = EnergyDetector(calibration="unseen", random_state=number).fit(rows)
+    p = fitted.p_values(fresh)
+    return [[(p <= rate).mean() for rate in RATES], [fitted.calibration_.rate(rate).expected for rate in RATES]]
 
 
 def shapes(sets: int) -> None:
@@ -65,6 +71,46 @@ def shapes(sets: int) -> None:
             mean, error = found.mean(0), found[:, 0].std(0, ddof=1) / sets**0.5
             cells = [f" {m:.2%} ± {e:.2%} | {p:.2%} |" for m, e, p in zip(mean[0], error, mean[1], strict=True)]
             print(f"| {law.__name__} | {n} x {d} |{''.join(cells)}", flush=True)
+
+
+VALUES = {
+    "normal": lambda random, n: random.normal(size=(n, 4)),
+    "normal, one decimal": lambda random, n: random.normal(size=(n, 4)).round(1),
+    "60 % zeros": lambda random, n: np.where(random.random((n, 3)) < 0.6, 0, random.lognormal(size=(n, 3))),
+    "4 texts": lambda random, n: np.concatenate(
+        [np.eye(k)[random.choice(k, n, p=np.arange(k, 0, -1) / (k * (k + 1) / 2))] for k in (3, 4, 2, 5)], axis=1
+    ),
+    "counts": lambda random, n: random.poisson(2, (n, 3)).astype(float),
+}
+COPYING = {
+    "each once": lambda x, random: x,
+    "each twice": lambda x, random: np.r_[x, x],
+    "30 of them ten times": lambda x, random: np.repeat(x[:30], 10, axis=0),
+    "three in ten twice": lambda x, random: np.r_[x, x[random.random(len(x)) < 0.3]],
+    "drawn with replacement": lambda x, random: x[random.integers(0, len(x), len(x))],
+    "rounded to a tenth beside": lambda x, random: np.r_[x, x.round(1)],
+}
+
+
+def copies(sets: int) -> None:
+    """The table of `--copies`."""
+    print("| law | rows | 5 % | 1 % | one row left out, 5 % |\n|---|---|---|---|---|")
+    found = detector.find_copies
+    logging.getLogger("thalweg").setLevel(logging.ERROR)
+    for law, draw in VALUES.items():
+        for way, copy in COPYING.items():
+            shares = []
+            for number in range(sets):
+                random = np.random.default_rng([12, number])
+                rows, fresh = copy(draw(random, 300), random), draw(random, 1000)
+                p = EnergyDetector(random_state=number).fit(rows).p_values(fresh)
+                detector.find_copies = lambda x, _: Copies(np.arange(len(x)), np.arange(len(x)))
+                mutant = EnergyDetector(random_state=number).fit(rows).p_values(fresh)
+                detector.find_copies = found
+                shares.append([(p <= 0.05).mean(), (p <= 0.01).mean(), (mutant <= 0.05).mean()])
+            mean, error = np.mean(shares, axis=0), np.std(shares, axis=0, ddof=1) / sets**0.5
+            cells = "".join(f" {m:.1%} ± {e:.1%} |" for m, e in zip(mean, error, strict=True))
+            print(f"| {law} | {way} |{cells}", flush=True)
 
 
 def p_values(law, number):
@@ -82,9 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=int, default=1000)
     parser.add_argument("--shapes", action="store_true", help="many shapes of tables, by the default calibration")
+    parser.add_argument("--copies", action="store_true", help="tables whose rows were copied, or whose values repeat")
     given = parser.parse_args()
     if given.shapes:
         return shapes(given.sets)
+    if given.copies:
+        return copies(given.sets)
     sets = given.sets
     bands = {rate: stats.binom.ppf([0.005, 0.995], sets, rate) / sets for rate in RATES}
     print(

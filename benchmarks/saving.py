@@ -29,9 +29,9 @@ def measure(recipe: str, data: str, saves: int, every: int) -> tuple[float, list
     sizes: list[int] = []
     save = TrainState.save
 
-    def timed(state: TrainState, folder: Path, keep: int) -> Path:
+    def timed(state: TrainState, folder: Path, keep: int, *group: object) -> Path:
         start = time.perf_counter()
-        path = save(state, folder, keep)
+        path = save(state, folder, keep, *group)  # pyright: ignore[reportArgumentType]
         seconds.append(time.perf_counter() - start)
         sizes.append(sum(file.stat().st_size for file in path.iterdir()))
         if len(seconds) == saves + 1:

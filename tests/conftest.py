@@ -1,7 +1,92 @@
 """What every test starts from."""
 
+import logging
+import os
 import signal
+import subprocess
+import sys
+import time
+from importlib import import_module
+
+import pytest
+import torch
 
 # A background job of a shell begins with Ctrl-C ignored, and so would all processes that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# What a training imports late: torch's optimisers bring torch._dynamo along.
+LATE = ("torch._dynamo", "tensorboard.summary.writer.record_writer", "thalweg.apps.fit", "thalweg.evaluate.pictures")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_previews():
+    """Every run draws a preview; a thousand points would take most of the time of a run of a few steps."""
+    from thalweg.apps import preview
+
+    before = {name: getattr(preview, name) for name in ("NUM_IMAGES", "NUM_POINTS", "CHAIN_STEPS")}
+    vars(preview).update(NUM_IMAGES=4, NUM_POINTS=20, CHAIN_STEPS=2)
+    yield
+    vars(preview).update(before)
+
+
+class Forked:
+    """`thalweg WORDS` in a process of its own, with what it writes; a fork, so that nothing is imported anew."""
+
+    def __init__(self, words, cwd, change, logs):
+        self.logs = [logs / f"{name}-{time.monotonic_ns()}" for name in ("out", "err")]
+        self.pid = os.fork()
+        if not self.pid:
+            self._work(words, cwd, change)
+
+    def _work(self, words, cwd, change):
+        code = 99
+        try:
+            for descriptor, log in enumerate(self.logs, 1):
+                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT), descriptor)
+            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+            logging.getLogger().handlers = []
+            torch.set_num_threads(1)  # a forked process has none of its parent's worker threads
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            os.chdir(cwd)
+            sys.argv = ["thalweg", *map(str, words)]
+            change()
+            from thalweg import cli
+
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def wait(self, longest=60.0):
+        """(exit code, standard output, standard error); the process is ended where it takes longer."""
+        end = time.monotonic() + longest
+        while not (found := os.waitpid(self.pid, os.WNOHANG))[0]:
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                raise subprocess.TimeoutExpired("thalweg", longest)
+            time.sleep(0.005)
+        return os.waitstatus_to_exitcode(found[1]), self.logs[0].read_text(), self.logs[1].read_text()
+
+    def said(self):
+        """Standard error so far."""
+        return self.logs[1].read_text() if self.logs[1].exists() else ""
+
+
+@pytest.fixture
+def forked(tmp_path, tmp_path_factory):
+    """Start `thalweg WORDS` in a forked process: call with words, a folder to work in, and what to change before."""
+    for name in LATE:
+        import_module(name)  # here, not in every process
+
+    logs = tmp_path_factory.mktemp("said")
+
+    def start(*words, cwd=tmp_path, change=lambda: None):
+        return Forked(words, cwd, change, logs)
+
+    return start

@@ -1,5 +1,6 @@
 """The command line as people meet it: every command on tiny data, and every bad input as one line with exit code 2."""
 
+import copy
 import csv
 import json
 import logging
@@ -7,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,7 +20,9 @@ from thalweg import cli
 from thalweg.apps.bundle import FILES
 from thalweg.core import store
 from thalweg.core.rng import generator
+from thalweg.data import catalog
 from thalweg.data.toy import TOYS
+from thalweg.energy.residual import ResidualEnergy
 
 TINY = ["train.batch_size=16", "train.precision=fp32", "energy.embed=8"]
 VECTOR = [*TINY, "energy.width=16", "energy.num_blocks=1", "data.limit=300"]
@@ -68,10 +72,28 @@ def files(folder):
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
-def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path):
+def count(monkeypatch, counts, owner, name, wanted=lambda *args: True):
+    """Count the calls of a function that are wanted."""
+    original = getattr(owner, name)
+
+    def counted(*args, **keywords):
+        counts[name] += wanted(*args)
+        return original(*args, **keywords)
+
+    monkeypatch.setattr(owner, name, counted)
+
+
+def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path, monkeypatch):
     words = ["train", "two-moons", "--steps", "20", "-o", "run", "--json", "--checkpoint-every", "8", *VECTOR]
+    counts = Counter()
+    count(monkeypatch, counts, ResidualEnergy, "__init__")
+    count(monkeypatch, counts, copy, "deepcopy", lambda x, *memo: isinstance(x, ResidualEnergy))
+    count(monkeypatch, counts, catalog, "_rows")
+    count(monkeypatch, counts, catalog, "_digest")
     code, out, err = thalweg_command(*words)
     assert code == 0, err
+    # copies: the average, and to time steps on a network that is thrown away, with an average of its own
+    assert counts == {"__init__": 1, "deepcopy": 3, "_rows": 1, "_digest": 1}
     result = json.loads(out)  # one object, nothing else, on standard output
     assert out.count("\n") == 1
     assert result["run"] == "run"
@@ -113,7 +135,7 @@ def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path):
 
 def test_train_on_a_file_of_few_rows_leaves_a_bundle_and_says_why_no_report(thalweg_command, tmp_path):
     np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(30, 3)), delimiter=",")
-    code, _, err = thalweg_command("train", "rows.csv", "--steps", "3", *VECTOR[:-1])
+    code, _, err = thalweg_command("train", "rows.csv", "--no-header", "--steps", "3", *VECTOR[:-1])
     assert code == 0, err
     assert any(line.startswith("no report: runs/rows-dual: 3 rows held out, an evaluation wants 20") for line in err)
     assert thalweg.load(tmp_path / "runs" / "rows-dual").log_prob(torch.zeros(2, 3)).shape == (2,)
@@ -157,11 +179,11 @@ def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, 
     base = ["train", "two-moons", "-o", "run", "--resume"]
     for words, said in (
         (["energy.width=32"], "thalweg: run: an override differs from what this run began with (energy.width=32)"),
-        (["--steps", "13"], "thalweg: --steps 13: this run was planned with steps=12"),
-        (["--seed", "3"], "thalweg: --seed 3: run: this run began with seed 0; resume without"),
-        (["--recipe", "pcd"], "thalweg: --recipe pcd: run: this run began with dual-vector; resume without"),
-        (["--data", "x.npz"], "thalweg: --data x.npz: run: this run began with none; resume without"),
-        (["--checkpoint-every", "3"], "thalweg: --checkpoint-every 3: this run was planned with checkpoint_every=None"),
+        (["--steps", "13"], "thalweg: steps=13: this run was planned with steps=12"),
+        (["--seed", "3"], "thalweg: seed=3: the run in run began with seed 0; resume without"),
+        (["--recipe", "pcd"], "thalweg: recipe='pcd': the run in run began with dual-vector; resume without"),
+        (["--data", "x.npz"], "thalweg: path='x.npz': the run in run began with none; resume without"),
+        (["--checkpoint-every", "3"], "thalweg: checkpoint_every=3: this run was planned with checkpoint_every=None"),
     ):
         code, out, err = thalweg_command(*base, *words)
         assert (code, out, len(err)) == (2, "", 1)
@@ -193,6 +215,18 @@ def test_sample_as_picture_and_as_array(thalweg_command, runs, tmp_path, name):
     assert x.dtype == np.float32
     assert x.shape[1:] == ((1, 8, 8) if name == "digits" else (2,))
     assert np.array_equal(x, thalweg.load(runs / name).sample(5, seed=4, num_steps=3).numpy())
+
+
+def test_a_picture_and_an_array_of_the_same_samples(thalweg_command, runs, tmp_path):
+    """Fault: with --npy the picture that -o names was not drawn, without a word."""
+    words = ["sample", runs / "moons", "-n", "4", "-o", "a.png", "--npy", "b.npy", "--num-steps", "3", "--json"]
+    code, out, err = thalweg_command(*words)
+    assert (code, err) == (0, ["4 samples in b.npy", "4 samples in a.png"])
+    assert json.loads(out) == {"samples": 4, "file": "b.npy", "picture": "a.png", "shape": [4, 2], "seed": 0}
+    assert np.load(tmp_path / "b.npy").shape == (4, 2)
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "PNG"
+    assert not (tmp_path / "samples.png").exists()
 
 
 def test_score_to_csv_parquet_and_npy(thalweg_command, runs, tmp_path):
@@ -269,7 +303,7 @@ def test_bench_prints_a_table_or_json(thalweg_command):
     assert {"tutorial", "thalweg fp32", "roofline"} <= {row["name"] for row in rows}
     assert all(row["cpu_ms"] > 0 for row in rows)
     code, _, err = thalweg_command("bench", "--nets", "cnm")
-    assert (code, err) == (2, ["thalweg: --nets cnm: choose from cnn, resnet, mlp"])
+    assert (code, err) == (2, ["thalweg: --nets='cnm': must be one of cnn, resnet, mlp"])
 
 
 def test_version_and_no_arguments(thalweg_command):
@@ -334,7 +368,7 @@ TABLE = {
     "missing file": (["train", "nothing.npy", "--steps", "2"], "no such data set or path"),
     "a file cut short": (["train", "cut.npy", "--steps", "2"], "cut.npy: declares"),
     "no picture": (["train", "text.png", "--steps", "2"], "text.png: damaged"),
-    "no numbers": (["train", "words.csv", "--steps", "2"], "not numbers in column a, b"),
+    "no numbers": (["train", "words.csv", "--steps", "2"], "not numbers in columns 'a', 'b'"),
     "pickles": (["train", "object.npy", "--steps", "2"], "pickles are not opened"),
     "an empty folder": (["train", "empty", "--steps", "2"], "directly in this folder"),
     "one image": (["train", "single", "--steps", "2"], "training needs at least 2"),
@@ -343,10 +377,10 @@ TABLE = {
     "bright pixels": (["train", "bright.npy", "--steps", "2"], "divide by 255"),
     "data for a named set": ([*T, "--data", "plane.npy"], "has no effect on 'two-moons'"),
     "missing --data": (["train", "mnist", "--steps", "2", "--data", "nothing"], "nothing: no such file"),
-    "unknown recipe": ([*T, "--recipe", "duall"], "no recipe 'duall'; there are: contrast-image"),
+    "unknown recipe": ([*T, "--recipe", "duall"], "recipe='duall': no such recipe; there are: contrast-image"),
     "recipe of another kind": ([*T, "--recipe", "dual-image"], "does not take vector rows of 2"),
     "vectors' recipe for images": (["train", "digits", "--steps", "2", "--recipe", "dual-vector"], "rows of 1 x 8 x 8"),
-    "missing recipe file": ([*T, "--recipe", "nothing.yaml"], "cannot read nothing.yaml"),
+    "missing recipe file": ([*T, "--recipe", "nothing.yaml"], "nothing.yaml: cannot be read"),
     "broken recipe file": ([*T, "--recipe", "broken.yaml"], "broken.yaml line"),
     "odd recipe file": ([*T, "--recipe", "odd.yaml"], "enrgy: no such key; did you mean 'energy'"),
     "recipe's train": ([*T, "--recipe", "train.yaml"], "a mapping under train"),
@@ -354,40 +388,40 @@ TABLE = {
     "unknown key": ([*T, "energy.widht=3"], "no such key; did you mean 'width'"),
     "unknown training key": ([*T, "train.batchsize=3"], "did you mean 'batch_size'"),
     "unknown section": ([*T, "enrgy.width=3"], "did you mean 'energy'"),
-    "wrong type": ([*T, "train.batch_size=many"], "train.batch_size='many': want a valid integer"),
-    "wrong type of an energy's": ([*T, "energy.width=many"], "ResidualEnergy"),
-    "no assignment": ([*T, "width"], "is not an assignment"),
+    "wrong type": ([*T, "train.batch_size=many"], "train.batch_size='many': must be a valid integer"),
+    "wrong type of an energy's": ([*T, "energy.width=many"], "energy.width='many': must be a whole number"),
+    "no assignment": ([*T, "width"], "not an assignment"),
     "no value": ([*T, "energy.width="], "gives no value"),
     "unknown class": (
         [*T, "energy.type=thalweg.energy.mlp:MLP"],
         "no class 'MLP' in thalweg.energy.mlp; there are: MLPEnergy",
     ),
-    "foreign class": ([*T, "energy.type=os:system"], "only classes under thalweg."),
+    "foreign class": ([*T, "energy.type=os:system"], "only classes of thalweg.energy"),
     "energy of another kind": ([*T, "energy.type=thalweg.energy.mlp:MLPEnergy"], "change either"),
     "sampler of another kind": (
         [*T, "sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}"],
         "change either",
     ),
     "no objective": ([*T, "objective.type=thalweg.energy.mlp:MLPEnergy"], "objective.type="),
-    "limit": ([*T, "data.limit=some"], "data.limit='some': want a valid integer"),
+    "limit": ([*T, "data.limit=some"], "data.limit='some': must be a valid integer"),
     "data as override": ([*T, "data.name=rings"], "data.name: is an argument of its own"),
     "seed as override": ([*T, "seed=3"], "seed: is an argument of its own"),
     "bare data as override": ([*T, "data={name: rings}"], "data: cannot be replaced whole"),
     "shape as override": ([*T, "energy.shape=[3]"], "energy.shape: comes from the data"),
-    "no budget": ([*T[:2], "train.steps=null"], "train.steps=null: leaves the run without a budget"),
+    "no budget": ([*T[:2], "train.steps=null"], "train.steps: null leaves the run without a budget"),
     "budgets replaced": ([*T[:2], "train={}"], "train: cannot be replaced whole"),
     "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: either is the whole budget"),
     "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: train has both steps and minutes"),
-    "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=.nan: not a number"),
+    "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=nan: must be"),
     "negative seed": ([*T, "--seed", "-1"], "for '--seed'"),
     "long seed": ([*T, "--seed", str(2**64)], "for '--seed'"),
     "negative seed of samples": (["sample", MOONS, "--seed", "-1"], "for '--seed'"),
     "long seed of samples": (["sample", MOONS, "--seed", str(2**64)], "for '--seed'"),
     "long seed of an evaluation": (["evaluate", MOONS, "--seed", str(2**64)], "for '--seed'"),
     "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl: not a file"),
-    "two budgets": ([*T, "--minutes", "1"], "give --minutes or --steps, not both"),
-    "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: want greater than or equal to 1"),
-    "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: want a finite number"),
+    "two budgets": ([*T, "--minutes", "1"], "minutes and steps: either is the whole budget"),
+    "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: must be greater than or equal to 1"),
+    "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: must be a finite number"),
     "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3 is less than the batch"),
     "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: a file, where a folder"),
     "run folder under a file": ([*T, "-o", "plane.npy/run"], "cannot make the folder"),
@@ -405,6 +439,11 @@ TABLE = {
     "sample to a missing folder": (["sample", MOONS, "-o", "no/s.png"], "the folder no does not exist; make it first"),
     "sample to a folder": (["sample", MOONS, "-o", "single.png"], "a folder, where a file"),
     "sample to another kind": (["sample", MOONS, "-o", "s.txt"], "cannot write .txt; want .png"),
+    "picture of another kind beside an array": (
+        ["sample", MOONS, "--npy", "s.npy", "-o", "s.txt"],
+        "cannot write .txt",
+    ),
+    "array over an input": (["sample", MOONS, "--npy", "moons"], "cannot write"),
     "array to another kind": (["sample", MOONS, "--npy", "s.png"], "cannot write .png; want .npy"),
     "score of a missing file": (["score", MOONS, "nothing.npy"], "nothing.npy: no such file or folder"),
     "score of another width": (["score", MOONS, "three.npy"], "expected shape (N, 2), got (40, 3)"),

@@ -18,6 +18,7 @@ import typer
 
 from thalweg import console
 from thalweg.commands import classify, detect, inpaint, landscape, rerank
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.commands.trained import trained
 from thalweg.core.errors import ThalwegError, UserError
 
@@ -27,7 +28,6 @@ app = typer.Typer(
     help="Energy-based models for work: train an energy, sample it, score with it, measure it.",
     rich_markup_mode="markdown",
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SEEDS = 2**64 - 1
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]
 Run = Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")]
@@ -72,10 +72,12 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
     seed: Annotated[int | None, typer.Option(help="Seed of all randomness; 0 if not given.", min=0, max=SEEDS)] = None,
     report: Annotated[bool, typer.Option(help="Evaluate at the end and write report.html.")] = True,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Train an energy and leave a bundle."""
-    from thalweg.apps.fit import Request, fit
+    from thalweg.apps.fit import Request, fit_with_data
     from thalweg.train.distributed import address
 
     folder = out or Path("runs") / f"{Path(data).stem}-{Path(recipe or 'dual').stem}"
@@ -90,9 +92,10 @@ def train(
         checkpoint_every=checkpoint_every,
         overrides=overrides or [],
         command=console.command(),
+        **table_options(header, drop),
     )
     try:
-        bundle = fit(request, folder, resume=resume, progress=_bar(folder), say=console.say)
+        bundle, data = fit_with_data(request, folder, resume=resume, progress=_bar(folder), log=console.say)
     except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
         raise ThalwegError(f"{folder}: standard error was closed, which ends the run; it resumes") from stop
     if address()[0]:
@@ -103,7 +106,7 @@ def train(
         "training": bundle.config["training"],
     }
     if report and not (folder / "report.html").exists():
-        result |= _report(bundle, folder, bundle.config["run"]["seed"])
+        result |= _report(bundle, folder, bundle.config["run"]["seed"], data)
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
     console.say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
     console.emit(result, as_json)
@@ -113,10 +116,15 @@ def train(
 def sample(
     run: Run,
     n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
-    out: Annotated[Path, typer.Option("--out", "-o", help="PNG: a grid of images or a scatter plot.")] = Path(
-        "samples.png"
-    ),
-    npy: Annotated[Path | None, typer.Option(help="Arrays in the data's own units, as .npy.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="PNG: a grid of images or a scatter plot; CSV or Parquet: rows; samples.png if neither is given.",
+        ),
+    ] = None,
+    npy: Annotated[Path | None, typer.Option(help="All samples in the data's own units, as .npy.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1)] = None,
     label: Annotated[list[int] | None, typer.Option(help="A class to draw, repeatable: they take turns.")] = None,
     strength: Annotated[float, typer.Option(help="With --label: 1 is the class's law, above it typical ones.")] = 1.0,
@@ -125,26 +133,44 @@ def sample(
 ) -> None:
     """Draw samples from a trained energy."""
 
-    from thalweg.apps.bundle import check_room
-    from thalweg.core.store import write_bytes
+    from thalweg.core.check import fits_memory
     from thalweg.core.stream import write_array
-    from thalweg.evaluate.pictures import grid, png, scatter
 
     bundle = trained(run)
-    console.writable(*((out, (".png",)) if npy is None else (npy, (".npy",))))
-    console.apart(out, run)
-    check_room(n, bundle.shape)
+    shown = Path("samples.png") if out is None and npy is None else out
+    kinds = (".png",) if bundle.kind == "image" else (".png", ".csv", ".parquet")
+    for path, suffixes in ((shown, kinds), (npy, (".npy",))):
+        if path is not None:
+            console.writable(path, suffixes)
+            console.apart(path, run)
+    fits_memory(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
     if npy is not None:
         write_array(npy, x)
-    else:
-        some = x[:400] if bundle.kind == "image" else x[:10_000]
-        write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
-    where = str(npy or out)
-    shown = f" (the first {len(some)} drawn; --npy FILE keeps all)" if npy is None and len(some) < n else ""
-    console.say(f"{n} samples in {where}{shown}")
-    console.emit({"samples": n, "file": where, "shape": list(x.shape), "seed": seed}, as_json)
+        console.say(f"{n} samples in {npy}")
+    if shown is not None:
+        kept = _write_samples(bundle, x, shown)
+        left = "" if npy else "; --npy FILE keeps all"
+        console.say(f"{n} samples in {shown}" + (f" (the first {kept} drawn{left})" if kept < n else ""))
+    both = {"picture": str(shown)} if npy is not None and shown is not None else {}
+    result = {"samples": n, "file": str(npy or shown), **both, "shape": list(x.shape), "seed": seed}
+    console.emit(result, as_json)
+
+
+def _write_samples(bundle: Any, x: Any, out: Path) -> int:
+    """A picture, or a table with the names of the columns; how many of the samples are in it."""
+    from thalweg.core.store import write_bytes
+    from thalweg.data.score_table import write_table
+    from thalweg.evaluate.pictures import grid, png, scatter
+
+    if out.suffix.lower() != ".png":
+        names = bundle.layout.names or [f"x{i}" for i in range(x.shape[1])]
+        write_table(out, dict(zip(names, x.T, strict=True)))
+        return len(x)
+    some = x[:400] if bundle.kind == "image" else x[:10_000]
+    write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
+    return len(some)
 
 
 @app.command(epilog="Example: `thalweg score runs/digits images/ -o scores.csv`")
@@ -157,16 +183,19 @@ def score(
         "scores.csv"
     ),
     alpha: Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)] = 0.01,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Energy, log p, p-value and flag of each row of a file."""
-    from thalweg.apps.table import write_scores
-    from thalweg.data.files import read_array, read_names
+    from thalweg.apps.inputs import read_rows
+    from thalweg.data.files import read_names
+    from thalweg.data.score_table import write_scores
 
     bundle = trained(run)
     console.writable(out, (".csv", ".parquet", ".npy"))
     console.apart(out, data, run)
-    x = read_array(data, shape=bundle.shape)
+    x = read_rows(bundle, data, **table_options(header, drop))
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
@@ -213,7 +242,7 @@ def bench(
     nets, rows, refusal = nets or list(speed.NETS), [], speed.bf16_pays()
     unknown = [net for net in nets if net not in speed.NETS]
     if unknown:
-        raise UserError(f"--nets {unknown[0]}: choose from {', '.join(speed.NETS)}")
+        raise UserError(f"must be one of {', '.join(speed.NETS)}", argument="--nets", value=unknown[0])
     if refusal:
         console.say(refusal)
     for net in nets:
@@ -245,10 +274,10 @@ def main() -> None:
     console.run(app)
 
 
-def _report(bundle: Any, folder: Path, seed: int) -> dict[str, Any]:
+def _report(bundle: Any, folder: Path, seed: int, data: Any) -> dict[str, Any]:
     """The figures of a new run; the bundle is whole even where they cannot be had, and the reason is told."""
     try:
-        return {"figures": _evaluate(bundle, folder, num_samples=1000, seed=seed)}
+        return {"figures": _evaluate(bundle, folder, num_samples=1000, seed=seed, data=data)}
     except ValueError as error:  # UserError is one
         reason = " ".join(str(error).split())
     except KeyboardInterrupt as stop:
@@ -268,7 +297,9 @@ class _Unreported(ThalwegError):
         self.signum = signum
 
 
-def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict[str, Any]:
+def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int, data: Any = None) -> dict[str, Any]:
+    """Figures and report; `data` where the run's were read already."""
+    from thalweg.apps.inputs import in_float32
     from thalweg.apps.landscape.pictures import of_report
     from thalweg.apps.rows import data_of
     from thalweg.data.catalog import as_float
@@ -276,14 +307,16 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
     from thalweg.evaluate.suite import evaluate_bundle
     from thalweg.train.track import read_metrics
 
-    data = data_of(bundle)
+    data = data_of(bundle) if data is None else data
     if len(data.held_out) < 20:
-        raise UserError(f"{folder}: {len(data.held_out)} rows held out, an evaluation wants 20 or more; give more data")
+        few = f"{len(data.held_out)} rows held out, an evaluation wants 20 or more"
+        raise UserError(few, argument=str(folder), hint="give more data")
     console.say("evaluating on held-out data …")
+    bundle, _, (train, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
     figures, pictures = evaluate_bundle(
         bundle,
-        train=as_float(data.train[:10_000]),
-        held_out=as_float(data.held_out),
+        train=train,
+        held_out=held_out,
         held_out_labels=data.held_out_labels,
         history=read_metrics(folder),
         num_samples=num_samples,
@@ -297,7 +330,7 @@ def _evaluate(bundle: Any, folder: Path, *, num_samples: int, seed: int) -> dict
         title=title,
         command=command,
         figures=figures,
-        pictures=pictures | of_report(bundle, as_float(data.held_out), data.held_out_labels, seed=seed),
+        pictures=pictures | of_report(bundle, held_out, data.held_out_labels, seed=seed),
         data=data.source,
     )
     return figures

@@ -99,17 +99,18 @@ def _told(error: OSError) -> UserError | ThalwegError:
     if isinstance(error, ThalwegError):
         return error
     return UserError(
-        f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk"
+        str(error.strerror or error),
+        argument=str(error.filename or "a file"),
+        hint="check the path, its rights and the disk",
     )
 
 
 def _fail(error: ThalwegError) -> int:
-    heard = getattr(error, "heard", False)  # from another process of the run
-    if not heard:
+    if not error.already_reported:
         say(f"thalweg: {' '.join(str(error).split())}")
     signum = getattr(error, "signum", None)
     if signum is not None:
-        if getattr(error, "resumable", True) and not heard:
+        if getattr(error, "resumable", True) and not error.already_reported:
             say(f"to go on: {command()}{'' if '--resume' in sys.argv else ' --resume'}")
         return 128 + signum
     return 2 if isinstance(error, UserError) else 1
@@ -137,11 +138,12 @@ def command() -> str:
 def writable(path: Path, suffixes: tuple[str, ...]) -> None:
     """Refuse before the work, not after it, a file that cannot be written or is of another kind."""
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"{path}: cannot write {path.suffix or 'a file without ending'}; want {' or '.join(suffixes)}")
+        what = f"cannot write {path.suffix or 'a file without ending'}"
+        raise UserError(what, argument=str(path), hint=f"want {' or '.join(suffixes)}")
     if not path.parent.is_dir():
-        raise UserError(f"{path}: the folder {path.parent} does not exist; make it first")
+        raise UserError(f"the folder {path.parent} does not exist", argument=str(path), hint="make it first")
     if path.is_dir():
-        raise UserError(f"{path}: a folder, where a file to write was wanted")
+        raise UserError("a folder, where a file to write was wanted", argument=str(path))
     _check_rights(path.parent, path)
 
 
@@ -160,7 +162,7 @@ def apart(out: Path, *inputs: Path | None) -> None:
             what = f"a file of {path}, which is read"
         else:
             continue
-        raise UserError(f"{out}: {what}; name another place, so that nothing is overwritten")
+        raise UserError(what, argument=str(out), hint="name another place, so that nothing is overwritten")
 
 
 def _held(folder: Path) -> list[Path]:
@@ -178,13 +180,14 @@ def writable_folder(path: Path) -> None:
     """Refuse before the work a folder that cannot be made or written in; those above it are made with it."""
     there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not there.is_dir():
-        raise UserError(f"{path}: {there} is a file, where a folder was wanted; name another")
+        raise UserError(f"{there} is a file, where a folder was wanted", argument=str(path), hint="name another")
     _check_rights(there, path)
 
 
 def _check_rights(folder: Path, path: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{path}: no right to write in {folder}; change its mode, or name another place")
+        hint = "change its mode, or name another place"
+        raise UserError(f"no right to write in {folder}", argument=str(path), hint=hint)
 
 
 def say(text: str) -> None:

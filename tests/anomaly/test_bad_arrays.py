@@ -41,7 +41,7 @@ def with_value(x, value):
         (lambda x: x[None], "dim 3"),
         (lambda x: with_value(x, np.nan), "NaN"),
         (lambda x: with_value(x, np.inf), "infinity"),
-        (lambda x: x.astype(str) + "a", "convert string to float|dtype"),
+        (lambda x: np.char.add(x.astype(str), "a"), "convert string to float|dtype"),
         (lambda x: x + 1j, "Complex"),
     ],
 )

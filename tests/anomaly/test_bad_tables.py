@@ -83,15 +83,15 @@ CASES = {
     "half a Parquet": (lambda t: parquet(t)[:800], "damaged or not what its name says"),
     "Parquet named CSV": (lambda t: ("csv", parquet(t)), "it is Parquet, so name it"),
     "CSV named Parquet": (lambda t: ("parquet", csv(t)), "damaged or not what its name says"),
-    "another kind": (lambda t: ("xlsx", csv(t)), "a table is .csv or .parquet; convert it, as in: python -c"),
-    "tabs, by the name": (lambda t: ("tsv", csv(t).replace(b",", b"\t")), r"sep='\t').to_csv("),
-    "Latin 1": (lambda t: csv(t).replace(b"u\n", b"\xfc\n"), "iconv -f latin1 -t utf-8"),
+    "another kind": (lambda t: ("xlsx", csv(t)), ".xlsx: a table is .csv or .parquet; a CSV is UTF-8 text"),
+    "tabs, by the name": (lambda t: ("tsv", csv(t).replace(b",", b"\t")), ".tsv: a table is .csv or .parquet"),
+    "Latin 1": (lambda t: csv(t).replace(b"u\n", b"\xfc\n"), "not UTF-8 text; a CSV is UTF-8"),
     "Latin 1 in the names": (lambda t: csv(t).replace(b"heat", b"h\xe9at"), "not UTF-8 text"),
-    "UTF-16": (lambda t: csv(t).decode().encode("utf-16"), "iconv -f utf-16 -t utf-8"),
+    "UTF-16": (lambda t: csv(t).decode().encode("utf-16"), "not UTF-8 text"),
     "semicolons": (lambda t: csv(t).replace(b",", b";"), "separated by semicolons"),
     "tabs": (lambda t: csv(t).replace(b",", b"\t"), "separated by tabs"),
     "bars": (lambda t: csv(t).replace(b",", b"|"), "separated by bars"),
-    "blanks": (lambda t: csv(t).replace(b",", b" "), "separated by blanks; separate them by commas, as in: python -c"),
+    "blanks": (lambda t: csv(t).replace(b",", b" "), "separated by blanks; a CSV is"),
     "gzip": (lambda t: ("csv", gzip.compress(csv(t))), "compressed (gzip); unpack it"),
     "gzip, by the name": (lambda t: ("gz", gzip.compress(csv(t))), "it is compressed (gzip), so unpack it"),
     "a zip": (lambda t: ("csv", b"PK\3\4\xff\xff" + csv(t)), "compressed (zip or xlsx); unpack it"),
@@ -188,7 +188,8 @@ def test_a_column_of_names_is_told_and_useless(normal_rows, thalweg_command, tmp
     code, _, err = thalweg_command("detect", "fit", tmp_path / "t.csv", "-o", tmp_path / "run")
     assert code == 0
     assert err[0] == "column 'name' holds another text in each row, which tells nothing; drop it"
-    assert thalweg_command("detect", "fit", tmp_path / "t.csv", "-o", tmp_path / "run", "--drop", "name")[2][:-1] == []
+    _, _, err = thalweg_command("detect", "fit", tmp_path / "t.csv", "-o", tmp_path / "run", "--drop", "name")
+    assert not any("'name'" in line for line in err)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_column_of_names_is_told_and_useless(normal_rows, thalweg_command, tmp
         (["t.csv", "-o", "s.xlsx"], "cannot write .xlsx; want .csv or .parquet"),
         (["t.csv", "-o", "t.csv"], "t.csv: the table itself; name another file"),
         (["t.csv", "-o", "sub.csv"], "sub.csv: a folder"),
-        (["t.csv", "-o", "s.csv", "--alpha", "2"], "--alpha 2.0: want a number between 0 and 1"),
+        (["t.csv", "-o", "s.csv", "--alpha", "2"], "--alpha=2.0: must be a number between 0 and 1"),
     ],
 )
 def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tmp_path, monkeypatch):
@@ -219,11 +220,11 @@ def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tm
     [
         (["--target-column", "label"], "no column 'label'; there are flow, heat, site"),
         (["--drop", "age"], "no column 'age'"),
-        (["--normal", "0"], "--normal 0 without a target column"),
+        (["--normal", "0"], "--normal='0': needs a target column"),
         (["--target-column", "site", "--normal", "x"], "no rows to fit on with site = x; its values are u, v, w; give"),
-        (["--false-alarm-rate", "0"], "--false-alarm-rate 0.0: want a number between 0 and 1"),
-        (["--missing", "ignore"], "--missing ignore: want 'raise' or 'marginalise'"),
-        (["--calibration", "none"], "--calibration none: want"),
+        (["--false-alarm-rate", "0"], "--false-alarm-rate=0.0: must be a number between 0 and 1"),
+        (["--missing", "ignore"], "--missing='ignore': must be one of raise, marginalise"),
+        (["--calibration", "none"], "--calibration='none': must be one of"),
         (["--drop", "flow", "--drop", "heat", "--drop", "site"], "no columns"),
         (["-o", "t.csv"], "t.csv: holds something that is no detector"),
         (["-o", "t.csv/run"], "t.csv/run: cannot be made"),

@@ -56,7 +56,7 @@ def test_energies_of_seen_rows_are_rejected(simulated, rate):
 
 def test_the_promised_rate_holds_on_a_wide_table(monkeypatch):
     """Eight sets of 39 rows of 200 columns: at most 5 % of new rows are flagged, within 3 of the mean's errors. The
-    mutant, views that had seen the rows that calibrate, flags more by 2 of its errors.
+    mutant, scalings set by the rows that calibrate too, flags more by 2 of its errors.
     """
 
     def share(number):
@@ -68,7 +68,7 @@ def test_the_promised_rate_holds_on_a_wide_table(monkeypatch):
         return np.mean(shares) - errors * np.std(shares, ddof=1) / len(shares) ** 0.5
 
     found = [share(i) for i in range(8)]
-    monkeypatch.setattr(energies, "matters", lambda rows: False)
+    monkeypatch.setattr(energies, "needs_cross_fitting", lambda rows: False)
     mutant = [share(i) for i in range(8)]
     assert least(found, 3) <= 0.05 < least(mutant, 2)
     assert np.mean(found) > 0.01

@@ -47,14 +47,16 @@ def test_a_warp_of_nothing_is_nothing():
     "wrong", [{"kinds": ["torn"]}, {"kinds": []}, {"bend": -1.0}, {"hole": (0.5, 0.2)}, {"hole": (0.0, 0.2)}]
 )
 def test_settings_of_damage_are_checked(wrong):
-    with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+    with pytest.raises(UserError) as caught:
         Damage(**wrong)
+    assert caught.value.argument == next(iter(wrong))
 
 
 @pytest.mark.parametrize("wrong", [{"restore": -1.0}, {"views": -1.0}, {"temperature": 0.0}, {"stretch": -0.1}])
 def test_settings_of_the_objective_are_checked(wrong):
-    with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+    with pytest.raises(UserError) as caught:
         RestorationContrast(**wrong)
+    assert caught.value.argument == next(iter(wrong))
 
 
 class Line(nn.Module):

@@ -29,8 +29,8 @@ def test_energies_do_not_depend_on_units(scale):
     wanted, found = TabularEnergy().fit(rows), TabularEnergy().fit(rows * unit)
     seen = np.arange(84).reshape(21, 4) % 5 > 0
     np.testing.assert_allclose(found.energy(x * unit), wanted.energy(x), atol=1e-9)
-    np.testing.assert_allclose(found.unseen_, wanted.unseen_, atol=1e-9)
-    np.testing.assert_allclose(found.outlyingness_, wanted.outlyingness_, atol=1e-9)
+    np.testing.assert_allclose(found.calibration_energies_, wanted.calibration_energies_, atol=1e-9)
+    np.testing.assert_allclose(found.train_outlier_scores_, wanted.train_outlier_scores_, atol=1e-9)
     np.testing.assert_allclose(found.shares(x * unit), wanted.shares(x), atol=1e-9)
     np.testing.assert_allclose(found.marginal(x * unit, seen), wanted.marginal(x, seen), atol=1e-9)
     np.testing.assert_array_equal(found.repair(x * unit), wanted.repair(x) * unit)
@@ -49,7 +49,7 @@ def test_few_rows_and_huge_values_are_finite(n):
     x = table()[:n]
     model = TabularEnergy().fit(x)
     u = model.energy(np.concatenate([x[:2], np.full((1, 6), 1e30), np.full((1, 6), -1.7e308)]))
-    for values in (u, model.unseen_, model.outlyingness_):
+    for values in (u, model.calibration_energies_, model.train_outlier_scores_):
         assert np.isfinite(values).all()
     assert u[-2] > u[0]
 
@@ -82,13 +82,13 @@ def test_what_is_not_observed_does_not_count(fitted):
     assert (fitted.marginal(x, np.zeros_like(seen)) == 0).all()
 
 
-def test_unseen_energies_have_the_law_of_new_rows():
-    """Mean of `unseen_` against new rows, 4 sigma; the mutant, energies of the stored rows, is far too low."""
+def test_left_out_energies_have_the_law_of_new_rows():
+    """Mean energies against new rows, 4 sigma; the mutant, energies of the stored rows, is far too low."""
     x = table(1600)
     model = TabularEnergy().fit(x[:800])
     new, own = model.energy(x[800:]), model.energy(x[:800])
-    bar = 4 * np.hypot(model.unseen_.std() / 800**0.5, new.std() / 800**0.5)
-    assert abs(model.unseen_.mean() - new.mean()) < bar
+    bar = 4 * np.hypot(model.calibration_energies_.std() / 800**0.5, new.std() / 800**0.5)
+    assert abs(model.calibration_energies_.mean() - new.mean()) < bar
     assert new.mean() - own.mean() > bar
 
 
@@ -97,7 +97,7 @@ def test_rows_beyond_the_limit_are_new_to_the_energy():
     model = TabularEnergy(num_stored=100).fit(x)
     assert model.rows_.shape == (100, 6)
     kept = (x[:, None] == model.rows_).all(2).any(1)
-    np.testing.assert_allclose(model.unseen_[~kept], model.energy(x[~kept]), rtol=1e-9)
+    np.testing.assert_allclose(model.calibration_energies_[~kept], model.energy(x[~kept]), rtol=1e-9)
 
 
 def test_leave_one_out_leaves_exactly_one_out():
@@ -128,32 +128,3 @@ def test_the_density_is_normalised():
 def test_what_is_no_table_is_refused(x):
     with pytest.raises(ValueError, match="finite"):
         TabularEnergy().fit(x)
-
-
-@pytest.mark.parametrize("form", ["learned", "both"])
-def test_the_learned_form_is_kept_and_tells_far_rows(form):
-    """After a few steps it is hardly more than its Gaussian anchor, which a row eight spreads out is strange to."""
-    x = table(200)
-    model = TabularEnergy(form=form, steps=5).fit(x)
-    assert "learned" in model.tails_
-    assert (form == "both") == ("standard" in model.tails_)
-    assert np.isfinite(model.unseen_).all()
-    far = x[:20] + 8 * x.std(0)
-    assert model.energy(far).min() > np.median(model.energy(x))
-    again = TabularEnergy.from_state(model.state())
-    np.testing.assert_array_equal(again.energy(far), model.energy(far))
-
-
-def test_states_of_earlier_versions_open(fitted):
-    """They have neither cells nor the neighbours' distance, and no learned form."""
-    new = ("reach.", "centers.", "gap", "tail.distance")
-    state = {name: value for name, value in fitted.state().items() if not name.startswith(new)}
-    old = TabularEnergy.from_state(state)
-    assert "distance" not in old.tails_
-    x = table(seed=1)
-    assert np.corrcoef(old.energy(x), fitted.energy(x))[0, 1] > 0.95
-
-
-def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="form='other'"):
-        TabularEnergy(form="other").fit(table())

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 import thalweg
-from thalweg.apps.anomaly import tables
 from thalweg.apps.anomaly.files import score_file
+from thalweg.core.errors import UserError
+from thalweg.data import csv_blocks
 
 
 def process(code, *words):
@@ -54,8 +56,8 @@ def test_blocks_of_one_row_give_the_scores_of_one_block(suffix, normal_rows, run
     new.to_parquet(tmp_path / "new.parquet", index=False)
     bundle = thalweg.load(run)
     score_file(bundle, tmp_path / f"new.{suffix}", tmp_path / "a.csv", alpha=0.3)
-    monkeypatch.setattr(tables, "BLOCK_ROWS", 1)
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(csv_blocks, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(csv_blocks, "BLOCK_BYTES", 200)
     score_file(bundle, tmp_path / f"new.{suffix}", tmp_path / "b.csv", alpha=0.3)
     a, b = pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "b.csv")
     pd.testing.assert_frame_equal(a, b, rtol=1e-9)
@@ -125,7 +127,7 @@ def test_a_full_disk(suffix, normal_rows, run, thalweg_command, tmp_path, reques
 
 KILLED_SCORING = """
 import os, signal
-from thalweg.apps.anomaly import tables
+from thalweg.data import score_table
 class Killed:
     def __init__(self, file, suffix, schema):
         self.file = file
@@ -133,7 +135,7 @@ class Killed:
         self.file.write(b"half of the sco")
         self.file.flush()
         os.kill(os.getpid(), signal.{signal})
-tables.writer = Killed
+score_table.writer = Killed
 from thalweg.apps.anomaly import files
 files.writer = Killed
 """
@@ -150,7 +152,7 @@ store.write_tensors = write_tensors
 
 @pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGTERM", 143)])
 def test_killed_while_the_scores_are_written(name, code, normal_rows, run, thalweg_command, tmp_path):
-    """What was there stays under its name; the next run leaves nothing of the half-written file."""
+    """What was there stays under its name, and nothing beside it."""
     normal_rows(30, seed=5).to_csv(tmp_path / "new.csv", index=False)
     (tmp_path / "scores.csv").write_text("earlier scores")
     words = ["detect", "score", run, tmp_path / "new.csv", "-o", tmp_path / "scores.csv"]
@@ -158,13 +160,14 @@ def test_killed_while_the_scores_are_written(name, code, normal_rows, run, thalw
     assert ended.returncode == code, ended.stderr
     assert "Traceback" not in ended.stderr
     assert (tmp_path / "scores.csv").read_text() == "earlier scores"
+    assert {p.name for p in tmp_path.iterdir()} == {"new.csv", "scores.csv"}
     assert thalweg_command(*words)[0] == 0
     assert len(pd.read_csv(tmp_path / "scores.csv")) == 30
     assert {p.name for p in tmp_path.iterdir()} == {"new.csv", "scores.csv"}
 
 
 def test_killed_while_the_detector_is_written(normal_rows, thalweg_command, tmp_path):
-    """There is no detector, and the same command makes one."""
+    """There is no detector, and the same command makes one. Whatever is hidden in the user's folder stays there."""
     normal_rows(30, seed=6).to_csv(tmp_path / "new.csv", index=False)
     words = ["detect", "fit", tmp_path / "new.csv", "-o", tmp_path / "run"]
     assert process(KILLED_FITTING, *words).returncode == -9
@@ -173,7 +176,7 @@ def test_killed_while_the_detector_is_written(normal_rows, thalweg_command, tmp_
     assert (code, len(err)) == (2, 1)
     assert str(tmp_path / "run") in err[0]
     assert thalweg_command(*words)[0] == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"new.csv", "run"}
+    assert {p.name for p in tmp_path.glob("[!.]*")} == {"new.csv", "run"}
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "calibration.safetensors", "manifest.json"])
@@ -195,3 +198,26 @@ def test_a_folder_that_may_not_be_written(normal_rows, run, thalweg_command, tmp
     code, _, err = thalweg_command("detect", "score", run, tmp_path / "new.csv", "-o", locked / "s.csv")
     assert (code, len(err)) == (2, 1)
     assert str(locked / "s.csv") in err[0]
+
+
+def test_a_block_has_what_the_public_methods_say(normal_rows, run):
+    """The same bits as from `energy`, `p_values` and `explain`, whatever the order of the columns."""
+    detector = thalweg.load(run).detector
+    new = pd.concat([normal_rows(30, seed=1), normal_rows(2).assign(flow=[9.0, -9.0])], ignore_index=True)
+    for frame in (new, pl.from_pandas(new[["site", "heat", "flow"]])):
+        block = detector.score_block(frame)
+        np.testing.assert_array_equal(block.energy, detector.energy(new))
+        np.testing.assert_array_equal(block.p_value, detector.p_values(new))
+        np.testing.assert_array_equal(block.flag, detector.predict(new) == -1)
+        np.testing.assert_array_equal((1 + block.rank) / 61, block.p_value)
+        flagged = np.flatnonzero(block.flag)
+        assert {30, 31} <= {*flagged}
+        expected = [r._replace(row=int(flagged[r.row])) for r in detector.explain(new.iloc[flagged], top=3)]
+        assert [r[:2] for r in block.reasons] == [r[:2] for r in expected]
+        assert [r.share for r in block.reasons] == [r.share for r in expected]
+        assert block.reasons[-3].value == -9.0
+    assert not detector.score_block(new[:3], alpha=1e-3).reasons
+    with pytest.raises(UserError, match=r"new\.csv: column 'flow' is missing \(NaN\) in row 107"):
+        detector.score_block(new[:9].assign(flow=[0.0] * 6 + [np.nan] * 3), where="new.csv", first=100)
+    with pytest.raises(UserError, match="alpha=2"):
+        detector.score_block(new, alpha=2)

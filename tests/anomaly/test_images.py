@@ -6,8 +6,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
+from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.images import ImageEnergy
-from thalweg.apps.anomaly.tail import Tail
+from thalweg.apps.anomaly.tail import LogSurvival
 from thalweg.apps.bundle import load
 from thalweg.apps.fit import Request, fit
 from thalweg.core.errors import UserError
@@ -55,17 +56,17 @@ def test_unseen_rows_have_the_law_of_new_ones(found, digits):
         return max(abs(np.searchsorted(np.sort(a), grid) / len(a) - np.searchsorted(np.sort(b), grid) / len(b)))
 
     _, normal, odd = digits
-    assert found.unseen_.shape == (60,)
+    assert found.calibration_energies_.shape == (60,)
     for rows, alike in ((normal, True), (odd, False)):
-        limit = 1.95 * np.sqrt(1 / len(found.unseen_) + 1 / len(rows))
-        assert (distance(found.unseen_, found.energy(rows)) < limit) == alike
+        limit = 1.95 * np.sqrt(1 / len(found.calibration_energies_) + 1 / len(rows))
+        assert (distance(found.calibration_energies_, found.energy(rows)) < limit) == alike
 
 
 def test_training_rows_have_no_kernel_of_their_own(found, digits):
     """Left out of the bank a training row is about as far from the others as a new one; the mutant keeps its own."""
     train, normal, _ = digits
-    assert found.outlyingness_.shape == (1200,)
-    assert np.isfinite(found.outlyingness_).all()
+    assert found.train_outlier_scores_.shape == (1200,)
+    assert np.isfinite(found.train_outlier_scores_).all()
     own = found.parts(train)["kernel"]
     new = found.parts(normal)["kernel"]
     left = found._kernel.left_out(torch.from_numpy(train)[:50, None]).numpy()
@@ -122,7 +123,7 @@ def test_kinds_of_input_agree(found, digits):
 def test_one_seed_one_detector(found, digits):
     again = ImageEnergy(steps=300, overrides=SMALL).fit(digits[0], seed=0)
     assert np.array_equal(again.energy(digits[1]), found.energy(digits[1]))
-    assert np.array_equal(again.unseen_, found.unseen_)
+    assert np.array_equal(again.calibration_energies_, found.calibration_energies_)
 
 
 def test_the_state_is_arrays_and_gives_the_same_detector(found, digits, tmp_path):
@@ -132,8 +133,8 @@ def test_the_state_is_arrays_and_gives_the_same_detector(found, digits, tmp_path
     x = digits[2][:30]
     assert np.array_equal(twin.energy(x), found.energy(x))
     assert np.array_equal(twin.repair(x), found.repair(x))
-    assert np.array_equal(twin.unseen_, found.unseen_)
-    assert np.array_equal(twin.outlyingness_, found.outlyingness_)
+    assert np.array_equal(twin.calibration_energies_, found.calibration_energies_)
+    assert np.array_equal(twin.train_outlier_scores_, found.train_outlier_scores_)
 
 
 def test_from_a_bundle(tmp_path):
@@ -186,11 +187,33 @@ def test_colour_and_odd_sides(tmp_path):
     assert found.repair(x[:2]).shape == (2, 3, 8, 11)
 
 
+def test_training_is_nobody_elses_business(tmp_path, monkeypatch):
+    """In one process of a distributed job, whose others are not there, `fit` joins nothing; it draws and writes
+    nothing that would be thrown away.
+    """
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("thalweg.apps.preview.draw", lambda *args: pytest.fail("a preview was drawn"))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *args: pytest.fail("a folder was made"))
+    monkeypatch.chdir(tmp_path)
+    x = torch.rand(80, 8, 8, generator=generator(0, "job")).numpy()
+    found = EnergyDetector(kind="image", options={"steps": 3, "overrides": SMALL}).fit(x)
+    assert np.isfinite(found.score_samples(x[:3])).all()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_of_another_number_of_channels_are_refused_before_the_training():
+    """An axis that is no channels, as in (N, H, W, C), is told at once."""
+    with pytest.raises(UserError, match="1 or 3 channels") as caught:
+        ImageEnergy(steps=3, overrides=SMALL).fit(np.zeros((60, 8, 8, 3), np.float32))
+    assert caught.value.argument == "x"
+
+
 def test_a_tail_is_minus_the_log_of_survival():
     """On exponential energies v(u) = u; the mutant that forgets the logarithm (v = 1 - S) is off by more."""
     n = 20_000
     e = -torch.rand(n, generator=generator(0, "tail"), dtype=torch.float64).log()
-    tail = Tail.of(e)
+    tail = LogSurvival.of(e)
     u = torch.tensor([0.5, 1.0, 2.0, 3.0, 6.0, 12.0])
     survival = (-u).exp()
     sigma = (((1 - survival) / (n * survival)).sqrt() + 0.02).clamp(max=0.1)  # of log S, and the chords' error
@@ -200,4 +223,4 @@ def test_a_tail_is_minus_the_log_of_survival():
     grid = torch.linspace(-1, 20, 2001)
     assert bool((tail(grid).diff() > 0).all())
     with pytest.raises(ValueError, match="distinct"):
-        Tail.of(torch.zeros(10))
+        LogSurvival.of(torch.zeros(10))

@@ -5,6 +5,7 @@ import pickle
 import joblib
 import numpy as np
 import pytest
+import sklearn
 from sklearn.base import clone
 from sklearn.metrics import make_scorer, roc_auc_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -30,7 +31,8 @@ def test_estimator_check_with_gaps(estimator, check):
 
 
 def test_the_number_of_checks():
-    assert len(CHECKS) >= 47  # 54 for detectors that take sample weights as well
+    least = 46 if sklearn.__version__.startswith("1.6.") else 47  # 54 for detectors that take sample weights as well
+    assert len(CHECKS) >= least
 
 
 @pytest.fixture

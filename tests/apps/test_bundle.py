@@ -270,11 +270,12 @@ def _edit(folder, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 99, "thalweg": "7.0"}, r"written by thalweg 7\.0 in format 99; this version reads format 1"),
+        ({"format": 99, "thalweg": "7.0"}, r"written by thalweg 7\.0 in format 99; this version reads format 2"),
         ({"format": None}, r"config\.json: not the configuration of a run"),
         ({"run": None}, r"config\.json: lacks run"),
         ({"run": {}}, r"config\.json: not the configuration of a run"),
         ({"data": 3}, r"config\.json: not the configuration of a run"),
+        ({"normalised": 1}, r"config\.json: not the configuration of a run"),
     ],
 )
 def test_another_format_or_config_is_refused(copy, changes, message):
@@ -286,7 +287,7 @@ def test_another_format_or_config_is_refused(copy, changes, message):
 def test_r15_a_config_builds_only_this_package(copy):
     config = store.read_json(copy / "config.json")
     _edit(copy, run={**config["run"], "energy": {"type": "os:system", "command": "true"}})
-    with pytest.raises(UserError, match=r"os:system.*only classes under thalweg"):
+    with pytest.raises(UserError, match=r"os:system.*only classes of thalweg\.energy"):
         load(copy)
 
 
@@ -307,7 +308,7 @@ def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="a file, where the folder of a run was wanted"):
         load(tmp_path / "file")
     for what in (None, 3, b"run"):
-        with pytest.raises(UserError, match=r"^load\(.*\): want the folder of a run, or its id .*$"):
+        with pytest.raises(UserError, match=r"^path_or_id=.*: must be the folder of a run, or its id .*$"):
             load(what)
 
 
@@ -321,22 +322,22 @@ def test_a_run_before_its_first_checkpoint_says_so(digits, tmp_path):
 
 
 def test_the_remedy_is_one_that_there_is(copy):
-    (copy / "guess.safetensors").write_bytes(b"")
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*restore it from a copy, or train or fit again"):
+    (copy / "prior.safetensors").write_bytes(b"")
+    with pytest.raises(DamagedFile, match=r"prior\.safetensors.*restore it from a copy, or train or fit again"):
         load(copy)
     (copy / "checkpoints").mkdir()  # of which none has been kept
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*restore it from a copy, or train or fit again"):
+    with pytest.raises(DamagedFile, match=r"prior\.safetensors.*restore it from a copy, or train or fit again"):
         load(copy)
     (copy / "checkpoints" / "step-1").mkdir()
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors.*older checkpoint"):
+    with pytest.raises(DamagedFile, match=r"prior\.safetensors.*older checkpoint"):
         load(copy)
 
 
 def test_a_file_that_was_never_sealed_is_to_be_moved_away(copy):
     listed = json.loads((copy / "manifest.json").read_text())
-    del listed["files"]["guess.safetensors"]
+    del listed["files"]["prior.safetensors"]
     (copy / "manifest.json").write_text(json.dumps(listed))
-    with pytest.raises(DamagedFile, match=r"guess\.safetensors: .*; move it away, or restore manifest\.json$"):
+    with pytest.raises(DamagedFile, match=r"prior\.safetensors: .*; move it away, or restore manifest\.json$"):
         load(copy)
 
 

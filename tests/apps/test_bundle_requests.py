@@ -52,7 +52,7 @@ def test_row_i_does_not_depend_on_how_many_follow(which, n, request):
 )
 def test_numbers_of_samples_that_are_none(digits, chains, n, keywords, message):
     for bundle in (digits, chains):
-        with pytest.raises(UserError, match=f"^{message}: want a whole number") as caught:
+        with pytest.raises(UserError, match=f"^{message}: must be a whole number") as caught:
             bundle.sample(n, **keywords)
         assert "\n" not in str(caught.value)
     assert digits.sample(np.int64(1), num_steps=1, seed=2**64 - 1).shape == (1, 1, 8, 8)
@@ -60,7 +60,7 @@ def test_numbers_of_samples_that_are_none(digits, chains, n, keywords, message):
 
 @pytest.mark.parametrize("alpha", [5, math.nan, -1, "x", None])
 def test_a_share_that_is_none(plane, alpha):
-    with pytest.raises(UserError, match=r"^alpha=.*want a number in \[0, 1\]"):
+    with pytest.raises(UserError, match=r"^alpha=.*must be in \[0, 1\]"):
         plane.score(points(), alpha=alpha)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from thalweg.apps.given import read_given
+from thalweg.apps.given import read_damaged_images
 from thalweg.apps.masks import observed
 from thalweg.apps.operators import Downsample
 from thalweg.core.errors import UserError
@@ -22,10 +22,10 @@ def test_nan_is_refused_where_it_is_observed_and_nowhere_else(pixels, tmp_path):
     known = observed("right-half", SHAPE, 3)
     pixels[1:, :, :, 5] = torch.nan
     np.save(tmp_path / "x.npy", pixels)
-    assert read_given(tmp_path / "x.npy", SHAPE).usable(known, False).names == ["0", "1", "2"]
+    assert read_damaged_images(tmp_path / "x.npy", SHAPE).usable(known, False).names == ["0", "1", "2"]
     pixels[1, 0, 0, 0] = torch.inf
     np.save(tmp_path / "x.npy", pixels)
-    given = read_given(tmp_path / "x.npy", SHAPE)
+    given = read_damaged_images(tmp_path / "x.npy", SHAPE)
     with pytest.raises(UserError, match=r"image 1: holds NaN or infinity where it is observed; .*--skip-bad"):
         given.usable(known, False)
     kept = given.usable(known, True)
@@ -33,7 +33,7 @@ def test_nan_is_refused_where_it_is_observed_and_nowhere_else(pixels, tmp_path):
     pixels[:, 0, 0, 0] = torch.nan
     np.save(tmp_path / "x.npy", pixels)
     with pytest.raises(UserError, match="none of the 3 images can be used"):
-        read_given(tmp_path / "x.npy", SHAPE).usable(known, True)
+        read_damaged_images(tmp_path / "x.npy", SHAPE).usable(known, True)
 
 
 def test_a_folder_keeps_each_image_with_its_own_mask(pixels, tmp_path):
@@ -41,30 +41,30 @@ def test_a_folder_keeps_each_image_with_its_own_mask(pixels, tmp_path):
         Image.fromarray((x[0] * 255).byte().numpy()).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"1\.png: .*--skip-bad"):
-        read_given(tmp_path, SHAPE)
-    given = read_given(tmp_path, SHAPE, skip_bad=True)
+        read_damaged_images(tmp_path, SHAPE)
+    given = read_damaged_images(tmp_path, SHAPE, skip_bad=True)
     assert (given.count, given.rows.tolist(), given.names, given.rounded) == (3, [0, 2], ["0.png", "2.png"], True)
     assert [bad["file"] for bad in given.skipped] == ["1.png"]
     assert "1.png" in given.notes[0]
     (tmp_path / "0.png").write_bytes(b"")
     (tmp_path / "2.png").write_bytes(b"")
     with pytest.raises(UserError, match="none of its 3 images can be used"):
-        read_given(tmp_path, SHAPE, skip_bad=True)
+        read_damaged_images(tmp_path, SHAPE, skip_bad=True)
 
 
 def test_colour_is_left_out_aloud(tmp_path):
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
-    assert "a.png: colour" in read_given(tmp_path / "a.png", SHAPE).notes[0]
+    assert "a.png: colour" in read_damaged_images(tmp_path / "a.png", SHAPE).notes[0]
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-    assert not read_given(tmp_path / "a.png", SHAPE).notes
+    assert not read_damaged_images(tmp_path / "a.png", SHAPE).notes
 
 
 def test_what_an_operator_gives_is_taken_as_it_is(pixels, tmp_path):
     small = Downsample(factor=2)(pixels)
     np.save(tmp_path / "small.npy", small)
-    assert torch.equal(read_given(tmp_path / "small.npy", (1, 4, 4), flat=True).x.flatten(1), small)
+    assert torch.equal(read_damaged_images(tmp_path / "small.npy", (1, 4, 4), flat=True).x.flatten(1), small)
     with pytest.raises(UserError, match="reshape"):
-        read_given(tmp_path / "small.npy", (1, 4, 4))
+        read_damaged_images(tmp_path / "small.npy", (1, 4, 4))
 
 
 @pytest.mark.parametrize("name", ["small", "one"])
@@ -73,12 +73,12 @@ def test_flat_pixels_are_checked_as_all_are(name, tmp_path):
     x = np.full((2, 16), 200, np.uint8)
     np.save(tmp_path / "x.npy", x if name == "small" else x[0])
     with pytest.raises(UserError, match=r"x\.npy: .*divide by 255"):
-        read_given(tmp_path / "x.npy", (1, 4, 4), flat=True)
+        read_damaged_images(tmp_path / "x.npy", (1, 4, 4), flat=True)
     np.save(tmp_path / "x.npy", (x if name == "small" else x[0]) / np.float32(255))
-    assert read_given(tmp_path / "x.npy", (1, 4, 4), flat=True).count == (2 if name == "small" else 1)
+    assert read_damaged_images(tmp_path / "x.npy", (1, 4, 4), flat=True).count == (2 if name == "small" else 1)
     np.save(tmp_path / "x.npy", np.zeros(7))
     with pytest.raises(UserError, match=r"expected shape .*got \(7,\)"):
-        read_given(tmp_path / "x.npy", (1, 4, 4))
+        read_damaged_images(tmp_path / "x.npy", (1, 4, 4))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (2, 8, 8), (2, 1, 8, 8)])
@@ -95,7 +95,7 @@ def test_a_mask_is_white_where_it_is_missing(values, shape, tmp_path, caplog):
 @pytest.mark.parametrize("shape", [(8, 8), (1, 1, 8, 8)])
 def test_other_numbers_are_no_mask(values, shape, tmp_path):
     np.save(tmp_path / "m.npy", np.array(values * 32).reshape(shape))
-    with pytest.raises(UserError, match=r"m\.npy: the mask holds .* want 0 and 1, or 0 and 255"):
+    with pytest.raises(UserError, match=r"m\.npy: the mask holds .* give 0 and 1, or 0 and 255"):
         observed(tmp_path / "m.npy", SHAPE, 2)
 
 

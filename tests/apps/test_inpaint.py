@@ -12,19 +12,19 @@ from PIL import Image
 
 import thalweg
 from thalweg import cli
-from thalweg.apps.completions import standing
+from thalweg.apps.completions import smoothed_score
 from thalweg.apps.inpaint import inpaint, restore
 from thalweg.apps.masks import observed
 from thalweg.apps.operators import Blur, Downsample, Pixels, matrix
-from thalweg.apps.posterior import Guided
+from thalweg.apps.posterior import Schedule
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.loader import as_float
-from thalweg.energy.principal import PrincipalMixture
-from thalweg.energy.seen import Directions
+from thalweg.data.validate import as_float
+from thalweg.energy.principal import MixtureOfFactorAnalyzers
+from thalweg.energy.seen import LinearObservation
 
 from .conftest import run
 
-QUICK = Guided(num_steps=4, visits=1, chain_steps=5)
+QUICK = Schedule(num_steps=4, resampling=1, chain_steps=5)
 SHAPE = (1, 8, 8)
 
 
@@ -46,7 +46,7 @@ def half(x):
 @pytest.mark.parametrize("which", ["digits", "contrastive"])
 def test_observed_pixels_come_back_and_the_missing_differ(which, pixels, request):
     bundle = request.getfixturevalue(which)
-    found = inpaint(bundle, pixels, half(pixels), n=3, how=QUICK)
+    found = inpaint(bundle, pixels, half(pixels), n=3, schedule=QUICK)
     assert found.images.shape == (3, 5, *SHAPE)
     known = half(pixels).expand_as(found.images)
     assert torch.equal(found.images[known], pixels.expand_as(found.images)[known])  # to the last bit
@@ -54,9 +54,9 @@ def test_observed_pixels_come_back_and_the_missing_differ(which, pixels, request
     assert bool((found.images <= 1).all())
     assert bool((found.uncertainty[half(pixels)] == 0).all())
     assert bool((found.uncertainty[~half(pixels)] > 0).any())
-    assert bool((found.variety > 0).all())
+    assert bool((found.pairwise_distance > 0).all())
     pairs = (found.images[:, None] - found.images).square().flatten(3).sum(-1)
-    assert torch.allclose(found.variety, pairs.sum((0, 1)) / 6, rtol=1e-3)
+    assert torch.allclose(found.pairwise_distance, pairs.sum((0, 1)) / 6, rtol=1e-3)
     assert torch.equal(found.ranking, found.ranking.sort(dim=0).values)
     assert torch.allclose(found.energies, bundle.energy(found.images.flatten(0, 1)).reshape(3, 5), rtol=1e-3)
 
@@ -68,9 +68,9 @@ def test_completions_start_from_the_mixture_and_are_better_for_it(digits, pixels
     x = as_float(data_of(digits).held_out[:60])
     known = half(x)
     off = []
-    for guess in (digits.guess, None):
+    for guess in (digits.mixture_prior, None):
         bundle = copy.copy(digits)
-        bundle.guess = guess
+        bundle.mixture_prior = guess
         off.append(float((inpaint(bundle, x, known, n=4).images.mean(0) - x).square().sum()))
     assert off[0] < 0.9 * off[1]
 
@@ -78,37 +78,37 @@ def test_completions_start_from_the_mixture_and_are_better_for_it(digits, pixels
 def test_the_first_completion_is_nearest_to_the_truth(digits):
     """Over 60 held-out digits, by squared error: the first beats a random one; the mutant that takes the last does not.
 
-    By energy, the order is that of `standing`.
+    By energy, the order is that of `smoothed_score`.
     """
     from thalweg.apps.rows import data_of
 
     x = as_float(data_of(digits).held_out[:60])
-    found = inpaint(digits, x, half(x), n=6, how=QUICK)
+    found = inpaint(digits, x, half(x), n=6, schedule=QUICK)
     off = (found.images - x).square().flatten(2).sum(2).mean(1)
     assert float(off[0]) < 0.9 * float(off.mean()) < float(off[-1])
-    by_energy = inpaint(digits, x[:4], half(x[:4]), n=6, how=QUICK, rank_by="energy")
+    by_energy = inpaint(digits, x[:4], half(x[:4]), n=6, schedule=QUICK, rank_by="energy")
     torch.testing.assert_close(
-        by_energy.ranking, standing(digits, by_energy.images.flatten(0, 1)).reshape(6, 4), rtol=1e-4, atol=1e-2
+        by_energy.ranking, smoothed_score(digits, by_energy.images.flatten(0, 1)).reshape(6, 4), rtol=1e-4, atol=1e-2
     )
-    with pytest.raises(UserError, match="want 'error' or 'energy'"):
+    with pytest.raises(UserError, match="must be one of expected_error, energy"):
         inpaint(digits, x[:1], half(x[:1]), rank_by="worth")
 
 
 def test_a_bundle_without_its_mixture_still_completes(digits, pixels, tmp_path):
     bundle = copy.copy(digits)
-    bundle.guess = None
+    bundle.mixture_prior = None
     bundle.save_pretrained(tmp_path / "old")
     again = thalweg.load(tmp_path / "old")
-    assert again.guess is None
-    assert not (tmp_path / "old" / "guess.safetensors").exists()
+    assert again.mixture_prior is None
+    assert not (tmp_path / "old" / "prior.safetensors").exists()
     assert inpaint(again, pixels[:1], half(pixels[:1])).images.shape == (1, 1, *SHAPE)
 
 
 def test_a_mixture_of_other_data_is_refused(digits, tmp_path):
     other = copy.copy(digits)
-    other.guess = PrincipalMixture.example()
+    other.mixture_prior = MixtureOfFactorAnalyzers.example()
     other.save_pretrained(tmp_path / "odd")
-    with pytest.raises(DamagedFile, match=r"guess.safetensors: does not hold a mixture of these data"):
+    with pytest.raises(DamagedFile, match=r"prior.safetensors: does not hold a mixture of these data"):
         thalweg.load(tmp_path / "odd")
 
 
@@ -120,10 +120,10 @@ def test_the_bundle_delegates(digits, pixels):
 @pytest.mark.parametrize("which", ["digits", "contrastive"])
 def test_the_seed_decides_and_no_image_sees_the_others(which, pixels, request):
     bundle = request.getfixturevalue(which)
-    found = inpaint(bundle, pixels, half(pixels), n=2, seed=3, how=QUICK).images
-    assert torch.equal(found, inpaint(bundle, pixels, half(pixels), n=2, seed=3, how=QUICK).images)
-    assert not torch.equal(found, inpaint(bundle, pixels, half(pixels), n=2, seed=4, how=QUICK).images)
-    alone = inpaint(bundle, pixels[:2], half(pixels[:2]), n=2, seed=3, how=QUICK).images
+    found = inpaint(bundle, pixels, half(pixels), n=2, seed=3, schedule=QUICK).images
+    assert torch.equal(found, inpaint(bundle, pixels, half(pixels), n=2, seed=3, schedule=QUICK).images)
+    assert not torch.equal(found, inpaint(bundle, pixels, half(pixels), n=2, seed=4, schedule=QUICK).images)
+    alone = inpaint(bundle, pixels[:2], half(pixels[:2]), n=2, seed=3, schedule=QUICK).images
     assert torch.allclose(found[:, :2], alone, atol=1e-3)
 
 
@@ -132,18 +132,20 @@ def test_each_image_may_have_a_mask_of_its_own(digits, pixels):
     assert len(torch.unique(known.flatten(1), dim=0)) == 5
     assert known.flatten(1).sum(1).tolist() == [32] * 5
     known[1], known[2] = True, False
-    found = inpaint(digits, pixels, known, n=2, how=QUICK).images
+    found = inpaint(digits, pixels, known, n=2, schedule=QUICK).images
     assert torch.equal(found[:, 1], pixels[1].expand(2, *SHAPE))  # nothing missing: as it is
     samples = digits.sample(2)  # nothing observed: a sample
     assert torch.allclose(found[:, 2].sort(dim=0).values, samples.sort(dim=0).values)
-    alone = inpaint(digits, pixels[:1], known[:1], n=2, how=QUICK).images
+    alone = inpaint(digits, pixels[:1], known[:1], n=2, schedule=QUICK).images
     assert torch.allclose(found[:, :1], alone, atol=1e-3)
 
 
 def test_missing_values_are_not_looked_at(digits, pixels):
     known = half(pixels)
     torn = torch.where(known, pixels, torch.nan)
-    assert torch.equal(inpaint(digits, torn, known, how=QUICK).images, inpaint(digits, pixels, known, how=QUICK).images)
+    assert torch.equal(
+        inpaint(digits, torn, known, schedule=QUICK).images, inpaint(digits, pixels, known, schedule=QUICK).images
+    )
     torn[3, 0, 0, 0] = torch.nan
     with pytest.raises(UserError, match=r"where it is observed: 1 of 5 rows hold NaN .* first at index 3"):
         inpaint(digits, torn, known)
@@ -152,13 +154,13 @@ def test_missing_values_are_not_looked_at(digits, pixels):
 def test_rows_of_numbers_are_completed_too(chains, plane):
     x = torch.tensor([[0.5, torch.nan], [-0.3, torch.nan]])
     for bundle in (chains, plane):
-        found = inpaint(bundle, x, torch.tensor([True, False]), n=4, how=QUICK).images
+        found = inpaint(bundle, x, torch.tensor([True, False]), n=4, schedule=QUICK).images
         assert torch.equal(found[..., 0], x[:, 0].expand(4, 2))
         assert bool(found.isfinite().all())
 
 
 def test_noisy_observations_are_repaired_too(digits, pixels):
-    found = inpaint(digits, pixels, half(pixels), noise=0.3, how=QUICK).images[0]
+    found = inpaint(digits, pixels, half(pixels), noise=0.3, schedule=QUICK).images[0]
     off = (found - pixels)[half(pixels)]
     assert float(off.std()) > 0.05
 
@@ -169,7 +171,7 @@ def test_an_exact_linear_observation_holds(which, operator, pixels, request):
     """Before the cut to [0, 1] A x is what was seen, so smooth grey images, where nothing is cut, keep it."""
     bundle = request.getfixturevalue(which)
     seen = operator(0.4 + 0.2 * pixels)
-    found = restore(bundle, seen, operator, n=2, how=QUICK).images
+    found = restore(bundle, seen, operator, n=2, schedule=QUICK).images
     inside = ((found > 0) & (found < 1)).flatten(2).float().mean()
     error = (operator(found[0]) - seen).abs().mean()
     assert float(error) < 0.05 + 0.2 * float(1 - inside)
@@ -179,10 +181,10 @@ def test_directions_say_what_the_operator_says(pixels):
     for operator in (Blur(width=0.8), Downsample(factor=4), Pixels(half(pixels)[0])):
         a = matrix(operator, SHAPE)
         assert torch.allclose(operator(pixels), pixels.flatten(1) @ a.T, atol=1e-5)
-        d = Directions.of(a, 0.1)
+        d = LinearObservation.from_matrix(a, 0.1)
         assert torch.allclose(d.basis.T @ d.basis, torch.eye(d.basis.shape[1]), atol=1e-4)
-        assert torch.allclose(d.read(operator(pixels)), pixels.flatten(1) @ d.basis, atol=2e-2)
-    with pytest.raises(UserError, match="not a linear map"):
+        assert torch.allclose(d.project(operator(pixels)), pixels.flatten(1) @ d.basis, atol=2e-2)
+    with pytest.raises(UserError, match="must be a linear map"):
         matrix(lambda x: x.flatten(1).square(), SHAPE)
 
 
@@ -199,12 +201,12 @@ def test_constant_images_survive_a_blur():
         ),
         (lambda b, x: inpaint(b, x, torch.ones(8, 8)), "want bool"),
         (lambda b, x: inpaint(b, x.tolist(), half(x)), "x: a list, want a tensor or an array"),
-        (lambda b, x: inpaint(b, x, half(x), n=0), "n=0: want a whole number of 1"),
+        (lambda b, x: inpaint(b, x, half(x), n=0), "n=0: must be a whole number of 1"),
         (lambda b, x: inpaint(b, x, half(x), seed=-1), "seed=-1"),
         (lambda b, x: inpaint(b, x, half(x), noise=-0.1), "noise=-0.1"),
         (lambda b, x: inpaint(b, x[..., :5], half(x)[..., :5]), "expected shape"),
         (lambda b, x: inpaint(b, 3 * x, half(x)), "float pixels lie in"),
-        (lambda b, x: restore(b, x.flatten(1)[:, :9], Downsample(factor=2)), "9 numbers a row"),
+        (lambda b, x: restore(b, x.flatten(1)[:, :9], Downsample(factor=2)), "16 numbers a row"),
         (lambda b, x: restore(b, x.flatten(1), Downsample(factor=3)), "does not divide 8 x 8"),
         (lambda b, x: restore(b, torch.full((1, 16), torch.nan), Downsample(factor=2)), "finite"),
         (lambda b, x: Blur(width=0.0), "width=0.0"),
@@ -213,7 +215,7 @@ def test_constant_images_survive_a_blur():
         (lambda b, x: observed("box:5,2,3,4", SHAPE, 1), "left < right"),
         (lambda b, x: observed("box:0,0,9,4", SHAPE, 1), "8 x 8 pixels"),
         (lambda b, x: observed("random:1.5", SHAPE, 1), r"a number in \[0, 1\]"),
-        (lambda b, x: observed("left-hlaf", SHAPE, 1), "no mask by that name; want right-half"),
+        (lambda b, x: observed("left-hlaf", SHAPE, 1), "must be one of right-half"),
         (lambda b, x: observed("right-half", (7,), 1), "rows of 7 numbers"),
     ],
 )
@@ -307,7 +309,7 @@ def test_what_cannot_be_the_operator_s_view_is_told(command, folder, tmp_path, d
     code, _, err = command("--image", "in", "--operator", "blur:1.5", "-n", 1, "-o", "x.png")
     assert (code, len(err)) == (0, 3), err
     assert "8 bits are rounded by 0.0011" in err[0]
-    assert "3 images: what was given is off by" in err[1]
+    assert "3 images: up to" in err[1]
     assert err[2] == "1 completion of 3 images in x.png; with -n 2 or more, also where they differ"
     np.save(tmp_path / "flat.npy", Blur(width=1.5)(as_float(data_of(digits).held_out[:5])))
     code, _, err = command("--image", "flat.npy", "--operator", "blur:1.5", "-n", 1, "-o", "x.npy")
@@ -363,10 +365,13 @@ def test_bad_files_are_named_and_skipped_only_if_asked(command, folder):
         (["--image", "in", "--mask", "none", "-o", "twin.png"], "a file of in, which is read"),
         (["--image", "in", "--mask", "none", "-o", "nowhere/out"], "nowhere does not exist"),
         (["--image", "in", "--mask", "wide.png", "-o", "wide.png"], "the file that is read"),
-        (["--image", "in", "--mask", "none", "-o", "x.png", "--rank-by", "worth"], "want 'error' or 'energy'"),
+        (
+            ["--image", "in", "--mask", "none", "-o", "x.png", "--rank-by", "worth"],
+            "must be one of expected_error, energy",
+        ),
         (["--image", "in", "--mask", "none", "-o", ""], "want a .png, an .npy, or a folder"),
         (["--image", "in", "--mask", "none", "-o", "wide.png/out"], "wide.png is a file"),
-        (["--image", "in", "--mask", "", "-o", "x.png"], "no such file, and no mask by that name"),
+        (["--image", "in", "--mask", "", "-o", "x.png"], "no such file, and must be one of"),
         (["--image", "in", "--operator", "blur:x", "-o", "x.png"], "blur:WIDTH"),
         (["--image", "in", "--operator", "downsample:3", "-o", "x.png"], "does not divide"),
     ],

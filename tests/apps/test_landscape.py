@@ -237,7 +237,7 @@ def test_what_is_wrong_is_named(call, message):
 def test_survey_and_write_name_what_is_wrong(plane, chains, plane_survey, tmp_path):
     with pytest.raises(UserError, match="2 rows"):
         survey(plane, torch.rand(2, 2))
-    with pytest.raises(UserError, match=r"^bundle: a EnergyReranker, whose energy has no landscape here; .*$"):
+    with pytest.raises(UserError, match=r"^bundle: an EnergyReranker, whose energy has no landscape here; .*$"):
         survey(EnergyReranker(), torch.rand(9, 2))
     with pytest.raises(UserError, match="1 row,"):
         survey(plane, torch.rand(9, 2), examples=torch.rand(1, 2))

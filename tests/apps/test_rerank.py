@@ -119,7 +119,7 @@ def test_bad_candidates_are_named(fitted):
         EnergyReranker(lambda x: torch.tensor([1.0, torch.nan, torch.nan, 2.0])).rank(images(4))
     with pytest.raises(UserError, match=r"^energy: gives shape \(4, 1\) for 4 candidates"):
         EnergyReranker(lambda x: brightness(x)[:, None]).rank(images(4))
-    with pytest.raises(UserError, match=r"^energy: a int"):
+    with pytest.raises(UserError, match=r"^energy: an int"):
         EnergyReranker(7).rank(images(4))
     with pytest.raises(UserError, match="no energy; give one, or call fit"):
         EnergyReranker().rank(images(4))

@@ -17,7 +17,7 @@ def test_a_bundle_is_given_back(chains):
 def test_a_reranker_is_no_detector(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"app": "rerank"}))
     seal(tmp_path, ["config.json"])
-    monkeypatch.setattr(EnergyReranker, "from_pretrained", lambda folder: EnergyReranker())
+    monkeypatch.setattr(EnergyReranker, "read", lambda folder, config: EnergyReranker())
     with pytest.raises(UserError, match="a re-ranker, no trained energy; rank with `thalweg rerank`") as told:
         trained(tmp_path)
     assert "\n" not in str(told.value)

@@ -3,6 +3,7 @@
 import functools
 import sys
 import threading
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 from torch.nn.utils import spectral_norm as hook_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
-from thalweg.energy.fused import held
-from thalweg.energy.reach import modules_of
-from thalweg.energy.spectral import frozen
-from thalweg.sampler import run
+from thalweg.energy import spectral
+from thalweg.energy.compose import Clamped, Tempered
+from thalweg.energy.fused import FrozenEnergy
+from thalweg.energy.reach import find_modules
+from thalweg.energy.spectral import exclusive, frozen
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.run import run_chain
 
@@ -45,13 +47,6 @@ def assert_same(before, after):
     assert all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
 
 
-GLOBAL = network(hook_norm)
-
-
-def by_global(x):
-    return GLOBAL(x)
-
-
 class Model:
     def __init__(self, net):
         self.net = net
@@ -73,6 +68,14 @@ class Slotted:
         return self.net(x)
 
 
+@dataclass
+class Field:
+    net: nn.Module
+
+    def __call__(self, x):
+        return self.net(x)
+
+
 def mutual(net):
     def one(x):
         return net(x) if x.ndim == 4 else two(x)
@@ -88,35 +91,67 @@ def in_function(net):
     return lambda x: 0.5 * (named["a"](x) + next(n(x) for n in listed))
 
 
+def in_class(net):
+    class Local:
+        def __call__(self, x):
+            return net(x)
+
+    return Local()
+
+
 WAYS = {
-    "global": lambda net: lambda x: by_global(x),
+    "field": Field,
     "object": Model,
     "slots": Slotted,
     "method": lambda net: Model(net).energy,
+    "call of a class": in_class,
     "namespace": lambda net: functools.partial(lambda space, x: space.net(x), SimpleNamespace(net=net)),
     "default": lambda net: lambda x, net=net: net(x),
     "keyword": lambda net: lambda x, *, net=net: net(x),
     "containers": in_function,
     "mutual": mutual,
     "decorated": lambda net: torch.enable_grad()(lambda x: net(x)),
+    "wrapped": lambda net: Clamped(Tempered(Model(net), 1.0), torch.tensor(False), torch.zeros(())),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_the_network_is_found_and_left_as_it_was(way):
     """Not found, its dropout would draw, and its spectral norm move at each step."""
-    net = GLOBAL if way == "global" else network(hook_norm)
+    net = network(hook_norm)
     energy, before = WAYS[way](net), state_of(net)
-    assert net in list(modules_of(energy))
+    assert net in find_modules(energy)
     want = run_chain(SAMPLER, net, X, num_steps=5)
     torch.manual_seed(len(way))
     assert torch.allclose(run_chain(SAMPLER, energy, X, num_steps=5), want, atol=1e-6)
     assert_same(before, state_of(net))
 
 
+NAMED, TEACHER = network(), network()
+
+
+def test_what_is_only_named_is_left_alone():
+    """A network behind a global name or in another function may train while a chain of this one runs."""
+    net, seen = network(), []
+
+    def elsewhere():
+        return TEACHER.body
+
+    def energy(x):
+        seen.append((net.training, NAMED.training, TEACHER.training, NAMED[0].weight.requires_grad))
+        NAMED(X).sum().backward()
+        return net(x)
+
+    assert find_modules(energy) == list(net.modules())
+    assert find_modules(elsewhere) == []
+    run_chain(SAMPLER, energy, X, num_steps=2)
+    assert seen == [(False, True, True, True)] * 2
+    assert NAMED[0].weight.grad is not None
+
+
 def test_data_within_reach_is_not_searched():
     data = [nn.Identity() for _ in range(2000)]
-    assert list(modules_of(lambda x: (data, sys.modules, X))) == []
+    assert find_modules(lambda x: (data, sys.modules, X)) == []
 
 
 NORMS = {
@@ -147,8 +182,8 @@ def test_chains_of_several_threads_share_a_network(norm):
         try:
             gate.wait(30)
             for _ in range(40):
-                with frozen(net) as still:
-                    still(X)
+                with frozen(net) as fixed:
+                    fixed(X)
         except Exception as error:
             errors.append(error)
 
@@ -162,23 +197,65 @@ def test_chains_of_several_threads_share_a_network(norm):
     assert_same(before, state_of(net))
 
 
-def test_whoever_leaves_last_puts_it_back():
-    net = network(spectral_norm)
-    before, first, second = state_of(net), frozen(net), frozen(net[:4])
+@pytest.mark.parametrize("norm", NORMS)
+def test_blocks_of_one_thread_may_be_nested(norm):
+    """Also blocks that do not end in the order in which they began, as those of generators."""
+    net = network(NORMS[norm])
+    before = state_of(net)
+    with frozen(net):
+        outside = state_of(net)
+        with frozen(net[:4]), FrozenEnergy.of(net) as fixed:
+            fixed(X)
+        assert_same(outside, state_of(net))
+        assert not net[0].training
+    assert_same(before, state_of(net))
+    first, second = frozen(net), frozen(net[:4])
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
-    assert not net[0].training, "another still holds this one"
-    assert net[7].training
     second.__exit__(None, None, None)
     assert_same(before, state_of(net))
+    assert spectral._owners == {}
+
+
+def test_threads_take_turns_on_what_they_share_and_on_nothing_else():
+    net, other, order = network(), network(), []
+
+    def score(part):
+        with frozen(part):
+            order.append("other" if part is other else "shared")
+
+    threads = {name: threading.Thread(target=score, args=(part,)) for name, part in (("a", net[:4]), ("b", other))}
+    with frozen(net), frozen(net[0]):
+        for thread in threads.values():
+            thread.start()
+        threads["b"].join(30)
+        assert order == ["other"]
+        order.append("done")
+    threads["a"].join(30)
+    assert order == ["other", "done", "shared"]
+
+
+def test_a_thread_that_fails_inside_gives_its_turn_back():
+    thing = object()
+
+    def fail():
+        with pytest.raises(KeyError), exclusive([thing]), exclusive([thing]):
+            raise KeyError
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join(30)
+    with exclusive([thing]):
+        pass
+    assert spectral._owners == {}
 
 
 def test_another_network_may_train_while_a_chain_runs():
     """With the folded weights in torch's own cache, which is the process's, this one would get no gradient."""
     net, other = network(spectral_norm), network(spectral_norm)
-    with held(net) as still:
-        still(X)
+    with FrozenEnergy.of(net) as fixed:
+        fixed(X)
         other(X).sum().backward()
         other(X)
         u = other[0].parametrizations.weight[0]._u.clone()
@@ -248,7 +325,7 @@ ENERGIES = {
 def test_the_chain_is_that_of_the_plain_path(name, sampler, monkeypatch):
     energy = ENERGIES[name]()
     fast = run_chain(sampler, energy, X, num_steps=5)
-    monkeypatch.setattr(run, "held", frozen)
+    monkeypatch.setattr(FrozenEnergy, "of", frozen)
     assert torch.allclose(fast, run_chain(sampler, energy, X, num_steps=5), atol=1e-5)
 
 
@@ -271,26 +348,12 @@ def test_channels_that_do_not_fit_are_told_as_torch_tells_it():
         run_chain(SAMPLER, network(), torch.rand(2, 3, 8, 8), num_steps=1)
 
 
-@pytest.mark.parametrize(
-    ("sampler", "energy", "told"),
-    [
-        (None, network(), "sampler is a NoneType, want"),
-        (ULA, network(), "sampler is the class ULA, want"),
-        (SAMPLER, None, "energy is a NoneType, want"),
-        (SAMPLER, nn.Linear, "energy is the class Linear, want"),
-    ],
-)
-def test_what_is_no_sampler_or_no_energy(sampler, energy, told):
-    with pytest.raises(ValueError, match=told):
-        run_chain(sampler, energy, X, num_steps=1)
-
-
 @pytest.mark.parametrize("norm", ["parametrised", "hooked"])
 def test_an_interrupt_anywhere_on_the_way_in_or_out_leaves_the_network_as_it_was(norm):
     """Ctrl-C at each line of what changes a network and puts it back; lines that are the with statement's own aside."""
     net, stop = network(NORMS[norm]), 0
     before = state_of(net)
-    inside = {"_take", "_give", "_evaluates", "_constant", "_set_flag", "_folded", "undo", "_put_back"}
+    inside = {"_evaluate", "_hold_constant", "_require_grad", "_fold", "_put_back", "undo", "give_back", "free"}
     while True:
         stop += 3
         left = [stop]
@@ -315,6 +378,7 @@ def test_an_interrupt_anywhere_on_the_way_in_or_out_leaves_the_network_as_it_was
         finally:
             sys.settrace(old)
         assert_same(before, state_of(net))
+        assert spectral._owners == {}
         if left[0] > 0:
             break
     assert stop > 100

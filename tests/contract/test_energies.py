@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import thalweg.energy
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy import analytic
 from thalweg.energy.base import energy_and_grad
@@ -23,6 +24,7 @@ from thalweg.energy.compose import AtNoise, Clamped, Conditioned, Sum, Tempered
 from thalweg.energy.conditional import Conditional
 from thalweg.energy.confined import ConfinedEnergy
 from thalweg.energy.conv import ConvEnergy
+from thalweg.energy.fused import FrozenEnergy
 from thalweg.energy.joint import GivenClass, JointStridedEnergy, JointUNetEnergy
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.residual import ResidualEnergy
@@ -38,7 +40,7 @@ def find_energies() -> list[type]:
     for module in pkgutil.iter_modules(thalweg.energy.__path__, "thalweg.energy."):
         for name, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             mine = cls.__module__ == module.name and not name.startswith("_")
-            if mine and (name.endswith("Energy") or hasattr(cls, "example")):
+            if mine and cls is not FrozenEnergy and (name.endswith("Energy") or hasattr(cls, "example")):
                 found.append(cls)
     # Abstract or final: a class that another one of ours extends is not an energy by itself.
     return [c for c in found if not any(d is not c and issubclass(d, c) for d in found)]
@@ -134,10 +136,10 @@ def test_sum():
     banana = analytic.Banana()
     assert torch.allclose(Sum((QUADRATIC, banana))(X), QUADRATIC(X) + banana(X))
     assert torch.allclose(Sum((QUADRATIC, banana), (2.0, -1.0))(X), 2 * QUADRATIC(X) - banana(X))
-    with pytest.raises(ValueError, match="1 weights for 2 energies"):
-        Sum((QUADRATIC, banana), (1.0,))
-    with pytest.raises(ValueError, match="empty"):
-        Sum(())
+    for energies, weights, argument in (((QUADRATIC, banana), (1.0,), "weights"), ((), None, "energies")):
+        with pytest.raises(UserError) as caught:
+            Sum(energies, weights)
+        assert caught.value.argument == argument
 
 
 def test_conditional_and_conditioned():
@@ -174,7 +176,7 @@ IMAGES, VECTORS = (ConvEnergy, ResNetEnergy, UNetEnergy), (MLPEnergy, ResidualEn
     + [(cls, shape) for cls in VECTORS for shape in ((), (0,), (-2,), (2.5,), (True,), (3, 4), 3)],
 )
 def test_a_shape_that_is_none_is_refused(cls, shape):
-    with pytest.raises(ValueError, match=r"^shape=.*: want \(") as caught:
+    with pytest.raises(ValueError, match=r"^shape=.*: must be \(") as caught:
         cls(shape=shape)
     assert "\n" not in str(caught.value)
 
@@ -198,8 +200,9 @@ def test_clamped():
     assert torch.equal(u, QUADRATIC(put_back))
     assert bool((g[:, 0] == 0).all())
     assert torch.equal(g[:, 1], energy_and_grad(QUADRATIC, put_back)[1][:, 1])
-    with pytest.raises(ValueError, match=r"torch\.bool"):
+    with pytest.raises(UserError) as caught:
         Clamped(QUADRATIC, observed.float(), values)
+    assert caught.value.argument == "observed"
 
 
 def test_at_noise():

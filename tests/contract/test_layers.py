@@ -25,7 +25,8 @@ ALLOWED = {
     "train": {"core", "data", "energy", "objective"},  # never sampler: only the objective knows there are chains
     "apps": {"core", "data", "energy", "sampler", "objective", "evaluate"},
 }
-EXTRA = {"apps/fit.py": {"train"}}  # the seam for applications that learn
+SEAM = ("apps/fit.py", "apps/in_memory.py", "apps/checks.py")  # through which applications train
+EXTRA = {path: {"train"} for path in SEAM}
 TOP = {
     "__init__.py",
     "__main__.py",

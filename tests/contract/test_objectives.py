@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import thalweg.objective
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.conditional import Conditional
 from thalweg.objective.base import Batch, Steadying, changes, steadied
@@ -191,6 +192,8 @@ def test_a_conditional_energy_keeps_a_label_with_each_chain(start):
     [
         {"num_steps": 0},
         {"num_steps": (1, 2, 3)},
+        {"num_steps": (0, 2)},
+        {"num_steps": 2.5},
         {"start": "here"},
         {"initial": "t"},
         {"reinit": 1.5},
@@ -200,5 +203,6 @@ def test_a_conditional_energy_keeps_a_label_with_each_chain(start):
     ],
 )
 def test_settings_are_checked(wrong):
-    with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
+    with pytest.raises(UserError) as caught:
         ContrastiveDivergence(sampler=ULA(step_size=0.01), **wrong)
+    assert str(caught.value.argument).startswith(next(iter(wrong)))

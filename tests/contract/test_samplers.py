@@ -12,9 +12,10 @@ from typing import Protocol
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import thalweg.sampler
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
 from thalweg.energy.conv import ConvEnergy
@@ -209,41 +210,44 @@ GOOD = {"sampler": ULA(step_size=0.1), "energy": Gaussian.example(), "x": positi
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "argument"),
     [
-        ({"x": torch.zeros(3)}, "batch dimension"),
-        ({"x": [[0.0]]}, "list"),
-        ({"x": torch.zeros(3, 2, dtype=torch.int64)}, "int64"),
-        ({"x": torch.zeros(3, 2, dtype=torch.bfloat16)}, "bfloat16"),
-        ({"x": torch.full((3, 2), float("nan"))}, "6 non-finite"),
-        ({"num_steps": -1}, "num_steps=-1"),
-        ({"num_steps": 1.5}, "num_steps=1.5"),
-        ({"start": -2}, "start=-2"),
-        ({"precision": "fp16"}, "precision='fp16'"),
-        ({"energy": lambda x: x.sum(1, keepdim=True)}, r"\(4, 1\), want \(4,\)"),
-        ({"energy": lambda x: x.sum()}, r"\(\), want \(4,\)"),
-        ({"energy": lambda x: 1.0}, r"a float, want a torch tensor \(4,\)"),
-        ({"energy": lambda x: x.detach().numpy().sum(1)}, r"a ndarray, want a torch tensor"),
-        ({"energy": lambda x: torch.zeros(len(x))}, "no gradient in x: compute it from x by torch"),
-        ({"energy": torch.no_grad()(Gaussian.example())}, "no gradient in x"),
-        (
-            {"energy": lambda x: x.sum(1) / torch.tensor([0.0, 1.0, 0.0, 1.0])},
-            "not finite at the start of 2 of 4 chains",
-        ),
+        ({"x": torch.zeros(3)}, "x"),
+        ({"x": [[0.0]]}, "x"),
+        ({"x": torch.zeros(3, 2, dtype=torch.int64)}, "x"),
+        ({"x": torch.zeros(3, 2, dtype=torch.bfloat16)}, "x"),
+        ({"x": torch.full((3, 2), float("nan"))}, "x"),
+        ({"num_steps": -1}, "num_steps"),
+        ({"num_steps": 1.5}, "num_steps"),
+        ({"num_steps": True}, "num_steps"),
+        ({"start": -2}, "start"),
+        ({"precision": "fp16"}, "precision"),
+        ({"sampler": None}, "sampler"),
+        ({"sampler": ULA}, "sampler"),
+        ({"energy": None}, "energy"),
+        ({"energy": nn.Linear}, "energy"),
+        ({"energy": lambda x: x.sum(1, keepdim=True)}, "energy"),
+        ({"energy": lambda x: x.sum()}, "energy"),
+        ({"energy": lambda x: 1.0}, "energy"),
+        ({"energy": lambda x: x.detach().numpy().sum(1)}, "energy"),
+        ({"energy": lambda x: torch.zeros(len(x))}, "energy"),
+        ({"energy": torch.no_grad()(Gaussian.example())}, "energy"),
+        ({"energy": lambda x: x.sum(1) / torch.tensor([0.0, 1.0, 0.0, 1.0])}, "energy"),
     ],
 )
-def test_run_chain_errors_say_what_is_wrong(change, message):
-    with pytest.raises(ValueError, match=message) as caught:
+def test_run_chain_errors_say_what_is_wrong(change, argument):
+    with pytest.raises(UserError) as caught:
         run_chain(**{**GOOD, **change})
+    assert caught.value.argument == argument
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("sampler", [ULA(step_size=0.1), MALA(step_size=0.1)])
 @pytest.mark.parametrize("energy", [lambda x: 1.0, lambda x: torch.zeros(len(x)), lambda x: x])
 def test_transitions_say_what_is_wrong_with_an_energy(sampler, energy):
-    with pytest.raises(ValueError, match=r"^the energy (returned|has no gradient)") as caught:
+    with pytest.raises(UserError) as caught:
         next(transitions(sampler, energy, positions(), generator(0, "noise")))
-    assert "\n" not in str(caught.value)
+    assert caught.value.argument == "energy"
 
 
 def test_a_chain_that_leaves_the_finite_is_looked_at_once():
@@ -272,18 +276,23 @@ def test_the_first_rows_of_a_block_get_the_noise_that_they_have_in_it(cls):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "argument"),
     [
         (lambda: ULA(step_size=0.0), "step_size"),
+        (lambda: ULA(step_size=float("inf")), "step_size"),
         (lambda: ULA(step_size=float("nan")), "step_size"),
         (lambda: ULA(step_size=torch.tensor(-1.0)), "step_size"),
         (lambda: ULA(step_size=0.1, temperature=-1.0), "temperature"),
         (lambda: ULA(step_size=0.1, clamp=(1.0, 0.0)), "clamp"),
-        (lambda: ULA.decoupled(step_size=0.1, noise_scale=-0.1), "noise"),
+        (lambda: ULA.decoupled(step_size=0.1, noise_scale=-0.1), "noise_scale"),
         (lambda: MALA(step_size=-0.1), "step_size"),
         (lambda: MALA(step_size=0.1, temperature=0.0), "temperature"),
+        (lambda: MALA(step_size=0.1, temperature=float("inf")), "temperature"),
+        (lambda: MALA(step_size=0.1, clip=0.0), "clip"),
+        (lambda: Gibbs(num_hidden=0), "num_hidden"),
     ],
 )
-def test_sampler_errors_name_the_argument(make, message):
-    with pytest.raises(ValueError, match=message):
+def test_sampler_errors_name_the_argument(make, argument):
+    with pytest.raises(UserError) as caught:
         make()
+    assert caught.value.argument == argument

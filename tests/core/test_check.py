@@ -2,17 +2,21 @@
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import thalweg
 from thalweg.core import check
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, UserError, kind_of
 
 GOOD = [
     lambda: check.positive(a=1e-9, b=torch.tensor(2.0), c=np.float32(3), d=float("inf")),
     lambda: check.non_negative(a=0, b=0.5),
+    lambda: check.finite(a=-1e9, b=torch.tensor(2.0)),
     lambda: check.share(a=0, b=1, c=0.25),
     lambda: check.count(a=1, b=np.int64(7)),
     lambda: check.one_of(("left", "right"), side="left"),
@@ -28,6 +32,8 @@ BAD = [
     (lambda: check.positive(a=torch.ones(2)), "a", torch.ones(2)),
     (lambda: check.non_negative(a=-1e-9), "a", -1e-9),
     (lambda: check.non_negative(a=float("inf")), "a", float("inf")),
+    (lambda: check.finite(a=-float("inf")), "a", -float("inf")),
+    (lambda: check.finite(a=NAN), "a", NAN),
     (lambda: check.share(a=1.001), "a", 1.001),
     (lambda: check.share(a=NAN), "a", NAN),
     (lambda: check.count(a=0), "a", 0),
@@ -82,3 +88,45 @@ def test_an_error_keeps_its_class_and_parts():
     assert str(error) == "model.safetensors: truncated; train again"
     for again in (copy.copy(error), pickle.loads(pickle.dumps(error))):
         assert str(again) == str(error)
+
+
+def named(name):
+    return type(name, (), {})()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (3, "an int"),
+        ("x", "a str"),
+        (1.5, "a float"),
+        (None, "None"),
+        (int, "the class int"),
+        (np.zeros(2), "an ndarray"),
+        (torch.zeros(2), "a Tensor"),
+        (object(), "an object"),
+        (named("EnergyReranker"), "an EnergyReranker"),
+        (named("UNetEnergy"), "a UNetEnergy"),
+        (named("UserError"), "a UserError"),
+        (named("Unit"), "a Unit"),
+        (named("Unfitted"), "an Unfitted"),
+        (named("Upsample"), "an Upsample"),
+        (named("OneHot"), "a OneHot"),
+        (named("MLPEnergy"), "an MLPEnergy"),
+        (named("MALA"), "a MALA"),
+        (named("RBM"), "an RBM"),
+        (named("ResNet"), "a ResNet"),
+        (named("_Inner"), "an _Inner"),
+    ],
+)
+def test_what_a_value_is_in_words(value, words):
+    assert kind_of(value) == words
+
+
+def test_no_message_writes_the_article_by_itself():
+    """`a int`, `a EnergyReranker`: the article and the type's name come from `kind_of`."""
+    own = re.compile(r"\b[Aa]n? \{[^{}]*__name__")
+    assert own.search('f"want a {type(x).__name__}"')
+    source = Path(thalweg.__file__).parent
+    found = [path.name for path in source.rglob("*.py") if own.search(path.read_text("utf-8"))]
+    assert not found

@@ -18,6 +18,7 @@ SOURCE = """
 from dataclasses import dataclass
 from os import system
 from pathlib import Path
+from thalweg.core.check import positive
 from thalweg.core.errors import DiskFull
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Net:
     depth: int = 2
     shape: tuple = ()
     def __post_init__(self):
+        positive(channels=self.channels)
         if self.depth < 1:
             raise ValueError(f"depth={self.depth} must be at least 1")
 
@@ -45,18 +47,23 @@ class Outer:
 class Full:
     def __init__(self): raise DiskFull("no room")
 
+class Faulty:
+    def __init__(self, error: str): raise {e.__name__: e for e in FAULTS}[error]("inside")
+
+FAULTS = (KeyError, AttributeError, IndexError, RuntimeError, AssertionError)
 Alias = Outer.Inner
 Forged = type("Forged", (), {"__module__": "os"})
 function = lambda **kwargs: kwargs
 """
-NET, WIDE, SUM = "thalweg.fake:Net", "thalweg.fake:Wide", "thalweg.fake:Sum"
+FAKE = "thalweg.energy.fake"
+NET, WIDE, SUM = f"{FAKE}:Net", f"{FAKE}:Wide", f"{FAKE}:Sum"
 
 
 @pytest.fixture(autouse=True)
 def _fake(monkeypatch: pytest.MonkeyPatch) -> None:
     """A module of components that seems to be part of the package."""
-    module = ModuleType("thalweg.fake")
-    monkeypatch.setitem(sys.modules, "thalweg.fake", module)
+    module = ModuleType("thalweg.energy.fake")
+    monkeypatch.setitem(sys.modules, "thalweg.energy.fake", module)
     code = compile(SOURCE, "fake", "exec")
     exec(code, vars(module))
 
@@ -76,49 +83,78 @@ def test_run_time_keywords_win_and_must_be_accepted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("spec", "argument", "words"),
     [
-        ({"type": NET, "chanels": 3}, ["Net", "'chanels'", "did you mean 'channels'?"]),
-        ({"type": NET, "q": 3}, ["'q'", "channels, depth, shape"]),
-        ({"type": SUM, "parts": []}, ["Sum", "needs 'scale'"]),
-        ({"type": SUM, "scale": 1, "parts": [{"type": NET, "dpth": 1}]}, ["parts.0.dpth", "'depth'"]),
-        ({"type": NET, "depth": 0}, ["Net: depth=0 must be at least 1"]),
-        ({"type": NET, "depth": "two"}, ["Net: depth='two': want a valid integer"]),
-        ({"type": "thalweg.fake:Nett"}, ["no class 'Nett'", "did you mean 'Net'?"]),
-        ({"type": "thalweg.core.stroe:X"}, ["no module thalweg.core.stroe", "did you mean 'store'?"]),
-        ({"channels": 3}, ["needs a type"]),
-        ({"type": 3}, ["package.module:ClassName"]),
-        ({"type": NET, 3: 3}, ["takes no 3"]),
+        ({"type": NET, "chanels": 3}, "e.chanels", ["Net", "did you mean 'channels'?"]),
+        ({"type": NET, "q": 3}, "e.q", ["channels, depth, shape"]),
+        ({"type": SUM, "parts": []}, "e", ["Sum", "needs 'scale'"]),
+        ({"type": SUM, "scale": 1, "parts": [{"type": NET, "dpth": 1}]}, "e.parts.0.dpth", ["'depth'"]),
+        ({"type": NET, "depth": 0}, "e", ["depth=0 must be at least 1"]),
+        ({"type": NET, "depth": "two"}, "e.depth", ["='two': must be a whole number"]),
+        ({"type": NET, "channels": -1}, "e.channels", ["=-1: must be positive"]),
+        ({"type": SUM, "scale": 1, "parts": [{"type": NET, "channels": 0}]}, "e.parts.0.channels", ["positive"]),
+        ({"type": f"{FAKE}:Nett"}, "e.type", ["no class 'Nett'", "did you mean 'Net'?"]),
+        ({"type": "thalweg.data.catalgo:X"}, "e.type", ["no module thalweg.data.catalgo", "did you mean 'catalog'?"]),
+        ({"channels": 3}, "e", ["type: package.module:ClassName"]),
+        ({"type": 3}, "e.type", ["package.module:ClassName"]),
+        ({"type": NET, 3: 3}, "e.3", ["takes no 3"]),
     ],
 )
-def test_user_errors_are_one_line_with_the_place_and_the_remedy(spec: dict[Any, Any], words: list[str]) -> None:
+def test_user_errors_are_one_line_with_the_place_and_the_remedy(
+    spec: dict[Any, Any], argument: str, words: list[str]
+) -> None:
     with pytest.raises(UserError) as caught:
-        config.build(spec)
+        config.build(spec, "e")
+    assert caught.value.argument == argument
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_without_a_place_is_told_by_the_class() -> None:
+    with pytest.raises(UserError) as caught:
+        config.build({"type": NET, "depth": 0})
+    assert caught.value.argument == "Net"
+    with pytest.raises(UserError) as caught:
+        config.build({"type": NET, "channels": -1})
+    assert (caught.value.argument, caught.value.value) == ("Net.channels", -1)
+
+
+@pytest.mark.parametrize("error", [KeyError, AttributeError, IndexError, RuntimeError, AssertionError])
+def test_a_fault_of_a_class_is_not_told_as_the_users(error: type[Exception]) -> None:
+    """It would send the user to look for what is right, and hide the fault's place. Mutant: except Exception."""
+    with pytest.raises(error) as caught:
+        config.build({"type": f"{FAKE}:Faulty", "error": error.__name__})
+    assert not isinstance(caught.value, UserError)
+
+
 def test_a_failure_that_is_not_the_users_keeps_its_type() -> None:
     with pytest.raises(ThalwegError) as caught:
-        config.build({"type": "thalweg.fake:Full"})
+        config.build({"type": "thalweg.energy.fake:Full"})
     assert not isinstance(caught.value, UserError)
 
 
 HOSTILE = [
     *("os:system", "builtins:eval", "builtins:object", "subprocess:Popen", "pathlib:Path", "thalwegevil.x:Y"),
-    *("thalweg.core.config:import_module", "thalweg.energy.base:torch.nn.Linear", "thalweg.fake:Path"),
-    *("thalweg.fake:system", "thalweg.fake:Outer.Inner", "thalweg.fake:Alias", "thalweg.fake:Forged"),
-    *("thalweg.fake:function", "thalweg.core..os:system", "thalweg.core.config.inspect:Signature"),
+    *("thalweg.core.config:import_module", "thalweg.energy.base:torch.nn.Linear", "thalweg.energy.fake:Path"),
+    *("thalweg.apps.place:Place", "thalweg.train.trainer:Trainer", "thalweg.core.errors:UserError"),
+    *("thalweg.cli:_Unreported", "thalweg.evaluate.judge:Judge", "thalweg.energyy:X", "thalweg.energy:X"),
     *(
-        "thalweg.fake:__class__",
-        "thalweg.fake:Net\n",
-        "thalweg.fake:",
+        "thalweg.energy.fake:system",
+        "thalweg.energy.fake:Outer.Inner",
+        "thalweg.energy.fake:Alias",
+        "thalweg.energy.fake:Forged",
+    ),
+    *("thalweg.energy.fake:function", "thalweg.core..os:system", "thalweg.core.config.inspect:Signature"),
+    *(
+        "thalweg.energy.fake:__class__",
+        "thalweg.energy.fake:Net\n",
+        "thalweg.energy.fake:",
         ":Net",
-        "thalweg.fake",
+        "thalweg.energy.fake",
         "",
         "../x:Net",
     ),
-    *("thalweg.__main__:Net", "thalweg.core.config:_Loader", "thalweg.core.config:Path", "thalweg.fake:Nét"),
+    *("thalweg.__main__:Net", "thalweg.core.config:_Loader", "thalweg.core.config:Path", "thalweg.energy.fake:Nét"),
 ]
 
 
@@ -132,7 +168,7 @@ def test_only_classes_defined_under_a_trusted_prefix_are_built(name: str, monkey
             config.build(spec)
         with pytest.raises(UserError):
             config.check(spec)
-    assert all(m.startswith("thalweg.") for m in imported)
+    assert all(m.startswith(config.TRUSTED) for m in imported)
 
 
 def test_trust_is_of_whole_packages_and_can_be_extended() -> None:
@@ -155,8 +191,8 @@ def test_check_builds_nothing_and_names_the_dotted_path() -> None:
     config.check({"energy": {"type": NET, "depth": 0}, "objective": {"type": SUM}, "seed": 0})
     with pytest.raises(UserError, match=r"^energy\.chanels: .*did you mean 'channels'"):
         config.check({"energy": {"type": NET, "chanels": 1}})
-    with pytest.raises(UserError, match=r"^run\.energy\.type: .*did you mean 'Net'"):
-        config.check({"type": "thalweg.fake:Nett"}, "run.energy")
+    with pytest.raises(UserError, match=r"^run\.energy\.type=.*did you mean 'Net'"):
+        config.check({"type": "thalweg.energy.fake:Nett"}, "run.energy")
 
 
 CONFIG = {"energy": {"type": NET, "channels": 3}, "parts": [{"type": WIDE}], "lr": 0.1, "data": None}
@@ -223,7 +259,7 @@ def test_infinity_has_a_plain_form_that_is_built_back() -> None:
     assert kept == {"energy": {"type": NET, "shape": [".inf", ["-.inf", 1.5]]}, "name": "inf"}
     assert json.loads(json.dumps(kept, allow_nan=False)) == kept == config.plain(kept)
     assert config.build(kept["energy"]).shape == [math.inf, [-math.inf, 1.5]]
-    with pytest.raises(UserError, match=r"^energy\.shape\.0=\.nan"):
+    with pytest.raises(UserError, match=r"^energy\.shape\.0=nan"):
         config.plain({"energy": {"shape": [math.nan]}})
 
 
@@ -246,7 +282,7 @@ def test_yaml_is_plain_data(tmp_path: Path) -> None:
             config.load_yaml(path)
     path.write_bytes(b"a: \xff\xfe")
     for bad in (path, tmp_path, tmp_path / "none.yaml"):
-        with pytest.raises(UserError, match="cannot read"):
+        with pytest.raises(UserError, match="cannot be read"):
             config.load_yaml(bad)
 
 

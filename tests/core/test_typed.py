@@ -13,31 +13,40 @@ NET = {"type": "thalweg.energy.strided:StridedEnergy"}
 
 
 @pytest.mark.parametrize(
-    ("spec", "wanted"),
+    ("spec", "argument", "wanted"),
     [
-        ({**CD, "num_steps": 2.5}, "num_steps=2.5: want a valid integer"),
-        ({**CD, "num_steps": None}, "num_steps=None: want"),
-        ({**CD, "num_steps": True}, "num_steps=True: want"),
-        ({**CD, "num_steps": ["a", "b"]}, "num_steps=.*want"),
-        ({**CD, "num_steps": [1.5, 2]}, "num_steps=.*want"),
-        ({**CD, "buffer_size": "x"}, "buffer_size='x': want a valid integer"),
-        ({**CD, "buffer_size": 20.5}, "buffer_size=20.5: want a valid integer"),
-        ({**CD, "reinit": "x"}, "reinit='x': want a valid number"),
-        ({**CD, "sampler": 5}, "sampler=5: want a part, as in"),
+        ({**CD, "num_steps": 2.5}, "num_steps", "num_steps=2.5: must be a whole number"),
+        ({**CD, "num_steps": None}, "num_steps", "num_steps=None: must be"),
+        ({**CD, "num_steps": True}, "num_steps", "num_steps=True: must be"),
+        ({**CD, "num_steps": ["a", "b"]}, "num_steps", ""),
+        ({**CD, "num_steps": [1.5, 2]}, "num_steps", ""),
+        ({**CD, "buffer_size": "x"}, "buffer_size", "buffer_size='x': must be a whole number"),
+        ({**CD, "buffer_size": 20.5}, "buffer_size", "must be a whole number"),
+        ({**CD, "reinit": "x"}, "reinit", "must be a number"),
+        ({**CD, "sampler": 5}, "sampler", "sampler=5: must be a part, as in"),
         (
             {**CD, "sampler": {"type": "thalweg.energy.mlp:MLPEnergy"}},
-            "sampler=a MLPEnergy: want a part with the method",
+            "sampler",
+            "with the method init",
         ),
-        ({**CD, "sampler": {**ULA, "step_size": "word"}}, "step_size='word': want"),
-        ({**CD, "sampler": {**ULA, "clamp": [1]}}, "clamp=.*want"),
-        ({**CD, "sampler": {**ULA, "step_size": math.inf}}, "step_size=inf: want a positive number"),
-        ({**NET, "channels": 8}, "channels=8: want"),
-        ({**NET, "channels": ["a"]}, "channels=.*want a valid integer at place 0"),
+        ({**CD, "sampler": {**ULA, "step_size": "word"}}, "sampler.step_size", "='word': must be a number"),
+        ({**CD, "sampler": {**ULA, "clamp": [1]}}, "sampler.clamp", ""),
+        ({**NET, "channels": 8}, "channels", "channels=8: must be"),
+        ({**NET, "channels": {"a": 1}}, "channels", "channels={'a': 1}: must be"),
+        ({**NET, "channels": ["a"]}, "channels", "must be a whole number at place 0"),
     ],
 )
-def test_a_slip_names_its_key(spec, wanted):
-    with pytest.raises(UserError, match=wanted):
-        build(spec)
+def test_a_slip_names_its_key(spec, argument, wanted):
+    with pytest.raises(UserError) as caught:
+        build(spec, "part")
+    assert caught.value.argument == f"part.{argument}"
+    assert wanted in str(caught.value)
+
+
+def test_a_slip_that_the_constructor_finds_names_the_part():
+    with pytest.raises(UserError, match="step_size") as caught:
+        build({**CD, "sampler": {**ULA, "step_size": math.inf}}, "objective")
+    assert str(caught.value.argument).startswith("objective.sampler")
 
 
 def test_what_is_right_passes():

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.data import catalog
 from thalweg.data.catalog import Dataset, load
 
 
@@ -163,3 +166,52 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fake, "load_dataset", offline)
     with pytest.raises(UserError, match=r"cannot fetch .* \(no route\)"):
         load("mnist", hub=True)
+
+
+def split_class_by_class(labels: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same split, written as a loop over the classes."""
+    n = len(labels)
+    order = torch.randperm(n, generator=generator(seed, "split"))
+    place = torch.empty(n, dtype=torch.float64)
+    for label in labels.unique():
+        members = (labels[order] == label).nonzero().flatten()
+        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    chosen = torch.zeros(n, dtype=torch.bool)
+    chosen[place.argsort(stable=True)[: round(n * share)]] = True
+    return order[~chosen], order[chosen]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7, 150, 300])
+def test_the_split_is_the_one_of_a_loop_over_the_classes(classes: int) -> None:
+    """Bit for bit, for even, uneven and single-row classes, negative labels among them."""
+    draw = torch.Generator().manual_seed(classes)
+    labels = (torch.rand(300, generator=draw).square() * classes).long() - 3 if classes < 300 else torch.arange(300)
+    for seed in range(3):
+        wanted = split_class_by_class(labels, 0.15, seed)
+        found = catalog._split(300, labels, 0.15, seed)
+        assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+class Counting(TorchDispatchMode):
+    """Counts torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_split_takes_as_many_operations_for_any_number_of_labels() -> None:
+    """The loop takes three more for each label."""
+
+    def calls(split, *args) -> int:  # type: ignore[no-untyped-def]
+        with Counting() as counting:
+            split(*args)
+        return counting.calls
+
+    few, many = torch.arange(2000) % 2, torch.arange(2000)
+    assert calls(catalog._split, 2000, few, 0.1, 0) == calls(catalog._split, 2000, many, 0.1, 0) < 40
+    assert calls(split_class_by_class, many[:50], 0.1, 0) > calls(split_class_by_class, few[:50], 0.1, 0) + 100

@@ -12,7 +12,8 @@ from PIL import Image
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data import files
-from thalweg.data.files import check_input, read_array, read_names, require_trainable
+from thalweg.data.files import read_array, read_names, read_rows
+from thalweg.data.validate import check_input, require_trainable
 
 PIXELS = np.arange(2 * 4 * 5, dtype=np.uint8).reshape(2, 4, 5)
 
@@ -53,7 +54,10 @@ def test_arrays_are_arranged(
     for path in (save(tmp_path / "a.npy", array), tmp_path / "a.npz"):
         x = read_array(path, shape=shape)
         assert tuple(x.shape) == expected
-        assert x.dtype == (torch.uint8 if array.dtype == np.uint8 and x.ndim == 4 else torch.float32)
+        if array.dtype == np.uint8 and x.ndim == 4:
+            assert x.dtype == torch.uint8
+        else:
+            assert x.dtype == (torch.float32 if x.ndim == 4 or array.dtype == np.uint8 else torch.float64)
 
 
 def test_channels_last_keep_their_pixels(tmp_path: Path) -> None:
@@ -84,22 +88,70 @@ def test_tables_with_and_without_a_header(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "bare.csv", index=False, header=False)
     frame.to_parquet(tmp_path / "t.parquet")
     pd.DataFrame(frame.to_numpy()).to_csv(tmp_path / "numbered.csv", index=False)
-    for name in ("t.csv", "bare.csv", "t.parquet", "numbered.csv"):
-        assert read_array(tmp_path / name).tolist() == [[1.5, 3.0], [2.0, 4.0]]
+    for name, header in (("t.csv", None), ("bare.csv", False), ("t.parquet", None), ("numbered.csv", True)):
+        x, layout = read_rows(tmp_path / name, header=header)
+        assert x.tolist() == [[1.5, 3.0], [2.0, 4.0]]
+        assert layout.names == {"bare.csv": None, "numbered.csv": ["0", "1"]}.get(name, ["a", "b"])
     assert read_names(tmp_path / "t.csv") == ["0", "1"]
+    for name in ("bare.csv", "numbered.csv"):  # which could be either
+        with pytest.raises(UserError, match="--no-header"):
+            read_array(tmp_path / name)
+
+
+def test_numbers_that_float32_rounds_stay_as_they_are(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"far": [5932154.05, 5932154.1], "s": [1_700_000_001, 1_700_000_002]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_parquet(tmp_path / "t.parquet")
+    np.save(tmp_path / "t.npy", frame.to_numpy())
+    np.savez(tmp_path / "t.npz", x=frame.to_numpy())
+    for name in ("t.csv", "t.parquet", "t.npy", "t.npz"):
+        x = read_array(tmp_path / name)
+        assert x.dtype == torch.float64
+        assert x.tolist() == frame.to_numpy().tolist()
+    assert read_array(save(tmp_path / "i.npy", frame[["s"]].to_numpy())).tolist() == frame[["s"]].to_numpy().tolist()
+    with pytest.raises(UserError, match="column 1 holds numbers near"):
+        read_array(save(tmp_path / "i.npy", 10**18 + frame[["s"]].to_numpy() - 1_700_000_000))
+
+
+def test_columns_are_left_out_and_matched(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"id": ["u", "v"], "a": [1.0, 2.0], "b": [3.0, np.nan]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    x, layout = read_rows(tmp_path / "t.csv", drop=["id"], finite=False)
+    assert layout.names == ["a", "b"]
+    np.testing.assert_array_equal(x, frame[["a", "b"]])
+    frame[["b", "id", "a"]].to_csv(tmp_path / "other.csv", index=False)
+    np.testing.assert_array_equal(read_rows(tmp_path / "other.csv", layout=layout, finite=False).x, x)
+    for words, message in (
+        ({"drop": ["x"]}, "no column 'x'; there are id, a, b"),
+        ({}, "not numbers in column 'id'"),
+        ({"drop": ["id"]}, r"column 'b' is missing \(NaN\) in row 2"),
+        ({"layout": layout, "drop": ["a"]}, "the model needs it"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            read_rows(tmp_path / "t.csv", **words)
+        assert caught.value.argument == str(tmp_path / "t.csv")
+    for words in ({"header": True}, {"drop": ["a"]}):
+        with pytest.raises(UserError, match=r"has no effect on a\.npy"):
+            read_rows(save(tmp_path / "a.npy", np.zeros((2, 2))), **words)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "damaged"),
-        ("a,b\n", "no data"),
-        ("a,b\n1,x\n2,3\n", "column b:"),
-        ("a,b\n1,2\n3\n", "1 of 2 rows hold NaN .* first at index 1"),
-        ("a,b\n1,2\n3,4,5\n", "damaged"),
-        ("a,b\n1,2,3\n3,4,5\n", "damaged"),
-        ("a,b\n1,1e300\n", "infinity"),
-        ("\xff\xfe\x00", "damaged|column"),
+        ("", "an empty file"),
+        ("a,b\n", "no rows"),
+        ("a,b\n1,x\n2,3\n", "column 'b'"),
+        ("a,b\n1,u\n2,v\n", "not numbers in column 'b'"),
+        ("a,b\n1,2\n3,\n", "column 'b' is missing .* in row 2"),
+        ("a,b\n1,2\n3\n", "too many or too few values"),
+        ("a,b\n1,2\n3,4,5\n", "too many or too few values"),
+        ("a,b\n1,2,3\n3,4,5\n", "too many or too few values"),
+        ("a,b,\n1,2,\n3,4,\n", "column '' has no value"),
+        ("a,a\n1,2\n3,4\n", "column 'a' there twice"),
+        ("a;b\n1,5;2,5\n", "separated by semicolons"),
+        ("a,b\n1,1e300\n", r"column 'b' is 1e\+300 in row 1; rescale"),
+        ("a,b\n1,inf\n", r"column 'b' is infinite \(infinity\) in row 1"),
+        ("\xff\xfe\x00", "not UTF-8"),
     ],
 )
 def test_bad_tables_are_one_line(tmp_path: Path, text: str, message: str) -> None:
@@ -238,7 +290,9 @@ def test_python_input_becomes_float32_in_data_units() -> None:
     x = check_input(torch.full((2, 1, 2, 2), 255, dtype=torch.uint8), (1, 2, 2), "image")
     assert x.dtype == torch.float32
     assert float(x.max()) == 1.0
-    assert check_input(torch.zeros(2, 3, dtype=torch.float64), (3,), "vector").dtype == torch.float32
+    for given, kept in ((torch.float32, torch.float32), (torch.float64, torch.float64), (torch.int16, torch.float32)):
+        assert check_input(torch.zeros(2, 3, dtype=given), (3,), "vector").dtype == kept
+    assert check_input(torch.zeros(2, 1, 2, 2, dtype=torch.float64), (1, 2, 2), "image").dtype == torch.float32
     for bad in (torch.zeros(2, 1, 2, 2, dtype=torch.int64), torch.zeros(2, 1, 2, 2, dtype=torch.complex64)):
         with pytest.raises(UserError, match="give"):
             check_input(bad, (1, 2, 2), "image")

@@ -1,4 +1,4 @@
-"""Ranks as real processes on this machine, forked so that none imports torch anew, and small runs for them."""
+"""ProcessGroup as real processes on this machine, forked so that none imports torch anew, and small runs for them."""
 
 import json
 import logging
@@ -12,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which torch's optimisers import late
 
+import thalweg.apps.fit
+import thalweg.evaluate.pictures  # noqa: F401 — all three here, not in every process
 from thalweg import cli
 from thalweg.core import store
 from thalweg.core.rng import generator
@@ -178,16 +181,16 @@ class Double:
         return x.double()
 
 
-def trainer(folder: Path, ranks, energy, objective, *, steps: int = 1, hooks=(), **changes) -> Trainer:
+def trainer(folder: Path, group, energy, objective, *, steps: int = 1, hooks=(), **changes) -> Trainer:
     """A trainer on a rank's part of batches of 16, in float64."""
     given = {"steps": steps, "batch_size": 16, "precision": "fp32", "log_every": 1, "clip": None, **changes}
-    if ranks.rank == 0:
+    if group.rank == 0:
         folder.mkdir(exist_ok=True)
     return Trainer(
         energy=energy.double(),
         objective=objective,
         loader=Loader(
-            two_moons(90, generator(0, "moons")), batch_size=16, seed=3, rank=ranks.rank, world_size=ranks.size
+            two_moons(90, generator(0, "moons")), batch_size=16, seed=3, rank=group.rank, world_size=group.size
         ),
         transform=Double(),
         settings=TrainSettings.model_validate(given),
@@ -195,16 +198,19 @@ def trainer(folder: Path, ranks, energy, objective, *, steps: int = 1, hooks=(),
         seed=3,
         hooks=hooks,
         tensorboard=False,
-        ranks=ranks,
+        group=group,
     )
 
 
 def together(work: Callable, log: Path, change=lambda rank: None, size: int = 2) -> Run:
-    """`work(ranks)` in processes that have joined."""
+    """`work(group)` in processes that have joined."""
 
     def joining(rank):
         change(rank)
-        with joined() as ranks:
-            work(ranks)
+        logger = logging.getLogger("thalweg")
+        logger.setLevel(logging.INFO)
+        with joined() as group:
+            work(group)
+        assert logger.level == logging.INFO, "the level that `joined` sets in the other ranks is put back"
 
     return Run(joining, log, size)

@@ -12,8 +12,8 @@ from thalweg.energy.mlp import MLPEnergy
 from thalweg.objective.contrastive import ContrastiveDivergence
 from thalweg.objective.score import ExplicitScoreMatching
 from thalweg.sampler.langevin import ULA
-from thalweg.train import trainer as training
-from thalweg.train.distributed import Alone, Ranks
+from thalweg.train import step
+from thalweg.train.distributed import ProcessGroup, SingleProcess
 from thalweg.train.settings import TrainSettings
 from thalweg.train.track import read_metrics
 from thalweg.train.trainer import Trainer
@@ -28,12 +28,12 @@ def energy():
     return MLPEnergy(shape=(2,), width=16, depth=2)
 
 
-def gradient_after_a_step(ranks, folder):
+def gradient_after_a_step(group, folder):
     """One step of an objective without randomness; its gradient is left in a file."""
-    run = trainer(folder, ranks, energy(), ExplicitScoreMatching())
+    run = trainer(folder, group, energy(), ExplicitScoreMatching())
     run.fit()
     grads = {name: p.grad for name, p in run.state.energy.named_parameters() if p.grad is not None}
-    store.write_tensors(folder / f"gradient-{ranks.rank}.safetensors", grads)
+    store.write_tensors(folder / f"gradient-{group.rank}.safetensors", grads)
 
 
 def error(folder, expected, rank):
@@ -46,12 +46,12 @@ def error(folder, expected, rank):
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     folder = tmp_path_factory.mktemp("single") / "run"
-    gradient_after_a_step(Alone(), folder)
+    gradient_after_a_step(SingleProcess(), folder)
     return folder, store.read_tensors(folder / "gradient-0.safetensors")
 
 
 def sum_instead_of_mean(rank):
-    average = Ranks.average
+    average = ProcessGroup.average
 
     def total(self, module):
         average(self, module)
@@ -59,12 +59,12 @@ def sum_instead_of_mean(rank):
             if p.grad is not None:
                 p.grad *= self.size
 
-    Ranks.average = total
+    ProcessGroup.average = total
 
 
 def nothing_is_sent(rank):
-    Ranks.average = lambda self, module: None
-    training.Trainer._weights = lambda self: ""  # which would be met before the gradient is
+    ProcessGroup.average = lambda self, module: None
+    Trainer._weights = lambda self: ""  # which would be met before the gradient is
 
 
 def all_take_the_same_rows(rank):
@@ -79,7 +79,7 @@ def all_take_the_same_rows(rank):
 
 def test_r31_the_gradient_of_two_ranks_is_that_of_the_joined_batch(single, tmp_path):
     folder, expected = single
-    run = together(lambda ranks: gradient_after_a_step(ranks, tmp_path / "run"), tmp_path / "log")
+    run = together(lambda group: gradient_after_a_step(group, tmp_path / "run"), tmp_path / "log")
     assert run.wait() == [0, 0], run.said(0) + run.said(1)
     errors = [error(tmp_path / "run", expected, rank) for rank in (0, 1)]
     print(f"relative error of the gradient: {errors}")  # noqa: T201
@@ -92,7 +92,7 @@ def test_r31_the_gradient_of_two_ranks_is_that_of_the_joined_batch(single, tmp_p
 
 @pytest.mark.parametrize("mutant", [sum_instead_of_mean, nothing_is_sent, all_take_the_same_rows])
 def test_r31_the_comparison_rejects(single, tmp_path, mutant):
-    work = lambda ranks: gradient_after_a_step(ranks, tmp_path / "run")  # noqa: E731
+    work = lambda group: gradient_after_a_step(group, tmp_path / "run")  # noqa: E731
     run = together(work, tmp_path / "log", mutant)
     assert run.wait() == [0, 0], run.said(0) + run.said(1)
     assert max(error(tmp_path / "run", single[1], rank) for rank in (0, 1)) > 1e4 * BOUND
@@ -101,7 +101,7 @@ def test_r31_the_comparison_rejects(single, tmp_path, mutant):
 def test_a_trainer_that_was_not_told_of_the_others_is_refused(monkeypatch, tmp_path):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="WORLD_SIZE=2: several processes; give the trainer ranks="):
+    with pytest.raises(UserError, match="give the trainer group="):
         Trainer(
             energy=energy(),
             objective=ExplicitScoreMatching(),
@@ -115,18 +115,20 @@ def test_a_trainer_that_was_not_told_of_the_others_is_refused(monkeypatch, tmp_p
 CHAINS = ContrastiveDivergence(sampler=ULA(step_size=0.01), num_steps=2, buffer_size=32, initial="normal")
 
 
-def chains(ranks, folder, trouble=()):
+def chains(group, folder, trouble=()):
     """A few steps of persistent chains; what a rank has at the end is left in a file."""
     guard = {"every": 2, "patience": 2}
-    run = trainer(folder, ranks, energy(), CHAINS, steps=12, guard=guard)
+    run = trainer(folder, group, energy(), CHAINS, steps=12, guard=guard)
     before = run.state.objective.x
-    noise = CHAINS.draw(run.state.objective, run._batch(0, 0.0), training.generator(3, "objective", 0, ranks.rank), 0.0)
+    noise = CHAINS.draw(
+        run.state.objective, run.update.batch(0, 0.0), step.generator(3, "objective", 0, group.rank), 0.0
+    )
     if trouble:
-        run.objective = Spoilt(CHAINS, lambda: ranks.rank == 1 and run.state.step in trouble)
+        run.update.objective = Spoilt(CHAINS, lambda: group.rank == 1 and run.state.step in trouble)
     run.fit()
     tensors = store.flatten({"begun": before, "noise": noise[-1], **run.state.core()})[0]
-    store.write_tensors(folder / f"rank-{ranks.rank}.safetensors", tensors)
-    store.write_json(folder / f"rank-{ranks.rank}.json", run.state.guard.rollbacks)
+    store.write_tensors(folder / f"rank-{group.rank}.safetensors", tensors)
+    store.write_json(folder / f"rank-{group.rank}.json", run.state.guard.rollbacks)
 
 
 class Spoilt:
@@ -144,13 +146,13 @@ class Spoilt:
 
 
 def one_stream_for_all(rank):
-    draw = training.generator
-    training.generator = lambda seed, stream, step=0, rank=0: draw(seed, stream, step)
+    draw = step.generator
+    step.generator = lambda seed, stream, step=0, rank=0: draw(seed, stream, step)
 
 
 @pytest.mark.parametrize("change", [lambda rank: None, one_stream_for_all], ids=["as it is", "mutant"])
 def test_r31_draws_and_buffers_differ_by_rank_and_nothing_else_does(tmp_path, change):
-    run = together(lambda ranks: chains(ranks, tmp_path / "run"), tmp_path / "log", change)
+    run = together(lambda group: chains(group, tmp_path / "run"), tmp_path / "log", change)
     assert run.wait() == [0, 0], run.said(0) + run.said(1)
     a, b = (store.read_tensors(tmp_path / "run" / f"rank-{rank}.safetensors") for rank in (0, 1))
     differ = {name.partition("/")[0] for name in a if not torch.equal(a[name], b[name])}
@@ -163,7 +165,7 @@ def test_r31_draws_and_buffers_differ_by_rank_and_nothing_else_does(tmp_path, ch
 
 def test_trouble_of_one_rank_is_met_by_all(tmp_path):
     """Two losses in a row that are not finite, on one rank: both skip both steps, and both go back."""
-    run = together(lambda ranks: chains(ranks, tmp_path / "run", trouble=(7, 8)), tmp_path / "log")
+    run = together(lambda group: chains(group, tmp_path / "run", trouble=(7, 8)), tmp_path / "log")
     assert run.wait() == [0, 0], run.said(0) + run.said(1)
     assert [json.loads((tmp_path / "run" / f"rank-{rank}.json").read_text()) for rank in (0, 1)] == [1, 1]
     a, b = (store.read_tensors(tmp_path / "run" / f"rank-{rank}.safetensors") for rank in (0, 1))

@@ -15,6 +15,7 @@ import torch
 
 import thalweg
 from thalweg.core import store
+from thalweg.core.errors import UserError
 from thalweg.train import distributed, state
 from thalweg.train.state import FOLDER
 
@@ -29,6 +30,7 @@ from .processes import (
     command,
     die,
     differences,
+    environment,
     free_port,
     outcome,
     train,
@@ -130,7 +132,7 @@ def test_a_resume_with_the_chains_of_another_rank_is_met(whole, tmp_path):
     assert train(folder, change=lambda rank: rank == 1 and at_step(12, die)).wait()[1] == -signal.SIGKILL
 
     def mutant(rank):
-        state._seen_by = lambda tree, own: tree
+        state._of_rank = lambda tree, own: tree
 
     assert train(folder, "--resume", change=mutant).wait() == [0, 0]
     found = differences(outcome(folder), whole)
@@ -285,18 +287,28 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "argument"),
     [
-        ({"RANK": "", "MASTER_ADDR": ""}, "WORLD_SIZE=2: several processes, and RANK is not set; start them by"),
-        ({"MASTER_PORT": ""}, "WORLD_SIZE=2: several processes, and MASTER_PORT is not set"),
-        ({"RANK": "2"}, "RANK=2, WORLD_SIZE=2: want 0 <= RANK < WORLD_SIZE"),
-        ({"RANK": "first"}, "RANK=first, WORLD_SIZE=2: want"),
+        ({"RANK": "", "MASTER_ADDR": ""}, "RANK"),
+        ({"MASTER_PORT": ""}, "MASTER_PORT"),
+        ({"RANK": "2"}, "RANK"),
+        ({"RANK": "first"}, "RANK"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE"),
     ],
 )
-def test_several_processes_that_cannot_join_fail_loudly(tmp_path, given, said):
-    run = train(tmp_path / "run", size=1, change=lambda rank: os.environ.update({"WORLD_SIZE": "2", **given}))
+def test_an_environment_that_makes_no_sense_is_named(monkeypatch, given, argument):
+    for name, value in {**environment(0, 2, 1), **given}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError) as caught:
+        distributed.address()
+    assert caught.value.argument == argument
+
+
+def test_several_processes_that_cannot_join_fail_loudly(tmp_path):
+    change = lambda rank: os.environ.update({"WORLD_SIZE": "2", "RANK": ""})  # noqa: E731
+    run = train(tmp_path / "run", size=1, change=change)
     assert run.wait() == [2]
-    assert run.said(0).startswith(f"thalweg: {said}")
+    assert run.said(0).startswith("thalweg: RANK: must be set, ")
     assert not (tmp_path / "run").exists()
 
 

@@ -18,8 +18,17 @@ from thalweg.energy import fused
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.conv import ConvEnergy
-from thalweg.energy.fused import held
-from thalweg.energy.layers import MAKERS, Halving, OneChannel, PixelSum, layer_of
+from thalweg.energy.fused import FrozenEnergy
+from thalweg.energy.layers import (
+    MAKERS,
+    AvgPool2x2,
+    Col2imConv2d,
+    Conv2d,
+    Im2colConv2d,
+    PixelSum,
+    ResidualBlock,
+    layer_of,
+)
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.energy.patches import PatchConv2d
 from thalweg.energy.resnet import ResNetEnergy
@@ -99,7 +108,7 @@ def build(name):
 
 def state_of(energy):
     """All that a chain must leave as it was: modes, flags, memory, hooks, attributes."""
-    (root,) = fused.modules_of(energy)
+    root = fused.find_modules(energy)[0]
     modules = [(m.training, tuple(m.__dict__), tuple(m._forward_pre_hooks), type(m)) for m in root.modules()]
     tensors = [
         (n, p.data_ptr(), p.stride(), p.requires_grad, p.grad, p.clone())
@@ -122,7 +131,7 @@ def test_the_chain_is_that_of_the_plain_path(name, sampler, monkeypatch):
     before = state_of(energy)
     fast = run.run_chain(sampler, energy, x, num_steps=6)
     assert_same(before, state_of(energy))
-    monkeypatch.setattr(run, "held", frozen)
+    monkeypatch.setattr(FrozenEnergy, "of", frozen)
     plain = run.run_chain(sampler, energy, x, num_steps=6)
     assert torch.allclose(fast, plain, rtol=0, atol=1e-5)
     assert not torch.allclose(fast, x, atol=1e-3)
@@ -144,6 +153,8 @@ LAYERS = [
     nn.AvgPool2d(2, divisor_override=3),
     nn.Flatten(),
     PixelSum(),
+    ResidualBlock(nn.Sequential(nn.SiLU(), nn.Conv2d(2, 3, 3, padding=1)), nn.Conv2d(2, 3, 1)),
+    ResidualBlock(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh()), nn.Identity()),
     nn.Identity(),
     nn.Dropout(0.4).eval(),
     nn.SiLU(),
@@ -175,10 +186,22 @@ def test_a_layer_is_the_module(module, side):
     assert torch.allclose(back, torch.autograd.grad(want, x, g)[0], atol=1e-12)
 
 
+@pytest.mark.parametrize("module", [m for m in LAYERS if getattr(m, "in_channels", 0) == 1], ids=str)
+@pytest.mark.parametrize("side", [8, 9])
+def test_a_convolution_of_one_channel_in_the_usual_layout(module, side):
+    module, x = copy.deepcopy(module).double(), torch.rand(3, 1, side, side, dtype=torch.float64).requires_grad_()
+    layer = Col2imConv2d(*layer_of(module.requires_grad_(False)))
+    y, kept = layer.forward(x)
+    g = torch.randn_like(y)
+    assert y.is_contiguous()
+    assert torch.allclose(y, module(x), atol=1e-12)
+    assert torch.allclose(layer.backward(g, kept), torch.autograd.grad(module(x), x, g)[0], atol=1e-12)
+
+
 def test_every_layer_is_tested_and_the_special_ones_are_used():
     assert {type(m) for m in LAYERS} == set(MAKERS)
-    assert isinstance(layer_of(nn.Conv2d(1, 4, 3)), OneChannel)
-    assert isinstance(layer_of(nn.AvgPool2d(2)), Halving)
+    assert isinstance(layer_of(nn.Conv2d(1, 4, 3)), Im2colConv2d)
+    assert isinstance(layer_of(nn.AvgPool2d(2)), AvgPool2x2)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +213,7 @@ def test_every_layer_is_tested_and_the_special_ones_are_used():
         nn.SiLU(inplace=True),
         nn.Flatten(0),
         nn.BatchNorm2d(3),
+        ResidualBlock(nn.Sequential(nn.BatchNorm2d(2)), nn.Identity()),
         nn.Bilinear(1, 1, 1),
     ],
     ids=str,
@@ -208,36 +232,164 @@ def test_what_has_hooks_is_left_alone():
     assert layer_of(net[1]) is not None
 
 
-@pytest.mark.parametrize(("name", "runs"), [("conv", 1), ("resnet", 2), ("strided", 1), ("mlp", 1), ("user", 2)])
-def test_runs_are_in_use(name, runs, monkeypatch):
-    """One node for each run of layers, a step, or after the first call no graph; the plain form where it is due."""
+@pytest.mark.parametrize(("name", "nodes"), [("conv", 1), ("resnet", 1), ("strided", 1), ("mlp", 1), ("user", 2)])
+def test_fused_layers_are_in_use(name, nodes, monkeypatch):
+    """One node a row of layers and step, or after the first call no graph; the plain form where it is due."""
     energy, x = build(name)
-    calls, plain, whole = [], fused._Run.apply, name in ("conv", "strided", "mlp")
-    monkeypatch.setattr(fused._Run, "apply", lambda *args: calls.append(1) or plain(*args))
+    calls, plain, whole = [], fused._FusedLayers.apply, name != "user"
+    monkeypatch.setattr(fused._FusedLayers, "apply", lambda *args: calls.append(1) or plain(*args))
     run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3)
-    assert len(calls) == (runs if whole else 3 * runs)
+    assert len(calls) == (nodes if whole else 3 * nodes)
     calls.clear()
     run.run_chain(ULA(step_size=1e-3), lambda y: energy(y), x, num_steps=3)
-    assert len(calls) == 3 * runs
+    assert len(calls) == 3 * nodes
     calls.clear()
     run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3, precision="bf16")
     run.run_chain(ULA(step_size=1e-3), torch.compile(energy, backend="eager"), x, num_steps=1)
-    with held(energy) as still:
-        torch.func.vmap(still)(x[:, None])
+    with FrozenEnergy.of(energy) as fixed:
+        torch.func.vmap(fixed)(x[:, None])
     assert calls == []
 
 
-def test_convolutions_see_channels_last_and_view_is_answered_once(caplog):
-    seen = []
-    for view in (False, True):
-        energy = Users(view=view)
-        energy.dropout.register_forward_pre_hook(
-            lambda _m, args: seen.append(args[0].is_contiguous(memory_format=torch.channels_last))
-        )
-        with caplog.at_level("INFO", logger="thalweg"):
-            run.run_chain(ULA(step_size=1e-3), energy, torch.rand(2, 1, 8, 8), num_steps=3)
-    assert seen == [True, True, True, True, False, False, False]
-    assert len(caplog.messages) == 1
+class Sees(nn.Module):
+    """Somebody's module that notes the layout of what it is given and of the gradient that comes back."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.seen = seen
+
+    def forward(self, x):
+        self.seen.append(x.is_contiguous())
+        x = x.clone(memory_format=torch.preserve_format)
+        x.register_hook(lambda g: self.seen.append(g.is_contiguous()))
+        return x
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("weights", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("images", [torch.contiguous_format, torch.channels_last])
+def test_fused_layers_give_the_strides_of_their_modules(channels, weights, images):
+    """Also of one channel, where both layouts are contiguous and torch goes by the strides."""
+    layers = [nn.Conv2d(channels, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3)]
+    x = torch.rand(2, channels, 8, 8).to(memory_format=images)
+    for net in (nn.Sequential(*layers), nn.Sequential(nn.Identity(), layers[0])):
+        net, found = net.to(memory_format=weights), []
+        for way in (FrozenEnergy.of, frozen):
+            with way(lambda y, net=net: net(y)) as fixed:
+                y = x.clone().requires_grad_()
+                found.append(fixed(y).stride())
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("declared", [False, True])
+def test_users_code_meets_the_layout_that_its_modules_give(declared, monkeypatch):
+    """The usual one, or channels_last where the network has its weights so; fused layers always have channels_last."""
+    seen, inside, forward = [], [], Conv2d.forward
+    first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 3), nn.SiLU())
+    net = nn.Sequential(
+        first, Sees(seen), nn.Conv2d(4, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 1), nn.Flatten(0)
+    )
+    net = net.to(memory_format=torch.channels_last) if declared else net
+
+    def spied(self, x):
+        y, kept = forward(self, x)
+        inside.append(y.is_contiguous(memory_format=torch.channels_last))
+        return y, kept
+
+    monkeypatch.setattr(Conv2d, "forward", spied)
+    fast = run.run_chain(ULA(step_size=1e-2), net, torch.rand(2, 3, 12, 12), num_steps=3)
+    assert inside == [True] * 9
+    assert seen == [not declared] * 6
+    assert fast.is_contiguous()
+    seen.clear()
+    energy_and_grad(net, torch.rand(2, 3, 12, 12))
+    assert seen == [not declared] * 2, "the plain modules say otherwise"
+
+
+class Fails(Exception):
+    pass
+
+
+def failing(error, where, at):
+    """An energy that raises `error` in its call number `at`, forward or on the way back, and the calls so far."""
+    net, calls = Users(), []
+
+    class Back(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, g):
+            if len(calls) == at:
+                raise error
+            return g
+
+    def energy(x):
+        calls.append(1)
+        if where == "forward" and len(calls) == at:
+            net(x)
+            raise error
+        return net(Back.apply(x) if where == "backward" else x)
+
+    return energy, calls
+
+
+@pytest.mark.parametrize("error", [RuntimeError("view size is not compatible"), KeyError("theirs"), Fails()], ids=repr)
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize("sampler", [ULA(step_size=1e-3), MALA(step_size=1e-3)], ids=["ula", "mala"])
+def test_the_users_own_error_comes_once_and_unchanged(error, where, at, sampler, caplog):
+    energy, calls = failing(error, where, at)
+    with caplog.at_level("DEBUG", logger="thalweg"), pytest.raises(type(error)) as caught:
+        run.run_chain(sampler, energy, torch.rand(2, 1, 8, 8), num_steps=6)
+    assert caught.value is error
+    assert len(calls) == at
+    assert caplog.messages == []
+
+
+def test_a_view_after_a_convolution_is_taken():
+    for net in (Users(view=True), Users(hook_norm, view=True), nn.Sequential(Users(view=True), nn.Identity())):
+        calls = []
+        handle = net.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        run.run_chain(ULA(step_size=1e-3), net, torch.rand(2, 1, 8, 8), num_steps=3)
+        handle.remove()
+        assert len(calls) == 3
+
+
+def test_what_fused_layers_give_may_be_changed_in_place_where_a_modules_result_may():
+    tail = {"flatten": nn.Flatten(), "patches": nn.Conv2d(1, 1, 1), "pool": nn.AvgPool2d(2)}
+    x = torch.rand(3, 1, 8, 8)
+    for last in tail.values():
+        net = nn.Sequential(nn.SiLU(), nn.Conv2d(1, 1, 1), nn.SiLU(), last)
+
+        def energy(x, net=net):
+            h = net(x)
+            h += 1
+            return h.square().flatten(1).sum(1)
+
+        with FrozenEnergy.of(energy) as fixed:
+            fast = energy_and_grad(fixed, x)
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(fast, energy_and_grad(energy, x), strict=True))
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 8, 8), (1, 1, 8, 8), (3, 1, 9, 8)])
+def test_batches_of_every_size(shape):
+    energy, _ = build("conv")
+    x = torch.rand(shape)
+    fast = run.run_chain(ULA(step_size=1e-3), energy, x, num_steps=3)
+    assert fast.shape == shape
+
+
+def test_an_image_that_does_not_fit_is_told_as_torch_tells_it():
+    for net in (nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU()), nn.Sequential(nn.SiLU(), nn.Conv2d(1, 4, 3), nn.SiLU())):
+        for x in (torch.rand(2, 1, 2, 2), torch.rand(2, 3, 8, 8), torch.rand(2, 1, 8, 8).double()):
+            told = []
+            for way in (FrozenEnergy.of, frozen):
+                with way(net) as fixed, pytest.raises(RuntimeError) as caught:
+                    fixed(x.requires_grad_())
+                told.append(str(caught.value))
+            assert told[0] == told[1]
 
 
 @pytest.mark.parametrize("name", ["conv", "user-hooked", "user-view", "user-parametrised"])
@@ -269,7 +421,7 @@ def test_weights_that_moved_are_seen_by_the_next_chain():
 
 def test_second_and_repeated_derivatives():
     energy, x = build("strided")
-    with held(energy):
+    with FrozenEnergy.of(energy):
         y = x.clone().requires_grad_(True)
         (g,) = torch.autograd.grad(energy(y).sum(), y, create_graph=True)
         (fast,) = torch.autograd.grad(g.square().sum(), y)
@@ -285,18 +437,20 @@ def test_second_and_repeated_derivatives():
 
 @pytest.mark.parametrize("sampler", [ULA(step_size=1e-3), MALA(step_size=1e-3)], ids=["ula", "mala"])
 def test_cost_and_memory_of_a_step_are_constant(sampler):
-    """One evaluation a step, and as many tensors alive at step 40 as at step 5."""
+    """One evaluation a step, and as many tensors alive late in a chain as early in it."""
     energy, x = build("conv")
-    alive = []
+    calls, alive = [], {}
 
     def spied(y):
-        alive.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
+        calls.append(1)
+        if len(calls) in (6, 7, 38, 39):
+            alive[len(calls)] = sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
         return energy(y)
 
     gc.collect()
     run.run_chain(sampler, spied, x, num_steps=40)
-    assert len(alive) == 40 + isinstance(sampler, MALA)
-    assert max(alive[20:]) <= max(alive[3:8])
+    assert len(calls) == 40 + isinstance(sampler, MALA)
+    assert max(alive[38], alive[39]) <= max(alive[6], alive[7])
 
 
 @pytest.mark.parametrize("name", ["conv", "user-parametrised", "mlp"])
@@ -307,8 +461,8 @@ def test_persistent_training_takes_the_same_step(name, monkeypatch):
     state = objective.init(energy, x, generator)
     noise = objective.draw(state, Batch(x), generator, 0.0)
     results = []
-    for way in (held, frozen):
-        monkeypatch.setattr("thalweg.objective.contrastive.held", way)
+    for way in (FrozenEnergy.of, frozen):
+        monkeypatch.setattr(FrozenEnergy, "of", way)
         torch.manual_seed(0)  # dropout
         mine = copy.deepcopy(energy)
         loss, replay, _ = objective.loss(mine, state, Batch(x), noise)
@@ -319,9 +473,9 @@ def test_persistent_training_takes_the_same_step(name, monkeypatch):
 
 def test_the_gradient_is_each_rows_own():
     energy, x = build("conv")
-    with held(energy) as still:
-        _, whole = energy_and_grad(still, x)
-        _, part = energy_and_grad(still, x[1:3])
+    with FrozenEnergy.of(energy) as fixed:
+        _, whole = energy_and_grad(fixed, x)
+        _, part = energy_and_grad(fixed, x[1:3])
     assert torch.allclose(whole[1:3], part, atol=1e-6)
 
 
@@ -338,28 +492,33 @@ def test_the_shortest_way_is_taken_only_where_it_is_the_energy():
     for energy in (Shifted(shape=(3,)), MLPEnergy(shape=(3,), num_outputs=4), MLPEnergy(shape=(3,))):
         with frozen(energy):
             u, g = energy_and_grad(energy, x)
-        with held(energy) as still:
-            assert still.value_and_grad(x) is None, "not before a call has looked at positions of this kind"
-            still(x)
-            assert (still.value_and_grad(x) is None) == isinstance(energy, Shifted)
-            assert still.value_and_grad(x.double()) is None
-            assert still.value_and_grad(x[:, :2]) is None
-            both = energy_and_grad(still, x)
+        with FrozenEnergy.of(energy) as fixed:
+            assert fixed.value_and_grad(x) is None, "not before a call has looked at positions of this kind"
+            fixed(x)
+            assert (fixed.value_and_grad(x) is None) == isinstance(energy, Shifted)
+            assert fixed.value_and_grad(x.double()) is None
+            assert fixed.value_and_grad(x[:, :2]) is None
+            both = energy_and_grad(fixed, x)
         assert torch.allclose(both[0], u, atol=1e-6)
         assert torch.allclose(both[1], g, atol=1e-6)
         assert not both[0].requires_grad
     hook = energy.net[1].register_forward_hook(lambda *_: None)
-    with held(energy) as still:
-        still(x)
-        assert still.value_and_grad(x) is None
+    with FrozenEnergy.of(energy) as fixed:
+        fixed(x)
+        assert fixed.value_and_grad(x) is None
     hook.remove()
 
 
 @pytest.mark.parametrize("change", ["output", "input", "nothing"])
-@pytest.mark.parametrize("first", [nn.Tanh(), nn.SiLU(), nn.Linear(3, 3)], ids=str)
-@pytest.mark.parametrize("last", [nn.Tanh(), nn.SiLU(), nn.Linear(4, 4)], ids=str)
+@pytest.mark.parametrize("first", ["tanh", "silu", "linear", "flat silu", "residual"])
+@pytest.mark.parametrize("last", ["tanh", "silu", "linear", "tanh dropout", "tanh flat"])
 def test_changes_in_place_are_refused_where_they_were(change, first, last):
-    net = nn.Sequential(first, nn.Linear(3, 4), last)
+    firsts = {"tanh": [nn.Tanh()], "silu": [nn.SiLU()], "linear": [nn.Linear(3, 3)]}
+    firsts["flat silu"] = [nn.Flatten(), nn.SiLU()]
+    firsts["residual"] = [ResidualBlock(nn.Sequential(nn.SiLU(), nn.Linear(3, 3)), nn.Identity())]
+    lasts = {"tanh": [nn.Tanh()], "silu": [nn.SiLU()], "linear": [nn.Linear(4, 4)]}
+    lasts |= {"tanh dropout": [nn.Tanh(), nn.Dropout()], "tanh flat": [nn.Tanh(), nn.Flatten()]}
+    net = nn.Sequential(*firsts[first], nn.Linear(3, 4), *lasts[last])
 
     def energy(x):
         y = 2 * x
@@ -368,10 +527,10 @@ def test_changes_in_place_are_refused_where_they_were(change, first, last):
         return h.sum(1)
 
     outcomes = []
-    for way in (held, frozen):
-        with way(energy) as still:
+    for way in (FrozenEnergy.of, frozen):
+        with way(energy) as fixed:
             try:
-                outcomes.append(energy_and_grad(still, torch.ones(2, 3))[1])
+                outcomes.append(energy_and_grad(fixed, torch.ones(2, 3))[1])
             except RuntimeError:
                 outcomes.append(None)
     fast, plain = outcomes
@@ -379,12 +538,12 @@ def test_changes_in_place_are_refused_where_they_were(change, first, last):
     assert plain is None or torch.allclose(fast, plain, atol=1e-6)
 
 
-def test_a_run_that_ends_in_what_it_keeps_is_let_go():
+def test_layers_that_end_in_what_they_keep_are_let_go():
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     gc.collect()
     gc.disable()
-    with held(net) as still:
-        y = still(torch.ones(2, 3, requires_grad=True))
+    with FrozenEnergy.of(net) as fixed:
+        y = fixed(torch.ones(2, 3, requires_grad=True))
         gone = weakref.ref(y.grad_fn)
         del y
     gc.enable()
@@ -400,10 +559,10 @@ def test_views_of_the_input_are_answered_as_ever():
         return h.square().sum(1)
 
     x = torch.randn(2, 3, 2)
-    for way in (held, frozen):
-        with way(energy) as still, torch.enable_grad():
+    for way in (FrozenEnergy.of, frozen):
+        with way(energy) as fixed, torch.enable_grad():
             y = (2 * x).requires_grad_(True)
-            (g,) = torch.autograd.grad(still(2 * y).sum(), y)
+            (g,) = torch.autograd.grad(fixed(2 * y).sum(), y)
         assert torch.allclose(g, 4 * (2 * y + 1))
 
 
@@ -418,16 +577,16 @@ assert "torch._dynamo" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_the_held_energy_is_its_energy_to_samplers():
-    with held(MLPEnergy(shape=(3,))) as still:
-        assert still.shape == (3,)
-        assert copy.copy(still).energy is still.energy
+def test_the_frozen_energy_is_its_energy_to_samplers():
+    with FrozenEnergy.of(MLPEnergy(shape=(3,))) as fixed:
+        assert fixed.shape == (3,)
+        assert copy.copy(fixed).energy is fixed.energy
         with pytest.raises(AttributeError, match="conditionals"):
-            _ = still.conditionals
+            _ = fixed.conditionals
 
 
-def test_a_run_is_what_its_modules_are_not_more():
-    """The plain form that serves second derivatives has the run's own modules only."""
+def test_fused_layers_are_their_modules_and_no_more():
+    """The plain form that serves second derivatives has their own modules only."""
     net = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4), nn.SiLU(), nn.Bilinear(4, 4, 2).eval())
     parts = fused._parts(list(net))
     assert parts[0] is net[0]
@@ -440,8 +599,8 @@ def test_the_strided_network_is_evaluated_whole_its_first_layer_by_patches_too()
     energy = StridedEnergy(shape=(1, 12, 12), channels=(4, 5), hidden=6).double()
     x = torch.rand(3, 1, 12, 12, dtype=torch.float64)
     u, g = energy_and_grad(energy, x)
-    with held(energy) as still:
-        still(x)
-        u_fast, g_fast = still.value_and_grad(x)
+    with FrozenEnergy.of(energy) as fixed:
+        fixed(x)
+        u_fast, g_fast = fixed.value_and_grad(x)
     assert torch.allclose(u, u_fast, rtol=1e-12)
     assert torch.allclose(g, g_fast, rtol=1e-10, atol=1e-15)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from thalweg.core.rng import generator
-from thalweg.energy.principal import PrincipalMixture, evenly
-from thalweg.energy.seen import Directions
+from thalweg.energy.principal import MixtureOfFactorAnalyzers, evenly_spaced_rows
+from thalweg.energy.seen import LinearObservation
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def rows():
     return torch.sin(z @ mix) + 0.05 * torch.randn(3000, 6, generator=g)
 
 
-def dense(m: PrincipalMixture, t: float):
+def dense(m: MixtureOfFactorAnalyzers, t: float):
     """The same mixture as K full Gaussians: (weights, means, covariances)."""
     eye = torch.eye(len(m.mean)).double()
     covariances = m.basis @ (m.factors @ m.factors.mT) @ m.basis.T + (m.psi + t) * eye
@@ -32,7 +32,7 @@ def test_it_is_minus_log_of_the_density(t):
     """Against scipy's Gaussians; the mutant that adds t within the subspace only is off."""
     from scipy.stats import multivariate_normal
 
-    m, y = PrincipalMixture.example(), torch.randn(50, 3, generator=generator(0, "y")).double()
+    m, y = MixtureOfFactorAnalyzers.example(), torch.randn(50, 3, generator=generator(0, "y")).double()
     weights, means, covariances = dense(m, t)
     parts = zip(weights, means, covariances, strict=True)
     p = sum(float(w) * multivariate_normal(mu.numpy(), c.numpy()).pdf(y.numpy()) for w, mu, c in parts)
@@ -47,12 +47,12 @@ def test_draws_given_a_view_have_the_exact_law(noise):
 
     The mutant that keeps the components' prior weights misses the mean.
     """
-    m, n = PrincipalMixture.example(), 40_000
-    seen = Directions.of(torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 1.0]]), noise)
-    read = seen.read(torch.tensor([[1.8, 0.4]]))
+    m, n = MixtureOfFactorAnalyzers.example(), 40_000
+    seen = LinearObservation.from_matrix(torch.tensor([[0.0, 1.0, 0.0], [0.5, 0.0, 1.0]]), noise)
+    read = seen.project(torch.tensor([[1.8, 0.4]]))
     g = generator(1, "draws")
     z, u = torch.randn(n, 2, generator=g), torch.rand(n, generator=g)
-    x = m.draw(seen, read.expand(n, -1), z, u).double()
+    x = m.sample_posterior(seen, read.expand(n, -1), z, u).double()
     weights, means, _ = dense(m, 0.0)
     v = seen.basis.double()
     signal = m.basis @ (m.factors @ m.factors.mT) @ m.basis.T
@@ -73,42 +73,44 @@ def test_draws_given_a_view_have_the_exact_law(noise):
     assert bool(((x.mean(0) - mean).abs() < error).all())
     torch.testing.assert_close(x.T.cov(), covariance, rtol=0.05, atol=0.01)
     assert float((weights @ middles - mean).abs().max()) > float(error.max())
-    told = m.given(seen, read)
+    told = m.posterior(seen, read)
     torch.testing.assert_close(m.mean + told.mean[0] @ m.basis.T, mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(m.coordinates(x[:5].float()) @ m.basis.T + m.mean, x[:5], rtol=1e-4, atol=1e-4)
 
 
 def test_it_fits_what_no_gaussian_does(rows):
     """Unseen rows are likelier than under one Gaussian; the mutant that is one Gaussian is not."""
-    many, new = PrincipalMixture.fit(rows[:2500]), rows[2500:]
-    one = PrincipalMixture.fit(rows[:100])  # too few for a second component
+    many, new = MixtureOfFactorAnalyzers.fit(rows[:2500]), rows[2500:]
+    one = MixtureOfFactorAnalyzers.fit(rows[:100])  # too few for a second component
     assert (len(many.means), len(one.means)) == (16, 1)
     t = torch.zeros(len(new))
     assert float(many(new, t).mean()) < float(one(new, t).mean()) - 0.5
 
 
 def test_the_same_seed_gives_the_same_mixture(rows):
-    a, b = (PrincipalMixture.fit(rows[:1000], seed=3) for _ in range(2))
+    a, b = (MixtureOfFactorAnalyzers.fit(rows[:1000], seed=3) for _ in range(2))
     assert torch.equal(a.factors, b.factors)
 
 
 @pytest.mark.parametrize("x", [torch.zeros(5, 1, 2, 2), torch.ones(2, 3), torch.eye(2)[:, :1]])
 def test_constant_and_few_rows_give_finite_energies(x):
-    m = PrincipalMixture.fit(x)
+    m = MixtureOfFactorAnalyzers.fit(x)
     assert bool(m(x, torch.full((len(x),), 0.01)).isfinite().all())
-    seen = Directions.of(torch.eye(x[0].numel())[:1], 0.0)
-    drawn = m.draw(seen, x.flatten(1)[:, :1], torch.zeros(len(x), m.basis.shape[1]), torch.full((len(x),), 0.5))
+    seen = LinearObservation.from_matrix(torch.eye(x[0].numel())[:1], 0.0)
+    drawn = m.sample_posterior(
+        seen, x.flatten(1)[:, :1], torch.zeros(len(x), m.basis.shape[1]), torch.full((len(x),), 0.5)
+    )
     assert bool(drawn.isfinite().all())
 
 
 def test_of_large_tables_some_rows_are_taken(monkeypatch):
     monkeypatch.setattr("thalweg.energy.principal.NUMBERS", 40)
-    assert evenly(torch.arange(100.0)[:, None].expand(100, 2))[:, 0].tolist() == [
+    assert evenly_spaced_rows(torch.arange(100.0)[:, None].expand(100, 2))[:, 0].tolist() == [
         math.floor(99 * i / 19) for i in range(20)
     ]
 
 
 def test_parts_that_do_not_fit_are_refused(rows):
-    state = PrincipalMixture.example().state_dict()
+    state = MixtureOfFactorAnalyzers.example().state_dict()
     with pytest.raises(ValueError, match="mean has shape"):
-        PrincipalMixture.from_state(state, (4,))
+        MixtureOfFactorAnalyzers.from_state(state, (4,))

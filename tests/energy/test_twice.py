@@ -51,17 +51,17 @@ def test_a_product_of_spectra_is_the_convolution(size):
     c = torch.randn_like(want)
     back, of_kernel = torch.autograd.grad(want, (x, k), c)
     with torch.no_grad():
-        spectrum, w, slope = p.into.spread(x.permute(2, 3, 0, 1)), p.weights(k), p.out.spread(c.permute(2, 3, 0, 1))
-        assert torch.allclose(p.out.gather(spectrum @ w).permute(2, 3, 0, 1), want, atol=1e-12)
-        assert torch.allclose(p.into.gather(slope @ w.mT).permute(2, 3, 0, 1), back, atol=1e-12)
-        assert torch.allclose(p.weights_back(spectrum.mT @ slope), of_kernel, atol=1e-12)
+        spectrum, w, cotangent = p.into.apply(x.permute(2, 3, 0, 1)), p.weights(k), p.out.apply(c.permute(2, 3, 0, 1))
+        assert torch.allclose(p.out.transpose(spectrum @ w).permute(2, 3, 0, 1), want, atol=1e-12)
+        assert torch.allclose(p.into.transpose(cotangent @ w.mT).permute(2, 3, 0, 1), back, atol=1e-12)
+        assert torch.allclose(p.weights_back(spectrum.mT @ cotangent), of_kernel, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_loss_and_gradients_are_autograds(kind, dtype, bound):
     energy, batch, noise = build(kind, dtype)
-    assert energy.slopes(batch.x, noise[0]) is not None
+    assert energy.value_and_grads(batch.x, noise[0]) is not None
     loss, grads = gradients(energy, energy, batch, noise)
     want, plain = gradients(energy, lambda y, t: energy(y, t), batch, noise)
     assert abs(float(loss - want)) <= bound * float(want)
@@ -72,7 +72,7 @@ def test_loss_and_gradients_are_autograds(kind, dtype, bound):
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
-def test_value_and_slope_alone(kind):
+def test_value_and_grad_alone(kind):
     energy, batch, noise = build(kind)
     at = AtNoise(energy, noise[0][0])
     found = at.value_and_grad(batch.x)
@@ -106,17 +106,19 @@ def test_where_there_is_no_short_way_autograd_serves():
     energy, batch, noise = build(0)
     y, t = batch.x, noise[0]
     with torch.autocast("cpu", torch.bfloat16):
-        assert energy.slopes(y, t) is None
+        assert energy.value_and_grads(y, t) is None
     handle = energy.net.stem.register_forward_hook(lambda *_: None)
-    assert energy.slopes(y, t) is None
+    assert energy.value_and_grads(y, t) is None
     handle.remove()
     normed = copy.deepcopy(energy)
     nn.utils.parametrizations.spectral_norm(normed.net.down[0][0].conv1)
-    assert normed.slopes(y, t) is None
+    assert normed.value_and_grads(y, t) is None
     assert normed.value_and_grad(y, t) is None
-    assert energy.slopes(y, t) is not None
+    assert energy.value_and_grads(y, t) is not None
     assert (
-        UNetEnergy(shape=(1, 80, 80), widths=(4,), num_blocks=(1,), embed=4).slopes(torch.rand(1, 1, 80, 80), t[:1])
+        UNetEnergy(shape=(1, 80, 80), widths=(4,), num_blocks=(1,), embed=4).value_and_grads(
+            torch.rand(1, 1, 80, 80), t[:1]
+        )
         is None
     )
 
@@ -143,7 +145,7 @@ def test_a_network_with_another_layer_in_it_is_autograds(other):
         energy.net.up[0] = energy.net.down[0]
     else:
         energy.net.down[0][0].conv1 = copy.deepcopy(other)
-    assert energy.slopes(batch.x, noise[0]) is None
+    assert energy.value_and_grads(batch.x, noise[0]) is None
     loss, grads = gradients(energy, energy, batch, noise)
     want, plain = gradients(energy, lambda y, t: energy(y, t), batch, noise)
     assert torch.equal(loss, want)
@@ -198,7 +200,7 @@ STATES = {
 def test_gradients_in_whatever_state_the_network_is(state, kind):
     energy, batch, noise = build(kind, rows=1 if state == "one row" else 4)
     energy = STATES[state](energy, batch, noise)
-    assert energy.slopes(batch.x, noise[0]) is not None
+    assert energy.value_and_grads(batch.x, noise[0]) is not None
     _, grads = gradients(energy, energy, batch, noise)
     _, plain = gradients(energy, lambda y, t: energy(y, t), batch, noise)
     whole = torch.stack([g.norm() for g in plain]).norm()

@@ -77,7 +77,6 @@ CASES = {
     "cd": (_vectors, _mlp, _chains(start="data")),
     "short-run": (_vectors, _mlp, _chains(start="noise")),
     "pcd-vector": (_vectors, _mlp, _chains()),
-    "pcd-packed": (_vectors, _mlp, _chains(initial="uniform", low=-4.0, high=4.0, storage="uint8")),
     "pcd-mala": (_vectors, _mlp, _chains(MALA)),
     "pcd-image": (_images, lambda: ConvEnergy(shape=(1, 8, 8)), _chains(initial="uniform")),
     "rollback": (_vectors, _mlp, _chains(energy_penalty=0.0)),  # which the rollback raises
@@ -128,7 +127,7 @@ def trainer(case, folder, hooks=(), **changes):
     )
     if case == "rollback":
         spoil = lambda loss, *rest: (loss * (float("nan") if run.state.step in TROUBLE else 1.0), *rest)  # noqa: E731
-        run.objective = Wrapped(objective, spoil)
+        run.update.objective = Wrapped(objective, spoil)
     return run
 
 

@@ -18,7 +18,7 @@ KINDS = (float("nan"), float("inf"))
 
 def _loss(run, step, value):
     change = lambda loss, *rest: (loss + (value if run.state.step == step - 1 else 0.0), *rest)  # noqa: E731
-    run.objective = Wrapped(run.objective, change)
+    run.update.objective = Wrapped(run.update.objective, change)
 
 
 def _gradient(run, step, value):
@@ -40,7 +40,7 @@ def _energy(run, step, value):
 
 
 def _data(run, step, value):
-    batch = run.loader.batch
+    batch = run.update.batches.batch
 
     def poisoned(k):
         x, labels = batch(k)
@@ -48,7 +48,7 @@ def _data(run, step, value):
             x[3].view(-1)[0] = value
         return x, labels
 
-    run.loader.batch = poisoned
+    run.update.batches.batch = poisoned
 
 
 # where it is put: (how, under which name it is met)
@@ -73,16 +73,17 @@ def test_r10_under_stop_a_value_that_is_not_finite_ends_the_run_before_the_updat
     run = trainer(case, tmp_path, [remember], guard={"policy": "stop"})
     poison, said = POISONS[name]
     poison(run, step, value)
-    match = rf"^{said} is not finite at step {step}; last good checkpoint .*step-0"
-    with pytest.raises(Diverged, match=match) as caught:
+    with pytest.raises(Diverged, match=rf"^{said} is not finite at step {step}; last good checkpoint ") as caught:
         run.fit()
-    assert "\n" not in str(caught.value)
+    error = caught.value
+    assert "\n" not in str(error)
     assert run.state.step == step - 1
     assert all((value == before[key]).all() for key, value in run.state.energy.named_parameters())
     best, warnings = store.newest_valid(tmp_path / FOLDER)
     assert warnings == []
     assert best.name == f"step-{(step - 1) // EVERY * EVERY:08d}"
-    assert str(best) in str(caught.value)
+    assert (error.what, error.step, error.last_good) == (said, step, best)
+    assert str(best) in str(error)
     assert not leftovers(tmp_path)
 
 
@@ -92,7 +93,7 @@ def assert_files_are_finite(folder):
         assert all(value.isfinite().all() for value in tensors.values())
 
 
-@pytest.mark.parametrize("places", [12, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("places", [8, pytest.param(50, marks=pytest.mark.slow)])
 def test_r10_a_bad_step_is_skipped_and_the_run_ends_well(tmp_path, caplog, places):
     """Each of four poisons at its random step: met there, before the update, and no file gets it."""
     rng = random.Random(10)
@@ -122,7 +123,7 @@ def test_r10_a_bad_step_is_skipped_and_the_run_ends_well(tmp_path, caplog, place
 
 def spoil_chains(run, step, slots, value):
     """After a step these chains of the buffer are not finite; a list that the next step fills with who is visited."""
-    visits, draw = [], run.objective.draw
+    visits, draw = [], run.update.objective.draw
 
     def spoil(state, plan):
         if state.step == step:
@@ -140,7 +141,7 @@ def spoil_chains(run, step, slots, value):
             return noise
 
     run.hooks = (*run.hooks, spoil)
-    run.objective = Recorded(run.objective, lambda *result: result)
+    run.update.objective = Recorded(run.update.objective, lambda *result: result)
     return visits
 
 
@@ -180,14 +181,14 @@ def test_r10_under_stop_a_buffer_that_is_not_finite_ends_the_run(tmp_path):
 def test_r10_a_snapshot_with_a_chain_that_is_not_finite_is_not_what_the_run_goes_back_to(tmp_path, caplog):
     """A chain that no step visits shows in no signal; were it in the good snapshot, no rollback would mend anything."""
     run = trainer("pcd-vector", tmp_path)
-    draw = run.objective.draw
+    draw = run.update.objective.draw
 
     class Elsewhere(Wrapped):
         def draw(self, *args):
             slots, *rest = draw(*args)
             return torch.where(slots == 0, 1, slots), *rest
 
-    run.objective = Elsewhere(run.objective, lambda *result: result)
+    run.update.objective = Elsewhere(run.update.objective, lambda *result: result)
     spoil_chains(run, 10, [0], float("nan"))  # there are snapshots at 12 and 15, and the save of step 15
     run.fit()
     assert run.state.guard.rollbacks == 1

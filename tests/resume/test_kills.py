@@ -1,5 +1,6 @@
 """Killed anywhere, as often as it may be, a run ends with the bits of one that was not (trust R1-R4)."""
 
+import itertools
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ KEEP = 2
 SYNCS = ("fsync", "replace", "rename", "mkdir")
 CALLS = ("open", "write", "fsync", "replace", "mkdir", "rename", "close", "unlink", "rmdir", "scandir")
 OTHERS = sorted(set(CASES) - {"pcd-vector"})
+KILLED = ("dsm", "dual-image", "jem-chains", "pcd-vector", "pcd-mala", "rollback")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -54,14 +56,16 @@ def killed_at_a_time(case, folder, rng, longest):
     return os.waitstatus_to_exitcode(status)
 
 
-def kill_until(kills, case, expected, parent, rng, ways):
-    """Kill runs of a case until `kills` kills landed, each run to its end; (kills inside a save, runs)."""
+def kill_until(kills, case, expected, parent, rng, choose):
+    """Kill runs of a case, each by the way that `choose()` gives, until `kills` kills landed, each run to its end;
+    (kills inside a save, runs).
+    """
     inside = number = runs = 0
     while number < kills:
         folder, runs = parent / f"run-{runs}", runs + 1
         code, whole = -signal.SIGKILL, 0
         while code == -signal.SIGKILL and number < kills:
-            code = rng.choice(ways)(case, folder, rng)
+            code = choose()(case, folder, rng)
             assert code in (0, -signal.SIGKILL)
             number += code != 0
             inside += any(path.parent.name == FOLDER for path in leftovers(folder)) and code != 0
@@ -77,10 +81,12 @@ def kill_until(kills, case, expected, parent, rng, ways):
     return inside, runs
 
 
-def test_r1_r2_r4_killed_anywhere_it_resumes_exactly_and_leaves_no_orphans(whole, tmp_path):
-    case, expected = whole
-    rng = random.Random(case)
-    inside, _ = kill_until(5, case, expected, tmp_path, rng, [killed_at_sync, killed_at_sync, killed_at_step])
+@pytest.mark.parametrize("case", KILLED)
+def test_r1_r2_r4_killed_anywhere_it_resumes_exactly_and_leaves_no_orphans(wholes, tmp_path, case):
+    """Three kills each of runs with every kind of state; all cases have twenty below."""
+    expected = wholes(case)
+    ways = itertools.cycle([killed_at_sync, killed_at_step, killed_at_sync])
+    inside, _ = kill_until(3, case, expected, tmp_path, random.Random(case), lambda: next(ways))
     assert inside >= 1
 
 
@@ -92,8 +98,8 @@ def long(kills, case, expected, folder):
     def at_a_time(*args):
         return killed_at_a_time(*args, longest)
 
-    ways = [killed_at_sync, killed_at_step, at_a_time]
-    inside, runs = kill_until(kills, case, expected, folder, random.Random(f"long {case}"), ways)
+    ways, rng = [killed_at_sync, killed_at_step, at_a_time], random.Random(f"long {case}")
+    inside, runs = kill_until(kills, case, expected, folder, rng, lambda: rng.choice(ways))
     seconds = time.perf_counter() - start
     print(f"{case}: {kills} kills, {inside} inside a save, {runs} runs, {seconds:.0f} s")  # noqa: T201
     return inside

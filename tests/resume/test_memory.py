@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import shutil
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch
 from thalweg.core import store
 from thalweg.core.errors import OutOfMemory
 from thalweg.train.plan import Plan
+from thalweg.train.trainer import Interrupted
 
-from .runs import STEPS, Wrapped, assert_same, in_child, leftovers, newest, trainer
+from .runs import STEPS, Wrapped, assert_same, in_child, leftovers, newest, stop_at, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -30,7 +32,7 @@ def failing(run, error, at):
             raise error
         return result
 
-    run.objective = Wrapped(run.objective, check)
+    run.update.objective = Wrapped(run.update.objective, check)
     return run
 
 
@@ -58,7 +60,7 @@ def test_r13_other_errors_stay_what_they_are_and_a_batch_of_one_is_not_halved(tm
 def test_r13_memory_that_runs_out_in_a_trial_step_is_named_too(tmp_path):
     run = trainer("dsm", tmp_path)
     (tmp_path / "plan.json").unlink()
-    run.objective = Wrapped(run.objective, lambda *result: (_ for _ in ()).throw(MemoryError()))
+    run.update.objective = Wrapped(run.update.objective, lambda *result: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(OutOfMemory, match=r"a batch of 16 .*train\.batch_size=8; no checkpoint yet"):
         run.fit()
     assert Plan.load(tmp_path) is None
@@ -72,12 +74,15 @@ def address_space():
 def test_r13_at_twelve_limits_of_the_address_space_it_is_typed_and_the_checkpoint_is_intact(wholes, tmp_path):
     """A step of 2**17 rows through 16 units wants many times the largest of these limits' room."""
     expected = wholes("dsm")
+    with pytest.raises(Interrupted):
+        trainer("dsm", tmp_path / "base", [stop_at(9)]).fit()
     for number in range(12):
         folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "base", folder)
 
         def child(folder=folder, room=(number + 1) * 2**20):
             run = trainer("dsm", folder)
-            batch = run._batch
+            batch = run.update.batch
 
             def larger(step, progress):
                 if step < 12:
@@ -87,7 +92,7 @@ def test_r13_at_twelve_limits_of_the_address_space_it_is_typed_and_the_checkpoin
                 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
                 return batch(step, progress)._replace(x=x)
 
-            run._batch = larger
+            run.update.batch = larger
             try:
                 run.fit()
             except OutOfMemory as error:

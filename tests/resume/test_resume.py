@@ -5,13 +5,11 @@ import os
 import random
 import shlex
 import signal
-import subprocess
-import sys
 
 import pytest
 
 from thalweg.train.track import read_metrics
-from thalweg.train.trainer import Interrupted
+from thalweg.train.trainer import Interrupted, Trainer
 
 from .runs import BUFFER, CASES, STEPS, TROUBLE, assert_same, newest, stop_at, trainer
 
@@ -81,55 +79,48 @@ def test_r1_a_resume_that_forgot_the_steadier_objective_is_met(wholes, tmp_path)
     with pytest.raises(Interrupted):
         trainer("rollback", tmp_path, [stop_at(TROUBLE[-1])]).fit()
     again = trainer("rollback", tmp_path)
-    again.objective.steadier = lambda times: again.objective
+    again.update.objective.steadier = lambda times: again.update.objective
     again.fit()
     assert again.state.guard.rollbacks == 1
     with pytest.raises(AssertionError):
         assert_same(again, wholes("rollback"))
 
 
-COMMAND = """
-import os, sys, thalweg.cli as cli, thalweg.train.trainer as trainer
-report = trainer.Trainer._report
-def stop(self, tracker, metrics, plan):
-    report(self, tracker, metrics, plan)
-    if self.state.step == {step}:
-        os.kill(os.getpid(), {signum})
-trainer.Trainer._report = stop
-cli.main()
-"""
-
-
-def _cli(arguments, *, signum=0, step=-1, cwd):
-    code = COMMAND.format(signum=int(signum), step=step)
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=cwd, env=env, timeout=120
-    )
-
-
 TRAIN = ["train", "two-moons", "--steps", "15", "--no-report", "-o", "my run", "train.batch_size=16", "data.limit=99"]
 TRAIN += ["energy.width=16", "energy.num_blocks=1", "train.log_every=1", "train.precision=fp32"]  # "auto" is timed
 
 
+def stop_after(step, signum):
+    """In this process, a signal after the report of a step."""
+    report = Trainer._report
+
+    def stop(self, *args):
+        report(self, *args)
+        if self.state.step == step:
+            os.kill(os.getpid(), signum)
+
+    Trainer._report = stop
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_r9_the_command_says_how_to_resume_and_that_works(tmp_path, signum):
-    stopped = _cli(TRAIN, signum=signum, step=6, cwd=tmp_path)
-    assert stopped.returncode == 128 + signum, stopped.stderr
-    assert "Traceback" not in stopped.stderr
-    assert stopped.stdout == ""
-    *_, said, how = stopped.stderr.splitlines()
+def test_r9_the_command_says_how_to_resume_and_that_works(forked, tmp_path, signum):
+    code, out, err = forked(*TRAIN, change=lambda: stop_after(6, signum)).wait()
+    assert code == 128 + signum, err
+    assert "Traceback" not in err
+    assert out == ""
+    *_, said, how = err.splitlines()
     assert said.startswith("thalweg: stopped at step 6 of 15, saved in my run")
     assert how.startswith("to go on: thalweg train two-moons --steps 15")
     assert how.endswith("--resume")
     if signum == signal.SIGINT:
         return
     words = shlex.split(how.removeprefix("to go on: thalweg "))
-    resumed = _cli(words, cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
+    code, _, err = forked(*words).wait()
+    assert code == 0, err
     rows = read_metrics(tmp_path / "my run")
     assert [row["step"] for row in rows] == list(range(1, 16))
-    whole = _cli([*TRAIN[:5], "-o", "whole", *TRAIN[7:]], cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
+    code, _, err = forked(*TRAIN[:5], "-o", "whole", *TRAIN[7:]).wait()
+    assert code == 0, err
     a, b = (tmp_path / name / "model.safetensors" for name in ("my run", "whole"))
     assert a.read_bytes() == b.read_bytes()

@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.sampler import annealed
 from thalweg.sampler.annealed import BLOCK, Ancestral, Heun, anneal
@@ -152,19 +153,24 @@ def test_the_grid_runs_from_top_to_bottom():
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("build", "argument"),
     [
-        (lambda: Heun(num_steps=0), "num_steps=0"),
-        (lambda: Heun(sigma_min=3.0, sigma_max=1.0), "want 0 < min < max"),
-        (lambda: Heun(churn=-0.1), "churn=-0.1"),
-        (lambda: Heun(rho=0.0), "rho=0.0"),
-        (lambda: Ancestral(eta=1.5), "eta=1.5"),
-        (lambda: Ancestral(num_steps=0), "num_steps=0"),
+        (lambda: Heun(num_steps=0), "num_steps"),
+        (lambda: Heun(num_steps=2.5), "num_steps"),
+        (lambda: Heun(sigma_min=3.0, sigma_max=1.0), "sigma_min=3.0, sigma_max=1.0"),
+        (lambda: Heun(churn=-0.1), "churn"),
+        (lambda: Heun(churn=math.inf), "churn"),
+        (lambda: Heun(rho=0.0), "rho"),
+        (lambda: Heun(rho=math.inf), "rho"),
+        (lambda: Ancestral(eta=1.5), "eta"),
+        (lambda: Ancestral(eta=math.nan), "eta"),
+        (lambda: Ancestral(num_steps=0), "num_steps"),
     ],
 )
-def test_bad_numbers_are_refused(build, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_numbers_are_refused(build, argument):
+    with pytest.raises(UserError) as caught:
         build()
+    assert caught.value.argument == argument
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -177,6 +183,28 @@ def test_blocks_do_not_depend_on_how_many_follow(name):
     assert not torch.equal(long[0], long[1])
     assert not torch.equal(long[0], next(anneal(sampler, Mixture(), BLOCK, seed=4)))
     assert [*anneal(sampler, Mixture(), 0)] == []
+
+
+def _state():
+    """What this thread works under, as torch knows it."""
+    cpu = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    return *cpu, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("around", [torch.no_grad, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_who_takes_the_blocks_works_under_settings_of_his_own(precision, around):
+    """In the loop's body, after it, and where the loop is left early and the generator is kept."""
+    with around():
+        before = _state()
+        blocks = anneal(Heun(num_steps=2, **levels()), Mixture(), 3 * BLOCK, precision=precision)
+        for _ in range(2):
+            next(blocks)
+            assert _state() == before
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if before[0] else torch.float32)
+    assert not torch.is_autocast_enabled("cpu")
+    del blocks
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_the_deterministic_flow_gives_row_i_whatever_n():

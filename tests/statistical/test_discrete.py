@@ -84,16 +84,17 @@ def test_a_broken_energy_shows():
 
 
 @pytest.mark.parametrize(
-    ("energy", "num_hidden", "message"),
+    ("energy", "num_hidden", "argument"),
     [
-        (Gaussian((0.0,) * 6), 4, "needs an energy with `conditionals`"),
-        (Tempered(machine(), 0.5), 4, "needs an energy with `conditionals`"),
-        (machine(), 5, "num_hidden=5, but the energy has 4"),
+        (Gaussian((0.0,) * 6), 4, "energy"),
+        (Tempered(machine(), 0.5), 4, "energy"),
+        (machine(), 5, "num_hidden"),
     ],
 )
-def test_an_energy_without_the_structure_is_refused(energy, num_hidden, message):
-    with pytest.raises(UserError, match=message):
+def test_an_energy_without_the_structure_is_refused(energy, num_hidden, argument):
+    with pytest.raises(UserError) as caught:
         run_chain(Gibbs(num_hidden=num_hidden), energy, torch.zeros(3, 6).double(), num_steps=1)
+    assert caught.value.argument == argument
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from thalweg.objective.base import Batch, Empty
 from thalweg.objective.dual import DualScoreMatching
 from thalweg.objective.levels import NoiseLevels
 
-from .stats import assert_law, dkw_eps
+from .stats import assert_law, assert_near, dkw_eps
 
 D, N, REPEATS = 3, 2000, 25
 LEVELS = NoiseLevels(sigma_min=0.1, sigma_max=3.0)
@@ -231,14 +231,80 @@ def _level_cdf(levels, share):
     return cdf
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.75, 1.0])
-def test_noise_levels_follow_their_stated_law(share):
+@pytest.mark.parametrize(("share", "rows"), [(0.0, 64), (0.5, 64), (0.75, 64), (1.0, 64), (0.75, 7), (0.75, 1)])
+def test_noise_levels_follow_their_stated_law(share, rows):
     levels = NoiseLevels(sigma_min=0.02, sigma_max=5.0, median=0.3, spread=1.2, share=share)
-    t = torch.cat([levels.draw(64, generator(7, "levels", k)) for k in range(1500)])
-    assert_law(t, _level_cdf(levels, share), power=0.01)
-    moved = NoiseLevels(median=0.33, sigma_max=5.0) if share else NoiseLevels(sigma_max=5.5)
+    t = torch.cat([levels.draw(rows, generator(7, "levels", k)) for k in range(96_000 // max(rows, 10))])
+    assert_law(t, _level_cdf(levels, share), power=0.03)
+    moved = NoiseLevels(median=0.36, sigma_max=5.0) if share else NoiseLevels(sigma_max=6.0)
     with pytest.raises(AssertionError, match="exceed"):
-        assert_law(t, _level_cdf(moved, share), power=0.01)
+        assert_law(t, _level_cdf(moved, share), power=0.03)
+
+
+class RandomSubset(NoiseLevels):
+    """The mutant: strata of the whole batch, a random subset of them for each part, the log-normal rows first."""
+
+    def draw(self, n, generator):
+        v = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
+        order, num_normal = torch.randperm(n, generator=generator), round(self.share * n)
+        low, high, middle = math.log(self.sigma_min), math.log(self.sigma_max), math.log(self.median)
+        a, b = (_normal_cdf((end - middle) / self.spread) for end in (low, high))
+        log_normal = middle + self.spread * torch.special.ndtri(a + (b - a) * v[order[:num_normal]])
+        return torch.exp(2 * torch.cat([log_normal, low + (high - low) * v[order[num_normal:]]])).float()
+
+
+def _empty(cls, share, rows, batches=100):
+    """(log-uniform, log-normal): the mean number of a part's own strata without a draw, by batch."""
+    law = {"sigma_min": 0.02, "sigma_max": 5.0, "median": 0.3, "share": share}
+    narrow, wide = cls(spread=1e-7, **law), cls(spread=1.2, **law)
+    low, high = math.log(0.02), math.log(5.0)
+    a, b = (_normal_cdf((end - math.log(0.3)) / 1.2) for end in (low, high))
+    num_normal, empty = int(share * rows), torch.zeros(2)
+    for k in range(batches):
+        s = narrow.draw(rows, generator(10, "strata", k)).double().log() / 2
+        s = s[(s - math.log(0.3)).abs() > 3e-6]  # what is left are the log-uniform draws
+        empty[0] += len(s) - len(((s - low) / (high - low) * len(s)).long().unique())
+        s = wide.draw(rows, generator(10, "strata", k)).double().log() / 2
+        v = (torch.special.ndtr((s - math.log(0.3)) / 1.2) - a) / (b - a)
+        found = (v * num_normal).long().clamp(max=num_normal - 1)  # the log-uniform draws among them fill none
+        empty[1] += num_normal - len(found.unique()) if num_normal else 0
+    return empty / batches
+
+
+@pytest.mark.parametrize(
+    ("share", "rows"), [(0.75, 64), (0.5, 64), (0.25, 96), (0.0, 63), (1.0, 63), (0.75, 4), (1.0, 1)]
+)
+def test_each_part_of_the_noise_levels_is_stratified_on_its_own(share, rows):
+    assert _empty(NoiseLevels, share, rows).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("rows", [63, 33, 7, 1])
+def test_the_log_uniform_part_is_stratified_and_of_its_share_in_odd_batches(rows):
+    assert float(_empty(NoiseLevels, 0.75, rows)[0]) == 0
+    narrow = NoiseLevels(median=0.3, spread=1e-7, share=0.75)
+    draws = [narrow.draw(rows, generator(11, "share", k)).double().log() / 2 for k in range(1000)]
+    counts = torch.tensor([float(((s - math.log(0.3)).abs() > 3e-6).sum()) for s in draws])
+    assert set(counts.tolist()) <= {math.floor(0.25 * rows), math.ceil(0.25 * rows)}
+    assert_near(counts.mean(), 0.25 * rows, counts.std() / math.sqrt(1000))
+
+
+def test_the_mutant_whose_parts_are_a_random_subset_of_the_strata_is_rejected():
+    uniform, normal = _empty(RandomSubset, 0.75, 64).tolist()
+    assert uniform > 4  # of 16; independent draws leave 5.7
+    assert normal > 4
+
+
+def test_rows_do_not_know_their_level_from_their_place():
+    """Other code takes the first rows of a batch: their levels follow the whole law."""
+    law = {"sigma_min": 0.02, "sigma_max": 5.0, "median": 0.3, "spread": 1.2, "share": 0.5}
+    cdf = _level_cdf(NoiseLevels(**law), 0.5)
+
+    def first(cls):
+        return torch.cat([cls(**law).draw(64, generator(12, "place", k))[:16] for k in range(1000)])
+
+    assert_law(first(NoiseLevels), cdf, power=0.022)
+    with pytest.raises(AssertionError, match="exceed"):
+        assert_law(first(RandomSubset), cdf, power=0.022)
 
 
 def test_noise_levels_stay_in_bounds_and_no_level_gets_a_lump():
@@ -246,10 +312,29 @@ def test_noise_levels_stay_in_bounds_and_no_level_gets_a_lump():
     t = levels.draw(10_000, generator(8, "bounds"))
     assert levels.t_min * (1 - 1e-6) <= float(t.min()) < float(t.max()) <= levels.t_max * (1 + 1e-6)
     assert int(t.unique(return_counts=True)[1].max()) < 30
-    with pytest.raises(ValueError, match="want 0 < min < max"):
-        NoiseLevels(sigma_min=2, sigma_max=1)
-    with pytest.raises(ValueError, match="share"):
-        NoiseLevels(share=1.5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong"),
+    [
+        ("sigma_min=2, sigma_max=1", {"sigma_min": 2, "sigma_max": 1}),
+        ("share", {"share": 1.5}),
+        ("median", {"median": 0.0}),
+        ("spread", {"spread": 0.0}),
+        ("spread", {"spread": math.inf}),
+    ],
+)
+def test_settings_of_the_noise_levels_are_checked(argument, wrong):
+    with pytest.raises(UserError) as caught:
+        NoiseLevels(**wrong)
+    assert caught.value.argument == argument
+
+
+@pytest.mark.parametrize(("argument", "value"), [("scale", 0.0), ("scale", -1.0), ("time_weight", -0.1)])
+def test_settings_of_dual_score_matching_are_checked(argument, value):
+    with pytest.raises(UserError) as caught:
+        DualScoreMatching(**{argument: value})
+    assert caught.value.argument == argument
 
 
 def test_noise_levels_are_stratified():

@@ -6,8 +6,6 @@ import torch
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.objective.buffer import choose, choose_keyed, start
-from thalweg.objective.contrastive import ContrastiveDivergence
-from thalweg.sampler.langevin import ULA
 
 
 def replay(labels):
@@ -50,10 +48,3 @@ def test_all_chains_of_a_class_are_visited_equally_often():
 def test_a_buffer_smaller_than_the_batch_is_refused():
     with pytest.raises(UserError, match="buffer_size=3"):
         choose_keyed(replay([0, 1, 2]), torch.zeros(4, dtype=torch.int64), generator(0, "slots"))
-
-
-def test_a_packed_buffer_refuses_data_outside_its_box():
-    cd = ContrastiveDivergence(sampler=ULA(step_size=0.1), storage="uint8", buffer_size=8)
-    assert cd.init(None, torch.rand(4, 2), generator(0, "init")).x.dtype == torch.uint8
-    with pytest.raises(UserError, match=r"data reach from -2 to 3"):
-        cd.init(None, torch.tensor([[-2.0, 3.0]]), generator(0, "init"))

@@ -146,7 +146,7 @@ SHORT_RUN, LONG_RUN = 2_000, 20_000
 
 def not_written():
     """Chains are moved, and their moves forgotten."""
-    return mutant(contrastive, "state = buffer.put(state, visit, moved, (self.low, self.high))", "pass")
+    return mutant(contrastive, "state = buffer.put(state, visit, moved)", "pass")
 
 
 def wrong_slot():

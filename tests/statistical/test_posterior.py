@@ -5,11 +5,11 @@ import torch
 
 from thalweg.apps import posterior
 from thalweg.apps.operators import Blur, Downsample, Pixels, matrix
-from thalweg.apps.posterior import Guided, Noise, Sight, draw
+from thalweg.apps.posterior import Observation, RowNoise, Schedule, sample_posterior
 from thalweg.core.rng import generator
 from thalweg.energy.compose import AtNoise
 from thalweg.energy.gaussian import SmoothedGaussian
-from thalweg.energy.seen import Directions, Given
+from thalweg.energy.seen import LinearObservation, PosteriorEnergy
 from thalweg.sampler.langevin import MALA
 from thalweg.sampler.run import run_chain
 
@@ -42,20 +42,20 @@ class GaussianData(torch.nn.Module):
 
 
 def case(operator, noise):
-    """One image's observation, for N rows: (energy, sights, conditional mean, conditional covariance)."""
+    """One image's observation, for N rows: (energy, observations, conditional mean, conditional covariance)."""
     energy = GaussianData()
     a = matrix(operator, SHAPE)
     gen = generator(5, "case")
     truth = energy.anchor.draw(1, 0.0, gen)
     seen = truth @ a.T + noise * torch.randn(1, len(a), generator=gen)
-    d = Directions.of(a, noise)
+    d = LinearObservation.from_matrix(a, noise)
     m, c = energy.anchor.mean.double(), energy.covariance.double()
     a = a.double()
     inner = a @ c @ a.T + max(noise, 1e-4) ** 2 * torch.eye(len(a))
     gain = torch.linalg.solve(inner, a @ c).T
     mean = m + (seen.double()[0] - a @ m) @ gain.T
-    sights = [Sight(torch.arange(N), d, d.read(seen).expand(N, -1))]
-    return energy, sights, mean, c - gain @ a @ c
+    observations = [Observation(torch.arange(N), d, d.project(seen).expand(N, -1))]
+    return energy, observations, mean, c - gain @ a @ c
 
 
 def uniformise(mean, covariance):
@@ -65,7 +65,7 @@ def uniformise(mean, covariance):
     return lambda x: normal_cdf((x.double() - mean) @ basis[:, kept] / (spread[kept] + SIGMA**2 / 2).sqrt())
 
 
-class Together(Noise):
+class Together(RowNoise):
     """The noise of all rows from one generator, which is quicker."""
 
     def __init__(self, seed):
@@ -78,13 +78,13 @@ class Together(Noise):
         return torch.rand(N, generator=self.generator)
 
 
-def drawn(energy, sights, how, seed=0):
-    return draw(energy, sights, Together(seed), how)
+def drawn(energy, observations, how, seed=0):
+    return sample_posterior(energy, observations, Together(seed), how)
 
 
-PLAIN = Guided(num_steps=40, visits=1, sigma_start=3.0, corrected=0)
-HOWS = {"plain": PLAIN, "visits": Guided(num_steps=60, visits=2, sigma_start=3.0, corrected=0)}
-HOWS["corrected"] = Guided(num_steps=40, visits=1, sigma_start=3.0, corrected=3, num_corrections=3)
+PLAIN = Schedule(num_steps=40, resampling=1, sigma_start=3.0, corrected=0)
+HOWS = {"plain": PLAIN, "resampling": Schedule(num_steps=60, resampling=2, sigma_start=3.0, corrected=0)}
+HOWS["corrected"] = Schedule(num_steps=40, resampling=1, sigma_start=3.0, corrected=3, num_corrections=3)
 CASES = {
     "pixels": (CHECKED, 0.0),
     "noisy pixels": (CHECKED, 0.3),
@@ -94,50 +94,50 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    ("case_name", "how"), [*((c, "plain") for c in CASES), ("pixels", "visits"), ("blur", "visits")]
+    ("case_name", "how"), [*((c, "plain") for c in CASES), ("pixels", "resampling"), ("blur", "resampling")]
 )
 def test_the_conditional_law_of_gaussian_data(case_name, how):
-    energy, sights, mean, covariance = case(*CASES[case_name])
-    x = drawn(energy, sights, HOWS[how])
+    energy, observations, mean, covariance = case(*CASES[case_name])
+    x = drawn(energy, observations, HOWS[how])
     assert_law(x, uniformise(mean, covariance), power=0.05)
 
 
 @pytest.mark.parametrize("case_name", CASES)
 def test_corrections_keep_the_law(case_name):
-    energy, sights, mean, covariance = case(*CASES[case_name])
-    x = drawn(energy, sights, HOWS["corrected"])
+    energy, observations, mean, covariance = case(*CASES[case_name])
+    x = drawn(energy, observations, HOWS["corrected"])
     assert_law(x, uniformise(mean, covariance), power=0.05)
 
 
-def replaced(guess, covariance, sights, z=None):
+def replaced(guess, covariance, observations, z=None):
     """The mutant that only sets the observed pixels, as replacement does: no news reaches the missing ones."""
     told = guess.clone()
-    for sight in sights:
-        told[sight.rows] = sight.directions.place(guess[sight.rows], sight.read)
+    for observation in observations:
+        told[observation.rows] = observation.linear.set_projections(guess[observation.rows], observation.projections)
     return told
 
 
-def unshrunk(guess, covariance, sights, z=None):
+def unshrunk(guess, covariance, observations, z=None):
     """The mutant that takes noisy observations for exact ones."""
-    exact = [s._replace(directions=s.directions._replace(noise=0 * s.directions.noise)) for s in sights]
+    exact = [s._replace(linear=s.linear._replace(noise=0 * s.linear.noise)) for s in observations]
     return GOOD(guess, covariance, exact, z)
 
 
-GOOD = posterior._told
+GOOD = posterior._conditioned
 
 
 @pytest.mark.parametrize(
     ("mutant", "case_name"), [(replaced, "pixels"), (unshrunk, "noisy pixels"), (unshrunk, "blur")]
 )
 def test_mutants_are_rejected(mutant, case_name, monkeypatch):
-    energy, sights, mean, covariance = case(*CASES[case_name])
-    monkeypatch.setattr(posterior, "_told", mutant)
-    x = drawn(energy, sights, PLAIN)
+    energy, observations, mean, covariance = case(*CASES[case_name])
+    monkeypatch.setattr(posterior, "_conditioned", mutant)
+    x = drawn(energy, observations, PLAIN)
     with pytest.raises(AssertionError, match="exceed"):
         assert_law(x, uniformise(mean, covariance), power=0.05)
 
 
-# A skewed mixture in the plane, of which u = 0.8 x_0 + 0.6 x_1 was seen with noise: Given's chain at t, then x | y.
+# A skewed mixture in the plane, u = 0.8 x_0 + 0.6 x_1 observed with noise: PosteriorEnergy's chain at t, then x | y.
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 MEANS = torch.tensor([[-1.0, 0.8], [0.6, -0.4]], dtype=torch.float64)
 VARIANCES = torch.tensor([0.2, 0.5], dtype=torch.float64)
@@ -170,14 +170,14 @@ def cdf_across(x, value, noise):
 
 
 def chain(noise, t, value=-0.1, wrong=None):
-    """x from Given's chain at level t, the held direction at `value` itself; and y's coordinate along what was seen."""
+    """x from PosteriorEnergy's chain at level t, the fixed direction at `value`; and y's projection on it."""
     gen = generator(1, "mixture")
-    d = Directions.of(ALONG, noise)
+    d = LinearObservation.from_matrix(ALONG, noise)
     read = torch.full((N, 1), value, dtype=torch.float64) * (d.basis.T @ ALONG.T)
-    held = posterior._hold(
+    held = posterior._with_noisy_projections(
         torch.randn(N, 2, generator=gen, dtype=torch.float64), t, d, read, torch.zeros(N, 2).double()
     )
-    given = Given(AtNoise(mixture, t), t, d, read, held)
+    given = PosteriorEnergy(AtNoise(mixture, t), t, d, read, held)
     given.precision = given.precision if wrong is None else wrong
     y = given.restore(run_chain(MALA(step_size=0.15), given, held, num_steps=200, seed=2))
     return clean(y, t, gen)

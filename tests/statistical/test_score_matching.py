@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import math
 import sys
 import types
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.objective import score
 from thalweg.objective.base import Batch, Empty
@@ -227,12 +229,15 @@ def test_many_levels_share_the_true_optimum():
 
 def test_settings_are_checked():
     assert score.MultiScaleDenoising(levels={"sigma_min": 0.1}).levels == NoiseLevels(sigma_min=0.1)
-    with pytest.raises(ValueError, match="sigma=0"):
-        score.DenoisingScoreMatching(sigma=0.0)
-    with pytest.raises(ValueError, match="num_projections=0"):
-        score.SlicedScoreMatching(num_projections=0)
-    with pytest.raises(ValueError, match="uniform"):
-        score.SlicedScoreMatching(probe="uniform")
+    for make, name, value in (
+        (score.DenoisingScoreMatching, "sigma", 0.0),
+        (score.DenoisingScoreMatching, "sigma", math.inf),
+        (score.SlicedScoreMatching, "num_projections", 0),
+        (score.SlicedScoreMatching, "probe", "uniform"),
+    ):
+        with pytest.raises(UserError) as caught:
+            make(**{name: value})
+        assert caught.value.argument == name
 
 
 def test_a_compiled_denoising_loss_has_the_same_gradient():

@@ -13,7 +13,7 @@ from thalweg.data.transform import Standardize
 from thalweg.energy.mlp import MLPEnergy
 from thalweg.objective.contrastive import ContrastiveDivergence
 from thalweg.sampler.langevin import ULA
-from thalweg.train.guard import LIMITS, QUIET, Guard, GuardSettings, GuardState
+from thalweg.train.guard import LIMITS, QUIET, Guard, GuardSettings, GuardState, not_finite
 from thalweg.train.plan import Plan
 from thalweg.train.settings import TrainSettings
 from thalweg.train.state import fresh
@@ -137,8 +137,10 @@ def test_no_snapshot_is_taken_close_to_a_limit():
 def test_it_gives_up_after_its_rollbacks_and_each_lowers_the_rate():
     guard, s = Guard(given(max_rollbacks=2, slow=0.5)), state()
     guard.begin(s)
-    with pytest.raises(Diverged, match=r"drift apart .* at step 9, after 2 rollbacks$"):
+    with pytest.raises(Diverged, match=r"drift apart .* at step 9, after 2 rollbacks$") as caught:
         many(guard, s, {**WELL, "gap": torch.tensor(1e4)}, 20)
+    assert (caught.value.what, caught.value.step) == ("gap", 9)
+    assert caught.value.advice == "raise objective.energy_penalty"
     assert s.guard.factor == 0.25
 
 
@@ -148,7 +150,7 @@ def test_stop_ends_at_once_and_warn_says_so_once_and_goes_on(caplog):
     with pytest.raises(Diverged, match="drift apart"):
         many(guard, s, {**WELL, "gap": torch.tensor(1e4)}, 3)
     with pytest.raises(Diverged, match="loss"):
-        guard.skip(s, Diverged("loss is not finite at step 3"))
+        guard.skip(s, not_finite("loss", 3))
     guard, s = Guard(given(policy="warn")), state()
     guard.begin(s)
     for _ in range(QUIET):
@@ -161,7 +163,7 @@ def test_steps_without_a_finite_loss_are_skipped_then_undone(caplog):
     guard, s = Guard(given()), state()
     guard.begin(s)
     for _ in range(3):
-        guard.skip(s, Diverged(f"loss is not finite at step {s.step + 1}"))
+        guard.skip(s, not_finite("loss", s.step + 1))
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2
     assert said[0] == "loss is not finite at step 1; the step was skipped before it touched the weights"
@@ -200,8 +202,8 @@ def test_r11_a_run_that_no_rate_can_save_ends_with_one_sentence(tmp_path, caplog
 def test_r12_one_chain_that_leaves_is_begun_anew_and_the_others_keep_their_bits(tmp_path):
     run = trainer(tmp_path)
     spoiled = trainer(tmp_path / "b")
-    batch = run._batch(0, 0.0)
-    objective = run.objective
+    batch = run.update.batch(0, 0.0)
+    objective = run.update.objective
     noise = objective.draw(run.state.objective, batch, generator(1, "o"), 0.0)
     slots = noise[0]
     x = spoiled.state.objective.x.clone()
@@ -253,7 +255,7 @@ def losses(run, trouble=()):
             seen.append((loss.item(), self.inner.energy_penalty))
             return loss * (float("nan") if len(seen) in trouble else 1.0), after, metrics
 
-    run.objective = Spoiled(run.objective)
+    run.update.objective = Spoiled(run.update.objective)
     Plan(num_steps=60, precision="fp32", threads=1, step_seconds=0.1, checkpoint_every=100).save(run.folder)
     run.fit()
     return seen

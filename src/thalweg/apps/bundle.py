@@ -1,15 +1,13 @@
 """The bundle: what a run leaves and everything else reads.
 
 `config.json` (spec, data fingerprint, versions, command), `model.safetensors` (averaged weights),
-`calibration.safetensors` (energies of held-out data), `guess.safetensors` (a coarse mixture of Gaussians, where
-completions of images start) and `manifest.json` (SHA-256 of each). A run that has not ended is read from its newest
+`calibration.safetensors` (energies of held-out data), `prior.safetensors` (a mixture of factor analysers, where
+in-painting starts) and `manifest.json` (SHA-256 of each). A run that has not ended is read from its newest
 whole checkpoint. Nothing here runs code from the folder: only classes of this package are built.
 """
 
 import dataclasses
 import logging
-import math
-import operator
 import os
 import shutil
 import tempfile
@@ -18,28 +16,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.apps import classify
-from thalweg.apps.guess import read_guess
-from thalweg.apps.hub import fetched
-from thalweg.core import store
-from thalweg.core.config import build
+from thalweg.apps import classify, conformal, hub
+from thalweg.apps.guess import read_mixture_prior
+from thalweg.apps.inputs import chain_positions, checked_rows
+from thalweg.apps.stored import energy_of, held_out_energies, parts_of, require_weights
+from thalweg.core import store, temporary
+from thalweg.core.check import fits_memory, share, stated, whole
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
-from thalweg.data.loader import check_input, check_shape
 from thalweg.energy.compose import AtNoise
-from thalweg.energy.principal import PrincipalMixture
+from thalweg.energy.principal import MixtureOfFactorAnalyzers
 from thalweg.energy.spectral import frozen
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.run import of_block, run_chain
 
-FORMAT = 1
-FILES = ("config.json", "model.safetensors", "calibration.safetensors", "guess.safetensors")
+FORMAT = 2
+FILES = ("config.json", "model.safetensors", "calibration.safetensors", "prior.safetensors")
 EXTRAS = ("card.md", "report.html", "README.md")
+ASIDE = "bundle"  # what the files are written under before they get their names
 EVALUATION_BLOCK = 256
 CHAIN_STEPS = 1000
 ALPHA = 0.01
@@ -49,29 +47,19 @@ log = logging.getLogger("thalweg")
 class Bundle:
     """A trained energy with its data's transform, its sampler and its calibration. Made by `load`, not by hand."""
 
-    def __init__(self, config: dict[str, Any], weights: dict[str, Tensor], held_out: Tensor | None, path: Path):
+    def __init__(self, config: dict[str, Any], weights: Any, held_out: Tensor | None, path: Path):
+        """`weights`: the energy itself, or its tensors by name."""
         self.config, self.path = config, path
-        try:
-            run, data = config["run"], config["data"]
-            self.kind: str = data["kind"]
-            self.shape: tuple[int, ...] = tuple(data["shape"])
-            self.transform = build(run["transform"])
-            self.model: nn.Module = build(run["energy"], shape=self.shape).to(torch.float32)
-            self.sampler = build(run["sampler"])
-            self.normalised: bool = config["normalised"]
-        except (KeyError, TypeError) as error:
-            raise DamagedFile(f"{path / 'config.json'}: not the configuration of a run ({error!r})") from error
+        parts = parts_of(config, path / "config.json")
+        self.kind, self.shape, self.normalised, self.dtype, self.layout, self.transform, self.sampler = parts
+        self.model: nn.Module = weights if isinstance(weights, nn.Module) else energy_of(config)
         self.noisy: bool = getattr(self.model, "noisy", False)
         self.num_classes: int = getattr(self.model, "num_classes", 0)
         self.held_out_energies = held_out
-        self.guess: PrincipalMixture | None = None  # in model units
+        self.mixture_prior: MixtureOfFactorAnalyzers | None = None  # in model units
         self._warned = False
-        try:
+        if self.model is not weights:
             self.model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise DamagedFile(
-                f"{path}: weights do not fit config.json ({str(error).splitlines()[-1].strip()})"
-            ) from error
         self.model.eval().requires_grad_(False)
 
     @property
@@ -99,6 +87,11 @@ class Bundle:
         """Data units to model units."""
         return self.transform.forward(x)
 
+    def decode(self, z: Tensor) -> Tensor:
+        """Model units to data units; images in [0, 1]."""
+        x = self.transform.inverse(z)
+        return x.clamp(0, 1) if self.kind == "image" else x
+
     @cached_property
     def lowest(self) -> Any:
         """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
@@ -107,13 +100,14 @@ class Bundle:
     def energy(self, x: Any) -> Float[Tensor, " b"]:
         """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised.
 
-        Differentiable in an x that requires grad, so samplers take it; such an x may leave the range of the data.
+        A frame (pandas, polars, Arrow) is matched by the names of its columns. Differentiable in an x that requires
+        grad, so samplers take it; such an x may leave the range of the data.
         """
         wanted = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
         with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
-            z = self._positions(x) if wanted else self._check(x)
-            u = torch.cat([energy(self.transform.forward(part)) for part in z.split(EVALUATION_BLOCK)])
-            return u - self.transform.log_abs_det(z)
+            x = chain_positions(self, x) if wanted else checked_rows(self, x)
+            u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
+            return u - self.transform.log_abs_det(x)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"]:
         """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised where the constant is
@@ -136,17 +130,17 @@ class Bundle:
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         """
         n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
-        check_room(n, self.shape)
+        fits_memory(n, self.shape)
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
         given = None if labels is None else classify.check_labels(self, labels, n)
         if given is None and strength != 1:
-            raise UserError(f"strength={strength!r}: has no effect without labels; give the classes to draw")
+            hint = "give the classes to draw"
+            raise UserError("has no effect without labels", argument="strength", value=strength, hint=hint)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
             draw = self._annealed if self.noisy else self._chains
             blocks = list(draw(n, seed, num_steps, given, strength))
         z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32)
-        x = self.transform.inverse(z)
-        return x.clamp(0, 1) if self.kind == "image" else x
+        return self.decode(z)
 
     def inpaint(self, x: Any, observed: Any, *, n: int = 1, seed: int = 0) -> Float[Tensor, "n b *d"]:
         """n completions of each x where `observed` (bool, broadcastable to x) is false, lowest energy first.
@@ -163,8 +157,7 @@ class Bundle:
         p(x) = (1 + #{held-out energies >= E(x)}) / (1 + their number): the share of normal data at least as odd.
         An alpha below the smallest p-value there is, 1 / (1 + their number), flags nothing and is warned of once.
         """
-        if not isinstance(alpha, int | float | np.floating) or not 0 <= alpha <= 1:
-            raise UserError(f"alpha={alpha!r}: want a number in [0, 1], the share of normal data to flag")
+        share(alpha=alpha)
         with torch.no_grad():
             u = self.energy(x)
         result = {"energy": u}
@@ -172,8 +165,8 @@ class Bundle:
             result["log_prob"] = -u
         if self.held_out_energies is not None:
             ranked = self.held_out_energies.sort().values
-            above = len(ranked) - torch.searchsorted(ranked, u.contiguous())
-            result["p_value"] = (1 + above).to(torch.float32) / (1 + len(ranked))
+            p = torch.from_numpy(conformal.p_values(ranked.cpu().numpy(), u.cpu().numpy()))
+            result["p_value"] = p.to(u.device, torch.float32)
             self._warn_of(alpha, 1 / (1 + len(ranked)))
             result["flag"] = result["p_value"] <= alpha
         return result
@@ -181,47 +174,34 @@ class Bundle:
     def save_pretrained(self, folder: str | Path) -> None:
         """Copy the bundle's own files (not checkpoints or logs) to a folder that `load` reads, hashes included."""
         folder = Path(folder)
-        extras = [name for name in EXTRAS if (self.path / name).is_file()]
+        extras = [name for name in EXTRAS if (self.path / name).is_file() and store.inside(self.path, name)]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _require_files(folder, extras)
-            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies, self.guess)
+            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies, self.mixture_prior)
             for name in extras if self.path.resolve() != folder.resolve() else ():
                 shutil.copy(self.path / name, folder / name)
         except ThalwegError:
             raise
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot write the bundle there ({error.strerror}); name another folder"
+                f"cannot write the bundle there ({error.strerror})", argument=str(folder), hint="name another folder"
             ) from error
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | Path) -> "Bundle":
+    def from_pretrained(cls, path_or_id: str | Path, *, revision: str | None = None) -> "Bundle":
         """The same as `thalweg.load`."""
-        return load(path_or_id)
+        return load(path_or_id, revision=revision)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload the bundle to the Hugging Face Hub; keywords as in `HfApi.create_repo`. Returns the address."""
-        from huggingface_hub import HfApi
+    def push_to_hub(self, repo_id: str, *, revision: str | None = None, **options: Any) -> str:
+        """Upload the bundle to the Hugging Face Hub. Returns the repository's address.
 
-        api = HfApi()
-        url = api.create_repo(repo_id, exist_ok=True, **kwargs)
+        `revision`: the branch to commit to, made if need be; main if not given. `options`: `token`, `private` and
+        `commit_message`, as the Hub's own library takes them.
+        """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            api.upload_folder(repo_id=repo_id, folder_path=folder)
-        return str(url)
-
-    def _check(self, x: Any) -> Tensor:
-        try:
-            x = x if isinstance(x, Tensor) else torch.as_tensor(_native(np.asarray(x)))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"x: not an array of numbers ({str(error).splitlines()[0]})") from error
-        return check_input(x, self.shape, self.kind)  # pyright: ignore[reportArgumentType]
-
-    def _positions(self, x: Tensor) -> Tensor:
-        """A chain's positions, of which the shape alone is checked."""
-        check_shape(x, self.shape, self.kind, where="x")  # pyright: ignore[reportArgumentType]
-        return x.to(torch.float32)
+            return hub.pushed(Path(folder), repo_id, revision, (*FILES, store.MANIFEST), **options)
 
     def _warn_of(self, alpha: float, smallest: float) -> None:
         if alpha < smallest and not self._warned:
@@ -233,7 +213,7 @@ class Bundle:
 
     def classify(self, x: Any) -> Float[Tensor, "b k"]:
         """p(label | x) = softmax of -E(x, label), (B, K), calibrated on held-out data; UserError without classes."""
-        return classify.probabilities(self, self._check(x))
+        return classify.probabilities(self, checked_rows(self, x))
 
     def _annealed(self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float) -> Any:
         sampler = self.sampler if num_steps is None else dataclasses.replace(self.sampler, num_steps=num_steps)
@@ -255,52 +235,33 @@ class Bundle:
             yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
-def check_room(n: int, shape: tuple[int, ...]) -> None:
-    """UserError where n samples would not fit in the machine's memory, which would show after hours only."""
-    wanted = 2 * 4 * n * math.prod(shape)  # float32, and once more where they are put together
-    if hasattr(os, "sysconf") and wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        raise UserError(f"n={n}: {wanted / 2**30:.0f} GiB, more than this machine's memory; take several calls")
-
-
-def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """The value as an int; UserError unless it is a whole number in [low, high], and no truth value."""
-    try:
-        number = low - 1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = low - 1
-    if number < low or (high is not None and number > high):
-        bounds = f"of {low} or more" if high is None else f"in [{low}, {high}]"
-        raise UserError(f"{name}={' '.join(repr(value).split())[:60]}: want a whole number {bounds}")
-    return number
-
-
 def _require_files(folder: Path, names: Iterable[str]) -> None:
     """UserError where something other than a file stands in the place of one."""
     for path in (folder / name for name in names):
         if path.exists() and not path.is_file():
-            raise UserError(f"{path}: a folder stands where a file is to be written; move it away, or name another one")
-
-
-def _native(x: np.ndarray) -> np.ndarray:
-    """A writable copy in the machine's byte order, which is all that torch takes."""
-    return np.array(x, dtype=x.dtype.newbyteorder("="))
+            hint = "move it away, or name another one"
+            raise UserError("a folder stands where a file is to be written", argument=str(path), hint=hint)
 
 
 def write_bundle(
-    folder: Path, config: dict[str, Any], weights: Any, held_out: Tensor | None, guess: PrincipalMixture | None = None
+    folder: Path,
+    config: dict[str, Any],
+    weights: Any,
+    held_out: Tensor | None,
+    mixture_prior: MixtureOfFactorAnalyzers | None = None,
 ) -> None:
-    """Write the bundle's files into a folder, each whole, the manifest last: until then the folder is no bundle."""
+    """Write the bundle's files into its folder, each whole, the manifest last: until then the folder is no bundle."""
     _require_files(folder, (*FILES, store.MANIFEST))
-    with tempfile.TemporaryDirectory(
-        dir=folder, prefix=".aside-"
-    ) as name:  # a full disk shows here, the old files whole
-        aside = Path(name)
+    temporary.clean(folder, ASIDE)  # what a killed process left of these very files
+    with temporary.folder(folder / ASIDE) as aside:  # a full disk shows here, the old files whole
         store.write_json(aside / "config.json", config)
         store.write_tensors(aside / "model.safetensors", dict(weights))
         if held_out is not None:
             store.write_tensors(aside / "calibration.safetensors", {"energy": held_out})
-        if guess is not None:
-            store.write_tensors(aside / "guess.safetensors", {k: v.float() for k, v in guess.state_dict().items()})
+        if mixture_prior is not None:
+            store.write_tensors(
+                aside / "prior.safetensors", {k: v.float() for k, v in mixture_prior.state_dict().items()}
+            )
         store.seal(aside)
         (folder / store.MANIFEST).unlink(missing_ok=True)
         for file in (*FILES, store.MANIFEST):
@@ -312,88 +273,115 @@ def write_bundle(
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a run folder, its format checked; UserError where the folder is no run of this version."""
+    return _checked(_config(folder), folder)
+
+
+def _config(folder: Path) -> Any:
     if not (folder / "config.json").exists():
         raise UserError(
-            f"{folder}: no config.json there, so it is not a run; give the folder that `thalweg train` wrote"
+            "no config.json there, so it is not a run",
+            argument=str(folder),
+            hint="give the folder that `thalweg train` wrote",
         )
-    config = store.read_json(folder / "config.json")
+    return store.read_json(folder / "config.json")
+
+
+def _checked(config: Any, folder: Path) -> dict[str, Any]:
+    where = str(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("format"), int):
-        raise DamagedFile(f"{folder / 'config.json'}: not the configuration of a run")
+        raise DamagedFile("not the configuration of a run", argument=where)
     if config["format"] != FORMAT:
         raise UserError(
-            f"{folder}: written by thalweg {config.get('thalweg')} in format {config['format']}; this version reads "
-            f"format {FORMAT}: use that version, or train again"
+            f"written by thalweg {config.get('thalweg')} in format {config['format']}; this version reads format "
+            f"{FORMAT}",
+            argument=str(folder),
+            hint="use that version, or train again",
         )
     missing = {"run", "data", "normalised"} - config.keys()
     if missing:
-        raise DamagedFile(f"{folder / 'config.json'}: lacks {', '.join(sorted(missing))}")
+        raise DamagedFile(f"lacks {', '.join(sorted(missing))}", argument=where)
     return config
 
 
-def load(path_or_id: str | Path) -> Any:
+def load(path_or_id: str | Path, *, revision: str | None = None) -> Any:
     """The bundle in a run folder, or on the Hugging Face Hub under that id; of a detector its `DetectorBundle`,
     of a re-ranker its `EnergyReranker`.
 
+    `revision`: the branch, tag or commit of a bundle on the Hub; its main branch if not given.
     UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
     """
     if not isinstance(path_or_id, str | Path):
-        raise UserError(f"load({path_or_id!r}): want the folder of a run, or its id on the Hugging Face Hub, as text")
+        what = "must be the folder of a run, or its id on the Hugging Face Hub, as text"
+        raise UserError(what, argument="path_or_id", value=stated(path_or_id))
     folder = Path(path_or_id)
     if not folder.exists():
-        folder = fetched(str(path_or_id))  # the text as given: Path takes the ./ away
+        folder = hub.fetched(str(path_or_id), revision)  # the text as given: Path takes the ./ away
+    elif revision is not None:
+        raise UserError("has no effect on a folder that is here", argument="revision", value=revision)
     if not folder.is_dir():
-        raise UserError(f"{folder}: a file, where the folder of a run was wanted")
+        raise UserError("a file, where the folder of a run was wanted", argument=str(folder))
     try:
         return _opened(folder)
     except DamagedFile as error:
-        older = any((folder / "checkpoints").glob("step-*"))
-        remedy = store.REMEDY if older else "restore it from a copy, or train or fit again"
-        raise DamagedFile(str(error).replace(store.REMEDY, remedy)) from error
+        if error.hint != store.REMEDY or any((folder / "checkpoints").glob("step-*")):
+            raise
+        raise error.replace(hint="restore it from a copy, or train or fit again") from error
 
 
 def _opened(folder: Path) -> Any:
-    """What a folder that is there holds."""
-    if (folder / store.MANIFEST).exists():
-        store.verify(folder)
-        store.verify(folder, [name for name in FILES if (folder / name).exists()])  # read nothing that is not sealed
-        app = _app(folder)
-        if app == "anomaly":
-            from thalweg.apps.anomaly.saved import read
+    """What a folder that is there holds; each file is hashed once, before anything in it is used."""
+    sealed = (folder / store.MANIFEST).exists()
+    if sealed:
+        listed = store.verify(folder)
+        store.require_listed(folder, [name for name in FILES if (folder / name).exists()], listed)
+    config = _config(folder)
+    app = config.get("app") if isinstance(config, dict) else None
+    if app in ("anomaly", "rerank") and not sealed:  # which are written whole, the manifest with them
+        raise DamagedFile(
+            "missing, so the folder is not whole",
+            argument=str(folder / store.MANIFEST),
+            hint="restore it, or fit again",
+        )
+    if app == "anomaly":
+        from thalweg.apps.anomaly.saved import read
 
-            return read(folder)
-        if app == "rerank":
-            from thalweg.apps.rerank import EnergyReranker
+        return read(folder, config)
+    if app == "rerank":
+        from thalweg.apps.rerank import EnergyReranker
 
-            return EnergyReranker.from_pretrained(folder)
-        config = read_config(folder)
-        calibration = folder / "calibration.safetensors"
-        held_out = _calibration(calibration) if calibration.exists() else None
-        bundle = Bundle(config, store.read_tensors(folder / "model.safetensors"), held_out, folder)
-        if (folder / "guess.safetensors").exists():
-            bundle.guess = read_guess(folder / "guess.safetensors", bundle.shape)
-        return bundle
-    if _app(folder) in ("anomaly", "rerank"):  # which are written whole, the manifest with them
-        raise DamagedFile(f"{folder / store.MANIFEST}: missing, so the folder is not whole; restore it, or fit again")
-    config = read_config(folder)
+        return EnergyReranker.read(folder, config)
+    config = _checked(config, folder)
+    if not sealed:
+        return _of_checkpoint(folder, config)
+    bundle = _filled(config, folder / "model.safetensors", folder)
+    calibration = folder / "calibration.safetensors"
+    bundle.held_out_energies = held_out_energies(calibration) if calibration.exists() else None
+    if (folder / "prior.safetensors").exists():
+        bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape)
+    return bundle
+
+
+def _of_checkpoint(folder: Path, config: dict[str, Any]) -> Bundle:
+    """The bundle of a run that has not ended."""
     newest, warnings = store.newest_valid(folder / "checkpoints")
     for warning in warnings:
         log.warning("%s", warning)
     if newest is None and (folder / "model.safetensors").exists():  # of a run that has ended
-        raise DamagedFile(f"{folder / store.MANIFEST}: missing, so nothing vouches for the weights; restore it")
+        raise DamagedFile(
+            "missing, so nothing vouches for the weights",
+            argument=str(folder / store.MANIFEST),
+            hint="restore it",
+        )
     if newest is None:
-        raise UserError(f"{folder}: this run has not saved anything yet; let it reach its first checkpoint")
+        raise UserError(
+            "this run has not saved anything yet", argument=str(folder), hint="let it reach its first checkpoint"
+        )
     log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
-    return Bundle(config, store.read_tensors(newest / "model.safetensors"), None, folder)
+    return _filled(config, newest / "model.safetensors", folder)
 
 
-def _app(folder: Path) -> Any:
-    """Which application's own folder this is, if any."""
-    config = store.read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    return config.get("app") if isinstance(config, dict) else None
-
-
-def _calibration(path: Path) -> Tensor:
-    held_out = store.read_tensors(path).get("energy")
-    if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
-        raise DamagedFile(f"{path}: holds no energies of held-out data, (n,); train again")
-    return held_out.to(torch.float32)
+def _filled(config: dict[str, Any], weights: Path, folder: Path) -> Bundle:
+    """The bundle with weights from a file, which are seen to be its own before memory is taken for either."""
+    parts_of(config, folder / "config.json")
+    require_weights(config, store.read_header(weights), weights)
+    return Bundle(config, store.read_tensors(weights), None, folder)

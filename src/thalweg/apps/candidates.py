@@ -15,26 +15,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thalweg.apps.inputs import as_rows
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.data.files import IMAGE_SUFFIXES, SUFFIXES, image_files, read_array, read_names
-from thalweg.data.loader import arrange, check_images, check_rows
+from thalweg.data.files import IMAGE_SUFFIXES, SUFFIXES, TABLE_SUFFIXES, image_files, read_array, read_names, read_rows
+from thalweg.data.layout import Layout
+from thalweg.data.validate import arrange, check_images, check_rows
 
-TABLES = (".csv", ".parquet")
 log = logging.getLogger("thalweg")
 
 
 class Candidates(NamedTuple):
-    """x (N, *), a name a row, and what was left out: (name, reason) each."""
+    """x (N, *), a name a row, what was left out: (name, reason) each, and the columns of a table."""
 
     x: Tensor
     names: list[str]
     skipped: list[tuple[str, str]]
+    layout: Layout = Layout()
 
 
-def as_candidates(x: Any, shape: tuple[int, ...] | None = None, *, where: str = "candidates") -> Tensor:
-    """(N, *) float32 from a tensor, an array, a list of PIL images or arrays, or a pipeline's output.
+def as_candidates(
+    x: Any, shape: tuple[int, ...] | None = None, *, where: str = "candidates", layout: Layout | None = None
+) -> Tensor:
+    """(N, *) float32 from a tensor, an array, a list of PIL images or arrays, or a pipeline's output; rows may be
+    float64, and a frame is matched by the names in `layout`.
 
     uint8, or float in [0, 1]; channels first or last. No candidate at all gives (0, *shape). UserError, with the index,
     for mixed sizes, NaN and what is no picture.
@@ -42,10 +47,7 @@ def as_candidates(x: Any, shape: tuple[int, ...] | None = None, *, where: str = 
     x = getattr(x, "images", x)  # a diffusers output
     if isinstance(x, Sequence) and not isinstance(x, str | bytes):
         x = _stacked(x, where)
-    try:
-        t = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(_native(np.asarray(x)))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"not an array of numbers ({str(error).splitlines()[0]})", argument=where) from error
+    t = as_rows(layout or Layout(), x, where=where).detach().cpu()
     if t.ndim and not len(t):
         return torch.zeros(0, *(shape or (t.shape[1:] if t.ndim != 3 else (1, *t.shape[1:]))))
     t = arrange(t, shape, where)
@@ -76,8 +78,10 @@ def generate(pipeline: Any, n: int, *, batch: int = 64, seed: int = 0, **options
     return torch.cat(found)
 
 
-def read_candidates(path: str | Path, shape: tuple[int, ...] | None = None, *, skip_bad: bool = False) -> Candidates:
-    """Candidates in a folder of images, or in any file that `data.files.read_array` reads.
+def read_candidates(
+    path: str | Path, shape: tuple[int, ...] | None = None, *, skip_bad: bool = False, **table: Any
+) -> Candidates:
+    """Candidates in a folder of images, or in any file that `data.files.read_rows` reads; `table` are its keywords.
 
     `skip_bad` leaves out images that cannot be read or are of another size than `shape` (than most, if not given), and
     rows of an array that are not finite. UserError where nothing is left.
@@ -85,9 +89,9 @@ def read_candidates(path: str | Path, shape: tuple[int, ...] | None = None, *, s
     path = Path(path)
     _require_kind(path, shape)
     if not skip_bad:
-        x = read_array(path, shape=shape)
-        return Candidates(as_candidates(x, shape, where=str(path)), read_names(path, len(x)), [])
-    found = _folder(path, shape) if path.is_dir() else _rows(path, shape)
+        x, layout = read_rows(path, shape=shape, **table)
+        return Candidates(as_candidates(x, shape, where=str(path)), read_names(path, len(x)), [], layout)
+    found = _folder(path, shape) if path.is_dir() else _rows(path, shape, table)
     for name, reason in found.skipped:
         log.info("skipped %s: %s", name, reason)
     if not len(found.x):
@@ -100,7 +104,8 @@ def read_candidates(path: str | Path, shape: tuple[int, ...] | None = None, *, s
 
 def _require_kind(path: Path, shape: tuple[int, ...] | None) -> None:
     """Refuse a file of a kind that never holds such rows: tables hold no images, pictures no rows."""
-    kinds = [suffix for suffix in SUFFIXES if shape is None or suffix not in (IMAGE_SUFFIXES, TABLES)[len(shape) == 3]]
+    never = () if shape is None else TABLE_SUFFIXES if len(shape) == 3 else IMAGE_SUFFIXES
+    kinds = [suffix for suffix in SUFFIXES if suffix not in never]
     if path.is_file() and path.suffix.lower() not in kinds:
         folder = "" if shape is not None and len(shape) == 1 else "a folder of images or "
         hint = f"give {folder}one of {', '.join(kinds)}"
@@ -126,13 +131,14 @@ def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:
     return Candidates(torch.cat(images) if images else torch.zeros(0), [name for name, _ in good], sorted(skipped))
 
 
-def _rows(path: Path, shape: tuple[int, ...] | None) -> Candidates:
-    x = read_array(path, shape=shape, finite=False)
+def _rows(path: Path, shape: tuple[int, ...] | None, table: dict[str, Any]) -> Candidates:
+    x, layout = read_rows(path, shape=shape, finite=False, **table)
     good = x.flatten(1).isfinite().all(1) if x.is_floating_point() else torch.ones(len(x), dtype=torch.bool)
     skipped = [(f"row {i}", "holds NaN or infinity") for i in (~good).nonzero().flatten().tolist()]
     names = [name for name, fine in zip(read_names(path, len(x)), good.tolist(), strict=True) if fine]
     kept = x[good]
-    return Candidates(as_candidates(kept, shape, where=str(path)) if len(kept) else torch.zeros(0), names, skipped)
+    kept = as_candidates(kept, shape, where=str(path)) if len(kept) else torch.zeros(0)
+    return Candidates(kept, names, skipped, layout)
 
 
 def _stacked(images: Sequence[Any], where: str) -> np.ndarray:
@@ -146,8 +152,3 @@ def _stacked(images: Sequence[Any], where: str) -> np.ndarray:
         message = f"number {odd} has shape {arrays[odd].shape}, most have {most}"
         raise UserError(message, argument=where, hint="resize it")
     return np.stack(arrays)
-
-
-def _native(a: np.ndarray) -> np.ndarray:
-    """In the machine's byte order and writable, which is what torch takes."""
-    return np.array(a, dtype=a.dtype.newbyteorder("="))

@@ -1,12 +1,13 @@
-"""Completions of an image in order, best first: by the error to be expected, or by energy.
+"""Completions of an image in order, best first: by their expected error, or by energy.
 
-The lowest energy is not the best guess: a rare shape may have a sharp peak, and all completions of a common one share
-their probability. What is wanted of a first completion is that it be near the truth, and
+The completion of lowest energy is not the best answer: a rare shape may have a sharp peak, and all completions of a
+common shape share their probability. The first completion should be near the truth. Given an observation b,
 
-    E[|P(x - truth)|² | seen] = |P x - E[P truth | seen]|² + constant
+    E[|P(x - truth)|² | b] = |P x - E[P truth | b]|² + constant
 
 is the squared distance to the posterior's mean (the Bayes risk; Kumar & Byrne 2004 choose translations so). P, the
-principal components, leaves out what does not tell one shape from another; the mean is the mixture's, in closed form.
+projection on principal components, leaves out what does not tell one shape from another. The mean is the mixture's, in
+closed form.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.apps.posterior import NETWORK_ROWS, Sight
-from thalweg.core.errors import UserError
+from thalweg.apps.posterior import NETWORK_ROWS, Observation
+from thalweg.core import check
 from thalweg.core.rng import generator
 from thalweg.energy.spectral import frozen
 
-RankBy = Literal["error", "energy"]
+RankBy = Literal["expected_error", "energy"]
 RANKED_AT = 0.5  # of several levels tried on training digits, the best at telling right from wrong
 IMAGES = 256  # whose posteriors are held at a time
 
@@ -30,32 +31,33 @@ class Completions(NamedTuple):
     """n completions of each of B images, best first."""
 
     images: Float[Tensor, "n b *d"]  # data units, observed pixels as they were given
-    ranking: Float[Tensor, "n b"]  # ascending: `expected_error`, or `standing` in nats
+    ranking: Float[Tensor, "n b"]  # ascending: `expected_error`, or `smoothed_score` in nats
     energies: Float[Tensor, "n b"]  # nats: `bundle.energy`
     uncertainty: Float[Tensor, "b *d"]  # standard deviation of each pixel over the completions
-    variety: Float[Tensor, " b"]  # mean squared distance of two completions
+    pairwise_distance: Float[Tensor, " b"]  # mean squared distance of two completions
 
 
 def check_rank_by(rank_by: str) -> None:
-    """UserError for a word that is no way of ranking."""
-    if rank_by not in get_args(RankBy):
-        raise UserError(f"rank_by={rank_by!r}: want {' or '.join(map(repr, get_args(RankBy)))}")
+    """UserError unless the word names a way of ranking."""
+    check.one_of(get_args(RankBy), rank_by=rank_by)
 
 
-def ranked(bundle: Any, images: Float[Tensor, "n b *d"], sights: Sequence[Sight], rank_by: RankBy) -> Completions:
-    """Completions in order. Images of which nothing was seen are ranked by energy, as all are without a mixture."""
+def ranked(
+    bundle: Any, images: Float[Tensor, "n b *d"], observations: Sequence[Observation], rank_by: RankBy
+) -> Completions:
+    """Completions in order. Images without an observation are ranked by energy, and so are all without a mixture."""
     n, b = images.shape[:2]
     flat = images.flatten(0, 1)
     energies = bundle.energy(flat).reshape(n, b)
-    told = torch.zeros(b, dtype=torch.bool)
+    known = torch.zeros(b, dtype=torch.bool)
     ranking = torch.empty(n, b)
-    if rank_by == "error" and bundle.guess is not None:
-        for sight in sights:
-            told[sight.rows] = True
-            ranking[:, sight.rows] = expected_error(bundle, images[:, sight.rows], sight)
-    if not bool(told.all()):
-        rest = images[:, ~told].flatten(0, 1)
-        ranking[:, ~told] = standing(bundle, rest).reshape(n, -1)
+    if rank_by == "expected_error" and bundle.mixture_prior is not None:
+        for observation in observations:
+            known[observation.rows] = True
+            ranking[:, observation.rows] = expected_error(bundle, images[:, observation.rows], observation)
+    if not bool(known.all()):
+        rest = images[:, ~known].flatten(0, 1)
+        ranking[:, ~known] = smoothed_score(bundle, rest).reshape(n, -1)
     order = ranking.argsort(dim=0, stable=True)
     images = images.gather(0, order.reshape(n, b, *([1] * len(bundle.shape))).expand_as(images))
     spread = images.std(0, correction=0)
@@ -63,29 +65,29 @@ def ranked(bundle: Any, images: Float[Tensor, "n b *d"], sights: Sequence[Sight]
     return Completions(images, ranking.gather(0, order), energies.gather(0, order), spread, variety)
 
 
-def expected_error(bundle: Any, images: Float[Tensor, "n r *d"], sight: Sight) -> Float[Tensor, "n r"]:
-    """|P x - E[P truth | seen]|², (n, r), squared model units, of completions of the sight's r images."""
+def expected_error(bundle: Any, images: Float[Tensor, "n r *d"], observation: Observation) -> Float[Tensor, "n r"]:
+    """|P x - E[P truth | b]|², (n, r), squared model units, of completions of the observation's r images."""
     n, errors = len(images), []
-    for part, read in zip(images.split(IMAGES, 1), sight.read.split(IMAGES), strict=True):
-        mean = bundle.guess.given(sight.directions, read).mean
-        z = bundle.guess.coordinates(bundle.transform.forward(part.flatten(0, 1)))
-        errors.append((z.reshape(n, len(read), -1) - mean).square().sum(-1))
-    return torch.cat(errors, 1).to(images.dtype)
+    for part, projections in zip(images.split(IMAGES, 1), observation.projections.split(IMAGES), strict=True):
+        mean = bundle.mixture_prior.posterior(observation.linear, projections).mean
+        z = bundle.mixture_prior.coordinates(bundle.transform.forward(part.flatten(0, 1)))
+        errors.append((z.reshape(n, len(projections), -1) - mean).square().sum(-1))
+    return torch.cat(errors, 1).to(torch.float32)
 
 
 def smoothed_energy(bundle: Any, x: Tensor, *, level: float = RANKED_AT, draws: int = 3) -> Float[Tensor, " b"]:
-    """mean_k U(z + s e_k, s²), (B,) nats, of x in data units: how likely x's surroundings of size s are, not x alone.
+    """mean_k U(z + s e_k, s²), (B,) nats, of x in data units: the energy of x blurred by noise of deviation s.
 
-    At the lowest level a faint stroke that is merely smooth beats a good digit; what counts at s is the shape. The
-    same e_k for every row, so differences are nearly free of their noise. `level` s in model units; `bundle.energy`
-    where the energy has no noise levels.
+    At the lowest level a faint smooth stroke has a lower energy than a good digit; at s the shape decides. All rows
+    share the e_k, so the noise cancels in differences. `level` is s in model units. An energy without noise levels
+    gives `bundle.energy`.
     """
     if not bundle.noisy:
         return bundle.energy(x)
     s = min(max(level, bundle.t_min**0.5), bundle.t_max**0.5)
     stream = generator(0, "ranking")
     with torch.no_grad(), frozen(bundle.model) as energy:
-        total = x.new_zeros(len(x))
+        total = x.new_zeros(len(x), dtype=torch.float32)
         for _ in range(draws):
             move = s * torch.randn(1, *bundle.shape, generator=stream)
             parts = [bundle.transform.forward(part) + move for part in x.split(NETWORK_ROWS)]
@@ -93,13 +95,15 @@ def smoothed_energy(bundle: Any, x: Tensor, *, level: float = RANKED_AT, draws: 
         return total / draws
 
 
-def standing(bundle: Any, x: Tensor) -> Float[Tensor, " b"]:
-    """The energy of x's surroundings plus the mixture's at t = psi, (B,) nats.
+def smoothed_score(bundle: Any, x: Tensor) -> Float[Tensor, " b"]:
+    """`smoothed_energy` plus the mixture's energy at t = psi, (B,) nats.
 
-    The one knows strokes, the other which shapes there are.
+    The network knows strokes; the mixture knows which shapes occur.
     """
     ranking = smoothed_energy(bundle, x)
-    if bundle.guess is None:
+    if bundle.mixture_prior is None:
         return ranking
     z = bundle.transform.forward(x)
-    return ranking + torch.cat([bundle.guess(y, bundle.guess.psi.expand(len(y))) for y in z.split(NETWORK_ROWS)])
+    return ranking + torch.cat(
+        [bundle.mixture_prior(y, bundle.mixture_prior.psi.expand(len(y))) for y in z.split(NETWORK_ROWS)]
+    )

@@ -1,27 +1,32 @@
-"""Damaged images as people hand them over: which can be used, under which masks, and what has to be said of them."""
+"""Reads the damaged images that are to be completed, and says which of them cannot be used."""
 
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from thalweg.core.errors import UserError
-from thalweg.data.files import IMAGE_SUFFIXES, image_files, probe, read_array, read_names
-from thalweg.data.loader import verify
+from thalweg.data.files import IMAGE_SUFFIXES, image_files, probe, read_array, read_names, read_rows
+from thalweg.data.validate import verify
 
 PLAIN = ("1", "L")  # modes of images with neither colour nor transparency
 ROUNDING = 1 / (255 * math.sqrt(12))  # standard deviation of what 8 bits leave out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
-    """Images x (r, *shape), uint8 or float: row j is number `rows[j]` of the `count` that there were.
+class DamagedImages:
+    """Images x (r, *shape), uint8 or float.
 
-    `rounded` says that they came as 8 bits, `skipped` names what cannot be used and why, `notes` is for people.
+    Attributes:
+        names: A name for each image: its file, or its number.
+        rows: Image j is number `rows[j]` of the `count` that were found.
+        rounded: Whether they were stored with 8 bits.
+        skipped: Files that cannot be used, each with the reason.
+        notes: Lines to show to the user.
     """
 
     x: Tensor
@@ -42,11 +47,11 @@ class Given:
         lost = [name for name, fine in zip(self.names, good.tolist(), strict=True) if not fine]
         if lost and not skip_bad:
             more = f", as {len(lost) - 1} more" if len(lost) > 1 else ""
-            raise UserError(f"image {lost[0]}: {reason}{more}; mask it, fill it, or pass over it with --skip-bad")
+            hint = "mask it, fill it, or pass over it with --skip-bad"
+            raise UserError(f"{reason}{more}", argument=f"image {lost[0]}", hint=hint)
         if not bool(good.any()):
-            raise UserError(
-                f"none of the {self.count} images can be used, the last: {reason}; mask or fill such pixels"
-            )
+            what = f"none of the {self.count} images can be used, the last {reason}"
+            raise UserError(what, hint="mask or fill such pixels")
         return replace(
             self,
             x=self.x[good],
@@ -57,32 +62,36 @@ class Given:
         )
 
 
-def read_given(path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False) -> Given:
-    """An image, a folder of them or an array, each of `shape`; `flat` arrays ([N,] prod(shape)) will do, if said so.
+def read_damaged_images(
+    path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False, **table: Any
+) -> DamagedImages:
+    """The images in a file, a folder or an array, each of `shape`; with `flat` also arrays ([N,] prod(shape)).
 
-    UserError for a file of a folder that cannot be used, by name, unless `skip_bad` passes over it.
+    `table`: keywords of `data.files.read_rows` for rows in a table.
+
+    UserError for a file of a folder that cannot be used, unless `skip_bad` passes over it.
     """
     if path.is_dir():
         return _folder(path, shape, skip_bad)
     x = _flat(path, shape) if flat else None
-    x = read_array(path, shape=shape, finite=False) if x is None else x
+    x = read_rows(path, shape=shape, finite=False, **table).x if x is None else x
     notes = _coloured([path], shape) if path.suffix.lower() in IMAGE_SUFFIXES else []
     names, rows = read_names(path, len(x)), torch.arange(len(x))
-    return Given(x=x, names=names, rows=rows, count=len(x), rounded=x.dtype == torch.uint8, notes=notes)
+    return DamagedImages(x=x, names=names, rows=rows, count=len(x), rounded=x.dtype == torch.uint8, notes=notes)
 
 
 def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     if path.suffix.lower() not in (".npy", ".npz"):
         return None
     try:
-        x = read_array(path, shape=(math.prod(shape),), finite=False).reshape(-1, *shape)
+        x = read_array(path, shape=(math.prod(shape),), finite=False).to(torch.float32).reshape(-1, *shape)
     except UserError:  # read with its own shape, it is told better
         return None
     verify(x.nan_to_num(0, 0, 0), shape, "image", where=str(path))
     return x
 
 
-def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> Given:
+def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> DamagedImages:
     files, good, skipped = image_files(path), [], []
     if not files:
         read_array(path, shape=shape)  # which says what is wanted
@@ -91,16 +100,17 @@ def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> Given:
             good.append((i, read_array(file, shape=shape)))
         except UserError as error:
             if not skip_bad:
-                raise UserError(f"{error}; --skip-bad passes over such files") from error
+                hint = "; ".join([*([error.hint] if error.hint else []), "--skip-bad passes over such files"])
+                raise error.replace(hint=hint) from error
             skipped.append({"file": file.name, "reason": " ".join(str(error).split())})
     if not good:
         first = skipped[0]["reason"]
-        raise UserError(f"{path}: none of its {len(files)} images can be used, the first: {first}")
+        raise UserError(f"none of its {len(files)} images can be used, the first: {first}", argument=str(path))
     rows = torch.tensor([i for i, _ in good])
     used = [files[i] for i, _ in good]
     notes = [*(f"skipped {bad['reason']}" for bad in skipped), *_coloured(used, shape)]
     x, names = torch.cat([image for _, image in good]), [file.name for file in used]
-    return Given(x=x, names=names, rows=rows, count=len(files), rounded=True, skipped=skipped, notes=notes)
+    return DamagedImages(x=x, names=names, rows=rows, count=len(files), rounded=True, skipped=skipped, notes=notes)
 
 
 def _coloured(files: list[Path], shape: tuple[int, ...]) -> list[str]:

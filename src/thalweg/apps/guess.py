@@ -1,4 +1,4 @@
-"""The coarse mixture of a bundle's data, in model units, where completions start and by which they are ranked."""
+"""The mixture of factor analysers of a bundle's data: in-painting starts from it and ranks completions by it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,22 @@ from thalweg.core import config as specs
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile
 from thalweg.core.rng import generator
-from thalweg.data.loader import as_float
-from thalweg.energy.principal import NUMBERS, PrincipalMixture, evenly
+from thalweg.data.validate import as_float
+from thalweg.energy.principal import NUMBERS, MixtureOfFactorAnalyzers, evenly_spaced_rows
 
 COPIES, ROWS = 4, 25_000  # altered copies of each row, at most, and rows with them; of 55,000 digits none is needed
 
 
-def fit_guess(bundle: Any, train: Tensor) -> PrincipalMixture:
+def fit_mixture_prior(bundle: Any, train: Tensor) -> MixtureOfFactorAnalyzers:
     """Fitted to the training rows (N, *shape) in stored units, and to altered copies of a small set.
 
     The copies are those that the network learned from (the run's `augment`): they buy components, of which 4,500 digits
     alone support few.
     """
     run = bundle.config["run"]
-    return PrincipalMixture.fit(bundle.encode(_with_copies(as_float(evenly(train)), run)), seed=run["seed"])
+    return MixtureOfFactorAnalyzers.fit(
+        bundle.encode(_with_copies(as_float(evenly_spaced_rows(train)), run)), seed=run["seed"]
+    )
 
 
 def _with_copies(x: Float[Tensor, "n *d"], run: dict[str, Any]) -> Float[Tensor, "m *d"]:
@@ -36,9 +38,9 @@ def _with_copies(x: Float[Tensor, "n *d"], run: dict[str, Any]) -> Float[Tensor,
     return torch.cat([x, *(alter(x, generator(run["seed"], "guess", k), 0.0) for k in range(copies))])
 
 
-def read_guess(path: Path, shape: tuple[int, ...]) -> PrincipalMixture:
-    """The mixture in guess.safetensors; DamagedFile where that is none of data of this shape."""
+def read_mixture_prior(path: Path, shape: tuple[int, ...]) -> MixtureOfFactorAnalyzers:
+    """The mixture in prior.safetensors; DamagedFile where that is none of data of this shape."""
     try:
-        return PrincipalMixture.from_state(store.read_tensors(path), shape)
+        return MixtureOfFactorAnalyzers.from_state(store.read_tensors(path), shape)
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error

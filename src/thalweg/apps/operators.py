@@ -1,10 +1,10 @@
-"""What was seen of an image: a linear map of its pixels, with or without noise.
+"""Linear operators on images: masks, blurs, reductions in size.
 
-    seen = A x + noise n,    n standard normal
+    b = A x + s n,    n standard normal
 
-A mask, a blur and a reduction in size are all such maps, so in-painting, sharpening and enlarging are one task: draw x
-from the model's law given `seen`. An operator is a frozen dataclass that maps images (B, *shape) to what is seen of
-them (B, m); nothing but that map is asked of it, its matrix is read off from the unit images.
+In-painting, sharpening and enlarging are then one task: draw x from the model's law given the measurements b. An
+operator is a frozen dataclass that maps images (B, *shape) to measurements (B, m). Its matrix A is computed by applying
+it to the unit images, so it needs no other method.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
+from thalweg.evaluate.corrupt import gaussian_blur
 
 
 class Operator(Protocol):
@@ -39,26 +41,19 @@ class Pixels:
 
 @dataclass(frozen=True, kw_only=True)
 class Blur:
-    """Each pixel replaced by a Gaussian average of its surroundings, of standard deviation `width` pixels.
-
-    The kernel is cut at three widths and the border is reflected, so a constant image stays what it is.
-    """
+    """A Gaussian blur of standard deviation `width` pixels (`evaluate.corrupt.gaussian_blur`)."""
 
     width: float = 1.0
 
     def __post_init__(self):
-        if not 0 < self.width <= 100:
-            raise UserError(f"width={self.width}: want a blur of more than 0 and at most 100 pixels")
+        check.positive(width=self.width)
+        if self.width > 100:
+            raise UserError("must be at most 100 pixels", argument="width", value=self.width)
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m"]:
         """The blurred image, flat."""
-        channels, *sides = _image(x, "Blur")
-        reach = min(int(3 * self.width + 0.5), min(sides) - 1)
-        place = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
-        kernel = torch.softmax(-place.square() / (2 * self.width**2), 0)
-        padded = F.pad(x, (reach,) * 4, mode="reflect")
-        rows = F.conv2d(padded, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), groups=channels)
-        return F.conv2d(rows, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), groups=channels).flatten(1)
+        _image(x, "Blur")
+        return gaussian_blur(x, self.width).flatten(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +63,13 @@ class Downsample:
     factor: int = 2
 
     def __post_init__(self):
-        if isinstance(self.factor, bool) or not isinstance(self.factor, int) or self.factor < 1:
-            raise UserError(f"factor={self.factor!r}: want a whole number of 1 or more")
+        check.count(factor=self.factor)
 
     def __call__(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b m"]:
         """The small image, flat."""
         _, height, width = _image(x, "Downsample")
         if height % self.factor or width % self.factor:
-            raise UserError(f"factor={self.factor}: does not divide {height} x {width} pixels; choose one that does")
+            raise UserError(f"does not divide {height} x {width} pixels", argument="factor", value=self.factor)
         return F.avg_pool2d(x, self.factor).flatten(1)
 
 
@@ -86,11 +80,11 @@ def matrix(operator: Operator, shape: tuple[int, ...]) -> Float[Tensor, "m d"]:
     found = operator(torch.cat([torch.zeros(1, size), torch.linspace(-1, 2, size)[None]]).reshape(2, *shape))
     wanted = torch.stack([torch.zeros_like(found[0]), torch.linspace(-1, 2, size) @ columns])
     if not torch.allclose(found, wanted, atol=1e-3):
-        raise UserError(f"{type(operator).__name__}: not a linear map of the pixels; want A(x + y) = A x + A y")
+        raise UserError("must be a linear map: A(x + y) = A x + A y", argument=type(operator).__name__)
     return columns.T.contiguous()
 
 
 def _image(x: Tensor, name: str) -> tuple[int, int, int]:
     if x.ndim != 4:
-        raise UserError(f"{name} acts on images, this model is of rows of {x[0].numel()} numbers")
+        raise UserError(f"acts on images, and this model is of rows of {x[0].numel()} numbers", argument=name)
     return x.shape[1], x.shape[2], x.shape[3]

@@ -1,4 +1,4 @@
-"""The place of a run: looked at before any work, claimed when the run begins, given back when it never does."""
+"""The folder of a run: checked before any work, locked when the run begins, restored when it never does."""
 
 import errno
 import os
@@ -15,28 +15,36 @@ except ImportError:  # Windows
 
 from thalweg.core.errors import UserError
 
+ANOTHER = "name another folder with -o"
 
-class Place:
-    """A folder for a run, seen to be writable and to hold nothing of the wrong kind; UserError where it is not.
 
-    `folders` and `files` are the names that a run writes there. Looking leaves nothing behind. Without `claim`, as for
-    a process that is not the first of its run, it is neither looked at nor given back.
+class RunFolder:
+    """A folder for a run. UserError unless it can be written and holds nothing of the wrong kind.
+
+    The check leaves nothing behind.
+
+    Args:
+        folder: Where the run shall be. It need not exist.
+        folders: The names of the folders that a run writes there.
+        files: The names of the files that a run writes there.
+        owner: Whether this process writes. Otherwise, as in ranks other than 0, nothing is checked or rolled back.
     """
 
-    def __init__(self, folder: Path, *, folders: Sequence[str], files: Sequence[str], claim: bool = True):
+    def __init__(self, folder: Path, *, folders: Sequence[str], files: Sequence[str], owner: bool = True):
         self.folder, self.names, self.missing, self.before = folder, (*files, *folders), [], set[str]()
         self._handle: int | None = None
-        if not claim:
+        if not owner:
             self.names = ()
             return
         if os.path.exists(folder) and not folder.is_dir():
-            raise UserError(f"{folder}: a file, where a folder for the run was wanted")
+            raise UserError("a file, where a folder for the run was wanted", argument=str(folder))
         self.missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # innermost first
         self._probe()
         for name in self.names:
             path, wanted = folder / name, "folder" if name in folders else "file"
             if os.path.lexists(path) and not (path.is_dir() if wanted == "folder" else path.is_file()):
-                raise UserError(f"{path}: not a {wanted}, and the run writes its own there; move it away")
+                text = f"not a {wanted}, and the run writes its own there"
+                raise UserError(text, argument=str(path), hint="move it away")
         self.before = {name for name in self.names if os.path.lexists(folder / name)}
 
     def _probe(self) -> None:
@@ -46,14 +54,13 @@ class Place:
                 pass
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{self.folder}: cannot make the folder or write in it ({reason}); name another folder with -o"
-            ) from error
+            text = f"cannot make the folder or write in it ({reason})"
+            raise UserError(text, argument=str(self.folder), hint=ANOTHER) from error
         finally:
             self._remove_folders()
 
-    def hold(self) -> None:
-        """Claim the folder, made if need be, for this process until it ends or lets go; UserError if another has it.
+    def lock(self) -> None:
+        """Lock the folder, made if need be, until `unlock` or the end of the process; UserError if another has it.
 
         A lock of the system on the folder itself, where there are such: a killed process leaves none behind.
         """
@@ -67,19 +74,18 @@ class Place:
             os.close(handle)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 return  # a file system without locks
-            raise UserError(
-                f"{self.folder}: another process is training there; wait for it, or name another folder with -o"
-            ) from error
+            text = "another process is training there"
+            raise UserError(text, argument=str(self.folder), hint=f"wait for it, or {ANOTHER}") from error
         self._handle = handle
 
     def begin(self) -> None:
-        """Hold the folder for a new run; UserError where one has begun since it was looked at."""
-        self.hold()
+        """Lock the folder for a new run; UserError where one has begun since the check."""
+        self.lock()
         if (self.folder / "config.json").is_file():
-            raise UserError(f"{self.folder}: another process has begun a run there; name another folder with -o")
+            raise UserError("another process has begun a run there", argument=str(self.folder), hint=ANOTHER)
 
-    def let_go(self) -> None:
-        """Give the claim back, if there is one."""
+    def unlock(self) -> None:
+        """Release the lock, if there is one."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -88,8 +94,8 @@ class Place:
         """The folder and those above it."""
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def leave(self) -> None:
-        """Take back what has been written since; whatever else is there stays."""
+    def rollback(self) -> None:
+        """Remove what a run has written since the check; whatever else is there stays."""
         for name in reversed(self.names):  # config.json, the first, last of all: till then the folder is a run's
             if name not in self.before:
                 _remove(self.folder / name)

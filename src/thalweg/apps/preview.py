@@ -10,7 +10,6 @@ from thalweg.core import config as specs
 from thalweg.core.rng import generator
 from thalweg.core.store import write_bytes
 from thalweg.energy.spectral import frozen
-from thalweg.evaluate.pictures import grid, png, scatter
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.run import run_chain
 
@@ -21,6 +20,8 @@ log = logging.getLogger("thalweg")
 
 def draw(energy: Any, sampler: Any, kind: str, transform: Any, path: Path, precision: str = "fp32") -> None:
     """Write samples of an energy to `path` as PNG: a grid of images, or a scatter plot of the first two columns."""
+    from thalweg.evaluate.pictures import grid, png, scatter  # brings matplotlib along
+
     n = NUM_IMAGES if kind == "image" else NUM_POINTS
     if getattr(energy, "noisy", False):
         z = torch.cat(list(anneal(sampler, energy, n, precision=precision)))
@@ -37,10 +38,10 @@ def draw(energy: Any, sampler: Any, kind: str, transform: Any, path: Path, preci
 class Previews:
     """A hook of the trainer that draws `preview.png`: after 20 s, then each time its time has grown by half."""
 
-    def __init__(self, run: Any, kind: str, transform: Any, folder: Path, ranks: Any):
+    def __init__(self, run: Any, kind: str, transform: Any, folder: Path, group: Any):
         self.sampler = specs.build(run.sampler)
         self.kind, self.transform, self.folder = kind, transform, folder
-        self.next_seconds, self.ranks = PREVIEW_SECONDS, ranks
+        self.next_seconds, self.group = PREVIEW_SECONDS, group
 
     def __call__(self, state: Any, plan: Any) -> None:
         """Draw if it is time. Randomness is addressed and weights are only read, so training is not touched."""
@@ -48,7 +49,7 @@ class Previews:
         if state.seconds < self.next_seconds and not last:
             return
         self.next_seconds = max(self.next_seconds * 1.5, state.seconds)
-        self.ranks.first(lambda: self._draw(state, plan))
+        self.group.on_rank0(lambda: self._draw(state, plan))
 
     def _draw(self, state: Any, plan: Any) -> None:
         try:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import operator
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,19 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import thalweg
+from thalweg.core import check
 from thalweg.core import config as specs
 from thalweg.core.errors import UserError
 
 BUDGETS = ("steps", "minutes")
 MINUTES = 10.0  # where neither the command, nor an override, nor the recipe says a word about the budget
-ARGUMENTS = ("data.name", "data.path", "data.hub", "seed")
+ARGUMENTS = ("data.name", "data.path", "data.hub", "data.header", "data.drop", "seed")
+WHOLE = {"data": "data.held_out or data.limit", "train": "its keys, as in train.batch_size=32"}
+ANOTHER = "resume without, or start another run"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a user asks of `fit`: a data set, a recipe and what to change in it.
 
-    `recipe` and `seed` not given mean "dual" and 0 in a new run, and those of the run in a resumed one.
+    `recipe`, `seed`, `header` and `drop` not given mean "dual", 0, what the file says and no column in a new run, and
+    those of the run in a resumed one.
     """
 
     data: str | os.PathLike[str]
@@ -35,33 +38,26 @@ class Request:
     checkpoint_every: int | None = None
     overrides: Sequence[str] = ()
     command: str | None = None
+    header: bool | None = None
+    drop: Sequence[str] = ()
 
     def __post_init__(self):
         for name in ("data", "recipe", "path"):
             object.__setattr__(self, name, _text(name, getattr(self, name)))
         if self.data is None:
-            raise UserError("data=None: want the name of a data set, or a path")
+            raise UserError("must be the name of a data set, or a path", argument="data")
         if self.seed is not None:
-            object.__setattr__(self, "seed", _seed(self.seed))
+            object.__setattr__(self, "seed", check.whole("seed", self.seed, 0, 2**64 - 1))
         if isinstance(self.overrides, str) or not all(isinstance(text, str) for text in self.overrides):
-            raise UserError(f"overrides={self.overrides!r}: want a list of texts, as in ['train.batch_size=32']")
+            condition = "must be a list of texts, as in ['train.batch_size=32']"
+            raise UserError(condition, argument="overrides", value=self.overrides)
 
 
 def _text(name: str, value: Any) -> str | None:
     try:
         return None if value is None else os.fsdecode(value)
     except TypeError as error:
-        raise UserError(f"{name}={value!r}: want a name or a path") from error
-
-
-def _seed(value: Any) -> int:
-    try:
-        seed = operator.index(value)
-    except TypeError as error:
-        raise UserError(f"seed={value!r}: want an integer") from error
-    if not 0 <= seed < 2**64:
-        raise UserError(f"seed={seed}: want an integer of 64 bits, from 0 to {2**64 - 1}")
-    return seed
+        raise UserError("must be a name or a path", argument=name, value=value) from error
 
 
 def recipe_name(request: Request, kind: str) -> str:
@@ -88,12 +84,12 @@ def data_tree(request: Request) -> dict[str, Any]:
     for text in request.overrides:
         key = text.partition("=")[0].strip()
         if key in ARGUMENTS:
-            raise UserError(f"{key}: is an argument of its own, not an override; see `thalweg train --help`")
-        if key == "data":
-            raise UserError("data: cannot be replaced whole; override data.held_out or data.limit")
-        if key == "train":
-            raise UserError("train: cannot be replaced whole; override its keys, as in train.batch_size=32")
+            text = "is an argument of its own, not an override"
+            raise UserError(text, argument=key, hint="see `thalweg train --help`")
+        if key in WHOLE:
+            raise UserError("cannot be replaced whole", argument=key, hint=f"override {WHOLE[key]}")
     data = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
+    data |= {"header": request.header, "drop": list(request.drop)}
     mine = [text for text in request.overrides if text.strip().startswith("data.")]
     return specs.override({"data": data}, mine)["data"]
 
@@ -104,7 +100,8 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
     recipe = specs.recipe(name)
     said = recipe.get("train", {})
     if not isinstance(said, dict) or {"data", "seed"} & recipe.keys():
-        raise UserError(f"{name}: a recipe has a mapping under train, no data and no seed; those are given beside it")
+        text = "a recipe has a mapping under train, no data and no seed"
+        raise UserError(text, argument=name, hint="give data and seed beside it")
     tree = {
         "transform": {"type": "thalweg.data.transform:Identity"},
         **recipe,
@@ -119,7 +116,7 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
     tree = specs.override(tree, request.overrides)
     tree["train"] |= _budget(request, name, said, tree["train"])
     if isinstance(tree.get("energy"), dict) and "shape" in tree["energy"]:
-        raise UserError("energy.shape: comes from the data and cannot be given; drop it")
+        raise UserError("comes from the data and cannot be given", argument="energy.shape", hint="drop it")
     return tree
 
 
@@ -129,14 +126,17 @@ def _budget(request: Request, name: str, recipe: Mapping[str, Any], train: Mappi
     asked = [(f"--{key}", key, getattr(request, key)) for key in BUDGETS if getattr(request, key) is not None]
     asked += [(f"train.{key}", key, train[key]) for key in overridden if train[key] is not None]
     if len(asked) > 1:
-        raise UserError(f"{' and '.join(where for where, *_ in asked)}: either is the whole budget, give one of them")
+        both = " and ".join(where for where, *_ in asked)
+        raise UserError("either is the whole budget", argument=both, hint="give one of them")
     if overridden and not asked:
-        raise UserError(f"train.{overridden[0]}=null: leaves the run without a budget; give --minutes or --steps")
+        text = "null leaves the run without a budget"
+        raise UserError(text, argument=f"train.{overridden[0]}", hint="give --minutes or --steps")
     given = [(name, key, recipe[key]) for key in BUDGETS if recipe.get(key) is not None]
     if len(given) > 1:
-        raise UserError(f"{name}: train has both steps and minutes, and either is the whole budget; drop one of them")
+        text = "train has both steps and minutes, and either is the whole budget"
+        raise UserError(text, argument=name, hint="drop one of them")
     if not asked and not given and any(key in recipe for key in BUDGETS):
-        raise UserError(f"{name}: train has neither steps nor minutes; give --minutes or --steps")
+        raise UserError("train has neither steps nor minutes", argument=name, hint="give --minutes or --steps")
     _, key, value = (asked or given or [("", "minutes", MINUTES)])[0]
     return {**dict.fromkeys(BUDGETS), key: value}
 
@@ -148,32 +148,32 @@ def _overridden(request: Request, key: str) -> bool:
 def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
     """Refuse a request that asks of the run in `folder`, whose config this is, something else than it began with."""
     run = config["run"]
-    began, data = f"{folder}: this run began with", run["data"]
+    began, data = f"the run in {folder} began with", run["data"]
     if data["name"] != request.data:
-        raise UserError(f"{folder}: a run on {data['name']}, not on {request.data}; name another folder with -o")
+        text = f"a run on {data['name']}, not on {request.data}"
+        raise UserError(text, argument=str(folder), hint="name another folder with -o")
     if request.path is not None and not _same_path(request.path, data["path"]):
-        raise UserError(
-            f"--data {request.path}: {began} {data['path'] or 'none'}; resume without, or start another run"
-        )
+        raise UserError(f"{began} {data['path'] or 'none'}", argument="path", value=request.path, hint=ANOTHER)
     if request.hub and not data["hub"]:
-        raise UserError(f"--hub: {began}out it; resume without, or start another run")
+        raise UserError(f"{began}out it", argument="hub", value=True, hint=ANOTHER)
+    if request.header not in (None, data["header"]):
+        raise UserError(f"{began} another", argument="header", value=request.header, hint=ANOTHER)
+    if request.drop and [*request.drop] != data["drop"]:
+        left_out = ", ".join(data["drop"]) or "nothing"
+        raise UserError(f"{began} {left_out} left out", argument="drop", value=[*request.drop], hint=ANOTHER)
     if request.seed is not None and request.seed != run["seed"]:
-        raise UserError(f"--seed {request.seed}: {began} seed {run['seed']}; resume without, or start another run")
+        raise UserError(f"{began} seed {run['seed']}", argument="seed", value=request.seed, hint=ANOTHER)
     _compare_recipe(request, config, folder)
     # The very overrides it began with pass: a value may be stored in another form than the one it was given in.
     changed = list(request.overrides) != config.get("overrides")
     if changed and specs.plain(specs.override(run, request.overrides)) != run:
-        raise UserError(
-            f"{folder}: an override differs from what this run began with ({' '.join(request.overrides)}); resume "
-            "without, or start another run"
-        )
+        text = f"an override differs from what this run began with ({' '.join(request.overrides)})"
+        raise UserError(text, argument=str(folder), hint=ANOTHER)
     for name in ("steps", "minutes", "checkpoint_every"):
         asked = getattr(request, name)
         if asked is not None and run["train"][name] != asked:
-            raise UserError(
-                f"--{name.replace('_', '-')} {asked}: this run was planned with {name}={run['train'][name]} and its "
-                "schedule depends on it; resume without, or start another run"
-            )
+            planned = f"this run was planned with {name}={run['train'][name]} and its schedule depends on it"
+            raise UserError(planned, argument=name, value=asked, hint=ANOTHER)
 
 
 def _same_path(asked: str | os.PathLike[str], stored: str | None) -> bool:
@@ -186,10 +186,9 @@ def _compare_recipe(request: Request, config: Mapping[str, Any], folder: Path) -
     asked, stored = recipe_name(request, config["data"]["kind"]), config.get("recipe")
     file = asked.endswith((".yaml", ".yml"))
     if stored is None:
-        raise UserError(f"--recipe {request.recipe}: {folder} does not say which it began with; resume without")
+        text = f"the run in {folder} does not say which it began with"
+        raise UserError(text, argument="recipe", value=request.recipe, hint="resume without")
     if _digest(specs.recipe(asked)) == config.get("recipe_sha256") or (asked == stored and not file):
         return
     what = f"{stored} as it was then" if asked == stored else stored
-    raise UserError(
-        f"--recipe {request.recipe}: {folder}: this run began with {what}; resume without, or start another run"
-    )
+    raise UserError(f"the run in {folder} began with {what}", argument="recipe", value=request.recipe, hint=ANOTHER)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thalweg.apps import rerank_files, selection
+from thalweg.apps.bundle import Bundle
 from thalweg.apps.candidates import as_candidates
 from thalweg.apps.evidence import Strictness, strictness
 from thalweg.apps.ratio import HeldOutCheck, fit_ratio
@@ -25,7 +26,10 @@ from thalweg.apps.ratio_energy import RatioEnergy
 from thalweg.apps.ratio_settings import RatioSettings
 from thalweg.apps.selection import Variety
 from thalweg.core import check
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
+from thalweg.data.frames import is_frame
+from thalweg.data.layout import Layout
+from thalweg.data.precision import as_float32
 
 BLOCK = 500
 PIXELS = 14  # a side, of images as features
@@ -66,6 +70,7 @@ class EnergyReranker:
 
     variety: Variety
     check_: HeldOutCheck | None = None
+    layout: Layout = Layout()  # the columns of the table that the rows came from, by which candidates are matched
 
     def __init__(
         self,
@@ -78,11 +83,13 @@ class EnergyReranker:
     ):
         self.energy, self.variety, self.features = energy, variety, features
         self.seed, self.settings = seed, settings
+        if isinstance(energy, Bundle):
+            self.layout = energy.layout
         self.require_variety()
         if features is not None and not callable(features):
-            raise UserError(f"a {type(features).__name__}, must be a callable (B, *) -> (B, F)", argument="features")
+            raise UserError(f"{kind_of(features)}, must be a callable (B, *) -> (B, F)", argument="features")
         if settings is not None and not isinstance(settings, RatioSettings):
-            raise UserError(f"a {type(settings).__name__}, must be a RatioSettings", argument="settings")
+            raise UserError(f"{kind_of(settings)}, must be a RatioSettings", argument="settings")
         check.whole("seed", seed, 0, 2**64 - 1)
 
     def fit(self, real: Any, generated: Any, *, names: tuple[str, str] = ("real", "generated")) -> Self:
@@ -92,7 +99,12 @@ class EnergyReranker:
         Where no choice is shown to help, a warning says so. Errors call the two sides by `names`.
         """
         self.require_variety()
-        real, generated = (as_candidates(x, where=name) for x, name in zip((real, generated), names, strict=True))
+        if is_frame(real):
+            self.layout = Layout.fit(real, where=names[0])
+        real, generated = (
+            as_float32(as_candidates(x, where=name, layout=self.layout), self.layout.names, name)
+            for x, name in zip((real, generated), names, strict=True)
+        )
         features = None if self.features is None else self._all_features
         self.energy, self.check_ = fit_ratio(
             real, generated, self.settings, seed=self.seed, names=names, features=features
@@ -153,15 +165,24 @@ class EnergyReranker:
         energy = self._energy()
         if not isinstance(energy, RatioEnergy):
             raise UserError("must be a fitted likelihood ratio to be saved", argument="energy")
-        rerank_files.write(Path(folder), rerank_files.Stored(energy, self.check_, self.variety, self.seed))
+        stored = rerank_files.Stored(energy, self.check_, self.variety, self.seed, self.layout)
+        rerank_files.write(Path(folder), stored)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
         """The re-ranker that `save_pretrained` wrote; UserError or DamagedFile, by name, for anything else."""
-        stored = rerank_files.read(Path(folder))
+        return cls._of(rerank_files.read(Path(folder)))
+
+    @classmethod
+    def read(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """The re-ranker in a folder whose files have been verified, with its config."""
+        return cls._of(rerank_files.read_verified(folder, config))
+
+    @classmethod
+    def _of(cls, stored: rerank_files.Stored) -> Self:
         settings = stored.energy.settings
         found = cls(stored.energy, variety=stored.variety, seed=stored.seed, settings=settings)
-        found.check_ = stored.check
+        found.check_, found.layout = stored.check, stored.layout
         return found
 
     @property
@@ -208,7 +229,8 @@ class EnergyReranker:
         return self.energy
 
     def _given(self, candidates: Any) -> Tensor:
-        return as_candidates(candidates, self.shape)
+        x = as_candidates(candidates, self.shape, layout=self.layout)
+        return x if isinstance(self.energy, Bundle) else x.to(torch.float32)
 
     @torch.no_grad()
     def _look(self, x: Tensor, featured: bool) -> tuple[Tensor, Tensor]:
@@ -239,7 +261,7 @@ class EnergyReranker:
                 raise UserError("gives NaN or infinity, must give finite numbers", argument="features")
             return f
         if x.ndim != 4:
-            return x
+            return x if x.dtype == torch.float32 else (x - x.mean(0)).to(torch.float32)
         height, width = (min(PIXELS, side) for side in x.shape[2:])
         return F.adaptive_avg_pool2d(x, (height, width)).flatten(1)
 
@@ -253,7 +275,7 @@ def _function(energy: Any) -> Callable[[Tensor], Tensor]:
     """The callable (B, *) to (B,) that an energy is, or that a bundle has."""
     found: Any = energy if isinstance(energy, torch.nn.Module) else getattr(energy, "energy", energy)
     if not callable(found):
-        message = f"a {type(energy).__name__}, must be a bundle, a module or a callable (B, *) -> (B,)"
+        message = f"{kind_of(energy)}, must be a bundle, a module or a callable (B, *) -> (B,)"
         raise UserError(message, argument="energy")
     function: Any = found
     return function
@@ -266,7 +288,7 @@ def _numbers(u: Any, n: int) -> Tensor:
 
 
 def _form(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}, no tensor,"
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{kind_of(value)}, no tensor,"
 
 
 def _checked(u: Tensor, n: int) -> Tensor:

@@ -15,6 +15,7 @@ from thalweg.apps.selection import Variety
 from thalweg.apps.trials import ViewTrial
 from thalweg.core import check, store
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.layout import Layout
 
 APP, FORMAT = "rerank", 3
 
@@ -26,6 +27,7 @@ class Stored(NamedTuple):
     check: HeldOutCheck | None
     variety: Variety
     seed: int
+    layout: Layout
 
 
 def write(folder: Path, stored: Stored) -> None:
@@ -37,6 +39,10 @@ def write(folder: Path, stored: Stored) -> None:
         "app": APP,
         "thalweg": thalweg.__version__,
         "shape": list(stored.energy.shape),
+        "columns": stored.layout.names,
+        "encoding": stored.layout.to_list(),
+        "headless": stored.layout.headless,
+        "ignored": list(stored.layout.ignored),
         "settings": {name: getattr(s, name) for name in s.__dataclass_fields__},
         "variety": stored.variety,
         "seed": stored.seed,
@@ -63,7 +69,11 @@ def read(folder: Path) -> Stored:
         hint = "give the folder that `thalweg rerank fit` wrote"
         raise UserError("not a fitted re-ranker", argument=str(folder), hint=hint)
     store.verify(folder)
-    config = store.read_json(folder / "config.json")
+    return read_verified(folder, store.read_json(folder / "config.json"))
+
+
+def read_verified(folder: Path, config: dict[str, Any]) -> Stored:
+    """The same of a folder whose files have been verified, with its config."""
     if config.get("format") != FORMAT:
         message = f"a re-ranker of format {config.get('format')}, must be {FORMAT}"
         raise UserError(message, argument=str(folder), hint="fit again")
@@ -82,7 +92,10 @@ def _stored(config: dict[str, Any], weights: dict[str, Tensor]) -> Stored:
     seed, variety = check.whole("seed", config["seed"], 0, 2**64 - 1), config["variety"]
     check.one_of(get_args(Variety), variety=variety)
     held_out = None if config["check"] is None else _held_out_check(config["check"])
-    return Stored(energy.eval().requires_grad_(False), held_out, variety, seed)
+    layout = Layout.from_list(
+        config["encoding"], headless=bool(config["headless"]), ignored=map(str, config["ignored"])
+    )
+    return Stored(energy.eval().requires_grad_(False), held_out, variety, seed, layout)
 
 
 def _held_out_check(config: dict[str, Any]) -> HeldOutCheck:

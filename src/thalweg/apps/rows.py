@@ -15,6 +15,8 @@ def data_of(bundle: Bundle) -> Dataset:
         seed=bundle.config["run"]["seed"],
         held_out=spec["held_out"],
         limit=spec["limit"],
+        header=spec["header"],
+        drop=spec["drop"],
     )
     if data.fingerprint != bundle.config["data"]["fingerprint"]:
         raise UserError(

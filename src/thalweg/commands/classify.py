@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from thalweg import console
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.commands.trained import trained
 
 EXAMPLE = "Example: `thalweg classify runs/jem images/ -o classes.csv`"
@@ -14,20 +15,23 @@ EXAMPLE = "Example: `thalweg classify runs/jem images/ -o classes.csv`"
 def classify(
     run: Annotated[Path, typer.Argument(help="Folder that `thalweg train … --recipe jem` wrote, or a Hub id.")],
     data: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="npy, npz, an image or a folder of them, in the data's own units.")
+        Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV or .parquet to write.")] = Path("classes.csv"),
     alpha: Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)] = 0.01,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")] = False,
+    header: Header = None,
+    drop: Drop = None,
+    as_json: Json = False,
 ) -> None:
     """Class, calibrated confidence and all probabilities of each row, beside its energy, p-value and flag."""
-    from thalweg.apps.table import write_scores
-    from thalweg.data.files import read_array, read_names
+    from thalweg.apps.inputs import read_rows
+    from thalweg.data.files import read_names
+    from thalweg.data.score_table import write_scores
 
     bundle = trained(run)
     console.writable(out, (".csv", ".parquet"))
     console.apart(out, data, run)
-    x = read_array(data, shape=bundle.shape)
+    x = read_rows(bundle, data, **table_options(header, drop))
     p = bundle.classify(x)
     confidence, label = p.max(1)
     columns = {"label": label, "confidence": confidence, **bundle.score(x, alpha=alpha)}

@@ -1,6 +1,5 @@
 """The commands `thalweg detect fit` and `thalweg detect score`."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,16 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thalweg import console
+from thalweg.commands.options import Header, Json
 from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
     from thalweg.apps.anomaly.saved import DetectorBundle
 
 app = typer.Typer(no_args_is_help=True, help="Find anomalies in tables.")
-Header = Annotated[
-    bool | None, typer.Option("--header/--no-header", help="Whether a CSV's first line names its columns.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+OPTIONS = (
+    "alpha", "calibration", "decimal", "dtype", "false_alarm_rate", "missing", "na_values", "normal", "thousands",
+)  # fmt: skip
+NA = "NA, N/A, NaN, nan, NULL, null, None and `<NA>`"  # `data.reading.NA_WORDS`; importing it would delay --help
 
 
 @app.command(epilog="Example: `thalweg detect fit normal.csv -o runs/pumps --drop id`")
@@ -30,6 +30,17 @@ def fit(
     drop: Annotated[list[str] | None, typer.Option(help="A column to leave out; repeatable.")] = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of normal rows that may be flagged.")] = 0.05,
     missing: Annotated[str, typer.Option(help="raise, or marginalise: score rows by what they have.")] = "raise",
+    na_values: Annotated[
+        list[str] | None,
+        typer.Option(help=f"A text that means a missing value, in place of {NA}; repeatable; '' for none."),
+    ] = None,
+    decimal: Annotated[str, typer.Option(help="The decimal point of texts that are numbers: . or ,")] = ".",
+    thousands: Annotated[
+        str | None, typer.Option(help="Their separator of thousands: , . ' _ or a blank; none if not given.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="NAME=category or NAME=number, where values do not tell; repeatable.")
+    ] = None,
     calibration: Annotated[str, typer.Option(help="auto, unseen, or split: hold rows out.")] = "auto",
     max_rows: Annotated[int, typer.Option(help="Rows to use of a larger table, drawn evenly.", min=2)] = 50_000,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**32 - 1)] = 0,
@@ -37,6 +48,7 @@ def fit(
     as_json: Json = False,
 ) -> None:
     """Learn what normal rows look like, and calibrate the alarm."""
+    from thalweg.apps.anomaly.contents import describe
     from thalweg.apps.anomaly.files import Source, fit_file
     from thalweg.apps.anomaly.saved import replaceable
 
@@ -45,18 +57,28 @@ def fit(
         path=table, target=target_column, normal=normal, drop=drop or [], max_rows=max_rows, seed=seed, header=header
     )
     with _options():
-        bundle = fit_file(source, false_alarm_rate=false_alarm_rate, missing=missing, calibration=calibration)
+        bundle = fit_file(
+            source,
+            false_alarm_rate=false_alarm_rate,
+            missing=missing,
+            calibration=calibration,
+            decimal=decimal,
+            thousands=thousands,
+            na_values=na_values,
+            dtype=_kinds(dtype or []),
+        )
     bundle.about["command"] = console.command()
     bundle.save_pretrained(out)
     left_out = min(bundle.about["rows"], max_rows) - bundle.about["rows_used"]
     gaps = f", {left_out} with a gap left out" if left_out else ""
     rate = bundle.detector.realised_rate()
     n = len(bundle.detector.calibration_.energies)
+    console.say(describe(bundle.about["columns"]))
     console.say(
         f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, "
         f"in [{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
     )
-    result = {"run": str(out), **bundle.about, "features": bundle.detector.columns_.names, "rate": rate._asdict()}
+    result = {"run": str(out), **bundle.about, "features": bundle.detector.features()[0], "rate": rate._asdict()}
     console.emit(result | {"calibrated_with": n, "threshold": -bundle.detector.offset_}, as_json)
 
 
@@ -75,7 +97,7 @@ def score(
 
     console.writable(out, (".csv", ".parquet"))
     bundle = _detector(run)
-    with _options(false_alarm_rate="alpha"):
+    with _options():
         found = score_file(bundle, table, out, alpha=alpha, drop=drop or [], header=header)
     least, n = found.least_discoveries, len(bundle.detector.calibration_.energies)
     rare = f", which takes {least} rows at the least p-value, 1/{n + 1} by {n} calibration rows"
@@ -100,16 +122,20 @@ def _detector(run: str) -> "DetectorBundle":
     return bundle
 
 
+def _kinds(given: list[str]) -> dict[str, str]:
+    """{name: kind} of NAME=KIND; a name may hold =."""
+    wrong = next((text for text in given if "=" not in text), None)
+    if wrong is not None:
+        raise UserError("must be NAME=category or NAME=number", argument="dtype", value=wrong)
+    return {name: kind for name, _, kind in (text.rpartition("=") for text in given)}
+
+
 @contextmanager
-def _options(**names: str) -> Iterator[None]:
-    """Tell errors of parameters by the command line's options; `names`: those that go by another one."""
+def _options() -> Iterator[None]:
+    """Name the options of the command line in errors of parameters."""
     try:
         yield
     except UserError as error:
-        told = str(error)
-        for name in ("false_alarm_rate", "missing", "calibration", "normal"):
-            option = f"--{names.get(name, name).replace('_', '-')}"
-            told = re.sub(rf"\b{name}=('(?P<text>[^']*)'|(?P<other>[^\s:,;]+))", rf"{option} \g<text>\g<other>", told)
-        if told == str(error):
+        if error.argument not in OPTIONS:
             raise
-        raise type(error)(told) from error
+        raise error.replace(argument=f"--{error.argument.replace('_', '-')}") from error

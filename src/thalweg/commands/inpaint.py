@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from thalweg import console
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.commands.trained import trained
 from thalweg.core.errors import UserError
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 EXAMPLE = "Example: `thalweg inpaint runs/digits --image torn.png --mask right-half -n 8 -o repaired.png`"
 NOISE = "Standard deviation of the noise on what is given; with --operator at least 0.0011 for images of 8 bits."
 SHOWN = 16  # images in a picture
@@ -20,7 +20,9 @@ MISFIT = 0.02  # root mean square, in pixels of [0, 1]
 
 def inpaint(
     run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
-    image: Annotated[Path, typer.Option("--image", help="An image, a folder of them, npy or npz.")],
+    image: Annotated[
+        Path, typer.Option("--image", help="An image, a folder of them, npy or npz; of rows a table too.")
+    ],
     mask: Annotated[
         str | None,
         typer.Option(
@@ -38,19 +40,21 @@ def inpaint(
     n: Annotated[int, typer.Option("-n", help="Completions of each image.", min=1)] = 4,
     noise: Annotated[float, typer.Option(help=NOISE, min=0)] = 0.0,
     rank_by: Annotated[
-        str, typer.Option(help="What comes first: the least expected error, or the lowest energy (error, energy).")
-    ] = "error",
+        str, typer.Option(help="What comes first: the least expected_error, or the lowest energy.")
+    ] = "expected_error",
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Name and pass over images that cannot be used.")
     ] = False,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Complete images where a mask says that pixels are missing, several times, best first."""
     from thalweg.apps import inpaint as app
-    from thalweg.apps.given import ROUNDING, read_given
+    from thalweg.apps.given import ROUNDING, read_damaged_images
     from thalweg.apps.masks import observed as read_mask
-    from thalweg.data.loader import as_float
+    from thalweg.data.validate import as_float
 
     if (mask is None) == (operator is None):
         raise UserError("give one of --mask and --operator: which pixels are missing, or how the image was made")
@@ -59,35 +63,38 @@ def inpaint(
         raise UserError(f"{out}: this model is of rows of numbers, not of images; name an .npy file")
     app.check_rank_by(rank_by)
     _check_out(out, image, run, None if mask is None else Path(mask))
-    how = None if operator is None else _operator(operator)
-    shape = bundle.shape if how is None else _small(how, bundle.shape)
-    given = read_given(image, shape, skip_bad=skip_bad, flat=how is not None)
-    known = None if how is not None else read_mask(mask or "", bundle.shape, given.count, seed=seed)
-    given = given.usable(known, skip_bad)
-    for line in given.notes:
+    linear_map = None if operator is None else _operator(operator)
+    shape = bundle.shape if linear_map is None else _small(linear_map, bundle.shape)
+    table = {"layout": bundle.layout, **table_options(header, drop)}
+    images = read_damaged_images(image, shape, skip_bad=skip_bad, flat=linear_map is not None, **table)
+    known = None
+    if linear_map is None:
+        known = read_mask(mask or "", bundle.shape, images.count, seed=seed, layout=bundle.layout)
+    images = images.usable(known, skip_bad)
+    for line in images.notes:
         console.say(line)
-    names, x = given.names, as_float(given.x)
+    names, x = images.names, as_float(images.x)
     if known is not None:
-        known = known[given.rows]
+        known = known[images.rows]
         if bare := int(known.flatten(1).all(1).sum()):
             console.say(f"nothing is missing of {bare} of {len(x)} images; they come back as they are")
         found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
     else:
-        if given.rounded and noise < ROUNDING:
+        if images.rounded and noise < ROUNDING:
             noise = ROUNDING
             console.say(f"pixels of 8 bits are rounded by {noise:.4f}, which is taken for their noise")
-        found = app.restore(bundle, x.flatten(1), how, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
-        _warn_of_misfit(operator, how, x, found, noise)
+        found = app.restore(bundle, x.flatten(1), linear_map, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
+        _warn_of_misfit(operator, linear_map, x, found, noise)
     _write(out, names, x, known, found)
     alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
     console.say(f"{_count(n, 'completion')} of {_count(len(x), 'image')} in {out}{alone}")
     result: dict[str, Any] = {
         "file": str(out),
         "images": names,
-        "skipped": given.skipped,
+        "skipped": images.skipped,
         "ranking": found.ranking.T.tolist(),
         "energies": found.energies.T.tolist(),
-        "variety": found.variety.tolist() if n > 1 else None,
+        "pairwise_distance": found.pairwise_distance.tolist() if n > 1 else None,
         "missing": None if known is None else (~known).float().flatten(1).mean(1).tolist(),
         "seed": seed,
     }
@@ -98,13 +105,13 @@ def _count(n: int, name: str) -> str:
     return f"{n} {name}{'s' * (n != 1)}"
 
 
-def _warn_of_misfit(text: str | None, how: Any, x: Any, found: Any, noise: float) -> None:
+def _warn_of_misfit(text: str | None, linear_map: Any, x: Any, found: Any, noise: float) -> None:
     """A line where no completion shows what was given: it is no such view of anything the model knows."""
-    off = (how(found.images[0]) - x.flatten(1)).square().mean(1).sqrt()
-    odd = int((off > 3 * noise + MISFIT).sum())
+    residual = (linear_map(found.images[0]) - x.flatten(1)).square().mean(1).sqrt()
+    odd = int((residual > 3 * noise + MISFIT).sum())
     if odd:
         console.say(
-            f"{_count(odd, 'image')}: what was given is off by {float(off.max()):.2g} from the completion's own view; "
+            f"{_count(odd, 'image')}: up to {float(residual.max()):.2g} from what --operator makes of the completion; "
             f"is it {text}? If it is noisy, give --noise"
         )
 
@@ -124,12 +131,12 @@ def _operator(text: str) -> Any:
     raise UserError(f"--operator {text}: want blur:WIDTH in pixels or downsample:FACTOR, as blur:1.5 or downsample:4")
 
 
-def _small(how: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _small(linear_map: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of what the operator shows."""
     import torch
 
-    how(torch.zeros(1, *shape))  # whether it fits is the operator's to say
-    factor = getattr(how, "factor", 1)
+    linear_map(torch.zeros(1, *shape))  # whether it fits is the operator's to say
+    factor = getattr(linear_map, "factor", 1)
     return (shape[0], shape[1] // factor, shape[2] // factor)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from thalweg import console
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.commands.trained import trained
 
 EXAMPLE = "Example: `thalweg landscape runs/moons -o landscape.html`"
@@ -25,27 +26,33 @@ def landscape(
     size: Annotated[int | None, typer.Option(help="Grid lines along the longer side.", min=8, max=400)] = None,
     min_depth: Annotated[float, typer.Option(help="Nats; basins less deep join a neighbour.", min=0)] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")] = False,
+    header: Header = None,
+    drop: Drop = None,
+    as_json: Json = False,
 ) -> None:
     """Draw the energy: contours with data, chains and basins; energies along ways, down the noise, and of corruptions.
 
     2-D data are drawn over their own plane, images and wider tables over the plane through three examples.
     """
+    from thalweg.apps.inputs import in_float32, read_rows
     from thalweg.apps.landscape.pictures import write
     from thalweg.apps.landscape.survey import survey
     from thalweg.apps.rows import data_of
     from thalweg.data.catalog import as_float
-    from thalweg.data.files import read_array
 
     bundle = trained(run)
     console.writable(out, (".png", ".gif", ".html"))
     console.apart(out, examples, run)
-    given = None if examples is None else as_float(read_array(examples, shape=bundle.shape))
+    options = table_options(header, drop)
+    given = None if examples is None else as_float(read_rows(bundle, examples, **options))
     data = data_of(bundle)
+    bundle, shift, (held_out, given) = in_float32(bundle, as_float(data.held_out), given)
+    if shift is not None:
+        console.say(f"places are relative to {', '.join(f'{v:.9g}' for v in shift.tolist())}")
     console.say("looking at the landscape …")
     found = survey(
         bundle,
-        as_float(data.held_out),
+        held_out,
         labels=data.held_out_labels,
         examples=given,
         size=size,

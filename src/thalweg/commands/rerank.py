@@ -1,17 +1,16 @@
 """The commands `thalweg rerank fit` and `thalweg rerank RUN CANDIDATES`."""
 
 import io
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
 from thalweg import console
+from thalweg.commands.options import Drop, Header, Json, table_options
 from thalweg.core.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ DEFAULT = "choose"
 class _WithDefault(TyperGroup):
     """A group whose first word may be left out where it is `choose`."""
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
         if args and self.get_command(ctx, args[0]) is None:
             args = [DEFAULT, *args]
         return super().resolve_command(ctx, args)
@@ -35,7 +34,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Keep the best of many candidates: `thalweg rerank RUN CANDIDATES --keep K`; `fit` learns what is best.",
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and name it.")]
 VARIETIES = "maximal_marginal_relevance, or none: by energy alone."
 KINDS = "npy, npz, a folder of images or, of rows, csv or parquet"
@@ -56,6 +54,8 @@ def fit(
         str, typer.Option(help="auto; or what is shown of images: pixels, quantile_match or binarize.")
     ] = "auto",
     skip_bad: SkipBad = False,
+    header: Header = None,
+    drop: Drop = None,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
     as_json: Json = False,
 ) -> None:
@@ -67,9 +67,11 @@ def fit(
     options: dict[str, Any] = {"steps": steps, "ensemble": ensemble, "noise": _noise(noise), "view": view}
     chosen: Any = variety  # a word so far, which the constructor checks
     reranker = EnergyReranker(variety=chosen, seed=seed, settings=RatioSettings(**options))
-    x, y = (_read(path, None, skip_bad) for path in (real, generated))
+    x = _read(real, None, skip_bad, **table_options(header, drop))
+    y = _read(generated, None, skip_bad, header=header, layout=x.layout)
     require_savable(out)
     replaces = (out / "config.json").exists()
+    reranker.layout = x.layout
     reranker.fit(x.x, y.x, names=(str(real), str(generated)))
     reranker.save_pretrained(out)
     if replaces:
@@ -108,10 +110,12 @@ def choose(
         False
     ),
     skip_bad: SkipBad = False,
+    header: Header = None,
+    drop: Drop = None,
     as_json: Json = False,
 ) -> None:
     """Rank candidates and keep the best."""
-    from thalweg.apps.table import write_scores
+    from thalweg.data.score_table import write_scores
 
     console.writable(table, (".csv", ".parquet"))
     for path in (table, out):
@@ -124,7 +128,7 @@ def choose(
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety)
-    found = _read(candidates, reranker.shape, skip_bad)
+    found = _read(candidates, reranker.shape, skip_bad, layout=reranker.layout, **table_options(header, drop))
     if out is not None and not out.suffix and found.x.ndim != 4:
         raise UserError("the candidates are rows, not images", argument=str(out), hint="name a .npy file")
     ranking = reranker.ranked(found.x, keep, force=force)
@@ -156,17 +160,17 @@ def _words(noise: Any) -> str:
     return ":".join(f"{part:g}" for part in noise) if isinstance(noise, tuple) else f"{noise:g}"
 
 
-def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool) -> "Candidates":
+def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool, **table: Any) -> "Candidates":
     from thalweg.apps.candidates import read_candidates
     from thalweg.data.files import image_files
 
     try:
-        found = read_candidates(path, shape, skip_bad=skip_bad)
+        found = read_candidates(path, shape, skip_bad=skip_bad, **table)
     except UserError as error:
         if skip_bad or not path.is_dir() or not image_files(path):
             raise
-        hint = "--skip-bad leaves out such files"
-        raise error.replace(hint=f"{error.hint}; {hint}" if error.hint else hint) from error
+        hints = filter(None, (error.hint, "--skip-bad leaves out such files"))
+        raise error.replace(hint="; ".join(hints)) from error
     for name, reason in found.skipped:
         console.say(f"skipped {name}: {reason}")
     return found
@@ -182,8 +186,8 @@ def _reranker(run: Path, variety: str | None) -> Any:
     except DamagedFile:
         raise
     except UserError as error:
-        hint = f"`thalweg rerank fit REAL GENERATED -o {run}` makes a re-ranker"
-        raise error.replace(hint=f"{error.hint}; {hint}" if error.hint else hint) from error
+        hints = filter(None, (error.hint, f"`thalweg rerank fit REAL GENERATED -o {run}` makes a re-ranker"))
+        raise error.replace(hint="; ".join(hints)) from error
     if isinstance(found, Bundle):
         console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
         found = EnergyReranker(found)
@@ -207,15 +211,12 @@ def _columns(ranking: "Ranking") -> dict[str, Any]:
 
 
 def _require_out(out: Path) -> None:
-    from thalweg.core import store
+    from thalweg.core.temporary import is_temporary  # what a killed process left is no hindrance, and stays
 
     if out.suffix.lower() == ".npy":
         console.writable(out, (".npy",))
         return
-    for parent in {out, out.parent}:  # what a killed process left aside
-        if parent.is_dir():
-            store.clean(parent)
-    if out.suffix or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+    if out.suffix or (out.exists() and not (out.is_dir() and all(map(is_temporary, out.iterdir())))):
         raise UserError("must be a .npy file, or a folder that is empty or does not exist yet", argument=str(out))
     if not out.parent.is_dir():
         raise UserError(f"the folder {out.parent} does not exist", argument=str(out), hint="make it first")
@@ -228,7 +229,8 @@ def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int
 
     A folder is filled aside and put in place when the block has passed; where either fails, nothing is left of it.
     """
-    from thalweg.core.store import temporary, write_errors
+    from thalweg.core import temporary
+    from thalweg.core.store import write_errors
     from thalweg.core.stream import write_array
 
     if out is None or out.suffix:
@@ -237,10 +239,9 @@ def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int
         yield
         return
     inside = out.is_dir()  # it may be a link or a disk of its own, and stays
-    aside = temporary(out / "kept" if inside else out)
-    try:
+    with ExitStack() as stack:
         with write_errors(out, None):
-            aside.mkdir()
+            aside = stack.enter_context(temporary.folder(out / "kept" if inside else out))
         _fill(aside, found, source, kept)
         yield
         with write_errors(out, None):
@@ -248,8 +249,6 @@ def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int
                 aside.rename(out)
             for path in sorted(aside.iterdir()) if inside else ():
                 path.rename(out / path.name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _fill(folder: Path, found: "Candidates", source: Path, kept: list[int]) -> None:

@@ -16,8 +16,12 @@ def trained(run: Path) -> Any:
         return found
     if isinstance(found, EnergyReranker):
         raise UserError(
-            f"{run}: a re-ranker, no trained energy; rank with `thalweg rerank`, or give a run of `thalweg train`"
+            "a re-ranker, no trained energy",
+            argument=str(run),
+            hint="rank with `thalweg rerank`, or give a run of `thalweg train`",
         )
     raise UserError(
-        f"{run}: a detector, no trained energy; use `thalweg detect score`, or give a run of `thalweg train`"
+        "a detector, no trained energy",
+        argument=str(run),
+        hint="use `thalweg detect score`, or give a run of `thalweg train`",
     )

@@ -23,6 +23,11 @@ def non_negative(**numbers: Any) -> None:
     _each(numbers, lambda x: 0 <= x < math.inf, "must be zero or more")
 
 
+def finite(**numbers: Any) -> None:
+    """Each a number that is neither infinite nor NaN."""
+    _each(numbers, math.isfinite, "must be finite")
+
+
 def share(**numbers: Any) -> None:
     """Each in [0, 1]: a share or a probability."""
     _each(numbers, lambda x: 0 <= x <= 1, "must be in [0, 1]")
@@ -42,7 +47,7 @@ def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
         number = low - 1
     if number < low or (high is not None and number > high):
         bounds = f"of {low} or more" if high is None else f"in [{low}, {high}]"
-        raise UserError(f"must be a whole number {bounds}", argument=name, value=_value(value))
+        raise UserError(f"must be a whole number {bounds}", argument=name, value=stated(value))
     return number
 
 
@@ -50,7 +55,7 @@ def one_of(choices: Collection[str], **words: Any) -> None:
     """Each one of the choices."""
     for name, value in words.items():
         if not isinstance(value, str) or value not in choices:
-            raise UserError(f"must be one of {', '.join(choices)}", argument=name, value=_value(value))
+            raise UserError(f"must be one of {', '.join(choices)}", argument=name, value=stated(value))
 
 
 def increasing(**numbers: Any) -> None:
@@ -73,7 +78,7 @@ def fits_memory(n: int, shape: tuple[int, ...]) -> None:
 def _each(numbers: dict[str, Any], holds: Any, condition: str) -> None:
     for name, value in numbers.items():
         if not _is_number(value) or not holds(value):
-            raise UserError(condition, argument=name, value=_value(value))
+            raise UserError(condition, argument=name, value=stated(value))
 
 
 def _is_number(value: Any) -> bool:
@@ -87,7 +92,7 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, str | bytes)
 
 
-def _value(value: Any) -> Any:
+def stated(value: Any) -> Any:
     """The value for the message; None as a text, since an error's own None means that there is none to show."""
     return _NONE if value is None else value
 

@@ -2,8 +2,8 @@
 
 There is no registry. A spec is checked against the constructor's own signature, so a new component needs no
 entry anywhere, and a misspelt key is met before any work starts. Because bundles come from strangers, only a
-class *defined* under a trusted prefix is ever built: the path is looked at before the import, and the class's
-own module after it, so `thalweg.core.config:import_module` is refused although its path begins well.
+class *defined* in one of the packages of components is ever built: the path is looked at before the import, and the
+class's own module after it, so `thalweg.energy.base:Tensor` is refused although its path begins well.
 """
 
 import inspect
@@ -20,24 +20,29 @@ from typing import Any
 
 import yaml
 
-from thalweg.core.errors import ThalwegError, UserError
+from thalweg.core.errors import UserError, shown
 from thalweg.core.typed import check_types
 
-TRUSTED = ("thalweg.",)
+TRUSTED = ("thalweg.energy", "thalweg.sampler", "thalweg.objective", "thalweg.data")  # packages of components
 _PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
 _DEPTH = 32
 _INFINITE = {".inf": math.inf, "-.inf": -math.inf}  # as YAML spells them: JSON knows no infinity
 
 
-def build(spec: Mapping[str, Any], *, trusted: tuple[str, ...] = TRUSTED, **extra: Any) -> Any:
+def build(spec: Mapping[str, Any], path: str = "", /, *, trusted: tuple[str, ...] = TRUSTED, **extra: Any) -> Any:
     """The object that a spec describes, nested specs built first.
 
+    `path`: the dotted key of the spec, at which errors say they are; without it they name the class. `trusted`:
+    packages whose classes may be built.
     `extra` are keywords known only at run time (`shape=`); they go to the outermost class, which must take
-    them, and win over the spec's. Whatever a constructor objects to becomes a `UserError` naming the type.
+    them, and win over the spec's. A `ValueError` or `TypeError` of a constructor says that a value is wrong: it becomes
+    a `UserError` with the key. Any other error is a fault of the class, and stays what it is.
     """
     if not _is_spec(spec):
-        raise UserError(f"a spec needs a type, as in {{type: package.module:ClassName}}; got {_short(spec)}")
-    return _build(spec, "", trusted, extra)
+        raise UserError(
+            f"must be a spec, as in {{type: package.module:ClassName}}; got {shown(spec)}", argument=path or None
+        )
+    return _build(spec, path, trusted, extra)
 
 
 def check(spec: Any, path: str = "", *, trusted: tuple[str, ...] = TRUSTED) -> None:
@@ -77,7 +82,7 @@ def plain(tree: Any, path: str = "") -> Any:
     if isinstance(tree, list | tuple):
         return [plain(part, _join(path, key)) for key, part in enumerate(tree)]
     if isinstance(tree, float) and math.isnan(tree):
-        raise UserError(f"{path}=.nan: not a number, so no value for anything; give a number, or .inf")
+        raise UserError("not a number, so no value for anything", argument=path, value=tree, hint="give one, or .inf")
     return {math.inf: ".inf", -math.inf: "-.inf"}.get(tree, tree) if isinstance(tree, float) else tree
 
 
@@ -86,10 +91,11 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        raise UserError(f"cannot read {path}: {getattr(err, 'strerror', None) or 'not UTF-8 text'}") from err
+        reason = getattr(err, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"cannot be read ({reason})", argument=str(path)) from err
     tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected a mapping of keys to values, got {_short(tree)}")
+        raise UserError(f"must be a mapping of keys to values; got {shown(tree)}", argument=str(path))
     return tree
 
 
@@ -103,10 +109,11 @@ def recipe(name: str) -> dict[str, Any]:
         return tree
     base = tree.pop("base")
     if not isinstance(base, str) or base.endswith((".yaml", ".yml")):
-        raise UserError(f"{name}: base={_short(base)}: want the name of a recipe in the package, such as pcd-image")
+        want = "must be the name of a recipe in the package, such as pcd-image"
+        raise UserError(want, argument=f"{name}: base", value=base)
     known = {path.stem for path in _folder().glob("*.yaml")}
     if base not in known:
-        raise UserError(f"{name}: base={base}: no such recipe; {_hint(base, known)}")
+        raise UserError("no such recipe", argument=f"{name}: base", value=base, hint=_hint(base, known))
     return {**recipe(base), **tree}
 
 
@@ -120,37 +127,40 @@ def _recipe_alone(name: str) -> dict[str, Any]:
     folder = _folder()
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
-        raise UserError(f"no recipe {name!r}; {_hint(name, known)}, or give the path of a .yaml file")
+        near = f"{_hint(name, known)}, or give the path of a .yaml file"
+        raise UserError("no such recipe", argument="recipe", value=name, hint=near)
     return load_yaml(folder / f"{name}.yaml")
 
 
 def _class(name: Any, path: str, trusted: tuple[str, ...]) -> type:
-    """The class at an import path, refused unless it is defined where it says, under a trusted prefix."""
-    where = f"{_join(path, 'type')}: " if path else ""
+    """The class at an import path, refused unless it is defined where it says, in a trusted package."""
+    key = _join(path, "type")
     if not isinstance(name, str) or not _PATH.fullmatch(name):
-        raise UserError(f"{where}{_short(name)} is not of the form package.module:ClassName")
+        raise UserError("must have the form package.module:ClassName", argument=key, value=name)
     module_name, _, class_name = name.partition(":")
     if not _under(module_name, trusted):
-        raise UserError(f"{where}{name!r} is refused: only classes under {', '.join(trusted)} may be built")
-    module = _module(module_name, where)
+        raise UserError(f"is refused: only classes of {', '.join(trusted)} may be built", argument=key, value=name)
+    module = _module(module_name, key)
     cls = vars(module).get(class_name)
     if not inspect.isclass(cls):
-        known = [key for key, value in vars(module).items() if _defined(value, key, trusted)]
-        raise UserError(f"{where}no class {class_name!r} in {module_name}; {_hint(class_name, known)}")
+        known = [known for known, value in vars(module).items() if _defined(value, known, trusted)]
+        hint = _hint(class_name, known)
+        raise UserError(f"no class {class_name!r} in {module_name}", argument=key, value=name, hint=hint)
     if not _defined(cls, class_name, trusted):
-        raise UserError(f"{where}{name!r} is refused: the class is defined in {cls.__module__}, not there")
+        where = f"is refused: the class is defined in {cls.__module__}, not there"
+        raise UserError(where, argument=key, value=name)
     return cls
 
 
-def _module(name: str, where: str) -> Any:
+def _module(name: str, key: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as err:
         if err.name and not f"{name}.".startswith(f"{err.name}."):
-            raise UserError(f"{where}{name} needs the package {err.name!r}: pip install it first") from err
+            needs = f"{name} needs the package {err.name!r}"
+            raise UserError(needs, argument=key, hint="pip install it first") from err
         parent, _, last = name.rpartition(".")
-        known = _submodules(parent)
-        raise UserError(f"{where}no module {name}; {_hint(last, known)}") from err
+        raise UserError(f"no module {name}", argument=key, hint=_hint(last, _submodules(parent))) from err
 
 
 def _submodules(package: str) -> list[str]:
@@ -185,26 +195,26 @@ def _check_keys(cls: type, keys: Iterable[Any], path: str, type_name: str, *, co
     keys = list(keys)
     for key in keys:
         if not isinstance(key, str) or not (any_key or key in known):
-            where = f"{path}.{key}: " if path else ""
-            raise UserError(f"{where}{type_name} takes no {key!r}; {_hint(str(key), known)}")
+            hint = _hint(str(key), known)
+            raise UserError(f"{type_name} takes no {key!r}", argument=_join(path, key), hint=hint)
     missing = [key for key, required in known.items() if required and key not in keys]
     if complete and missing:
-        where = f"{path}: " if path else ""
-        raise UserError(f"{where}{type_name} needs {', '.join(map(repr, missing))}, which the spec does not give")
+        needs = f"{type_name} needs {', '.join(map(repr, missing))}, which the spec does not give"
+        raise UserError(needs, argument=path or None)
 
 
 def _build(spec: Mapping[str, Any], path: str, trusted: tuple[str, ...], extra: Mapping[str, Any]) -> Any:
     cls = _class(spec["type"], path, trusted)
     kwargs = {key: _realise(value, _join(path, key), trusted) for key, value in _children(spec)} | dict(extra)
     _check_keys(cls, kwargs, path, spec["type"], complete=True)
+    where = path or cls.__name__
     try:
         check_types(cls, {key: value for key, value in kwargs.items() if key not in extra})
         return cls(**kwargs)
-    except Exception as err:
-        if isinstance(err, ThalwegError) and not isinstance(err, UserError):
-            raise
-        where = f"{path}: " if path else ""
-        raise UserError(f"{where}{spec['type']}: {_one_line(err)}") from err
+    except UserError as err:
+        raise err.within(where) from err
+    except (ValueError, TypeError) as err:
+        raise UserError(_one_line(err), argument=where) from err
 
 
 def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:
@@ -221,7 +231,7 @@ def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:
 
 def _check_depth(path: str) -> None:
     if path.count(".") > _DEPTH:
-        raise UserError(f"{path[:60]}...: nested more than {_DEPTH} deep")
+        raise UserError(f"nested more than {_DEPTH} deep", argument=f"{path[:60]}...")
 
 
 def _children(tree: Any) -> list[tuple[Any, Any]]:
@@ -253,7 +263,8 @@ def _key(node: Any, key: str, path: str, trusted: tuple[str, ...], *, present: b
     if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
         return int(key)
     if not isinstance(node, dict):
-        raise UserError(f"{path}: there is nothing under {path.rpartition('.')[0]!r} to set; it is {_short(node)}")
+        above = path.rpartition(".")[0]
+        raise UserError(f"there is nothing under {above!r} to set; it is {shown(node)}", argument=path)
     if key in node:
         return key
     known: list[str] = [str(name) for name in node]
@@ -262,7 +273,7 @@ def _key(node: Any, key: str, path: str, trusted: tuple[str, ...], *, present: b
         if not present and (any_key or key in named):
             return key
         known = ["type", *named] if key not in named else known
-    raise UserError(f"{path}: no such key; {_hint(key, known)}")
+    raise UserError("no such key", argument=path, hint=_hint(key, known))
 
 
 class _Loader(yaml.SafeLoader):
@@ -293,18 +304,18 @@ def _parse_yaml(text: str, source: str) -> Any:
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as err:
         line = f" line {err.problem_mark.line + 1}" if err.problem_mark else ""
-        raise UserError(f"{source}{line}: {err.problem or err.context}") from err
+        raise UserError(str(err.problem or err.context), argument=f"{source}{line}") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise UserError(f"{source}: not readable as YAML: {_one_line(err)}") from err
+        raise UserError(f"not readable as YAML ({_one_line(err)})", argument=source) from err
 
 
 def _parse_assignment(text: str) -> tuple[list[str], Any]:
     name, equals, value = text.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
-        raise UserError(f"{text!r} is not an assignment; write it as section.key=value")
+        raise UserError("not an assignment", argument=shown(text), hint="write it as section.key=value")
     if not value.strip():
-        raise UserError(f"{text!r} gives no value; write {name}=null to mean none")
+        raise UserError("gives no value", argument=shown(text), hint=f"write {name}=null to mean none")
     return keys, _parse_yaml(value, f"{name}=")
 
 
@@ -318,11 +329,6 @@ def _hint(word: str, known: Iterable[str]) -> str:
 
 def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _one_line(err: BaseException) -> str:

@@ -5,14 +5,23 @@ Messages say what is wrong, where, and how to mend it, in one line. A `UserError
 no caller reads or edits the text of a message.
 """
 
+import re
 from copy import copy
+from pathlib import Path
 from typing import Any, Self
 
 SHOWN = 60  # characters of a value
+# Names that begin with the sound of a vowel; M in MLP is spelled out, "em", in MALA it is not.
+_AN = re.compile(r"[AEIaei]|[Oo](?!ne)|[Uu](?![A-Zs]|ni)|ndarray|[FHLMNRSX](?=[B-DF-HJ-NP-TV-Z])")
 
 
 class ThalwegError(Exception):
-    """The base of every error that this package raises on purpose."""
+    """The base of every error that this package raises on purpose.
+
+    `already_reported`: another process of the same run tells it, so this one keeps silent.
+    """
+
+    already_reported = False
 
 
 class UserError(ThalwegError, ValueError):
@@ -64,6 +73,19 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
+def kind_of(value: Any) -> str:
+    """What a value is, in words for a message: `an int`, `a Tensor`, `the class ULA`, `None`.
+
+    The article goes by the sound of the name: `a UNet`, `an MLPEnergy`.
+    """
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    name = type(value).__name__
+    return f"{'an' if _AN.match(name.lstrip('_')) else 'a'} {name}"
+
+
 class DamagedFile(UserError):
     """A stored file is truncated, altered, or not what its name says; `argument` names it."""
 
@@ -73,13 +95,32 @@ class NotNormalised(UserError):
 
 
 class Diverged(ThalwegError):
-    """Training met a non-finite loss or gradient, or trouble that came back; the message names the tensor or signal,
-    the step and the last good checkpoint. `advice` says what to change.
+    """Training met a value that is not finite, or trouble that came back.
+
+    Args:
+        message: What happened and at which step, in one line.
+        what: The tensor or health signal that told, such as `loss` or `gap`.
+        step: The step at which it was met, counted from 1. None: before any training.
+        advice: What to change in another run.
+        last_good: The newest checkpoint. None: there is none.
     """
 
-    def __init__(self, message: str, advice: str = "lower train.learning_rate or raise the objective's regularisation"):
+    def __init__(
+        self,
+        message: str,
+        *,
+        what: str,
+        step: int | None = None,
+        advice: str = "lower train.learning_rate or raise the objective's regularisation",
+        last_good: Path | None = None,
+    ):
         super().__init__(message)
-        self.advice = advice
+        self.what, self.step, self.advice, self.last_good = what, step, advice, last_good
+
+    def described(self, message: str, **parts: Any) -> "Diverged":
+        """The same trouble in other words, and with other parts (`step`, `last_good`) where they are given."""
+        kept = {"what": self.what, "step": self.step, "advice": self.advice, "last_good": self.last_good}
+        return Diverged(message, **{**kept, **parts})
 
 
 class DiskFull(ThalwegError, OSError):

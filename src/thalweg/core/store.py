@@ -7,31 +7,29 @@ written last: any truncation or changed bit is met before a value is used. A fol
 
 import errno
 import hashlib
-import itertools
 import json
 import math
+import operator
 import os
 import re
-import secrets
-import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from thalweg.core.errors import DamagedFile, DiskFull, ThalwegError, UserError
+from thalweg.core import temporary
+from thalweg.core.errors import DamagedFile, DiskFull, ThalwegError, UserError, kind_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from thalweg.core.weights import Stored
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 MAX_HEADER, MAX_JSON = 16 * 2**20, 8 * 2**20  # bytes: a forged file must not claim the memory
 MAX_NAME = 255  # bytes
-_TOKEN = secrets.token_hex(4)  # tells this process from an earlier one with the same id
-_count = itertools.count()
-_TEMP = re.compile(r"\.thalweg-(new|old)-(\d+)-([0-9a-f]{8})-\d+-(.+)")
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 REMEDY = "restore it from a copy, or go back to an older checkpoint"
 
@@ -39,22 +37,11 @@ REMEDY = "restore it from a copy, or go back to an older checkpoint"
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write the file whole or leave it as it was; `DiskFull` when there is no room."""
     path = Path(path)
-    temp = _temp("new", path)
     with write_errors(path, len(data)):
-        try:
-            descriptor = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-            try:
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(temp, path)
-        except BaseException:
-            with suppress(OSError):
-                temp.unlink(missing_ok=True)
-            raise
+        with temporary.file(path) as descriptor:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
         _sync_folder(path.parent)
 
 
@@ -63,7 +50,7 @@ def write_json(path: str | Path, obj: Any) -> None:
     try:  # no newline at the end: every truncation then breaks the syntax
         text = json.dumps(obj, indent=2, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as err:
-        raise UserError(f"{path}: cannot be held as JSON: {err}") from err
+        raise UserError(f"cannot be held as JSON ({err})", argument=str(path)) from err
     write_bytes(path, text.encode())
 
 
@@ -79,7 +66,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(data.decode(), parse_float=number, parse_constant=number)
     except (ValueError, RecursionError) as err:
-        raise DamagedFile(f"{path}: not valid JSON ({err}); {REMEDY}") from err
+        raise DamagedFile(f"not valid JSON ({err})", argument=str(path), hint=REMEDY) from err
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str] | None = None) -> None:
@@ -98,7 +85,8 @@ def tensor_bytes(
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name == "__metadata__" or tensor.layout is not strided:
-            raise UserError(f"{where}: safetensors cannot hold {name!r}: a reserved name, or not a dense tensor")
+            why = f"safetensors cannot hold {name!r}, a reserved name or not a dense tensor"
+            raise UserError(why, argument=str(where))
         copy = tensor.detach().cpu().contiguous()
         if copy.untyped_storage().data_ptr() in seen or copy.untyped_storage().nbytes() != copy.nbytes:
             copy = copy.clone()
@@ -107,7 +95,7 @@ def tensor_bytes(
     try:
         return save(plain, dict(metadata) if metadata else None)
     except (KeyError, ValueError, RuntimeError) as err:
-        raise UserError(f"{where}: safetensors cannot hold these tensors: {err}") from err
+        raise UserError(f"safetensors cannot hold these tensors ({err})", argument=str(where)) from err
 
 
 def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
@@ -115,13 +103,36 @@ def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
     from safetensors.torch import load
 
     data = _read(path)
-    header = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or header > min(len(data) - 8, MAX_HEADER):
-        raise DamagedFile(f"{path}: truncated, or not a safetensors file; {REMEDY}")
+    _header_size(path, data[:8], len(data))
     try:
         return load(data)
-    except Exception as err:  # the parser's errors have no common type
-        raise DamagedFile(f"{path}: not a valid safetensors file ({err}); {REMEDY}") from err
+    except Exception as err:  # nothing of ours runs here, and the parser's errors have no common type
+        raise DamagedFile(f"not a valid safetensors file ({err})", argument=str(path), hint=REMEDY) from err
+
+
+def read_header(path: str | Path) -> dict[str, "Stored"]:
+    """What the header of a safetensors file says of its tensors, by name; the numbers themselves are not read."""
+    from thalweg.core.weights import Stored
+
+    with _read_errors(path), _regular(path).open("rb") as file:
+        size = _header_size(path, file.read(8), os.fstat(file.fileno()).st_size)
+        data = file.read(size)
+    try:
+        tree = json.loads(data)
+        tree.pop("__metadata__", None)
+        return {
+            name: Stored(str(part["dtype"]), tuple(map(operator.index, part["shape"]))) for name, part in tree.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        raise DamagedFile(f"not a valid safetensors file ({err!r:.100})", argument=str(path), hint=REMEDY) from err
+
+
+def _header_size(path: str | Path, first: bytes, total: int) -> int:
+    """The length of a safetensors header, which the file's first eight bytes tell."""
+    size = int.from_bytes(first, "little")
+    if len(first) < 8 or size > min(total - 8, MAX_HEADER):
+        raise DamagedFile("truncated, or not a safetensors file", argument=str(path), hint=REMEDY)
+    return size
 
 
 def seal(folder: str | Path, names: Sequence[str] | None = None) -> None:
@@ -129,70 +140,57 @@ def seal(folder: str | Path, names: Sequence[str] | None = None) -> None:
     folder = Path(folder)
     if names is None:
         found = (Path(root, file) for root, _, files in os.walk(folder) for file in files)
-        names = sorted(path.relative_to(folder).as_posix() for path in found if not _TEMP.fullmatch(path.name))
+        names = sorted(path.relative_to(folder).as_posix() for path in found if not temporary.is_temporary(path))
     files = {}
     for name in names:
         if name != MANIFEST:
-            path = _inside(folder, name)
+            path = inside(folder, name)
             files[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
     write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
 
 
-def verify(folder: str | Path, names: Sequence[str] | None = None) -> None:
-    """Raise `DamagedFile`, naming the file, unless the named files (by default all listed) are as sealed."""
+def verify(folder: str | Path, names: Sequence[str] | None = None) -> list[str]:
+    """Raise `DamagedFile`, naming the file, unless the named files (by default all listed) are as sealed.
+
+    Each is read once. Returns the names that the manifest lists.
+    """
     folder = Path(folder)
     listed = _manifest(folder)
+    require_listed(folder, names or (), listed)
     for name in listed if names is None else names:
+        path, entry = inside(folder, name), listed[name]
+        if not path.is_file():
+            raise DamagedFile(f"listed in {MANIFEST} but missing", argument=str(path), hint=REMEDY)
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            sizes = f"{size} bytes where {entry['bytes']} were sealed"
+            raise DamagedFile(sizes, argument=str(path), hint=REMEDY)
+        if _sha256(path) != entry["sha256"]:
+            raise DamagedFile("its content has changed since it was sealed", argument=str(path), hint=REMEDY)
+    return list(listed)
+
+
+def require_listed(folder: str | Path, names: Iterable[str], listed: Collection[str]) -> None:
+    """`DamagedFile` where one of the names is not among those that the folder's manifest lists."""
+    for name in names:
         if name not in listed:
             raise DamagedFile(
-                f"{folder / name}: not listed in {MANIFEST}, so not part of it; move it away, or restore {MANIFEST}"
+                f"not listed in {MANIFEST}, so not part of it",
+                argument=str(Path(folder) / name),
+                hint=f"move it away, or restore {MANIFEST}",
             )
-        path, entry = _inside(folder, name), listed[name]
-        if not path.is_file():
-            raise DamagedFile(f"{path}: listed in {MANIFEST} but missing; {REMEDY}")
-        if path.stat().st_size != entry["bytes"]:
-            raise DamagedFile(f"{path}: {path.stat().st_size} bytes where {entry['bytes']} were sealed; {REMEDY}")
-        if _sha256(path) != entry["sha256"]:
-            raise DamagedFile(f"{path}: its content has changed since it was sealed; {REMEDY}")
 
 
 def save_folder(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder aside with `write`, seal it, and put it in place whole; on failure the old one stays.
-
-    A process killed while it replaces an existing folder may leave the old one aside; `clean` puts it back.
-    """
+    """Fill a folder aside with `write`, seal it, and put it in place whole; on failure the old one stays."""
     path = Path(path)
-    new, old = _temp("new", path), _temp("old", path)
     with write_errors(path, None):
-        try:
-            os.mkdir(new)
+        with temporary.folder(path) as new:
             write(new)
             seal(new)
             _sync_tree(new)
-            if path.exists():
-                os.rename(path, old)
-            os.rename(new, path)
-        except BaseException:
-            with suppress(OSError):
-                if old.exists() and not path.exists():
-                    os.rename(old, path)
-            _remove(new)
-            raise
-        _remove(old)
+            temporary.put(new, path)
         _sync_folder(path.parent)
-
-
-def clean(parent: str | Path) -> None:
-    """Remove what killed processes left half-written in a folder, and put back what they had moved aside."""
-    found = [(path, _TEMP.fullmatch(path.name)) for path in Path(parent).glob(".thalweg-*")]
-    for path, match in found:
-        if match is None or _alive(int(match[2]), match[3]):
-            continue
-        target = path.with_name(match[4])
-        if match[1] == "old" and not target.exists():
-            os.rename(path, target)
-        else:
-            _remove(path)
 
 
 def newest_valid(parent: str | Path, pattern: str = "step-*") -> tuple[Path | None, list[str]]:
@@ -230,7 +228,7 @@ def unflatten(tensors: Mapping[str, "Tensor"], structure: Any, like: Any = None)
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as err:
         if isinstance(err, ThalwegError):
             raise
-        raise DamagedFile(f"the stored structure does not fit its tensors ({err!r}); {REMEDY}") from err
+        raise DamagedFile(f"the stored structure does not fit its tensors ({err!r})", hint=REMEDY) from err
 
 
 def _flatten(tree: Any, path: tuple[str, ...], tensors: dict[str, "Tensor"]) -> Any:
@@ -254,8 +252,8 @@ def _flatten(tree: Any, path: tuple[str, ...], tensors: dict[str, "Tensor"]) -> 
         return {"tuple": [_flatten(part, (*path, name), tensors) for name, part in parts], "fields": fields}
     if isinstance(tree, dict) and all(key is None or isinstance(key, bool | int | str) for key in tree):
         return {"dict": [[key, _flatten(part, (*path, str(key)), tensors)] for key, part in tree.items()]}
-    kind = f"a dict with the keys {list(tree)}" if isinstance(tree, dict) else f"a {type(tree).__name__}"
-    raise UserError(f"{'.'.join(path) or 'the tree'}: {kind} cannot be stored without pickle")
+    kind = f"a dict with the keys {list(tree)}" if isinstance(tree, dict) else kind_of(tree)
+    raise UserError(f"{kind} cannot be stored without pickle", argument=".".join(path) or "the tree")
 
 
 def _unflatten(tensors: Mapping[str, "Tensor"], node: Any, like: Any) -> Any:
@@ -274,7 +272,7 @@ def _unflatten(tensors: Mapping[str, "Tensor"], node: Any, like: Any) -> Any:
     if not stored or not fields:
         return tuple(parts)
     if list(fields) != stored:
-        raise UserError(f"{type(like).__name__} has the fields {', '.join(fields)}; stored are {stored}")
+        raise UserError(f"has the fields {', '.join(fields)}, stored are {stored}", argument=type(like).__name__)
     return type(like)(*parts)
 
 
@@ -285,14 +283,19 @@ def _at(like: Any, key: Any) -> Any:
 
 
 def _read(path: str | Path, limit: int | None = None) -> bytes:
-    """The bytes of a regular file; a device or a pipe, which may never end, is refused."""
+    """The bytes of a regular file."""
     with _read_errors(path):
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: not a regular file")
-        if limit is not None and status.st_size > limit:
-            raise DamagedFile(f"{path}: {status.st_size} bytes, where at most {limit} are expected")
+        size = os.stat(_regular(path)).st_size
+        if limit is not None and size > limit:
+            raise DamagedFile(f"{size} bytes, where at most {limit} are expected", argument=str(path))
         return Path(path).read_bytes()
+
+
+def _regular(path: str | Path) -> Path:
+    """The path; a device or a pipe, which may never end, is refused."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise UserError("not a regular file", argument=str(path))
+    return Path(path)
 
 
 def _sha256(path: Path) -> str:
@@ -301,61 +304,46 @@ def _sha256(path: Path) -> str:
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    path = folder / MANIFEST
+    path = inside(folder, MANIFEST)
     if not path.is_file():
-        raise DamagedFile(f"{path}: missing, or no file, so the folder was never finished; {REMEDY}")
+        raise DamagedFile("missing, or no file, so the folder was never finished", argument=str(path), hint=REMEDY)
     tree = read_json(path)
     version = tree.get("format") if isinstance(tree, dict) else None
     if type(version) is int and version > FORMAT:
-        raise UserError(f"{path}: format {version}, written by a newer thalweg (this reads {FORMAT}): upgrade thalweg")
+        newer = f"format {version}, written by a newer thalweg (this reads {FORMAT})"
+        raise UserError(newer, argument=str(path), hint="upgrade thalweg")
     files = tree.get("files") if version == FORMAT and type(version) is int else None
     entry = {"sha256": str, "bytes": int}
     if not isinstance(files, dict) or not all(
         isinstance(file, dict) and {key: type(value) for key, value in file.items()} == entry for file in files.values()
     ):
-        raise DamagedFile(f"{path}: not a manifest of format {FORMAT}; {REMEDY}")
+        raise DamagedFile(f"not a manifest of format {FORMAT}", argument=str(path), hint=REMEDY)
     return files
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The path of a listed file, refused unless it stays in the folder whatever links there are."""
+def inside(folder: Path, name: str) -> Path:
+    """The path of a file that a folder holds; `DamagedFile` where the name or a link leads out of it.
+
+    In the Hub's cache the files of a snapshot are links to its repository's `blobs`, which count as its own.
+    """
     bad = not name.isprintable() or len(name.encode()) > MAX_NAME  # nothing else fits a line, or a file system
-    bad = bad or "\\" in name or ":" in name or {"", ".", ".."} & set(name.split("/"))
-    if bad or not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise DamagedFile(f"{folder / MANIFEST}: lists {name[:MAX_NAME]!r}, which is not a file inside the folder")
-    return folder / name
+    if bad or "\\" in name or ":" in name or {"", ".", ".."} & set(name.split("/")):
+        raise DamagedFile(f"lists {name[:MAX_NAME]!r}, no name of a file inside", argument=str(folder / MANIFEST))
+    path, home = folder / name, folder.resolve()
+    target = path.resolve()
+    if not target.is_relative_to(home) and not _is_blob(target, home):
+        raise DamagedFile(
+            f"a link leads to {str(target)!r}, outside the folder",
+            argument=str(path),
+            hint="copy the folder with `cp -rL`, which follows links, and use the copy",
+        )
+    return path
 
 
-def _temp(kind: str, path: Path) -> Path:
-    return path.with_name(f".thalweg-{kind}-{os.getpid()}-{_TOKEN}-{next(_count)}-{path.name}")
-
-
-def temporary(path: str | Path) -> Path:
-    """A name beside the path under which to write what will replace it; `clean` knows it."""
-    return _temp("new", Path(path))
-
-
-def _wanted(path: Path) -> Path:
-    """The path as the user knows it: temporary folders on the way under the name that they were to get."""
-    return Path(*(match[4] if (match := _TEMP.fullmatch(part)) else part for part in path.parts))
-
-
-def _alive(pid: int, token: str) -> bool:
-    if pid == os.getpid():
-        return token == _TOKEN
-    try:
-        os.kill(pid, 0)
-    except OSError as err:
-        return not isinstance(err, ProcessLookupError)
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
+def _is_blob(target: Path, home: Path) -> bool:
+    """Whether a file lies in REPOSITORY/blobs, and the folder is REPOSITORY/snapshots/COMMIT; both without links."""
+    blobs = home.parent.parent / "blobs"
+    return home.parent.name == "snapshots" and target.parent == blobs and not blobs.is_symlink()
 
 
 def _sync_folder(path: Path) -> None:
@@ -385,11 +373,11 @@ def write_errors(path: Path, wanted: int | None) -> Iterator[None]:
     except OSError as err:
         if isinstance(err, ThalwegError):
             raise
-        path = _wanted(path)
+        path = temporary.final(path)
         if err.errno in _FULL:
             amount = "" if wanted is None else f" {wanted} bytes"
             raise DiskFull(f"no room to write{amount} to {path}: {err.strerror}; what was there is intact") from err
-        raise UserError(f"cannot write {path}: {err.strerror or err}") from err
+        raise UserError(f"cannot be written ({err.strerror or err})", argument=str(path)) from err
 
 
 @contextmanager
@@ -397,4 +385,4 @@ def _read_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        raise UserError(f"cannot read {path}: {err.strerror or err}") from err
+        raise UserError(f"cannot be read ({err.strerror or err})", argument=str(path)) from err

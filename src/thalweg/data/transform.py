@@ -17,7 +17,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from thalweg.core.errors import UserError
-from thalweg.data.loader import as_float
+from thalweg.data.precision import ROUNDING
+from thalweg.data.validate import as_float
 
 
 class Transform(Protocol):
@@ -73,8 +74,9 @@ class Identity:
 class Standardize:
     """z = (x - mean) / scale for each feature: mean 0 and variance 1 over the training data.
 
-    A column that is constant in training gets scale 1, so that it stays finite and a later deviation
-    shows as it is. `mean` and `scale` are (nested) lists in the shape of one row.
+    A column that is constant in training, to the rounding of float64, gets scale 1, so that it stays finite and a
+    later deviation shows as it is. `mean` and `scale` are (nested) lists in the shape of one row. float64 rows are
+    standardised in float64, so that a column far from zero keeps its spread.
     """
 
     mean: Sequence[Any] | None = None
@@ -84,7 +86,8 @@ class Standardize:
         """A copy with mean and standard deviation of x (N, *), taken in float64."""
         mean = _average(x, lambda rows: rows)
         scale = _average(x, lambda rows: (rows - mean).square()).sqrt()
-        scale = scale.where(x.amax(0) > x.amin(0), 1.0)
+        low, high = (as_float(edge).double() for edge in (x.amin(0), x.amax(0)))
+        scale = scale.where(high - low > ROUNDING * torch.maximum(low.abs(), high.abs()), 1.0)
         return replace(
             self,
             mean=mean.tolist() if self.mean is None else self.mean,

@@ -40,7 +40,7 @@ class Seen(NamedTuple):
     size: Tensor
     share: Tensor
 
-    def slope(self) -> Tensor:
+    def cotangent(self) -> Tensor:
         """dU/dF, (B, D)."""
         return (self.size[:, None] * self.scaled).detach()
 
@@ -87,17 +87,17 @@ class AnchoredEnergy(nn.Module, ABC):
         with torch.autocast(device, enabled=False):
             return self._energy(seen, f.to(y.dtype))
 
-    def slopes(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor] | None:
+    def value_and_grads(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor] | None:
         """(U (B,), dU/dy (B, *), dU/dt (B,)), differentiable in the parameters once; None where there is no short way.
 
         About six forwards with the backward pass to come, as by autograd, but in half the time (`energy.twice`).
         """
-        if not self.has_pulled(y):
+        if not self.has_network_vjp(y):
             return None
         check_rows(y, self.shape)
         keep_memory()
         flat, t = y.detach().flatten(1), t.detach().requires_grad_(True)
-        u0, u0_y, u0_t, wiener, wiener_t = self.anchor.slopes(flat, t.detach())
+        u0, u0_y, u0_t, wiener, wiener_t = self.anchor.derivatives(flat, t.detach())
         with torch.enable_grad():
             s2, size = self.anchor.spectrum.mean(), self._size(t)
             k, weight = (s2 + t.detach()).rsqrt(), size.detach()
@@ -107,11 +107,11 @@ class AnchoredEnergy(nn.Module, ABC):
             wiener = (wiener * root).requires_grad_(True)
             features = self._features(t)
             levels = (self.embedding(features.detach()), self.embedding(features))  # f must not lead back to t
-            f, ways, pulls = self.pulled(scaled, wiener, levels, weight[:, None] * scaled.detach())
+            f, inner_inputs, cotangents = self.network_vjp(scaled, wiener, levels, weight[:, None] * scaled.detach())
             own = (1 - t / self.t_max) * CONSTANT_SCALE * self.constant(features)[:, 0]
-            inputs, outputs = (scaled, wiener, t), (*ways, own.sum())
+            outputs, ones = (*inner_inputs, own.sum()), torch.ones_like(t[0])
             of_scaled, of_wiener, of_t = torch.autograd.grad(
-                outputs, inputs, (*pulls, torch.ones_like(t[0])), create_graph=True
+                outputs, (scaled, wiener, t), (*cotangents, ones), create_graph=True
             )
             inner = (scaled.detach() * f).sum(1)
             grad_y = (
@@ -127,7 +127,7 @@ class AnchoredEnergy(nn.Module, ABC):
 
     def value_and_grad(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor] | None:
         """(U, dU/dy), both detached; None where there is no short way, or too few rows for it to be one."""
-        if len(y) < FEW_ROWS or not self.has_pulled(y):
+        if len(y) < FEW_ROWS or not self.has_network_vjp(y):
             return None
         check_rows(y, self.shape)
         keep_memory()
@@ -136,24 +136,25 @@ class AnchoredEnergy(nn.Module, ABC):
             seen = self._seen(y, t.detach())
             with torch.no_grad():
                 level = self.embedding(seen.level)
-            f, ways, pulls = self.pulled(seen.scaled, seen.wiener, (level,), seen.slope())
+            f, inputs, cotangents = self.network_vjp(seen.scaled, seen.wiener, (level,), seen.cotangent())
             u = self._energy(seen, f)
-            (g,) = torch.autograd.grad((u.sum(), *ways), y, (torch.ones_like(u[0]), *pulls))
+            (g,) = torch.autograd.grad((u.sum(), *inputs), y, (torch.ones_like(u[0]), *cotangents))
         return u.detach(), g
 
-    def has_pulled(self, y: Tensor) -> bool:
-        """Whether `pulled` knows how, for positions like y, now."""
+    def has_network_vjp(self, y: Tensor) -> bool:
+        """Whether `network_vjp` knows how, for positions like y, now."""
         return False
 
-    def pulled(
-        self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], slope: Tensor
+    def network_vjp(
+        self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], cotangent: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """(f, ways, pulls): the network's value, and <slope, f>'s slope in what lies between (y, t) and the network.
+        """(f, inputs, cotangents): the network's value, and the gradient of <cotangent, f> in its inputs.
 
-        f does not lead back to y and t; `ways` are tensors that do, and `pulls` the slopes in them. `levels` are the
-        level's embedding without and with a way back to t; without the second nothing is differentiated in parameters.
+        f has no graph back to y and t; `inputs` have, and `cotangents` are the gradients in them. `levels` are the
+        level's embedding without and with a graph back to t; without the second nothing is differentiated in
+        parameters.
         """
-        raise AssertionError("asked for only where `has_pulled` says yes")
+        raise AssertionError("asked for only where `has_network_vjp` says yes")
 
     def _seen(self, y: Tensor, t: Tensor) -> "Seen":
         flat = y.flatten(1)

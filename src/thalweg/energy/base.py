@@ -5,18 +5,24 @@ wrappers (`thalweg.energy.compose`), so a sampler needs one contract only. A *no
 t) takes the noise variance t as well; `thalweg.energy.compose.AtNoise` fixes t and gives an ordinary energy
 back.
 
+What an energy offers beyond its value is a capability, one of the Protocols below. Whoever wants it asks by
+`isinstance`, once a chain or step, and does without where the answer is no. To offer one is to have its members.
+
 Adding an energy is one new file in this package. The contract suite (tests/contract/test_energies.py) takes
 every class that is named ...Energy or offers `example()`, a small instance (the defaults serve where there is
 none). `shape` says what one position looks like ((2,) where it is missing), and `noisy = True` that the
 energy takes (y, t).
 """
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor, nn
+
+from thalweg.core.errors import UserError
 
 
 @runtime_checkable
@@ -37,31 +43,156 @@ class NoisyEnergyFn(Protocol):
         ...
 
 
+_ProtocolType = type if TYPE_CHECKING else type(Protocol)
+
+
+class Capability(_ProtocolType):
+    """The type of the Protocols below: isinstance asks an object for their members by `hasattr`.
+
+    The library's own answer takes ten times as long in Python 3.11, and from 3.12 on does not see what a wrapper
+    forwards by `__getattr__`.
+    """
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        for name in cls.members():  # noqa: SIM110 - a generator costs more than the question
+            if not hasattr(instance, name):
+                return False
+        return True
+
+    @functools.cache  # noqa: B019 - a handful of classes
+    def members(cls) -> tuple[str, ...]:
+        """The names of the capability's members."""
+        return tuple(name for name in vars(cls) if not name.startswith("_"))
+
+
+@runtime_checkable
+class HasShape(Protocol, metaclass=Capability):
+    """Says what one position looks like. Applications ask, to check what they are given before the work."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one position, without the batch dimension."""
+        ...
+
+
+@runtime_checkable
+class HasGradient(Protocol, metaclass=Capability):
+    """Has a shorter way to its gradient than autograd. `energy_and_grad` asks, and so does every sampler through it."""
+
+    def value_and_grad(self, x: Tensor, /, *more: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(E(x), dE/dx), (B,) and (B, *), both detached; None where autograd is to serve, for positions like these.
+
+        `more` is what the energy's own call takes beside x: noise variances or labels.
+        """
+        ...
+
+
+@runtime_checkable
+class HasTimeGradient(Protocol, metaclass=Capability):
+    """U(y, t) with a shorter way to both its gradients. Dual score matching asks, instead of autograd."""
+
+    def value_and_grads(self, y: Tensor, t: Tensor, /) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(U, dU/dy, dU/dt), differentiable in the parameters once; None where autograd is to serve."""
+        ...
+
+
+@runtime_checkable
+class NoiseConditional(Protocol, metaclass=Capability):
+    """U(y, t) for t in [t_min, t_max], whose law at t_max is known. Annealed samplers ask, and begin there."""
+
+    @property
+    def t_min(self) -> float:
+        """The lowest noise variance."""
+        ...
+
+    @property
+    def t_max(self) -> float:
+        """The highest noise variance."""
+        ...
+
+    def prior(self, n: int, generator: Generator, /) -> Tensor:
+        """n draws (n, *) of y at t_max."""
+        ...
+
+    def prior_log_prob(self, y: Tensor, /) -> Tensor:
+        """log p(y) at t_max, (B,) nats: the density of `prior`."""
+        ...
+
+
+@runtime_checkable
+class Anchored(Protocol, metaclass=Capability):
+    """Keeps a Gaussian of the data. In-painting asks, for what a denoiser does not know."""
+
+    @property
+    def anchor(self) -> Any:
+        """The Gaussian (`energy.gaussian.SmoothedGaussian`): `mean`, `basis`, `spectrum`."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Protocol, metaclass=Capability):
+    """Knows labels too. Classification asks, and calibrates, scores and samples classes."""
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are, 0 … num_classes - 1."""
+        ...
+
+    def logits(self, x: Tensor, /) -> Tensor:
+        """(B, num_classes), whose softmax is p(label | x)."""
+        ...
+
+
+@runtime_checkable
+class Bipartite(Protocol, metaclass=Capability):
+    """Binary units in two layers, each independent given the other. Gibbs sampling asks, and needs no gradient."""
+
+    @property
+    def conditionals(self) -> Any:
+        """The two conditional laws as log-odds (`energy.lattice.Conditionals`)."""
+        ...
+
+
+@runtime_checkable
+class HasSequence(Protocol, metaclass=Capability):
+    """Is -logsumexp of what modules give one after the other. A chain asks, and then builds no graph at all."""
+
+    def sequence(self) -> list[nn.Module]:
+        """The modules, from the positions (B, *) to the scores (B, K)."""
+        ...
+
+
+@runtime_checkable
+class Wraps(Protocol, metaclass=Capability):
+    """Is made of other energies. A chain asks, and evaluates those by their shortest ways."""
+
+    def over(self, change: Callable[[Any], Any], /) -> Any:
+        """The same wrapper over `change` of each of its energies."""
+        ...
+
+
+@runtime_checkable
+class Fittable(Protocol, metaclass=Capability):
+    """Takes figures of the training data before training. A run asks, and gives it rows in model units."""
+
+    def fit(self, x: Tensor, /) -> Any:
+        """Set them from x (N, *)."""
+        ...
+
+
 def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:
     """(E(x), dE/dx) in one forward and one backward pass, both detached.
 
     The sum over the batch is differentiated, which gives each row its own gradient as long as the energy
     treats rows independently (so no BatchNorm in train mode). Under `torch.compile` the pull-back of
     `torch.func.vjp` is used, because `autograd.grad` does not trace; in eager mode `autograd.grad`, because
-    it works with every module. An energy may bring a `value_and_grad(x)` of its own, which may return None where it
-    does not apply; `energy.fused` does.
+    it works with every module. An energy's own way (`HasGradient`) comes first.
     """
     if torch.compiler.is_compiling():
         u, pull = torch.func.vjp(energy, x)  # pyright: ignore[reportAssignmentType]
         return u.detach(), pull(torch.ones_like(u))[0].detach()
-    own = getattr(energy, "value_and_grad", None)
-    if own is not None and (both := own(x)) is not None:
+    if isinstance(energy, HasGradient) and (both := energy.value_and_grad(x)) is not None:
         return both
-    try:
-        return _by_autograd(energy, x)
-    except RuntimeError as error:
-        again = getattr(energy, "without_layout", None)
-        if again is None or not again(error):
-            raise
-    return _by_autograd(energy, x)
-
-
-def _by_autograd(energy: EnergyFn, x: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         u = energy(x)
@@ -75,9 +206,10 @@ def marginal(f: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
 
 
 def check_image_shape(shape: Sequence[int], num_halvings: int) -> tuple[int, int, int]:
-    """(C, H, W) as a tuple; ValueError where a side is under 8 pixels or would be halved away."""
+    """(C, H, W) as a tuple; UserError where a side is under 8 pixels or would be halved away."""
     least = max(8, 2**num_halvings)
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < least:
-        raise ValueError(f"shape={tuple(shape)}: want (channels, height, width), {least} pixels a side or more")
+        condition = f"must be (channels, height, width), {least} pixels a side or more"
+        raise UserError(condition, argument="shape", value=tuple(shape))
     channels, height, width = (int(s) for s in shape)
     return channels, height, width

@@ -1,28 +1,73 @@
 """Wrappers that turn an energy into another: temperature, sums, labels, observed pixels, a fixed noise level.
 
 A sampler knows none of these. Each wrapper is itself an energy, (B, *) to (B,) nats, and they nest:
-`Clamped(Tempered(AtNoise(net, t), beta), observed, values)`.
+`Clamped(Tempered(AtNoise(net, t), beta), observed, values)`. It offers those capabilities of its energy
+(`energy.base`) that stay true, which its class lists, and lacks the others.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from thalweg.core.errors import UserError
 from thalweg.energy.analytic import Gaussian, GaussianMixture
-from thalweg.energy.base import EnergyFn, NoisyEnergyFn
+from thalweg.energy.base import (
+    Capability,
+    EnergyFn,
+    HasGradient,
+    HasShape,
+    NoisyEnergyFn,
+    energy_and_grad,
+)
 from thalweg.energy.conditional import Conditional
+
+_ABSENT = object()
+
+
+class EnergyWrapper:
+    """Abstract: an energy made of another one, its `energy`; a subclass is a dataclass.
+
+    `keeps` lists the capabilities that stay true: the wrapper has their members where its energy has them. They are the
+    energy's own, or, where the wrapper changes what they give, the method that the class names `_member`. It may rely
+    on the energy's.
+    """
+
+    keeps: ClassVar[tuple[Capability, ...]] = ()
+    _kept: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        cls._kept = frozenset(name for capability in cls.keeps for name in capability.members())
+
+    def _inner(self) -> Sequence[Any]:
+        """The energies whose capabilities count: one that offers a member is enough."""
+        return (cast(Any, self).energy,)
+
+    def over(self, change: Callable[[Any], Any]) -> Self:
+        """The same over `change` of the energy."""
+        return replace(cast(Any, self), energy=change(cast(Any, self).energy))
+
+    def __getattr__(self, name: str) -> Any:
+        """A kept member; AttributeError for any other name."""
+        for energy in self._inner() if name in self._kept else ():
+            theirs = getattr(energy, name, _ABSENT)
+            if theirs is not _ABSENT:
+                own = getattr(type(self), f"_{name}", None)
+                return theirs if own is None else own.__get__(self)
+        raise AttributeError(f"{type(self).__name__} has no {name}")
 
 
 @dataclass(frozen=True)
-class Tempered:
+class Tempered(EnergyWrapper):
     """beta E(x): inverse temperature beta, a number or a tensor that broadcasts against (B,)."""
 
     energy: EnergyFn
     beta: float | Tensor
+
+    keeps = (HasShape, HasGradient)
 
     @classmethod
     def example(cls) -> Self:
@@ -33,19 +78,34 @@ class Tempered:
         """The energy in nats."""
         return self.beta * self.energy(x)
 
+    @torch.no_grad()
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        both = cast(HasGradient, self.energy).value_and_grad(x)
+        if both is None:
+            return None
+        u, g = both
+        rows = self.beta.reshape(-1, *[1] * (g.ndim - 1)) if isinstance(self.beta, Tensor) else self.beta
+        return self.beta * u, (rows * g).to(g.dtype)
+
 
 @dataclass(frozen=True)
-class Sum:
-    """sum_i w_i E_i(x): a product of experts (Hinton 2002). `weights`: a number each, all 1 if not given."""
+class Sum(EnergyWrapper):
+    """sum_i w_i E_i(x): a product of experts (Hinton 2002). `weights`: a number each, all 1 if not given.
+
+    Has a gradient where one of the energies has; the others' come by autograd.
+    """
 
     energies: Sequence[EnergyFn]
     weights: Sequence[float] | Tensor | None = None
 
+    keeps = (HasShape, HasGradient)
+
     def __post_init__(self):
         if not self.energies:
-            raise ValueError("energies is empty: want at least one")
+            raise UserError("must be one at least", argument="energies")
         if self.weights is not None and len(self.weights) != len(self.energies):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.energies)} energies: want one each")
+            condition = f"must be one for each of {len(self.energies)} energies, not {len(self.weights)}"
+            raise UserError(condition, argument="weights")
 
     @classmethod
     def example(cls) -> Self:
@@ -54,19 +114,36 @@ class Sum:
 
     def __call__(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """The energy in nats."""
-        weights = [1.0] * len(self.energies) if self.weights is None else self.weights
-        total = weights[0] * self.energies[0](x)
-        for w, energy in zip(weights[1:], self.energies[1:], strict=True):
-            total = total + w * energy(x)
+        return self._weighted([energy(x) for energy in self.energies])
+
+    def _weighted(self, parts: Sequence[Tensor]) -> Tensor:
+        weights = [1.0] * len(parts) if self.weights is None else self.weights
+        total = weights[0] * parts[0]
+        for w, part in zip(weights[1:], parts[1:], strict=True):
+            total = total + w * part
         return total
+
+    def _inner(self) -> Sequence[Any]:
+        return self.energies
+
+    def over(self, change: Callable[[Any], Any]) -> Self:
+        """The same over `change` of each energy."""
+        return replace(self, energies=[change(energy) for energy in self.energies])
+
+    @torch.no_grad()
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        u, g = zip(*(energy_and_grad(energy, x) for energy in self.energies), strict=True)
+        return self._weighted(u), self._weighted(g).to(x.dtype)
 
 
 @dataclass(frozen=True)
-class Conditioned:
+class Conditioned(EnergyWrapper):
     """E(x, y) with the labels y held fixed: (B,), or one 0-d label for every row."""
 
     energy: Callable[[Tensor, Tensor], Tensor]
     labels: Int[Tensor, "..."]
+
+    keeps = (HasShape, HasGradient)
 
     @classmethod
     def example(cls) -> Self:
@@ -77,9 +154,12 @@ class Conditioned:
         """The energy in nats."""
         return self.energy(x, self.labels.expand(len(x)))
 
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        return cast(HasGradient, self.energy).value_and_grad(x, self.labels.expand(len(x)))
+
 
 @dataclass(frozen=True)
-class Clamped:
+class Clamped(EnergyWrapper):
     """E with observed pixels put back before it is evaluated: a function of the free pixels alone.
 
     E'(x) = E(where(observed, values, x)). The gradient at observed pixels is zero. A sampler's noise still
@@ -91,9 +171,12 @@ class Clamped:
     observed: Bool[Tensor, "..."]
     values: Float[Tensor, "..."]
 
+    keeps = (HasShape, HasGradient)
+
     def __post_init__(self):
         if self.observed.dtype != torch.bool:
-            raise ValueError(f"observed has type {self.observed.dtype}, want torch.bool, true where known")
+            condition = f"must be of type torch.bool, true where known, not {self.observed.dtype}"
+            raise UserError(condition, argument="observed")
 
     @classmethod
     def example(cls) -> Self:
@@ -108,13 +191,19 @@ class Clamped:
         """The energy in nats."""
         return self.energy(self.restore(x))
 
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        both = cast(HasGradient, self.energy).value_and_grad(self.restore(x))
+        return None if both is None else (both[0], both[1].masked_fill(self.observed, 0))
+
 
 @dataclass(frozen=True)
-class AtNoise:
+class AtNoise(EnergyWrapper):
     """U(x, t) at one noise variance t, a number or a 0-d tensor: the energy of data plus sqrt(t) eps."""
 
     energy: NoisyEnergyFn
     t: float | Tensor
+
+    keeps = (HasShape, HasGradient)
 
     @classmethod
     def example(cls) -> Self:
@@ -125,10 +214,8 @@ class AtNoise:
         """The energy in nats."""
         return self.energy(x, self._levels(x))
 
-    def value_and_grad(self, x: Float[Tensor, "b *d"]) -> tuple[Tensor, Tensor] | None:
-        """(U, dU/dx) by the energy's own short way, None where it has none."""
-        own = getattr(self.energy, "value_and_grad", None)
-        return None if own is None else own(x, self._levels(x))
+    def _value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+        return cast(HasGradient, self.energy).value_and_grad(x, self._levels(x))
 
     def _levels(self, x: Tensor) -> Tensor:
         return torch.as_tensor(self.t, dtype=x.dtype, device=x.device).expand(len(x))

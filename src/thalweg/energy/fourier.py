@@ -37,7 +37,7 @@ class Steps(NamedTuple):
     single: Tensor
     pair: Tensor
 
-    def spread(self, x: Tensor) -> Tensor:
+    def apply(self, x: Tensor) -> Tensor:
         """The map: (H, W, B, C) to (R, B, C)."""
         height, width, rows, channels = x.shape
         reals, pairs = self._counts()
@@ -50,7 +50,7 @@ class Steps(NamedTuple):
         torch.bmm(self.pair.expand(pairs, -1, -1), twos, out=y[reals * outer :].view(pairs, len(self.pair), inner))
         return y.view(-1, rows, channels)
 
-    def gather(self, y: Tensor) -> Tensor:
+    def transpose(self, y: Tensor) -> Tensor:
         """Its transpose: (R, B, C) to (H, W, B, C)."""
         _, rows, channels = y.shape
         reals, pairs = self._counts()

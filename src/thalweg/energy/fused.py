@@ -1,22 +1,24 @@
-"""An energy evaluated as fast as its modules allow while a chain holds it still, whoever wrote it.
+"""An energy evaluated as fast as its modules allow while a chain lasts, whoever wrote it.
 
-Inside a chain the weights do not change and only dE/dx is wanted. So for as long as `held` lasts
+Inside a chain the weights do not change and only dE/dx is wanted. So for as long as a `FrozenEnergy` lasts
 
 - the energy is `frozen`: evaluation mode, normalised weights folded, no gradients of weights;
-- convolutions have channels_last weights, and so their images, which oneDNN takes without copying;
-- a run of known layers in an nn.Sequential is one node of the graph, with its gradient written out (`energy.layers`);
+- consecutive known layers of an nn.Sequential are one node of the graph, with its gradient written out and its images
+  in channels_last (`energy.layers`);
 - freed memory stays with the process, for the next step to use without a page fault.
 
-All this changes the energy by rounding only, and nothing of it is left when the chain ends. Anything else that a module
-does goes through autograd as ever; a second derivative through a run is taken of its plain form; and under autocast,
-`torch.func` or `torch.compile`, and for modules that are compiled or have hooks, the plain form is all there is.
+All this changes the energy by rounding only, and nothing of it is left when the chain ends. What is changed is decided
+by one look at the modules before the chain: what fused layers take and give has the layout that the modules would give,
+so no code of the user's meets another, and whatever that code raises is the user's own. Anything else that a module
+does goes through autograd as ever; a second derivative through fused layers is taken of their plain form; and under
+autocast, `torch.func` or `torch.compile`, and for modules that are compiled or have hooks, the plain form is all there
+is.
 """
 
 import functools
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,47 +26,61 @@ from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.nn.modules import module as nn_module
 
-from thalweg.energy.base import marginal
-from thalweg.energy.layers import HOOKS, Layer, OneChannel, layer_of, takes
-from thalweg.energy.reach import modules_of, turn
-from thalweg.energy.spectral import changing, frozen, surely
+from thalweg.energy.base import HasGradient, HasSequence, Wraps, marginal
+from thalweg.energy.layers import (
+    FREE,
+    HOOKS,
+    Activation,
+    Col2imConv2d,
+    Identity,
+    Im2colConv2d,
+    Layer,
+    backward_through,
+    forward_through,
+    layer_of,
+    layers_of,
+    leaves,
+    reads_input,
+    takes,
+)
+from thalweg.energy.reach import find_modules
+from thalweg.energy.spectral import always_undo, frozen
 
-logger = logging.getLogger(__name__)
-TOLD = "the energy is evaluated without changes of layout, which it does not take: %s"
 _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
 
 
-class _Run(Function):
+class _FusedLayers(Function):
     """Layers one after the other as one node. The plain form serves where the gradient is differentiated again.
 
-    What the way back reads of the input or the output is saved by autograd, which refuses it once it has been changed
-    in place; what lies between is nobody else's.
+    y and dE/dx are made contiguous where x is and the modules would give them so (`usual`). What the way back reads of
+    the input or the output is saved by autograd, which refuses it once it has been changed in place; what lies between
+    is nobody else's.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], plain: Callable[[Tensor], Tensor]) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.x, ctx.plain, ctx.way, y = x, plain, [], x
-        for layer in layers:
-            y, kept = layer.forward(y)
-            ctx.way.append((layer, kept))
-        reads_y = getattr(layers[-1], "of_result", False)
+    def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.x, ctx.plain, ctx.layers = x, plain, layers
+        ctx.usual = usual and x.is_contiguous() and not _in_channels_last(x)
+        y, ctx.kept = forward_through(layers, x)
+        y = y.contiguous() if ctx.usual else y
+        y = y if y._base is None else y.clone()  # autograd lets nobody change a view that a node gives
+        reads_y = isinstance(layers[-1], Activation) and layers[-1].of_result
         if reads_y:
-            ctx.way[-1] = (layers[-1], None)  # y itself would hold its own node, and so be held for ever
-        ctx.save_for_backward(y if reads_y else None, x if getattr(layers[0], "of_result", True) is False else None)
+            ctx.kept[-1] = None  # y would keep its own node alive, and that y, for ever
+        ctx.save_for_backward(y if reads_y else None, x if reads_input(layers) else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
             (g,) = torch.autograd.grad(ctx.plain(ctx.x), ctx.x, g, create_graph=True)
-            return g, None, None
+            return g, None, None, None
         y, _ = ctx.saved_tensors
-        for i, (layer, kept) in reversed(list(enumerate(ctx.way))):
-            g = layer.backward(g, y if y is not None and i + 1 == len(ctx.way) else kept)
-        return g, None, None
+        g = backward_through(ctx.layers, g, ctx.kept if y is None else [*ctx.kept[:-1], y])
+        return g.contiguous() if ctx.usual else g, None, None, None
 
 
-def _run(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _fused(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool, x: Tensor) -> Tensor:
     """The layers at x: by one node where only a first derivative by autograd is to come, else by the plain form."""
     special = (
         torch.compiler.is_compiling()
@@ -72,34 +88,49 @@ def _run(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], x: Tensor) 
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
-    return plain(x) if special or not takes(layers, x) else _Run.apply(x, layers, plain)  # pyright: ignore[reportReturnType]
+    return plain(x) if special or not takes(layers, x) else _FusedLayers.apply(x, layers, plain, usual)  # pyright: ignore[reportReturnType]
 
 
-def _chain(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+def _in_order(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
     for part in parts:
         x = part(x)
     return x
 
 
+def _fuse(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
+    """The modules' layers as one function."""
+    usual = not any(_in_channels_last(p) for m in modules for p in m.parameters())
+    working = [layer for layer in layers if not isinstance(layer, Identity)]
+    return functools.partial(_fused, working, functools.partial(_in_order, modules), usual)
+
+
+def _in_channels_last(x: Tensor) -> bool:
+    """Whether somebody laid the weight or image out in channels_last, and so wants it; torch goes by strides too."""
+    return x.ndim == 4 and x.stride() != torch.empty(x.shape, device="meta").stride()
+
+
 def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
-    """The modules, with each run of known layers replaced by one function; one that would gain nothing stays."""
+    """The modules, with known layers in a row replaced by one function where that gains anything."""
+    modules, layers = list(leaves(modules)), []
     parts: list[Callable[[Tensor], Tensor]] = []
-    layers: list[Layer] = []
     for i, m in enumerate([*modules, None]):
         layer = None if m is None else layer_of(m)
         if layer is not None:
             layers.append(layer)
             continue
-        plain = modules[i - len(layers) : i]
-        gains = len(layers) > 1 or any(isinstance(layer, OneChannel) for layer in layers)
-        parts += [functools.partial(_run, layers, functools.partial(_chain, plain))] if gains else plain
-        parts += [] if m is None else [m]
+        start, end = i - len(layers), i
+        while layers and isinstance(layers[-1], FREE):  # autograd sees to views of what a working layer gives
+            layers.pop()
+            end -= 1
+        gains = len(layers) > 1 or any(isinstance(layer, Im2colConv2d) for layer in layers)
+        parts += [_fuse(modules[start:end], layers)] if gains else modules[start:end]
+        parts += modules[end:i] if m is None else [*modules[end:i], m]
         layers = []
     return parts
 
 
 def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """(module, its new forward): Sequentials with runs, and convolutions of one channel wherever they stand."""
+    """(module, its new forward): Sequentials with fused layers, and convolutions of one channel wherever they stand."""
     if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         return
     inside: set[int] = set()
@@ -108,10 +139,12 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
             parts = _parts(list(m))
             if any(isinstance(part, functools.partial) for part in parts):
                 inside |= {id(child) for child in m}
-                yield m, functools.partial(_chain, parts)
+                yield m, functools.partial(_in_order, parts)
     for m in modules:
-        if isinstance(m, nn.Conv2d) and id(m) not in inside and isinstance(layer := layer_of(m), OneChannel):
-            yield m, functools.partial(_run, [layer], functools.partial(type(m).forward, m))
+        if isinstance(m, nn.Conv2d) and id(m) not in inside and isinstance(layer := layer_of(m), Im2colConv2d):
+            usual = not _in_channels_last(m.weight)
+            layers = [Col2imConv2d(*layer) if usual else layer]
+            yield m, functools.partial(_fused, layers, functools.partial(type(m).forward, m), usual)
 
 
 def hooked(m: nn.Module) -> bool:
@@ -126,6 +159,9 @@ def keep_memory() -> None:
 
     It would give activations back to the system at each step and have them zeroed by page faults at the next, which
     costs a step of a small network 15 to 25 % of its time. The block itself is never touched, so it costs no memory.
+
+    This lasts as long as the process, which then may hold up to 64 MiB more than it uses. It cannot be undone:
+    `mallopt` could set another threshold, and would end glibc's own adjustment of it.
     """
     torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8, device="cpu")
 
@@ -138,44 +174,20 @@ def is_compiled(m: nn.Module) -> bool:
 
 
 @contextmanager
-def channels_last(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """Weights of convolutions on the CPU in channels_last, then the very tensors of before."""
-    found = (m for m in modules if isinstance(m, nn.Conv2d | nn.ConvTranspose2d))
-    weights = {id(p): p for m in found for p in m.parameters()}.values()
-    plain = (p for p in weights if p.ndim == 4 and p.device.type == "cpu" and type(p.data) is Tensor)
-    changed = [(p, p.data) for p in plain]
-
-    def undo() -> None:
-        with changing:
-            for p, data in changed:
-                p.data = data
-
-    try:
-        with changing:
-            for p, data in changed:
-                p.data = data.contiguous(memory_format=torch.channels_last)
-        yield
-    finally:
-        surely(undo)
-
-
-@contextmanager
 def _replaced(modules: Sequence[nn.Module]) -> Iterator[None]:
     changed = list(_faster(modules))
 
     def undo() -> None:
-        with changing:
-            for m, forward in changed:
-                if m.__dict__.get("forward") is forward:  # an interrupt may have come before it was
-                    del m.__dict__["forward"]
+        for m, forward in changed:
+            if m.__dict__.get("forward") is forward:  # an interrupt may have come before it was
+                del m.__dict__["forward"]
 
     try:
-        with changing:
-            for m, forward in changed:
-                m.__dict__["forward"] = forward
+        for m, forward in changed:
+            m.__dict__["forward"] = forward
         yield
     finally:
-        surely(undo)
+        always_undo([undo])
 
 
 class _Whole:
@@ -188,74 +200,74 @@ class _Whole:
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            f, way = x.detach(), []
-            for layer in self.layers:
-                f, kept = layer.forward(f)
-                way.append((layer, kept))
+            f, kept = forward_through(self.layers, x.detach())
             u = marginal(f)
             g = torch.full_like(f, -1.0) if f.shape[1] == 1 else -torch.softmax(f, dim=1)
-            for layer, kept in reversed(way):
-                g = layer.backward(g, kept)
-            return u, g
+            g = backward_through(self.layers, g, kept)
+            return u, g.contiguous() if x.is_contiguous() else g
 
 
 def _whole(energy: Any) -> _Whole | None:
     """For an energy that offers `sequence()`, known layers all, has no hooks and overrides none of the methods."""
-    owner = next((c for c in type(energy).__mro__ if "sequence" in c.__dict__), None)
-    if owner is None or not isinstance(energy, nn.Module):
+    if not isinstance(energy, HasSequence) or not isinstance(energy, nn.Module):
         return None
+    owner = next((c for c in type(energy).__mro__ if "sequence" in c.__dict__), None)
     same = all(getattr(type(energy), n, None) is getattr(owner, n, None) for n in ("forward", "outputs", "features"))
     if not same or any(getattr(m, name) for m in energy.modules() for name in HOOKS):
         return None
     if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         return None
-    layers = [layer_of(m) for m in energy.sequence()]  # pyright: ignore[reportCallIssue]
-    return None if None in layers else _Whole([layer for layer in layers if layer is not None])
+    layers = layers_of(energy.sequence())
+    return None if layers is None else _Whole(layers)
 
 
-class Held:
-    """An energy E(x) or U(x, t) inside `held`: its attributes are the energy's own.
+class FrozenEnergy:
+    """An energy E(x) or U(x, t) while a chain lasts, `frozen` and faster; its attributes are the energy's own.
 
-    A module may count on the layout of what it computes (`view` after a convolution). Its error is answered once, by
-    taking everything back but `frozen` and asking again.
+        with FrozenEnergy.of(energy) as frozen:
+            ...
+
+    `whole` is the energy as layers, where it is that.
     """
 
-    def __init__(self, energy: Any, stack: ExitStack):
-        self.energy, self._stack, self._plain = energy, stack, False
-        self._whole: _Whole | None = None
+    def __init__(self, energy: Any, whole: _Whole | None = None):
+        self.energy, self._whole = energy, whole
+        self._own = energy.value_and_grad if isinstance(energy, HasGradient) else None
         self._kind: Any = None
-        modules = list(dict.fromkeys(m for root in modules_of(energy) for m in root.modules()))
-        stack.enter_context(turn(modules))
-        if any(is_compiled(m) for m in modules):
-            self._settle()
-            return
-        stack.enter_context(channels_last(modules))
-        stack.enter_context(frozen(energy))
-        stack.enter_context(_replaced(modules))
-        self._whole = _whole(energy)
+
+    @classmethod
+    @contextmanager
+    def of(cls, energy: Any) -> Iterator["FrozenEnergy"]:
+        """The energy frozen; all is as it was afterwards, also after an error.
+
+        Costs a copy of the convolutions' weights. Another thread that wants one of the modules waits.
+        """
+        keep_memory()
+        modules = find_modules(energy)
+        with frozen(energy):
+            if any(is_compiled(m) for m in modules):
+                yield cls(energy)
+                return
+            fast = cls._without_graph(energy)
+            with _replaced(modules):
+                yield fast if isinstance(fast, cls) else cls(fast)
+
+    @classmethod
+    def _without_graph(cls, energy: Any) -> Any:
+        """The energy, with what is layers all through evaluated without a graph, inside wrappers too."""
+        if isinstance(energy, Wraps):
+            return energy.over(cls._without_graph)
+        whole = _whole(energy)
+        return energy if whole is None else cls(energy, whole)
 
     def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """(E(x), dE/dx) by the shortest way, or None where there is none: once a call has taken positions like x."""
-        own = getattr(self.energy, "value_and_grad", None)
-        if own is not None and (found := own(x, *t)) is not None:
+        if self._own is not None and (found := self._own(x, *t)) is not None:
             return found
         kind = (x.shape[1:], x.dtype, x.device)
-        if self._whole is None or kind != self._kind or torch.is_autocast_enabled(x.device.type):
+        if self._whole is None or t or kind != self._kind or torch.is_autocast_enabled(x.device.type):
             return None
         return self._whole(x)
-
-    def without_layout(self, error: RuntimeError) -> bool:
-        """Whether something was taken back for an energy whose way back raised this, so that it can be asked again."""
-        if self._plain:
-            return False
-        self._settle()
-        logger.info(TOLD, error)
-        return True
-
-    def _settle(self) -> None:
-        self._stack.close()
-        self._stack.enter_context(frozen(self.energy))
-        self._plain, self._whole = True, None
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what copying asks for, before there is an energy to ask
@@ -263,25 +275,6 @@ class Held:
         return getattr(self.energy, name)
 
     def __call__(self, *args: Tensor) -> Any:
-        if self._plain:
-            return self.energy(*args)
-        try:
-            u, x = self.energy(*args), args[0]
-            self._kind = (x.shape[1:], x.dtype, x.device)
-            return u
-        except RuntimeError as error:
-            self._settle()
-            u = self.energy(*args)
-            logger.info(TOLD, error)
-            return u
-
-
-@contextmanager
-def held(energy: Any) -> Iterator[Any]:
-    """The same energy for as long as a chain lasts, `frozen` and faster; as it was afterwards, also after an error.
-
-    Costs a copy of the convolutions' weights. Another thread that wants to hold one of the modules so waits its turn.
-    """
-    keep_memory()
-    with ExitStack() as stack:
-        yield Held(energy, stack)
+        u, x = self.energy(*args), args[0]
+        self._kind = (x.shape[1:], x.dtype, x.device)
+        return u

@@ -68,7 +68,7 @@ class SmoothedGaussian(nn.Module):
         return u, (self.spectrum * whitened) @ self.basis.T
 
     @torch.no_grad()
-    def slopes(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, ...]:
+    def derivatives(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, ...]:
         """(U0, dU0/dy, dU0/dt, the linear denoiser's estimate e, de/dt) by formula: two products for all of them."""
         total = self.spectrum + t[:, None]
         z = (y - self.mean) @ self.basis

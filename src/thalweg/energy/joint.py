@@ -13,14 +13,15 @@ grad log p(y | x, t) as a force. `JointStridedEnergy` is the plain classifier, f
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from thalweg.energy.base import marginal
+from thalweg.energy.base import HasGradient, HasShape, NoiseConditional, marginal
+from thalweg.energy.compose import EnergyWrapper
 from thalweg.energy.gaussian import SmoothedGaussian
 from thalweg.energy.strided import StridedEnergy
 from thalweg.energy.unet import UNetEnergy
@@ -87,9 +88,9 @@ class JointUNetEnergy(nn.Module):
         """U(y, t) in nats, the marginal over labels."""
         return self.density(y, t)
 
-    def slopes(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """(U, dU/dy, dU/dt), as `AnchoredEnergy.slopes`."""
-        return self.density.slopes(y, t)
+    def value_and_grads(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(U, dU/dy, dU/dt), as `AnchoredEnergy.value_and_grads`."""
+        return self.density.value_and_grads(y, t)
 
     def value_and_grad(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor] | None:
         """(U, dU/dy), as `AnchoredEnergy.value_and_grad`."""
@@ -169,7 +170,7 @@ def _check_classes(num_classes: int, hidden: int) -> int:
 
 
 @dataclass(frozen=True)
-class GivenClass:
+class GivenClass(EnergyWrapper):
     """U(y, t) - strength log p(labels | y, t): the noisy data of given classes, a label (B,) for each row.
 
     At strength 1 it is E(y, labels, t), the law of the class up to its share; above 1 its most typical part (classifier
@@ -180,6 +181,8 @@ class GivenClass:
     labels: Int[Tensor, "..."]
     strength: float = 1.0
 
+    keeps = (HasShape, HasGradient, NoiseConditional)  # at t_max no class can be told, so the prior is that of the data
+
     @classmethod
     def example(cls) -> Self:
         """Images, every row in class 2."""
@@ -188,25 +191,14 @@ class GivenClass:
     @property
     def noisy(self) -> bool:
         """As the energy is."""
-        return getattr(self.energy, "noisy", False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one position."""
-        return self.energy.shape
-
-    def prior(self, n: int, generator: Generator) -> Float[Tensor, "n *d"]:
-        """n draws at t_max, where the class cannot be told any more."""
-        return self.energy.prior(n, generator)  # pyright: ignore[reportCallIssue]
+        return isinstance(self.energy, NoiseConditional)
 
     def __call__(self, y: Float[Tensor, "b *d"], *t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The energy in nats."""
         return self.energy(y, *t) + self._surprise(y, *t)
 
-    def value_and_grad(self, y: Float[Tensor, "b *d"], *t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor] | None:
-        """(U, dU/dy), the U-Net's part by its own short way; None where it has none."""
-        short = getattr(self.energy, "value_and_grad", None)
-        own = None if short is None else short(y, *t)
+    def _value_and_grad(self, y: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
+        own = cast(HasGradient, self.energy).value_and_grad(y, *t)
         if own is None:
             return None
         with torch.enable_grad():

@@ -1,11 +1,11 @@
-"""A mixture of Gaussians in the data's principal components, at every noise level in closed form.
+"""A mixture of factor analysers with one shared subspace, at every noise level in closed form.
 
     x = m + W z + sqrt(psi) e,    z ~ sum_k w_k N(mu_k, S_k),    e ~ N(0, I)
     U(y, t) = -log p(x + sqrt(t) n = y)
 
-(a mixture of factor analysers with one shared subspace: Ghahramani & Hinton 1996). It is coarse, but it is fitted in
-seconds, and what it says of all of x given a part of x, or any linear view of it, is exact: a first guess for samplers
-of a better energy.
+(Ghahramani & Hinton 1996). W holds the data's principal components. The model is coarse, but it is fitted in seconds,
+and its posterior given a part of x, or any linear observation of it, is exact. So samplers of a better energy start
+from a draw of it.
 """
 
 import math
@@ -15,11 +15,9 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from thalweg.energy.seen import Directions
+from thalweg.energy.seen import LinearObservation
 
 ROWS, NUMBERS = 60_000, 50_000_000  # that are fitted to, at most
 DIRECTIONS = 60
@@ -31,7 +29,7 @@ LEAST = 1e-6  # of the largest variance: the smallest psi
 BLOCK = 2000
 
 
-class PrincipalMixture(nn.Module):
+class MixtureOfFactorAnalyzers(nn.Module):
     """U(y, t), (B, *shape) and (B,) to (B,) nats, normalised: `basis` (D, R) orthonormal, `means` (K, R), Cholesky
     `factors` (K, R, R) of the S_k, `log_weights` (K,), `mean` (D,), `psi` () the variance of what W leaves out.
     """
@@ -50,6 +48,8 @@ class PrincipalMixture(nn.Module):
         super().__init__()
         self.shape = tuple(shape)
         for name in ("mean", "basis", "log_weights", "means", "factors", "psi"):
+            if not isinstance(parts.get(name), Tensor):
+                raise ValueError(f"{name}: want a tensor")
             self.register_buffer(name, parts[name].detach().to(torch.float64))
         k, r, d = len(self.log_weights), self.basis.shape[1], math.prod(self.shape)
         wanted = {"mean": (d,), "basis": (d, r), "means": (k, r), "factors": (k, r, r), "psi": ()}
@@ -81,7 +81,9 @@ class PrincipalMixture(nn.Module):
     @classmethod
     def fit(cls, x: Float[Tensor, "n *d"], *, seed: int = 0) -> Self:
         """To rows x, two or more: one component for each 150 of them, at most 400, by EM from k-means."""
-        rows = evenly(x).flatten(1)
+        from sklearn.decomposition import PCA  # seconds to import, and of no use where a mixture is only read
+
+        rows = evenly_spaced_rows(x).flatten(1)
         pca = PCA(min(DIRECTIONS, *rows.shape), random_state=seed % 2**32)
         with np.errstate(divide="ignore", invalid="ignore"):  # the explained share of constant rows
             pca.fit(rows[:: max(1, len(rows) // 20_000)].numpy())
@@ -102,47 +104,49 @@ class PrincipalMixture(nn.Module):
 
     def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats."""
-        off, t = y.flatten(1).double() - self.mean, t.double()
-        z, (k, r) = off @ self.basis, self.means.shape
-        turned = z @ self.axes.permute(1, 0, 2).reshape(r, -1) - (self.means[:, None] @ self.axes).reshape(-1)
+        centred, t = y.flatten(1).double() - self.mean, t.double()
+        z, (k, r) = centred @ self.basis, self.means.shape
+        rotated = z @ self.axes.permute(1, 0, 2).reshape(r, -1) - (self.means[:, None] @ self.axes).reshape(-1)
         variance = self.spectra + (self.psi + t)[:, None, None]
-        log = self.log_weights - 0.5 * (turned.view(-1, k, r).square() / variance + variance.log()).sum(-1)
-        d = off.shape[1]
-        rest = (off.square().sum(1) - z.square().sum(1)).clamp(min=0) / (self.psi + t)
+        log = self.log_weights - 0.5 * (rotated.view(-1, k, r).square() / variance + variance.log()).sum(-1)
+        d = centred.shape[1]
+        rest = (centred.square().sum(1) - z.square().sum(1)).clamp(min=0) / (self.psi + t)
         rest = rest + (d - r) * (self.psi + t).log() + d * math.log(2 * math.pi)
         return (0.5 * rest - log.logsumexp(1)).to(y.dtype)
 
-    def given(self, seen: Directions, read: Float[Tensor, "b m"], *, slack: float = 1.0) -> "Posterior":
-        """The law of z | what was seen: <v_i, x> = read_i up to noise_i.
+    def posterior(
+        self, observation: LinearObservation, projections: Float[Tensor, "b m"], *, noise_inflation: float = 1.0
+    ) -> "Posterior":
+        """The law of z given <v_i, x> = projection_i up to noise_i: a mixture again.
 
-        A mixture again: one Cholesky factor of R x R numbers for each component. `slack` multiplies psi: where what W
-        leaves out hangs together, many views tell less than as many independent ones.
+        One Cholesky factor of R x R numbers for each component. `noise_inflation` multiplies psi: the residuals that W
+        leaves out are correlated, so many projections tell less than as many independent ones.
         """
-        v, off = seen.basis.double(), read.double() - self.mean @ seen.basis.double()
-        view, noise = v.T @ self.basis, seen.noise.double().square() + slack * self.psi
+        v, residual = observation.basis.double(), projections.double() - self.mean @ observation.basis.double()
+        view, noise = v.T @ self.basis, observation.noise.double().square() + noise_inflation * self.psi
         inverse = torch.cholesky_inverse(self.factors)
         factor = torch.linalg.cholesky(inverse + (view.T / noise) @ view)
-        pull = (inverse @ self.means[..., None])[..., 0]
-        toward = ((off / noise) @ view)[:, None] + pull
-        middle = torch.cholesky_solve(toward[..., None], factor)[..., 0]
+        prior = (inverse @ self.means[..., None])[..., 0]
+        information = ((residual / noise) @ view)[:, None] + prior
+        means = torch.cholesky_solve(information[..., None], factor)[..., 0]
         size = [f.diagonal(dim1=-2, dim2=-1).log().sum(-1) for f in (self.factors, factor)]
-        log = self.log_weights - size[0] - size[1] - 0.5 * (self.means * pull).sum(-1)
-        return Posterior((log + 0.5 * (toward * middle).sum(-1)).softmax(1), middle, factor)
+        log = self.log_weights - size[0] - size[1] - 0.5 * (self.means * prior).sum(-1)
+        return Posterior((log + 0.5 * (information * means).sum(-1)).softmax(1), means, factor)
 
-    def draw(
+    def sample_posterior(
         self,
-        seen: Directions,
-        read: Float[Tensor, "b m"],
+        observation: LinearObservation,
+        projections: Float[Tensor, "b m"],
         z: Float[Tensor, "b r"],
         u: Float[Tensor, " b"],
         *,
-        slack: float = 1.0,
+        noise_inflation: float = 1.0,
     ) -> Float[Tensor, "b d"]:
-        """m + W z | what was seen, from standard normal z and uniform u: exactly by the law that `given` tells."""
-        share, middle, factor = self.given(seen, read, slack=slack)
-        k = (share.cumsum(1) < u.double()[:, None]).sum(1).clamp(max=len(self.means) - 1)
+        """An exact draw of m + W z from `posterior`, made of standard normal z and uniform u."""
+        weights, means, factor = self.posterior(observation, projections, noise_inflation=noise_inflation)
+        k = (weights.cumsum(1) < u.double()[:, None]).sum(1).clamp(max=len(self.means) - 1)
         move = torch.linalg.solve_triangular(factor[k].mT, z.double()[..., None], upper=True)[..., 0]
-        return (self.mean + (middle[torch.arange(len(k)), k] + move) @ self.basis.T).to(read.dtype)
+        return (self.mean + (means[torch.arange(len(k)), k] + move) @ self.basis.T).to(projections.dtype)
 
     def coordinates(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b r"]:
         """W'(x - m)."""
@@ -150,20 +154,20 @@ class PrincipalMixture(nn.Module):
 
 
 class Posterior(NamedTuple):
-    """sum_k share_k N(middle_k, (L_k L_k')^-1) of z, for each of b rows."""
+    """A mixture for each of b rows: sum_k weights_k N(z; means_k, (L_k L_k')^-1), L_k = `precision_factors`[k]."""
 
-    share: Float[Tensor, "b k"]
-    middle: Float[Tensor, "b k r"]
-    factor: Float[Tensor, "k r r"]
+    weights: Float[Tensor, "b k"]
+    means: Float[Tensor, "b k r"]
+    precision_factors: Float[Tensor, "k r r"]
 
     @property
     def mean(self) -> Float[Tensor, "b r"]:
-        """E[z | what was seen]."""
-        return (self.share[..., None] * self.middle).sum(1)
+        """E[z | observation]."""
+        return (self.weights[..., None] * self.means).sum(1)
 
 
-def evenly(x: Float[Tensor, "n *d"]) -> Float[Tensor, "m *d"]:
-    """As many rows as are fitted to, from all of x."""
+def evenly_spaced_rows(x: Float[Tensor, "n *d"]) -> Float[Tensor, "m *d"]:
+    """At most the number of rows that `fit` uses, spaced evenly through x."""
     most = max(2, min(len(x), ROWS, NUMBERS // max(1, x[0].numel())))
     return x if most >= len(x) else x[torch.linspace(0, len(x) - 1, most).long()]
 
@@ -176,6 +180,8 @@ def _em(z: Float[Tensor, "n r"], count: int, ridge: float, seed: int) -> tuple[T
     """
     labels = np.zeros(len(z), dtype=np.int64)
     if count > 1:
+        from sklearn.cluster import MiniBatchKMeans
+
         labels = MiniBatchKMeans(count, random_state=seed % 2**32, batch_size=4096).fit(z.numpy()).labels_
     share = torch.nn.functional.one_hot(torch.from_numpy(np.asarray(labels)).long(), count).to(z)
     found = _of_shares(z, share, ridge)

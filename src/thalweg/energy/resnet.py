@@ -9,28 +9,23 @@ other, and then the gradient of the summed energy is not each row's own. Head as
 from collections.abc import Sequence
 from typing import Self
 
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
+from thalweg.energy.layers import ResidualBlock
 from thalweg.energy.pooled import PooledEnergy, check_image
 from thalweg.energy.spectral import normalise
 
 
-class _Block(nn.Module):
+def _block(c_in: int, c_out: int, spectral: bool) -> ResidualBlock:
     """skip(x) + conv(silu(conv(silu(x)))), the skip being the identity or a 1 x 1 convolution."""
-
-    def __init__(self, c_in: int, c_out: int, spectral: bool):
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.SiLU(),
-            normalise(nn.Conv2d(c_in, c_out, 3, padding=1), spectral),
-            nn.SiLU(),
-            normalise(nn.Conv2d(c_out, c_out, 3, padding=1), spectral),
-        )
-        self.skip = nn.Identity() if c_in == c_out else normalise(nn.Conv2d(c_in, c_out, 1, bias=False), spectral)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b e h w"]:
-        return self.skip(x) + self.residual(x)
+    residual = nn.Sequential(
+        nn.SiLU(),
+        normalise(nn.Conv2d(c_in, c_out, 3, padding=1), spectral),
+        nn.SiLU(),
+        normalise(nn.Conv2d(c_out, c_out, 3, padding=1), spectral),
+    )
+    skip = nn.Identity() if c_in == c_out else normalise(nn.Conv2d(c_in, c_out, 1, bias=False), spectral)
+    return ResidualBlock(residual, skip)
 
 
 class ResNetEnergy(PooledEnergy):
@@ -57,7 +52,7 @@ class ResNetEnergy(PooledEnergy):
         for i, c_out in enumerate(channels):
             layers += [nn.AvgPool2d(2)] if i else []
             for _ in range(num_blocks):
-                layers.append(_Block(c_in, c_out, spectral))
+                layers.append(_block(c_in, c_out, spectral))
                 c_in = c_out
         super().__init__(shape=image, layers=[*layers, nn.SiLU()], width=c_in, num_outputs=num_outputs)
 

@@ -5,14 +5,16 @@ from numbers import Integral
 
 from torch import Tensor
 
+from thalweg.core.errors import UserError
+
 
 def check_shape(shape: Sequence[int], axes: str | None = None) -> tuple[int, ...]:
-    """The shape as a tuple; ValueError unless it is whole numbers of 1 or more, one for each letter of `axes`."""
+    """The shape as a tuple; UserError unless it is whole numbers of 1 or more, one for each letter of `axes`."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else ()
     whole = all(isinstance(size, Integral) and not isinstance(size, bool) and size > 0 for size in sizes)
     if not sizes or not whole or (axes is not None and len(sizes) != len(axes)):
         want = "a tuple" if axes is None else f"({', '.join(axes)})" if len(axes) > 1 else f"({axes},)"
-        raise ValueError(f"shape={shape}: want {want} of whole numbers, 1 or more each")
+        raise UserError(f"must be {want} of whole numbers, 1 or more each", argument="shape", value=shape)
     return tuple(int(size) for size in sizes)
 
 

@@ -8,8 +8,8 @@ mode, weights folded once.
 
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from thalweg.energy.reach import modules_of
+from thalweg.energy.reach import find_modules
 
 E = TypeVar("E")
 M = TypeVar("M", bound=nn.Module)
@@ -32,121 +32,131 @@ def normalise(layer: M, on: bool = True) -> M:
     return layer
 
 
-def surely(undo: Undo) -> None:
-    """Put something back, once more if Ctrl-C or another error came between; `undo` may be begun again at any point."""
+def always_undo(undo: Sequence[Undo]) -> None:
+    """Take changes back, the last one first; all of them again if Ctrl-C or another error came between.
+
+    Each may be called twice, and before its change was made.
+    """
     try:
-        undo()
+        for step in reversed(undo):
+            step()
     except BaseException:
-        undo()
+        for step in reversed(undo):
+            step()
         raise
 
 
 @contextmanager
 def frozen(energy: E) -> Iterator[E]:
-    """The same energy, held still: evaluation mode, normalised weights computed once, no parameter gradients.
+    """The same energy with fixed weights: evaluation mode, normalisation computed once, no gradients of parameters.
 
-    Works for both of torch's spectral-norm interfaces, for any other module, and for wrappers of modules
-    (`energy.reach.modules_of`); a callable without modules passes through. Modes, gradient flags and hooks are restored
-    on leaving, also after an exception. Several threads may hold one module: the first changes it, the last puts it
-    back. Do not train a module that another thread holds, nor open torch's own `parametrize.cached()` around a
-    `frozen` block.
+    Works for both of torch's spectral-norm interfaces, for any other module, and for what holds modules
+    (`energy.reach.find_modules`); a callable without modules passes through. Modes, gradient flags and hooks are
+    restored on leaving, also after an exception. The modules are this thread's meanwhile (`exclusive`); blocks may be
+    nested. Do not train the modules inside, nor open torch's own `parametrize.cached()` around the block.
     """
-    modules = list(dict.fromkeys(m for root in modules_of(energy) for m in root.modules()))
-    flags = list({id(p): p for m in modules for p in m.parameters(recurse=False)}.values())
-    changes = [*((m, _evaluates) for m in modules), *((p, _constant) for p in flags), *((m, _folded) for m in modules)]
-    holder = object()
-    with ExitStack() as stack:
-        with changing:
-            for thing, change in changes:
-                if not _needed(thing, change):
-                    continue
-                stack.callback(surely, functools.partial(_give, thing, change, holder))
-                _take(thing, change, holder)
-        yield energy
+    modules = find_modules(energy)
+    parameters = list({id(p): p for m in modules for p in m.parameters(recurse=False)}.values())
+    undo: list[Undo] = []
+    with exclusive([*modules, *parameters]):
+        try:
+            for m in modules:
+                _evaluate(m, undo)
+            for p in parameters:
+                _hold_constant(p, undo)
+            for m in modules:
+                _fold(m, undo)
+            yield energy
+        finally:
+            always_undo(undo)
 
 
-class _Held(NamedTuple):
-    """What is changed for a while, by whom it is wanted so, and how to put it back."""
-
-    thing: Any
-    holders: set[object]
-    undo: list[Undo]
+def _evaluate(m: nn.Module, undo: list[Undo]) -> None:
+    if m.training:
+        undo.append(functools.partial(setattr, m, "training", True))
+        m.training = False
 
 
-changing = threading.RLock()  # whoever changes a network for a while, or reads it to do so, has this lock
-_held: dict[tuple[int, Any], _Held] = {}
+def _hold_constant(p: nn.Parameter, undo: list[Undo]) -> None:
+    if p.requires_grad:
+        undo.append(functools.partial(_require_grad, p))
+        p.requires_grad_(False)
 
 
-def _needed(thing: Any, change: Callable[[Any, list[Undo]], None]) -> bool:
-    """Whether the thing is to be changed, or is so only for as long as another wants it."""
-    if (id(thing), change) in _held:
-        return True
-    if change is _constant:
-        return thing.requires_grad
-    if change is _evaluates:
-        return thing.training
-    return isinstance(thing, ParametrizationList) or bool(thing._forward_pre_hooks)
-
-
-def _take(thing: Any, change: Callable[[Any, list[Undo]], None], holder: object) -> None:
-    """Change the thing, unless somebody has: then it is changed already."""
-    held = _held.setdefault((id(thing), change), _Held(thing, set(), []))
-    if not held.holders:
-        change(thing, held.undo)
-    held.holders.add(holder)
-
-
-def _give(thing: Any, change: Callable[[Any, list[Undo]], None], holder: object) -> None:
-    """Undo the change if nobody else wants it."""
-    with changing:
-        held = _held.get((id(thing), change))
-        if held is None:  # interrupted before it was taken
-            return
-        held.holders.discard(holder)
-        if not held.holders:
-            for undo in reversed(held.undo):
-                undo()
-            del _held[id(thing), change]
-
-
-def _evaluates(m: nn.Module, undo: list[Undo]) -> None:
-    undo.append(functools.partial(setattr, m, "training", m.training))
-    m.training = False
-
-
-def _constant(p: nn.Parameter, undo: list[Undo]) -> None:
-    undo.append(functools.partial(_set_flag, p, p.requires_grad))
-    p.requires_grad_(False)
-
-
-def _set_flag(p: nn.Parameter, requires_grad: bool) -> None:
+def _require_grad(p: nn.Parameter) -> None:
     if p.is_inference():
         with torch.inference_mode():
-            p.requires_grad_(requires_grad)
+            p.requires_grad_(True)
     else:
-        p.requires_grad_(requires_grad)
+        p.requires_grad_(True)
 
 
-def _folded(m: nn.Module, undo: list[Undo]) -> None:
+def _fold(m: nn.Module, undo: list[Undo]) -> None:
     """The module's normalised weights as constants; by the older, hook-based interface without the hooks.
 
     What hooks set anew at each call, as those of the older weight norm do, is put back as it was.
     """
     if isinstance(m, ParametrizationList):
-        weight = m()
-        undo.append(functools.partial(m.__dict__.pop, "forward", None))
-        m.__dict__["forward"] = lambda: weight
+        if "forward" not in m.__dict__:  # else folded already, by a block around this one
+            weight = m()
+            undo.append(functools.partial(m.__dict__.pop, "forward", None))
+            m.__dict__["forward"] = lambda: weight
         return
     hooks = m._forward_pre_hooks
-    tensors = {name: value for name, value in m.__dict__.items() if isinstance(value, Tensor)}
-    undo.append(functools.partial(m.__dict__.update, tensors))
-    undo.append(functools.partial(_put_back, hooks, list(hooks.items())))
-    for key, hook in list(hooks.items()):
-        if isinstance(hook, SpectralNorm):
-            setattr(m, hook.name, hook.compute_weight(m, do_power_iteration=False))
-            del hooks[key]
+    if hooks:
+        tensors = {name: value for name, value in m.__dict__.items() if isinstance(value, Tensor)}
+        undo.append(functools.partial(m.__dict__.update, tensors))
+    norms = {key: hook for key, hook in hooks.items() if isinstance(hook, SpectralNorm)}
+    if norms:
+        undo.append(functools.partial(_put_back, hooks, dict(hooks)))
+    for key, hook in norms.items():
+        setattr(m, hook.name, hook.compute_weight(m, do_power_iteration=False))
+        del hooks[key]
 
 
-def _put_back(hooks: dict[int, Any], before: list[tuple[int, Any]]) -> None:
+def _put_back(hooks: dict[int, Any], before: dict[int, Any]) -> None:
     hooks.clear()
     hooks.update(before)
+
+
+class _Owner(NamedTuple):
+    """Who has a thing: a thread, in how many blocks; the thing itself, so that its number is not given again."""
+
+    thread: int
+    blocks: set[object]
+    thing: Any
+
+
+_owners: dict[int, _Owner] = {}
+_given_back = threading.Condition()
+
+
+@contextmanager
+def exclusive(things: Sequence[Any]) -> Iterator[None]:
+    """The things for this thread alone; a thread that wants one of them waits. Blocks of one thread may be nested.
+
+    All are taken at once, so two blocks do not wait for each other; two nests of blocks may.
+    """
+    me, block = threading.get_ident(), object()
+
+    def free() -> bool:
+        return all(id(thing) not in _owners or _owners[id(thing)].thread == me for thing in things)
+
+    def give_back() -> None:
+        with _given_back:
+            for thing in things:
+                owner = _owners.get(id(thing))
+                if owner is not None:
+                    owner.blocks.discard(block)
+                    if not owner.blocks:
+                        del _owners[id(thing)]
+            _given_back.notify_all()
+
+    try:
+        with _given_back:
+            _given_back.wait_for(free)
+            for thing in things:
+                _owners.setdefault(id(thing), _Owner(me, set(), thing)).blocks.add(block)
+        yield
+    finally:
+        always_undo([give_back])

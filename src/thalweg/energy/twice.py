@@ -1,11 +1,11 @@
-"""Networks evaluated with their slope, and differentiated once more, in four passes that are written out.
+"""Double backward in four passes that are written out: a network with a vector-Jacobian product, and its gradient.
 
-Score matching trains a network F through the pull-back J' c of a given c, J = dF/dh. With f = F(h), s = J' c and the
-loss's slopes v_f, v_s in both, its gradient in the weights takes four passes over the layers, two of them before the
-loss is known and two after:
+Score matching trains a network F through the product J' c of its Jacobian J = dF/dh with a given cotangent c. With
+f = F(h), s = J' c and the loss's cotangents v_f, v_s of both, its gradient in the weights takes four passes over the
+layers, two of them before the loss is known and two after:
 
-    value    h -> f                                  slope    c -> s = J' c, from the last layer to the first
-    tangent  v_s -> J v_s                            curve    v_f -> the slope of <v_f, f> + <c, J v_s> in every input
+    forward  h -> f                        vjp       c -> s = J' c, from the last layer to the first
+    jvp      v_s -> J v_s                  backward  v_f -> the gradient of <v_f, f> + <c, J v_s> in every input
 
 A layer is linear or acts on each number alone, so each pass is a few products. Autograd comes to the same sums, but
 differentiates a graph of a graph: it has no fast kernel for the second derivative of a convolution, copies between
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from thalweg.energy.twice_linear import Linear
+from thalweg.energy.twice_linear import LinearNode
 
 T = TypeVar("T")
 
@@ -29,13 +29,13 @@ T = TypeVar("T")
 class Node(Protocol):
     """A part of a network. A pass may read what the passes before it left in the node."""
 
-    def value(self, h: Tensor) -> Tensor: ...
+    def forward(self, h: Tensor) -> Tensor: ...
 
-    def slope(self, c: Tensor) -> Tensor: ...
+    def vjp(self, c: Tensor) -> Tensor: ...
 
-    def tangent(self, v: Tensor) -> Tensor: ...
+    def jvp(self, v: Tensor) -> Tensor: ...
 
-    def curve(self, m: Tensor) -> Tensor: ...
+    def backward(self, m: Tensor) -> Tensor: ...
 
     def parts(self) -> Iterator["Node"]: ...
 
@@ -50,20 +50,20 @@ class Leaf:
 class SiLU(Leaf):
     """y = a s(a), s the sigmoid; y' = s + y (1 - s), y'' = s (1 - s) (2 + a - 2 y): one exponential for all passes."""
 
-    def value(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor) -> Tensor:
         self.a, self.s = h, torch.sigmoid(h)
         self.y = h * self.s
         return self.y
 
-    def slope(self, c: Tensor) -> Tensor:
+    def vjp(self, c: Tensor) -> Tensor:
         self.c, self.first = c, torch.addcmul(self.y, self.y, self.s, value=-1).add_(self.s)
         return c * self.first
 
-    def tangent(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         self.v = v
         return v * self.first
 
-    def curve(self, m: Tensor) -> Tensor:
+    def backward(self, m: Tensor) -> Tensor:
         w = torch.add(self.a, self.y, alpha=-2).add_(2).mul_(self.c).mul_(self.v)
         return torch.ops.aten.sigmoid_backward(w, self.s).addcmul_(m, self.first)
 
@@ -71,37 +71,38 @@ class SiLU(Leaf):
 class Modulate(Leaf):
     """y = shift + a (1 + scale), scale and shift side by side in `level` (B, 2 C).
 
-    After `slope`, `own_slope` has the slope in `level`; `own_tangent` must be set before `tangent`; `own_curve` then.
+    After `vjp`, `level_vjp` has its part in `level`; `level_jvp`, what `level` adds, must be set before `jvp`; after
+    `backward`, `level_grad` has the gradient.
     """
 
-    own_tangent: Tensor
+    level_jvp: Tensor
 
     def __init__(self, level: Tensor):
         self.level = level
         scale, self.shift = level.detach().chunk(2, dim=1)
         self.gain = 1 + scale
 
-    def value(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor) -> Tensor:
         self.a = h
         return torch.addcmul(self.shift, h, self.gain)
 
-    def slope(self, c: Tensor) -> Tensor:
+    def vjp(self, c: Tensor) -> Tensor:
         self.c = c
-        self.own_slope = torch.cat([(c * self.a).sum((0, 1)), c.sum((0, 1))], 1)
+        self.level_vjp = torch.cat([(c * self.a).sum((0, 1)), c.sum((0, 1))], 1)
         return c * self.gain
 
-    def tangent(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         self.v = v
-        self.turn, move = self.own_tangent.chunk(2, dim=1)
-        return torch.addcmul(move, v, self.gain).addcmul_(self.a, self.turn)
+        self.gain_jvp, shift_jvp = self.level_jvp.chunk(2, dim=1)
+        return torch.addcmul(shift_jvp, v, self.gain).addcmul_(self.a, self.gain_jvp)
 
-    def curve(self, m: Tensor) -> Tensor:
+    def backward(self, m: Tensor) -> Tensor:
         in_gain = (m * self.a).addcmul_(self.c, self.v).sum((0, 1))
-        self.own_curve = torch.cat([in_gain, m.sum((0, 1))], 1)
-        return (m * self.gain).addcmul_(self.c, self.turn)
+        self.level_grad = torch.cat([in_gain, m.sum((0, 1))], 1)
+        return (m * self.gain).addcmul_(self.c, self.gain_jvp)
 
 
-class Chain:
+class Sequential:
     """One node after the other."""
 
     def __init__(self, nodes: Sequence[Node]):
@@ -111,51 +112,51 @@ class Chain:
         for node in self.nodes:
             yield from node.parts()
 
-    def value(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor) -> Tensor:
         for node in self.nodes:
-            h = node.value(h)
+            h = node.forward(h)
         return h
 
-    def slope(self, c: Tensor) -> Tensor:
+    def vjp(self, c: Tensor) -> Tensor:
         for node in reversed(self.nodes):
-            c = node.slope(c)
+            c = node.vjp(c)
         return c
 
-    def tangent(self, v: Tensor) -> Tensor:
+    def jvp(self, v: Tensor) -> Tensor:
         for node in self.nodes:
-            v = node.tangent(v)
+            v = node.jvp(v)
         return v
 
-    def curve(self, m: Tensor) -> Tensor:
+    def backward(self, m: Tensor) -> Tensor:
         for node in reversed(self.nodes):
-            m = node.curve(m)
+            m = node.backward(m)
         return m
 
 
-class Residual(Chain):
-    """h + chain(h)."""
+class Residual(Sequential):
+    """h + sequence(h)."""
 
-    def value(self, h: Tensor) -> Tensor:
-        return super().value(h).add_(h)
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(h).add_(h)
 
-    def slope(self, c: Tensor) -> Tensor:
-        return super().slope(c).add_(c)
+    def vjp(self, c: Tensor) -> Tensor:
+        return super().vjp(c).add_(c)
 
-    def tangent(self, v: Tensor) -> Tensor:
-        return super().tangent(v).add_(v)
+    def jvp(self, v: Tensor) -> Tensor:
+        return super().jvp(v).add_(v)
 
-    def curve(self, m: Tensor) -> Tensor:
-        return super().curve(m).add_(m)
+    def backward(self, m: Tensor) -> Tensor:
+        return super().backward(m).add_(m)
 
 
 class _Passes(Function):
-    """(f, s, slopes in the levels): value and slope before the loss, tangent and curve after it."""
+    """(f, s, the levels' parts of s): forward and vjp before the loss, jvp and backward after it."""
 
     @staticmethod
-    def forward(ctx: Any, root: Chain, h: Tensor, c: Tensor, *inputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(ctx: Any, root: Sequential, h: Tensor, c: Tensor, *inputs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.root = root
-        f, s = root.value(h), root.slope(c)
-        return f, s, *(m.own_slope for m in _of(root, Modulate))
+        f, s = root.forward(h), root.vjp(c)
+        return f, s, *(m.level_vjp for m in _of(root, Modulate))
 
     @staticmethod
     @once_differentiable
@@ -165,20 +166,20 @@ class _Passes(Function):
         root, ctx.root = ctx.root, None  # all that the passes keep, hundreds of megabytes, goes when this one ends
         levels = _of(root, Modulate)
         for m, v in zip(levels, v_levels, strict=True):
-            m.own_tangent = v
-        first, *middle, last = root.nodes  # nobody asks for the last tangent, nor for the first layer's curve
-        last.v = last.into(Chain([first, *middle]).tangent(v_s))
-        first.learn(Chain([*middle, last]).curve(v_f))
-        grads = (g for node in _of(root, Linear) for g in node.grads)
-        return None, None, None, *(m.own_curve for m in levels), *grads
+            m.level_jvp = v
+        first, *middle, last = root.nodes  # nobody asks for the last jvp, nor for the gradient in the input
+        last.v = last.into(Sequential([first, *middle]).jvp(v_s))
+        first.set_grads(Sequential([*middle, last]).backward(v_f))
+        grads = (g for node in _of(root, LinearNode) for g in node.grads)
+        return None, None, None, *(m.level_grad for m in levels), *grads
 
 
 def _of(root: Node, kind: type[T]) -> list[T]:
     return [node for node in root.parts() if isinstance(node, kind)]
 
 
-def value_and_slope(root: Chain, h: Tensor, c: Tensor, *, once_more: bool) -> tuple[Tensor, ...]:
-    """f = root(h), s = J' c and, if `once_more`, the slopes in the levels of `Modulate`; h and c are constants.
+def forward_and_vjp(root: Sequential, h: Tensor, c: Tensor, *, once_more: bool) -> tuple[Tensor, ...]:
+    """f = root(h), s = J' c and, if `once_more`, the parts of s in the levels of `Modulate`; h and c are constants.
 
     `root` serves one evaluation; it begins and ends with convolutions. With `once_more` all
     results can be differentiated in parameters and levels, once.
@@ -186,7 +187,7 @@ def value_and_slope(root: Chain, h: Tensor, c: Tensor, *, once_more: bool) -> tu
     h, c = h.detach(), c.detach()
     if not once_more:
         with torch.no_grad():
-            return root.value(h), root.slope(c)
+            return root.forward(h), root.vjp(c)
     levels = [m.level for m in _of(root, Modulate)]
-    parameters = [p for node in _of(root, Linear) for p in node.parameters]
+    parameters = [p for node in _of(root, LinearNode) for p in node.parameters]
     return _Passes.apply(root, h, c, *levels, *parameters)  # pyright: ignore[reportReturnType]

@@ -18,8 +18,8 @@ from thalweg.energy.anchored import AnchoredEnergy
 from thalweg.energy.fourier import LARGEST
 from thalweg.energy.fused import hooked
 from thalweg.energy.shape import check_rows, check_shape
-from thalweg.energy.twice import Chain, Modulate, Node, Residual, SiLU, value_and_slope
-from thalweg.energy.twice_linear import Double, Halve, convolution
+from thalweg.energy.twice import Modulate, Node, Residual, Sequential, SiLU, forward_and_vjp
+from thalweg.energy.twice_linear import Downsample, Upsample, convolution
 
 FLOATS = (torch.float32, torch.float64)
 
@@ -134,7 +134,7 @@ class UNetEnergy(AnchoredEnergy):
             h = block(h, level)
         return self.net.pool[0](h) if len(self.net.pool) else h
 
-    def has_pulled(self, y: Tensor) -> bool:
+    def has_network_vjp(self, y: Tensor) -> bool:
         """Whether the network is as it was built, and small, and this is the CPU and plain autograd."""
         special = (
             torch.compiler.is_compiling()
@@ -147,16 +147,16 @@ class UNetEnergy(AnchoredEnergy):
         plain = as_built(self.net) and not any("forward" in m.__dict__ or hooked(m) for m in self.modules())
         return y.device.type == "cpu" and y.dtype in FLOATS and small and own and plain and not special
 
-    def pulled(
-        self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], slope: Tensor
+    def network_vjp(
+        self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], cotangent: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """By `energy.twice`."""
         image = self._image(torch.cat([scaled, wiener], dim=1)).permute(2, 3, 0, 1)
-        c = self._image(slope).permute(2, 3, 0, 1)
+        c = self._image(cotangent).permute(2, 3, 0, 1)
         blocks = [m for m in self.net.modules() if isinstance(m, Block)]
-        moved, *ways = ([block.modulate(level) for block in blocks] for level in levels)
-        f, *pulls = value_and_slope(tree(self.net, moved), image, c, once_more=bool(ways))
-        return self._flat(f.permute(2, 3, 0, 1)), (image, *ways[0]) if ways else (image,), tuple(pulls)
+        moved, *inputs = ([block.modulate(level) for block in blocks] for level in levels)
+        f, *cotangents = forward_and_vjp(tree(self.net, moved), image, c, once_more=bool(inputs))
+        return self._flat(f.permute(2, 3, 0, 1)), (image, *inputs[0]) if inputs else (image,), tuple(cotangents)
 
     def _image(self, flat: Tensor) -> Tensor:
         """(B, K C H W) to (B, 4 K C, H', W'), padded and unshuffled."""
@@ -170,7 +170,7 @@ class UNetEnergy(AnchoredEnergy):
         return F.pixel_shuffle(f, 2)[..., :height, :width].flatten(1)
 
 
-def tree(net: UNet, levels: Sequence[Tensor]) -> Chain:
+def tree(net: UNet, levels: Sequence[Tensor]) -> Sequential:
     """The network in nodes of `energy.twice` for one evaluation; `levels`: of the blocks in the order of modules."""
     blocks = [m for m in net.modules() if isinstance(m, Block)]
     level_of = {id(block): level for block, level in zip(blocks, levels, strict=True)}
@@ -182,10 +182,10 @@ def tree(net: UNet, levels: Sequence[Tensor]) -> Chain:
     for i in reversed(range(len(net.down))):
         if i + 1 < len(net.down):
             j = len(net.pool) - 1 - i
-            halve, double = cast(nn.Conv2d, net.pool[i]), cast(nn.ConvTranspose2d, net.lift[j])
-            inner = [Residual([Halve(halve), *inner, Double(double)]), *stage(net.up[j])]
+            pool, lift = cast(nn.Conv2d, net.pool[i]), cast(nn.ConvTranspose2d, net.lift[j])
+            inner = [Residual([Downsample(pool), *inner, Upsample(lift)]), *stage(net.up[j])]
         inner = [*stage(net.down[i]), *inner]
-    return Chain([convolution(net.stem), *inner, SiLU(), convolution(net.head)])
+    return Sequential([convolution(net.stem), *inner, SiLU(), convolution(net.head)])
 
 
 def _block(m: Block, level: Tensor) -> Node:

@@ -34,11 +34,17 @@ def constants(x: Images, seed: int = 0) -> Images:
 
 
 def blurred(x: Images, seed: int = 0, *, width: float = 2.0) -> Images:
-    """Gaussian blur with a standard deviation of `width` pixels; edges are reflected; the seed has no part
-    in it.
+    """`gaussian_blur`; the seed has no part in it."""
+    return gaussian_blur(x, width)
+
+
+def gaussian_blur(x: Images, width: float) -> Images:
+    """Each pixel replaced by a Gaussian average of its surroundings, of standard deviation `width` pixels.
+
+    The kernel is cut at three widths and the border is reflected, so a constant image stays what it is.
     """
-    reach = min(int(3 * width), min(x.shape[-2:]) - 1)
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0, dtype=torch.float32) / width) ** 2)
+    reach = min(int(3 * width + 0.5), min(x.shape[-2:]) - 1)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1.0, dtype=x.dtype, device=x.device) / width) ** 2)
     kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
     padded = F.pad(x, (reach,) * 4, mode="reflect")
     across = F.conv2d(padded, kernel, groups=x.shape[1])

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.core.errors import DamagedFile
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile, UserError
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 DIGIT_SHAPE = (1, 28, 28)
@@ -61,13 +62,13 @@ def look(judge: Judge, x: Tensor, *, block: int = 1000) -> tuple[Float[Tensor, "
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
     """The trained judge, frozen, in eval mode; `DamagedFile` where the weights are missing or altered."""
-    from safetensors.torch import load_file
-
     judge = Judge().to(torch.float32)
     try:
-        judge.load_state_dict(load_file(path))
-    except Exception as error:  # safetensors and torch raise a dozen types; each means one thing here
-        raise DamagedFile(f"{path}: the judge's weights cannot be read ({error}); reinstall thalweg") from error
+        judge.load_state_dict(store.read_tensors(path))
+    except (UserError, RuntimeError) as error:  # the second is torch's word for other tensors than these
+        reason = str(error).splitlines()[0]
+        what = f"the judge's weights cannot be read ({reason})"
+        raise DamagedFile(what, argument=str(path), hint="reinstall thalweg") from error
     return judge.eval().requires_grad_(False)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import NotNormalised, UserError
+from thalweg.core.errors import NotNormalised, UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.evaluate import pictures as draw
 from thalweg.evaluate import vectors
@@ -295,4 +295,4 @@ def require_finite(value: Any, where: str = "figures") -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}: the evaluation is not sound; check the samples and energies")
     elif not isinstance(value, str | int | float | bool | None):
-        raise ValueError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
+        raise ValueError(f"{where} is {kind_of(value)}, which JSON cannot hold")

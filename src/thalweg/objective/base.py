@@ -24,6 +24,7 @@ class Empty(NamedTuple):
     """The state of an objective that keeps nothing between steps."""
 
 
+@runtime_checkable
 class Objective(Protocol[S]):
     """Draw the randomness of one step, then turn (energy, state, batch, noise) into (loss, next state, metrics).
 

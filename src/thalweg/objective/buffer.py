@@ -87,24 +87,10 @@ def choose_keyed(replay: Replay, labels: Int[Tensor, " b"], generator: Generator
     return slots
 
 
-def pack(x: Float[Tensor, "n *d"], box: tuple[float, float]) -> Tensor:
-    """x as 256 levels of a box, a quarter of the memory; rounding adds noise of deviation (high - low) / 883."""
-    low, high = box
-    return ((x - low) * (255 / (high - low))).round().clamp(0, 255).to(torch.uint8)
-
-
-def unpack(x: Tensor, like: Float[Tensor, "b *d"], box: tuple[float, float]) -> Float[Tensor, "b *d"]:
-    """What `pack` stored, as numbers of `like`'s type; other positions as they are."""
-    low, high = box
-    return low + x.to(like) * ((high - low) / 255) if x.dtype == torch.uint8 else x
-
-
-def take(
-    replay: Replay, visit: Visit, box: tuple[float, float] = (0.0, 1.0), found: Float[Tensor, "b *d"] | None = None
-) -> Replay:
+def take(replay: Replay, visit: Visit, found: Float[Tensor, "b *d"] | None = None) -> Replay:
     """The visited chains (B of them), at `found` if given, those to renew replaced by their fresh start at age 0."""
     keep = ~visit.renew
-    stored = unpack(replay.x[visit.slots], visit.x, box) if found is None else found
+    stored = replay.x[visit.slots] if found is None else found
     return Replay(
         torch.where(per_row(keep, visit.x), stored, visit.x),
         torch.where(keep, replay.age[visit.slots], 0),
@@ -121,8 +107,6 @@ def mend(chains: Replay, visit: Visit, finite: Bool[Tensor, " b"]) -> Replay:
     )
 
 
-def put(replay: Replay, visit: Visit, chains: Replay, box: tuple[float, float] = (0.0, 1.0)) -> Replay:
+def put(replay: Replay, visit: Visit, chains: Replay) -> Replay:
     """The buffer with each chain written to the slot it came from."""
-    if replay.x.dtype == torch.uint8:
-        chains = chains._replace(x=pack(chains.x, box))
     return Replay(*(old.index_copy(0, visit.slots, new) for old, new in zip(replay, chains, strict=True)))

@@ -20,10 +20,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import EnergyFn
 from thalweg.energy.compose import Conditioned
-from thalweg.energy.fused import held
+from thalweg.energy.fused import FrozenEnergy
 from thalweg.energy.spectral import frozen
 from thalweg.objective import buffer, health
 from thalweg.objective.base import Batch
@@ -50,8 +51,6 @@ class ContrastiveDivergence:
     - `num_steps`: the chain's length, or (first, last), growing linearly over training.
     - `start`: where chains begin: "data", "persistent" (a buffer of `buffer_size` chains, each begun anew
       with probability `reinit` when it is visited) or "noise".
-    - `storage`: "uint8" keeps the buffer's positions as 256 levels between `low` and `high`: images in a quarter of
-      the memory, at the price of a rounding at each visit.
     - `augment` alters a chain's position between two visits (a jump that the energy must answer, so that chains leave
       the places they wore in; Du et al. 2021); chains that begin anew are not altered.
     - `initial`: what noise is: "uniform" on [`low`, `high`] (images) or "normal", fitted to the batch
@@ -71,7 +70,6 @@ class ContrastiveDivergence:
     start: Literal["data", "persistent", "noise"] = "persistent"
     initial: Initial = "uniform"
     buffer_size: int = 10_000
-    storage: Literal["float", "uint8"] = "float"
     reinit: float = 0.05
     augment: Augment | None = None
     low: float = 0.0
@@ -84,28 +82,23 @@ class ContrastiveDivergence:
     noisy = False
 
     def __post_init__(self):
-        steps = (self.num_steps,) if isinstance(self.num_steps, int) else tuple(self.num_steps)
-        if len(steps) not in (1, 2) or min(steps) < 1:
-            raise UserError(f"num_steps={self.num_steps}: want a count from 1 up, or two of them (first, last)")
-        if self.start not in ("data", "persistent", "noise"):
-            raise UserError(f'start="{self.start}": choose "data", "persistent" or "noise"')
-        if self.initial not in ("uniform", "normal"):
-            raise UserError(f'initial="{self.initial}": choose "uniform" or "normal"')
-        if self.storage not in ("float", "uint8"):
-            raise UserError(f'storage="{self.storage}": choose "float" or "uint8"')
-        if self.storage == "uint8" and self.initial != "uniform":
-            raise UserError('storage="uint8" holds positions between low and high: it wants initial="uniform"')
-        if self.augment is not None and (not callable(self.augment) or self.start != "persistent"):
-            raise UserError('augment: want a spec such as {type: thalweg.data.augment:Warp}, and start="persistent"')
-        if not 0 <= self.reinit <= 1:
-            raise UserError(f"reinit={self.reinit}: a probability lies in [0, 1]")
-        if self.buffer_size < 1:
-            raise UserError(f"buffer_size={self.buffer_size}: a buffer holds at least one chain")
-        if not self.low < self.high:
-            raise UserError(f"low={self.low}, high={self.high}: want low < high")
-        for name in ("energy_penalty", "gradient_penalty", "data_noise"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name}={getattr(self, name)}: want zero or more")
+        steps = self.num_steps if isinstance(self.num_steps, Sequence) else (self.num_steps,)
+        if len(steps) not in (1, 2):
+            raise UserError("must be a count, or two of them (first, last)", argument="num_steps", value=self.num_steps)
+        for number in steps:
+            check.count(num_steps=number)
+        check.one_of(("data", "persistent", "noise"), start=self.start)
+        check.one_of(("uniform", "normal"), initial=self.initial)
+        if self.augment is not None and not callable(self.augment):
+            hint = "write a spec such as {type: thalweg.data.augment:Warp}"
+            raise UserError("must be callable", argument="augment", value=self.augment, hint=hint)
+        if self.augment is not None and self.start != "persistent":
+            raise UserError('has no effect without start="persistent"', argument="augment")
+        check.share(reinit=self.reinit)
+        check.count(buffer_size=self.buffer_size)
+        check.increasing(low=self.low, high=self.high)
+        check.non_negative(energy_penalty=self.energy_penalty, gradient_penalty=self.gradient_penalty)
+        check.non_negative(data_noise=self.data_noise)
 
     @classmethod
     def example(cls) -> "ContrastiveDivergence":
@@ -121,16 +114,10 @@ class ContrastiveDivergence:
         return replace(self, energy_penalty=FIRM) if times and self.energy_penalty < FIRM else self
 
     def init(self, energy: Any, x: Float[Tensor, "b *d"], generator: Generator) -> Replay:
-        """`buffer_size` chains at fresh positions; UserError for data that uint8 does not hold."""
+        """`buffer_size` chains at fresh positions; no buffer where chains do not outlive a step."""
         if self.start != "persistent":
             return buffer.start(x.new_empty(0, *x.shape[1:]))
-        if self.storage == "uint8" and not (self.low <= x.min() and x.max() <= self.high):
-            raise UserError(
-                f'storage="uint8" holds positions in [{self.low:g}, {self.high:g}], and the data reach from '
-                f'{x.min():.3g} to {x.max():.3g}: set low and high around them, or storage="float"'
-            )
-        fresh = self._fresh(self.buffer_size, x, generator)
-        return buffer.start(buffer.pack(fresh, (self.low, self.high)) if self.storage == "uint8" else fresh)
+        return buffer.start(self._fresh(self.buffer_size, x, generator))
 
     def draw(self, state: Replay, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(slots, renew, fresh x, fresh labels, data noise, altered x, step numbers, the chain's noise by step).
@@ -142,7 +129,7 @@ class ContrastiveDivergence:
         jitter = self.data_noise * normal_like(x, generator) if self.data_noise else x.new_zeros(())
         altered = x.new_zeros(())
         if self.augment is not None:
-            altered = self.augment(buffer.unpack(state.x[visit.slots], x, (self.low, self.high)), generator, progress)
+            altered = self.augment(state.x[visit.slots], generator, progress)
         steps = torch.arange(self._length(progress), device=x.device)
         like = self.sampler.init(_flat, x)
         chain = [self.sampler.draw(like, generator) for _ in steps]
@@ -165,13 +152,13 @@ class ContrastiveDivergence:
         if self.start != "data":
             metrics["energy_noise"] = self._energy_of_noise(energy, visit)
         if self.start == "persistent":
-            state = buffer.put(state, visit, moved, (self.low, self.high))
+            state = buffer.put(state, visit, moved)
             metrics["buffer_age"] = state.age.float().mean()
         return loss, state, metrics
 
     def _length(self, progress: float) -> int:
         """The chain's length at this share of training; each length of the range lasts equally long."""
-        if isinstance(self.num_steps, int):
+        if not isinstance(self.num_steps, Sequence):
             return self.num_steps
         first, last = self.num_steps[0], self.num_steps[-1]
         sign = 1 if last >= first else -1
@@ -206,7 +193,7 @@ class ContrastiveDivergence:
         """Where the chains begin: at the data as the loss sees them, at noise, or where they stopped."""
         if self.start == "persistent":
             found = None if self.augment is None else altered
-            return buffer.take(state, visit, (self.low, self.high), found)
+            return buffer.take(state, visit, found)
         return buffer.start(real if self.start == "data" else visit.x)._replace(labels=visit.labels)
 
     def _given(self, energy: Any, labels: Tensor) -> EnergyFn:
@@ -222,7 +209,7 @@ class ContrastiveDivergence:
     def _run(self, energy: EnergyFn, x: Tensor, num: int, chain: Sequence[Tensor]) -> tuple[Tensor, Info]:
         """The chain's last positions, outside the graph, and its last diagnostics; under autocast, in its precision."""
         bf16 = torch.is_autocast_enabled(x.device.type)
-        with held(energy) as still, at_precision(still, self.sampler, x, bf16) as precise:
+        with FrozenEnergy.of(energy) as fixed, at_precision(fixed, self.sampler, x, bf16) as precise:
             state = self.sampler.init(precise, x.detach())
             info = Info(x.new_ones(len(x)), x.new_zeros(len(x)))
             for k in range(num):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 
 KINDS = ("bent", "cut", "holed", "halved", "overlaid", "turned")
@@ -45,14 +46,11 @@ class Damage:
     offset: float = 0.3
 
     def __post_init__(self):
-        wrong = [kind for kind in self.kinds if kind not in KINDS]
-        if wrong or not self.kinds:
-            raise UserError(f"kinds={list(self.kinds)}: want one or more of {', '.join(KINDS)}")
-        for name in ("stretch", "shift", "bend", "offset"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name}={getattr(self, name)}: want zero or more")
+        if not self.kinds or any(kind not in KINDS for kind in self.kinds):
+            raise UserError(f"must be one or more of {', '.join(KINDS)}", argument="kinds", value=list(self.kinds))
+        check.non_negative(stretch=self.stretch, shift=self.shift, bend=self.bend, offset=self.offset)
         if not 0 < self.hole[0] <= self.hole[1]:
-            raise UserError(f"hole={tuple(self.hole)}: want two radii (least, largest) above zero")
+            raise UserError("must be two radii (least, largest) above zero", argument="hole", value=tuple(self.hole))
 
     def __call__(self, x: Tensor, generator: Generator) -> Tensor:
         """The batch, every row damaged."""

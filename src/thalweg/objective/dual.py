@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.energy.base import NoisyEnergyFn
 from thalweg.objective.base import Batch, Empty
 from thalweg.objective.levels import NoiseLevels
@@ -36,6 +37,10 @@ class DualScoreMatching:
 
     normalises = True
     noisy = True
+
+    def __post_init__(self):
+        check.non_negative(time_weight=self.time_weight)
+        check.positive(scale=self.scale)
 
     def init(self, energy: NoisyEnergyFn, x: Tensor, generator: Generator) -> Empty:
         """Nothing is kept between steps."""
@@ -66,7 +71,7 @@ class DualScoreMatching:
 
 def slopes(energy: NoisyEnergyFn, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(U, dU/dy, dU/dt) at once, differentiable in the parameters: the energy's own way, or autograd's."""
-    own = getattr(energy, "slopes", None)
+    own = getattr(energy, "value_and_grads", None)
     if own is not None and (found := own(y, t)) is not None:
         return found
     with torch.enable_grad():

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.objective.base import Batch, Objective, Steadying
 from thalweg.objective.dual import DualScoreMatching
@@ -51,17 +52,15 @@ class JointLikelihood:
     labelled = True
 
     def __post_init__(self):
-        for name in ("weight", "noisy_weight", "radius"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name}={getattr(self, name)}: want zero or more")
-        if not 0 <= self.worst <= 1:
-            raise UserError(f"worst={self.worst}: a share lies in [0, 1]")
-        if self.rows is not None and self.rows < 1:
-            raise UserError(f"rows={self.rows}: want at least 1, or none for all")
-        if not self.low < self.high:
-            raise UserError(f"low={self.low}, high={self.high}: want low < high")
-        if not all(callable(getattr(self.generative, name, None)) for name in ("init", "draw", "loss")):
-            raise UserError("generative: want a spec such as {type: thalweg.objective.dual:DualScoreMatching}")
+        check.non_negative(weight=self.weight, noisy_weight=self.noisy_weight, radius=self.radius)
+        check.share(worst=self.worst)
+        if self.rows is not None:
+            check.count(rows=self.rows)
+        if not self.low < self.high:  # infinite ends are no bounds
+            raise UserError(f"must be below high={self.high}", argument="low", value=self.low)
+        if not isinstance(self.generative, Objective):
+            hint = "write a spec such as {type: thalweg.objective.dual:DualScoreMatching}"
+            raise UserError("must be an objective", argument="generative", value=self.generative, hint=hint)
 
     @property
     def normalises(self) -> bool:
@@ -108,7 +107,7 @@ class JointLikelihood:
     ) -> tuple[Float[Tensor, ""], Any, dict[str, Tensor]]:
         """The loss in nats (the generative term in its own units), that term's next state, and the parts."""
         starts, t, eps, *own = noise
-        labels, some = checked(batch, energy.num_classes), _first(batch, self.rows)
+        labels, some = checked_labels(batch, energy.num_classes), _first(batch, self.rows)
         x = batch.x if len(starts) == 0 else self._worst(energy, batch.x, labels, starts)
         scores = energy.logits(x)
         entropy = F.cross_entropy(scores, labels)
@@ -134,7 +133,7 @@ class JointLikelihood:
         return torch.cat([kept, (moved + change).clamp(self.low, self.high)]).detach()
 
 
-def checked(batch: Batch, num_classes: int) -> Int[Tensor, " b"]:
+def checked_labels(batch: Batch, num_classes: int) -> Int[Tensor, " b"]:
     """The batch's labels; UserError where they are missing, not whole numbers, or outside 0 … num_classes - 1."""
     labels = batch.labels
     if labels is None:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.objective import health
 from thalweg.objective.base import Batch, Empty
@@ -50,12 +51,11 @@ class RestorationContrast:
 
     def __post_init__(self):
         if self.damage is not None and not callable(self.damage):
-            raise UserError("damage: want a spec such as {type: thalweg.objective.damage:Damage}")
-        for name in ("restore", "views", "stretch", "shift", "bend"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name}={getattr(self, name)}: want zero or more")
-        if not self.temperature > 0:
-            raise UserError(f"temperature={self.temperature}: want a positive number")
+            hint = "write a spec such as {type: thalweg.objective.damage:Damage}"
+            raise UserError("must be callable", argument="damage", value=self.damage, hint=hint)
+        check.non_negative(restore=self.restore, views=self.views)
+        check.non_negative(stretch=self.stretch, shift=self.shift, bend=self.bend)
+        check.positive(temperature=self.temperature)
 
     def init(self, energy: Any, x: Tensor, generator: Generator) -> Empty:
         """Nothing is kept between steps."""

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from thalweg.core.errors import UserError
+from thalweg.core import check
 from thalweg.energy.base import EnergyFn, NoisyEnergyFn
 from thalweg.objective.base import Batch, Empty
 from thalweg.objective.levels import NoiseLevels
@@ -39,8 +39,8 @@ class DenoisingScoreMatching:
     noisy = False
 
     def __post_init__(self):
-        if not self.sigma > 0:
-            raise UserError(f"sigma={self.sigma}: the noise has a positive standard deviation")
+        check.positive(sigma=self.sigma)
+        check.finite(sigma=self.sigma)
 
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> Empty:
         """Nothing is kept between steps."""
@@ -140,10 +140,8 @@ class SlicedScoreMatching:
     noisy = False
 
     def __post_init__(self):
-        if self.num_projections < 1:
-            raise UserError(f"num_projections={self.num_projections}: at least one probe is needed")
-        if self.probe not in ("rademacher", "normal"):
-            raise UserError(f'probe="{self.probe}": choose "rademacher" or "normal"')
+        check.count(num_projections=self.num_projections)
+        check.one_of(("rademacher", "normal"), probe=self.probe)
 
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> Empty:
         """Nothing is kept between steps."""

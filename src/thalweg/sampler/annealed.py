@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import NoisyEnergyFn, energy_and_grad
 from thalweg.energy.compose import AtNoise
@@ -48,12 +49,10 @@ class Grid:
     noisy = True
 
     def __post_init__(self):
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps={self.num_steps}: want at least one step")
-        if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(f"sigma_min={self.sigma_min} and sigma_max={self.sigma_max}: want 0 < min < max")
-        if not self.rho > 0:
-            raise ValueError(f"rho={self.rho}: want a positive exponent")
+        check.count(num_steps=self.num_steps)
+        check.positive(sigma_min=self.sigma_min, rho=self.rho)
+        check.increasing(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        check.finite(rho=self.rho)
 
     def sigma(self, i: Tensor, like: Tensor) -> Tensor:
         """The noise level after i steps, 0-d, in the type of `like`."""
@@ -77,8 +76,7 @@ class Heun(Grid):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.churn >= 0:
-            raise ValueError(f"churn={self.churn}: want 0 or more")
+        check.non_negative(churn=self.churn)
 
     def draw(self, state: AnnealedState, generator: Generator) -> tuple[Tensor, ...]:
         """The churn's noise; none for the deterministic flow."""
@@ -93,10 +91,7 @@ class Heun(Grid):
             raised = torch.clamp(now * (1 + self.churn), max=self.sigma_max)
             x = x + (raised**2 - now**2).clamp(min=0).sqrt() * noise[0]
             now = raised
-        _, g = energy_and_grad(AtNoise(energy, now**2), x)
-        guess = x + (then - now) * now * g
-        _, g_then = energy_and_grad(AtNoise(energy, then**2), guess)
-        x = x + (then - now) / 2 * (now * g + then * g_then)
+        x, g = heun_step(energy, x, now, then)
         return AnnealedState(x, state.i + 1), Info(_ones(x), row_norm(g))
 
 
@@ -114,8 +109,7 @@ class Ancestral(Grid):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta={self.eta}: want a number in [0, 1]")
+        check.share(eta=self.eta)
 
     def draw(self, state: AnnealedState, generator: Generator) -> tuple[Tensor, ...]:
         """The noise of one step."""
@@ -153,17 +147,42 @@ def anneal(
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = address(seed, "sample", block)
         x = energy.prior(BLOCK, draws)[: n - start]
-        energy = energy if of_rows is None else of_rows(start, start + len(x))
+        rows = energy if of_rows is None else of_rows(start, start + len(x))
+        # Autocast belongs to this thread: it ends before the block is handed out, or the caller would work under it.
         with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            steps = transitions(of_block(sampler, BLOCK), energy, x, draws)
-            for state, _ in itertools.islice(steps, sampler.num_steps):
-                x = state.x
-            t = x.new_tensor(sampler.sigma_min**2)
-            lowest = AtNoise(energy, t)
-            corrector = of_block(MALA(step_size=0.2 * float(t)), BLOCK)
-            for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):
-                x = state.x
-            yield x - t * energy_and_grad(lowest, x)[1]
+            x = _down(sampler, rows, x, draws, num_corrections)
+        yield x
+
+
+def _down(sampler: Any, energy: Any, x: Tensor, draws: Generator, num_corrections: int) -> Tensor:
+    """One block from the highest level to clean data."""
+    steps = transitions(of_block(sampler, BLOCK), energy, x, draws)
+    for state, _ in itertools.islice(steps, sampler.num_steps):
+        x = state.x
+    t = x.new_tensor(sampler.sigma_min**2)
+    lowest = AtNoise(energy, t)
+    corrector = of_block(MALA(step_size=0.2 * float(t)), BLOCK)
+    for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):
+        x = state.x
+    return denoise(energy, x, t)
+
+
+def heun_step(
+    energy: NoisyEnergyFn, x: Float[Tensor, "b *d"], now: Tensor, then: Tensor
+) -> tuple[Float[Tensor, "b *d"], Float[Tensor, "b *d"]]:
+    """One step of Heun's method on the probability flow dx/dsigma = sigma grad U(x, sigma²), two gradients.
+
+    From sigma `now` to sigma `then`, 0-d, up or down. Returns x there, and grad U at the step's start.
+    """
+    _, g = energy_and_grad(AtNoise(energy, now**2), x)
+    guess = x + (then - now) * now * g
+    _, g_then = energy_and_grad(AtNoise(energy, then**2), guess)
+    return x + (then - now) / 2 * (now * g + then * g_then), g
+
+
+def denoise(energy: NoisyEnergyFn, y: Float[Tensor, "b *d"], t: float | Tensor) -> Float[Tensor, "b *d"]:
+    """E[x | y] = y - t grad U(y, t), the mean of the clean data given y = x + sqrt(t) eps (Miyasawa 1961)."""
+    return y - t * energy_and_grad(AtNoise(energy, t), y)[1]
 
 
 def _ones(x: Tensor) -> Tensor:

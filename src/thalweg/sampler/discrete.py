@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import EnergyFn
+from thalweg.energy.base import Bipartite, EnergyFn
 from thalweg.sampler.base import Info
 from thalweg.sampler.langevin import Position
 
@@ -30,8 +31,7 @@ class Gibbs:
     num_hidden: int
 
     def __post_init__(self):
-        if self.num_hidden < 1:
-            raise UserError(f"num_hidden={self.num_hidden}: want at least 1, the energy's own number")
+        check.count(num_hidden=self.num_hidden)
 
     @classmethod
     def example(cls) -> Self:
@@ -51,13 +51,15 @@ class Gibbs:
     @torch.no_grad()
     def step(self, energy: EnergyFn, state: Position, noise: tuple[Tensor, ...]) -> tuple[Position, Info]:
         """The hidden units given the visible, then the visible given the hidden; always accepted."""
-        conditionals = getattr(energy, "conditionals", None)
-        if conditionals is None:
-            raise UserError("Gibbs needs an energy with `conditionals`, as RBMEnergy has: take MALA for any other")
+        if not isinstance(energy, Bipartite):
+            hint = "take MALA for any other"
+            raise UserError("must offer `conditionals`, as RBMEnergy does", argument="energy", hint=hint)
+        conditionals = energy.conditionals
         r, s = noise
         log_odds = conditionals.hidden(state.x)
         if log_odds.shape != r.shape:
-            raise UserError(f"num_hidden={r.shape[1]}, but the energy has {log_odds.shape[1]} hidden units: give those")
+            condition = f"must be the energy's number of hidden units, {log_odds.shape[1]}"
+            raise UserError(condition, argument="num_hidden", value=r.shape[1])
         x = _units(conditionals.visible(_units(log_odds, r)), s)
         one = x.new_ones(len(x))
         return Position(x), Info(acceptance=one, grad_norm=torch.zeros_like(one))

@@ -7,7 +7,6 @@ Gaussian of precision lambda it samples variance T / (lambda (1 - h lambda / 2))
 test that removes the bias.
 """
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -15,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
+from thalweg.core.errors import UserError
 from thalweg.energy.base import EnergyFn, energy_and_grad
 from thalweg.sampler.base import Info, normal_like, per_row, row_norm
 
@@ -35,17 +36,11 @@ class LangevinState(NamedTuple):
     g: Tensor
 
 
-def _check(step_size: Number, temperature: Number, coldest: str) -> None:
-    if not 0 < step_size < math.inf:
-        raise ValueError(f"step_size={float(step_size)}: want a positive number")
-    if not (0 < temperature < math.inf or (temperature == 0 and coldest == "zero")):
-        want = "zero or more" if coldest == "zero" else "a positive number"
-        raise ValueError(f"temperature={float(temperature)}: want {want}")
-
-
-def _check_clip(clip: float | None) -> None:
-    if clip is not None and not clip > 0:
-        raise ValueError(f"clip={clip}: want a positive number")
+def _check(step_size: Number, temperature: Number, clip: float | None) -> None:
+    check.finite(step_size=step_size, temperature=temperature)
+    check.positive(step_size=step_size)
+    if clip is not None:
+        check.positive(clip=clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +62,10 @@ class ULA:
     gradient_only = True
 
     def __post_init__(self):
-        _check(self.step_size, self.temperature, "zero")
-        _check_clip(self.clip)
+        _check(self.step_size, self.temperature, self.clip)
+        check.non_negative(temperature=self.temperature)
         if self.clamp is not None and not self.clamp[0] < self.clamp[1]:
-            raise ValueError(f"clamp={tuple(self.clamp)}: want (low, high) with low < high")
+            raise UserError("must be (low, high) with low < high", argument="clamp", value=tuple(self.clamp))
 
     @classmethod
     def decoupled(
@@ -85,8 +80,8 @@ class ULA:
 
         Step 10 with noise 0.005 is a chain at temperature 1.25e-6; step 0.005 with noise 0.005, at 0.0025.
         """
-        if not (step_size > 0 and noise_scale >= 0):
-            raise ValueError(f"{step_size=}, {noise_scale=}: want a positive step and a noise of zero or more")
+        check.positive(step_size=step_size)
+        check.non_negative(noise_scale=noise_scale)
         return cls(step_size=step_size, temperature=noise_scale**2 / (2 * step_size), clamp=clamp, clip=clip)
 
     @classmethod
@@ -133,8 +128,8 @@ class MALA:
     clip: float | None = None
 
     def __post_init__(self):
-        _check(self.step_size, self.temperature, "positive")
-        _check_clip(self.clip)
+        _check(self.step_size, self.temperature, self.clip)
+        check.positive(temperature=self.temperature)
 
     @classmethod
     def example(cls) -> Self:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.energy.base import energy_and_grad
+from thalweg.energy.base import Bipartite, HasGradient, energy_and_grad
+from thalweg.energy.compose import EnergyWrapper
 
 
 def reads_energies(sampler: Any) -> bool:
@@ -24,7 +25,7 @@ def reads_energies(sampler: Any) -> bool:
 
 
 @dataclass
-class AtPrecision:
+class AtPrecision(EnergyWrapper):
     """E(x) or U(x, t) with the network as it is, or in bfloat16 (`bf16`); no autocast is on around it.
 
     `exact`: energies come from the network in full precision all the same, and cost a forward pass; gradients do not.
@@ -34,22 +35,16 @@ class AtPrecision:
     bf16: bool
     exact: bool = True
 
-    def without_layout(self, error: RuntimeError) -> bool:
-        """The held energy's own (`energy.fused.Held`): whether to ask once more after this error of a gradient."""
-        again = getattr(self.energy, "without_layout", None)
-        return again is not None and again(error)
+    keeps = (Bipartite,)
 
-    @property
-    def conditionals(self) -> Any:
-        """The energy's own, or None: for kernels that draw from its conditional laws."""
-        return getattr(self.energy, "conditionals", None)
+    def __post_init__(self):
+        self._gradient = self.energy.value_and_grad if isinstance(self.energy, HasGradient) else None
 
-    def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
         """(E(x), dE/dx) by the energy's own short way; or E(x) in full precision, dE/dx in bfloat16."""
         if not self.bf16:
-            own = getattr(self.energy, "value_and_grad", None)
-            return None if own is None else own(x)
-        if not self.exact:
+            return None if self._gradient is None else self._gradient(x, *t)
+        if not self.exact or t:
             return None
         with torch.no_grad():
             u = self.energy(x)

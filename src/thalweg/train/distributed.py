@@ -3,10 +3,10 @@
 The loss is a mean over the batch, so the mean of the ranks' gradients is that of the joined batch. It is the same bits
 on every rank, hence so are weights, average and optimiser, which are never sent. What differs is an objective's state:
 each rank has its own chains. Whatever steers the loop (a value that is not finite, a limit, a signal, the plan) is
-reduced or told before anyone acts on it, so ranks never part ways.
+reduced or broadcast before any rank acts on it, so all ranks take the same steps.
 
-A rank that dies closes its connections, which the others meet in their next collective; one that hangs is met by
-`TIMEOUT`. Only where the first rank works alone (reading, writing, drawing) do the others wait longer. Everything
+A rank that dies closes its connections, which is an error of the others' next collective; one that hangs is given up
+after `TIMEOUT`. Only where rank 0 works alone (reading, writing, drawing) do the others wait longer. Everything
 travels as tensors, JSON or safetensors: torch's collectives of objects would pickle.
 """
 
@@ -24,19 +24,19 @@ import torch.distributed as dist
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from thalweg.core import store
+from thalweg.core import check, store
 from thalweg.core.errors import RankLost, UserError
 
 T = TypeVar("T")
 JOIN = timedelta(seconds=25)  # for all ranks to join; where the first one never answers, the store tries twice
 TIMEOUT = timedelta(seconds=40)  # for all ranks to come together in a step
-PATIENCE = timedelta(minutes=30)  # while the first rank works alone
+PATIENCE = timedelta(minutes=30)  # while rank 0 works alone
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 log = logging.getLogger("thalweg")
 
 
-class Alone:
-    """One process: nothing to share, nobody to wait for."""
+class SingleProcess:
+    """The same methods for a run of one process: none communicates, none reads the environment."""
 
     rank, size = 0, 1
 
@@ -52,27 +52,28 @@ class Alone:
         return signum, seconds
 
     def any(self, complaint: str | None) -> str | None:
-        """The complaint of the first rank that has one."""
+        """The complaint of the lowest rank that has one."""
         return complaint
 
-    def agree(self, what: str, text: Callable[[], str]) -> None:
+    def assert_equal(self, what: str, text: Callable[[], str]) -> None:
         """Raise UserError unless all ranks have the same text."""
 
-    def told(self, value: Callable[[], T]) -> T:
-        """What the first rank finds, a JSON value."""
+    def broadcast(self, value: Callable[[], T]) -> T:
+        """What rank 0 finds, a JSON value."""
         return value()
 
     def gather(self, tree: Any) -> Sequence[Any]:
-        """On the first rank, the trees of the others, of the same form as its own; elsewhere nothing."""
+        """On rank 0 the trees of the others, of the same form as its own; elsewhere nothing."""
         return ()
 
-    def first(self, work: Callable[[], object]) -> None:
-        """Let the first rank work, and wait for it."""
+    def on_rank0(self, work: Callable[[], object]) -> None:
+        """Let rank 0 work, and wait for it."""
         work()
 
 
-class Ranks:
-    """One process of several; every method is a meeting of all, in the same order. RankLost when somebody is missing.
+class ProcessGroup:
+    """One process of several. Every method is a collective: all ranks call it, in the same order. RankLost where one
+    does not.
 
     Costs a step: one sum of the gradients and three of a few numbers.
     """
@@ -81,7 +82,7 @@ class Ranks:
         self.rank, self.size = rank, size
         self._store: Any = None
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        with self._meeting():
+        with self._collective():
             found, *_ = next(dist.rendezvous("env://", rank, size, timeout=JOIN))
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart
             shared = dist.PrefixStore(f"thalweg-{attempt}", found)
@@ -98,7 +99,7 @@ class Ranks:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         there = torch.tensor([float(p.grad is not None) for p in parameters])
         flat = torch.cat([*(g.flatten().to(kind) for g in grads), there.to(grads[0].device, kind)])
-        with self._meeting():
+        with self._collective():
             dist.all_reduce(flat)
         *means, there = (flat / self.size).split([*(p.numel() for p in parameters), len(parameters)])
         for p, mean, share in zip(parameters, means, there.tolist(), strict=True):
@@ -115,26 +116,26 @@ class Ranks:
         return int(number), float(longest)
 
     def any(self, complaint: str | None) -> str | None:
-        """Told by the lowest rank that has one."""
+        """Broadcast by the lowest rank that has one."""
         mine = torch.tensor(self.size if complaint is None else self.rank)
-        teller = int(self._reduced(mine, dist.ReduceOp.MIN))
-        return None if teller == self.size else self._spread((complaint or "").encode(), teller).decode()
+        lowest = int(self._reduced(mine, dist.ReduceOp.MIN))
+        return None if lowest == self.size else self._broadcast_bytes((complaint or "").encode(), lowest).decode()
 
-    def agree(self, what: str, text: Callable[[], str]) -> None:
+    def assert_equal(self, what: str, text: Callable[[], str]) -> None:
         """By a hash, so that anything may be compared."""
         digest = hashlib.sha256(text().encode()).digest()
-        differs = "" if digest == self._spread(digest, 0) else f"rank {self.rank} has other {what} than rank 0"
+        differs = "" if digest == self._broadcast_bytes(digest, 0) else f"rank {self.rank} has other {what} than rank 0"
         bad = self.any(differs or None)
         if bad:
-            raise UserError(f"{bad}; start all processes by the same command, on the same files and versions")
+            raise UserError(bad, hint="start all processes by the same command, on the same files and versions")
 
-    def told(self, value: Callable[[], T]) -> T:
-        """The first rank alone calls `value`."""
+    def broadcast(self, value: Callable[[], T]) -> T:
+        """Rank 0 alone calls `value`."""
         found = json.dumps(value()).encode() if self.rank == 0 else b""
-        return json.loads(self._spread(found, 0))
+        return json.loads(self._broadcast_bytes(found, 0))
 
     def gather(self, tree: Any) -> Sequence[Any]:
-        """One rank after the other, so that the first holds one message at a time."""
+        """One rank after the other, so that rank 0 holds one message at a time."""
         if self.rank:
             tensors, structure = store.flatten(tree)
             self._send(json.dumps(structure).encode())
@@ -146,14 +147,14 @@ class Ranks:
             found.append(store.unflatten(load(self._receive(rank)), structure, like=tree))
         return found
 
-    def first(self, work: Callable[[], object]) -> None:
-        """The others wait long, for as long as the first is there."""
+    def on_rank0(self, work: Callable[[], object]) -> None:
+        """The others wait long, for as long as rank 0 is there."""
         if self.rank == 0:
             work()
-        with self._meeting():
+        with self._collective():
             dist.all_reduce(torch.zeros(1), group=self._patient)
 
-    def leave(self, error: BaseException | None) -> None:
+    def close(self, error: BaseException | None) -> None:
         """End the connections; an error of one's own is left in the store, for the others to tell."""
         if error is not None and not isinstance(error, RankLost) and self._store is not None:
             with suppress(RuntimeError):
@@ -162,34 +163,34 @@ class Ranks:
             dist.destroy_process_group()
 
     def _reduced(self, values: Tensor, operation: Any) -> Tensor:
-        with self._meeting():
+        with self._collective():
             dist.all_reduce(values, operation)
         return values
 
-    def _spread(self, data: bytes, source: int) -> bytes:
+    def _broadcast_bytes(self, data: bytes, source: int) -> bytes:
         """The bytes of one rank, on all; waits long."""
         size = torch.tensor(len(data))
-        with self._meeting():
+        with self._collective():
             dist.broadcast(size, source, group=self._patient)
-            held = _tensor(data) if self.rank == source else torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(held, source, group=self._patient)
-        return held.numpy().tobytes()
+            buffer = _tensor(data) if self.rank == source else torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(buffer, source, group=self._patient)
+        return buffer.numpy().tobytes()
 
     def _send(self, data: bytes) -> None:
-        with self._meeting():
+        with self._collective():
             dist.send(torch.tensor(len(data)), 0, group=self._patient)
             dist.send(_tensor(data), 0, group=self._patient)
 
     def _receive(self, rank: int) -> bytes:
         size = torch.tensor(0)
-        with self._meeting():
+        with self._collective():
             dist.recv(size, rank, group=self._patient)
-            held = torch.empty(int(size), dtype=torch.uint8)
-            dist.recv(held, rank, group=self._patient)
-        return held.numpy().tobytes()
+            buffer = torch.empty(int(size), dtype=torch.uint8)
+            dist.recv(buffer, rank, group=self._patient)
+        return buffer.numpy().tobytes()
 
-    def _last_words(self) -> str:
-        """What another rank left in the store, which is torchrun's, or the first rank's and gone with it."""
+    def _stored_failure(self) -> str:
+        """What another rank left in the store, which is torchrun's, or rank 0's and gone with it."""
         kept = self.rank == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         with suppress(RuntimeError):
             if self._store is not None and kept and self._store.check(["failed"]):
@@ -197,13 +198,13 @@ class Ranks:
         return ""
 
     @contextmanager
-    def _meeting(self) -> Iterator[None]:
+    def _collective(self) -> Iterator[None]:
         """Turn the backends' errors, all of them RuntimeErrors, into one line."""
         try:
             yield
         except RuntimeError as error:
             log.debug("%s", error)
-            reason = self._last_words() or (
+            reason = self._stored_failure() or (
                 "not all processes came in time"
                 if self._store is None
                 else f"another process has died, or has not answered for {TIMEOUT.seconds} s"
@@ -223,49 +224,51 @@ def address() -> tuple[int, int]:
     given = {name: os.environ.get(name, "") for name in NAMES}
     if given["WORLD_SIZE"] in ("", "1"):
         return 0, 1
-    missing = [name for name, value in given.items() if not value]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE={given['WORLD_SIZE']}: several processes, and {missing[0]} is not set; start them by torchrun"
-        )
-    try:
-        rank, size = int(given["RANK"]), int(given["WORLD_SIZE"])
-    except ValueError:
-        rank, size = -1, 0
-    if not 0 <= rank < size:
-        raise UserError(f"RANK={given['RANK']}, WORLD_SIZE={given['WORLD_SIZE']}: want 0 <= RANK < WORLD_SIZE")
-    return rank, size
+    for name, value in given.items():
+        if not value:
+            several = f"must be set, as there are several processes (WORLD_SIZE={given['WORLD_SIZE']})"
+            raise UserError(several, argument=name, hint="start them by torchrun")
+    size = check.whole("WORLD_SIZE", _number(given["WORLD_SIZE"]), 1)
+    return check.whole("RANK", _number(given["RANK"]), 0, size - 1), size
 
 
-def alone() -> Alone:
-    """What a trainer takes that was given no ranks; UserError where there are others, who would do the same work."""
+def _number(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
+def single_process() -> SingleProcess:
+    """What a trainer takes that was given no group; UserError where there are others, who would do the same work."""
     size = address()[1]
     if size > 1:
-        raise UserError(f"WORLD_SIZE={size}: several processes; give the trainer ranks=, from `with joined() as ranks`")
-    return Alone()
+        hint = "give the trainer group=, from `with joined() as group`"
+        raise UserError("must be 1 for a trainer without a group", argument="WORLD_SIZE", value=size, hint=hint)
+    return SingleProcess()
 
 
 @contextmanager
-def joined() -> Iterator[Alone | Ranks]:
-    """The processes of this run, of which the first alone speaks; the group is left at the end, whatever happens."""
+def joined() -> Iterator[SingleProcess | ProcessGroup]:
+    """The processes of this run. At the end, also after an error, the group is closed.
+
+    Inside, ranks other than 0 log errors only; afterwards the logger "thalweg" has its level of before.
+    """
     rank, size = address()
     if size == 1:
-        yield Alone()
+        yield SingleProcess()
         return
     if dist.is_initialized():
-        raise UserError("torch.distributed is initialised already; leave that to the training")
+        raise UserError("torch.distributed is initialised already", hint="leave that to the training")
     level, error = log.level, None
     log.setLevel(logging.ERROR if rank else level)
-    ranks = None
+    group = None
     try:
-        ranks = Ranks(rank, size)
-        yield ranks
+        group = ProcessGroup(rank, size)
+        yield group
     except BaseException as caught:
         error = caught
         raise
     finally:
         log.setLevel(level)
-        if ranks is not None:
-            ranks.leave(error)
+        if group is not None:
+            group.close(error)
         elif dist.is_initialized():
             dist.destroy_process_group()

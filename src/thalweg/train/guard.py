@@ -25,7 +25,7 @@ from torch import Tensor
 from thalweg.core.errors import Diverged
 from thalweg.core.store import flatten
 from thalweg.objective.base import changes, steadied
-from thalweg.train.distributed import Alone, Ranks
+from thalweg.train.distributed import ProcessGroup, SingleProcess
 
 log = logging.getLogger("thalweg")
 QUIET = 200  # steps without a repetition of a warning
@@ -52,23 +52,31 @@ class GuardSettings(BaseModel):
 
 class Limit(NamedTuple):
     """A health signal, the setting that bounds it, the factor on the bound for a snapshot to be worth taking, what it
-    means to be beyond, and what a user may change.
+    means to be beyond, and the remedy: which way to change which setting of the run.
     """
 
     signal: str
     setting: str
     calm: float
     meaning: str
-    advice: str
+    way: Literal["raise", "lower"]
+    remedy: str
+
+    @property
+    def advice(self) -> str:
+        """The remedy in words."""
+        return f"{self.way} {self.remedy}"
 
 
 LIMITS = (
-    Limit("gap", "max_gap", 0.5, "the energies of data and samples drift apart", "raise objective.energy_penalty"),
-    Limit("diverged", "max_diverged", 0.5, "chains leave the finite range", "lower the sampler's step_size"),
-    Limit("clamped", "max_clamped", 1.0, "chains are stuck at the clamp", "lower the sampler's step_size"),
-    Limit("chain_grad_norm", "min_slope", 2.0, "the slope along the chain vanishes", "lower objective.energy_penalty"),
-    Limit("spread", "min_spread", 2.0, "the chains have collapsed onto one point", "raise objective.reinit"),
-    Limit("lineages", "min_lineages", 1.5, "chains are copies of each other", "raise the sampler's temperature"),
+    Limit("gap", "max_gap", 0.5, "the energies of data and samples drift apart", "raise", "objective.energy_penalty"),
+    Limit("diverged", "max_diverged", 0.5, "chains leave the finite range", "lower", "the sampler's step_size"),
+    Limit("clamped", "max_clamped", 1.0, "chains are stuck at the clamp", "lower", "the sampler's step_size"),
+    Limit(
+        "chain_grad_norm", "min_slope", 2.0, "the slope along the chain vanishes", "lower", "objective.energy_penalty"
+    ),
+    Limit("spread", "min_spread", 2.0, "the chains have collapsed onto one point", "raise", "objective.reinit"),
+    Limit("lineages", "min_lineages", 1.5, "chains are copies of each other", "raise", "the sampler's temperature"),
 )
 
 
@@ -91,8 +99,10 @@ class Guard:
     `objective` is the one that the run began with; the trainer steps with `steadied(objective, guard.rollbacks)`.
     """
 
-    def __init__(self, settings: GuardSettings, objective: Any = None, ranks: Alone | Ranks | None = None):
-        self.settings, self.objective, self.ranks = settings, objective, ranks or Alone()
+    def __init__(
+        self, settings: GuardSettings, objective: Any = None, group: SingleProcess | ProcessGroup | None = None
+    ):
+        self.settings, self.objective, self.group = settings, objective, group or SingleProcess()
 
     def begin(self, state: Any) -> None:
         """The first snapshot, so that there is always a state to go back to."""
@@ -110,7 +120,7 @@ class Guard:
         if skips == 1:
             log.warning("%s; the step was skipped before it touched the weights", error)
         if skips >= self.settings.patience:
-            self._act(state, f"{error}, as in the {skips - 1} steps before" if skips > 1 else str(error))
+            self._act(state, error.described(f"{error}, as in the {skips - 1} steps before") if skips > 1 else error)
 
     def check(self, state: Any, metrics: dict[str, Tensor]) -> None:
         """After a step that was taken. Raises Diverged where the policy, or the number of rollbacks, says stop."""
@@ -124,26 +134,26 @@ class Guard:
         if state.guard.strikes >= self.settings.patience:
             limit, value = past
             bound = getattr(self.settings, limit.setting)
-            what = f"{limit.meaning} ({limit.signal} {value:.3g}, limit {bound:g}) at step {state.step}"
-            self._act(state, what, limit.advice)
+            text = f"{limit.meaning} ({limit.signal} {value:.3g}, limit {bound:g}) at step {state.step}"
+            self._act(state, Diverged(text, what=limit.signal, step=state.step, advice=limit.advice), limit)
 
     def refuse(self, state: Any, error: Diverged) -> None:
         """Before a checkpoint that would not be finite: go back, or raise `error` where the policy is another."""
         if self.settings.policy != "rollback":
             raise error
-        self._act(state, str(error))
+        self._act(state, error)
 
-    def _act(self, state: Any, what: str, remedy: str = "") -> None:
+    def _act(self, state: Any, trouble: Diverged, limit: Limit | None = None) -> None:
         guard, settings = state.guard, self.settings
-        advice, given = (f"; {remedy} if this comes back", (remedy,)) if remedy else ("", ())
+        advice = f"; {limit.advice} if this comes back" if limit else ""
         if settings.policy == "stop":
-            raise Diverged(what, *given)
+            raise trouble
         if settings.policy == "warn":
-            log.warning("%s; the run goes on as the policy is to warn%s", what, advice)
+            log.warning("%s; the run goes on as the policy is to warn%s", trouble, advice)
             state.guard = guard._replace(strikes=-QUIET, skips=-QUIET)
             return
         if guard.rollbacks >= settings.max_rollbacks:
-            raise Diverged(f"{what}, after {guard.rollbacks} rollbacks", *given)
+            raise trouble.described(f"{trouble}, after {guard.rollbacks} rollbacks")
         again = guard.rollbacks > 0 and state.step - guard.acted <= SOON * settings.every
         good = guard.origin if again else guard.good
         state.restore(good)
@@ -157,11 +167,11 @@ class Guard:
         before, after = (steadied(self.objective, times) for times in (guard.rollbacks, state.guard.rollbacks))
         for name, (old, new) in changes(before, after).items():
             done.append(f"set objective.{name} from {old} to {new}")
-            if f"objective.{name}" in advice:  # what has just been done needs no advice
+            if limit and limit.remedy == f"objective.{name}":  # what has just been done needs no advice
                 advice = ""
         log.warning(
             "%s; %s and %s (rollback %d of %d)%s",
-            what, ", ".join(done[:-1]), done[-1], state.guard.rollbacks, settings.max_rollbacks, advice,
+            trouble, ", ".join(done[:-1]), done[-1], state.guard.rollbacks, settings.max_rollbacks, advice,
         )  # fmt: skip
 
     def _remember(self, state: Any, metrics: dict[str, Tensor]) -> None:
@@ -169,7 +179,7 @@ class Guard:
 
         The signals tell of the chains that a step visited; another one, spoilt, must not be what a rollback puts back.
         """
-        if self._beyond(metrics, calm=True) is None and not self.ranks.any(finite(flatten(state.core())[0])):
+        if self._beyond(metrics, calm=True) is None and not self.group.any(finite(flatten(state.core())[0])):
             good = state.guard.candidate or state.guard.good
             state.guard = state.guard._replace(good=good, candidate=_snapshot(state))
 
@@ -184,6 +194,11 @@ class Guard:
             if not (math.isfinite(number) and inside):
                 return limit, number
         return None
+
+
+def not_finite(what: str, step: int) -> Diverged:
+    """The error of a tensor with a value that is not finite, met at a step."""
+    return Diverged(f"{what} is not finite at step {step}", what=what, step=step)
 
 
 def finite(tensors: dict[str, Tensor]) -> str | None:

@@ -7,7 +7,8 @@ only steps count, so schedules are functions of the step and a resumed run repea
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from thalweg.core.store import read_json, write_json
 from thalweg.train.settings import TrainSettings
 
 NAME = "plan.json"
+Precision = Literal["fp32", "bf16"]
 WARM, TIMED = 3, 12
 CHECKPOINT_SECONDS = 60.0
 BF16_MUST_SAVE = 0.9  # of fp32's time: for less it is not worth the lost digits
@@ -33,7 +35,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     num_steps: int = Field(ge=1)
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     threads: int = Field(ge=1, le=1024)
     step_seconds: float = Field(ge=0)
     checkpoint_every: int = Field(ge=1)
@@ -44,8 +46,9 @@ class Plan(BaseModel):
         if self.world_size != world_size:
             launch = "without torchrun" if self.world_size == 1 else f"by torchrun --nproc-per-node {self.world_size}"
             raise UserError(
-                f"{folder}: the run began with world size {self.world_size}, and this is {world_size}; "
-                f"go on {launch}, or start another run"
+                f"the run began with world size {self.world_size}, and this is {world_size}",
+                argument=str(folder),
+                hint=f"go on {launch}, or start another run",
             )
 
     def save(self, folder: Path) -> None:
@@ -64,15 +67,32 @@ class Plan(BaseModel):
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "the whole file"
             raise DamagedFile(
-                f"{path}: not a plan ({where}: {fault['msg']}); put the run's own back, or start another run"
+                f"not a plan ({where}: {fault['msg']})",
+                argument=str(path),
+                hint="put the run's own back, or start another run",
             ) from error
 
 
-def make_plan(settings: TrainSettings, trial: Callable[[str], Callable[[], object]], world_size: int = 1) -> Plan:
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """Torch on so many threads, afterwards on as many as before.
+
+    Sums are split by thread, so the bits of a run depend on their number. The number belongs to the process: other
+    threads of Python see it, too.
+    """
+    before = torch.get_num_threads()
+    if number != before:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+def make_plan(settings: TrainSettings, trial: Callable[[Precision], Callable[[], object]], world_size: int = 1) -> Plan:
     """Time steps and settle the plan. `trial(precision)` gives a callable that runs one step on a throw-away copy."""
-    names: tuple[Literal["fp32", "bf16"], ...] = (
-        ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
-    )
+    names: tuple[Precision, ...] = ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
     steps = {name: trial(name) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(WARM + TIMED):  # interleaved, so that a drift of the machine's speed hits both
@@ -84,7 +104,7 @@ def make_plan(settings: TrainSettings, trial: Callable[[str], Callable[[], objec
         if alone and i == WARM - 1 and min(seconds[names[-1]]) > HOPELESS * min(seconds[names[0]]):
             del steps["bf16"]
     median = {name: statistics.median(seconds[name][WARM:]) for name in steps}
-    precision: Literal["fp32", "bf16"] = names[0]
+    precision: Precision = names[0]
     if len(median) > 1 and median["bf16"] < BF16_MUST_SAVE * median["fp32"]:
         precision = "bf16"
     each = median[precision]

@@ -17,13 +17,17 @@ class _Section(BaseModel):
 
 
 class DataSettings(_Section):
-    """Which data: a named set or a path, an optional file or folder that holds the set, and the held-out share."""
+    """Which data: a named set or a path, an optional file or folder that holds the set, and the held-out share; of a
+    table whether it has a header, and the columns that are left out.
+    """
 
     name: str
     path: str | None = None
     hub: bool = False
     held_out: float | None = Field(None, gt=0, lt=1)
     limit: int | None = Field(None, ge=2)
+    header: bool | None = None
+    drop: list[str] = []
 
 
 class TrainSettings(_Section):
@@ -69,6 +73,10 @@ class DataFacts(BaseModel):
     labels: StrictStr | None = None  # a fingerprint, where the objective reads labels
     kind: Literal["image", "vector"]
     shape: list[Annotated[StrictInt, Field(ge=1)]] = Field(min_length=1, max_length=3)
+    dtype: Literal["uint8", "float32", "float64"]
+    columns: list[StrictStr] | None  # names, of a table that has them
+    ignored: list[StrictStr]  # columns that were left out
+    encoding: list[Any] | None  # what the columns hold, as `data.columns.Columns.to_list` says it
     num_train: StrictInt
     num_held_out: StrictInt
 
@@ -100,25 +108,29 @@ def validate(config: dict[str, Any], where: str = "") -> RunSettings:
         if name == "augment" and spec is None:
             continue
         if "type" not in spec:
-            raise UserError(f"{path}: names no type; write `type: thalweg.package.module:ClassName` under it")
+            raise UserError(
+                "names no type", argument=path, hint="write `type: thalweg.package.module:ClassName` under it"
+            )
         check(spec, path)
     return run
 
 
 def stored(config: dict[str, Any]) -> RunSettings:
     """The run in a config.json, all of whose sections must be there; UserError with the dotted key."""
-    remedy = "missing; the run wrote it"
+    remedy = "the run wrote it"
     checked(Stored, config, missing=remedy)
     lost = RunSettings.model_fields.keys() - config["run"].keys() - {"augment"}
     if lost:
-        raise UserError(f"run.{min(lost)}: {remedy}")
+        raise UserError("missing", argument=f"run.{min(lost)}", hint=remedy)
     return validate(config["run"], "run")
 
 
 def checked(
-    model: type[M], tree: Any, where: str = "", *, missing: str = "missing; the recipe or an override must give it"
+    model: type[M], tree: Any, where: str = "", *, missing: str = "the recipe or an override must give it"
 ) -> M:
-    """The section that a mapping describes; UserError starts with the dotted key, `where` before it."""
+    """The section that a mapping describes. UserError: `argument` is the dotted key, `where` before it; `missing` is
+    the hint where a key is missing.
+    """
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -128,13 +140,12 @@ def checked(
         )  # a slip explains more
         key = ".".join(map(str, ([where] if where else []) + list(first["loc"])))
         if first["type"] == "extra_forbidden":
-            raise UserError(f"{key}: no such key; {_hint(model, first['loc'])}") from error
+            raise UserError("no such key", argument=key, hint=_hint(model, first["loc"])) from error
         if first["type"] == "missing":
-            raise UserError(f"{key}: {missing}") from error
-        shown = repr(first.get("input"))
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        reason = first["msg"].lower().removeprefix("input should be ")
-        raise UserError(f"{key or 'the run'}={shown}: want {reason}") from error
+            raise UserError("missing", argument=key, hint=missing) from error
+        value, condition = first.get("input"), first["msg"].lower().replace("input should be", "must be", 1)
+        condition += ", not null" if value is None else ""
+        raise UserError(condition, argument=key or "the run", value=value) from error
 
 
 def _hint(model: type[BaseModel], loc: tuple[Any, ...]) -> str:

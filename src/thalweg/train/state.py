@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from thalweg.core import store
-from thalweg.core.errors import DamagedFile, Diverged
-from thalweg.train.distributed import Alone, Ranks
-from thalweg.train.guard import GuardState, finite
+from thalweg.core.errors import DamagedFile
+from thalweg.train.distributed import ProcessGroup, SingleProcess
+from thalweg.train.guard import GuardState, finite, not_finite
 from thalweg.train.settings import TrainSettings
 
 FOLDER = "checkpoints"
@@ -46,40 +46,41 @@ class TrainState:
             for mine, theirs in zip(self.average.buffers(), self.energy.buffers(), strict=True):
                 mine.copy_(theirs)
 
-    def save(self, folder: Path, keep: int, ranks: Alone | Ranks | None = None) -> Path:
+    def save(self, folder: Path, keep: int, group: SingleProcess | ProcessGroup | None = None) -> Path:
         """Write checkpoints/step-N, drop all but the newest `keep`; Diverged, nothing written, if not all is finite."""
-        ranks = ranks or Alone()
+        group = group or SingleProcess()
         path = folder / FOLDER / f"step-{self.step:08d}"
         tensors, structure = store.flatten(self._tree())
-        bad = ranks.any(finite(tensors))
+        bad = group.any(finite(tensors))
         if bad:
-            raise Diverged(f"{bad} is not finite at step {self.step}")
-        others = ranks.gather(self._own())
+            raise not_finite(bad, self.step)
+        others = group.gather(self._own())
         if others:
             tensors, structure = store.flatten({**self._tree(), "others": others})
-        ranks.first(lambda: self._write(path, tensors, structure, keep))
+        group.on_rank0(lambda: self._write(path, tensors, structure, keep))
         self.saved = path.name
         return path
 
-    def load(self, path: Path, ranks: Alone | Ranks | None = None) -> None:
+    def load(self, path: Path, group: SingleProcess | ProcessGroup | None = None) -> None:
         """Take over everything from a checkpoint folder; DamagedFile where it does not fit this run."""
-        ranks = ranks or Alone()
+        group = group or SingleProcess()
         header = store.read_json(path / "state.json")
         core = self.core()
         own = {"objective": self.objective, "guard": [self.objective] * 3}
-        like = {**core, "guard": GuardState(core, core, core), "others": [own] * (ranks.size - 1)}
+        like = {**core, "guard": GuardState(core, core, core), "others": [own] * (group.size - 1)}
         tree = store.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
         size = 1 + len(tree.get("others", ()))
-        if size != ranks.size:
-            raise DamagedFile(f"{path}: holds the state of {size} processes, and these are {ranks.size}; remove it")
+        if size != group.size:
+            text = f"holds the state of {size} processes, and these are {group.size}"
+            raise DamagedFile(text, argument=str(path), hint="remove it")
         try:
-            if ranks.rank:
-                tree = _seen_by(tree, tree["others"][ranks.rank - 1])
+            if group.rank:
+                tree = _of_rank(tree, tree["others"][group.rank - 1])
             self.restore(tree)
             self.guard = tree["guard"]
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
-            raise DamagedFile(f"{path}: does not fit the energy in config.json ({reason})") from error
+            raise DamagedFile(f"does not fit the energy in config.json ({reason})", argument=str(path)) from error
         self.step, self.seconds, self.saved = header["step"], header["seconds"], path.name
 
     def restore(self, tree: dict[str, Any]) -> None:
@@ -125,8 +126,8 @@ class TrainState:
             shutil.rmtree(parent / name, ignore_errors=True)  # half-removed it no longer verifies: it is never loaded
 
 
-def _seen_by(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The tree of another rank than the first: all is shared but the objective's states, which are its own."""
+def _of_rank(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The tree of another rank than 0: all is shared but the objective's states, which are its own."""
     guard: GuardState = tree["guard"]
     shots = [shot and {**shot, "objective": mine} for shot, mine in zip(guard[:3], own["guard"], strict=True)]
     guard = guard._replace(origin=shots[0], good=shots[1], candidate=shots[2])

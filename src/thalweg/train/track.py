@@ -43,7 +43,7 @@ class Silent:
         """Nothing."""
 
 
-class Tracker:
+class MetricsLog:
     """Writes the metrics of a run from step `start` on; later rows left by a killed process are dropped.
 
     A log that cannot be written, on a full disk say, is given up with one warning: it is not worth the run.
@@ -94,8 +94,8 @@ class Tracker:
             self.writer = None
 
 
-class Untracked:
-    """What a process writes that is not the first of its run: nothing."""
+class NoLog:
+    """The log of a rank other than 0: nothing is written."""
 
     def write(self, step: int, seconds: float, metrics: dict[str, Tensor | float]) -> dict[str, float]:
         """No figures."""

@@ -1,21 +1,20 @@
-"""What an energy means in shares of normal data, and the promises that can be made of it.
+"""Thresholds and promises from the energies of normal rows that the energy has not seen.
 
-    p(x) = (1 + #{i: u_i >= E(x)}) / (1 + n),    u_1 … u_n energies of normal rows that the energy has not seen.
-
-For a normal row exchangeable with those n, P(p <= a) <= a at every a, ties or not: an equal energy counts as at least
-as odd, which errs on the safe side
-(Vovk, Gammerman & Shafer 2005; Laxhammar & Falkman 2015). A row is flagged at rate a
-when p <= a, which is E(x) > t, t the k-th highest of u, k = floor(a (n + 1)).
+A row is flagged at rate a where its conformal p-value (`apps.conformal`) is p <= a, which is E(x) > t, t the k-th
+highest of u_1 … u_n, k = floor(a (n + 1)). For a normal row exchangeable with those n, P(p <= a) <= a.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from scipy import stats
 
+from thalweg.apps import conformal
 from thalweg.core.errors import UserError
+
+ROUNDING = 1e-9  # of an energy: what the order of summation may change
 
 
 class Rate(NamedTuple):
@@ -26,15 +25,49 @@ class Rate(NamedTuple):
     high: float
 
 
+class LeftOut(NamedTuple):
+    """What else is known of fitted rows that calibrate by being left out, where the table has equal ones; (n,) each.
+
+    `alone`: the leave-one-out energy itself. `seen`: the energy that a new row has that equals row i; where the table
+    has no second such row it is `alone` too. `counts`: rows of the table that row i counts for.
+    """
+
+    alone: np.ndarray
+    seen: np.ndarray
+    counts: np.ndarray
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """Energies (n,) of normal rows that the energy has not seen, nats, in any order."""
+    """Energies (n,) of normal rows that the energy has not seen, nats, in any order. `left_out`: where they are the
+    leave-one-out energies of fitted rows; None: no fit saw these rows, which are independent then.
+    """
 
     energies: np.ndarray
+    left_out: LeftOut | None = None
 
     def __post_init__(self):
         if self.energies.ndim != 1 or not len(self.energies) or not np.isfinite(self.energies).all():
-            raise ValueError(f"energies of shape {self.energies.shape}: want one or more finite numbers, (n,)")
+            raise ValueError(f"energies of shape {self.energies.shape}: must be one or more finite numbers, (n,)")
+
+    @classmethod
+    def of_new_rows(cls, energies: np.ndarray) -> Self:
+        """From the energies of rows that no fit saw. Equal rows tie with new ones, whatever the order of summation."""
+        order = np.argsort(energies, kind="stable")
+        gaps = np.diff(energies[order], prepend=energies[order[:1]])
+        group = np.empty(len(energies), int)
+        group[order] = np.cumsum(gaps > ROUNDING * np.maximum(np.abs(energies[order]), 1))
+        return cls(_tied(energies, group))
+
+    @classmethod
+    def of_left_out(cls, energies: np.ndarray, group: np.ndarray, seen: np.ndarray, counts: np.ndarray) -> Self:
+        """From leave-one-out energies of fitted rows, equal rows having one `group`; `seen` and `counts` as there.
+
+        Equal rows get the largest of their energies, that of a new equal row included: they tie, and on the safe side.
+        """
+        repeated = np.bincount(group)[group] > 1
+        largest = np.where(repeated, np.maximum(energies, seen), energies)
+        return cls(_tied(largest, group), LeftOut(energies, seen, counts))
 
     @cached_property
     def ranked(self) -> np.ndarray:
@@ -43,11 +76,11 @@ class Calibration:
 
     def at_least(self, u: np.ndarray) -> np.ndarray:
         """#{i: u_i >= u}, (B,) whole numbers in 0 … n."""
-        return len(self.ranked) - np.searchsorted(self.ranked, u, side="left")
+        return conformal.at_least(self.ranked, u)
 
     def p_values(self, u: np.ndarray) -> np.ndarray:
         """p of energies u, (B,) in [1 / (n + 1), 1]; small = anomalous."""
-        return (1 + self.at_least(u)) / (1 + len(self.ranked))
+        return conformal.p_values(self.ranked, u)
 
     def rank_of(self, rate: float) -> int:
         """k = floor(rate (n + 1)), the number of p-values at or below the rate; 0: none can be."""
@@ -60,23 +93,53 @@ class Calibration:
 
     def through(self, t: float) -> tuple["Calibration", float]:
         """(a calibration, a rate) for which E(x) > t is p(x) <= rate. The highest energy up to t is raised to t, which
-        only makes p-values larger; where all are above t, the lowest is put there.
+        only makes p-values larger; where all are above t, the lowest is put there. Rows whose new equals have the
+        energy t, and are not flagged, are put there too.
         """
-        ranked, n = self.ranked.copy(), len(self.ranked)
-        k = min(int((ranked > t).sum()), n - 1)
-        ranked[n - k - 1] = t
-        return Calibration(ranked), (k + 1) / (n + 1)
+        order = np.argsort(self.energies, kind="stable")
+        energies, n, left_out = self.energies[order], len(self.energies), self.left_out
+        if left_out is not None:
+            alone, seen, counts = (part[order] for part in left_out)
+            equal = (np.abs(seen - t) <= 2 * ROUNDING * max(1.0, abs(t))) & (seen < energies)
+            energies = np.where(equal, np.minimum(energies, t), energies)
+            left_out = LeftOut(np.where(equal, np.minimum(alone, t), alone), seen, counts)
+        above = np.flatnonzero(energies > t)
+        below = np.flatnonzero(energies <= t)
+        if len(below):
+            energies[below[energies[below].argmax()]] = t
+        else:
+            energies[0] = t
+        return Calibration(energies, left_out), (min(len(above), n - 1) + 1) / (n + 1)
 
     def rate(self, rate: float, *, level: float = 0.95) -> Rate:
-        """The false-alarm rate of `threshold(rate)`, which over calibration sets has the law Beta(k, n + 1 - k).
+        """The false-alarm rate of `threshold(rate)`.
 
-        Exact for energies without ties, an upper bound with them (Wilks 1941; Vovk 2012).
+        Without ties at the threshold it has the law Beta(k, n + 1 - k) over calibration sets (Wilks 1941; Vovk 2012).
+        With ties fewer rows are flagged. A calibration row would be if it exceeds the threshold that the n - 1 others
+        set, which is to exceed the energy of rank k + 1: the share of these is unbiased for n - 1 rows. The interval is
+        then that of Clopper & Pearson (1934) for the number above the threshold. Of rows left out their own energies
+        count, `alone`, not the largest of their equals'.
         """
         k, n = self.rank_of(rate), len(self.ranked)
         if k == 0:
             return Rate(0.0, 0.0, 0.0)
+        t, alone = self.ranked[-k], self.energies if self.left_out is None else self.left_out.alone
+        flagged = int((alone > self.ranked[-k - 1]).sum()) if k < n else n
+        expected = k / (n + 1) if flagged == k else flagged / n
+        if flagged != k or (self.ranked == t).sum() > 1:
+            return Rate(expected, *clopper_pearson(int((alone > t).sum()), n, level=level))
         low, high = stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], k, n + 1 - k)
-        return Rate(k / (n + 1), float(low), float(high))
+        return Rate(expected, float(low), float(high))
+
+
+def _tied(energies: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Energies that are the only one of their group as they are; the others the largest of it, and what rounding may
+    change above that.
+    """
+    top = np.full(group.max() + 1, -np.inf)
+    np.maximum.at(top, group, energies)
+    raised = top + ROUNDING * np.maximum(np.abs(top), 1)
+    return np.where(np.bincount(group)[group] > 1, raised[group], energies)
 
 
 def clopper_pearson(alarms: int, rows: int, *, level: float = 0.99) -> tuple[float, float]:
@@ -115,5 +178,5 @@ def _step_up(p: np.ndarray, counts: np.ndarray) -> np.ndarray:
 def check_rate(rate: float, name: str = "false_alarm_rate") -> float:
     """The rate; UserError, with the name it was given by, unless it is a number in (0, 1)."""
     if isinstance(rate, bool) or not isinstance(rate, int | float | np.number) or not 0 < rate < 1:
-        raise UserError(f"{name}={rate!r}: want a number between 0 and 1, such as 0.01")
+        raise UserError("must be a number between 0 and 1, such as 0.01", argument=name, value=rate)
     return float(rate)

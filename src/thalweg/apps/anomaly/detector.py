@@ -8,6 +8,7 @@ that this share of the fitted rows exceeds. Either way a row is flagged where p(
 
 import inspect
 import logging
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Self
 
@@ -16,18 +17,21 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from thalweg.apps.anomaly.arrays import array_errors, checked_pixels
+from thalweg.apps.anomaly.arrays import array_errors, check_rows, checked_pixels, numbered
 from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
-from thalweg.apps.anomaly.columns import Columns, is_frame
+from thalweg.apps.anomaly.contents import Contents, describe, learn
+from thalweg.apps.anomaly.copies import Copies, calibration_of_fitted, find_copies, find_image_copies, warn_of_copies
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
+from thalweg.apps.anomaly.parameters import KINDS, check_parameters
 from thalweg.apps.anomaly.partial import Partial
-from thalweg.apps.anomaly.reasons import ImageReasons, Reason, by_feature, reasons
+from thalweg.apps.anomaly.reasons import ImageReasons, Reason, ScoredBlock, by_feature, reasons
+from thalweg.core import check
 from thalweg.core.errors import UserError
+from thalweg.data.columns import Columns
+from thalweg.data.frames import as_frame, is_frame, names_of
+from thalweg.data.reading import IN_MEMORY, Reading
 
-KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
-CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
 MANY_GAPS = 0.5  # share of whole rows below which it is worth a warning
-MANY = 20  # rows from which on it is no accident that no text comes twice
 OUT_OF_REACH = 1e3  # ranges of the calibration's energies
 log = logging.getLogger("thalweg")
 
@@ -47,6 +51,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
       one half calibrates; options={"held_out": 0.3} changes it.)
     - `options`: keywords of the energy behind it.
     - `random_state`: of the split and of the energy's fit.
+    - `decimal`, `thousands`: how texts write numbers, as in pandas. Where one is given, a column of texts that all are
+      such numbers is one of numbers; else texts are categories, and refused where most are numbers but for a mark.
+    - `na_values`: the texts that mean a missing value, in place of the usual ones of a CSV (pandas adds to them); []
+      for none but the empty one.
+    - `dtype`: {name: "category"} for numbers that are codes, {name: "number"} for a measurement that looks like a
+      counter or a time.
 
     After fit: `offset_` (= -t), `rate_` (the rate that t stands for), `calibration_`, `energy_`, `train_scores_` (N,):
     how strange each given row is, high = anomalous, for use without a clean training set (rows with a gap by what was
@@ -65,6 +75,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         held_out: float = 0.25,
         options: dict[str, Any] | None = None,
         random_state: Any = None,
+        decimal: str = ".",
+        thousands: str | None = None,
+        na_values: str | Iterable[str] | None = None,
+        dtype: Mapping[str, str] | None = None,
     ):
         self.kind = kind
         self.contamination = contamination
@@ -74,44 +88,54 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         self.held_out = held_out
         self.options = options
         self.random_state = random_state
+        self.decimal = decimal
+        self.thousands = thousands
+        self.na_values = na_values
+        self.dtype = dtype
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn the energy of normal rows and calibrate it; `y` is not looked at. UserError for what cannot be used."""
-        self._check_parameters()
+        check_parameters(self)
         self.kind_, self.missing_ = self.kind, self.missing
         x = self._input(X, reset=True)
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
         whole = self._whole_rows(x)
-        rows = x[whole]
+        copies = self._copies(x[whole])
+        rows = x[whole][copies.kept]
         inside, outside = self._split(len(rows), random)
         energy = _energy(self.kind, self.options)
-        self._check_enough(len(outside) or energy.num_unseen(len(rows)), len(rows))
+        self._check_enough(len(outside) or energy.num_calibrating(len(rows)), len(rows))
         spared = {"calibrates": False} if self.kind == "table" and len(outside) else {}
         self.energy_ = energy.fit(rows[inside], seed=seed, **spared)
         self.partial_ = None
-        fitted, unseen = self.energy_.outlyingness_, self.energy_.unseen_
+        fitted = self.energy_.train_outlier_scores_
         if len(outside):
-            unseen = np.asarray(self.energy_.energy(rows[outside]), float)
+            held_out = np.asarray(self.energy_.energy(rows[outside]), float)
+            self.calibration_ = Calibration.of_new_rows(held_out)
             scores = np.empty(len(rows))
-            scores[inside] = self.energy_.unseen_ if self.kind == "table" else fitted
-            scores[outside] = unseen
+            scores[inside] = self.energy_.calibration_energies_ if self.kind == "table" else fitted
+            scores[outside] = held_out
             fitted = scores
-        self.calibration_ = Calibration(np.asarray(unseen, float))
+        elif self.kind == "table":
+            self.calibration_ = calibration_of_fitted(self.energy_, rows, copies)
+        else:
+            self.calibration_ = Calibration.of_new_rows(np.asarray(self.energy_.calibration_energies_, float))
         self._set_threshold(rows)
-        self.train_scores_ = np.asarray(fitted, float)
+        fitted = np.asarray(fitted, float)[copies.counted_by]
+        self.train_scores_ = fitted
         if self.missing == "marginalise":
             self.partial_ = Partial(rows[outside], self.calibration_, np.median(rows, axis=0))
             self.train_scores_ = np.empty(len(x))
             self.train_scores_[whole] = fitted
             if not whole.all():
-                self.train_scores_[~whole] = self.energy_of_rows(x[~whole])
+                self.train_scores_[~whole] = self._energy_of(x[~whole])
         return self
 
     def energy(self, X: Any) -> np.ndarray:
         """E(x), (B,) nats, low = normal; of a row with gaps the energy at which a whole row would be as strange."""
         check_is_fitted(self)
-        return self.energy_of_rows(self._input(X, reset=False))
+        return self._energy_of(self._input(X, reset=False))
 
     def score_samples(self, X: Any) -> np.ndarray:
         """-E(x), (B,) nats, high = normal: a log-likelihood up to a constant."""
@@ -141,15 +165,57 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         Of images the map of pixels that raise the energy, and the repaired image.
         """
         check_is_fitted(self)
-        if top is not None and (isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1):
-            raise UserError(f"top={top!r}: want a whole number of features, 1 or more, or None for all")
+        if top is not None:
+            check.whole("top", top, 1)
         x = self._input(X, reset=False)
         if self.kind_ == "image":
             return ImageReasons(self.energy_.attribution(x), self.energy_.repair(x))
         given = self.columns_.values(X) if self.columns_ is not None and is_frame(X) else None
-        return self.explain_rows(x, given, top)
+        return self._explain(x, given, top)
 
-    def explain_rows(self, x: np.ndarray, given: list[list[Any]] | None, top: int | None) -> list[Reason]:
+    def score_block(
+        self,
+        frame: Any,
+        *,
+        alpha: float | None = None,
+        top: int = 3,
+        where: str = IN_MEMORY,
+        first: int = 0,
+        parse: bool = False,
+    ) -> ScoredBlock:
+        """All that is told of a block of a long table (pandas, polars, Arrow), whose columns are matched by name.
+
+        Args:
+            frame: The rows.
+            alpha: Flags p-values up to this; `rate_` if not given.
+            top: Reasons a flagged row.
+            where: What an error calls the table.
+            first: The number of the block's first row in the table, from 0, for errors.
+            parse: Some words are missing values, as in a CSV.
+        """
+        check_is_fitted(self)
+        columns = self.columns_for(names_of(frame), where)
+        x = columns.encode(frame, where=where, first=first, parse=parse)
+        check_rows(x, columns, where=where, first=first, gaps=self.missing_ == "marginalise")
+        u = self._energy_of(x)
+        rank = self.calibration_.at_least(u)
+        p = (1 + rank) / (1 + len(self.calibration_.energies))
+        flag = p <= (self.rate_ if alpha is None else check_rate(alpha, "alpha"))
+        found: list[Reason] = []
+        if len(flagged := np.flatnonzero(flag)):
+            given = self.columns_ and columns.values(as_frame(frame, where)[flagged.tolist()])
+            found = [r._replace(row=int(flagged[r.row])) for r in self._explain(x[flagged], given, top)]
+        return ScoredBlock(u, rank, p, flag, found)
+
+    def columns_for(self, names: Sequence[str], where: str = "X") -> Columns:
+        """The columns of a table that the detector reads: those of the fit, or, where it was fitted on an array, x0,
+        x1, … or 0, 1, …. UserError where a table with columns of these names has neither.
+        """
+        if self.columns_ is not None:
+            return self.columns_
+        return numbered(self.features()[0], names, where)
+
+    def _explain(self, x: np.ndarray, given: list[list[Any]] | None, top: int | None) -> list[Reason]:
         """`explain` of encoded rows (B, D); `given`: their values as they came, by feature."""
         full = x if self.partial_ is None else self.partial_.filled(x)
         names, owners = self.features()
@@ -169,11 +235,12 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     def recalibrate(self, X: Any) -> Self:
         """Set p-values and threshold by fresh normal rows that no fit saw: exact after a drift. The energy stays."""
         check_is_fitted(self)
-        self._check_parameters()
+        check_parameters(self)
         x = self._input(X, reset=False)
         x = x[self._whole_rows(x)]
+        x = x[self._copies(x).kept]
         self._check_enough(len(x), len(x))
-        self.calibration_ = Calibration(np.asarray(self.energy_.energy(x), float))
+        self.calibration_ = Calibration.of_new_rows(np.asarray(self.energy_.energy(x), float))
         self._set_threshold(x)
         if self.partial_ is not None:
             self.partial_ = Partial(x, self.calibration_, self.partial_.center)
@@ -198,19 +265,10 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         tags.input_tags.three_d_array = self.kind == "image"
         return tags
 
-    def _check_parameters(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name}={getattr(self, name)!r}: want {' or '.join(map(repr, choices))}")
-        c = self.contamination
-        number = isinstance(c, int | float | np.number) and not isinstance(c, bool)
-        if c != "auto" and not (number and 0 < float(c) <= 0.5):
-            raise UserError(f"contamination={c!r}: want 'auto' or a number in (0, 0.5]")
-        check_rate(self.false_alarm_rate)
-        if not isinstance(self.held_out, int | float | np.number) or not 0 < self.held_out < 1:
-            raise UserError(f"held_out={self.held_out!r}: want a number between 0 and 1")
-        if self.missing == "marginalise" and (self.calibration == "unseen" or self.kind == "image"):
-            raise UserError("missing='marginalise' wants kind='table' and calibration='split', or 'auto'")
+    @property
+    def reading(self) -> Reading:
+        """How a table to fit on is read. UserError for arguments that cannot be."""
+        return Reading.of(self.decimal, self.thousands, self.na_values, self.dtype)
 
     def _input(self, X: Any, *, reset: bool) -> Any:
         """Rows (N, D) float64, checked, NaN only where it may be; images as they are."""
@@ -220,9 +278,13 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             if reset:
                 self.columns_ = None
             return checked_pixels(X)
-        if reset:
-            self.columns_ = Columns.fit(X) if is_frame(X) else None
         least = 2 if reset else 1
+        if reset:
+            self.columns_ = None
+            if isinstance(X, Contents) or is_frame(X):
+                return self._learn(X, least)
+            if self.reading.given:
+                raise UserError("has no effect on an array, which holds numbers only", argument=self.reading.given)
         if self.columns_ is None or not is_frame(X):
             if self.columns_ is not None and len(self.columns_.owners) != len(self.columns_.columns):
                 raise UserError("X: fitted on a table with categories; give a table with the same columns by name")
@@ -230,30 +292,27 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
                 x = validate_data(
                     self, X, reset=reset, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=least
                 )
-            self._check_values(x)
+            check_rows(x, self.columns_, gaps=self.missing_ == "marginalise")
             return x
         x = self.columns_.encode(X)
-        self._check_values(x, least=least)
-        if reset and len(x) >= MANY:
-            for column in self.columns_.columns:
-                if column.categories == ():
-                    log.warning("column %r holds another text in each row, which tells nothing; drop it", column.name)
-        validate_data(self, X if reset else _first(X, self.columns_.names), reset=reset, skip_check_array=True)
+        check_rows(x, self.columns_, gaps=self.missing_ == "marginalise", least=least)
+        validate_data(self, _first(X, self.columns_.names), reset=False, skip_check_array=True)
         return x
 
-    def _check_values(self, x: np.ndarray, least: int = 0) -> None:
-        """UserError, with the column and the row, for what is not finite and for fewer than `least` rows."""
-        if len(x) < least:
-            raise UserError(f"X: {len(x)} rows; want {least} or more")
-        bad = np.isinf(x) if self.missing_ == "marginalise" else ~np.isfinite(x)
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
-            at = f"row {row + 1}, column {column + 1} (X[{row}, {column}]) is"
-            if self.columns_ is not None:
-                at = f"row {row + 1}: column {self.columns_.names[self.columns_.owners[column]]!r} is"
-            if np.isinf(x[row, column]):
-                raise UserError(f"X: {at} infinite (infinity); mend it")
-            raise UserError(f"X: {at} missing (NaN); drop the row, or fit with missing='marginalise'")
+    def _learn(self, X: Any, least: int) -> np.ndarray:
+        """The rows of a frame, whose columns are learned, or of a file, whose contents are known."""
+        found = X if isinstance(X, Contents) else learn(X, self.reading)
+        self.columns_ = found.columns
+        if X is not found:
+            log.log(logging.WARNING if found.columns.left_out else logging.INFO, "%s", describe(found.to_dict()))
+        for note in found.notes:
+            log.warning("%s", note)
+        found.check(gaps=self.missing_ == "marginalise")
+        if len(found.x) < least:
+            raise UserError(f"{len(found.x)} rows; want {least} or more", argument=found.where)
+        self.n_features_in_ = len(found.columns.names)
+        self.feature_names_in_ = np.array(found.columns.names, dtype=object)
+        return found.x
 
     def _whole_rows(self, x: Any) -> np.ndarray:
         """Which rows are without a gap, (N,) bool; there must be two."""
@@ -264,13 +323,18 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         if whole.sum() < 2:
             names, owners = self.features()
             worst = names[owners[gaps.mean(0).argmax()]]
-            raise UserError(
-                f"X: {whole.sum()} rows have no gap, want 2 or more; drop columns with many gaps, {worst!r} first"
-            )
+            hint = f"drop columns with many gaps, {worst!r} first"
+            raise UserError(f"{whole.sum()} rows have no gap, want 2 or more", argument="X", hint=hint)
         if not whole.all():
             level = logging.WARNING if whole.mean() < MANY_GAPS else logging.INFO
             log.log(level, "%d of %d rows have a gap and are left out of the fit", (~whole).sum(), len(x))
         return whole
+
+    def _copies(self, rows: Any) -> Copies:
+        """Which of the whole rows are copies of others."""
+        if self.kind_ == "image":
+            return warn_of_copies(find_image_copies(_images(rows)))
+        return warn_of_copies(find_copies(rows, None if self.columns_ is None else self.columns_.owners))
 
     def features(self) -> tuple[list[str], np.ndarray]:
         """Names by feature, and the feature of each encoded column."""
@@ -286,7 +350,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
         held = min(n - 1, max(1, round(self.held_out * n)))
         return np.sort(order[held:]), np.sort(order[:held])
 
-    def energy_of_rows(self, x: Any) -> np.ndarray:
+    def _energy_of(self, x: Any) -> np.ndarray:
         """`energy` of encoded rows (B, D)."""
         if self.partial_ is None or not np.isnan(x).any():
             return np.asarray(self.energy_.energy(x), float)
@@ -295,7 +359,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
     def _set_threshold(self, rows: Any) -> None:
         """`offset_`, `rate_` and a calibration that agree: E(x) > t is p(x) <= rate_."""
         if self.contamination != "auto":
-            self.offset_ = float(np.percentile(-self.energy_of_rows(rows), 100 * float(self.contamination)))
+            self.offset_ = float(np.percentile(-self._energy_of(rows), 100 * float(self.contamination)))
             self.calibration_, self.rate_ = self.calibration_.through(-self.offset_)
             return
         self.rate_ = float(self.false_alarm_rate)
@@ -324,8 +388,13 @@ def _energy(kind: str, options: dict[str, Any] | None) -> Any:
     made = energy_class(kind)
     known = list(inspect.signature(made).parameters)
     if options is not None and not (isinstance(options, dict) and set(options) <= set(known)):
-        raise UserError(f"options={options!r:.200}: want keywords among {', '.join(known)}")
+        raise UserError(f"must be a dict of keywords among {', '.join(known)}", argument="options", value=options)
     return made(**(options or {}))
+
+
+def _images(x: Any) -> np.ndarray:
+    """Images (N, C, H, W), checked by what is imported when they are wanted."""
+    return import_module("thalweg.apps.anomaly.images").as_images(x).numpy()
 
 
 def energy_class(kind: str) -> Any:

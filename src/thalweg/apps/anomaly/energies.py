@@ -2,10 +2,10 @@
 
     E(x) = (1/K) sum_k -log p_k(x),    p_k(x) = the share of normal rows with an energy U_k above x's
 
-U_k are the energies of the smoothed rows (`thalweg.energy.nearby`) in three views of the table (`apps.anomaly.views`),
+U_k are the energies of the smoothed rows (`thalweg.energy.nearby`) in three scalings of the table (`anomaly.views`),
 with t by leave-one-out likelihood; Gaussian mixtures in two of them, their size by held-out likelihood; and the mean
 squared distance to 5 neighbours, standardised. The p-values come from energies of rows that the part had not seen, with
-an exponential tail. `apps.anomaly.learned` is another form of the same energy.
+an exponential tail.
 """
 
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from thalweg.apps.anomaly.crossed import crossed, matters
-from thalweg.apps.anomaly.learned import LearnedForm
-from thalweg.apps.anomaly.parts import Columns, Mixture, Tail
-from thalweg.apps.anomaly.views import VIEWS, exponents, scaled
-from thalweg.core.errors import UserError
+from thalweg.apps.anomaly.crossed import cross_fitted, needs_cross_fitting
+from thalweg.apps.anomaly.parts import ROUNDING, Histograms, Mixture, Surprise
+from thalweg.apps.anomaly.repeats import equal_rows
+from thalweg.apps.anomaly.views import SCALINGS, exponents, scaled
+from thalweg.core import check
 from thalweg.energy.empirical import SmoothedEmpirical, leave_one_out, likeliest_noise, squared_distances
-from thalweg.energy.nearby import NearbyEmpirical, Reach
+from thalweg.energy.nearby import SMALL, NearbyEmpirical, Reach
 
 NEAREST = 64
-FORMS = ("exact", "learned", "both")
 NEIGHBOURS = 5  # whose mean squared distance is a part beside the kernels
-COARSE = 16.0  # the large noise of `outlyingness_`, over the likeliest t
+COARSE = 16.0  # the large noise of `train_outlier_scores_`, over the likeliest t
 WIDE = 10_000  # rows that mixtures are fitted to, and that the coarse kernel has
 FOLDS = 3
 MIXED = ("standard", "arcsinh")
+SINGLE = 1e-5  # nats that sums in float32 may be off by; squared distances ten times as many units of t
 
 
 class TabularEnergy:
@@ -37,63 +37,59 @@ class TabularEnergy:
 
     - `num_stored`: rows that are kept at most, drawn by the seed; those left out are new to the energy.
     - `gap`: nats that a kernel may lose on average by leaving far rows out of its sum (`energy.nearby`); 0: none.
-    - `form`: "exact", the parts above; "learned", networks alone (`apps.anomaly.learned`); "both": their mean.
-    - `steps`: of each of the two networks' training.
+
+    After fit: `calibration_energies_` (N,), the energies that the fitted rows have as if each had been left out, and
+    `train_outlier_scores_` (N,), how strange each is, by coarse parts, for tables that hold anomalies themselves.
     """
 
-    unseen_: np.ndarray
-    outlyingness_: np.ndarray
+    calibration_energies_: np.ndarray
+    train_outlier_scores_: np.ndarray
 
-    def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01, form: str = "exact", steps: int = 400):
-        self.num_stored, self.gap, self.form, self.steps = num_stored, gap, form, steps
+    def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01):
+        self.num_stored, self.gap = num_stored, gap
 
     def fit(self, x: np.ndarray, *, seed: int = 0, calibrates: bool = True) -> Self:
         """Fit to rows (N, D), finite, in any units. ValueError for anything else.
 
-        `calibrates`: whether `unseen_` shall have the law of new rows on small and wide tables too (`crossed`).
+        `calibrates`: whether `calibration_energies_` shall have the law of new rows on small and wide tables too
+        (`cross_fitted`).
         """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or min(x.shape) < 1 or not np.isfinite(x).all():
             raise ValueError(f"x has shape {x.shape}: want (N, D) finite numbers, one row or more")
-        for name in ("num_stored", "steps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                raise UserError(f"{name}={value!r}: want a whole number, 1 or more")
-        if isinstance(self.gap, bool) or not isinstance(self.gap, int | float | np.number) or not self.gap >= 0:
-            raise UserError(f"gap={self.gap!r}: want 0 nats or more")
-        if self.form not in FORMS:
-            raise ValueError(f"form={self.form!r}: want {', '.join(map(repr, FORMS))}")
+        check.whole("num_stored", self.num_stored, 1)
+        check.non_negative(gap=self.gap)
         order = np.random.default_rng(seed).permutation(len(x))
         kept, rest = np.sort(order[: self.num_stored]), np.sort(order[self.num_stored :])
         self._place(x[kept])
-        self.tails_: dict[str, Tail] = {}
+        self.surprises_: dict[str, Surprise] = {}
         self.noises_ = {name: likeliest_noise(torch.from_numpy(y)) for name, y in self._stored.items()}
         self.kernels_ = {
             name: NearbyEmpirical(torch.from_numpy(y), t=self.noises_[name], gap=self.gap)
             for name, y in self._stored.items()
         }
-        unseen, coarse = self._kernels_unseen()
+        kernels, coarse = self._kernels_left_out()
         mixed, columns = self._fit_mixtures(seed)
-        unseen |= mixed
-        unseen = self._learn(unseen, seed)
-        self.tails_ = {name: Tail(known=np.sort(u)) for name, u in unseen.items()}
+        left_out = kernels | mixed
+        rooms = self._rooms()
+        self.surprises_ = {name: Surprise.of(u, rooms.get(name)) for name, u in left_out.items()}
         robust = {**mixed, "coarse": coarse, "columns": columns}
-        known = {name: Tail(known=np.sort(u)) for name, u in robust.items()}
-        self.unseen_, self.outlyingness_ = np.empty(len(x)), np.empty(len(x))
-        self.unseen_[kept] = self._fuse(self._outside_views(unseen, seed) if calibrates else unseen)
-        self.outlyingness_[kept] = np.mean([known[name](u) for name, u in robust.items()], axis=0)
+        known = {name: Surprise.of(u) for name, u in robust.items()}
+        self.calibration_energies_, self.train_outlier_scores_ = np.empty(len(x)), np.empty(len(x))
+        self.calibration_energies_[kept] = self._fuse(self._cross_fitted(left_out, seed) if calibrates else left_out)
+        self.train_outlier_scores_[kept] = np.mean([known[name](u) for name, u in robust.items()], axis=0)
         if len(rest):
             new = scaled(x[rest], self._powers)
-            self.unseen_[rest] = self._fuse(self._parts(new))
-            y = {name: view(new) for name, view in self.views_.items()}
+            self.calibration_energies_[rest] = self._fuse(self._parts(new))
+            y = {name: scaling(new) for name, scaling in self.scalings_.items()}
             far = {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
-            far["columns"] = Columns(self._scaled)(new)
+            far["columns"] = Histograms(self._scaled)(new)
             far["coarse"] = self._coarse()[1](torch.from_numpy(y["arcsinh"])).numpy()
-            self.outlyingness_[rest] = np.mean([known[name](u) for name, u in far.items()], axis=0)
+            self.train_outlier_scores_[rest] = np.mean([known[name](u) for name, u in far.items()], axis=0)
         return self
 
-    def num_unseen(self, num_rows: int) -> int:
-        """Of so many rows the number whose energies are `unseen_`: all."""
+    def num_calibrating(self, num_rows: int) -> int:
+        """Of so many rows the number whose energies are `calibration_energies_`: all."""
         return num_rows
 
     def energy(self, x: np.ndarray) -> np.ndarray:
@@ -103,7 +99,7 @@ class TabularEnergy:
     def shares(self, x: np.ndarray) -> np.ndarray:
         """(B, D): the drop of the arcsinh kernel's energy when a feature is integrated out, nats."""
         x = self._checked(x)
-        y, stored, t = self.views_["arcsinh"](x), self._stored["arcsinh"], self.noises_["arcsinh"]
+        y, stored, t = self.scalings_["arcsinh"](x), self._stored["arcsinh"], self.noises_["arcsinh"]
         out = np.empty(x.shape)
         for i, at in enumerate(self._nearest(y)):
             each = (y[i] - stored[at]) ** 2 / (2 * t)
@@ -123,7 +119,7 @@ class TabularEnergy:
         x = self._checked(np.where(observed, x, self.rows_[0]))
         if observed.shape != x.shape:
             raise ValueError(f"observed has shape {observed.shape}: want {x.shape}, a flag for each number")
-        out, y = np.zeros(len(x)), self.views_["arcsinh"](x)
+        out, y = np.zeros(len(x)), self.scalings_["arcsinh"](x)
         patterns, which = np.unique(observed, axis=0, return_inverse=True)
         for k, seen in enumerate(patterns):
             at = np.flatnonzero(which.ravel() == k)
@@ -134,20 +130,19 @@ class TabularEnergy:
         return out
 
     def repair(self, x: np.ndarray) -> np.ndarray:
-        """(B, D): the stored row that is nearest in the arcsinh view, in x's units."""
-        y = self.views_["arcsinh"](self._checked(x))
+        """(B, D): the stored row that is nearest in the arcsinh scaling, in x's units."""
+        y = self.scalings_["arcsinh"](self._checked(x))
         return self.rows_[[at[0] for at in self._nearest(y)]] if len(y) else np.empty((0, self.rows_.shape[1]))
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything that was fitted, as arrays."""
-        out = {"rows": self.rows_, "unseen": self.unseen_, "outlyingness": self.outlyingness_}
+        out = {"rows": self.rows_, "calibration_energies": self.calibration_energies_}
+        out |= {"train_outlier_scores": self.train_outlier_scores_}
         out |= {"num_stored": np.array(self.num_stored), "gap": np.array(self.gap)}
         for name, kernel in self.kernels_.items():
             out |= {f"reach.{name}": np.array(kernel.reach), f"centers.{name}": kernel.centers.numpy()}
         out |= {f"noise.{name}": np.array(t) for name, t in self.noises_.items()}
-        out |= {f"tail.{name}": tail.known for name, tail in self.tails_.items()}
-        if self.learned_ is not None:
-            out |= {f"learned.{name}": value for name, value in self.learned_.state().items()}
+        out |= {f"surprise.{name}": surprise.known for name, surprise in self.surprises_.items()}
         for name, part in self.mixtures_.items():
             out |= {f"mixture.{name}.{field.name}": getattr(part, field.name) for field in fields(part)}
         return out
@@ -156,39 +151,37 @@ class TabularEnergy:
     def from_state(cls, state: Mapping[str, Any]) -> Self:
         """The energy that `state` came from."""
         arrays = {name: np.asarray(value, dtype=np.float64) for name, value in state.items()}
-        self = cls(num_stored=int(arrays["num_stored"]), gap=float(arrays.get("gap", 0.0)))
+        self = cls(num_stored=int(arrays["num_stored"]), gap=float(arrays["gap"]))
         self._place(arrays["rows"])
-        self.unseen_, self.outlyingness_ = arrays["unseen"], arrays["outlyingness"]
-        self.noises_ = {name: float(arrays[f"noise.{name}"]) for name in VIEWS}
+        self.calibration_energies_ = arrays["calibration_energies"]
+        self.train_outlier_scores_ = arrays["train_outlier_scores"]
+        self.noises_ = {name: float(arrays[f"noise.{name}"]) for name in SCALINGS}
         self.kernels_ = {}
         for name, y in self._stored.items():
-            known = None  # files of earlier versions have no cells: their sums are whole
-            if f"reach.{name}" in arrays:
-                known = Reach.of(arrays[f"reach.{name}"]), torch.from_numpy(arrays[f"centers.{name}"])
+            known = Reach.of(arrays[f"reach.{name}"]), torch.from_numpy(arrays[f"centers.{name}"])
             self.kernels_[name] = NearbyEmpirical(torch.from_numpy(y), t=self.noises_[name], gap=self.gap, known=known)
-        self.tails_ = {n.removeprefix("tail."): Tail(known=a) for n, a in arrays.items() if n.startswith("tail.")}
+        rooms = self._rooms()
+        named = {n.removeprefix("surprise."): a for n, a in arrays.items() if n.startswith("surprise.")}
+        self.surprises_ = {name: Surprise(known=a, room=rooms.get(name, ROUNDING)) for name, a in named.items()}
         self.mixtures_ = {
             name: Mixture(**{field.name: arrays[f"mixture.{name}.{field.name}"] for field in fields(Mixture)})
             for name in MIXED
             if f"mixture.{name}.means" in arrays
         }
-        learned = {n.removeprefix("learned."): a for n, a in arrays.items() if n.startswith("learned.")}
-        self.learned_ = LearnedForm.from_state(learned, arrays["rows"].shape[1]) if learned else None
-        self.form = "exact" if self.learned_ is None else "learned" if list(self.tails_) == ["learned"] else "both"
         return self
 
     def _place(self, rows: np.ndarray) -> None:
         self.rows_, self._powers = rows, exponents(rows)
         self._scaled = scaled(rows, self._powers)
-        self.views_ = {name: view(self._scaled) for name, view in VIEWS.items()}
-        self._stored = {name: view(self._scaled) for name, view in self.views_.items()}
+        self.scalings_ = {name: scaling(self._scaled) for name, scaling in SCALINGS.items()}
+        self._stored = {name: scaling(self._scaled) for name, scaling in self.scalings_.items()}
 
-    def _kernels_unseen(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    def _kernels_left_out(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """The kernels' leave-one-out energies, and the coarse one's; zeros for one row, which has no others."""
         n = len(self.rows_)
         if n == 1:
-            return {name: np.zeros(1) for name in (*VIEWS, "distance")}, np.zeros(1)
-        out = self._kernels(dict.fromkeys(VIEWS))
+            return {name: np.zeros(1) for name in (*SCALINGS, "distance")}, np.zeros(1)
+        out = self._kernels(dict.fromkeys(SCALINGS))
         some, kernel = self._coarse()
         coarse = np.empty(n)
         coarse[some] = kernel.left_out().numpy()
@@ -196,21 +189,23 @@ class TabularEnergy:
         coarse[others] = kernel(torch.from_numpy(self._stored["arcsinh"][others])).numpy()
         return out, coarse
 
-    def _outside_views(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-        """The parts' energies of rows that the views had not seen either, where that makes a difference."""
-        if self.form == "learned" or not matters(self._scaled):
-            return unseen
-        single = [name for name, part in self.mixtures_.items() if len(part.means) == 1]
-        return unseen | crossed(self._scaled, self.noises_, single, neighbours=NEIGHBOURS, seed=seed)
+    def _rooms(self) -> dict[str, float]:
+        """How far apart the parts' energies may be and count as equal, where equal rows make that matter: beyond 1,024
+        rows the kernels' sums are in float32. Empty for tables of distinct rows.
+        """
+        if len(equal_rows(self.rows_)[1]) == len(self.rows_):
+            return {}
+        rooms = dict.fromkeys((*SCALINGS, "distance", *(f"{name}.mixture" for name in MIXED)), ROUNDING)
+        if len(self.rows_) > SMALL:
+            rooms |= dict.fromkeys(SCALINGS, SINGLE) | {"distance": 10 * SINGLE * self.noises_["standard"]}
+        return rooms
 
-    def _learn(self, unseen: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-        """The parts that `form` asks for, the learned one among them once it is trained."""
-        self.learned_ = None
-        if self.form == "exact":
-            return unseen
-        self.learned_ = LearnedForm.fit(self._stored["arcsinh"], seed=seed, steps=self.steps)
-        learned = {"learned": self.learned_.unseen}
-        return learned if self.form == "learned" else unseen | learned
+    def _cross_fitted(self, left_out: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """The parts' energies of rows that set no scaling either, where that makes a difference."""
+        if not needs_cross_fitting(self._scaled):
+            return left_out
+        single = [name for name, part in self.mixtures_.items() if len(part.means) == 1]
+        return left_out | cross_fitted(self._scaled, self.noises_, single, neighbours=NEIGHBOURS, seed=seed)
 
     def _coarse(self) -> tuple[np.ndarray, NearbyEmpirical]:
         """The arcsinh kernel at `COARSE` t on some of the rows, all of them up to `WIDE`; it is too wide for cells."""
@@ -234,19 +229,17 @@ class TabularEnergy:
                 part = Mixture.fit(y[some & (fold != k)], seed, len(self.mixtures_[name].means))
                 mixed[name + ".mixture"][fold == k] = part(y[fold == k])
         for k in range(FOLDS):
-            columns[fold == k] = Columns(self._scaled[fold != k])(self._scaled[fold == k])
+            columns[fold == k] = Histograms(self._scaled[fold != k])(self._scaled[fold == k])
         return mixed, columns
 
     def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
-        y = {name: view(x) for name, view in self.views_.items()}
+        y = {name: scaling(x) for name, scaling in self.scalings_.items()}
         out = self._kernels({name: torch.from_numpy(part) for name, part in y.items()})
         out |= {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
-        if self.learned_ is not None:
-            out["learned"] = self.learned_(y["arcsinh"])
-        return {name: out[name] for name in self.tails_} if self.tails_ else out
+        return {name: out[name] for name in self.surprises_} if self.surprises_ else out
 
     def _kernels(self, y: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
-        """The kernels' energies and the neighbours' distance, of rows in each view; None: of stored rows, left out."""
+        """The kernels' energies and the neighbours' distance, of rows by scaling; None: of stored rows, left out."""
         out = {}
         for name, kernel in self.kernels_.items():
             at = y[name]
@@ -257,7 +250,7 @@ class TabularEnergy:
         return out
 
     def _fuse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
-        return np.mean([self.tails_[name](u) for name, u in parts.items()], axis=0)
+        return np.mean([self.surprises_[name](u) for name, u in parts.items()], axis=0)
 
     def _nearest(self, y: np.ndarray) -> list[np.ndarray]:
         stored = torch.from_numpy(self._stored["arcsinh"])
@@ -283,4 +276,4 @@ def _surprise(y: np.ndarray, rows: np.ndarray) -> np.ndarray:
     t = likeliest_noise(stored)
     known = leave_one_out(stored, [t])[0].numpy() if len(rows) > 1 else np.zeros(1)
     u = SmoothedEmpirical(stored, t=t)(torch.from_numpy(np.ascontiguousarray(y))).numpy()
-    return Tail(known=np.sort(known))(u)
+    return Surprise.of(known)(u)

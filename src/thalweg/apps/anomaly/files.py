@@ -14,16 +14,18 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from thalweg.apps.anomaly.calibrate import check_rate, q_by_rank
-from thalweg.apps.anomaly.columns import Column, Columns
+from thalweg.apps.anomaly.contents import learn
 from thalweg.apps.anomaly.detector import EnergyDetector
-from thalweg.apps.anomaly.header import Known
-from thalweg.apps.anomaly.reasons import Reason
+from thalweg.apps.anomaly.reasons import ScoredBlock
 from thalweg.apps.anomaly.saved import DetectorBundle
-from thalweg.apps.anomaly.sources import Source, check_there, draw, typed
-from thalweg.apps.anomaly.tables import Table, open_table, writer
+from thalweg.apps.anomaly.sources import Source, draw
 from thalweg.core.errors import UserError
 from thalweg.core.store import write_errors
 from thalweg.core.stream import whole_file
+from thalweg.data.columns import Columns
+from thalweg.data.csv_blocks import Table, open_table
+from thalweg.data.csv_header import Known
+from thalweg.data.score_table import writer
 
 REASONS = 3
 
@@ -40,25 +42,31 @@ class Scored(NamedTuple):
 
 
 def fit_file(source: Source, **parameters: Any) -> DetectorBundle:
-    """A detector of the table's rows; `parameters` are `EnergyDetector`'s. UserError for what cannot be used."""
+    """A detector of the table's rows; `parameters` are `EnergyDetector`'s. UserError for what cannot be used.
+
+    `about["columns"]` of the bundle says what the columns hold.
+    """
+    detector = EnergyDetector(random_state=source.seed, **parameters)
     table = open_table(source.path, header=source.header)
     where, ignored = str(table.path), [*source.drop, *([source.target] if source.target else [])]
-    check_there(ignored, table)
+    table.require(ignored)
     if source.normal is not None and source.target is None:
-        raise UserError(f"normal={source.normal!r} without a target column; name the column it is a value of")
-    drawn = draw(table, source)
+        hint = "name the column it is a value of"
+        raise UserError("needs a target column", argument="normal", value=source.normal, hint=hint)
+    reading = detector.reading
+    drawn = draw(table, source, reading.words(table.is_text))
     kept = drawn.frame.select([name for name in table.names if name not in ignored])
-    columns = Columns.fit(kept, where=where, parse=table.is_text, rows=drawn.rows)
-    detector = EnergyDetector(random_state=source.seed, **parameters)
-    x = columns.encode(kept, where=where, rows=drawn.rows)
-    _check_values(x, columns, detector, where, drawn.rows)
+    contents = learn(kept, reading, where=where, parse=table.is_text, rows=drawn.rows)
     try:
-        detector.fit(typed(kept, columns, x, where))
-    except ValueError as error:
-        raise UserError(f"{where}: {' '.join(str(error).removeprefix('X: ').split())}") from error
-    used = int((~np.isnan(x).any(1)).sum())
+        detector.fit(contents)
+    except UserError as error:
+        if error.argument != "X":
+            raise
+        raise error.replace(argument=where) from error
+    used = int((~np.isnan(contents.x).any(1)).sum())
     about = {"table": table.path.name, "header": not table.headless, "rows": drawn.seen, "rows_used": used}
-    return DetectorBundle(detector, about | {"ignored": ignored, "seed": source.seed})
+    about |= {"ignored": ignored, "seed": source.seed, "columns": contents.to_dict()}
+    return DetectorBundle(detector, about)
 
 
 def score_file(
@@ -81,9 +89,9 @@ def score_file(
         raise UserError(f"{bundle.path}: a detector of images, which files of scores are not made for; use Python")
     names = detector.columns_.names if detector.columns_ is not None else []
     table = open_table(path, header=header, known=Known(names, bundle.about.get("header") is False))
-    columns = detector.columns_ or _unnamed(detector, table)
-    alpha = detector.rate_ if alpha is None else check_rate(alpha)
-    check_there(drop, table)
+    columns = detector.columns_for(table.names, str(path))
+    alpha = detector.rate_ if alpha is None else check_rate(alpha, "alpha")
+    table.require(drop)
     fitted = [name for name in drop if name in columns.names]
     if fitted:
         raise UserError(f"{path}: column {fitted[0]!r} is one of the fit, which scoring needs; do not drop it")
@@ -112,50 +120,20 @@ def _least(rows: int, alpha: float, levels: int) -> int:
     return max(1, int(np.ceil(rows / (alpha * levels) - 1e-9)))
 
 
-def _unnamed(detector: EnergyDetector, table: Table) -> Columns:
-    """Columns for a detector that was fitted on an array."""
-    named, _ = detector.features()
-    for names in (named, [str(i) for i in range(len(named))]):
-        if set(names) <= set(table.names):
-            return Columns(tuple(map(Column, names)))
-    raise UserError(
-        f"{table.path}: the detector was fitted on an array of {len(named)} columns without names; name the table's "
-        f"{named[0]} to {named[-1]}, or give a CSV of as many columns with --no-header"
-    )
-
-
-def _check_values(x: np.ndarray, columns: Columns, detector: EnergyDetector, where: str, rows: Sequence[int]) -> None:
-    """UserError for what is infinite, or missing where it may not be, with the column and the row of the file."""
-    bad = np.isinf(x) if detector.missing == "marginalise" else ~np.isfinite(x)
-    if bad.any():
-        i, column = np.argwhere(bad)[0]
-        infinite = np.isinf(x[i, column])
-        what = "infinite (infinity)" if infinite else "missing (NaN)"
-        mend = "mend it" if infinite else "drop the row, or fit with missing='marginalise'"
-        name = columns.names[columns.owners[column]]
-        raise UserError(f"{where}: column {name!r} is {what} in row {rows[i] + 1}; {mend}")
-
-
 def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: float, spool: IO[bytes]) -> np.ndarray:
     """Write each block's scores to the spool; the number of rows by #{u_i >= E(x)}, (n + 1,)."""
     import pyarrow as pa
 
-    where, calibration, first = str(table.path), detector.calibration_, 0
-    counts = np.zeros(len(calibration.energies) + 1, np.int64)
+    where, first = str(table.path), 0
+    counts = np.zeros(len(detector.calibration_.energies) + 1, np.int64)
     with pa.ipc.new_stream(spool, _schema()) as stream:
-        for block in table.blocks(columns.names):
-            x = columns.encode(block, where=where, first=first)
-            _check_values(x, columns, detector, where, range(first, first + len(x)))
-            u = detector.energy_of_rows(x)
-            rank = calibration.at_least(u)
-            p = (1 + rank) / len(counts)
-            np.add.at(counts, rank, 1)
-            told = {"row": np.arange(first, first + len(x)) + 1, "energy": u, "p_value": p, "q_value": p}
-            told |= {"flag": p <= alpha} | _reasons(detector, columns, block, x, np.flatnonzero(p <= alpha))
-            stream.write_table(pa.table(told, schema=_schema()))
-            first += len(x)
+        for frame in table.blocks(columns.names):
+            block = detector.score_block(frame, alpha=alpha, top=REASONS, where=where, first=first, parse=table.is_text)
+            np.add.at(counts, block.rank, 1)
+            stream.write_table(pa.table(_told(block, first), schema=_schema()))
+            first += len(block.energy)
     if not first:
-        raise UserError(f"{where}: no rows; give a table with at least one")
+        raise UserError("no rows", argument=where, hint="give a table with at least one")
     return counts
 
 
@@ -183,23 +161,22 @@ def _schema() -> Any:
     return pa.schema(fields)
 
 
-def _reasons(detector: EnergyDetector, columns: Columns, block: Any, x: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-    """The reasons of the chosen rows as columns of the block, empty elsewhere and beyond the last feature."""
-    told = {name: [None] * len(x) for name in _schema().names[5:]}
-    if not len(rows):
-        return told
-    given = columns.values(block.take(rows)) if detector.columns_ is not None else None
+def _told(block: ScoredBlock, first: int) -> dict[str, Any]:
+    """A block as columns of the score table: no reasons where a row is not flagged, or has fewer features."""
+    told: dict[str, Any] = {name: [None] * len(block.energy) for name in _schema().names}
+    told |= {"row": np.arange(first, first + len(block.energy)) + 1, "energy": block.energy}
+    told |= {"p_value": block.p_value, "q_value": block.p_value, "flag": block.flag}  # q waits for the last block
     place, before = 0, -1
-    for reason in detector.explain_rows(x[rows], given, REASONS):
+    for reason in block.reasons:
         place, before = place + 1 if reason.row == before else 1, reason.row
-        for name, value in _told(reason).items():
-            told[f"{name}_{place}"][rows[reason.row]] = value
+        value = "" if reason.value is None else _short(reason.value)
+        for name, cell in zip(
+            ("feature", "share", "value", "repair"),
+            (reason.feature, reason.share, value, _short(reason.repair)),
+            strict=True,
+        ):
+            told[f"{name}_{place}"][reason.row] = cell
     return told
-
-
-def _told(reason: Reason) -> dict[str, Any]:
-    value = "" if reason.value is None else _short(reason.value)
-    return {"feature": reason.feature, "share": reason.share, "value": value, "repair": _short(reason.repair)}
 
 
 def _short(value: Any) -> str:

@@ -10,29 +10,32 @@ like x's (`energy.kernel`). What is plainer than the data stands out in the firs
 second.
 """
 
+import functools
 import json
 import math
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from thalweg.apps.anomaly.tail import Tail
+from thalweg.apps.anomaly.tail import LogSurvival
 from thalweg.apps.bundle import Bundle
-from thalweg.apps.fit import Request, fit
-from thalweg.core.config import build
+from thalweg.apps.fit import Request, settings
+from thalweg.apps.in_memory import train_in_memory
+from thalweg.apps.rows import data_of
+from thalweg.core import check
+from thalweg.core.config import build, plain
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.data.catalog import load as load_data
-from thalweg.data.loader import as_float, check_images
+from thalweg.core.weights import Stored, require_fit
+from thalweg.data.catalog import Dataset, split
+from thalweg.data.validate import as_float, check_images
 from thalweg.energy.autoencoder import AutoencoderEnergy
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.kernel import FeatureKernelEnergy
-from thalweg.evaluate.corrupt import blurred
+from thalweg.evaluate.corrupt import gaussian_blur
 
 BLOCK = 512
 BANK = 20_000  # training rows whose features are kept
@@ -40,7 +43,6 @@ NEAREST = 256  # stored images that a repair is chosen among
 STORED = 32 << 20  # bytes of them at most, a byte a pixel and channel
 LEAST = 40
 HELD = 4  # images held out at least
-MORE = "raise held_out, or give more images"
 
 
 class ImageEnergy:
@@ -49,15 +51,15 @@ class ImageEnergy:
 
     - `steps`: training steps; None: the recipe's 3,000 of 256 rows, about 2 CPU minutes at 28 x 28.
     - `held_out`: the share of rows that training does not see: half of them set the two energies' scales, the energies
-      of the other half are `unseen_`.
+      of the other half are `calibration_energies_`.
     - `overrides`: changes of the recipe, as on the command line.
 
-    After fit: `unseen_` (m,), and `outlyingness_` (N,), the energies of all images given, each without its own kernel;
-    after `from_bundle` those of the training rows.
+    After fit: `calibration_energies_` (m,), and `train_outlier_scores_` (N,), the energies of all images given, each
+    without its own kernel; after `from_bundle` those of the training rows.
     """
 
-    unseen_: np.ndarray
-    outlyingness_: np.ndarray
+    calibration_energies_: np.ndarray
+    train_outlier_scores_: np.ndarray
 
     def __init__(self, *, steps: int | None = None, held_out: float = 0.1, overrides: Sequence[str] = ()):
         self.steps, self.held_out, self.overrides = steps, held_out, tuple(overrides)
@@ -67,26 +69,27 @@ class ImageEnergy:
         images = as_images(x)
         if len(images) < LEAST:
             raise UserError(f"x has {len(images)} images: want {LEAST} or more, to train on and to calibrate with")
-        if self._held(len(images)) < HELD:  # now, not after the training
-            raise UserError(f"{self._held(len(images))} images held out: want {HELD} or more; {MORE}")
+        if images.shape[1] not in (1, 3):
+            text = f"has shape {tuple(np.shape(x))}, and must be (N, H, W) or (N, C, H, W) of 1 or 3 channels"
+            raise UserError(text, argument="x")
+        _require_held(self._held(len(images)))  # now, not after the training
         if bool((images == images[0]).all()):
             raise UserError(f"x: {len(images)} images, 1 of them distinct: want pictures that differ")
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "images.npz"
-            np.savez(file, x=images.numpy())
-            overrides = [f"data.held_out={self.held_out}", *self.overrides]
-            request = Request(data=file, recipe="contrast", steps=self.steps, seed=seed, overrides=overrides)
-            bundle = fit(request, Path(folder) / "run", tensorboard=False)
-            banked = self._settle(bundle)
-        own, known = torch.zeros(len(images), dtype=torch.bool), {row.numpy().tobytes() for row in banked}
         given = check_images(images, None, where="x")
+        overrides = [f"data.held_out={self.held_out}", *self.overrides]
+        run = settings(Request(data="x", recipe="contrast", steps=self.steps, seed=seed, overrides=overrides), "image")
+        share: Any = run.data.held_out
+        rows = images if images.dtype == torch.uint8 else given
+        data = split(rows, name="x", source="images", held_out=share, seed=run.seed, limit=run.data.limit)
+        banked = self._settle(train_in_memory(run, data), plain(run.energy), data, run.seed)
+        own, known = torch.zeros(len(images), dtype=torch.bool), {row.numpy().tobytes() for row in banked}
         for i, row in enumerate(given):
             own[i] = row.numpy().tobytes() in known
-        self.outlyingness_ = self._outlying(given, own)
+        self.train_outlier_scores_ = self._outlying(given, own)
         return self
 
-    def num_unseen(self, num_rows: int) -> int:
-        """Of so many images the number whose energies are `unseen_`: half of those that training does not see."""
+    def num_calibrating(self, num_rows: int) -> int:
+        """Of so many images the number that calibrate: half of those that training does not see."""
         return self._held(num_rows) // 2
 
     @classmethod
@@ -95,8 +98,8 @@ class ImageEnergy:
         if not isinstance(bundle.model, AutoencoderEnergy):
             made = bundle.config["run"]["energy"]["type"]
             raise UserError(f"{bundle.path}: its energy is {made}; train an image bundle with --recipe contrast")
-        self = cls()
-        self._settle(bundle)
+        self, run = cls(), bundle.config["run"]
+        self._settle(bundle.model, run["energy"], data_of(bundle), run["seed"])
         return self
 
     def energy(self, x: Any) -> np.ndarray:
@@ -116,7 +119,7 @@ class ImageEnergy:
 
         def at(part: Tensor) -> Tensor:
             g = energy_and_grad(self._fused, part)[1].abs().sum(1, keepdim=True)
-            return blurred(g, width=max(0.5, min(g.shape[2:]) / 28)).squeeze(1).clamp(min=0)
+            return gaussian_blur(g, max(0.5, min(g.shape[2:]) / 28)).squeeze(1).clamp(min=0)
 
         return self._map(at, self._check(x)).numpy()
 
@@ -146,7 +149,10 @@ class ImageEnergy:
         for i, tail in enumerate(self._tails):
             state |= {f"tail{i}.{name}": value.numpy() for name, value in tail._asdict().items()}
         state["images"] = self._images.numpy()
-        return state | {"unseen": self.unseen_, "outlyingness": self.outlyingness_}
+        return state | {
+            "calibration_energies": self.calibration_energies_,
+            "train_outlier_scores": self.train_outlier_scores_,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
@@ -154,13 +160,17 @@ class ImageEnergy:
         arrays = {name: np.asarray(value) for name, value in state.items()}
         settings = json.loads(arrays["settings"].tobytes())
         found = cls(steps=settings["steps"], held_out=settings["held_out"], overrides=settings["overrides"])
-        model = build(settings["energy"], shape=tuple(settings["shape"]))
-        model.load_state_dict(_under("model.", arrays))
+        weights, shape = _under("model.", arrays), tuple(settings["shape"])
+        make = functools.partial(build, settings["energy"], trusted=("thalweg.energy",), shape=shape)
+        require_fit(make, {name: Stored("", tuple(value.shape)) for name, value in weights.items()})
+        model = make()
+        model.load_state_dict(weights)
         kernel = FeatureKernelEnergy(_Features(model), **_under("kernel.", arrays), beta=settings["beta"])
-        tails = tuple(Tail(**_under(f"tail{i}.", arrays)) for i in range(2))
+        tails = tuple(LogSurvival(**_under(f"tail{i}.", arrays)) for i in range(2))
         images = torch.from_numpy(np.array(arrays["images"]))
         found._take(settings["energy"], model, kernel, images, tails)  # pyright: ignore[reportArgumentType]
-        found.unseen_, found.outlyingness_ = arrays["unseen"], arrays["outlyingness"]
+        found.calibration_energies_ = arrays["calibration_energies"]
+        found.train_outlier_scores_ = arrays["train_outlier_scores"]
         return found
 
     def _held(self, num_rows: int) -> int:
@@ -168,13 +178,14 @@ class ImageEnergy:
         return min(max(1, round(num_rows * float(self.held_out))), num_rows - 1)
 
     def _check_options(self) -> None:
-        steps, share = self.steps, self.held_out
-        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-            raise UserError(f"steps={steps!r}: want a whole number, 1 or more, or None")
-        if isinstance(share, bool) or not isinstance(share, int | float | np.number) or not 0 < share < 1:
-            raise UserError(f"held_out={share!r}: want a number between 0 and 1")
+        if self.steps is not None:
+            check.count(steps=self.steps)
+        check.share(held_out=self.held_out)
+        if not 0 < self.held_out < 1:
+            raise UserError("must be above 0 and below 1", argument="held_out", value=self.held_out)
         if not all(isinstance(text, str) for text in self.overrides):
-            raise UserError(f"overrides={self.overrides!r:.100}: want texts such as 'train.batch_size=64'")
+            hint = "write them as 'train.batch_size=64'"
+            raise UserError("must be texts", argument="overrides", value=self.overrides, hint=hint)
 
     def _outlying(self, x: Tensor, own: Tensor) -> np.ndarray:
         """E(x) of float images, (B,), of `own` ones (bool) without their own kernel."""
@@ -182,36 +193,27 @@ class ImageEnergy:
         u[own] = self._map(self._kernel.left_out, x[own])
         return (self._tails[0](self._map(self._model, x)) + self._tails[1](u)).double().numpy()
 
-    def _settle(self, bundle: Bundle) -> Tensor:
-        """Bank, scales and calibration from the rows that the bundle's run trained on and held out; the banked rows."""
-        run = bundle.config["run"]
-        data, seed = run["data"], run["seed"]
-        rows = load_data(
-            data["name"], data=data["path"], hub=data["hub"], seed=seed, held_out=data["held_out"], limit=data["limit"]
-        )
-        if rows.fingerprint != bundle.config["data"]["fingerprint"]:
-            raise UserError(f"{bundle.path}: the data that the run trained on have changed; train again")
-        train, unseen = as_float(rows.train), as_float(rows.held_out)
-        if len(unseen) < HELD:
-            raise UserError(f"{len(unseen)} images held out: want {HELD} or more; {MORE}")
-        model: Any = bundle.model
+    def _settle(self, model: Any, spec: dict[str, Any], data: Dataset, seed: int) -> Tensor:
+        """Bank, scales and calibration from the rows that the model was trained on and not; the banked rows."""
+        train, held_out = as_float(data.train), as_float(data.held_out)
+        _require_held(len(held_out))
         chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
         kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)
-        scales, rest = unseen[0::2], unseen[1::2]
+        scales, rest = held_out[0::2], held_out[1::2]
         try:
-            tails = tuple(Tail.of(self._map(energy, scales)) for energy in (model, kernel))
+            tails = tuple(LogSurvival.of(self._map(energy, scales)) for energy in (model, kernel))
         except ValueError as error:
             raise UserError(f"the images held out look all alike ({error}); give pictures that differ") from error
         stored = train[chosen[: max(1, STORED // math.prod(train.shape[1:]))]]
-        self._take(run["energy"], model, kernel, (255 * stored).round().byte(), tails)  # pyright: ignore[reportArgumentType]
-        self.unseen_ = self.energy(rest)
+        self._take(spec, model, kernel, (255 * stored).round().byte(), tails)  # pyright: ignore[reportArgumentType]
+        self.calibration_energies_ = self.energy(rest)
         kept = torch.zeros(len(train), dtype=torch.bool)
         kept[chosen] = True
-        self.outlyingness_ = self._outlying(train, kept)
+        self.train_outlier_scores_ = self._outlying(train, kept)
         return train[chosen]
 
     def _take(
-        self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[Tail, Tail]
+        self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[LogSurvival, LogSurvival]
     ) -> None:
         self._spec, self._model, self._kernel, self._images, self._tails = spec, model, kernel, images, tails
         for module in (model, kernel):
@@ -230,6 +232,12 @@ class ImageEnergy:
         """f block by block, without gradients of its own."""
         with torch.no_grad():
             return torch.cat([f(part) for part in x.split(BLOCK)]) if len(x) else f(x)
+
+
+def _require_held(num: int) -> None:
+    if num < HELD:
+        hint = "raise held_out, or give more images"
+        raise UserError(f"{num} images held out, and {HELD} or more are needed", hint=hint)
 
 
 def _gaps(x: Tensor, images: Tensor) -> Tensor:

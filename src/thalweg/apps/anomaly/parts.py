@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,18 +20,31 @@ RIDGE = 0.02  # added to every variance of standardised columns, so that discret
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tail:
+class Surprise:
     """-log of the p-value of an energy among `known` (N,) energies, sorted, in nats.
 
     Mid-ranks up to the 80 % quantile, and an exponential tail with the mean excess beyond it, so that rows further
-    out than every stored one keep their order.
+    out than every stored one keep their order. Energies closer than `room` (relative to theirs, from 1 on) are equal.
     """
 
     known: np.ndarray
+    room: float = ROUNDING
+
+    @classmethod
+    def of(cls, energies: np.ndarray, room: float | None = None) -> Self:
+        """From energies (N,) in any order; with a `room`, where rows are equal, those closer than it made equal."""
+        known = np.sort(energies)
+        if room is None:
+            return cls(known=known)
+        close = np.diff(known) <= room * np.maximum(np.abs(known[1:]), 1)
+        for i in np.flatnonzero(close & (np.diff(known) > 0)):
+            end = np.searchsorted(known, known[i] + room * max(abs(known[i]), 1), side="right")
+            known[i:end] = known[i]
+        return cls(known=known, room=room)
 
     def __call__(self, u: np.ndarray) -> np.ndarray:
         values, at, between, (edge, excess, start) = self._table
-        u, place = _placed(u, values)
+        u, place = _placed(u, values, self.room)
         inside = np.where(values[place] == u, at[place], between[place])
         return np.where(u > edge, (u - edge) / excess + start, inside)
 
@@ -49,9 +63,9 @@ class Tail:
         return np.append(values, np.inf), np.append(at, at[-1]), between, tail
 
 
-def _placed(u: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _placed(u: np.ndarray, values: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
     """(u, its place among the sorted values): a value that u is but for rounding counts as u, lest copies not tie."""
-    place, room = np.searchsorted(values, u), ROUNDING * np.maximum(np.abs(u), 1)
+    place, room = np.searchsorted(values, u), room * np.maximum(np.abs(u), 1)
     above, below = values[place], values[np.maximum(place - 1, 0)]
     high, low = above - u <= room, u - below <= room
     return np.where(high, above, np.where(low, below, u)), np.where(low & ~high, np.maximum(place - 1, 0), place)
@@ -110,7 +124,7 @@ class Mixture:
         return tuple(map(torch.from_numpy, (np.concatenate(inverses, axis=1), shift, pick, constants)))
 
 
-class Columns:
+class Histograms:
     """E(x) = -sum_j log p_j(x_j): a histogram of each column alone, by value where there are few values."""
 
     def __init__(self, rows: np.ndarray):
@@ -131,13 +145,13 @@ class Columns:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         out = np.zeros(len(x))
-        for (discrete, places, logs, unseen), column in zip(self.tables, x.T, strict=True):
+        for (discrete, places, logs, elsewhere), column in zip(self.tables, x.T, strict=True):
             if discrete:
                 at = np.clip(np.searchsorted(places, column), 0, len(places) - 1)
-                out -= np.where(places[at] == column, logs[at], unseen)
+                out -= np.where(places[at] == column, logs[at], elsewhere)
             else:
                 outside = np.maximum(np.maximum(places[0] - column, column - places[-1]), 0) / (places[-1] - places[0])
-                out -= np.where(outside > 0, unseen - np.log1p(10 * outside), logs[_bin(places, column)])
+                out -= np.where(outside > 0, elsewhere - np.log1p(10 * outside), logs[_bin(places, column)])
         return out
 
 

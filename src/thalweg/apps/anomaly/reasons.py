@@ -19,6 +19,16 @@ class Reason(NamedTuple):
     repair: float | str
 
 
+class ScoredBlock(NamedTuple):
+    """Scores of a block of rows, (B,) each, and the main reasons of each flagged row, by its number in the block."""
+
+    energy: np.ndarray  # nats
+    rank: np.ndarray  # energies of the calibration that are at least as high
+    p_value: np.ndarray
+    flag: np.ndarray
+    reasons: list[Reason]
+
+
 class ImageReasons(NamedTuple):
     """`where` (B, H, W): how much each pixel raises the energy; `repaired`: the nearest normal images."""
 

@@ -12,14 +12,15 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 import thalweg
-from thalweg.apps.anomaly.calibrate import Calibration, check_rate
-from thalweg.apps.anomaly.columns import Columns
+from thalweg.apps.anomaly.calibrate import Calibration, LeftOut, check_rate
 from thalweg.apps.anomaly.detector import KINDS, EnergyDetector, energy_class
 from thalweg.apps.anomaly.partial import Partial
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.columns import Columns
+from thalweg.data.reading import Reading
 
-APP, FORMAT = "anomaly", 1
+APP, FORMAT = "anomaly", 2
 OWN = ("config.json", "model.safetensors", "calibration.safetensors", store.MANIFEST)
 PLAIN = ("kind", "contamination", "false_alarm_rate", "missing", "calibration", "held_out", "options")
 
@@ -55,14 +56,12 @@ class DetectorBundle:
         def write(aside: Path) -> None:
             store.write_json(aside / "config.json", config)
             store.write_tensors(aside / "model.safetensors", tensors)
-            energies = torch.from_numpy(np.ascontiguousarray(self.detector.calibration_.energies))
-            store.write_tensors(aside / "calibration.safetensors", {"energy": energies})
+            store.write_tensors(aside / "calibration.safetensors", _calibration_tensors(self.detector.calibration_))
 
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
-        store.clean(folder.parent)
         store.save_folder(folder, write)
 
 
@@ -89,19 +88,18 @@ def replaceable(folder: str | Path) -> Path:
     return folder
 
 
-def read(folder: Path) -> DetectorBundle:
+def read(folder: Path, config: dict[str, Any]) -> DetectorBundle:
     """The detector in a folder whose files have been verified; DamagedFile where they are not what was written."""
-    config = store.read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise UserError(
             f"{folder}: a detector of format {config.get('format')}, this version reads {FORMAT}; fit it again"
         )
     tensors = store.read_tensors(folder / "model.safetensors")
-    energies = store.read_tensors(folder / "calibration.safetensors").get("energy")
+    arrays = _arrays(store.read_tensors(folder / "calibration.safetensors"))
     try:
-        if config["parameters"]["kind"] not in KINDS or energies is None:
+        if config["parameters"]["kind"] not in KINDS:
             raise ValueError("kind")
-        return DetectorBundle(_detector(config, tensors, energies.numpy()), config["about"], folder)
+        return DetectorBundle(_detector(config, tensors, _calibration(config, arrays)), config["about"], folder)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -123,35 +121,53 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
             {n: getattr(detector, n) for n in PLAIN} | {"kind": detector.kind_, "missing": detector.missing_}
         ),
         "rate": detector.rate_,
+        "leave_one_out": detector.calibration_.left_out is not None,
         "random_state": _seed(detector.random_state),
         "offset": detector.offset_,
         "num_features": getattr(detector, "n_features_in_", None),
         "features": None if names is None else [str(name) for name in names],
         "columns": None if detector.columns_ is None else detector.columns_.to_list(),
+        "reading": None if detector.columns_ is None else detector.columns_.reading.to_dict(),
+        "left_out": [] if detector.columns_ is None else [list(pair) for pair in detector.columns_.left_out],
         "structure": structure,
     }
     return tensors, config
 
 
-def _detector(config: dict[str, Any], tensors: dict[str, Tensor], energies: np.ndarray) -> EnergyDetector:
-    detector = EnergyDetector(**{name: config["parameters"][name] for name in PLAIN})
+def _calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
+    """The energies; and what else is known of those left out, where rows repeat."""
+    tensors, left_out = {"energy": _tensor(calibration.energies)}, calibration.left_out
+    if left_out is not None and ((left_out.seen != left_out.alone).any() or (left_out.counts > 1).any()):
+        tensors |= {name: _tensor(value) for name, value in left_out._asdict().items()}
+    return tensors
+
+
+def _calibration(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Calibration:
+    energies = arrays["energy"]
+    if not config["leave_one_out"]:
+        return Calibration(energies)
+    alone, seen = arrays.get("alone", energies), arrays.get("seen", energies)
+    return Calibration(energies, LeftOut(alone, seen, arrays.get("counts", np.ones(len(energies), int))))
+
+
+def _detector(config: dict[str, Any], tensors: dict[str, Tensor], calibration: Calibration) -> EnergyDetector:
+    reading = config.get("reading") or {}  # none in a detector of arrays
+    detector = EnergyDetector(**{name: config["parameters"][name] for name in PLAIN}, **reading)
     detector.random_state = config.get("random_state")
     tree = store.unflatten(tensors, config["structure"])
     detector.energy_ = energy_class(detector.kind).from_state(_arrays(tree["energy"]))
     detector.train_scores_ = tree["train_scores"].numpy()
-    detector.calibration_ = Calibration(energies)
-    detector.columns_ = None if config["columns"] is None else Columns.from_list(config["columns"])
+    detector.calibration_ = calibration
+    detector.columns_ = None
+    if config["columns"] is not None:
+        left_out = config.get("left_out", ())
+        detector.columns_ = Columns.from_list(config["columns"], Reading.from_dict(reading), left_out)
     detector.partial_ = None
     if "rows" in tree:
         detector.partial_ = Partial(tree["rows"].numpy(), detector.calibration_, tree["center"].numpy())
     detector.offset_ = float(config["offset"])
     detector.kind_, detector.missing_ = detector.kind, detector.missing
-    if "rate" in config:
-        detector.rate_ = check_rate(config["rate"], "rate")
-    elif detector.contamination == "auto":  # of an earlier version, as below
-        detector.rate_ = float(detector.false_alarm_rate)
-    else:
-        detector.calibration_, detector.rate_ = detector.calibration_.through(-detector.offset_)
+    detector.rate_ = check_rate(config["rate"], "rate")
     if config["num_features"] is not None:
         detector.n_features_in_ = int(config["num_features"])
     if config["features"] is not None:

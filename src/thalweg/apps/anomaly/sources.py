@@ -1,15 +1,17 @@
 """What a detector is fitted on: rows of a table in a file, chosen by a label and drawn evenly, with their numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from thalweg.apps.anomaly.columns import TRUTH, Columns, as_frame, is_number, texts
-from thalweg.apps.anomaly.tables import Table
 from thalweg.core.errors import UserError
+from thalweg.data.columns import TRUTH
+from thalweg.data.csv_blocks import Table
+from thalweg.data.frames import as_frame
+from thalweg.data.number_text import is_number
 
 MAX_ROWS = 50_000
 SHOWN = 8  # values of a label in a message
@@ -41,15 +43,10 @@ class Drawn(NamedTuple):
     seen: int
 
 
-def check_there(names: Sequence[str], table: Table) -> None:
-    """UserError unless the table has columns of these names."""
-    unknown = [name for name in names if name not in table.names]
-    if unknown:
-        raise UserError(f"{table.path}: no column {unknown[0]!r}; there are {', '.join(table.names)[:200]}")
-
-
-def draw(table: Table, source: Source) -> Drawn:
-    """At most `max_rows` of the wanted rows, each as likely as any other. UserError where there is none."""
+def draw(table: Table, source: Source, words: Collection[str] = ()) -> Drawn:
+    """At most `max_rows` of the wanted rows, each as likely as any other; a label in `words` is none. UserError where
+    there is none.
+    """
     import pyarrow as pa
 
     random, labels = np.random.default_rng(source.seed), dict[str, None]()
@@ -58,7 +55,7 @@ def draw(table: Table, source: Source) -> Drawn:
     for block in table.blocks({*table.names} - ({*source.drop} - {source.target})):
         chosen = np.arange(len(block))
         if source.normal is not None:
-            chosen = np.flatnonzero(_wanted(block, source, str(table.path), labels))
+            chosen = np.flatnonzero(_wanted(block, source, str(table.path), labels, words))
         rows, first = np.r_[rows, first + chosen], first + len(block)
         seen += len(chosen)
         block = block.take(chosen)
@@ -72,27 +69,10 @@ def draw(table: Table, source: Source) -> Drawn:
     return Drawn(held, rows, seen)
 
 
-def typed(frame: Any, columns: Columns, x: np.ndarray, where: str) -> Any:
-    """The frame with numbers for texts that are numbers, so that a fit from a file and one from memory are the same.
-
-    `x` (N, D): the frame encoded by `columns`.
-    """
-    import pyarrow as pa
-
-    series, arrays = as_frame(frame, where), {}
-    for i, column in enumerate(columns.columns):
-        if column.categories is not None:
-            arrays[column.name] = pa.array(texts(series[column.name], column.name, where), pa.string())
-        else:
-            values = x[:, columns.owners == i][:, 0]
-            whole = pa.array(values) if not column.truth else pa.array(values != 0, mask=np.isnan(values))
-            arrays[column.name] = whole
-    return pa.table(arrays)
-
-
-def _wanted(block: Any, source: Source, where: str, labels: dict[str, None]) -> np.ndarray:
+def _wanted(block: Any, source: Source, where: str, labels: dict[str, None], words: Collection[str] = ()) -> np.ndarray:
     """Which rows have the normal label, (N,); the labels met are added to `labels`."""
     given = as_frame(block.select([source.target]), where)[source.target].to_list()
+    given = [None if isinstance(value, str) and value in words else value for value in given]
     given = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in given]
     values = {value: _label(value) for value in set(_hashable(given, source.target, where)) if value is not None}
     for value in sorted(map(str, values)):

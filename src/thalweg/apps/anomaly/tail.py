@@ -16,7 +16,7 @@ from torch import Tensor
 LEVELS = (0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)  # of survival; the tail begins at the last
 
 
-class Tail(NamedTuple):
+class LogSurvival(NamedTuple):
     """Knots u (K,) and v (K,), joined by lines; beyond the last, v grows by 1 every `scale`, below the first by that
     of the first line, down to minus infinity, so that v has a slope everywhere.
     """

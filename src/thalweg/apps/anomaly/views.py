@@ -1,7 +1,7 @@
-"""Three ways to look at a table before distances are taken in it, each set by the stored rows alone.
+"""Three scalings of a table before distances are taken in it, each set by the stored rows alone.
 
 Standardised values keep the far tails, arcsinh values compress them, normal scores look at ranks only. A row is
-unusual if it is far from all others in the views on average; no view is right for every table.
+unusual if it is far from all others in these on average; no one is right for every table.
 """
 
 import numpy as np
@@ -103,4 +103,4 @@ def _scores(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.append(values, np.inf), np.append(at, at[-1]), between
 
 
-VIEWS = {"standard": Standard, "arcsinh": Arcsinh, "ranks": NormalScores}
+SCALINGS = {"standard": Standard, "arcsinh": Arcsinh, "ranks": NormalScores}

@@ -17,8 +17,7 @@ from thalweg.apps.landscape.model import at_level, levels
 from thalweg.apps.landscape.surface import Energy, energies
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.energy.base import energy_and_grad
-from thalweg.energy.compose import AtNoise
+from thalweg.sampler.annealed import denoise, heun_step
 from thalweg.sampler.run import of_block, transitions
 
 CHAIN_STEPS = 400
@@ -90,14 +89,8 @@ def through_noise(
 
 def _flow(model: Any, y: Tensor, sigmas: list[float]) -> Tensor:
     """The probability flow through these levels, in model units, by Heun's method."""
-
-    def slope(y: Tensor, sigma: float) -> Tensor:
-        return sigma * energy_and_grad(AtNoise(model, torch.tensor(sigma**2, dtype=torch.float32)), y)[1]
-
-    for now, then in itertools.pairwise(sigmas):
-        first = slope(y, now)
-        second = slope(y + (then - now) * first, then)
-        y = y + (then - now) / 2 * (first + second)
+    for now, then in itertools.pairwise(torch.tensor(sigmas, dtype=torch.float32)):
+        y, _ = heun_step(model, y, now, then)
     return y
 
 
@@ -130,8 +123,7 @@ def ends(bundle: Bundle, model: Any, trace: Trace) -> Float[Tensor, "n *d"]:
     how the sampler ends; in data units, images in [0, 1].
     """
     z, t = bundle.transform.forward(trace.x[-1]), torch.tensor(bundle.t_min, dtype=torch.float32)
-    x = bundle.transform.inverse(z - t * energy_and_grad(AtNoise(model, t), z)[1])
-    return x.clamp(0, 1) if bundle.kind == "image" else x
+    return bundle.decode(denoise(model, z, t))
 
 
 def _start(bundle: Bundle, n: int, seed: int) -> Tensor:

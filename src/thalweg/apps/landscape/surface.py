@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 
 Energy = Callable[[Tensor], Tensor]
 BLOCK = 500
@@ -65,7 +65,7 @@ def energies(energy: Energy, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         for part in x.split(BLOCK):
             u: Any = energy(part)
             if not isinstance(u, Tensor) or u.shape != part.shape[:1]:
-                shape = tuple(u.shape) if isinstance(u, Tensor) else type(u).__name__
+                shape = tuple(u.shape) if isinstance(u, Tensor) else kind_of(u)
                 raise UserError(f"energy: gave {shape} for {len(part)} rows; want one number a row, ({len(part)},)")
             found.append(u.detach())
     u = torch.cat(found)

@@ -12,7 +12,7 @@ from thalweg.apps.landscape.basins import Basins, basins
 from thalweg.apps.landscape.model import at_level, levels, still
 from thalweg.apps.landscape.paths import Path, Trace, denoising, ends, interpolation, noised, through_noise
 from thalweg.apps.landscape.surface import Surface, energies, plane, window
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.evaluate.corrupt import corrupted
 
@@ -65,7 +65,7 @@ def survey(
     """
     if not isinstance(bundle, Bundle):
         raise UserError(
-            f"bundle: a {type(bundle).__name__}, whose energy has no landscape here; give thalweg.load of a run of "
+            f"bundle: {kind_of(bundle)}, whose energy has no landscape here; give thalweg.load of a run of "
             "`thalweg train`"
         )
     if math.prod(bundle.shape) < 2:

@@ -30,9 +30,10 @@ def is_plain_number(value: Any) -> bool:
     return isinstance(value, Real | Decimal | np.bool_)
 
 
-def check_kinds(values: Iterable[Any], where: str) -> None:
+def check_kinds(values: Iterable[Any], what: str, where: str) -> None:
     """UserError for the first value that is neither missing, nor a number, nor a text."""
     for value in values:
         if not (isinstance(value, str) or missing(value) or is_plain_number(value)):
             remedy = next(told for kinds, told in REMEDIES if isinstance(value, kinds))
-            raise UserError(f"{where} holds values of the kind {type(value).__name__}; {remedy}")
+            kind = type(value).__name__
+            raise UserError(f"{what} holds values of the kind {kind}", argument=where, hint=remedy)

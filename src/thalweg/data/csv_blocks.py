@@ -1,19 +1,19 @@
-"""Tables in files, block by block: what is larger than memory is read, scored and written a part at a time.
+"""Tables in files, block by block: what is larger than memory is read and scored a part at a time.
 
-A CSV is read as text, since a block cannot know what later ones hold: what a column is was settled by the fit. Whether
-its first line names the columns is settled by `apps.anomaly.header`.
+A CSV is read as text, since a block cannot know what later ones hold: what a column is, is settled by `data.columns`.
+Whether its first line names the columns is settled by `data.csv_header`.
 """
 
 import csv
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
-from thalweg.apps.anomaly.columns import check_names
-from thalweg.apps.anomaly.header import Known, by_pandas, check_separator, is_header
 from thalweg.core.errors import DamagedFile, ThalwegError, UserError
+from thalweg.data.columns import check_names
+from thalweg.data.csv_header import EXPECTED, Known, check_separator, is_header
 
 BLOCK_BYTES = 4 << 20  # of a CSV
 BLOCK_ROWS = 32_768
@@ -25,7 +25,6 @@ PACKED = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"PK\x03\x04": "zip or xlsx",
 }
-MISSING = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "None", "<NA>"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,24 @@ class Table:
     def is_text(self) -> bool:
         """Whether values come as texts."""
         return self.path.suffix.lower() == ".csv"
+
+    @property
+    def num_bytes(self) -> int:
+        """About what the whole table takes: the size of a CSV, eight bytes a value of Parquet."""
+        if self.is_text:
+            return self.path.stat().st_size
+        from pyarrow import parquet
+
+        with _reading(self.path):
+            about = parquet.read_metadata(self.path)
+        return about.num_rows * about.num_columns * 8
+
+    def require(self, names: Iterable[str]) -> None:
+        """UserError unless the table has columns of these names."""
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            there = f"there are {', '.join(self.names)[:200]}"
+            raise UserError(f"no column {unknown[0]!r}", argument=str(self.path), hint=there)
 
     def blocks(self, only: Collection[str] | None = None) -> Iterator[Any]:
         """The rows in order, as Arrow tables of at most 32,768 rows, of `only` these columns if given.
@@ -71,9 +88,7 @@ class Table:
             arrow.ConvertOptions(
                 column_types={name: pa.string() for name in self.names},
                 include_columns=[*names, *([] if last in names else [last])],
-                null_values=MISSING,
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=True,
+                strings_can_be_null=False,  # which words mean a missing value is `data.reading`'s to say
             ),
         )
         end = None
@@ -82,7 +97,11 @@ class Table:
                 end = batch[last][-1].as_py()
             yield batch.select(names)
         if end is not None and _unclosed(self.path, end):
-            raise UserError(f"{self.path}: a quotation mark near the end is never closed; the file is cut or damaged")
+            raise UserError(
+                "a quotation mark near the end is never closed",
+                argument=str(self.path),
+                hint="the file is cut or damaged",
+            )
 
     def _parquet(self, names: list[str]) -> Iterator[Any]:
         from pyarrow import parquet
@@ -95,57 +114,30 @@ def open_table(path: str | Path, *, header: bool | None = None, known: Known | N
     """The table in a file, its header read and checked.
 
     `header`: whether the first line of a CSV names the columns; where it is not given the lines must tell, or what is
-    `known` by a fit. UserError: no file, a folder, an empty file, another kind, one name
-    twice, a first line that could be either.
+    `known` by a model. UserError: no file, a folder, an empty file, another kind, one name twice, a first line that
+    could be either.
     """
     path = Path(path)
+    where, suffix = str(path), path.suffix.lower()
     if path.is_dir():
-        raise UserError(f"{path}: a folder, where a table was wanted; give a .csv or .parquet file")
+        raise UserError("a folder, where a table was wanted", argument=where, hint="give a .csv or .parquet file")
     if not path.exists():
-        raise UserError(f"{path}: no such file; check the spelling and the working directory")
-    if path.suffix.lower() not in (".csv", ".parquet"):
-        raise UserError(f"{path}: {path.suffix or 'no ending'}: a table is .csv or .parquet; {_other_kind(path)}")
+        raise UserError("no such file", argument=where, hint="check the spelling and the working directory")
+    if suffix not in (".csv", ".parquet"):
+        packed = _packed(path) if suffix != ".xlsx" else None
+        hint = f"it is compressed ({packed}), so unpack it" if packed else EXPECTED
+        raise UserError(f"{path.suffix or 'no ending'}: a table is .csv or .parquet", argument=where, hint=hint)
     if not path.stat().st_size:
-        raise UserError(f"{path}: an empty file; give one with a header and rows")
-    require_arrow()
-    if path.suffix.lower() == ".csv":
-        with _reading(path):
-            table = _csv_table(path, header, known or Known())
-    elif header is not None:
-        raise UserError(f"{path}: Parquet holds the names of its columns; leave out --{'' if header else 'no-'}header")
-    else:
-        with _reading(path):
-            table = _schema(path)
-    check_names(table.names, str(path))
+        raise UserError("an empty file", argument=where, hint="give one with a header and rows")
+    if suffix == ".parquet" and header is not None:
+        hint = f"leave out --{'' if header else 'no-'}header"
+        raise UserError("Parquet holds the names of its columns", argument=where, hint=hint)
+    with _reading(path):
+        table = _csv_table(path, header, known or Known()) if suffix == ".csv" else _schema(path)
+    check_names(table.names, where)
     if not table.names:
-        raise UserError(f"{path}: no columns; give a table with at least one")
+        raise UserError("no columns", argument=where, hint="give a table with at least one")
     return table
-
-
-def require_arrow() -> None:
-    """UserError where pyarrow is not installed."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise UserError("tables in files need pyarrow: pip install 'thalweg[tables]'") from error
-
-
-class Writer(Protocol):
-    """What takes blocks of a score table, Arrow tables of one schema."""
-
-    def write(self, block: Any) -> None: ...
-    def close(self) -> None: ...
-
-
-def writer(file: IO[bytes], suffix: str, schema: Any) -> Writer:
-    """A writer of CSV or Parquet into an open file."""
-    require_arrow()
-    from pyarrow import csv as arrow
-    from pyarrow import parquet
-
-    if suffix == ".parquet":
-        return parquet.ParquetWriter(file, schema)
-    return arrow.CSVWriter(file, schema, write_options=arrow.WriteOptions(quoting_style="needed"))
 
 
 def _unclosed(path: Path, end: str) -> bool:
@@ -168,9 +160,9 @@ def _csv_table(path: Path, header: bool | None, known: Known) -> Table:
     if not first:
         return Table(path, [])
     check_separator(path, first, second or [])
-    if not (is_header(path, first, second or [], MISSING, known) if header is None else header):
-        return Table(path, [str(i) for i in range(len(first))], headless=True)
-    return Table(path, first, empty=second is None)
+    named = is_header(path, first, second or [], known) if header is None else header
+    names = first if named else [str(i) for i in range(len(first))]
+    return Table(path, names, headless=not named, empty=named and second is None)
 
 
 def _schema(path: Path) -> Table:
@@ -184,33 +176,30 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn whatever a reader raises on this file into one line."""
     import pyarrow as pa
 
+    where = str(path)
     try:
         yield
     except (ThalwegError, GeneratorExit):
         raise
     except PermissionError as error:
-        raise UserError(f"{path}: no permission to read it; change its mode or its owner") from error
+        raise UserError("no permission to read it", argument=where, hint="change its mode or its owner") from error
     except (UnicodeDecodeError, pa.ArrowException, csv.Error, OSError, EOFError) as error:
         why = " ".join(str(error).split())[:200]
         kind = _packed(path)
         if kind:
-            raise UserError(f"{path}: compressed ({kind}); unpack it and give the table in it") from error
+            hint = "unpack it and give the table in it"
+            raise UserError(f"compressed ({kind})", argument=where, hint=hint) from error
         if isinstance(error, UnicodeDecodeError) or "UTF8" in why:
-            raise UserError(f"{path}: not UTF-8 text; {_converted(path)}") from error
+            with path.open("rb") as file:
+                is_parquet = file.read(4) == b"PAR1"
+            hint = "it is Parquet, so name it .parquet" if is_parquet else EXPECTED
+            raise UserError("not UTF-8 text", argument=where, hint=hint) from error
         if "CSV parse error: Expected" in why or "CSV parse error: Row" in why:
             line = why.partition("CSV parse error: ")[2].replace("Row #", "line ")
-            raise UserError(f"{path}: a line has too many or too few values ({line}); mend the line") from error
-        raise DamagedFile(f"{path}: damaged or not what its name says ({why}); fetch it again") from error
-
-
-def _converted(path: Path) -> str:
-    """How to make UTF-8 text of a file, by its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start == b"PAR1":
-        return "it is Parquet, so name it .parquet"
-    kind = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin1"
-    return f"convert it, as in: iconv -f {kind} -t utf-8"
+            what = f"a line has too many or too few values ({line})"
+            raise UserError(what, argument=where, hint="mend the line") from error
+        what = f"damaged or not what its name says ({why})"
+        raise DamagedFile(what, argument=where, hint="fetch it again") from error
 
 
 def _packed(path: Path) -> str | None:
@@ -218,15 +207,3 @@ def _packed(path: Path) -> str | None:
     with path.open("rb") as file:
         start = file.read(4)
     return next((name for magic, name in PACKED.items() if start.startswith(magic)), None)
-
-
-def _other_kind(path: Path) -> str:
-    """How to make a CSV of a file of another kind, by its first bytes and its ending."""
-    kind = _packed(path)
-    if kind and path.suffix.lower() != ".xlsx":
-        return f"it is compressed ({kind}), so unpack it"
-    read = {
-        ".tsv": ("csv", ", sep='\\t'"), ".tab": ("csv", ", sep='\\t'"), ".xlsx": ("excel", ""), ".xls": ("excel", ""),
-        ".txt": ("csv", ", sep=None, engine='python'"), ".feather": ("feather", ""), ".json": ("json", ""),
-    }.get(path.suffix.lower())  # fmt: skip
-    return "convert it" if read is None else f"convert it, as in: {by_pandas(path, *read)}"

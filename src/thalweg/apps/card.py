@@ -1,0 +1,18 @@
+"""The card of a run for people: what the bundle is, from which data, by which command."""
+
+from typing import Any
+
+
+def card(config: dict[str, Any]) -> str:
+    """A model card in the Hub's form."""
+    data, training = config["data"], config.get("training", {})
+    claim = "normalised: -E(x) is log p(x) in nats" if config["normalised"] else "its additive constant is unknown"
+    return (
+        "---\nlibrary_name: thalweg\ntags: [energy-based-model]\n---\n"
+        f"# An energy of {config['run']['data']['name']}\n\n"
+        f"Data: {data['source']}.\n\n"
+        f"The energy is {claim}. Trained {training.get('steps')} steps in {training.get('seconds')} s with "
+        f"thalweg {config['thalweg']}, torch {config['torch']}.\n\n"
+        f"Command: `{config['command']}`\n\n"
+        "```python\nimport thalweg\nbundle = thalweg.load('PATH')\nbundle.energy(x); bundle.sample(16)\n```\n"
+    )

@@ -1,0 +1,16 @@
+"""Options that several commands have."""
+
+from typing import Annotated, Any
+
+import typer
+
+Header = Annotated[
+    bool | None, typer.Option("--header/--no-header", help="Whether a CSV's first line names its columns.")
+]
+Drop = Annotated[list[str] | None, typer.Option(help="A column of a table to leave out; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+
+
+def table_options(header: bool | None, drop: list[str] | None) -> dict[str, Any]:
+    """What the two options say, as keywords of the readers of files."""
+    return {"header": header, "drop": drop or []}

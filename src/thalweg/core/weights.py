@@ -1,0 +1,105 @@
+"""Modules that a stored config describes, held against the tensors stored beside it before any memory is taken.
+
+A config from a stranger may ask for any width. So the module is first made on torch's meta device, where a tensor has a
+shape and no memory, and its parameters and buffers are compared with the header of the file that is to fill them.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from thalweg.core.errors import DamagedFile
+
+LEAST_BYTES = 64 * 2**20  # that a constructor may ask for at once, however little is stored
+CALLS, CALLS_PER_TENSOR = 20_000, 400  # of torch in a constructor: initial values, spectral norms
+_SAME_SHAPE = {"normal_", "uniform_", "zero_", "fill_", "copy_", "add_", "sub_", "mul_", "div_", "clamp_", "normalize"}
+# Of these, in constructors of ours or of spectral norm, only the shape is made: torch's own versions for the meta
+# device import its compiler, which takes seconds.
+_SHAPES: dict[Any, Callable[..., Tensor]] = {
+    torch.eye: lambda n, m=None, **options: torch.empty(n, n if m is None else m, **options),
+    torch.randn: lambda *size, generator=None, **options: torch.empty(*size, **options),
+    torch.mv: lambda a, v: a.new_empty(len(a)),
+    torch.vdot: lambda u, v: u.new_empty(()),
+    Tensor.div: lambda a, b: _scaled(torch.div, a, b),
+    Tensor.mul: lambda a, b: _scaled(torch.mul, a, b),
+}
+
+
+class Stored(NamedTuple):
+    """What a file's header says of a tensor: its type as safetensors calls it, such as F32, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Unfit(DamagedFile):
+    """Stored tensors are not those of the module; `argument` names the first that differs, if it is one."""
+
+
+def require_fit(make: Callable[[], nn.Module], stored: Mapping[str, Stored]) -> None:
+    """`Unfit` unless the module that `make` gives has the stored tensors, by name and shape, and no large ones beside.
+
+    `make` is called once, on the meta device, so it takes no memory; it may not look at the values of a tensor. Its own
+    `UserError` passes through.
+    """
+    most = max(LEAST_BYTES, 16 * sum(math.prod(part.shape) for part in stored.values()))
+    try:
+        with _Bounded(most, CALLS + CALLS_PER_TENSOR * len(stored)), torch.device("meta"):
+            module = make()
+    except RuntimeError as error:  # how torch refuses a size
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Unfit(f"cannot be made on the meta device ({reason})") from error
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in stored:
+            raise Unfit("is not among the stored weights", argument=name)
+        if stored[name].shape != shape:
+            raise Unfit(f"is stored as {_size(stored[name].shape)}, the config wants {_size(shape)}", argument=name)
+    foreign = sorted(stored.keys() - wanted.keys())
+    if foreign:
+        raise Unfit("is stored, and the config has no such weight", argument=foreign[0])
+
+
+class _Bounded(TorchFunctionMode):
+    """Refuses a tensor much larger than all that is stored, and a constructor that goes on making them.
+
+    What changes a tensor's values and not its shape is left out, since it does nothing on the meta device.
+    """
+
+    def __init__(self, most: int, calls: int):
+        super().__init__()
+        self.most, self.calls = most, calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.calls -= 1
+        if self.calls < 0:
+            raise Unfit("has more layers than are stored")
+        if getattr(func, "__module__", None) == "torch.nn.init" or getattr(func, "__name__", "") in _SAME_SHAPE:
+            given = args[0] if args else kwargs["tensor"]
+            if given.is_meta:
+                return given
+        function: Any = _SHAPES.get(func, func)
+        made = function(*args, **kwargs)
+        if isinstance(made, Tensor) and made.is_meta:
+            self._count(made)
+        return made
+
+    def _count(self, made: Tensor) -> None:
+        size = made.numel() * made.element_size()
+        if size > self.most:
+            raise Unfit(f"asks for a tensor of {_size(tuple(made.shape))}, larger than all that is stored")
+
+
+def _scaled(function: Callable[..., Tensor], a: Tensor, b: Any) -> Tensor:
+    """Only the shape of a product or a quotient where b is a number."""
+    number = not isinstance(b, Tensor) or b.ndim == 0
+    return a.new_empty(a.shape) if a.is_meta and number else function(a, b)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "one number"

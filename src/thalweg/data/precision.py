@@ -1,0 +1,124 @@
+"""Where precision could be lost between a user's numbers and a network in float32, and how that is told.
+
+A column of 5932154.0 ± 0.05 has one value in float32, whose steps there are 0.5. So rows stay in float64 until a fitted
+transform has standardised them, and z = f(x) alone is rounded. Where that does not help, as for rows that come as
+float32 or a transform that keeps the offset, the column is refused by name.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+
+COARSE = 0.05  # of a column's standard deviation: steps above it hide the column's spread
+ROUNDING = 1e-14  # of a column's size: what spreads by less is constant but for rounding
+
+
+@dataclass(frozen=True)
+class Float32Transform:
+    """A fitted transform between data of a type (float64, say) and a network in float32; `shift` is taken off the data.
+
+    forward(x) = float32(f(x + shift)),    inverse(z) = f^-1(z) - shift in `dtype`; of float32 data f itself.
+    """
+
+    inner: Any
+    dtype: torch.dtype = torch.float32
+    shift: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Data units to model units, float32."""
+        return self.inner.forward(self._shifted(x)).to(torch.float32)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        """Model units to data units."""
+        if self.shift is not None:
+            return (self.inner.inverse(z.double()) - self.shift).to(self.dtype)
+        return self.inner.inverse(z.to(self.dtype))
+
+    def log_abs_det(self, x: Tensor) -> Tensor:
+        """log |det df/dx| at each row, (B,) nats, float32."""
+        return self.inner.log_abs_det(self._shifted(x)).to(torch.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec of the transform within."""
+        return self.inner.to_dict()
+
+    def _shifted(self, x: Tensor) -> Tensor:
+        return x if self.shift is None else x.double() + self.shift
+
+
+def check_fitted(transform: Any, x: Tensor, names: Sequence[str] | None, where: str) -> None:
+    """UserError, by column, where rows x (N, D) lose their spread on the way through a fitted transform to float32.
+
+    Compared are the steps of x's own type, as the transform makes them, and the steps of float32 around z, with the
+    standard deviation of z.
+    """
+    z = transform.forward(x.double())
+    steps = _steps(transform, x, z) + spacing(z.to(torch.float32))
+    size = x.abs().amax(0).double()
+    constant = (x.amax(0) - x.amin(0)).double() <= ROUNDING * size
+    lost = (steps.median(0).values > COARSE * z.std(0)) & ~constant
+    if bool(lost.any()):
+        i = int(lost.nonzero()[0])
+        kind = str(x.dtype).removeprefix("torch.")
+        raise UserError(
+            f"{_column(i, names)} spreads by {float(x[:, i].double().std()):.3g} around {float(x[0, i]):.9g}, "
+            f"which is lost in {kind if kind != 'float64' else 'the float32 of the network'}",
+            argument=where,
+            hint="subtract an offset from it, as its mean, in float64",
+        )
+
+
+def check_scored(transform: Any, x: Tensor, names: Sequence[str] | None, where: str) -> None:
+    """UserError, by column, where float32 rows x (B, D) are too coarse for a model of float64 rows."""
+    z = transform.forward(x.double())
+    coarse = (_steps(transform, x, z) > COARSE * z.abs().clamp(min=1)).any(0)
+    if bool(coarse.any()):
+        i = int(coarse.nonzero()[0])
+        what = f"{_column(i, names)} comes in float32, whose steps around {float(x[0, i]):.9g} hide its spread"
+        raise UserError(what, argument=where, hint="give float64")
+
+
+def as_float32(x: Tensor, names: Sequence[str] | None, where: str) -> Tensor:
+    """Rows (N, D) in float32; UserError, by column, where that would lose the spread of one."""
+    if x.dtype == torch.float64 and x.ndim == 2 and len(x) > 1:
+        check_fitted(_Identity, x, names, where)
+    return x.to(torch.float32)
+
+
+def check_whole_numbers(x: np.ndarray, source: Iterable[Any], what: str, where: str) -> None:
+    """UserError where whole numbers beyond 2^53 that differ have become one float64 or few: `x` (N,), of `source`."""
+    x = x[np.isfinite(x)]
+    size = np.abs(x).max(initial=0)
+    if size < 2**53 or np.ptp(x) > 1024 * np.spacing(size):
+        return
+    if len({*source} - {None}) > 1:
+        steps = f"{what} holds numbers near {size:.3g}, where float64 has steps of {np.spacing(size):g}"
+        raise UserError(f"{steps}, which hide their spread", argument=where, hint="subtract an offset from them first")
+
+
+class _Identity:
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x
+
+
+def _steps(transform: Any, x: Tensor, z: Tensor) -> Tensor:
+    """From each number to the next one of its type, in the transform's units."""
+    return (transform.forward(x.double() + spacing(x)) - z).abs()
+
+
+def spacing(x: Tensor) -> Tensor:
+    """From each number to the next larger one of its type, float64; 0 for whole numbers."""
+    if not x.is_floating_point():
+        return torch.zeros(x.shape, dtype=torch.float64)
+    return (torch.nextafter(x.abs(), torch.full_like(x, torch.inf)) - x.abs()).double()
+
+
+def _column(i: int, names: Sequence[str] | None) -> str:
+    return f"column {names[i]!r}" if names else f"column {i + 1}"

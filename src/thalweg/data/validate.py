@@ -1,0 +1,165 @@
+"""Arrays of callers and of files to tensors in data units, or one line that says what is wrong.
+
+Data units are the user's own: pixels uint8 or float in [0, 1], (N, C, H, W); rows of real, finite numbers, (N, D).
+Pixels become float32. Rows keep float64 where float32 would round them, until a transform has standardised them
+(`data.precision`).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+
+Kind = Literal["image", "vector"]
+LEAST_ROWS = 20
+ROUNDS = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  # more than float32 holds
+
+
+def as_tensor(x: Any, *, where: str = "x") -> Tensor:
+    """A tensor as it is, anything else as a copy in the machine's byte order; UserError for what is no array."""
+    try:
+        if isinstance(x, Tensor):
+            return x
+        array = np.asarray(x)
+        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"not an array of numbers ({str(error).splitlines()[0]})", argument=where) from error
+
+
+def as_float(x: Tensor) -> Tensor:
+    """Pixels as numbers: uint8 to float32 in [0, 1] by dividing by 255; anything else as it is."""
+    return x.to(torch.float32) / 255 if x.dtype == torch.uint8 else x
+
+
+def as_floats(x: Tensor) -> Tensor:
+    """Rows as float32 where that holds every number of their type, else as float64."""
+    return x.to(torch.float64 if x.dtype in ROUNDS else torch.float32)
+
+
+def check_input(x: Tensor, shape: tuple[int, ...], kind: Kind, *, where: str = "x") -> Tensor:
+    """Rows of a Python caller as floats in data units, or a UserError about the argument `where`."""
+    return (check_images if kind == "image" else check_rows)(x, shape, where=where)
+
+
+def check_images(x: Tensor, shape: tuple[int, ...] | None, *, where: str = "x") -> Tensor:
+    """Images (N, *shape), uint8 or float in [0, 1], as float32 in [0, 1]; a UserError says what is wrong."""
+    verify(x, shape, "image", where=where)
+    return as_float(x).to(torch.float32)
+
+
+def check_rows(x: Tensor, shape: tuple[int, ...] | None, *, where: str = "x") -> Tensor:
+    """Finite real vectors (N, *shape) as float32 or float64 (`as_floats`); a UserError says what is wrong."""
+    verify(x, shape, "vector", where=where)
+    return as_floats(x)
+
+
+def require_trainable(x: Tensor, *, where: str = "x") -> None:
+    """Refuse fewer rows than say anything about a density and still leave some to hold out."""
+    if len(x) < LEAST_ROWS:
+        rows = "1 row" if len(x) == 1 else f"{len(x)} rows"
+        raise UserError(f"holds {rows}, training needs at least {LEAST_ROWS}", argument=where, hint="give more data")
+
+
+def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:
+    """UserError about `where`, unless x is rows (N, *shape) of this kind in data units, finite in float32."""
+    check_shape(x, shape, kind, where=where)
+    if x.numel() == 0:
+        raise UserError(f"shape {tuple(x.shape)} holds no data", argument=where, hint="give at least one row")
+    if kind == "image" and not x.is_floating_point() and x.dtype not in (torch.uint8, torch.bool):
+        raise UserError(f"pixels are {x.dtype}", argument=where, hint="give uint8 in 0..255 or float in [0, 1]")
+    values = x.detach() if x.dtype in (torch.float32, torch.uint8) else x.detach().to(torch.float32)
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten()
+        what = f"{len(bad)} of {len(x)} rows hold NaN or infinity (in float32), first at index {int(bad[0])}"
+        raise UserError(what, argument=where, hint="drop or fill them")
+    if kind == "image" and values.is_floating_point():
+        low, high = (float(v) for v in values.aminmax())
+        if low < -1e-6 or high > 1 + 1e-6:
+            move = "(x + 1) / 2" if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6 else "divide by 255"
+            what = f"float pixels lie in [0, 1], uint8 in 0..255; as float, these span [{low:g}, {high:g}]"
+            raise UserError(what, argument=where, hint=f"{move}?")
+
+
+def check_cells(
+    x: np.ndarray,
+    names: Sequence[str],
+    where: str,
+    *,
+    rows: Sequence[int] | None = None,
+    gaps: bool = False,
+    hint: str = "drop the row, or fill the value",
+    largest: float = math.inf,
+) -> None:
+    """UserError, with column and row, for infinity, for what is beyond `largest` and, unless `gaps` are taken, for NaN.
+
+    `rows`: numbers of the rows, from 0. `hint` mends a gap.
+    """
+    bad = np.isinf(x) | (np.abs(x) > largest)
+    bad = bad if gaps else bad | np.isnan(x)
+    if not bad.any():
+        return
+    i, column = np.argwhere(bad)[0]
+    value = x[i, column]
+    row = (i if rows is None else rows[i]) + 1
+    what = "missing (NaN)" if np.isnan(value) else "infinite (infinity)" if np.isinf(value) else f"{value:g}"
+    if not np.isnan(value):
+        hint = "mend it" if np.isinf(value) else f"rescale the column to numbers up to {largest:.0e}"
+    raise UserError(f"column {names[column]!r} is {what} in row {row}", argument=where, hint=hint)
+
+
+def check_shape(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:
+    """UserError about `where`, unless x is real and of shape (N, *shape)."""
+    if x.is_complex():
+        raise UserError("holds complex numbers", argument=where, hint="give real ones")
+    ndim = len(shape) if shape is not None else (3 if kind == "image" else 1)
+    if x.ndim != ndim + 1 or (shape is not None and x.shape[1:] != shape):
+        wanted = ", ".join(str(s) for s in shape) if shape is not None else ("C, H, W" if kind == "image" else "D")
+        raise UserError(
+            f"expected shape (N, {wanted}), got {tuple(x.shape)}", argument=where, hint=_shape_hint(x, shape)
+        )
+
+
+def _shape_hint(x: Tensor, shape: tuple[int, ...] | None) -> str | None:
+    """How to turn x into (N, *shape), where one move does it."""
+    if shape is None:
+        return None
+    got, size = tuple(x.shape), ", ".join(map(str, shape))
+    moves = {
+        "add the batch axis, x[None]": got == shape,
+        "transpose it, x.T": len(shape) == 1 and len(got) == 2 and got[0] == shape[0],
+        f"reshape it, x.reshape(-1, {size})": len(got) != len(shape) + 1 and math.prod(got[1:]) == math.prod(shape),
+    }
+    if len(shape) == 3 and len(got) == 4:
+        c, h, w = shape
+        moves["channels come first, x.permute(0, 3, 1, 2)"] = got[1:] == (h, w, c)
+        moves["height comes before width, x.transpose(2, 3)"] = got[1:] == (c, w, h)
+        moves[f"{got[1]} channels where {c} are expected, convert the colours"] = got[2:] == (h, w)
+        moves[f"resize to {h} x {w} pixels"] = got[1] == c
+    return next((text for text, fits in moves.items() if fits), None)
+
+
+def arrange(x: Tensor, shape: tuple[int, ...] | None, where: str) -> Tensor:
+    """Bring images to (N, C, H, W) and a lone row to (1, ...), where that can be told without a guess."""
+    if shape is not None:
+        if tuple(x.shape) == shape or (len(shape) == 3 and tuple(x.shape) == shape[1:] and shape[0] == 1):
+            return x.reshape(1, *shape)
+        if x.ndim == 4 and tuple(x.shape[1:]) != shape and (x.shape[3], x.shape[1], x.shape[2]) == shape:
+            return x.permute(0, 3, 1, 2).contiguous()
+        return x[:, None] if x.ndim == 3 and len(shape) == 3 else x
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[1] not in (1, 3):
+        if x.shape[3] not in (1, 3):
+            what = f"shape {tuple(x.shape)} has no axis of 1 or 3 channels"
+            raise UserError(what, argument=where, hint="give (N, C, H, W)")
+        return x.permute(0, 3, 1, 2).contiguous()
+    if x.ndim not in (2, 4):
+        raise UserError(
+            f"{x.ndim}-D array", argument=where, hint="give rows (N, D) or images (N, H, W) or (N, C, H, W)"
+        )
+    return x

@@ -1,0 +1,109 @@
+"""Tables are matched by the names of their columns; where one side has none the order counts, and the log says so."""
+
+import logging
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.layout import Layout
+
+FRAME = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [10.0, 20.0, 40.0], "c": [True, False, True]})
+VALUES = FRAME.to_numpy(float)
+
+
+@pytest.fixture
+def layout():
+    return Layout.fit(FRAME, where="fit.csv")
+
+
+@pytest.mark.parametrize(
+    "kind", [pd.DataFrame, pl.from_pandas, pa.Table.from_pandas], ids=["pandas", "polars", "arrow"]
+)
+@pytest.mark.parametrize("order", [[*"abc"], [*"cab"], [*"bca"]])
+def test_the_order_of_the_columns_does_not_matter(kind, order, layout, caplog):
+    np.testing.assert_array_equal(layout.encode(kind(FRAME[order])), VALUES)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda t: t.rename(columns={"a": "A"}), "lacks column 'a' (column 'A' not known)"),
+        (lambda t: t[["a", "b"]], "lacks column 'c'"),
+        (lambda t: t.assign(d=1.0), "column 'd' not among"),
+        (lambda t: t.set_axis(["a", "b", "b"], axis=1), "column 'b' there twice"),
+        (lambda t: t.assign(b=["x", "y", "z"]), "column 'b' holds 'x' in row 1"),
+    ],
+)
+def test_other_columns_are_refused_by_name(change, part, layout):
+    with pytest.raises(UserError, match=part.replace("(", r"\(").replace(")", r"\)")) as caught:
+        layout.encode(change(FRAME), where="new.csv")
+    assert caught.value.argument == "new.csv"
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_that_were_left_out_may_be_there(layout):
+    wide = FRAME.assign(id=[7, 8, 9])
+    found = Layout.fit(wide[[*"abc"]], where="t", ignored=["id"])
+    np.testing.assert_array_equal(found.encode(wide), VALUES)
+    np.testing.assert_array_equal(found.encode(FRAME), VALUES)
+    np.testing.assert_array_equal(layout.encode(wide, drop=["id"]), VALUES)
+    with pytest.raises(UserError, match="the model needs it"):
+        layout.encode(FRAME, drop=["a"])
+
+
+def test_names_on_one_side_only_are_told(layout, caplog):
+    """By order: a headless table for a model with names, a table with names for a model without; of numbers enough."""
+    bare = FRAME.set_axis([*"012"], axis=1)
+    np.testing.assert_array_equal(layout.encode(bare, where="bare.csv", headless=True), VALUES)
+    assert "bare.csv: no names" in caplog.text
+    with pytest.raises(UserError, match="2 columns, the model has 3"):
+        layout.encode(bare[["0", "1"]], headless=True)
+    for nameless in (Layout(), Layout.fit(bare, where="t", headless=True)):
+        assert nameless.names is None
+        caplog.clear()
+        np.testing.assert_array_equal(nameless.encode(FRAME[[*"bac"]], where="t.csv"), VALUES[:, [1, 0, 2]])
+        assert "taken in this order: b, a, c" in caplog.text
+        caplog.clear()
+        np.testing.assert_array_equal(nameless.encode(bare, headless=True), VALUES)
+        assert not caplog.records
+
+
+def test_texts_and_lost_whole_numbers_are_refused():
+    with pytest.raises(UserError, match="not numbers in column 'site'") as caught:
+        Layout.fit(FRAME.assign(site=["u", "v", "u"]), where="t.csv")
+    assert caught.value.argument == "t.csv"
+    ticks = 1_700_000_000_000_000_000 + np.arange(3)
+    for frame in (FRAME.assign(ns=ticks), pa.table({"x": [1.0, 2, 3], "ns": pa.array(ticks)})):
+        with pytest.raises(UserError, match="column 'ns' holds numbers near"):
+            Layout.fit(frame, where="t.csv")
+    with pytest.raises(UserError, match="column 'ns'"):
+        Layout.fit(FRAME.assign(ns=ticks.astype(str)), where="t.csv", parse=True)
+    Layout.fit(FRAME.assign(ns=ticks[0] + 10**9 * np.arange(3)), where="t.csv")  # seconds apart: all there
+    Layout.fit(FRAME.assign(ns=ticks[0]), where="t.csv")
+
+
+def test_the_row_numbers_that_pandas_writes_are_left_out_and_said(caplog):
+    frame = pd.DataFrame({"": np.arange(40), "a": np.random.default_rng(0).normal(size=40)})
+    found = Layout.fit(frame, where="t.csv")
+    assert (found.names, found.ignored) == (["a"], ("",))
+    assert "t.csv: the first column, '', is left out" in caplog.text
+    np.testing.assert_array_equal(found.encode(frame)[:, 0], frame["a"])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert Layout.fit(frame[["a", ""]].set_axis(["a", "n"], axis=1), where="t").names == ["a", "n"]
+    assert not caplog.records
+
+
+def test_what_json_holds_of_it(layout):
+    again = Layout.from_list(layout.to_list(), ignored=["id"])
+    np.testing.assert_array_equal(again.encode(FRAME[[*"cba"]]), VALUES)
+    assert again.ignored == ("id",)
+    assert Layout.from_list(None) == Layout()
+    for stored in ({}, [1], "abc"):
+        with pytest.raises(DamagedFile):
+            Layout.from_list(stored)
