@@ -210,7 +210,7 @@ class EnergyReranker:
         return how
 
     def _kept(self, u: Tensor, v: Tensor, f: Tensor, first: Tensor, keep: int, how: Strictness | None) -> Tensor:
-        """`keep` indices by the perturbed energies v: of the candidates `first`, which are no copies; then copies, by u."""
+        """`keep` indices by the perturbed energies v of the candidates `first`, which differ; then copies, by u."""
         if keep > len(first):
             log.warning(f"keep={keep}: of the {len(v)} only {len(first)} differ bit by bit; copies fill the rest")
             copies = torch.ones(len(v), dtype=torch.bool)
