@@ -25,6 +25,7 @@ from thalweg.apps.selection import Variety, choose, perturbed
 from thalweg.core.rng import generator
 
 TEMPERATURES = (0.0, 0.25, 0.5, 1.0)  # in nats; 1 makes data of draws, colder goes further
+SURE = 4.0  # standard errors that allow a choice colder than 1
 REPEATS = 4  # choices at one temperature, whose distances are averaged
 RESAMPLED = 100  # of the bootstrap
 LEAST_KEPT = 8  # draws, and rows of data, of either part; fewer say nothing
@@ -123,17 +124,15 @@ def _series(settling: "_Part", checking: "_Part", variety: Variety) -> tuple[Sha
 def _settled(gains: Sequence[Float[Tensor, " b"]]) -> int:
     """Which of some temperatures, the coldest first, whose choices are nearer by these gains.
 
-    The coldest that is nearer than a random choice by two standard errors, and whose gain is within one standard error
-    of the largest; where none is, the one whose gain less its standard error is largest.
+    The coldest that is nearer than a random choice by four standard errors, and whose gain is within one standard error
+    of the largest; where none is, the last, which goes no further than the data.
     """
-    values, errors = zip(*(_with_error(gain) for gain in gains), strict=True)
-    largest = gains[values.index(max(values))]
+    largest = max(gains, key=lambda gain: float(gain[0]))
     for i, gain in enumerate(gains):
-        short, error = _with_error(largest - gain)
-        if values[i] > 2 * errors[i] and short <= error:
+        (nearer, error), (short, tolerance) = _with_error(gain), _with_error(largest - gain)
+        if nearer > SURE * error and short <= tolerance:
             return i
-    bounds = [value - error for value, error in zip(values, errors, strict=True)]
-    return bounds.index(max(bounds))
+    return len(gains) - 1
 
 
 def _with_error(resampled: Float[Tensor, " b"]) -> tuple[float, float]:

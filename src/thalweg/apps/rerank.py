@@ -148,7 +148,7 @@ class EnergyReranker:
         order = selection.best(v, len(v))
         if keep is None:
             return Ranking(u, order, order, how)
-        return Ranking(u, order, self._kept(v, f, first, keep, how), how)
+        return Ranking(u, order, self._kept(u, v, f, first, keep, how), how)
 
     def best_of(self, candidates: Any, size: int, *, force: bool = False) -> Int[Tensor, " groups"]:
         """The best of each `size` candidates in turn, (ceil(N / size),) indices: a best-of-N choice as it is served."""
@@ -209,13 +209,14 @@ class EnergyReranker:
             )
         return how
 
-    def _kept(self, v: Tensor, f: Tensor, first: Tensor, keep: int, how: Strictness | None) -> Tensor:
-        """`keep` indices by the energies v that rank, of the candidates `first` that are no copies."""
+    def _kept(self, u: Tensor, v: Tensor, f: Tensor, first: Tensor, keep: int, how: Strictness | None) -> Tensor:
+        """`keep` indices by the perturbed energies v of the candidates `first`, which differ; then copies, by u."""
         if keep > len(first):
             log.warning(f"keep={keep}: of the {len(v)} only {len(first)} differ bit by bit; copies fill the rest")
-            rest = v.clone()
-            rest[first] = torch.inf
-            return torch.cat([_ordered(first, v), selection.best(rest, keep - len(first))])
+            copies = torch.ones(len(v), dtype=torch.bool)
+            copies[first] = False
+            rest = copies.nonzero().flatten()
+            return torch.cat([_ordered(first, v), _ordered(rest, u if how else v)[: keep - len(first)]])
         if how is None:
             return first[:keep]
         pool = first[: max(keep, math.ceil(how.considered * len(first)))]
