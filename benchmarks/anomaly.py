@@ -24,7 +24,7 @@ from scipy.stats import studentized_range, wilcoxon
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from thalweg.apps.anomaly.energies import TabularEnergy
+from thalweg.apps.anomaly.tabular.tabular_energy import TabularEnergy
 
 PYOD = {"KNN": "knn", "LOF": "lof", "IForest": "iforest", "GMM": "gmm", "MCD": "mcd", "CBLOF": "cblof", "HBOS": "hbos"}
 PYOD |= {

@@ -5,7 +5,7 @@
     python benchmarks/chain.py --nets cnn --batch 64 --threads 1       # one block of the table
     python benchmarks/chain.py --nets mlp --rounds 31 --json rows.json # more rounds for a busy machine
 
-Every contender runs chains of the same network in turn, in one process (`thalweg.apps.speed` has the details). The
+Every contender runs chains of the same network in turn, in one process (`thalweg.bench.chains` has the details). The
 libraries are used as their manuals show: their Langevin sampler on the network, in train mode as in training. "ours is"
 says how many times faster the engine is than the row; "of roofline", how much of the row's time the convolutions and
 matrix products would take alone, each in oneDNN's best layout.
@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or threads that wait on a
 import torch
 from torch import nn
 
-from thalweg.apps import speed
+from thalweg.bench import chains as speed
 
 
 def with_torchebm(energy: nn.Module, x: torch.Tensor, num_steps: int) -> Any:

@@ -20,8 +20,8 @@ from digits import FIRST, images
 
 import thalweg
 from thalweg.core.rng import generator
-from thalweg.evaluate.images import gaussian_noise, quality
 from thalweg.evaluate.judge import load_judge
+from thalweg.evaluate.samples import gaussian_noise, quality
 
 WINDOW = 10  # logged rows, each of ten updates
 

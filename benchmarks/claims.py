@@ -28,12 +28,12 @@ import claims_training as training
 import torch
 from torch import Tensor, nn
 
-from thalweg.apps import speed
+from thalweg.bench import chains as speed
 from thalweg.core.rng import generator
-from thalweg.energy.fused import FrozenEnergy
+from thalweg.energy.engine.fused import FrozenEnergy
+from thalweg.sampler.chain import run_chain, transitions
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.precision import at_precision
-from thalweg.sampler.run import run_chain, transitions
 
 ULA_ = ULA.decoupled(step_size=speed.STEP, noise_scale=speed.NOISE)
 Job = Callable[[], Any]

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 import toy2d
 
-from thalweg.apps.fit import Request, fit
 from thalweg.core.rng import generator
-from thalweg.evaluate.images import gaussian_noise, quality
 from thalweg.evaluate.judge import load_judge
+from thalweg.evaluate.samples import gaussian_noise, quality
+from thalweg.run.fit import Request, fit
 
 ARMS = {  # name: (the chain's length, share of the updates)
     "fixed 30": ("30", 1.0),

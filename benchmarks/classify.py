@@ -24,16 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import thalweg
-from thalweg.apps.bundle import Bundle
+from thalweg.bundle.bundle import Bundle
 from thalweg.core.rng import generator
 from thalweg.data.catalog import as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.energy.base import marginal
-from thalweg.evaluate.decisions import auroc, fpr95
-from thalweg.evaluate.images import nearest, neighbourhoods
+from thalweg.evaluate.calibration import Reliability, reliability
+from thalweg.evaluate.detection import auroc, fpr95
 from thalweg.evaluate.judge import load_judge, look
 from thalweg.evaluate.pictures import grid
-from thalweg.evaluate.reliability import Reliability, reliability
+from thalweg.evaluate.samples import nearest, neighbourhoods
 
 RADIUS, STEP = 0.1, 0.01
 FIRST_TEST_ROW = 2000
@@ -192,7 +192,7 @@ def table(rows: list[dict]) -> None:
 
 def raw(bundle: Bundle) -> Logits:
     """The logits before temperature scaling."""
-    beta = 1 + float(bundle.model.excess)
+    beta = float(bundle.model.inverse_temperature)
     return lambda x: bundle.model.logits(x) / beta
 
 

@@ -19,11 +19,11 @@ import torch
 
 import thalweg
 from thalweg.core.rng import generator
-from thalweg.evaluate.corrupt import constants, inverted, shuffled_patches, uniform_noise
-from thalweg.evaluate.decisions import detection_table
-from thalweg.evaluate.images import quality
+from thalweg.evaluate.corruptions import constants, inverted, shuffled_patches, uniform_noise
+from thalweg.evaluate.detection import detection_table
 from thalweg.evaluate.judge import load_judge
-from thalweg.evaluate.partition import bits_per_dim, compare, dequantise, ode_log_prob
+from thalweg.evaluate.likelihood import bits_per_dim, compare, dequantise, ode_log_prob
+from thalweg.evaluate.samples import quality
 
 FIRST = 2000  # the first test row that nobody looked at
 

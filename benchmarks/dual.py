@@ -3,7 +3,7 @@
     python benchmarks/dual.py                          # the table, a few minutes
     python benchmarks/dual.py --threads 1 --rounds 15  # for a busy machine
 
-The network, loss and sampler are those of the recipe dual-image, batch 64 (`thalweg.apps.speed_dual` has the details).
+The network, loss and sampler are those of the recipe dual-image, batch 64 (`thalweg.bench.dual` has the details).
 The rows of sampling time one Heun step of a block of 100 and multiply by the number of steps and blocks.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # or threads that wait on a busy machine keep it busy
 
-from thalweg.apps import speed_dual
+from thalweg.bench import dual as speed_dual
 
 
 def main() -> None:

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from thalweg.apps.anomaly.images import ImageEnergy
+from thalweg.apps.anomaly.image.image_energy import ImageEnergy
 from thalweg.core.rng import generator
-from thalweg.energy.autoencoder import AutoencoderEnergy
+from thalweg.energy.networks.autoencoder import AutoencoderEnergy
 
 
 class Task(NamedTuple):

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 import thalweg
-from thalweg.apps.inpaint import inpaint
-from thalweg.apps.masks import observed
-from thalweg.apps.posterior import Schedule
+from thalweg.apps.inpaint.inpaint import inpaint
+from thalweg.apps.inpaint.masks import observed
+from thalweg.apps.inpaint.posterior import Schedule
 from thalweg.core.rng import generator
 from thalweg.energy.base import energy_and_grad
-from thalweg.energy.compose import AtNoise
-from thalweg.energy.seen import LinearObservation
+from thalweg.energy.linear_observation import LinearObservation
+from thalweg.energy.wrappers import AtNoise
 from thalweg.evaluate.judge import load_judge, look
 
 MASKS = {

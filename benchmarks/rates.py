@@ -20,10 +20,10 @@ import logging
 import numpy as np
 from scipy import stats
 
-from thalweg.apps.anomaly import copies as module
-from thalweg.apps.anomaly.calibrate import Calibration
-from thalweg.apps.anomaly.copies import Copies
+from thalweg.apps.anomaly.calibration import Calibration
 from thalweg.apps.anomaly.detector import EnergyDetector
+from thalweg.apps.anomaly.duplicates import copied_rows as module
+from thalweg.apps.anomaly.duplicates.copied_rows import Copies
 
 CALIBRATED = 99
 SHAPES = ((100, 5), (500, 20), (100, 50), (100, 300), (50, 100))

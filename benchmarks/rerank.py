@@ -31,15 +31,15 @@ import torch
 from torch import Tensor
 
 import thalweg
-from thalweg.apps import selection
-from thalweg.apps.candidates import as_candidates
-from thalweg.apps.ratio_settings import RatioSettings
-from thalweg.apps.rerank import EnergyReranker
-from thalweg.apps.selection import Variety
+from thalweg.apps.rerank import selection
+from thalweg.apps.rerank.candidates import as_candidates
+from thalweg.apps.rerank.reranker import EnergyReranker
+from thalweg.apps.rerank.selection import Variety
+from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.rng import generator
-from thalweg.evaluate.images import class_entropy, frechet, nearest, neighbourhoods
 from thalweg.evaluate.judge import load_judge, look
 from thalweg.evaluate.pictures import BLUE, GREY, ORANGE, grid, png
+from thalweg.evaluate.samples import class_entropy, frechet, nearest, neighbourhoods
 
 KEPT: Variety = "maximal_marginal_relevance"
 FIRST, GROUP, SIZES = 2000, 16, (1, 2, 4, 8, 16)
@@ -196,8 +196,8 @@ def overhead(x: Tensor, reranker: EnergyReranker, seconds: float | None, keep: i
 
 
 def oddities(x: Tensor, reranker: EnergyReranker) -> dict[str, dict[str, int]]:
-    """How many of the candidates rank before images that are neither data nor draws, with the term of `apps.support`
-    and without; and how many of the candidates it concerns.
+    """How many of the candidates rank before images that are neither data nor draws, with and without
+    the term of `apps.rerank.extrapolation_penalty`; and how many of the candidates it concerns.
     """
     odd = {name: torch.full((1, *x.shape[1:]), v) for name, v in (("black", 0.0), ("grey", 0.5), ("white", 1.0))}
     odd["noise"] = torch.rand(1, *x.shape[1:], generator=generator(0, "noise"))

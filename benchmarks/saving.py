@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from statistics import median
 
-from thalweg.apps.fit import Request, fit
-from thalweg.train.plan import CHECKPOINT_SECONDS, Plan
-from thalweg.train.state import TrainState
-from thalweg.train.trainer import Interrupted
+from thalweg.run.fit import Request, fit
+from thalweg.training.plan import CHECKPOINT_SECONDS, Plan
+from thalweg.training.state import TrainState
+from thalweg.training.trainer import Interrupted
 
 ALLOWED = 0.05
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from thalweg import EnergyDetector
-from thalweg.energy.empirical import SmoothedEmpirical
+from thalweg.energy.density.kde import KernelDensityEnergy
 
 
 def table(n, columns, seed):
@@ -35,7 +35,7 @@ def lost(detector, x):
     energy, gaps = detector.energy_, []
     for name, kernel in energy.kernels_.items():
         rows, y = (torch.from_numpy(energy.views_[name](part)) for part in (energy.rows_, x))
-        gaps.append(float((kernel(y) - SmoothedEmpirical(rows, t=kernel.t)(y)).mean()))
+        gaps.append(float((kernel(y) - KernelDensityEnergy(rows, t=kernel.t)(y)).mean()))
     return np.mean(gaps)
 
 
@@ -52,7 +52,7 @@ def main():
         detector, rows = EnergyDetector(random_state=0), table(stored, a.columns, 0)
         fitted = timed(lambda made=detector, rows=rows: made.fit(rows))
         wall, cpu = np.min([timed(lambda made=detector: made.score_samples(x)) for _ in range(2)], axis=0)
-        again = np.mean([kernel.reach.again for kernel in detector.energy_.kernels_.values()])
+        again = np.mean([kernel.search.exact_share for kernel in detector.energy_.kernels_.values()])
         print(
             f"{stored} stored, {a.threads} threads: fit {fitted[0]:.1f} s (cpu {fitted[1]:.1f}), rows/s wall "
             f"{a.rows / wall:,.0f}, cpu {a.rows / cpu:,.0f}; "

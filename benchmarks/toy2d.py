@@ -27,12 +27,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from thalweg.apps.fit import Request, fit
 from thalweg.core.errors import Diverged, ThalwegError
 from thalweg.core.rng import generator
 from thalweg.data.toy import TOYS
 from thalweg.evaluate.vectors import baselines, compare
-from thalweg.train.trainer import Interrupted
+from thalweg.run.fit import Request, fit
+from thalweg.training.trainer import Interrupted
 
 ROWS = 2000
 SUCCESS = 0.01

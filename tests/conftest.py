@@ -17,13 +17,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 # What a training imports late: torch's optimisers bring torch._dynamo along.
-LATE = ("torch._dynamo", "tensorboard.summary.writer.record_writer", "thalweg.apps.fit", "thalweg.evaluate.pictures")
+LATE = ("torch._dynamo", "tensorboard.summary.writer.record_writer", "thalweg.run.fit", "thalweg.evaluate.pictures")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def small_previews():
     """Every run draws a preview; a thousand points would take most of the time of a run of a few steps."""
-    from thalweg.apps import preview
+    from thalweg.run import preview
 
     before = {name: getattr(preview, name) for name in ("NUM_IMAGES", "NUM_POINTS", "CHAIN_STEPS")}
     vars(preview).update(NUM_IMAGES=4, NUM_POINTS=20, CHAIN_STEPS=2)
@@ -52,7 +52,7 @@ class Forked:
             os.chdir(cwd)
             sys.argv = ["thalweg", *map(str, words)]
             change()
-            from thalweg import cli
+            from thalweg.cli import main as cli
 
             cli.main()
         except SystemExit as stop:

@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 
 import thalweg
-from thalweg import cli
-from thalweg.apps.bundle import FILES
+from thalweg.bundle.files import FILES
+from thalweg.cli import main as cli
 from thalweg.core import store
 from thalweg.core.rng import generator
 from thalweg.data import catalog
 from thalweg.data.toy import TOYS
-from thalweg.energy.residual import ResidualEnergy
+from thalweg.energy.noise_conditional.residual import ResidualEnergy
 
 TINY = ["train.batch_size=16", "train.precision=fp32", "energy.embed=8"]
 VECTOR = [*TINY, "energy.width=16", "energy.num_blocks=1", "data.limit=300"]
@@ -56,7 +56,7 @@ def thalweg_command(capfd, monkeypatch, tmp_path):
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Three small runs: vectors and images, normalised, and an unnormalised one."""
-    from thalweg.apps.fit import Request, fit
+    from thalweg.run.fit import Request, fit
 
     folder = tmp_path_factory.mktemp("runs")
     for name, data, recipe, overrides in (
@@ -346,7 +346,7 @@ def place(tmp_path, runs):
     (tmp_path / "single").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "single" / "a.png")
     (tmp_path / "broken.yaml").write_text("energy: [")
-    (tmp_path / "odd.yaml").write_text("enrgy: {type: thalweg.energy.mlp:MLPEnergy}\n")
+    (tmp_path / "odd.yaml").write_text("enrgy: {type: thalweg.energy.networks.mlp:MLPEnergy}\n")
     (tmp_path / "train.yaml").write_text("train: 5\n")
     (tmp_path / "bare.yaml").write_text("train: {}\n")
     (tmp_path / "both.yaml").write_text("train: {steps: 3, minutes: 3}\n")
@@ -393,16 +393,16 @@ TABLE = {
     "no assignment": ([*T, "width"], "not an assignment"),
     "no value": ([*T, "energy.width="], "gives no value"),
     "unknown class": (
-        [*T, "energy.type=thalweg.energy.mlp:MLP"],
-        "no class 'MLP' in thalweg.energy.mlp; there are: MLPEnergy",
+        [*T, "energy.type=thalweg.energy.networks.mlp:MLP"],
+        "no class 'MLP' in thalweg.energy.networks.mlp; there are: MLPEnergy",
     ),
     "foreign class": ([*T, "energy.type=os:system"], "only classes of thalweg.energy"),
-    "energy of another kind": ([*T, "energy.type=thalweg.energy.mlp:MLPEnergy"], "change either"),
+    "energy of another kind": ([*T, "energy.type=thalweg.energy.networks.mlp:MLPEnergy"], "change either"),
     "sampler of another kind": (
         [*T, "sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}"],
         "change either",
     ),
-    "no objective": ([*T, "objective.type=thalweg.energy.mlp:MLPEnergy"], "objective.type="),
+    "no objective": ([*T, "objective.type=thalweg.energy.networks.mlp:MLPEnergy"], "objective.type="),
     "limit": ([*T, "data.limit=some"], "data.limit='some': must be a valid integer"),
     "data as override": ([*T, "data.name=rings"], "data.name: is an argument of its own"),
     "seed as override": ([*T, "seed=3"], "seed: is an argument of its own"),
@@ -490,7 +490,7 @@ def test_another_run_in_that_place_still_works_after_a_refusal(thalweg_command, 
 
 def command(words, cwd, **streams):
     """The command in a process of its own, to the very end of the interpreter: (exit code, standard error)."""
-    code = "import thalweg.cli; thalweg.cli.main()"
+    code = "import thalweg.cli.main; thalweg.cli.main.main()"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, words)],

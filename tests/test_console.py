@@ -2,7 +2,7 @@
 
 import pytest
 
-from thalweg import console
+from thalweg.cli import console
 from thalweg.core.errors import UserError
 
 

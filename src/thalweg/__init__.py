@@ -11,24 +11,37 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from thalweg.apps.anomaly.detector import EnergyDetector
-    from thalweg.apps.bundle import Bundle, load
-    from thalweg.apps.rerank import EnergyReranker
+    from thalweg.apps.rerank.reranker import EnergyReranker
+    from thalweg.bundle.bundle import Bundle
+    from thalweg.bundle.files import load
     from thalweg.core.errors import DamagedFile, Diverged, NotNormalised, ThalwegError, UserError
-    from thalweg.sampler.run import run_chain
+    from thalweg.sampler.chain import run_chain
 
 _NAMES = {
-    "Bundle": "thalweg.apps.bundle",
+    "Bundle": "thalweg.bundle.bundle",
     "EnergyDetector": "thalweg.apps.anomaly.detector",
-    "EnergyReranker": "thalweg.apps.rerank",
-    "load": "thalweg.apps.bundle",
-    "run_chain": "thalweg.sampler.run",
+    "EnergyReranker": "thalweg.apps.rerank.reranker",
+    "load": "thalweg.bundle.files",
+    "run_chain": "thalweg.sampler.chain",
     "DamagedFile": "thalweg.core.errors",
     "Diverged": "thalweg.core.errors",
     "NotNormalised": "thalweg.core.errors",
     "ThalwegError": "thalweg.core.errors",
     "UserError": "thalweg.core.errors",
 }
-_PACKAGES = ("apps", "core", "data", "energy", "evaluate", "objective", "sampler", "train")
+_PACKAGES = (
+    "apps",
+    "bench",
+    "bundle",
+    "core",
+    "data",
+    "energy",
+    "evaluate",
+    "objective",
+    "run",
+    "sampler",
+    "training",
+)
 
 __all__ = [
     "Bundle",

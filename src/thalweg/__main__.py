@@ -1,6 +1,6 @@
 """`python -m thalweg`, and `torchrun -m thalweg`, are the command `thalweg`."""
 
-from thalweg.cli import main
+from thalweg.cli.main import main
 
 if __name__ == "__main__":
     main()

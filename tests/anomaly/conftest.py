@@ -30,7 +30,7 @@ def thalweg_command():
 
 
 def call(*words):
-    from thalweg import cli
+    from thalweg.cli import main as cli
 
     out, err = io.StringIO(), io.StringIO()
     root, argv = logging.getLogger(), sys.argv

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from thalweg.apps.anomaly import energies
-from thalweg.apps.anomaly.calibrate import Calibration, clopper_pearson, q_by_rank, q_values
+from thalweg.apps.anomaly.calibration import Calibration, clopper_pearson, q_by_rank, q_values
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.drift import DriftAlarm, drift
+from thalweg.apps.anomaly.tabular import tabular_energy as energies
 from thalweg.core.errors import UserError
 
 SETS = 1000

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 import thalweg
-from thalweg.apps.anomaly.contents import describe, learn
 from thalweg.apps.anomaly.saved import DetectorBundle
+from thalweg.apps.anomaly.tables.column_selection import describe, learn
 from thalweg.core.errors import UserError
-from thalweg.data.reading import NA_WORDS, Reading
+from thalweg.data.columns.reading_options import NA_WORDS, Reading
 
 
 def rows(num=200, seed=0):
@@ -208,7 +208,7 @@ class TestMissing:
         assert fit(thalweg_command, tmp_path, table, *words, "--na-values", "")[1]["rows_used"] == 100
 
     def test_the_help_names_the_words(self, thalweg_command):
-        from thalweg.commands import detect
+        from thalweg.cli import detect
 
         assert all(word in detect.NA for word in NA_WORDS)
         assert len(detect.NA.replace(" and ", ", ").split(", ")) == len(NA_WORDS)

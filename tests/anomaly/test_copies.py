@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 import thalweg
-from thalweg.apps.anomaly import copies as module
-from thalweg.apps.anomaly.copies import Copies, find_copies, find_image_copies
 from thalweg.apps.anomaly.detector import EnergyDetector
+from thalweg.apps.anomaly.duplicates import copied_rows as module
+from thalweg.apps.anomaly.duplicates.copied_rows import Copies, find_copies, find_image_copies
 from thalweg.apps.anomaly.saved import DetectorBundle
 
 QUICK = {"steps": 2, "overrides": ["energy.widths=[64,32]", "train.batch_size=64"]}

@@ -6,10 +6,10 @@ from torch import nn
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.energy.autoencoder import AutoencoderEnergy
-from thalweg.energy.kernel import FeatureKernelEnergy
+from thalweg.energy.density.feature_kde import FeatureKernelEnergy
+from thalweg.energy.networks.autoencoder import AutoencoderEnergy
 from thalweg.objective.base import Batch, Empty
-from thalweg.objective.damage import KINDS, Damage, warp
+from thalweg.objective.corruption import KINDS, Damage, warp
 from thalweg.objective.restoration import RestorationContrast
 
 X = torch.rand(32, 2, 9, 9, generator=generator(0, "x"))

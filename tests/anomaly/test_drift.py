@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thalweg.apps.anomaly.calibrate import Calibration
+from thalweg.apps.anomaly.calibration import Calibration
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.drift import drift
 

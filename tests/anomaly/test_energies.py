@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from thalweg.apps.anomaly.energies import TabularEnergy
-from thalweg.energy.empirical import SmoothedEmpirical, leave_one_out, likeliest_noise
+from thalweg.apps.anomaly.tabular.tabular_energy import TabularEnergy
+from thalweg.energy.density.kde import KernelDensityEnergy, leave_one_out, loo_bandwidth
 
 
 def table(n=200, d=4, seed=0):
@@ -105,22 +105,22 @@ def test_leave_one_out_leaves_exactly_one_out():
     u = leave_one_out(rows, [0.3])[0]
     for i in (0, 70, 149):
         others = torch.cat([rows[:i], rows[i + 1 :]])
-        torch.testing.assert_close(u[i], SmoothedEmpirical(others, t=0.3)(rows[i : i + 1])[0])
+        torch.testing.assert_close(u[i], KernelDensityEnergy(others, t=0.3)(rows[i : i + 1])[0])
 
 
 def test_the_likeliest_noise_beats_a_quarter_and_four_times_on_new_rows():
     """Copies in the table are no reason for t -> 0, which the mutant without the rule on copies would choose."""
     r = np.random.default_rng(0)
     rows = torch.tensor(np.repeat(r.normal(size=(300, 2)), 2, axis=0))
-    new, t = torch.tensor(r.normal(size=(4000, 2))), likeliest_noise(rows)
-    u = [float(SmoothedEmpirical(rows, t=f * t)(new).mean()) for f in (0.25, 1.0, 4.0)]
+    new, t = torch.tensor(r.normal(size=(4000, 2))), loo_bandwidth(rows)
+    u = [float(KernelDensityEnergy(rows, t=f * t)(new).mean()) for f in (0.25, 1.0, 4.0)]
     assert u[1] < min(u[0], u[2])
 
 
 def test_the_density_is_normalised():
     axis = torch.linspace(-8, 8, 161, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
-    total = (-SmoothedEmpirical.example()(grid)).exp().sum() * (axis[1] - axis[0]) ** 2
+    total = (-KernelDensityEnergy.example()(grid)).exp().sum() * (axis[1] - axis[0]) ** 2
     assert float(total) == pytest.approx(1.0, abs=1e-6)
 
 

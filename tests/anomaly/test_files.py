@@ -13,14 +13,14 @@ import polars as pl
 import pytest
 
 import thalweg
-from thalweg.apps.anomaly.files import score_file
+from thalweg.apps.anomaly.tables.fit_and_score import score_file
 from thalweg.core.errors import UserError
 from thalweg.data import csv_blocks
 
 
 def process(code, *words):
     """A fresh interpreter that runs the code and then the command line with these words."""
-    code = f"{code}\nimport sys\nfrom thalweg import cli\nsys.argv = ['thalweg', *sys.argv[1:]]\ncli.main()"
+    code = f"{code}\nimport sys\nfrom thalweg.cli import main as cli\nsys.argv = ['thalweg', *sys.argv[1:]]\ncli.main()"
     return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300)
 
 
@@ -67,7 +67,7 @@ def test_blocks_of_one_row_give_the_scores_of_one_block(suffix, normal_rows, run
 MEASURE = """
 import resource, sys, thalweg
 from pathlib import Path
-from thalweg.apps.anomaly.files import score_file
+from thalweg.apps.anomaly.tables.fit_and_score import score_file
 run, small, out, *large = map(Path, sys.argv[1:])
 bundle = thalweg.load(run)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -136,7 +136,7 @@ class Killed:
         self.file.flush()
         os.kill(os.getpid(), signal.{signal})
 score_table.writer = Killed
-from thalweg.apps.anomaly import files
+from thalweg.apps.anomaly.tables import fit_and_score as files
 files.writer = Killed
 """
 KILLED_FITTING = """

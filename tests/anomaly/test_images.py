@@ -7,13 +7,13 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 
 from thalweg.apps.anomaly.detector import EnergyDetector
-from thalweg.apps.anomaly.images import ImageEnergy
-from thalweg.apps.anomaly.tail import LogSurvival
-from thalweg.apps.bundle import load
-from thalweg.apps.fit import Request, fit
+from thalweg.apps.anomaly.image.image_energy import ImageEnergy
+from thalweg.apps.anomaly.surprise import LogSurvival
+from thalweg.bundle.files import load
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.evaluate.corrupt import shuffled_patches, uniform_noise
+from thalweg.evaluate.corruptions import shuffled_patches, uniform_noise
+from thalweg.run.fit import Request, fit
 
 SMALL = ("energy.widths=[96,48]", "energy.embed=16", "train.batch_size=64", "train.precision=fp32", "train.warmup=10")
 HELD_OUT = 6
@@ -193,7 +193,7 @@ def test_training_is_nobody_elses_business(tmp_path, monkeypatch):
     """
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("thalweg.apps.preview.draw", lambda *args: pytest.fail("a preview was drawn"))
+    monkeypatch.setattr("thalweg.run.preview.draw", lambda *args: pytest.fail("a preview was drawn"))
     monkeypatch.setattr("tempfile.mkdtemp", lambda *args: pytest.fail("a folder was made"))
     monkeypatch.chdir(tmp_path)
     x = torch.rand(80, 8, 8, generator=generator(0, "job")).numpy()

@@ -8,8 +8,8 @@ import pytest
 from sklearn.exceptions import NotFittedError
 
 import thalweg
-from thalweg.apps.anomaly.calibrate import Calibration
-from thalweg.apps.anomaly.images import ImageEnergy
+from thalweg.apps.anomaly.calibration import Calibration
+from thalweg.apps.anomaly.image.image_energy import ImageEnergy
 from thalweg.apps.anomaly.saved import DetectorBundle
 from thalweg.core.errors import UserError
 
@@ -111,7 +111,9 @@ def test_images_are_split_and_each_has_a_score(keywords, caplog):
 
 
 def test_images_that_cannot_be_calibrated_are_refused_before_training(monkeypatch):
-    monkeypatch.setattr("thalweg.apps.anomaly.images.train_in_memory", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(
+        "thalweg.apps.anomaly.image.image_energy.train_in_memory", lambda *a, **k: pytest.fail("trained")
+    )
     images = np.random.default_rng(0).random((100, 8, 8))
     for bad, options, part in [
         (images, {"held_out": 0.01}, "1 images held out"),

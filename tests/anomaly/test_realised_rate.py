@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from thalweg.apps.anomaly.calibrate import Calibration
+from thalweg.apps.anomaly.calibration import Calibration
 from thalweg.apps.anomaly.detector import EnergyDetector
 
 SETS = 400

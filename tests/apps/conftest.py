@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from thalweg import cli
-from thalweg.apps.fit import Request, fit
+from thalweg.cli import main as cli
+from thalweg.run.fit import Request, fit
 
 SMALL = ["train.batch_size=64", "energy.width=48", "energy.num_blocks=2", "data.limit=6000"]
 TINY_IMAGE = ["energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "train.batch_size=16"]

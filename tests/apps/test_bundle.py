@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import thalweg
-from thalweg.apps.bundle import FILES, Bundle, load
-from thalweg.apps.fit import Request, fit
+from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.files import FILES, load
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, NotNormalised, UserError
 from thalweg.core.rng import generator
 from thalweg.data.toy import TOYS
-from thalweg.train.trainer import Interrupted
+from thalweg.run.fit import Request, fit
+from thalweg.training.trainer import Interrupted
 
 SMALL = ["train.batch_size=64", "energy.width=48", "energy.num_blocks=2", "data.limit=6000"]
 TINY_IMAGE = ["energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "train.batch_size=16"]
@@ -79,9 +80,9 @@ def test_samples_follow_from_the_seed_and_blocks_from_their_place(which, request
 
 def test_chains_of_one_seed_share_no_noise_with_those_of_the_next(chains, monkeypatch):
     seeds = []
-    real = thalweg.apps.bundle.run_chain
+    real = thalweg.bundle.bundle.run_chain
     monkeypatch.setattr(
-        thalweg.apps.bundle, "run_chain", lambda *args, **kw: seeds.append(kw["seed"]) or real(*args, **kw)
+        thalweg.bundle.bundle, "run_chain", lambda *args, **kw: seeds.append(kw["seed"]) or real(*args, **kw)
     )
     for seed in range(3):
         chains.sample(201, seed=seed, num_steps=1)
@@ -208,7 +209,7 @@ def test_an_unfinished_run_is_read_from_its_checkpoint(tmp_path, data, monkeypat
             self.state.save(self.folder, 2)
             raise Interrupted("stopped", 15)
 
-    monkeypatch.setattr("thalweg.train.trainer.Trainer._report", stop)
+    monkeypatch.setattr("thalweg.training.trainer.Trainer._report", stop)
     overrides = TINY_IMAGE if data == "digits" else SMALL
     with pytest.raises(Interrupted):
         run(tmp_path / "run", data, overrides=overrides)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from thalweg.apps.bundle import load
+from thalweg.bundle.files import load
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.rng import generator
 from thalweg.data.toy import TOYS
 from thalweg.sampler.annealed import Heun
+from thalweg.sampler.chain import run_chain
 from thalweg.sampler.langevin import MALA, ULA
-from thalweg.sampler.run import run_chain
 
 
 def points(n=50):

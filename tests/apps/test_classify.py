@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import thalweg
-from thalweg import cli
-from thalweg.apps import classify
-from thalweg.apps.fit import Request, fit
+from thalweg.bundle import classes as classify
+from thalweg.cli import main as cli
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
+from thalweg.run.fit import Request, fit
 
 TINY = ["energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "energy.hidden=32"]
 TINY += ["train.batch_size=32", "train.precision=fp32", "objective.rows=16", "objective.radius=0.05"]
@@ -70,13 +70,13 @@ def test_the_temperature_is_what_held_out_labels_like_best(joint):
 def test_a_classifier_that_is_always_right_keeps_a_finite_temperature(joint, monkeypatch):
     scores = 5 * torch.eye(10).repeat(3, 1)
     monkeypatch.setattr(classify, "_scores", lambda bundle, x: scores)
-    before = joint.model.excess.clone()
+    before = joint.model.inverse_temperature.clone()
     try:
         found = classify.calibrate(joint, scores, torch.arange(10).repeat(3))
         assert 0.06 < found["temperature"] < 20
         assert found["held_out_accuracy"] == 1
     finally:
-        joint.model.excess.copy_(before)
+        joint.model.inverse_temperature.copy_(before)
 
 
 def test_samples_of_a_class_are_of_that_class(joint):
@@ -170,7 +170,7 @@ def test_labels_that_cannot_be_learned_are_refused_before_any_work(tmp_path, y, 
 
 
 def test_an_energy_without_classes_is_refused_by_name(tmp_path):
-    overrides = ["energy.type=thalweg.energy.unet:UNetEnergy", "train.batch_size=32"]
+    overrides = ["energy.type=thalweg.energy.noise_conditional.unet:UNetEnergy", "train.batch_size=32"]
     with pytest.raises(UserError, match="UNetEnergy lacks num_classes"):
         fit(Request(data="digits", recipe="jem", steps=1, overrides=overrides), tmp_path / "run", tensorboard=False)
 

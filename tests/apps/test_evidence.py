@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from thalweg.apps import evidence, selection
-from thalweg.apps.evidence import HeldOut, ShareCheck, Strictness, check_choices, strictness
-from thalweg.apps.ratio_settings import RatioSettings
-from thalweg.apps.rerank import EnergyReranker
-from thalweg.apps.trials import energy_distance
+from thalweg.apps.rerank import held_out_check as evidence
+from thalweg.apps.rerank import selection
+from thalweg.apps.rerank.held_out_check import HeldOut, ShareCheck, Strictness, check_choices, strictness
+from thalweg.apps.rerank.preprocessing_search import energy_distance
+from thalweg.apps.rerank.reranker import EnergyReranker
+from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.rng import generator
 
 SHIFT, SPREAD = 0.5, 1.6

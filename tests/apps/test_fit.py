@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import thalweg
-from thalweg.apps import fit as module
-from thalweg.apps.fit import NothingBegun, Request, fit, fit_with_data, settings
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.train.trainer import Interrupted, Trainer
+from thalweg.run import fit as module
+from thalweg.run.fit import NothingBegun, Request, fit, fit_with_data, settings
+from thalweg.training.trainer import Interrupted, Trainer
 
 TINY = ["train.batch_size=16", "train.precision=fp32", "energy.embed=8", "energy.width=16", "energy.num_blocks=1"]
 TINY += ["data.limit=300"]
@@ -345,7 +345,7 @@ def test_a_place_that_cannot_be_written_is_met_before_the_data_are_read(tmp_path
     def refuse(**keywords):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("thalweg.apps.place.tempfile.TemporaryFile", refuse)
+    monkeypatch.setattr("thalweg.run.run_folder.tempfile.TemporaryFile", refuse)
     refused(lambda: run(tmp_path / "deep" / "run"), tmp_path / "deep" / "run", "Permission denied")
     assert content(tmp_path) == {}
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from thalweg.apps.given import read_damaged_images
-from thalweg.apps.masks import observed
-from thalweg.apps.operators import Downsample
+from thalweg.apps.inpaint.damaged_images import read_damaged_images
+from thalweg.apps.inpaint.masks import observed
+from thalweg.apps.inpaint.operators import Downsample
 from thalweg.core.errors import UserError
 
 SHAPE = (1, 8, 8)

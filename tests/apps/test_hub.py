@@ -13,7 +13,8 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 import thalweg
-from thalweg.apps.bundle import FILES, Bundle, load
+from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.files import FILES, load
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
 

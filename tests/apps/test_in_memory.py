@@ -8,23 +8,23 @@ import signal
 import pytest
 import torch
 
-from thalweg.apps.checks import build_parts, check_parts
-from thalweg.apps.fit import Request, fit, settings
-from thalweg.apps.in_memory import optimise, train_in_memory
 from thalweg.core.errors import Diverged, OutOfMemory, UserError
 from thalweg.core.rng import generator
 from thalweg.data import catalog
 from thalweg.data.loader import Loader
 from thalweg.data.toy import two_moons
 from thalweg.data.transform import Identity, Standardize
-from thalweg.energy.mlp import MLPEnergy
-from thalweg.objective.contrastive import ContrastiveDivergence
+from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.ratio import LikelihoodRatio, balanced_loss
-from thalweg.objective.score import DenoisingScoreMatching
+from thalweg.objective.score.score import DenoisingScoreMatching
+from thalweg.run.checks import build_parts, check_parts
+from thalweg.run.fit import Request, fit, settings
+from thalweg.run.in_memory import optimise, train_in_memory
 from thalweg.sampler.langevin import ULA
-from thalweg.train.plan import Plan
-from thalweg.train.settings import TrainSettings
-from thalweg.train.trainer import Trainer
+from thalweg.training.plan import Plan
+from thalweg.training.settings import TrainSettings
+from thalweg.training.trainer import Trainer
 
 X = two_moons(90, generator(0, "moons"))
 CHAINS = ContrastiveDivergence(sampler=ULA(step_size=0.01), num_steps=(1, 3), buffer_size=48, initial="normal")
@@ -218,7 +218,7 @@ def test_batches_of_two_sides_with_early_stopping_learn_to_tell_them_apart():
 def test_minutes_and_auto_are_settled_by_timing_on_a_copy(monkeypatch):
     """A step costs a tenth of a second, or half of that in bfloat16, by a clock that stands still otherwise."""
     clock, seen = [0.0], []
-    monkeypatch.setattr("thalweg.train.plan.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("thalweg.training.plan.time.perf_counter", lambda: clock[0])
 
     class Timed(DenoisingScoreMatching):
         def loss(self, *args):
@@ -267,9 +267,9 @@ def test_the_dry_run_leaves_the_network_as_it_was():
 @pytest.mark.parametrize(
     ("override", "argument"),
     [
-        ("energy.type=thalweg.energy.conv:ConvEnergy", "energy.type"),
+        ("energy.type=thalweg.energy.networks.conv:ConvEnergy", "energy.type"),
         ("sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}", "sampler.type"),
-        ("objective.type=thalweg.energy.mlp:MLPEnergy", "objective.type"),
+        ("objective.type=thalweg.energy.networks.mlp:MLPEnergy", "objective.type"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(override, argument):

@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 
 import thalweg
-from thalweg import cli
-from thalweg.apps.completions import smoothed_score
-from thalweg.apps.inpaint import inpaint, restore
-from thalweg.apps.masks import observed
-from thalweg.apps.operators import Blur, Downsample, Pixels, matrix
-from thalweg.apps.posterior import Schedule
+from thalweg.apps.inpaint.inpaint import inpaint, restore
+from thalweg.apps.inpaint.masks import observed
+from thalweg.apps.inpaint.operators import Blur, Downsample, Pixels, matrix
+from thalweg.apps.inpaint.posterior import Schedule
+from thalweg.apps.inpaint.ranking import smoothed_score
+from thalweg.cli import main as cli
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.validate import as_float
-from thalweg.energy.principal import MixtureOfFactorAnalyzers
-from thalweg.energy.seen import LinearObservation
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
+from thalweg.energy.linear_observation import LinearObservation
 
 from .conftest import run
 
@@ -63,7 +63,7 @@ def test_observed_pixels_come_back_and_the_missing_differ(which, pixels, request
 
 def test_completions_start_from_the_mixture_and_are_better_for_it(digits, pixels):
     """Right halves of 60 held-out digits by a network of a few steps: nearer to the truth than from one Gaussian."""
-    from thalweg.apps.rows import data_of
+    from thalweg.bundle.dataset import data_of
 
     x = as_float(data_of(digits).held_out[:60])
     known = half(x)
@@ -80,7 +80,7 @@ def test_the_first_completion_is_nearest_to_the_truth(digits):
 
     By energy, the order is that of `smoothed_score`.
     """
-    from thalweg.apps.rows import data_of
+    from thalweg.bundle.dataset import data_of
 
     x = as_float(data_of(digits).held_out[:60])
     found = inpaint(digits, x, half(x), n=6, schedule=QUICK)
@@ -304,7 +304,7 @@ def test_a_picture_and_an_array(command, folder, tmp_path):
 
 def test_what_cannot_be_the_operator_s_view_is_told(command, folder, tmp_path, digits):
     """8 bits are taken for rounded; noise called blurred fits no image, and blurred digits fit."""
-    from thalweg.apps.rows import data_of
+    from thalweg.bundle.dataset import data_of
 
     code, _, err = command("--image", "in", "--operator", "blur:1.5", "-n", 1, "-o", "x.png")
     assert (code, len(err)) == (0, 3), err

@@ -11,9 +11,9 @@ from PIL import Image
 from thalweg.apps.landscape import basins, descent, interpolation, plane, survey, through_noise, window
 from thalweg.apps.landscape.figures import figure
 from thalweg.apps.landscape.model import at_level, still
-from thalweg.apps.landscape.pictures import of_report, write
-from thalweg.apps.rerank import EnergyReranker
-from thalweg.apps.rows import data_of
+from thalweg.apps.landscape.report_pictures import of_report, write
+from thalweg.apps.rerank.reranker import EnergyReranker
+from thalweg.bundle.dataset import data_of
 from thalweg.core.errors import UserError
 from thalweg.data.catalog import as_float
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from thalweg import cli
-from thalweg.apps.fit import Request, fit
+from thalweg.cli import main as cli
 from thalweg.core.errors import UserError
+from thalweg.run.fit import Request, fit
 
 
 def call(*words):

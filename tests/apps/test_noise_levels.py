@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import thalweg
-from thalweg.apps.fit import Request, fit
 from thalweg.apps.landscape.paths import denoising
-from thalweg.apps.preview import draw
 from thalweg.core import store
 from thalweg.core.errors import UserError
+from thalweg.run.fit import Request, fit
+from thalweg.run.preview import draw
 
 TINY = ["train.batch_size=16", "train.precision=fp32", "energy.embed=8", "energy.width=16", "energy.num_blocks=1"]
 TINY += ["data.limit=300"]
@@ -37,7 +37,7 @@ def test_the_energy_alone_states_the_noise_levels(tmp_path):
 OWN = """
 from dataclasses import dataclass
 from torch import nn
-from thalweg.energy.residual import ResidualEnergy
+from thalweg.energy.noise_conditional.residual import ResidualEnergy
 from thalweg.sampler.langevin import ULA
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ def own(monkeypatch):
         ("sampler={type: thalweg.sampler.own:NoLevels}", "sampler", "sigma"),
         ("energy={type: thalweg.energy.own:NoPrior}", "energy", "prior"),
         ("sampler={type: thalweg.sampler.langevin:MALA, step_size: 0.1}", "sampler", "num_steps, sigma"),
-        ("energy={type: thalweg.energy.mlp:MLPEnergy}", "energy", "t_min, t_max, prior, prior_log_prob"),
+        ("energy={type: thalweg.energy.networks.mlp:MLPEnergy}", "energy", "t_min, t_max, prior, prior_log_prob"),
     ],
 )
 def test_parts_that_do_not_make_an_annealed_run_are_refused_before_any_work(tmp_path, own, override, argument, lacks):

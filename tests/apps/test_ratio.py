@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from thalweg.apps import ratio_training
-from thalweg.apps.ratio import LEAST, fit_ratio
-from thalweg.apps.ratio_energy import RatioEnergy
-from thalweg.apps.ratio_settings import RatioSettings
+from thalweg.apps.rerank import ratio_training
+from thalweg.apps.rerank.density_ratio import LEAST, fit_ratio
+from thalweg.apps.rerank.ratio_energy import RatioEnergy
+from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.objective.base import Batch, Empty
-from thalweg.objective.damage import Damage
+from thalweg.objective.corruption import Damage
 from thalweg.objective.ratio import LikelihoodRatio, balanced_loss
 
 QUICK = RatioSettings(ensemble=2, steps=300, hidden=32, noise=0.0, smoothing=0.0)

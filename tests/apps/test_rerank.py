@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import thalweg
-from thalweg.apps import selection
-from thalweg.apps.candidates import as_candidates, generate, read_candidates
-from thalweg.apps.ratio_settings import RatioSettings
-from thalweg.apps.rerank import EnergyReranker
+from thalweg.apps.rerank import selection
+from thalweg.apps.rerank.candidates import as_candidates, generate, read_candidates
+from thalweg.apps.rerank.reranker import EnergyReranker
+from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.rng import generator
 

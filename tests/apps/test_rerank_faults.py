@@ -10,9 +10,9 @@ import torch
 
 import thalweg
 from thalweg.apps.anomaly.saved import DetectorBundle
-from thalweg.apps.candidates import read_candidates
-from thalweg.apps.ratio_settings import RatioSettings
-from thalweg.apps.rerank import EnergyReranker
+from thalweg.apps.rerank.candidates import read_candidates
+from thalweg.apps.rerank.reranker import EnergyReranker
+from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core import store, temporary
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.rng import generator

@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
-from thalweg.apps import speed
-from thalweg.energy.spectral import frozen
+from thalweg.bench import chains as speed
+from thalweg.energy.engine.freeze import frozen
 
 
 def test_the_tutorials_loop_and_ours_are_the_same_dynamics():

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from thalweg.apps import speed_dual
+from thalweg.bench import dual as speed_dual
 from thalweg.core.rng import generator
 
 

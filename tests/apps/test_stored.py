@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from thalweg.apps import stored
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.saved import DetectorBundle
-from thalweg.apps.bundle import FILES, load, write_bundle
-from thalweg.apps.ratio import RatioSettings
-from thalweg.apps.rerank import EnergyReranker
+from thalweg.apps.rerank.density_ratio import RatioSettings
+from thalweg.apps.rerank.reranker import EnergyReranker
+from thalweg.bundle import from_config as stored
+from thalweg.bundle.files import FILES, load, write_bundle
 from thalweg.core import store, temporary
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.weights import LEAST_BYTES, Stored, Unfit, require_fit
-from thalweg.energy.mlp import MLPEnergy
+from thalweg.energy.networks.mlp import MLPEnergy
 
 QUICK = RatioSettings(ensemble=2, steps=2, hidden=4, channels=(4,), batch=8, view="pixels", noise=0.3)
 
@@ -62,7 +62,7 @@ def test_loading_imports_nothing_heavy(folders):
     """Of 5.5 s that the import took, torch's own were 2.4; the meta device would bring torch's compiler along."""
     heavy = ["sklearn", "scipy", "pandas", "matplotlib", "pyarrow", "huggingface_hub", "torch._dynamo", "sympy"]
     code = (
-        "import sys; from thalweg.apps.bundle import load; load(sys.argv[1]); load(sys.argv[2]);"
+        "import sys; from thalweg.bundle.files import load; load(sys.argv[1]); load(sys.argv[2]);"
         f"print([name for name in {heavy} if name in sys.modules])"
     )
     words = [sys.executable, "-c", code, folders / "energy", folders / "unfinished"]
@@ -82,7 +82,7 @@ def _edit(folder, where, value):
     store.seal(folder, [name for name in FILES if (folder / name).exists()])
 
 
-UNET = "thalweg.energy.unet:UNetEnergy"
+UNET = "thalweg.energy.noise_conditional.unet:UNetEnergy"
 LARGE = {
     "wide": ("run.energy.widths", [8, 10**6]),
     "very wide": ("run.energy.widths", [10**9, 10**9]),
@@ -93,10 +93,13 @@ LARGE = {
     "of large images": ("data.shape", [1, 10**5, 10**5]),
     "of huge images": ("data.shape", [1, 2**62, 2**62]),
     "of many channels": ("data.shape", [10**7, 8, 8]),
-    "another network": ("run.energy", {"type": "thalweg.energy.mlp:MLPEnergy", "width": 10**6}),
-    "a chain of layers": ("run.energy", {"type": "thalweg.energy.resnet:ResNetEnergy", "num_blocks": 10**9}),
-    "spectral": ("run.energy", {"type": "thalweg.energy.conv:ConvEnergy", "channels": [10**5, 10**5]}),
-    "an autoencoder": ("run.energy", {"type": "thalweg.energy.autoencoder:AutoencoderEnergy", "widths": [10**6] * 9}),
+    "another network": ("run.energy", {"type": "thalweg.energy.networks.mlp:MLPEnergy", "width": 10**6}),
+    "a chain of layers": ("run.energy", {"type": "thalweg.energy.networks.resnet:ResNetEnergy", "num_blocks": 10**9}),
+    "spectral": ("run.energy", {"type": "thalweg.energy.networks.conv:ConvEnergy", "channels": [10**5, 10**5]}),
+    "an autoencoder": (
+        "run.energy",
+        {"type": "thalweg.energy.networks.autoencoder:AutoencoderEnergy", "widths": [10**6] * 9},
+    ),
     "less than nothing": ("run.energy.widths", [-8, 16]),
     "nothing": ("run.energy.widths", []),
 }
@@ -127,15 +130,23 @@ KEYS = [
     *("data", "data.shape", "data.kind", "normalised", "format", "app", "precision"),
 ]
 OTHERS = [
-    *("thalweg.energy.compose:Tempered", "thalweg.energy.empirical:SmoothedEmpirical", "thalweg.energy.base:EnergyFn"),
     *(
-        "thalweg.energy.conditional:Conditional",
-        "thalweg.energy.principal:PrincipalMixture",
-        "thalweg.energy.seen:Given",
+        "thalweg.energy.wrappers:Tempered",
+        "thalweg.energy.density.kde:KernelDensityEnergy",
+        "thalweg.energy.base:EnergyFn",
     ),
-    *("thalweg.energy.kernel:FeatureKernelEnergy", "thalweg.energy.lattice:RBMEnergy", "thalweg.energy.twice:SiLU"),
-    *("thalweg.data.loader:Loader", "thalweg.data.catalog:Dataset", "thalweg.sampler.run:_Checked"),
-    *("thalweg.data.toy:Toy", "thalweg.sampler.precision:AtPrecision", "thalweg.apps.place:Place"),
+    *(
+        "thalweg.energy.networks.classifier:ClassifierEnergy",
+        "thalweg.energy.density.factor_mixture:PrincipalMixture",
+        "thalweg.energy.linear_observation:Given",
+    ),
+    *(
+        "thalweg.energy.density.feature_kde:FeatureKernelEnergy",
+        "thalweg.energy.rbm:RBMEnergy",
+        "thalweg.energy.engine.double_backward.passes:SiLU",
+    ),
+    *("thalweg.data.loader:Loader", "thalweg.data.catalog:Dataset", "thalweg.sampler.chain:_Checked"),
+    *("thalweg.data.toy:Toy", "thalweg.sampler.precision:AtPrecision", "thalweg.run.run_folder:Place"),
 ]
 
 

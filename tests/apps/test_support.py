@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from thalweg.apps import support
-from thalweg.apps.ratio import fit_ratio
-from thalweg.apps.ratio_settings import RatioSettings
-from thalweg.apps.rerank import EnergyReranker
+from thalweg.apps.rerank import extrapolation_penalty as support
+from thalweg.apps.rerank.density_ratio import fit_ratio
+from thalweg.apps.rerank.reranker import EnergyReranker
+from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.rng import generator
 
 QUICK = RatioSettings(ensemble=2, steps=60, batch=32, hidden=8, channels=(4, 8))

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import thalweg
-from thalweg.apps.fit import Request, fit
 from thalweg.core.errors import UserError
+from thalweg.run.fit import Request, fit
 
 TINY = ["train.batch_size=32", "train.precision=fp32", "energy.width=16", "energy.num_blocks=1", "energy.embed=8"]
 NAMES = ["northing", "strain", "load"]

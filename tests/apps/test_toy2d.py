@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from thalweg.apps.fit import Request, fit, settings
 from thalweg.data.toy import TOYS
 from thalweg.evaluate.suite import evaluate_bundle
+from thalweg.run.fit import Request, fit, settings
 
 
 @pytest.mark.parametrize("data", ["two-moons", "eight-gaussians"])

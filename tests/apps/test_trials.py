@@ -7,10 +7,11 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from thalweg.apps import trials, views
-from thalweg.apps.ratio import fit_ratio
-from thalweg.apps.ratio_settings import RatioSettings
-from thalweg.apps.trials import FAINT, WIDE, ViewTrial
+from thalweg.apps.rerank import preprocessing as views
+from thalweg.apps.rerank import preprocessing_search as trials
+from thalweg.apps.rerank.density_ratio import fit_ratio
+from thalweg.apps.rerank.preprocessing_search import FAINT, WIDE, ViewTrial
+from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.rng import generator
 from thalweg.objective.base import Batch, Empty
 from thalweg.objective.ratio import LikelihoodRatio

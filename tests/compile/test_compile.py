@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from thalweg.core.errors import UserError
-from thalweg.energy.compose import Tempered
+from thalweg.energy.wrappers import Tempered
+from thalweg.sampler.chain import run_chain
 from thalweg.sampler.langevin import MALA
-from thalweg.sampler.run import run_chain
 
 SAMPLER = MALA(step_size=1e-2)
 

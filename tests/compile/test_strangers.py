@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn.utils import spectral_norm as hook_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
-from thalweg.energy import spectral
-from thalweg.energy.compose import Clamped, Tempered
-from thalweg.energy.fused import FrozenEnergy
-from thalweg.energy.reach import find_modules
-from thalweg.energy.spectral import exclusive, frozen
+from thalweg.energy.engine import freeze as spectral
+from thalweg.energy.engine.discovery import find_modules
+from thalweg.energy.engine.freeze import exclusive, frozen
+from thalweg.energy.engine.fused import FrozenEnergy
+from thalweg.energy.wrappers import Clamped, Tempered
+from thalweg.sampler.chain import run_chain
 from thalweg.sampler.langevin import MALA, ULA
-from thalweg.sampler.run import run_chain
 
 SAMPLER = ULA(step_size=1e-2)
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -20,24 +20,24 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy import analytic
 from thalweg.energy.base import energy_and_grad
-from thalweg.energy.compose import AtNoise, Clamped, Conditioned, Sum, Tempered
-from thalweg.energy.conditional import Conditional
-from thalweg.energy.confined import ConfinedEnergy
-from thalweg.energy.conv import ConvEnergy
-from thalweg.energy.fused import FrozenEnergy
-from thalweg.energy.joint import GivenClass, JointStridedEnergy, JointUNetEnergy
-from thalweg.energy.mlp import MLPEnergy
-from thalweg.energy.residual import ResidualEnergy
-from thalweg.energy.resnet import ResNetEnergy
-from thalweg.energy.spectral import frozen
-from thalweg.energy.unet import UNetEnergy
+from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.engine.fused import FrozenEnergy
+from thalweg.energy.networks.classifier import ClassifierEnergy, JointStridedEnergy
+from thalweg.energy.networks.conv import ConvEnergy
+from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.energy.networks.resnet import ResNetEnergy
+from thalweg.energy.networks.tilted_gaussian import TiltedGaussianEnergy
+from thalweg.energy.noise_conditional.classifier import JointUNetEnergy
+from thalweg.energy.noise_conditional.residual import ResidualEnergy
+from thalweg.energy.noise_conditional.unet import UNetEnergy
+from thalweg.energy.wrappers import AtNoise, Clamped, ClassifierGuidance, FixedLabels, Sum, Tempered
+from thalweg.sampler.chain import run_chain
 from thalweg.sampler.langevin import ULA
-from thalweg.sampler.run import run_chain
 
 
 def find_energies() -> list[type]:
     found = []
-    for module in pkgutil.iter_modules(thalweg.energy.__path__, "thalweg.energy."):
+    for module in pkgutil.walk_packages(thalweg.energy.__path__, "thalweg.energy."):
         for name, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             mine = cls.__module__ == module.name and not name.startswith("_")
             if mine and cls is not FrozenEnergy and (name.endswith("Energy") or hasattr(cls, "example")):
@@ -64,8 +64,8 @@ ENERGIES = find_energies()
 
 
 def test_the_walk_finds_them():
-    assert {MLPEnergy, ConvEnergy, ResNetEnergy, Conditional, Tempered, analytic.Banana} <= set(ENERGIES)
-    assert {JointUNetEnergy, JointStridedEnergy, GivenClass} <= set(ENERGIES)
+    assert {MLPEnergy, ConvEnergy, ResNetEnergy, ClassifierEnergy, Tempered, analytic.Banana} <= set(ENERGIES)
+    assert {JointUNetEnergy, JointStridedEnergy, ClassifierGuidance} <= set(ENERGIES)
 
 
 @pytest.mark.parametrize("cls", ENERGIES)
@@ -143,18 +143,18 @@ def test_sum():
 
 
 def test_conditional_and_conditioned():
-    energy = Conditional.example()
+    energy = ClassifierEnergy.example()
     x, labels = positions(energy.shape, 4), torch.tensor([2, 0, 1, 1])
     each = torch.stack([energy(x, torch.full((4,), k)) for k in range(3)], 1)
     assert torch.allclose(energy(x), -torch.logsumexp(-each, 1))
-    assert torch.allclose(Conditioned(energy, labels)(x), each[torch.arange(4), labels])
-    assert torch.allclose(Conditioned(energy, torch.tensor(1))(x), each[:, 1])
+    assert torch.allclose(FixedLabels(energy, labels)(x), each[torch.arange(4), labels])
+    assert torch.allclose(FixedLabels(energy, torch.tensor(1))(x), each[:, 1])
     assert torch.allclose((energy(x) - each[:, 0]).exp(), energy.logits(x).softmax(1)[:, 0])
     with pytest.raises(ValueError, match="num_outputs=3"):
-        Conditional(MLPEnergy(num_outputs=3), 4)
+        ClassifierEnergy(MLPEnergy(num_outputs=3), 4)
     with pytest.raises(ValueError, match="want \\(2, 4\\)"):
-        Conditional(nn.Linear(2, 3), 4)(X)
-    assert Conditional(nn.Linear(2, 3), 3)(X).shape == (2,)
+        ClassifierEnergy(nn.Linear(2, 3), 4)(X)
+    assert ClassifierEnergy(nn.Linear(2, 3), 3)(X).shape == (2,)
 
 
 @pytest.mark.parametrize("cls", [ConvEnergy, ResNetEnergy])
@@ -167,7 +167,7 @@ def test_class_scores_make_a_free_energy(cls):
         cls(shape=(1, 7, 8))
 
 
-IMAGES, VECTORS = (ConvEnergy, ResNetEnergy, UNetEnergy), (MLPEnergy, ResidualEnergy, ConfinedEnergy)
+IMAGES, VECTORS = (ConvEnergy, ResNetEnergy, UNetEnergy), (MLPEnergy, ResidualEnergy, TiltedGaussianEnergy)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_at_noise():
 def test_confined_begins_near_the_datas_gaussian_and_confines():
     """Without its network it is the Gaussian of the data; with any network it grows with the square."""
     x = torch.randn(4000, 2, generator=generator(0, "x")) @ torch.tensor([[2.0, 0.0], [1.0, 0.5]]) + 3
-    energy = ConfinedEnergy(gain=4.0).fit(x)
+    energy = TiltedGaussianEnergy(gain=4.0).fit(x)
     want = analytic.Gaussian((3.0, 3.0), ((5.0, 0.5), (0.5, 0.25)))
     far = energy(1e4 * X)
     assert bool((far > 1e5).all())
@@ -310,9 +310,9 @@ def test_frozen_passes_a_plain_callable():
         (lambda: analytic.LogGamma((0.0,)), "alpha"),
         (lambda: analytic.Funnel(dim=1), "dim"),
         (lambda: MLPEnergy(depth=0), "depth"),
-        (lambda: ConfinedEnergy(gain=0.0), "gain=0.0"),
-        (lambda: ConfinedEnergy(gain=float("inf")), "gain=inf"),
-        (lambda: ConfinedEnergy(gain=float("nan")), "gain=nan"),
+        (lambda: TiltedGaussianEnergy(gain=0.0), "gain=0.0"),
+        (lambda: TiltedGaussianEnergy(gain=float("inf")), "gain=inf"),
+        (lambda: TiltedGaussianEnergy(gain=float("nan")), "gain=nan"),
         (lambda: ResNetEnergy(num_blocks=0), "num_blocks"),
         (lambda: ConvEnergy(channels=()), "channels=\\(\\)"),
         (lambda: ResNetEnergy(channels=(4, 0)), "channels=\\(4, 0\\)"),

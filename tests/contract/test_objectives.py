@@ -12,9 +12,9 @@ from torch import nn
 import thalweg.objective
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.energy.conditional import Conditional
+from thalweg.energy.networks.classifier import ClassifierEnergy
 from thalweg.objective.base import Batch, HasAfterRollback, HasLevels, Labelled, Objective, after_rollbacks, changes
-from thalweg.objective.contrastive import ContrastiveDivergence
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.sampler.langevin import ULA
 
 
@@ -186,7 +186,7 @@ def _one(objective, energy, batch, state=None):
 @pytest.mark.parametrize("start", ["data", "persistent", "noise"])
 def test_a_conditional_energy_keeps_a_label_with_each_chain(start):
     torch.manual_seed(0)
-    energy = Conditional(nn.Linear(2, 3), 3)
+    energy = ClassifierEnergy(nn.Linear(2, 3), 3)
     x, labels = torch.randn(12, 2), torch.arange(12) % 3
     sampler = ULA(step_size=0.01)
     cd = ContrastiveDivergence(sampler=sampler, start=start, buffer_size=16, conditional=True, initial="normal")

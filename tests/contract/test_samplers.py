@@ -18,17 +18,17 @@ import thalweg.sampler
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
-from thalweg.energy.conv import ConvEnergy
-from thalweg.energy.lattice import RBMEnergy
+from thalweg.energy.networks.conv import ConvEnergy
+from thalweg.energy.rbm import RBMEnergy
 from thalweg.sampler.base import AnnealedSampler, GradientOnly, Info, Sampler, require_match
-from thalweg.sampler.discrete import Gibbs
+from thalweg.sampler.chain import of_block, run_chain, transitions
+from thalweg.sampler.gibbs import Gibbs
 from thalweg.sampler.langevin import MALA, ULA
-from thalweg.sampler.run import of_block, run_chain, transitions
 
 
 def find_samplers() -> list[type]:
     found = []
-    for module in pkgutil.iter_modules(thalweg.sampler.__path__, "thalweg.sampler."):
+    for module in pkgutil.walk_packages(thalweg.sampler.__path__, "thalweg.sampler."):
         for name, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             mine = cls.__module__ == module.name and not name.startswith("_")
             if mine and hasattr(cls, "step") and Protocol not in cls.__bases__:

@@ -12,7 +12,7 @@ import torch
 import thalweg.energy
 import thalweg.sampler
 from thalweg.core.rng import generator
-from thalweg.energy import base, fused
+from thalweg.energy import base
 from thalweg.energy.base import (
     Bipartite,
     Capability,
@@ -23,15 +23,16 @@ from thalweg.energy.base import (
     Wraps,
     energy_and_grad,
 )
-from thalweg.energy.compose import AtNoise, Clamped, Conditioned, EnergyWrapper, Sum, Tempered
-from thalweg.energy.fused import FrozenEnergy
-from thalweg.energy.joint import GivenClass, JointUNetEnergy
-from thalweg.energy.mlp import MLPEnergy
-from thalweg.energy.unet import UNetEnergy
+from thalweg.energy.engine import fused
+from thalweg.energy.engine.fused import FrozenEnergy
+from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.energy.noise_conditional.classifier import JointUNetEnergy
+from thalweg.energy.noise_conditional.unet import UNetEnergy
+from thalweg.energy.wrappers import AtNoise, Clamped, ClassifierGuidance, EnergyWrapper, FixedLabels, Sum, Tempered
 from thalweg.sampler.annealed import Heun
+from thalweg.sampler.chain import _Checked, run_chain
 from thalweg.sampler.langevin import ULA
 from thalweg.sampler.precision import AtPrecision
-from thalweg.sampler.run import _Checked, run_chain
 
 CAPABILITIES = [c for _, c in inspect.getmembers(base) if isinstance(c, Capability)]
 X = torch.randn(9, 3, generator=generator(0, "x"))
@@ -41,6 +42,7 @@ class Everything:
     """An energy of vectors that offers whatever there is; `declines`: has no short way just now."""
 
     shape, t_min, t_max, num_classes, anchor, conditionals = (3,), 0.1, 4.0, 5, object(), object()
+    inverse_temperature = torch.ones(())
 
     def __init__(self, declines=False):
         self.declines, self.short = declines, 0
@@ -87,10 +89,10 @@ LABELS = torch.arange(9) % 5
 WRAPPERS = {
     Tempered: lambda energy: Tempered(energy, torch.linspace(0.1, 2, 9)),
     Sum: lambda energy: Sum((Nothing(), energy, energy), (1.0, 0.5, -2.0)),
-    Conditioned: lambda energy: Conditioned(energy, LABELS),
+    FixedLabels: lambda energy: FixedLabels(energy, LABELS),
     Clamped: lambda energy: Clamped(energy, torch.tensor([True, False, False]), torch.tensor([0.3, 0.0, 0.0])),
     AtNoise: lambda energy: AtNoise(energy, 0.5),
-    GivenClass: lambda energy: GivenClass(energy, LABELS, strength=2.0),
+    ClassifierGuidance: lambda energy: ClassifierGuidance(energy, LABELS, strength=2.0),
     _Checked: lambda energy: _Checked(energy),
     AtPrecision: lambda energy: AtPrecision(energy, bf16=False),
 }
@@ -103,7 +105,7 @@ def every(cls):
 
 def test_the_walk_finds_them():
     for package in (thalweg.energy, thalweg.sampler):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     assert {c for c in every(EnergyWrapper) if c.__module__.startswith("thalweg.")} - {EnergyWrapper} == set(WRAPPERS)
     assert {HasGradient, HasShape, NoiseConditional, Bipartite} < set(CAPABILITIES)
@@ -136,7 +138,7 @@ def test_the_short_way_is_autograds(cls, declines):
 
 def test_what_is_forwarded_is_the_energys_own():
     energy = Everything()
-    guided = GivenClass(energy, LABELS)
+    guided = ClassifierGuidance(energy, LABELS)
     assert guided.noisy
     assert (guided.t_min, guided.t_max, guided.shape) == (0.1, 4.0, (3,))
     assert guided.prior(7, None).shape == (7, 3)
@@ -160,8 +162,8 @@ def real():
         "tempered": Tempered(noise, 0.5),
         "clamped": Clamped(Tempered(noise, torch.tensor(0.5)), seen, torch.rand(1, 8, 8)),
         "sum": Sum((noise, lambda x: x.flatten(1).square().sum(1))),
-        "guided": AtNoise(GivenClass(joint, labels, strength=3.0), 0.3),
-        "nested": Tempered(Clamped(Sum((noise, AtNoise(GivenClass(joint, labels), 0.3))), seen, zeros), 2),
+        "guided": AtNoise(ClassifierGuidance(joint, labels, strength=3.0), 0.3),
+        "nested": Tempered(Clamped(Sum((noise, AtNoise(ClassifierGuidance(joint, labels), 0.3))), seen, zeros), 2),
         "checked": AtPrecision(_Checked(FrozenEnergy(Clamped(noise, seen, zeros))), bf16=False),
     }
 

@@ -136,8 +136,8 @@ def test_a_failure_that_is_not_the_users_keeps_its_type() -> None:
 HOSTILE = [
     *("os:system", "builtins:eval", "builtins:object", "subprocess:Popen", "pathlib:Path", "thalwegevil.x:Y"),
     *("thalweg.core.config:import_module", "thalweg.energy.base:torch.nn.Linear", "thalweg.energy.fake:Path"),
-    *("thalweg.apps.place:Place", "thalweg.train.trainer:Trainer", "thalweg.core.errors:UserError"),
-    *("thalweg.cli:_Unreported", "thalweg.evaluate.judge:Judge", "thalweg.energyy:X", "thalweg.energy:X"),
+    *("thalweg.run.run_folder:Place", "thalweg.training.trainer:Trainer", "thalweg.core.errors:UserError"),
+    *("thalweg.cli.main:_Unreported", "thalweg.evaluate.judge:Judge", "thalweg.energyy:X", "thalweg.energy:X"),
     *(
         "thalweg.energy.fake:system",
         "thalweg.energy.fake:Outer.Inner",

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from thalweg.core import store, temporary
-from thalweg.core.stream import whole_file
+from thalweg.core.atomic_write import whole_file
 
 WRITER = """
 import os, sys, time
 from pathlib import Path
 from thalweg.core import store, temporary
-from thalweg.core.stream import whole_file
+from thalweg.core.atomic_write import whole_file
 del os.O_TMPFILE  # as on a file system where each file has a name
 os.getpid = lambda: 999_999_999  # as from another namespace of processes: no process of this number is here
 what, path = sys.argv[1], Path(sys.argv[2])

@@ -8,8 +8,8 @@ from thalweg.core.config import build
 from thalweg.core.errors import UserError
 
 ULA = {"type": "thalweg.sampler.langevin:ULA", "step_size": 0.1}
-CD = {"type": "thalweg.objective.contrastive:ContrastiveDivergence", "sampler": ULA}
-NET = {"type": "thalweg.energy.strided:StridedEnergy"}
+CD = {"type": "thalweg.objective.contrastive.divergence:ContrastiveDivergence", "sampler": ULA}
+NET = {"type": "thalweg.energy.networks.strided:StridedEnergy"}
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ NET = {"type": "thalweg.energy.strided:StridedEnergy"}
         ({**CD, "reinit": "x"}, "reinit", "must be a number"),
         ({**CD, "sampler": 5}, "sampler", "sampler=5: must be a part, as in"),
         (
-            {**CD, "sampler": {"type": "thalweg.energy.mlp:MLPEnergy"}},
+            {**CD, "sampler": {"type": "thalweg.energy.networks.mlp:MLPEnergy"}},
             "sampler",
             "with the method init",
         ),

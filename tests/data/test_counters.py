@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from thalweg.data.counters import verdict
+from thalweg.data.columns.counters import verdict
 
 N = 300
 SHUFFLED = np.random.default_rng(1).permutation(N)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.layout import Layout
+from thalweg.data.columns.layout import Layout
 
 FRAME = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [10.0, 20.0, 40.0], "c": [True, False, True]})
 VALUES = FRAME.to_numpy(float)

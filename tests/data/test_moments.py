@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from thalweg.data.moments import is_moment, moments
+from thalweg.data.columns.dates import is_moment, moments
 
 DATES = """
 2024-01-31|2024/01/31|2024.01.31|31.01.2024|1/2/2024|2024-1-5|31.01.24|01/31/24|1-2-24|24-01-31|01-Jan-24|1 Jan 2024

@@ -3,8 +3,8 @@
 import pytest
 
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.number_text import Writing, is_number, near, readings
-from thalweg.data.reading import Reading, option
+from thalweg.data.columns.number_formats import Writing, is_number, near, readings
+from thalweg.data.columns.reading_options import Reading, option
 
 POINT, COMMA = Writing(), Writing(",")
 

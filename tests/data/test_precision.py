@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from thalweg.core.errors import UserError
-from thalweg.data.precision import Float32Transform, as_float32, check_fitted, check_scored
+from thalweg.data.float32_check import Float32Transform, as_float32, check_fitted, check_scored
 from thalweg.data.transform import Identity, Scale, Standardize
 
 OFFSETS = {"northing": (5932154.0, 0.05), "epoch": (1.7e9, 30.0), "plain": (-3.0, 2.0)}

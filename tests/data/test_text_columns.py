@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from thalweg.core.errors import UserError
-from thalweg.data.columns import Columns
-from thalweg.data.reading import Reading
+from thalweg.data.columns.encoding import Columns
+from thalweg.data.columns.reading_options import Reading
 
 ROWS = 120
 MADE = np.random.default_rng(0).normal(21, 2, ROWS)

@@ -14,18 +14,16 @@ from pathlib import Path
 import torch
 import torch._dynamo  # which torch's optimisers import late
 
-import thalweg.apps.fit
-import thalweg.evaluate.pictures  # noqa: F401 — all three here, not in every process
-from thalweg import cli
+from thalweg.cli import main as cli
 from thalweg.core import store
 from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.toy import two_moons
-from thalweg.train.distributed import joined
-from thalweg.train.settings import TrainSettings
-from thalweg.train.state import FOLDER
-from thalweg.train.track import read_metrics
-from thalweg.train.trainer import Trainer
+from thalweg.training.distributed import joined
+from thalweg.training.metrics_log import read_metrics
+from thalweg.training.settings import TrainSettings
+from thalweg.training.state import FOLDER
+from thalweg.training.trainer import Trainer
 
 LONGEST = 60.0  # seconds that a survivor may take to end
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}

@@ -8,15 +8,15 @@ import torch
 from thalweg.core import store
 from thalweg.core.errors import UserError
 from thalweg.data.loader import Loader
-from thalweg.energy.mlp import MLPEnergy
-from thalweg.objective.contrastive import ContrastiveDivergence
-from thalweg.objective.score import ExplicitScoreMatching
+from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
+from thalweg.objective.score.score import ExplicitScoreMatching
 from thalweg.sampler.langevin import ULA
-from thalweg.train import step
-from thalweg.train.distributed import ProcessGroup, SingleProcess
-from thalweg.train.settings import TrainSettings
-from thalweg.train.track import read_metrics
-from thalweg.train.trainer import Trainer
+from thalweg.training import step
+from thalweg.training.distributed import ProcessGroup, SingleProcess
+from thalweg.training.metrics_log import read_metrics
+from thalweg.training.settings import TrainSettings
+from thalweg.training.trainer import Trainer
 
 from .processes import Double, together, trainer
 

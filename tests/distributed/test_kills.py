@@ -16,8 +16,8 @@ import torch
 import thalweg
 from thalweg.core import store
 from thalweg.core.errors import UserError
-from thalweg.train import distributed, state
-from thalweg.train.state import FOLDER
+from thalweg.training import distributed, state
+from thalweg.training.state import FOLDER
 
 from .processes import (
     LONGEST,
@@ -262,14 +262,14 @@ def test_torchrun_trains_and_restarts_a_run_that_lost_a_rank(whole, tmp_path):
     code = """
 import os, signal, sys
 sys.argv[0] = "thalweg"
-from thalweg.train.trainer import Trainer
+from thalweg.training.trainer import Trainer
 report = Trainer._report
 def die(self, *args):
     if self.state.step == 12 and os.environ["TORCHELASTIC_RESTART_COUNT"] == os.environ["RANK"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     report(self, *args)
 Trainer._report = die
-from thalweg.cli import main
+from thalweg.cli.main import main
 main()
 """
     (tmp_path / "command.py").write_text(code)

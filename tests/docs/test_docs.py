@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from thalweg.apps.fit import Request, fit
+from thalweg.run.fit import Request, fit
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,7 +69,7 @@ names = "RandomWalk or FiniteDifferenceScoreMatching or BoundedEnergy or Shallow
 code = pytest.main(["-p", "no:cacheprovider", "-k", names, "tests/contract"])
 if code:
     sys.exit(code)
-from thalweg.apps.fit import Request, fit
+from thalweg.run.fit import Request, fit
 import thalweg.apps.drift
 for i, (recipe, *overrides) in enumerate([
     ("pcd", "objective.type=thalweg.objective.finite:FiniteDifferenceScoreMatching"),
@@ -94,7 +94,7 @@ def test_the_sampler_skeleton_is_right():
     session = types.ModuleType("skeleton_walk")
     sys.modules["skeleton_walk"] = session
     exec(compile(skeletons()["thalweg/sampler/walk.py"], "walk.py", "exec"), session.__dict__)
-    from thalweg.sampler.run import run_chain
+    from thalweg.sampler.chain import run_chain
 
     def exponential(x):  # density exp(-x) on x > 0: mean 1, variance 1
         return torch.where(x[:, 0] > 0, x[:, 0], torch.inf)

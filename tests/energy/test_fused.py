@@ -1,4 +1,4 @@
-"""`energy.fused` changes nothing but time: layers against autograd, chains against the plain path, all put back."""
+"""`engine.fused` changes nothing but time: layers against autograd, chains against the plain path, all put back."""
 
 import copy
 import gc
@@ -14,12 +14,12 @@ from torch import nn
 from torch.nn.utils import spectral_norm as hook_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
-from thalweg.energy import fused
 from thalweg.energy.base import energy_and_grad
-from thalweg.energy.compose import AtNoise
-from thalweg.energy.conv import ConvEnergy
-from thalweg.energy.fused import FrozenEnergy
-from thalweg.energy.layers import (
+from thalweg.energy.engine import fused
+from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.engine.fused import FrozenEnergy
+from thalweg.energy.engine.im2col import PatchConv2d
+from thalweg.energy.engine.layers import (
     MAKERS,
     AvgPool2x2,
     Col2imConv2d,
@@ -29,15 +29,15 @@ from thalweg.energy.layers import (
     ResidualBlock,
     layer_of,
 )
-from thalweg.energy.mlp import MLPEnergy
-from thalweg.energy.patches import PatchConv2d
-from thalweg.energy.resnet import ResNetEnergy
-from thalweg.energy.spectral import frozen
-from thalweg.energy.strided import StridedEnergy
-from thalweg.energy.unet import UNetEnergy
+from thalweg.energy.networks.conv import ConvEnergy
+from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.energy.networks.resnet import ResNetEnergy
+from thalweg.energy.networks.strided import StridedEnergy
+from thalweg.energy.noise_conditional.unet import UNetEnergy
+from thalweg.energy.wrappers import AtNoise
 from thalweg.objective.base import Batch
-from thalweg.objective.contrastive import ContrastiveDivergence
-from thalweg.sampler import run
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
+from thalweg.sampler import chain as run
 from thalweg.sampler.langevin import MALA, ULA
 
 
@@ -569,7 +569,7 @@ def test_views_of_the_input_are_answered_as_ever():
 def test_a_chain_does_not_import_the_compiler():
     code = """
 import sys, torch, thalweg
-from thalweg.energy.mlp import MLPEnergy
+from thalweg.energy.networks.mlp import MLPEnergy
 from thalweg.sampler.langevin import ULA
 thalweg.run_chain(ULA(step_size=0.1), MLPEnergy(), torch.zeros(2, 2), num_steps=2)
 assert "torch._dynamo" not in sys.modules

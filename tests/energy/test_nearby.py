@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from thalweg.energy import nearby
-from thalweg.energy.empirical import SmoothedEmpirical, leave_one_out, likeliest_noise
-from thalweg.energy.nearby import LENGTHS, NearbyEmpirical, Reach
+from thalweg.energy.density import kde_ivf as nearby
+from thalweg.energy.density.kde import KernelDensityEnergy, leave_one_out, loo_bandwidth
+from thalweg.energy.density.kde_ivf import LENGTHS, IVFKernelDensityEnergy, SearchParams
 
 
 def table(n, seed=0):
@@ -28,29 +28,29 @@ def rows():
 
 @pytest.fixture(scope="module")
 def energy(rows):
-    return NearbyEmpirical(rows, t=likeliest_noise(rows))
+    return IVFKernelDensityEnergy(rows, t=loo_bandwidth(rows))
 
 
 def gaps(energy, rows, x):
-    return energy(x) - SmoothedEmpirical(rows, t=energy.t)(x)
+    return energy(x) - KernelDensityEnergy(rows, t=energy.t)(x)
 
 
 def test_few_rows_decide_and_the_gap_is_as_promised(energy, rows):
     """Mean gap of new rows within three promises; the mutant, the rows of half a cell and none done again, is not."""
     new = table(3000, seed=1)[:-5]
-    assert 0 < energy.reach.length < len(rows) / 2
-    assert energy.reach.gap <= energy.gap
+    assert 0 < energy.search.num_candidates < len(rows) / 2
+    assert energy.search.mean_loss <= energy.gap
     lost = gaps(energy, rows, new)
     assert float(lost.min()) > -1e-3
     assert float(lost.mean()) < 3 * energy.gap
-    mutant = energy._energies(new * energy.unit, None, Reach(32, float("inf"), 0.0, 0.0))
-    assert float((mutant - SmoothedEmpirical(rows, t=energy.t)(new)).mean()) > 3 * energy.gap
+    mutant = energy._energies(new * energy.unit, None, SearchParams(32, float("inf"), 0.0, 0.0))
+    assert float((mutant - KernelDensityEnergy(rows, t=energy.t)(new)).mean()) > 3 * energy.gap
 
 
 def test_the_nearest_row_is_found(energy, rows):
     """Recall of the nearest of all rows among the candidates of a row's cell, of rows that are not done again."""
     new = table(2000, seed=2)[:-5]
-    new = new[energy(new) <= energy.reach.above]
+    new = new[energy(new) <= energy.search.exact_above]
     cell = torch.cdist(new * energy.unit, energy.centers).argmin(1)
     nearest = torch.cdist(new, rows).argmin(1)
     found = (energy._lists[cell] == nearest[:, None]).any(1).double().mean()
@@ -59,16 +59,16 @@ def test_the_nearest_row_is_found(energy, rows):
 
 def test_strange_rows_are_exact(energy, rows):
     strange = 5 * table(200, seed=3)
-    assert bool((energy(strange) > energy.reach.above).all())
-    torch.testing.assert_close(energy(strange), SmoothedEmpirical(rows, t=energy.t)(strange), rtol=1e-5, atol=1e-3)
+    assert bool((energy(strange) > energy.search.exact_above).all())
+    torch.testing.assert_close(energy(strange), KernelDensityEnergy(rows, t=energy.t)(strange), rtol=1e-5, atol=1e-3)
 
 
 def test_faint_rows_are_as_exact_as_others(rows, monkeypatch):
     """Rows whose sums float32 cannot hold (here 60 to 4,000 bits); the mutant that keeps them there loses them."""
     rows = rows[:2000]
-    energy = NearbyEmpirical(rows, t=likeliest_noise(rows))
+    energy = IVFKernelDensityEnergy(rows, t=loo_bandwidth(rows))
     sums, far = energy._whole, rows[:50] + 2.5 * math.sqrt(energy.t) * torch.arange(3, 28, 0.5)[:, None]
-    exact = SmoothedEmpirical(rows, t=energy.t)(far)
+    exact = KernelDensityEnergy(rows, t=energy.t)(far)
     faint = sums(far * energy.unit, None, 5)
     assert bool((faint[:, 0] < nearby.FAINT).any())
     constant = math.log(len(rows)) + 0.5 * rows.shape[1] * math.log(2 * math.pi * energy.t)
@@ -81,32 +81,32 @@ def test_faint_rows_are_as_exact_as_others(rows, monkeypatch):
 def test_left_out_leaves_exactly_one_out(energy, rows):
     """Against all other rows; the mutant that keeps the row itself is lower by far."""
     u, own = leave_one_out(rows, [energy.t])[0], energy(rows)
-    assert float((energy.left_out() - u).abs().mean()) < 3 * energy.gap
+    assert float((energy.leave_one_out() - u).abs().mean()) < 3 * energy.gap
     assert float((u - own).mean()) > 0.1
 
 
 def test_beyond_the_limit_strange_rows_are_near_enough(rows, monkeypatch):
     """Above EXACT rows the second sum takes half of so many, and is within 1 % of strange rows' energies."""
     monkeypatch.setattr(nearby, "EXACT", 4000)
-    energy = NearbyEmpirical(rows, t=likeliest_noise(rows))
-    assert 0 < energy.reach.length <= max(LENGTHS)
+    energy = IVFKernelDensityEnergy(rows, t=loo_bandwidth(rows))
+    assert 0 < energy.search.num_candidates <= max(LENGTHS)
     new = table(1000, seed=1)[:-5]
     assert float(gaps(energy, rows, new).mean()) < 3 * energy.gap
     strange = 5 * table(200, seed=3)
-    exact = SmoothedEmpirical(rows, t=energy.t)(strange)
+    exact = KernelDensityEnergy(rows, t=energy.t)(strange)
     assert float(((energy(strange) - exact) / exact).mean()) < 0.01
 
 
 def test_no_gap_is_the_exact_sum_and_few_rows_are_too(rows):
     x = table(50, seed=1)
     for some in (rows[:3000], rows[:500]):
-        energy = NearbyEmpirical(some, t=0.1, gap=0)
-        torch.testing.assert_close(energy(x), SmoothedEmpirical(some, t=0.1)(x), rtol=1e-5, atol=1e-3)
-        assert energy.reach.length == 0
+        energy = IVFKernelDensityEnergy(some, t=0.1, gap=0)
+        torch.testing.assert_close(energy(x), KernelDensityEnergy(some, t=0.1)(x), rtol=1e-5, atol=1e-3)
+        assert energy.search.num_candidates == 0
 
 
 def test_what_was_found_before_need_not_be_sought(energy, rows):
-    again = NearbyEmpirical(rows, t=energy.t, known=(Reach.of(energy.reach), energy.centers))
+    again = IVFKernelDensityEnergy(rows, t=energy.t, known=(SearchParams.of(energy.search), energy.centers))
     x = table(100, seed=1)
     assert torch.equal(again(x), energy(x))
 
@@ -115,11 +115,11 @@ def test_narrow_kernels_of_far_rows_keep_their_differences():
     """Squared distances of 1e10 bits in the sums: in float32, the mutant, the energies are off by nats."""
     r = torch.Generator().manual_seed(0)
     rows = torch.randn(2000, 3, generator=r, dtype=torch.float64) * 1e-3 + 1e4 * torch.eye(3)[[0, 1] * 1000]
-    energy = NearbyEmpirical(rows, t=1e-6)
-    torch.testing.assert_close(energy(rows[:50]), SmoothedEmpirical(rows, t=1e-6)(rows[:50]), rtol=1e-3, atol=0.1)
+    energy = IVFKernelDensityEnergy(rows, t=1e-6)
+    torch.testing.assert_close(energy(rows[:50]), KernelDensityEnergy(rows, t=1e-6)(rows[:50]), rtol=1e-3, atol=0.1)
 
 
 @pytest.mark.parametrize("values", [{"t": 0.0}, {"t": float("inf")}, {"gap": -1.0}])
 def test_senseless_values_are_refused(values):
     with pytest.raises(ValueError, match="want"):
-        NearbyEmpirical(torch.zeros(3, 2), **values)
+        IVFKernelDensityEnergy(torch.zeros(3, 2), **values)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from thalweg.core.rng import generator
-from thalweg.energy.principal import MixtureOfFactorAnalyzers, evenly_spaced_rows
-from thalweg.energy.seen import LinearObservation
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers, evenly_spaced_rows
+from thalweg.energy.linear_observation import LinearObservation
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_constant_and_few_rows_give_finite_energies(x):
 
 
 def test_of_large_tables_some_rows_are_taken(monkeypatch):
-    monkeypatch.setattr("thalweg.energy.principal.NUMBERS", 40)
+    monkeypatch.setattr("thalweg.energy.density.factor_mixture.NUMBERS", 40)
     assert evenly_spaced_rows(torch.arange(100.0)[:, None].expand(100, 2))[:, 0].tolist() == [
         math.floor(99 * i / 19) for i in range(20)
     ]

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from thalweg.apps import speed_dual
+from thalweg.bench import dual as speed_dual
 from thalweg.core.rng import generator
 from thalweg.energy.base import energy_and_grad
-from thalweg.energy.compose import AtNoise
-from thalweg.energy.fourier import plane
-from thalweg.energy.unet import UNetEnergy
+from thalweg.energy.engine.double_backward.fft import plane
+from thalweg.energy.noise_conditional.unet import UNetEnergy
+from thalweg.energy.wrappers import AtNoise
 from thalweg.objective.base import Batch
-from thalweg.objective.dual import DualScoreMatching
-from thalweg.objective.levels import NoiseRange
+from thalweg.objective.score.dual import DualScoreMatching
+from thalweg.objective.score.noise_levels import NoiseRange
 from thalweg.sampler.annealed import Ancestral, Heun, anneal
 
 OBJECTIVE = DualScoreMatching(time_weight=0.5)

@@ -8,8 +8,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 
 from thalweg.core.errors import ThalwegError
 from thalweg.core.rng import generator
-from thalweg.evaluate.corrupt import IMAGE_CORRUPTIONS, blurred, corrupted, shuffled_patches
-from thalweg.evaluate.decisions import auroc, detection_table, fpr95
+from thalweg.evaluate.corruptions import IMAGE_CORRUPTIONS, blurred, corrupted, shuffled_patches
+from thalweg.evaluate.detection import auroc, detection_table, fpr95
 
 X = torch.rand(40, 1, 28, 28, generator=generator(0, "pictures"))
 

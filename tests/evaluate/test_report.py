@@ -12,7 +12,7 @@ from PIL import Image
 
 from thalweg.core.errors import NotNormalised, UserError
 from thalweg.core.rng import generator
-from thalweg.evaluate.corrupt import corrupted
+from thalweg.evaluate.corruptions import corrupted
 from thalweg.evaluate.pictures import curves, grid
 from thalweg.evaluate.report import write_figures, write_report
 from thalweg.evaluate.suite import evaluate_bundle, require_finite

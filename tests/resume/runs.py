@@ -14,27 +14,28 @@ from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.toy import two_moons
 from thalweg.data.transform import Identity, Standardize
-from thalweg.energy.conv import ConvEnergy
-from thalweg.energy.joint import JointStridedEnergy, JointUNetEnergy
-from thalweg.energy.mlp import MLPEnergy
-from thalweg.energy.residual import ResidualEnergy
-from thalweg.energy.unet import UNetEnergy
+from thalweg.energy.networks.classifier import JointStridedEnergy
+from thalweg.energy.networks.conv import ConvEnergy
+from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.energy.noise_conditional.classifier import JointUNetEnergy
+from thalweg.energy.noise_conditional.residual import ResidualEnergy
+from thalweg.energy.noise_conditional.unet import UNetEnergy
 from thalweg.objective.base import after_rollbacks
-from thalweg.objective.contrastive import ContrastiveDivergence
-from thalweg.objective.dual import DualScoreMatching
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.joint import JointLikelihood
-from thalweg.objective.score import (
+from thalweg.objective.score.dual import DualScoreMatching
+from thalweg.objective.score.score import (
     DenoisingScoreMatching,
     ExplicitScoreMatching,
     MultiScaleDenoising,
     SlicedScoreMatching,
 )
 from thalweg.sampler.langevin import MALA, ULA
-from thalweg.train.plan import Plan
-from thalweg.train.settings import TrainSettings
-from thalweg.train.state import FOLDER
-from thalweg.train.track import read_metrics
-from thalweg.train.trainer import Trainer
+from thalweg.training.metrics_log import read_metrics
+from thalweg.training.plan import Plan
+from thalweg.training.settings import TrainSettings
+from thalweg.training.state import FOLDER
+from thalweg.training.trainer import Trainer
 
 STEPS, EVERY, ROWS = 24, 5, 90  # 24 batches of 16 are four epochs of 90 rows
 BUFFER = 48

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import thalweg
-from thalweg.apps.fit import Request, fit
-from thalweg.train.trainer import Interrupted, Trainer
+from thalweg.run.fit import Request, fit
+from thalweg.training.trainer import Interrupted, Trainer
 
 from .runs import assert_same, in_child, stop_at, trainer
 

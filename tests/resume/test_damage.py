@@ -8,8 +8,8 @@ import resource
 import pytest
 
 from thalweg.core.errors import DiskFull
-from thalweg.train.state import FOLDER
-from thalweg.train.trainer import Interrupted
+from thalweg.training.state import FOLDER
+from thalweg.training.trainer import Interrupted
 
 from .runs import STEPS, assert_same, in_child, leftovers, newest, stop_at, trainer
 

@@ -8,8 +8,8 @@ import torch
 
 from thalweg.core import store
 from thalweg.core.errors import Diverged
-from thalweg.train.state import FOLDER
-from thalweg.train.track import read_metrics
+from thalweg.training.metrics_log import read_metrics
+from thalweg.training.state import FOLDER
 
 from .runs import BUFFER, EVERY, STEPS, Wrapped, checkpoints, leftovers, newest, trainer
 

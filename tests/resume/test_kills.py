@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from thalweg.core import store
-from thalweg.train.state import FOLDER
+from thalweg.training.state import FOLDER
 
 from .runs import CASES, STEPS, assert_same, checkpoints, counted, fork, in_child, leftovers, newest, size, trainer
 

@@ -10,8 +10,8 @@ import torch
 
 from thalweg.core import store
 from thalweg.core.errors import OutOfMemory
-from thalweg.train.plan import Plan
-from thalweg.train.trainer import Interrupted
+from thalweg.training.plan import Plan
+from thalweg.training.trainer import Interrupted
 
 from .runs import STEPS, Wrapped, assert_same, in_child, leftovers, newest, stop_at, trainer
 

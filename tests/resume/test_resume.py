@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from thalweg.train.track import read_metrics
-from thalweg.train.trainer import Interrupted, Trainer
+from thalweg.training.metrics_log import read_metrics
+from thalweg.training.trainer import Interrupted, Trainer
 
 from .runs import BUFFER, CASES, STEPS, TROUBLE, assert_same, newest, stop_at, trainer
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from thalweg.energy.lattice import RBMEnergy, all_states
+from thalweg.energy.rbm import RBMEnergy, all_states
 
 
 def machine(shape: tuple[int, ...] = (6,), num_hidden: int = 4, seed: int = 0, scale: float = 1.0) -> RBMEnergy:

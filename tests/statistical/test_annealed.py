@@ -13,8 +13,8 @@ from thalweg.core.rng import generator
 from thalweg.sampler import annealed
 from thalweg.sampler.annealed import BLOCK, Ancestral, Heun, anneal
 from thalweg.sampler.base import with_num_steps
+from thalweg.sampler.chain import transitions
 from thalweg.sampler.langevin import ULA
-from thalweg.sampler.run import transitions
 
 from .stats import assert_law, assert_near, dkw_eps
 

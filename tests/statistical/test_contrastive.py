@@ -12,10 +12,11 @@ from torch import nn
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.energy.spectral import normalise
-from thalweg.objective import buffer, contrastive
+from thalweg.energy.engine.freeze import normalise
 from thalweg.objective.base import Batch
-from thalweg.objective.contrastive import ContrastiveDivergence
+from thalweg.objective.contrastive import divergence as contrastive
+from thalweg.objective.contrastive import replay_buffer as buffer
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.sampler.base import Info
 from thalweg.sampler.langevin import MALA, ULA, Position
 

@@ -6,11 +6,11 @@ import torch
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
-from thalweg.energy.compose import Tempered
-from thalweg.energy.lattice import RBMEnergy, all_states
-from thalweg.sampler.discrete import Gibbs
+from thalweg.energy.rbm import RBMEnergy, all_states
+from thalweg.energy.wrappers import Tempered
+from thalweg.sampler.chain import run_chain
+from thalweg.sampler.gibbs import Gibbs
 from thalweg.sampler.langevin import Position
-from thalweg.sampler.run import run_chain
 
 from .machines import log_law, machine, matrix, states
 

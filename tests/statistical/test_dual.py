@@ -15,13 +15,13 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.energy.activation import silu
-from thalweg.energy.gaussian import SmoothedGaussian
-from thalweg.energy.residual import ResidualEnergy
-from thalweg.objective import dual
+from thalweg.energy.density.gaussian import SmoothedGaussian
+from thalweg.energy.engine.silu import silu
+from thalweg.energy.noise_conditional.residual import ResidualEnergy
 from thalweg.objective.base import Batch
-from thalweg.objective.dual import DualScoreMatching
-from thalweg.objective.levels import NoiseLevels, NoiseRange
+from thalweg.objective.score import dual
+from thalweg.objective.score.dual import DualScoreMatching
+from thalweg.objective.score.noise_levels import NoiseLevels, NoiseRange
 
 from .stats import assert_law, assert_near, dkw_eps
 
@@ -171,7 +171,7 @@ def test_smoothed_gaussian_against_torch():
         assert torch.allclose(u, -law.log_prob(y), rtol=1e-9, atol=1e-9)
         gain = covariance @ torch.linalg.inv(covariance + t * torch.eye(4).double())
         assert torch.allclose(wiener, (y - anchor.mean) @ gain.T, atol=1e-9)
-        share = anchor.unexplained(torch.tensor([t], dtype=torch.float64))
+        share = anchor.residual_scale(torch.tensor([t], dtype=torch.float64))
         assert float(share) == pytest.approx(float((gain.trace() / 4).sqrt()))
     draws = anchor.draw(200_000, 0.5, generator(5, "draw"))
     total = covariance + 0.5 * torch.eye(4).double()

@@ -8,28 +8,29 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 from thalweg.core.rng import generator
-from thalweg.energy import analytic, compose
+from thalweg.energy import analytic
+from thalweg.energy import wrappers as compose
 from thalweg.energy.base import energy_and_grad
-from thalweg.energy.conditional import Conditional
-from thalweg.energy.confined import ConfinedEnergy
-from thalweg.energy.conv import ConvEnergy
-from thalweg.energy.lattice import RBMEnergy
-from thalweg.energy.mlp import MLPEnergy
-from thalweg.energy.resnet import ResNetEnergy
+from thalweg.energy.networks.classifier import ClassifierEnergy
+from thalweg.energy.networks.conv import ConvEnergy
+from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.energy.networks.resnet import ResNetEnergy
+from thalweg.energy.networks.tilted_gaussian import TiltedGaussianEnergy
+from thalweg.energy.rbm import RBMEnergy
 
 from .stats import assert_near
 
 ANALYTIC = (analytic.Gaussian, analytic.GaussianMixture, analytic.Banana, analytic.LogGamma, analytic.Funnel)
 NETWORKS = {
     "mlp": MLPEnergy.example,
-    "confined": ConfinedEnergy.example,
+    "confined": TiltedGaussianEnergy.example,
     "conv": lambda: ConvEnergy(shape=(1, 8, 8), channels=(2, 2)),
     "conv of 3 classes": lambda: ConvEnergy(shape=(1, 8, 8), channels=(2, 2), num_outputs=3),
     "resnet": lambda: ResNetEnergy(shape=(1, 8, 8), channels=(2, 3)),
-    "conditional": Conditional.example,
+    "conditional": ClassifierEnergy.example,
     "restricted boltzmann machine": RBMEnergy.example,
 }
-WRAPPERS = (compose.Tempered, compose.Sum, compose.Conditioned, compose.Clamped, compose.AtNoise)
+WRAPPERS = (compose.Tempered, compose.Sum, compose.FixedLabels, compose.Clamped, compose.AtNoise)
 
 
 def network(name):
@@ -56,7 +57,7 @@ def test_s1_wrappers(cls):
     for part in getattr(wrapper, "energies", [wrapper.energy] if hasattr(wrapper, "energy") else []):
         if isinstance(part, torch.nn.Module):
             part.double()
-    shape = (3,) if cls is compose.Conditioned else (2,)
+    shape = (3,) if cls is compose.FixedLabels else (2,)
     x = torch.randn(3, *shape, generator=generator(1, "x"), dtype=torch.float64, requires_grad=True)
     assert gradcheck(wrapper, x, rtol=1e-6)
     assert gradgradcheck(wrapper, x, rtol=1e-6)

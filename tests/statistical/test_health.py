@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from thalweg.core.rng import generator
-from thalweg.objective.health import of_chains, overlap
+from thalweg.objective.contrastive.health import of_chains, overlap
 from thalweg.sampler.base import Info
 
 

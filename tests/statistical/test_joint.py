@@ -11,13 +11,15 @@ from torch import nn
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.energy.joint import GivenClass, JointStridedEnergy, JointUNetEnergy
+from thalweg.energy.networks.classifier import JointStridedEnergy
+from thalweg.energy.noise_conditional.classifier import JointUNetEnergy
+from thalweg.energy.wrappers import ClassifierGuidance
 from thalweg.objective import joint
 from thalweg.objective.base import Batch
-from thalweg.objective.contrastive import ContrastiveDivergence
-from thalweg.objective.dual import DualScoreMatching
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.joint import JointLikelihood
-from thalweg.objective.levels import NoiseRange
+from thalweg.objective.score.dual import DualScoreMatching
+from thalweg.objective.score.noise_levels import NoiseRange
 from thalweg.sampler.langevin import ULA
 
 from .stats import assert_near
@@ -71,7 +73,7 @@ def test_the_loss_is_cross_entropy_and_the_generative_term_by_hand(unet):
 def test_p_of_the_label_is_the_softmax_of_minus_the_joint_energy_and_its_marginal_is_u(unet):
     x, _ = images()
     with torch.no_grad():
-        unet.excess.fill_(0.3)
+        unet.inverse_temperature.fill_(1.3)
         t = torch.linspace(0.01, 2, len(x), dtype=torch.float64)
         for at in (None, t):
             joint_energy = torch.stack([unet.joint(x, torch.full((12,), k), at) for k in range(3)], 1)
@@ -92,7 +94,7 @@ def test_the_plain_classifier_is_a_joint_energy_too():
 def test_the_short_way_of_a_given_class_is_the_gradient_of_its_energy(unet, strength):
     x, labels = images()
     t = torch.linspace(0.01, 2, len(x), dtype=torch.float64)
-    given = GivenClass(unet.requires_grad_(False), labels, strength)
+    given = ClassifierGuidance(unet.requires_grad_(False), labels, strength)
     y = x.clone().requires_grad_(True)
     u = given(y, t)
     (g,) = torch.autograd.grad(u.sum(), y)

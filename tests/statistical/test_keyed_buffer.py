@@ -5,7 +5,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.objective.buffer import choose, choose_keyed, start
+from thalweg.objective.contrastive.replay_buffer import choose, choose_keyed, start
 
 
 def replay(labels):

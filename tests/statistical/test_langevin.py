@@ -11,8 +11,8 @@ from thalweg.core.rng import generator
 from thalweg.energy.analytic import Banana, Gaussian, GaussianMixture, LogGamma
 from thalweg.energy.base import energy_and_grad
 from thalweg.sampler.base import Info
+from thalweg.sampler.chain import run_chain, transitions
 from thalweg.sampler.langevin import MALA, ULA, LangevinState
-from thalweg.sampler.run import run_chain, transitions
 
 from .stats import assert_law, assert_near, normal_cdf
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from thalweg.core.rng import generator
-from thalweg.energy.lattice import Conditionals, all_states
-from thalweg.objective import contrastive
+from thalweg.energy.rbm import Conditionals, all_states
 from thalweg.objective.base import Batch
-from thalweg.sampler.discrete import Gibbs
+from thalweg.objective.contrastive import divergence as contrastive
+from thalweg.sampler.gibbs import Gibbs
 
 from .machines import gradients, log_law, machine, matrix, states
 from .test_contrastive import mutant, with_buffer

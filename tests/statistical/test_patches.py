@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from thalweg.energy.patches import PatchConv2d
-from thalweg.energy.spectral import normalise
+from thalweg.energy.engine.freeze import normalise
+from thalweg.energy.engine.im2col import PatchConv2d
 
 
 def outcome(conv, x):

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from thalweg.apps import posterior
-from thalweg.apps.operators import Blur, Downsample, Pixels, matrix
-from thalweg.apps.posterior import Observation, RowNoise, Schedule, sample_posterior
+from thalweg.apps.inpaint import posterior
+from thalweg.apps.inpaint.operators import Blur, Downsample, Pixels, matrix
+from thalweg.apps.inpaint.posterior import Observation, RowNoise, Schedule, sample_posterior
 from thalweg.core.rng import generator
-from thalweg.energy.compose import AtNoise
-from thalweg.energy.gaussian import SmoothedGaussian
-from thalweg.energy.seen import LinearObservation, PosteriorEnergy
+from thalweg.energy.density.gaussian import SmoothedGaussian
+from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy
+from thalweg.energy.wrappers import AtNoise
+from thalweg.sampler.chain import run_chain
 from thalweg.sampler.langevin import MALA
-from thalweg.sampler.run import run_chain
 
 from .stats import assert_law, normal_cdf
 

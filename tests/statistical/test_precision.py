@@ -14,10 +14,10 @@ from torch import nn
 from thalweg.core.rng import generator
 from thalweg.energy.base import Bipartite, energy_and_grad
 from thalweg.objective.base import Batch
-from thalweg.objective.contrastive import ContrastiveDivergence
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
+from thalweg.sampler.chain import transitions
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.precision import AtPrecision, at_precision, reads_energies
-from thalweg.sampler.run import transitions
 
 from .stats import assert_near
 

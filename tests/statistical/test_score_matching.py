@@ -12,9 +12,9 @@ from torch import nn
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.objective import score
 from thalweg.objective.base import Batch, Empty
-from thalweg.objective.levels import NoiseLevels
+from thalweg.objective.score import score
+from thalweg.objective.score.noise_levels import NoiseLevels
 
 D = 5
 LOWER = torch.tril_indices(D, D)

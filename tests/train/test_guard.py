@@ -10,14 +10,14 @@ from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.toy import two_moons
 from thalweg.data.transform import Standardize
-from thalweg.energy.mlp import MLPEnergy
-from thalweg.objective.contrastive import ContrastiveDivergence
+from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.sampler.langevin import ULA
-from thalweg.train.guard import LIMITS, QUIET, Guard, GuardSettings, GuardState, not_finite
-from thalweg.train.plan import Plan
-from thalweg.train.settings import TrainSettings
-from thalweg.train.state import fresh
-from thalweg.train.trainer import Trainer
+from thalweg.training.guard import LIMITS, QUIET, Guard, GuardSettings, GuardState, not_finite
+from thalweg.training.plan import Plan
+from thalweg.training.settings import TrainSettings
+from thalweg.training.state import fresh
+from thalweg.training.trainer import Trainer
 
 WELL = {
     "gap": torch.tensor(0.1), "diverged": torch.tensor(0.0), "clamped": torch.tensor(0.2),

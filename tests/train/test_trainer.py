@@ -16,17 +16,17 @@ from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.toy import two_moons
 from thalweg.data.transform import Identity
-from thalweg.energy.mlp import MLPEnergy
-from thalweg.objective.contrastive import ContrastiveDivergence
-from thalweg.objective.score import DenoisingScoreMatching
+from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
+from thalweg.objective.score.score import DenoisingScoreMatching
 from thalweg.sampler.langevin import ULA
-from thalweg.train import plan as planning
-from thalweg.train.plan import Plan, make_plan
-from thalweg.train.settings import TrainSettings, validate
-from thalweg.train.state import fresh
-from thalweg.train.step import TRIAL_STEPS, schedule
-from thalweg.train.track import MetricsLog, read_metrics
-from thalweg.train.trainer import Interrupted, Trainer
+from thalweg.training import plan as planning
+from thalweg.training.metrics_log import MetricsLog, read_metrics
+from thalweg.training.plan import Plan, make_plan
+from thalweg.training.settings import TrainSettings, validate
+from thalweg.training.state import fresh
+from thalweg.training.step import TRIAL_STEPS, schedule
+from thalweg.training.trainer import Interrupted, Trainer
 
 
 def given(**changes):
@@ -334,8 +334,8 @@ def test_a_signal_while_the_plan_is_timed_stops_after_the_first_step(tmp_path, m
 
 
 SPECS = {
-    "energy": {"type": "thalweg.energy.mlp:MLPEnergy"},
-    "objective": {"type": "thalweg.objective.score:DenoisingScoreMatching"},
+    "energy": {"type": "thalweg.energy.networks.mlp:MLPEnergy"},
+    "objective": {"type": "thalweg.objective.score.score:DenoisingScoreMatching"},
     "sampler": {"type": "thalweg.sampler.langevin:ULA", "step_size": 0.1},
 }
 

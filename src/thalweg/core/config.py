@@ -20,8 +20,8 @@ from typing import Any
 
 import yaml
 
+from thalweg.core.config_types import check_types
 from thalweg.core.errors import UserError, shown
-from thalweg.core.typed import check_types
 
 TRUSTED = ("thalweg.energy", "thalweg.sampler", "thalweg.objective", "thalweg.data")  # packages of components
 _PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
@@ -53,7 +53,7 @@ def check(spec: Any, path: str = "", *, trusted: tuple[str, ...] = TRUSTED) -> N
     """
     _check_depth(path)
     if _is_spec(spec):
-        cls = _class(spec["type"], path, trusted)
+        cls = class_at(spec["type"], _join(path, "type"), trusted=trusted)
         _check_keys(cls, (key for key in spec if key != "type"), path, spec["type"], complete=False)
     for key, value in _children(spec):
         check(value, _join(path, key), trusted=trusted)
@@ -132,9 +132,8 @@ def _recipe_alone(name: str) -> dict[str, Any]:
     return load_yaml(folder / f"{name}.yaml")
 
 
-def _class(name: Any, path: str, trusted: tuple[str, ...]) -> type:
-    """The class at an import path, refused unless it is defined where it says, in a trusted package."""
-    key = _join(path, "type")
+def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type:
+    """The class at an import path; UserError at that key unless it is defined where it says, in a trusted package."""
     if not isinstance(name, str) or not _PATH.fullmatch(name):
         raise UserError("must have the form package.module:ClassName", argument=key, value=name)
     module_name, _, class_name = name.partition(":")
@@ -150,6 +149,11 @@ def _class(name: Any, path: str, trusted: tuple[str, ...]) -> type:
         where = f"is refused: the class is defined in {cls.__module__}, not there"
         raise UserError(where, argument=key, value=name)
     return cls
+
+
+def type_name(cls: type) -> str:
+    """How a config names a class: `package.module:ClassName`."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _module(name: str, key: str) -> Any:
@@ -204,7 +208,7 @@ def _check_keys(cls: type, keys: Iterable[Any], path: str, type_name: str, *, co
 
 
 def _build(spec: Mapping[str, Any], path: str, trusted: tuple[str, ...], extra: Mapping[str, Any]) -> Any:
-    cls = _class(spec["type"], path, trusted)
+    cls = class_at(spec["type"], _join(path, "type"), trusted=trusted)
     kwargs = {key: _realise(value, _join(path, key), trusted) for key, value in _children(spec)} | dict(extra)
     _check_keys(cls, kwargs, path, spec["type"], complete=True)
     where = path or cls.__name__
@@ -250,7 +254,7 @@ def _assign(config: dict[str, Any], keys: list[str], value: Any, trusted: tuple[
         node = node[_key(node, key, ".".join(keys[: depth + 1]), trusted, present=True)]
     path, last = ".".join(keys), keys[-1]
     if last == "type" and _is_spec(node):
-        kept, any_key = _parameters(_class(value, ".".join(keys[:-1]), trusted))
+        kept, any_key = _parameters(class_at(value, _join(".".join(keys[:-1]), "type"), trusted=trusted))
         for key in [key for key in node if key != "type" and key not in kept and not any_key]:
             del node[key]
     else:
@@ -269,7 +273,7 @@ def _key(node: Any, key: str, path: str, trusted: tuple[str, ...], *, present: b
         return key
     known: list[str] = [str(name) for name in node]
     if _is_spec(node):
-        named, any_key = _parameters(_class(node["type"], path.rpartition(".")[0], trusted))
+        named, any_key = _parameters(class_at(node["type"], _join(path.rpartition(".")[0], "type"), trusted=trusted))
         if not present and (any_key or key in named):
             return key
         known = ["type", *named] if key not in named else known

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.rng import generator
+from thalweg.data.columns.layout import Layout
 from thalweg.data.files import TABLE_SUFFIXES, image_files, read_array, read_npz, read_rows
-from thalweg.data.layout import Layout
 from thalweg.data.toy import TOYS
 from thalweg.data.validate import as_float, require_trainable
 

@@ -1,7 +1,7 @@
 """Tables in files, block by block: what is larger than memory is read and scored a part at a time.
 
-A CSV is read as text, since a block cannot know what later ones hold: what a column is, is settled by `data.columns`.
-Whether its first line names the columns is settled by `data.csv_header`.
+A CSV is read as text, since a block cannot know what later ones hold: what a column is, is settled by
+`data.columns.encoding`. Whether its first line names the columns is settled by `data.csv_header`.
 """
 
 import csv
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from thalweg.core.errors import DamagedFile, ThalwegError, UserError
-from thalweg.data.columns import check_names
+from thalweg.data.columns.encoding import check_names
 from thalweg.data.csv_header import EXPECTED, Known, check_separator, is_header
 
 BLOCK_BYTES = 4 << 20  # of a CSV
@@ -88,7 +88,7 @@ class Table:
             arrow.ConvertOptions(
                 column_types={name: pa.string() for name in self.names},
                 include_columns=[*names, *([] if last in names else [last])],
-                strings_can_be_null=False,  # which words mean a missing value is `data.reading`'s to say
+                strings_can_be_null=False,  # `data.columns.reading_options` says which words mean a missing value
             ),
         )
         end = None

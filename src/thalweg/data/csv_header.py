@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from thalweg.core.errors import UserError
-from thalweg.data.number_text import is_number, readings
-from thalweg.data.reading import NA_WORDS
+from thalweg.data.columns.number_formats import is_number, readings
+from thalweg.data.columns.reading_options import NA_WORDS
 
 FRACTION = re.compile(r"[+-]?\d*[.,]\d+(e[+-]?\d+)?", re.IGNORECASE)  # hardly a name
 SEPARATORS = ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"))

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from thalweg.core.errors import DamagedFile, ThalwegError, UserError
+from thalweg.data.columns.layout import Layout
 from thalweg.data.csv_blocks import open_table
-from thalweg.data.layout import Layout
-from thalweg.data.precision import check_whole_numbers
+from thalweg.data.float32_check import check_whole_numbers
 from thalweg.data.validate import arrange, as_floats, check_cells, verify
 
 LIMIT_BYTES = 8 << 30  # the most an array may declare; a larger one belongs in shards

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from thalweg.core.errors import UserError, kind_of
-from thalweg.data.cells import check_kinds, is_plain_number, missing
+from thalweg.data.columns.cell_values import check_kinds, is_plain_number, missing
 
 
 def is_frame(x: Any) -> bool:

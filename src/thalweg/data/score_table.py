@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from thalweg.core.atomic_write import whole_file, write_array
 from thalweg.core.errors import UserError
-from thalweg.core.stream import whole_file, write_array
 
 KINDS = (".csv", ".parquet")
 

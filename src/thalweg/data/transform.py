@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from thalweg.core.errors import UserError
-from thalweg.data.precision import ROUNDING
+from thalweg.data.float32_check import ROUNDING
 from thalweg.data.validate import as_float
 
 

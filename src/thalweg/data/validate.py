@@ -2,7 +2,7 @@
 
 Data units are the user's own: pixels uint8 or float in [0, 1], (N, C, H, W); rows of real, finite numbers, (N, D).
 Pixels become float32. Rows keep float64 where float32 would round them, until a transform has standardised them
-(`data.precision`).
+(`data.float32_check`).
 """
 
 import math

@@ -107,11 +107,16 @@ class GaussianMixture(_Analytic):
         self.scale = scale
         log_z = 0.5 * dim * math.log(2 * math.pi * scale**2)
         self._constants(mean=mean, covariance=covariance, means=m, weights=w, log_z=log_z)
+        self.num_classes = len(m)
+
+    def logits(self, x: Float[Tensor, "b d"], *t: Tensor) -> Float[Tensor, "b k"]:
+        """log w_k - |x - m_k|² / (2 s²): scores whose softmax is the posterior of the components."""
+        squared = (x.unsqueeze(1) - self.means.to(x)).square().sum(-1)
+        return self.weights.to(x).log() - squared / (2 * self.scale**2)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """E(x) in nats."""
-        squared = (x.unsqueeze(1) - self.means.to(x)).square().sum(-1)
-        return -torch.logsumexp(self.weights.to(x).log() - squared / (2 * self.scale**2), dim=1)
+        return -torch.logsumexp(self.logits(x), dim=1)
 
     def draw(self, n: int, generator: Generator) -> Float[Tensor, "n d"]:
         """n exact draws, float64."""

@@ -1,8 +1,8 @@
 """The contract of an energy: a callable from a batch of positions to a batch of scalars, low = likely.
 
 p(x) = exp(-E(x)) / Z. An energy knows nothing of labels, masks, temperatures or noise levels: those are
-wrappers (`thalweg.energy.compose`), so a sampler needs one contract only. A *noise-conditional* energy U(y,
-t) takes the noise variance t as well; `thalweg.energy.compose.AtNoise` fixes t and gives an ordinary energy
+wrappers (`thalweg.energy.wrappers`), so a sampler needs one contract only. A *noise-conditional* energy U(y,
+t) takes the noise variance t as well; `thalweg.energy.wrappers.AtNoise` fixes t and gives an ordinary energy
 back.
 
 What an energy offers beyond its value is a capability, one of the Protocols below. Whoever wants it asks by
@@ -145,7 +145,7 @@ class Anchored(Protocol, metaclass=Capability):
 
     @property
     def anchor(self) -> Any:
-        """The Gaussian (`energy.gaussian.SmoothedGaussian`): `mean`, `basis`, `spectrum`."""
+        """The Gaussian (`energy.density.gaussian.SmoothedGaussian`): `mean`, `basis`, `spectrum`."""
         ...
 
 
@@ -164,12 +164,22 @@ class Classifier(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class HasTemperature(Protocol, metaclass=Capability):
+    """Divides its scores by a temperature. Calibration asks, and sets it on held-out labels when a run ends."""
+
+    @property
+    def inverse_temperature(self) -> Tensor:
+        """A number (), 1 before calibration: `logits` are multiplied by it."""
+        ...
+
+
+@runtime_checkable
 class Bipartite(Protocol, metaclass=Capability):
     """Binary units in two layers, each independent given the other. Gibbs sampling asks, and needs no gradient."""
 
     @property
     def conditionals(self) -> Any:
-        """The two conditional laws as log-odds (`energy.lattice.Conditionals`)."""
+        """The two conditional laws as log-odds (`energy.rbm.Conditionals`)."""
         ...
 
 

@@ -17,11 +17,11 @@ from thalweg.core.errors import NotNormalised, UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.evaluate import pictures as draw
 from thalweg.evaluate import vectors
-from thalweg.evaluate.corrupt import corrupted
-from thalweg.evaluate.decisions import detection_table, in_blocks
-from thalweg.evaluate.images import baselines, nearest, plain_features, quality
+from thalweg.evaluate.corruptions import corrupted
+from thalweg.evaluate.detection import detection_table, in_blocks
 from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, load_judge, look
-from thalweg.evaluate.partition import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
+from thalweg.evaluate.likelihood import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
+from thalweg.evaluate.samples import baselines, nearest, plain_features, quality
 
 CURVES = ("loss", "space", "time", "gap", "grad_norm")
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.evaluate.corrupt import uniform_noise
-from thalweg.evaluate.images import gaussian_noise, neighbourhoods
+from thalweg.evaluate.corruptions import uniform_noise
+from thalweg.evaluate.samples import gaussian_noise, neighbourhoods
 
 MAX_DIM = 16  # distances concentrate above: every pair of rows is about as far apart as any other
 FACTORS = (0.0625, 0.125, 0.25, 0.5, 1.0)  # of the median distance, for the MMD over several bandwidths

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 from torch import Generator, Tensor
 
 from thalweg.energy.base import Capability
-from thalweg.objective.levels import NoiseLevels
+from thalweg.objective.score.noise_levels import NoiseLevels
 
 S = TypeVar("S")
 
@@ -50,7 +50,7 @@ class Objective(Protocol[S], metaclass=Capability):
 
 @runtime_checkable
 class HasAfterRollback(Protocol, metaclass=Capability):
-    """An objective that has a variant of itself for the steps after a rollback (`train.guard`).
+    """An objective that has a variant of itself for the steps after a rollback (`training.guard`).
 
     The variant is pure, of the same class, and goes on with the state that there is; `after_rollback(0)` is the
     objective itself. So the number of rollbacks is all that a resumed run needs to know. An objective without goes on

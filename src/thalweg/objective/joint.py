@@ -23,7 +23,7 @@ from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Classifier, lacking
 from thalweg.objective.base import Batch, HasLevels, Objective, after_rollbacks
-from thalweg.objective.dual import DualScoreMatching
+from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.sampler.base import normal_like, per_row
 
 STRIDE = 1.25  # of the radius: long enough to reach the ball's border from most starts (Wong et al. 2020)
@@ -60,7 +60,7 @@ class JointLikelihood:
         if not self.low < self.high:  # infinite ends are no bounds
             raise UserError(f"must be below high={self.high}", argument="low", value=self.low)
         if not isinstance(self.generative, Objective):
-            hint = "write a spec such as {type: thalweg.objective.dual:DualScoreMatching}"
+            hint = "write a spec such as {type: thalweg.objective.score.dual:DualScoreMatching}"
             raise UserError("must be an objective", argument="generative", value=self.generative, hint=hint)
 
     @property

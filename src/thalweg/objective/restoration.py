@@ -1,16 +1,16 @@
 """Restoration contrast: tell data from damaged data, and put the damage right.
 
 Noise-contrastive estimation (Gutmann & Hyvärinen 2010) with negatives made from the data's own parts
-(`objective.damage`) and one negative a datum:
+(`objective.corruption`) and one negative a datum:
 
     loss = mean softplus(E(x)) + mean softplus(-E(x')),    at its minimum E(x) = -log p(x) / q(x),
 
 p the data's law and q that of damaged data. The energy is therefore not minus a log-likelihood but minus the logarithm
 of a *likelihood ratio* against plain strokes, so that a simple picture is not thought likely for being simple (Ren et
 al. 2019). Its constant belongs to q; it is not normalised. An energy that offers `parts` and `embed`
-(`energy.autoencoder`) is also trained to restore, |D(f(x')) - x|², and to know one picture in two views among the
-batch's others and all that is damaged (InfoNCE; van den Oord et al. 2018, Chen et al. 2020; damage as negatives: Tack
-et al. 2020), which gives its features their meaning. No chain, no label.
+(`energy.networks.autoencoder`) is also trained to restore, |D(f(x')) - x|², and to know one picture in two views among
+the batch's others and all that is damaged (InfoNCE; van den Oord et al. 2018, Chen et al. 2020; damage as negatives:
+Tack et al. 2020), which gives its features their meaning. No chain, no label.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,16 @@ from torch import Generator, Tensor
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Capability
-from thalweg.objective import health
 from thalweg.objective.base import Batch, Empty
-from thalweg.objective.damage import Damage, warp
+from thalweg.objective.contrastive import health
+from thalweg.objective.corruption import Damage, warp
 
 Corrupt = Callable[[Tensor, Generator], Tensor]
 
 
 @runtime_checkable
 class Restoring(Protocol, metaclass=Capability):
-    """An energy that learns to restore and to compare too (`energy.autoencoder`); others learn to tell apart alone."""
+    """An energy that can restore and compare too (`energy.networks.autoencoder`); others only learn to tell apart."""
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """E(x), (B,)."""
@@ -69,7 +69,7 @@ class RestorationContrast:
 
     def __post_init__(self):
         if self.damage is not None and not callable(self.damage):
-            hint = "write a spec such as {type: thalweg.objective.damage:Damage}"
+            hint = "write a spec such as {type: thalweg.objective.corruption:Damage}"
             raise UserError("must be callable", argument="damage", value=self.damage, hint=hint)
         check.non_negative(restore=self.restore, views=self.views)
         check.non_negative(stretch=self.stretch, shift=self.shift, bend=self.bend)

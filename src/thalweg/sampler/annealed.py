@@ -19,10 +19,10 @@ from torch import Generator, Tensor
 from thalweg.core import check
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import NoiseConditional, NoisyEnergyFn, energy_and_grad, require_noise_conditional, sigma_range
-from thalweg.energy.compose import AtNoise
+from thalweg.energy.wrappers import AtNoise
 from thalweg.sampler.base import AnnealedSampler, Info, normal_like, require_annealed, row_norm
+from thalweg.sampler.chain import of_block, transitions
 from thalweg.sampler.langevin import MALA
-from thalweg.sampler.run import of_block, transitions
 
 BLOCK = 100  # images sampled together: bounds the memory, and the first of many samples do not depend on how many
 

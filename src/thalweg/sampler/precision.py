@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from thalweg.energy.base import Bipartite, HasGradient, HasNoiseLevels, energy_and_grad
-from thalweg.energy.compose import EnergyWrapper
+from thalweg.energy.wrappers import EnergyWrapper
 from thalweg.sampler.base import GradientOnly
 
 

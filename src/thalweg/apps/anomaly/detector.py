@@ -2,7 +2,7 @@
 
     score_samples(x) = -E(x),    decision_function(x) = t - E(x),    predict(x) = -1 where E(x) > t,
 
-t the threshold at a stated false-alarm rate (`apps.anomaly.calibrate`), or, with `contamination` a number, the energy
+t the threshold at a stated false-alarm rate (`apps.anomaly.calibration`), or, with `contamination` a number, the energy
 that this share of the fitted rows exceeds. Either way a row is flagged where p(x) <= `rate_`, by every method.
 """
 
@@ -16,19 +16,19 @@ from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from thalweg.apps.anomaly.arrays import array_errors, check_rows, checked_pixels, numbered
-from thalweg.apps.anomaly.calibrate import Calibration, Rate, check_rate, q_values
-from thalweg.apps.anomaly.contents import Contents, describe, learn
-from thalweg.apps.anomaly.copies import Copies, calibration_of_fitted, copies_of
+from thalweg.apps.anomaly.calibration import Calibration, Rate, check_rate, q_values
 from thalweg.apps.anomaly.drift import Drift, DriftAlarm, drift
+from thalweg.apps.anomaly.duplicates.copied_rows import Copies, calibration_of_fitted, copies_of
+from thalweg.apps.anomaly.explain import ImageReasons, Reason, ScoredBlock, by_feature, reasons
+from thalweg.apps.anomaly.input_arrays import array_errors, check_rows, checked_pixels, numbered
+from thalweg.apps.anomaly.missing import Partial
 from thalweg.apps.anomaly.parameters import check_parameters, energy_of_kind, warn_of_few
-from thalweg.apps.anomaly.partial import Partial
-from thalweg.apps.anomaly.reasons import ImageReasons, Reason, ScoredBlock, by_feature, reasons
+from thalweg.apps.anomaly.tables.column_selection import Contents, describe, learn
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.data.columns import Columns
+from thalweg.data.columns.encoding import Columns
+from thalweg.data.columns.reading_options import IN_MEMORY, Reading
 from thalweg.data.frames import as_frame, is_frame, names_of
-from thalweg.data.reading import IN_MEMORY, Reading
 
 MANY_GAPS = 0.5  # share of whole rows below which it is worth a warning
 OUT_OF_REACH = 1e3  # ranges of the calibration's energies
@@ -288,7 +288,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
             if self.columns_ is not None and len(self.columns_.owners) != len(self.columns_.columns):
                 raise UserError("X: fitted on a table with categories; give a table with the same columns by name")
             with array_errors(X):
-                x = validate_data(
+                x: Any = validate_data(
                     self, X, reset=reset, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=least
                 )
             check_rows(x, self.columns_, gaps=self.missing_ == "marginalise")
@@ -367,7 +367,7 @@ class EnergyDetector(OutlierMixin, BaseEstimator):
 
 def _images(x: Any) -> np.ndarray:
     """Images (N, C, H, W), checked by what is imported when they are wanted."""
-    return import_module("thalweg.apps.anomaly.images").as_images(x).numpy()
+    return import_module("thalweg.apps.anomaly.image.image_energy").as_images(x).numpy()
 
 
 def _first(X: Any, names: list[str]) -> Any:

@@ -5,12 +5,12 @@ A change of the law is not the same as single anomalies: it says that thresholds
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from thalweg.apps.anomaly.calibrate import ROUNDING, Calibration, LeftOut, check_rate
+from thalweg.apps.anomaly.calibration import ROUNDING, Calibration, LeftOut, check_rate
 from thalweg.core.errors import UserError
 
 EXACT = 500  # rows up to which the statistic's exact law is used
@@ -48,7 +48,7 @@ def drift(calibration: Calibration, energies: np.ndarray, *, level: float = 0.01
         return _of_left_out(calibration.energies, calibration.left_out, energies, level)
     energies = _snapped(energies, calibration.ranked)
     small = max(len(energies), len(calibration.energies)) <= EXACT
-    found = stats.ks_2samp(calibration.energies, energies, method="exact" if small else "asymp")
+    found: Any = stats.ks_2samp(calibration.energies, energies, method="exact" if small else "asymp")
     return Drift(float(found.statistic), float(found.pvalue), level, bool(found.pvalue <= level))
 
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.apps.anomaly.calibrate import check_rate
+from thalweg.apps.anomaly.calibration import check_rate
 from thalweg.core import check
 from thalweg.core.errors import UserError
 
-KINDS = {"table": "thalweg.apps.anomaly.energies:TabularEnergy", "image": "thalweg.apps.anomaly.images:ImageEnergy"}
+KINDS = {
+    "table": "thalweg.apps.anomaly.tabular.tabular_energy:TabularEnergy",
+    "image": "thalweg.apps.anomaly.image.image_energy:ImageEnergy",
+}
 CHOICES = {"calibration": ("auto", "unseen", "split"), "missing": ("raise", "marginalise"), "kind": tuple(KINDS)}
 log = logging.getLogger("thalweg")
 

@@ -38,9 +38,9 @@ class EnergyOD(BaseDetector):
         self.options = options
         self.random_state = random_state
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Fit on rows (N, D) of which a share `contamination` may be anomalous; `y` is not looked at."""
-        X = check_array(X, dtype=np.float64)
+        X = check_array(X, dtype="float64")
         self._set_n_classes(y)
         self.detector_ = EnergyDetector(
             calibration=self.calibration,
@@ -52,7 +52,7 @@ class EnergyOD(BaseDetector):
         self._process_decision_scores()
         return self
 
-    def decision_function(self, X: Any) -> np.ndarray:
+    def decision_function(self, X: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         """E(x), (B,) nats, high = abnormal."""
         if not hasattr(self, "detector_"):
             raise UserError("this EnergyOD has not been fitted; call fit")

@@ -1,36 +1,54 @@
 """A detector on disk: `config.json`, `model.safetensors`, `calibration.safetensors`, sealed by a manifest; no pickle.
 
-`thalweg.load` opens it. Only the energy classes of this package are ever built from it.
+`thalweg.load` opens it, as its config.json names `DetectorBundle`. Only the energy classes of this package are ever
+built from it.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-import thalweg
-from thalweg.apps.anomaly.calibrate import Calibration, LeftOut, check_rate
+from thalweg.apps.anomaly.calibration import Calibration, LeftOut, check_rate
 from thalweg.apps.anomaly.detector import EnergyDetector
+from thalweg.apps.anomaly.missing import Partial
 from thalweg.apps.anomaly.parameters import KINDS, energy_class
-from thalweg.apps.anomaly.partial import Partial
+from thalweg.bundle.files import StoredType, heading, holds, require_sealed
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.columns import Columns
-from thalweg.data.reading import Reading
+from thalweg.data.columns.encoding import Columns
+from thalweg.data.columns.reading_options import Reading
 
-APP, FORMAT = "anomaly", 2
 OWN = ("config.json", "model.safetensors", "calibration.safetensors", store.MANIFEST)
 PLAIN = ("kind", "contamination", "false_alarm_rate", "missing", "calibration", "held_out", "options")
 
 
-class DetectorBundle:
+class DetectorBundle(StoredType):
     """A fitted detector and what it was fitted on. Made by `thalweg.load` or `DetectorBundle(detector)`."""
+
+    title, command = "a detector", "thalweg detect score"
 
     def __init__(self, detector: EnergyDetector, about: dict[str, Any] | None = None, path: Path | None = None):
         self.detector, self.about, self.path = detector, about or {}, path
+
+    @classmethod
+    def read(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """The detector in a folder of verified files; DamagedFile where they are not what was written."""
+        require_sealed(folder)
+        tensors = store.read_tensors(folder / "model.safetensors")
+        arrays = _arrays(store.read_tensors(folder / "calibration.safetensors"))
+        try:
+            if config["parameters"]["kind"] not in KINDS:
+                raise ValueError("kind")
+            return cls(_detector(config, tensors, _calibration(config, arrays)), config["about"], folder)
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            message = f"not the configuration of a detector ({error!r})"
+            raise DamagedFile(message, argument=str(folder / "config.json")) from error
 
     def energy(self, x: Any) -> Tensor:
         """E(x), (B,) nats, float64; x as the detector takes it."""
@@ -52,7 +70,7 @@ class DetectorBundle:
         check_is_fitted(self.detector)
         folder = replaceable(folder)
         tensors, config = _state(self.detector)
-        config |= {"about": self.about}
+        config = heading(DetectorBundle) | config | {"about": self.about}
 
         def write(aside: Path) -> None:
             store.write_json(aside / "config.json", config)
@@ -62,13 +80,9 @@ class DetectorBundle:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+            message = f"cannot be made ({error.strerror})"
+            raise UserError(message, argument=str(folder), hint="name another folder") from error
         store.save_folder(folder, write)
-
-
-def is_detector(config: Any) -> bool:
-    """Whether a config.json is a detector's."""
-    return isinstance(config, dict) and config.get("app") == APP
 
 
 def replaceable(folder: str | Path) -> Path:
@@ -77,34 +91,13 @@ def replaceable(folder: str | Path) -> Path:
     folder = given.resolve()  # a link may not be replaced by what is put in its place
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
-    known = (folder / "config.json").is_file() and is_detector(store.read_json(folder / "config.json"))
-    if not folder.is_dir() or not known:
-        raise UserError(f"{given}: holds something that is no detector; name another folder")
+    if not folder.is_dir() or not holds(folder, DetectorBundle):
+        raise UserError("holds something that is no detector", argument=str(given), hint="name another folder")
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in OWN)
     if foreign:
-        raise UserError(
-            f"{given}: holds {foreign[0]!r} beside a detector, which would be lost as the folder is replaced; move it "
-            "away, or name another folder"
-        )
+        message = f"holds {foreign[0]!r} beside a detector, which would be lost as the folder is replaced"
+        raise UserError(message, argument=str(given), hint="move it away, or name another folder")
     return folder
-
-
-def read(folder: Path, config: dict[str, Any]) -> DetectorBundle:
-    """The detector in a folder whose files have been verified; DamagedFile where they are not what was written."""
-    if config.get("format") != FORMAT:
-        raise UserError(
-            f"{folder}: a detector of format {config.get('format')}, this version reads {FORMAT}; fit it again"
-        )
-    tensors = store.read_tensors(folder / "model.safetensors")
-    arrays = _arrays(store.read_tensors(folder / "calibration.safetensors"))
-    try:
-        if config["parameters"]["kind"] not in KINDS:
-            raise ValueError("kind")
-        return DetectorBundle(_detector(config, tensors, _calibration(config, arrays)), config["about"], folder)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise DamagedFile(f"{folder / 'config.json'}: not the configuration of a detector ({error!r})") from error
 
 
 def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -115,9 +108,6 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
     tensors, structure = store.flatten(tree)
     names = getattr(detector, "feature_names_in_", None)
     config = {
-        "format": FORMAT,
-        "app": APP,
-        "thalweg": thalweg.__version__,
         "parameters": _plain(
             {n: getattr(detector, n) for n in PLAIN} | {"kind": detector.kind_, "missing": detector.missing_}
         ),

@@ -34,12 +34,14 @@ def figure(found: Survey, *, title: str = "") -> "Figure":
     page = Figure(figsize=(12.0, 8.2 if several else min(max(6.0 * shape + 1.3, 5.2), 8.5)), layout="constrained")
     FigureCanvasAgg(page)
     if several:
-        above, below = page.subfigures(2, 1, height_ratios=[1, 1.02], hspace=0.02)
+        halves: Any = page.subfigures(2, 1, height_ratios=[1, 1.02], hspace=0.02)
+        above, below = halves
         for ax, surface, sigma in zip(above.subplots(1, 3), found.surfaces, found.sigmas, strict=True):
             contours(ax, surface, found, sigma=sigma)
         axes = below.subplots(1, 3)
     else:
-        left, right = page.subfigures(1, 2, width_ratios=[1.55, 1])
+        halves: Any = page.subfigures(1, 2, width_ratios=[1.55, 1])
+        left, right = halves
         ax = left.subplots()
         contours(ax, found.surfaces[0], found, sigma=found.sigmas[0])
         if found.in_plane:

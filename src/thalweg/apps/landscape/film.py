@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.apps.bundle import Bundle
 from thalweg.apps.landscape.basins import Spline, descent
 from thalweg.apps.landscape.figures import ceiling, corner_energies
 from thalweg.apps.landscape.model import at_level, still
 from thalweg.apps.landscape.paths import WALK
 from thalweg.apps.landscape.surface import Surface, window
 from thalweg.apps.landscape.survey import Survey
+from thalweg.bundle.bundle import Bundle
 from thalweg.core.rng import generator
 
 IN_VIEW = 1.5  # noise deviation, model units, below which chains are in the picture
@@ -66,7 +66,7 @@ def film(bundle: Bundle, found: Survey, *, seed: int = 0, size: int = 72) -> Fil
         for k in frames:
             surfaces.append(window(at_level(bundle, model, float(trace.level[k])), found.data, size=size))
             limits.append(ceiling(surfaces[-1], found.trace_data[k]))
-    sigmas = [float(trace.level[k]) for k in frames]
+    sigmas: list[float | None] = [float(trace.level[k]) for k in frames]
     return Film(surfaces, limits, sigmas, list(range(len(frames))), trace.x[frames], "chains, as the noise falls")
 
 

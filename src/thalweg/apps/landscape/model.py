@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.apps.bundle import Bundle
-from thalweg.energy.compose import AtNoise
-from thalweg.energy.spectral import frozen
+from thalweg.bundle.bundle import Bundle
+from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.wrappers import AtNoise
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ def _places(points: Tensor, surface: Any) -> str:
         found.append(((points[:, k] - axis[0]) / (axis[-1] - axis[0])).double().numpy())
     shares = np.stack(found, axis=1)
     known = np.nan_to_num(shares, nan=-1.0)
-    inside = ((known >= 0) & (known < 1)).all(1)
+    inside = np.all((known >= 0) & (known < 1), axis=1)
     coded = np.where(inside[:, None], known.clip(0, 1) * (FINE - 1), FINE).round()
     return _text(coded.astype("<u2"))
 

@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.apps.bundle import Bundle
 from thalweg.apps.landscape.model import at_level, levels
 from thalweg.apps.landscape.surface import Energy, energies
+from thalweg.bundle.bundle import Bundle
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.sampler.annealed import denoise, heun_step
 from thalweg.sampler.base import require_annealed
-from thalweg.sampler.run import of_block, transitions
+from thalweg.sampler.chain import of_block, transitions
 
 CHAIN_STEPS = 400
 WALK = 60  # steps of a Langevin chain of which each is kept

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.apps.bundle import Bundle
 from thalweg.apps.landscape.basins import Basins, basins
 from thalweg.apps.landscape.model import at_level, levels, still
 from thalweg.apps.landscape.paths import Path, Trace, denoising, ends, interpolation, noised, through_noise
 from thalweg.apps.landscape.surface import Surface, energies, plane, window
+from thalweg.bundle.bundle import Bundle
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
-from thalweg.evaluate.corrupt import corrupted
+from thalweg.evaluate.corruptions import corrupted
 
 NUM_ROWS = 300
 NUM_IMAGES = 60  # an energy of an image costs a thousand times one of a point

@@ -1,0 +1,275 @@
+"""Images that do not belong: an energy for pictures, with the place of the fault and its repair.
+
+Two energies of one network, which `--recipe contrast` trains without labels, on the scale of normal rows
+(`apps.anomaly.surprise`) and added up:
+
+    E(x) = v1(E1(x)) + v2(E2(x)),
+
+E1 the network's own, which tells data from damaged data (`energy.networks.autoencoder`); E2 how few training rows have
+features like x's (`energy.density.feature_kde`). What is plainer than the data stands out in the first, what is of
+another shape in the second.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from thalweg.apps.anomaly.surprise import LogSurvival
+from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.dataset import data_of
+from thalweg.core import check
+from thalweg.core.config import build, plain
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.core.weights import Stored, require_fit
+from thalweg.data.catalog import Dataset, split
+from thalweg.data.validate import as_float, check_images
+from thalweg.energy.base import energy_and_grad
+from thalweg.energy.density.feature_kde import FeatureKernelEnergy
+from thalweg.energy.networks.autoencoder import AutoencoderEnergy
+from thalweg.evaluate.corruptions import gaussian_blur
+from thalweg.run.fit import Request, settings
+from thalweg.run.in_memory import train_in_memory
+
+BLOCK = 512
+BANK = 20_000  # training rows whose features are kept
+NEAREST = 256  # stored images that a repair is chosen among
+STORED = 32 << 20  # bytes of them at most, a byte a pixel and channel
+LEAST = 40
+HELD = 4  # images held out at least
+
+
+class ImageEnergy:
+    """Energies of images, high = anomalous, with attribution and repair. Images (N, C, H, W) or (N, H, W), uint8 or
+    float in [0, 1], at least 8 pixels a side; `fit` wants 40 of them or more, and a few thousand to be good.
+
+    - `steps`: training steps; None: the recipe's 3,000 of 256 rows, about 2 CPU minutes at 28 x 28.
+    - `held_out`: the share of rows that training does not see: half of them set the two energies' scales, the energies
+      of the other half are `calibration_energies_`.
+    - `overrides`: changes of the recipe, as on the command line.
+
+    After fit: `calibration_energies_` (m,), and `train_outlier_scores_` (N,), the energies of all images given, each
+    without its own kernel; after `from_bundle` those of the training rows.
+    """
+
+    calibration_energies_: np.ndarray
+    train_outlier_scores_: np.ndarray
+
+    def __init__(self, *, steps: int | None = None, held_out: float = 0.1, overrides: Sequence[str] = ()):
+        self.steps, self.held_out, self.overrides = steps, held_out, tuple(overrides)
+
+    def fit(self, x: Any, *, seed: int = 0) -> Self:
+        """Train on normal images; the same seed gives the same energies on one machine. UserError for what is none."""
+        images = as_images(x)
+        if len(images) < LEAST:
+            raise UserError(f"x has {len(images)} images: want {LEAST} or more, to train on and to calibrate with")
+        if images.shape[1] not in (1, 3):
+            text = f"has shape {tuple(np.shape(x))}, and must be (N, H, W) or (N, C, H, W) of 1 or 3 channels"
+            raise UserError(text, argument="x")
+        _require_held(self._held(len(images)))  # now, not after the training
+        if bool((images == images[0]).all()):
+            raise UserError(f"x: {len(images)} images, 1 of them distinct: want pictures that differ")
+        given = check_images(images, None, where="x")
+        overrides = [f"data.held_out={self.held_out}", *self.overrides]
+        run = settings(Request(data="x", recipe="contrast", steps=self.steps, seed=seed, overrides=overrides), "image")
+        share: Any = run.data.held_out
+        rows = images if images.dtype == torch.uint8 else given
+        data = split(rows, name="x", source="images", held_out=share, seed=run.seed, limit=run.data.limit)
+        banked = self._settle(train_in_memory(run, data), plain(run.energy), data, run.seed)
+        own, known = torch.zeros(len(images), dtype=torch.bool), {row.numpy().tobytes() for row in banked}
+        for i, row in enumerate(given):
+            own[i] = row.numpy().tobytes() in known
+        self.train_outlier_scores_ = self._outlying(given, own)
+        return self
+
+    def num_calibrating(self, num_rows: int) -> int:
+        """Of so many images the number that calibrate: half of those that training does not see."""
+        return self._held(num_rows) // 2
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> Self:
+        """From a run of `--recipe contrast`, whose data are read again where the run found them."""
+        if not isinstance(bundle.model, AutoencoderEnergy):
+            made = bundle.config["run"]["energy"]["type"]
+            raise UserError(f"{bundle.path}: its energy is {made}; train an image bundle with --recipe contrast")
+        self, run = cls(), bundle.config["run"]
+        self._settle(bundle.model, run["energy"], data_of(bundle), run["seed"])
+        return self
+
+    def energy(self, x: Any) -> np.ndarray:
+        """E(x), (B,) float64 in nats, low = normal: 2 log(1/alpha) where both energies are at their 1 - alpha
+        quantile.
+        """
+        return self._map(self._fused, self._check(x)).double().numpy()
+
+    def parts(self, x: Any) -> dict[str, np.ndarray]:
+        """What E(x) is made of, (B,) each in its own units: "contrast" E1 and "kernel" E2."""
+        images = self._check(x)
+        found = {"contrast": self._map(self._model, images), "kernel": self._map(self._kernel, images)}
+        return {name: u.double().numpy() for name, u in found.items()}
+
+    def attribution(self, x: Any) -> np.ndarray:
+        """(B, H, W): |dE/dx| summed over channels, smoothed by a Gaussian of 1/28 of the side; zero or more."""
+
+        def at(part: Tensor) -> Tensor:
+            g = energy_and_grad(self._fused, part)[1].abs().sum(1, keepdim=True)
+            return gaussian_blur(g, max(0.5, min(g.shape[2:]) / 28)).squeeze(1).clamp(min=0)
+
+        return self._map(at, self._check(x)).numpy()
+
+    def repair(self, x: Any) -> np.ndarray:
+        """The repaired images, of x's shape, float32 in [0, 1]: of the 256 stored normal images whose features are most
+        like x's the one nearest to x in pixels, or x itself where that is no less strange.
+        """
+
+        def at(part: Tensor) -> Tensor:
+            cosines = self._kernel.cosines(part)[:, : len(self._images)]
+            like = cosines.topk(min(NEAREST, len(self._images)), dim=1).indices
+            gaps = torch.stack([_gaps(row, self._images[i]) for row, i in zip(part, like, strict=True)])
+            best = self._images[like.gather(1, gaps.argmin(1, keepdim=True)).squeeze(1)].float() / 255
+            better = self._fused(best) < self._fused(part)
+            return torch.where(better[:, None, None, None], best, part)
+
+        return self._map(at, self._check(x)).view(np.shape(x)).numpy()
+
+    def state(self) -> dict[str, np.ndarray]:
+        """All there is to keep, as plain arrays (`settings` is JSON in bytes): for `np.savez` or safetensors."""
+        settings = {"energy": self._spec, "shape": list(self._model.shape), "beta": self._kernel.beta}
+        settings |= {"steps": self.steps, "held_out": self.held_out, "overrides": list(self.overrides)}
+        state = {"settings": np.frombuffer(json.dumps(settings).encode(), np.uint8).copy()}
+        state |= {f"model.{name}": value.numpy() for name, value in self._model.state_dict().items()}
+        kernel = self._kernel
+        state |= {f"kernel.{name}": getattr(kernel, name).numpy() for name in ("bank", "mean", "whiten")}
+        for i, tail in enumerate(self._tails):
+            state |= {f"tail{i}.{name}": value.numpy() for name, value in tail._asdict().items()}
+        state["images"] = self._images.numpy()
+        return state | {
+            "calibration_energies": self.calibration_energies_,
+            "train_outlier_scores": self.train_outlier_scores_,
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The same object as the one whose `state` this is."""
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        settings = json.loads(arrays["settings"].tobytes())
+        found = cls(steps=settings["steps"], held_out=settings["held_out"], overrides=settings["overrides"])
+        weights, shape = _under("model.", arrays), tuple(settings["shape"])
+        make = functools.partial(build, settings["energy"], trusted=("thalweg.energy",), shape=shape)
+        require_fit(make, {name: Stored("", tuple(value.shape)) for name, value in weights.items()})
+        model = make()
+        model.load_state_dict(weights)
+        kernel = FeatureKernelEnergy(_Features(model), **_under("kernel.", arrays), beta=settings["beta"])
+        tails = tuple(LogSurvival(**_under(f"tail{i}.", arrays)) for i in range(2))
+        images = torch.from_numpy(np.array(arrays["images"]))
+        found._take(settings["energy"], model, kernel, images, tails)  # pyright: ignore[reportArgumentType]
+        found.calibration_energies_ = arrays["calibration_energies"]
+        found.train_outlier_scores_ = arrays["train_outlier_scores"]
+        return found
+
+    def _held(self, num_rows: int) -> int:
+        self._check_options()
+        return min(max(1, round(num_rows * float(self.held_out))), num_rows - 1)
+
+    def _check_options(self) -> None:
+        if self.steps is not None:
+            check.count(steps=self.steps)
+        check.share(held_out=self.held_out)
+        if not 0 < self.held_out < 1:
+            raise UserError("must be above 0 and below 1", argument="held_out", value=self.held_out)
+        if not all(isinstance(text, str) for text in self.overrides):
+            hint = "write them as 'train.batch_size=64'"
+            raise UserError("must be texts", argument="overrides", value=self.overrides, hint=hint)
+
+    def _outlying(self, x: Tensor, own: Tensor) -> np.ndarray:
+        """E(x) of float images, (B,), of `own` ones (bool) without their own kernel."""
+        u = self._map(self._kernel, x)
+        u[own] = self._map(self._kernel.left_out, x[own])
+        return (self._tails[0](self._map(self._model, x)) + self._tails[1](u)).double().numpy()
+
+    def _settle(self, model: Any, spec: dict[str, Any], data: Dataset, seed: int) -> Tensor:
+        """Bank, scales and calibration from the rows that the model was trained on and not; the banked rows."""
+        train, held_out = as_float(data.train), as_float(data.held_out)
+        _require_held(len(held_out))
+        chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
+        kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)
+        scales, rest = held_out[0::2], held_out[1::2]
+        try:
+            tails = tuple(LogSurvival.of(self._map(energy, scales)) for energy in (model, kernel))
+        except ValueError as error:
+            raise UserError(f"the images held out look all alike ({error}); give pictures that differ") from error
+        stored = train[chosen[: max(1, STORED // math.prod(train.shape[1:]))]]
+        self._take(spec, model, kernel, (255 * stored).round().byte(), tails)  # pyright: ignore[reportArgumentType]
+        self.calibration_energies_ = self.energy(rest)
+        kept = torch.zeros(len(train), dtype=torch.bool)
+        kept[chosen] = True
+        self.train_outlier_scores_ = self._outlying(train, kept)
+        return train[chosen]
+
+    def _take(
+        self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[LogSurvival, LogSurvival]
+    ) -> None:
+        self._spec, self._model, self._kernel, self._images, self._tails = spec, model, kernel, images, tails
+        for module in (model, kernel):
+            module.eval().requires_grad_(False)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        return self._tails[0](self._model(x)) + self._tails[1](self._kernel(x))
+
+    def _check(self, x: Any) -> Tensor:
+        if not hasattr(self, "_model"):
+            raise UserError("this ImageEnergy has not been fitted; call fit, or from_bundle")
+        return check_images(as_images(x), tuple(self._model.shape), where="x")
+
+    @staticmethod
+    def _map(f: Any, x: Tensor) -> Tensor:
+        """f block by block, without gradients of its own."""
+        with torch.no_grad():
+            return torch.cat([f(part) for part in x.split(BLOCK)]) if len(x) else f(x)
+
+
+def _require_held(num: int) -> None:
+    if num < HELD:
+        hint = "raise held_out, or give more images"
+        raise UserError(f"{num} images held out, and {HELD} or more are needed", hint=hint)
+
+
+def _gaps(x: Tensor, images: Tensor) -> Tensor:
+    """|x - y|² for each y of the images (n, C, H, W), bytes, (n,)."""
+    return (images.float() / 255 - x).flatten(1).square().sum(1)
+
+
+class _Features(nn.Module):
+    """The encoder alone, as a module that holds no parameters of its own beside the energy's."""
+
+    def __init__(self, energy: AutoencoderEnergy):
+        super().__init__()
+        self.shape = energy.shape
+        self.encoder = energy.encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encoder(x)
+
+
+def as_images(x: Any) -> Tensor:
+    """(N, C, H, W), uint8 or float in [0, 1], from that or from (N, H, W); UserError for anything else."""
+    try:
+        a = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"x: not an array of pixels ({str(error).splitlines()[0]})") from error
+    if a.ndim == 3:
+        a = a[:, None]
+    if a.ndim != 4 or min(a.shape[1:]) < 1 or math.prod(a.shape[2:]) < 1:
+        raise UserError(f"x has shape {tuple(np.shape(x))}: want images (N, H, W) or (N, C, H, W)")
+    check_images(a, None, where="x")
+    return a
+
+
+def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): torch.from_numpy(np.array(a)) for n, a in arrays.items() if n.startswith(prefix)}

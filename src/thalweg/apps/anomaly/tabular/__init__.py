@@ -1,0 +1,1 @@
+"""The energy behind the anomaly detector of tables."""

@@ -1,0 +1,160 @@
+"""What a tabular energy is put together from beside kernels: mixtures, single columns, and one common scale."""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+import torch
+from scipy.linalg import solve_triangular
+from sklearn.covariance import ledoit_wolf
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+COUNTS = (1, 4, 10)
+ENTRIES = 65_536  # of a block of whitened rows, so that it stays near the processor
+ROUNDING = 1e-9  # of an energy: what the order of summation may change
+RIDGE = 0.02  # added to every variance of standardised columns, so that discrete columns do not collapse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surprise:
+    """-log of the p-value of an energy among `known` (N,) energies, sorted, in nats.
+
+    Mid-ranks up to the 80 % quantile, and an exponential tail with the mean excess beyond it, so that rows further
+    out than every stored one keep their order. Energies closer than `room` (relative to theirs, from 1 on) are equal.
+    """
+
+    known: np.ndarray
+    room: float = ROUNDING
+
+    @classmethod
+    def of(cls, energies: np.ndarray, room: float | None = None) -> Self:
+        """From energies (N,) in any order; with a `room`, where rows are equal, those closer than it made equal."""
+        known = np.sort(energies)
+        if room is None:
+            return cls(known=known)
+        close = np.diff(known) <= room * np.maximum(np.abs(known[1:]), 1)
+        for i in np.flatnonzero(close & (np.diff(known) > 0)):
+            end = np.searchsorted(known, known[i] + room * max(abs(known[i]), 1), side="right")
+            known[i:end] = known[i]
+        return cls(known=known, room=room)
+
+    def __call__(self, u: np.ndarray) -> np.ndarray:
+        values, at, between, (edge, excess, start) = self._table
+        u, place = _placed(u, values, self.room)
+        inside = np.where(values[place] == u, at[place], between[place])
+        return np.where(u > edge, (u - edge) / excess + start, inside)
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float]]:
+        """Distinct energies and infinity, the surprises at them and just below each, and the tail's three numbers."""
+        n = len(self.known)
+        k = min(max(n // 5, 1), n)
+        edge = float(self.known[n - k - 1] if n > k else self.known[0])
+        excess = max(float((self.known[n - k :] - edge).mean()), 1e-9 * max(abs(edge), 1.0))
+        values, counts = np.unique(self.known, return_counts=True)
+        right = np.cumsum(counts)
+        left = right - counts
+        at, between = (-np.log((n - rank / 2 + 0.5) / (n + 1)) for rank in (left + right, 2 * np.append(left, n)))
+        tail = edge, excess, float(-np.log((k + 0.5) / (n + 1)))
+        return np.append(values, np.inf), np.append(at, at[-1]), between, tail
+
+
+def _placed(u: np.ndarray, values: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
+    """(u, its place among the sorted values): a value that u is but for rounding counts as u, lest copies not tie."""
+    place, allowed = np.searchsorted(values, u), room * np.maximum(np.abs(u), 1)
+    above, below = values[place], values[np.maximum(place - 1, 0)]
+    high, low = above - u <= allowed, u - below <= allowed
+    return np.where(high, above, np.where(low, below, u)), np.where(low & ~high, np.maximum(place - 1, 0), place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """E(y) = -log sum_k w_k N(y; m_k, C_k): `log_weights` (K,), `means` (K, D), Cholesky `factors` (K, D, D)."""
+
+    log_weights: np.ndarray
+    means: np.ndarray
+    factors: np.ndarray
+
+    @classmethod
+    def fit(cls, y: np.ndarray, seed: int, count: int | None = None) -> "Mixture":
+        """`count` components, or 1, 4 or 10 by the likelihood of a held-out quarter; one is a Ledoit-Wolf Gaussian."""
+        if count is not None:
+            return cls._of(y, count, seed)
+        held = np.random.default_rng(seed).permutation(np.arange(len(y)) % 4) == 0
+        counts = [k for k in COUNTS if k == 1 or len(y) / k >= max(20.0, 1.5 * y.shape[1])]
+        if len(counts) == 1:
+            return cls._of(y, 1, seed)
+        return cls._of(y, min(counts, key=lambda k: float(cls._of(y[~held], k, seed)(y[held]).mean())), seed)
+
+    @classmethod
+    def _of(cls, y: np.ndarray, k: int, seed: int) -> "Mixture":
+        if k == 1:
+            covariance = np.atleast_2d(ledoit_wolf(y)[0]) + RIDGE * np.eye(y.shape[1])
+            return cls(log_weights=np.zeros(1), means=y.mean(0)[None], factors=np.linalg.cholesky(covariance)[None])
+        model = GaussianMixture(k, reg_covar=RIDGE, random_state=seed, max_iter=30)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # thirty steps are meant
+            model.fit(y)
+        return cls(
+            log_weights=np.log(np.asarray(model.weights_) + 1e-300),
+            means=np.asarray(model.means_),
+            factors=np.linalg.cholesky(np.asarray(model.covariances_)),
+        )
+
+    def __call__(self, y: np.ndarray) -> np.ndarray:
+        whiten, shift, pick, constants = self._products
+        out, size = torch.empty(len(y), dtype=torch.float64), max(16, ENTRIES // len(shift))
+        for i, part in zip(range(0, len(y), size), torch.from_numpy(y).split(size), strict=True):
+            z = torch.addmm(shift, part, whiten)
+            out[i : i + size] = torch.logsumexp(torch.addmm(constants, z.square_(), pick), dim=1)
+        return 0.5 * y.shape[1] * np.log(2 * np.pi) - out.numpy()
+
+    @cached_property
+    def _products(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z = y W + s holds the whitened rows of all components side by side; log w_k p_k = c_k + z² P."""
+        (k, d), eye = self.means.shape, np.eye(self.means.shape[1])
+        inverses = [solve_triangular(f, eye, lower=True).T for f in self.factors]
+        shift = -np.concatenate([m @ w for m, w in zip(self.means, inverses, strict=True)])
+        pick = -0.5 * np.kron(np.eye(k), np.ones((d, 1)))
+        constants = self.log_weights - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
+        whiten = torch.from_numpy(np.concatenate(inverses, axis=1))
+        return whiten, torch.from_numpy(shift), torch.from_numpy(pick), torch.from_numpy(constants)
+
+
+class Histograms:
+    """E(x) = -sum_j log p_j(x_j): a histogram of each column alone, by value where there are few values."""
+
+    def __init__(self, rows: np.ndarray):
+        self.tables = [self._table(column) for column in rows.T]
+
+    @staticmethod
+    def _table(column: np.ndarray) -> tuple[bool, np.ndarray, np.ndarray, float]:
+        n = len(column)
+        values, counts = np.unique(column, return_counts=True)
+        if len(values) <= max(2, min(40, n / 10)):
+            total = n + 0.5 * len(values) + 0.5
+            return True, values, np.log((counts + 0.5) / total), float(np.log(0.5 / total))
+        bins = int(np.ceil(min(np.sqrt(n), 50)))
+        edges = values[0] + (values[-1] - values[0]) * np.linspace(0, 1, bins + 1)
+        counts = np.bincount(_bin(edges, column), minlength=bins)
+        total = n + 0.5 * bins
+        return False, edges, np.log((counts + 0.5) / total), float(np.log(0.25 / total))
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        out = np.zeros(len(x))
+        for (discrete, places, logs, elsewhere), column in zip(self.tables, x.T, strict=True):
+            if discrete:
+                at = np.clip(np.searchsorted(places, column), 0, len(places) - 1)
+                out -= np.where(places[at] == column, logs[at], elsewhere)
+            else:
+                outside = np.maximum(np.maximum(places[0] - column, column - places[-1]), 0) / (places[-1] - places[0])
+                out -= np.where(outside > 0, elsewhere - np.log1p(10 * outside), logs[_bin(places, column)])
+        return out
+
+
+def _bin(edges: np.ndarray, column: np.ndarray) -> np.ndarray:
+    return np.clip(np.searchsorted(edges, column, "right") - 1, 0, len(edges) - 2)

@@ -1,0 +1,282 @@
+"""The energy behind the detector of tables: kernels and mixtures on one scale of surprise.
+
+    E(x) = (1/K) sum_k -log p_k(x),    p_k(x) = the share of normal rows with an energy U_k above x's
+
+U_k are the energies of the smoothed rows (`thalweg.energy.density.kde_ivf`) in three scalings of the table
+(`anomaly.views`), with t by leave-one-out likelihood; Gaussian mixtures in two of them, their size by held-out
+likelihood; and the mean squared distance to 5 neighbours, standardised. The p-values come from energies of rows that
+the part had not seen, with an exponential tail.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from thalweg.apps.anomaly.duplicates.expected_ties import equal_rows
+from thalweg.apps.anomaly.tabular.cross_fitting import cross_fitted, needs_cross_fitting
+from thalweg.apps.anomaly.tabular.mixtures_and_histograms import ROUNDING, Histograms, Mixture, Surprise
+from thalweg.apps.anomaly.tabular.scalings import SCALINGS, exponents, scaled
+from thalweg.core import check
+from thalweg.energy.density.kde import KernelDensityEnergy, leave_one_out, loo_bandwidth, squared_distances
+from thalweg.energy.density.kde_ivf import SMALL, IVFKernelDensityEnergy, SearchParams
+
+NEAREST = 64
+NEIGHBOURS = 5  # whose mean squared distance is a part beside the kernels
+COARSE = 16.0  # the large noise of `train_outlier_scores_`, over the likeliest t
+WIDE = 10_000  # rows that mixtures are fitted to, and that the coarse kernel has
+FOLDS = 3
+MIXED = ("standard", "arcsinh")
+SINGLE = 1e-5  # nats that sums in float32 may be off by; squared distances ten times as many units of t
+
+
+class TabularEnergy:
+    """Energies (B,) of numeric rows (B, D), low = normal: the mean of calibrated surprises, in nats.
+
+    - `num_stored`: rows that are kept at most, drawn by the seed; those left out are new to the energy.
+    - `gap`: nats that a kernel may lose on average by leaving far rows out of its sum (`energy.density.kde_ivf`); 0:
+    none.
+
+    After fit: `calibration_energies_` (N,), the energies that the fitted rows have as if each had been left out, and
+    `train_outlier_scores_` (N,), how strange each is, by coarse parts, for tables that hold anomalies themselves.
+    """
+
+    calibration_energies_: np.ndarray
+    train_outlier_scores_: np.ndarray
+
+    def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01):
+        self.num_stored, self.gap = num_stored, gap
+
+    def fit(self, x: np.ndarray, *, seed: int = 0, calibrates: bool = True) -> Self:
+        """Fit to rows (N, D), finite, in any units. ValueError for anything else.
+
+        `calibrates`: whether `calibration_energies_` shall have the law of new rows on small and wide tables too
+        (`cross_fitted`).
+        """
+        x = np.asarray(x, dtype=np.float64)
+        if x.ndim != 2 or min(x.shape) < 1 or not np.isfinite(x).all():
+            raise ValueError(f"x has shape {x.shape}: want (N, D) finite numbers, one row or more")
+        check.whole("num_stored", self.num_stored, 1)
+        check.non_negative(gap=self.gap)
+        order = np.random.default_rng(seed).permutation(len(x))
+        kept, rest = np.sort(order[: self.num_stored]), np.sort(order[self.num_stored :])
+        self._place(x[kept])
+        self.surprises_: dict[str, Surprise] = {}
+        self.noises_ = {name: loo_bandwidth(torch.from_numpy(y)) for name, y in self._stored.items()}
+        self.kernels_ = {
+            name: IVFKernelDensityEnergy(torch.from_numpy(y), t=self.noises_[name], gap=self.gap)
+            for name, y in self._stored.items()
+        }
+        kernels, coarse = self._kernels_left_out()
+        mixed, columns = self._fit_mixtures(seed)
+        left_out = kernels | mixed
+        rooms = self._rooms()
+        self.surprises_ = {name: Surprise.of(u, rooms.get(name)) for name, u in left_out.items()}
+        robust = {**mixed, "coarse": coarse, "columns": columns}
+        known = {name: Surprise.of(u) for name, u in robust.items()}
+        self.calibration_energies_, self.train_outlier_scores_ = np.empty(len(x)), np.empty(len(x))
+        self.calibration_energies_[kept] = self._fuse(self._cross_fitted(left_out, seed) if calibrates else left_out)
+        self.train_outlier_scores_[kept] = np.mean([known[name](u) for name, u in robust.items()], axis=0)
+        if len(rest):
+            new = scaled(x[rest], self._powers)
+            self.calibration_energies_[rest] = self._fuse(self._parts(new))
+            y = {name: scaling(new) for name, scaling in self.scalings_.items()}
+            far = {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
+            far["columns"] = Histograms(self._scaled)(new)
+            far["coarse"] = self._coarse()[1](torch.from_numpy(y["arcsinh"])).numpy()
+            self.train_outlier_scores_[rest] = np.mean([known[name](u) for name, u in far.items()], axis=0)
+        return self
+
+    def num_calibrating(self, num_rows: int) -> int:
+        """Of so many rows the number whose energies are `calibration_energies_`: all."""
+        return num_rows
+
+    def energy(self, x: np.ndarray) -> np.ndarray:
+        """E(x), (B,) nats, finite for all finite rows."""
+        return self._fuse(self._parts(self._checked(x)))
+
+    def shares(self, x: np.ndarray) -> np.ndarray:
+        """(B, D): the drop of the arcsinh kernel's energy when a feature is integrated out, nats."""
+        x = self._checked(x)
+        y, stored, t = self.scalings_["arcsinh"](x), self._stored["arcsinh"], self.noises_["arcsinh"]
+        out = np.empty(x.shape)
+        for i, at in enumerate(self._nearest(y)):
+            each = (y[i] - stored[at]) ** 2 / (2 * t)
+            log = -each.sum(1)
+            without = log[:, None] + each
+            top = without.max(0)
+            out[i] = top + np.log(np.exp(without - top).sum(0)) - np.logaddexp.reduce(log)
+        return out
+
+    def marginal(self, x: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        """(B,) energies of the `observed` features (bool (B, D)) alone; what is not observed may hold anything.
+
+        Whole rows have their energy. Others have the surprise of the arcsinh kernel in the observed features, among
+        stored rows seen in the same features, so that patterns can be compared; 0 where nothing is observed.
+        """
+        observed = np.asarray(observed, dtype=bool)
+        x = self._checked(np.where(observed, x, self.rows_[0]))
+        if observed.shape != x.shape:
+            raise ValueError(f"observed has shape {observed.shape}: want {x.shape}, a flag for each number")
+        out, y = np.zeros(len(x)), self.scalings_["arcsinh"](x)
+        patterns, which = np.unique(observed, axis=0, return_inverse=True)
+        for k, seen in enumerate(patterns):
+            at = np.flatnonzero(which.ravel() == k)
+            if seen.all():
+                out[at] = self._fuse(self._parts(x[at]))
+            elif seen.any():
+                out[at] = _surprise(y[at][:, seen], self._stored["arcsinh"][:1000, seen])
+        return out
+
+    def repair(self, x: np.ndarray) -> np.ndarray:
+        """(B, D): the stored row that is nearest in the arcsinh scaling, in x's units."""
+        y = self.scalings_["arcsinh"](self._checked(x))
+        return self.rows_[[at[0] for at in self._nearest(y)]] if len(y) else np.empty((0, self.rows_.shape[1]))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that was fitted, as arrays."""
+        out = {"rows": self.rows_, "calibration_energies": self.calibration_energies_}
+        out |= {"train_outlier_scores": self.train_outlier_scores_}
+        out |= {"num_stored": np.array(self.num_stored), "gap": np.array(self.gap)}
+        for name, kernel in self.kernels_.items():
+            out |= {f"search.{name}": np.array(kernel.search), f"centers.{name}": kernel.centers.numpy()}
+        out |= {f"noise.{name}": np.array(t) for name, t in self.noises_.items()}
+        out |= {f"surprise.{name}": surprise.known for name, surprise in self.surprises_.items()}
+        for name, part in self.mixtures_.items():
+            out |= {f"mixture.{name}.{field.name}": getattr(part, field.name) for field in fields(part)}
+        return out
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The energy that `state` came from."""
+        arrays = {name: np.asarray(value, dtype=np.float64) for name, value in state.items()}
+        self = cls(num_stored=int(arrays["num_stored"]), gap=float(arrays["gap"]))
+        self._place(arrays["rows"])
+        self.calibration_energies_ = arrays["calibration_energies"]
+        self.train_outlier_scores_ = arrays["train_outlier_scores"]
+        self.noises_ = {name: float(arrays[f"noise.{name}"]) for name in SCALINGS}
+        self.kernels_ = {}
+        for name, y in self._stored.items():
+            known = SearchParams.of(arrays[f"search.{name}"].tolist()), torch.from_numpy(arrays[f"centers.{name}"])
+            self.kernels_[name] = IVFKernelDensityEnergy(
+                torch.from_numpy(y), t=self.noises_[name], gap=self.gap, known=known
+            )
+        rooms = self._rooms()
+        named = {n.removeprefix("surprise."): a for n, a in arrays.items() if n.startswith("surprise.")}
+        self.surprises_ = {name: Surprise(known=a, room=rooms.get(name, ROUNDING)) for name, a in named.items()}
+        self.mixtures_ = {
+            name: Mixture(**{field.name: arrays[f"mixture.{name}.{field.name}"] for field in fields(Mixture)})
+            for name in MIXED
+            if f"mixture.{name}.means" in arrays
+        }
+        return self
+
+    def _place(self, rows: np.ndarray) -> None:
+        self.rows_, self._powers = rows, exponents(rows)
+        self._scaled = scaled(rows, self._powers)
+        self.scalings_ = {name: scaling(self._scaled) for name, scaling in SCALINGS.items()}
+        self._stored = {name: scaling(self._scaled) for name, scaling in self.scalings_.items()}
+
+    def _kernels_left_out(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """The kernels' leave-one-out energies, and the coarse one's; zeros for one row, which has no others."""
+        n = len(self.rows_)
+        if n == 1:
+            return {name: np.zeros(1) for name in (*SCALINGS, "distance")}, np.zeros(1)
+        out = self._kernels(dict.fromkeys(SCALINGS))
+        some, kernel = self._coarse()
+        coarse = np.empty(n)
+        coarse[some] = kernel.leave_one_out().numpy()
+        others = np.setdiff1d(np.arange(n), some)
+        coarse[others] = kernel(torch.from_numpy(self._stored["arcsinh"][others])).numpy()
+        return out, coarse
+
+    def _rooms(self) -> dict[str, float]:
+        """How far apart the parts' energies may be and count as equal, where equal rows make that matter: beyond 1,024
+        rows the kernels' sums are in float32. Empty for tables of distinct rows.
+        """
+        if len(equal_rows(self.rows_)[1]) == len(self.rows_):
+            return {}
+        rooms = dict.fromkeys((*SCALINGS, "distance", *(f"{name}.mixture" for name in MIXED)), ROUNDING)
+        if len(self.rows_) > SMALL:
+            rooms |= dict.fromkeys(SCALINGS, SINGLE) | {"distance": 10 * SINGLE * self.noises_["standard"]}
+        return rooms
+
+    def _cross_fitted(self, left_out: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+        """The parts' energies of rows that set no scaling either, where that makes a difference."""
+        if not needs_cross_fitting(self._scaled):
+            return left_out
+        single = [name for name, part in self.mixtures_.items() if len(part.means) == 1]
+        return left_out | cross_fitted(self._scaled, self.noises_, single, neighbours=NEIGHBOURS, seed=seed)
+
+    def _coarse(self) -> tuple[np.ndarray, IVFKernelDensityEnergy]:
+        """The arcsinh kernel at `COARSE` t on some of the rows, all of them up to `WIDE`; it is too wide for cells."""
+        some = _evenly(len(self.rows_))
+        y, t = self._stored["arcsinh"][some], COARSE * self.noises_["arcsinh"]
+        return some, IVFKernelDensityEnergy(torch.from_numpy(y), t=t, gap=0)
+
+    def _fit_mixtures(self, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Mixtures on all stored rows, and the cross-fitted energies of mixtures and of columns alone."""
+        n = len(self.rows_)
+        self.mixtures_: dict[str, Mixture] = {}
+        mixed, columns = {}, np.zeros(n)
+        if n < 2 * FOLDS:
+            return mixed, columns
+        fold = np.random.default_rng(seed).permutation(np.arange(n) % FOLDS)
+        some = np.isin(np.arange(n), _evenly(n))
+        for name in MIXED:
+            y, mixed[name + ".mixture"] = self._stored[name], np.empty(n)
+            self.mixtures_[name] = Mixture.fit(y[some], seed)
+            for k in range(FOLDS):
+                part = Mixture.fit(y[some & (fold != k)], seed, len(self.mixtures_[name].means))
+                mixed[name + ".mixture"][fold == k] = part(y[fold == k])
+        for k in range(FOLDS):
+            columns[fold == k] = Histograms(self._scaled[fold != k])(self._scaled[fold == k])
+        return mixed, columns
+
+    def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        y = {name: scaling(x) for name, scaling in self.scalings_.items()}
+        out = self._kernels({name: torch.from_numpy(part) for name, part in y.items()})
+        out |= {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
+        return {name: out[name] for name in self.surprises_} if self.surprises_ else out
+
+    def _kernels(self, y: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
+        """The kernels' energies and the neighbours' distance, of rows by scaling; None: of stored rows, left out."""
+        out = {}
+        for name, kernel in self.kernels_.items():
+            at = y[name]
+            if name == "standard":
+                out[name], out["distance"] = (part.numpy() for part in kernel.with_distances(at, NEIGHBOURS))
+            else:
+                out[name] = (kernel.leave_one_out() if at is None else kernel(at)).numpy()
+        return out
+
+    def _fuse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
+        return np.mean([self.surprises_[name](u) for name, u in parts.items()], axis=0)
+
+    def _nearest(self, y: np.ndarray) -> list[np.ndarray]:
+        stored = torch.from_numpy(self._stored["arcsinh"])
+        k = min(NEAREST, len(stored))
+        blocks = torch.from_numpy(y).split(1024)
+        return [at for b in blocks for at in squared_distances(b, stored).topk(k, largest=False).indices.numpy()]
+
+    def _checked(self, x: np.ndarray) -> np.ndarray:
+        x = np.asarray(x, dtype=np.float64)
+        if x.ndim != 2 or x.shape[1] != self.rows_.shape[1] or not np.isfinite(x).all():
+            raise ValueError(f"x has shape {x.shape}: want (B, {self.rows_.shape[1]}) finite numbers")
+        return scaled(x, self._powers)
+
+
+def _evenly(n: int) -> np.ndarray:
+    """All of n places, or `WIDE` evenly spaced ones."""
+    return np.arange(n) if n <= WIDE else np.linspace(0, n - 1, WIDE).astype(int)
+
+
+def _surprise(y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """-log p of kernel energies at y (B, d) among the leave-one-out energies of the rows (N, d)."""
+    stored = torch.from_numpy(np.ascontiguousarray(rows))
+    t = loo_bandwidth(stored)
+    known = leave_one_out(stored, [t])[0].numpy() if len(rows) > 1 else np.zeros(1)
+    u = KernelDensityEnergy(stored, t=t)(torch.from_numpy(np.ascontiguousarray(y))).numpy()
+    return Surprise.of(known)(u)

@@ -1,0 +1,1 @@
+"""Classification by a joint energy E(x, y), with calibrated probabilities."""

@@ -1,0 +1,249 @@
+"""In-painting: several draws of the missing part of an image, given the observed part, best first.
+
+    x | b  ~  exp(-E(x)) p(b | x),    b = A x + s n
+
+A noise-conditional energy is sampled by `apps.inpaint.posterior`; an unnormalised one by its own Langevin chain with
+the observed pixels fixed. `inpaint` is the case of a mask, `restore` that of any linear operator.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from thalweg.apps.inpaint.operators import Operator, Pixels, matrix
+from thalweg.apps.inpaint.posterior import Observation, RowNoise, Schedule, sample_mixture, sample_posterior
+from thalweg.apps.inpaint.ranking import Completions, RankBy, check_rank_by, ranked
+from thalweg.bundle.inputs import as_rows
+from thalweg.core import check
+from thalweg.core.errors import UserError, kind_of
+from thalweg.core.rng import generator
+from thalweg.data.frames import is_frame
+from thalweg.data.validate import as_float, check_input, check_shape
+from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy
+from thalweg.energy.wrappers import Tempered
+from thalweg.sampler.chain import run_chain
+from thalweg.sampler.precision import reads_energies
+
+IMAGES = 64  # in a block: bounds the memory
+
+
+def inpaint(
+    bundle: Any,
+    x: Any,
+    observed: Any,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    noise: float = 0.0,
+    schedule: Schedule | None = None,
+    rank_by: RankBy = "expected_error",
+) -> Completions:
+    """n completions of images x (B, *shape) in data units where `observed` (bool, broadcastable to x) is false.
+
+    What x holds at missing pixels is not looked at, so it may be NaN. Observed pixels come back exactly; with `noise`
+    > 0, their standard deviation in data units, they are repaired too. An image with nothing observed is a sample; one
+    with nothing missing is returned. Image i's completions do not depend on the images beside it, up to rounding.
+    The best come first: by their expected error, or by energy (`apps.inpaint.ranking`).
+    """
+    check_rank_by(rank_by)
+    n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, 2**64 - 1)
+    x = as_rows(bundle.layout, x, gaps=True) if is_frame(x) else x
+    observed = _mask(observed, x, bundle)
+    x = _values(x, observed, bundle)
+    masks, which = torch.unique(observed.flatten(1), dim=0, return_inverse=True)
+    measured = []
+    for k, mask in enumerate(masks):
+        rows, operator = (which == k).nonzero()[:, 0], Pixels(mask.reshape(bundle.shape))
+        measured.append(Measurements(rows, operator, operator(x[rows])))
+    observations = _observations(bundle, measured, noise)
+    found = _complete(bundle, observations, len(x), n, seed, schedule)
+    if noise == 0:
+        found = torch.where(observed, x, found)
+    return ranked(bundle, found, observations, rank_by)
+
+
+def restore(
+    bundle: Any,
+    measurements: Any,
+    operator: Operator,
+    *,
+    n: int = 1,
+    seed: int = 0,
+    noise: float = 0.0,
+    schedule: Schedule | None = None,
+    rank_by: RankBy = "expected_error",
+) -> Completions:
+    """n draws of the images x (B, *shape) of which `measurements` = A x + noise are known, A = `operator`.
+
+    `measurements` (B, …) in data units, as many numbers a row as `operator` gives. For `Blur`, `Downsample`, or your
+    own linear map.
+    """
+    check_rank_by(rank_by)
+    n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, 2**64 - 1)
+    b = torch.as_tensor(measurements).to(torch.float32)
+    if b.ndim < 2 or not bool(b.isfinite().all()):
+        found = f"must be (B, …) finite numbers, a row for each image, not of shape {tuple(b.shape)}"
+        raise UserError(found, argument="measurements")
+    wanted = operator(torch.zeros(1, *bundle.shape)).shape[1]
+    if b[0].numel() != wanted:
+        found = f"must have {wanted} numbers a row, as {operator} gives of this model's images, not {b[0].numel()}"
+        raise UserError(found, argument="measurements")
+    observations = _observations(bundle, [Measurements(torch.arange(len(b)), operator, b.flatten(1))], noise)
+    return ranked(bundle, _complete(bundle, observations, len(b), n, seed, schedule), observations, rank_by)
+
+
+class Measurements(NamedTuple):
+    """The values (r, m) of one operator at the images of these row numbers (r,), in data units."""
+
+    rows: Tensor
+    operator: Operator
+    values: Tensor
+
+
+def _observations(bundle: Any, measured: Sequence[Measurements], noise: float) -> list[Observation]:
+    """The same in model units, without the images of which nothing is observed."""
+    check.non_negative(noise=noise)
+    scale, offset = _affine(bundle)
+    observations = []
+    for part in measured:
+        a = matrix(part.operator, bundle.shape)
+        if len(a):
+            linear = LinearObservation.from_matrix(a * scale, noise)
+            values = (part.values - a.to(offset.dtype) @ offset).to(torch.float32)  # the offset may be far from zero
+            observations.append(Observation(part.rows, linear, linear.project(values)))
+    return observations
+
+
+def _complete(
+    bundle: Any, observations: Sequence[Observation], size: int, n: int, seed: int, schedule: Schedule | None
+) -> Float[Tensor, "n b *d"]:
+    """In data units, unranked; samples where nothing is observed."""
+    schedule = schedule or (Schedule.wide() if bundle.mixture_prior is None else Schedule())
+    check.fits_memory(n * size, bundle.shape)
+    out = torch.empty(n, size, *bundle.shape, dtype=bundle.dtype)
+    unobserved = torch.ones(size, dtype=torch.bool)
+    for observation in observations:
+        unobserved[observation.rows] = False
+    if count := int(unobserved.sum()):
+        out[:, unobserved] = bundle.sample(n * count, seed=seed).reshape(n, count, *bundle.shape)
+    with torch.inference_mode(False), torch.no_grad():
+        for start in range(0, size, IMAGES):
+            images, block = _block(observations, start, n)
+            if len(images):
+                streams = [generator(seed, "inpaint", int(i), k) for i in images for k in range(n)]
+                z = (_annealed if bundle.noisy else _chains)(bundle, block, streams, schedule)
+                x = bundle.decode(z.reshape(-1, *bundle.shape))
+                out[:, images] = x.reshape(len(images), n, *bundle.shape).transpose(0, 1)
+    return out
+
+
+def _block(observations: Sequence[Observation], start: int, n: int) -> tuple[Tensor, list[Observation]]:
+    """(images of the block, observations of their chains): image j's n chains are rows j n … j n + n - 1."""
+    images, block, count = [], [], 0
+    for observation in observations:
+        inside = (observation.rows >= start) & (observation.rows < start + IMAGES)
+        if r := int(inside.sum()):
+            images.append(observation.rows[inside])
+            rows = torch.arange(count * n, (count + r) * n)
+            projections = observation.projections[inside].repeat_interleave(n, 0)
+            block.append(Observation(rows, observation.linear, projections))
+            count += r
+    return torch.cat(images) if images else torch.zeros(0, dtype=torch.int64), block
+
+
+def _annealed(
+    bundle: Any, observations: Sequence[Observation], streams: Sequence[Generator], schedule: Schedule
+) -> Tensor:
+    noise = RowNoise(streams, math.prod(bundle.shape))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bundle.config.get("precision") == "bf16"):
+        return sample_posterior(bundle.model, observations, noise, schedule, mixture=bundle.mixture_prior)
+
+
+def _chains(
+    bundle: Any, observations: Sequence[Observation], streams: Sequence[Generator], schedule: Schedule
+) -> Tensor:
+    """The run's own kernel on E(z) with the observations fixed, from a draw of the mixture or, without one, from noise.
+
+    Exact observations are kept exactly. The noise on others is taken to be at least sqrt(2 h T), the size of one step's
+    noise: a narrower likelihood would be stiffer than the step can follow.
+    """
+    kernel, out = bundle.sampler, []
+    temperature, step_noise = float(getattr(kernel, "temperature", 1.0)), 0.0
+    if hasattr(kernel, "step_size"):
+        step_noise = (2 * float(kernel.step_size) * temperature) ** 0.5
+    image = bundle.kind == "image"
+    make = torch.rand if image else torch.randn
+    start = torch.stack([make(bundle.shape, generator=g) for g in streams])
+    start = bundle.transform.forward(start) if image else start
+    if bundle.mixture_prior is not None:
+        noise = RowNoise(streams, math.prod(bundle.shape))
+        start = sample_mixture(bundle.mixture_prior, observations, noise).reshape(start.shape)
+    with frozen(bundle.model) as energy:
+        for rows, linear, projections in observations:
+            x = start[rows]
+            linear = linear._replace(noise=torch.where(linear.noise > 0, linear.noise.clamp(min=step_noise), 0))
+            fixed = linear.set_projections(x.flatten(1), projections).reshape(x.shape)
+            # The kernel divides all of the energy by T, but only the model's part is meant to be tempered.
+            posterior = PosteriorEnergy(Tempered(energy, 1 / temperature), 0.0, linear, projections, fixed)
+            per_row = _PerRowNoise(kernel, [streams[i] for i in rows.tolist()])
+            z = run_chain(per_row, Tempered(posterior, temperature), fixed, num_steps=schedule.chain_steps)
+            out.append(posterior.restore(z).flatten(1))
+    return torch.cat(out)
+
+
+@dataclass(frozen=True)
+class _PerRowNoise:
+    """A kernel whose noise comes from a generator for each row, so that no row depends on its neighbours."""
+
+    sampler: Any
+    generators: Sequence[Generator]
+
+    @property
+    def gradient_only(self) -> bool:
+        return not reads_energies(self.sampler)
+
+    def init(self, energy: Any, x: Tensor) -> Any:
+        return self.sampler.init(energy, x)
+
+    def draw(self, state: Any, generator: Generator) -> tuple[Tensor, ...]:
+        each = [self.sampler.draw(state._replace(x=state.x[:1]), g) for g in self.generators]
+        return tuple(torch.cat(parts) if parts[0].ndim else parts[0] for parts in zip(*each, strict=True))
+
+    def step(self, energy: Any, state: Any, noise: tuple[Tensor, ...]) -> Any:
+        return self.sampler.step(energy, state, noise)
+
+
+def _affine(bundle: Any) -> tuple[Tensor, Tensor]:
+    """(a, b), flat: data = a model + b; UserError where the transform is not of that kind."""
+    zero, one = torch.zeros(1, *bundle.shape), torch.ones(1, *bundle.shape)
+    low, high, twice = (bundle.transform.inverse(z).flatten() for z in (zero, one, 2 * one))
+    if not torch.allclose(twice - high, high - low, rtol=1e-3, atol=1e-5):
+        raise UserError(f"{bundle.path}: in-painting wants a transform that scales and shifts, not {bundle.transform}")
+    return (high - low).to(torch.float32), low
+
+
+def _mask(observed: Any, x: Any, bundle: Any) -> Tensor:
+    """(B, *shape) bool."""
+    if not hasattr(x, "shape"):
+        raise UserError(f"x: {kind_of(x)}, want a tensor or an array")
+    shape = tuple(x.shape)
+    check_shape(torch.empty(shape), bundle.shape, bundle.kind, where="x")
+    observed = torch.as_tensor(observed)
+    if observed.dtype != torch.bool:
+        raise UserError(f"observed: of type {observed.dtype}, want bool, true where a pixel is known")
+    try:
+        return observed.expand(shape)
+    except RuntimeError as error:
+        raise UserError(f"observed: shape {tuple(observed.shape)} does not broadcast to x, {shape}") from error
+
+
+def _values(x: Any, observed: Tensor, bundle: Any) -> Tensor:
+    """x in data units, float32, with zero where it is missing; NaN among the observed pixels is refused, by row."""
+    x = as_float(x if isinstance(x, Tensor) else torch.as_tensor(x))
+    return check_input(torch.where(observed, x, 0.0), bundle.shape, bundle.kind, where="x, where it is observed")

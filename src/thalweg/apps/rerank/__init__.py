@@ -1,0 +1,1 @@
+"""Re-ranking of a generator's candidates by a learned likelihood ratio."""

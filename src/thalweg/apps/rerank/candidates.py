@@ -1,0 +1,154 @@
+"""What may be re-ranked: arrays, PIL images, files, folders, and what a diffusers pipeline makes.
+
+Everything ends as (N, C, H, W) float32 in [0, 1], or rows (N, D). What cannot be read is named; with `skip_bad` it is
+left out and named all the same.
+"""
+
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.bundle.inputs import as_rows
+from thalweg.core import check
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.data.columns.layout import Layout
+from thalweg.data.files import IMAGE_SUFFIXES, SUFFIXES, TABLE_SUFFIXES, image_files, read_array, read_names, read_rows
+from thalweg.data.validate import arrange, check_images, check_rows
+
+log = logging.getLogger("thalweg")
+
+
+class Candidates(NamedTuple):
+    """x (N, *), a name a row, what was left out: (name, reason) each, and the columns of a table."""
+
+    x: Tensor
+    names: list[str]
+    skipped: list[tuple[str, str]]
+    layout: Layout = Layout()
+
+
+def as_candidates(
+    x: Any, shape: tuple[int, ...] | None = None, *, where: str = "candidates", layout: Layout | None = None
+) -> Tensor:
+    """(N, *) float32 from a tensor, an array, a list of PIL images or arrays, or a pipeline's output; rows may be
+    float64, and a frame is matched by the names in `layout`.
+
+    uint8, or float in [0, 1]; channels first or last. No candidate at all gives (0, *shape). UserError, with the index,
+    for mixed sizes, NaN and what is no picture.
+    """
+    x = getattr(x, "images", x)  # a diffusers output
+    if isinstance(x, Sequence) and not isinstance(x, str | bytes):
+        x = _stacked(x, where)
+    t = as_rows(layout or Layout(), x, where=where).detach().cpu()
+    if t.ndim and not len(t):
+        return torch.zeros(0, *(shape or (t.shape[1:] if t.ndim != 3 else (1, *t.shape[1:]))))
+    t = arrange(t, shape, where)
+    return (check_images if t.ndim == 4 else check_rows)(t, shape, where=where)
+
+
+def generate(pipeline: Any, n: int, *, batch: int = 64, seed: int = 0, **options: Any) -> Tensor:
+    """n candidates (n, C, H, W) of a diffusers pipeline, `batch` at a time; `options` go to the pipeline.
+
+    Unconditional pipelines are asked for `batch_size`, those with a prompt for `num_images_per_prompt`: then give
+    `prompt=` one text. Batch i draws at the address (seed, i), so the first n do not depend on how many follow.
+    """
+    taken = inspect.signature(pipeline.__call__).parameters
+    name = next((k for k in ("batch_size", "num_images_per_prompt") if k in taken), None)
+    if name is None or "output_type" not in taken:
+        message = "takes no batch_size, num_images_per_prompt, or no output_type"
+        raise UserError(message, argument=type(pipeline).__name__)
+    check.count(n=n, batch=batch)
+    unknown = next((key for key in options if key not in taken), None)
+    if unknown is not None and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+        hint = f"it takes {', '.join(taken)}"
+        raise UserError(f"{type(pipeline).__name__} has no such option", argument=unknown, hint=hint)
+    found = []
+    for block, low in enumerate(range(0, n, batch)):
+        draws = generator(seed, "candidates", block)
+        made = pipeline(**{**options, name: batch, "generator": draws, "output_type": "np"})
+        found.append(as_candidates(made, where=type(pipeline).__name__)[: n - low])
+    return torch.cat(found)
+
+
+def read_candidates(
+    path: str | Path, shape: tuple[int, ...] | None = None, *, skip_bad: bool = False, **table: Any
+) -> Candidates:
+    """Candidates in a folder of images, or in any file that `data.files.read_rows` reads; `table` are its keywords.
+
+    `skip_bad` leaves out images that cannot be read or are of another size than `shape` (than most, if not given), and
+    rows of an array that are not finite. UserError where nothing is left.
+    """
+    path = Path(path)
+    _require_kind(path, shape)
+    if not skip_bad:
+        x, layout, _ = read_rows(path, shape=shape, **table)
+        return Candidates(as_candidates(x, shape, where=str(path)), read_names(path, len(x)), [], layout)
+    found = _folder(path, shape) if path.is_dir() else _rows(path, shape, table)
+    for name, reason in found.skipped:
+        log.info("skipped %s: %s", name, reason)
+    if not len(found.x):
+        why = f", the first: {found.skipped[0][1]}" if found.skipped else ""
+        wanted = "rows without NaN" if shape is None or len(shape) == 1 else f"images of shape {shape}"
+        hint = f"mend or replace what was skipped: {wanted} are wanted"
+        raise UserError(f"no candidate can be used{why}", argument=str(path), hint=hint)
+    return found
+
+
+def _require_kind(path: Path, shape: tuple[int, ...] | None) -> None:
+    """Refuse a file of a kind that never holds such rows: tables hold no images, pictures no rows."""
+    never = () if shape is None else TABLE_SUFFIXES if len(shape) == 3 else IMAGE_SUFFIXES
+    kinds = [suffix for suffix in SUFFIXES if suffix not in never]
+    if path.is_file() and path.suffix.lower() not in kinds:
+        folder = "" if shape is not None and len(shape) == 1 else "a folder of images or "
+        hint = f"give {folder}one of {', '.join(kinds)}"
+        raise UserError(f"{path.suffix or 'no suffix'} holds no such rows", argument=str(path), hint=hint)
+
+
+def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:
+    read, skipped = [], []
+    for file in image_files(path):
+        try:
+            read.append((file.name, as_candidates(read_array(file, shape=shape), shape)))
+        except UserError as error:
+            skipped.append((file.name, str(error)))
+    sizes = Counter(tuple(x.shape[2:]) for _, x in read)
+    most = sizes.most_common(1)[0][0] if sizes else ()
+    good = [(name, x) for name, x in read if tuple(x.shape[2:]) == most]
+    for name, x in read:
+        if tuple(x.shape[2:]) != most:
+            h, w, height, width = *x.shape[2:], *most
+            skipped.append((name, f"is {w} x {h} pixels, most are {width} x {height}"))
+    channels = max((x.shape[1] for _, x in good), default=1)
+    images = [x.expand(-1, channels, -1, -1) for _, x in good]
+    return Candidates(torch.cat(images) if images else torch.zeros(0), [name for name, _ in good], sorted(skipped))
+
+
+def _rows(path: Path, shape: tuple[int, ...] | None, table: dict[str, Any]) -> Candidates:
+    x, layout, _ = read_rows(path, shape=shape, finite=False, **table)
+    good = x.flatten(1).isfinite().all(1) if x.is_floating_point() else torch.ones(len(x), dtype=torch.bool)
+    skipped = [(f"row {i}", "holds NaN or infinity") for i in (~good).nonzero().flatten().tolist()]
+    names = [name for name, fine in zip(read_names(path, len(x)), good.tolist(), strict=True) if fine]
+    kept = x[good]
+    kept = as_candidates(kept, shape, where=str(path)) if len(kept) else torch.zeros(0)
+    return Candidates(kept, names, skipped, layout)
+
+
+def _stacked(images: Sequence[Any], where: str) -> np.ndarray:
+    """One array of a list of PIL images, arrays or tensors of one size; grey ones keep no channel axis."""
+    arrays = [np.asarray(image) for image in images]
+    if not arrays:
+        return np.zeros((0,), np.float32)
+    most = Counter(a.shape for a in arrays).most_common(1)[0][0]
+    odd = next((i for i, a in enumerate(arrays) if a.shape != most), None)
+    if odd is not None:
+        message = f"number {odd} has shape {arrays[odd].shape}, most have {most}"
+        raise UserError(message, argument=where, hint="resize it")
+    return np.stack(arrays)

@@ -1,0 +1,261 @@
+"""Learn E(x) = -log p_data(x) / p_gen(x) from rows of both, without learning either by heart.
+
+Overfitting is the danger: a network that knows its rows tells them apart without knowing why. So there are several
+small ones, each trained without a fold of its own (cross-fitting), stopped where the loss on that fold is least, on
+altered copies of both sides, with weight decay; their mean is the energy. Every row is then judged once by a network
+that never saw it, which gives the check against chance, the one factor that calibrates the scale, and the check of what
+choosing by the energy is worth (`apps.rerank.held_out_check`).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from thalweg.apps.rerank import extrapolation_penalty, preprocessing, preprocessing_search
+from thalweg.apps.rerank.held_out_check import HeldOut, ShareCheck, check_choices
+from thalweg.apps.rerank.preprocessing_search import NoiseSetting, ViewTrial
+from thalweg.apps.rerank.ratio_energy import RatioEnergy, head_and_hidden
+from thalweg.apps.rerank.ratio_training import BLOCK, Rows, energies, train_network
+from thalweg.apps.rerank.selection import Variety
+from thalweg.apps.rerank.settings import RatioSettings
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.objective.ratio import balanced_loss
+
+LEAST = 20  # rows of either kind
+WIDER = 3.0  # the most by which the deviation of both sides together may exceed the one that standardises
+
+
+class HeldOutCheck(NamedTuple):
+    """What the networks know of rows that they did not see.
+
+    Args:
+        loss: Balanced logistic loss in nats; chance is log 2 = 0.693.
+        standard_error: Of the loss.
+        auc: Area under the ROC curve of telling data from generated rows; chance is 0.5.
+        steps: Training steps that each network took.
+        view: What the networks are shown of images.
+        noise: The noise that was used, in standard deviations of the data.
+        trials: The short trainings that chose view and noise, if any.
+        choices: By `variety`, what keeping ever fewer unseen draws did to their distance from unseen data.
+    """
+
+    loss: float
+    standard_error: float
+    auc: float
+    steps: tuple[int, ...]
+    view: str
+    noise: NoiseSetting
+    trials: tuple[ViewTrial, ...]
+    choices: dict[Variety, tuple[ShareCheck, ...]]
+
+    @property
+    def beats_chance(self) -> bool:
+        """Whether the loss is below log 2 by more than two standard errors."""
+        return self.loss + 2 * self.standard_error < math.log(2)
+
+    def supported(self, variety: Variety) -> tuple[ShareCheck, ...]:
+        """The choices that help; none where the sides are not told apart better than by chance."""
+        return tuple(c for c in self.choices.get(variety, ()) if c.helps) if self.beats_chance else ()
+
+
+def fit_ratio(
+    real: Tensor,
+    generated: Tensor,
+    settings: RatioSettings | None = None,
+    *,
+    seed: int = 0,
+    names: tuple[str, str] = ("real", "generated"),
+    features: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[RatioEnergy, HeldOutCheck]:
+    """The energy, frozen, and its check on held-out rows; real and generated (N, *) float32 of one shape.
+
+    `energy.settings` holds the view and noise that were chosen in place of "auto". The same seed gives the same energy
+    on one machine. `features`, (N, *) to (N, F), says what is alike where choices are checked; the networks' last
+    hidden layers, if not given. UserError for fewer than 20 rows of either kind, more networks than rows, two shapes,
+    or images too small to be halved once an entry of `channels`; it calls the two by `names`.
+    """
+    s = settings or RatioSettings()
+    _require(real, generated, s, names)
+    sides = _sides(real, generated, s.ensemble, seed)
+    s, tried = _settled(real, generated, s, sides, seed)
+    energy = _untrained(real, generated, s, seed)
+    x = torch.cat([real, energy.quantile_matched(generated)])
+    steps = tuple(_train(energy, k, x, sides, seed) for k in range(s.ensemble))
+    u, hidden = _held_out(energy, x, sides)
+    _calibrate(energy, u, sides.real)
+    u = energy.scale * u + energy.offset
+    energy.price.fill_(extrapolation_penalty.PRICE * (u.max() - u.min()))
+    own = hidden[~sides.real] if features is None else features(generated)
+    choices = check_choices(_compared(x, sides, u, own), seed=seed)
+    assert s.noise != "auto"  # settled
+    figures = _figures(u, sides.real)
+    return energy.eval().requires_grad_(False), HeldOutCheck(*figures, steps, s.view, s.noise, tried, choices)
+
+
+class _Sides(NamedTuple):
+    """Of all rows, the data first: whether each is data, and its fold."""
+
+    real: Tensor
+    fold: Tensor
+
+
+def _sides(real: Tensor, generated: Tensor, ensemble: int, seed: int) -> _Sides:
+    is_real = torch.cat([torch.ones(len(real)), torch.zeros(len(generated))]) > 0
+    folds = [_folds(len(part), ensemble, seed, name) for part, name in ((real, "real"), (generated, "gen"))]
+    return _Sides(is_real, torch.cat(folds))
+
+
+def _folds(n: int, ensemble: int, seed: int, side: str) -> Tensor:
+    return torch.randperm(n, generator=generator(seed, f"ratio-folds-{side}")) % ensemble
+
+
+def _train(energy: RatioEnergy, k: int, x: Tensor, sides: _Sides, seed: int) -> int:
+    """Train network k without its fold, on which it is stopped; the step that it stopped at."""
+    out = sides.fold == k
+    rows, held_out = (Rows(x[part], sides.real[part]) for part in (~out, out))
+    stream = f"ratio-{k}"
+    return train_network(
+        energy.ensemble[k], rows, held_out, energy.settings, preprocess=energy.preprocessed, seed=seed, stream=stream
+    )
+
+
+@torch.no_grad()
+def _held_out(energy: RatioEnergy, x: Tensor, sides: _Sides) -> tuple[Tensor, Tensor]:
+    """(energies before calibration (N,), last hidden layer (N, H)) of each row by the network that did not see it."""
+    u, hidden = torch.empty(len(x)), None
+    for k, network in enumerate(energy.ensemble):
+        out = sides.fold == k
+        z = energy.preprocessed(x[out])
+        u[out] = energies(network, z)
+        h = torch.cat([head_and_hidden(network, part)[1] for part in z.split(BLOCK)])
+        hidden = torch.empty(len(x), h.shape[1]) if hidden is None else hidden
+        hidden[out] = h
+    assert hidden is not None  # an ensemble has two networks or more
+    return u, hidden
+
+
+def _compared(x: Tensor, sides: _Sides, u: Tensor, features: Tensor) -> HeldOut:
+    """All rows in the space where distances are taken, beside energies and features of the draws."""
+    is_real, fold = sides
+    a, b = _distance_space(x[is_real], x[~is_real])
+    return HeldOut(a, b, fold[is_real], fold[~is_real], u[~is_real], features)
+
+
+def _distance_space(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides as rows: coarse pixels of images, standardised columns of rows."""
+    if real.ndim == 4:
+        return preprocessing_search.coarse(real), preprocessing_search.coarse(generated)
+    mean, deviation = _standard(real, generated)
+    return (real - mean) / deviation, (generated - mean) / deviation
+
+
+def _settled(
+    real: Tensor, generated: Tensor, s: RatioSettings, sides: _Sides, seed: int
+) -> tuple[RatioSettings, tuple[ViewTrial, ...]]:
+    """The settings with a view and a noise in place of "auto", and the trials that chose them: one network each."""
+    ways = preprocessing_search.ways(real, s.view, s.noise)
+    if len(ways) == 1:
+        return replace(s, view=ways[0][0], noise=ways[0][1]), ()
+    out = sides.fold == 0
+    matched = (
+        preprocessing.mapped(generated, preprocessing.quantile_map(generated, real)) if real.ndim == 4 else generated
+    )
+    compared, is_real = torch.cat(_distance_space(real, matched))[out], sides.real[out]
+    real_held, made_held = compared[is_real], compared[~is_real]
+    tried = []
+    for view, noise in ways:
+        short = replace(s, view=view, noise=noise, steps=max(1, s.steps // preprocessing_search.SHORTER))
+        energy = _untrained(real, generated, short, seed)
+        x = torch.cat([real, energy.quantile_matched(generated)])
+        _train(energy, 0, x, sides, seed)
+        u = energies(energy.ensemble[0], energy.preprocessed(x[out]))
+        gain = preprocessing_search.split_gain(u[~is_real], made_held, real_held)
+        tried.append(ViewTrial(view, noise, _auc(u, is_real), gain))
+    best = preprocessing_search.best(tried, made_held, real_held, seed=seed)
+    return replace(s, view=best.view, noise=best.noise), tuple(tried)
+
+
+def _untrained(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> RatioEnergy:
+    """The energy before training: first weights by the seed, and what is fitted to the rows directly."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "ratio-weights").initial_seed())
+        energy = RatioEnergy(shape=tuple(real.shape[1:]), settings=s)
+    if s.view == "quantile_match" and real.ndim == 4:
+        energy.quantile_map.copy_(preprocessing.quantile_map(generated, real))
+    if real.ndim == 4:
+        energy.limits.copy_(extrapolation_penalty.limits(real, energy.quantile_matched(generated)))
+    # mean 0 and deviation 1 so far: what is shown, as it is
+    mean, deviation = _standard(energy.preprocessed(real), energy.standardised(generated))
+    energy.mean.copy_(mean.view_as(energy.mean))
+    energy.deviation.copy_(deviation.view_as(energy.deviation))
+    return energy
+
+
+def _standard(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
+    """(m, d): the mean of the data and their deviation, a number each for images, one a column for rows.
+
+    A column that (all but) stands still in the data and moves in the draws would fill the whole distance: there d is a
+    third of the deviation of both sides together. One that stands still in both, to rounding, is left in its units.
+    """
+    over = 0 if real.ndim == 2 else tuple(range(real.ndim))
+    if real.ndim == 2:  # a column's mean is then the very value that it stands at
+        real, generated = real.double(), generated.double()
+    mean, gap = real.mean(over), (generated.mean(over) - real.mean(over)) / 2
+    both = ((real.var(over) + generated.var(over)) / 2 + gap.square()).sqrt()
+    deviation = torch.maximum(real.std(over), both / WIDER)
+    still = deviation <= 4 * torch.finfo(torch.float32).eps * mean.abs()
+    return mean.float(), torch.where(still, 1.0, deviation).float()
+
+
+def _calibrate(energy: RatioEnergy, held: Tensor, label: Tensor) -> None:
+    """s and c of least logistic loss on the rows as judged by networks that did not see them (Platt 1999); s > 0."""
+    u = held.double()
+
+    def loss(p):
+        return float(balanced_loss(math.exp(p[0]) * u + p[1], label))
+
+    found = minimize(loss, [0.0, 0.0], method="Nelder-Mead", bounds=[(-3, 3), (-20, 20)], options={"maxiter": 200})
+    energy.scale.fill_(math.exp(found.x[0]))
+    energy.offset.fill_(found.x[1])
+
+
+def _figures(u: Tensor, label: Tensor) -> tuple[float, float, float]:
+    """(loss, its standard error, AUC)."""
+    each = F.softplus(torch.where(label, u, -u)).double()
+    sides = (each[label], each[~label])
+    error = math.sqrt(sum(float(side.var()) / len(side) for side in sides)) / 2
+    return float(sum(side.mean() for side in sides)) / 2, error, _auc(u, label)
+
+
+def _auc(u: Tensor, label: Tensor) -> float:
+    return float(roc_auc_score(label.numpy(), -u.numpy()))
+
+
+def _require(real: Tensor, generated: Tensor, s: RatioSettings, names: tuple[str, str]) -> None:
+    for name, x in zip(names, (real, generated), strict=True):
+        if len(x) < LEAST:
+            raise UserError(f"holds {len(x)} rows, must hold {LEAST} or more", argument=name)
+    if real.shape[1:] != generated.shape[1:]:
+        message = f"rows of shape {tuple(generated.shape[1:])}, must be {tuple(real.shape[1:])} as in {names[0]}"
+        raise UserError(message, argument=names[1])
+    least = max(8, 2 ** len(s.channels))
+    if real.ndim == 4 and min(real.shape[2:]) < least:
+        height, width = real.shape[2:]
+        message = f"images of {width} x {height} pixels, must have {least} or more a side with channels={s.channels}"
+        raise UserError(message, argument=names[0], hint="enlarge them")
+    if real.ndim != 4 and s.view not in ("auto", "pixels"):
+        raise UserError("is a view of images, and these are rows", argument="view", value=s.view, hint="leave it out")
+    fewest, name = min((len(x), name) for name, x in zip(names, (real, generated), strict=True))
+    if s.ensemble > fewest:
+        hint = "each network is checked on rows of either side that it did not see"
+        raise UserError(
+            f"must be at most {fewest}, the rows of {name}", argument="ensemble", value=s.ensemble, hint=hint
+        )

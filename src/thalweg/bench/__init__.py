@@ -1,0 +1,1 @@
+"""Speed of chains and of dual score matching on this machine."""

@@ -1,0 +1,198 @@
+"""How fast dual score matching trains and samples here: this package beside plain eager code for the same network.
+
+The plain code is what a tutorial has: images (B, C, H, W), the slope by `autograd.grad(create_graph=True)`, Adam by a
+loop over the parameters, the average of the weights by another. It is given the same network, noise, loss and settings,
+takes turns with ours in one process, and ends with the same weights to rounding. With one thread CPU time counts, else
+wall time.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thalweg.bench.chains import on_threads
+from thalweg.core.rng import generator
+from thalweg.energy.noise_conditional import unet
+from thalweg.energy.noise_conditional.unet import UNetEnergy
+from thalweg.objective.base import Batch
+from thalweg.objective.score.dual import DualScoreMatching
+from thalweg.objective.score.noise_levels import NoiseRange
+from thalweg.sampler.annealed import BLOCK, Heun
+from thalweg.sampler.chain import transitions
+
+BATCH, LEARNING_RATE, BETAS, DECAY, SIGMAS = 64, 2e-3, (0.9, 0.99), 1e-4, (0.03, 5.0)  # of the recipe dual-image
+WORK = ("training", "sampling")
+PLAIN, OURS = "plain eager", "thalweg"
+Step = Callable[[int], Tensor]
+
+
+class DualRow(NamedTuple):
+    """One contender: ms and CPU-ms of an update or of 1,000 samples, a rate, its time over that of `OURS`."""
+
+    work: str
+    threads: int
+    name: str
+    ms: float
+    cpu_ms: float
+    rate: float
+    ratio: float
+
+
+class Plain:
+    """U(y, t) by autograd alone and with the library's own activation: the network without this package's care."""
+
+    def __init__(self, energy: UNetEnergy):
+        self.energy = energy
+        self.t_min, self.t_max = energy.t_min, energy.t_max
+
+    def __call__(self, y: Tensor, t: Tensor) -> Tensor:
+        own, unet.silu = unet.silu, F.silu
+        try:
+            return self.energy(y, t)
+        finally:
+            unet.silu = own
+
+
+def energy_of(shape: tuple[int, int, int] = (1, 28, 28), seed: int = 0, **more: Any) -> UNetEnergy:
+    """The recipe's network as it is after some training: no weight is zero any more."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        energy = UNetEnergy(shape=shape, sigma_min=SIGMAS[0], sigma_max=SIGMAS[1], **more)
+        for p in energy.parameters():
+            if not p.any():
+                nn.init.normal_(p, std=0.02)
+    return energy
+
+
+def objective() -> DualScoreMatching:
+    """The recipe's."""
+    return DualScoreMatching(time_weight=0.005)
+
+
+def draws(energy: UNetEnergy, step: int, x: Tensor) -> tuple[Tensor, ...]:
+    """The noise of a step: the same for all contenders."""
+    return objective().draw(NoiseRange.of(energy), Batch(x), generator(0, "speed", step), 0.0)
+
+
+def plain_step(energy: UNetEnergy, x: Tensor) -> Step:
+    """One update as a tutorial writes it; returns the loss."""
+    parameters, scale, weight = list(energy.parameters()), objective().scale, objective().time_weight
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    average, plain = [p.detach().clone() for p in parameters], Plain(energy)
+
+    def step(i: int) -> Tensor:
+        t, eps = draws(energy, i, x)
+        root = t.sqrt()[:, None, None, None]
+        y, t = (x + root * eps).requires_grad_(True), t.requires_grad_(True)
+        grad_y, grad_t = torch.autograd.grad(plain(y, t).sum(), (y, t), create_graph=True)
+        d = x[0].numel()
+        space = (root * grad_y - eps).pow(2).flatten(1).mean(1)
+        target = (d - eps.pow(2).flatten(1).sum(1)) / 2
+        loss = ((1 + t.detach() / scale**2) * space).mean() + weight * ((t.detach() * grad_t - target) ** 2 / d).mean()
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        grads = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)]
+        norm = torch.stack([g.norm() for g in grads]).norm()
+        with torch.no_grad():
+            for p, g, m, v, mean in zip(parameters, grads, first, second, average, strict=True):
+                g = g * (1 / (norm + 1e-6)).clamp(max=1)
+                m.mul_(BETAS[0]).add_(g, alpha=1 - BETAS[0])
+                v.mul_(BETAS[1]).addcmul_(g, g, value=1 - BETAS[1])
+                corrected, size = (q / (1 - b ** (i + 1)) for q, b in zip((m, v), BETAS, strict=True))
+                p.mul_(1 - LEARNING_RATE * DECAY).sub_(LEARNING_RATE * corrected / (size.sqrt() + 1e-8))
+                mean.mul_(0.999).add_(p, alpha=0.001)
+        return loss.detach()
+
+    return step
+
+
+def our_step(energy: UNetEnergy, x: Tensor) -> Step:
+    """One update as the trainer makes it; returns the loss."""
+    settings = {"lr": LEARNING_RATE, "betas": BETAS, "weight_decay": DECAY}
+    optimizer = torch.optim.AdamW(energy.parameters(), fused=True, **settings)
+    average, loss_of = copy.deepcopy(energy).requires_grad_(False), objective().loss
+
+    def step(i: int) -> Tensor:
+        loss, _, _ = loss_of(energy, NoiseRange.of(energy), Batch(x), draws(energy, i, x))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(energy.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(energy.parameters()), 0.001)
+        return loss.detach()
+
+    return step
+
+
+def training(rows: int = BATCH) -> dict[str, Callable[[], Any]]:
+    """Name to a function that makes one update of a network of its own, all alike at the start."""
+    energy = energy_of()
+    x = torch.rand(rows, *energy.shape, generator=generator(0, "speed"))
+    made = {PLAIN: plain_step(copy.deepcopy(energy), x), OURS: our_step(copy.deepcopy(energy), x)}
+    counts = dict.fromkeys(made, -1)
+
+    def turn(name: str) -> Tensor:
+        counts[name] += 1
+        return made[name](counts[name])
+
+    return {name: lambda name=name: turn(name) for name in made}
+
+
+def sampling(rows: int = BLOCK) -> dict[str, Callable[[], Any]]:
+    """Name to a function that takes one step of the recipe's sampler, the third of 40, with a block of images."""
+    energy, sampler = energy_of().eval().requires_grad_(False), Heun(num_steps=40, churn=0.6, rho=3.0)
+    x = energy.prior(rows, generator(0, "speed"))
+
+    def turn(of: Any) -> Tensor:
+        state, _ = next(transitions(sampler, of, x, generator(1, "speed")))  # pyright: ignore[reportArgumentType]
+        return state.x
+
+    return {PLAIN: lambda: turn(Plain(energy)), OURS: lambda: turn(energy)}
+
+
+def measure(work: str, threads: int, *, rounds: int = 5) -> list[DualRow]:
+    """Rows for "training", a batch of 64, or "sampling", 1,000 images.
+
+    The latter are 40 Heun steps of ten blocks, from the time of one step. Contenders take turns; the first round is not
+    counted.
+    """
+    with on_threads(threads):
+        jobs = training() if work == "training" else sampling()
+        wall: dict[str, list[float]] = {name: [] for name in jobs}
+        cpu: dict[str, list[float]] = {name: [] for name in jobs}
+        for i in range(rounds + 1):
+            for name, job in jobs.items():
+                start, used = time.perf_counter(), time.process_time()
+                job()
+                if i:
+                    wall[name].append(time.perf_counter() - start)
+                    cpu[name].append(time.process_time() - used)
+    basis = cpu if threads == 1 else wall
+    times = 1.0 if work == "training" else (40 + 0.5) * 1000 / BLOCK  # the last gradient denoises
+    images = BATCH if work == "training" else 1000
+    rows = []
+    for name in jobs:
+        ratio = median(a / b for a, b in zip(basis[name], basis[OURS], strict=True))
+        numbers = (1e3 * times * median(wall[name]), 1e3 * times * median(cpu[name]))
+        rows.append(DualRow(work, threads, name, *numbers, images / (times * median(basis[name])), ratio))
+    return rows
+
+
+HEADER = ("work", "threads", "contender", "seconds", "CPU-seconds", "images/s", "ours is")
+
+
+def table(rows: list[DualRow]) -> str:
+    """The rows as a Markdown table: an update of 64 images each, and 1,000 samples."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---|---|---|" + "---:|" * (len(HEADER) - 3)]
+    for row in rows:
+        times = "-" if row.name == OURS else f"{row.ratio:.2f} x"
+        numbers = (f"{row.ms / 1e3:.3g}", f"{row.cpu_ms / 1e3:.3g}", f"{row.rate:,.3g}")
+        work = f"{row.work}, {'an update' if row.work == 'training' else '1,000 images'}"
+        lines.append("| " + " | ".join((work, str(row.threads), row.name, *numbers, times)) + " |")
+    return "\n".join(lines)

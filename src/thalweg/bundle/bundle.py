@@ -1,0 +1,280 @@
+"""The bundle: a trained energy as a run leaves it and everything else reads it.
+
+A run that has not ended is read from its newest whole checkpoint. `bundle.files` says what lies in the folder.
+"""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thalweg.bundle import classes, conformal, hub
+from thalweg.bundle.files import EXTRAS, FILES, StoredType, load_as, require_files, write_bundle
+from thalweg.bundle.from_config import energy_of, held_out_energies, parts_of, require_weights
+from thalweg.bundle.inputs import chain_positions, checked_rows
+from thalweg.bundle.prior import read_mixture_prior
+from thalweg.core import store
+from thalweg.core.check import fits_memory, share, whole
+from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
+from thalweg.core.rng import generator
+from thalweg.energy.base import Classifier, EnergyFn, NoiseConditional
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
+from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.wrappers import AtNoise
+from thalweg.sampler.annealed import BLOCK, anneal
+from thalweg.sampler.base import with_num_steps
+from thalweg.sampler.chain import of_block, run_chain
+
+EVALUATION_BLOCK = 256
+CHAIN_STEPS = 1000
+ALPHA = 0.01
+Blocks = Iterator[Tensor]  # of samples, 100 at a time
+log = logging.getLogger("thalweg")
+
+
+class Bundle(StoredType):
+    """A trained energy with its data's transform, its sampler and its calibration. Made by `load`, not by hand."""
+
+    title, command = "a trained energy", "thalweg sample"
+
+    def __init__(self, config: dict[str, Any], weights: Any, held_out: Tensor | None, path: Path):
+        """`weights`: the energy itself, or its tensors by name."""
+        self.config, self.path = config, path
+        parts = parts_of(config, path / "config.json")
+        self.kind, self.shape, self.normalised, self.dtype, self.layout, self.transform, self.sampler = parts
+        self.model: nn.Module = weights if isinstance(weights, nn.Module) else energy_of(config)
+        self.noisy = isinstance(self.model, NoiseConditional)
+        self.num_classes = self.model.num_classes if isinstance(self.model, Classifier) else 0
+        self.held_out_energies = held_out
+        self.mixture_prior: MixtureOfFactorAnalyzers | None = None  # in model units
+        self._warned = False
+        if not isinstance(weights, nn.Module):
+            self.model.load_state_dict(weights)
+        self.model.eval().requires_grad_(False)
+
+    @classmethod
+    def read(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """The bundle in a run's folder; of a run that has not ended, that of its newest whole checkpoint."""
+        missing = {"run", "data", "normalised"} - config.keys()
+        if missing:
+            raise DamagedFile(f"lacks {', '.join(sorted(missing))}", argument=str(folder / "config.json"))
+        if not (folder / store.MANIFEST).exists():
+            return cls._of_checkpoint(folder, config)
+        bundle = cls._filled(config, folder / "model.safetensors", folder)
+        calibration = folder / "calibration.safetensors"
+        bundle.held_out_energies = held_out_energies(calibration) if calibration.exists() else None
+        if (folder / "prior.safetensors").exists():
+            bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape)
+        return bundle
+
+    @classmethod
+    def _of_checkpoint(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """The bundle of a run that has not ended."""
+        newest, warnings = store.newest_valid(folder / "checkpoints")
+        for warning in warnings:
+            log.warning("%s", warning)
+        if newest is None and (folder / "model.safetensors").exists():  # of a run that has ended
+            raise DamagedFile(
+                "missing, so nothing vouches for the weights",
+                argument=str(folder / store.MANIFEST),
+                hint="restore it",
+            )
+        if newest is None:
+            raise UserError(
+                "this run has not saved anything yet", argument=str(folder), hint="let it reach its first checkpoint"
+            )
+        log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
+        return cls._filled(config, newest / "model.safetensors", folder)
+
+    @classmethod
+    def _filled(cls, config: dict[str, Any], weights: Path, folder: Path) -> Self:
+        """The bundle with weights from a file, which are seen to be its own before memory is taken for either."""
+        parts_of(config, folder / "config.json")
+        require_weights(config, store.read_header(weights), weights)
+        return cls(config, store.read_tensors(weights), None, folder)
+
+    @property
+    def t_min(self) -> float:
+        """The lowest noise variance, in model units; 0 where the energy has no noise levels."""
+        return float(self.model.t_min) if isinstance(self.model, NoiseConditional) else 0.0
+
+    @property
+    def t_max(self) -> float:
+        """The highest noise variance, in model units."""
+        return float(self.model.t_max) if isinstance(self.model, NoiseConditional) else 0.0
+
+    @property
+    def noisy_energy(self) -> nn.Module | None:
+        """U(y, t) in model units, (B, *) and (B,) to (B,) nats; None where the energy has no noise levels."""
+        return self.model if self.noisy else None
+
+    def prior_log_prob(self, y: Tensor) -> Tensor:
+        """log p of y at t_max, (B,) nats, in model units."""
+        if not isinstance(self.model, NoiseConditional):
+            raise NotNormalised(f"{self.path}: this energy has no noise levels, hence no known law at t_max")
+        return self.model.prior_log_prob(y)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Data units to model units."""
+        return self.transform.forward(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Model units to data units; images in [0, 1]."""
+        x = self.transform.inverse(z)
+        return x.clamp(0, 1) if self.kind == "image" else x
+
+    @cached_property
+    def lowest(self) -> EnergyFn:
+        """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
+        return AtNoise(self.model, torch.tensor(self.t_min, dtype=torch.float32)) if self.noisy else self.model
+
+    def energy(self, x: Any) -> Float[Tensor, " b"]:
+        """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised.
+
+        A frame (pandas, polars, Arrow) is matched by the names of its columns. Differentiable in an x that requires
+        grad, so samplers take it; such an x may leave the range of the data.
+        """
+        wanted = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+        with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
+            x = chain_positions(self, x) if wanted else checked_rows(self, x)
+            u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
+            return u - self.transform.log_abs_det(x)
+
+    def log_prob(self, x: Any) -> Float[Tensor, " b"]:
+        """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised where the constant is
+        unknown.
+        """
+        if not self.normalised:
+            raise NotNormalised(
+                f"{self.path}: trained by {self.config['run']['objective']['type'].split(':')[1]}, which leaves the "
+                "energy's constant unknown; use .energy(x), or train with --recipe dual"
+            )
+        return -self.energy(x)
+
+    def sample(
+        self, n: int, *, seed: int = 0, num_steps: int | None = None, labels: Any = None, strength: float = 1.0
+    ) -> Float[Tensor, "n *d"]:
+        """n samples in data units (images clamped to [0, 1]); sample i does not depend on how many follow.
+
+        `num_steps`: levels of the annealed sampler, or Langevin steps from noise (1,000 if not given). `seed` is a
+        whole number of 64 bits. Blocks of 100 are computed together, so up to rounding only where n cuts one.
+        `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
+        """
+        n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
+        fits_memory(n, self.shape)
+        num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
+        given = None if labels is None else classes.check_labels(self, labels, n)
+        if given is None and strength != 1:
+            hint = "give the classes to draw"
+            raise UserError("has no effect without labels", argument="strength", value=strength, hint=hint)
+        with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
+            draw = self._annealed if self.noisy else self._chains
+            blocks = list(draw(n, seed, num_steps, given, strength))
+        z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32)
+        return self.decode(z)
+
+    def inpaint(self, x: Any, observed: Any, *, n: int = 1, seed: int = 0) -> Float[Tensor, "n b *d"]:
+        """n completions of each x where `observed` (bool, broadcastable to x) is false, lowest energy first.
+
+        Data units; observed pixels come back exactly. More, such as operators: `thalweg.apps.inpaint.inpaint`.
+        """
+        from thalweg.apps.inpaint.inpaint import inpaint
+
+        return inpaint(self, x, observed, n=n, seed=seed).images
+
+    def score(self, x: Any, *, alpha: float = ALPHA) -> dict[str, Tensor]:
+        """energy, log_prob (normalised models only), p_value and flag = p_value <= alpha, each (B,).
+
+        p(x) = (1 + #{held-out energies >= E(x)}) / (1 + their number): the share of normal data at least as odd.
+        An alpha below the smallest p-value there is, 1 / (1 + their number), flags nothing and is warned of once.
+        """
+        share(alpha=alpha)
+        with torch.no_grad():
+            u = self.energy(x)
+        result = {"energy": u}
+        if self.normalised:
+            result["log_prob"] = -u
+        if self.held_out_energies is not None:
+            ranked = self.held_out_energies.sort().values
+            p = torch.from_numpy(conformal.p_values(ranked.cpu().numpy(), u.cpu().numpy()))
+            result["p_value"] = p.to(u.device, torch.float32)
+            self._warn_of(alpha, 1 / (1 + len(ranked)))
+            result["flag"] = result["p_value"] <= alpha
+        return result
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Copy the bundle's own files (not checkpoints or logs) to a folder that `load` reads, hashes included."""
+        folder = Path(folder)
+        extras = [name for name in EXTRAS if (self.path / name).is_file() and store.inside(self.path, name)]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            require_files(folder, extras)
+            write_bundle(folder, self.config, self.model.state_dict(), self.held_out_energies, self.mixture_prior)
+            for name in extras if self.path.resolve() != folder.resolve() else ():
+                shutil.copy(self.path / name, folder / name)
+        except ThalwegError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"cannot write the bundle there ({error.strerror})", argument=str(folder), hint="name another folder"
+            ) from error
+
+    @classmethod
+    def from_pretrained(cls, path_or_id: str | Path, *, revision: str | None = None) -> Self:
+        """The same as `thalweg.load`, of a trained energy only."""
+        return load_as(path_or_id, cls, revision=revision)
+
+    def push_to_hub(self, repo_id: str, *, revision: str | None = None, **options: Any) -> str:
+        """Upload the bundle to the Hugging Face Hub. Returns the repository's address.
+
+        `revision`: the branch to commit to, made if need be; main if not given. `options`: `token`, `private` and
+        `commit_message`, as the Hub's own library takes them.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.pushed(Path(folder), repo_id, revision, (*FILES, store.MANIFEST), **options)
+
+    def _warn_of(self, alpha: float, smallest: float) -> None:
+        if alpha < smallest and not self._warned:
+            self._warned = True
+            log.warning(
+                f"{self.path}: alpha={alpha:g} is below the smallest p-value of {smallest:.3g} that the held-out rows "
+                f"allow, so no row can be flagged; use alpha={smallest:.3g} or more, or train with more held-out rows"
+            )
+
+    def classify(self, x: Any) -> Float[Tensor, "b k"]:
+        """p(label | x) = softmax of -E(x, label), (B, K), calibrated on held-out data; UserError without classes."""
+        from thalweg.apps.classify.probabilities import probabilities
+
+        return probabilities(self, checked_rows(self, x))
+
+    def _annealed(
+        self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
+    ) -> Iterator[Tensor]:
+        assert isinstance(self.model, NoiseConditional)  # asked for by `sample`
+        sampler = self.sampler if num_steps is None else with_num_steps(self.sampler, num_steps)
+        given = None if labels is None else classes.of_classes(self.model, labels, strength)
+        precision = self.config.get("precision", "fp32")
+        return anneal(sampler, self.model, n, seed=seed, precision=precision, of_rows=given)
+
+    def _chains(
+        self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
+    ) -> Iterator[Tensor]:
+        for block, start in enumerate(range(0, n, BLOCK)):
+            draws, image = generator(seed, "sample", block), self.kind == "image"
+            make = torch.rand if image else torch.randn
+            x = make(BLOCK, *self.shape, generator=draws, dtype=torch.float32)[: n - start]
+            z = self.transform.forward(x) if image else x
+            chain = generator(seed, "sample-chain", block).initial_seed()  # no block shares noise with another seed's
+            sampler = of_block(self.sampler, BLOCK)
+            energy = self.model
+            if labels is not None:
+                energy = classes.of_classes(energy, labels, strength)(start, start + len(z))
+            yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)

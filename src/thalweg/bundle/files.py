@@ -1,0 +1,180 @@
+"""Files of what a run or an application leaves: written whole, sealed by hashes, opened by the class that they name.
+
+`config.json` (spec, data fingerprint, versions, command), `model.safetensors` (averaged weights),
+`calibration.safetensors` (energies of held-out data), `prior.safetensors` (a mixture of factor analysers, where
+in-painting starts) and `manifest.json` (SHA-256 of each). `config.json` names the class under `type`, whose
+`read(folder, config)` makes the object. Nothing here runs code from the folder: only classes of this package are built.
+"""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+from torch import Tensor
+
+from thalweg.bundle import hub
+from thalweg.core import config as specs
+from thalweg.core import store, temporary
+from thalweg.core.check import stated
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
+
+FORMAT = 2
+FILES = ("config.json", "model.safetensors", "calibration.safetensors", "prior.safetensors")
+EXTRAS = ("card.md", "report.html", "README.md")
+ASIDE = "bundle"  # what the files are written under before they get their names
+STORED = ("thalweg.bundle", "thalweg.apps")  # packages of the classes that a folder may name
+
+
+class StoredType(ABC):
+    """Abstract: a class whose objects are kept in folders. `load` opens a folder by the class that it names."""
+
+    title: ClassVar[str]  # as messages name it: "a re-ranker"
+    command: ClassVar[str]  # the command that reads it: "thalweg rerank"
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path, config: dict[str, Any]) -> Self:
+        """The object in a folder, with its config.json. Where a manifest is there, all files have been verified."""
+
+
+T = TypeVar("T", bound=StoredType)
+
+
+def heading(cls: type) -> dict[str, Any]:
+    """The first entries of a config.json: its format, the class that reads it, and the version that wrote it."""
+    import thalweg
+
+    return {"format": FORMAT, "type": specs.type_name(cls), "thalweg": thalweg.__version__}
+
+
+def load(path_or_id: str | Path, *, revision: str | None = None) -> Any:
+    """The object in a folder, or on the Hugging Face Hub under that id: a `Bundle`, a `DetectorBundle`, an
+    `EnergyReranker`, as its config.json says.
+
+    `revision`: the branch, tag or commit of a bundle on the Hub; its main branch if not given.
+    UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
+    """
+    return _load(path_or_id, revision, None)
+
+
+def load_as(path_or_id: str | Path, cls: type[T], *, revision: str | None = None) -> T:
+    """The same, where it must be of a class: UserError that says what lies there, and which command reads it."""
+    return _load(path_or_id, revision, cls)
+
+
+def _load(path_or_id: str | Path, revision: str | None, wanted: type[StoredType] | None) -> Any:
+    if not isinstance(path_or_id, str | Path):
+        what = "must be the folder of a run, or its id on the Hugging Face Hub, as text"
+        raise UserError(what, argument="path_or_id", value=stated(path_or_id))
+    folder = Path(path_or_id)
+    if not folder.exists():
+        folder = hub.fetched(str(path_or_id), revision)  # the text as given: Path takes the ./ away
+    elif revision is not None:
+        raise UserError("has no effect on a folder that is here", argument="revision", value=revision)
+    if not folder.is_dir():
+        raise UserError("a file, where the folder of a run was wanted", argument=str(folder))
+    try:
+        return _opened(folder, wanted)
+    except DamagedFile as error:
+        if error.hint != store.REMEDY or any((folder / "checkpoints").glob("step-*")):
+            raise
+        raise error.replace(hint="restore it from a copy, or train or fit again") from error
+
+
+def _opened(folder: Path, wanted: type[StoredType] | None) -> Any:
+    """What a folder that is there holds; each file is hashed once, before anything in it is used."""
+    if (folder / store.MANIFEST).exists():
+        listed = store.verify(folder)
+        store.require_listed(folder, [name for name in FILES if (folder / name).exists()], listed)
+    config = read_config(folder)
+    cls = _stored_type(config, folder)
+    if wanted is not None and not issubclass(cls, wanted):
+        what = f"holds {cls.title}, must be {wanted.title}"
+        raise UserError(what, argument=str(folder), hint=f"{cls.title} is read by `{cls.command}`")
+    return cls.read(folder, config)
+
+
+def _stored_type(config: Mapping[str, Any], folder: Path) -> type[StoredType]:
+    cls = specs.class_at(config["type"], f"{folder / 'config.json'}: type", trusted=STORED)
+    if not issubclass(cls, StoredType):
+        what = "is no class whose objects are kept in folders"
+        raise DamagedFile(what, argument=f"{folder / 'config.json'}: type", value=config["type"])
+    return cls
+
+
+def require_sealed(folder: Path) -> None:
+    """DamagedFile where the manifest is missing from a folder that was written whole."""
+    if not (folder / store.MANIFEST).exists():
+        raise DamagedFile(
+            "missing, so the folder is not whole",
+            argument=str(folder / store.MANIFEST),
+            hint="restore it, or fit again",
+        )
+
+
+def holds(folder: Path, cls: type[StoredType]) -> bool:
+    """Whether a folder's config.json names that class."""
+    file = folder / "config.json"
+    config = store.read_json(file) if file.is_file() else None
+    return isinstance(config, dict) and config.get("type") == specs.type_name(cls)
+
+
+def require_files(folder: Path, names: Iterable[str]) -> None:
+    """UserError where something other than a file stands in the place of one."""
+    for path in (folder / name for name in names):
+        if path.exists() and not path.is_file():
+            hint = "move it away, or name another one"
+            raise UserError("a folder stands where a file is to be written", argument=str(path), hint=hint)
+
+
+def write_bundle(
+    folder: Path,
+    config: dict[str, Any],
+    weights: Any,
+    held_out: Tensor | None,
+    mixture_prior: MixtureOfFactorAnalyzers | None = None,
+) -> None:
+    """Write the bundle's files into its folder, each whole, the manifest last: until then the folder is no bundle."""
+    require_files(folder, (*FILES, store.MANIFEST))
+    temporary.clean(folder, ASIDE)  # what a killed process left of these very files
+    with temporary.folder(folder / ASIDE) as aside:  # a full disk shows here, the old files whole
+        store.write_json(aside / "config.json", config)
+        store.write_tensors(aside / "model.safetensors", dict(weights))
+        if held_out is not None:
+            store.write_tensors(aside / "calibration.safetensors", {"energy": held_out})
+        if mixture_prior is not None:
+            store.write_tensors(
+                aside / "prior.safetensors", {k: v.float() for k, v in mixture_prior.state_dict().items()}
+            )
+        store.seal(aside)
+        (folder / store.MANIFEST).unlink(missing_ok=True)
+        for file in (*FILES, store.MANIFEST):
+            if (aside / file).exists():
+                os.replace(aside / file, folder / file)
+            else:
+                (folder / file).unlink(missing_ok=True)  # an earlier bundle's, which this manifest does not seal
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a folder, its format checked; UserError where there is none, or of another version."""
+    if not (folder / "config.json").exists():
+        raise UserError(
+            "no config.json there, so it is not a run",
+            argument=str(folder),
+            hint="give the folder that `thalweg train` wrote",
+        )
+    config, where = store.read_json(folder / "config.json"), str(folder / "config.json")
+    if not isinstance(config, dict) or not isinstance(config.get("format"), int):
+        raise DamagedFile("not a configuration that thalweg wrote", argument=where)
+    if config["format"] != FORMAT or "type" not in config:
+        written = f"written by thalweg {config.get('thalweg')} in format {config['format']}"
+        old = " without a type" if config["format"] == FORMAT else ""
+        raise UserError(
+            f"{written}{old}; this version reads format {FORMAT}",
+            argument=str(folder),
+            hint="use that version, or train or fit again",
+        )
+    return config

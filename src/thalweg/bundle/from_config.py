@@ -1,0 +1,107 @@
+"""What the config.json of a run describes: its parts, built from it, and whether stored weights are theirs.
+
+A config may come from a stranger. Its form is checked before it is used, each part is built out of its own layer alone,
+and the energy is held against the weights' header before it takes any memory.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from thalweg.core import store
+from thalweg.core.config import build
+from thalweg.core.errors import DamagedFile
+from thalweg.core.weights import Stored, Unfit, require_fit
+from thalweg.data.columns.layout import Layout
+from thalweg.data.float32_check import Float32Transform
+from thalweg.energy.shape import check_shape
+
+KINDS = ("image", "vector")
+DTYPES = ("uint8", "float32", "float64")
+PARTS = {"transform": ("data", "forward", "inverse"), "sampler": ("sampler", "init", "step")}  # layer and methods
+
+
+class Parts(NamedTuple):
+    """A run's data, as a model sees them, and what is built of its config beside the energy."""
+
+    kind: str
+    shape: tuple[int, ...]
+    normalised: bool
+    dtype: torch.dtype  # of the data
+    layout: Layout  # the columns of the table they came from
+    transform: Any
+    sampler: Any
+
+
+def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
+    """The parts that a config describes. DamagedFile, with `where` the file, unless it has the form of a run's."""
+    run, data, normalised = config.get("run"), config.get("data"), config.get("normalised")
+    if not isinstance(run, Mapping) or not isinstance(data, Mapping) or not isinstance(normalised, bool):
+        raise _damaged(where, "run and data are no mappings, or normalised is neither true nor false")
+    missing = [name for name in ("transform", "energy", "sampler") if not isinstance(run.get(name), Mapping)]
+    if missing:
+        raise _damaged(where, f"run.{missing[0]} is no mapping")
+    if data.get("kind") not in KINDS or not isinstance(data.get("shape"), list):
+        raise _damaged(where, "data.kind is unknown, or data.shape no list")
+    try:
+        shape = check_shape(data["shape"])
+    except ValueError as error:
+        raise _damaged(where, "data.shape is not of whole numbers above zero") from error
+    if data.get("dtype") not in DTYPES:
+        raise _damaged(where, "data.dtype is unknown")
+    dtype = torch.float64 if data["dtype"] == "float64" else torch.float32
+    transform = Float32Transform(_part(run, "transform", where), dtype)
+    layout = _layout(data, run.get("data"), where)
+    return Parts(data["kind"], shape, normalised, dtype, layout, transform, _part(run, "sampler", where))
+
+
+def energy_of(config: Mapping[str, Any]) -> nn.Module:
+    """The energy of a config that `parts_of` took, with the weights that its constructor gives it, in float32."""
+    shape = tuple(config["data"]["shape"])
+    energy = build(config["run"]["energy"], "run.energy", trusted=("thalweg.energy",), shape=shape)
+    if not isinstance(energy, nn.Module):
+        raise Unfit(f"{config['run']['energy']['type']} has no weights")
+    return energy.float()
+
+
+def require_weights(config: Mapping[str, Any], stored: Mapping[str, Stored], where: Path) -> None:
+    """DamagedFile, before any memory is taken, unless the stored tensors are those of the config's energy."""
+    try:
+        require_fit(lambda: energy_of(config), stored)
+    except Unfit as error:
+        raise DamagedFile(f"the weights do not fit config.json ({error})", argument=str(where)) from error
+
+
+def held_out_energies(path: Path) -> Tensor:
+    """The energies (n,) of held-out data in calibration.safetensors."""
+    held_out = store.read_tensors(path).get("energy")
+    if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
+        raise DamagedFile("holds no energies of held-out data, (n,)", argument=str(path), hint="train again")
+    return held_out.to(torch.float32)
+
+
+def _layout(data: Mapping[str, Any], asked: Any, where: Path) -> Layout:
+    """The columns that later tables are matched by."""
+    ignored = data.get("ignored")
+    if not isinstance(asked, Mapping) or not isinstance(ignored, list):
+        raise _damaged(where, "run.data is no mapping, or data.ignored no list")
+    try:
+        return Layout.from_list(data.get("encoding"), headless=asked.get("header") is False, ignored=map(str, ignored))
+    except DamagedFile as error:
+        raise _damaged(where, error.message) from error
+
+
+def _part(run: Mapping[str, Any], name: str, where: Path) -> Any:
+    layer, *methods = PARTS[name]
+    part = build(run[name], f"run.{name}", trusted=(f"thalweg.{layer}",))
+    lacking = [method for method in methods if not callable(getattr(part, method, None))]
+    if lacking:
+        raise _damaged(where, f"run.{name} is no {name}: it has no {lacking[0]}")
+    return part
+
+
+def _damaged(where: Path, why: str) -> DamagedFile:
+    return DamagedFile(f"not the configuration of a run ({why})", argument=str(where))

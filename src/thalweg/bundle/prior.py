@@ -1,0 +1,46 @@
+"""The mixture of factor analysers of a bundle's data: in-painting starts from it and ranks completions by it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from thalweg.core import config as specs
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile
+from thalweg.core.rng import generator
+from thalweg.data.validate import as_float
+from thalweg.energy.density.factor_mixture import NUMBERS, MixtureOfFactorAnalyzers, evenly_spaced_rows
+
+COPIES, ROWS = 4, 25_000  # altered copies of each row, at most, and rows with them; of 55,000 digits none is needed
+
+
+def fit_mixture_prior(bundle: Any, train: Tensor) -> MixtureOfFactorAnalyzers:
+    """Fitted to the training rows (N, *shape) in stored units, and to altered copies of a small set.
+
+    The copies are those that the network learned from (the run's `augment`): they buy components, of which 4,500 digits
+    alone support few.
+    """
+    run = bundle.config["run"]
+    return MixtureOfFactorAnalyzers.fit(
+        bundle.encode(_with_copies(as_float(evenly_spaced_rows(train)), run)), seed=run["seed"]
+    )
+
+
+def _with_copies(x: Float[Tensor, "n *d"], run: dict[str, Any]) -> Float[Tensor, "m *d"]:
+    rows = min(ROWS, NUMBERS // x[0].numel())
+    copies = min(COPIES, rows // len(x) - 1) if run.get("augment") else 0
+    if copies < 1:
+        return x
+    alter = specs.build(run["augment"])
+    return torch.cat([x, *(alter(x, generator(run["seed"], "guess", k), 0.0) for k in range(copies))])
+
+
+def read_mixture_prior(path: Path, shape: tuple[int, ...]) -> MixtureOfFactorAnalyzers:
+    """The mixture in prior.safetensors; DamagedFile where that is none of data of this shape."""
+    try:
+        return MixtureOfFactorAnalyzers.from_state(store.read_tensors(path), shape)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error

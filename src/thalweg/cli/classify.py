@@ -1,0 +1,46 @@
+"""The command `thalweg classify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thalweg.cli import console
+from thalweg.cli.options import Drop, Header, Json, table_options
+
+EXAMPLE = "Example: `thalweg classify runs/jem images/ -o classes.csv`"
+
+
+def classify(
+    run: Annotated[Path, typer.Argument(help="Folder that `thalweg train … --recipe jem` wrote, or a Hub id.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV or .parquet to write.")] = Path("classes.csv"),
+    alpha: Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)] = 0.01,
+    header: Header = None,
+    drop: Drop = None,
+    as_json: Json = False,
+) -> None:
+    """Class, calibrated confidence and all probabilities of each row, beside its energy, p-value and flag."""
+    from thalweg.bundle.bundle import Bundle
+    from thalweg.bundle.files import load_as
+    from thalweg.bundle.inputs import read_rows
+    from thalweg.data.files import read_names
+    from thalweg.data.score_table import write_scores
+
+    bundle = load_as(run, Bundle)
+    console.writable(out, (".csv", ".parquet"))
+    console.apart(out, data, run)
+    x = read_rows(bundle, data, **table_options(header, drop))
+    p = bundle.classify(x)
+    confidence, label = p.max(1)
+    columns = {"label": label, "confidence": confidence, **bundle.score(x, alpha=alpha)}
+    columns |= {f"p_{k}": p[:, k] for k in range(bundle.num_classes)}
+    write_scores(out, read_names(data, len(x)), columns)
+    flagged = int(columns["flag"].sum()) if "flag" in columns else None
+    odd = "" if flagged is None else f", {flagged} flagged as unlike the training data (p <= {alpha:g})"
+    console.say(f"{len(x)} rows in {out}{odd}")
+    counts = label.bincount(minlength=bundle.num_classes).tolist()
+    found = {"rows": len(x), "file": str(out), "flagged": flagged, "labels": counts}
+    console.emit(found | {"mean_confidence": float(confidence.mean())}, as_json)

@@ -1,0 +1,139 @@
+"""The commands `thalweg detect fit` and `thalweg detect score`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from thalweg.cli import console
+from thalweg.cli.options import Header, Json
+from thalweg.core.errors import UserError
+
+if TYPE_CHECKING:
+    from thalweg.apps.anomaly.saved import DetectorBundle
+
+app = typer.Typer(no_args_is_help=True, help="Find anomalies in tables.")
+OPTIONS = (
+    "alpha", "calibration", "decimal", "dtype", "false_alarm_rate", "missing", "na_values", "normal", "thousands",
+)  # fmt: skip
+NA = "NA, N/A, NaN, nan, NULL, null, None and `<NA>`"  # `reading_options.NA_WORDS`; importing it would delay --help
+
+
+@app.command(epilog="Example: `thalweg detect fit normal.csv -o runs/pumps --drop id`")
+def fit(
+    table: Annotated[Path, typer.Argument(help="CSV or Parquet of normal rows, with the names of the columns.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the detector.")],
+    target_column: Annotated[str | None, typer.Option(help="A label, which is not to be learned.")] = None,
+    normal: Annotated[str | None, typer.Option(help="Fit on rows whose label is this; all rows if not given.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="A column to leave out; repeatable.")] = None,
+    false_alarm_rate: Annotated[float, typer.Option(help="Share of normal rows that may be flagged.")] = 0.05,
+    missing: Annotated[str, typer.Option(help="raise, or marginalise: score rows by what they have.")] = "raise",
+    na_values: Annotated[
+        list[str] | None,
+        typer.Option(help=f"A text that means a missing value, in place of {NA}; repeatable; '' for none."),
+    ] = None,
+    decimal: Annotated[str, typer.Option(help="The decimal point of texts that are numbers: . or ,")] = ".",
+    thousands: Annotated[
+        str | None, typer.Option(help="Their separator of thousands: , . ' _ or a blank; none if not given.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="NAME=category or NAME=number, where values do not tell; repeatable.")
+    ] = None,
+    calibration: Annotated[str, typer.Option(help="auto, unseen, or split: hold rows out.")] = "auto",
+    max_rows: Annotated[int, typer.Option(help="Rows to use of a larger table, drawn evenly.", min=2)] = 50_000,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**32 - 1)] = 0,
+    header: Header = None,
+    as_json: Json = False,
+) -> None:
+    """Learn what normal rows look like, and calibrate the alarm."""
+    from thalweg.apps.anomaly.saved import replaceable
+    from thalweg.apps.anomaly.tables.column_selection import describe
+    from thalweg.apps.anomaly.tables.fit_and_score import Source, fit_file
+
+    replaceable(out)
+    source = Source(
+        path=table, target=target_column, normal=normal, drop=drop or [], max_rows=max_rows, seed=seed, header=header
+    )
+    with _options():
+        bundle = fit_file(
+            source,
+            false_alarm_rate=false_alarm_rate,
+            missing=missing,
+            calibration=calibration,
+            decimal=decimal,
+            thousands=thousands,
+            na_values=na_values,
+            dtype=_kinds(dtype or []),
+        )
+    bundle.about["command"] = console.command()
+    bundle.save_pretrained(out)
+    left_out = min(bundle.about["rows"], max_rows) - bundle.about["rows_used"]
+    gaps = f", {left_out} with a gap left out" if left_out else ""
+    rate = bundle.detector.realised_rate()
+    n = len(bundle.detector.calibration_.energies)
+    console.say(describe(bundle.about["columns"]))
+    console.say(
+        f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, "
+        f"in [{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
+    )
+    result = {"run": str(out), **bundle.about, "features": bundle.detector.features()[0], "rate": rate._asdict()}
+    console.emit(result | {"calibrated_with": n, "threshold": -bundle.detector.offset_}, as_json)
+
+
+@app.command(epilog="Example: `thalweg detect score runs/pumps new.parquet -o scores.csv`")
+def score(
+    run: Annotated[str, typer.Argument(help="Folder that `thalweg detect fit` wrote.")],
+    table: Annotated[Path, typer.Argument(help="CSV or Parquet with the columns of the fit, in any order.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV or Parquet to write.")] = Path("scores.csv"),
+    alpha: Annotated[float | None, typer.Option(help="Flag p-values up to this; the fitted rate if not given.")] = None,
+    drop: Annotated[list[str] | None, typer.Option(help="A column that the fit did not have; repeatable.")] = None,
+    header: Header = None,
+    as_json: Json = False,
+) -> None:
+    """Energy, p-value, q-value, flag and reasons of each row, block by block."""
+    from thalweg.apps.anomaly.tables.fit_and_score import score_file
+
+    console.writable(out, (".csv", ".parquet"))
+    bundle = _detector(run)
+    with _options():
+        found = score_file(bundle, table, out, alpha=alpha, drop=drop or [], header=header)
+    least, n = found.least_discoveries, len(bundle.detector.calibration_.energies)
+    rare = f", which takes {least} rows at the least p-value, 1/{n + 1} by {n} calibration rows"
+    console.say(
+        f"{found.rows} rows in {out}, {found.flagged} flagged; {found.discoveries} by the false discovery rate"
+        f"{rare if not found.discoveries and found.flagged and least > 1 else ''}"
+    )
+    console.emit({**found._asdict(), "file": str(out)}, as_json)
+
+
+def _detector(run: str) -> "DetectorBundle":
+    """The detector in a folder or on the Hub; UserError that says what else is there."""
+    from thalweg.apps.anomaly.saved import DetectorBundle
+    from thalweg.bundle.files import load_as
+
+    folder = Path(run)
+    if not run or (folder.is_dir() and not (folder / "config.json").exists()):
+        hint = "give the folder that `thalweg detect fit` wrote"
+        raise UserError("no detector there", argument=run or repr(run), hint=hint)
+    return load_as(run, DetectorBundle)
+
+
+def _kinds(given: list[str]) -> dict[str, str]:
+    """{name: kind} of NAME=KIND; a name may hold =."""
+    wrong = next((text for text in given if "=" not in text), None)
+    if wrong is not None:
+        raise UserError("must be NAME=category or NAME=number", argument="dtype", value=wrong)
+    return {name: kind for name, _, kind in (text.rpartition("=") for text in given)}
+
+
+@contextmanager
+def _options() -> Iterator[None]:
+    """Name the options of the command line in errors of parameters."""
+    try:
+        yield
+    except UserError as error:
+        if error.argument not in OPTIONS:
+            raise
+        raise error.replace(argument=f"--{error.argument.replace('_', '-')}") from error

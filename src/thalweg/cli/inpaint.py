@@ -1,0 +1,195 @@
+"""The command `thalweg inpaint`: several completions of damaged images, ranked."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from thalweg.cli import console
+from thalweg.cli.options import Drop, Header, Json, table_options
+from thalweg.core.errors import UserError
+
+EXAMPLE = "Example: `thalweg inpaint runs/digits --image torn.png --mask right-half -n 8 -o repaired.png`"
+NOISE = "Standard deviation of the noise on what is given; with --operator at least 0.0011 for images of 8 bits."
+SHOWN = 16  # images in a picture
+MISFIT = 0.02  # root mean square, in pixels of [0, 1]
+
+
+def inpaint(
+    run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
+    image: Annotated[
+        Path, typer.Option("--image", help="An image, a folder of them, npy or npz; of rows a table too.")
+    ],
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            help="What is missing: a .png or .npy (white is missing), box:LEFT,TOP,RIGHT,BOTTOM, right-half, "
+            "left-half, top-half, bottom-half, random:SHARE, all or none.",
+        ),
+    ] = None,
+    operator: Annotated[
+        str | None, typer.Option(help="In place of a mask, how the image was made: blur:WIDTH or downsample:FACTOR.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="PNG: a table of pictures; .npy: (n, B, C, H, W); else a folder of PNG.")
+    ] = Path("inpainted.png"),
+    n: Annotated[int, typer.Option("-n", help="Completions of each image.", min=1)] = 4,
+    noise: Annotated[float, typer.Option(help=NOISE, min=0)] = 0.0,
+    rank_by: Annotated[
+        str, typer.Option(help="What comes first: the least expected_error, or the lowest energy.")
+    ] = "expected_error",
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Name and pass over images that cannot be used.")
+    ] = False,
+    header: Header = None,
+    drop: Drop = None,
+    as_json: Json = False,
+) -> None:
+    """Complete images where a mask says that pixels are missing, several times, best first."""
+    from thalweg.apps.inpaint import inpaint as app
+    from thalweg.apps.inpaint.damaged_images import ROUNDING, read_damaged_images
+    from thalweg.apps.inpaint.masks import observed as read_mask
+    from thalweg.bundle.bundle import Bundle
+    from thalweg.bundle.files import load_as
+    from thalweg.data.validate import as_float
+
+    if (mask is None) == (operator is None):
+        raise UserError("give one of --mask and --operator: which pixels are missing, or how the image was made")
+    bundle = load_as(run, Bundle)
+    if bundle.kind != "image" and out.suffix.lower() != ".npy":
+        raise UserError(f"{out}: this model is of rows of numbers, not of images; name an .npy file")
+    app.check_rank_by(rank_by)
+    _check_out(out, image, run, None if mask is None else Path(mask))
+    linear_map = None if operator is None else _operator(operator)
+    shape = bundle.shape if linear_map is None else _small(linear_map, bundle.shape)
+    table = {"layout": bundle.layout, **table_options(header, drop)}
+    images = read_damaged_images(image, shape, skip_bad=skip_bad, flat=linear_map is not None, **table)
+    known = None
+    if linear_map is None:
+        known = read_mask(mask or "", bundle.shape, images.count, seed=seed, layout=bundle.layout)
+    images = images.usable(known, skip_bad)
+    for line in images.notes:
+        console.say(line)
+    names, x = images.names, as_float(images.x)
+    if known is not None:
+        known = known[images.rows]
+        if bare := int(known.flatten(1).all(1).sum()):
+            console.say(f"nothing is missing of {bare} of {len(x)} images; they come back as they are")
+        found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
+    else:
+        if images.rounded and noise < ROUNDING:
+            noise = ROUNDING
+            console.say(f"pixels of 8 bits are rounded by {noise:.4f}, which is taken for their noise")
+        found = app.restore(bundle, x.flatten(1), linear_map, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
+        _warn_of_misfit(operator, linear_map, x, found, noise)
+    _write(out, names, x, known, found)
+    alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
+    console.say(f"{_count(n, 'completion')} of {_count(len(x), 'image')} in {out}{alone}")
+    result: dict[str, Any] = {
+        "file": str(out),
+        "images": names,
+        "skipped": images.skipped,
+        "ranking": found.ranking.T.tolist(),
+        "energies": found.energies.T.tolist(),
+        "pairwise_distance": found.pairwise_distance.tolist() if n > 1 else None,
+        "missing": None if known is None else (~known).float().flatten(1).mean(1).tolist(),
+        "seed": seed,
+    }
+    console.emit({k: _finite(v) if isinstance(v, list) and k != "images" else v for k, v in result.items()}, as_json)
+
+
+def _count(n: int, name: str) -> str:
+    return f"{n} {name}{'s' * (n != 1)}"
+
+
+def _warn_of_misfit(text: str | None, linear_map: Any, x: Any, found: Any, noise: float) -> None:
+    """A line where no completion shows what was given: it is no such view of anything the model knows."""
+    residual = (linear_map(found.images[0]) - x.flatten(1)).square().mean(1).sqrt()
+    odd = int((residual > 3 * noise + MISFIT).sum())
+    if odd:
+        console.say(
+            f"{_count(odd, 'image')}: up to {float(residual.max()):.2g} from what --operator makes of the completion; "
+            f"is it {text}? If it is noisy, give --noise"
+        )
+
+
+def _operator(text: str) -> Any:
+    from thalweg.apps.inpaint.operators import Blur, Downsample
+
+    kind, _, value = text.partition(":")
+    try:
+        if kind == "blur":
+            return Blur(width=float(value))
+        if kind == "downsample":
+            return Downsample(factor=int(value))
+    except ValueError as error:
+        if isinstance(error, UserError):
+            raise
+    raise UserError(f"--operator {text}: want blur:WIDTH in pixels or downsample:FACTOR, as blur:1.5 or downsample:4")
+
+
+def _small(linear_map: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what the operator shows."""
+    import torch
+
+    linear_map(torch.zeros(1, *shape))  # whether it fits is the operator's to say
+    factor = getattr(linear_map, "factor", 1)
+    return (shape[0], shape[1] // factor, shape[2] // factor)
+
+
+def _check_out(out: Path, *inputs: Path | None) -> None:
+    """UserError where it cannot be written, or is one of the inputs or a folder where they lie."""
+    console.apart(out, *inputs)
+    if out.suffix.lower() in (".png", ".npy"):
+        console.writable(out, (".png", ".npy"))
+    elif out.suffix or out == Path() or (out.exists() and not out.is_dir()):
+        raise UserError(f"{out}: want a .png, an .npy, or a folder")
+    elif not out.parent.exists():
+        raise UserError(f"{out}: the folder {out.parent} does not exist; make it first")
+    else:
+        console.apart(out, *(path.parent for path in inputs if path is not None and path.is_file()))
+        console.writable_folder(out)
+
+
+def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:
+    from thalweg.apps.inpaint.figure import repairs
+    from thalweg.core.atomic_write import write_array
+    from thalweg.core.store import write_bytes
+    from thalweg.evaluate.pictures import grid, png
+
+    if out.suffix.lower() == ".npy":
+        return write_array(out, found.images)
+    if out.suffix.lower() == ".png":
+        known = None if known is None else known[:SHOWN]
+        uncertainty = found.uncertainty[:SHOWN] if len(found.images) > 1 else None
+        picture = repairs(x[:SHOWN], found.images[:, :SHOWN], uncertainty, observed=known)
+        return write_bytes(out, png(picture))
+    out.mkdir(parents=True, exist_ok=True)
+    table = io.StringIO()
+    lines = csv.writer(table)
+    lines.writerow(["image", "rank", "ranking", "energy", "file"])
+    for i, (name, stem) in enumerate(zip(names, _stems(names), strict=True)):
+        for k in range(len(found.images)):
+            file = f"{stem}-{k + 1}.png"
+            write_bytes(out / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
+            lines.writerow([name, k + 1, *(f"{float(u[k, i]):.6g}" for u in (found.ranking, found.energies)), file])
+        if len(found.images) > 1:  # of one there is no telling
+            write_bytes(out / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
+    write_bytes(out / "completions.csv", table.getvalue().encode())
+
+
+def _stems(names: list[str]) -> list[str]:
+    """File names without their endings, where that leaves them distinct."""
+    stems = [Path(name).stem for name in names]
+    return stems if len(set(stems)) == len(stems) else [name.replace(".", "-") for name in names]
+
+
+def _finite(values: Any) -> Any:
+    """JSON knows no infinity."""
+    if isinstance(values, list):
+        return [_finite(v) for v in values]
+    return values if not isinstance(values, float) or abs(values) < float("inf") else None

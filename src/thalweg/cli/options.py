@@ -1,0 +1,20 @@
+"""Options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SEEDS = 2**64 - 1
+Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]
+Run = Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")]
+Header = Annotated[
+    bool | None, typer.Option("--header/--no-header", help="Whether a CSV's first line names its columns.")
+]
+Drop = Annotated[list[str] | None, typer.Option(help="A column of a table to leave out; repeatable.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+
+
+def table_options(header: bool | None, drop: list[str] | None) -> dict[str, Any]:
+    """What the two options say, as keywords of the readers of files."""
+    return {"header": header, "drop": drop or []}

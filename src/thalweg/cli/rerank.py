@@ -1,0 +1,264 @@
+"""The commands `thalweg rerank fit` and `thalweg rerank RUN CANDIDATES`."""
+
+import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from thalweg.cli import console
+from thalweg.cli.options import Drop, Header, Json, table_options
+from thalweg.core.errors import DamagedFile, UserError
+
+if TYPE_CHECKING:
+    from thalweg.apps.rerank.candidates import Candidates
+    from thalweg.apps.rerank.reranker import Ranking
+
+DEFAULT = "choose"
+
+
+class _WithDefault(TyperGroup):
+    """A group whose first word may be left out where it is `choose`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and self.get_command(ctx, args[0]) is None:
+            args = [DEFAULT, *args]
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_WithDefault,
+    no_args_is_help=True,
+    help="Keep the best of many candidates: `thalweg rerank RUN CANDIDATES --keep K`; `fit` learns what is best.",
+)
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and name it.")]
+VARIETIES = "maximal_marginal_relevance, or none: by energy alone."
+KINDS = "npy, npz, a folder of images or, of rows, csv or parquet"
+
+
+@app.command(epilog="Example: `thalweg rerank fit photos/ generated/ -o runs/judge`")
+def fit(
+    real: Annotated[Path, typer.Argument(help=f"Real data: {KINDS}.")],
+    generated: Annotated[Path, typer.Argument(help=f"The generator's own draws, not the candidates: {KINDS}.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the re-ranker; one that is there is replaced.")],
+    steps: Annotated[int, typer.Option(help="Training steps of each network, at most.", min=1)] = 800,
+    ensemble: Annotated[int, typer.Option(help="Networks, each checked on rows it did not see.", min=2)] = 3,
+    noise: Annotated[str, typer.Option(help="auto; or on both sides, in deviations of the data: 0.3 or 0.3:3.")] = (
+        "auto"
+    ),
+    variety: Annotated[str, typer.Option(help=VARIETIES)] = "maximal_marginal_relevance",
+    view: Annotated[
+        str, typer.Option(help="auto; or what is shown of images: pixels, quantile_match or binarize.")
+    ] = "auto",
+    skip_bad: SkipBad = False,
+    header: Header = None,
+    drop: Drop = None,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Learn to tell the generator's draws from real data."""
+    from thalweg.apps.rerank.reranker import EnergyReranker
+    from thalweg.apps.rerank.settings import RatioSettings
+
+    options: dict[str, Any] = {"steps": steps, "ensemble": ensemble, "noise": _noise(noise), "view": view}
+    chosen: Any = variety  # a word so far, which the constructor checks
+    reranker = EnergyReranker(variety=chosen, seed=seed, settings=RatioSettings(**options))
+    x = _read(real, None, skip_bad, **table_options(header, drop))
+    y = _read(generated, None, skip_bad, header=header, layout=x.layout)
+    reranker.require_savable(out)
+    replaces = (out / "config.json").exists()
+    reranker.layout = x.layout
+    reranker.fit(x.x, y.x, names=(str(real), str(generated)))
+    reranker.save_pretrained(out)
+    if replaces:
+        console.say(f"{out}: replaces the re-ranker that was there")
+    check = reranker.check_
+    assert check is not None  # fitted
+    console.say(
+        f"{out}: on unseen rows {check.loss:.3f} ± {check.standard_error:.3f} nats (chance 0.693), AUC {check.auc:.3f} "
+        "(chance 0.5)"
+    )
+    for choice in check.choices[reranker.variety]:
+        console.say(
+            f"1 of {1 / choice.share:g} unseen draws kept: nearer to unseen data by {choice.nearer:.4f} ± "
+            f"{choice.standard_error:.4f} than a random choice, which is at {choice.random:.4f}"
+            + ("" if choice.helps else "; no evidence")
+        )
+    tried = ", ".join(f"{t.view} {_words(t.noise)} {t.split_gain:.4f}" for t in check.trials)
+    why = f"; by how much each way separates good draws from bad: {tried}" if tried else ""
+    console.say(f"view {check.view}, noise {_words(check.noise)}{why}")
+    told = {"run": str(out), "real": len(x.x), "generated": len(y.x), "skipped": [*x.skipped, *y.skipped]}
+    choices = {name: [choice._asdict() for choice in found] for name, found in check.choices.items()}
+    supported = len(check.supported(reranker.variety)) > 0
+    told |= {**check._asdict(), "choices": choices, "beats_chance": check.beats_chance, "choice_helps": supported}
+    console.emit(told, as_json)
+
+
+@app.command(DEFAULT, epilog="Example: `thalweg rerank runs/judge generated/ --keep 100 -o best/`")
+def choose(
+    run: Annotated[Path, typer.Argument(help="Folder that `thalweg rerank fit` (or `thalweg train`) wrote.")],
+    candidates: Annotated[Path, typer.Argument(help=f"Candidates: {KINDS}.")],
+    keep: Annotated[int | None, typer.Option(help="How many to keep; all, in order, if not given.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A new folder of images, or a .npy.")] = None,
+    table: Annotated[Path, typer.Option(help="CSV or Parquet of all candidates, best first.")] = Path("ranked.csv"),
+    variety: Annotated[str | None, typer.Option(help=VARIETIES)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Rank by energy even where that was not shown to help.")] = (
+        False
+    ),
+    skip_bad: SkipBad = False,
+    header: Header = None,
+    drop: Drop = None,
+    as_json: Json = False,
+) -> None:
+    """Rank candidates and keep the best."""
+    from thalweg.data.score_table import write_scores
+
+    console.writable(table, (".csv", ".parquet"))
+    for path in (table, out):
+        if path is None:
+            continue
+        console.apart(path, candidates)
+        if run.is_dir() and path.resolve().is_relative_to(run.resolve()):
+            message = "in the re-ranker's folder, which holds the re-ranker alone"
+            raise UserError(message, argument=str(path), hint="name another place")
+    if out is not None:
+        _require_out(out)
+    reranker = _reranker(run, variety)
+    found = _read(candidates, reranker.shape, skip_bad, layout=reranker.layout, **table_options(header, drop))
+    if out is not None and not out.suffix and found.x.ndim != 4:
+        raise UserError("the candidates are rows, not images", argument=str(out), hint="name a .npy file")
+    ranking = reranker.ranked(found.x, keep, force=force)
+    order, kept = ranking.order.tolist(), ranking.kept.tolist()
+    with _written(out, found, candidates, kept):  # before the table, which promises that they are there
+        write_scores(table, [found.names[i] for i in order], _columns(ranking))
+    where = f", {len(kept)} kept in {out}" if out is not None else f", {len(kept)} kept"
+    console.say(f"{len(found.x)} candidates in {table}{where}")
+    told = {"candidates": len(found.x), "kept": [found.names[i] for i in kept], "indices": kept}
+    told |= {"table": str(table), "out": None if out is None else str(out), "skipped": found.skipped}
+    told |= {"strictness": None if ranking.strictness is None else ranking.strictness._asdict()}
+    mean, mean_kept = float(ranking.energies.mean()), float(ranking.energies[ranking.kept].mean())
+    console.emit(told | {"mean_energy": mean, "mean_energy_kept": mean_kept}, as_json)
+
+
+def _noise(text: str) -> Any:
+    """What `--noise` means: "auto", a number, or a pair."""
+    if text == "auto":
+        return text
+    try:
+        parts = tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        message = "must be auto, a number such as 0.3, or two such as 0.3:3"
+        raise UserError(message, argument="--noise", value=text) from None
+    return parts[0] if len(parts) == 1 else parts
+
+
+def _words(noise: Any) -> str:
+    return ":".join(f"{part:g}" for part in noise) if isinstance(noise, tuple) else f"{noise:g}"
+
+
+def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool, **table: Any) -> "Candidates":
+    from thalweg.apps.rerank.candidates import read_candidates
+    from thalweg.data.files import image_files
+
+    try:
+        found = read_candidates(path, shape, skip_bad=skip_bad, **table)
+    except UserError as error:
+        if skip_bad or not path.is_dir() or not image_files(path):
+            raise
+        hints = filter(None, (error.hint, "--skip-bad leaves out such files"))
+        raise error.replace(hint="; ".join(hints)) from error
+    for name, reason in found.skipped:
+        console.say(f"skipped {name}: {reason}")
+    return found
+
+
+def _reranker(run: Path, variety: str | None) -> Any:
+    """The fitted re-ranker, or one that judges by a bundle's own energy, with a word on what that is worth."""
+    from thalweg.apps.rerank.reranker import EnergyReranker
+    from thalweg.bundle.bundle import Bundle
+    from thalweg.bundle.files import load
+
+    try:
+        found = load(run)
+    except DamagedFile:
+        raise
+    except UserError as error:
+        hints = filter(None, (error.hint, f"`thalweg rerank fit REAL GENERATED -o {run}` makes a re-ranker"))
+        raise error.replace(hint="; ".join(hints)) from error
+    if isinstance(found, Bundle):
+        console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
+        found = EnergyReranker(found)
+    if variety is not None:
+        found.variety = variety  # pyright: ignore[reportAttributeAccessIssue]
+        found.require_variety()
+    return found
+
+
+def _columns(ranking: "Ranking") -> dict[str, Any]:
+    """The table's columns in the order of the ranking."""
+    import torch
+
+    is_kept = torch.zeros(len(ranking.energies), dtype=torch.bool)
+    is_kept[ranking.kept] = True
+    order = ranking.order
+    return {"rank": torch.arange(1, len(order) + 1), "kept": is_kept[order], "energy": ranking.energies[order]}
+
+
+def _require_out(out: Path) -> None:
+    from thalweg.core.temporary import is_temporary  # what a killed process left is no hindrance, and stays
+
+    if out.suffix.lower() == ".npy":
+        console.writable(out, (".npy",))
+        return
+    if out.suffix or (out.exists() and not (out.is_dir() and all(map(is_temporary, out.iterdir())))):
+        raise UserError("must be a .npy file, or a folder that is empty or does not exist yet", argument=str(out))
+    if not out.parent.is_dir():
+        raise UserError(f"the folder {out.parent} does not exist", argument=str(out), hint="make it first")
+    console.writable_folder(out)
+
+
+@contextmanager
+def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int]) -> Iterator[None]:
+    """The kept ones, best first: a .npy of arrays, or a folder of the very files (PNGs where they came as arrays).
+
+    A folder is filled aside and put in place when the block has passed; where either fails, nothing is left of it.
+    """
+    from thalweg.core import temporary
+    from thalweg.core.atomic_write import write_array
+    from thalweg.core.store import write_errors
+
+    if out is None or out.suffix:
+        if out is not None:
+            write_array(out, found.x[kept])
+        yield
+        return
+    inside = out.is_dir()  # it may be a link or a disk of its own, and stays
+    with ExitStack() as stack:
+        with write_errors(out, None):
+            aside = stack.enter_context(temporary.folder(out / "kept" if inside else out))
+        _fill(aside, found, source, kept)
+        yield
+        with write_errors(out, None):
+            if not inside:
+                aside.rename(out)
+            for path in sorted(aside.iterdir()) if inside else ():
+                path.rename(out / path.name)
+
+
+def _fill(folder: Path, found: "Candidates", source: Path, kept: list[int]) -> None:
+    from PIL import Image
+
+    from thalweg.core.store import write_bytes
+
+    digits = len(str(len(kept)))
+    for rank, i in enumerate(kept, 1):
+        if source.is_dir():
+            write_bytes(folder / f"{rank:0{digits}}-{found.names[i]}", (source / found.names[i]).read_bytes())
+            continue
+        pixels = (255 * found.x[i]).round().byte().permute(1, 2, 0).numpy()
+        picture, held = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), io.BytesIO()
+        picture.save(held, format="PNG")
+        write_bytes(folder / f"{rank:0{digits}}-{i}.png", held.getvalue())

@@ -1,0 +1,78 @@
+"""The command `thalweg sample`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from thalweg.cli import console
+from thalweg.cli.options import Json, Run, Seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from thalweg.bundle.bundle import Bundle
+
+
+EXAMPLE = "Example: `thalweg sample runs/digits -n 64 -o samples.png`"
+
+
+def sample(
+    run: Run,
+    n: Annotated[int, typer.Option("-n", help="How many.", min=1)] = 64,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="PNG: a grid of images or a scatter plot; CSV or Parquet: rows; samples.png if neither is given.",
+        ),
+    ] = None,
+    npy: Annotated[Path | None, typer.Option(help="All samples in the data's own units, as .npy.")] = None,
+    num_steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1)] = None,
+    label: Annotated[list[int] | None, typer.Option(help="A class to draw, repeatable: they take turns.")] = None,
+    strength: Annotated[float, typer.Option(help="With --label: 1 is the class's law, above it typical ones.")] = 1.0,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Draw samples from a trained energy."""
+    from thalweg.bundle.bundle import Bundle
+    from thalweg.bundle.files import load_as
+    from thalweg.core.atomic_write import write_array
+    from thalweg.core.check import fits_memory
+
+    bundle = load_as(run, Bundle)
+    shown = Path("samples.png") if out is None and npy is None else out
+    kinds = (".png",) if bundle.kind == "image" else (".png", ".csv", ".parquet")
+    for path, suffixes in ((shown, kinds), (npy, (".npy",))):
+        if path is not None:
+            console.writable(path, suffixes)
+            console.apart(path, run)
+    fits_memory(n, bundle.shape)
+    labels = [label[i % len(label)] for i in range(n)] if label else None
+    x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
+    if npy is not None:
+        write_array(npy, x)
+        console.say(f"{n} samples in {npy}")
+    if shown is not None:
+        kept = _write_samples(bundle, x, shown)
+        left = "" if npy else "; --npy FILE keeps all"
+        console.say(f"{n} samples in {shown}" + (f" (the first {kept} drawn{left})" if kept < n else ""))
+    both = {"picture": str(shown)} if npy is not None and shown is not None else {}
+    result = {"samples": n, "file": str(npy or shown), **both, "shape": list(x.shape), "seed": seed}
+    console.emit(result, as_json)
+
+
+def _write_samples(bundle: "Bundle", x: "Tensor", out: Path) -> int:
+    """A picture, or a table with the names of the columns; how many of the samples are in it."""
+    from thalweg.core.store import write_bytes
+    from thalweg.data.score_table import write_table
+    from thalweg.evaluate.pictures import grid, png, scatter
+
+    if out.suffix.lower() != ".png":
+        names = bundle.layout.names or [f"x{i}" for i in range(x.shape[1])]
+        write_table(out, dict(zip(names, x.T, strict=True)))
+        return len(x)
+    some = x[:400] if bundle.kind == "image" else x[:10_000]
+    write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))
+    return len(some)

@@ -1,0 +1,45 @@
+"""The command `thalweg score`."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from thalweg.cli import console
+from thalweg.cli.options import Drop, Header, Json, Run, table_options
+
+EXAMPLE = "Example: `thalweg score runs/digits images/ -o scores.csv`"
+
+
+def score(
+    run: Run,
+    data: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV (or .parquet, .npy of energies) to write.")] = Path(
+        "scores.csv"
+    ),
+    alpha: Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)] = 0.01,
+    header: Header = None,
+    drop: Drop = None,
+    as_json: Json = False,
+) -> None:
+    """Energy, log p, p-value and flag of each row of a file."""
+    from thalweg.bundle.bundle import Bundle
+    from thalweg.bundle.files import load_as
+    from thalweg.bundle.inputs import read_rows
+    from thalweg.data.files import read_names
+    from thalweg.data.score_table import write_scores
+
+    bundle = load_as(run, Bundle)
+    console.writable(out, (".csv", ".parquet", ".npy"))
+    console.apart(out, data, run)
+    x = read_rows(bundle, data, **table_options(header, drop))
+    scores = bundle.score(x, alpha=alpha)
+    write_scores(out, read_names(data, len(x)), scores)
+    flagged = int(scores["flag"].sum()) if "flag" in scores else None
+    console.say(f"{len(x)} rows in {out}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
+    mean = float(scores["energy"].mean())
+    mean_energy = mean if math.isfinite(mean) else None  # JSON knows no infinity
+    console.emit({"rows": len(x), "file": str(out), "flagged": flagged, "mean_energy": mean_energy}, as_json)

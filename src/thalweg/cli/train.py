@@ -1,0 +1,100 @@
+"""The command `thalweg train`."""
+
+import shlex
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from thalweg.cli import console
+from thalweg.cli.evaluate import evaluate_run
+from thalweg.cli.options import SEEDS, Drop, Header, Json, table_options
+from thalweg.core.errors import ThalwegError
+
+if TYPE_CHECKING:
+    from thalweg.bundle.bundle import Bundle
+    from thalweg.data.catalog import Dataset
+
+
+EXAMPLE = "Example: `thalweg train mnist --minutes 10 -o runs/digits`"
+
+
+def train(
+    data: Annotated[str, typer.Argument(help="mnist, fashion-mnist, two-moons, … or a path: npz, npy, CSV, folder.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: `energy.embed=32`.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Time to train, turned into steps at the start.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps to train, in place of --minutes.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="dual, pcd, pcd-conv, pcd-resnet, toy2d, jem, or a .yaml file; dual if not given."),
+    ] = None,
+    path: Annotated[str | None, typer.Option("--data", help="File or folder with the full set.")] = None,
+    hub: Annotated[bool, typer.Option("--hub", help="Fetch the set from the Hugging Face Hub.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; runs/DATA-RECIPE if not given.")] = None,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Seed of all randomness; 0 if not given.", min=0, max=SEEDS)] = None,
+    report: Annotated[bool, typer.Option(help="Evaluate at the end and write report.html.")] = True,
+    header: Header = None,
+    drop: Drop = None,
+    as_json: Json = False,
+) -> None:
+    """Train an energy and leave a bundle."""
+    from thalweg.core.progress import Bar
+    from thalweg.run.fit import Request, fit_with_data
+    from thalweg.training.distributed import address
+
+    folder = out or Path("runs") / f"{Path(data).stem}-{Path(recipe or 'dual').stem}"
+    request = Request(
+        data=data,
+        recipe=recipe,
+        path=path,
+        hub=hub,
+        minutes=minutes,
+        steps=steps,
+        seed=seed,
+        checkpoint_every=checkpoint_every,
+        overrides=overrides or [],
+        command=console.command(),
+        **table_options(header, drop),
+    )
+    try:
+        bundle, rows = fit_with_data(request, folder, resume=resume, progress=Bar(folder), log=console.say)
+    except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
+        raise ThalwegError(f"{folder}: standard error was closed, which ends the run; it resumes") from stop
+    if address()[0]:
+        return  # the first of several processes does the rest
+    result: dict[str, Any] = {
+        "run": str(folder),
+        "data": bundle.config["data"],
+        "training": bundle.config["training"],
+    }
+    if report and not (folder / "report.html").exists():
+        result |= _report(bundle, folder, bundle.config["run"]["seed"], rows)
+    made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
+    console.say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
+    console.emit(result, as_json)
+
+
+def _report(bundle: "Bundle", folder: Path, seed: int, data: "Dataset | None") -> dict[str, Any]:
+    """The figures of a new run; the bundle is whole even where they cannot be had, and the reason is told."""
+    try:
+        return {"figures": evaluate_run(bundle, folder, num_samples=1000, seed=seed, data=data)}
+    except ValueError as error:  # UserError is one
+        reason = " ".join(str(error).split())
+    except KeyboardInterrupt as stop:
+        raise _Unreported(folder, getattr(stop, "signum", signal.SIGINT)) from stop
+    console.say(f"no report: {reason}")
+    return {"figures": None, "no_report": reason}
+
+
+class _Unreported(ThalwegError):
+    resumable = False
+
+    def __init__(self, folder: Path, signum: int):
+        super().__init__(
+            f"stopped in the evaluation; the run is complete, its report is made by "
+            f"thalweg evaluate {shlex.quote(str(folder))}"
+        )
+        self.signum = signum

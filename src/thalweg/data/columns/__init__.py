@@ -1,0 +1,1 @@
+"""Columns of a table: what they hold, how they become numbers, and back."""

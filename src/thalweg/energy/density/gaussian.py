@@ -1,0 +1,95 @@
+"""The Gaussian that anchors a learned noise-conditional energy: the data's own mean and covariance, smoothed.
+
+Data with mean m and covariance C, plus noise of variance t, has at every t the Gaussian approximation
+N(m, C + t I), whose energy is known exactly, constant included:
+
+    U0(y, t) = 1/2 (y - m)' (C + t I)^-1 (y - m) + 1/2 log det(2 pi (C + t I)).
+
+As t grows the smoothed data tend to this Gaussian, so a learned correction that vanishes at t_max leaves U normalised.
+It also answers for everything that the network never saw: far from the data U0 grows quadratically.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from thalweg.core.errors import UserError
+
+
+class SmoothedGaussian(nn.Module):
+    """N(m, C + t I) in the eigenbasis of C; `fit` sets m and C from data, (N, D).
+
+    Costs one (B, D) x (D, D) product an evaluation and D² numbers of storage: meant for D up to a few thousand.
+    Unfitted it is the isotropic N(0, (1 + t) I).
+    """
+
+    mean: Tensor
+    basis: Tensor
+    spectrum: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("basis", torch.eye(dim))
+        self.register_buffer("spectrum", torch.ones(dim))
+
+    @torch.no_grad()
+    def fit(self, x: Float[Tensor, "n d"]) -> "SmoothedGaussian":
+        """Set the mean to the sample's, C to its covariance S shrunk towards a sphere: C = (1 - a) S + a (tr S / d) I.
+
+        a is Ledoit and Wolf's (2004) estimate of the best share. Without it a coordinate that never varied in training
+        data would make any change there impossibly unlikely. UserError on fewer than two rows.
+        """
+        if x.shape[0] < 2:
+            raise UserError(f"{x.shape[0]} row: a covariance wants two at least; give more data")
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
+        mean = x.double().mean(0)
+        centred = x.double() - mean
+        spectrum, basis = torch.linalg.eigh(centred.T @ centred / x.shape[0])
+        if float(spectrum[-1]) <= 0:
+            raise UserError("every training row is the same, so there is nothing to learn; give data that vary")
+        share = float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
+        spectrum = (1 - share) * spectrum.clamp(min=0) + share * spectrum.mean()
+        self.mean.copy_(mean)
+        self.basis.copy_(basis)
+        self.spectrum.copy_(spectrum)
+        return self
+
+    def forward(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor]:
+        """(U0 (B,), the linear (Wiener) denoiser's estimate of x - m (B, D))."""
+        z = (y - self.mean) @ self.basis
+        total = self.spectrum + t[:, None]
+        whitened = z / total
+        u = 0.5 * (z * whitened).sum(1) + 0.5 * total.log().sum(1) + 0.5 * self.dim * math.log(2 * math.pi)
+        return u, (self.spectrum * whitened) @ self.basis.T
+
+    @torch.no_grad()
+    def derivatives(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, ...]:
+        """(U0, dU0/dy, dU0/dt, the linear denoiser's estimate e, de/dt) by formula: two products for all of them."""
+        total = self.spectrum + t[:, None]
+        z = (y - self.mean) @ self.basis
+        whitened = z / total
+        kept = self.spectrum * whitened
+        slope, wiener, fall = (torch.cat([whitened, kept, kept / total]) @ self.basis.T).chunk(3)
+        u = 0.5 * ((z * whitened).sum(1) + total.log().sum(1)) + 0.5 * self.dim * math.log(2 * math.pi)
+        return u, slope, 0.5 * (total.reciprocal().sum(1) - whitened.square().sum(1)), wiener, -fall
+
+    def wiener_jacobian(self, g: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """C (C + t I)^-1 g: the linear denoiser's Jacobian, which is symmetric, times g."""
+        return ((self.spectrum / (self.spectrum + t[:, None])) * (g @ self.basis)) @ self.basis.T
+
+    def residual_scale(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """c(t) = sqrt(mean_i l_i / (l_i + t)): the linear denoiser's error in units of the noise, (B,).
+
+        This is the size of what is left to learn at level t, so it scales the network's output.
+        """
+        return (self.spectrum / (self.spectrum + t[:, None])).mean(1).sqrt()
+
+    def draw(self, n: int, t: float, generator: Generator) -> Float[Tensor, "n d"]:
+        """n exact draws from N(m, C + t I)."""
+        z = torch.randn(n, self.dim, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        return self.mean + (z * (self.spectrum + t).sqrt()) @ self.basis.T

@@ -1,0 +1,1 @@
+"""Gradients of gradients written out, for score matching."""

@@ -1,0 +1,280 @@
+"""An energy evaluated as fast as its modules allow while a chain lasts, whoever wrote it.
+
+Inside a chain the weights do not change and only dE/dx is wanted. So for as long as a `FrozenEnergy` lasts
+
+- the energy is `frozen`: evaluation mode, normalised weights folded, no gradients of weights;
+- consecutive known layers of an nn.Sequential are one node of the graph, with its gradient written out and its images
+  in channels_last (`energy.engine.layers`);
+- freed memory stays with the process, for the next step to use without a page fault.
+
+All this changes the energy by rounding only, and nothing of it is left when the chain ends. What is changed is decided
+by one look at the modules before the chain: what fused layers take and give has the layout that the modules would give,
+so no code of the user's meets another, and whatever that code raises is the user's own. Anything else that a module
+does goes through autograd as ever; a second derivative through fused layers is taken of their plain form; and under
+autocast, `torch.func` or `torch.compile`, and for modules that are compiled or have hooks, the plain form is all there
+is.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function, forward_ad
+from torch.nn.modules import module as nn_module
+
+from thalweg.energy.base import HasGradient, HasSequence, Wraps, marginal
+from thalweg.energy.engine.discovery import find_modules
+from thalweg.energy.engine.freeze import always_undo, frozen
+from thalweg.energy.engine.layers import (
+    FREE,
+    HOOKS,
+    Activation,
+    Col2imConv2d,
+    Identity,
+    Im2colConv2d,
+    Layer,
+    backward_through,
+    forward_through,
+    layer_of,
+    layers_of,
+    leaves,
+    reads_input,
+    takes,
+)
+
+_MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
+
+
+class _FusedLayers(Function):
+    """Layers one after the other as one node. The plain form serves where the gradient is differentiated again.
+
+    y and dE/dx are made contiguous where x is and the modules would give them so (`usual`). What the way back reads of
+    the input or the output is saved by autograd, which refuses it once it has been changed in place; what lies between
+    is nobody else's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.x, ctx.plain, ctx.layers = x, plain, layers
+        ctx.usual = usual and x.is_contiguous() and not _in_channels_last(x)
+        y, ctx.kept = forward_through(layers, x)
+        y = y.contiguous() if ctx.usual else y
+        y = y if y._base is None else y.clone()  # autograd lets nobody change a view that a node gives
+        reads_y = isinstance(layers[-1], Activation) and layers[-1].of_result
+        if reads_y:
+            ctx.kept[-1] = None  # y would keep its own node alive, and that y, for ever
+        ctx.save_for_backward(y if reads_y else None, x if reads_input(layers) else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled():
+            (g,) = torch.autograd.grad(ctx.plain(ctx.x), ctx.x, g, create_graph=True)
+            return g, None, None, None
+        y, _ = ctx.saved_tensors
+        g = backward_through(ctx.layers, g, ctx.kept if y is None else [*ctx.kept[:-1], y])
+        return g.contiguous() if ctx.usual else g, None, None, None
+
+
+def _fused(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool, x: Tensor) -> Tensor:
+    """The layers at x: by one node where only a first derivative by autograd is to come, else by the plain form."""
+    special = (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled(x.device.type)
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+    return plain(x) if special or not takes(layers, x) else _FusedLayers.apply(x, layers, plain, usual)  # pyright: ignore[reportReturnType]
+
+
+def _in_order(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
+    for part in parts:
+        x = part(x)
+    return x
+
+
+def _fuse(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
+    """The modules' layers as one function."""
+    usual = not any(_in_channels_last(p) for m in modules for p in m.parameters())
+    working = [layer for layer in layers if not isinstance(layer, Identity)]
+    return functools.partial(_fused, working, functools.partial(_in_order, modules), usual)
+
+
+def _in_channels_last(x: Tensor) -> bool:
+    """Whether somebody laid the weight or image out in channels_last, and so wants it; torch goes by strides too."""
+    return x.ndim == 4 and x.stride() != torch.empty(x.shape, device="meta").stride()
+
+
+def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
+    """The modules, with known layers in a row replaced by one function where that gains anything."""
+    modules, layers = list(leaves(modules)), []
+    parts: list[Callable[[Tensor], Tensor]] = []
+    for i, m in enumerate([*modules, None]):
+        layer = None if m is None else layer_of(m)
+        if layer is not None:
+            layers.append(layer)
+            continue
+        start, end = i - len(layers), i
+        while layers and isinstance(layers[-1], FREE):  # autograd sees to views of what a working layer gives
+            layers.pop()
+            end -= 1
+        gains = len(layers) > 1 or any(isinstance(layer, Im2colConv2d) for layer in layers)
+        parts += [_fuse(modules[start:end], layers)] if gains else modules[start:end]
+        parts += modules[end:i] if m is None else [*modules[end:i], m]
+        layers = []
+    return parts
+
+
+def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
+    """(module, its new forward): Sequentials with fused layers, and convolutions of one channel wherever they stand."""
+    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+        return
+    inside: set[int] = set()
+    for m in modules:
+        if isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward and "forward" not in m.__dict__:
+            parts = _parts(list(m))
+            if any(isinstance(part, functools.partial) for part in parts):
+                inside |= {id(child) for child in m}
+                yield m, functools.partial(_in_order, parts)
+    for m in modules:
+        if isinstance(m, nn.Conv2d) and id(m) not in inside and isinstance(layer := layer_of(m), Im2colConv2d):
+            usual = not _in_channels_last(m.weight)
+            layers = [Col2imConv2d(*layer) if usual else layer]
+            yield m, functools.partial(_fused, layers, functools.partial(type(m).forward, m), usual)
+
+
+def hooked(m: nn.Module) -> bool:
+    """Whether somebody wants to be told of the module's calls."""
+    everywhere = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
+    return bool(everywhere) or any(getattr(m, name) for name in HOOKS)
+
+
+@functools.cache
+def keep_memory() -> None:
+    """Have glibc keep freed blocks of up to 32 MiB, by freeing one such block (it learns its threshold; see mallopt).
+
+    It would give activations back to the system at each step and have them zeroed by page faults at the next, which
+    costs a step of a small network 15 to 25 % of its time. The block itself is never touched, so it costs no memory.
+
+    This lasts as long as the process, which then may hold up to 64 MiB more than it uses. It cannot be undone:
+    `mallopt` could set another threshold, and would end glibc's own adjustment of it.
+    """
+    torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8, device="cpu")
+
+
+def is_compiled(m: nn.Module) -> bool:
+    """Whether somebody has compiled the module already, by torch.compile or as a script."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # seconds to import, and of no use where nothing is compiled
+    kinds = (torch.jit.ScriptModule, getattr(dynamo, "OptimizedModule", torch.jit.ScriptModule))
+    return isinstance(m, kinds) or m._compiled_call_impl is not None
+
+
+@contextmanager
+def _replaced(modules: Sequence[nn.Module]) -> Iterator[None]:
+    changed = list(_faster(modules))
+
+    def undo() -> None:
+        for m, forward in changed:
+            if m.__dict__.get("forward") is forward:  # an interrupt may have come before it was
+                del m.__dict__["forward"]
+
+    try:
+        for m, forward in changed:
+            m.__dict__["forward"] = forward
+        yield
+    finally:
+        always_undo([undo])
+
+
+class _Whole:
+    """(E(x), dE/dx) of E = marginal(f), f = layers one after the other: no graph at all, for networks so small that
+    building it costs as much as the arithmetic.
+    """
+
+    def __init__(self, layers: Sequence[Layer]):
+        self.layers = layers
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            f, kept = forward_through(self.layers, x.detach())
+            u = marginal(f)
+            g = torch.full_like(f, -1.0) if f.shape[1] == 1 else -torch.softmax(f, dim=1)
+            g = backward_through(self.layers, g, kept)
+            return u, g.contiguous() if x.is_contiguous() else g
+
+
+def _whole(energy: Any) -> _Whole | None:
+    """For an energy that offers `sequence()`, known layers all, has no hooks and overrides none of the methods."""
+    if not isinstance(energy, HasSequence) or not isinstance(energy, nn.Module):
+        return None
+    owner = next((c for c in type(energy).__mro__ if "sequence" in c.__dict__), None)
+    same = all(getattr(type(energy), n, None) is getattr(owner, n, None) for n in ("forward", "outputs", "features"))
+    if not same or any(getattr(m, name) for m in energy.modules() for name in HOOKS):
+        return None
+    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+        return None
+    layers = layers_of(energy.sequence())
+    return None if layers is None else _Whole(layers)
+
+
+class FrozenEnergy:
+    """An energy E(x) or U(x, t) while a chain lasts, `frozen` and faster; its attributes are the energy's own.
+
+        with FrozenEnergy.of(energy) as frozen:
+            ...
+
+    `whole` is the energy as layers, where it is that.
+    """
+
+    def __init__(self, energy: Any, whole: _Whole | None = None):
+        self.energy, self._whole = energy, whole
+        self._own = energy.value_and_grad if isinstance(energy, HasGradient) else None
+        self._kind: Any = None
+
+    @classmethod
+    @contextmanager
+    def of(cls, energy: Any) -> Iterator["FrozenEnergy"]:
+        """The energy frozen; all is as it was afterwards, also after an error.
+
+        Costs a copy of the convolutions' weights. Another thread that wants one of the modules waits.
+        """
+        keep_memory()
+        modules = find_modules(energy)
+        with frozen(energy):
+            if any(is_compiled(m) for m in modules):
+                yield cls(energy)
+                return
+            fast = cls._without_graph(energy)
+            with _replaced(modules):
+                yield fast if isinstance(fast, cls) else cls(fast)
+
+    @classmethod
+    def _without_graph(cls, energy: Any) -> Any:
+        """The energy, with what is layers all through evaluated without a graph, inside wrappers too."""
+        if isinstance(energy, Wraps):
+            return energy.over(cls._without_graph)
+        whole = _whole(energy)
+        return energy if whole is None else cls(energy, whole)
+
+    def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
+        """(E(x), dE/dx) by the shortest way, or None where there is none: once a call has taken positions like x."""
+        if self._own is not None and (found := self._own(x, *t)) is not None:
+            return found
+        kind = (x.shape[1:], x.dtype, x.device)
+        if self._whole is None or t or kind != self._kind or torch.is_autocast_enabled(x.device.type):
+            return None
+        return self._whole(x)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what copying asks for, before there is an energy to ask
+            raise AttributeError(name)
+        return getattr(self.energy, name)
+
+    def __call__(self, *args: Tensor) -> Any:
+        u, x = self.energy(*args), args[0]
+        self._kind = (x.shape[1:], x.dtype, x.device)
+        return u

@@ -1,0 +1,1 @@
+"""Neural networks E(x): vectors and images to one number a row."""

@@ -1,0 +1,1 @@
+"""Neural networks U(y, t): energies of data plus noise of variance t."""

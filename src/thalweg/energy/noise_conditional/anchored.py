@@ -1,0 +1,192 @@
+"""A learned noise-conditional energy anchored to the data's own smoothed Gaussian.
+
+    U(y, t) = U0(y, t) + r(t) [ c(t) / (sqrt(t) k(t)) <y~, F(y~, w, t)> + b(t) ],    y~ = k(t) (y - m)
+
+U0 is the smoothed Gaussian (`thalweg.energy.density.gaussian`) and F a network that sees the scaled point y~ and the
+linear denoiser's estimate w. k(t) = 1/sqrt(s² + t) brings the input to unit variance; c(t) is what the linear denoiser
+leaves unexplained, so F's target has unit variance (Karras et al. 2022); r(t) = 1 - t/t_max makes the correction vanish
+at t_max, where the smoothed data are Gaussian to a good approximation: that pins the additive constant. The inner
+product is Guth, Kadkhodaie and Simoncelli's (2025): its gradient is F plus a term that makes the field conservative.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from thalweg.energy.density.gaussian import SmoothedGaussian
+from thalweg.energy.engine.fused import keep_memory
+from thalweg.energy.shape import check_rows, check_shape
+
+NUM_FREQUENCIES = 8
+NUM_FEATURES = 2 * NUM_FREQUENCIES + 1
+CONSTANT_SCALE = 10.0  # nats a unit of the head of b(t): the constants to learn are tens to hundreds of nats
+
+
+FEW_ROWS = 8  # for fewer, transforming the weights takes longer than it saves
+
+
+class Terms(NamedTuple):
+    """What the energy computes of (y, t) before the network: U0, y~, w / s, features of t, r c / (sqrt(t) k) and r."""
+
+    u0: Tensor
+    scaled: Tensor
+    wiener: Tensor
+    level: Tensor
+    output_scale: Tensor
+    level_weight: Tensor
+
+    def cotangent(self) -> Tensor:
+        """dU/dF, (B, D)."""
+        return (self.output_scale[:, None] * self.scaled).detach()
+
+
+class AnchoredEnergy(nn.Module, ABC):
+    """Abstract U(y, t), (B, *) and (B,) to (B,) nats; a subclass builds `embed` wide levels into its `network`.
+
+    Trained by `thalweg.objective.score.dual:DualScoreMatching` it is normalised: exp(-U(., t)) is a density at every t
+    in [sigma_min², sigma_max²]. `fit` sets the anchor from the training data and comes before training. Under autocast
+    only the network runs in low precision; the anchor, the inner product and the energy keep y's own.
+    """
+
+    noisy = True
+
+    def __init__(self, *, shape: tuple[int, ...], embed: int, sigma_min: float, sigma_max: float):
+        super().__init__()
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"sigma_min={sigma_min} and sigma_max={sigma_max}: want 0 < min < max")
+        self.shape = check_shape(shape)
+        self.t_min, self.t_max = sigma_min**2, sigma_max**2
+        self.anchor = SmoothedGaussian(math.prod(self.shape))
+        self.embedding = nn.Sequential(nn.Linear(NUM_FEATURES, embed), nn.SiLU(), nn.Linear(embed, embed), nn.SiLU())
+        self.constant = nn.Linear(NUM_FEATURES, 1)
+        nn.init.zeros_(self.constant.weight)
+        nn.init.zeros_(self.constant.bias)
+
+    @abstractmethod
+    def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
+        """F: two images of the flat input (B, D) and the level's embedding (B, embed) to (B, D)."""
+
+    def fit(self, x: Float[Tensor, "n *d"]) -> "AnchoredEnergy":
+        """Set the anchor's mean and covariance from training data in model units."""
+        self.anchor.fit(x.flatten(1))
+        return self
+
+    def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """U(y, t) in nats."""
+        check_rows(y, self.shape)
+        device, low = y.device.type, torch.is_autocast_enabled(y.device.type)
+        with torch.autocast(device, enabled=False):
+            terms = self._terms(y, t)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+            f = self.network(terms.scaled, terms.wiener, self.embedding(terms.level))
+        with torch.autocast(device, enabled=False):
+            return self._energy(terms, f.to(y.dtype))
+
+    def value_and_grads(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(U (B,), dU/dy (B, *), dU/dt (B,)), differentiable in the parameters once; None where there is no short way.
+
+        About six forwards with the backward pass to come, as by autograd, but in half the time
+        (`energy.engine.double_backward.passes`).
+        """
+        if not self.has_network_vjp(y):
+            return None
+        check_rows(y, self.shape)
+        keep_memory()
+        flat, t = y.detach().flatten(1), t.detach().requires_grad_(True)
+        u0, u0_y, u0_t, wiener, wiener_t = self.anchor.derivatives(flat, t.detach())
+        with torch.enable_grad():
+            s2, output_scale = self.anchor.spectrum.mean(), self._output_scale(t)
+            k, weight = (s2 + t.detach()).rsqrt(), output_scale.detach()
+            scaled, root = (flat - self.anchor.mean) * k[:, None], s2.rsqrt()
+            scaled_t, (weight_t,) = -0.5 * k[:, None].square() * scaled, torch.autograd.grad(output_scale.sum(), t)
+            scaled.requires_grad_(True)
+            wiener = (wiener * root).requires_grad_(True)
+            features = self._features(t)
+            levels = (self.embedding(features.detach()), self.embedding(features))  # f must not lead back to t
+            f, inner_inputs, cotangents = self.network_vjp(scaled, wiener, levels, weight[:, None] * scaled.detach())
+            own = (1 - t / self.t_max) * CONSTANT_SCALE * self.constant(features)[:, 0]
+            outputs, ones = (*inner_inputs, own.sum()), torch.ones_like(t[0])
+            of_scaled, of_wiener, of_t = torch.autograd.grad(
+                outputs, (scaled, wiener, t), (*cotangents, ones), create_graph=True
+            )
+            inner = (scaled.detach() * f).sum(1)
+            grad_y = (
+                u0_y
+                + k[:, None] * (weight[:, None] * f + of_scaled)
+                + root * self.anchor.wiener_jacobian(of_wiener, t.detach())
+            )
+            grad_t = u0_t + of_t + weight_t * inner
+            grad_t = (
+                grad_t + (scaled_t * (weight[:, None] * f + of_scaled)).sum(1) + root * (wiener_t * of_wiener).sum(1)
+            )
+        return u0 + weight * inner + own, grad_y.reshape(y.shape), grad_t
+
+    def value_and_grad(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor] | None:
+        """(U, dU/dy), both detached; None where there is no short way, or too few rows for it to be one."""
+        if len(y) < FEW_ROWS or not self.has_network_vjp(y):
+            return None
+        check_rows(y, self.shape)
+        keep_memory()
+        y = y.detach().requires_grad_(True)
+        with torch.enable_grad():
+            terms = self._terms(y, t.detach())
+            with torch.no_grad():
+                level = self.embedding(terms.level)
+            f, inputs, cotangents = self.network_vjp(terms.scaled, terms.wiener, (level,), terms.cotangent())
+            u = self._energy(terms, f)
+            (g,) = torch.autograd.grad((u.sum(), *inputs), y, (torch.ones_like(u[0]), *cotangents))
+        return u.detach(), g
+
+    def has_network_vjp(self, y: Tensor) -> bool:
+        """Whether `network_vjp` knows how, for positions like y, now."""
+        return False
+
+    def network_vjp(
+        self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], cotangent: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """(f, inputs, cotangents): the network's value, and the gradient of <cotangent, f> in its inputs.
+
+        f has no graph back to y and t; `inputs` have, and `cotangents` are the gradients in them. `levels` are the
+        level's embedding without and with a graph back to t; without the second nothing is differentiated in
+        parameters.
+        """
+        raise AssertionError("asked for only where `has_network_vjp` says yes")
+
+    def _terms(self, y: Tensor, t: Tensor) -> "Terms":
+        flat = y.flatten(1)
+        u0, wiener = self.anchor(flat, t)
+        s2 = self.anchor.spectrum.mean()
+        k = (s2 + t).rsqrt()
+        scaled = (flat - self.anchor.mean) * k[:, None]
+        return Terms(u0, scaled, wiener * s2.rsqrt(), self._features(t), self._output_scale(t), 1 - t / self.t_max)
+
+    def _output_scale(self, t: Tensor) -> Tensor:
+        """r c / (sqrt(t) k), the weight of <y~, F>."""
+        spread = self.anchor.spectrum.mean() + t
+        return (1 - t / self.t_max) * self.anchor.residual_scale(t) * (spread / t).sqrt()
+
+    def _energy(self, terms: "Terms", f: Tensor) -> Tensor:
+        inner = (terms.scaled * f).sum(1)
+        return (
+            terms.u0
+            + terms.output_scale * inner
+            + terms.level_weight * CONSTANT_SCALE * self.constant(terms.level)[:, 0]
+        )
+
+    def prior(self, n: int, generator: Generator) -> Float[Tensor, "n *d"]:
+        """n draws of y at t_max, from the anchor, which is the model's law there."""
+        return self.anchor.draw(n, self.t_max, generator).reshape(n, *self.shape)
+
+    def prior_log_prob(self, y: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """log p(y) at t_max, in nats."""
+        return -self.anchor(y.flatten(1), y.new_full((y.shape[0],), self.t_max))[0]
+
+    def _features(self, t: Tensor) -> Tensor:
+        """Smooth features of the level's place on the log scale: low frequencies only, since dU/dt is trained too."""
+        place = (t.log() - math.log(self.t_min)) / math.log(self.t_max / self.t_min)
+        phase = place[:, None] * (math.pi * torch.arange(1, NUM_FREQUENCIES + 1, device=t.device, dtype=t.dtype))
+        return torch.cat([2 * place[:, None] - 1, phase.sin(), phase.cos()], dim=1)

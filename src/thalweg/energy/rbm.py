@@ -1,0 +1,104 @@
+"""Energies of units that are 0 or 1, small enough for every state to be counted.
+
+A restricted Boltzmann machine has visible units v and hidden units h, joined across but not within the two
+layers (Smolensky 1986): E(v, h) = -b·v - c·h - h·Wv. Summed over h it is an ordinary energy of v, smooth in v
+and in the parameters; given one layer, the units of the other are independent, which is what block Gibbs
+sampling uses (`thalweg.sampler.gibbs`).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from thalweg.core.errors import UserError
+
+MAX_COUNTED = 20
+_CHUNK = 1 << 14
+
+
+class Conditionals(NamedTuple):
+    """The two conditional laws of a bipartite model, as log-odds of 1: `hidden(v)` (B, H), `visible(h)` (B, *)."""
+
+    hidden: Callable[[Tensor], Tensor]
+    visible: Callable[[Tensor], Tensor]
+
+
+class RBMEnergy(nn.Module):
+    """E(v) = -b·v - sum_j softplus(c_j + W_j·v) for v in {0, 1}, (B, *): a restricted Boltzmann machine.
+
+    The free energy of `num_hidden` binary units, in nats (Freund & Haussler 1992; Hinton 2002). `shape` is one
+    position's; b (D,), c (H,) and W (H, D) with D its number of units. W begins normal with deviation
+    `weight_std`, b and c at zero (Hinton 2010). ValueError for sizes below 1.
+    """
+
+    def __init__(self, *, shape: Sequence[int] = (2,), num_hidden: int = 4, weight_std: float = 0.01):
+        super().__init__()
+        dim = math.prod(shape)
+        if min(dim, num_hidden) < 1 or not weight_std >= 0:
+            found = f"shape={tuple(shape)}, {num_hidden=}, {weight_std=}"
+            raise UserError(f"{found}: want at least 1 unit in each layer and a deviation of zero or more")
+        self.shape, self.num_hidden = tuple(shape), num_hidden
+        self.weight = nn.Parameter(weight_std * torch.randn(num_hidden, dim))
+        self.visible_bias = nn.Parameter(torch.zeros(dim))
+        self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
+
+    @classmethod
+    def example(cls) -> Self:
+        """Two visible and three hidden units, strongly joined."""
+        return cls(shape=(2,), num_hidden=3, weight_std=1.0)
+
+    @property
+    def conditionals(self) -> Conditionals:
+        """p(h_j = 1 | v) = sigmoid(c_j + W_j·v) and p(v_i = 1 | h) = sigmoid(b_i + h·W_i), as log-odds."""
+        return Conditionals(self._hidden, self._visible)
+
+    def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """E(x) in nats; smooth, and defined between 0 and 1 too. Parameters are taken in x's precision."""
+        return -(x.flatten(1) @ self.visible_bias.to(x.dtype)) - _softplus(self._hidden(x)).sum(1)
+
+    def log_z(self) -> Float[Tensor, ""]:
+        """log sum_v exp(-E(v)) in nats, exact, with its gradient: counts the 2^n states of the smaller layer.
+
+        The other layer is summed in closed form. UserError where n is over 20.
+        """
+        weight, counted, summed = self.weight, self.hidden_bias, self.visible_bias
+        if len(counted) > len(summed):
+            weight, counted, summed = weight.T, summed, counted
+        parts = [
+            torch.logsumexp(s @ counted + _softplus(summed + s @ weight).sum(1), 0)
+            for s in _states(len(counted), weight)
+        ]
+        return torch.logsumexp(torch.stack(parts), 0)
+
+    def _hidden(self, v: Tensor) -> Tensor:
+        return functional.linear(v.flatten(1), self.weight.to(v.dtype), self.hidden_bias.to(v.dtype))
+
+    def _visible(self, h: Tensor) -> Tensor:
+        return (self.visible_bias.to(h.dtype) + h @ self.weight.to(h.dtype)).unflatten(1, self.shape)
+
+
+def all_states(num_units: int, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "n d"]:
+    """Every one of the 2^n states of n units, (2^n, n), in the order of binary numbers, the last unit changing first.
+
+    UserError where n is over 20.
+    """
+    return torch.cat(list(_states(num_units, torch.empty(0, dtype=dtype))))
+
+
+def _states(num_units: int, like: Tensor) -> Iterator[Tensor]:
+    """All states, in chunks that fit into memory."""
+    if num_units > MAX_COUNTED:
+        raise UserError(f"{num_units} units have 2^{num_units} states: at most {MAX_COUNTED} units can be counted")
+    bit = torch.arange(num_units - 1, -1, -1, device=like.device)
+    for number in torch.arange(2**num_units, device=like.device).split(_CHUNK):
+        yield ((number[:, None] >> bit) & 1).to(like.dtype)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # torch's default turns linear at 20, an error of 2e-9, which float64 sees; at 40 none does.
+    return functional.softplus(x, threshold=40)

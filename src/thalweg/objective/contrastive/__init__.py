@@ -1,0 +1,1 @@
+"""Contrastive divergence, its replay buffer and its health signals."""

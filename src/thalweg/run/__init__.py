@@ -1,0 +1,1 @@
+"""From a recipe to a bundle: reads the data, trains, writes the run folder."""

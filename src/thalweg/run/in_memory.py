@@ -1,0 +1,111 @@
+"""Training without a folder: for applications that train an energy of their own.
+
+The update, the loop and the guard are the trainer's (`thalweg.training.step`), so the same settings give the same
+weights. There is no checkpoint, no log, no preview and no signal handler, and no process group: the environment of a
+distributed job is not read, and each of its processes may train on its own.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from thalweg.core.errors import Diverged, UserError
+from thalweg.core.store import flatten
+from thalweg.data.catalog import Dataset
+from thalweg.data.loader import Loader
+from thalweg.data.transform import Identity
+from thalweg.objective.base import Objective
+from thalweg.run.checks import build_parts, check_parts, fit_to_data
+from thalweg.training.guard import Guard, finite, not_finite
+from thalweg.training.plan import Precision, make_plan
+from thalweg.training.settings import RunSettings, TrainSettings
+from thalweg.training.state import TrainState
+from thalweg.training.step import Augment, Batches, ToModelUnits, Update, named_memory_errors, run_steps
+
+FOR_FOLDERS = ("checkpoint_every", "keep", "log_every")
+
+
+def optimise(
+    energy: nn.Module,
+    objective: Objective[Any],
+    x: Tensor | Batches,
+    settings: TrainSettings,
+    *,
+    labels: Tensor | None = None,
+    transform: ToModelUnits | None = None,
+    augment: Augment | None = None,
+    seed: int = 0,
+    after_step: Callable[[TrainState], bool | None] | None = None,
+) -> nn.Module:
+    """Train an energy by an objective; the average of its weights, as a module of its own.
+
+    The global random generator is neither read nor seeded: weights are the caller's, draws follow from `seed`.
+
+    Args:
+        energy: The network, trained in place: afterwards it has the last weights.
+        objective: The loss.
+        x: Training rows (N, *) in data units, shuffled anew each epoch. Or anything with `batch(step)`, which gives
+            the rows and labels of a step counted from 0: for batches of another kind.
+        settings: Steps or minutes, learning rate, average, precision, guard. With `minutes`, or the precision "auto",
+            some steps are timed first on a copy.
+        labels: Whole numbers (N,), where `x` is a tensor and the objective reads them.
+        transform: Data units to model units. None: they are the same.
+        augment: Alters a batch in data units, given a generator and the share of training done.
+        seed: Seed of all draws.
+        after_step: Called after each step with the state, which it may read and copy but must not change. `True` ends
+            the training: early stopping keeps the best weights itself.
+
+    Raises:
+        Diverged: A loss, gradient or health signal went wrong more often than `settings.guard` forgives.
+        OutOfMemory: Memory ran out; the message names the batch size.
+    """
+    for name in FOR_FOLDERS:
+        if getattr(settings, name) != TrainSettings.model_fields[name].default:
+            raise UserError("has no effect without a run folder", argument=name, value=getattr(settings, name))
+    if isinstance(x, Tensor):
+        batches: Batches = Loader(x, labels, batch_size=settings.batch_size, seed=seed)
+    elif labels is not None:
+        raise UserError("has no effect where x gives the batches", argument="labels", hint="let `batch` return them")
+    else:
+        batches = x
+    update = Update(objective, batches, transform or Identity(), settings, seed, augment)
+    state, guard = update.first_state(energy), Guard(settings.guard, objective)
+    with named_memory_errors(state, settings, kept=str):
+        num_steps, precision = _budget(update, state)
+        try:
+            for _ in run_steps(update, state, guard, num_steps, precision):
+                if after_step is not None and after_step(state):
+                    break
+            bad = finite(flatten(state.core())[0])
+            if bad:  # the last update has no next step, whose loss would tell
+                guard.refuse(state, not_finite(bad, state.step))
+        except Diverged as error:
+            raise error.described(f"{error}; {error.advice}") from error
+    return state.average
+
+
+def train_in_memory(run: RunSettings, data: Dataset) -> nn.Module:
+    """The averaged energy of a run, built, checked and trained as `run.fit` does, without its folder."""
+    parts = build_parts(run, data)
+    check_parts(parts, run, data)
+    transform = fit_to_data(parts, run, data)
+    return optimise(
+        parts.energy,
+        parts.objective,
+        data.train,
+        run.train,
+        labels=data.train_labels,
+        transform=transform,
+        augment=parts.augment,
+        seed=run.seed,
+    )
+
+
+def _budget(update: Update, state: TrainState) -> tuple[int, Precision]:
+    """The number of steps and the precision, by timing only where the settings leave them open."""
+    settings = update.settings
+    if settings.steps is not None and settings.precision != "auto":
+        return settings.steps, settings.precision
+    plan = make_plan(settings, lambda precision: update.trial(state, precision))
+    return plan.num_steps, plan.precision

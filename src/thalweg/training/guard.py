@@ -1,0 +1,214 @@
+"""The guard: meet trouble before it spreads, go back to a good state, go on more steadily, and say so in one sentence.
+
+Every objective's loss and gradient are checked for values that are not finite, and the health signals that an objective
+reports (`thalweg.objective.contrastive.divergence` has them all) are held against limits. A bad step is skipped
+*before* the update. What follows is a policy: "rollback" puts back weights, optimiser, average and chains as they were
+at the last good snapshot, lowers the learning rate and, as not every trouble comes of haste, asks the objective for its
+variant after a rollback if it has one (`thalweg.objective.base.HasAfterRollback`); "warn" says so and goes on, "stop"
+ends the run. The step number never goes back: it addresses the random draws, so the same misfortune is not drawn twice.
+
+Trouble may have begun before it shows. So a snapshot counts as good only when another was taken after it in good
+health, and when trouble comes back soon after a rollback, the next one goes to the very beginning.
+
+Snapshots are taken in memory every few steps and travel in the checkpoint, so that a run which was killed and resumed
+answers later trouble with the same bits.
+"""
+
+import copy
+import logging
+import math
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from thalweg.core.errors import Diverged
+from thalweg.core.store import flatten
+from thalweg.objective.base import after_rollbacks, changes
+from thalweg.training.distributed import ProcessGroup, SingleProcess
+
+log = logging.getLogger("thalweg")
+QUIET = 200  # steps without a repetition of a warning
+SOON = 20  # snapshots: trouble that comes back within so many means that the good one was spoilt already
+
+
+class GuardSettings(BaseModel):
+    """When the guard acts and how. A limit of null is not watched."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    policy: Literal["rollback", "warn", "stop"] = "rollback"
+    every: int = Field(50, ge=1, description="steps between snapshots")
+    patience: int = Field(5, ge=1, description="bad steps in a row before the guard acts")
+    max_rollbacks: int = Field(3, ge=0)
+    slow: float = Field(0.3, gt=0, le=1, description="factor on the learning rate at a rollback")
+    max_gap: float | None = Field(100.0, gt=0, description="largest |mean E(fake) - mean E(real)|")
+    max_diverged: float | None = Field(0.5, ge=0, lt=1, description="largest share of chains that end non-finite")
+    max_clamped: float | None = Field(0.98, gt=0, le=1, description="largest share of coordinates held by the clamp")
+    min_slope: float | None = Field(1e-7, gt=0, description="least norm of the energy's gradient along the chain")
+    min_spread: float | None = Field(0.02, gt=0, description="least deviation of the chains over that of the data")
+    min_lineages: float | None = Field(0.5, gt=0, le=1, description="least share of distinct chains in a batch")
+
+
+class Limit(NamedTuple):
+    """A health signal, the setting that bounds it, the factor on the bound for a snapshot to be worth taking, what it
+    means to be beyond, and the remedy: which way to change which setting of the run.
+    """
+
+    signal: str
+    setting: str
+    calm: float
+    meaning: str
+    way: Literal["raise", "lower"]
+    remedy: str
+
+    @property
+    def advice(self) -> str:
+        """The remedy in words."""
+        return f"{self.way} {self.remedy}"
+
+
+LIMITS = (
+    Limit("gap", "max_gap", 0.5, "the energies of data and samples drift apart", "raise", "objective.energy_penalty"),
+    Limit("diverged", "max_diverged", 0.5, "chains leave the finite range", "lower", "the sampler's step_size"),
+    Limit("clamped", "max_clamped", 1.0, "chains are stuck at the clamp", "lower", "the sampler's step_size"),
+    Limit(
+        "chain_grad_norm", "min_slope", 2.0, "the slope along the chain vanishes", "lower", "objective.energy_penalty"
+    ),
+    Limit("spread", "min_spread", 2.0, "the chains have collapsed onto one point", "raise", "objective.reinit"),
+    Limit("lineages", "min_lineages", 1.5, "chains are copies of each other", "raise", "the sampler's temperature"),
+)
+
+
+class GuardState(NamedTuple):
+    """What the guard remembers, all of it stored: three snapshots, the rate's factor, when and how often it acted."""
+
+    origin: Any = None
+    good: Any = None
+    candidate: Any = None
+    factor: float = 1.0
+    rollbacks: int = 0
+    acted: int = 0
+    strikes: int = 0
+    skips: int = 0
+
+
+class Guard:
+    """Watches the steps of one `TrainState` (training/state.py), whose `guard` field is its memory.
+
+    `objective` is the one that the run began with; the trainer's steps are those of
+    `after_rollbacks(objective, guard.rollbacks)`.
+    """
+
+    def __init__(
+        self, settings: GuardSettings, objective: Any = None, group: SingleProcess | ProcessGroup | None = None
+    ):
+        self.settings, self.objective, self.group = settings, objective, group or SingleProcess()
+
+    def begin(self, state: Any) -> None:
+        """The first snapshot, so that there is always a state to go back to."""
+        if self.settings.policy == "rollback" and state.guard.good is None:
+            first = _snapshot(state)
+            state.guard = state.guard._replace(origin=first, good=first)
+
+    def skip(self, state: Any, error: Diverged) -> None:
+        """In place of a step whose loss or gradient is not finite; raises `error` under "stop"."""
+        if self.settings.policy == "stop":
+            raise error
+        state.step += 1
+        skips = state.guard.skips + 1
+        state.guard = state.guard._replace(skips=skips)
+        if skips == 1:
+            log.warning("%s; the step was skipped before it touched the weights", error)
+        if skips >= self.settings.patience:
+            self._act(state, error.described(f"{error}, as in the {skips - 1} steps before") if skips > 1 else error)
+
+    def check(self, state: Any, metrics: dict[str, Tensor]) -> None:
+        """After a step that was taken. Raises Diverged where the policy, or the number of rollbacks, says stop."""
+        past = self._beyond(metrics, calm=False)
+        if past is None:
+            state.guard = state.guard._replace(strikes=min(state.guard.strikes + 1, 0), skips=0)
+            if self.settings.policy == "rollback" and state.step % self.settings.every == 0:
+                self._remember(state, metrics)
+            return
+        state.guard = state.guard._replace(strikes=state.guard.strikes + 1, skips=0)
+        if state.guard.strikes >= self.settings.patience:
+            limit, value = past
+            bound = getattr(self.settings, limit.setting)
+            text = f"{limit.meaning} ({limit.signal} {value:.3g}, limit {bound:g}) at step {state.step}"
+            self._act(state, Diverged(text, what=limit.signal, step=state.step, advice=limit.advice), limit)
+
+    def refuse(self, state: Any, error: Diverged) -> None:
+        """Before a checkpoint that would not be finite: go back, or raise `error` where the policy is another."""
+        if self.settings.policy != "rollback":
+            raise error
+        self._act(state, error)
+
+    def _act(self, state: Any, trouble: Diverged, limit: Limit | None = None) -> None:
+        guard, settings = state.guard, self.settings
+        advice = f"; {limit.advice} if this comes back" if limit else ""
+        if settings.policy == "stop":
+            raise trouble
+        if settings.policy == "warn":
+            log.warning("%s; the run goes on as the policy is to warn%s", trouble, advice)
+            state.guard = guard._replace(strikes=-QUIET, skips=-QUIET)
+            return
+        if guard.rollbacks >= settings.max_rollbacks:
+            raise trouble.described(f"{trouble}, after {guard.rollbacks} rollbacks")
+        again = guard.rollbacks > 0 and state.step - guard.acted <= SOON * settings.every
+        good = guard.origin if again else guard.good
+        state.restore(good)
+        state.guard = GuardState(
+            guard.origin, good, None, guard.factor * settings.slow, guard.rollbacks + 1, acted=state.step
+        )
+        done = [
+            f"went back to the weights, the optimiser and the chains of step {good['step']}",
+            f"lowered the learning rate to {state.guard.factor:.3g} of its schedule",
+        ]
+        before, after = (after_rollbacks(self.objective, times) for times in (guard.rollbacks, state.guard.rollbacks))
+        for name, (old, new) in changes(before, after).items():
+            done.append(f"set objective.{name} from {old} to {new}")
+            if limit and limit.remedy == f"objective.{name}":  # what has just been done needs no advice
+                advice = ""
+        log.warning(
+            "%s; %s and %s (rollback %d of %d)%s",
+            trouble, ", ".join(done[:-1]), done[-1], state.guard.rollbacks, settings.max_rollbacks, advice,
+        )  # fmt: skip
+
+    def _remember(self, state: Any, metrics: dict[str, Tensor]) -> None:
+        """A snapshot counts as good once another one was taken after it in good health; all of it must be finite.
+
+        The signals tell of the chains that a step visited; another one, spoilt, must not be what a rollback puts back.
+        """
+        if self._beyond(metrics, calm=True) is None and not self.group.any(finite(flatten(state.core())[0])):
+            good = state.guard.candidate or state.guard.good
+            state.guard = state.guard._replace(good=good, candidate=_snapshot(state))
+
+    def _beyond(self, metrics: dict[str, Tensor], *, calm: bool) -> tuple[Limit, float] | None:
+        """The first signal beyond its limit, with its value; a value that is not finite is beyond."""
+        for limit in LIMITS:
+            bound, value = getattr(self.settings, limit.setting), metrics.get(limit.signal)
+            if bound is None or value is None:
+                continue
+            bound, number = bound * (limit.calm if calm else 1.0), abs(float(value))
+            inside = number >= bound if limit.setting.startswith("min") else number <= bound
+            if not (math.isfinite(number) and inside):
+                return limit, number
+        return None
+
+
+def not_finite(what: str, step: int) -> Diverged:
+    """The error of a tensor with a value that is not finite, met at a step."""
+    return Diverged(f"{what} is not finite at step {step}", what=what, step=step)
+
+
+def finite(tensors: dict[str, Tensor]) -> str | None:
+    """The name of the first tensor with a non-finite value, None where all are finite."""
+    return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
+
+
+def _snapshot(state: Any) -> dict[str, Any]:
+    """Copies of what an update changes in place; the objective's state is never changed, so it is only named."""
+    tree = state.core()
+    changed = ("energy", "average", "optimizer")
+    return {**copy.deepcopy({name: tree[name] for name in changed}), "objective": tree["objective"], "step": state.step}

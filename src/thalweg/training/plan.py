@@ -1,0 +1,120 @@
+"""The plan of a run: how many steps, in which precision, on how many threads; made once, before the first step.
+
+A budget in minutes is turned into a number of steps by timing a few steps on a copy of everything. From then on
+only steps count, so schedules are functions of the step and a resumed run repeats them exactly. Where the precision is
+"auto", the timing also decides whether bfloat16 autocast pays on this machine.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.store import read_json, write_json
+from thalweg.training.settings import TrainSettings
+
+NAME = "plan.json"
+Precision = Literal["fp32", "bf16"]
+WARM, TIMED = 3, 12
+CHECKPOINT_SECONDS = 60.0
+BF16_MUST_SAVE = 0.9  # of fp32's time: for less it is not worth the lost digits
+HOPELESS = 2.0  # times fp32's time in the warm-up: emulated bfloat16 would make the timing take minutes
+
+
+class Plan(BaseModel):
+    """num_steps in all; precision "fp32" or "bf16"; threads; seconds a step as timed; steps between checkpoints;
+    processes that share a batch.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    num_steps: int = Field(ge=1)
+    precision: Precision
+    threads: int = Field(ge=1, le=1024)
+    step_seconds: float = Field(ge=0)
+    checkpoint_every: int = Field(ge=1)
+    world_size: int = Field(1, ge=1)
+
+    def require(self, world_size: int, folder: Path) -> None:
+        """Refuse another number of processes: the batch would be cut, and the chains shared out, in another way."""
+        if self.world_size != world_size:
+            launch = "without torchrun" if self.world_size == 1 else f"by torchrun --nproc-per-node {self.world_size}"
+            raise UserError(
+                f"the run began with world size {self.world_size}, and this is {world_size}",
+                argument=str(folder),
+                hint=f"go on {launch}, or start another run",
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write plan.json."""
+        write_json(folder / NAME, self.model_dump())
+
+    @classmethod
+    def load(cls, folder: Path) -> "Plan | None":
+        """The plan in a run folder, None where there is none."""
+        path = folder / NAME
+        if not path.exists():
+            return None
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"])) or "the whole file"
+            raise DamagedFile(
+                f"not a plan ({where}: {fault['msg']})",
+                argument=str(path),
+                hint="put the run's own back, or start another run",
+            ) from error
+
+
+@contextmanager
+def num_threads(number: int) -> Iterator[None]:
+    """Torch on so many threads, afterwards on as many as before.
+
+    Sums are split by thread, so the bits of a run depend on their number. The number belongs to the process: other
+    threads of Python see it, too.
+    """
+    before = torch.get_num_threads()
+    if number != before:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
+
+
+def make_plan(settings: TrainSettings, trial: Callable[[Precision], Callable[[], object]], world_size: int = 1) -> Plan:
+    """Time steps and settle the plan. `trial(precision)` gives a callable that runs one step on a throw-away copy."""
+    names: tuple[Precision, ...] = ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
+    steps = {name: trial(name) for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for i in range(WARM + TIMED):  # interleaved, so that a drift of the machine's speed hits both
+        for name in tuple(steps):
+            start = time.perf_counter()
+            steps[name]()
+            seconds[name].append(time.perf_counter() - start)
+        alone = world_size == 1  # several ranks meet in each step, and their clocks differ
+        if alone and i == WARM - 1 and min(seconds[names[-1]]) > HOPELESS * min(seconds[names[0]]):
+            del steps["bf16"]
+    median = {name: statistics.median(seconds[name][WARM:]) for name in steps}
+    precision: Precision = names[0]
+    if len(median) > 1 and median["bf16"] < BF16_MUST_SAVE * median["fp32"]:
+        precision = "bf16"
+    each = median[precision]
+    num_steps = settings.steps or max(1, round((settings.minutes or 10.0) * 60 / each))
+    every = settings.checkpoint_every or max(1, min(round(CHECKPOINT_SECONDS / each), num_steps))
+    return Plan(
+        num_steps=num_steps,
+        precision=precision,
+        threads=torch.get_num_threads(),
+        step_seconds=each,
+        checkpoint_every=every,
+        world_size=world_size,
+    )

@@ -1,0 +1,160 @@
+"""What a run is made of, checked before any work starts: every section of `config.json` and every training knob."""
+
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+
+from thalweg.core.config import check
+from thalweg.core.errors import UserError
+from thalweg.training.guard import GuardSettings
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class DataSettings(_Section):
+    """Which data: a named set or a path, an optional file or folder that holds the set, and the held-out share; of a
+    table whether it has a header, and the columns that are left out.
+    """
+
+    name: str
+    path: str | None = None
+    hub: bool = False
+    held_out: float | None = Field(None, gt=0, lt=1)
+    limit: int | None = Field(None, ge=2)
+    header: bool | None = None
+    drop: list[str] = []
+
+
+class TrainSettings(_Section):
+    """How the parameters move. Exactly one budget, `steps` or `minutes`, is set when a run starts."""
+
+    steps: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0, le=1e6)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup: int = Field(200, ge=0, description="steps of linear warm-up")
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights a step")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    checkpoint_every: int | None = Field(None, ge=1, description="steps; every minute or so if not given")
+    keep: int = Field(2, ge=1, description="checkpoints kept")
+    log_every: int = Field(10, ge=1)
+    guard: GuardSettings = Field(default_factory=lambda: GuardSettings.model_validate({}))
+
+
+class RunSettings(_Section):
+    """A whole run: data, augmentation, transform, energy, objective and sampler (specs), training, seed."""
+
+    data: DataSettings
+    augment: dict[str, Any] | None = None
+    transform: dict[str, Any] = {"type": "thalweg.data.transform:Identity"}
+    energy: dict[str, Any]
+    objective: dict[str, Any]
+    sampler: dict[str, Any]
+    train: TrainSettings = Field(default_factory=lambda: TrainSettings.model_validate({}))
+    seed: int = Field(0, ge=0, lt=2**64)
+
+
+class DataFacts(BaseModel):
+    """What config.json says of the data that were read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: StrictStr
+    fingerprint: StrictStr
+    labels: StrictStr | None = None  # a fingerprint, where the objective reads labels
+    kind: Literal["image", "vector"]
+    shape: list[Annotated[StrictInt, Field(ge=1)]] = Field(min_length=1, max_length=3)
+    dtype: Literal["uint8", "float32", "float64"]
+    columns: list[StrictStr] | None  # names, of a table that has them
+    ignored: list[StrictStr]  # columns that were left out
+    encoding: list[Any] | None  # what the columns hold, as `data.columns.encoding.Columns.to_list` says it
+    num_train: StrictInt
+    num_held_out: StrictInt
+
+
+class Stored(BaseModel):
+    """The config.json of a run, as far as going on with the run relies on it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    thalweg: StrictStr
+    torch: StrictStr
+    command: StrictStr | None
+    normalised: StrictBool
+    recipe: StrictStr | None = None
+    recipe_sha256: StrictStr | None = None
+    overrides: list[StrictStr] | None = None
+    data: DataFacts
+    run: dict[str, Any]
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(config: dict[str, Any], where: str = "") -> RunSettings:
+    """The run that a mapping describes; UserError with the dotted key, `where` before it, the value and the remedy."""
+    run = checked(RunSettings, config, where)
+    for name in ("augment", "transform", "energy", "objective", "sampler"):
+        spec, path = getattr(run, name), f"{where}.{name}" if where else name
+        if name == "augment" and spec is None:
+            continue
+        if "type" not in spec:
+            raise UserError(
+                "names no type", argument=path, hint="write `type: thalweg.package.module:ClassName` under it"
+            )
+        check(spec, path)
+    return run
+
+
+def stored(config: dict[str, Any]) -> RunSettings:
+    """The run in a config.json, all of whose sections must be there; UserError with the dotted key."""
+    remedy = "the run wrote it"
+    checked(Stored, config, missing=remedy)
+    lost = RunSettings.model_fields.keys() - config["run"].keys() - {"augment"}
+    if lost:
+        raise UserError("missing", argument=f"run.{min(lost)}", hint=remedy)
+    return validate(config["run"], "run")
+
+
+def checked(
+    model: type[M], tree: Any, where: str = "", *, missing: str = "the recipe or an override must give it"
+) -> M:
+    """The section that a mapping describes. UserError: `argument` is the dotted key, `where` before it; `missing` is
+    the hint where a key is missing.
+    """
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        faults = error.errors()
+        first = next(
+            (fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0]
+        )  # a slip explains more
+        key = ".".join(map(str, ([where] if where else []) + list(first["loc"])))
+        if first["type"] == "extra_forbidden":
+            raise UserError("no such key", argument=key, hint=_hint(model, first["loc"])) from error
+        if first["type"] == "missing":
+            raise UserError("missing", argument=key, hint=missing) from error
+        value, condition = first.get("input"), first["msg"].lower().replace("input should be", "must be", 1)
+        condition += ", not null" if value is None else ""
+        raise UserError(condition, argument=key or "the run", value=value) from error
+
+
+def _hint(model: type[BaseModel], loc: tuple[Any, ...]) -> str:
+    """The key that was probably meant, else those there are."""
+    for part in loc[:-1]:
+        inner = model.model_fields[part].annotation
+        assert isinstance(inner, type)
+        assert issubclass(inner, BaseModel)
+        model = inner
+    known = sorted(model.model_fields)
+    close = get_close_matches(str(loc[-1]), known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"

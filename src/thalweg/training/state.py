@@ -1,0 +1,147 @@
+"""All that a run must remember to go on exactly where it stopped, and how it is stored.
+
+Weights, their running average, the optimiser's moments, the objective's state (a replay buffer, say), the guard's
+snapshots and the step number. No generator state: randomness is addressed (`thalweg.core.rng`). A checkpoint is a
+sealed folder `checkpoints/step-N`, written aside and renamed, tensors as safetensors and the rest as JSON. In a run of
+several processes the first writes; what the others alone hold, their objectives' states, stands under `others`.
+"""
+
+import copy
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile
+from thalweg.training.distributed import ProcessGroup, SingleProcess
+from thalweg.training.guard import GuardState, finite, not_finite
+from thalweg.training.settings import TrainSettings
+
+FOLDER = "checkpoints"
+
+
+@dataclass
+class TrainState:
+    """The mutable heart of a run. `average` holds the exponential moving average of the energy's weights."""
+
+    energy: nn.Module
+    average: nn.Module
+    optimizer: torch.optim.Optimizer
+    objective: Any
+    step: int = 0
+    seconds: float = 0.0
+    guard: GuardState = field(default_factory=GuardState)
+    saved: str = ""  # the checkpoint that this state was last written to or loaded from
+
+    def update_average(self, decay: float) -> None:
+        """average += (1 - d)(weights - average), d = min(decay, (1 + n)/(10 + n)) so that the start is forgotten."""
+        d = min(decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.energy.parameters()), 1 - d)
+            for mine, theirs in zip(self.average.buffers(), self.energy.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    def save(self, folder: Path, keep: int, group: SingleProcess | ProcessGroup | None = None) -> Path:
+        """Write checkpoints/step-N, drop all but the newest `keep`; Diverged, nothing written, if not all is finite."""
+        group = group or SingleProcess()
+        path = folder / FOLDER / f"step-{self.step:08d}"
+        tensors, structure = store.flatten(self._tree())
+        bad = group.any(finite(tensors))
+        if bad:
+            raise not_finite(bad, self.step)
+        others = group.gather(self._own())
+        if others:
+            tensors, structure = store.flatten({**self._tree(), "others": others})
+        group.on_rank0(lambda: self._write(path, tensors, structure, keep))
+        self.saved = path.name
+        return path
+
+    def load(self, path: Path, group: SingleProcess | ProcessGroup | None = None) -> None:
+        """Take over everything from a checkpoint folder; DamagedFile where it does not fit this run."""
+        group = group or SingleProcess()
+        header = store.read_json(path / "state.json")
+        core = self.core()
+        own = {"objective": self.objective, "guard": [self.objective] * 3}
+        like = {**core, "guard": GuardState(core, core, core), "others": [own] * (group.size - 1)}
+        tree = store.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
+        size = 1 + len(tree.get("others", ()))
+        if size != group.size:
+            text = f"holds the state of {size} processes, and these are {group.size}"
+            raise DamagedFile(text, argument=str(path), hint="remove it")
+        try:
+            if group.rank:
+                tree = _of_rank(tree, tree["others"][group.rank - 1])
+            self.restore(tree)
+            self.guard = tree["guard"]
+        except (RuntimeError, ValueError, KeyError) as error:
+            reason = str(error).splitlines()[0]
+            raise DamagedFile(f"does not fit the energy in config.json ({reason})", argument=str(path)) from error
+        self.step, self.seconds, self.saved = header["step"], header["seconds"], path.name
+
+    def restore(self, tree: dict[str, Any]) -> None:
+        """Take over weights, average, optimiser and objective from a tree as `core` gives; the tree stays untouched."""
+        self.energy.load_state_dict(tree["energy"])
+        self.average.load_state_dict(tree["average"])
+        self.optimizer.load_state_dict(copy.deepcopy(tree["optimizer"]))
+        self.objective = tree["objective"]
+
+    def core(self) -> dict[str, Any]:
+        """All that a step changes, by name; tensors are not copied."""
+        return {
+            "energy": dict(self.energy.state_dict()),
+            "average": dict(self.average.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "objective": self.objective,
+        }
+
+    def _tree(self) -> dict[str, Any]:
+        return {**self.core(), "guard": self.guard}
+
+    def _own(self) -> dict[str, Any]:
+        """What differs from rank to rank: the objective's state, now and in the guard's snapshots."""
+        return {"objective": self.objective, "guard": [shot and shot["objective"] for shot in self.guard[:3]]}
+
+    def _write(self, path: Path, tensors: dict[str, Any], structure: Any, keep: int) -> None:
+        def write(aside: Path) -> None:
+            store.write_tensors(aside / "state.safetensors", tensors)
+            store.write_tensors(aside / "model.safetensors", dict(self.average.state_dict()))
+            store.write_json(aside / "state.json", {"step": self.step, "seconds": self.seconds, "tree": structure})
+
+        path.parent.mkdir(exist_ok=True)
+        self._drop(path.parent, keep)  # what a kill left no time for: never more than keep + 1 lie on the disk
+        store.save_folder(path, write)
+        self.saved = path.name
+        self._drop(path.parent, keep)
+
+    def _drop(self, parent: Path, keep: int) -> None:
+        """Remove all but the newest `keep` up to the last one known to be whole; later ones are damaged, so they go."""
+        names = sorted(old.name for old in parent.glob("step-*"))
+        kept = [name for name in names if name <= self.saved][-keep:]
+        for name in set(names) - set(kept):
+            shutil.rmtree(parent / name, ignore_errors=True)  # half-removed it no longer verifies: it is never loaded
+
+
+def _of_rank(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The tree of another rank than 0: all is shared but the objective's states, which are its own."""
+    guard: GuardState = tree["guard"]
+    shots = [shot and {**shot, "objective": mine} for shot, mine in zip(guard[:3], own["guard"], strict=True)]
+    guard = guard._replace(origin=shots[0], good=shots[1], candidate=shots[2])
+    return {**tree, "objective": own["objective"], "guard": guard}
+
+
+def fresh(energy: nn.Module, settings: TrainSettings, init: Callable[[nn.Module], Any]) -> TrainState:
+    """The state before the first step. `init(energy)` makes the objective's own state."""
+    optimizer = torch.optim.AdamW(
+        energy.parameters(),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+    average = copy.deepcopy(energy).requires_grad_(False).eval()
+    return TrainState(energy, average, optimizer, init(energy))

@@ -1,0 +1,209 @@
+"""Training in a run folder that survives being killed.
+
+The loop over steps is `thalweg.training.step`'s. Around it the trainer settles the plan, writes checkpoints and the
+log, and acts on signals. As step n follows from the state after n - 1, the seed and n, a run interrupted anywhere
+resumes from its newest whole checkpoint and ends with the same bits (same machine, versions and thread count). With
+several processes (`thalweg.training.distributed`) each runs this loop on its part of the batch, and rank 0 alone
+writes.
+"""
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from thalweg.core import store, temporary
+from thalweg.core.errors import Diverged, ThalwegError, UserError
+from thalweg.data.loader import Loader
+from thalweg.objective.base import Objective
+from thalweg.training.distributed import ProcessGroup, SingleProcess, single_process
+from thalweg.training.guard import Guard
+from thalweg.training.metrics_log import MetricsLog, NoLog, Progress, Silent, log
+from thalweg.training.plan import Plan, make_plan, num_threads
+from thalweg.training.settings import TrainSettings
+from thalweg.training.state import FOLDER, TrainState
+from thalweg.training.step import Augment, ToModelUnits, Update, named_memory_errors, run_steps
+
+Hook = Callable[[TrainState, Plan], None]
+ANOTHER_FOLDER = ", in another folder: a run keeps the settings that it began with"
+
+
+class Interrupted(ThalwegError):
+    """The run was told to stop; its state is saved. `signum` is the signal's number."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.signum = signum
+
+
+class Trainer:
+    """Trains an energy by an objective on a loader's batches, in a run folder.
+
+    `hooks` are called after every step with the state and the plan and must not change either. `group` is the one that
+    `thalweg.training.distributed.joined` gives; the loader's rank and world size must be the group's.
+    """
+
+    def __init__(
+        self,
+        *,
+        energy: nn.Module,
+        objective: Objective[Any],
+        loader: Loader,
+        transform: ToModelUnits,
+        settings: TrainSettings,
+        folder: Path,
+        seed: int = 0,
+        hooks: Sequence[Hook] = (),
+        progress: Progress | None = None,
+        tensorboard: bool = True,
+        augment: Augment | None = None,
+        group: SingleProcess | ProcessGroup | None = None,
+    ):
+        self.group = group = group or single_process()
+        if (loader.rank, loader.world_size) != (group.rank, group.size):
+            of = f"must be of rank {group.rank} in {group.size}, not {loader.rank} in {loader.world_size}"
+            raise UserError(of, argument="loader")
+        self.update = Update(objective, loader, transform, settings, seed, augment, group)
+        self.settings, self.folder = settings, folder
+        self.hooks, self.progress, self.tensorboard = hooks, progress or Silent(), tensorboard
+        self.state = self.update.first_state(energy)
+        self.guard = Guard(settings.guard, objective, group)
+
+    def fit(self) -> nn.Module:
+        """Train from where the folder stands to the end of the plan; the averaged energy.
+
+        Raises Interrupted after SIGINT or SIGTERM (state saved), Diverged where the guard gives up, OutOfMemory.
+        """
+        # from here on a signal is kept: a stop during the timing acts after the first step
+        kept = lambda: f"; {_described(self._last_good())}"  # noqa: E731
+        with named_memory_errors(self.state, self.settings, kept), _caught_signals() as caught:
+            known = self._known_plan()
+            self._restore()
+            plan = self._plan(known)
+            with num_threads(plan.threads):
+                self._run(plan, caught)
+        return self.state.average
+
+    def _run(self, plan: Plan, caught: list[int]) -> None:
+        """The loop over steps, with all that follows a step."""
+        metrics_log = self._metrics_log()
+        self.progress.start(plan.num_steps, self.state.step)
+        try:
+            for metrics in run_steps(self.update, self.state, self.guard, plan.num_steps, plan.precision):
+                self._after_step(plan, metrics_log, metrics, caught)
+        except Diverged as error:
+            good = self._last_good()
+            text = f"{error}; {_described(good)}; {error.advice}{ANOTHER_FOLDER}"
+            raise error.described(text, last_good=good) from error
+        finally:
+            metrics_log.close()
+            self.progress.stop()
+
+    def _after_step(
+        self, plan: Plan, metrics_log: MetricsLog | NoLog, metrics: dict[str, Tensor], caught: list[int]
+    ) -> None:
+        """Report, save, stop, hooks."""
+        self._report(metrics_log, metrics, plan)
+        signum, self.state.seconds = self.group.latest(caught[0] if caught else 0, self.state.seconds)
+        last = self.state.step == plan.num_steps
+        if last or signum or self.state.step % plan.checkpoint_every == 0:
+            self._save()
+        if signum and not last:
+            raise Interrupted(f"stopped at step {self.state.step} of {plan.num_steps}, saved in {self.folder}", signum)
+        for hook in self.hooks:  # after the save: a hook that fails or dawdles costs no step
+            hook(self.state, plan)
+
+    def _restore(self) -> None:
+        newest = self.group.broadcast(self._newest)
+        if newest is not None:
+            self.state.load(self.folder / FOLDER / newest, self.group)
+        self.group.assert_equal("weights", self._weights)
+
+    def _newest(self) -> str | None:
+        """The name of the checkpoint to go on from, the folder tidied up."""
+        temporary.clean(self.folder)
+        parent = self.folder / FOLDER
+        if not parent.is_dir():
+            return None
+        temporary.clean(parent)
+        newest, warnings = store.newest_valid(parent)
+        for warning in warnings:
+            log.warning("%s", warning)
+        return newest.name if newest else None
+
+    def _weights(self) -> str:
+        return hashlib.sha256(store.tensor_bytes(self.state.energy.state_dict())).hexdigest()
+
+    def _known_plan(self) -> Plan | None:
+        plan = Plan.load(self.folder)
+        if plan is not None:
+            plan.require(self.group.size, self.folder)
+        return plan
+
+    def _plan(self, plan: Plan | None) -> Plan:
+        """The plan that there is, or a new one: all ranks take the trial steps, and the times of rank 0 count."""
+        if plan is None:
+            try:
+                made = make_plan(self.settings, self._trial, self.group.size)
+            except Diverged as error:
+                text = f"{error.what} is not finite in a trial step, before any training; {error.advice}"
+                raise error.described(text, step=None) from error
+            plan = Plan.model_validate(self.group.broadcast(made.model_dump))
+            self.group.on_rank0(lambda: plan.save(self.folder))
+        return plan
+
+    def _trial(self, precision: Any) -> Callable[[], object]:
+        return self.update.trial(self.state, precision)
+
+    def _metrics_log(self) -> MetricsLog | NoLog:
+        if self.group.rank:
+            return NoLog()
+        return MetricsLog(self.folder, self.state.step, tensorboard=self.tensorboard)
+
+    def _report(self, metrics_log: MetricsLog | NoLog, metrics: dict[str, Tensor], plan: Plan) -> None:
+        if metrics and (self.state.step % self.settings.log_every == 0 or self.state.step in (1, plan.num_steps)):
+            self.progress.advance(self.state.step, metrics_log.write(self.state.step, self.state.seconds, {**metrics}))
+
+    def _save(self) -> None:
+        """Write a checkpoint; what is not finite never gets into one."""
+        self.group.assert_equal("weights", self._weights)
+        try:
+            self.state.save(self.folder, self.settings.keep, self.group)
+        except Diverged as error:
+            self.guard.refuse(self.state, error)
+            self.state.save(self.folder, self.settings.keep, self.group)
+
+    def _last_good(self) -> Path | None:
+        return max((self.folder / FOLDER).glob("step-*"), default=None)
+
+
+def _described(checkpoint: Path | None) -> str:
+    return f"last good checkpoint {checkpoint}" if checkpoint else "no checkpoint yet"
+
+
+@contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """A list that fills when SIGINT or SIGTERM comes; a second one acts as usual. Outside the main thread: nothing."""
+    caught: list[int] = []
+    names = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = {name: signal.getsignal(name) for name in names}
+
+        def note(signum: int, _: object) -> None:
+            caught.append(signum)
+            signal.signal(signum, before[signal.Signals(signum)] or signal.SIG_DFL)
+
+        for name in names:
+            signal.signal(name, note)
+    except ValueError:  # not the main thread
+        yield caught
+        return
+    try:
+        yield caught
+    finally:
+        for name in names:
+            signal.signal(name, before[name] or signal.SIG_DFL)
