@@ -45,9 +45,9 @@ def test_bad_input_is_one_line(chains, tmp_path):
     for words, message in (
         ((chains.path, "-o", tmp_path / "a.svg"), "cannot write .svg"),
         ((chains.path, "-o", tmp_path / "none" / "a.png"), "does not exist"),
-        ((chains.path, "--examples", tmp_path / "two.npy", "-o", tmp_path / "a.png"), "a plane goes through three"),
-        ((tmp_path / "line", "-o", tmp_path / "a.png"), "data of one column"),
-        ((tmp_path / "nothing", "-o", tmp_path / "a.png"), "no such folder"),
+        ((chains.path, "--examples", tmp_path / "two.npy", "-o", tmp_path / "a.png"), "must be 3 rows or more"),
+        ((tmp_path / "line", "-o", tmp_path / "a.png"), "of two columns or more"),
+        ((tmp_path / "nothing", "-o", tmp_path / "a.png"), "must be a folder"),
     ):
         found = call(*words)
         assert isinstance(found.exception, UserError), (words, found.output, found.exception)

@@ -75,8 +75,8 @@ def fit(
     n = len(bundle.detector.calibration_.energies)
     console.say(describe(bundle.about["columns"]))
     console.say(
-        f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, "
-        f"in [{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
+        f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, in "
+        f"[{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
     )
     result = {"run": str(out), **bundle.about, "features": bundle.detector.features()[0], "rate": rate._asdict()}
     console.emit(result | {"calibrated_with": n, "threshold": -bundle.detector.offset_}, as_json)
@@ -102,8 +102,8 @@ def score(
     least, n = found.least_discoveries, len(bundle.detector.calibration_.energies)
     rare = f", which takes {least} rows at the least p-value, 1/{n + 1} by {n} calibration rows"
     console.say(
-        f"{found.rows} rows in {out}, {found.flagged} flagged; {found.discoveries} by the false discovery rate"
-        f"{rare if not found.discoveries and found.flagged and least > 1 else ''}"
+        f"{found.rows} rows in {out}, {found.flagged} flagged; {found.discoveries} by the false discovery "
+        f"rate{rare if not found.discoveries and found.flagged and least > 1 else ''}"
     )
     console.emit({**found._asdict(), "file": str(out)}, as_json)
 

@@ -37,7 +37,7 @@ def evaluate_run(
     bundle: "Bundle", folder: Path, *, num_samples: int, seed: int, data: "Dataset | None" = None
 ) -> dict[str, Any]:
     """Figures and report; `data` where the run's were read already."""
-    from thalweg.apps.landscape.report_pictures import of_report
+    from thalweg.apps.landscape.picture_files import of_report
     from thalweg.bundle.dataset import data_of
     from thalweg.bundle.inputs import in_float32
     from thalweg.data.catalog import as_float

@@ -33,7 +33,7 @@ def landscape(
 
     2-D data are drawn over their own plane, images and wider tables over the plane through three examples.
     """
-    from thalweg.apps.landscape.report_pictures import write
+    from thalweg.apps.landscape.picture_files import write
     from thalweg.apps.landscape.survey import survey
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.dataset import data_of
@@ -45,9 +45,9 @@ def landscape(
     console.writable(out, (".png", ".gif", ".html"))
     console.apart(out, examples, run)
     options = table_options(header, drop)
-    given = None if examples is None else as_float(read_rows(bundle, examples, **options))
+    rows = [] if examples is None else [as_float(read_rows(bundle, examples, **options))]
     data = data_of(bundle)
-    bundle, shift, (held_out, given) = in_float32(bundle, as_float(data.held_out), given)
+    bundle, shift, (held_out, *rows) = in_float32(bundle, as_float(data.held_out), *rows)
     if shift is not None:
         console.say(f"places are relative to {', '.join(f'{v:.9g}' for v in shift.tolist())}")
     console.say("looking at the landscape …")
@@ -55,7 +55,7 @@ def landscape(
         bundle,
         held_out,
         labels=data.held_out_labels,
-        examples=given,
+        examples=rows[0] if rows else None,
         size=size,
         min_depth=min_depth,
         seed=seed,

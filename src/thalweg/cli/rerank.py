@@ -1,6 +1,5 @@
 """The commands `thalweg rerank fit` and `thalweg rerank RUN CANDIDATES`."""
 
-import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -249,16 +248,12 @@ def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int
 
 
 def _fill(folder: Path, found: "Candidates", source: Path, kept: list[int]) -> None:
-    from PIL import Image
-
     from thalweg.core.store import write_bytes
+    from thalweg.evaluate.pictures import image_png
 
     digits = len(str(len(kept)))
     for rank, i in enumerate(kept, 1):
         if source.is_dir():
             write_bytes(folder / f"{rank:0{digits}}-{found.names[i]}", (source / found.names[i]).read_bytes())
             continue
-        pixels = (255 * found.x[i]).round().byte().permute(1, 2, 0).numpy()
-        picture, held = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), io.BytesIO()
-        picture.save(held, format="PNG")
-        write_bytes(folder / f"{rank:0{digits}}-{i}.png", held.getvalue())
+        write_bytes(folder / f"{rank:0{digits}}-{i}.png", image_png(found.x[i]))

@@ -94,7 +94,7 @@ class _Unreported(ThalwegError):
 
     def __init__(self, folder: Path, signum: int):
         super().__init__(
-            f"stopped in the evaluation; the run is complete, its report is made by "
-            f"thalweg evaluate {shlex.quote(str(folder))}"
+            "stopped in the evaluation; the run is complete, its report is made by thalweg evaluate "
+            f"{shlex.quote(str(folder))}"
         )
         self.signum = signum

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -21,6 +21,7 @@ from thalweg.data.float32_check import ROUNDING
 from thalweg.data.validate import as_float
 
 
+@runtime_checkable
 class Transform(Protocol):
     """An invertible map of rows (B, *), elementwise in what is here but not by contract."""
 

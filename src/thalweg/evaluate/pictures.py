@@ -32,7 +32,7 @@ def grid(images: Float[Tensor, "n c h w"], *, columns: int = 10, scale: int = 2,
     n, _, h, w = images.shape
     columns = min(columns, n)
     rows = math.ceil(n / columns)
-    pixels = (images.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = _bytes(images)
     if pixels.shape[3] == 1:
         pixels = pixels.repeat(3, axis=3)
     sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 128, np.uint8)
@@ -44,6 +44,21 @@ def grid(images: Float[Tensor, "n c h w"], *, columns: int = 10, scale: int = 2,
     out = io.BytesIO()
     image.save(out, format="PNG", optimize=True)
     return out.getvalue()
+
+
+def image_png(x: Float[Tensor, "c h w"]) -> bytes:
+    """PNG bytes of one image in [0, 1] (values outside are cut), grey where it has one channel."""
+    from PIL import Image
+
+    pixels = _bytes(x[None])[0]
+    out = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, format="PNG")
+    return out.getvalue()
+
+
+def _bytes(images: Float[Tensor, "n c h w"]) -> np.ndarray:
+    """(n, H, W, C) uint8."""
+    return (images.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
 
 def png(figure: Figure | bytes) -> bytes:

@@ -103,9 +103,7 @@ class ImageEnergy:
         return self
 
     def energy(self, x: Any) -> np.ndarray:
-        """E(x), (B,) float64 in nats, low = normal: 2 log(1/alpha) where both energies are at their 1 - alpha
-        quantile.
-        """
+        """E(x), (B,) nats, float64, low = normal: 2 log(1/alpha) where both are at their 1 - alpha quantile."""
         return self._map(self._fused, self._check(x)).double().numpy()
 
     def parts(self, x: Any) -> dict[str, np.ndarray]:
