@@ -321,7 +321,7 @@ WRONG = {
 
 @pytest.fixture
 def no_data(monkeypatch):
-    monkeypatch.setattr(module, "load_data", lambda *args, **keywords: pytest.fail("the data were read first"))
+    monkeypatch.setattr(module, "read_dataset", lambda *args, **keywords: pytest.fail("the data were read first"))
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -379,7 +379,7 @@ def test_a_refusal_after_the_claim_leaves_what_was_there(tmp_path, monkeypatch):
 # Stopped --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["load_data", "check_parts", "_trainer", "Trainer.fit"])
+@pytest.mark.parametrize("moment", ["read_dataset", "check_parts", "_trainer", "Trainer.fit"])
 def test_stopped_before_the_first_checkpoint_nothing_is_kept(tmp_path, monkeypatch, moment):
     def stop(*args, **keywords):
         raise KeyboardInterrupt
@@ -392,7 +392,7 @@ def test_stopped_before_the_first_checkpoint_nothing_is_kept(tmp_path, monkeypat
     assert content(tmp_path) == {}
 
 
-@pytest.mark.parametrize("moment", ["load_data", "_trainer", "_finish"])
+@pytest.mark.parametrize("moment", ["read_dataset", "_trainer", "finish"])
 def test_a_run_that_had_begun_is_kept_when_stopped(whole, tmp_path, monkeypatch, moment):
     folder = tmp_path / "run"
     shutil.copytree(whole / "named", folder)
@@ -410,7 +410,7 @@ def test_a_run_that_had_begun_is_kept_when_stopped(whole, tmp_path, monkeypatch,
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize(("moment", "signum"), [("load_data", signal.SIGINT), ("_trainer", signal.SIGTERM)])
+@pytest.mark.parametrize(("moment", "signum"), [("read_dataset", signal.SIGINT), ("_trainer", signal.SIGTERM)])
 def test_a_signal_before_the_first_step_is_one_line(forked, tmp_path, signum, moment):
     def slow(*args, **keywords):
         print("ready", file=sys.stderr, flush=True)  # noqa: T201

@@ -17,7 +17,7 @@ from thalweg.core.errors import UserError
 try:
     from pyod.models.base import BaseDetector
 except ImportError as error:
-    raise UserError("thalweg.apps.anomaly.pyod needs PyOD: pip install 'thalweg[pyod]'") from error
+    raise UserError("must be installed", argument="pyod", hint="pip install 'thalweg[pyod]'") from error
 
 
 class EnergyOD(BaseDetector):
@@ -54,6 +54,6 @@ class EnergyOD(BaseDetector):
 
     def decision_function(self, X: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         """E(x), (B,) nats, high = abnormal."""
-        if not hasattr(self, "detector_"):
-            raise UserError("this EnergyOD has not been fitted; call fit")
+        if "detector_" not in vars(self):
+            raise UserError("must be fitted", argument="EnergyOD", hint="call fit")
         return self.detector_.energy(X)
