@@ -17,6 +17,7 @@ import torch
 import thalweg
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.run import finish as finish_module
 from thalweg.run import fit as module
 from thalweg.run.fit import NothingBegun, Request, fit, fit_with_data, settings
 from thalweg.training.trainer import Interrupted, Trainer
@@ -193,9 +194,9 @@ def test_a_run_works_on_the_threads_of_its_plan_and_puts_back_those_of_before(wh
             raise UserError("no")
         return fit_mixture_prior(*args)
 
-    fit_mixture_prior = module.fit_mixture_prior
+    fit_mixture_prior = finish_module.fit_mixture_prior
     monkeypatch.setattr(Trainer, "_report", lambda *args: seen.append(threads[-1]))
-    monkeypatch.setattr(module, "fit_mixture_prior", look)
+    monkeypatch.setattr(finish_module, "fit_mixture_prior", look)
     with pytest.raises(UserError) if failing else nullcontext():
         run(folder, resume=True)
     planned = store.read_json(folder / "plan.json")["threads"]

@@ -21,11 +21,11 @@ def download(name: str, revision: str | None = None) -> Path:
     owner = name.partition("/")[0]
     if not HUB_ID.fullmatch(name) or Path(owner).exists():
         hint = "check the spelling and the working directory"
-        raise UserError("must be a folder that exists", argument=name, hint=hint)
+        raise UserError("no such folder", argument=name, hint=hint)
     from huggingface_hub import snapshot_download
 
     at = "" if revision is None else f" at revision {revision}"
-    with _hub_errors(name, f"must be a folder on this machine, or a bundle on the Hub{at}"):
+    with _hub_errors(name, f"no such folder here, nor a bundle of this name on the Hub{at}"):
         return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
 
 

@@ -31,7 +31,7 @@ def classify(
 
     bundle = load_as(run, Bundle)
     console.writable(out, (".csv", ".parquet"))
-    console.apart(out, data, run)
+    console.refuse_overwrite(out, data, run)
     x = read_rows(bundle, data, **table_options(header, drop))
     p = bundle.classify(x)
     confidence, label = p.max(1)

@@ -47,8 +47,8 @@ def evaluate_run(
 
     data = data_of(bundle) if data is None else data
     if len(data.held_out) < 20:
-        few = f"{len(data.held_out)} rows held out, an evaluation wants 20 or more"
-        raise UserError(few, argument=str(folder), hint="give more data")
+        few = f"must have 20 held-out rows or more, and has {len(data.held_out)}"
+        raise UserError(few, argument=str(folder), hint="train on more data")
     console.say("evaluating on held-out data …")
     bundle, _, (train, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
     figures, pictures = evaluate_bundle(

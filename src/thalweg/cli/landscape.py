@@ -2,12 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from thalweg.cli import console
 from thalweg.cli.options import Drop, Header, Json, table_options
+
+if TYPE_CHECKING:
+    from thalweg.apps.landscape.paths import Path as EnergyPath
+    from thalweg.apps.landscape.survey import Survey
 
 EXAMPLE = "Example: `thalweg landscape runs/moons -o landscape.html`"
 
@@ -29,7 +33,7 @@ def landscape(
     drop: Drop = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the energy: contours with data, chains and basins; energies along ways, down the noise, and of corruptions.
+    """Draw the energy: contours with data, chains and basins; energies along paths, of chains, and of corruptions.
 
     2-D data are drawn over their own plane, images and wider tables over the plane through three examples.
     """
@@ -43,7 +47,7 @@ def landscape(
 
     bundle = load_as(run, Bundle)
     console.writable(out, (".png", ".gif", ".html"))
-    console.apart(out, examples, run)
+    console.refuse_overwrite(out, examples, run)
     options = table_options(header, drop)
     rows = [] if examples is None else [as_float(read_rows(bundle, examples, **options))]
     data = data_of(bundle)
@@ -69,14 +73,14 @@ def landscape(
     console.emit({"run": str(run), "file": str(out), "seed": seed, **_figures(found)}, as_json)
 
 
-def _figures(found: Any) -> dict[str, Any]:
+def _figures(found: "Survey") -> dict[str, Any]:
     """What the picture shows, in numbers; null where there is none or it is not finite."""
 
     def number(value: Any) -> float | None:
         value = float(value)
         return value if math.isfinite(value) else None
 
-    def ways(path: Any) -> dict[str, Any] | None:
+    def heights(path: "EnergyPath | None") -> dict[str, Any] | None:
         return None if path is None else {"barrier": number(path.barrier), "highest": number(path.u.max())}
 
     return {
@@ -89,7 +93,7 @@ def _figures(found: Any) -> dict[str, Any]:
             for k, (place, u) in enumerate(zip(found.basins.minima.tolist(), found.basins.u, strict=True))
         ],
         "passes": [{"basins": p.basins, "energy": number(p.u), "place": p.place.tolist()} for p in found.basins.passes],
-        "straight": ways(found.straight),
-        "detour": ways(found.detour),
+        "straight": heights(found.straight),
+        "detour": heights(found.detour),
         "median_energy": {name: number(u.nanmedian()) for name, u in found.histograms.items()},
     }

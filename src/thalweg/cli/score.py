@@ -34,7 +34,7 @@ def score(
 
     bundle = load_as(run, Bundle)
     console.writable(out, (".csv", ".parquet", ".npy"))
-    console.apart(out, data, run)
+    console.refuse_overwrite(out, data, run)
     x = read_rows(bundle, data, **table_options(header, drop))
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)

@@ -28,8 +28,15 @@ CURVES = ("loss", "space", "time", "gap", "grad_norm")
 class Evaluable(Protocol):
     """A model that can be evaluated; x is in data units. With `HasNoisyEnergy` its likelihood is checked by the ODE."""
 
-    kind: str
-    shape: tuple[int, ...]
+    @property
+    def kind(self) -> str:
+        """What the data are, for the report: "image" or "vector"."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row, without the batch dimension."""
+        ...
 
     def energy(self, x: Tensor, /) -> Tensor:
         """(B,) energies in nats; low = like the data."""

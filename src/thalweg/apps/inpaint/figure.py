@@ -30,16 +30,19 @@ def repairs(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    seen = _rgb(given)
+    shown = _rgb(given)
     if observed is not None:
-        seen = np.where(observed.all(1).numpy()[..., None], seen, MISSING)
-    columns, titles = [seen, *(_rgb(x) for x in completions)], ["given", *(f"{k + 1}" for k in range(len(completions)))]
+        shown = np.where(observed.all(1).numpy()[..., None], shown, MISSING)
+    columns, titles = (
+        [shown, *(_rgb(x) for x in completions)],
+        ["given", *(f"{k + 1}" for k in range(len(completions)))],
+    )
     if uncertainty is not None:
         columns.append(colormaps["magma"](np.clip(2 * uncertainty.amax(1).numpy(), 0, 1))[..., :3])
         titles.append("uncertain")
     if truth is not None:
         columns, titles = [_rgb(truth), *columns], ["truth", *titles]
-    rows, count = len(seen), len(columns)
+    rows, count = len(shown), len(columns)
     high = max(x.shape[1] for x in columns)
     wide = max(x.shape[2] for x in columns)
     sheet = np.full((rows * (high + GAP) + GAP, count * (wide + GAP) + GAP, 3), 0.55)

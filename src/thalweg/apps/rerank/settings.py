@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from thalweg.apps.rerank.preprocessing import View
 from thalweg.apps.rerank.preprocessing_search import NoiseSetting
@@ -72,7 +72,7 @@ class RatioSettings:
             _check_noise(self.noise)
 
 
-def _check_noise(noise: object) -> None:
+def _check_noise(noise: Any) -> None:
     """Deviations of zero or more; in a pair both above zero and in order."""
     pair = isinstance(noise, tuple)
     try:
