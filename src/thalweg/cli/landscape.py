@@ -19,12 +19,10 @@ EXAMPLE = "Example: `thalweg landscape runs/moons -o landscape.html`"
 def landscape(
     run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
     out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help=".png: a figure; .gif: chains descending; .html: a surface that turns."),
+        Path, typer.Option("--out", "-o", help=".png: a figure; .gif: chains descending; .html: a surface that turns.")
     ] = Path("landscape.png"),
     examples: Annotated[
-        Path | None,
-        typer.Option(help="File whose first three rows span the plane; unseen data if not given."),
+        Path | None, typer.Option(help="File whose first three rows span the plane; unseen data if not given.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Grid lines along the longer side.", min=8, max=400)] = None,
     min_depth: Annotated[float, typer.Option(help="Nats; basins less deep join a neighbour.", min=0)] = 1.0,

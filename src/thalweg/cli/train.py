@@ -67,11 +67,7 @@ def train(
         ) from stop
     if address()[0]:
         return  # the first of several processes does the rest
-    result: dict[str, Any] = {
-        "run": str(folder),
-        "data": bundle.config["data"],
-        "training": bundle.config["training"],
-    }
+    result: dict[str, Any] = {"run": str(folder), "data": bundle.config["data"], "training": bundle.config["training"]}
     if report and not (folder / "report.html").exists():
         result |= _report(bundle, folder, bundle.config["run"]["seed"], rows)
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]

@@ -88,10 +88,7 @@ IMAGE_CORRUPTIONS: dict[str, Corruption] = {
     "inverted": inverted,
     "permuted pixels": permuted_pixels,
 }
-TABLE_CORRUPTIONS: dict[str, Corruption] = {
-    "uniform noise": uniform_noise,
-    "shuffled columns": shuffled_columns,
-}
+TABLE_CORRUPTIONS: dict[str, Corruption] = {"uniform noise": uniform_noise, "shuffled columns": shuffled_columns}
 
 
 def corrupted(x: Tensor, *, seed: int = 0) -> dict[str, Tensor]:

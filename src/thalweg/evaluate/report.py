@@ -46,11 +46,7 @@ QUALITY = {
         "Share of real examples that have a sample close by. Low: kinds of data are missing.",
         ".3f",
     ),
-    "density": (
-        "Density",
-        "How packed the samples lie where real data lie. 1 is typical; low: odd samples.",
-        ".3f",
-    ),
+    "density": ("Density", "How packed the samples lie where real data lie. 1 is typical; low: odd samples.", ".3f"),
     "precision": (
         "Precision",
         "Share of samples that fall where real data lie. Blurry averages do too: read it with recall.",

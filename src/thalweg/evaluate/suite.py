@@ -120,10 +120,7 @@ def _fit_judge(real: Tensor, labels: Tensor | None) -> tuple[Judge | None, dict[
         return None, {}, "The data are not 28 x 28 digits, so the digit judge is left out; features are plain values."
     judge = load_judge()
     p = look(judge, real)[1]
-    facts: dict[str, Any] = {
-        "on_real_confident": (p.amax(1) > 0.9).double().mean().item(),
-        **judge_metadata(),
-    }
+    facts: dict[str, Any] = {"on_real_confident": (p.amax(1) > 0.9).double().mean().item(), **judge_metadata()}
     if labels is not None:
         facts["on_real_accuracy"] = (p.argmax(1) == labels).double().mean().item()
     if facts["on_real_confident"] < 0.85:

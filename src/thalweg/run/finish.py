@@ -23,11 +23,7 @@ def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: Tr
     config = {
         **config,
         "precision": plan.precision if plan else "fp32",
-        "training": {
-            "steps": state.step,
-            "seconds": round(state.seconds, 1),
-            "rollbacks": state.guard.rollbacks,
-        },
+        "training": {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks},
     }
     with num_threads(plan.threads if plan else torch.get_num_threads()):
         bundle = Bundle(config, energy, None, folder)

@@ -43,10 +43,7 @@ class EnergyOD(BaseDetector):
         X = check_array(X, dtype="float64")
         self._set_n_classes(y)
         self.detector_ = EnergyDetector(
-            calibration=self.calibration,
-            held_out=self.held_out,
-            options=self.options,
-            random_state=self.random_state,
+            calibration=self.calibration, held_out=self.held_out, options=self.options, random_state=self.random_state
         ).fit(X)
         self.decision_scores_ = np.asarray(self.detector_.train_scores_, float)
         self._process_decision_scores()
