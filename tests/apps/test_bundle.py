@@ -273,6 +273,9 @@ def _edit(folder, **changes):
     [
         ({"format": 99, "thalweg": "7.0"}, r"must be of format 2, and was written by thalweg 7\.0 in format 99"),
         ({"format": None}, r"config\.json: must be a configuration that thalweg wrote"),
+        ({"type": None}, r"of format 2, and was written .* in format 2 without a type"),
+        ({"type": "thalweg.bundle.files:Path"}, r"type=.*no class 'Path'|is refused"),
+        ({"type": "thalweg.apps.rerank.settings:RatioSettings"}, r"must name a class whose objects are kept in folders"),
         ({"run": None}, r"config\.json: must hold run"),
         ({"run": {}}, r"config\.json: must be the configuration of a run"),
         ({"data": 3}, r"config\.json: must be the configuration of a run"),

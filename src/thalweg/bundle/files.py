@@ -93,8 +93,7 @@ def _opened(folder: Path, wanted: type[StoredType] | None) -> Any:
     config = read_config(folder)
     cls = _stored_type(config, folder)
     if wanted is not None and not issubclass(cls, wanted):
-        what = f"must hold {wanted.title}, and holds {cls.title}"
-        raise UserError(what, argument=str(folder), hint=f"{cls.title} is read by `{cls.command}`")
+        raise wrong_type(folder, cls, wanted)
     return cls.read(folder, config)
 
 
@@ -104,6 +103,12 @@ def _stored_type(config: Mapping[str, Any], folder: Path) -> type[StoredType]:
         what = "must name a class whose objects are kept in folders"
         raise DamagedFile(what, argument=f"{folder / 'config.json'}: type", value=config["type"])
     return cls
+
+
+def wrong_type(folder: Path, found: type[StoredType], wanted: type[StoredType]) -> UserError:
+    """The error for a folder that holds something else than was wanted, with the command that reads it."""
+    what = f"must hold {wanted.title}, and holds {found.title}"
+    return UserError(what, argument=str(folder), hint=f"{found.title} is read by `{found.command}`")
 
 
 def require_sealed(folder: Path) -> None:

@@ -177,7 +177,7 @@ def _reranker(run: Path, variety: str | None) -> "EnergyReranker":
     """The fitted re-ranker, or one that ranks by a bundle's own energy, with a warning."""
     from thalweg.apps.rerank.reranker import EnergyReranker
     from thalweg.bundle.bundle import Bundle
-    from thalweg.bundle.files import load
+    from thalweg.bundle.files import load, wrong_type
 
     try:
         found = load(run)
@@ -189,6 +189,8 @@ def _reranker(run: Path, variety: str | None) -> "EnergyReranker":
     if isinstance(found, Bundle):
         console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
         found = EnergyReranker(found)
+    if not isinstance(found, EnergyReranker):
+        raise wrong_type(run, type(found), EnergyReranker)
     if variety is not None:
         found.variety = cast(Any, variety)  # checked by the next line
         found.require_variety()
