@@ -120,7 +120,9 @@ def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path, 
     before = files(run)
     code, out, err = thalweg_command(*words)
     assert (code, out) == (2, "")
-    assert err == ["thalweg: run: holds a run already; add --resume to go on with it, or name another folder with -o"]
+    assert err == [
+        "thalweg: run: must not hold a run yet; add --resume to go on with it, or name another folder with -o"
+    ]
     code, out, err = thalweg_command(*words, "--resume")
     assert code == 0
     assert err[0] == "run is complete; nothing left to do"
@@ -178,12 +180,15 @@ def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, 
     (tmp_path / "run" / "manifest.json").unlink()  # as if it had been stopped
     base = ["train", "two-moons", "-o", "run", "--resume"]
     for words, said in (
-        (["energy.width=32"], "thalweg: run: an override differs from what this run began with (energy.width=32)"),
-        (["--steps", "13"], "thalweg: steps=13: this run was planned with steps=12"),
-        (["--seed", "3"], "thalweg: seed=3: the run in run began with seed 0; resume without"),
-        (["--recipe", "pcd"], "thalweg: recipe='pcd': the run in run began with dual-vector; resume without"),
-        (["--data", "x.npz"], "thalweg: path='x.npz': the run in run began with none; resume without"),
-        (["--checkpoint-every", "3"], "thalweg: checkpoint_every=3: this run was planned with checkpoint_every=None"),
+        (["energy.width=32"], "thalweg: overrides='energy.width=32': must be those"),
+        (["--steps", "13"], "thalweg: steps=13: must be 12, as when the run in run began; resume without"),
+        (["--seed", "3"], "thalweg: seed=3: must be 0, as when the run in run began; resume without"),
+        (
+            ["--recipe", "pcd"],
+            "thalweg: recipe='pcd': must be dual-vector, as when the run in run began; resume without",
+        ),
+        (["--data", "x.npz"], "thalweg: path='x.npz': must be None, as when the run in run began; resume without"),
+        (["--checkpoint-every", "3"], "thalweg: checkpoint_every=3: must be None, as when the run in run began"),
     ):
         code, out, err = thalweg_command(*base, *words)
         assert (code, out, len(err)) == (2, "", 1)
@@ -404,14 +409,14 @@ TABLE = {
     ),
     "no objective": ([*T, "objective.type=thalweg.energy.networks.mlp:MLPEnergy"], "objective.type="),
     "limit": ([*T, "data.limit=some"], "data.limit='some': must be a valid integer"),
-    "data as override": ([*T, "data.name=rings"], "data.name: is an argument of its own"),
-    "seed as override": ([*T, "seed=3"], "seed: is an argument of its own"),
-    "bare data as override": ([*T, "data={name: rings}"], "data: cannot be replaced whole"),
-    "shape as override": ([*T, "energy.shape=[3]"], "energy.shape: comes from the data"),
-    "no budget": ([*T[:2], "train.steps=null"], "train.steps: null leaves the run without a budget"),
-    "budgets replaced": ([*T[:2], "train={}"], "train: cannot be replaced whole"),
-    "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: either is the whole budget"),
-    "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: train has both steps and minutes"),
+    "data as override": ([*T, "data.name=rings"], "data.name: must be given as an argument"),
+    "seed as override": ([*T, "seed=3"], "seed: must be given as an argument"),
+    "bare data as override": ([*T, "data={name: rings}"], "data: must be overridden by key, not whole"),
+    "shape as override": ([*T, "energy.shape=[3]"], "energy.shape: must not be given"),
+    "no budget": ([*T[:2], "train.steps=null"], "train.steps: must not be null"),
+    "budgets replaced": ([*T[:2], "train={}"], "train: must be overridden by key, not whole"),
+    "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: must be one of the two"),
+    "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: must have steps or minutes under train"),
     "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=nan: must be"),
     "negative seed": ([*T, "--seed", "-1"], "for '--seed'"),
     "long seed": ([*T, "--seed", str(2**64)], "for '--seed'"),
@@ -419,32 +424,32 @@ TABLE = {
     "long seed of samples": (["sample", MOONS, "--seed", str(2**64)], "for '--seed'"),
     "long seed of an evaluation": (["evaluate", MOONS, "--seed", str(2**64)], "for '--seed'"),
     "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl: not a file"),
-    "two budgets": ([*T, "--minutes", "1"], "minutes and steps: either is the whole budget"),
+    "two budgets": ([*T, "--minutes", "1"], "steps: must be given alone, not with minutes"),
     "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: must be greater than or equal to 1"),
     "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: must be a finite number"),
     "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3 is less than the batch"),
-    "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: a file, where a folder"),
-    "run folder under a file": ([*T, "-o", "plane.npy/run"], "cannot make the folder"),
+    "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: must be a folder, and is a file"),
+    "run folder under a file": ([*T, "-o", "plane.npy/run"], "must be a folder that can be made"),
     "resume of another version": ([*T, "-o", "other", "--resume"], "format 99"),
     "steps in words": (["train", "two-moons", "--steps", "few"], "for '--steps'"),
     "unknown option": (["train", "two-moons", "--stepz", "3"], "No such option: --stepz"),
     "unknown command": (["trian"], "trian"),
     "argument left out": (["score", MOONS], "Missing argument"),
     "sample of nothing": (["sample", "nothing"], "nothing: no such folder"),
-    "sample of no run": (["sample", "empty"], "no config.json there"),
-    "sample of a file": (["sample", "plane.npy"], "a file, where the folder of a run"),
+    "sample of no run": (["sample", "empty"], "must hold a config.json"),
+    "sample of a file": (["sample", "plane.npy"], "must be the folder of a run"),
     "sample of another version": (["sample", "other"], "written by thalweg 7.0 in format 99"),
     "sample of a damaged run": (["sample", "damaged"], "damaged/model.safetensors: 1000 bytes where"),
     "no samples": (["sample", MOONS, "-n", "0"], "-n"),
-    "sample to a missing folder": (["sample", MOONS, "-o", "no/s.png"], "the folder no does not exist; make it first"),
-    "sample to a folder": (["sample", MOONS, "-o", "single.png"], "a folder, where a file"),
-    "sample to another kind": (["sample", MOONS, "-o", "s.txt"], "cannot write .txt; want .png"),
+    "sample to a missing folder": (["sample", MOONS, "-o", "no/s.png"], "make the folder no first"),
+    "sample to a folder": (["sample", MOONS, "-o", "single.png"], "must be a file, and is a folder"),
+    "sample to another kind": (["sample", MOONS, "-o", "s.txt"], "must end in .png"),
     "picture of another kind beside an array": (
         ["sample", MOONS, "--npy", "s.npy", "-o", "s.txt"],
-        "cannot write .txt",
+        "must end in .png",
     ),
-    "array over an input": (["sample", MOONS, "--npy", "moons"], "cannot write"),
-    "array to another kind": (["sample", MOONS, "--npy", "s.png"], "cannot write .png; want .npy"),
+    "array over an input": (["sample", MOONS, "--npy", "moons"], "must end in .npy"),
+    "array to another kind": (["sample", MOONS, "--npy", "s.png"], "must end in .npy"),
     "score of a missing file": (["score", MOONS, "nothing.npy"], "nothing.npy: no such file or folder"),
     "score of another width": (["score", MOONS, "three.npy"], "expected shape (N, 2), got (40, 3)"),
     "score of NaN": (["score", MOONS, "nan.npy"], "rows hold NaN"),
@@ -453,9 +458,9 @@ TABLE = {
     "score of bright pixels": (["score", DIGITS, "bright.npy"], "divide by 255"),
     "score of an empty folder": (["score", DIGITS, "empty"], "directly in this folder"),
     "score to another kind": (["score", MOONS, "plane.npy", "-o", "s.txt"], "want .csv or .parquet or .npy"),
-    "score to a missing folder": (["score", MOONS, "plane.npy", "-o", "no/s.csv"], "the folder no does not exist"),
+    "score to a missing folder": (["score", MOONS, "plane.npy", "-o", "no/s.csv"], "make the folder no first"),
     "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "alpha"),
-    "evaluation of no run": (["evaluate", "empty"], "no config.json there"),
+    "evaluation of no run": (["evaluate", "empty"], "must hold a config.json"),
     "evaluation of few samples": (["evaluate", MOONS, "-n", "3"], "-n"),
 }
 
@@ -524,7 +529,7 @@ def test_a_result_that_finds_no_room_is_one_line(runs, tmp_path):
     assert code == 1
     assert err.splitlines()[0] == "3 samples in samples.png"
     assert err.splitlines()[1:] == [
-        "thalweg: standard output: No space left on device, so the result could not be told; the work itself is done"
+        "thalweg: standard output: No space left on device, so the result could not be written; the work itself is done"
     ]
     with open("/dev/full", "w") as full:
         code, err = command(["--version"], tmp_path, stdout=full)

@@ -275,7 +275,10 @@ def _edit(folder, **changes):
         ({"format": None}, r"config\.json: must be a configuration that thalweg wrote"),
         ({"type": None}, r"of format 2, and was written .* in format 2 without a type"),
         ({"type": "thalweg.bundle.files:Path"}, r"type=.*no class 'Path'|is refused"),
-        ({"type": "thalweg.apps.rerank.settings:RatioSettings"}, r"must name a class whose objects are kept in folders"),
+        (
+            {"type": "thalweg.apps.rerank.settings:RatioSettings"},
+            r"must name a class whose objects",
+        ),
         ({"run": None}, r"config\.json: must hold run"),
         ({"run": {}}, r"config\.json: must be the configuration of a run"),
         ({"data": 3}, r"config\.json: must be the configuration of a run"),
@@ -309,7 +312,7 @@ def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match=r"no config\.json there"):
         load(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="a file, where the folder of a run was wanted"):
+    with pytest.raises(UserError, match="must be the folder of a run, and is a file"):
         load(tmp_path / "file")
     for what in (None, 3, b"run"):
         with pytest.raises(UserError, match=r"^path_or_id=.*: must be the folder of a run, or its id .*$"):

@@ -72,14 +72,14 @@ def refused(act, argument, *said, kind=UserError):
 @pytest.mark.parametrize(
     ("asked", "argument", "said"),
     [
-        ({"seed": 0}, "seed", "began with seed 7"),
-        ({"recipe": "pcd"}, "recipe", "began with dual-vector; resume without"),
-        ({"path": "elsewhere"}, "path", "began with none"),
-        ({"hub": True}, "hub", "began without it"),
-        ({"steps": 5}, "steps", "planned with steps=4"),
-        ({"steps": None, "minutes": 1}, "minutes", "planned with minutes=None"),
-        ({"overrides": ["train.batch_size=8"]}, None, "an override differs"),
-        ({"data": "rings"}, None, "a run on two-moons"),
+        ({"seed": 0}, "seed", "must be 7"),
+        ({"recipe": "pcd"}, "recipe", "must be dual-vector"),
+        ({"path": "elsewhere"}, "path", "must be None"),
+        ({"hub": True}, "hub", "must be False"),
+        ({"steps": 5}, "steps", "must be 4"),
+        ({"steps": None, "minutes": 1}, "minutes", "must be None"),
+        ({"overrides": ["train.batch_size=8"]}, "overrides", "began with"),
+        ({"data": "rings"}, None, "holds one on two-moons"),
     ],
 )
 def test_a_resumed_run_refuses_whatever_else_is_asked_of_it(place, asked, argument, said):
@@ -102,7 +102,7 @@ def test_a_recipe_file_is_known_by_its_content(place):
     (place / "mine.yaml").rename(moved)
     run(place / "run", resume=True, recipe=moved)
     moved.write_text(moved.read_text().replace("2.0e-3", "3.0e-3"))
-    refused(lambda: run(place / "run", resume=True, recipe=moved), "recipe", "mine.yaml", "began with")
+    refused(lambda: run(place / "run", resume=True, recipe=moved), "recipe", "mine.yaml", "must be")
 
 
 def test_a_run_that_does_not_say_its_recipe_resumes_without_one(place):

@@ -44,7 +44,7 @@ def test_bad_input_is_one_line(chains, tmp_path):
     fit(Request(data=str(tmp_path / "column.npy"), steps=2, overrides=small), tmp_path / "line", tensorboard=False)
     for words, message in (
         ((chains.path, "-o", tmp_path / "a.svg"), "must end in .png"),
-        ((chains.path, "-o", tmp_path / "none" / "a.png"), "does not exist"),
+        ((chains.path, "-o", tmp_path / "none" / "a.png"), "in a folder that exists"),
         ((chains.path, "--examples", tmp_path / "two.npy", "-o", tmp_path / "a.png"), "must be 3 rows or more"),
         ((tmp_path / "line", "-o", tmp_path / "a.png"), "of two columns or more"),
         ((tmp_path / "nothing", "-o", tmp_path / "a.png"), "no such folder"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, table_options
+from thalweg.cli.options import Drop, Header, Json, Run, Seed, table_options
 from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MISFIT = 0.02  # root mean square, in pixels of [0, 1]
 
 
 def inpaint(
-    run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
+    run: Run,
     image: Annotated[
         Path, typer.Option("--image", help="An image, a folder of them, npy or npz; of rows a table too.")
     ],
@@ -47,7 +47,7 @@ def inpaint(
     rank_by: Annotated[
         str, typer.Option(help="What comes first: the least expected_error, or the lowest energy.")
     ] = "expected_error",
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    seed: Seed = 0,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Name and pass over images that cannot be used.")
     ] = False,

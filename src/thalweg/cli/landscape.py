@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, table_options
+from thalweg.cli.options import Drop, Header, Json, Run, Seed, table_options
 
 if TYPE_CHECKING:
     from thalweg.apps.landscape.paths import Path as EnergyPath
@@ -17,7 +17,7 @@ EXAMPLE = "Example: `thalweg landscape runs/moons -o landscape.html`"
 
 
 def landscape(
-    run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
+    run: Run,
     out: Annotated[
         Path, typer.Option("--out", "-o", help=".png: a figure; .gif: chains descending; .html: a surface that turns.")
     ] = Path("landscape.png"),
@@ -26,7 +26,7 @@ def landscape(
     ] = None,
     size: Annotated[int | None, typer.Option(help="Grid lines along the longer side.", min=8, max=400)] = None,
     min_depth: Annotated[float, typer.Option(help="Nats; basins less deep join a neighbour.", min=0)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    seed: Seed = 0,
     header: Header = None,
     drop: Drop = None,
     as_json: Json = False,

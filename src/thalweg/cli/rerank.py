@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, table_options
+from thalweg.cli.options import Drop, Header, Json, Seed, table_options
 from thalweg.core.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def fit(
     skip_bad: SkipBad = False,
     header: Header = None,
     drop: Drop = None,
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Learn to tell the generator's draws from real data."""

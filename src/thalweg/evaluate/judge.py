@@ -51,7 +51,7 @@ class Judge(nn.Module):
 
 
 @torch.no_grad()
-def look(judge: Judge, x: Tensor, *, block: int = 1000) -> tuple[Float[Tensor, "n 84"], Float[Tensor, "n 10"]]:
+def judged(judge: Judge, x: Tensor, *, block: int = 1000) -> tuple[Float[Tensor, "n 84"], Float[Tensor, "n 10"]]:
     """(features, class probabilities) of x (n, 1, 28, 28), in blocks that bound the memory."""
     features = torch.cat([judge.features(part) for part in x.float().split(block)])
     return features, judge.head(features).softmax(dim=1)

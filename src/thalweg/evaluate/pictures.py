@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -70,14 +70,19 @@ def png(figure: Figure | bytes) -> bytes:
     return out.getvalue()
 
 
-def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list]:
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """A matplotlib figure without global state, in inches; `options` are those of the class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), **options)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-    return figure, list(axes)
+    return figure
+
+
+def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list]:
+    figure = new_figure(width, height, layout="constrained")
+    return figure, list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
 
 
 def energy_strips(energies: dict[str, Tensor]) -> Figure:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.core.rng import generator
-from thalweg.evaluate.judge import Judge, look
+from thalweg.evaluate.judge import Judge, judged
 
 Features = Float[Tensor, "n f"]
 
@@ -122,7 +122,7 @@ def quality(samples: Tensor, reference: Tensor, train: Tensor, judge: Judge | No
     if judge is None:
         own, real = plain_features(samples, train), plain_features(reference, train)
     else:
-        (own, p), (real, _) = look(judge, samples.clamp(0, 1)), look(judge, reference)
+        (own, p), (real, _) = judged(judge, samples.clamp(0, 1)), judged(judge, reference)
         top = p.max(dim=1)
         figures["confident"] = (top.values > 0.9).double().mean().item()
         figures["mean_confidence"] = top.values.double().mean().item()

@@ -18,7 +18,7 @@ from thalweg.evaluate import pictures as draw
 from thalweg.evaluate import vectors
 from thalweg.evaluate.corruptions import corrupted
 from thalweg.evaluate.detection import detection_table, in_blocks
-from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, load_judge, look
+from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, judged, load_judge
 from thalweg.evaluate.likelihood import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
 from thalweg.evaluate.samples import baselines, nearest, plain_features, quality
 
@@ -119,7 +119,7 @@ def _fit_judge(real: Tensor, labels: Tensor | None) -> tuple[Judge | None, dict[
     if tuple(real.shape[1:]) != DIGIT_SHAPE:
         return None, {}, "The data are not 28 x 28 digits, so the digit judge is left out; features are plain values."
     judge = load_judge()
-    p = look(judge, real)[1]
+    p = judged(judge, real)[1]
     facts: dict[str, Any] = {"on_real_confident": (p.amax(1) > 0.9).double().mean().item(), **judge_metadata()}
     if labels is not None:
         facts["on_real_accuracy"] = (p.argmax(1) == labels).double().mean().item()

@@ -102,7 +102,8 @@ def replaceable(folder: str | Path) -> Path:
 
 def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors, and what JSON holds."""
-    tree = {"energy": _tensors(detector.energy_.state()), "train_scores": _tensor(detector.train_scores_)}
+    energy = {name: _tensor(value) for name, value in detector.energy_.state().items()}
+    tree: dict[str, Any] = {"energy": energy, "train_scores": _tensor(detector.train_scores_)}
     if detector.partial_ is not None:
         tree |= {"rows": _tensor(detector.partial_.rows), "center": _tensor(detector.partial_.center)}
     tensors, structure = store.flatten(tree)
@@ -186,21 +187,5 @@ def _tensor(a: Any) -> Tensor:
     return torch.from_numpy(np.array(a))  # a copy, writable and in order
 
 
-def _tensors(tree: Any) -> Any:
-    """The tree with tensors for arrays and plain numbers for numpy's."""
-    if isinstance(tree, dict):
-        return {key: _tensors(part) for key, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_tensors(part) for part in tree)
-    if isinstance(tree, np.ndarray):
-        return _tensor(tree)
-    return tree.item() if isinstance(tree, np.generic) else tree
-
-
-def _arrays(tree: Any) -> Any:
-    """The inverse of `_tensors`."""
-    if isinstance(tree, dict):
-        return {key: _arrays(part) for key, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_arrays(part) for part in tree)
-    return tree.numpy() if isinstance(tree, Tensor) else tree
+def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in tensors.items()}

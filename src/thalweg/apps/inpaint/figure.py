@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from thalweg.evaluate.pictures import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,8 +29,6 @@ def repairs(
     standard deviation over them (if known), 0 black to 0.5 (what a pixel that is 0 or 1 with equal chance has) bright.
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     shown = _rgb(given)
     if observed is not None:
@@ -51,8 +51,7 @@ def repairs(
             top, left = GAP + i * (high + GAP), GAP + j * (wide + GAP)
             sheet[top : top + high, left : left + wide] = image
     inches = INCHES * max(1.0, wide / 40)
-    figure = Figure(figsize=(inches * count, inches * rows * high / wide + 0.25))
-    FigureCanvasAgg(figure)
+    figure = new_figure(inches * count, inches * rows * high / wide + 0.25)
     ax = figure.add_axes((0, 0, 1, 1 - 0.25 / figure.get_figheight()))
     ax.imshow(sheet, interpolation="nearest", aspect="auto")
     ax.set_axis_off()

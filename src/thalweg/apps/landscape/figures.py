@@ -10,6 +10,7 @@ from thalweg.apps.landscape.basins import Basins
 from thalweg.apps.landscape.paths import WALK
 from thalweg.apps.landscape.surface import Surface
 from thalweg.apps.landscape.survey import Survey
+from thalweg.evaluate.pictures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,14 +26,10 @@ def figure(found: Survey, *, title: str = "") -> "Figure":
 
     A matplotlib figure of about 1,300 x 800 pixels at 110 dots an inch.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     several = len(found.surfaces) > 1
     s, t = found.surfaces[0].s, found.surfaces[0].t
     shape = float((t[-1] - t[0]) / (s[-1] - s[0]))
-    page = Figure(figsize=(12.0, 8.2 if several else min(max(6.0 * shape + 1.3, 5.2), 8.5)), layout="constrained")
-    FigureCanvasAgg(page)
+    page = new_figure(12.0, 8.2 if several else min(max(6.0 * shape + 1.3, 5.2), 8.5), layout="constrained")
     if several:
         halves: Any = page.subfigures(2, 1, height_ratios=[1, 1.02], hspace=0.02)
         above, below = halves

@@ -9,6 +9,7 @@ import torch
 from thalweg.apps.landscape.figures import COLOURS, HOLE, INK, ORANGE, TEAL, WHITE, pixels
 from thalweg.apps.landscape.film import Film
 from thalweg.apps.landscape.survey import Survey
+from thalweg.evaluate.pictures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,15 +45,6 @@ def _rendered(figure: "Figure") -> "ImageFile":
     return Image.open(out)
 
 
-def _page(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _frames(found: Survey, film: Film, title: str) -> "list[ImageFile]":
     heights = [film.heights(k, 110).double().numpy() for k in range(len(film.surfaces))]
     surface = film.surfaces[-1]
@@ -67,7 +59,7 @@ def _frames(found: Survey, film: Film, title: str) -> "list[ImageFile]":
         then = min(f + 1, last)
         u = (1 - share) * heights[film.shown[f]] + share * heights[film.shown[then]]
         x = torch.lerp(film.points[f], film.points[then], share)
-        figure = _page(7.0, 6.4 * shape + 0.7)
+        figure = new_figure(7.0, 6.4 * shape + 0.7, layout="constrained")
         ax = figure.subplots()
         ax.set_facecolor(HOLE)
         ax.contourf(s, t, np.ma.masked_invalid(u), levels=np.linspace(0, 1, 21), cmap=COLOURS, extend="max")
@@ -90,7 +82,7 @@ def _image_frames(found: Survey, title: str) -> "list[ImageFile]":
     level = trace.level.numpy() + (0 if trace.noisy else 1)
     u = trace.u.numpy()
     for f in range(len(level)):
-        figure = _page(8.0, 4.3)
+        figure = new_figure(8.0, 4.3, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
         left.plot(level[: f + 1], u[: f + 1], color=ORANGE, linewidth=0.8, alpha=0.6)
         left.scatter(np.full(u.shape[1], level[f]), u[f], s=12, color=ORANGE, zorder=3)

@@ -93,7 +93,9 @@ def fit_ratio(
     u = energy.scale * u + energy.offset
     energy.price.fill_(extrapolation_penalty.PRICE * (u.max() - u.min()))
     own = hidden[~sides.real] if features is None else features(generated)
-    choices = check_choices(_compared(x, sides, u, own), seed=seed)
+    data, draws = _distance_space(real, x[~sides.real])
+    held_out = HeldOut(data, draws, sides.fold[sides.real], sides.fold[~sides.real], u[~sides.real], own)
+    choices = check_choices(held_out, seed=seed)
     assert s.noise != "auto"  # settled
     figures = _figures(u, sides.real)
     return energy.eval().requires_grad_(False), HeldOutCheck(*figures, steps, s.view, s.noise, tried, choices)
@@ -108,12 +110,9 @@ class _Sides(NamedTuple):
 
 def _sides(real: Tensor, generated: Tensor, ensemble: int, seed: int) -> _Sides:
     is_real = torch.cat([torch.ones(len(real)), torch.zeros(len(generated))]) > 0
-    folds = [_folds(len(part), ensemble, seed, name) for part, name in ((real, "real"), (generated, "gen"))]
-    return _Sides(is_real, torch.cat(folds))
-
-
-def _folds(n: int, ensemble: int, seed: int, side: str) -> Tensor:
-    return torch.randperm(n, generator=generator(seed, f"ratio-folds-{side}")) % ensemble
+    draws = (generator(seed, f"ratio-folds-{side}") for side in ("real", "gen"))
+    orders = [torch.randperm(len(part), generator=g) for part, g in zip((real, generated), draws, strict=True)]
+    return _Sides(is_real, torch.cat(orders) % ensemble)
 
 
 def _train(energy: RatioEnergy, k: int, x: Tensor, sides: _Sides, seed: int) -> int:
@@ -137,13 +136,6 @@ def _held_out(energy: RatioEnergy, x: Tensor, sides: _Sides) -> tuple[Tensor, Te
         hidden[out] = h
     assert hidden is not None  # an ensemble has two networks or more
     return u, hidden
-
-
-def _compared(x: Tensor, sides: _Sides, u: Tensor, features: Tensor) -> HeldOut:
-    """All rows in the space where distances are taken, beside energies and features of the draws."""
-    is_real, fold = sides
-    a, b = _distance_space(x[is_real], x[~is_real])
-    return HeldOut(a, b, fold[is_real], fold[~is_real], u[~is_real], features)
 
 
 def _distance_space(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
