@@ -42,8 +42,8 @@ def with_value(frame, value, column="flow", row=7):
 # name: (content from the good table t, what both say) or (content, what fit says, what score says)
 CASES = {
     "one row": (lambda t: t[:1], "must hold 2 rows or more", None),
-    "no row": (lambda t: b"flow,heat,site\n", "must hold rows to fit on", "no rows"),
-    "a header without end of line": (lambda t: b"flow,heat,site", "must hold rows to fit on", "no rows"),
+    "no row": (lambda t: b"flow,heat,site\n", "must hold rows to fit on", "must hold one row or more"),
+    "a header without end of line": (lambda t: b"flow,heat,site", "must hold rows to fit on", "must hold one row or more"),
     "empty file": (lambda t: b"", "an empty file"),
     "blank lines": (lambda t: b"\n\n\n", "no columns"),
     "a column without values": (lambda t: t.assign(heat=np.nan), "'heat' has no value at all", "'heat' is missing"),
@@ -199,8 +199,8 @@ def test_a_column_of_names_is_told_and_useless(normal_rows, thalweg_command, tmp
         ([".", "-o", "s.csv"], ": a folder, where a table was wanted"),
         (["t.csv", "-o", "nowhere/s.csv"], "make the folder nowhere first"),
         (["t.csv", "-o", "s.xlsx"], "must end in .csv or .parquet"),
-        (["t.csv", "-o", "t.csv"], "t.csv: the table itself; name another file"),
-        (["t.csv", "-o", "sub.csv"], "sub.csv: a folder"),
+        (["t.csv", "-o", "t.csv"], "t.csv: must be another file than the table"),
+        (["t.csv", "-o", "sub.csv"], "sub.csv: must be a file"),
         (["t.csv", "-o", "s.csv", "--alpha", "2"], "--alpha=2.0: must be a number between 0 and 1"),
     ],
 )
@@ -230,7 +230,7 @@ def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tm
         (["--calibration", "none"], "--calibration='none': must be one of"),
         (["--drop", "flow", "--drop", "heat", "--drop", "site"], "no columns"),
         (["-o", "t.csv"], "t.csv: must be empty or hold a detector"),
-        (["-o", "t.csv/run"], "t.csv/run: cannot be made"),
+        (["-o", "t.csv/run"], "t.csv/run: must be a folder that can be made"),
     ],
 )
 def test_wrong_words_of_fit(words, part, normal_rows, thalweg_command, tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def check_rows(
     rows; `first` is the number of the first row.
     """
     if len(x) < least:
-        raise UserError(f"must hold {least} rows or more, and holds {len(x)}", argument=where)
+        raise UserError(f"must hold {least} row{'s' * (least > 1)} or more, and holds {len(x)}", argument=where)
     hint = f"drop the row, or fit with {option(where, 'missing', 'marginalise')}"
     if columns is not None:
         names = [columns.names[i] for i in columns.owners]
