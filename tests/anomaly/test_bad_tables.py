@@ -42,8 +42,8 @@ def with_value(frame, value, column="flow", row=7):
 # name: (content from the good table t, what both say) or (content, what fit says, what score says)
 CASES = {
     "one row": (lambda t: t[:1], "must hold 2 rows or more", None),
-    "no row": (lambda t: b"flow,heat,site\n", "must hold rows to fit on", "must hold one row or more"),
-    "a header without end of line": (lambda t: b"flow,heat,site", "must hold rows to fit on", "must hold one row or more"),
+    "no row": (lambda t: b"flow,heat,site\n", "must hold rows to fit", "must hold one row"),
+    "a header without end of line": (lambda t: b"flow,heat,site", "must hold rows to fit", "must hold one row"),
     "empty file": (lambda t: b"", "an empty file"),
     "blank lines": (lambda t: b"\n\n\n", "no columns"),
     "a column without values": (lambda t: t.assign(heat=np.nan), "'heat' has no value at all", "'heat' is missing"),
