@@ -37,7 +37,8 @@ def build_parts(run: RunSettings, data: Dataset) -> Parts:
             torch.manual_seed(run.seed)  # constructors draw the first weights from the global generator
             energy = specs.build(run.energy, "energy", shape=data.shape)
     except UserError as error:
-        raise (_unfit(run, data, ", or other data") if _of_shape(error) else error) from error
+        of_shape = any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))
+        raise (_unfit(run, data, ", or other data") if of_shape else error) from error
     return Parts(energy, objective, sampler, augment)
 
 
@@ -73,11 +74,6 @@ def fit_to_data(parts: Parts, run: RunSettings, data: Dataset) -> Float32Transfo
     if isinstance(parts.energy, Fittable):
         parts.energy.fit(transform.forward(some))
     return transform
-
-
-def _of_shape(error: UserError) -> bool:
-    """Whether the energy's constructor complained about the shape, which the data gave and not the user."""
-    return any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))
 
 
 def _unfit(run: RunSettings, data: Dataset, other: str = "") -> UserError:

@@ -133,7 +133,8 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
 
 def _budget(request: Request, name: str, recipe: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
     """Exactly one of steps and minutes, the other None: as asked for, else the recipe's, else ten minutes."""
-    overridden = [key for key in BUDGETS if _overridden(request, f"train.{key}")]
+    keys = {text.partition("=")[0].strip() for text in request.overrides}
+    overridden = [key for key in BUDGETS if f"train.{key}" in keys]
     asked = [(f"--{key}", key, getattr(request, key)) for key in BUDGETS if getattr(request, key) is not None]
     asked += [(f"train.{key}", key, train[key]) for key in overridden if train[key] is not None]
     if len(asked) > 1:
@@ -152,10 +153,6 @@ def _budget(request: Request, name: str, recipe: Mapping[str, Any], train: Mappi
     return {**dict.fromkeys(BUDGETS), key: value}
 
 
-def _overridden(request: Request, key: str) -> bool:
-    return any(text.partition("=")[0].strip() == key for text in request.overrides)
-
-
 def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
     """UserError for a request of something else than what the run in `folder`, whose config this is, began with."""
     run = config["run"]
@@ -169,7 +166,8 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
             text = f"must be {began!r}, as when the run in {folder} began"
             raise UserError(text, argument=argument, value=asked, hint=ANOTHER)
 
-    require(request.path is None or _same_path(request.path, data["path"]), "path", request.path, data["path"])
+    places = {None if path is None else os.path.realpath(path) for path in (request.path, data["path"])}
+    require(request.path is None or len(places) == 1, "path", request.path, data["path"])
     require(not request.hub or data["hub"], "hub", True, False)
     require(request.header in (None, data["header"]), "header", request.header, data["header"])
     require(not request.drop or [*request.drop] == data["drop"], "drop", [*request.drop], data["drop"])
@@ -183,10 +181,6 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
     budget = {"steps": request.steps, "minutes": request.minutes, "checkpoint_every": request.checkpoint_every}
     for name, asked in budget.items():
         require(asked in (None, run["train"][name]), name, asked, run["train"][name])
-
-
-def _same_path(asked: str | os.PathLike[str], stored: str | None) -> bool:
-    return stored is not None and os.path.realpath(asked) == os.path.realpath(stored)
 
 
 def _compare_recipe(request: Request, config: Mapping[str, Any], folder: Path) -> None:

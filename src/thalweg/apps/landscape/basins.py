@@ -124,7 +124,7 @@ def basins(surface: Surface, *, min_depth: float = 1.0) -> Basins:
     """
     check.non_negative(min_depth=min_depth)
     flooded, roots, saddles = _flood(surface.u.double().numpy(), min_depth)
-    spline, step = Spline(surface), _step(surface)
+    spline, step = Spline(surface), 0.5 * max(float(axis.diff().max()) for axis in (surface.s, surface.t))
     cells = torch.stack(torch.meshgrid(surface.s, surface.t, indexing="xy"), dim=-1).reshape(-1, 2).double()
     flooded, roots, saddles = _distinct(surface, spline, cells, step, flooded, roots, saddles)
     lowest_pass = np.full(len(roots), np.inf)
@@ -224,11 +224,6 @@ def _valley(surface: Surface, cells: Tensor, ends: list[tuple[int, int]]) -> lis
         smooth[[0, -1]] = path[[0, -1]]
         found.append(torch.from_numpy(smooth).float())
     return found
-
-
-def _step(surface: Surface) -> float:
-    """Half the wider of the grid's gaps."""
-    return 0.5 * max(float(axis.diff().max()) for axis in (surface.s, surface.t))
 
 
 def _nearest(axis: Tensor, value: Tensor) -> np.ndarray:

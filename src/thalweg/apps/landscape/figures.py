@@ -98,7 +98,10 @@ def draw_contours(ax: Any, surface: Surface, found: Survey, *, sigma: float | No
     ax.tick_params(labelsize=8)
     if sigma == found.sigmas[0]:
         _draw_boundaries(ax, surface, found.basins)
-    (_draw_points if found.in_plane else _draw_examples)(ax, surface, found)
+    if found.in_plane:
+        _draw_points(ax, found)
+    else:
+        _draw_examples(ax, surface, found)
     ax.set_xlim(s[0], s[-1])
     ax.set_ylim(t[0], t[-1])
     if surface.num_holes:
@@ -118,7 +121,7 @@ def _draw_boundaries(ax: Any, surface: Surface, found: Basins) -> None:
             ax.contour(surface.s, surface.t, inside, levels=[0.5], colors=colour, linewidths=width, alpha=0.8)
 
 
-def _draw_points(ax: Any, surface: Surface, found: Survey) -> None:
+def _draw_points(ax: Any, found: Survey) -> None:
     """Data, chains, minima and the lines of lowest points between them."""
     ax.scatter(*found.data.T.numpy(), s=5, color=WHITE, alpha=0.6, linewidths=0, label="unseen data")
     chains = found.trace.x[:, :12] if found.trace.noisy else found.trace.x[found.trace.level <= WALK, :6]

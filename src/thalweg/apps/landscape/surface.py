@@ -41,15 +41,6 @@ class Surface(NamedTuple):
         """Cells without a finite energy."""
         return int(self.u.isnan().sum())
 
-    def at(self, coordinates: Float[Tensor, "b 2"]) -> Float[Tensor, "b *d"]:
-        """The points of the data's space at coordinates (s, t)."""
-        return lifted(self.origin, self.basis, coordinates)
-
-    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b 2"]:
-        """Coordinates of the points of the plane that lie nearest to x."""
-        away = (x - self.origin).flatten(1).double()
-        return (away @ self.basis.flatten(1).double().T).to(x.dtype)
-
 
 def lifted(origin: Tensor, basis: Tensor, coordinates: Tensor) -> Tensor:
     """origin + s basis[0] + t basis[1], taken in float64, of the origin's type."""

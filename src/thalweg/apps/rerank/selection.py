@@ -67,7 +67,8 @@ def maximal_marginal_relevance(
     nearest that was taken counts, so a crowd of good ones costs that and no more.
     """
     f, near, taken = _scaled(f), torch.zeros(len(u), dtype=u.dtype), []
-    u, squares = _standardised(u), f.square().sum(1)
+    u = (u - u.mean()) / u.std().clamp(min=1e-12) if len(u) > 1 else u.clone()
+    squares = f.square().sum(1)
     for _ in range(keep):
         i = int((u + strength * near).argmin())
         taken.append(i)
@@ -82,7 +83,3 @@ def _scaled(f: Tensor) -> Tensor:
     f = f.flatten(1).float()
     f = f - f.mean(0)
     return f / f.square().sum(1).mean().sqrt().clamp(min=1e-12)
-
-
-def _standardised(u: Tensor) -> Tensor:
-    return (u - u.mean()) / u.std().clamp(min=1e-12) if len(u) > 1 else u.clone()

@@ -6,8 +6,7 @@ is read. Then the output is written, and put in place when it is whole. Memory: 
 """
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -83,19 +82,15 @@ def score_file(
         raise UserError("must be another file than the table", argument=str(out))
     if bundle.path is not None and out.resolve().is_relative_to(bundle.path.resolve()):
         raise UserError("must lie outside of the detector's folder", argument=str(out))
-    with _spool(out) as spool:
+    with write_errors(out, None), tempfile.TemporaryFile(dir=out.parent) as spool:  # has no name, so nothing stays
         counts = _score(detector, columns, table, alpha, spool)
         q = q_by_rank(counts)
         flagged = int(counts[: detector.calibration_.rank_of(alpha)].sum())
         with whole_file(out) as file:
             _finish(spool, q, file, out.suffix.lower())
     rows = int(counts.sum())
-    return Scored(rows, flagged, int(counts[q <= alpha].sum()), _least(rows, alpha, len(counts)))
-
-
-def _least(rows: int, alpha: float, levels: int) -> int:
-    """The fewest rows that can be reported at the false discovery rate alpha: k with k alpha / rows >= 1 / levels."""
-    return max(1, int(np.ceil(rows / (alpha * levels) - 1e-9)))
+    least = max(1, int(np.ceil(rows / (alpha * len(counts)) - 1e-9)))  # k with k alpha / rows >= 1 / len(counts)
+    return Scored(rows, flagged, int(counts[q <= alpha].sum()), least)
 
 
 def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: float, spool: IO[bytes]) -> np.ndarray:
@@ -156,10 +151,3 @@ def _columns(block: ScoredBlock, first: int) -> dict[str, Any]:
 
 def _short(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-@contextmanager
-def _spool(out: Path) -> Iterator[IO[bytes]]:
-    """A file without a name in the folder of the output, gone when it is closed or the process dies."""
-    with write_errors(out, None), tempfile.TemporaryFile(dir=out.parent) as file:
-        yield file

@@ -90,19 +90,15 @@ def _wanted(
     given = as_frame(block.select([source.target]), where)[source.target].to_list()
     given = [None if isinstance(value, str) and value in words else value for value in given]
     given = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in given]
-    values = {value: _label(value) for value in set(_hashable(given, source.target, where)) if value is not None}
+    if any(isinstance(value, list | dict) for value in given):
+        text = f"must hold labels in column {source.target!r}, which holds lists or structures"
+        raise UserError(text, argument=where, hint="name another column")
+    values = {value: _label(value) for value in set(given) if value is not None}
     for value in sorted(map(str, values)):
         if len(labels) <= SHOWN:
             labels[value] = None
     wanted = _label(source.normal)
     return np.array([value is not None and values[value] == wanted for value in given], bool)
-
-
-def _hashable(values: list[Any], name: str | None, where: str) -> list[Any]:
-    if any(isinstance(value, list | dict) for value in values):
-        text = f"must hold labels in column {name!r}, which holds lists or structures"
-        raise UserError(text, argument=where, hint="name another column")
-    return values
 
 
 def _label(value: Any) -> float | str:
