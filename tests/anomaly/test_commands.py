@@ -37,7 +37,7 @@ class TestFolders:
         assert thalweg.load(tmp_path / "run").about["seed"] == 1
         (tmp_path / "run" / "notes.txt").write_text("mine")
         words[2] = tmp_path / "nowhere.csv"
-        refused(thalweg_command(*words), "holds 'notes.txt' beside a detector, which would be lost")
+        refused(thalweg_command(*words), "nothing beside a detector, as the folder is replaced, and holds 'notes.txt'")
         with pytest.raises(ValueError, match=r"notes\.txt"):
             thalweg.load(tmp_path / "run").save_pretrained(tmp_path / "run")
         assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
@@ -108,9 +108,7 @@ class TestRuns:
 class TestRows:
     """Rows in messages are counted in the file, from 1, as `score` counts them."""
 
-    @pytest.mark.parametrize(
-        ("value", "part"), [("oops", "holds 'oops' in"), ("inf", "is infinite in"), ("", "missing")]
-    )
+    @pytest.mark.parametrize(("value", "part"), [("oops", "holds 'oops' in"), ("inf", "is infinite"), ("", "missing")])
     @pytest.mark.parametrize("drawn", [True, False])
     def test_of_rows_that_were_drawn_or_chosen(
         self, value, part, drawn, thalweg_command, normal_rows, tmp_path, monkeypatch
@@ -166,7 +164,7 @@ class TestLabels:
         assert json.loads(out)["rows_used"] == 60
         refused(
             thalweg_command(*words, "--normal", "2"),
-            f"label = 2; its values are {', '.join(sorted(map(str, LABELS[kind])))}; give",
+            f"label = 2, whose values are {', '.join(sorted(map(str, LABELS[kind])))}",
         )
 
     def test_a_label_of_bytes(self, normal_rows, thalweg_command, tmp_path):
@@ -179,7 +177,7 @@ class TestLabels:
         normal_rows().assign(label=[[1]] * 60).to_parquet(tmp_path / "t.parquet")
         words = ["--target-column", "label", "--normal", "1"]
         call = thalweg_command("detect", "fit", tmp_path / "t.parquet", "-o", tmp_path / "run", *words)
-        refused(call, "column 'label' holds lists or structures, which are no labels")
+        refused(call, "column 'label', which holds lists or structures")
 
     def test_a_label_that_is_dropped_too(self, normal_rows, thalweg_command, tmp_path):
         normal_rows().assign(label=0).to_csv(tmp_path / "t.csv", index=False)
@@ -251,7 +249,8 @@ class TestValues:
 
 class TestDrop:
     @pytest.mark.parametrize(
-        ("name", "part"), [("typo", "no column 'typo'; there are flow"), ("flow", "'flow' is one of the fit")]
+        ("name", "part"),
+        [("typo", "no column 'typo'; there are flow"), ("flow", "drop='flow': must not name a column of the fit")],
     )
     def test_what_cannot_be_dropped(self, name, part, run, table, thalweg_command, tmp_path):
         refused(thalweg_command("detect", "score", run, table, "-o", tmp_path / "s.csv", "--drop", name), part)
