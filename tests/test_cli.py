@@ -139,7 +139,9 @@ def test_train_on_a_file_of_few_rows_leaves_a_bundle_and_says_why_no_report(thal
     np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(30, 3)), delimiter=",")
     code, _, err = thalweg_command("train", "rows.csv", "--no-header", "--steps", "3", *VECTOR[:-1])
     assert code == 0, err
-    assert any(line.startswith("no report: runs/rows-dual: 3 rows held out, an evaluation wants 20") for line in err)
+    assert any(
+        line.startswith("no report: runs/rows-dual: must have 20 held-out rows or more, and has 3") for line in err
+    )
     assert thalweg.load(tmp_path / "runs" / "rows-dual").log_prob(torch.zeros(2, 3)).shape == (2,)
 
 
@@ -197,7 +199,7 @@ def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, 
         assert thalweg_command(*base, *words) == (2, "", err)
         (tmp_path / "run" / "manifest.json").unlink()
     assert thalweg_command("train", "rings", "-o", "run", "--resume")[2][0].startswith(
-        "thalweg: run: a run on two-moons"
+        "thalweg: run: must hold a run on rings, and holds one on two-moons"
     )
     code, _, err = thalweg_command(*base, "--steps", "12", *VECTOR, "--no-report")
     assert code == 0, err
@@ -402,10 +404,10 @@ TABLE = {
         "no class 'MLP' in thalweg.energy.networks.mlp; there are: MLPEnergy",
     ),
     "foreign class": ([*T, "energy.type=os:system"], "only classes of thalweg.energy"),
-    "energy of another kind": ([*T, "energy.type=thalweg.energy.networks.mlp:MLPEnergy"], "change either"),
+    "energy of another kind": ([*T, "energy.type=thalweg.energy.networks.mlp:MLPEnergy"], "must be noise-conditional"),
     "sampler of another kind": (
         [*T, "sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}"],
-        "change either",
+        "must be an annealed sampler",
     ),
     "no objective": ([*T, "objective.type=thalweg.energy.networks.mlp:MLPEnergy"], "objective.type="),
     "limit": ([*T, "data.limit=some"], "data.limit='some': must be a valid integer"),
@@ -423,7 +425,7 @@ TABLE = {
     "negative seed of samples": (["sample", MOONS, "--seed", "-1"], "for '--seed'"),
     "long seed of samples": (["sample", MOONS, "--seed", str(2**64)], "for '--seed'"),
     "long seed of an evaluation": (["evaluate", MOONS, "--seed", str(2**64)], "for '--seed'"),
-    "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl: not a file"),
+    "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl: must be a file"),
     "two budgets": ([*T, "--minutes", "1"], "steps: must be given alone, not with minutes"),
     "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: must be greater than or equal to 1"),
     "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: must be a finite number"),
@@ -457,7 +459,7 @@ TABLE = {
     "score of another size": (["score", DIGITS, "large.npy"], "resize to 8 x 8 pixels"),
     "score of bright pixels": (["score", DIGITS, "bright.npy"], "divide by 255"),
     "score of an empty folder": (["score", DIGITS, "empty"], "directly in this folder"),
-    "score to another kind": (["score", MOONS, "plane.npy", "-o", "s.txt"], "want .csv or .parquet or .npy"),
+    "score to another kind": (["score", MOONS, "plane.npy", "-o", "s.txt"], "must end in .csv or .parquet or .npy"),
     "score to a missing folder": (["score", MOONS, "plane.npy", "-o", "no/s.csv"], "make the folder no first"),
     "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "alpha"),
     "evaluation of no run": (["evaluate", "empty"], "must hold a config.json"),

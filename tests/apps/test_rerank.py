@@ -111,7 +111,7 @@ def test_bad_candidates_are_named(fitted):
     with pytest.raises(UserError, match=r"expected shape \(N, 1, 8, 8\), got \(5, 1, 9, 9\)"):
         fitted.rank(images(5, 9))
     mixed = [np.zeros((8, 8), np.uint8)] * 3 + [np.zeros((8, 9), np.uint8)]
-    with pytest.raises(UserError, match=r"number 3 has shape \(8, 9\), most have \(8, 8\)"):
+    with pytest.raises(UserError, match=r"number 3 has \(8, 9\), most have \(8, 8\)"):
         fitted.rank(mixed)
     with pytest.raises(UserError, match="not an array of numbers"):
         fitted.rank("a folder")
@@ -167,7 +167,7 @@ def test_a_fitted_one_survives_its_folder(fitted, tmp_path):
     fitted.save_pretrained(tmp_path / "judge")  # over itself
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds something that is no re-ranker"):
+    with pytest.raises(UserError, match="must be empty or hold a re-ranker"):
         fitted.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="not a fitted re-ranker"):
         EnergyReranker.from_pretrained(tmp_path / "other")
@@ -207,7 +207,7 @@ def test_candidates_of_a_diffusers_pipeline():
         with pytest.raises(UserError) as error:
             generate(pipeline, n, **given)
         assert error.value.argument == argument
-    assert "num_inference_steps" in error.value.hint
+    assert "num_inference_steps" in error.value.message
     with pytest.raises(UserError, match="must take output_type"):
         generate(lambda: None, 3)
 
@@ -348,7 +348,7 @@ def test_fitting_from_the_command_line(call, tmp_path):
     np.save(tmp_path / "other.npy", images(40, 9).numpy())
     code, _, err = call("rerank", "fit", "real.npy", "other.npy", "-o", "judge")
     assert (code, len(err)) == (2, 1)
-    assert "other.npy: rows of shape (1, 9, 9), must be (1, 8, 8) as in real.npy" in err[0]
+    assert "other.npy: must hold rows of shape (1, 8, 8), as real.npy, not (1, 9, 9)" in err[0]
 
 
 def test_a_bundle_says_what_its_energy_is_worth(call, digits, tmp_path):

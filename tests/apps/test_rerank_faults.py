@@ -108,7 +108,7 @@ def test_what_is_wrong_is_said_before_the_ranking(call, tmp_path, monkeypatch):
     np.save(tmp_path / "nan.npy", np.full((3, 8, 8), np.nan, np.float32))
     (tmp_path / "t.txt").write_text("none")
     (tmp_path / "plain").mkdir()
-    monkeypatch.setattr(EnergyReranker, "_look", None)
+    monkeypatch.setattr(EnergyReranker, "_score", None)
     for words, message in (
         (("nope", "x.npy"), "nope: no such folder; check the spelling and the working directory; `thalweg rerank fit"),
         (("plain", "x.npy"), "`thalweg rerank fit REAL GENERATED -o plain` makes a re-ranker"),
@@ -262,7 +262,7 @@ def test_a_stop_leaves_nothing(call, tmp_path, monkeypatch, signum, there):
     if there:
         monkeypatch.setattr(store, "write_bytes", stopped)
     else:
-        monkeypatch.setattr(EnergyReranker, "_look", energies)
+        monkeypatch.setattr(EnergyReranker, "_score", energies)
     code, _, err = call("judge", "x.npy", "--keep", 5, "-o", "best")
     assert (code, err) == (128 + signum, ["thalweg: stopped before the end; nothing is half-written"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["judge", "x.npy"]
