@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from thalweg.core import check
+from thalweg.core.errors import UserError
+
 Numbers = Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
 class _Analytic(nn.Module):
-    """What they share: constants as float64 buffers, `shape` from the mean, `example()` from the defaults."""
+    """Abstract: constants as float64 buffers, `shape` from the mean, `example()` from the defaults."""
 
     mean: Tensor
     covariance: Tensor
@@ -45,7 +48,7 @@ class _Analytic(nn.Module):
 class Gaussian(_Analytic):
     """E(x) = (x - m)' C^-1 (x - m) / 2, log Z = (D log 2 pi + log det C) / 2.
 
-    `mean` (D,) and `covariance` (D, D), identity if not given; ValueError if it is not positive definite.
+    `mean` (D,) and `covariance` (D, D), the identity by default; UserError if it is not positive definite.
     """
 
     precision: Tensor
@@ -57,10 +60,11 @@ class Gaussian(_Analytic):
         dim = len(m)
         c = torch.as_tensor(torch.eye(dim) if covariance is None else covariance, dtype=torch.float64)
         if c.shape != (dim, dim):
-            raise ValueError(f"covariance has shape {tuple(c.shape)}, want {(dim, dim)} to fit the mean")
+            condition = f"must have the shape {(dim, dim)}, to fit the mean; it has {tuple(c.shape)}"
+            raise UserError(condition, argument="covariance")
         factor, failed = torch.linalg.cholesky_ex(c)
         if failed or not torch.equal(c, c.T):
-            raise ValueError("covariance is not symmetric positive definite")
+            raise UserError("must be symmetric and positive definite", argument="covariance", value=c.tolist())
         precision = torch.cholesky_inverse(factor)
         log_z = 0.5 * dim * math.log(2 * math.pi) + factor.diagonal().log().sum()
         self._constants(mean=m, covariance=c, precision=precision, factor=factor, log_z=log_z)
@@ -93,14 +97,14 @@ class GaussianMixture(_Analytic):
 
     def __init__(self, means: Numbers | None = None, scale: float = 0.3, weights: Numbers | None = None):
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale={scale}: want a positive standard deviation")
+        check.positive(scale=scale)
         angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
         ring = 2 * torch.stack([angle.cos(), angle.sin()], 1)
         m = torch.as_tensor(ring if means is None else means, dtype=torch.float64)
         w = torch.as_tensor(torch.ones(len(m)) if weights is None else weights, dtype=torch.float64)
         if w.shape != m.shape[:1] or not bool((w > 0).all()):
-            raise ValueError(f"weights={w.tolist()}: want {len(m)} positive numbers, one for each mean")
+            condition = f"must be {len(m)} positive numbers, one for each mean"
+            raise UserError(condition, argument="weights", value=w.tolist())
         w, dim = w / w.sum(), m.shape[1]
         mean = w @ m
         covariance = scale**2 * torch.eye(dim).to(m) + (m - mean).T @ (w[:, None] * (m - mean))
@@ -132,8 +136,7 @@ class Banana(_Analytic):
 
     def __init__(self, scale: float = 1.5, bend: float = 0.5):
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale={scale}: want a positive standard deviation")
+        check.positive(scale=scale)
         self.scale, self.bend = scale, bend
         covariance = torch.tensor([scale**2, 1 + 2 * bend**2 * scale**4], dtype=torch.float64).diag()
         self._constants(mean=torch.zeros(2), covariance=covariance, log_z=math.log(2 * math.pi * scale))
@@ -166,7 +169,7 @@ class LogGamma(_Analytic):
         super().__init__()
         a = torch.as_tensor(alpha, dtype=torch.float64)
         if not bool((a > 0).all()):
-            raise ValueError(f"alpha={a.tolist()}: want positive shape parameters")
+            raise UserError("must be positive numbers", argument="alpha", value=a.tolist())
         variance = torch.polygamma(1, a)
         self._constants(mean=a.digamma(), covariance=variance.diag(), alpha=a, log_z=a.lgamma().sum())
 
@@ -190,8 +193,8 @@ class Funnel(_Analytic):
 
     def __init__(self, dim: int = 2, scale: float = 1.5):
         super().__init__()
-        if dim < 2 or not scale > 0:
-            raise ValueError(f"dim={dim}, scale={scale}: want at least 2 dimensions and a positive scale")
+        check.whole("dim", dim, 2)
+        check.positive(scale=scale)
         self.scale = scale
         variance = torch.full((dim,), math.exp(0.5 * scale**2), dtype=torch.float64)
         variance[0] = scale**2
