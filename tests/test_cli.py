@@ -390,8 +390,8 @@ TABLE = {
     "unknown section": ([*T, "enrgy.width=3"], "did you mean 'energy'"),
     "wrong type": ([*T, "train.batch_size=many"], "train.batch_size='many': must be a valid integer"),
     "wrong type of an energy's": ([*T, "energy.width=many"], "energy.width='many': must be a whole number"),
-    "no assignment": ([*T, "width"], "not an assignment"),
-    "no value": ([*T, "energy.width="], "gives no value"),
+    "no assignment": ([*T, "width"], "must be an assignment"),
+    "no value": ([*T, "energy.width="], "must have a value"),
     "unknown class": (
         [*T, "energy.type=thalweg.energy.networks.mlp:MLP"],
         "no class 'MLP' in thalweg.energy.networks.mlp; there are: MLPEnergy",

@@ -1,9 +1,9 @@
-"""A run is data: nested mappings whose `type` names a class by its import path, `package.module:ClassName`.
+"""Configs of runs: nested mappings whose `type` names a class by its import path, `package.module:ClassName`.
 
-There is no registry. A spec is checked against the constructor's own signature, so a new component needs no
-entry anywhere, and a misspelt key is met before any work starts. Because bundles come from strangers, only a
-class *defined* in one of the packages of components is ever built: the path is looked at before the import, and the
-class's own module after it, so `thalweg.energy.base:Tensor` is refused although its path begins well.
+A spec is checked against the constructor's own signature, so a new component needs no registry, and a misspelt key is
+found before any work starts. Configs may come from strangers. So only a class that is defined in one of the packages of
+components is built: the path is checked before the import, and the class's own module after it.
+`thalweg.energy.base:Tensor` is refused, since torch defines that class.
 """
 
 import inspect
@@ -32,16 +32,16 @@ _INFINITE = {".inf": math.inf, "-.inf": -math.inf}  # as YAML spells them: JSON 
 def build(spec: Mapping[str, Any], path: str = "", /, *, trusted: tuple[str, ...] = TRUSTED, **extra: Any) -> Any:
     """The object that a spec describes, nested specs built first.
 
-    `path`: the dotted key of the spec, at which errors say they are; without it they name the class. `trusted`:
-    packages whose classes may be built.
-    `extra` are keywords known only at run time (`shape=`); they go to the outermost class, which must take
-    them, and win over the spec's. A `ValueError` or `TypeError` of a constructor says that a value is wrong: it becomes
-    a `UserError` with the key. Any other error is a fault of the class, and stays what it is.
+    A `ValueError` or `TypeError` of a constructor becomes a `UserError` with the key; any other error stays as it is.
+
+    Args:
+        spec: The spec.
+        path: Its dotted key, for errors; without it they name the class.
+        trusted: Packages whose classes may be built.
+        extra: Keywords known only at run time, such as `shape`, for the outermost class; they replace the spec's.
     """
     if not _is_spec(spec):
-        raise UserError(
-            f"must be a spec, as in {{type: package.module:ClassName}}; got {shown(spec)}", argument=path or None
-        )
+        raise UserError("must be a spec, as in {type: package.module:ClassName}", argument=path or "spec", value=spec)
     return _build(spec, path, trusted, extra)
 
 
@@ -82,7 +82,7 @@ def plain(tree: Any, path: str = "") -> Any:
     if isinstance(tree, list | tuple):
         return [plain(part, _join(path, key)) for key, part in enumerate(tree)]
     if isinstance(tree, float) and math.isnan(tree):
-        raise UserError("not a number, so no value for anything", argument=path, value=tree, hint="give one, or .inf")
+        raise UserError("must be a number", argument=path, value=tree, hint="give one, or .inf")
     return {math.inf: ".inf", -math.inf: "-.inf"}.get(tree, tree) if isinstance(tree, float) else tree
 
 
@@ -91,18 +91,18 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as err:
-        reason = getattr(err, "strerror", None) or "not UTF-8 text"
+        reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
         raise UserError(f"cannot be read ({reason})", argument=str(path)) from err
     tree = _parse_yaml(text, str(path))
     if not isinstance(tree, dict):
-        raise UserError(f"must be a mapping of keys to values; got {shown(tree)}", argument=str(path))
+        raise UserError(f"must be a mapping of keys to values; it is {shown(tree)}", argument=str(path))
     return tree
 
 
 def recipe(name: str) -> dict[str, Any]:
     """The recipe of that name in the package, or the YAML file at that path when it ends in .yaml.
 
-    `base: NAME` in it takes over a recipe of the package; sections that are given replace those of the base.
+    `base: NAME` in it extends a recipe of the package; its sections replace those of the base.
     """
     tree = _recipe_alone(name)
     if "base" not in tree:
@@ -133,7 +133,7 @@ def _recipe_alone(name: str) -> dict[str, Any]:
 
 
 def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type:
-    """The class at an import path; UserError at that key unless it is defined where it says, in a trusted package."""
+    """The class at an import path; UserError at that key unless that module of a trusted package defines it."""
     if not isinstance(name, str) or not _PATH.fullmatch(name):
         raise UserError("must have the form package.module:ClassName", argument=key, value=name)
     module_name, _, class_name = name.partition(":")
@@ -169,8 +169,8 @@ def _module(name: str, key: str) -> Any:
 
 def _submodules(package: str) -> list[str]:
     try:
-        return [info.name for info in pkgutil.iter_modules(getattr(import_module(package), "__path__", []))]
-    except (ImportError, ValueError):
+        return [info.name for info in pkgutil.iter_modules(import_module(package).__path__)]
+    except (ImportError, ValueError, AttributeError):  # a module has no path
         return []
 
 
@@ -179,7 +179,7 @@ def _under(module: str, trusted: tuple[str, ...]) -> bool:
 
 
 def _defined(value: Any, name: str, trusted: tuple[str, ...]) -> bool:
-    """Whether this is a class of that very name, written in a trusted module and not imported into one."""
+    """Whether this is a class of that name, defined in a trusted module and not imported into one."""
     return inspect.isclass(value) and _under(value.__module__, trusted) and value.__qualname__ == name
 
 
@@ -235,7 +235,7 @@ def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:
 
 def _check_depth(path: str) -> None:
     if path.count(".") > _DEPTH:
-        raise UserError(f"nested more than {_DEPTH} deep", argument=f"{path[:60]}...")
+        raise UserError(f"must not be nested more than {_DEPTH} deep", argument=f"{path[:60]}...")
 
 
 def _children(tree: Any) -> list[tuple[Any, Any]]:
@@ -263,12 +263,12 @@ def _assign(config: dict[str, Any], keys: list[str], value: Any, trusted: tuple[
 
 
 def _key(node: Any, key: str, path: str, trusted: tuple[str, ...], *, present: bool) -> Any:
-    """The key or index in the node: one that is there or, unless `present`, that the node's class takes."""
+    """The key or index in the node, which must have it or, unless `present`, whose class takes it."""
     if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
         return int(key)
     if not isinstance(node, dict):
         above = path.rpartition(".")[0]
-        raise UserError(f"there is nothing under {above!r} to set; it is {shown(node)}", argument=path)
+        raise UserError(f"cannot be set, as {above!r} is {shown(node)}", argument=path)
     if key in node:
         return key
     known: list[str] = [str(name) for name in node]
@@ -317,9 +317,9 @@ def _parse_assignment(text: str) -> tuple[list[str], Any]:
     name, equals, value = text.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
-        raise UserError("not an assignment", argument=shown(text), hint="write it as section.key=value")
+        raise UserError("must be an assignment", argument=shown(text), hint="write it as section.key=value")
     if not value.strip():
-        raise UserError("gives no value", argument=shown(text), hint=f"write {name}=null to mean none")
+        raise UserError("must have a value", argument=shown(text), hint=f"write {name}=null for none")
     return keys, _parse_yaml(value, f"{name}=")
 
 

@@ -98,14 +98,15 @@ class RestorationContrast:
         """The loss in nats and its parts; `margin` is the mean energy of damaged data minus that of data."""
         views, damaged = noise
         x, n = torch.cat([batch.x, damaged]), len(batch.x)
-        parts = energy.parts(x) if isinstance(energy, Restoring) else None
+        restoring = energy if isinstance(energy, Restoring) else None
+        parts = None if restoring is None else restoring.parts(x)
         real, fake = (energy(x) if parts is None else parts.energy).chunk(2)
         loss = nce = F.softplus(real).mean() + F.softplus(-fake).mean()
         metrics = {"nce": nce, "energy_real": real.mean(), "energy_fake": fake.mean()}
         metrics |= {"margin": fake.mean() - real.mean(), "overlap": health.overlap(real.detach(), fake.detach())}
-        if parts is not None:
+        if restoring is not None and parts is not None:
             error = (parts.restored - torch.cat([batch.x, batch.x])).flatten(1).square().sum(1).mean()
-            one, other = energy.embed(views).chunk(2)
+            one, other = restoring.embed(views).chunk(2)
             apart = _info_nce(one, other, parts.embedded[n:], self.temperature)
             loss = loss + self.restore * error + self.views * apart
             metrics |= {"restoration": error, "views": apart}
