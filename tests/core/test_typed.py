@@ -33,7 +33,7 @@ NET = {"type": "thalweg.energy.networks.strided:StridedEnergy"}
         ({**CD, "sampler": {**ULA, "clamp": [1]}}, "sampler.clamp", ""),
         ({**NET, "channels": 8}, "channels", "channels=8: must be"),
         ({**NET, "channels": {"a": 1}}, "channels", "channels={'a': 1}: must be"),
-        ({**NET, "channels": ["a"]}, "channels", "must be a whole number at place 0"),
+        ({**NET, "channels": ["a"]}, "channels", "must be a whole number at index 0"),
     ],
 )
 def test_a_slip_names_its_key(spec, argument, wanted):

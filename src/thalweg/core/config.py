@@ -10,18 +10,14 @@ import inspect
 import math
 import pkgutil
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from importlib import import_module
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from thalweg.core.config_types import check_types
-from thalweg.core.errors import UserError, shown
+from thalweg.core.errors import UserError, one_line, shown, suggestion
+from thalweg.core.recipes import parse_yaml
 
 TRUSTED = ("thalweg.energy", "thalweg.sampler", "thalweg.objective", "thalweg.data")  # packages of components
 _PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
@@ -86,52 +82,6 @@ def plain(tree: Any, path: str = "") -> Any:
     return {math.inf: ".inf", -math.inf: "-.inf"}.get(tree, tree) if isinstance(tree, float) else tree
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file (plain data only: no tags, no aliases, no repeated keys)."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        reason = err.strerror if isinstance(err, OSError) else "not UTF-8 text"
-        raise UserError(f"cannot be read ({reason})", argument=str(path)) from err
-    tree = _parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise UserError(f"must be a mapping of keys to values; it is {shown(tree)}", argument=str(path))
-    return tree
-
-
-def recipe(name: str) -> dict[str, Any]:
-    """The recipe of that name in the package, or the YAML file at that path when it ends in .yaml.
-
-    `base: NAME` in it extends a recipe of the package; its sections replace those of the base.
-    """
-    tree = _recipe_alone(name)
-    if "base" not in tree:
-        return tree
-    base = tree.pop("base")
-    if not isinstance(base, str) or base.endswith((".yaml", ".yml")):
-        want = "must be the name of a recipe in the package, such as pcd-image"
-        raise UserError(want, argument=f"{name}: base", value=base)
-    known = {path.stem for path in _folder().glob("*.yaml")}
-    if base not in known:
-        raise UserError("no such recipe", argument=f"{name}: base", value=base, hint=_hint(base, known))
-    return {**recipe(base), **tree}
-
-
-def _folder() -> Path:
-    return Path(str(files("thalweg"))) / "recipes"
-
-
-def _recipe_alone(name: str) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
-        return load_yaml(name)
-    folder = _folder()
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        near = f"{_hint(name, known)}, or give the path of a .yaml file"
-        raise UserError("no such recipe", argument="recipe", value=name, hint=near)
-    return load_yaml(folder / f"{name}.yaml")
-
-
 def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type:
     """The class at an import path; UserError at that key unless that module of a trusted package defines it."""
     if not isinstance(name, str) or not _PATH.fullmatch(name):
@@ -143,7 +93,7 @@ def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type
     cls = vars(module).get(class_name)
     if not inspect.isclass(cls):
         known = [known for known, value in vars(module).items() if _defined(value, known, trusted)]
-        hint = _hint(class_name, known)
+        hint = suggestion(class_name, known)
         raise UserError(f"no class {class_name!r} in {module_name}", argument=key, value=name, hint=hint)
     if not _defined(cls, class_name, trusted):
         where = f"is refused: the class is defined in {cls.__module__}, not there"
@@ -164,7 +114,7 @@ def _module(name: str, key: str) -> Any:
             needs = f"{name} needs the package {err.name!r}"
             raise UserError(needs, argument=key, hint="pip install it first") from err
         parent, _, last = name.rpartition(".")
-        raise UserError(f"no module {name}", argument=key, hint=_hint(last, _submodules(parent))) from err
+        raise UserError(f"no module {name}", argument=key, hint=suggestion(last, _submodules(parent))) from err
 
 
 def _submodules(package: str) -> list[str]:
@@ -199,7 +149,7 @@ def _check_keys(cls: type, keys: Iterable[Any], path: str, type_name: str, *, co
     keys = list(keys)
     for key in keys:
         if not isinstance(key, str) or not (any_key or key in known):
-            hint = _hint(str(key), known)
+            hint = suggestion(str(key), known)
             raise UserError(f"{type_name} takes no {key!r}", argument=_join(path, key), hint=hint)
     missing = [key for key, required in known.items() if required and key not in keys]
     if complete and missing:
@@ -218,7 +168,7 @@ def _build(spec: Mapping[str, Any], path: str, trusted: tuple[str, ...], extra: 
     except UserError as err:
         raise err.within(where) from err
     except (ValueError, TypeError) as err:
-        raise UserError(_one_line(err), argument=where) from err
+        raise UserError(one_line(err), argument=where) from err
 
 
 def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:
@@ -277,40 +227,7 @@ def _key(node: Any, key: str, path: str, trusted: tuple[str, ...], *, present: b
         if not present and (any_key or key in named):
             return key
         known = ["type", *named] if key not in named else known
-    raise UserError("no such key", argument=path, hint=_hint(key, known))
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses aliases (bombs, cycles) and repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$", re.ASCII),
-    list("-+.0123456789"),
-)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return _Loader(text).get_single_data()
-    except yaml.MarkedYAMLError as err:
-        line = f" line {err.problem_mark.line + 1}" if err.problem_mark else ""
-        raise UserError(str(err.problem or err.context), argument=f"{source}{line}") from err
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise UserError(f"not readable as YAML ({_one_line(err)})", argument=source) from err
+    raise UserError("no such key", argument=path, hint=suggestion(key, known))
 
 
 def _parse_assignment(text: str) -> tuple[list[str], Any]:
@@ -320,20 +237,8 @@ def _parse_assignment(text: str) -> tuple[list[str], Any]:
         raise UserError("must be an assignment", argument=shown(text), hint="write it as section.key=value")
     if not value.strip():
         raise UserError("must have a value", argument=shown(text), hint=f"write {name}=null for none")
-    return keys, _parse_yaml(value, f"{name}=")
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = get_close_matches(word, names, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"there are: {', '.join(names)}" if names else "there are none"
+    return keys, parse_yaml(value, f"{name}=")
 
 
 def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:300] or type(err).__name__

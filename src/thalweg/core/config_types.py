@@ -1,7 +1,7 @@
 """Checks of a spec's values against the types that a constructor declares.
 
-Numbers, words and lists are checked strictly (`true` is no count, "3" no number, 2.5 no integer). A parameter whose type
-is a Protocol must get an object with its methods. Other annotations are left to the constructor.
+Numbers, words and lists are checked strictly (`true` is no count, "3" no number, 2.5 no integer). Where the type is a
+Protocol, the value must have its methods. Other annotations are left to the constructor.
 """
 
 import json

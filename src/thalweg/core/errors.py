@@ -6,7 +6,9 @@ caller reads or edits the text of a message.
 """
 
 import re
+from collections.abc import Iterable
 from copy import copy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,6 +73,20 @@ def shown(value: Any) -> str:
     """A value as a message shows it: in one line of at most 60 characters."""
     text = " ".join(repr(value).split())
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: the known one that is closest, or all of them."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"there are: {', '.join(names)}" if names else "there are none"
+
+
+def one_line(error: BaseException) -> str:
+    """The text of another library's error in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def kind_of(value: Any) -> str:

@@ -41,7 +41,7 @@ class Unfit(DamagedFile):
 
 
 def require_fit(make: Callable[[], nn.Module], stored: Mapping[str, Stored]) -> None:
-    """`Unfit` unless the module from `make` has the stored tensors, by name and shape, and allocates no other large ones.
+    """`Unfit` unless the module from `make` has the stored tensors, by name and shape, and allocates no large ones.
 
     `make` is called once, on the meta device, and must not read the values of a tensor. Its own `UserError` is raised
     unchanged.

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from thalweg.core import check, store
+from thalweg.core import check, state_tree, store
 from thalweg.core.errors import RankLost, UserError
 
 T = TypeVar("T")
@@ -136,14 +136,14 @@ class ProcessGroup:
     def gather(self, tree: Any) -> Sequence[Any]:
         """One rank after the other, so that rank 0 holds one message at a time."""
         if self.rank:
-            tensors, structure = store.flatten(tree)
+            tensors, structure = state_tree.flatten(tree)
             self._send(json.dumps(structure).encode())
             self._send(store.tensor_bytes(tensors))
             return ()
         found = []
         for rank in range(1, self.size):
             structure = json.loads(self._receive(rank))
-            found.append(store.unflatten(load(self._receive(rank)), structure, like=tree))
+            found.append(state_tree.unflatten(load(self._receive(rank)), structure, like=tree))
         return found
 
     def on_rank0(self, work: Callable[[], object]) -> None:

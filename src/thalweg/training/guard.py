@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from thalweg.core.errors import Diverged
-from thalweg.core.store import flatten
+from thalweg.core.state_tree import flatten
 from thalweg.objective.base import Objective, after_rollbacks, changes
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 

@@ -1,12 +1,11 @@
 """The settings of a run: every section of `config.json`, checked before any work starts."""
 
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from thalweg.core.config import check
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, suggestion
 from thalweg.training.guard import GuardSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -145,12 +144,10 @@ def checked(
 
 
 def _hint(model: type[BaseModel], loc: tuple[Any, ...]) -> str:
-    """The key that was probably meant, else those there are."""
+    """The known key that is closest, or all of them."""
     for part in loc[:-1]:
         inner = model.model_fields[part].annotation
         assert isinstance(inner, type)
         assert issubclass(inner, BaseModel)
         model = inner
-    known = sorted(model.model_fields)
-    close = get_close_matches(str(loc[-1]), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+    return suggestion(str(loc[-1]), model.model_fields)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from thalweg.core import store
+from thalweg.core import state_tree, store
 from thalweg.core.errors import DamagedFile
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.guard import GuardState, finite, not_finite
@@ -50,13 +50,13 @@ class TrainState:
         """Write checkpoints/step-N, drop all but the newest `keep`; Diverged, nothing written, if not all is finite."""
         group = group or SingleProcess()
         path = folder / FOLDER / f"step-{self.step:08d}"
-        tensors, structure = store.flatten(self._tree())
+        tensors, structure = state_tree.flatten(self._tree())
         bad = group.any(finite(tensors))
         if bad:
             raise not_finite(bad, self.step)
         others = group.gather(self._own())
         if others:
-            tensors, structure = store.flatten({**self._tree(), "others": others})
+            tensors, structure = state_tree.flatten({**self._tree(), "others": others})
         group.on_rank0(lambda: self._write(path, tensors, structure, keep))
         self.saved = path.name
         return path
@@ -68,7 +68,7 @@ class TrainState:
         core = self.core()
         own = {"objective": self.objective, "guard": [self.objective] * 3}
         like = {**core, "guard": GuardState(core, core, core), "others": [own] * (group.size - 1)}
-        tree = store.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
+        tree = state_tree.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
         size = 1 + len(tree.get("others", ()))
         if size != group.size:
             text = f"holds the state of {size} processes, and these are {group.size}"

@@ -27,9 +27,8 @@ from torch.nn.modules import module as nn_module
 from thalweg.energy.base import AnyEnergy, HasGradient, HasSequence, Wraps, marginal
 from thalweg.energy.engine.discovery import find_modules
 from thalweg.energy.engine.freeze import always_undo, frozen
+from thalweg.energy.engine.known_layers import FREE, has_hooks, layer_of, layers_of, leaves, reads_input, takes
 from thalweg.energy.engine.layers import (
-    FREE,
-    HOOKS,
     Activation,
     Col2imConv2d,
     Identity,
@@ -37,11 +36,6 @@ from thalweg.energy.engine.layers import (
     Layer,
     backward_through,
     forward_through,
-    layer_of,
-    layers_of,
-    leaves,
-    reads_input,
-    takes,
 )
 
 _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
@@ -147,7 +141,7 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
 def hooked(m: nn.Module) -> bool:
     """Whether the module has hooks, its own or global ones."""
     everywhere = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
-    return bool(everywhere) or any(getattr(m, name) for name in HOOKS)
+    return bool(everywhere) or has_hooks(m)
 
 
 @functools.cache
