@@ -59,7 +59,7 @@ def test_seeds_differ_and_pixels_become_floats() -> None:
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 5, "world_size": 2}, "multiple of world_size=2"),
         ({"batch_size": 4, "world_size": 2, "rank": 2}, "rank=2"),
-        ({"batch_size": 4, "labels": torch.zeros(2)}, "labels: 2"),
+        ({"batch_size": 4, "labels": torch.zeros(2)}, "labels: must be one a row"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(kwargs: dict, message: str) -> None:
