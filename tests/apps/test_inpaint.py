@@ -147,8 +147,7 @@ def test_missing_values_are_not_looked_at(digits, pixels):
         inpaint(digits, torn, known, schedule=QUICK).images, inpaint(digits, pixels, known, schedule=QUICK).images
     )
     torn[3, 0, 0, 0] = torch.nan
-    with pytest.raises(
-        UserError, match=r"observed: must be finite in float32; 1 of 5 rows are not.* index 3":
+    with pytest.raises(UserError, match=r"observed: must be finite in float32; 1 of 5 rows are not.* index 3"):
         inpaint(digits, torn, known)
 
 

@@ -55,7 +55,6 @@ def test_what_is_right_passes():
     assert list(made.num_steps) == [30, 10]
     assert list(made.sampler.clamp) == [0, 1]
     assert build({**NET, "channels": [4, 8]}).trunk is not None
-    assert build({"type": "thalweg.data.transform:Composed", "parts": []}).parts == []
-    assert build(
-        {"type": "thalweg.data.transform:Composed", "parts": [{"type": "thalweg.data.transform:Identity"}]}
-    ).parts
+    composed = {"type": "thalweg.data.transform:Composed"}
+    assert build({**composed, "parts": []}).parts == []
+    assert build({**composed, "parts": [{"type": "thalweg.data.transform:Identity"}]}).parts
