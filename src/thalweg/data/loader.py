@@ -65,10 +65,6 @@ class Loader:
             position, share = position + len(pieces[-1]), share - len(pieces[-1])
         return torch.cat(pieces)
 
-    def epoch(self, step: int) -> int:
-        """The epoch in which the batch at `step` begins."""
-        return step * self.batch_size // len(self.x)
-
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
             if len(self._orders) > 1:

@@ -13,7 +13,7 @@ that is named ...Energy or has `example()`, which gives a small instance.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -283,13 +283,3 @@ def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[T
 def marginal(f: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
     """-log sum_k exp f_k, the free energy of K scores; for one score it is -f."""
     return -f.squeeze(1) if f.shape[1] == 1 else -torch.logsumexp(f, dim=1)
-
-
-def check_image_shape(shape: Sequence[int], num_halvings: int) -> tuple[int, int, int]:
-    """(C, H, W) as a tuple; UserError where a side is under 8 pixels or would be halved away."""
-    least = max(8, 2**num_halvings)
-    if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < least:
-        condition = f"must be (channels, height, width), {least} pixels a side or more"
-        raise UserError(condition, argument="shape", value=tuple(shape))
-    channels, height, width = (int(s) for s in shape)
-    return channels, height, width

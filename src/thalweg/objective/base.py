@@ -29,6 +29,17 @@ class Empty(NamedTuple):
     """The state of an objective without memory between steps."""
 
 
+class Stateless:
+    """Abstract: an objective of E(x) without memory between steps."""
+
+    normalises = False
+    noisy = False
+
+    def init(self, energy: AnyEnergy, x: Tensor, generator: Generator) -> Empty:
+        """The empty state."""
+        return Empty()
+
+
 @runtime_checkable
 class Objective(Protocol[S], metaclass=Capability):
     """A loss of an energy, its state, and the random draws of one step.

@@ -18,11 +18,11 @@ from torch import Generator, Tensor
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import EnergyFn
-from thalweg.objective.base import Batch, Empty
+from thalweg.objective.base import Batch, Empty, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodRatio:
+class LikelihoodRatio(Stateless):
     """mean softplus of E on data and of -E on generated rows, each side weighing one half.
 
     `batch.labels` are above 0 for data, 0 for generated rows.
@@ -39,7 +39,6 @@ class LikelihoodRatio:
     noise: float = 0.0
     noise_max: float | None = None
     normalises = True
-    noisy = False
 
     def __post_init__(self):
         check.share(smoothing=self.smoothing)
@@ -51,10 +50,6 @@ class LikelihoodRatio:
             check.non_negative(noise_max=self.noise_max)
             if self.noise_max < self.noise:
                 raise UserError(f"must be noise={self.noise} or more", argument="noise_max", value=self.noise_max)
-
-    def init(self, energy: EnergyFn, x: Tensor, generator: Generator) -> Empty:
-        """Nothing to keep."""
-        return Empty()
 
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(z,) the noise of the smoothing, in its deviations."""

@@ -25,7 +25,7 @@ from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Capability, EnergyFn
 from thalweg.energy.networks.autoencoder import Parts
-from thalweg.objective.base import Batch, Empty
+from thalweg.objective.base import Batch, Empty, Stateless
 from thalweg.objective.contrastive import health
 from thalweg.objective.corruption import Damage, warp
 
@@ -50,7 +50,7 @@ class Restoring(Protocol, metaclass=Capability):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RestorationContrast:
+class RestorationContrast(Stateless):
     """NCE + `views` InfoNCE + `restore` mean |D(f(.)) - x|². Costs one pass over four times the batch.
 
     Args:
@@ -70,8 +70,6 @@ class RestorationContrast:
     stretch: float = 0.2
     shift: float = 0.06
     bend: float = 0.1
-    normalises = False
-    noisy = False
 
     def __post_init__(self):
         if self.damage is not None and not callable(self.damage):
@@ -80,10 +78,6 @@ class RestorationContrast:
         check.non_negative(restore=self.restore, views=self.views)
         check.non_negative(stretch=self.stretch, shift=self.shift, bend=self.bend)
         check.positive(temperature=self.temperature)
-
-    def init(self, energy: EnergyFn, x: Tensor, generator: Generator) -> Empty:
-        """Nothing is kept between steps."""
-        return Empty()
 
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
         """(the two views one after the other, a damaged copy) of the batch; vectors are their own views."""

@@ -66,20 +66,6 @@ class ULA:
             raise UserError("must be (low, high) with low < high", argument="clamp", value=tuple(self.clamp))
 
     @classmethod
-    def decoupled(
-        cls,
-        *,
-        step_size: float,
-        noise_scale: float,
-        clamp: tuple[float, float] | None = None,
-        clip: float | None = None,
-    ) -> Self:
-        """x' = x - h dE/dx + s z with a noise scale s of its own: a chain at temperature s² / (2 h)."""
-        check.positive(step_size=step_size)
-        check.non_negative(noise_scale=noise_scale)
-        return cls(step_size=step_size, temperature=noise_scale**2 / (2 * step_size), clamp=clamp, clip=clip)
-
-    @classmethod
     def example(cls) -> Self:
         """A step that suits energies of unit scale."""
         return cls(step_size=0.05)

@@ -9,7 +9,6 @@ from a draw of it.
 """
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -105,11 +104,6 @@ class MixtureOfFactorAnalyzers(nn.Module):
         log_weights, means, factors = _em(z, min(MOST, max(1, len(z) // EACH)), RIDGE * most, seed)
         parts = {"log_weights": log_weights, "means": means, "factors": factors}
         return cls(tuple(x.shape[1:]), mean=mean, basis=basis, psi=psi, **parts)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Self:
-        """The mixture with this `state_dict`. UserError where it is of another form."""
-        return cls(shape, **state)
 
     def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats."""

@@ -6,7 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.core import check
-from thalweg.energy.base import check_image_shape, marginal
+from thalweg.core.errors import UserError
+from thalweg.energy.base import marginal
 from thalweg.energy.engine.layers import PixelSum
 from thalweg.energy.shape import check_shape, check_sizes, wrong_rows
 
@@ -14,7 +15,11 @@ from thalweg.energy.shape import check_shape, check_sizes, wrong_rows
 def check_image(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
     """(C, H, W) as a tuple; UserError for a shape that cannot be halved between the stages, or for no channels."""
     check_sizes(channels=channels)
-    return check_image_shape(check_shape(shape, "CHW"), num_halvings=len(channels) - 1)
+    image, least = check_shape(shape, "CHW"), max(8, 2 ** (len(channels) - 1))
+    if min(image[1:]) < least:
+        condition = f"must be (channels, height, width), {least} pixels a side or more"
+        raise UserError(condition, argument="shape", value=image)
+    return image[0], image[1], image[2]
 
 
 class PooledEnergy(nn.Module):

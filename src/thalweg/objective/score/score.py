@@ -20,13 +20,13 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.energy.base import EnergyFn, NoisyEnergyFn
-from thalweg.objective.base import Batch, Empty
+from thalweg.objective.base import Batch, Empty, Stateless
 from thalweg.objective.score.noise_levels import NoiseLevels, NoiseRange
 from thalweg.sampler.base import normal_like, per_row, row_norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingScoreMatching:
+class DenoisingScoreMatching(Stateless):
     """E |sigma · grad E(x + sigma eps) - eps|² / d: the energy of the data plus noise sigma eps (Vincent 2011).
 
     Its optimum is -log of the data's law convolved with N(0, sigma²), not of the data's law itself. One
@@ -34,16 +34,10 @@ class DenoisingScoreMatching:
     """
 
     sigma: float = 0.1
-    normalises = False
-    noisy = False
 
     def __post_init__(self):
         check.positive(sigma=self.sigma)
         check.finite(sigma=self.sigma)
-
-    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> Empty:
-        """Nothing is kept between steps."""
-        return Empty()
 
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(eps,): standard normal, of the batch's shape."""
@@ -93,19 +87,12 @@ class MultiScaleDenoising:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplicitScoreMatching:
+class ExplicitScoreMatching(Stateless):
     """E[1/2 |grad E|² - tr Hess E], the trace exact (Hyvarinen 2005).
 
     One backward pass a dimension: for small d, and as the reference of the sliced form. For a Gaussian energy
     its optimum is the maximum-likelihood fit.
     """
-
-    normalises = False
-    noisy = False
-
-    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> Empty:
-        """Nothing is kept between steps."""
-        return Empty()
 
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """Nothing is random: the empty tuple."""
@@ -123,7 +110,7 @@ class ExplicitScoreMatching:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlicedScoreMatching:
+class SlicedScoreMatching(Stateless):
     """E[1/2 |grad E|² - v' Hess E v], v random, E[v v'] = I (Song et al. 2019, with reduced variance).
 
     One backward pass a projection, whatever d. `probe` is "rademacher" (signs: the lower variance, and none
@@ -132,16 +119,10 @@ class SlicedScoreMatching:
 
     num_projections: int = 1
     probe: Literal["rademacher", "normal"] = "rademacher"
-    normalises = False
-    noisy = False
 
     def __post_init__(self):
         check.count(num_projections=self.num_projections)
         check.one_of(("rademacher", "normal"), probe=self.probe)
-
-    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> Empty:
-        """Nothing is kept between steps."""
-        return Empty()
 
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(v,): probes (num_projections, B, *), independent for each row."""
