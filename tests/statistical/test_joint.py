@@ -85,7 +85,7 @@ def test_p_of_the_label_is_the_softmax_of_minus_the_joint_energy_and_its_margina
 def test_the_plain_classifier_is_a_joint_energy_too():
     x, labels = images()
     energy = JointStridedEnergy.example().double()
-    f = energy.scores.outputs(x)
+    f = energy.trunk.outputs(x)
     torch.testing.assert_close(energy(x), -f.exp().sum(1).log())
     torch.testing.assert_close(energy(x, labels), -f[torch.arange(12), labels])
 
