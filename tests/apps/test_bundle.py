@@ -174,8 +174,8 @@ BAD_IMAGES = {
     "range": (torch.full((2, 1, 8, 8), 7.0), r"lie in \[0, 1\].*divide by 255"),
     "whole numbers": (torch.zeros(2, 1, 8, 8, dtype=torch.int64), r"pixels are torch.int64"),
     "empty": (torch.zeros(0, 1, 8, 8), r"at least one row"),
-    "text": ("digit", r"^x: not an array of numbers"),
-    "ragged": ([[1.0], [1.0, 2.0]], r"^x: not an array of numbers"),
+    "text": ("digit", r"^x: must be an array of numbers"),
+    "ragged": ([[1.0], [1.0, 2.0]], r"^x: must be an array of numbers"),
 }
 
 

@@ -113,7 +113,7 @@ def test_bad_candidates_are_named(fitted):
     mixed = [np.zeros((8, 8), np.uint8)] * 3 + [np.zeros((8, 9), np.uint8)]
     with pytest.raises(UserError, match=r"number 3 has shape \(8, 9\), most have \(8, 8\)"):
         fitted.rank(mixed)
-    with pytest.raises(UserError, match="not an array of numbers"):
+    with pytest.raises(UserError, match="must be an array of numbers"):
         fitted.rank("a folder")
     with pytest.raises(UserError, match=r"^energy: is NaN for 2 of 4"):
         EnergyReranker(lambda x: torch.tensor([1.0, torch.nan, torch.nan, 2.0])).rank(images(4))
