@@ -132,7 +132,7 @@ def test_mnist_from_a_folder_of_images(tmp_path: Path) -> None:
     ("name", "settings", "message"),
     [
         ("mnits", {}, "did you mean mnist"),
-        ("zzz", {}, "no such data set or path: the names are mnist"),
+        ("zzz", {}, "no such data set or path: the names are digits, mnist"),
         ("rings", {"data": "x.npy"}, "no effect"),
         ("digits", {"hub": True}, "no effect"),
         ("mnist", {"hub": True, "data": "x"}, "two places"),
