@@ -49,7 +49,7 @@ def root(
 
 
 def add_commands(app: typer.Typer) -> None:
-    """Add each module of this package that is a command: it has an `app` of sub-commands, or `EXAMPLE` and its function."""
+    """Add each module of this package that has an `app` of sub-commands, or `EXAMPLE` and a function of its name."""
     names = [info.name for info in pkgutil.iter_modules(thalweg.cli.__path__) if info.name != "main"]
     for name in sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
         members = vars(import_module(f"thalweg.cli.{name}"))
