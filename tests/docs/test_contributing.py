@@ -149,7 +149,7 @@ def test_there_is_a_skeleton_of_each_kind():
 
 def test_the_commands_name_what_is_there(added):
     """Each part that a recipe may name has a command that does, and a config may build it."""
-    named = {name for name in re.findall(r"type=(thalweg\.[\w.]+:\w+)", TEXT)}
+    named = set(re.findall(r"type=(thalweg\.[\w.]+:\w+)", TEXT))
     assert {class_at(name, "type").__name__ for name in named} == {
         *("RandomWalk", "Euler", "FiniteDifferenceScoreMatching", "BoundedEnergy", "ShallowEnergy"),
     }
