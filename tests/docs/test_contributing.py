@@ -144,7 +144,7 @@ def test_there_is_a_skeleton_of_each_kind():
     assert {*kinds, "cli"} == {path.rpartition("/")[0] for path in FILES}
     assert all(not (ROOT / "src" / "thalweg" / path).exists() for path in FILES)
     for path, code in FILES.items():
-        compile(code, path, "exec")
+        assert contract("layers").violations(path, code) == []
 
 
 def test_the_commands_name_what_is_there(added):

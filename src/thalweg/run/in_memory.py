@@ -23,8 +23,6 @@ from thalweg.training.settings import RunSettings, TrainSettings
 from thalweg.training.state import TrainState
 from thalweg.training.step import Augment, Batches, ToModelUnits, Update, named_memory_errors, run_steps
 
-__all__ = ["TrainSettings", "optimise", "train_in_memory"]  # applications take the settings from here
-
 FOR_FOLDERS = ("checkpoint_every", "keep", "log_every")
 
 
