@@ -123,8 +123,9 @@ class TableFormat(FileFormat):
 
 
 def formats() -> dict[str, FileFormat]:
-    """Every kind of file by its endings."""
+    """Every kind of file by its endings: those for images and vectors first, then tables, then pictures."""
     found = instances("thalweg.data.formats", FileFormat)
+    found = sorted(found, key=lambda each: (-len(each.holds), each.holds[0] == "image"))
     return by_name((suffix, each) for each in found for suffix in each.suffixes)
 
 
