@@ -130,7 +130,7 @@ def holds(folder: Path, cls: type[StoredType]) -> bool:
 def require_replaceable(folder: Path, cls: type[StoredType]) -> None:
     """UserError where a folder holds something that is not an object of that class: it would be lost."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not holds(folder, cls):
-        raise UserError(f"holds something that is not {cls.title}", argument=str(folder), hint="name another folder")
+        raise UserError(f"must be empty or hold {cls.title}", argument=str(folder), hint="name another folder")
 
 
 def write_stored(folder: Path, cls: type[StoredType], write: Callable[[Path], None]) -> None:

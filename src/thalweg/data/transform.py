@@ -22,10 +22,7 @@ from thalweg.data.validate import as_float
 
 
 class Transform(Protocol):
-    """An invertible map of rows (B, *), elementwise in what is here but not by contract.
-
-    A run fits one to its training rows and stores the spec; the bundle maps what it is given and what it gives.
-    """
+    """An invertible map of rows (B, *), elementwise in what is here but not by contract."""
 
     def fit(self, x: Tensor) -> Self:
         """A fitted copy; x (N, *) is training data in data units, uint8 or float."""
