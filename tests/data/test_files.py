@@ -243,7 +243,7 @@ BAD: list[tuple[str, Callable[[Path], Path], type[UserError], str]] = [
     ("vast.png", vast_png, UserError, "64 megapixels"),
     ("deep.png", lambda p: png(p, np.zeros((2, 2), np.uint16)), UserError, "8 bits"),
     ("empty", folder, UserError, "directly in this folder"),
-    ("what.pkl", text, UserError, r"\.pkl: give"),
+    ("what.pkl", text, UserError, r"cannot read \.pkl; give"),
 ]
 
 

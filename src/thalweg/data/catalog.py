@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.columns.layout import Layout
@@ -88,17 +89,17 @@ def load(
     shuffled training part. `header` and `drop` are of tables, as in `files.read_rows`.
     """
     if held_out is not None and not 0 < held_out < 1:
-        raise UserError(f"held_out={held_out}: must be a share between 0 and 1")
-    if limit is not None and limit < 1:
-        raise UserError(f"limit={limit}: must be at least 1")
+        raise UserError("must be in (0, 1)", argument="held_out", value=held_out)
+    if limit is not None:
+        check.count(limit=limit)
     sets = named_sets()
     named = sets.get(name)
     if (data is not None or hub) and not isinstance(named, LocatedSet):
         setting = "hub" if data is None else "data"
         located = ", ".join(other.name for other in sets.values() if isinstance(other, LocatedSet))
-        raise UserError(f"{setting}: has no effect on {name!r}, only on {located}: drop it")
+        raise UserError(f"has no effect on {name!r}, only on {located}", argument=setting, hint="leave it out")
     if data is not None and hub:
-        raise UserError("data and hub: name two places for the same set: give one of them")
+        raise UserError("must not be given together", argument="data and hub", hint="leave one of them out")
     if (header is not None or drop) and (named is not None or not is_table(Path(name))):
         setting = "drop" if header is None else "header"
         raise UserError(f"has no effect on {name!r}, only on a table", argument=setting, hint="leave it out")
@@ -163,4 +164,4 @@ def _from_path(name: str, names: Collection[str], header: bool | None, drop: Seq
         return RawData(x, read_labels(path, len(x)), f"{path}, {len(x):,} {what}", layout=layout)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise UserError(f"{name!r}: no such data set or path: {hint}the names are {', '.join(names)}")
+    raise UserError("no such data set or path", argument=repr(name), hint=f"{hint}the names are {', '.join(names)}")

@@ -163,10 +163,11 @@ def read_labels(path: Path, num_rows: int) -> Tensor | None:
     if y is None or not bool((np.isfinite(y) & (y == np.round(y))).all()):
         return None
     if y.size != num_rows:
-        raise UserError(f"{path}: {y.size} labels for {num_rows} rows: give one a row")
+        raise UserError(f"{y.size} labels for {num_rows} rows", argument=str(path), hint="give one a row")
     far = next((v for v in (y.min(), y.max()) if not -(2**63) <= int(v) < 2**63), None)
     if far is not None:
-        raise UserError(f"{path}: a label is {far:g}, which 64 bits do not hold: number the classes from 0")
+        what = f"a label is {far:g}, which 64 bits do not hold"
+        raise UserError(what, argument=str(path), hint="number the classes from 0")
     return torch.from_numpy(y.reshape(-1).astype(np.int64))
 
 
@@ -180,7 +181,7 @@ def _read(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
         return read_folder(path, shape)
     found = format_of(path)
     if not isinstance(found, ArrayFormat):
-        raise UserError(
-            f"{path}: {path.suffix.lower() or 'no suffix'}: give a folder or one of {', '.join(suffixes())}"
-        )
+        hint = f"give a folder or one of {', '.join(suffixes())}"
+        what = f"cannot read {path.suffix.lower() or 'a file without ending'}"
+        raise UserError(what, argument=str(path), hint=hint)
     return found.read(path, shape)

@@ -142,15 +142,18 @@ def format_of(path: Path) -> FileFormat | None:
 def check_dtype(dtype: np.dtype, where: str) -> None:
     """UserError for an array that does not hold real numbers."""
     if dtype.hasobject:
-        raise UserError(f"{where}: holds Python objects, pickles are not opened: save float32 or uint8")
+        hint = "save float32 or uint8"
+        raise UserError("holds Python objects, and pickles are not opened", argument=where, hint=hint)
     if dtype.kind not in "fiub":
-        raise UserError(f"{where}: dtype {dtype} is not real numbers: save it as float32 or uint8")
+        hint = "save it as float32 or uint8"
+        raise UserError(f"must hold real numbers, not dtype {dtype}", argument=where, hint=hint)
 
 
 def check_size(num_bytes: int, where: str) -> None:
     """UserError for more bytes than are read at once."""
     if num_bytes > LIMIT_BYTES:
-        raise UserError(f"{where}: declares {num_bytes / 2**30:.1f} GiB, limit {LIMIT_BYTES / 2**30:g}: split it")
+        condition = f"must be at most {LIMIT_BYTES / 2**30:g} GiB, and declares {num_bytes / 2**30:.1f} GiB"
+        raise UserError(condition, argument=where, hint="split it")
 
 
 @contextmanager
@@ -161,10 +164,12 @@ def reading_array(path: Path) -> Iterator[None]:
     except ThalwegError:
         raise
     except PermissionError as error:
-        raise UserError(f"{path}: no permission to read it: change its mode or its owner") from error
+        hint = "change its mode or its owner"
+        raise UserError("no permission to read it", argument=str(path), hint=hint) from error
     except _DAMAGED as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DamagedFile(f"{path}: damaged or not what its name says ({why}): fetch it again") from error
+        what = f"damaged or not what its name says ({why})"
+        raise DamagedFile(what, argument=str(path), hint="fetch it again") from error
 
 
 @contextmanager

@@ -34,9 +34,8 @@ def read_folder(folder: Path, shape: tuple[int, ...] | None) -> np.ndarray:
     """The images that lie directly in a folder; UserError where there are none."""
     files = image_files(folder)
     if not files:
-        raise UserError(
-            f"{folder}: no {', '.join(IMAGE_SUFFIXES)} directly in this folder: name the one that holds them"
-        )
+        what = f"no {', '.join(IMAGE_SUFFIXES)} directly in this folder"
+        raise UserError(what, argument=str(folder), hint="name the one that holds them")
     return read_images(files, shape)
 
 
@@ -53,7 +52,8 @@ def read_images(files: list[Path], shape: tuple[int, ...] | None) -> np.ndarray:
     odd = next((i for i, (s, _) in enumerate(probes) if s != size), None)
     if odd is not None:
         (w, h), (width, height) = probes[odd][0], size
-        raise UserError(f"{files[odd]}: is {w} x {h} pixels, most are {width} x {height}: resize it")
+        what = f"is {w} x {h} pixels, most are {width} x {height}"
+        raise UserError(what, argument=str(files[odd]), hint="resize it")
     grey = channels == 1 or (channels != 3 and all(mode in ("1", "L", "LA") for _, mode in probes))
     rows = (len(files), size[1], size[0], 1 if grey else 3)
     check_size(math.prod(rows), str(files[0].parent))
@@ -68,16 +68,18 @@ def probe(file: Path) -> tuple[tuple[int, int], str]:
     """An image's (width, height) and mode from its header; more than 8 bits a pixel is refused."""
     from PIL import Image
 
-    too_large = f"{file}: over {LIMIT_PIXELS // 10**6} megapixels, not decoded: scale it down"
+    condition = f"must have at most {LIMIT_PIXELS // 10**6} megapixels to be decoded"
+    too_large = UserError(condition, argument=str(file), hint="scale it down")
     with reading_array(file), warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         try:
             with Image.open(file) as image:
                 size, mode = image.size, image.mode
         except Image.DecompressionBombError as error:
-            raise UserError(too_large) from error
+            raise too_large from error
     if math.prod(size) > LIMIT_PIXELS:
-        raise UserError(too_large)
+        raise too_large
     if mode.startswith(("I", "F")):
-        raise UserError(f"{file}: more than 8 bits a pixel (mode {mode}): save it as 8-bit, or use npy")
+        hint = "save it as 8-bit, or use npy"
+        raise UserError(f"must have 8 bits a pixel, not mode {mode}", argument=str(file), hint=hint)
     return size, mode

@@ -44,7 +44,8 @@ def read_npz(path: Path, keys: Sequence[str], *, required: bool = True) -> np.nd
         if key is None:
             if not required:
                 return None
-            raise UserError(f"{path}: holds {', '.join(members) or 'no array'}: name one of them {keys[0]!r}")
+            hint = f"name one of them {keys[0]!r}"
+            raise UserError(f"holds {', '.join(members) or 'no array'}", argument=str(path), hint=hint)
         with archive.open(members[key]) as file:
             check_header(file, members[key].file_size, f"{path}[{key}]")
         with archive.open(members[key]) as file:

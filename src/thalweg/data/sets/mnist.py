@@ -29,8 +29,10 @@ class _Images28(LocatedSet):
 
     def _embedded(self) -> RawData:
         raise UserError(
-            f"{self.name}: is not embedded: give data=FILE (--data FILE), set THALWEG_DATA to a folder with "
-            f"{self.name}.npz, or fetch it with hub=True (--hub)"
+            "is not embedded",
+            argument=self.name,
+            hint=f"give data=FILE (--data FILE), set THALWEG_DATA to a folder with {self.name}.npz, or fetch it with "
+            "hub=True (--hub)",
         )
 
     def _find(self, data: str | Path | None) -> Path | None:
@@ -40,12 +42,14 @@ class _Images28(LocatedSet):
             return None
         path, files = Path(named), (f"{self.name}.npz", f"{self.name.replace('-', '_')}.npz")
         if not path.exists():
-            raise UserError(f"{'data' if data is not None else 'THALWEG_DATA'}: {path}: no such file or folder")
+            setting = "data" if data is not None else "THALWEG_DATA"
+            raise UserError("no such file or folder", argument=setting, value=str(path))
         if path.is_dir():
             found = next((path / file for file in files if (path / file).exists()), None)
             if found is None and data is not None:
                 if not image_files(path):
-                    raise UserError(f"data: {path}: holds neither {files[-1]} nor images: give the file itself")
+                    what = f"holds neither {files[-1]} nor images"
+                    raise UserError(what, argument="data", value=str(path), hint="give the file itself")
                 return path
             return found
         return path if data is not None or path.name in files else None
@@ -55,12 +59,14 @@ class _Images28(LocatedSet):
         try:
             from datasets import load_dataset  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise UserError("hub: needs the package datasets: pip install thalweg[images]") from error
+            hint = "pip install thalweg[images]"
+            raise UserError("needs the package datasets", argument="hub", hint=hint) from error
         try:
             rows = load_dataset(self.hub_id, split="train")
         except Exception as error:  # it raises a dozen kinds, its dependencies' among them
             why = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"hub: cannot fetch {self.hub_id} ({why}): check the network, or give data=FILE") from error
+            what, hint = f"cannot fetch {self.hub_id} ({why})", "check the network, or give data=FILE"
+            raise UserError(what, argument="hub", hint=hint) from error
         images = np.stack([np.asarray(image.convert("L")) for image in rows["image"]])
         labels = torch.tensor(list(rows["label"]))
         what = f"{self.title} from the Hub ({self.hub_id})"
