@@ -65,8 +65,8 @@ def run_chain(
     computed once, and evaluated as fast as its layers allow (`energy.engine.fused`). `precision="bf16"` evaluates the
     network under bfloat16 autocast; positions, noise, updates and the Metropolis test's energies stay in x's own type.
     `compile=True` evaluates the energy by `torch.compile` instead, which differs by rounding. That needs a compiler,
-    takes seconds for its first call and is rarely faster (docs/claims.md). `start` is the first step's number, to go on
-    with a run.
+    takes seconds for its first call and is rarely faster (docs/experiments/claims.md). `start` is the first step's
+    number, to go on with a run.
 
     The network may be anywhere in the energy: in an object, a closure, a partial
     (`energy.engine.discovery.find_modules`). It is left bit for bit as it was, also after an error. Chains of several

@@ -4,7 +4,8 @@ bfloat16 has eight significant bits: an energy of 300 nats comes in steps of two
 1/128. So only the network's gradient may be that rough. Positions, noise and updates keep their type; and where a
 Metropolis test reads energies, they are those of the network in full precision. The test is then exact for exp(-E)
 whatever the gradient g~ of the proposal is, as long as g~ is a function of the position: a worse g~ costs acceptance,
-never correctness. An unadjusted chain has no such guard; what bfloat16 costs it is measured (docs/benchmarks.md).
+never correctness. An unadjusted chain has no such guard; what bfloat16 costs it is measured
+(docs/experiments/claims.md).
 """
 
 from collections.abc import Iterator
