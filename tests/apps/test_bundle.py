@@ -272,7 +272,10 @@ def _edit(folder, **changes):
     ("changes", "message"),
     [
         ({"format": 99, "thalweg": "7.0"}, r"written by thalweg 7\.0 in format 99; this version reads format 2"),
-        ({"format": None}, r"config\.json: not the configuration of a run"),
+        ({"format": None}, r"config\.json: not a configuration that thalweg wrote"),
+        ({"type": None}, r"in format 2 without a type; this version reads format 2"),
+        ({"type": "thalweg.bundle.files:Path"}, r"type=.*no class 'Path'|is refused"),
+        ({"type": "thalweg.apps.rerank.settings:RatioSettings"}, r"is no class whose objects are kept in folders"),
         ({"run": None}, r"config\.json: lacks run"),
         ({"run": {}}, r"config\.json: not the configuration of a run"),
         ({"data": 3}, r"config\.json: not the configuration of a run"),
