@@ -34,7 +34,7 @@ SHORT = re.compile(r"`([a-z_]\w*(?:\.(?!(?:py|md)\b)\w+)+)(?::(\w+))?")
 SETTING = re.compile(r"(?<![\w.])((?:data|train|training|energy|objective|sampler)(?:\.[a-z_]\w*)+)=")
 FILE = re.compile(r"(?<![\w/.:<-])((?:[\w.-]+/)+[\w-]+\.(?:py|md|ipynb|yaml|yml|png))\b")
 FOLDER = re.compile(r"`((?:[\w.-]+/)*[\w.-]+/?)`")
-WORD = re.compile(r"`(\w+)[`(=]")
+WORD = re.compile(r"`(?:([A-Z]\w+)\.)?(\w+)[`(=]")
 NAME = re.compile(r"\w+_\w+|_\w+|[A-Z]\w*[a-z]\w*[A-Z]\w*")
 SKELETON = re.compile(r"^(?:# |`)src/thalweg/(\S+)\.py(?:`:)?$", re.MULTILINE)
 COMMAND = re.compile(r"(?:^|`|-m )thalweg ((?:[a-z]|-)[^`\n]*)", re.MULTILINE)
@@ -181,7 +181,8 @@ def wrong(text: str, page: Path) -> list[str]:
     for match in FOLDER.finditer(text):
         if "/" in match[1] and match[1].split("/")[0] in {*TOP, *PACKAGES} and not file_is_there(match[1], page):
             found.append(match[1])
-    found += [m[1] for m in WORD.finditer(text) if NAME.fullmatch(m[1]) and m[1] not in words()]
+    for of, name in WORD.findall(text):
+        found += [name] * ((bool(of) or bool(NAME.fullmatch(name))) and not {name, of or name} <= words())
     for script, rest in SCRIPT.findall(text):
         code = (ROOT / script).read_text("utf-8") if (ROOT / script).exists() else ""
         found += [
@@ -221,6 +222,7 @@ def test_pages_that_the_code_names_exist():
         "`tests/nothing`",
         "see docs/anomaly.md",
         "`SmoothedEmpirical`",
+        "`EnergyDetector.foretell(rows)`",
         "`bundle.paint(x)`",
         "`thalweg paint RUN`",
         "`thalweg detect fit normal.csv --colour red`",
