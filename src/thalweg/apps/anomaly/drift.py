@@ -62,7 +62,7 @@ def _of_left_out(energies: np.ndarray, left_out: LeaveOneOut, new: np.ndarray, l
     F, G and S are the shares of new rows, of u_i, and of the energies of their equals up to u. A new row that equals
     row i has an energy from the one to the other, so that values that repeat are no drift. Leave-one-out energies are
     dependent, as each row takes part in those of its neighbours: the variance of a share of them is larger than that of
-    n independent rows, by factors that `VARIANCE` bounds (`docs/anomaly.md`).
+    n independent rows, by factors that `VARIANCE` bounds (`docs/experiments/anomaly.md`).
     """
     equals = np.minimum(left_out.equals, energies)
     equals = equals - ROUNDING * np.maximum(np.abs(equals), 1)

@@ -9,7 +9,7 @@ from thalweg.apps.anomaly.saved import DetectorBundle
 from thalweg.apps.anomaly.tables.column_selection import learn
 from thalweg.apps.anomaly.tables.training_rows import Source, draw
 from thalweg.core.errors import UserError
-from thalweg.data.csv_blocks import open_table
+from thalweg.data.tables import open_table
 
 
 def fit_file(source: Source, **parameters: Any) -> DetectorBundle:
