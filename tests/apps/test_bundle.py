@@ -309,7 +309,7 @@ def test_weights_of_another_energy_are_refused(copy):
 def test_what_is_no_run(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         load(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"no config\.json there"):
+    with pytest.raises(UserError, match=r"must hold a config\.json"):
         load(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="must be the folder of a run, and is a file"):
@@ -324,7 +324,7 @@ def test_a_run_before_its_first_checkpoint_says_so(digits, tmp_path):
     with pytest.raises(UserError, match="must hold a checkpoint"):
         load(tmp_path)
     shutil.copy(digits.path / "model.safetensors", tmp_path)  # of a run that has ended, then
-    with pytest.raises(DamagedFile, match=r"manifest\.json: missing.*restore it"):
+    with pytest.raises(DamagedFile, match=r"manifest\.json: must be there.*restore it"):
         load(tmp_path)
 
 

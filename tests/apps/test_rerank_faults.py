@@ -114,9 +114,12 @@ def test_what_is_wrong_is_said_before_the_ranking(call, tmp_path, monkeypatch):
         (("plain", "x.npy"), "`thalweg rerank fit REAL GENERATED -o plain` makes a re-ranker"),
         (("judge", "x.npy", "--keep", 10), "keep=10: must be a whole number in [1, 9]"),
         (("judge", "x.npy", "--variety", "most"), "variety='most'"),
-        (("judge", "x.npy", "--table", "judge/config.csv"), "judge/config.csv: in the re-ranker's folder"),
-        (("judge", "x.npy", "-o", "judge/best"), "judge/best: in the re-ranker's folder"),
-        (("judge", "nan.npy", "--skip-bad"), "mend or replace what was skipped: images of shape (1, 8, 8) are wanted"),
+        (
+            ("judge", "x.npy", "--table", "judge/config.csv"),
+            "judge/config.csv: must lie outside of the re-ranker's folder",
+        ),
+        (("judge", "x.npy", "-o", "judge/best"), "judge/best: must lie outside"),
+        (("judge", "nan.npy", "--skip-bad"), "must hold images of shape (1, 8, 8)"),
         (("judge", "t.txt"), "t.txt: must be a folder of images or a file of .npy, .npz, .png"),
     ):
         code, _, err = call(*words)
