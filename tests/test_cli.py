@@ -429,7 +429,7 @@ TABLE = {
     "two budgets": ([*T, "--minutes", "1"], "steps: must be given alone, not with minutes"),
     "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: must be greater than or equal to 1"),
     "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: must be a finite number"),
-    "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3: must be at least the batch size"),
+    "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3: must be at least"),
     "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: must be a folder, and is a file"),
     "run folder under a file": ([*T, "-o", "plane.npy/run"], "must be a folder that can be made"),
     "resume of another version": ([*T, "-o", "other", "--resume"], "format 99"),
