@@ -15,7 +15,7 @@ import pytest
 import thalweg
 from thalweg.apps.anomaly.tables.fit_and_score import score_file
 from thalweg.core.errors import UserError
-from thalweg.data import csv_blocks
+from thalweg.data.formats import base, csv
 
 
 def process(code, *words):
@@ -56,8 +56,8 @@ def test_blocks_of_one_row_give_the_scores_of_one_block(suffix, normal_rows, run
     new.to_parquet(tmp_path / "new.parquet", index=False)
     bundle = thalweg.load(run)
     score_file(bundle, tmp_path / f"new.{suffix}", tmp_path / "a.csv", alpha=0.3)
-    monkeypatch.setattr(csv_blocks, "BLOCK_ROWS", 1)
-    monkeypatch.setattr(csv_blocks, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(base, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(csv, "BLOCK_BYTES", 200)
     score_file(bundle, tmp_path / f"new.{suffix}", tmp_path / "b.csv", alpha=0.3)
     a, b = pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "b.csv")
     pd.testing.assert_frame_equal(a, b, rtol=1e-9)

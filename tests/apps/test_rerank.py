@@ -167,7 +167,7 @@ def test_a_fitted_one_survives_its_folder(fitted, tmp_path):
     fitted.save_pretrained(tmp_path / "judge")  # over itself
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds something that is no re-ranker"):
+    with pytest.raises(UserError, match="must be empty or hold a re-ranker"):
         fitted.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="not a fitted re-ranker"):
         EnergyReranker.from_pretrained(tmp_path / "other")
