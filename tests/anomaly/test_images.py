@@ -116,7 +116,7 @@ def test_kinds_of_input_agree(found, digits):
     pixels = np.round(255 * x).astype(np.uint8)
     np.testing.assert_allclose(found.energy(pixels), found.energy(pixels.astype(np.float32) / 255), rtol=1e-5)
     assert found.repair(x[:, None]).shape == (20, 1, 8, 8)
-    with pytest.raises(UserError, match="give at least one row"):
+    with pytest.raises(UserError, match="one row or more"):
         found.energy(x[:0])
 
 

@@ -171,9 +171,9 @@ BAD_IMAGES = {
     "channels last": (torch.zeros(2, 8, 8, 1), r"channels come first"),
     "colours": (torch.zeros(2, 3, 8, 8), r"3 channels where 1 are expected"),
     "NaN": (torch.full((2, 1, 8, 8), float("nan")), r"2 of 2 rows are not"),
-    "range": (torch.full((2, 1, 8, 8), 7.0), r"lie in \[0, 1\].*divide by 255"),
+    "range": (torch.full((2, 1, 8, 8), 7.0), r"float in \[0, 1\].*divide by 255"),
     "whole numbers": (torch.zeros(2, 1, 8, 8, dtype=torch.int64), r"pixels are torch.int64"),
-    "empty": (torch.zeros(0, 1, 8, 8), r"at least one row"),
+    "empty": (torch.zeros(0, 1, 8, 8), r"one row or more"),
     "text": ("digit", r"^x: must be an array of numbers"),
     "ragged": ([[1.0], [1.0, 2.0]], r"^x: must be an array of numbers"),
 }
