@@ -157,7 +157,7 @@ def test_from_a_bundle(tmp_path):
         (np.zeros((50, 64), np.float32), r"x has shape \(50, 64\): want images"),
         (np.zeros((10, 8, 8), np.float32), "x has 10 images: want 40 or more"),
         (np.full((50, 8, 8), 255.0), r"divide by 255\?"),
-        (np.full((50, 8, 8), np.nan), "NaN or infinity"),
+        (np.full((50, 8, 8), np.nan), "must be finite"),
         (np.array([["a"]]), "x: "),
         (np.zeros((50, 0, 8), np.float32), "x has shape"),
     ],
