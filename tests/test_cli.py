@@ -422,7 +422,7 @@ TABLE = {
     "two budgets": ([*T, "--minutes", "1"], "minutes and steps: either is the whole budget"),
     "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: must be greater than or equal to 1"),
     "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: must be a finite number"),
-    "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3 is less than the batch"),
+    "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3: must be at least the batch size"),
     "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: a file, where a folder"),
     "run folder under a file": ([*T, "-o", "plane.npy/run"], "cannot make the folder"),
     "resume of another version": ([*T, "-o", "other", "--resume"], "format 99"),
