@@ -141,5 +141,5 @@ def test_a_manifest_of_junk_is_one_line(copy, junk):
 
 
 def test_more_samples_than_memory_holds_are_refused_at_once(plane):
-    with pytest.raises(UserError, match="GiB, more than this machine's memory"):
+    with pytest.raises(UserError, match="must fit in this machine's memory"):
         plane.sample(10**15)

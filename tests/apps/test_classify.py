@@ -251,7 +251,7 @@ def test_the_command_draws_classes(joint, tmp_path, monkeypatch, capfd):
     assert "labels=10: must be classes" in err[-1]
     picture = (tmp_path / "s.png").read_bytes()
     for asked, said in (
-        (("-n", 10**12, "--label", 1), "more than this machine's memory"),
+        (("-n", 10**12, "--label", 1), "must fit in this machine's memory"),
         (("-n", 2, "--strength", 2), "must be 1 without labels"),
     ):
         code, _, err = _command(monkeypatch, capfd, "sample", joint.path, *asked, "-o", tmp_path / "s.png")
