@@ -275,8 +275,8 @@ SHAPES = [
     ((3, 9), (3,), "vector", r"x\.T"),
     ((3,), (3,), "vector", r"x\[None\]"),
     ((2, 1, 4, 5), (20,), "vector", r"reshape\(-1, 20\)"),
-    ((0, 3), (3,), "vector", "no data"),
-    ((2, 4), (3,), "vector", r"expected shape \(N, 3\), got \(2, 4\)"),
+    ((0, 3), (3,), "vector", "one row or more"),
+    ((2, 4), (3,), "vector", r"must have the shape \(N, 3\); it has \(2, 4\)"),
 ]
 
 
@@ -294,7 +294,7 @@ def test_python_input_becomes_float32_in_data_units() -> None:
         assert check_input(torch.zeros(2, 3, dtype=given), (3,), "vector").dtype == kept
     assert check_input(torch.zeros(2, 1, 2, 2, dtype=torch.float64), (1, 2, 2), "image").dtype == torch.float32
     for bad in (torch.zeros(2, 1, 2, 2, dtype=torch.int64), torch.zeros(2, 1, 2, 2, dtype=torch.complex64)):
-        with pytest.raises(UserError, match="give"):
+        with pytest.raises(UserError, match="must be"):
             check_input(bad, (1, 2, 2), "image")
     with pytest.raises(UserError, match=r"span \[0, 200\]"):
         check_input(torch.tensor([0.0, 200.0]).reshape(2, 1, 1, 1), (1, 1, 1), "image")
