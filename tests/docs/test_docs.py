@@ -10,10 +10,18 @@ import pytest
 from thalweg.run.fit import Request, fit
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDE, EXPERIMENTS = (sorted((ROOT / "docs" / kind).glob("*.md")) for kind in ("guide", "experiments"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]+))?[^)]*\)")
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+DATE, COMMAND = re.compile(r"\b\d{1,2} [A-Z][a-z]+ 20\d\d\b"), re.compile(r"\b(python benchmarks/|thalweg )\w+")
 SMALL = ("energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "data.limit=300", "train.precision=fp32")
+SMALL += ("sampler.num_steps=5",)
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
 
 
 def blocks(page: Path) -> list[str]:
@@ -34,7 +42,7 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.name)
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=name)
 def test_code_runs(page, place, monkeypatch):
     """Blocks of a page are one session, run where a small run lies in runs/demo."""
     monkeypatch.chdir(place)
@@ -45,13 +53,26 @@ def test_code_runs(page, place, monkeypatch):
 
 
 def test_the_pages_have_code():
-    assert {"README.md", "concepts.md"} <= {p.name for p in PAGES if blocks(p)}
+    assert "README.md" in {name(p) for p in PAGES if blocks(p)}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_pages_are_of_two_kinds():
+    """A guide has an example that runs; an experiment has a date and a command, and no code to run."""
+    kinds = ("docs/guide/", "docs/experiments/", "docs/decisions.md")
+    assert [name(p) for p in PAGES if name(p).startswith("docs/") and not name(p).startswith(kinds)] == []
+    assert [name(p) for p in GUIDE if not blocks(p)] == []
+    assert [name(p) for p in EXPERIMENTS if blocks(p) or not DATE.search(p.read_text("utf-8"))] == []
+    assert [name(p) for p in EXPERIMENTS if not COMMAND.search(p.read_text("utf-8"))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
-    for target in LINK.findall(page.read_text("utf-8")):
+    for target, anchor in LINK.findall(page.read_text("utf-8")):
         if "://" in target:
             continue
-        path = (page.parent / target).resolve()
-        assert path.exists(), f"{page.name}: {target}"
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{name(page)}: {target}"
+        if anchor:
+            headings = HEADING.findall(path.read_text("utf-8"))
+            known = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in known, f"{name(page)}: {target}#{anchor}"

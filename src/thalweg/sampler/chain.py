@@ -77,7 +77,7 @@ def run_chain(
         start: Number of the first step, to continue a run.
         precision: "fp32", or "bf16" for the network under bfloat16 autocast (`sampler.precision`).
         compile: Evaluate the energy by `torch.compile`, which differs by rounding, takes seconds for its first call and
-            is rarely faster (docs/claims.md).
+            is rarely faster (docs/experiments/claims.md).
     """
     num_steps, start = whole("num_steps", num_steps, 0), whole("start", start, 0)
     one_of(PRECISIONS, precision=precision)

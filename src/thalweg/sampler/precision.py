@@ -3,7 +3,8 @@
 bfloat16 has eight significant bits: an energy of 300 nats has steps of two. So only the network's gradient is computed
 in it. Positions, noise and updates keep their type, and a Metropolis test reads energies in full precision. The test is
 then exact for exp(-E) whatever the gradient of the proposal is, as long as it is a function of the position; a rough
-one lowers acceptance only. An unadjusted chain has no such correction; its error is measured (docs/benchmarks.md).
+one lowers acceptance only. An unadjusted chain has no such correction; its error is measured
+(docs/experiments/claims.md).
 """
 
 from collections.abc import Iterator
