@@ -75,7 +75,8 @@ class AnnealedSampler(Sampler[S], Protocol[S], metaclass=Capability):
 class GradientOnly(Protocol, metaclass=Capability):
     """A sampler that states whether its steps use the energy's gradient alone.
 
-    Where they do, and the network is in bfloat16, no energies in full precision are computed (`sampler.precision`).
+    A chain asks whose network is in bfloat16: where they do, it computes no energies in full precision
+    (`sampler.precision`).
     """
 
     @property
@@ -86,7 +87,10 @@ class GradientOnly(Protocol, metaclass=Capability):
 
 @runtime_checkable
 class HasClamp(Protocol, metaclass=Capability):
-    """A sampler that may clamp positions to a box; the share of coordinates on its walls is a health signal."""
+    """A sampler that may clamp positions to a box.
+
+    `ContrastiveDivergence` asks: the share of coordinates on the box's walls is a health signal of the training.
+    """
 
     @property
     def clamp(self) -> tuple[float, float] | None:
