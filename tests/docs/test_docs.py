@@ -16,6 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^```python([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 SMALL = ("energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "data.limit=300", "train.precision=fp32")
+SMALL += ("sampler.num_steps=6",)
 
 
 def blocks(page: Path) -> list[str]:
@@ -69,8 +70,10 @@ names = "RandomWalk or FiniteDifferenceScoreMatching or BoundedEnergy or Shallow
 code = pytest.main(["-p", "no:cacheprovider", "-k", names, "tests/contract"])
 if code:
     sys.exit(code)
+from thalweg.run import preview
 from thalweg.run.fit import Request, fit
 import thalweg.apps.drift
+vars(preview).update(NUM_POINTS=20, CHAIN_STEPS=2)
 for i, (recipe, *overrides) in enumerate([
     ("pcd", "objective.type=thalweg.objective.finite:FiniteDifferenceScoreMatching"),
     ("pcd", "energy.type=thalweg.energy.bounded:BoundedEnergy", "sampler.type=thalweg.sampler.walk:RandomWalk"),
