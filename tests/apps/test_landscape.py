@@ -135,8 +135,8 @@ def test_interpolation_begins_and_ends_at_the_examples():
     assert path.barrier == pytest.approx(float(path.u.max() - max(path.u[0], path.u[-1])))
 
 
-def test_holes_are_counted_and_drawn(plane_survey):
-    _, found = plane_survey
+def test_holes_are_counted_and_drawn(plane_survey, tmp_path):
+    bundle, found = plane_survey
 
     def torn(x):
         return torch.where(x[:, 0] > 0.8, torch.nan, wells(x))
@@ -149,6 +149,7 @@ def test_holes_are_counted_and_drawn(plane_survey):
     torn_survey = found._replace(surfaces=[surface], basins=basins(surface))
     texts = [text.get_text() for text in figure(torn_survey).findobj(Text)]
     assert any(f"{expected} cells" in text for text in texts)
+    write(tmp_path / "torn.html", bundle, torn_survey)
     with pytest.raises(UserError, match="nothing to draw"):
         box()(lambda x: x[:, 0] * torch.nan)
 

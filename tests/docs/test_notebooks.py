@@ -19,7 +19,8 @@ pytestmark = pytest.mark.filterwarnings("default")  # a notebook's reader would 
 def run(cells: list[str], monkeypatch) -> None:
     """Execute the cells as one session of this process, without IPython's magic, display and pictures."""
     package, display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
-    package.version_info, display.Image, display.display = (9, 0), str, print
+    package.version_info, package.get_ipython = (9, 0), lambda: None
+    display.Image, display.display = str, print
     monkeypatch.setitem(sys.modules, "IPython", package)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     session = types.ModuleType("notebook")

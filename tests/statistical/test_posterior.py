@@ -93,9 +93,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("case_name", "how"), [*((c, "plain") for c in CASES), ("blur", "resampling")]
-)
+@pytest.mark.parametrize(("case_name", "how"), [*((c, "plain") for c in CASES), ("blur", "resampling")])
 def test_the_conditional_law_of_gaussian_data(case_name, how):
     energy, observations, mean, covariance = case(*CASES[case_name])
     x = drawn(energy, observations, HOWS[how])
