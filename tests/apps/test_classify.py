@@ -69,7 +69,7 @@ def test_the_temperature_is_what_held_out_labels_like_best(joint):
 
 def test_a_classifier_that_is_always_right_keeps_a_finite_temperature(joint, monkeypatch):
     scores = 5 * torch.eye(10).repeat(3, 1)
-    monkeypatch.setattr(classify, "_scores", lambda bundle, x: scores)
+    monkeypatch.setattr(classify, "scores_of", lambda bundle, x: scores)
     before = joint.model.inverse_temperature.clone()
     try:
         found = classify.calibrate(joint, scores, torch.arange(10).repeat(3))

@@ -236,7 +236,10 @@ def test_a_detector_is_no_judge(call, tmp_path):
     x = torch.randn(60, 2, generator=generator(0, "table")).numpy()
     DetectorBundle(thalweg.EnergyDetector().fit(x)).save_pretrained(tmp_path / "detector")
     code, _, err = call("detector", "x.npy")
-    assert (code, err) == (2, ["thalweg: detector: a detector, no re-ranker; fit one with `thalweg rerank fit`"])
+    assert (code, err) == (
+        2,
+        ["thalweg: detector: holds a detector, must be a re-ranker; a detector is read by `thalweg detect score`"],
+    )
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -269,21 +269,23 @@ def _edit(folder, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind"),
+    ("changes", "message"),
     [
-        ({"format": 99, "thalweg": "7.0"}, UserError),
-        ({"format": None}, DamagedFile),
-        ({"run": None}, DamagedFile),
-        ({"run": {}}, DamagedFile),
-        ({"data": 3}, DamagedFile),
-        ({"normalised": 1}, DamagedFile),
+        ({"format": 99, "thalweg": "7.0"}, r"written by thalweg 7\.0 in format 99; this version reads format 2"),
+        ({"format": None}, r"config\.json: not a configuration that thalweg wrote"),
+        ({"type": None}, r"in format 2 without a type; this version reads format 2"),
+        ({"type": "thalweg.bundle.files:Path"}, r"type=.*no class 'Path'|is refused"),
+        ({"type": "thalweg.apps.rerank.settings:RatioSettings"}, r"is no class whose objects are kept in folders"),
+        ({"run": None}, r"config\.json: lacks run"),
+        ({"run": {}}, r"config\.json: not the configuration of a run"),
+        ({"data": 3}, r"config\.json: not the configuration of a run"),
+        ({"normalised": 1}, r"config\.json: not the configuration of a run"),
     ],
 )
-def test_another_format_or_config_is_refused(copy, changes, kind):
+def test_another_format_or_config_is_refused(copy, changes, message):
     _edit(copy, **changes)
-    with pytest.raises(kind) as caught:
+    with pytest.raises(UserError, match=message):
         load(copy)
-    assert str(copy) in str(caught.value)
 
 
 def test_r15_a_config_builds_only_this_package(copy):

@@ -92,8 +92,7 @@ def _opened(folder: Path, wanted: type[StoredType] | None) -> Any:
     config = read_config(folder)
     cls = _stored_type(config, folder)
     if wanted is not None and not issubclass(cls, wanted):
-        what = f"holds {cls.title}, must be {wanted.title}"
-        raise UserError(what, argument=str(folder), hint=f"{cls.title} is read by `{cls.command}`")
+        raise wrong_type(folder, cls, wanted)
     return cls.read(folder, config)
 
 
@@ -103,6 +102,12 @@ def _stored_type(config: Mapping[str, Any], folder: Path) -> type[StoredType]:
         what = "is no class whose objects are kept in folders"
         raise DamagedFile(what, argument=f"{folder / 'config.json'}: type", value=config["type"])
     return cls
+
+
+def wrong_type(folder: Path, found: type[StoredType], wanted: type[StoredType]) -> UserError:
+    """The error for a folder that holds something else than was wanted, with the command that reads it."""
+    what = f"holds {found.title}, must be {wanted.title}"
+    return UserError(what, argument=str(folder), hint=f"{found.title} is read by `{found.command}`")
 
 
 def require_sealed(folder: Path) -> None:

@@ -179,7 +179,7 @@ def _reranker(run: Path, variety: str | None) -> Any:
     """The fitted re-ranker, or one that judges by a bundle's own energy, with a word on what that is worth."""
     from thalweg.apps.rerank.reranker import EnergyReranker
     from thalweg.bundle.bundle import Bundle
-    from thalweg.bundle.files import load
+    from thalweg.bundle.files import load, wrong_type
 
     try:
         found = load(run)
@@ -191,6 +191,8 @@ def _reranker(run: Path, variety: str | None) -> Any:
     if isinstance(found, Bundle):
         console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
         found = EnergyReranker(found)
+    if not isinstance(found, EnergyReranker):
+        raise wrong_type(run, type(found), EnergyReranker)
     if variety is not None:
         found.variety = variety  # pyright: ignore[reportAttributeAccessIssue]
         found.require_variety()
