@@ -54,13 +54,18 @@ LATE = ("torch._dynamo", "tensorboard.summary.writer.record_writer", "thalweg.ru
 
 @pytest.fixture(scope="session", autouse=True)
 def small_previews():
-    """Every run draws a preview; a thousand points would take most of the time of a run of a few steps."""
+    """Every run draws a preview, and the command a report; a thousand samples would take most of their time."""
+    from thalweg.cli import train
     from thalweg.run import preview
+
+    whole = train.evaluate_run
+    train.evaluate_run = lambda *args, **given: whole(*args, **(given | {"num_samples": 60}))
 
     before = {name: getattr(preview, name) for name in ("NUM_IMAGES", "NUM_POINTS", "CHAIN_STEPS")}
     vars(preview).update(NUM_IMAGES=4, NUM_POINTS=20, CHAIN_STEPS=2)
     yield
     vars(preview).update(before)
+    train.evaluate_run = whole
 
 
 # Three bundles of a few seconds' training --------------------------------------------------------------------------

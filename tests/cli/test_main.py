@@ -26,15 +26,6 @@ VECTOR = [*TINY, "energy.width=16", "energy.num_blocks=1", "data.limit=300"]  # 
 PCD = ["train.batch_size=16", "energy.width=8", "objective.buffer_size=32", "objective.num_steps=2"]
 
 
-@pytest.fixture(autouse=True)
-def few_samples(monkeypatch):
-    """A report takes a thousand samples, which would be most of the time of these runs."""
-    from thalweg.cli import train
-
-    whole = train.evaluate_run
-    monkeypatch.setattr(train, "evaluate_run", lambda *args, **given: whole(*args, **(given | {"num_samples": 60})))
-
-
 def files(folder):
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
