@@ -1,4 +1,4 @@
-"""Three claims about speed that articles repeat, measured on this machine; the tables of docs/claims.md.
+"""Three claims about speed that articles repeat, measured on this machine; the tables of docs/experiments/claims.md.
 
     python benchmarks/claims.py bf16                            # mixed precision doubles the speed of sampling
     python benchmarks/claims.py schedule --json plane.jsonl     # a chain length growing 1 -> 30 halves training time

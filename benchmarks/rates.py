@@ -3,7 +3,7 @@
     python benchmarks/rates.py [--sets 1000] [--shapes | --copies]
 
 Each set is fitted anew and asked about one fresh normal row, so that flags are independent and their number is
-binomial. `narrow` has 4 skewed columns, one with heavy tails and one of few values; `wide` 24 that hang together.
+binomial. `narrow` has 4 skewed columns, one with heavy tails and one of few values; `wide` 24 dependent ones.
 99 energies calibrate each set: of the fitted rows as if left out ("unseen"), or of rows held out ("split"). The row
 `seen` is the mistake that this guards against: thresholds from the energies of rows that the energy was fitted on.
 

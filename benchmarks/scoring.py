@@ -34,7 +34,7 @@ def lost(detector, x):
     """Nats that the kernels' energies of x lie above the exact sums, on average."""
     energy, gaps = detector.energy_, []
     for name, kernel in energy.kernels_.items():
-        rows, y = (torch.from_numpy(energy.views_[name](part)) for part in (energy.rows_, x))
+        rows, y = (torch.from_numpy(energy.scalings_[name](part)) for part in (energy.rows_, x))
         gaps.append(float((kernel(y) - KernelDensityEnergy(rows, t=kernel.t)(y)).mean()))
     return np.mean(gaps)
 

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 import thalweg
 from thalweg.apps.anomaly.saved import DetectorBundle
-from thalweg.data import csv_blocks
+from thalweg.data.formats import base
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ class TestRows:
     def test_of_rows_that_were_drawn_or_chosen(
         self, value, part, drawn, thalweg_command, normal_rows, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr(csv_blocks, "BLOCK_ROWS", 100)
+        monkeypatch.setattr(base, "BLOCK_ROWS", 100)
         frame = normal_rows(400).assign(label=["bad"] * 300 + ["ok"] * 100).astype({"flow": object})
         where = 350
         if drawn:  # a row that seed 0 draws

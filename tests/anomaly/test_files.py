@@ -18,7 +18,8 @@ from thalweg.apps.anomaly.tables import fit_and_score
 from thalweg.apps.anomaly.tables.fit_and_score import score_file
 from thalweg.core import store
 from thalweg.core.errors import UserError
-from thalweg.data import csv_blocks, score_table
+from thalweg.data import score_table
+from thalweg.data.formats import base, csv
 
 
 def test_the_columns_of_a_score_table(normal_rows, run, thalweg_command, tmp_path):
@@ -53,8 +54,8 @@ def test_blocks_of_one_row_give_the_scores_of_one_block(suffix, normal_rows, run
     new.to_parquet(tmp_path / "new.parquet", index=False)
     bundle = thalweg.load(run)
     score_file(bundle, tmp_path / f"new.{suffix}", tmp_path / "a.csv", alpha=0.3)
-    monkeypatch.setattr(csv_blocks, "BLOCK_ROWS", 1)
-    monkeypatch.setattr(csv_blocks, "BLOCK_BYTES", 200)
+    monkeypatch.setattr(base, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(csv, "BLOCK_BYTES", 200)
     score_file(bundle, tmp_path / f"new.{suffix}", tmp_path / "b.csv", alpha=0.3)
     a, b = pd.read_csv(tmp_path / "a.csv"), pd.read_csv(tmp_path / "b.csv")
     pd.testing.assert_frame_equal(a, b, rtol=1e-9)

@@ -86,7 +86,7 @@ def test_a_table_without_header(thalweg_command, tmp_path):
 )
 def test_what_the_lines_tell(text, header, tmp_path):
     from thalweg.core.errors import UserError
-    from thalweg.data.csv_blocks import open_table
+    from thalweg.data.tables import open_table
 
     (tmp_path / "t.csv").write_text(text)
     if header is None:

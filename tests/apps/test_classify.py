@@ -131,10 +131,10 @@ def test_inputs_that_make_no_sense_are_refused_in_one_line(joint, digits):
     spoilt = x[:4].clone()
     spoilt[2, 0, 0, 0] = float("nan")
     for wrong, said in (
-        (spoilt, "1 of 4 rows hold NaN"),
-        (torch.rand(2, 1, 28, 28), "expected shape"),
+        (spoilt, "1 of 4 rows are not"),
+        (torch.rand(2, 1, 28, 28), "must have the shape"),
         (2 * x[:2] + 1, "divide by 255"),
-        ("a picture", "x: not an array"),
+        ("a picture", "x: must be an array"),
     ):
         with pytest.raises(UserError, match=said) as caught:
             joint.classify(wrong)

@@ -77,7 +77,7 @@ def test_flat_pixels_are_checked_as_all_are(name, tmp_path):
     np.save(tmp_path / "x.npy", (x if name == "small" else x[0]) / np.float32(255))
     assert read_damaged_images(tmp_path / "x.npy", (1, 4, 4), flat=True).count == (2 if name == "small" else 1)
     np.save(tmp_path / "x.npy", np.zeros(7))
-    with pytest.raises(UserError, match=r"expected shape .*got \(7,\)"):
+    with pytest.raises(UserError, match=r"must have the shape .*it has \(7,\)"):
         read_damaged_images(tmp_path / "x.npy", (1, 4, 4))
 
 

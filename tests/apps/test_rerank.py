@@ -106,14 +106,14 @@ def test_keep_that_cannot_be(keep):
 def test_bad_candidates_are_named(fitted):
     x = images(5)
     x[3, 0, 0, 0] = torch.nan
-    with pytest.raises(UserError, match=r"1 of 5 rows hold NaN .* index 3"):
+    with pytest.raises(UserError, match=r"1 of 5 rows are not.* index 3"):
         fitted.rank(x)
-    with pytest.raises(UserError, match=r"expected shape \(N, 1, 8, 8\), got \(5, 1, 9, 9\)"):
+    with pytest.raises(UserError, match=r"must have the shape \(N, 1, 8, 8\); it has \(5, 1, 9, 9\)"):
         fitted.rank(images(5, 9))
     mixed = [np.zeros((8, 8), np.uint8)] * 3 + [np.zeros((8, 9), np.uint8)]
     with pytest.raises(UserError, match=r"number 3 has shape \(8, 9\), most have \(8, 8\)"):
         fitted.rank(mixed)
-    with pytest.raises(UserError, match="not an array of numbers"):
+    with pytest.raises(UserError, match="must be an array of numbers"):
         fitted.rank("a folder")
     with pytest.raises(UserError, match=r"^energy: is NaN for 2 of 4"):
         EnergyReranker(lambda x: torch.tensor([1.0, torch.nan, torch.nan, 2.0])).rank(images(4))
@@ -167,7 +167,7 @@ def test_a_fitted_one_survives_its_folder(fitted, tmp_path):
     fitted.save_pretrained(tmp_path / "judge")  # over itself
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds something that is no re-ranker"):
+    with pytest.raises(UserError, match="must be empty or hold a re-ranker"):
         fitted.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="not a fitted re-ranker"):
         EnergyReranker.from_pretrained(tmp_path / "other")

@@ -83,7 +83,7 @@ def test_true_colour_and_what_is_not(call, tmp_path):
     assert len(read_candidates(tmp_path / "best").x[0]) == 3
     code, _, err = call("colour", "x.npy")
     assert (code, len(err)) == (2, 1)
-    assert "expected shape (N, 3, 8, 8), got (9, 1, 8, 8)" in err[0]
+    assert "must have the shape (N, 3, 8, 8); it has (9, 1, 8, 8)" in err[0]
 
 
 def test_rows_in_a_table(call, tmp_path):

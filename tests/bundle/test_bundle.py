@@ -166,16 +166,16 @@ def test_p_value_counts_ties_as_at_least_as_odd(plane):
 
 
 BAD_IMAGES = {
-    "shape": (torch.zeros(2, 1, 9, 8), r"^x: expected shape \(N, 1, 8, 8\), got \(2, 1, 9, 8\)"),
+    "shape": (torch.zeros(2, 1, 9, 8), r"^x: must have the shape \(N, 1, 8, 8\); it has \(2, 1, 9, 8\)"),
     "no batch": (torch.zeros(1, 8, 8), r"add the batch axis"),
     "channels last": (torch.zeros(2, 8, 8, 1), r"channels come first"),
     "colours": (torch.zeros(2, 3, 8, 8), r"3 channels where 1 are expected"),
-    "NaN": (torch.full((2, 1, 8, 8), float("nan")), r"2 of 2 rows hold NaN"),
+    "NaN": (torch.full((2, 1, 8, 8), float("nan")), r"2 of 2 rows are not"),
     "range": (torch.full((2, 1, 8, 8), 7.0), r"lie in \[0, 1\].*divide by 255"),
     "whole numbers": (torch.zeros(2, 1, 8, 8, dtype=torch.int64), r"pixels are torch.int64"),
     "empty": (torch.zeros(0, 1, 8, 8), r"at least one row"),
-    "text": ("digit", r"^x: not an array of numbers"),
-    "ragged": ([[1.0], [1.0, 2.0]], r"^x: not an array of numbers"),
+    "text": ("digit", r"^x: must be an array of numbers"),
+    "ragged": ([[1.0], [1.0, 2.0]], r"^x: must be an array of numbers"),
 }
 
 

@@ -36,11 +36,6 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "training": ("core", "data", "energy", "objective"),  # never sampler: only the objective knows there are chains
     "bundle": ("core", "data", "energy", "sampler"),
     "run": ("core", "data", "energy", "sampler", "objective", "training", "bundle", "evaluate.pictures"),
-    "apps.anomaly": APPLICATION,
-    "apps.classify": APPLICATION,
-    "apps.inpaint": APPLICATION,
-    "apps.landscape": APPLICATION,
-    "apps.rerank": APPLICATION,
     "bench": ("core", "energy", "sampler", "objective"),
     "cli": ("",),  # all
     "__main__": ("cli",),
@@ -74,13 +69,16 @@ def violations(relative: str, text: str) -> list[str]:
     if module == "__init__":  # names that are imported on first use
         return []
     layer = max((key for key in ALLOWED if within(module, key)), key=len, default=None)
+    others = ALLOWED.get(layer or "", ())
+    if module.startswith("apps."):  # none imports another one
+        layer, others = ".".join(module.split(".")[:2]), APPLICATION
     if layer is None:
         return [] if text.count("\n") <= 1 and relative.endswith("__init__.py") else [f"{relative}: in no row"]
     found = []
     for line, name in imported(ast.parse(text), "thalweg." + relative.removesuffix(".py").replace("/", ".")):
         inner = name.partition(".")[2]
         lazy = any(module == a and within(inner, b) for a, b in LAZY)
-        allowed = lazy or any(within(inner, other) for other in (*ALLOWED[layer], layer))
+        allowed = lazy or any(within(inner, other) for other in (*others, layer))
         if inner and inner != "__version__" and not allowed:
             found.append(f"{relative}:{line}: {layer} imports {name}")
     return found

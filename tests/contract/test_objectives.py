@@ -53,13 +53,21 @@ class Energy(nn.Module):
         return self(x, *(() if t is None else (t,)))[:, None] * torch.tensor([-1.0, 0.5, 1.0])
 
 
+def build(cls):
+    return cls.example() if hasattr(cls, "example") else cls()
+
+
 @pytest.fixture(params=OBJECTIVES, ids=lambda cls: cls.__name__)
 def objective(request):
-    return request.param.example() if hasattr(request.param, "example") else request.param()
+    return build(request.param)
 
 
 @pytest.fixture
 def setting(objective):
+    return one_step(objective)
+
+
+def one_step(objective):
     """(energy, batch, state, noise) of one step."""
     torch.manual_seed(0)
     energy = Energy(3, objective.noisy)

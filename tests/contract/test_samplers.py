@@ -77,7 +77,7 @@ def positions(n=4):
 
 def test_the_walk_finds_them():
     assert {ULA, MALA} <= set(SAMPLERS)
-    assert {cls.__name__ for cls in SAMPLERS if isinstance(build(cls), AnnealedSampler)} == {"Heun", "Ancestral"}
+    assert {cls.__name__ for cls in SAMPLERS if isinstance(build(cls), AnnealedSampler)} >= {"Heun", "Ancestral"}
 
 
 @pytest.mark.parametrize("cls", SAMPLERS)
@@ -242,8 +242,6 @@ def test_mala_rejects_what_is_not_finite():
 
 
 def test_ula_forms():
-    assert ULA.decoupled(step_size=10.0, noise_scale=0.005).temperature == pytest.approx(1.25e-6)
-    assert ULA.decoupled(step_size=0.005, noise_scale=0.005).temperature == pytest.approx(0.0025)
     x = positions()
     energy = Gaussian.example()
     cold = run_chain(ULA(step_size=0.1, temperature=0.0), energy, x, num_steps=400)
@@ -333,7 +331,6 @@ def test_the_first_rows_of_a_block_get_the_noise_that_they_have_in_it(cls):
         (lambda: ULA(step_size=torch.tensor(-1.0)), "step_size"),
         (lambda: ULA(step_size=0.1, temperature=-1.0), "temperature"),
         (lambda: ULA(step_size=0.1, clamp=(1.0, 0.0)), "clamp"),
-        (lambda: ULA.decoupled(step_size=0.1, noise_scale=-0.1), "noise_scale"),
         (lambda: MALA(step_size=-0.1), "step_size"),
         (lambda: MALA(step_size=0.1, temperature=0.0), "temperature"),
         (lambda: MALA(step_size=0.1, temperature=float("inf")), "temperature"),

@@ -67,6 +67,11 @@ class Everything:
     def prior_log_prob(self, y):
         return torch.zeros(len(y))
 
+    num_outputs = 5
+
+    def outputs(self, x):
+        return x
+
     def logits(self, x, *more):
         return x.cos() @ torch.ones(3, 5).cumsum(1)
 
@@ -139,7 +144,6 @@ def test_the_short_way_is_autograds(cls, declines):
 def test_what_is_forwarded_is_the_energys_own():
     energy = Everything()
     guided = ClassifierGuidance(energy, LABELS)
-    assert guided.noisy
     assert (guided.t_min, guided.t_max, guided.shape) == (0.1, 4.0, (3,))
     assert guided.prior(7, None).shape == (7, 3)
     assert _Checked(AtPrecision(energy, bf16=False)).conditionals is energy.conditionals

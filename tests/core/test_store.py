@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thalweg.core import store, temporary
+from thalweg.core import state_tree, store, temporary
 from thalweg.core.errors import DamagedFile, DiskFull, UserError
 
 
@@ -358,9 +358,9 @@ def _same(a: Any, b: Any) -> bool:
 @settings(max_examples=60, deadline=None)
 @given(TREES)
 def test_any_tree_comes_back_exactly(tree: Any) -> None:
-    tensors, structure = store.flatten(tree)
+    tensors, structure = state_tree.flatten(tree)
     stored = json.loads(json.dumps(structure, allow_nan=False))
-    assert _same(store.unflatten(tensors, stored, like=tree), tree)
+    assert _same(state_tree.unflatten(tensors, stored, like=tree), tree)
 
 
 def test_an_optimizer_comes_back_through_the_disk(tmp_path: Path) -> None:
@@ -368,20 +368,20 @@ def test_an_optimizer_comes_back_through_the_disk(tmp_path: Path) -> None:
     opt = torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(0.9, 0.99))
     net(torch.randn(4, 3)).sum().backward()
     opt.step()
-    tensors, structure = store.flatten({"opt": opt.state_dict(), "state": Pair(torch.ones(2), None)})
+    tensors, structure = state_tree.flatten({"opt": opt.state_dict(), "state": Pair(torch.ones(2), None)})
     store.write_tensors(tmp_path / "t", tensors)
     store.write_json(tmp_path / "s", structure)
     parts = store.read_tensors(tmp_path / "t"), store.read_json(tmp_path / "s")
-    back = store.unflatten(*parts, like={"state": Pair(0, 0)})
+    back = state_tree.unflatten(*parts, like={"state": Pair(0, 0)})
     assert _same(back, {"opt": opt.state_dict(), "state": Pair(torch.ones(2), None)})
-    assert type(store.unflatten(*parts)["state"]) is tuple
+    assert type(state_tree.unflatten(*parts)["state"]) is tuple
     torch.optim.AdamW(net.parameters()).load_state_dict(back["opt"])
 
 
 def test_what_cannot_be_stored_or_does_not_fit_is_refused() -> None:
     for bad in ({"a": object()}, [{1, 2}], {(1, 2): 3}, {1.5: 3}, 1j):
         with pytest.raises(UserError):
-            store.flatten(bad)
+            state_tree.flatten(bad)
     for bad in (
         {"tensor": "none"},
         {},
@@ -392,6 +392,6 @@ def test_what_cannot_be_stored_or_does_not_fit_is_refused() -> None:
         {"dict": [[[], 1]]},
     ):
         with pytest.raises(DamagedFile):
-            store.unflatten({}, bad)
+            state_tree.unflatten({}, bad)
     with pytest.raises(UserError, match="Pair: has the fields x, u"):
-        store.unflatten({}, {"tuple": [1], "fields": ["y"]}, like=Pair(1, 2))
+        state_tree.unflatten({}, {"tuple": [1], "fields": ["y"]}, like=Pair(1, 2))

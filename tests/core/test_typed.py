@@ -33,7 +33,7 @@ NET = {"type": "thalweg.energy.networks.strided:StridedEnergy"}
         ({**CD, "sampler": {**ULA, "clamp": [1]}}, "sampler.clamp", ""),
         ({**NET, "channels": 8}, "channels", "channels=8: must be"),
         ({**NET, "channels": {"a": 1}}, "channels", "channels={'a': 1}: must be"),
-        ({**NET, "channels": ["a"]}, "channels", "must be a whole number at place 0"),
+        ({**NET, "channels": ["a"]}, "channels", "must be a whole number at index 0"),
     ],
 )
 def test_a_slip_names_its_key(spec, argument, wanted):
@@ -55,5 +55,6 @@ def test_what_is_right_passes():
     assert list(made.num_steps) == [30, 10]
     assert list(made.sampler.clamp) == [0, 1]
     assert build({**NET, "channels": [4, 8]}).trunk is not None
-    assert build({"type": "thalweg.data.transform:Chain", "parts": []}).parts == []
-    assert build({"type": "thalweg.data.transform:Chain", "parts": [{"type": "thalweg.data.transform:Identity"}]}).parts
+    composed = {"type": "thalweg.data.transform:Composed"}
+    assert build({**composed, "parts": []}).parts == []
+    assert build({**composed, "parts": [{"type": "thalweg.data.transform:Identity"}]}).parts

@@ -51,5 +51,5 @@ def test_senseless_values_are_refused(change):
 
 
 def test_vectors_are_refused():
-    with pytest.raises(UserError, match="augment: Warp is for images"):
+    with pytest.raises(UserError, match="data: must be images"):
         Warp()(torch.zeros(3, 2), generator(0, "a"), 0.0)

@@ -132,10 +132,10 @@ def test_mnist_from_a_folder_of_images(tmp_path: Path) -> None:
     ("name", "settings", "message"),
     [
         ("mnits", {}, "did you mean mnist"),
-        ("zzz", {}, "no such data set or path: the names are mnist"),
+        ("zzz", {}, "no such data set or path; the names are digits, mnist"),
         ("rings", {"data": "x.npy"}, "no effect"),
         ("digits", {"hub": True}, "no effect"),
-        ("mnist", {"hub": True, "data": "x"}, "two places"),
+        ("mnist", {"hub": True, "data": "x"}, "must not be given together"),
         ("mnist", {"data": "/nowhere.npz"}, "no such file"),
         ("fashion-mnist", {}, "THALWEG_DATA"),
         ("rings", {"held_out": 1.5}, "held_out=1.5"),

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data import files
 from thalweg.data.files import read_array, read_names, read_rows
+from thalweg.data.formats import images
 from thalweg.data.validate import check_input, require_trainable
 
 PIXELS = np.arange(2 * 4 * 5, dtype=np.uint8).reshape(2, 4, 5)
@@ -243,7 +243,7 @@ BAD: list[tuple[str, Callable[[Path], Path], type[UserError], str]] = [
     ("vast.png", vast_png, UserError, "64 megapixels"),
     ("deep.png", lambda p: png(p, np.zeros((2, 2), np.uint16)), UserError, "8 bits"),
     ("empty", folder, UserError, "directly in this folder"),
-    ("what.pkl", text, UserError, r"\.pkl: give"),
+    ("what.pkl", text, UserError, r"cannot read \.pkl; give"),
 ]
 
 
@@ -259,7 +259,7 @@ def test_bad_files_are_one_line(
 
 
 def test_a_large_image_under_pillows_own_limit_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LIMIT_PIXELS", 10)
+    monkeypatch.setattr(images, "LIMIT_PIXELS", 10)
     with pytest.raises(UserError, match="megapixels"):
         read_array(png(tmp_path / "a.png", PIXELS[0]))
 
@@ -275,8 +275,8 @@ SHAPES = [
     ((3, 9), (3,), "vector", r"x\.T"),
     ((3,), (3,), "vector", r"x\[None\]"),
     ((2, 1, 4, 5), (20,), "vector", r"reshape\(-1, 20\)"),
-    ((0, 3), (3,), "vector", "no data"),
-    ((2, 4), (3,), "vector", r"expected shape \(N, 3\), got \(2, 4\)"),
+    ((0, 3), (3,), "vector", "one row or more"),
+    ((2, 4), (3,), "vector", r"must have the shape \(N, 3\); it has \(2, 4\)"),
 ]
 
 
@@ -294,7 +294,7 @@ def test_python_input_becomes_float32_in_data_units() -> None:
         assert check_input(torch.zeros(2, 3, dtype=given), (3,), "vector").dtype == kept
     assert check_input(torch.zeros(2, 1, 2, 2, dtype=torch.float64), (1, 2, 2), "image").dtype == torch.float32
     for bad in (torch.zeros(2, 1, 2, 2, dtype=torch.int64), torch.zeros(2, 1, 2, 2, dtype=torch.complex64)):
-        with pytest.raises(UserError, match="give"):
+        with pytest.raises(UserError, match="must be"):
             check_input(bad, (1, 2, 2), "image")
     with pytest.raises(UserError, match=r"span \[0, 200\]"):
         check_input(torch.tensor([0.0, 200.0]).reshape(2, 1, 1, 1), (1, 1, 1), "image")

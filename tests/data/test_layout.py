@@ -61,7 +61,7 @@ def test_names_on_one_side_only_are_told(layout, caplog):
     bare = FRAME.set_axis([*"012"], axis=1)
     np.testing.assert_array_equal(layout.encode(bare, where="bare.csv", headless=True), VALUES)
     assert "bare.csv: no names" in caplog.text
-    with pytest.raises(UserError, match="2 columns, the model has 3"):
+    with pytest.raises(UserError, match="must have 3 columns, as the model; it has 2"):
         layout.encode(bare[["0", "1"]], headless=True)
     for nameless in (Layout(), Layout.fit(bare, where="t", headless=True)):
         assert nameless.names is None

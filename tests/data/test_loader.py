@@ -25,7 +25,6 @@ def test_each_epoch_visits_each_row_once(batch_size: int) -> None:
         if len(epoch) == 23:
             assert sorted(epoch.tolist()) == list(range(23))
     assert not torch.equal(visited[:23], visited[23:46])
-    assert loader.epoch(steps) == 3 * batch_size
 
 
 @pytest.mark.parametrize("batch_size", [4, 8, 64])
@@ -59,7 +58,7 @@ def test_seeds_differ_and_pixels_become_floats() -> None:
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 5, "world_size": 2}, "multiple of world_size=2"),
         ({"batch_size": 4, "world_size": 2, "rank": 2}, "rank=2"),
-        ({"batch_size": 4, "labels": torch.zeros(2)}, "labels: 2"),
+        ({"batch_size": 4, "labels": torch.zeros(2)}, "labels: must be one a row"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(kwargs: dict, message: str) -> None:

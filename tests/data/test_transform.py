@@ -9,15 +9,15 @@ from torch import Tensor
 
 from thalweg.core import config
 from thalweg.core.errors import UserError
-from thalweg.data.transform import Chain, Identity, Scale, Standardize, Transform
+from thalweg.data.transform import Composed, Identity, Scale, Standardize, Transform
 
 KINDS = [
     Identity(),
     Standardize(),
     Scale(),
     Scale(shift=0.5, scale=-0.25),
-    Chain(parts=[Scale(), Standardize(), Identity()]),
-    Chain(),
+    Composed(parts=[Scale(), Standardize(), Identity()]),
+    Composed(),
 ]
 
 
@@ -75,21 +75,21 @@ def test_a_constant_column_keeps_its_unit() -> None:
 
 def test_pixels_are_taken_as_bytes_or_floats_alike() -> None:
     pixels = torch.randint(0, 256, (5000, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    for transform in (Standardize(), Scale(), Identity(), Chain(parts=[Scale()])):
+    for transform in (Standardize(), Scale(), Identity(), Composed(parts=[Scale()])):
         a, b = transform.fit(pixels), transform.fit(pixels.float() / 255)
         torch.testing.assert_close(a.forward(pixels), b.forward(pixels.float() / 255))
         assert a.log_abs_det(pixels).dtype == torch.float32
 
 
-@pytest.mark.parametrize("transform", [Standardize(), Scale(), Chain(parts=[Scale()])])
+@pytest.mark.parametrize("transform", [Standardize(), Scale(), Composed(parts=[Scale()])])
 def test_an_unfitted_one_says_so(transform: Transform) -> None:
     for method in (transform.forward, transform.inverse, transform.log_abs_det):
-        with pytest.raises(UserError, match="not fitted"):
+        with pytest.raises(UserError, match="must be fitted"):
             method(torch.zeros(2, 3))
 
 
 def test_other_rows_than_fitted_are_refused() -> None:
-    with pytest.raises(UserError, match="fitted on"):
+    with pytest.raises(UserError, match="as in the fit"):
         Standardize().fit(rows((1,))).forward(rows((3,)))
 
 

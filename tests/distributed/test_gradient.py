@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from thalweg.core import store
+from thalweg.core import state_tree, store
 from thalweg.core.errors import UserError
 from thalweg.data.loader import Loader
 from thalweg.energy.networks.mlp import MLPEnergy
@@ -126,7 +126,7 @@ def chains(group, folder, trouble=()):
     if trouble:
         run.update.objective = Spoilt(CHAINS, lambda: group.rank == 1 and run.state.step in trouble)
     run.fit()
-    tensors = store.flatten({"begun": before, "noise": noise[-1], **run.state.core()})[0]
+    tensors = state_tree.flatten({"begun": before, "noise": noise[-1], **run.state.core()})[0]
     store.write_tensors(folder / f"rank-{group.rank}.safetensors", tensors)
     store.write_json(folder / f"rank-{group.rank}.json", run.state.guard.rollbacks)
 

@@ -211,7 +211,7 @@ def test_ranks_with_other_data_are_refused(tmp_path):
 
     run = Run(work, tmp_path / "log")
     assert run.wait() == [2, 2]
-    assert "rank 1 has other data, settings or versions than rank 0; start all processes by the same" in run.said(0)
+    assert "data, settings or versions: must be the same on all ranks; rank 1 differs from rank 0" in run.said(0)
     assert not (tmp_path / "run").exists()
 
 

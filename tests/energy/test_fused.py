@@ -19,15 +19,14 @@ from thalweg.energy.engine import fused
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.engine.im2col import PatchConv2d
+from thalweg.energy.engine.known_layers import MAKERS, layer_of
 from thalweg.energy.engine.layers import (
-    MAKERS,
     AvgPool2x2,
     Col2imConv2d,
     Conv2d,
     Im2colConv2d,
     PixelSum,
     ResidualBlock,
-    layer_of,
 )
 from thalweg.energy.networks.conv import ConvEnergy
 from thalweg.energy.networks.mlp import MLPEnergy

@@ -121,5 +121,5 @@ def test_narrow_kernels_of_far_rows_keep_their_differences():
 
 @pytest.mark.parametrize("values", [{"t": 0.0}, {"t": float("inf")}, {"gap": -1.0}])
 def test_senseless_values_are_refused(values):
-    with pytest.raises(ValueError, match="want"):
+    with pytest.raises(ValueError, match=next(iter(values))):
         IVFKernelDensityEnergy(torch.zeros(3, 2), **values)

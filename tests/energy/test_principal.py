@@ -112,5 +112,5 @@ def test_of_large_tables_some_rows_are_taken(monkeypatch):
 
 def test_parts_that_do_not_fit_are_refused(rows):
     state = MixtureOfFactorAnalyzers.example().state_dict()
-    with pytest.raises(ValueError, match="mean has shape"):
-        MixtureOfFactorAnalyzers.from_state(state, (4,))
+    with pytest.raises(ValueError, match="mean: must have the shape"):
+        MixtureOfFactorAnalyzers((4,), **state)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from thalweg.core import store
+from thalweg.core import state_tree, store
 from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.data.toy import two_moons
@@ -144,7 +144,7 @@ def stop_at(step, signum=signal.SIGTERM):
 
 def outcome(run):
     """All tensors of the final state, by name, its structure, and the logged rows without their times."""
-    tensors, structure = store.flatten(run.state._tree())
+    tensors, structure = state_tree.flatten(run.state._tree())
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(run.folder)]
     return tensors, json.dumps(structure), rows
 

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from thalweg.core import store
+from thalweg.core import state_tree, store
 from thalweg.training.state import FOLDER
 
 from .runs import CASES, STEPS, assert_same, checkpoints, counted, fork, in_child, leftovers, newest, size, trainer
@@ -137,7 +137,7 @@ def test_r3_killed_at_every_call_of_one_save_the_loader_finds_the_old_or_the_new
     run.state.step += 0 if again else 1
     with torch.no_grad():
         next(run.state.energy.parameters()).add_(1.0)
-    expected, found, calls, done = store.flatten(run.state._tree())[0], set(), 0, False
+    expected, found, calls, done = state_tree.flatten(run.state._tree())[0], set(), 0, False
     before = size(base)
     resumed = trainer("pcd-vector", tmp_path / "one", keep=keep)
     shutil.rmtree(tmp_path / "one")
@@ -162,7 +162,7 @@ def test_r3_killed_at_every_call_of_one_save_the_loader_finds_the_old_or_the_new
         got = tensors_of(newest(folder))
         found.add("old" if same(got, old) else "new" if same(got, expected) else "other")
         assert resumed.state.step in (STEPS, run.state.step)
-        assert same(store.flatten(resumed.state._tree())[0], got)
+        assert same(state_tree.flatten(resumed.state._tree())[0], got)
         assert leftovers(folder) == []
         if done:
             assert same(got, expected)

@@ -126,7 +126,7 @@ def test_the_overrides_a_run_began_with_are_taken_again(tmp_path):
     [
         (("run", "train"), 5, "run.train=5: must be"),
         (("run", "train", "batch_size"), "many", "run.train.batch_size='many'"),
-        (("run", "energy"), {"width": 16}, "run.energy: names no type"),
+        (("run", "energy"), {"width": 16}, "run.energy: must have a type"),
         (("run", "energy", "width"), "wide", "energy.width='wide'"),
         (("run", "energy", "type"), "os:system", "run.energy.type"),
         (("run", "seed"), -1, "run.seed=-1"),

@@ -46,8 +46,6 @@ class NoLevels(ULA):
     num_steps: int = 3
 
 class NoPrior(nn.Module):
-    noisy = True
-
     def __init__(self, *, shape):
         super().__init__()
         self.inner = ResidualEnergy(shape=shape, width=8, num_blocks=1)

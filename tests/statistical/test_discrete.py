@@ -103,8 +103,8 @@ def test_an_energy_without_the_structure_is_refused(energy, num_hidden, argument
         (lambda: RBMEnergy(shape=(0,)), r"shape=\(0,\)"),
         (lambda: RBMEnergy(num_hidden=0), "num_hidden=0"),
         (lambda: RBMEnergy(weight_std=-1.0), r"weight_std=-1\.0"),
-        (lambda: RBMEnergy(shape=(21,), num_hidden=21).log_z(), "at most 20 units"),
-        (lambda: all_states(30), "at most 20 units"),
+        (lambda: RBMEnergy(shape=(21,), num_hidden=21).log_z(), "must be at most 20"),
+        (lambda: all_states(30), "must be at most 20"),
         (lambda: Gibbs(num_hidden=0), "num_hidden=0"),
     ],
 )

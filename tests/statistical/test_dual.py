@@ -180,7 +180,7 @@ def test_smoothed_gaussian_against_torch():
 
 
 def test_smoothed_gaussian_wants_two_rows():
-    with pytest.raises(UserError, match="1 row: a covariance wants two"):
+    with pytest.raises(UserError, match="2 rows or more"):
         SmoothedGaussian(2).fit(torch.zeros(1, 2))
 
 

@@ -18,9 +18,10 @@ from thalweg.energy.networks.resnet import ResNetEnergy
 from thalweg.energy.networks.tilted_gaussian import TiltedGaussianEnergy
 from thalweg.energy.rbm import RBMEnergy
 
+from . import densities
 from .stats import assert_near
 
-ANALYTIC = (analytic.Gaussian, analytic.GaussianMixture, analytic.Banana, analytic.LogGamma, analytic.Funnel)
+ANALYTIC = (analytic.Gaussian, analytic.GaussianMixture, densities.Banana, densities.LogGamma, densities.Funnel)
 NETWORKS = {
     "mlp": MLPEnergy.example,
     "confined": TiltedGaussianEnergy.example,
@@ -130,7 +131,7 @@ def test_s1_analytic_score(cls):
 @pytest.mark.parametrize("cls", ANALYTIC)
 def test_log_z_by_quadrature(cls):
     """The integral of exp(-E) on a fine grid, in two dimensions."""
-    energy = analytic.Funnel(scale=0.6) if cls is analytic.Funnel else cls.example()
+    energy = densities.Funnel(scale=0.6) if cls is densities.Funnel else cls.example()
     n, span = 800, 40.0
     axis = (torch.arange(n, dtype=torch.float64) + 0.5) * (2 * span / n) - span
     rows = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
@@ -140,7 +141,7 @@ def test_log_z_by_quadrature(cls):
 
 @pytest.mark.parametrize("cls", ANALYTIC)
 def test_draws_have_the_stated_moments(cls):
-    energy = analytic.Funnel(scale=0.6) if cls is analytic.Funnel else cls.example()
+    energy = densities.Funnel(scale=0.6) if cls is densities.Funnel else cls.example()
     n = 200_000
     x = energy.draw(n, generator(3, cls.__name__))
     d = x - energy.mean

@@ -85,7 +85,7 @@ def test_p_of_the_label_is_the_softmax_of_minus_the_joint_energy_and_its_margina
 def test_the_plain_classifier_is_a_joint_energy_too():
     x, labels = images()
     energy = JointStridedEnergy.example().double()
-    f = energy.scores.outputs(x)
+    f = energy.trunk.outputs(x)
     torch.testing.assert_close(energy(x), -f.exp().sum(1).log())
     torch.testing.assert_close(energy(x, labels), -f[torch.arange(12), labels])
 
@@ -197,11 +197,11 @@ def test_the_worst_rows_stay_in_the_range_of_the_data():
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (None, "the batch has none"),
-        (torch.tensor([0.0, 1.0, 2.0]), "want one whole number a row"),
-        (torch.tensor([0, 1]), "want one whole number a row"),
-        (torch.tensor([0, 1, 3]), "run from 0 to 3"),
-        (torch.tensor([-1, 1, 2]), "run from -1 to 2"),
+        (None, "must be given"),
+        (torch.tensor([0.0, 1.0, 2.0]), "must be one whole number a row"),
+        (torch.tensor([0, 1]), "must be one whole number a row"),
+        (torch.tensor([0, 1, 3]), "they are 0 to 3"),
+        (torch.tensor([-1, 1, 2]), "they are -1 to 2"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_in_one_line(unet, labels, said):

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from thalweg.core.rng import generator
-from thalweg.energy.analytic import Banana, Gaussian, GaussianMixture, LogGamma
+from thalweg.energy.analytic import Gaussian, GaussianMixture
 from thalweg.energy.base import energy_and_grad
 from thalweg.sampler.base import Info
 from thalweg.sampler.chain import run_chain, transitions
 from thalweg.sampler.langevin import MALA, ULA, LangevinState
 
+from .densities import Banana, LogGamma
 from .stats import assert_law, assert_near, normal_cdf
 
 NUM_CHAINS = 200_000

@@ -14,7 +14,6 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.objective.base import Batch, Empty
 from thalweg.objective.score import score
-from thalweg.objective.score.noise_levels import NoiseLevels
 
 D = 5
 LOWER = torch.tril_indices(D, D)
@@ -231,7 +230,6 @@ def test_many_levels_share_the_true_optimum():
 
 
 def test_settings_are_checked():
-    assert score.MultiScaleDenoising(levels={"share": 0.1}).levels == NoiseLevels(share=0.1)
     for make, name, value in (
         (score.DenoisingScoreMatching, "sigma", 0.0),
         (score.DenoisingScoreMatching, "sigma", math.inf),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from thalweg.core import store
+from thalweg.core import state_tree, store
 from thalweg.core.errors import DamagedFile, Diverged, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
@@ -56,7 +56,7 @@ def trainer(folder, hooks=(), objective=None, **changes):
 
 
 def final(run):
-    return store.flatten(run.state._tree())[0]
+    return state_tree.flatten(run.state._tree())[0]
 
 
 def same(a, b):

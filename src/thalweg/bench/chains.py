@@ -78,7 +78,7 @@ def tutorial(energy: nn.Module, x: Tensor, num_steps: int) -> Tensor:
 
 def ours(energy: nn.Module, x: Tensor, num_steps: int, precision: str = "fp32") -> Tensor:
     """The same by `thalweg.run_chain`."""
-    sampler = ULA.decoupled(step_size=STEP, noise_scale=NOISE)
+    sampler = ULA(step_size=STEP, temperature=NOISE**2 / (2 * STEP))
     return run_chain(sampler, energy, x, num_steps=num_steps, precision=precision)
 
 

@@ -8,7 +8,7 @@ in-painting starts) and `manifest.json` (SHA-256 of each). `config.json` names t
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -125,6 +125,22 @@ def holds(folder: Path, cls: type[StoredType]) -> bool:
     file = folder / "config.json"
     config = store.read_json(file) if file.is_file() else None
     return isinstance(config, dict) and config.get("type") == specs.type_name(cls)
+
+
+def require_replaceable(folder: Path, cls: type[StoredType]) -> None:
+    """UserError where a folder holds something that is not an object of that class: it would be lost."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not holds(folder, cls):
+        raise UserError(f"must be empty or hold {cls.title}", argument=str(folder), hint="name another folder")
+
+
+def write_stored(folder: Path, cls: type[StoredType], write: Callable[[Path], None]) -> None:
+    """Put an object of a class in a folder, whole or not at all; `write` fills the folder that it is given.
+
+    UserError where the folder holds something else.
+    """
+    require_replaceable(folder, cls)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    store.save_folder(folder, write)
 
 
 def require_files(folder: Path, names: Iterable[str]) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from thalweg.data import files
 from thalweg.data.columns.layout import Layout
-from thalweg.data.float32_check import COARSE, ROUNDING, Float32Transform, check_scored, spacing
+from thalweg.data.float32_check import COARSE, Float32Transform, check_scored, spacing
 from thalweg.data.frames import is_frame
+from thalweg.data.transform import ROUNDING
 from thalweg.data.validate import as_floats, as_tensor, check_cells, check_input, check_shape
 
 

@@ -41,6 +41,6 @@ def _with_copies(x: Float[Tensor, "n *d"], run: dict[str, Any]) -> Float[Tensor,
 def read_mixture_prior(path: Path, shape: tuple[int, ...]) -> MixtureOfFactorAnalyzers:
     """The mixture in prior.safetensors; DamagedFile where that is none of data of this shape."""
     try:
-        return MixtureOfFactorAnalyzers.from_state(store.read_tensors(path), shape)
+        return MixtureOfFactorAnalyzers(shape, **store.read_tensors(path))
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error

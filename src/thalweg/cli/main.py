@@ -6,12 +6,17 @@ messages go to standard error. Nothing heavy is imported before a command runs, 
 """
 
 import logging
+import pkgutil
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from thalweg.cli import bench, classify, console, detect, evaluate, inpaint, landscape, rerank, sample, score, train
+import thalweg.cli
+from thalweg.cli import console
+
+FIRST = ("train", "sample", "score", "evaluate", "bench")  # in the list of `thalweg --help`; the others by name
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,16 +48,18 @@ def root(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s", stream=sys.stderr)
 
 
-app.command(epilog=train.EXAMPLE)(train.train)
-app.command(epilog=sample.EXAMPLE)(sample.sample)
-app.command(epilog=score.EXAMPLE)(score.score)
-app.command(epilog=evaluate.EXAMPLE)(evaluate.evaluate)
-app.command(epilog=bench.EXAMPLE)(bench.bench)
-app.add_typer(detect.app, name="detect")
-app.command(epilog=classify.EXAMPLE)(classify.classify)
-app.command(epilog=inpaint.EXAMPLE)(inpaint.inpaint)
-app.add_typer(rerank.app, name="rerank")
-app.command(epilog=landscape.EXAMPLE)(landscape.landscape)
+def add_commands(app: typer.Typer) -> None:
+    """Add each module of this package that has an `app` of sub-commands, or `EXAMPLE` and a function of its name."""
+    names = [info.name for info in pkgutil.iter_modules(thalweg.cli.__path__) if info.name != "main"]
+    for name in sorted(names, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name)):
+        members = vars(import_module(f"thalweg.cli.{name}"))
+        if isinstance(members.get("app"), typer.Typer):
+            app.add_typer(members["app"], name=name)
+        elif "EXAMPLE" in members:
+            app.command(epilog=members["EXAMPLE"])(members[name])
+
+
+add_commands(app)
 
 
 def main() -> None:

@@ -161,7 +161,7 @@ def _words(noise: Any) -> str:
 
 def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool, **table: Any) -> "Candidates":
     from thalweg.apps.rerank.candidates import read_candidates
-    from thalweg.data.files import image_files
+    from thalweg.data.formats.images import image_files
 
     try:
         found = read_candidates(path, shape, skip_bad=skip_bad, **table)

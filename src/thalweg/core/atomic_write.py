@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole: one that grows by blocks, and arrays."""
+"""Files that appear under their name only when they are complete: those written block by block, and arrays."""
 
 import io
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from thalweg.core import store, temporary
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write to, put in place when the block ends well; else what was there stays, and nothing else is left.
+    """A file to write to, which replaces the one at the path when the block ends without an error.
 
-    `DiskFull` where there is no room, `UserError` where the path cannot be written. Where a file must have a name while
-    it is written (not on most of Linux's file systems), a killed process leaves it under a hidden one.
+    `DiskFull` where there is no room, `UserError` where the path cannot be written. Where the file system has no
+    nameless files, a killed process leaves one under a hidden name.
     """
     path = Path(path)
     with (
@@ -29,6 +29,6 @@ def write_array(path: str | Path, array: Any) -> None:
     """Write a tensor or an array as .npy, without pickle."""
     import numpy as np
 
-    held = io.BytesIO()
-    np.save(held, np.asarray(array), allow_pickle=False)
-    store.write_bytes(path, held.getvalue())
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(array), allow_pickle=False)
+    store.write_bytes(path, buffer.getvalue())

@@ -1,4 +1,4 @@
-"""Checks of arguments that many functions share, each with one form of message.
+"""Checks of arguments, each with one form of message.
 
 `positive(step_size=self.step_size)` names the argument and its value once. All raise `UserError`; NaN never passes.
 """
@@ -24,7 +24,7 @@ def non_negative(**numbers: Any) -> None:
 
 
 def finite(**numbers: Any) -> None:
-    """Each a number that is neither infinite nor NaN."""
+    """Each neither infinite nor NaN."""
     _each(numbers, math.isfinite, "must be finite")
 
 
@@ -40,7 +40,7 @@ def count(**numbers: Any) -> None:
 
 
 def whole(name: str, value: Any, low: int, high: int | None = None) -> int:
-    """The value as an int, if it is a whole number in [low, high] and no truth value."""
+    """The value as an int; UserError unless it is a whole number in [low, high] and no bool."""
     try:
         number = low - 1 if isinstance(value, bool) else operator.index(value)
     except TypeError:
@@ -63,16 +63,16 @@ def increasing(**numbers: Any) -> None:
     values = list(numbers.values())
     good = all(_is_number(x) and math.isfinite(x) for x in values)
     if not good or any(not a < b for a, b in itertools.pairwise(values)):
-        given = ", ".join(f"{name}={shown(value)}" for name, value in numbers.items())
-        raise UserError(f"must be finite, with {' < '.join(numbers)}", argument=given)
+        pairs = ", ".join(f"{name}={shown(value)}" for name, value in numbers.items())
+        raise UserError(f"must be finite, with {' < '.join(numbers)}", argument=pairs)
 
 
 def fits_memory(n: int, shape: tuple[int, ...]) -> None:
-    """That n float32 samples of a shape fit in the machine's memory, which would show after hours only."""
-    wanted = 2 * 4 * n * math.prod(shape)  # once more where they are put together
+    """UserError unless n float32 samples of a shape fit in the machine's memory."""
+    wanted = 2 * 4 * n * math.prod(shape)  # twice, as blocks are joined
     if hasattr(os, "sysconf") and wanted > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
-        size = f"takes {wanted / 2**30:.0f} GiB, more than this machine's memory"
-        raise UserError(size, argument="n", value=n, hint="take several calls")
+        condition = f"must fit in this machine's memory; {wanted / 2**30:.0f} GiB do not"
+        raise UserError(condition, argument="n", value=n, hint="make several calls")
 
 
 def _each(numbers: dict[str, Any], holds: Any, condition: str) -> None:
@@ -82,7 +82,7 @@ def _each(numbers: dict[str, Any], holds: Any, condition: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """A real number of Python, numpy or torch (0-d), and no truth value."""
+    """A real number of Python, numpy or torch (0-d), and no bool."""
     if isinstance(value, bool) or getattr(value, "ndim", 0):
         return False
     try:
@@ -93,7 +93,7 @@ def _is_number(value: Any) -> bool:
 
 
 def stated(value: Any) -> Any:
-    """The value for the message; None as a text, since an error's own None means that there is none to show."""
+    """The value of an error; None becomes an object that is shown as None, since None itself is not shown."""
     return _NONE if value is None else value
 
 

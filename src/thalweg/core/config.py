@@ -1,27 +1,23 @@
-"""A run is data: nested mappings whose `type` names a class by its import path, `package.module:ClassName`.
+"""Configs of runs: nested mappings whose `type` names a class by its import path, `package.module:ClassName`.
 
-There is no registry. A spec is checked against the constructor's own signature, so a new component needs no
-entry anywhere, and a misspelt key is met before any work starts. Because bundles come from strangers, only a
-class *defined* in one of the packages of components is ever built: the path is looked at before the import, and the
-class's own module after it, so `thalweg.energy.base:Tensor` is refused although its path begins well.
+A spec is checked against the constructor's own signature, so a new component needs no registry, and a misspelt key is
+found before any work starts. Configs may come from strangers. So only a class that is defined in one of the packages of
+components is built: the path is checked before the import, and the class's own module after it.
+`thalweg.energy.base:Tensor` is refused, since torch defines that class.
 """
 
 import inspect
 import math
 import pkgutil
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from importlib import import_module
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-import yaml
-
 from thalweg.core.config_types import check_types
-from thalweg.core.errors import UserError, shown
+from thalweg.core.errors import UserError, one_line, shown, suggestion
+from thalweg.core.recipes import parse_yaml
 
 TRUSTED = ("thalweg.energy", "thalweg.sampler", "thalweg.objective", "thalweg.data")  # packages of components
 _PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
@@ -32,16 +28,16 @@ _INFINITE = {".inf": math.inf, "-.inf": -math.inf}  # as YAML spells them: JSON 
 def build(spec: Mapping[str, Any], path: str = "", /, *, trusted: tuple[str, ...] = TRUSTED, **extra: Any) -> Any:
     """The object that a spec describes, nested specs built first.
 
-    `path`: the dotted key of the spec, at which errors say they are; without it they name the class. `trusted`:
-    packages whose classes may be built.
-    `extra` are keywords known only at run time (`shape=`); they go to the outermost class, which must take
-    them, and win over the spec's. A `ValueError` or `TypeError` of a constructor says that a value is wrong: it becomes
-    a `UserError` with the key. Any other error is a fault of the class, and stays what it is.
+    A `ValueError` or `TypeError` of a constructor becomes a `UserError` with the key; any other error stays as it is.
+
+    Args:
+        spec: The spec.
+        path: Its dotted key, for errors; without it they name the class.
+        trusted: Packages whose classes may be built.
+        extra: Keywords known only at run time, such as `shape`, for the outermost class; they replace the spec's.
     """
     if not _is_spec(spec):
-        raise UserError(
-            f"must be a spec, as in {{type: package.module:ClassName}}; got {shown(spec)}", argument=path or None
-        )
+        raise UserError("must be a spec, as in {type: package.module:ClassName}", argument=path or "spec", value=spec)
     return _build(spec, path, trusted, extra)
 
 
@@ -82,58 +78,12 @@ def plain(tree: Any, path: str = "") -> Any:
     if isinstance(tree, list | tuple):
         return [plain(part, _join(path, key)) for key, part in enumerate(tree)]
     if isinstance(tree, float) and math.isnan(tree):
-        raise UserError("not a number, so no value for anything", argument=path, value=tree, hint="give one, or .inf")
+        raise UserError("must be a number", argument=path, value=tree, hint="give one, or .inf")
     return {math.inf: ".inf", -math.inf: "-.inf"}.get(tree, tree) if isinstance(tree, float) else tree
 
 
-def load_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file (plain data only: no tags, no aliases, no repeated keys)."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
-        reason = getattr(err, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"cannot be read ({reason})", argument=str(path)) from err
-    tree = _parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise UserError(f"must be a mapping of keys to values; got {shown(tree)}", argument=str(path))
-    return tree
-
-
-def recipe(name: str) -> dict[str, Any]:
-    """The recipe of that name in the package, or the YAML file at that path when it ends in .yaml.
-
-    `base: NAME` in it takes over a recipe of the package; sections that are given replace those of the base.
-    """
-    tree = _recipe_alone(name)
-    if "base" not in tree:
-        return tree
-    base = tree.pop("base")
-    if not isinstance(base, str) or base.endswith((".yaml", ".yml")):
-        want = "must be the name of a recipe in the package, such as pcd-image"
-        raise UserError(want, argument=f"{name}: base", value=base)
-    known = {path.stem for path in _folder().glob("*.yaml")}
-    if base not in known:
-        raise UserError("no such recipe", argument=f"{name}: base", value=base, hint=_hint(base, known))
-    return {**recipe(base), **tree}
-
-
-def _folder() -> Path:
-    return Path(str(files("thalweg"))) / "recipes"
-
-
-def _recipe_alone(name: str) -> dict[str, Any]:
-    if name.endswith((".yaml", ".yml")):
-        return load_yaml(name)
-    folder = _folder()
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
-        near = f"{_hint(name, known)}, or give the path of a .yaml file"
-        raise UserError("no such recipe", argument="recipe", value=name, hint=near)
-    return load_yaml(folder / f"{name}.yaml")
-
-
 def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type:
-    """The class at an import path; UserError at that key unless it is defined where it says, in a trusted package."""
+    """The class at an import path; UserError at that key unless that module of a trusted package defines it."""
     if not isinstance(name, str) or not _PATH.fullmatch(name):
         raise UserError("must have the form package.module:ClassName", argument=key, value=name)
     module_name, _, class_name = name.partition(":")
@@ -143,7 +93,7 @@ def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type
     cls = vars(module).get(class_name)
     if not inspect.isclass(cls):
         known = [known for known, value in vars(module).items() if _defined(value, known, trusted)]
-        hint = _hint(class_name, known)
+        hint = suggestion(class_name, known)
         raise UserError(f"no class {class_name!r} in {module_name}", argument=key, value=name, hint=hint)
     if not _defined(cls, class_name, trusted):
         where = f"is refused: the class is defined in {cls.__module__}, not there"
@@ -164,13 +114,13 @@ def _module(name: str, key: str) -> Any:
             needs = f"{name} needs the package {err.name!r}"
             raise UserError(needs, argument=key, hint="pip install it first") from err
         parent, _, last = name.rpartition(".")
-        raise UserError(f"no module {name}", argument=key, hint=_hint(last, _submodules(parent))) from err
+        raise UserError(f"no module {name}", argument=key, hint=suggestion(last, _submodules(parent))) from err
 
 
 def _submodules(package: str) -> list[str]:
     try:
-        return [info.name for info in pkgutil.iter_modules(getattr(import_module(package), "__path__", []))]
-    except (ImportError, ValueError):
+        return [info.name for info in pkgutil.iter_modules(import_module(package).__path__)]
+    except (ImportError, ValueError, AttributeError):  # a module has no path
         return []
 
 
@@ -179,7 +129,7 @@ def _under(module: str, trusted: tuple[str, ...]) -> bool:
 
 
 def _defined(value: Any, name: str, trusted: tuple[str, ...]) -> bool:
-    """Whether this is a class of that very name, written in a trusted module and not imported into one."""
+    """Whether this is a class of that name, defined in a trusted module and not imported into one."""
     return inspect.isclass(value) and _under(value.__module__, trusted) and value.__qualname__ == name
 
 
@@ -199,7 +149,7 @@ def _check_keys(cls: type, keys: Iterable[Any], path: str, type_name: str, *, co
     keys = list(keys)
     for key in keys:
         if not isinstance(key, str) or not (any_key or key in known):
-            hint = _hint(str(key), known)
+            hint = suggestion(str(key), known)
             raise UserError(f"{type_name} takes no {key!r}", argument=_join(path, key), hint=hint)
     missing = [key for key, required in known.items() if required and key not in keys]
     if complete and missing:
@@ -218,7 +168,7 @@ def _build(spec: Mapping[str, Any], path: str, trusted: tuple[str, ...], extra: 
     except UserError as err:
         raise err.within(where) from err
     except (ValueError, TypeError) as err:
-        raise UserError(_one_line(err), argument=where) from err
+        raise UserError(one_line(err), argument=where) from err
 
 
 def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:
@@ -235,7 +185,7 @@ def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:
 
 def _check_depth(path: str) -> None:
     if path.count(".") > _DEPTH:
-        raise UserError(f"nested more than {_DEPTH} deep", argument=f"{path[:60]}...")
+        raise UserError(f"must not be nested more than {_DEPTH} deep", argument=f"{path[:60]}...")
 
 
 def _children(tree: Any) -> list[tuple[Any, Any]]:
@@ -263,12 +213,12 @@ def _assign(config: dict[str, Any], keys: list[str], value: Any, trusted: tuple[
 
 
 def _key(node: Any, key: str, path: str, trusted: tuple[str, ...], *, present: bool) -> Any:
-    """The key or index in the node: one that is there or, unless `present`, that the node's class takes."""
+    """The key or index in the node, which must have it or, unless `present`, whose class takes it."""
     if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
         return int(key)
     if not isinstance(node, dict):
         above = path.rpartition(".")[0]
-        raise UserError(f"there is nothing under {above!r} to set; it is {shown(node)}", argument=path)
+        raise UserError(f"cannot be set, as {above!r} is {shown(node)}", argument=path)
     if key in node:
         return key
     known: list[str] = [str(name) for name in node]
@@ -277,63 +227,18 @@ def _key(node: Any, key: str, path: str, trusted: tuple[str, ...], *, present: b
         if not present and (any_key or key in named):
             return key
         known = ["type", *named] if key not in named else known
-    raise UserError("no such key", argument=path, hint=_hint(key, known))
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number and refuses aliases (bombs, cycles) and repeated keys."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.MarkedYAMLError(problem=f"{key!r} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$", re.ASCII),
-    list("-+.0123456789"),
-)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return _Loader(text).get_single_data()
-    except yaml.MarkedYAMLError as err:
-        line = f" line {err.problem_mark.line + 1}" if err.problem_mark else ""
-        raise UserError(str(err.problem or err.context), argument=f"{source}{line}") from err
-    except (yaml.YAMLError, ValueError, RecursionError) as err:
-        raise UserError(f"not readable as YAML ({_one_line(err)})", argument=source) from err
+    raise UserError("no such key", argument=path, hint=suggestion(key, known))
 
 
 def _parse_assignment(text: str) -> tuple[list[str], Any]:
     name, equals, value = text.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
-        raise UserError("not an assignment", argument=shown(text), hint="write it as section.key=value")
+        raise UserError("must be an assignment", argument=shown(text), hint="write it as section.key=value")
     if not value.strip():
-        raise UserError("gives no value", argument=shown(text), hint=f"write {name}=null to mean none")
-    return keys, _parse_yaml(value, f"{name}=")
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    close = get_close_matches(word, names, n=1)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"there are: {', '.join(names)}" if names else "there are none"
+        raise UserError("must have a value", argument=shown(text), hint=f"write {name}=null for none")
+    return keys, parse_yaml(value, f"{name}=")
 
 
 def _join(path: str, key: Any) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def _one_line(err: BaseException) -> str:
-    return " ".join(str(err).split())[:300] or type(err).__name__

@@ -1,7 +1,7 @@
-"""Values of a spec held against the types that a constructor declares, so that a slip is told by its key.
+"""Checks of a spec's values against the types that a constructor declares.
 
-Numbers, words and lists are checked strictly (`true` is no count, "3" no number, 2.5 no integer); a part that wants an
-object with certain methods must get one. What an annotation does not say in these terms is left to the constructor.
+Numbers, words and lists are checked strictly (`true` is no count, "3" no number, 2.5 no integer). Where the type is a
+Protocol, the value must have its methods. Other annotations are left to the constructor.
 """
 
 import json
@@ -50,7 +50,7 @@ def check_types(cls: type, values: Mapping[str, Any]) -> None:
 
 
 def _fault(hint: Any, value: Any) -> str | None:
-    """What is wanted instead of the value, None where nothing is wrong that can be seen."""
+    """The type that is wanted instead of the value, None where no fault is found."""
     methods = _methods(hint)
     if methods and value is not None:
         if _plain(value):
@@ -65,8 +65,8 @@ def _fault(hint: Any, value: Any) -> str | None:
         fault = error.errors()[0]
         where = next((part for part in fault["loc"] if isinstance(part, int)), None)
         what = _WANTED.get(fault["type"]) or f"of its type ({fault['msg']})"
-        return what if where is None else f"{what} at place {where}"
-    except (PydanticUserError, SchemaError, TypeError):  # no type that can be looked at
+        return what if where is None else f"{what} at index {where}"
+    except (PydanticUserError, SchemaError, TypeError):  # no type that can be checked
         return None
     return None
 

@@ -1,12 +1,14 @@
-"""Typed errors: what a caller can catch, and what the command line turns into one line and an exit code.
+"""The errors of this package, which the command line turns into one line and an exit code.
 
-`UserError` means the input is wrong (exit code 2); any other `ThalwegError` means the work failed (exit code 1).
-Messages say what is wrong, where, and how to mend it, in one line. A `UserError` keeps these parts as fields, so that
-no caller reads or edits the text of a message.
+`UserError` means that the input is wrong (exit code 2), any other `ThalwegError` that the work failed (exit code 1).
+A message states the fault, its place and a remedy in one line. A `UserError` has these parts as fields, so that no
+caller reads or edits the text of a message.
 """
 
 import re
+from collections.abc import Iterable
 from copy import copy
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +20,7 @@ _AN = re.compile(r"[AEIaei]|[Oo](?!ne)|[Uu](?![A-Zs]|ni)|ndarray|[FHLMNRSX](?=[B
 class ThalwegError(Exception):
     """The base of every error that this package raises on purpose.
 
-    `already_reported`: another process of the same run tells it, so this one keeps silent.
+    `already_reported`: another process of the same run prints it, so this one does not.
     """
 
     already_reported = False
@@ -36,7 +38,7 @@ class UserError(ThalwegError, ValueError):
         message: The condition that does not hold, in one line without a full stop.
         argument: Where it is: an argument, a dotted key of a recipe, a file, a column.
         value: The value that was found there. None: it says nothing, and is left out.
-        hint: How to mend it.
+        hint: The remedy.
     """
 
     def __init__(self, message: str, *, argument: str | None = None, value: Any = None, hint: str | None = None):
@@ -73,11 +75,22 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
 
 
-def kind_of(value: Any) -> str:
-    """What a value is, in words for a message: `an int`, `a Tensor`, `the class ULA`, `None`.
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: the known one that is closest, or all of them."""
+    names = sorted(known)
+    close = get_close_matches(word, names, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"there are: {', '.join(names)}" if names else "there are none"
 
-    The article goes by the sound of the name: `a UNet`, `an MLPEnergy`.
-    """
+
+def one_line(error: BaseException) -> str:
+    """The text of another library's error in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def kind_of(value: Any) -> str:
+    """The type of a value for a message: `an int`, `a Tensor`, `an MLPEnergy`, `the class ULA`, `None`."""
     if value is None:
         return "None"
     if isinstance(value, type):
@@ -95,12 +108,12 @@ class NotNormalised(UserError):
 
 
 class Diverged(ThalwegError):
-    """Training met a value that is not finite, or trouble that came back.
+    """Training came to a value that is not finite, or to a health signal beyond its limit.
 
     Args:
         message: What happened and at which step, in one line.
-        what: The tensor or health signal that told, such as `loss` or `gap`.
-        step: The step at which it was met, counted from 1. None: before any training.
+        what: The tensor or health signal, such as `loss` or `gap`.
+        step: The step, counted from 1. None: before any training.
         advice: What to change in another run.
         last_good: The newest checkpoint. None: there is none.
     """
@@ -118,7 +131,7 @@ class Diverged(ThalwegError):
         self.what, self.step, self.advice, self.last_good = what, step, advice, last_good
 
     def described(self, message: str, **parts: Any) -> "Diverged":
-        """The same trouble in other words, and with other parts (`step`, `last_good`) where they are given."""
+        """The same error with another message and, where given, other parts (`step`, `last_good`)."""
         kept = {"what": self.what, "step": self.step, "advice": self.advice, "last_good": self.last_good}
         return Diverged(message, **{**kept, **parts})
 

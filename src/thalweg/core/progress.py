@@ -1,4 +1,4 @@
-"""The progress bar of the command line: steps, time left and the figures that matter."""
+"""The progress bar of the command line: steps, time left and some figures."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ LINES = 20  # where standard error is no terminal, this many lines in all
 
 
 class Bar:
-    """Shows a run's progress on standard error; averaged figures, since single batches jump."""
+    """Shows a run's progress on standard error, with moving averages of the figures."""
 
     def __init__(self, folder: Path):
         self.console = Console(stderr=True)
@@ -57,5 +57,5 @@ class Bar:
             self.console.print(f"step {step:,} of {self.total:,}  {text}", highlight=False)
 
     def stop(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar, which stays on the screen."""
         self.bar.stop()

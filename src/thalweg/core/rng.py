@@ -1,7 +1,7 @@
-"""Randomness by address: every draw is named by (seed, stream, step, rank), so that no generator state is ever saved.
+"""Addressed randomness: a generator for each address (seed, stream, step, rank), so that no generator state is saved.
 
-A generator built at an address gives the same numbers whenever it is built. Resuming a run therefore needs the step
-number only, two streams never share numbers, and adding a draw to one stream changes no other.
+A generator at an address always gives the same numbers. So resuming a run needs the step number only, streams are
+independent, and another draw in one stream changes no other stream.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
-"""One pickle-free way to hold state on disk: tensors in safetensors, the rest in JSON, aside and renamed.
+"""Files and sealed folders on disk without pickle: tensors in safetensors, the rest in JSON.
 
-A file is written under a temporary name in its own directory, flushed to the disk and renamed, so a reader
-sees the old bytes or the new, never a mixture. A folder is *sealed* by a manifest of every file's SHA-256,
-written last: any truncation or changed bit is met before a value is used. A folder has one writer at a time.
+A file is written under a temporary name in its own directory, flushed and renamed, so a reader sees either the old or
+the new bytes. A folder is *sealed* by a manifest of every file's SHA-256, written last: truncation or a changed bit is
+found before a value is used. A folder has one writer at a time.
 """
 
 import errno
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from thalweg.core import temporary
-from thalweg.core.errors import DamagedFile, DiskFull, ThalwegError, UserError, kind_of
+from thalweg.core.errors import DamagedFile, DiskFull, ThalwegError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ REMEDY = "restore it from a copy, or go back to an older checkpoint"
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write the file whole or leave it as it was; `DiskFull` when there is no room."""
+    """Write a file completely, or leave it unchanged; `DiskFull` where there is no room."""
     path = Path(path)
     with write_errors(path, len(data)):
         with temporary.file(path) as descriptor:
@@ -50,7 +50,7 @@ def write_json(path: str | Path, obj: Any) -> None:
     try:  # no newline at the end: every truncation then breaks the syntax
         text = json.dumps(obj, indent=2, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as err:
-        raise UserError(f"cannot be held as JSON ({err})", argument=str(path)) from err
+        raise UserError(f"cannot be written as JSON ({err})", argument=str(path)) from err
     write_bytes(path, text.encode())
 
 
@@ -81,16 +81,16 @@ def tensor_bytes(
     from safetensors.torch import save
     from torch import strided
 
-    seen: set[int] = set()
+    pointers: set[int] = set()
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name == "__metadata__" or tensor.layout is not strided:
             why = f"safetensors cannot hold {name!r}, a reserved name or not a dense tensor"
             raise UserError(why, argument=str(where))
         copy = tensor.detach().cpu().contiguous()
-        if copy.untyped_storage().data_ptr() in seen or copy.untyped_storage().nbytes() != copy.nbytes:
+        if copy.untyped_storage().data_ptr() in pointers or copy.untyped_storage().nbytes() != copy.nbytes:
             copy = copy.clone()
-        seen.add(copy.untyped_storage().data_ptr())
+        pointers.add(copy.untyped_storage().data_ptr())
         plain[name] = copy
     try:
         return save(plain, dict(metadata) if metadata else None)
@@ -99,7 +99,7 @@ def tensor_bytes(
 
 
 def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
-    """The named tensors of a safetensors file, on the CPU; `DamagedFile` when anything about it is wrong."""
+    """The named tensors of a safetensors file, on the CPU; `DamagedFile` where it is not valid."""
     from safetensors.torch import load
 
     data = _read(path)
@@ -111,7 +111,7 @@ def read_tensors(path: str | Path) -> dict[str, "Tensor"]:
 
 
 def read_header(path: str | Path) -> dict[str, "Stored"]:
-    """What the header of a safetensors file says of its tensors, by name; the numbers themselves are not read."""
+    """The types and shapes of the tensors in a safetensors file, by name; their numbers are not read."""
     from thalweg.core.weights import Stored
 
     with _read_errors(path), _regular(path).open("rb") as file:
@@ -128,7 +128,7 @@ def read_header(path: str | Path) -> dict[str, "Stored"]:
 
 
 def _header_size(path: str | Path, first: bytes, total: int) -> int:
-    """The length of a safetensors header, which the file's first eight bytes tell."""
+    """The length of a safetensors header, from the file's first eight bytes."""
     size = int.from_bytes(first, "little")
     if len(first) < 8 or size > min(total - 8, MAX_HEADER):
         raise DamagedFile("truncated, or not a safetensors file", argument=str(path), hint=REMEDY)
@@ -136,7 +136,7 @@ def _header_size(path: str | Path, first: bytes, total: int) -> int:
 
 
 def seal(folder: str | Path, names: Sequence[str] | None = None) -> None:
-    """Write the manifest of the named files (all files below the folder, when not given), last of all."""
+    """Write the manifest of the named files, by default of all files below the folder."""
     folder = Path(folder)
     if names is None:
         found = (Path(root, file) for root, _, files in os.walk(folder) for file in files)
@@ -182,7 +182,7 @@ def require_listed(folder: str | Path, names: Iterable[str], listed: Collection[
 
 
 def save_folder(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder aside with `write`, seal it, and put it in place whole; on failure the old one stays."""
+    """Fill a temporary folder by `write`, seal it, and rename it to the path; after an error the old one stays."""
     path = Path(path)
     with write_errors(path, None):
         with temporary.folder(path) as new:
@@ -194,7 +194,7 @@ def save_folder(path: str | Path, write: Callable[[Path], None]) -> None:
 
 
 def newest_valid(parent: str | Path, pattern: str = "step-*") -> tuple[Path | None, list[str]]:
-    """The newest sealed folder that verifies, by the numbers in its name, and a warning for each skipped."""
+    """The newest valid sealed folder, by the numbers in its name, and a warning for each that is skipped."""
     warnings: list[str] = []
     folders = [path for path in Path(parent).glob(pattern) if path.is_dir()]
     folders.sort(key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], path.name), reverse=True)
@@ -207,83 +207,8 @@ def newest_valid(parent: str | Path, pattern: str = "step-*") -> tuple[Path | No
     return None, warnings
 
 
-def flatten(tree: Any) -> tuple[dict[str, "Tensor"], Any]:
-    """Split a tree into named tensors and a structure that JSON holds exactly.
-
-    A tree is made of dicts (with scalar keys, such as the integers of `optimizer.state_dict()`), lists,
-    tuples, NamedTuples, tensors, None, bool, int, float and str. Sub-classes come back as their base.
-    """
-    tensors: dict[str, Tensor] = {}
-    return tensors, _flatten(tree, (), tensors)
-
-
-def unflatten(tensors: Mapping[str, "Tensor"], structure: Any, like: Any = None) -> Any:
-    """The tree that `flatten` took apart.
-
-    A NamedTuple comes back as its own class where `like`, a tree of the same form, has one at that place
-    (field names must agree), and as a plain tuple elsewhere: a file never chooses a class.
-    """
-    try:
-        return _unflatten(tensors, structure, like)
-    except (KeyError, TypeError, ValueError, IndexError, RecursionError) as err:
-        if isinstance(err, ThalwegError):
-            raise
-        raise DamagedFile(f"the stored structure does not fit its tensors ({err!r})", hint=REMEDY) from err
-
-
-def _flatten(tree: Any, path: tuple[str, ...], tensors: dict[str, "Tensor"]) -> Any:
-    from torch import Tensor
-
-    if isinstance(tree, Tensor):
-        name = "/".join(path) or "value"
-        while name in tensors or name == "__metadata__":
-            name += "'"  # the keys 0 and "0" would share a name
-        tensors[name] = tree
-        return {"tensor": name}
-    if tree is None or isinstance(tree, bool | int | str):
-        return tree
-    if isinstance(tree, float):
-        return float(tree) if math.isfinite(tree) else {"float": repr(float(tree))}
-    if isinstance(tree, list):
-        return [_flatten(part, (*path, str(i)), tensors) for i, part in enumerate(tree)]
-    if isinstance(tree, tuple):
-        fields = list(getattr(tree, "_fields", ()))
-        parts = zip(fields or map(str, range(len(tree))), tree, strict=True)
-        return {"tuple": [_flatten(part, (*path, name), tensors) for name, part in parts], "fields": fields}
-    if isinstance(tree, dict) and all(key is None or isinstance(key, bool | int | str) for key in tree):
-        return {"dict": [[key, _flatten(part, (*path, str(key)), tensors)] for key, part in tree.items()]}
-    kind = f"a dict with the keys {list(tree)}" if isinstance(tree, dict) else kind_of(tree)
-    raise UserError(f"{kind} cannot be stored without pickle", argument=".".join(path) or "the tree")
-
-
-def _unflatten(tensors: Mapping[str, "Tensor"], node: Any, like: Any) -> Any:
-    if isinstance(node, list):
-        return [_unflatten(tensors, part, _at(like, i)) for i, part in enumerate(node)]
-    if not isinstance(node, dict):
-        return node
-    if "tensor" in node:
-        return tensors[node["tensor"]]
-    if "float" in node:
-        return float(node["float"])
-    if "dict" in node:
-        return {key: _unflatten(tensors, part, _at(like, key)) for key, part in node["dict"]}
-    parts = [_unflatten(tensors, part, _at(like, i)) for i, part in enumerate(node["tuple"])]
-    stored, fields = node["fields"], getattr(like, "_fields", None)
-    if not stored or not fields:
-        return tuple(parts)
-    if list(fields) != stored:
-        raise UserError(f"has the fields {', '.join(fields)}, stored are {stored}", argument=type(like).__name__)
-    return type(like)(*parts)
-
-
-def _at(like: Any, key: Any) -> Any:
-    if isinstance(like, dict):
-        return like.get(key)
-    return like[key] if isinstance(like, list | tuple) and type(key) is int and key < len(like) else None
-
-
 def _read(path: str | Path, limit: int | None = None) -> bytes:
-    """The bytes of a regular file."""
+    """The bytes of a regular file, at most `limit`."""
     with _read_errors(path):
         size = os.stat(_regular(path)).st_size
         if limit is not None and size > limit:
@@ -292,9 +217,9 @@ def _read(path: str | Path, limit: int | None = None) -> bytes:
 
 
 def _regular(path: str | Path) -> Path:
-    """The path; a device or a pipe, which may never end, is refused."""
+    """The path; UserError for a device or a pipe, which may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise UserError("not a regular file", argument=str(path))
+        raise UserError("must be a regular file", argument=str(path))
     return Path(path)
 
 
@@ -326,7 +251,7 @@ def inside(folder: Path, name: str) -> Path:
 
     In the Hub's cache the files of a snapshot are links to its repository's `blobs`, which count as its own.
     """
-    bad = not name.isprintable() or len(name.encode()) > MAX_NAME  # nothing else fits a line, or a file system
+    bad = not name.isprintable() or len(name.encode()) > MAX_NAME
     if bad or "\\" in name or ":" in name or {"", ".", ".."} & set(name.split("/")):
         raise DamagedFile(f"lists {name[:MAX_NAME]!r}, no name of a file inside", argument=str(folder / MANIFEST))
     path, home = folder / name, folder.resolve()
@@ -367,7 +292,7 @@ def _sync_tree(folder: Path) -> None:
 
 @contextmanager
 def write_errors(path: Path, wanted: int | None) -> Iterator[None]:
-    """Turn the system's errors into ours, naming the path and the bytes that were to be written."""
+    """Turn the system's errors into `DiskFull` and `UserError`, with the path and the number of bytes to write."""
     try:
         yield
     except OSError as err:

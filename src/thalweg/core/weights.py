@@ -1,7 +1,7 @@
-"""Modules that a stored config describes, held against the tensors stored beside it before any memory is taken.
+"""Checks that a stored config describes a module of the stored tensors, before memory is allocated.
 
-A config from a stranger may ask for any width. So the module is first made on torch's meta device, where a tensor has a
-shape and no memory, and its parameters and buffers are compared with the header of the file that is to fill them.
+A config from a stranger may ask for any width. So the module is first made on torch's meta device, where tensors have a
+shape and no memory, and its parameters and buffers are compared with the header of the file of weights.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from thalweg.core.errors import DamagedFile
 
-LEAST_BYTES = 64 * 2**20  # that a constructor may ask for at once, however little is stored
+LEAST_BYTES = 64 * 2**20  # that a constructor may allocate at once, however little is stored
 CALLS, CALLS_PER_TENSOR = 20_000, 400  # of torch in a constructor: initial values, spectral norms
 _SAME_SHAPE = {"normal_", "uniform_", "zero_", "fill_", "copy_", "add_", "sub_", "mul_", "div_", "clamp_", "normalize"}
 # Of these, in constructors of ours or of spectral norm, only the shape is made: torch's own versions for the meta
@@ -30,7 +30,7 @@ _SHAPES: dict[Any, Callable[..., Tensor]] = {
 
 
 class Stored(NamedTuple):
-    """What a file's header says of a tensor: its type as safetensors calls it, such as F32, and its shape."""
+    """A tensor in a file's header: its type in safetensors' terms, such as F32, and its shape."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -41,10 +41,10 @@ class Unfit(DamagedFile):
 
 
 def require_fit(make: Callable[[], nn.Module], stored: Mapping[str, Stored]) -> None:
-    """`Unfit` unless the module that `make` gives has the stored tensors, by name and shape, and no large ones beside.
+    """`Unfit` unless the module from `make` has the stored tensors, by name and shape, and allocates no large ones.
 
-    `make` is called once, on the meta device, so it takes no memory; it may not look at the values of a tensor. Its own
-    `UserError` passes through.
+    `make` is called once, on the meta device, and must not read the values of a tensor. Its own `UserError` is raised
+    unchanged.
     """
     most = max(LEAST_BYTES, 16 * sum(math.prod(part.shape) for part in stored.values()))
     try:
@@ -58,16 +58,17 @@ def require_fit(make: Callable[[], nn.Module], stored: Mapping[str, Stored]) -> 
         if name not in stored:
             raise Unfit("is not among the stored weights", argument=name)
         if stored[name].shape != shape:
-            raise Unfit(f"is stored as {_size(stored[name].shape)}, the config wants {_size(shape)}", argument=name)
+            condition = f"must be {_size(shape)} by the config; it is stored as {_size(stored[name].shape)}"
+            raise Unfit(condition, argument=name)
     foreign = sorted(stored.keys() - wanted.keys())
     if foreign:
-        raise Unfit("is stored, and the config has no such weight", argument=foreign[0])
+        raise Unfit("is stored, but the config has no such weight", argument=foreign[0])
 
 
 class _Bounded(TorchFunctionMode):
-    """Refuses a tensor much larger than all that is stored, and a constructor that goes on making them.
+    """Refuses a tensor much larger than all stored ones, and a constructor with too many calls of torch.
 
-    What changes a tensor's values and not its shape is left out, since it does nothing on the meta device.
+    Calls that change a tensor's values but not its shape are skipped on the meta device.
     """
 
     def __init__(self, most: int, calls: int):
@@ -80,9 +81,9 @@ class _Bounded(TorchFunctionMode):
         if self.calls < 0:
             raise Unfit("has more layers than are stored")
         if getattr(func, "__module__", None) == "torch.nn.init" or getattr(func, "__name__", "") in _SAME_SHAPE:
-            given = args[0] if args else kwargs["tensor"]
-            if given.is_meta:
-                return given
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         function: Any = _SHAPES.get(func, func)
         made = function(*args, **kwargs)
         if isinstance(made, Tensor) and made.is_meta:

@@ -1,7 +1,7 @@
-"""Augmentation: slightly altered copies of the training data beside the data themselves.
+"""Augmentation: a share of each batch is slightly altered.
 
-A small set is learned by heart: an energy then holds strangers for stranger than they are, and what it says of them
-hangs together badly. Altered copies cure that at a price, since their law is not the data's; their share can fade.
+It reduces overfitting on a small set. The law of altered data differs from that of the data, so their share can fall to
+zero during training.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Warp:
-    """Images under random affine maps: x'(p) = x(A p + b), A = I + `stretch` N(0, 1), b = `shift` N(0, 1), bilinear.
+    """Random affine maps of images: x'(p) = x(A p + b), A = I + `stretch` N(0, 1), b = `shift` N(0, 1), bilinear.
 
-    A share of `share` of the batch is warped, times max(0, 1 - progress / `until`) where `until` is given, so that the
-    last part of training sees the data alone; the rest stays as it is. Coordinates p run over [-1, 1] both ways, so
-    shift 0.03 is 0.4 pixels of 28; what comes in from outside repeats the border. `stretch` is the deviation of each of
-    A's entries: turning, scaling and shearing at once.
+    Coordinates p are in [-1, 1], so shift 0.03 is 0.4 pixels of 28. Pixels outside repeat the border.
+
+    Args:
+        share: Share of the batch that is altered.
+        until: Share of training after which no image is altered; `share` falls linearly until then. None: it is
+            constant.
+        stretch: Deviation of each entry of A: rotation, scaling and shear.
+        shift: Deviation of each entry of b, in half sides.
     """
 
     share: float = 0.5
@@ -30,19 +35,17 @@ class Warp:
     shift: float = 0.03
 
     def __post_init__(self):
-        if not 0 <= self.share <= 1:
-            raise UserError(f"share={self.share}: a share lies in [0, 1]")
-        if self.until is not None and not 0 < self.until <= 1:
-            raise UserError(f"until={self.until}: a share of the training lies in (0, 1]")
-        if not (self.stretch >= 0 and self.shift >= 0):
-            raise UserError(f"stretch={self.stretch}, shift={self.shift}: want zero or more")
+        check.share(share=self.share)
+        if self.until is not None:
+            check.share(until=self.until)
+            check.positive(until=self.until)
+        check.non_negative(stretch=self.stretch, shift=self.shift)
 
     def __call__(self, x: Float[Tensor, "b c h w"], generator: Generator, progress: float) -> Float[Tensor, "b c h w"]:
-        """The batch, some of it warped; UserError for what is not images. `progress` in [0, 1) is the share done."""
+        """The altered batch; UserError unless x is images. `progress` in [0, 1) is the share of training done."""
         if x.ndim != 4:
-            raise UserError(
-                f"augment: Warp is for images (B, C, H, W), the data have shape {tuple(x.shape)}; leave out"
-            )
+            condition = f"must be images (B, C, H, W) for Warp; they have the shape {tuple(x.shape)}"
+            raise UserError(condition, argument="data", hint="leave out augment")
         share = self.share * (1.0 if self.until is None else max(0.0, 1 - progress / self.until))
         chosen = torch.rand(len(x), generator=generator) < share
         matrix = torch.eye(2) + self.stretch * torch.randn(len(x), 2, 2, generator=generator)

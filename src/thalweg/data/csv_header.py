@@ -1,8 +1,7 @@
 """Whether the first line of a CSV names its columns, and whether commas separate them.
 
-A header is told from data by what stands below it: a text above a number is a name. A line with numbers in it and no
-such text could be either, as in `2019,2020,2021` above rows of numbers; it is taken for what the known names say, or
-refused with the option that settles it, since a wrong guess would lose a row or shift the names without a sign.
+A text above a number is a name. A first line with numbers and no such text is ambiguous, as `2019,2020,2021` above rows
+of numbers. Names that a model knows then decide. Otherwise the line is refused, with the option that decides.
 """
 
 import re
@@ -14,14 +13,14 @@ from thalweg.core.errors import UserError
 from thalweg.data.columns.number_formats import is_number, readings
 from thalweg.data.columns.reading_options import NA_WORDS
 
-FRACTION = re.compile(r"[+-]?\d*[.,]\d+(e[+-]?\d+)?", re.IGNORECASE)  # hardly a name
+FRACTION = re.compile(r"[+-]?\d*[.,]\d+(e[+-]?\d+)?", re.IGNORECASE)  # unlikely as a name
 SEPARATORS = ((";", "semicolons"), ("\t", "tabs"), ("|", "bars"))
 EXPECTED = "a CSV is UTF-8 text of one line a row, with commas between the values and a point in decimal numbers"
 SETTLE = "say --header if it names the columns, --no-header if it is a row"
 
 
 class Known(NamedTuple):
-    """What a model knows of its tables: the names that a header must hold, and whether there was none."""
+    """The names in the header of a model's tables, and whether they have none."""
 
     names: Sequence[str] = ()
     headless: bool = False
@@ -30,7 +29,7 @@ class Known(NamedTuple):
 def is_header(path: Path, first: Sequence[str], second: Sequence[str], known: Known) -> bool:
     """Whether `first` names the columns of `second`, the next line that is not blank.
 
-    UserError where neither the lines nor what is known tell.
+    UserError where neither the lines nor the known names decide.
     """
     named = bool(known.names) and set(known.names) <= set(first)
     numbers = [cell for cell in first if _is_number(cell)]

@@ -1,39 +1,33 @@
 """Files in data units: images uint8 or float32 in [0, 1] as (N, C, H, W), rows float32 or float64 as (N, D).
 
-What a stranger hands over is checked before it is believed: sizes are read from headers before memory is
-taken, pickles are never opened, and whatever is wrong becomes one line: what, where and how to mend it.
+Which kinds of files there are is said by the modules of `data.formats`.
 """
 
-import math
-import struct
-import warnings
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import DamagedFile, ThalwegError, UserError
+from thalweg.core.errors import UserError
 from thalweg.data.columns.layout import Layout
-from thalweg.data.csv_blocks import open_table
 from thalweg.data.float32_check import check_whole_numbers
+from thalweg.data.formats.base import (
+    ArrayFormat,
+    TableFormat,
+    check_dtype,
+    check_size,
+    format_of,
+    reading_array,
+    suffixes,
+)
+from thalweg.data.formats.images import IMAGE_SUFFIXES, image_files, read_folder
+from thalweg.data.tables import open_table
 from thalweg.data.validate import arrange, as_floats, check_cells, verify
 
-LIMIT_BYTES = 8 << 30  # the most an array may declare; a larger one belongs in shards
-LIMIT_PIXELS = 64_000_000  # the most one image may declare before it is decoded
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-TABLE_SUFFIXES = (".csv", ".parquet")
-SUFFIXES = (".npy", ".npz", *TABLE_SUFFIXES, *IMAGE_SUFFIXES)
 LARGEST = float(torch.finfo(torch.float32).max)  # that a network takes
-ARRAY_KEYS = ("x", "x_train", "images", "X", "arr_0")
-_DAMAGED = (OSError, ValueError, EOFError, SyntaxError, ArithmeticError, RuntimeError, Warning)
-_DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
 
 
 class Rows(NamedTuple):
@@ -78,7 +72,7 @@ def read_rows(
         shape: As in `read_array`, like `finite` and `bounded`.
     """
     path = Path(path)
-    if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
+    if path.is_file() and is_table(path):
         x, found, singles = _read_table(path, layout, header, drop)
         if finite:
             names = found.names or [str(i) for i in range(x.shape[1])]
@@ -105,9 +99,9 @@ def _read_arrays(path: Path, shape: tuple[int, ...] | None) -> Tensor:
         raise UserError(
             "no such file or folder", argument=str(path), hint="check the spelling and the working directory"
         )
-    with _reading(path):
+    with reading_array(path):
         array = _read(path, shape)
-    _check_dtype(array.dtype, str(path))
+    check_dtype(array.dtype, str(path))
     if (array.ndim > 2 or (shape is not None and len(shape) == 3)) and array.dtype != np.uint8:
         with np.errstate(over="ignore"):  # an overflow is reported as infinity, with its row
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
@@ -131,9 +125,7 @@ def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Se
     table.require(drop)
     if layout is not None and not table.headless:
         layout.check(table.names, where, drop=drop, mend="leave it out with --drop {name!r}")
-    needed = table.num_bytes
-    if needed > LIMIT_BYTES:
-        _refuse_size(needed, where)
+    check_size(table.num_bytes, where)
     left_out = {*drop, *(layout.ignored if layout else ())}
     names = [name for name in table.names if name not in left_out]
     blocks = [*table.blocks(names)]
@@ -161,129 +153,35 @@ def read_names(path: str | Path, num_rows: int | None = None) -> list[str]:
     return [str(i) for i in range(len(read_array(path)) if num_rows is None else num_rows)]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images that lie directly in a folder, sorted by name; hidden files are passed over."""
-    files = (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    return sorted(files)
+def read_labels(path: Path, num_rows: int) -> Tensor | None:
+    """The labels that a file holds beside its rows, int64 (N,); None where it holds none, or none of whole numbers.
+
+    UserError for labels of another number of rows, or beyond 64 bits.
+    """
+    found = format_of(path)
+    y = found.labels(path) if isinstance(found, ArrayFormat) and path.is_file() else None
+    if y is None or not bool((np.isfinite(y) & (y == np.round(y))).all()):
+        return None
+    if y.size != num_rows:
+        raise UserError(f"{y.size} labels for {num_rows} rows", argument=str(path), hint="give one a row")
+    far = next((v for v in (y.min(), y.max()) if not -(2**63) <= int(v) < 2**63), None)
+    if far is not None:
+        what = f"a label is {far:g}, which 64 bits do not hold"
+        raise UserError(what, argument=str(path), hint="number the classes from 0")
+    return torch.from_numpy(y.reshape(-1).astype(np.int64))
 
 
-def read_npz(path: Path, keys: Sequence[str], *, required: bool = True) -> np.ndarray | None:
-    """The first of `keys` that an npz holds; if required, its only array will do, and none is an error."""
-    with _reading(path), zipfile.ZipFile(path) as archive:
-        members = {i.filename.removesuffix(".npy"): i for i in archive.infolist() if i.filename.endswith(".npy")}
-        key = next((k for k in keys if k in members), None)
-        if key is None and required and len(members) == 1:
-            key = next(iter(members))
-        if key is None:
-            if not required:
-                return None
-            raise UserError(f"{path}: holds {', '.join(members) or 'no array'}: name one of them {keys[0]!r}")
-        with archive.open(members[key]) as file:
-            _check_header(file, members[key].file_size, f"{path}[{key}]")
-        with archive.open(members[key]) as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn whatever a reader raises on this file into one line."""
-    try:
-        yield
-    except ThalwegError:
-        raise
-    except PermissionError as error:
-        raise UserError(f"{path}: no permission to read it: change its mode or its owner") from error
-    except _DAMAGED as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise DamagedFile(f"{path}: damaged or not what its name says ({why}): fetch it again") from error
+def is_table(path: Path) -> bool:
+    """Whether a file's ending is that of a table."""
+    return isinstance(format_of(path), TableFormat)
 
 
 def _read(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
-    suffix = path.suffix.lower()
-    channels = shape[0] if shape is not None and len(shape) == 3 else None
     if path.is_dir():
-        files = image_files(path)
-        if not files:
-            raise UserError(
-                f"{path}: no {', '.join(IMAGE_SUFFIXES)} directly in this folder: name the one that holds them"
-            )
-        return _read_images(files, channels)
-    if suffix in IMAGE_SUFFIXES:
-        return _read_images([path], channels)
-    if suffix == ".npy":
-        with path.open("rb") as file:
-            _check_header(file, path.stat().st_size, str(path))
-            file.seek(0)
-            return np.lib.format.read_array(file, allow_pickle=False)
-    if suffix == ".npz":
-        array = read_npz(path, ARRAY_KEYS)
-        assert array is not None  # required
-        return array
-    raise UserError(f"{path}: {suffix or 'no suffix'}: give a folder or one of {', '.join(SUFFIXES)}")
-
-
-def _check_header(file: IO[bytes], stored: int, where: str) -> None:
-    """Refuse an npy stream by its header: dtype, declared size, and bytes that are not there."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"npy format {version}")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    _check_dtype(dtype, where)
-    needed = math.prod(shape) * dtype.itemsize
-    if needed > LIMIT_BYTES:
-        _refuse_size(needed, where)
-    stored -= file.tell()
-    if needed > stored or min(shape, default=0) < 0:
-        raise DamagedFile(f"{where}: declares {needed:,} bytes, holds {stored:,}: truncated, fetch it again")
-
-
-def _check_dtype(dtype: np.dtype, where: str) -> None:
-    if dtype.hasobject:
-        raise UserError(f"{where}: holds Python objects, pickles are not opened: save float32 or uint8")
-    if dtype.kind not in "fiub":
-        raise UserError(f"{where}: dtype {dtype} is not real numbers: save it as float32 or uint8")
-
-
-def _refuse_size(needed: int, where: str) -> None:
-    raise UserError(f"{where}: declares {needed / 2**30:.1f} GiB, limit {LIMIT_BYTES / 2**30:g}: split it")
-
-
-def _read_images(files: list[Path], channels: int | None) -> np.ndarray:
-    """Decode images of one size to uint8 (N, C, H, W); sizes and colours are read from all headers first."""
-    from PIL import Image
-
-    probes = [probe(file) for file in files]
-    (size, _), *_ = Counter(s for s, _ in probes).most_common(1)
-    odd = next((i for i, (s, _) in enumerate(probes) if s != size), None)
-    if odd is not None:
-        (w, h), (width, height) = probes[odd][0], size
-        raise UserError(f"{files[odd]}: is {w} x {h} pixels, most are {width} x {height}: resize it")
-    grey = channels == 1 or (channels != 3 and all(mode in ("1", "L", "LA") for _, mode in probes))
-    shape = (len(files), size[1], size[0], 1 if grey else 3)
-    if math.prod(shape) > LIMIT_BYTES:
-        _refuse_size(math.prod(shape), str(files[0].parent))
-    pixels = np.empty(shape, np.uint8)
-    for i, file in enumerate(files):
-        with _reading(file), Image.open(file) as image:
-            pixels[i] = np.asarray(image.convert("L" if grey else "RGB")).reshape(shape[1:])
-    return pixels.transpose(0, 3, 1, 2)
-
-
-def probe(file: Path) -> tuple[tuple[int, int], str]:
-    """An image's (width, height) and mode from its header; more than 8 bits a pixel is refused."""
-    from PIL import Image
-
-    too_large = f"{file}: over {LIMIT_PIXELS // 10**6} megapixels, not decoded: scale it down"
-    with _reading(file), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            with Image.open(file) as image:
-                size, mode = image.size, image.mode
-        except Image.DecompressionBombError as error:
-            raise UserError(too_large) from error
-    if math.prod(size) > LIMIT_PIXELS:
-        raise UserError(too_large)
-    if mode.startswith(("I", "F")):
-        raise UserError(f"{file}: more than 8 bits a pixel (mode {mode}): save it as 8-bit, or use npy")
-    return size, mode
+        return read_folder(path, shape)
+    found = format_of(path)
+    if not isinstance(found, ArrayFormat):
+        hint = f"give a folder or one of {', '.join(suffixes())}"
+        what = f"cannot read {path.suffix.lower() or 'a file without ending'}"
+        raise UserError(what, argument=str(path), hint=hint)
+    return found.read(path, shape)

@@ -1,8 +1,8 @@
-"""Where precision could be lost between a user's numbers and a network in float32, and how that is told.
+"""Checks that numbers keep their spread on the way to a network in float32.
 
 A column of 5932154.0 ± 0.05 has one value in float32, whose steps there are 0.5. So rows stay in float64 until a fitted
-transform has standardised them, and z = f(x) alone is rounded. Where that does not help, as for rows that come as
-float32 or a transform that keeps the offset, the column is refused by name.
+transform has standardised them, and only z = f(x) is rounded. Where a column loses its spread all the same, as in rows
+that are float32 or by a transform that keeps the offset, the error names the column.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,19 +14,24 @@ import torch
 from torch import Tensor
 
 from thalweg.core.errors import UserError
+from thalweg.data.transform import ROUNDING, Identity, Transform
 
-COARSE = 0.05  # of a column's standard deviation: steps above it hide the column's spread
-ROUNDING = 1e-14  # of a column's size: what spreads by less is constant but for rounding
+COARSE = 0.05  # of a column's standard deviation: larger steps hide the column's spread
 
 
 @dataclass(frozen=True)
 class Float32Transform:
-    """A fitted transform between data of a type (float64, say) and a network in float32; `shift` is taken off the data.
+    """A fitted transform f between data and a network in float32.
 
-    forward(x) = float32(f(x + shift)),    inverse(z) = f^-1(z) - shift in `dtype`; of float32 data f itself.
+    forward(x) = float32(f(x + shift)),    inverse(z) = f^-1(z) - shift in `dtype`.
+
+    Args:
+        inner: f.
+        dtype: The type of the data.
+        shift: Was taken off the data, (D,); None: nothing.
     """
 
-    inner: Any
+    inner: Transform
     dtype: torch.dtype = torch.float32
     shift: Tensor | None = None
 
@@ -52,11 +57,10 @@ class Float32Transform:
         return x if self.shift is None else x.double() + self.shift
 
 
-def check_fitted(transform: Any, x: Tensor, names: Sequence[str] | None, where: str) -> None:
-    """UserError, by column, where rows x (N, D) lose their spread on the way through a fitted transform to float32.
+def check_fitted(transform: Transform, x: Tensor, names: Sequence[str] | None, where: str) -> None:
+    """UserError, by column, where rows x (N, D) lose their spread by a fitted transform to float32.
 
-    Compared are the steps of x's own type, as the transform makes them, and the steps of float32 around z, with the
-    standard deviation of z.
+    The steps of x's own type, transformed, and those of float32 around z are compared with the deviation of z.
     """
     z = transform.forward(x.double())
     steps = _steps(transform, x, z) + spacing(z.to(torch.float32))
@@ -75,7 +79,7 @@ def check_fitted(transform: Any, x: Tensor, names: Sequence[str] | None, where: 
 
 
 def check_scored(
-    transform: Any, x: Tensor, names: Sequence[str] | None, where: str, *, single: Sequence[bool] | None = None
+    transform: Transform, x: Tensor, names: Sequence[str] | None, where: str, *, single: Sequence[bool] | None = None
 ) -> None:
     """UserError, by column, where rows x (B, D) in float32 are too coarse for a model of float64 rows.
 
@@ -95,7 +99,7 @@ def check_scored(
 def as_float32(x: Tensor, names: Sequence[str] | None, where: str) -> Tensor:
     """Rows (N, D) in float32; UserError, by column, where that would lose the spread of one."""
     if x.dtype == torch.float64 and x.ndim == 2 and len(x) > 1:
-        check_fitted(_Identity, x, names, where)
+        check_fitted(Identity(), x, names, where)
     return x.to(torch.float32)
 
 
@@ -121,13 +125,7 @@ def check_single(x: np.ndarray, what: str, where: str) -> None:
         raise UserError(steps, argument=where, hint="store it in float64, or subtract an offset first")
 
 
-class _Identity:
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x
-
-
-def _steps(transform: Any, x: Tensor, z: Tensor) -> Tensor:
+def _steps(transform: Transform, x: Tensor, z: Tensor) -> Tensor:
     """From each number to the next one of its type, in the transform's units."""
     return (transform.forward(x.double() + spacing(x)) - z).abs()
 

@@ -10,7 +10,7 @@ from thalweg.data.columns.cell_values import check_kinds, is_plain_number, missi
 
 
 def is_frame(x: Any) -> bool:
-    """Whether x is a table with names of columns, all of them texts (pandas' 0, 1, 2, … name nothing)."""
+    """Whether x is a table whose columns have names, all of them texts (unlike pandas' default 0, 1, 2, …)."""
     columns = getattr(x, "column_names", getattr(x, "columns", None))
     if columns is None or len(getattr(x, "shape", ())) != 2 or not len(columns):
         return False
@@ -23,14 +23,14 @@ def names_of(frame: Any) -> list[str]:
 
 
 def as_frame(frame: Any, where: str) -> Any:
-    """A narwhals frame, which reads pandas, polars and Arrow alike."""
+    """The table as a narwhals frame, a common interface of pandas, polars and Arrow; UserError for anything else."""
     import narwhals as nw
 
     try:
         return nw.from_native(frame, eager_only=True)
     except TypeError as error:
         hint = "give pandas, polars or an array"
-        raise UserError(f"{kind_of(frame)} is no table", argument=where, hint=hint) from error
+        raise UserError(f"must be a table; it is {kind_of(frame)}", argument=where, hint=hint) from error
 
 
 def texts(series: Any, name: str, where: str, words: Collection[str] = ()) -> list[str | None]:

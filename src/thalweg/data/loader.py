@@ -1,25 +1,29 @@
-"""Batches: in which order their rows come.
+"""Batches of rows, addressed by step.
 
-Step k of a run takes the rows at positions k b … (k + 1) b - 1 of one endless sequence, the epochs' permutations laid
-end to end, each drawn at the address (seed, "shuffle", epoch). So the step number is the loader's whole state, and each
-epoch visits each row once.
+Step k takes the rows at positions k b … (k + 1) b - 1 of the sequence of all epochs' permutations, each drawn at the
+address (seed, "shuffle", epoch). So the step number is the loader's only state.
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import as_float, as_floats
 
 
 class Loader:
-    """Batches of x (N, *) addressed by step; any step can be asked for at any time.
+    """Batches of x (N, *) by step. A batch is always full, and spans epochs where N is no multiple of it.
 
-    `batch_size` counts rows over all ranks; a rank takes its own consecutive share of them. A batch is always
-    full, and spans epochs where N is no multiple of it. uint8 pixels become float32 in [0, 1] a batch at a
-    time; other rows keep their type, since float64 columns are rounded only when they are standardised.
+    Args:
+        x: The rows, in data units.
+        labels: Their labels (N,).
+        batch_size: Rows of a batch, over all ranks.
+        seed: Seed of the permutations.
+        rank: The rank, which takes its own consecutive share of each batch.
+        world_size: Number of ranks.
     """
 
     def __init__(
@@ -33,15 +37,13 @@ class Loader:
         world_size: int = 1,
     ) -> None:
         if len(x) == 0:
-            raise UserError("holds no rows", argument="x", hint="give at least one")
+            raise UserError("must have one row or more", argument="x")
         if labels is not None and len(labels) != len(x):
-            raise UserError(f"{len(labels)} of them for {len(x)} rows", argument="labels", hint="give one a row")
+            raise UserError(f"must be one a row; there are {len(labels)} for {len(x)} rows", argument="labels")
         if batch_size < 1 or batch_size % world_size:
-            raise UserError(
-                f"must be a positive multiple of world_size={world_size}", argument="batch_size", value=batch_size
-            )
-        if not 0 <= rank < world_size:
-            raise UserError(f"must be in 0..{world_size - 1}", argument="rank", value=rank)
+            condition = f"must be a positive multiple of world_size={world_size}"
+            raise UserError(condition, argument="batch_size", value=batch_size)
+        check.whole("rank", rank, 0, world_size - 1)
         self.x, self.labels = x, labels
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self._orders: dict[int, Tensor] = {}  # the last two epochs' permutations
@@ -53,8 +55,7 @@ class Loader:
 
     def indices(self, step: int) -> Int[Tensor, " b"]:
         """Which rows of x this rank takes at `step`."""
-        if step < 0:
-            raise UserError("must be zero or more", argument="step", value=step)
+        check.whole("step", step, 0)
         share = self.batch_size // self.world_size
         position = step * self.batch_size + self.rank * share
         pieces = []
@@ -63,10 +64,6 @@ class Loader:
             pieces.append(self._order(epoch)[offset : offset + share])
             position, share = position + len(pieces[-1]), share - len(pieces[-1])
         return torch.cat(pieces)
-
-    def epoch(self, step: int) -> int:
-        """The epoch in which the batch at `step` begins."""
-        return step * self.batch_size // len(self.x)
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:

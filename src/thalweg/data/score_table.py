@@ -1,4 +1,4 @@
-"""Tables of scores and of samples in files: CSV or Parquet, whole or not at all, block by block where they are long."""
+"""Tables of scores and of samples as CSV or Parquet files, written block by block."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ KINDS = (".csv", ".parquet")
 
 
 class Writer(Protocol):
-    """What takes blocks of a table, Arrow tables of one schema."""
+    """Writes a table block by block; the blocks are Arrow tables of one schema."""
 
     def write(self, block: Any, /) -> None: ...
     def close(self) -> None: ...
@@ -27,11 +27,11 @@ def writer(file: IO[bytes], suffix: str, schema: Any) -> Writer:
         return parquet.ParquetWriter(file, schema)
     if suffix == ".csv":
         return _CsvWriter(file, schema.names)
-    raise UserError(f"cannot write {suffix or 'a file without ending'}", hint=f"want {' or '.join(KINDS)}")
+    raise UserError(f"cannot write {suffix or 'a file without suffix'}", hint=f"want {' or '.join(KINDS)}")
 
 
 class _CsvWriter:
-    """Numbers by the shortest text that is read back as the same bits; True and False; nothing where there is none."""
+    """Numbers by the shortest text that is read back as the same bits; an empty field for None."""
 
     def __init__(self, file: IO[bytes], names: Sequence[str]):
         self.file = file
@@ -71,6 +71,6 @@ def write_scores(path: Path, names: list[str], scores: Mapping[str, Any]) -> Non
 def _arrow(values: Any) -> Any:
     import pyarrow as pa
 
-    if hasattr(values, "tolist"):
+    if not isinstance(values, list | tuple):
         return pa.array(values.tolist())  # float32 as the float64 of the same number
     return pa.array([v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for v in values])

@@ -1,9 +1,4 @@
-"""Four densities in the plane, generated, in about [-1, 1] x [-1, 1]; three of them with their exact log
-density.
-
-With a known density, a model's log p, not its pictures, can be compared with the truth. Two moons (arcs
-blurred by a Gaussian) have no closed form.
-"""
+"""Four densities in the plane, in about [-1, 1] x [-1, 1], to draw from; all but two moons with their log density."""
 
 import math
 from collections.abc import Callable

@@ -1,9 +1,8 @@
-"""Fitted invertible maps z = f(x) from data units to model units, which travel with a run.
+"""Fitted invertible maps z = f(x) from data units to model units.
 
-Data units are the user's own: pixels uint8 or float in [0, 1], table columns as they come. Model units are
-what an energy is trained in. With z = f(x), log p(x) = log p(z) + log |det df/dx|, so likelihoods stay in
-data units. A map is a frozen dataclass whose fields are the fitted values, None before `fit`; what the
-constructor is given is kept, only what is None is fitted.
+Data units are the user's own: pixels uint8 or float in [0, 1], table columns as they are. An energy is trained in model
+units. log p(x) = log p(z) + log |det df/dx|, so likelihoods are in data units. A map is a frozen dataclass of its
+fitted values; `fit` sets those that are None.
 """
 
 import math
@@ -16,13 +15,15 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from thalweg.core.config import type_name
 from thalweg.core.errors import UserError
-from thalweg.data.float32_check import ROUNDING
 from thalweg.data.validate import as_float
+
+ROUNDING = 1e-14  # of a column's size: a column that varies by less is constant but for rounding
 
 
 class Transform(Protocol):
-    """An invertible map of rows (B, *), elementwise in what is here but not by contract."""
+    """An invertible map of rows (B, *)."""
 
     def fit(self, x: Tensor) -> Self:
         """A fitted copy; x (N, *) is training data in data units, uint8 or float."""
@@ -41,7 +42,7 @@ class Transform(Protocol):
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able spec: `type`, an import path, and the constructor's keyword arguments."""
+        """The spec that builds it: `type` and the constructor's keyword arguments, as JSON holds them."""
         ...
 
 
@@ -74,9 +75,12 @@ class Identity:
 class Standardize:
     """z = (x - mean) / scale for each feature: mean 0 and variance 1 over the training data.
 
-    A column that is constant in training, to the rounding of float64, gets scale 1, so that it stays finite and a
-    later deviation shows as it is. `mean` and `scale` are (nested) lists in the shape of one row. float64 rows are
-    standardised in float64, so that a column far from zero keeps its spread.
+    A column that is constant in training, to the rounding of float64, gets scale 1. float64 rows are standardised in
+    float64, so that a column far from zero keeps its spread.
+
+    Args:
+        mean: The means, (nested) lists in the shape of one row; None: fitted.
+        scale: The standard deviations, in the same shape; None: fitted.
     """
 
     mean: Sequence[Any] | None = None
@@ -120,19 +124,25 @@ class Standardize:
             raise _not_fitted(self)
         mean, scale = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.scale))
         if mean.shape != scale.shape or bool((scale == 0).any()):
-            raise UserError("Standardize: mean and scale must have one shape, and no scale may be zero")
+            raise UserError("must have the shape of mean, and no zero", argument="scale", value=self.scale)
         return mean, scale
 
     def _constants(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, scale = self._tensors
         if x.shape[1:] != mean.shape:
-            raise UserError(f"x: rows are {tuple(x.shape[1:])}, Standardize was fitted on {tuple(mean.shape)}")
+            condition = f"must have rows of the shape {tuple(mean.shape)}, as in the fit; they are {tuple(x.shape[1:])}"
+            raise UserError(condition, argument="x")
         return mean.to(x), scale.to(x)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """z = (x - shift) / scale with two numbers for all features: for images, whose pixels share one unit."""
+    """z = (x - shift) / scale with two numbers for all features, as for images.
+
+    Args:
+        shift: The mean of all values; None: fitted.
+        scale: Their standard deviation; None: fitted.
+    """
 
     shift: float | None = None
     scale: float | None = None
@@ -171,18 +181,18 @@ class Scale:
         if self.shift is None or self.scale is None:
             raise _not_fitted(self)
         if self.scale == 0:
-            raise UserError("Scale: scale is zero, which has no inverse: give another")
+            raise UserError("must not be zero", argument="scale", value=self.scale)
         return self.shift, self.scale
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chain:
+class Composed:
     """z = f_n(… f_1(x)): parts in the order in which they are applied."""
 
     parts: Sequence[Transform] = ()
 
     def fit(self, x: Tensor) -> Self:
-        """A copy whose parts are fitted in turn, each on what the ones before it make of x."""
+        """A copy whose parts are fitted one after the other, each on the output of the ones before."""
         fitted: list[Transform] = []
         for part in self.parts:
             fitted.append(part.fit(x))
@@ -214,13 +224,14 @@ class Chain:
 
 
 def _spec(transform: object, **fields: Any) -> dict[str, Any]:
-    return {"type": f"{type(transform).__module__}:{type(transform).__qualname__}", **fields}
+    return {"type": type_name(type(transform)), **fields}
 
 
 def _not_fitted(transform: object) -> UserError:
-    return UserError(f"{type(transform).__name__} is not fitted: call fit(x) on training data, or pass its values")
+    hint = "call fit(x) on training data, or give its values"
+    return UserError("must be fitted", argument=type(transform).__name__, hint=hint)
 
 
 def _average(x: Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-    """The mean over rows of f(rows), in float64, in slices so that uint8 data are never widened whole."""
+    """The mean over rows of f(rows), in float64, by slices, so that uint8 data are not widened at once."""
     return torch.stack([f(as_float(rows).double()).sum(0) for rows in x.split(4096)]).sum(0) / len(x)

@@ -1,8 +1,7 @@
-"""Arrays of callers and of files to tensors in data units, or one line that says what is wrong.
+"""Checks of arrays, and their conversion to tensors in data units.
 
-Data units are the user's own: pixels uint8 or float in [0, 1], (N, C, H, W); rows of real, finite numbers, (N, D).
-Pixels become float32. Rows keep float64 where float32 would round them, until a transform has standardised them
-(`data.float32_check`).
+Data units: pixels uint8 or float in [0, 1], (N, C, H, W); rows of real, finite numbers, (N, D). Pixels become float32.
+Rows stay float64 where float32 would round them, until a transform has standardised them (`data.float32_check`).
 """
 
 import math
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, one_line
 
 Kind = Literal["image", "vector"]
 LEAST_ROWS = 20
@@ -21,14 +20,14 @@ ROUNDS = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  
 
 
 def as_tensor(x: Any, *, where: str = "x") -> Tensor:
-    """A tensor as it is, anything else as a copy in the machine's byte order; UserError for what is no array."""
+    """A tensor as it is, any other array as a copy in the machine's byte order; UserError for anything else."""
     try:
         if isinstance(x, Tensor):
             return x
         array = np.asarray(x)
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     except (TypeError, ValueError) as error:
-        raise UserError(f"not an array of numbers ({str(error).splitlines()[0]})", argument=where) from error
+        raise UserError(f"must be an array of numbers ({one_line(error)})", argument=where) from error
 
 
 def as_float(x: Tensor) -> Tensor:
@@ -59,7 +58,7 @@ def check_rows(x: Tensor, shape: tuple[int, ...] | None, *, where: str = "x") ->
 
 
 def require_trainable(x: Tensor, *, where: str = "x") -> None:
-    """Refuse fewer rows than say anything about a density and still leave some to hold out."""
+    """UserError for fewer rows than a training and a held-out part need."""
     if len(x) < LEAST_ROWS:
         rows = "1 row" if len(x) == 1 else f"{len(x)} rows"
         raise UserError(f"holds {rows}, training needs at least {LEAST_ROWS}", argument=where, hint="give more data")
@@ -69,19 +68,19 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
     """UserError about `where`, unless x is rows (N, *shape) of this kind in data units, finite in float32."""
     check_shape(x, shape, kind, where=where)
     if x.numel() == 0:
-        raise UserError(f"shape {tuple(x.shape)} holds no data", argument=where, hint="give at least one row")
+        raise UserError(f"must have one row or more; the shape is {tuple(x.shape)}", argument=where)
     if kind == "image" and not x.is_floating_point() and x.dtype not in (torch.uint8, torch.bool):
-        raise UserError(f"pixels are {x.dtype}", argument=where, hint="give uint8 in 0..255 or float in [0, 1]")
+        raise UserError(f"must be uint8 in 0..255 or float in [0, 1]; pixels are {x.dtype}", argument=where)
     values = x.detach() if x.dtype in (torch.float32, torch.uint8) else x.detach().to(torch.float32)
     if values.is_floating_point() and not bool(values.isfinite().all()):
         bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten()
-        what = f"{len(bad)} of {len(x)} rows hold NaN or infinity (in float32), first at index {int(bad[0])}"
+        what = f"must be finite in float32; {len(bad)} of {len(x)} rows are not, first at index {int(bad[0])}"
         raise UserError(what, argument=where, hint="drop or fill them")
     if kind == "image" and values.is_floating_point():
         low, high = (float(v) for v in values.aminmax())
         if low < -1e-6 or high > 1 + 1e-6:
             move = "(x + 1) / 2" if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6 else "divide by 255"
-            what = f"float pixels lie in [0, 1], uint8 in 0..255; as float, these span [{low:g}, {high:g}]"
+            what = f"must be uint8 in 0..255 or float in [0, 1]; these floats span [{low:g}, {high:g}]"
             raise UserError(what, argument=where, hint=f"{move}?")
 
 
@@ -97,7 +96,7 @@ def check_cells(
 ) -> None:
     """UserError, with column and row, for infinity, for what is beyond `largest` and, unless `gaps` are taken, for NaN.
 
-    `rows`: numbers of the rows, from 0. `hint` mends a gap.
+    `rows`: numbers of the rows, from 0. `hint`: the remedy for NaN.
     """
     bad = np.isinf(x) | (np.abs(x) > largest)
     bad = bad if gaps else bad | np.isnan(x)
@@ -108,24 +107,23 @@ def check_cells(
     row = (i if rows is None else rows[i]) + 1
     what = "missing (NaN)" if np.isnan(value) else "infinite (infinity)" if np.isinf(value) else f"{value:g}"
     if not np.isnan(value):
-        hint = "mend it" if np.isinf(value) else f"rescale the column to numbers up to {largest:.0e}"
+        hint = "correct it" if np.isinf(value) else f"rescale the column to numbers up to {largest:.0e}"
     raise UserError(f"column {names[column]!r} is {what} in row {row}", argument=where, hint=hint)
 
 
 def check_shape(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:
     """UserError about `where`, unless x is real and of shape (N, *shape)."""
     if x.is_complex():
-        raise UserError("holds complex numbers", argument=where, hint="give real ones")
+        raise UserError("must be real, not complex", argument=where)
     ndim = len(shape) if shape is not None else (3 if kind == "image" else 1)
     if x.ndim != ndim + 1 or (shape is not None and x.shape[1:] != shape):
         wanted = ", ".join(str(s) for s in shape) if shape is not None else ("C, H, W" if kind == "image" else "D")
-        raise UserError(
-            f"expected shape (N, {wanted}), got {tuple(x.shape)}", argument=where, hint=_shape_hint(x, shape)
-        )
+        condition = f"must have the shape (N, {wanted}); it has {tuple(x.shape)}"
+        raise UserError(condition, argument=where, hint=_shape_hint(x, shape))
 
 
 def _shape_hint(x: Tensor, shape: tuple[int, ...] | None) -> str | None:
-    """How to turn x into (N, *shape), where one move does it."""
+    """The one operation that turns x into (N, *shape), if there is one."""
     if shape is None:
         return None
     got, size = tuple(x.shape), ", ".join(map(str, shape))
@@ -144,7 +142,7 @@ def _shape_hint(x: Tensor, shape: tuple[int, ...] | None) -> str | None:
 
 
 def arrange(x: Tensor, shape: tuple[int, ...] | None, where: str) -> Tensor:
-    """Bring images to (N, C, H, W) and a lone row to (1, ...), where that can be told without a guess."""
+    """Images as (N, C, H, W) and a single row as (1, ...), where that is unambiguous."""
     if shape is not None:
         if tuple(x.shape) == shape or (len(shape) == 3 and tuple(x.shape) == shape[1:] and shape[0] == 1):
             return x.reshape(1, *shape)
@@ -155,11 +153,10 @@ def arrange(x: Tensor, shape: tuple[int, ...] | None, where: str) -> Tensor:
         return x[:, None]
     if x.ndim == 4 and x.shape[1] not in (1, 3):
         if x.shape[3] not in (1, 3):
-            what = f"shape {tuple(x.shape)} has no axis of 1 or 3 channels"
-            raise UserError(what, argument=where, hint="give (N, C, H, W)")
+            what = f"must be images (N, C, H, W) of 1 or 3 channels; the shape is {tuple(x.shape)}"
+            raise UserError(what, argument=where)
         return x.permute(0, 3, 1, 2).contiguous()
     if x.ndim not in (2, 4):
-        raise UserError(
-            f"{x.ndim}-D array", argument=where, hint="give rows (N, D) or images (N, H, W) or (N, C, H, W)"
-        )
+        condition = f"must be rows (N, D) or images (N, H, W) or (N, C, H, W); it is {x.ndim}-D"
+        raise UserError(condition, argument=where)
     return x

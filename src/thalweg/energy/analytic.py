@@ -1,4 +1,4 @@
-"""Energies with moments, draws and normaliser in closed form: what samplers and estimators are tested on.
+"""Energies with moments, draws and normaliser in closed form, as a reference for samplers and estimators.
 
 Each is a module with no parameters. `log_z` is log of the integral of exp(-E), in nats; `mean` (D,) and
 `covariance` (D, D) belong to p = exp(-E) / Z; `draw(n, generator)` gives exact, independent draws. Constants
@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from thalweg.core import check
+from thalweg.core.errors import UserError
+
 Numbers = Sequence[float] | Sequence[Sequence[float]] | Tensor
 
 
 class _Analytic(nn.Module):
-    """What they share: constants as float64 buffers, `shape` from the mean, `example()` from the defaults."""
+    """Abstract: constants as float64 buffers, `shape` from the mean, `example()` from the defaults."""
 
     mean: Tensor
     covariance: Tensor
@@ -45,7 +48,7 @@ class _Analytic(nn.Module):
 class Gaussian(_Analytic):
     """E(x) = (x - m)' C^-1 (x - m) / 2, log Z = (D log 2 pi + log det C) / 2.
 
-    `mean` (D,) and `covariance` (D, D), identity if not given; ValueError if it is not positive definite.
+    `mean` (D,) and `covariance` (D, D), the identity by default; UserError if it is not positive definite.
     """
 
     precision: Tensor
@@ -57,10 +60,11 @@ class Gaussian(_Analytic):
         dim = len(m)
         c = torch.as_tensor(torch.eye(dim) if covariance is None else covariance, dtype=torch.float64)
         if c.shape != (dim, dim):
-            raise ValueError(f"covariance has shape {tuple(c.shape)}, want {(dim, dim)} to fit the mean")
+            condition = f"must have the shape {(dim, dim)}, to fit the mean; it has {tuple(c.shape)}"
+            raise UserError(condition, argument="covariance")
         factor, failed = torch.linalg.cholesky_ex(c)
         if failed or not torch.equal(c, c.T):
-            raise ValueError("covariance is not symmetric positive definite")
+            raise UserError("must be symmetric and positive definite", argument="covariance", value=c.tolist())
         precision = torch.cholesky_inverse(factor)
         log_z = 0.5 * dim * math.log(2 * math.pi) + factor.diagonal().log().sum()
         self._constants(mean=m, covariance=c, precision=precision, factor=factor, log_z=log_z)
@@ -93,14 +97,14 @@ class GaussianMixture(_Analytic):
 
     def __init__(self, means: Numbers | None = None, scale: float = 0.3, weights: Numbers | None = None):
         super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale={scale}: want a positive standard deviation")
+        check.positive(scale=scale)
         angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
         ring = 2 * torch.stack([angle.cos(), angle.sin()], 1)
         m = torch.as_tensor(ring if means is None else means, dtype=torch.float64)
         w = torch.as_tensor(torch.ones(len(m)) if weights is None else weights, dtype=torch.float64)
         if w.shape != m.shape[:1] or not bool((w > 0).all()):
-            raise ValueError(f"weights={w.tolist()}: want {len(m)} positive numbers, one for each mean")
+            condition = f"must be {len(m)} positive numbers, one for each mean"
+            raise UserError(condition, argument="weights", value=w.tolist())
         w, dim = w / w.sum(), m.shape[1]
         mean = w @ m
         covariance = scale**2 * torch.eye(dim).to(m) + (m - mean).T @ (w[:, None] * (m - mean))
@@ -122,89 +126,3 @@ class GaussianMixture(_Analytic):
         """n exact draws, float64."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         return self.means[k] + self.scale * self._normal(n, generator)
-
-
-class Banana(_Analytic):
-    """E(x) = x_1² / (2 s²) + (x_2 - b (x_1² - s²))² / 2 in 2-D: a twisted Gaussian (Haario et al. 1999).
-
-    The twist keeps volumes, so log Z = log(2 pi s); x_2 is skewed, with variance 1 + 2 b² s⁴.
-    """
-
-    def __init__(self, scale: float = 1.5, bend: float = 0.5):
-        super().__init__()
-        if not scale > 0:
-            raise ValueError(f"scale={scale}: want a positive standard deviation")
-        self.scale, self.bend = scale, bend
-        covariance = torch.tensor([scale**2, 1 + 2 * bend**2 * scale**4], dtype=torch.float64).diag()
-        self._constants(mean=torch.zeros(2), covariance=covariance, log_z=math.log(2 * math.pi * scale))
-
-    def untwist(self, x: Float[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:
-        """x to two independent standard normal coordinates."""
-        first, second = x.unbind(1)
-        return torch.stack([first / self.scale, second - self.bend * (first.square() - self.scale**2)], 1)
-
-    def forward(self, x: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
-        """E(x) in nats."""
-        return 0.5 * self.untwist(x).square().sum(-1)
-
-    def draw(self, n: int, generator: Generator) -> Float[Tensor, "n 2"]:
-        """n exact draws, float64."""
-        z = self._normal(n, generator)
-        first = self.scale * z[:, 0]
-        return torch.stack([first, z[:, 1] + self.bend * (first.square() - self.scale**2)], 1)
-
-
-class LogGamma(_Analytic):
-    """E(x) = sum_i exp(x_i) - a_i x_i: independent logarithms of Gamma(a_i) variables, skewed to the left.
-
-    log Z = sum log Gamma(a_i), mean digamma(a_i), variance trigamma(a_i). `alpha` (D,) positive.
-    """
-
-    alpha: Tensor
-
-    def __init__(self, alpha: Numbers = (0.7, 2.0)):
-        super().__init__()
-        a = torch.as_tensor(alpha, dtype=torch.float64)
-        if not bool((a > 0).all()):
-            raise ValueError(f"alpha={a.tolist()}: want positive shape parameters")
-        variance = torch.polygamma(1, a)
-        self._constants(mean=a.digamma(), covariance=variance.diag(), alpha=a, log_z=a.lgamma().sum())
-
-    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        """E(x) in nats."""
-        return (x.exp() - self.alpha.to(x) * x).sum(-1)
-
-    def draw(self, n: int, generator: Generator) -> Float[Tensor, "n d"]:
-        """n exact draws, float64."""
-        # Gamma(a) = Gamma(a + 1) U^(1/a), taken in logarithms, so that a small a cannot underflow.
-        gamma = torch._standard_gamma((self.alpha + 1).expand(n, -1).contiguous(), generator=generator)
-        uniform = torch.rand(gamma.shape, generator=generator, dtype=gamma.dtype, device=gamma.device)
-        return gamma.log() + torch.log1p(-uniform) / self.alpha
-
-
-class Funnel(_Analytic):
-    """E(v, x) = v² / (2 s²) + sum_i (x_i² exp(-v) + v) / 2: scales from the tip to the mouth (Neal 2003).
-
-    `dim` counts v and the x_i. log Z = (D log 2 pi) / 2 + log s, the variance of each x_i is exp(s² / 2).
-    """
-
-    def __init__(self, dim: int = 2, scale: float = 1.5):
-        super().__init__()
-        if dim < 2 or not scale > 0:
-            raise ValueError(f"dim={dim}, scale={scale}: want at least 2 dimensions and a positive scale")
-        self.scale = scale
-        variance = torch.full((dim,), math.exp(0.5 * scale**2), dtype=torch.float64)
-        variance[0] = scale**2
-        log_z = 0.5 * dim * math.log(2 * math.pi) + math.log(scale)
-        self._constants(mean=torch.zeros(dim), covariance=variance.diag(), log_z=log_z)
-
-    def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        """E(x) in nats."""
-        v, rest = x[:, :1], x[:, 1:]
-        return 0.5 * ((v / self.scale).square().squeeze(1) + (rest.square() * (-v).exp() + v).sum(-1))
-
-    def draw(self, n: int, generator: Generator) -> Float[Tensor, "n d"]:
-        """n exact draws, float64."""
-        z = self._normal(n, generator)
-        v = self.scale * z[:, :1]
-        return torch.cat([v, z[:, 1:] * (0.5 * v).exp()], 1)

@@ -1,23 +1,20 @@
 """The contract of an energy: a callable from a batch of positions to a batch of scalars, low = likely.
 
-p(x) = exp(-E(x)) / Z. An energy knows nothing of labels, masks, temperatures or noise levels: those are
-wrappers (`thalweg.energy.wrappers`), so a sampler needs one contract only. A *noise-conditional* energy U(y,
-t) takes the noise variance t as well; `thalweg.energy.wrappers.AtNoise` fixes t and gives an ordinary energy
-back.
+p(x) = exp(-E(x)) / Z. Labels, masks, temperatures and fixed noise levels are wrappers (`thalweg.energy.wrappers`), so
+that a sampler needs one contract only. A noise-conditional energy U(y, t) takes the noise variance t as well;
+`thalweg.energy.wrappers.AtNoise` fixes t and gives an ordinary energy.
 
-What an energy offers beyond its value is a capability, one of the Protocols below. Whoever wants it asks by
-`isinstance`, once a chain or step, and does without where the answer is no. To offer one is to have its members.
+What an energy offers beside its value is a capability: one of the Protocols below. Callers ask by `isinstance`, once a
+chain or step. An energy offers a capability by having its members.
 
-Adding an energy is one new file in this package. The contract suite (tests/contract/test_energies.py) takes
-every class that is named ...Energy or offers `example()`, a small instance (the defaults serve where there is
-none). `shape` says what one position looks like ((2,) where it is missing), and `noisy = True` that the
-energy takes (y, t).
+A new energy is one new file in this package. The contract suite (tests/contract/test_energies.py) takes every class
+that is named ...Energy or has `example()`, which gives a small instance.
 """
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +22,8 @@ from torch import Generator, Tensor, nn
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
+
+AnyEnergy = Callable[..., Tensor]  # E(x), U(y, t) or E(x, labels): (B, *) and more (B,) to (B,) energies in nats
 
 
 @runtime_checkable
@@ -63,13 +62,14 @@ class Capability(_ProtocolType):
 
     @functools.cache  # noqa: B019 - a handful of classes
     def members(cls) -> tuple[str, ...]:
-        """The names of the capability's members."""
-        return tuple(name for name in vars(cls) if not name.startswith("_"))
+        """The names of the capability's members, those of the capabilities that it extends first."""
+        capabilities = [c for c in reversed(cls.__mro__) if isinstance(c, Capability)]
+        return tuple(name for c in capabilities for name in vars(c) if not name.startswith("_"))
 
 
 @runtime_checkable
 class HasShape(Protocol, metaclass=Capability):
-    """Says what one position looks like. Applications ask, to check what they are given before the work."""
+    """States the shape of one position. Applications ask, to check their input before the work."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,10 +99,10 @@ class HasTimeGradient(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
-class HasNoiseLevels(Protocol, metaclass=Capability):
-    """U(y, t) that says between which noise variances it is known, 0 < t_min < t_max, in model units.
+class HasNoiseLevels(NoisyEnergyFn, Protocol, metaclass=Capability):
+    """U(y, t) that states its lowest and highest noise variance, 0 < t_min < t_max, in squared model units.
 
-    They are stated here alone: objectives over noise levels and annealed samplers ask (`sigma_range`).
+    No other part states them: objectives over noise levels and annealed samplers ask (`sigma_range`).
     """
 
     @property
@@ -117,18 +117,8 @@ class HasNoiseLevels(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
-class NoiseConditional(Protocol, metaclass=Capability):
+class NoiseConditional(HasNoiseLevels, Protocol, metaclass=Capability):
     """U(y, t) for t in [t_min, t_max], whose law at t_max is known. Annealed samplers ask, and begin there."""
-
-    @property
-    def t_min(self) -> float:
-        """The lowest noise variance."""
-        ...
-
-    @property
-    def t_max(self) -> float:
-        """The highest noise variance."""
-        ...
 
     def prior(self, n: int, generator: Generator, /) -> Tensor:
         """n draws (n, *) of y at t_max."""
@@ -139,19 +129,45 @@ class NoiseConditional(Protocol, metaclass=Capability):
         ...
 
 
+class GaussianMoments(Protocol):
+    """A Gaussian N(m, V diag(l) V'): `mean` m (D,), `basis` V (D, D), `spectrum` l (D,)."""
+
+    mean: Tensor
+    basis: Tensor
+    spectrum: Tensor
+
+
 @runtime_checkable
 class Anchored(Protocol, metaclass=Capability):
-    """Keeps a Gaussian of the data. In-painting asks, for what a denoiser does not know."""
+    """Keeps a Gaussian of the data. In-painting asks, for the uncertainty of a denoiser."""
 
     @property
-    def anchor(self) -> Any:
-        """The Gaussian (`energy.density.gaussian.SmoothedGaussian`): `mean`, `basis`, `spectrum`."""
+    def anchor(self) -> GaussianMoments:
+        """The Gaussian of the data in model units, such as `energy.density.gaussian.SmoothedGaussian`."""
+        ...
+
+
+@runtime_checkable
+class HasOutputs(Protocol, metaclass=Capability):
+    """A network whose outputs (B, K) become an energy. `ClassifierEnergy` asks, and takes them for class scores."""
+
+    @property
+    def num_outputs(self) -> int:
+        """K."""
+        ...
+
+    def outputs(self, x: Tensor, /) -> Tensor:
+        """f(x), (B, K)."""
         ...
 
 
 @runtime_checkable
 class Classifier(Protocol, metaclass=Capability):
-    """Knows labels too. Classification asks, and calibrates, scores and samples classes."""
+    """E(x) or U(x, t) that knows labels too. Classification asks, and calibrates, scores and samples classes."""
+
+    def __call__(self, x: Tensor, /, *t: Tensor) -> Tensor:
+        """The energy of x, (B,) nats."""
+        ...
 
     @property
     def num_classes(self) -> int:
@@ -173,13 +189,20 @@ class HasTemperature(Protocol, metaclass=Capability):
         ...
 
 
+class Conditionals(NamedTuple):
+    """The two conditional laws of a bipartite model, as log-odds of 1: `hidden(v)` (B, H), `visible(h)` (B, *)."""
+
+    hidden: Callable[[Tensor], Tensor]
+    visible: Callable[[Tensor], Tensor]
+
+
 @runtime_checkable
 class Bipartite(Protocol, metaclass=Capability):
-    """Binary units in two layers, each independent given the other. Gibbs sampling asks, and needs no gradient."""
+    """Binary units in two layers, independent within a layer given the other. Gibbs sampling asks."""
 
     @property
-    def conditionals(self) -> Any:
-        """The two conditional laws as log-odds (`energy.rbm.Conditionals`)."""
+    def conditionals(self) -> Conditionals:
+        """The conditional laws of the two layers."""
         ...
 
 
@@ -194,9 +217,9 @@ class HasSequence(Protocol, metaclass=Capability):
 
 @runtime_checkable
 class Wraps(Protocol, metaclass=Capability):
-    """Is made of other energies. A chain asks, and evaluates those by their shortest ways."""
+    """Is made of other energies. A chain asks, to evaluate those inside by their short ways."""
 
-    def over(self, change: Callable[[Any], Any], /) -> Any:
+    def over(self, change: Callable[[AnyEnergy], AnyEnergy], /) -> AnyEnergy:
         """The same wrapper over `change` of each of its energies."""
         ...
 
@@ -205,7 +228,7 @@ class Wraps(Protocol, metaclass=Capability):
 class Fittable(Protocol, metaclass=Capability):
     """Takes figures of the training data before training. A run asks, and gives it rows in model units."""
 
-    def fit(self, x: Tensor, /) -> Any:
+    def fit(self, x: Tensor, /) -> object:
         """Set them from x (N, *)."""
         ...
 
@@ -232,7 +255,7 @@ def require_noise_conditional(energy: object) -> None:
 
 
 def lacking(thing: object, *capabilities: Capability) -> str:
-    """What a message says of the members that a thing does not have."""
+    """The part of a message that names the members which a thing does not have."""
     names = (name for capability in capabilities for name in capability.members())
     return f"{type(thing).__name__} lacks {', '.join(name for name in names if not hasattr(thing, name))}"
 
@@ -260,13 +283,3 @@ def energy_and_grad(energy: EnergyFn, x: Float[Tensor, "b *d"]) -> tuple[Float[T
 def marginal(f: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
     """-log sum_k exp f_k, the free energy of K scores; for one score it is -f."""
     return -f.squeeze(1) if f.shape[1] == 1 else -torch.logsumexp(f, dim=1)
-
-
-def check_image_shape(shape: Sequence[int], num_halvings: int) -> tuple[int, int, int]:
-    """(C, H, W) as a tuple; UserError where a side is under 8 pixels or would be halved away."""
-    least = max(8, 2**num_halvings)
-    if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < least:
-        condition = f"must be (channels, height, width), {least} pixels a side or more"
-        raise UserError(condition, argument="shape", value=tuple(shape))
-    channels, height, width = (int(s) for s in shape)
-    return channels, height, width

@@ -2,8 +2,8 @@
 
     b = A x + s n,   A = L diag(S) V'   =>   (L' b)_i / S_i = <v_i, x> + (s / S_i) n_i
 
-A mask, a blur and a reduction in size are all of this kind: each tells some projections <v_i, x>, with a noise of their
-own (Kawar et al. 2021). For a Gaussian x both the posterior mean and exact draws are then matrix products.
+Masks, blurs and reductions in size are of this kind: each gives some projections <v_i, x>, each with its own noise
+(Kawar et al. 2021). For a Gaussian x both the posterior mean and exact draws are then matrix products.
 """
 
 from typing import NamedTuple, Self
@@ -19,7 +19,7 @@ LEAST = 1e-3  # a direction that A shrinks by more than this, relative to its la
 
 
 class LinearObservation(NamedTuple):
-    """What an operator A tells of x: the projections <v_i, x> on orthonormal directions, up to Gaussian noise.
+    """Known projections <v_i, x> of x on orthonormal directions, up to Gaussian noise, from a linear operator A.
 
     Attributes:
         basis: The directions v_i as columns, (D, m).
@@ -74,11 +74,10 @@ class LinearObservation(NamedTuple):
 class PosteriorEnergy:
     """The energy of y = x + sqrt(t) e given a linear observation of x: U(y, t) - log p(observation | y).
 
-    The noise e may contain the observation's own noise. So a direction with noise_i² > t tells
-    <v_i, y> = projection_i + sqrt(noise_i² - t) n, which is exact whatever U is. A direction that is known better than
-    that is fixed: <v_i, y> keeps its value in `fixed`, which should be projection_i + sqrt(t - noise_i²) n with n drawn
-    once. A fixed direction tells as much as an observation of noise sqrt(t) would, an error that vanishes with t. At
-    t = 0 both are exact.
+    The noise e may contain the observation's own noise. So a direction with noise_i² > t gives
+    <v_i, y> = projection_i + sqrt(noise_i² - t) n, which is exact whatever U is. A direction of less noise is fixed:
+    <v_i, y> keeps its value in `fixed`, which should be projection_i + sqrt(t - noise_i²) n with n drawn once. A fixed
+    direction counts as an observation of noise sqrt(t), an error that vanishes with t. At t = 0 both are exact.
 
     Args:
         energy: U(., t), (B, *shape) to (B,) nats.
@@ -105,7 +104,7 @@ class PosteriorEnergy:
         return cls(lambda y: 0.5 * y.square().sum(1), 0.1, linear, torch.tensor([[0.3, -0.2]]), torch.ones(1, 3))
 
     def restore(self, y: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
-        """y with the fixed directions put back."""
+        """y with the fixed directions at their values."""
         flat = y.flatten(1)
         return (flat - (flat @ self.hard) @ self.hard.T + self.fixed).reshape(y.shape)
 

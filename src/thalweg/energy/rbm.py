@@ -7,42 +7,41 @@ sampling uses (`thalweg.sampler.gibbs`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Iterator, Sequence
+from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
+from thalweg.energy.base import Conditionals
+from thalweg.energy.shape import check_shape
 
 MAX_COUNTED = 20
 _CHUNK = 1 << 14
 
 
-class Conditionals(NamedTuple):
-    """The two conditional laws of a bipartite model, as log-odds of 1: `hidden(v)` (B, H), `visible(h)` (B, *)."""
-
-    hidden: Callable[[Tensor], Tensor]
-    visible: Callable[[Tensor], Tensor]
-
-
 class RBMEnergy(nn.Module):
-    """E(v) = -b·v - sum_j softplus(c_j + W_j·v) for v in {0, 1}, (B, *): a restricted Boltzmann machine.
+    """A restricted Boltzmann machine: E(v) = -b·v - sum_j softplus(c_j + W_j·v) nats for v in {0, 1}, (B, *).
 
-    The free energy of `num_hidden` binary units, in nats (Freund & Haussler 1992; Hinton 2002). `shape` is one
-    position's; b (D,), c (H,) and W (H, D) with D its number of units. W begins normal with deviation
-    `weight_std`, b and c at zero (Hinton 2010). ValueError for sizes below 1.
+    This is the free energy of binary hidden units (Freund & Haussler 1992; Hinton 2002). b (D,) and c (H,) begin at
+    zero, W (H, D) at random (Hinton 2010).
+
+    Args:
+        shape: Shape of one position, D units in all.
+        num_hidden: Hidden units H.
+        weight_std: Standard deviation of the first weights.
     """
 
     def __init__(self, *, shape: Sequence[int] = (2,), num_hidden: int = 4, weight_std: float = 0.01):
         super().__init__()
-        dim = math.prod(shape)
-        if min(dim, num_hidden) < 1 or not weight_std >= 0:
-            found = f"shape={tuple(shape)}, {num_hidden=}, {weight_std=}"
-            raise UserError(f"{found}: want at least 1 unit in each layer and a deviation of zero or more")
-        self.shape, self.num_hidden = tuple(shape), num_hidden
+        check.count(num_hidden=num_hidden)
+        check.non_negative(weight_std=weight_std)
+        self.shape, self.num_hidden = check_shape(shape), num_hidden
+        dim = math.prod(self.shape)
         self.weight = nn.Parameter(weight_std * torch.randn(num_hidden, dim))
         self.visible_bias = nn.Parameter(torch.zeros(dim))
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
@@ -93,7 +92,8 @@ def all_states(num_units: int, *, dtype: torch.dtype = torch.float64) -> Float[T
 def _states(num_units: int, like: Tensor) -> Iterator[Tensor]:
     """All states, in chunks that fit into memory."""
     if num_units > MAX_COUNTED:
-        raise UserError(f"{num_units} units have 2^{num_units} states: at most {MAX_COUNTED} units can be counted")
+        condition = f"must be at most {MAX_COUNTED}, as there are 2^{num_units} states to count"
+        raise UserError(condition, argument="num_units", value=num_units)
     bit = torch.arange(num_units - 1, -1, -1, device=like.device)
     for number in torch.arange(2**num_units, device=like.device).split(_CHUNK):
         yield ((number[:, None] >> bit) & 1).to(like.dtype)

@@ -18,7 +18,20 @@ def check_shape(shape: Sequence[int], axes: str | None = None) -> tuple[int, ...
     return tuple(int(size) for size in sizes)
 
 
+def check_sizes(**sizes: Sequence[int]) -> None:
+    """UserError unless each is one whole number or more, 1 or more each: the widths of layers."""
+    for name, values in sizes.items():
+        if not values or any(not isinstance(n, Integral) or isinstance(n, bool) or n < 1 for n in values):
+            raise UserError("must be whole numbers, 1 or more each", argument=name, value=values)
+
+
 def check_rows(x: Tensor, shape: Sequence[int]) -> None:
-    """ValueError unless x is (B, *shape)."""
+    """UserError unless x is (B, *shape)."""
     if x.ndim == 0 or x.shape[1:] != tuple(shape):
-        raise ValueError(f"x has shape {tuple(x.shape)}: want (B, {', '.join(map(str, shape))}), one position a row")
+        raise wrong_rows(x, shape)
+
+
+def wrong_rows(x: Tensor, shape: Sequence[int]) -> UserError:
+    """The error of an x that is not (B, *shape)."""
+    condition = f"must have the shape (B, {', '.join(map(str, shape))}), one position a row; it has {tuple(x.shape)}"
+    return UserError(condition, argument="x")

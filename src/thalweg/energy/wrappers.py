@@ -1,13 +1,13 @@
 """Wrappers that turn an energy into another: temperature, sums, labels, observed pixels, a fixed noise level.
 
-A sampler knows none of these. Each wrapper is itself an energy, (B, *) to (B,) nats, and they nest:
+Each wrapper is itself an energy, (B, *) to (B,) nats, and they nest:
 `Clamped(Tempered(AtNoise(net, t), beta), observed, values)`. It offers those capabilities of its energy
-(`energy.base`) that stay true, which its class lists, and lacks the others.
+(`energy.base`) that its class lists as `keeps`, and no others.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor
 from thalweg.core.errors import UserError
 from thalweg.energy.analytic import Gaussian, GaussianMixture
 from thalweg.energy.base import (
+    AnyEnergy,
     Capability,
     Classifier,
     EnergyFn,
@@ -34,9 +35,9 @@ _ABSENT = object()
 class EnergyWrapper:
     """Abstract: an energy made of another one, its `energy`; a subclass is a dataclass.
 
-    `keeps` lists the capabilities that stay true: the wrapper has their members where its energy has them. They are the
-    energy's own, or, where the wrapper changes what they give, the method that the class names `_member`. It may rely
-    on the energy's.
+    `keeps` lists the capabilities that stay true: the wrapper has their members where its energy has them. A member is
+    the energy's own or, where the wrapper changes its result, the method `_member` of the class, which is called only
+    where the energy has the member.
     """
 
     keeps: ClassVar[tuple[Capability, ...]] = ()
@@ -45,11 +46,11 @@ class EnergyWrapper:
     def __init_subclass__(cls) -> None:
         cls._kept = frozenset(name for capability in cls.keeps for name in capability.members())
 
-    def _inner(self) -> Sequence[Any]:
+    def _inner(self) -> Sequence[AnyEnergy]:
         """The energies whose capabilities count: one that offers a member is enough."""
         return (cast(Any, self).energy,)
 
-    def over(self, change: Callable[[Any], Any]) -> Self:
+    def over(self, change: Callable[[AnyEnergy], AnyEnergy]) -> Self:
         """The same over `change` of the energy."""
         return replace(cast(Any, self), energy=change(cast(Any, self).energy))
 
@@ -61,14 +62,6 @@ class EnergyWrapper:
                 own = getattr(type(self), f"_{name}", None)
                 return theirs if own is None else own.__get__(self)
         raise AttributeError(f"{type(self).__name__} has no {name}")
-
-
-class EnergyClassifier(Classifier, Protocol):
-    """A classifier that is an energy as well."""
-
-    def __call__(self, x: Tensor, /, *t: Tensor) -> Tensor:
-        """E(x) or U(x, t), (B,) nats."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -101,9 +94,11 @@ class Tempered(EnergyWrapper):
 
 @dataclass(frozen=True)
 class Sum(EnergyWrapper):
-    """sum_i w_i E_i(x): a product of experts (Hinton 2002). `weights`: a number each, all 1 if not given.
+    """sum_i w_i E_i(x): a product of experts (Hinton 2002).
 
-    Has a gradient where one of the energies has; the others' come by autograd.
+    Args:
+        energies: The E_i, one or more.
+        weights: The w_i, all 1 by default.
     """
 
     energies: Sequence[EnergyFn]
@@ -113,7 +108,7 @@ class Sum(EnergyWrapper):
 
     def __post_init__(self):
         if not self.energies:
-            raise UserError("must be one at least", argument="energies")
+            raise UserError("must be one or more", argument="energies")
         if self.weights is not None and len(self.weights) != len(self.energies):
             condition = f"must be one for each of {len(self.energies)} energies, not {len(self.weights)}"
             raise UserError(condition, argument="weights")
@@ -134,10 +129,10 @@ class Sum(EnergyWrapper):
             total = total + w * part
         return total
 
-    def _inner(self) -> Sequence[Any]:
+    def _inner(self) -> Sequence[AnyEnergy]:
         return self.energies
 
-    def over(self, change: Callable[[Any], Any]) -> Self:
+    def over(self, change: Callable[[AnyEnergy], AnyEnergy]) -> Self:
         """The same over `change` of each energy."""
         return replace(self, energies=[change(energy) for energy in self.energies])
 
@@ -149,7 +144,7 @@ class Sum(EnergyWrapper):
 
 @dataclass(frozen=True)
 class FixedLabels(EnergyWrapper):
-    """E(x, y) with the labels y held fixed: (B,), or one 0-d label for every row."""
+    """E(x, y) at fixed labels y: (B,), or one 0-d label for every row."""
 
     energy: Callable[[Tensor, Tensor], Tensor]
     labels: Int[Tensor, "..."]
@@ -171,11 +166,15 @@ class FixedLabels(EnergyWrapper):
 
 @dataclass(frozen=True)
 class Clamped(EnergyWrapper):
-    """E with observed pixels put back before it is evaluated: a function of the free pixels alone.
+    """E'(x) = E(where(observed, values, x)): a function of the free pixels alone.
 
-    E'(x) = E(where(observed, values, x)). The gradient at observed pixels is zero. A sampler's noise still
-    moves them, to no effect on the law of the others; `restore` puts them back at the end. `observed` (bool)
-    and `values` broadcast to x.
+    The gradient at observed pixels is zero. A sampler's noise moves them, without effect on the law of the others;
+    `restore` sets them to their values at the end.
+
+    Args:
+        energy: E.
+        observed: Which pixels are known, bool, broadcasts to x.
+        values: Their values, broadcasts to x.
     """
 
     energy: EnergyFn
@@ -186,7 +185,7 @@ class Clamped(EnergyWrapper):
 
     def __post_init__(self):
         if self.observed.dtype != torch.bool:
-            condition = f"must be of type torch.bool, true where known, not {self.observed.dtype}"
+            condition = f"must be of type torch.bool, true where known; it is {self.observed.dtype}"
             raise UserError(condition, argument="observed")
 
     @classmethod
@@ -195,7 +194,7 @@ class Clamped(EnergyWrapper):
         return cls(Gaussian.example(), torch.tensor([True, False]), torch.tensor([0.3, 0.0]))
 
     def restore(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
-        """x with the observed pixels put back."""
+        """x with the observed pixels at their values."""
         return torch.where(self.observed, self.values.to(x), x)
 
     def __call__(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
@@ -234,28 +233,28 @@ class AtNoise(EnergyWrapper):
 
 @dataclass(frozen=True)
 class ClassifierGuidance(EnergyWrapper):
-    """U(y, t) - strength log p(labels | y, t): the noisy data of given classes, a label (B,) for each row.
+    """U(y, t) - strength log p(labels | y, t): the noisy data of given classes (Dhariwal & Nichol 2021).
 
-    At strength 1 it is E(y, labels, t), the law of the class up to its share; above 1 its most typical part (classifier
-    guidance; Dhariwal & Nichol 2021), at the price of variety. An energy without noise levels is asked without t.
+    At strength 1 it is E(y, labels, t), the law of the class up to its share; above 1 samples are more typical of the
+    class and less diverse. An energy E(x) is called without t.
+
+    Args:
+        energy: U(y, t) or E(x), with a classifier.
+        labels: A label for each row (B,), or one 0-d for all.
+        strength: The factor on the classifier's term.
     """
 
-    energy: EnergyClassifier
+    energy: Classifier
     labels: Int[Tensor, "..."]
     strength: float = 1.0
 
-    # At t_max no class can be told, so the prior is that of the data.
+    # At t_max the noisy data tell nothing of the class, so the prior is that of the data.
     keeps = (HasShape, HasGradient, HasNoiseLevels, NoiseConditional)
 
     @classmethod
     def example(cls) -> Self:
         """A mixture of Gaussians, whose components are the classes; every row in component 2."""
         return cls(GaussianMixture.example(), torch.tensor(2))
-
-    @property
-    def noisy(self) -> bool:
-        """As the energy is."""
-        return isinstance(self.energy, NoiseConditional)
 
     def __call__(self, y: Float[Tensor, "b *d"], *t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """The energy in nats."""

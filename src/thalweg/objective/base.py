@@ -1,8 +1,8 @@
 """The contract of an objective: a loss whose gradient in the parameters trains an energy.
 
-As with samplers: hyper-parameters frozen, tensors in the state, draws outside. `draw` alone uses randomness; `loss`
-is a pure function of (energy, state, batch, noise) and returns the next state instead of changing the old one, so a
-step that turns out bad is dropped by keeping the old state. Adding an objective is one new file.
+As with samplers: hyper-parameters frozen, tensors in the state, random draws outside. `draw` alone uses randomness.
+`loss` is a pure function of (energy, state, batch, noise) and returns the next state, so a bad step is dropped by
+keeping the old state. A new objective is one new file.
 """
 
 from dataclasses import fields
@@ -10,10 +10,12 @@ from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from torch import Generator, Tensor
 
-from thalweg.energy.base import Capability
+from thalweg.energy.base import AnyEnergy, Capability
 from thalweg.objective.score.noise_levels import NoiseLevels
 
+LABELS = "give labelled data"
 S = TypeVar("S")
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -24,27 +26,38 @@ class Batch(NamedTuple):
 
 
 class Empty(NamedTuple):
-    """The state of an objective that keeps nothing between steps."""
+    """The state of an objective without memory between steps."""
+
+
+class Stateless:
+    """Abstract: an objective of E(x) without memory between steps."""
+
+    normalises = False
+    noisy = False
+
+    def init(self, energy: AnyEnergy, x: Tensor, generator: Generator) -> Empty:
+        """The empty state."""
+        return Empty()
 
 
 @runtime_checkable
 class Objective(Protocol[S], metaclass=Capability):
-    """Draw the randomness of one step, then turn (energy, state, batch, noise) into (loss, next state, metrics).
+    """A loss of an energy, its state, and the random draws of one step.
 
-    `normalises` says whether minimising the loss also fixes the energy's additive constant, so that -E is log p.
-    `noisy` says whether the energy takes (y, t) instead of x. `progress` in [0, 1) is the share of training done
-    (schedules read it in `draw`, where Python branches are allowed). Metrics are detached 0-d tensors.
+    `normalises`: minimising the loss also fixes the energy's additive constant, so that -E is log p. `noisy`: the
+    energy is U(y, t). `progress` in [0, 1) is the share of training done; schedules read it in `draw`, where Python
+    branches are allowed. Metrics are detached 0-d tensors.
     """
 
     normalises: bool
     noisy: bool
 
-    def init(self, energy: Any, x: Tensor, generator: Generator) -> S: ...
+    def init(self, energy: AnyEnergy, x: Tensor, generator: Generator) -> S: ...
 
     def draw(self, state: S, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]: ...
 
     def loss(
-        self, energy: Any, state: S, batch: Batch, noise: tuple[Tensor, ...]
+        self, energy: AnyEnergy, state: S, batch: Batch, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, S, dict[str, Tensor]]: ...
 
 
@@ -52,9 +65,8 @@ class Objective(Protocol[S], metaclass=Capability):
 class HasAfterRollback(Protocol, metaclass=Capability):
     """An objective that has a variant of itself for the steps after a rollback (`training.guard`).
 
-    The variant is pure, of the same class, and goes on with the state that there is; `after_rollback(0)` is the
-    objective itself. So the number of rollbacks is all that a resumed run needs to know. An objective without goes on
-    as it was, with a lower learning rate.
+    The variant is of the same class and continues with the same state; `after_rollback(0)` is the objective itself.
+    Any other objective continues unchanged, at a lower learning rate.
     """
 
     def after_rollback(self, times: int) -> "Objective[Any]":
@@ -64,14 +76,14 @@ class HasAfterRollback(Protocol, metaclass=Capability):
 
 @runtime_checkable
 class HasLevels(Protocol, metaclass=Capability):
-    """An objective over noise levels: `levels` says which of them it draws, its state is the energy's `NoiseRange`.
+    """An objective over noise levels, whose state is the energy's `NoiseRange`.
 
-    Asked for by `JointLikelihood`, whose classifier sees the same levels; without, it sees clean data only.
+    `JointLikelihood` asks, to train its classifier at the same levels.
     """
 
     @property
     def levels(self) -> NoiseLevels:
-        """How noise levels are drawn."""
+        """The law of the noise levels drawn."""
         ...
 
 
@@ -79,7 +91,7 @@ class HasLevels(Protocol, metaclass=Capability):
 class Labelled(Protocol, metaclass=Capability):
     """An objective that learns the classes of `batch.labels`, where `labelled` is true.
 
-    A run then wants labelled data and an energy with `num_classes` and `logits`, and refuses others before any work.
+    A run then needs labelled data and an energy that is a `Classifier`.
     """
 
     @property
@@ -88,13 +100,15 @@ class Labelled(Protocol, metaclass=Capability):
         ...
 
 
-def after_rollbacks(objective: Any, times: int) -> Any:
+def after_rollbacks(objective: T, times: int) -> T:
     """The objective after `times` rollbacks: itself, where it has no variant."""
-    return objective.after_rollback(times) if times and isinstance(objective, HasAfterRollback) else objective
+    if times and isinstance(objective, HasAfterRollback):
+        return objective.after_rollback(times)  # pyright: ignore[reportReturnType] - of the same class
+    return objective
 
 
 def changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:
-    """The hyper-parameters of an objective that differ in another of its kind, each with its two values."""
+    """The hyper-parameters that differ between two objectives of one class, each with its two values."""
     if before is after:
         return {}
     pairs = {field.name: (getattr(before, field.name), getattr(after, field.name)) for field in fields(before)}

@@ -1,9 +1,8 @@
-"""Damage: pictures that are made of the data's own strokes and are not data.
+"""Damaged images as negatives of noise-contrastive training.
 
-Negatives for noise-contrastive training. What a picture is worth must not follow from how sharp, bright or plain it is,
-or the energy learns just that; so each kind keeps the local look of the data (the same edges, the same ink) and breaks
-what it forms. Some, cut or erased, are *plainer* than any datum, which is what a reconstruction error never learns to
-mistrust. None looks at a label.
+Each kind of damage keeps local features of the data (edges, brightness) and changes the form, so that the energy cannot
+tell damage by sharpness or brightness. Some kinds give images that are simpler than any of the data. No labels are
+used.
 """
 
 import math
@@ -25,17 +24,25 @@ Images = Float[Tensor, "b c h w"]
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
-    """Each row damaged by one of `kinds`, dealt out in turn.
+    """Damages each row by one of `kinds`; the batch is divided evenly among them.
 
-    - "elastic": an affine map far from the identity (`stretch`, `shift`) and a smooth displacement (`bend`);
+    - "elastic": an affine map far from the identity and a smooth displacement;
     - "cutmix": one side of a random line from another row;
-    - "cutout": a disc around some ink gone, its radius in `hole`;
-    - "half_erase": one side of a random line gone;
-    - "overlay": a disc's worth of another row's ink laid over it;
-    - "rotate_flip": a quarter turn or more, a mirror image, or both (for pictures that are not square half turns only).
+    - "cutout": a disc around a foreground pixel erased;
+    - "half_erase": one side of a random line erased;
+    - "overlay": the foreground in a disc of another row added;
+    - "rotate_flip": a rotation by 90, 180 or 270 degrees, a mirror image, or both; by 180 only if not square.
 
-    Lengths are shares of half the picture's side; gone means the median of the row's own border. For vectors (B, D)
-    there is one kind: each entry, with probability 1/2, from another row.
+    Lengths are in half sides of the image. Erased pixels get the median of the row's border. For vectors (B, D) there
+    is one kind: each entry, with probability 1/2, from another row.
+
+    Args:
+        kinds: The kinds in use.
+        stretch: Deviation of each entry of the affine map of "elastic".
+        shift: Deviation of its shift.
+        bend: Deviation of its displacement.
+        hole: Least and largest radius of a disc.
+        offset: Deviation of the distance of a line from the centre.
     """
 
     kinds: Sequence[str] = KINDS
@@ -58,7 +65,15 @@ class Damage:
             mine = torch.rand(x.shape, generator=generator, device=x.device) < 0.5
             return torch.where(mine, x, _other(x, generator))
         parts = [part for part in x.chunk(len(self.kinds)) if len(part)]
-        return torch.cat([getattr(self, f"_{k}")(p, generator) for k, p in zip(self.kinds, parts, strict=False)])
+        damage = {
+            "elastic": self._elastic,
+            "cutmix": self._cutmix,
+            "cutout": self._cutout,
+            "half_erase": self._half_erase,
+            "overlay": self._overlay,
+            "rotate_flip": self._rotate_flip,
+        }
+        return torch.cat([damage[k](p, generator) for k, p in zip(self.kinds, parts, strict=False)])
 
     def _elastic(self, x: Images, generator: Generator) -> Images:
         return warp(x, generator, stretch=self.stretch, shift=self.shift, bend=self.bend)
@@ -67,15 +82,15 @@ class Damage:
         return torch.lerp(_other(x, generator), x, self._side(x, generator))
 
     def _cutout(self, x: Images, generator: Generator) -> Images:
-        return torch.lerp(x, _ground(x), self._disc(x, generator))
+        return torch.lerp(x, _background(x), self._disc(x, generator))
 
     def _half_erase(self, x: Images, generator: Generator) -> Images:
-        return torch.lerp(_ground(x), x, self._side(x, generator))
+        return torch.lerp(_background(x), x, self._side(x, generator))
 
     def _overlay(self, x: Images, generator: Generator) -> Images:
         other = _other(x, generator)
-        piece = torch.lerp(_ground(other), other, self._disc(other, generator))
-        more = (piece - _ground(other)).abs() > (x - _ground(x)).abs()
+        piece = torch.lerp(_background(other), other, self._disc(other, generator))
+        more = (piece - _background(other)).abs() > (x - _background(x)).abs()
         return torch.where(more, piece, x)
 
     def _rotate_flip(self, x: Images, generator: Generator) -> Images:
@@ -96,10 +111,10 @@ class Damage:
         return torch.sigmoid((gx * angle.cos() + gy * angle.sin() - offset) / 0.08).unsqueeze(1)
 
     def _disc(self, x: Images, generator: Generator) -> Tensor:
-        """1 in a disc around a pixel that has ink, 0 outside, (B, 1, H, W)."""
+        """1 in a disc around a random foreground pixel, 0 outside, (B, 1, H, W)."""
         gx, gy = _grid(x)
-        ink = (x - _ground(x)).abs().sum(1).flatten(1)
-        at = (ink * torch.rand(ink.shape, generator=generator, device=x.device)).argmax(1)
+        contrast = (x - _background(x)).abs().sum(1).flatten(1)
+        at = (contrast * torch.rand(contrast.shape, generator=generator, device=x.device)).argmax(1)
         low, high = self.hole
         radius = low + (high - low) * torch.rand(len(x), 1, 1, generator=generator, device=x.device)
         cx, cy = (g.flatten()[at][:, None, None] for g in (gx, gy))
@@ -109,8 +124,7 @@ class Damage:
 def warp(x: Images, generator: Generator, *, stretch: float, shift: float, bend: float) -> Images:
     """x'(p) = x(A p + b + d(p)): A = I + `stretch` N(0, 1), b = `shift` N(0, 1), d a smooth field of deviation `bend`.
 
-    Bilinear, coordinates in [-1, 1]; d is bicubic between 4 x 4 control points. What comes in from outside repeats the
-    border.
+    Bilinear, coordinates in [-1, 1]; d is bicubic between 4 x 4 control points. Pixels outside repeat the border.
     """
     basis = _basis(x)  # (3 + 16, H W)
     c = torch.randn(len(x), 2, len(basis), generator=generator, dtype=x.dtype, device=x.device)
@@ -135,7 +149,7 @@ def _grid(x: Images) -> tuple[Tensor, Tensor]:
     return gx, gy
 
 
-def _ground(x: Images) -> Tensor:
+def _background(x: Images) -> Tensor:
     """The median of each row's border, (B, C, 1, 1)."""
     border = torch.cat([x[:, :, 0], x[:, :, -1], x[:, :, :, 0], x[:, :, :, -1]], dim=2)
     return border.median(2).values[:, :, None, None]

@@ -1,14 +1,13 @@
 """Train a joint energy: -log p(x, y) = -log p(y | x) - log p(x), a cross-entropy and a generative term.
 
-The second is any other objective on the same network (Grathwohl et al. 2020 took chains): dual score matching for an
-energy with noise levels, contrastive divergence with chains that keep their class for one without. Cross-entropy alone
-says nothing of E(x) = -log sum_y exp f(x)[y]; the generative term alone nothing of the classes.
+The generative term is any other objective on the same network (Grathwohl et al. 2020): dual score matching for an
+energy with noise levels, conditional contrastive divergence for one without. Cross-entropy alone does not determine
+E(x) = -log sum_y exp f(x)[y]; the generative term alone does not determine the classes.
 
-Two things are added to the cross-entropy at the data. Where there are noise levels it is taken at noisy data too, so
-that grad log p(y | x, t) is a force towards a class at every level. And part of the rows are replaced by nearby images
-that the network reads worst (Madry et al. 2018), by one signed gradient step from a random start (Goodfellow et al.
-2015; Wong et al. 2020): a slope of log p(y | x) that is small along all pixels, which a classifier does not get from
-data that never leave their manifold.
+Where there are noise levels the cross-entropy is taken at noisy data too, so that grad log p(y | x, t) points to a
+class at every level. Part of the rows are replaced by adversarial examples (Madry et al. 2018), made by one signed
+gradient step from a random start (Goodfellow et al. 2015; Wong et al. 2020). They keep the gradient of log p(y | x)
+small in directions in which the data do not vary.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,8 +20,8 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import Classifier, lacking
-from thalweg.objective.base import Batch, HasLevels, Objective, after_rollbacks
+from thalweg.energy.base import AnyEnergy, Classifier, lacking
+from thalweg.objective.base import LABELS, Batch, HasLevels, Objective, after_rollbacks
 from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.sampler.base import normal_like, per_row
 
@@ -31,15 +30,21 @@ STRIDE = 1.25  # of the radius: long enough to reach the ball's border from most
 
 @dataclass(frozen=True, kw_only=True)
 class JointLikelihood:
-    """mean -log p(y | x') + noisy mean -log p(y | x + sqrt(t) eps, t) + weight · `generative`'s loss.
+    """mean -log p(y | x') + noisy_weight mean -log p(y | x + sqrt(t) eps, t) + weight · the generative loss.
 
-    x' = x on most rows and within `radius` of it in every pixel, where the class is read worst, on a share of `worst`
-    of them. The generative term and the noisy one see the first `rows` of the batch (all if not given), at levels drawn
-    by the generative term's own `levels`. Costs the generative term and a classifier's step on twice the batch.
+    The energy is a `Classifier`. x' are the data, a share of them replaced by adversarial examples. Costs the
+    generative term and a classifier's step on twice the batch; a term of weight 0 costs nothing. UserError for labels
+    that are missing, not whole, or outside 0 … K - 1.
 
-    The energy has `num_classes` and `logits(x)`, or `logits(x, t)` with noise levels. `radius` is in the model's units,
-    and x' stays in [`low`, `high`]. A term of weight 0 costs nothing: with `weight`, `noisy_weight` and `radius` at 0 a
-    plain classifier is trained. UserError for labels that are missing, not whole, or outside 0 … K - 1.
+    Args:
+        generative: The objective of E(x); with noise levels, its `levels` are those of the noisy term too.
+        weight: Weight of the generative loss.
+        noisy_weight: Weight of the cross-entropy at noisy data.
+        radius: Largest change of a coordinate of an adversarial example, in model units; 0: none are made.
+        worst: Share of the rows that are replaced by adversarial examples.
+        rows: Rows of the batch in the generative and the noisy term; None: all.
+        low: Least value of a coordinate of an adversarial example.
+        high: Largest value.
     """
 
     generative: Objective[Any] = field(default_factory=DualScoreMatching)
@@ -83,7 +88,7 @@ class JointLikelihood:
         own = after_rollbacks(self.generative, times)
         return self if own is self.generative else replace(self, generative=own)
 
-    def init(self, energy: Any, x: Float[Tensor, "b *d"], generator: Generator) -> Any:
+    def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> Any:
         """The generative term's state, from as many rows as it will see."""
         return self.generative.init(energy, x[: self.rows], generator)
 
@@ -100,7 +105,7 @@ class JointLikelihood:
         return starts, t, eps, *self.generative.draw(state, some, generator, progress)
 
     def loss(
-        self, energy: Any, state: Any, batch: Batch, noise: tuple[Tensor, ...]
+        self, energy: AnyEnergy, state: Any, batch: Batch, noise: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, ""], Any, dict[str, Tensor]]:
         """The loss in nats (the generative term in its own units), that term's next state, and the parts."""
         starts, t, eps, *own = noise
@@ -121,8 +126,8 @@ class JointLikelihood:
             loss, metrics = loss + self.noisy_weight * noisy, metrics | {"noisy_entropy": noisy.detach()}
         return loss, state, parts | metrics
 
-    def _worst(self, energy: Any, x: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
-        """The batch with its last rows moved within the ball, in the direction that raises their cross-entropy."""
+    def _worst(self, energy: Classifier, x: Tensor, labels: Tensor, starts: Tensor) -> Tensor:
+        """The batch, its last rows replaced by adversarial examples, which have a higher cross-entropy."""
         kept, moved = x[: len(x) - len(starts)], x[len(x) - len(starts) :]
         with torch.enable_grad():
             begun = (moved + self.radius * starts).clamp(self.low, self.high).detach().requires_grad_(True)
@@ -136,15 +141,14 @@ def checked_labels(batch: Batch, num_classes: int) -> Int[Tensor, " b"]:
     """The batch's labels; UserError where they are missing, not whole numbers, or outside 0 … num_classes - 1."""
     labels = batch.labels
     if labels is None:
-        raise UserError("labels: a joint energy learns classes, and the batch has none: give labelled data")
+        raise UserError("must be given for a joint energy", argument="labels", hint=LABELS)
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != batch.x.shape[:1]:
-        raise UserError(f"labels: of {labels.dtype} and shape {tuple(labels.shape)}: want one whole number a row")
+        condition = f"must be one whole number a row; they are {labels.dtype} of shape {tuple(labels.shape)}"
+        raise UserError(condition, argument="labels")
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= num_classes:
-        raise UserError(
-            f"labels: run from {low} to {high}, and energy.num_classes={num_classes} takes 0 to {num_classes - 1}: "
-            "number the classes from 0, or raise energy.num_classes"
-        )
+        condition = f"must be 0 to {num_classes - 1}; they are {low} to {high}"
+        raise UserError(condition, argument="labels", hint="number the classes from 0, or raise energy.num_classes")
     return labels
 
 

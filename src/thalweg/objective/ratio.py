@@ -13,29 +13,32 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.objective.base import Batch, Empty
+from thalweg.energy.base import EnergyFn
+from thalweg.objective.base import Batch, Empty, Stateless
 
 
 @dataclass(frozen=True, kw_only=True)
-class LikelihoodRatio:
+class LikelihoodRatio(Stateless):
     """mean softplus of E on data and of -E on generated rows, each side weighing one half.
 
-    `batch.labels` tells them apart: above 0 for data, 0 for generated. `smoothing` s makes the targets 1 - s and s,
-    which bounds |E| by log((1 - s) / s) at the minimum, 3.9 nats for 0.02. `noise` adds Gaussian noise of that
-    deviation to both sides: what is learned is the ratio of the smoothed laws, blind to detail below it. With
-    `noise_max` each row has a deviation of its own, log-uniform between `noise` and `noise_max`, which the network is
-    not told: it learns the ratio of the laws smoothed at every scale at once.
+    `batch.labels` are above 0 for data, 0 for generated rows.
+
+    Args:
+        smoothing: s: the targets are 1 - s and s, which bounds |E| by log((1 - s) / s) at the minimum, 3.9 nats for
+            0.02.
+        noise: Deviation of Gaussian noise added to both sides, so that E is the ratio of the smoothed laws.
+        noise_max: If given, each row's deviation is log-uniform between `noise` and this; it is no input of the
+            network.
     """
 
     smoothing: float = 0.0
     noise: float = 0.0
     noise_max: float | None = None
     normalises = True
-    noisy = False
 
     def __post_init__(self):
         check.share(smoothing=self.smoothing)
@@ -48,10 +51,6 @@ class LikelihoodRatio:
             if self.noise_max < self.noise:
                 raise UserError(f"must be noise={self.noise} or more", argument="noise_max", value=self.noise_max)
 
-    def init(self, energy: nn.Module, x: Tensor, generator: Generator) -> Empty:
-        """Nothing to keep."""
-        return Empty()
-
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(z,) the noise of the smoothing, in its deviations."""
         like = {"dtype": batch.x.dtype, "device": batch.x.device}
@@ -62,7 +61,7 @@ class LikelihoodRatio:
         return (self.noise * (self.noise_max / self.noise) ** share * z,)
 
     def loss(
-        self, energy: nn.Module, state: Empty, batch: Batch, noise: tuple[Tensor, ...]
+        self, energy: EnergyFn, state: Empty, batch: Batch, noise: tuple[Tensor, ...]
     ) -> tuple[Tensor, Empty, dict[str, Tensor]]:
         """The mean logistic loss in nats: log 2 = 0.693 is chance."""
         if batch.labels is None:

@@ -11,7 +11,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
-from thalweg.energy.base import Classifier, lacking, require_noise_conditional
+from thalweg.energy.base import Classifier, HasNoiseLevels, lacking, require_noise_conditional
 from thalweg.objective.base import Batch, Labelled
 from thalweg.sampler.base import require_match
 from thalweg.training.settings import RunSettings
@@ -96,7 +96,7 @@ def _check_shape(energy: Any, run: RunSettings, data: Dataset) -> None:
     x = torch.zeros(2, *data.shape)
     try:
         with torch.no_grad():
-            u = energy(x, torch.ones(2)) if getattr(energy, "noisy", False) else energy(x)
+            u = energy(x, torch.ones(2)) if isinstance(energy, HasNoiseLevels) else energy(x)
         fits = isinstance(u, Tensor) and u.shape == (2,)
     except (RuntimeError, ValueError, TypeError, IndexError):
         fits = False
@@ -105,7 +105,7 @@ def _check_shape(energy: Any, run: RunSettings, data: Dataset) -> None:
 
 
 def _check_noise(parts: Parts, run: RunSettings) -> None:
-    noisy = getattr(parts.energy, "noisy", False)
+    noisy = isinstance(parts.energy, HasNoiseLevels)
     try:
         if noisy:
             require_noise_conditional(parts.energy)

@@ -28,6 +28,7 @@ from thalweg.core.errors import DamagedFile, Diverged, ThalwegError, UserError
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.catalog import load as load_data
 from thalweg.data.loader import Loader
+from thalweg.energy.base import HasNoiseLevels
 from thalweg.run.card import card
 from thalweg.run.checks import Parts, build_parts, check_parts, fit_to_data
 from thalweg.run.preview import Previews
@@ -269,7 +270,7 @@ def _config(request: Request, run: RunSettings, data: Dataset, parts: Parts) -> 
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "command": request.command,
-        "normalised": bool(parts.objective.normalises and getattr(parts.energy, "noisy", False)),
+        "normalised": bool(parts.objective.normalises and isinstance(parts.energy, HasNoiseLevels)),
         **origin(request, data.kind),
         "data": {
             "source": data.source,

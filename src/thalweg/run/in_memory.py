@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from thalweg.core.errors import Diverged, UserError
-from thalweg.core.store import flatten
+from thalweg.core.state_tree import flatten
 from thalweg.data.catalog import Dataset
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Identity

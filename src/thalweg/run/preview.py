@@ -9,6 +9,7 @@ import torch
 from thalweg.core import config as specs
 from thalweg.core.rng import generator
 from thalweg.core.store import write_bytes
+from thalweg.energy.base import NoiseConditional
 from thalweg.energy.engine.freeze import frozen
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.chain import run_chain
@@ -23,7 +24,7 @@ def draw(energy: Any, sampler: Any, kind: str, transform: Any, path: Path, preci
     from thalweg.evaluate.pictures import grid, png, scatter  # brings matplotlib along
 
     n = NUM_IMAGES if kind == "image" else NUM_POINTS
-    if getattr(energy, "noisy", False):
+    if isinstance(energy, NoiseConditional):
         z = torch.cat(list(anneal(sampler, energy, n, precision=precision)))
     else:
         draws, size = generator(0, "preview"), (n, *energy.shape)

@@ -12,6 +12,7 @@ import thalweg
 from thalweg.core import check
 from thalweg.core import config as specs
 from thalweg.core.errors import UserError
+from thalweg.core.recipes import read_recipe
 
 BUDGETS = ("steps", "minutes")
 MINUTES = 10.0  # where neither the command, nor an override, nor the recipe says a word about the budget
@@ -72,7 +73,7 @@ def recipe_name(request: Request, kind: str) -> str:
 def origin(request: Request, kind: str) -> dict[str, Any]:
     """What a run's config.json keeps of the request, so that a resumed run can be held against it."""
     name = recipe_name(request, kind)
-    return {"recipe": name, "recipe_sha256": _digest(specs.recipe(name)), "overrides": list(request.overrides)}
+    return {"recipe": name, "recipe_sha256": _digest(read_recipe(name)), "overrides": list(request.overrides)}
 
 
 def _digest(recipe: Mapping[str, Any]) -> str:
@@ -97,7 +98,7 @@ def data_tree(request: Request) -> dict[str, Any]:
 def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The run that a request describes on data of a kind, not yet validated; `defaults` are those of `train`."""
     name = recipe_name(request, kind)
-    recipe = specs.recipe(name)
+    recipe = read_recipe(name)
     said = recipe.get("train", {})
     if not isinstance(said, dict) or {"data", "seed"} & recipe.keys():
         text = "a recipe has a mapping under train, no data and no seed"
@@ -188,7 +189,7 @@ def _compare_recipe(request: Request, config: Mapping[str, Any], folder: Path) -
     if stored is None:
         text = f"the run in {folder} does not say which it began with"
         raise UserError(text, argument="recipe", value=request.recipe, hint="resume without")
-    if _digest(specs.recipe(asked)) == config.get("recipe_sha256") or (asked == stored and not file):
+    if _digest(read_recipe(asked)) == config.get("recipe_sha256") or (asked == stored and not file):
         return
     what = f"{stored} as it was then" if asked == stored else stored
     raise UserError(f"the run in {folder} began with {what}", argument="recipe", value=request.recipe, hint=ANOTHER)

@@ -1,10 +1,9 @@
-"""Annealed sampling of a noise-conditional energy: from the known law at t_max down to the lowest noise, in few steps.
+"""Annealed sampling of a noise-conditional energy: from the known law at t_max down to the lowest noise.
 
 With y_t = x + sqrt(t) eps the marginals p_t follow dy/dt = 1/2 grad_y U(y, t) backwards in t (probability-flow ODE;
-Song et al. 2021). `Heun` integrates it in sigma = sqrt(t), where the slope is sigma grad_y U, on Karras's grid
-(Karras et al. 2022, algorithm 1); with `churn` each step first raises the noise a little, which forgets errors made
-before (their algorithm 2). `Ancestral` is the stochastic counterpart of first order: denoise below the target
-level, then add noise up to it.
+Song et al. 2021). `Heun` integrates dy/dsigma = sigma grad_y U on the grid of Karras et al. (2022, algorithm 1); with
+`churn` each step first adds noise, which reduces earlier errors (their algorithm 2). `Ancestral` is the stochastic
+sampler of first order: denoise below the target level, then add noise up to it.
 """
 
 import itertools
@@ -18,7 +17,14 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import NoiseConditional, NoisyEnergyFn, energy_and_grad, require_noise_conditional, sigma_range
+from thalweg.energy.base import (
+    AnyEnergy,
+    NoiseConditional,
+    NoisyEnergyFn,
+    energy_and_grad,
+    require_noise_conditional,
+    sigma_range,
+)
 from thalweg.energy.wrappers import AtNoise
 from thalweg.sampler.base import AnnealedSampler, Info, normal_like, require_annealed, row_norm
 from thalweg.sampler.chain import of_block, transitions
@@ -36,10 +42,9 @@ class AnnealedState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Abstract: the levels of an annealed sampler, between the energy's own, and its state at the highest of them.
+    """Abstract: the noise levels of an annealed sampler, from the root of the energy's t_max to that of its t_min.
 
-    sigma_i = (max^(1/rho) + i/n (min^(1/rho) - max^(1/rho)))^rho, i = 0 … n = num_steps, min and max the roots of the
-    energy's t_min and t_max.
+    sigma_i = (max^(1/rho) + i/n (min^(1/rho) - max^(1/rho)))^rho, i = 0 … n = `num_steps`.
     """
 
     num_steps: int
@@ -52,7 +57,7 @@ class Grid:
         check.positive(rho=self.rho)
         check.finite(rho=self.rho)
 
-    def sigma(self, energy: Any, i: Tensor, like: Tensor) -> Tensor:
+    def sigma(self, energy: AnyEnergy, i: Tensor, like: Tensor) -> Tensor:
         """The noise level after i steps, 0-d, in the type of `like`."""
         return karras_level(i.to(like) / self.num_steps, *sigma_range(energy), self.rho)
 
@@ -66,7 +71,10 @@ class Grid:
 class Heun(Grid):
     """Probability-flow ODE by Heun's method: two gradients a step, second order in the step.
 
-    `churn` is the share by which sigma is raised before each step (0: the deterministic flow), up to the highest level.
+    Args:
+        num_steps: Number of steps.
+        rho: Exponent of the grid; larger puts more steps at low noise.
+        churn: Share by which sigma is raised before each step, up to the highest level; 0: the deterministic flow.
     """
 
     num_steps: int = 30
@@ -144,15 +152,22 @@ def anneal(
     seed: int = 0,
     num_corrections: int = 0,
     precision: str = "fp32",
-    of_rows: Callable[[int, int], Any] | None = None,
+    of_rows: Callable[[int, int], AnyEnergy] | None = None,
 ) -> Iterator[Float[Tensor, "b *d"]]:
-    """Blocks of samples of the clean data, n in all, from the energy's `prior` at t_max.
+    """Blocks of n samples of the clean data, from the energy's `prior` at t_max down to t_min, then denoised.
 
-    After the last level come `num_corrections` MALA steps on U(., t_min), which removes what the integrator left, and
-    one denoising step x = y - t grad U (Robbins 1956; Miyasawa 1961), since the data themselves carry no noise. Noise
-    is drawn for whole blocks, so that row i depends on i alone. Where rows have energies of their own, as those of
-    given classes, `of_rows(start, stop)` gives the energy of these. UserError, before any block, for a sampler that is
-    not annealed or an energy without noise levels and `prior`.
+    Noise is drawn for whole blocks, so that row i depends on i alone. The last step is x = y - t grad U (Robbins 1956;
+    Miyasawa 1961). UserError, before any block, for a sampler that is not annealed or an energy without noise levels
+    and `prior`.
+
+    Args:
+        sampler: The annealed sampler.
+        energy: U(y, t).
+        n: The number of samples.
+        seed: Seed of all draws.
+        num_corrections: MALA steps on U(., t_min) before the last step, against the integrator's error.
+        precision: "fp32", or "bf16" for the network under bfloat16 autocast.
+        of_rows: The energy of rows start to stop, where rows have different ones, as those of given classes.
     """
     require_annealed(sampler)
     require_noise_conditional(energy)
@@ -166,25 +181,27 @@ def _blocks(
     seed: int,
     num_corrections: int,
     precision: str,
-    of_rows: Callable[[int, int], Any] | None,
+    of_rows: Callable[[int, int], AnyEnergy] | None,
 ) -> Iterator[Tensor]:
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = address(seed, "sample", block)
         with torch.inference_mode(False):
             x = energy.prior(BLOCK, draws)[: n - start]
             rows = energy if of_rows is None else of_rows(start, start + len(x))
-            # Settings belong to the thread: they end before a block is handed out, or the caller would work under them.
+            # Autocast belongs to the thread: it must end before a block is yielded to the caller.
             with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
-                x = _down(sampler, rows, x, draws, num_corrections)
+                x = _down(sampler, rows, x, draws, energy.t_min, num_corrections)
         yield x
 
 
-def _down(sampler: AnnealedSampler[Any], energy: Any, x: Tensor, draws: Generator, num_corrections: int) -> Tensor:
+def _down(
+    sampler: AnnealedSampler[Any], energy: AnyEnergy, x: Tensor, draws: Generator, t_min: float, num_corrections: int
+) -> Tensor:
     """One block from the highest level to clean data."""
     steps = transitions(of_block(sampler, BLOCK), energy, x, draws)
     for state, _ in itertools.islice(steps, sampler.num_steps):
         x = state.x
-    t = x.new_tensor(energy.t_min)
+    t = x.new_tensor(t_min)
     lowest = AtNoise(energy, t)
     corrector = of_block(MALA(step_size=0.2 * float(t)), BLOCK)
     for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):

@@ -1,11 +1,12 @@
-"""The contract of a sampler: hyper-parameters frozen, tensors in the state, draws outside.
+"""The contract of a sampler: hyper-parameters frozen, tensors in the state, random draws outside the step.
 
-A sampler is a frozen, keyword-only dataclass. `init` makes the state from positions, `draw` alone uses
-randomness and returns the tensors that one step consumes, `step` is a pure function of (energy, state,
-noise). A step holds no `randn`, no `.item()`, no branch on a tensor's value: so it compiles whole, resumes
-exactly and tests without luck. Adding a sampler is one new file with these three methods. The contract suite
-(tests/contract/test_samplers.py) finds every public class that has `step`; each builds from a classmethod
-`example()`, or from its defaults. What a sampler may offer beside is declared here, and asked for by `isinstance`.
+A sampler is a frozen, keyword-only dataclass. `init` makes the state from positions. `draw` alone uses randomness, and
+returns the tensors that one step consumes. `step` is a pure function of (energy, state, noise), without `.item()` and
+without a branch on a tensor's value: so it compiles whole and resumes exactly.
+
+A new sampler is one new file with these three methods. The contract suite (tests/contract/test_samplers.py) takes every
+public class that has `step`, built by a classmethod `example()` or from its defaults. Optional capabilities of a
+sampler are the Protocols below; callers ask by `isinstance`.
 """
 
 import dataclasses
@@ -16,7 +17,14 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import Capability, EnergyFn, NoiseConditional, lacking, require_noise_conditional
+from thalweg.energy.base import (
+    AnyEnergy,
+    Capability,
+    EnergyFn,
+    NoiseConditional,
+    lacking,
+    require_noise_conditional,
+)
 
 S = TypeVar("S")
 
@@ -49,9 +57,8 @@ class Sampler(Protocol[S], metaclass=Capability):
 class AnnealedSampler(Sampler[S], Protocol[S], metaclass=Capability):
     """A sampler that goes down the noise levels of an energy U(y, t), from t_max to t_min in `num_steps` steps.
 
-    `init`, `draw` and `step` are those of every sampler; the levels are the energy's (`energy.base.sigma_range`). Asked
-    for wherever an energy with noise levels is sampled from: `annealed.anneal`, so `bundle.sample` and previews,
-    landscapes, and where a run begins. Any other sampler is refused there (`require_annealed`).
+    The levels are the energy's (`energy.base.sigma_range`). An energy with noise levels can be sampled by such a
+    sampler only (`require_annealed`).
     """
 
     @property
@@ -59,16 +66,16 @@ class AnnealedSampler(Sampler[S], Protocol[S], metaclass=Capability):
         """The number of steps, 1 or more."""
         ...
 
-    def sigma(self, energy: Any, i: Tensor, like: Tensor) -> Tensor:
+    def sigma(self, energy: AnyEnergy, i: Tensor, like: Tensor) -> Tensor:
         """The noise deviation after i steps, 0-d, in the type of `like`: the energy's highest for 0, then falling."""
         ...
 
 
 @runtime_checkable
 class GradientOnly(Protocol, metaclass=Capability):
-    """What a sampler may say of its step: where `gradient_only` is true, it uses the energy's gradient alone.
+    """A sampler that states whether its steps use the energy's gradient alone.
 
-    With a network in bfloat16 it is then spared the energies in full precision (`sampler.precision`).
+    Where they do, and the network is in bfloat16, no energies in full precision are computed (`sampler.precision`).
     """
 
     @property
@@ -79,7 +86,7 @@ class GradientOnly(Protocol, metaclass=Capability):
 
 @runtime_checkable
 class HasClamp(Protocol, metaclass=Capability):
-    """A sampler that may keep its positions in a box; the share of coordinates on the walls is a health signal."""
+    """A sampler that may clamp positions to a box; the share of coordinates on its walls is a health signal."""
 
     @property
     def clamp(self) -> tuple[float, float] | None:
@@ -87,31 +94,30 @@ class HasClamp(Protocol, metaclass=Capability):
         ...
 
 
-def require_annealed(sampler: Any) -> AnnealedSampler[Any]:
+def require_annealed(sampler: object) -> AnnealedSampler[Any]:
     """The sampler, if it is annealed; UserError, with what it lacks, if not."""
-    if not (isinstance(sampler, AnnealedSampler) and isinstance(sampler, Sampler)):
-        lacks = lacking(sampler, AnnealedSampler, Sampler)
-        text = f"must be an annealed sampler for a noise-conditional energy; {lacks}"
+    if not isinstance(sampler, AnnealedSampler):
+        text = f"must be an annealed sampler for a noise-conditional energy; {lacking(sampler, AnnealedSampler)}"
         raise UserError(text, argument="sampler", hint="take thalweg.sampler.annealed:Heun")
     check.count(num_steps=sampler.num_steps)
     return sampler
 
 
-def require_match(sampler: Any, energy: Any) -> None:
-    """UserError unless the sampler takes such an energy: both know noise levels, or neither does."""
+def require_match(sampler: object, energy: object) -> None:
+    """UserError unless sampler and energy both have noise levels, or neither has."""
     if isinstance(energy, NoiseConditional):
         require_annealed(sampler)
     elif isinstance(sampler, AnnealedSampler):
         require_noise_conditional(energy)
 
 
-def with_num_steps(sampler: Any, num_steps: int) -> AnnealedSampler[Any]:
+def with_num_steps(sampler: object, num_steps: int) -> AnnealedSampler[Any]:
     """The annealed sampler with another number of steps; UserError for one that is no dataclass with that field."""
-    require_annealed(sampler)
+    annealed: Any = require_annealed(sampler)
     try:
-        return dataclasses.replace(sampler, num_steps=num_steps)
+        return dataclasses.replace(annealed, num_steps=num_steps)
     except TypeError as error:
-        found = f"cannot be changed: {type(sampler).__name__} is no dataclass with that field"
+        found = f"cannot be changed; {type(sampler).__name__} is no dataclass with that field"
         raise UserError(found, argument="num_steps", value=num_steps) from error
 
 

@@ -1,13 +1,12 @@
-"""The one loop over transitions, and the function that most callers want.
+"""Chains: the loop over the steps of a sampler.
 
-`transitions` yields (state, info) after each step; the caller keeps, thins and stops. `run_chain` checks its
-input, freezes the energy and returns the last positions. Step k draws from the address (seed, "chain",
-k), so a run of 50 steps followed by one of 50 with `start=50` equals a run of 100, for every kernel whose
-state follows from its positions.
+`transitions` yields (state, info) after each step. `run_chain` checks its input, freezes the energy and returns the
+last positions. Step k draws from the address (seed, "chain", k): a run of 50 steps followed by one of 50 with
+`start=50` equals a run of 100, for every sampler whose state follows from its positions.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ from torch import Generator, Tensor
 from thalweg.core.check import one_of, whole
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import Bipartite, EnergyFn, HasGradient, HasNoiseLevels
+from thalweg.energy.base import AnyEnergy, Bipartite, EnergyFn, HasGradient, HasNoiseLevels
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.wrappers import EnergyWrapper
@@ -59,22 +58,26 @@ def run_chain(
     precision: str = "fp32",
     compile: bool = False,
 ) -> Float[Tensor, "b *d"]:
-    """x after `num_steps` steps, detached, of x's type; x itself is left alone.
+    """Positions after `num_steps` steps, detached, in the type of x; x itself is not changed.
 
-    `energy` is any module or callable, (B, *) to (B,). A module is evaluated in evaluation mode, its normalised weights
-    computed once, and evaluated as fast as its layers allow (`energy.engine.fused`). `precision="bf16"` evaluates the
-    network under bfloat16 autocast; positions, noise, updates and the Metropolis test's energies stay in x's own type.
-    `compile=True` evaluates the energy by `torch.compile` instead, which differs by rounding. That needs a compiler,
-    takes seconds for its first call and is rarely faster (docs/claims.md). `start` is the first step's number, to go on
-    with a run.
+    The modules of the energy (`energy.engine.discovery.find_modules`) are in evaluation mode and evaluated as fast as
+    their layers allow (`energy.engine.fused`). They are restored bit for bit, also after an error. Chains of several
+    threads on one network run one after the other.
 
-    The network may be anywhere in the energy: in an object, a closure, a partial
-    (`energy.engine.discovery.find_modules`). It is left bit for bit as it was, also after an error. Chains of several
-    threads on one network take turns.
+    UserError: no sampler, no energy, x not floating, not finite or without a batch dimension, an energy of another
+    shape, without a gradient, or not finite where the chains start. Later steps are not checked: the result may be
+    non-finite.
 
-    UserError for what is no sampler or no energy, for x that is not floating, not finite or has no batch dimension,
-    and for an energy of another shape, without a gradient, or not finite where the chains start. Later steps are not
-    looked at: a chain that leaves the finite comes back as it is, so look at what is returned.
+    Args:
+        sampler: The sampler.
+        energy: Any module or callable, (B, *) to (B,).
+        x: Where the chains start.
+        num_steps: Number of steps.
+        seed: Seed of all draws.
+        start: Number of the first step, to continue a run.
+        precision: "fp32", or "bf16" for the network under bfloat16 autocast (`sampler.precision`).
+        compile: Evaluate the energy by `torch.compile`, which differs by rounding, takes seconds for its first call and
+            is rarely faster (docs/experiments/claims.md).
     """
     num_steps, start = whole("num_steps", num_steps, 0), whole("start", start, 0)
     one_of(PRECISIONS, precision=precision)
@@ -95,7 +98,7 @@ def run_chain(
 
 
 @contextmanager
-def _compiled(energy: Any) -> Iterator[EnergyFn]:
+def _compiled(energy: AnyEnergy) -> Iterator[EnergyFn]:
     """The energy `frozen`, its value compiled at the first call; dE/dx is taken of that by autograd."""
 
     def value(*args: Tensor) -> Tensor:  # torch.compile would leave a mark on a module itself
@@ -106,15 +109,15 @@ def _compiled(energy: Any) -> Iterator[EnergyFn]:
 
 
 def of_block(sampler: Sampler[S], size: int) -> Sampler[S]:
-    """The sampler for the first rows of a block of `size`: they get the noise that they have in the whole block."""
+    """The sampler for the first rows of a block of `size`, with the noise that they have in the whole block."""
     return _OfBlock(sampler, size)
 
 
 @dataclass(frozen=True)
 class _OfBlock:
-    """Noise is drawn for all of the block's rows, which costs little, and steps are computed for those there are."""
+    """Draws noise for all rows of the block, and computes steps for the rows there are."""
 
-    sampler: Any
+    sampler: Sampler[Any]
     size: int
 
     @property
@@ -136,12 +139,12 @@ class _OfBlock:
 
 @dataclass
 class _Checked(EnergyWrapper):
-    """The energy E(x) or U(x, t), its result of x's type and checked to be one number a row that depends on x.
+    """The energy E(x) or U(x, t), its result checked to be one number a row that depends on x, in x's type.
 
-    `first`: the next call is the chains' start, where the numbers must be finite; that one look waits for the device.
+    `first`: the next call is the chains' start, where the numbers must be finite; that check synchronises the device.
     """
 
-    energy: Callable[..., Tensor]
+    energy: AnyEnergy
     first: bool = False
 
     keeps = (Bipartite, HasNoiseLevels)
@@ -172,14 +175,13 @@ def _fault(condition: str, hint: str | None = None) -> UserError:
     return UserError(condition, argument="energy", hint=hint)
 
 
-def _check_parts(sampler: Any, energy: Any) -> None:
-    missing = [name for name in ("init", "draw", "step") if not callable(getattr(sampler, name, None))]
-    if isinstance(sampler, type) or missing:
+def _check_parts(sampler: object, energy: object) -> None:
+    if isinstance(sampler, type) or not isinstance(sampler, Sampler):
         hint = "such as thalweg.sampler.langevin.ULA(step_size=0.01)"
-        raise UserError(f"must be a sampler, not {kind_of(sampler)}", argument="sampler", hint=hint)
+        raise UserError(f"must be a sampler; it is {kind_of(sampler)}", argument="sampler", hint=hint)
     if isinstance(energy, type) or not callable(energy):
         hint = "a module or function that takes x (B, ...) and gives (B,)"
-        raise UserError(f"must be an energy, not {kind_of(energy)}", argument="energy", hint=hint)
+        raise UserError(f"must be an energy; it is {kind_of(energy)}", argument="energy", hint=hint)
 
 
 def _check_positions(x: Tensor) -> None:

@@ -1,7 +1,6 @@
-"""Samplers of positions that are 0 or 1.
+"""Samplers of binary positions, 0 or 1: units are drawn from their exact conditional laws.
 
-A gradient step leaves the lattice; these kernels draw units from their exact conditional laws instead, which
-the energy has to offer (`conditionals`, see `thalweg.energy.rbm`).
+The energy must have `conditionals` (`thalweg.energy.base.Bipartite`).
 """
 
 from dataclasses import dataclass
@@ -20,12 +19,14 @@ from thalweg.sampler.langevin import Position
 
 @dataclass(frozen=True, kw_only=True)
 class Gibbs:
-    """h ~ p(h | v), then v' ~ p(v | h): block Gibbs sampling of a bipartite energy (Geman & Geman 1984; Hinton 2002).
+    """Block Gibbs sampling of a bipartite energy: h ~ p(h | v), then v' ~ p(v | h) (Geman & Geman 1984; Hinton 2002).
 
-    Exact for exp(-E) / Z at every step, no step size. Costs two matrix products and no gradient of the energy. After
-    one step any start is 0 or 1. `num_hidden` is the energy's: it says how many numbers a step draws. UserError
-    from a step for an energy without `conditionals` (a tempered or summed one is no longer bipartite), or with
-    another number of hidden units.
+    Exact for exp(-E) / Z at every step. Costs two matrix products and no gradient of the energy. After one step all
+    positions are 0 or 1. UserError from a step for an energy without `conditionals`, or with another number of hidden
+    units.
+
+    Args:
+        num_hidden: Number of hidden units of the energy.
     """
 
     num_hidden: int

@@ -1,10 +1,7 @@
-"""Langevin dynamics: walk down the energy's gradient, with as much noise as the temperature asks for.
+"""Langevin dynamics, discretised by Euler-Maruyama: x' = x - h dE/dx + sqrt(2 h T) z,  z ~ N(0, I).
 
-x' = x - h dE/dx + sqrt(2 h T) z,  z ~ N(0, I)
-
-As h -> 0 the law of x tends to exp(-E / T) / Z. `ULA` takes the step as it is and is biased by O(h): on a
-Gaussian of precision lambda it samples variance T / (lambda (1 - h lambda / 2)). `MALA` adds a Metropolis
-test that removes the bias.
+As h -> 0 the law of x tends to exp(-E / T) / Z. `ULA` is biased by O(h): on a Gaussian of precision lambda it samples
+variance T / (lambda (1 - h lambda / 2)). `MALA` adds a Metropolis test that removes the bias.
 """
 
 from dataclasses import dataclass
@@ -45,13 +42,14 @@ def _check(step_size: Number, temperature: Number, clip: float | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ULA:
-    """x' = x - h dE/dx + sqrt(2 h T) z, taken as it is (Parisi 1981; Roberts & Tweedie 1996).
+    """Unadjusted Langevin algorithm (Parisi 1981; Roberts & Tweedie 1996): one gradient a step, biased by O(h).
 
-    One gradient a step. Biased by O(h), see the module's formula; it has no Metropolis test to undo that.
-    `step_size` h in squared units of x, `temperature` T in nats (0: gradient descent), each a number or a 0-d
-    tensor. `clamp=(low, high)` cuts x' to a box after the noise: this changes the law of the chain, mass
-    piles up on the walls. `clip` bounds each coordinate of h dE/dx, in units of x, so that no single step
-    throws a chain across the box; it too changes the law, where the slope is steep (Du & Mordatch 2019).
+    Args:
+        step_size: h, in squared units of x, a number or a 0-d tensor.
+        temperature: T in nats, a number or a 0-d tensor; 0: gradient descent.
+        clamp: (low, high), to which x' is cut. This changes the law of the chain: its walls get positive probability.
+        clip: Bound on each coordinate of h dE/dx, in units of x. This changes the law where gradients are large (Du &
+            Mordatch 2019).
     """
 
     step_size: Number
@@ -66,23 +64,6 @@ class ULA:
         check.non_negative(temperature=self.temperature)
         if self.clamp is not None and not self.clamp[0] < self.clamp[1]:
             raise UserError("must be (low, high) with low < high", argument="clamp", value=tuple(self.clamp))
-
-    @classmethod
-    def decoupled(
-        cls,
-        *,
-        step_size: float,
-        noise_scale: float,
-        clamp: tuple[float, float] | None = None,
-        clip: float | None = None,
-    ) -> Self:
-        """x' = x - h dE/dx + s z, the tutorials' form: its temperature is s² / (2 h), whatever was meant.
-
-        Step 10 with noise 0.005 is a chain at temperature 1.25e-6; step 0.005 with noise 0.005, at 0.0025.
-        """
-        check.positive(step_size=step_size)
-        check.non_negative(noise_scale=noise_scale)
-        return cls(step_size=step_size, temperature=noise_scale**2 / (2 * step_size), clamp=clamp, clip=clip)
 
     @classmethod
     def example(cls) -> Self:
@@ -112,15 +93,16 @@ class ULA:
 
 @dataclass(frozen=True, kw_only=True)
 class MALA:
-    """ULA's step as a proposal, then a Metropolis test: exact for exp(-E / T) (Besag 1994).
+    """Metropolis-adjusted Langevin algorithm: ULA's step as proposal, exact for exp(-E / T) (Besag 1994).
 
-    One gradient a step: the state carries it. A proposal whose energy or gradient is not finite is rejected.
-    The test runs in the state's precision, so keep that at float32 or float64; with a network in bfloat16 its energies
-    are float32 all the same, for a forward pass more. Aim at acceptance 0.574
-    (Roberts & Rosenthal 1998). `step_size` h in squared units of x, `temperature` T in nats, each a number or
-    a 0-d tensor. `clip` bounds each coordinate of h dE/dx in the proposal, in units of x: still exact, and a chain
-    on a steep slope walks down it, where a proposal that overshoots is refused for ever (Roberts & Tweedie 1996,
-    the truncated algorithm).
+    One gradient a step: the state carries it. A proposal whose energy or gradient is not finite is rejected. The
+    optimal acceptance is 0.574 (Roberts & Rosenthal 1998).
+
+    Args:
+        step_size: h, in squared units of x, a number or a 0-d tensor.
+        temperature: T in nats, a number or a 0-d tensor.
+        clip: Bound on each coordinate of h dE/dx in the proposal, in units of x. The chain stays exact, and does not
+            stick where gradients are large (truncated MALA; Roberts & Tweedie 1996).
     """
 
     step_size: Number

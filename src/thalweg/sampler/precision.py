@@ -1,10 +1,10 @@
-"""A network in bfloat16, and everything that a chain is exact by in the positions' own type.
+"""Chains with the network in bfloat16 and everything else in the type of the positions.
 
-bfloat16 has eight significant bits: an energy of 300 nats comes in steps of two, and a position near 1 in steps of
-1/128. So only the network's gradient may be that rough. Positions, noise and updates keep their type; and where a
-Metropolis test reads energies, they are those of the network in full precision. The test is then exact for exp(-E)
-whatever the gradient g~ of the proposal is, as long as g~ is a function of the position: a worse g~ costs acceptance,
-never correctness. An unadjusted chain has no such guard; what bfloat16 costs it is measured (docs/benchmarks.md).
+bfloat16 has eight significant bits: an energy of 300 nats has steps of two. So only the network's gradient is computed
+in it. Positions, noise and updates keep their type, and a Metropolis test reads energies in full precision. The test is
+then exact for exp(-E) whatever the gradient of the proposal is, as long as it is a function of the position; a rough
+one lowers acceptance only. An unadjusted chain has no such correction; its error is measured
+(docs/experiments/claims.md).
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.energy.base import Bipartite, HasGradient, HasNoiseLevels, energy_and_grad
+from thalweg.energy.base import AnyEnergy, Bipartite, HasGradient, HasNoiseLevels, energy_and_grad
 from thalweg.energy.wrappers import EnergyWrapper
-from thalweg.sampler.base import GradientOnly
+from thalweg.sampler.base import GradientOnly, Sampler
 
 
-def reads_energies(sampler: Any) -> bool:
-    """Whether a kernel's step uses the energies: all do that do not say otherwise (`sampler.base.GradientOnly`)."""
+def reads_energies(sampler: Sampler[Any]) -> bool:
+    """Whether the steps use energies: true unless the sampler states otherwise (`sampler.base.GradientOnly`)."""
     return not (isinstance(sampler, GradientOnly) and sampler.gradient_only)
 
 
@@ -32,7 +32,7 @@ class AtPrecision(EnergyWrapper):
     `exact`: energies come from the network in full precision all the same, and cost a forward pass; gradients do not.
     """
 
-    energy: Any
+    energy: AnyEnergy
     bf16: bool
     exact: bool = True
 
@@ -61,7 +61,7 @@ class AtPrecision(EnergyWrapper):
 
 
 @contextmanager
-def at_precision(energy: Any, sampler: Any, x: Tensor, bf16: bool) -> Iterator[AtPrecision]:
-    """The energy as the sampler should see it, with the caller's autocast off: a step's own arithmetic is x's."""
+def at_precision(energy: AnyEnergy, sampler: Sampler[Any], x: Tensor, bf16: bool) -> Iterator[AtPrecision]:
+    """The energy as the sampler should see it, with the caller's autocast off: steps are computed in x's type."""
     with torch.autocast(x.device.type, enabled=False):
         yield AtPrecision(energy, bf16, reads_energies(sampler))

@@ -1,13 +1,13 @@
-"""Several processes train one energy: each takes its part of every batch, and all take every decision together.
+"""Data-parallel training by several processes.
 
-The loss is a mean over the batch, so the mean of the ranks' gradients is that of the joined batch. It is the same bits
-on every rank, hence so are weights, average and optimiser, which are never sent. What differs is an objective's state:
-each rank has its own chains. Whatever steers the loop (a value that is not finite, a limit, a signal, the plan) is
-reduced or broadcast before any rank acts on it, so all ranks take the same steps.
+The loss is a mean over the batch, so the mean of the ranks' gradients is that of the whole batch. It has the same bits
+on every rank, hence so have weights, average and optimiser, which are never sent. An objective's state differs: each
+rank has its own chains. All that the loop depends on (a value that is not finite, a limit, a signal, the plan) is
+reduced or broadcast first, so all ranks take the same steps.
 
-A rank that dies closes its connections, which is an error of the others' next collective; one that hangs is given up
-after `TIMEOUT`. Only where rank 0 works alone (reading, writing, drawing) do the others wait longer. Everything
-travels as tensors, JSON or safetensors: torch's collectives of objects would pickle.
+A rank that dies closes its connections, which fails the next collective of the others; one that hangs fails it after
+`TIMEOUT`. While rank 0 works alone (reading, writing, drawing) the others wait longer. Data are sent as tensors, JSON
+or safetensors, since torch's collectives of objects use pickle.
 """
 
 import hashlib
@@ -24,19 +24,19 @@ import torch.distributed as dist
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from thalweg.core import check, store
+from thalweg.core import check, state_tree, store
 from thalweg.core.errors import RankLost, UserError
 
 T = TypeVar("T")
 JOIN = timedelta(seconds=25)  # for all ranks to join; where the first one never answers, the store tries twice
-TIMEOUT = timedelta(seconds=40)  # for all ranks to come together in a step
+TIMEOUT = timedelta(seconds=40)  # of a collective in a step
 PATIENCE = timedelta(minutes=30)  # while rank 0 works alone
 NAMES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 log = logging.getLogger("thalweg")
 
 
 class SingleProcess:
-    """The same methods for a run of one process: none communicates, none reads the environment."""
+    """The methods of `ProcessGroup` for a run of one process, without communication."""
 
     rank, size = 0, 1
 
@@ -48,34 +48,33 @@ class SingleProcess:
         return metrics
 
     def latest(self, signum: int, seconds: float) -> tuple[int, float]:
-        """A signal that any rank has caught, else 0, and the longest time."""
+        """The signal that any rank has caught, else 0, and the longest time."""
         return signum, seconds
 
     def any(self, complaint: str | None) -> str | None:
-        """The complaint of the lowest rank that has one."""
+        """The text of the lowest rank that has one."""
         return complaint
 
     def assert_equal(self, what: str, text: Callable[[], str]) -> None:
         """Raise UserError unless all ranks have the same text."""
 
     def broadcast(self, value: Callable[[], T]) -> T:
-        """What rank 0 finds, a JSON value."""
+        """The value on rank 0, which JSON must hold."""
         return value()
 
     def gather(self, tree: Any) -> Sequence[Any]:
-        """On rank 0 the trees of the others, of the same form as its own; elsewhere nothing."""
+        """On rank 0 the trees of the other ranks, of the same form as its own; elsewhere nothing."""
         return ()
 
     def on_rank0(self, work: Callable[[], object]) -> None:
-        """Let rank 0 work, and wait for it."""
+        """Call `work` on rank 0; the others wait."""
         work()
 
 
 class ProcessGroup:
-    """One process of several. Every method is a collective: all ranks call it, in the same order. RankLost where one
-    does not.
+    """One process of several. Every method is a collective: all ranks must call it, in the same order, else RankLost.
 
-    Costs a step: one sum of the gradients and three of a few numbers.
+    A step takes one sum of the gradients and three of a few numbers.
     """
 
     def __init__(self, rank: int, size: int):
@@ -93,7 +92,7 @@ class ProcessGroup:
         dist.distributed_c10d._set_pg_timeout(PATIENCE, self._patient)
 
     def average(self, module: nn.Module) -> None:
-        """One sum of all gradients, flat, with how many ranks have each; what none has stays without."""
+        """By one sum of all gradients, with the number of ranks that have each; None where no rank has one."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         kind = torch.promote_types(torch.float32, max((p.dtype for p in parameters), key=lambda d: d.itemsize))
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -124,10 +123,10 @@ class ProcessGroup:
     def assert_equal(self, what: str, text: Callable[[], str]) -> None:
         """By a hash, so that anything may be compared."""
         digest = hashlib.sha256(text().encode()).digest()
-        differs = "" if digest == self._broadcast_bytes(digest, 0) else f"rank {self.rank} has other {what} than rank 0"
-        bad = self.any(differs or None)
+        same = digest == self._broadcast_bytes(digest, 0)
+        bad = self.any(None if same else f"must be the same on all ranks; rank {self.rank} differs from rank 0")
         if bad:
-            raise UserError(bad, hint="start all processes by the same command, on the same files and versions")
+            raise UserError(bad, argument=what, hint="start all ranks by one command, on the same files and versions")
 
     def broadcast(self, value: Callable[[], T]) -> T:
         """Rank 0 alone calls `value`."""
@@ -137,25 +136,25 @@ class ProcessGroup:
     def gather(self, tree: Any) -> Sequence[Any]:
         """One rank after the other, so that rank 0 holds one message at a time."""
         if self.rank:
-            tensors, structure = store.flatten(tree)
+            tensors, structure = state_tree.flatten(tree)
             self._send(json.dumps(structure).encode())
             self._send(store.tensor_bytes(tensors))
             return ()
         found = []
         for rank in range(1, self.size):
             structure = json.loads(self._receive(rank))
-            found.append(store.unflatten(load(self._receive(rank)), structure, like=tree))
+            found.append(state_tree.unflatten(load(self._receive(rank)), structure, like=tree))
         return found
 
     def on_rank0(self, work: Callable[[], object]) -> None:
-        """The others wait long, for as long as rank 0 is there."""
+        """The others wait up to `PATIENCE`."""
         if self.rank == 0:
             work()
         with self._collective():
             dist.all_reduce(torch.zeros(1), group=self._patient)
 
     def close(self, error: BaseException | None) -> None:
-        """End the connections; an error of one's own is left in the store, for the others to tell."""
+        """End the connections; an error of this rank is put in the store, for the messages of the others."""
         if error is not None and not isinstance(error, RankLost) and self._store is not None:
             with suppress(RuntimeError):
                 self._store.set("failed", f"rank {self.rank} ended ({' '.join(str(error).split()) or 'stopped'})")
@@ -168,7 +167,7 @@ class ProcessGroup:
         return values
 
     def _broadcast_bytes(self, data: bytes, source: int) -> bytes:
-        """The bytes of one rank, on all; waits long."""
+        """The bytes of one rank, on all; waits up to `PATIENCE`."""
         size = torch.tensor(len(data))
         with self._collective():
             dist.broadcast(size, source, group=self._patient)
@@ -190,7 +189,7 @@ class ProcessGroup:
         return buffer.numpy().tobytes()
 
     def _stored_failure(self) -> str:
-        """What another rank left in the store, which is torchrun's, or rank 0's and gone with it."""
+        """The error that another rank put in the store, if it is there: torchrun's, or rank 0's own."""
         kept = self.rank == 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         with suppress(RuntimeError):
             if self._store is not None and kept and self._store.check(["failed"]):
@@ -199,7 +198,7 @@ class ProcessGroup:
 
     @contextmanager
     def _collective(self) -> Iterator[None]:
-        """Turn the backends' errors, all of them RuntimeErrors, into one line."""
+        """Turn the backends' errors, all of them RuntimeErrors, into RankLost."""
         try:
             yield
         except RuntimeError as error:
@@ -220,16 +219,16 @@ def _tensor(data: bytes) -> Tensor:
 
 
 def address() -> tuple[int, int]:
-    """(rank, world size) as torchrun's environment has them; UserError where it is given in part, or makes no sense."""
-    given = {name: os.environ.get(name, "") for name in NAMES}
-    if given["WORLD_SIZE"] in ("", "1"):
+    """(rank, world size) from torchrun's environment; UserError where that is incomplete or inconsistent."""
+    environment = {name: os.environ.get(name, "") for name in NAMES}
+    if environment["WORLD_SIZE"] in ("", "1"):
         return 0, 1
-    for name, value in given.items():
+    for name, value in environment.items():
         if not value:
-            several = f"must be set, as there are several processes (WORLD_SIZE={given['WORLD_SIZE']})"
+            several = f"must be set, as there are several processes (WORLD_SIZE={environment['WORLD_SIZE']})"
             raise UserError(several, argument=name, hint="start them by torchrun")
-    size = check.whole("WORLD_SIZE", _number(given["WORLD_SIZE"]), 1)
-    return check.whole("RANK", _number(given["RANK"]), 0, size - 1), size
+    size = check.whole("WORLD_SIZE", _number(environment["WORLD_SIZE"]), 1)
+    return check.whole("RANK", _number(environment["RANK"]), 0, size - 1), size
 
 
 def _number(text: str) -> int | str:
@@ -237,7 +236,7 @@ def _number(text: str) -> int | str:
 
 
 def single_process() -> SingleProcess:
-    """What a trainer takes that was given no group; UserError where there are others, who would do the same work."""
+    """The default group of a trainer; UserError where there are several processes, which would do the same work."""
     size = address()[1]
     if size > 1:
         hint = "give the trainer group=, from `with joined() as group`"
@@ -256,7 +255,7 @@ def joined() -> Iterator[SingleProcess | ProcessGroup]:
         yield SingleProcess()
         return
     if dist.is_initialized():
-        raise UserError("torch.distributed is initialised already", hint="leave that to the training")
+        raise UserError("must not be initialised", argument="torch.distributed", hint="the training does that")
     level, error = log.level, None
     log.setLevel(logging.ERROR if rank else level)
     group = None

@@ -1,39 +1,37 @@
-"""The guard: meet trouble before it spreads, go back to a good state, go on more steadily, and say so in one sentence.
+"""The guard: detects instability of a training, and rolls back, warns or stops.
 
-Every objective's loss and gradient are checked for values that are not finite, and the health signals that an objective
-reports (`thalweg.objective.contrastive.divergence` has them all) are held against limits. A bad step is skipped
-*before* the update. What follows is a policy: "rollback" puts back weights, optimiser, average and chains as they were
-at the last good snapshot, lowers the learning rate and, as not every trouble comes of haste, asks the objective for its
-variant after a rollback if it has one (`thalweg.objective.base.HasAfterRollback`); "warn" says so and goes on, "stop"
-ends the run. The step number never goes back: it addresses the random draws, so the same misfortune is not drawn twice.
+Loss and gradient are checked for values that are not finite; such a step is skipped before the update. The health
+signals that an objective reports (`thalweg.objective.contrastive.health`) are compared with limits. After several bad
+steps in a row the policy decides. "rollback" restores weights, optimiser, average and chains of the last good snapshot,
+lowers the learning rate, and takes the objective's variant after a rollback
+(`thalweg.objective.base.HasAfterRollback`). "warn" logs a warning, "stop" ends the run. A rollback does not change the
+step number, which addresses the random draws, so the same draws do not come again.
 
-Trouble may have begun before it shows. So a snapshot counts as good only when another was taken after it in good
-health, and when trouble comes back soon after a rollback, the next one goes to the very beginning.
-
-Snapshots are taken in memory every few steps and travel in the checkpoint, so that a run which was killed and resumed
-answers later trouble with the same bits.
+A snapshot counts as good only once a later one was taken without a signal beyond its limits. Where trouble comes back
+soon after a rollback, the next one goes to the first snapshot. Snapshots are part of the checkpoint, so that a resumed
+run has the same bits.
 """
 
 import copy
 import logging
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from thalweg.core.errors import Diverged
-from thalweg.core.store import flatten
-from thalweg.objective.base import after_rollbacks, changes
+from thalweg.core.state_tree import flatten
+from thalweg.objective.base import Objective, after_rollbacks, changes
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 
 log = logging.getLogger("thalweg")
 QUIET = 200  # steps without a repetition of a warning
-SOON = 20  # snapshots: trouble that comes back within so many means that the good one was spoilt already
+SOON = 20  # snapshots: where trouble comes back within so many, the good one was bad already
 
 
 class GuardSettings(BaseModel):
-    """When the guard acts and how. A limit of null is not watched."""
+    """When the guard acts and how. A limit of null is not checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -44,23 +42,21 @@ class GuardSettings(BaseModel):
     slow: float = Field(0.3, gt=0, le=1, description="factor on the learning rate at a rollback")
     max_gap: float | None = Field(100.0, gt=0, description="largest |mean E(fake) - mean E(real)|")
     max_diverged: float | None = Field(0.5, ge=0, lt=1, description="largest share of chains that end non-finite")
-    max_clamped: float | None = Field(0.98, gt=0, le=1, description="largest share of coordinates held by the clamp")
+    max_clamped: float | None = Field(0.98, gt=0, le=1, description="largest share of coordinates at the clamp's walls")
     min_slope: float | None = Field(1e-7, gt=0, description="least norm of the energy's gradient along the chain")
     min_spread: float | None = Field(0.02, gt=0, description="least deviation of the chains over that of the data")
     min_lineages: float | None = Field(0.5, gt=0, le=1, description="least share of distinct chains in a batch")
 
 
 class Limit(NamedTuple):
-    """A health signal, the setting that bounds it, the factor on the bound for a snapshot to be worth taking, what it
-    means to be beyond, and the remedy: which way to change which setting of the run.
-    """
+    """A bound on a health signal, and what to do beyond it."""
 
     signal: str
-    setting: str
-    calm: float
+    setting: str  # of `GuardSettings`, which has the bound
+    calm: float  # the bound for a snapshot to be taken, as a factor
     meaning: str
     way: Literal["raise", "lower"]
-    remedy: str
+    remedy: str  # the setting of the run to raise or lower
 
     @property
     def advice(self) -> str:
@@ -81,38 +77,54 @@ LIMITS = (
 
 
 class GuardState(NamedTuple):
-    """What the guard remembers, all of it stored: three snapshots, the rate's factor, when and how often it acted."""
+    """The guard's memory, part of each checkpoint."""
 
-    origin: Any = None
-    good: Any = None
-    candidate: Any = None
-    factor: float = 1.0
+    origin: Any = None  # the first snapshot
+    good: Any = None  # the last good one
+    candidate: Any = None  # a later one, good once another has been taken
+    factor: float = 1.0  # on the learning rate
     rollbacks: int = 0
-    acted: int = 0
-    strikes: int = 0
-    skips: int = 0
+    acted: int = 0  # the step of the last rollback
+    strikes: int = 0  # steps in a row beyond a limit
+    skips: int = 0  # steps in a row that were not finite
+
+
+class Guarded(Protocol):
+    """The state that a guard watches, `training.state.TrainState`."""
+
+    step: int
+    guard: GuardState
+
+    def core(self) -> dict[str, Any]: ...
+
+    def restore(self, tree: dict[str, Any], /) -> None: ...
 
 
 class Guard:
-    """Watches the steps of one `TrainState` (training/state.py), whose `guard` field is its memory.
+    """Checks the steps of one training, whose state has the guard's memory in its field `guard`.
 
-    `objective` is the one that the run began with; the trainer's steps are those of
-    `after_rollbacks(objective, guard.rollbacks)`.
+    Args:
+        settings: Policy and limits.
+        objective: The objective at the start of the run; steps are those of `after_rollbacks(objective, rollbacks)`.
+        group: The processes of the run.
     """
 
     def __init__(
-        self, settings: GuardSettings, objective: Any = None, group: SingleProcess | ProcessGroup | None = None
+        self,
+        settings: GuardSettings,
+        objective: Objective[Any] | None = None,
+        group: SingleProcess | ProcessGroup | None = None,
     ):
         self.settings, self.objective, self.group = settings, objective, group or SingleProcess()
 
-    def begin(self, state: Any) -> None:
-        """The first snapshot, so that there is always a state to go back to."""
+    def begin(self, state: Guarded) -> None:
+        """Take the first snapshot, to which a rollback can always go."""
         if self.settings.policy == "rollback" and state.guard.good is None:
             first = _snapshot(state)
             state.guard = state.guard._replace(origin=first, good=first)
 
-    def skip(self, state: Any, error: Diverged) -> None:
-        """In place of a step whose loss or gradient is not finite; raises `error` under "stop"."""
+    def skip(self, state: Guarded, error: Diverged) -> None:
+        """Count a step as skipped whose loss or gradient is not finite; raises `error` under "stop"."""
         if self.settings.policy == "stop":
             raise error
         state.step += 1
@@ -123,8 +135,8 @@ class Guard:
         if skips >= self.settings.patience:
             self._act(state, error.described(f"{error}, as in the {skips - 1} steps before") if skips > 1 else error)
 
-    def check(self, state: Any, metrics: dict[str, Tensor]) -> None:
-        """After a step that was taken. Raises Diverged where the policy, or the number of rollbacks, says stop."""
+    def check(self, state: Guarded, metrics: dict[str, Tensor]) -> None:
+        """Check the metrics after a step. Diverged under "stop", or after the last rollback."""
         past = self._beyond(metrics, calm=False)
         if past is None:
             state.guard = state.guard._replace(strikes=min(state.guard.strikes + 1, 0), skips=0)
@@ -138,13 +150,13 @@ class Guard:
             text = f"{limit.meaning} ({limit.signal} {value:.3g}, limit {bound:g}) at step {state.step}"
             self._act(state, Diverged(text, what=limit.signal, step=state.step, advice=limit.advice), limit)
 
-    def refuse(self, state: Any, error: Diverged) -> None:
-        """Before a checkpoint that would not be finite: go back, or raise `error` where the policy is another."""
+    def refuse(self, state: Guarded, error: Diverged) -> None:
+        """Roll back before a checkpoint that would not be finite, or raise `error` under another policy."""
         if self.settings.policy != "rollback":
             raise error
         self._act(state, error)
 
-    def _act(self, state: Any, trouble: Diverged, limit: Limit | None = None) -> None:
+    def _act(self, state: Guarded, trouble: Diverged, limit: Limit | None = None) -> None:
         guard, settings = state.guard, self.settings
         advice = f"; {limit.advice} if this comes back" if limit else ""
         if settings.policy == "stop":
@@ -168,17 +180,17 @@ class Guard:
         before, after = (after_rollbacks(self.objective, times) for times in (guard.rollbacks, state.guard.rollbacks))
         for name, (old, new) in changes(before, after).items():
             done.append(f"set objective.{name} from {old} to {new}")
-            if limit and limit.remedy == f"objective.{name}":  # what has just been done needs no advice
+            if limit and limit.remedy == f"objective.{name}":  # done already
                 advice = ""
         log.warning(
             "%s; %s and %s (rollback %d of %d)%s",
             trouble, ", ".join(done[:-1]), done[-1], state.guard.rollbacks, settings.max_rollbacks, advice,
         )  # fmt: skip
 
-    def _remember(self, state: Any, metrics: dict[str, Tensor]) -> None:
-        """A snapshot counts as good once another one was taken after it in good health; all of it must be finite.
+    def _remember(self, state: Guarded, metrics: dict[str, Tensor]) -> None:
+        """Take a snapshot in good health, which makes the one before good; all of it must be finite.
 
-        The signals tell of the chains that a step visited; another one, spoilt, must not be what a rollback puts back.
+        The signals are of the chains that a step visited; a rollback must not restore other chains that are not finite.
         """
         if self._beyond(metrics, calm=True) is None and not self.group.any(finite(flatten(state.core())[0])):
             good = state.guard.candidate or state.guard.good
@@ -198,7 +210,7 @@ class Guard:
 
 
 def not_finite(what: str, step: int) -> Diverged:
-    """The error of a tensor with a value that is not finite, met at a step."""
+    """The error of a tensor with a value that is not finite at a step."""
     return Diverged(f"{what} is not finite at step {step}", what=what, step=step)
 
 
@@ -207,8 +219,8 @@ def finite(tensors: dict[str, Tensor]) -> str | None:
     return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
 
 
-def _snapshot(state: Any) -> dict[str, Any]:
-    """Copies of what an update changes in place; the objective's state is never changed, so it is only named."""
+def _snapshot(state: Guarded) -> dict[str, Any]:
+    """Copies of what an update changes in place; the objective's state is never changed in place, so not copied."""
     tree = state.core()
     changed = ("energy", "average", "optimizer")
     return {**copy.deepcopy({name: tree[name] for name in changed}), "objective": tree["objective"], "step": state.step}

@@ -1,4 +1,4 @@
-"""What a run says while it works: `metrics.jsonl`, TensorBoard events, a progress bar with the figures that matter.
+"""The metrics of a run: `metrics.jsonl`, TensorBoard events, a progress bar.
 
 `metrics.jsonl` has one JSON object a logged step. On resuming, rows after the checkpoint are cut off, so the file reads
 as if the run had never stopped.
@@ -21,7 +21,7 @@ log = logging.getLogger("thalweg")
 
 
 class Progress(Protocol):
-    """What the trainer tells a progress bar; the command line gives a rich one."""
+    """A progress bar; the command line has one of rich."""
 
     def start(self, total: int, done: int) -> None: ...
 
@@ -44,9 +44,9 @@ class Silent:
 
 
 class MetricsLog:
-    """Writes the metrics of a run from step `start` on; later rows left by a killed process are dropped.
+    """Writes the metrics of a run from step `start` on; later rows of a killed process are dropped.
 
-    A log that cannot be written, on a full disk say, is given up with one warning: it is not worth the run.
+    Where the log cannot be written, as on a full disk, one warning is logged and the training goes on.
     """
 
     def __init__(self, folder: Path, start: int, *, tensorboard: bool = True):
@@ -106,7 +106,7 @@ class NoLog:
 
 
 class _Events:
-    """TensorBoard's event file, written in the calling thread: its own writer dies in another, with a traceback."""
+    """TensorBoard's event file, written in the calling thread, since its own writer fails in another one."""
 
     def __init__(self, folder: Path, start: int):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -117,7 +117,7 @@ class _Events:
         self.file = (folder / f"events.out.tfevents.{time.time_ns()}").open("wb")
         self.records = RecordWriter(self.file)
         self._put(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        if start:  # what a killed process wrote past this step is passed over
+        if start:  # TensorBoard then drops events of a killed process after this step
             log_start = SessionLog(status=SessionLog.SessionStatus.START)
             self._put(Event(wall_time=time.time(), step=start + 1, session_log=log_start))
 
@@ -141,7 +141,7 @@ def _events(folder: Path, start: int) -> _Events | None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The rows of metrics.jsonl; a last line cut short by a kill is passed over."""
+    """The rows of metrics.jsonl; a last line that is incomplete after a kill is skipped."""
     path = folder / NAME
     if not path.exists():
         return []
@@ -154,5 +154,5 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
         else:
-            log.debug("%s: passed over a line that is no row", path)
+            log.debug("%s: skipped a line that is no row", path)
     return rows

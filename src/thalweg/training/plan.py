@@ -1,8 +1,8 @@
-"""The plan of a run: how many steps, in which precision, on how many threads; made once, before the first step.
+"""The plan of a run: number of steps, precision, number of threads; made once, before the first step.
 
-A budget in minutes is turned into a number of steps by timing a few steps on a copy of everything. From then on
-only steps count, so schedules are functions of the step and a resumed run repeats them exactly. Where the precision is
-"auto", the timing also decides whether bfloat16 autocast pays on this machine.
+A budget in minutes is turned into a number of steps by timing a few steps on a copy of the state. Schedules are
+functions of the step, so a resumed run repeats them exactly. Where the precision is "auto", the timing also decides
+whether bfloat16 autocast is faster on this machine.
 """
 
 import statistics
@@ -28,21 +28,19 @@ HOPELESS = 2.0  # times fp32's time in the warm-up: emulated bfloat16 would make
 
 
 class Plan(BaseModel):
-    """num_steps in all; precision "fp32" or "bf16"; threads; seconds a step as timed; steps between checkpoints;
-    processes that share a batch.
-    """
+    """The plan of a run, stored as plan.json."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     num_steps: int = Field(ge=1)
     precision: Precision
     threads: int = Field(ge=1, le=1024)
-    step_seconds: float = Field(ge=0)
-    checkpoint_every: int = Field(ge=1)
-    world_size: int = Field(1, ge=1)
+    step_seconds: float = Field(ge=0)  # as timed
+    checkpoint_every: int = Field(ge=1)  # steps
+    world_size: int = Field(1, ge=1)  # processes that share a batch
 
     def require(self, world_size: int, folder: Path) -> None:
-        """Refuse another number of processes: the batch would be cut, and the chains shared out, in another way."""
+        """UserError for another number of processes, which would divide the batch and the chains in another way."""
         if self.world_size != world_size:
             launch = "without torchrun" if self.world_size == 1 else f"by torchrun --nproc-per-node {self.world_size}"
             raise UserError(
@@ -69,16 +67,15 @@ class Plan(BaseModel):
             raise DamagedFile(
                 f"not a plan ({where}: {fault['msg']})",
                 argument=str(path),
-                hint="put the run's own back, or start another run",
+                hint="restore the run's own, or start another run",
             ) from error
 
 
 @contextmanager
 def num_threads(number: int) -> Iterator[None]:
-    """Torch on so many threads, afterwards on as many as before.
+    """Run torch on this number of threads in the block. The number belongs to the process.
 
-    Sums are split by thread, so the bits of a run depend on their number. The number belongs to the process: other
-    threads of Python see it, too.
+    Sums are split by thread, so the bits of a run depend on it.
     """
     before = torch.get_num_threads()
     if number != before:
@@ -91,7 +88,7 @@ def num_threads(number: int) -> Iterator[None]:
 
 
 def make_plan(settings: TrainSettings, trial: Callable[[Precision], Callable[[], object]], world_size: int = 1) -> Plan:
-    """Time steps and settle the plan. `trial(precision)` gives a callable that runs one step on a throw-away copy."""
+    """Time steps and make the plan. `trial(precision)` gives a callable that runs one step on a copy of the state."""
     names: tuple[Precision, ...] = ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
     steps = {name: trial(name) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -1,12 +1,11 @@
-"""What a run is made of, checked before any work starts: every section of `config.json` and every training knob."""
+"""The settings of a run: every section of `config.json`, checked before any work starts."""
 
-from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from thalweg.core.config import check
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, suggestion
 from thalweg.training.guard import GuardSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -17,21 +16,19 @@ class _Section(BaseModel):
 
 
 class DataSettings(_Section):
-    """Which data: a named set or a path, an optional file or folder that holds the set, and the held-out share; of a
-    table whether it has a header, and the columns that are left out.
-    """
+    """The data of a run."""
 
-    name: str
-    path: str | None = None
-    hub: bool = False
-    held_out: float | None = Field(None, gt=0, lt=1)
-    limit: int | None = Field(None, ge=2)
-    header: bool | None = None
-    drop: list[str] = []
+    name: str  # of a set, or a path
+    path: str | None = None  # of the file or folder with a named set
+    hub: bool = False  # whether to fetch a named set from the Hub
+    held_out: float | None = Field(None, gt=0, lt=1, description="share of rows held out")
+    limit: int | None = Field(None, ge=2, description="most rows to train on")
+    header: bool | None = None  # whether the first line of a CSV names its columns
+    drop: list[str] = []  # columns of a table to leave out
 
 
 class TrainSettings(_Section):
-    """How the parameters move. Exactly one budget, `steps` or `minutes`, is set when a run starts."""
+    """The optimisation. Exactly one budget, `steps` or `minutes`, is set when a run starts."""
 
     steps: int | None = Field(None, ge=1)
     minutes: float | None = Field(None, gt=0, le=1e6)
@@ -64,7 +61,7 @@ class RunSettings(_Section):
 
 
 class DataFacts(BaseModel):
-    """What config.json says of the data that were read."""
+    """The data of a run as config.json describes them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -82,7 +79,7 @@ class DataFacts(BaseModel):
 
 
 class Stored(BaseModel):
-    """The config.json of a run, as far as going on with the run relies on it."""
+    """The parts of config.json that resuming a run needs."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -108,9 +105,8 @@ def validate(config: dict[str, Any], where: str = "") -> RunSettings:
         if name == "augment" and spec is None:
             continue
         if "type" not in spec:
-            raise UserError(
-                "names no type", argument=path, hint="write `type: thalweg.package.module:ClassName` under it"
-            )
+            hint = "write `type: thalweg.package.module:ClassName` under it"
+            raise UserError("must have a type", argument=path, hint=hint)
         check(spec, path)
     return run
 
@@ -135,9 +131,8 @@ def checked(
         return model.model_validate(tree)
     except ValidationError as error:
         faults = error.errors()
-        first = next(
-            (fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0]
-        )  # a slip explains more
+        misspelt = (fault for fault in faults if fault["type"] == "extra_forbidden")  # explains other faults
+        first = next(misspelt, faults[0])
         key = ".".join(map(str, ([where] if where else []) + list(first["loc"])))
         if first["type"] == "extra_forbidden":
             raise UserError("no such key", argument=key, hint=_hint(model, first["loc"])) from error
@@ -149,12 +144,10 @@ def checked(
 
 
 def _hint(model: type[BaseModel], loc: tuple[Any, ...]) -> str:
-    """The key that was probably meant, else those there are."""
+    """The known key that is closest, or all of them."""
     for part in loc[:-1]:
         inner = model.model_fields[part].annotation
         assert isinstance(inner, type)
         assert issubclass(inner, BaseModel)
         model = inner
-    known = sorted(model.model_fields)
-    close = get_close_matches(str(loc[-1]), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
+    return suggestion(str(loc[-1]), model.model_fields)

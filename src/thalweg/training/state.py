@@ -1,9 +1,9 @@
-"""All that a run must remember to go on exactly where it stopped, and how it is stored.
+"""The state of a training, and its checkpoints.
 
-Weights, their running average, the optimiser's moments, the objective's state (a replay buffer, say), the guard's
-snapshots and the step number. No generator state: randomness is addressed (`thalweg.core.rng`). A checkpoint is a
-sealed folder `checkpoints/step-N`, written aside and renamed, tensors as safetensors and the rest as JSON. In a run of
-several processes the first writes; what the others alone hold, their objectives' states, stands under `others`.
+Weights, their running average, the optimiser's moments, the objective's state (such as a replay buffer), the guard's
+snapshots and the step number. There is no generator state: randomness is addressed (`thalweg.core.rng`). A checkpoint
+is a sealed folder `checkpoints/step-N`, tensors as safetensors and the rest as JSON. Of several processes rank 0
+writes; the objectives' states of the other ranks are under `others`.
 """
 
 import copy
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from thalweg.core import store
+from thalweg.core import state_tree, store
 from thalweg.core.errors import DamagedFile
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.guard import GuardState, finite, not_finite
@@ -27,19 +27,19 @@ FOLDER = "checkpoints"
 
 @dataclass
 class TrainState:
-    """The mutable heart of a run. `average` holds the exponential moving average of the energy's weights."""
+    """The mutable state of a run."""
 
     energy: nn.Module
-    average: nn.Module
+    average: nn.Module  # has the exponential moving average of the energy's weights
     optimizer: torch.optim.Optimizer
-    objective: Any
+    objective: Any  # the objective's state
     step: int = 0
     seconds: float = 0.0
     guard: GuardState = field(default_factory=GuardState)
     saved: str = ""  # the checkpoint that this state was last written to or loaded from
 
     def update_average(self, decay: float) -> None:
-        """average += (1 - d)(weights - average), d = min(decay, (1 + n)/(10 + n)) so that the start is forgotten."""
+        """average += (1 - d)(weights - average), d = min(decay, (1 + n)/(10 + n)), less at first."""
         d = min(decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.energy.parameters()), 1 - d)
@@ -50,25 +50,25 @@ class TrainState:
         """Write checkpoints/step-N, drop all but the newest `keep`; Diverged, nothing written, if not all is finite."""
         group = group or SingleProcess()
         path = folder / FOLDER / f"step-{self.step:08d}"
-        tensors, structure = store.flatten(self._tree())
+        tensors, structure = state_tree.flatten(self._tree())
         bad = group.any(finite(tensors))
         if bad:
             raise not_finite(bad, self.step)
         others = group.gather(self._own())
         if others:
-            tensors, structure = store.flatten({**self._tree(), "others": others})
+            tensors, structure = state_tree.flatten({**self._tree(), "others": others})
         group.on_rank0(lambda: self._write(path, tensors, structure, keep))
         self.saved = path.name
         return path
 
     def load(self, path: Path, group: SingleProcess | ProcessGroup | None = None) -> None:
-        """Take over everything from a checkpoint folder; DamagedFile where it does not fit this run."""
+        """Set all of the state from a checkpoint folder; DamagedFile where it does not fit this run."""
         group = group or SingleProcess()
         header = store.read_json(path / "state.json")
         core = self.core()
         own = {"objective": self.objective, "guard": [self.objective] * 3}
         like = {**core, "guard": GuardState(core, core, core), "others": [own] * (group.size - 1)}
-        tree = store.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
+        tree = state_tree.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
         size = 1 + len(tree.get("others", ()))
         if size != group.size:
             text = f"holds the state of {size} processes, and these are {group.size}"
@@ -84,7 +84,7 @@ class TrainState:
         self.step, self.seconds, self.saved = header["step"], header["seconds"], path.name
 
     def restore(self, tree: dict[str, Any]) -> None:
-        """Take over weights, average, optimiser and objective from a tree as `core` gives; the tree stays untouched."""
+        """Set weights, average, optimiser and objective from a tree as `core` gives, which is not changed."""
         self.energy.load_state_dict(tree["energy"])
         self.average.load_state_dict(tree["average"])
         self.optimizer.load_state_dict(copy.deepcopy(tree["optimizer"]))
@@ -113,13 +113,13 @@ class TrainState:
             store.write_json(aside / "state.json", {"step": self.step, "seconds": self.seconds, "tree": structure})
 
         path.parent.mkdir(exist_ok=True)
-        self._drop(path.parent, keep)  # what a kill left no time for: never more than keep + 1 lie on the disk
+        self._drop(path.parent, keep)  # once more, as a kill may have come before: at most keep + 1 are on the disk
         store.save_folder(path, write)
         self.saved = path.name
         self._drop(path.parent, keep)
 
     def _drop(self, parent: Path, keep: int) -> None:
-        """Remove all but the newest `keep` up to the last one known to be whole; later ones are damaged, so they go."""
+        """Remove all but the newest `keep` up to the last valid one; later ones are damaged."""
         names = sorted(old.name for old in parent.glob("step-*"))
         kept = [name for name in names if name <= self.saved][-keep:]
         for name in set(names) - set(kept):
@@ -127,7 +127,7 @@ class TrainState:
 
 
 def _of_rank(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The tree of another rank than 0: all is shared but the objective's states, which are its own."""
+    """The tree of another rank than 0, which differs in the objective's states."""
     guard: GuardState = tree["guard"]
     shots = [shot and {**shot, "objective": mine} for shot, mine in zip(guard[:3], own["guard"], strict=True)]
     guard = guard._replace(origin=shots[0], good=shots[1], candidate=shots[2])

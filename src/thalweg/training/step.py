@@ -1,8 +1,7 @@
-"""One step of training and the loop over steps, which every training runs: in a run folder or in memory.
+"""One step of training and the loop over steps, in a run folder or in memory.
 
-Step n is a function of (state after n - 1, seed, n): the batch, the noise and the learning rate follow from the step
-number alone. A non-finite loss or gradient is met *before* the update; the guard (`thalweg.training.guard`) decides
-what follows.
+Step n is a function of (state after n - 1, seed, n): batch, noise and learning rate depend on the step number alone. A
+non-finite loss or gradient is found before the update; the guard (`thalweg.training.guard`) decides what follows.
 """
 
 import copy
@@ -27,18 +26,18 @@ from thalweg.training.state import TrainState, fresh
 
 Augment = Callable[[Tensor, torch.Generator, float], Tensor]
 TRIAL_STEPS = 1_000_000
-# how a RuntimeError of the CPU, of C++ and of cuBLAS says it
+# in the texts of RuntimeErrors of the CPU, of C++ and of cuBLAS, which have no type of their own
 NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
 
 
 class Batches(Protocol):
-    """The data of a training: of any step >= 0 the rows x (B, *) in data units, and their labels (B,) or None."""
+    """The data of a training: rows x (B, *) in data units of any step >= 0, and their labels (B,) or None."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]: ...
 
 
 class ToModelUnits(Protocol):
-    """What a training uses of a transform: data units to model units."""
+    """The part of a transform that a training uses."""
 
     def forward(self, x: Tensor) -> Tensor: ...
 
@@ -104,7 +103,7 @@ class Update:
     def trial(self, state: TrainState, precision: Precision) -> Callable[[], object]:
         """A step on a copy of the state, so that timing leaves no trace."""
         trial = fresh(copy.deepcopy(state.energy), self.settings, lambda _: state.objective)
-        trial.step = TRIAL_STEPS // 2  # what grows in training, as a chain's length does, is timed half-way
+        trial.step = TRIAL_STEPS // 2  # schedules, as of a chain's length, are timed half-way
         return lambda: self(trial, precision, TRIAL_STEPS)
 
     def _init_objective(self, energy: nn.Module) -> Any:
@@ -134,9 +133,9 @@ def run_steps(
 
 @contextmanager
 def named_memory_errors(state: TrainState, settings: TrainSettings, kept: Callable[[], str]) -> Iterator[None]:
-    """OutOfMemory, which names the batch size, where memory runs out: on a GPU, on the CPU or in Python.
+    """Raise OutOfMemory, which names the batch size, where memory runs out: on a GPU, on the CPU or in Python.
 
-    `kept()` says what there is to go on with.
+    `kept()` is the part of the message on what is saved.
     """
     try:
         yield
@@ -146,9 +145,9 @@ def named_memory_errors(state: TrainState, settings: TrainSettings, kept: Callab
         if not isinstance(error, kinds) and not any(words in reason for words in NO_MEMORY):
             raise
         rows = settings.batch_size
-        mend = f"train.batch_size={rows // 2}" if rows > 1 else "a smaller energy"
+        remedy = f"train.batch_size={rows // 2}" if rows > 1 else "a smaller energy"
         at = f"at step {state.step + 1} with a batch of {rows}"
-        raise OutOfMemory(f"out of memory {at} ({reason}); start a run with {mend}{kept()}") from error
+        raise OutOfMemory(f"out of memory {at} ({reason}); start a run with {remedy}{kept()}") from error
 
 
 def schedule(step: int, num_steps: int, settings: TrainSettings) -> float:

@@ -1,10 +1,9 @@
-"""Training in a run folder that survives being killed.
+"""Training in a run folder, which can be interrupted and resumed.
 
-The loop over steps is `thalweg.training.step`'s. Around it the trainer settles the plan, writes checkpoints and the
-log, and acts on signals. As step n follows from the state after n - 1, the seed and n, a run interrupted anywhere
-resumes from its newest whole checkpoint and ends with the same bits (same machine, versions and thread count). With
-several processes (`thalweg.training.distributed`) each runs this loop on its part of the batch, and rank 0 alone
-writes.
+The loop over steps is `thalweg.training.step`'s. Around it the trainer makes the plan, writes checkpoints and the log,
+and handles signals. Step n is a function of the state after n - 1, the seed and n. So an interrupted run resumes from
+its newest valid checkpoint and ends with the same bits (same machine, versions and thread count). Of several processes
+(`thalweg.training.distributed`) each runs this loop on its part of the batch, and rank 0 alone writes.
 """
 
 import hashlib
@@ -23,17 +22,17 @@ from thalweg.objective.base import Objective
 from thalweg.training.distributed import ProcessGroup, SingleProcess, single_process
 from thalweg.training.guard import Guard
 from thalweg.training.metrics_log import MetricsLog, NoLog, Progress, Silent, log
-from thalweg.training.plan import Plan, make_plan, num_threads
+from thalweg.training.plan import Plan, Precision, make_plan, num_threads
 from thalweg.training.settings import TrainSettings
 from thalweg.training.state import FOLDER, TrainState
 from thalweg.training.step import Augment, ToModelUnits, Update, named_memory_errors, run_steps
 
 Hook = Callable[[TrainState, Plan], None]
-ANOTHER_FOLDER = ", in another folder: a run keeps the settings that it began with"
+ANOTHER_FOLDER = ", in another folder, as a run keeps its settings"
 
 
 class Interrupted(ThalwegError):
-    """The run was told to stop; its state is saved. `signum` is the signal's number."""
+    """A signal has stopped the run; its state is saved. `signum` is the signal's number."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
@@ -43,8 +42,19 @@ class Interrupted(ThalwegError):
 class Trainer:
     """Trains an energy by an objective on a loader's batches, in a run folder.
 
-    `hooks` are called after every step with the state and the plan and must not change either. `group` is the one that
-    `thalweg.training.distributed.joined` gives; the loader's rank and world size must be the group's.
+    Args:
+        energy: The energy.
+        objective: The loss.
+        loader: The rows of each step, with the group's rank and world size.
+        transform: Data units to model units.
+        settings: Of the training.
+        folder: The run folder.
+        seed: Seed of all draws.
+        hooks: Called after every step with the state and the plan, which they must not change.
+        progress: The progress bar.
+        tensorboard: Whether TensorBoard events are written.
+        augment: Alters a batch in data units, given a generator and the share of training done.
+        group: The processes of the run, from `thalweg.training.distributed.joined`.
     """
 
     def __init__(
@@ -65,8 +75,8 @@ class Trainer:
     ):
         self.group = group = group or single_process()
         if (loader.rank, loader.world_size) != (group.rank, group.size):
-            of = f"must be of rank {group.rank} in {group.size}, not {loader.rank} in {loader.world_size}"
-            raise UserError(of, argument="loader")
+            ranks = f"must be of rank {group.rank} in {group.size}; it is of {loader.rank} in {loader.world_size}"
+            raise UserError(ranks, argument="loader")
         self.update = Update(objective, loader, transform, settings, seed, augment, group)
         self.settings, self.folder = settings, folder
         self.hooks, self.progress, self.tensorboard = hooks, progress or Silent(), tensorboard
@@ -74,11 +84,11 @@ class Trainer:
         self.guard = Guard(settings.guard, objective, group)
 
     def fit(self) -> nn.Module:
-        """Train from where the folder stands to the end of the plan; the averaged energy.
+        """Train from the newest checkpoint to the end of the plan; the averaged energy.
 
         Raises Interrupted after SIGINT or SIGTERM (state saved), Diverged where the guard gives up, OutOfMemory.
         """
-        # from here on a signal is kept: a stop during the timing acts after the first step
+        # from here on signals are caught: a stop during the timing acts after the first step
         kept = lambda: f"; {_described(self._last_good())}"  # noqa: E731
         with named_memory_errors(self.state, self.settings, kept), _caught_signals() as caught:
             known = self._known_plan()
@@ -89,7 +99,7 @@ class Trainer:
         return self.state.average
 
     def _run(self, plan: Plan, caught: list[int]) -> None:
-        """The loop over steps, with all that follows a step."""
+        """The loop over steps."""
         metrics_log = self._metrics_log()
         self.progress.start(plan.num_steps, self.state.step)
         try:
@@ -106,7 +116,7 @@ class Trainer:
     def _after_step(
         self, plan: Plan, metrics_log: MetricsLog | NoLog, metrics: dict[str, Tensor], caught: list[int]
     ) -> None:
-        """Report, save, stop, hooks."""
+        """Report, save, stop where a signal came, call the hooks."""
         self._report(metrics_log, metrics, plan)
         signum, self.state.seconds = self.group.latest(caught[0] if caught else 0, self.state.seconds)
         last = self.state.step == plan.num_steps
@@ -114,7 +124,7 @@ class Trainer:
             self._save()
         if signum and not last:
             raise Interrupted(f"stopped at step {self.state.step} of {plan.num_steps}, saved in {self.folder}", signum)
-        for hook in self.hooks:  # after the save: a hook that fails or dawdles costs no step
+        for hook in self.hooks:  # after the save: a hook that fails loses no step
             hook(self.state, plan)
 
     def _restore(self) -> None:
@@ -124,7 +134,7 @@ class Trainer:
         self.group.assert_equal("weights", self._weights)
 
     def _newest(self) -> str | None:
-        """The name of the checkpoint to go on from, the folder tidied up."""
+        """The name of the newest valid checkpoint; removes temporary files first."""
         temporary.clean(self.folder)
         parent = self.folder / FOLDER
         if not parent.is_dir():
@@ -145,7 +155,7 @@ class Trainer:
         return plan
 
     def _plan(self, plan: Plan | None) -> Plan:
-        """The plan that there is, or a new one: all ranks take the trial steps, and the times of rank 0 count."""
+        """The stored plan, or a new one: all ranks take the trial steps, and the times of rank 0 count."""
         if plan is None:
             try:
                 made = make_plan(self.settings, self._trial, self.group.size)
@@ -156,7 +166,7 @@ class Trainer:
             self.group.on_rank0(lambda: plan.save(self.folder))
         return plan
 
-    def _trial(self, precision: Any) -> Callable[[], object]:
+    def _trial(self, precision: Precision) -> Callable[[], object]:
         return self.update.trial(self.state, precision)
 
     def _metrics_log(self) -> MetricsLog | NoLog:
@@ -169,7 +179,7 @@ class Trainer:
             self.progress.advance(self.state.step, metrics_log.write(self.state.step, self.state.seconds, {**metrics}))
 
     def _save(self) -> None:
-        """Write a checkpoint; what is not finite never gets into one."""
+        """Write a checkpoint, after a rollback where the state is not finite."""
         self.group.assert_equal("weights", self._weights)
         try:
             self.state.save(self.folder, self.settings.keep, self.group)

@@ -62,7 +62,7 @@ def _of_left_out(energies: np.ndarray, left_out: LeftOut, new: np.ndarray, level
     F, G and S are the shares of new rows, of u_i, and of the rows' `seen` energies up to u: a new row that equals row i
     has an energy from the one to the other, so that values that repeat are no drift. Energies of rows left out hang
     together, as each row takes part in those of its neighbours: the variance of a share of them is larger than that of
-    n independent rows, by factors that `VARIANCE` bounds (`docs/anomaly.md`).
+    n independent rows, by factors that `VARIANCE` bounds (`docs/experiments/anomaly.md`).
     """
     seen = np.minimum(left_out.seen, energies)
     seen = seen - ROUNDING * np.maximum(np.abs(seen), 1)

@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from thalweg.core.errors import UserError
-from thalweg.data.columns.encoding import Column, Columns
+from thalweg.data.columns.column_reader import Column
+from thalweg.data.columns.encoding import Columns
 from thalweg.data.columns.reading_options import IN_MEMORY, option
 from thalweg.data.validate import check_cells
 

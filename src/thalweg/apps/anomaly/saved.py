@@ -17,7 +17,7 @@ from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.missing import Partial
 from thalweg.apps.anomaly.parameters import KINDS, energy_class
 from thalweg.bundle.files import StoredType, heading, holds, require_sealed
-from thalweg.core import store
+from thalweg.core import state_tree, store
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.columns.encoding import Columns
 from thalweg.data.columns.reading_options import Reading
@@ -105,7 +105,7 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
     tree = {"energy": _tensors(detector.energy_.state()), "train_scores": _tensor(detector.train_scores_)}
     if detector.partial_ is not None:
         tree |= {"rows": _tensor(detector.partial_.rows), "center": _tensor(detector.partial_.center)}
-    tensors, structure = store.flatten(tree)
+    tensors, structure = state_tree.flatten(tree)
     names = getattr(detector, "feature_names_in_", None)
     config = {
         "parameters": _plain(
@@ -145,7 +145,7 @@ def _detector(config: dict[str, Any], tensors: dict[str, Tensor], calibration: C
     reading = config.get("reading") or {}  # none in a detector of arrays
     detector = EnergyDetector(**{name: config["parameters"][name] for name in PLAIN}, **reading)
     detector.random_state = config.get("random_state")
-    tree = store.unflatten(tensors, config["structure"])
+    tree = state_tree.unflatten(tensors, config["structure"])
     detector.energy_ = energy_class(detector.kind).from_state(_arrays(tree["energy"]))
     detector.train_scores_ = tree["train_scores"].numpy()
     detector.calibration_ = calibration

@@ -10,7 +10,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from thalweg.core.errors import UserError
-from thalweg.data.files import IMAGE_SUFFIXES, image_files, probe, read_array, read_names, read_rows
+from thalweg.data.files import read_array, read_names, read_rows
+from thalweg.data.formats.base import format_of
+from thalweg.data.formats.images import IMAGE_SUFFIXES, image_files, probe
 from thalweg.data.validate import verify
 
 PLAIN = ("1", "L")  # modes of images with neither colour nor transparency
@@ -81,7 +83,8 @@ def read_damaged_images(
 
 
 def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    if path.suffix.lower() not in (".npy", ".npz"):
+    found = format_of(path)
+    if found is None or set(found.holds) != {"image", "vector"}:
         return None
     try:
         x = read_array(path, shape=(math.prod(shape),), finite=False).to(torch.float32).reshape(-1, *shape)

@@ -21,7 +21,8 @@ from torch import Tensor
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.columns.layout import Layout
-from thalweg.data.files import IMAGE_SUFFIXES, read_rows
+from thalweg.data.files import read_rows
+from thalweg.data.formats.images import IMAGE_SUFFIXES
 
 log = logging.getLogger("thalweg")
 WORDS = ("right-half", "left-half", "top-half", "bottom-half", "all", "none")

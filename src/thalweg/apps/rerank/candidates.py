@@ -20,7 +20,9 @@ from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.columns.layout import Layout
-from thalweg.data.files import IMAGE_SUFFIXES, SUFFIXES, TABLE_SUFFIXES, image_files, read_array, read_names, read_rows
+from thalweg.data.files import read_array, read_names, read_rows
+from thalweg.data.formats.base import suffixes
+from thalweg.data.formats.images import image_files
 from thalweg.data.validate import arrange, check_images, check_rows
 
 log = logging.getLogger("thalweg")
@@ -104,8 +106,7 @@ def read_candidates(
 
 def _require_kind(path: Path, shape: tuple[int, ...] | None) -> None:
     """Refuse a file of a kind that never holds such rows: tables hold no images, pictures no rows."""
-    never = () if shape is None else TABLE_SUFFIXES if len(shape) == 3 else IMAGE_SUFFIXES
-    kinds = [suffix for suffix in SUFFIXES if suffix not in never]
+    kinds = suffixes(None if shape is None else "image" if len(shape) == 3 else "vector")
     if path.is_file() and path.suffix.lower() not in kinds:
         folder = "" if shape is not None and len(shape) == 1 else "a folder of images or "
         hint = f"give {folder}one of {', '.join(kinds)}"

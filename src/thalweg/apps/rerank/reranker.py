@@ -25,7 +25,7 @@ from thalweg.apps.rerank.ratio_energy import RatioEnergy
 from thalweg.apps.rerank.selection import Variety
 from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.bundle.bundle import Bundle
-from thalweg.bundle.files import StoredType, load_as
+from thalweg.bundle.files import StoredType, load_as, require_replaceable
 from thalweg.core import check
 from thalweg.core.errors import UserError, kind_of
 from thalweg.data.columns.layout import Layout
@@ -164,7 +164,7 @@ class EnergyReranker(StoredType):
 
     def require_savable(self, folder: Path) -> None:
         """UserError where the folder holds something that is no re-ranker, before any work."""
-        saved.require_savable(folder, type(self))
+        require_replaceable(folder, type(self))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the fitted likelihood ratio to a folder that `thalweg.load` opens, whole or not at all."""

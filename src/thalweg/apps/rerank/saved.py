@@ -12,9 +12,9 @@ from thalweg.apps.rerank.preprocessing_search import ViewTrial
 from thalweg.apps.rerank.ratio_energy import RatioEnergy
 from thalweg.apps.rerank.selection import Variety
 from thalweg.apps.rerank.settings import RatioSettings
-from thalweg.bundle.files import StoredType, heading, holds, require_sealed
+from thalweg.bundle.files import StoredType, heading, require_sealed, write_stored
 from thalweg.core import check, store
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile
 from thalweg.data.columns.layout import Layout
 
 
@@ -30,7 +30,6 @@ class Stored(NamedTuple):
 
 def write(folder: Path, stored: Stored, cls: type[StoredType]) -> None:
     """Write the folder of an object of `cls`, whole or not at all; UserError where it holds something else."""
-    require_savable(folder, cls)
     s = stored.energy.settings
     config = {
         **heading(cls),
@@ -49,14 +48,7 @@ def write(folder: Path, stored: Stored, cls: type[StoredType]) -> None:
         store.write_json(aside / "config.json", config)
         store.write_tensors(aside / "model.safetensors", stored.energy.state_dict())
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    store.save_folder(folder, fill)
-
-
-def require_savable(folder: Path, cls: type[StoredType]) -> None:
-    """UserError where the folder holds something that is no re-ranker."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not holds(folder, cls):
-        raise UserError("holds something that is no re-ranker", argument=str(folder), hint="name another folder")
+    write_stored(folder, cls, fill)
 
 
 def read(folder: Path, config: dict[str, Any]) -> Stored:

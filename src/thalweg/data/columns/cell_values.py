@@ -1,4 +1,4 @@
-"""Single values as pandas' object columns hold them: which are missing, numbers, texts, and which are refused."""
+"""Values of object columns, as pandas has them: missing values, numbers, texts, and types that are refused."""
 
 import datetime
 from collections.abc import Collection, Iterable
@@ -21,7 +21,7 @@ REMEDIES = (
 
 
 def missing(value: Any) -> bool:
-    """Whether a value is none: None, NaN, pandas' NA and NaT."""
+    """Whether a value is missing: None, NaN, pandas' NA and NaT."""
     return value is None or type(value).__name__ in ("NAType", "NaTType") or (is_plain_number(value) and value != value)
 
 

@@ -1,7 +1,7 @@
-"""Columns of numbers that only count the rows or tell the time: in the next table they have values never seen.
+"""Columns of numbers that count the rows or give the time: a later table has other values in them.
 
-Rows of one law come in any order, and whole numbers among them repeat. So what runs through the file in even steps, or
-never repeats where any measurement would, is no measurement. Left out are, by rules that a measurement fails:
+Independent rows come in any order, and whole numbers among them repeat. So a column that runs through the file in even
+steps, or has no repeats where a measurement would, is no measurement. These columns are left out:
 
 1. a first column without a name, or pandas' own, of different whole numbers or of steps of one;
 2. whole numbers that change by the same step from row to row;
@@ -9,8 +9,8 @@ never repeats where any measurement would, is no measurement. Left out are, by r
    the greatest, in units of their common divisor: of n draws of any law on R values so many pairs are equal in the
    mean, or more, so that none is has a chance of e^-10 (the birthday problem). Or all different, with "id" in the name.
 
-Refused, since the user must tell, is what is likely a time: dates written as numbers (20240131), times since 1970, and
-what rises or falls from row to row in steps more even than those of any sorted sample.
+A column that is likely a time is refused, and the user decides: dates written as numbers (20240131), times since 1970,
+and numbers that rise or fall from row to row in steps more even than those of any sorted sample.
 """
 
 import re
@@ -31,14 +31,14 @@ _CALENDAR = {6: "month", 8: "day", 12: "minute", 14: "second"}  # digits of 2024
 
 
 class Verdict(NamedTuple):
-    """What is wrong with a column: `action` "leave", "refuse" or "warn", and why in words that follow its name."""
+    """What to do with a column: `action` "leave", "refuse" or "warn", and the reason, to follow its name."""
 
     action: str
     why: str
 
 
 def verdict(values: np.ndarray, name: str, rows: Sequence[int], *, first: bool = False) -> Verdict | None:
-    """What a column only counts or tells, None for a measurement.
+    """The verdict on a column that counts rows or gives the time; None for a measurement.
 
     Args:
         values: The numbers (N,), NaN where one is missing.
@@ -61,10 +61,10 @@ def verdict(values: np.ndarray, name: str, rows: Sequence[int], *, first: bool =
         return Verdict("leave", "is an index without a name, which numbers the rows")
     if len(x) < LEAST or x.min() == x.max():
         return None
-    return _counts(x, at, name, whole, different) or _tells(x, name, whole) or _runs(x, at, different)
+    return _counts_rows(x, at, name, whole, different) or _gives_time(x, name, whole) or _is_monotone(x, at, different)
 
 
-def _counts(x: np.ndarray, at: np.ndarray, name: str, whole: bool, different: bool) -> Verdict | None:
+def _counts_rows(x: np.ndarray, at: np.ndarray, name: str, whole: bool, different: bool) -> Verdict | None:
     if not whole or not different:
         return None
     step = (x[-1] - x[0]) / (at[-1] - at[0])
@@ -80,7 +80,7 @@ def _counts(x: np.ndarray, at: np.ndarray, name: str, whole: bool, different: bo
     return None
 
 
-def _tells(x: np.ndarray, name: str, whole: bool) -> Verdict | None:
+def _gives_time(x: np.ndarray, name: str, whole: bool) -> Verdict | None:
     digits = _CALENDAR.get(len(f"{x.max():.0f}")) if whole and x.min() >= 1e5 else None
     if digits and _is_calendar(x) and (len(np.unique(x)) >= 5 or digits != "month" or _TIME.search(_lower(name))):
         return Verdict("refuse", f"holds dates as numbers, such as {x[0]:.0f}")
@@ -104,8 +104,8 @@ def _is_calendar(x: np.ndarray) -> bool:
     return all(low <= int(text[a:b]) <= high for text in texts for a, b, low, high in used)
 
 
-def _runs(x: np.ndarray, at: np.ndarray, different: bool) -> Verdict | None:
-    """What only rises, or only falls, from row to row."""
+def _is_monotone(x: np.ndarray, at: np.ndarray, different: bool) -> Verdict | None:
+    """The verdict on numbers that only rise, or only fall, from row to row."""
     steps = np.diff(x)
     if not ((steps >= 0).all() or (steps <= 0).all()):
         return None
@@ -119,7 +119,7 @@ def _runs(x: np.ndarray, at: np.ndarray, different: bool) -> Verdict | None:
     if len(blocks) >= LEAST and (blocks == blocks[0]).all() and np.ptp(np.abs(steps[places])) == 0:
         return Verdict("refuse", f"{way} by the same step every {blocks[0]} rows, as a time does")
     if len(places) >= LEAST:
-        return Verdict("warn", f"only {way} from row to row: if it counts or tells the time, leave it out")
+        return Verdict("warn", f"only {way} from row to row: if it counts rows or gives the time, leave it out")
     return None
 
 

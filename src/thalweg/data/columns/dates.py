@@ -1,8 +1,8 @@
-"""Texts that are dates or times, in any usual writing.
+"""Texts that are dates or times, in any usual format.
 
-Most writings are known to `dateutil`, which takes much that is none ("12A", "T1", "May"); so a text is asked of it only
-where it looks like one, and must hold a year and a month, a month by its name and a day, or an hour and a minute. The
-patterns are for what it does not know: weeks, quarters, other languages, logs, durations.
+`dateutil` parses most formats, but also texts that are no dates ("12A", "T1", "May"). So it is used only where a text
+looks like a date, and must find a year and a month, a month by its name and a day, or an hour and a minute. The
+patterns are for formats that it does not know: weeks, quarters, other languages, logs, durations.
 """
 
 import re
@@ -10,7 +10,7 @@ import unicodedata
 from collections import Counter
 from datetime import datetime
 
-ASKED = 400  # different texts of a column that are looked at
+ASKED = 400  # different texts of a column that are checked
 _TIME = r"\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?(\s*[AaPp]\.?[Mm]\.?)?"
 _ZONE = r"(\s*(Z|UTC|GMT|[+-]\d{2}:?\d{2}|[A-Z]{3,4}))?"
 _DAY = r"(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.]\d{4})"
@@ -60,13 +60,14 @@ def is_moment(text: str) -> bool:
     if _NAMED.fullmatch(text) and _MONTH.match(words[0]):
         return True
     if any(map(_ENGLISH.match, words)):
-        return "month" in _held(text)
-    return bool(_SHORT_YEAR.fullmatch(text)) and _held(text) >= {"year", "month", "day"}
+        return "month" in _parsed_parts(text)
+    return bool(_SHORT_YEAR.fullmatch(text)) and _parsed_parts(text) >= {"year", "month", "day"}
 
 
 def moments(counts: Counter[str]) -> float:
-    """The share of rows whose text is a date or time, by the texts and their numbers of rows; of more than 400
-    different texts, 400 are looked at, evenly chosen in their order.
+    """The share of rows whose text is a date or time, from the texts and their numbers of rows.
+
+    Of more than 400 different texts, 400 are checked, evenly spaced in their order.
     """
     texts = sorted(counts)
     asked = texts if len(texts) <= ASKED else [texts[i * len(texts) // ASKED] for i in range(ASKED)]
@@ -79,8 +80,8 @@ def _plain(word: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKD", word.casefold()) if not unicodedata.combining(c))
 
 
-def _held(text: str) -> set[str]:
-    """Which of year, month, day, hour and minute a text holds, as dateutil reads it; empty where it cannot."""
+def _parsed_parts(text: str) -> set[str]:
+    """The parts among year, month, day, hour and minute that dateutil finds in a text; empty where it finds none."""
     from dateutil import parser
 
     found = []

@@ -1,42 +1,22 @@
-"""Named columns of numbers and categories to rows of numbers, and back: the one place that knows what a column holds.
+"""Named columns of numbers and categories as rows of numbers, and back.
 
-A column of K categories becomes K columns of 0 and 1. Categories seen once, and those beyond the 100 most frequent,
-share one of them, "other"; one never seen joins it, as by Good & Turing (1953) it is as likely as those seen once.
-Where nothing is rare, a new category is -1 in all K, farther from every row than the rows are from each other. Columns
-are matched by name; a missing value is NaN.
+A column of K categories becomes K columns of 0 and 1. Categories that occur once, and those beyond the 100 most
+frequent, share one of them, "other"; so does a new category, which by Good & Turing (1953) is as likely as those that
+occur once. Where there is no "other", a new category is -1 in all K, farther from every row than the rows are from each
+other. Columns are matched by name; a missing value is NaN.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.columns.number_formats import Writing, near
-from thalweg.data.columns.reading_options import Reading, option
-from thalweg.data.columns.text_columns import doubt, refuse_doubt, refuse_moments
-from thalweg.data.frames import as_frame, is_categorical, is_numeric, names_of, numbers, texts
-
-MOST = 100  # categories of a column that are told apart
-OTHER = "other"
-TRUTH = {"false": 0.0, "true": 1.0}  # in any case: pandas writes True, Arrow and polars true, spreadsheets TRUE
-
-
-class Column(NamedTuple):
-    """A name and what the column holds: categories, the most frequent first, or None for numbers (`truth`: 0 and 1)."""
-
-    name: str
-    categories: tuple[str, ...] | None = None
-    other: bool = False
-    truth: bool = False
-
-    @property
-    def width(self) -> int:
-        """Columns of numbers that it becomes."""
-        return 1 if self.categories is None else len(self.categories) + self.other
+from thalweg.data.columns.column_reader import OTHER, Column, ColumnReader
+from thalweg.data.columns.reading_options import Reading
+from thalweg.data.frames import as_frame, names_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +63,7 @@ class Columns:
             raise UserError(f"no column {unknown[0]!r} in {where}", argument="dtype")
         series = as_frame(frame, where)
         rows = range(len(series)) if rows is None else rows
-        read = _Reader(where, parse, rows, reading or Reading(), reading is not None)
+        read = ColumnReader(where, parse, rows, reading or Reading(), reading is not None)
         return cls(tuple(read.column(series[name], name) for name in names), read.reading)
 
     def without(self, left_out: Iterable[tuple[str, str]]) -> Self:
@@ -105,8 +85,9 @@ class Columns:
     def match(
         self, names: Iterable[str], where: str = "X", *, ignore: Iterable[str] = (), mend: str = "drop it"
     ) -> None:
-        """UserError unless the names are those of the fit, in any order; those in `ignore` may be there too. `mend`:
-        what to do with one too many, {name!r}.
+        """UserError unless the names are those of the fit, in any order; those in `ignore` may be there too.
+
+        `mend`: the remedy for an unknown column, {name!r}.
         """
         names = list(map(str, names))
         check_names(names, where)
@@ -117,8 +98,8 @@ class Columns:
             hint = f"give the {len(self.names)} columns of the fit"
             raise UserError(f"lacks {_list(missing)}{also}", argument=where, hint=hint)
         if extra:
-            told = f"{_list(extra)} not among the {len(self.names)} columns of the fit"
-            raise UserError(told, argument=where, hint=mend.format(name=extra[0]))
+            unknown = f"{_list(extra)} not among the {len(self.names)} columns of the fit"
+            raise UserError(unknown, argument=where, hint=mend.format(name=extra[0]))
 
     def encode(
         self,
@@ -141,7 +122,7 @@ class Columns:
         self.match(names_of(frame), where, ignore=ignore)
         series = as_frame(frame, where)
         rows = range(first, first + len(series)) if rows is None else rows
-        read = _Reader(where, parse, rows, self.reading, offered)
+        read = ColumnReader(where, parse, rows, self.reading, offered)
         parts = [read.encode(series[column.name], column) for column in self.columns]
         return np.concatenate(parts, axis=1)
 
@@ -179,7 +160,7 @@ class Columns:
                 for n, c, o, *truth in stored
             ]
         except (TypeError, ValueError) as error:
-            raise DamagedFile("the stored columns are not a list of [name, categories, other]") from error
+            raise DamagedFile("must be a list of [name, categories, other]", argument="columns") from error
         return cls(tuple(found), reading or Reading(), tuple((str(name), str(why)) for name, why in left_out))
 
 
@@ -188,140 +169,6 @@ def check_names(names: Sequence[str], where: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{_list(twice)} there twice", argument=where, hint="rename one")
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """How the columns of one table are read."""
-
-    where: str
-    parse: bool
-    rows: Sequence[int]
-    reading: Reading
-    offered: bool = False
-
-    def refuse(self, message: str, hint: str) -> UserError:
-        return UserError(message, argument=self.where, hint=hint)
-
-    def column(self, series: Any, name: str) -> Column:
-        """What a column holds."""
-        import narwhals as nw
-
-        declared = self.reading.dtype.get(name)
-        if is_numeric(series) and (declared != "category" or not _is_whole(series)):
-            if declared == "category":
-                hint = "store whole numbers or texts"
-                raise self.refuse(f"column {name!r} holds numbers with fractions, which are no categories", hint)
-            if np.isnan(numbers(series)).all():
-                raise self.refuse(f"column {name!r} has no value at all", "drop it")
-            return Column(name, truth=series.dtype == nw.Boolean)
-        values = texts(series, name, self.where, self.reading.words(self.parse))
-        if all(value is None for value in values):
-            word = next((text for text in texts(series, name, self.where) if text), None)
-            told = "" if word is None else f", as {word!r} means a missing one"
-            raise self.refuse(f"column {name!r} has no value at all{told}", "drop it")
-        if declared != "category" and not is_categorical(series):
-            found = self._numbers(values, name, declared)
-            if found is not None:
-                return found
-        counts = Counter(value for value in values if value is not None)
-        kept = [value for value, count in counts.most_common(MOST) if count > 1]
-        return Column(name, tuple(kept), len(kept) < len(counts))
-
-    def _numbers(self, values: Sequence[str | None], name: str, declared: str | None) -> Column | None:
-        """The column of numbers, or of truth values, that texts are; None for categories. UserError where in doubt."""
-        there = {value for value in values if value is not None}
-        writing, parse = self.reading.writing, self.parse or declared == "number" or not self.reading.writing.is_plain
-        if parse and _are_numbers(there, writing):
-            return Column(name)
-        if self.parse and all(value.strip().lower() in TRUTH for value in there):
-            return Column(name, truth=True)
-        if declared == "number":
-            i = next(i for i, v in enumerate(values) if v is not None and writing.number(v) is None)
-            message = f"column {name!r} holds {values[i]!r:.60} in row {self.rows[i] + 1}, which is no number"
-            raise self.refuse(message, "mend the value")
-        found = doubt(values, writing, declared=not parse)
-        if found is not None:
-            refuse_doubt(found, values, name, self.where, self.rows, offered=self.offered)
-        refuse_moments(values, name, self.where, offered=self.offered)
-        return None
-
-    def encode(self, series: Any, column: Column) -> np.ndarray:
-        """(N, width) of the values."""
-        name, words = column.name, self.reading.words(self.parse)
-        if column.categories is None:
-            if is_numeric(series):
-                return numbers(series)[:, None]
-            return self._parsed(texts(series, name, self.where, words), column)[:, None]
-        given = self._categories(series, column, words)
-        place = {value: i for i, value in enumerate(column.categories)}
-        codes = np.eye(column.width + 2, column.width)
-        codes[column.width], codes[column.width + 1] = -1.0, np.nan  # never seen; missing
-        unknown = len(column.categories) if column.other else column.width
-        return codes[[column.width + 1 if text is None else place.get(text, unknown) for text in given]]
-
-    def _categories(self, series: Any, column: Column, words: frozenset[str]) -> list[str | None]:
-        """The texts of a column of categories. UserError where all are numbers and none of the known categories is: of
-        what holds anything each value counts for itself, so that a row does not depend on the others.
-        """
-        import narwhals as nw
-
-        known, name = column.categories or (), column.name
-        given = texts(series, name, self.where, words.difference(known))
-        if series.dtype == nw.Object or (self.reading.dtype.get(name) == "category" and _is_whole(series)):
-            return given
-        there = [text for text in given if text is not None]
-        number = self.reading.writing.number
-        retyped = bool(known) and all(number(t) is not None for t in there) and all(number(c) is None for c in known)
-        if there and (retyped or is_numeric(series)):
-            raise self.refuse(f"column {name!r} holds numbers where categories were in the fit", "retype it")
-        return given
-
-    def _parsed(self, given: list[str | None], column: Column) -> np.ndarray:
-        writing = self.reading.writing
-        together = "".join(text for text in given if text is not None)
-        if writing.is_plain and together.isascii() and "_" not in together:  # float takes what `is_number` takes then,
-            with suppress(ValueError):  # in a third of the time
-                return np.array([np.nan if text is None else float(text) for text in given], float)
-        found = np.full(len(given), np.nan)
-        for i, text in enumerate(given):
-            if text is None:
-                continue
-            number = writing.number(text)
-            if number is None and column.truth:
-                number = TRUTH.get(text.strip().lower())
-            if number is None:
-                wanted = "True or False was" if column.truth else "numbers were"
-                at = f"column {column.name!r} holds {text!r:.60} in row {self.rows[i] + 1}"
-                hint = "mend the value"
-                if self.offered:
-                    hint += f", or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
-                if near(text) is not None:
-                    mark = f" and {writing.thousands!r} between thousands" if writing.thousands else ""
-                    hint = f"write it as in the fit, with {writing.decimal!r} as decimal point{mark}"
-                raise self.refuse(f"{at}, where {wanted} in the fit", hint)
-            found[i] = number
-        return found
-
-
-def _are_numbers(texts: Collection[str], writing: Writing) -> bool:
-    """Whether all texts are numbers in this writing."""
-    together = "".join(texts)
-    if not (writing.is_plain and together.isascii() and "_" not in together):
-        return all(writing.number(text) is not None for text in texts)
-    try:
-        for text in texts:
-            float(text)  # takes what `is_number` takes then, in a third of the time
-    except ValueError:
-        return False
-    return True
-
-
-def _is_whole(series: Any) -> bool:
-    """Whether the type is of whole numbers, or of anything but numbers."""
-    import narwhals as nw
-
-    return series.dtype.is_integer() or series.dtype == nw.Boolean or not series.dtype.is_numeric()
 
 
 def _list(names: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""The columns of a model's rows: what a table, in a file or in memory, must have to be read as rows of that model.
+"""The columns of a model's rows, by which tables in files and in memory are read.
 
-Tables are matched by the names of their columns, whatever the order. Where one side has no names (an array, a CSV
-without a header) the order counts, and the log says so.
+Columns are matched by name, in any order. Where one side has no names (an array, a CSV without a header) they are
+matched by order, with a warning in the log.
 """
 
 import logging
@@ -24,10 +24,10 @@ log = logging.getLogger("thalweg")
 
 @dataclass(frozen=True)
 class Layout:
-    """What rows of numbers (N, D) were read from.
+    """The columns that rows of numbers (N, D) were read from.
 
     Args:
-        columns: What each column of the table holds; None for arrays.
+        columns: The content of each column of the table; None for arrays.
         headless: The names are 0, 1, 2, … since the table had none.
         ignored: Columns that were left out; a later table may have them or not.
     """
@@ -77,12 +77,13 @@ class Layout:
         return Known(self.names or (), self.headless)
 
     def check(self, names: Collection[str], where: str, *, drop: Iterable[str] = (), mend: str = "drop it") -> None:
-        """UserError, by name, where a table with columns of these names cannot be rows of this model; `mend`: what to
-        do with a column too many, {name!r}.
+        """UserError where a table with columns of these names cannot be rows of this model.
+
+        `mend`: the remedy for a column that the model does not know, {name!r}.
         """
         needed = [name for name in drop if name in (self.names or ())]
         if needed:
-            raise UserError(f"{listed(needed)}: the model needs it", argument=where, hint="do not drop it")
+            raise UserError(f"must keep {listed(needed)}, as the model needs it", argument=where, hint="do not drop it")
         if self.names is not None:
             self.columns.match(names, where, ignore={*self.ignored, *drop}, mend=mend)  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -92,7 +93,7 @@ class Layout:
         """(N, D) float64 in the order of the model, NaN where a value is missing. `headless`: the frame's names are
         none, so it is taken by order. UserError: a missing or an unknown name, another number of columns, texts.
         """
-        given = [name for name in names_of(frame) if name not in {*drop, *self.ignored}]
+        present = [name for name in names_of(frame) if name not in {*drop, *self.ignored}]
         if self.names is not None and not headless:
             self.check(names_of(frame), where, drop=drop)
             ignore = {*self.ignored, *drop}
@@ -100,17 +101,21 @@ class Layout:
         if self.columns is None:
             columns = Layout.fit(frame, where=where, headless=True, parse=parse).columns
             assert columns is not None  # of a table
-        elif len(given) != len(self.columns.columns):
-            raise UserError(f"{len(given)} columns, the model has {len(self.columns.columns)}", argument=where)
+        elif len(present) != len(self.columns.columns):
+            condition = f"must have {len(self.columns.columns)} columns, as the model; it has {len(present)}"
+            raise UserError(condition, argument=where)
         else:
-            pairs = zip(self.columns.columns, given, strict=True)
+            pairs = zip(self.columns.columns, present, strict=True)
             columns = Columns(tuple(column._replace(name=name) for column, name in pairs))
         if self.names is not None:
             order = short(self.names)
             log.warning("%s: no names, so its columns are taken in the order of the model's: %s", where, order)
         elif not headless:
-            log.warning("%s: the model knows no names, so the columns are taken in this order: %s", where, short(given))
-        return columns.encode(frame, where=where, ignore=set(names_of(frame)) - set(given), parse=parse, offered=False)
+            order = short(present)
+            log.warning("%s: the model knows no names, so the columns are taken in this order: %s", where, order)
+        return columns.encode(
+            frame, where=where, ignore=set(names_of(frame)) - set(present), parse=parse, offered=False
+        )
 
     def singles(self, frame: Any) -> list[bool]:
         """Which of the model's columns come in float32, in its order."""
@@ -125,7 +130,7 @@ class Layout:
     def from_list(cls, stored: Any, *, headless: bool = False, ignored: Iterable[str] = ()) -> Self:
         """The inverse of `to_list`; DamagedFile for anything else."""
         if not (stored is None or isinstance(stored, list)):
-            raise DamagedFile("the stored columns are no list")
+            raise DamagedFile("must be a list", argument="columns")
         return cls(None if stored is None else Columns.from_list(stored), headless, tuple(ignored))
 
 

@@ -1,4 +1,4 @@
-"""How a user wants a table's values to be read: pandas' `decimal`, `thousands`, `na_values` and `dtype`."""
+"""A user's options for reading the values of a table: pandas' `decimal`, `thousands`, `na_values` and `dtype`."""
 
 import shlex
 from collections.abc import Iterable, Mapping
@@ -16,7 +16,7 @@ IN_MEMORY = "X"  # what messages call a table that is no file
 
 @dataclass(frozen=True)
 class Reading:
-    """How values are read, the same in the fit and in the score.
+    """The options for reading values, the same in the fit and in the score.
 
     Args:
         writing: How texts write numbers.
@@ -39,9 +39,8 @@ class Reading:
         """The reading that a user's arguments name; UserError for what they cannot be."""
         words = None if na_values is None else _words(na_values)
         if dtype is not None and not isinstance(dtype, Mapping):
-            raise UserError(
-                "must name columns and kinds", argument="dtype", value=dtype, hint=f"{{name: {KINDS[0]!r}}}"
-            )
+            example = f"as in {{name: {KINDS[0]!r}}}"
+            raise UserError("must map names of columns to kinds", argument="dtype", value=dtype, hint=example)
         for name, kind in (dtype or {}).items():
             check.one_of(KINDS, **{f"dtype[{name!r}]": kind})
         return cls(Writing(decimal, thousands), words, dict(dtype or {}))
@@ -69,15 +68,15 @@ class Reading:
         try:
             return cls.of(**stored)
         except (TypeError, ValueError) as error:
-            raise DamagedFile("the stored way of reading is not what to_dict writes") from error
+            raise DamagedFile("must be options as to_dict writes them", argument="reading") from error
 
 
-def _words(given: Any) -> tuple[str, ...]:
+def _words(na_values: Any) -> tuple[str, ...]:
     """The texts of `na_values`, each once."""
-    words: list[Any] = list(given) if isinstance(given, list | tuple | set | frozenset) else [given]
+    words: list[Any] = list(na_values) if isinstance(na_values, list | tuple | set | frozenset) else [na_values]
     for word in words:
         if not isinstance(word, str):
-            raise UserError(f"must be texts, not {kind_of(word)}", argument="na_values", value=given)
+            raise UserError(f"must be texts, not {kind_of(word)}", argument="na_values", value=na_values)
     return tuple(dict.fromkeys(words))
 
 
@@ -86,5 +85,5 @@ def option(where: str, name: str, *values: Any) -> str:
     if where != IN_MEMORY:
         words = [f"{k}={v}" for value in values for k, v in value.items()] if name == "dtype" else values
         return " ".join(f"--{name.replace('_', '-')} {shlex.quote(str(word))}" for word in words)
-    given = list(values) if name == "na_values" else values[0]
-    return f"{name}={given!r}"
+    value = list(values) if name == "na_values" else values[0]
+    return f"{name}={value!r}"

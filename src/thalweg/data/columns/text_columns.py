@@ -1,7 +1,7 @@
-"""What a column of texts holds where not all of them are numbers: refuse what would be taken for categories by mistake.
+"""Refusal of columns of texts that would be taken for categories by mistake.
 
 A column is in doubt where most of its texts are numbers but for a separator, a sign, a unit or a word for a missing
-value, or are dates. As categories such columns would be learned without a word, and any number would pass.
+value, or are dates. As categories they would be learned without a warning, and later any number would be accepted.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from thalweg.data.columns.number_formats import OTHER_MARKS, Near, Writing, near
 from thalweg.data.columns.reading_options import IN_MEMORY, option
 from thalweg.data.columns.units import without_codes
 
-MOSTLY = 0.9  # share of numbers in a CSV's column from which on a text among them is a slip and no category
+MOSTLY = 0.9  # share of numbers in a CSV's column from which on a text among them is an error and no category
 MANY = 100  # different numbers that are no codes: more than categories are told apart
 # What people write for a missing value; only the words of a `Reading` are read so.
 _GAP_WORDS = """
@@ -75,7 +75,7 @@ def refuse_doubt(
 ) -> None:
     """UserError that names the column, a text, its row and the remedy. `offered`: options of `Reading` are."""
     text = values[found.row] or ""
-    what, hint = _told(found, text, where, offered)
+    what, hint = _described(found, text, where, offered)
     more = f" and {found.like - 1} more" if found.like > 1 else ""
     if offered:
         hint += f", or say {option(where, 'dtype', {name: 'category'})} to take its texts for categories"
@@ -105,15 +105,15 @@ def _measured(numeric: Mapping[str, int], kinds: Mapping[str, str], writing: Wri
     """Whether the numbers are measurements and no codes: most have a fraction, a separator or a unit, or more are
     different than categories are told apart. Whole numbers alone, `declared` to be texts, are codes.
     """
-    told = 0
+    measured = 0
     for text, count in numeric.items():
         number = writing.number(text)
-        told += count if number is None or number % 1 else 0
-    return told > 0.5 * sum(numeric.values()) or (len(numeric) > MANY and not (declared and not kinds))
+        measured += count if number is None or number % 1 else 0
+    return measured > 0.5 * sum(numeric.values()) or (len(numeric) > MANY and not (declared and not kinds))
 
 
-def _told(found: Doubt, text: str, where: str, offered: bool) -> tuple[str, str]:
-    """What is wrong with the text, and how to mend it."""
+def _described(found: Doubt, text: str, where: str, offered: bool) -> tuple[str, str]:
+    """The fault of the text, and the remedy."""
     if found.kind == "text":
         return "numbers that are stored as texts", "turn them into numbers"
     if found.kind == "writing":
@@ -124,12 +124,15 @@ def _told(found: Doubt, text: str, where: str, offered: bool) -> tuple[str, str]
         return f"a number but for {beside}", "write the number alone"
     numbers = f"where {found.numbers} rows hold numbers"
     if found.kind == "gap":
-        mend = f"say {option(where, 'na_values', text)}" if offered else "leave the value empty"
-        return numbers, f"if it means that the value is missing, {mend}"
+        remedy = f"say {option(where, 'na_values', text)}" if offered else "leave the value empty"
+        return numbers, f"if it means that the value is missing, {remedy}"
     if offered and found.like > 1:
-        return numbers, f"mend it, or, if it means that the value is missing, say {option(where, 'na_values', text)}"
+        return (
+            numbers,
+            f"correct it or, if it means that the value is missing, say {option(where, 'na_values', text)}",
+        )
     gap = f" and fit with {option(where, 'missing', 'marginalise')}" if offered else ""
-    return numbers, f"mend the value, or leave it empty{gap}"
+    return numbers, f"correct the value, or leave it empty{gap}"
 
 
 def _by_readings(found: Doubt, text: str, where: str) -> str:

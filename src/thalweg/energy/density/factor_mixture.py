@@ -9,7 +9,6 @@ from a draw of it.
 """
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.core.errors import UserError
 from thalweg.energy.linear_observation import LinearObservation
 
 ROWS, NUMBERS = 60_000, 50_000_000  # that are fitted to, at most
@@ -30,11 +30,18 @@ BLOCK = 2000
 
 
 class MixtureOfFactorAnalyzers(nn.Module):
-    """U(y, t), (B, *shape) and (B,) to (B,) nats, normalised: `basis` (D, R) orthonormal, `means` (K, R), Cholesky
-    `factors` (K, R, R) of the S_k, `log_weights` (K,), `mean` (D,), `psi` () the variance of what W leaves out.
+    """U(y, t), (B, *shape) and (B,) to (B,) nats, normalised. `fit` makes one from rows.
+
+    Args:
+        shape: Shape of one position, D numbers in all.
+        mean: m (D,).
+        basis: W (D, R), orthonormal columns.
+        log_weights: log w_k (K,).
+        means: mu_k (K, R).
+        factors: Cholesky factors of the S_k, (K, R, R).
+        psi: The variance of what W leaves out, ().
     """
 
-    noisy = True
     mean: Tensor
     basis: Tensor
     log_weights: Tensor
@@ -49,14 +56,15 @@ class MixtureOfFactorAnalyzers(nn.Module):
         self.shape = tuple(shape)
         for name in ("mean", "basis", "log_weights", "means", "factors", "psi"):
             if not isinstance(parts.get(name), Tensor):
-                raise ValueError(f"{name}: want a tensor")
+                raise UserError("must be a tensor", argument=name)
             self.register_buffer(name, parts[name].detach().to(torch.float64))
         k, r, d = len(self.log_weights), self.basis.shape[1], math.prod(self.shape)
         wanted = {"mean": (d,), "basis": (d, r), "means": (k, r), "factors": (k, r, r), "psi": ()}
         for name, size in wanted.items():
-            found = tuple(getattr(self, name).shape)
+            found = tuple(parts[name].shape)
             if found != size:
-                raise ValueError(f"{name} has shape {found}: want {size}, for {k} components in {r} of {d} directions")
+                condition = f"must have the shape {size}, for {k} components in {r} of {d} directions; it has {found}"
+                raise UserError(condition, argument=name)
         spectra, axes = torch.linalg.eigh(self.factors @ self.factors.mT)
         self.register_buffer("spectra", spectra.clamp(min=0), persistent=False)
         self.register_buffer("axes", axes, persistent=False)
@@ -96,11 +104,6 @@ class MixtureOfFactorAnalyzers(nn.Module):
         log_weights, means, factors = _em(z, min(MOST, max(1, len(z) // EACH)), RIDGE * most, seed)
         parts = {"log_weights": log_weights, "means": means, "factors": factors}
         return cls(tuple(x.shape[1:]), mean=mean, basis=basis, psi=psi, **parts)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Self:
-        """The one whose `state_dict` this is. ValueError, KeyError where it is of another form."""
-        return cls(shape, **state)
 
     def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats."""

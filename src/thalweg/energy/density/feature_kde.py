@@ -3,9 +3,10 @@
     E(x) = -1/beta log( 1/n sum_j exp(beta <w(x), w_j>) ),    w(x) = W (f(x) - m) / |W (f(x) - m)|
 
 on the unit sphere: a von Mises-Fisher kernel of concentration beta at each of n training rows, whose features f are
-centred and whitened first. Lengths say how much ink there is and directions what it forms, so the length is dropped;
-whitening lets no feature count for being loud. As beta grows E tends to minus the largest cosine, one nearest
-neighbour. (Banerjee et al. 2005 for the kernel; whitened features for outliers: Sehwag et al. 2021.)
+centred and whitened first. The length of a feature vector of an image tells the amount of ink and its direction the
+form, so the length is dropped. Whitening gives all features one scale. As beta grows E tends to minus the largest
+cosine, that of the nearest neighbour. (Kernel: Banerjee et al. 2005; whitened features for outliers: Sehwag et al.
+2021.)
 """
 
 import math
@@ -16,20 +17,27 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.core import check
+from thalweg.core.errors import UserError
+from thalweg.energy.base import HasShape
+
 
 class FeatureKernelEnergy(nn.Module):
-    """E(x) as above, divided by 1 / beta, so that it lies in [-1, 1]; `encoder` maps (B, *) to (B, F).
+    """E(x) as above, in [-1, 1]. `of` makes one from training rows. Costs n F multiplications a row.
 
-    Made by `of` from training rows; `bank` (n, F), `mean` (F,) and `whiten` (F, F) are buffers. n F multiplications a
-    row.
+    Args:
+        encoder: The features f, (B, *) to (B, F).
+        bank: The w_j, (n, F).
+        mean: m (F,).
+        whiten: W (F, F).
+        beta: The kernel's concentration.
     """
 
     def __init__(self, encoder: nn.Module, bank: Tensor, mean: Tensor, whiten: Tensor, *, beta: float = 20.0):
         super().__init__()
-        if not beta > 0:
-            raise ValueError(f"beta={beta}: want a positive concentration")
+        check.positive(beta=beta)
         self.encoder, self.beta = encoder, beta
-        self.shape: tuple[int, ...] = tuple(getattr(encoder, "shape", (len(mean),)))
+        self.shape: tuple[int, ...] = tuple(encoder.shape) if isinstance(encoder, HasShape) else (len(mean),)
         self.bank: Tensor
         self.mean: Tensor
         self.whiten: Tensor
@@ -43,10 +51,10 @@ class FeatureKernelEnergy(nn.Module):
     ) -> Self:
         """From training rows x: W W' = (C + ridge mean(diag C) I)^-1, C the features' covariance.
 
-        ValueError for fewer than two rows.
+        UserError for fewer than two rows.
         """
         if len(x) < 2:
-            raise ValueError(f"x has {len(x)} rows: want 2 or more to whiten their features")
+            raise UserError(f"must have 2 rows or more, to whiten their features; it has {len(x)}", argument="x")
         f = torch.cat([encoder(part) for part in x.split(block)])
         mean, cov = f.mean(0), torch.cov(f.t())
         cov = cov + max(ridge * cov.diagonal().mean().item(), torch.finfo(f.dtype).tiny) * torch.eye(len(cov))

@@ -6,7 +6,7 @@ N(m, C + t I), whose energy is known exactly, constant included:
     U0(y, t) = 1/2 (y - m)' (C + t I)^-1 (y - m) + 1/2 log det(2 pi (C + t I)).
 
 As t grows the smoothed data tend to this Gaussian, so a learned correction that vanishes at t_max leaves U normalised.
-It also answers for everything that the network never saw: far from the data U0 grows quadratically.
+Far from the data, where no network is trained, U0 grows quadratically.
 """
 
 import math
@@ -40,18 +40,18 @@ class SmoothedGaussian(nn.Module):
     def fit(self, x: Float[Tensor, "n d"]) -> "SmoothedGaussian":
         """Set the mean to the sample's, C to its covariance S shrunk towards a sphere: C = (1 - a) S + a (tr S / d) I.
 
-        a is Ledoit and Wolf's (2004) estimate of the best share. Without it a coordinate that never varied in training
-        data would make any change there impossibly unlikely. UserError on fewer than two rows.
+        a is Ledoit and Wolf's (2004) estimate of the best share. It keeps the variance of a coordinate that is constant
+        in the data above zero. UserError on fewer than two rows, or where all rows are the same.
         """
         if x.shape[0] < 2:
-            raise UserError(f"{x.shape[0]} row: a covariance wants two at least; give more data")
+            raise UserError(f"must have 2 rows or more for a covariance; it has {len(x)}", argument="x")
         from sklearn.covariance import ledoit_wolf_shrinkage
 
         mean = x.double().mean(0)
         centred = x.double() - mean
         spectrum, basis = torch.linalg.eigh(centred.T @ centred / x.shape[0])
         if float(spectrum[-1]) <= 0:
-            raise UserError("every training row is the same, so there is nothing to learn; give data that vary")
+            raise UserError("must vary; every training row is the same", argument="x", hint="give other data")
         share = float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
         spectrum = (1 - share) * spectrum.clamp(min=0) + share * spectrum.mean()
         self.mean.copy_(mean)
@@ -83,9 +83,9 @@ class SmoothedGaussian(nn.Module):
         return ((self.spectrum / (self.spectrum + t[:, None])) * (g @ self.basis)) @ self.basis.T
 
     def residual_scale(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """c(t) = sqrt(mean_i l_i / (l_i + t)): the linear denoiser's error in units of the noise, (B,).
+        """c(t) = sqrt(mean_i l_i / (l_i + t)), (B,): the linear denoiser's error in units of the noise.
 
-        This is the size of what is left to learn at level t, so it scales the network's output.
+        It scales the network's output, which corrects that error.
         """
         return (self.spectrum / (self.spectrum + t[:, None])).mean(1).sqrt()
 

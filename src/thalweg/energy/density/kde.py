@@ -13,6 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.core import check
+from thalweg.core.errors import UserError
+
 BLOCK = 64  # rows of a query at once: a block times 5,000 stored rows, 2.5 MB in float64, stays near the processor
 
 
@@ -24,9 +27,10 @@ class OfRows(nn.Module):
     def __init__(self, rows: Tensor, t: float):
         super().__init__()
         if rows.ndim != 2 or min(rows.shape) < 1:
-            raise ValueError(f"rows has shape {tuple(rows.shape)}: want (N, D), one row or more")
-        if not 0 < t < math.inf:
-            raise ValueError(f"t={t}: want a positive noise variance")
+            condition = f"must have the shape (N, D) with one row or more; it has {tuple(rows.shape)}"
+            raise UserError(condition, argument="rows")
+        check.positive(t=t)
+        check.finite(t=t)
         self.register_buffer("rows", rows.detach().to(torch.float64), persistent=False)
         self.t = t
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thalweg.core import check
 from thalweg.energy.density.kde import OfRows, squared_distances
 
 SMALL = 1024  # rows; fewer are summed one and all, in float64
@@ -59,8 +60,7 @@ class IVFKernelDensityEnergy(OfRows):
         self, rows: Tensor, *, t: float = 1.0, gap: float = 0.01, known: tuple[SearchParams, Tensor] | None = None
     ):
         super().__init__(rows, t)
-        if not gap >= 0:
-            raise ValueError(f"gap={gap}: want 0 nats or more")
+        check.non_negative(gap=gap)
         self.gap = gap
         self.unit = math.sqrt(0.5 * math.log2(math.e) / t)  # of length, in which a squared distance is in bits
         self.rows = self.rows * self.unit

@@ -1,8 +1,7 @@
-"""Which modules an energy holds, wherever it keeps them.
+"""The modules that an energy contains.
 
-An energy is any callable, and the network may be a field of a wrapper, an attribute of an object, a variable of a
-closure or an argument of a partial. What only a name leads to, global or computed, is not searched: a name is no sign
-that the energy evaluates what it stands for.
+An energy is any callable. Its network may be a field of a wrapper, an attribute of an object, a variable of a closure
+or an argument of a partial. Global names and computed names are not followed.
 """
 
 import functools
@@ -20,20 +19,20 @@ _PLAIN = (Tensor, str, bytes, int, float, complex, bool, type, ModuleType, CodeT
 _FOREIGN = {*sys.stdlib_module_names, "torch", "numpy", "pandas", "polars", "sklearn", "matplotlib"} - {"types"}
 
 
-def find_modules(energy: Any) -> list[nn.Module]:
-    """The modules that an energy holds and those inside them, each once.
+def find_modules(energy: object) -> list[nn.Module]:
+    """The modules in an energy and those inside them, each once.
 
-    Looks into wrappers and other objects' attributes, containers of up to 1,000 items, partials, bound methods, and
-    functions' closures and default arguments. Global names are not followed, nor what objects of other libraries keep.
+    Searches attributes, containers of up to 1,000 items, partials, bound methods, and the closures and default
+    arguments of functions. Not searched: global names, and objects of other libraries.
     """
     found: dict[nn.Module, None] = {}
-    seen: dict[int, Any] = {}  # holds what it has seen, so that no number is given twice
+    visited: dict[int, object] = {}  # keeps the objects, so that no id is reused
     todo = deque([energy])
-    while todo and len(seen) < MOST_VISITS:
+    while todo and len(visited) < MOST_VISITS:
         thing = todo.popleft()
-        if isinstance(thing, _PLAIN) or id(thing) in seen:
+        if isinstance(thing, _PLAIN) or id(thing) in visited:
             continue
-        seen[id(thing)] = thing
+        visited[id(thing)] = thing
         if isinstance(thing, nn.Module):
             found |= dict.fromkeys(thing.modules())
         else:
@@ -41,7 +40,7 @@ def find_modules(energy: Any) -> list[nn.Module]:
     return list(found)
 
 
-def _inside(thing: Any) -> list[Any]:
+def _inside(thing: object) -> list[Any]:
     if isinstance(thing, Mapping):
         return list(thing.values()) if len(thing) <= MOST_ITEMS else []
     if isinstance(thing, tuple | list | set | frozenset | deque):
@@ -51,11 +50,11 @@ def _inside(thing: Any) -> list[Any]:
     if isinstance(thing, MethodType):
         return [thing.__self__, thing.__func__]
     if isinstance(thing, FunctionType):
-        return _held_by(thing)
+        return _captured(thing)
     return _attributes(thing)
 
 
-def _attributes(thing: Any) -> list[Any]:
+def _attributes(thing: object) -> list[Any]:
     kind = type(thing)
     if kind.__module__.partition(".")[0] in _FOREIGN:
         return []
@@ -69,7 +68,7 @@ def _names(slots: Any) -> Sequence[str]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
-def _held_by(function: FunctionType) -> list[Any]:
+def _captured(function: FunctionType) -> list[Any]:
     found = []
     for cell in function.__closure__ or ():
         try:

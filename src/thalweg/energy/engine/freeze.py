@@ -1,9 +1,7 @@
-"""Spectral normalisation that never advances inside a sampling chain.
+"""Freezing an energy while a chain runs: evaluation mode, constant weights, normalised weights computed once.
 
-W_sn = W / sigma(W), with sigma estimated by power iteration (Miyato et al. 2018). The iteration belongs to
-the optimiser step: in train mode every forward pass advances it, so a chain run in train mode samples from an
-energy that changes under its feet and pays for the iteration at each step. `frozen` is the remedy: evaluation
-mode, weights folded once.
+Spectral normalisation is W_sn = W / sigma(W), sigma estimated by power iteration (Miyato et al. 2018). In train mode
+each forward pass advances the iteration: a chain would sample from an energy that changes at each step, and pay for it.
 """
 
 import functools
@@ -33,9 +31,9 @@ def normalise(layer: M, on: bool = True) -> M:
 
 
 def always_undo(undo: Sequence[Undo]) -> None:
-    """Take changes back, the last one first; all of them again if Ctrl-C or another error came between.
+    """Undo changes, the last one first; all of them again if Ctrl-C or another error interrupts.
 
-    Each may be called twice, and before its change was made.
+    Each step may be called twice, and before its change was made.
     """
     try:
         for step in reversed(undo):
@@ -50,10 +48,10 @@ def always_undo(undo: Sequence[Undo]) -> None:
 def frozen(energy: E) -> Iterator[E]:
     """The same energy with fixed weights: evaluation mode, normalisation computed once, no gradients of parameters.
 
-    Works for both of torch's spectral-norm interfaces, for any other module, and for what holds modules
-    (`energy.engine.discovery.find_modules`); a callable without modules passes through. Modes, gradient flags and hooks
-    are restored on leaving, also after an exception. The modules are this thread's meanwhile (`exclusive`); blocks may
-    be nested. Do not train the modules inside, nor open torch's own `parametrize.cached()` around the block.
+    Works for all modules that `energy.engine.discovery.find_modules` finds, and for both of torch's spectral-norm
+    interfaces. Modes, gradient flags and hooks are restored on leaving, also after an exception. Other threads wait for
+    the modules (`exclusive`); blocks may be nested. Do not train the modules inside, nor open torch's own
+    `parametrize.cached()` around the block.
     """
     modules = find_modules(energy)
     parameters = list({id(p): p for m in modules for p in m.parameters(recurse=False)}.values())
@@ -63,7 +61,7 @@ def frozen(energy: E) -> Iterator[E]:
             for m in modules:
                 _evaluate(m, undo)
             for p in parameters:
-                _hold_constant(p, undo)
+                _make_constant(p, undo)
             for m in modules:
                 _fold(m, undo)
             yield energy
@@ -77,7 +75,7 @@ def _evaluate(m: nn.Module, undo: list[Undo]) -> None:
         m.training = False
 
 
-def _hold_constant(p: nn.Parameter, undo: list[Undo]) -> None:
+def _make_constant(p: nn.Parameter, undo: list[Undo]) -> None:
     if p.requires_grad:
         undo.append(functools.partial(_require_grad, p))
         p.requires_grad_(False)
@@ -92,9 +90,9 @@ def _require_grad(p: nn.Parameter) -> None:
 
 
 def _fold(m: nn.Module, undo: list[Undo]) -> None:
-    """The module's normalised weights as constants; by the older, hook-based interface without the hooks.
+    """Make the module's normalised weights constants; of the older, hook-based interface by removing the hooks.
 
-    What hooks set anew at each call, as those of the older weight norm do, is put back as it was.
+    Tensors that other hooks set at each call, as those of the older weight norm do, are restored afterwards.
     """
     if isinstance(m, ParametrizationList):
         if "forward" not in m.__dict__:  # else folded already, by a block around this one
@@ -108,55 +106,55 @@ def _fold(m: nn.Module, undo: list[Undo]) -> None:
         undo.append(functools.partial(m.__dict__.update, tensors))
     norms = {key: hook for key, hook in hooks.items() if isinstance(hook, SpectralNorm)}
     if norms:
-        undo.append(functools.partial(_put_back, hooks, dict(hooks)))
+        undo.append(functools.partial(_restore, hooks, dict(hooks)))
     for key, hook in norms.items():
         setattr(m, hook.name, hook.compute_weight(m, do_power_iteration=False))
         del hooks[key]
 
 
-def _put_back(hooks: dict[int, Any], before: dict[int, Any]) -> None:
+def _restore(hooks: dict[int, Any], before: dict[int, Any]) -> None:
     hooks.clear()
     hooks.update(before)
 
 
 class _Owner(NamedTuple):
-    """Who has a thing: a thread, in how many blocks; the thing itself, so that its number is not given again."""
+    """The thread that owns an object, and its blocks; the object itself, so that its id is not reused."""
 
     thread: int
     blocks: set[object]
-    thing: Any
+    thing: object
 
 
 _owners: dict[int, _Owner] = {}
-_given_back = threading.Condition()
+_released = threading.Condition()
 
 
 @contextmanager
-def exclusive(things: Sequence[Any]) -> Iterator[None]:
-    """The things for this thread alone; a thread that wants one of them waits. Blocks of one thread may be nested.
+def exclusive(things: Sequence[object]) -> Iterator[None]:
+    """Lock objects for this thread; other threads that lock one of them wait. Blocks of one thread may be nested.
 
-    All are taken at once, so two blocks do not wait for each other; two nests of blocks may.
+    All are locked at once, so two blocks cannot deadlock; nested blocks of two threads can.
     """
     me, block = threading.get_ident(), object()
 
     def free() -> bool:
         return all(id(thing) not in _owners or _owners[id(thing)].thread == me for thing in things)
 
-    def give_back() -> None:
-        with _given_back:
+    def release() -> None:
+        with _released:
             for thing in things:
                 owner = _owners.get(id(thing))
                 if owner is not None:
                     owner.blocks.discard(block)
                     if not owner.blocks:
                         del _owners[id(thing)]
-            _given_back.notify_all()
+            _released.notify_all()
 
     try:
-        with _given_back:
-            _given_back.wait_for(free)
+        with _released:
+            _released.wait_for(free)
             for thing in things:
                 _owners.setdefault(id(thing), _Owner(me, set(), thing)).blocks.add(block)
         yield
     finally:
-        always_undo([give_back])
+        always_undo([release])

@@ -1,18 +1,16 @@
-"""An energy evaluated as fast as its modules allow while a chain lasts, whoever wrote it.
+"""An energy evaluated as fast as its modules allow while a chain runs.
 
-Inside a chain the weights do not change and only dE/dx is wanted. So for as long as a `FrozenEnergy` lasts
+Inside a chain the weights do not change and only dE/dx is needed. So in the block of a `FrozenEnergy`
 
-- the energy is `frozen`: evaluation mode, normalised weights folded, no gradients of weights;
+- the energy is `frozen`: evaluation mode, normalised weights computed once, no gradients of weights;
 - consecutive known layers of an nn.Sequential are one node of the graph, with its gradient written out and its images
   in channels_last (`energy.engine.layers`);
-- freed memory stays with the process, for the next step to use without a page fault.
+- freed memory stays with the process, so that the next step has no page faults.
 
-All this changes the energy by rounding only, and nothing of it is left when the chain ends. What is changed is decided
-by one look at the modules before the chain: what fused layers take and give has the layout that the modules would give,
-so no code of the user's meets another, and whatever that code raises is the user's own. Anything else that a module
-does goes through autograd as ever; a second derivative through fused layers is taken of their plain form; and under
-autocast, `torch.func` or `torch.compile`, and for modules that are compiled or have hooks, the plain form is all there
-is.
+All this changes the energy by rounding only, and is undone when the chain ends. The modules are inspected once, before
+the chain. Inputs and outputs of fused layers keep the layout that the modules would give them. Everything else goes
+through autograd; a second derivative through fused layers is taken of their plain form. The plain form alone is used
+under autocast, `torch.func` or `torch.compile`, and for modules that are compiled or have hooks.
 """
 
 import functools
@@ -26,12 +24,11 @@ from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.nn.modules import module as nn_module
 
-from thalweg.energy.base import HasGradient, HasSequence, Wraps, marginal
+from thalweg.energy.base import AnyEnergy, HasGradient, HasSequence, Wraps, marginal
 from thalweg.energy.engine.discovery import find_modules
 from thalweg.energy.engine.freeze import always_undo, frozen
+from thalweg.energy.engine.known_layers import FREE, has_hooks, layer_of, layers_of, leaves, reads_input, takes
 from thalweg.energy.engine.layers import (
-    FREE,
-    HOOKS,
     Activation,
     Col2imConv2d,
     Identity,
@@ -39,22 +36,16 @@ from thalweg.energy.engine.layers import (
     Layer,
     backward_through,
     forward_through,
-    layer_of,
-    layers_of,
-    leaves,
-    reads_input,
-    takes,
 )
 
 _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
 
 
 class _FusedLayers(Function):
-    """Layers one after the other as one node. The plain form serves where the gradient is differentiated again.
+    """Layers one after the other as one node. Where the gradient is differentiated again the plain form is used.
 
-    y and dE/dx are made contiguous where x is and the modules would give them so (`usual`). What the way back reads of
-    the input or the output is saved by autograd, which refuses it once it has been changed in place; what lies between
-    is nobody else's.
+    y and dE/dx are made contiguous where x is and the modules would give them so (`usual`). Input and output are saved
+    by autograd where `backward` reads them, so that a change in place is an error.
     """
 
     @staticmethod
@@ -105,7 +96,7 @@ def _fuse(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Te
 
 
 def _in_channels_last(x: Tensor) -> bool:
-    """Whether somebody laid the weight or image out in channels_last, and so wants it; torch goes by strides too."""
+    """Whether a weight or image is in channels_last by its strides, as torch itself decides."""
     return x.ndim == 4 and x.stride() != torch.empty(x.shape, device="meta").stride()
 
 
@@ -119,7 +110,7 @@ def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
             layers.append(layer)
             continue
         start, end = i - len(layers), i
-        while layers and isinstance(layers[-1], FREE):  # autograd sees to views of what a working layer gives
+        while layers and isinstance(layers[-1], FREE):  # autograd handles views of a working layer's output
             layers.pop()
             end -= 1
         gains = len(layers) > 1 or any(isinstance(layer, Im2colConv2d) for layer in layers)
@@ -148,27 +139,25 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
 
 
 def hooked(m: nn.Module) -> bool:
-    """Whether somebody wants to be told of the module's calls."""
+    """Whether the module has hooks, its own or global ones."""
     everywhere = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
-    return bool(everywhere) or any(getattr(m, name) for name in HOOKS)
+    return bool(everywhere) or has_hooks(m)
 
 
 @functools.cache
 def keep_memory() -> None:
-    """Have glibc keep freed blocks of up to 32 MiB, by freeing one such block (it learns its threshold; see mallopt).
+    """Make glibc keep freed blocks of up to 32 MiB, by freeing one such block (it adapts its threshold; see mallopt).
 
-    It would give activations back to the system at each step and have them zeroed by page faults at the next, which
-    costs a step of a small network 15 to 25 % of its time. The block itself is never touched, so it costs no memory.
-
-    This lasts as long as the process, which then may hold up to 64 MiB more than it uses. It cannot be undone:
-    `mallopt` could set another threshold, and would end glibc's own adjustment of it.
+    Otherwise activations are returned to the system at each step, and page faults cost a step of a small network 15 to
+    25 % of its time. The block itself is never written, so it takes no memory. The threshold stays for the life of the
+    process, which may then keep up to 64 MiB more than it uses.
     """
     torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8, device="cpu")
 
 
 def is_compiled(m: nn.Module) -> bool:
-    """Whether somebody has compiled the module already, by torch.compile or as a script."""
-    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # seconds to import, and of no use where nothing is compiled
+    """Whether the module is compiled, by torch.compile or as a script."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # takes seconds to import; there if anything is compiled
     kinds = (torch.jit.ScriptModule, getattr(dynamo, "OptimizedModule", torch.jit.ScriptModule))
     return isinstance(m, kinds) or m._compiled_call_impl is not None
 
@@ -191,8 +180,9 @@ def _replaced(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 
 class _Whole:
-    """(E(x), dE/dx) of E = marginal(f), f = layers one after the other: no graph at all, for networks so small that
-    building it costs as much as the arithmetic.
+    """(E(x), dE/dx) of E = marginal(f), f = layers one after the other, without a graph.
+
+    For small networks building the graph costs as much as the arithmetic.
     """
 
     def __init__(self, layers: Sequence[Layer]):
@@ -207,40 +197,40 @@ class _Whole:
             return u, g.contiguous() if x.is_contiguous() else g
 
 
-def _whole(energy: Any) -> _Whole | None:
-    """For an energy that offers `sequence()`, known layers all, has no hooks and overrides none of the methods."""
+def _whole(energy: object) -> _Whole | None:
+    """For an energy that has `sequence()` of known layers only, no hooks, and overrides none of the methods."""
     if not isinstance(energy, HasSequence) or not isinstance(energy, nn.Module):
         return None
     owner = next((c for c in type(energy).__mro__ if "sequence" in c.__dict__), None)
     same = all(getattr(type(energy), n, None) is getattr(owner, n, None) for n in ("forward", "outputs", "features"))
-    if not same or any(getattr(m, name) for m in energy.modules() for name in HOOKS):
-        return None
-    if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
+    if not same or any(map(hooked, energy.modules())):
         return None
     layers = layers_of(energy.sequence())
     return None if layers is None else _Whole(layers)
 
 
 class FrozenEnergy:
-    """An energy E(x) or U(x, t) while a chain lasts, `frozen` and faster; its attributes are the energy's own.
+    """An energy E(x) or U(x, t) while a chain runs, `frozen` and faster; its attributes are the energy's own.
 
         with FrozenEnergy.of(energy) as frozen:
             ...
 
-    `whole` is the energy as layers, where it is that.
+    Args:
+        energy: The energy.
+        whole: The energy as layers, if it is a sequence of known layers.
     """
 
-    def __init__(self, energy: Any, whole: _Whole | None = None):
+    def __init__(self, energy: AnyEnergy, whole: _Whole | None = None):
         self.energy, self._whole = energy, whole
         self._own = energy.value_and_grad if isinstance(energy, HasGradient) else None
-        self._kind: Any = None
+        self._kind: tuple[object, ...] | None = None  # shape, type and device of the positions of the last call
 
     @classmethod
     @contextmanager
-    def of(cls, energy: Any) -> Iterator["FrozenEnergy"]:
-        """The energy frozen; all is as it was afterwards, also after an error.
+    def of(cls, energy: AnyEnergy) -> Iterator["FrozenEnergy"]:
+        """The energy frozen in this block, and restored afterwards, also after an error.
 
-        Costs a copy of the convolutions' weights. Another thread that wants one of the modules waits.
+        Costs a copy of the convolutions' weights. Other threads wait for the modules.
         """
         keep_memory()
         modules = find_modules(energy)
@@ -253,15 +243,15 @@ class FrozenEnergy:
                 yield fast if isinstance(fast, cls) else cls(fast)
 
     @classmethod
-    def _without_graph(cls, energy: Any) -> Any:
-        """The energy, with what is layers all through evaluated without a graph, inside wrappers too."""
+    def _without_graph(cls, energy: AnyEnergy) -> AnyEnergy:
+        """The energy, evaluated without a graph where it is a sequence of known layers, inside wrappers too."""
         if isinstance(energy, Wraps):
             return energy.over(cls._without_graph)
         whole = _whole(energy)
         return energy if whole is None else cls(energy, whole)
 
     def value_and_grad(self, x: Tensor, *t: Tensor) -> tuple[Tensor, Tensor] | None:
-        """(E(x), dE/dx) by the shortest way, or None where there is none: once a call has taken positions like x."""
+        """(E(x), dE/dx) by a short way, or None where there is none; only after a call with positions of x's shape."""
         if self._own is not None and (found := self._own(x, *t)) is not None:
             return found
         kind = (x.shape[1:], x.dtype, x.device)
@@ -270,11 +260,11 @@ class FrozenEnergy:
         return self._whole(x)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what copying asks for, before there is an energy to ask
+        if name.startswith("__"):  # copying looks for these before there is an energy
             raise AttributeError(name)
         return getattr(self.energy, name)
 
-    def __call__(self, *args: Tensor) -> Any:
+    def __call__(self, *args: Tensor) -> Tensor:
         u, x = self.energy(*args), args[0]
         self._kind = (x.shape[1:], x.dtype, x.device)
         return u

@@ -1,12 +1,11 @@
-"""An auto-encoder with an energy on its features, and a decoder that puts pictures right.
+"""An auto-encoder with an energy on its features, and a decoder that restores images.
 
     E(x) = u(f(x)),    restored x = D(f(x))
 
 f is an encoder, u a linear head, D a decoder. `objective.restoration` trains u to tell data from damaged data, f to
-know one picture in two views, and D to give the undamaged picture whatever it is shown. A reconstruction error as
-energy ranks what is simple below what is normal, whether it is normal or not, which training against negatives undoes
-(normalised auto-encoders, Yoon et al. 2021; with a head on features, Yoon et al. 2023). Here the error is no part of
-the energy: what D is good for is the repair.
+tell two views of one image from those of others, and D to restore the undamaged image. The reconstruction error is no
+part of the energy: it is low for every simple image, normal or not (Yoon et al. 2021 correct that by negatives; with a
+head on features, Yoon et al. 2023).
 """
 
 import itertools
@@ -17,11 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.energy.shape import check_rows, check_shape
+from thalweg.core import check
+from thalweg.energy.shape import check_rows, check_shape, check_sizes
 
 
 class Parts(NamedTuple):
-    """What one pass gives: energy (B,) in nats, the restored x (B, *), unit vectors for comparing views (B, K)."""
+    """The results of one pass: energy (B,) in nats, restored x (B, *), unit vectors for comparing views (B, K)."""
 
     energy: Tensor
     restored: Tensor
@@ -29,19 +29,22 @@ class Parts(NamedTuple):
 
 
 class AutoencoderEnergy(nn.Module):
-    """E(x) = u(f(x)) for images (B, C, H, W) with pixels in [0, 1]; dense layers throughout.
+    """E(x) = u(f(x)) nats for images (B, C, H, W) with pixels in [0, 1], by dense layers with SiLU.
 
-    `widths` are those of the encoder, the last one of the features f(x); the decoder mirrors all but the first and ends
-    in a sigmoid. `embed` is the dimension in which an objective may compare two views. Costs C H W widths[0]
-    multiplications and what lies between; on small images dense layers train several times faster on a CPU
-    than convolutions do. No layer sees more than one row.
+    On small images dense layers train several times faster on a CPU than convolutions. The decoder ends in a sigmoid.
+
+    Args:
+        shape: (C, H, W).
+        widths: Widths of the encoder's layers, the last one that of f(x); the decoder has them the other way round,
+            without the first.
+        embed: Dimension of the vectors by which an objective compares two views.
     """
 
     def __init__(self, *, shape: Sequence[int] = (1, 28, 28), widths: Sequence[int] = (512, 256, 128), embed: int = 64):
         super().__init__()
         self.shape = check_shape(shape, "CHW")
-        if not widths or min(widths) < 1 or embed < 1:
-            raise ValueError(f"widths={list(widths)}, {embed=}: want a layer or more, each of width 1 or more")
+        check_sizes(widths=widths)
+        check.count(embed=embed)
         size = self.shape[0] * self.shape[1] * self.shape[2]
         self.encoder = nn.Sequential(nn.Flatten(), *_dense([size, *widths]), nn.SiLU())
         self.decoder = nn.Sequential(*_dense([*reversed(widths[1:] or widths), size]))
@@ -69,8 +72,7 @@ class AutoencoderEnergy(nn.Module):
     def parts(self, x: Float[Tensor, "b c h w"]) -> Parts:
         """Energy, restoration and embedding from one pass, for objectives that train all of them.
 
-        The decoder trains on the features as they are and does not shape them: features that must hold every pixel
-        tell less of what a picture is.
+        The decoder's gradient stops at the features, since features that hold every pixel separate images worse.
         """
         f = self.features(x)
         return Parts(self.head(f).squeeze(1), self._decode(f.detach()), F.normalize(self.project(f), dim=1))

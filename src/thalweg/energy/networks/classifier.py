@@ -1,8 +1,7 @@
-"""An energy of data and label together, read off a classifier's outputs.
+"""Joint energies of data and label, from the scores of a classifier.
 
-E(x, y) = -f(x)[y], so p(y | x) = softmax f(x) is the classifier itself, and the marginal over labels is the
-free energy E(x) = -log sum_y exp f(x)[y] (Grathwohl et al. 2020). To hold the label fixed in a chain, wrap:
-`compose.FixedLabels`.
+E(x, y) = -f(x)[y], so p(y | x) = softmax f(x) is the classifier itself, and the marginal over labels is the free energy
+E(x) = -log sum_y exp f(x)[y] (Grathwohl et al. 2020). `energy.wrappers.FixedLabels` fixes the labels of a chain.
 """
 
 from collections.abc import Sequence
@@ -12,24 +11,33 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from thalweg.energy.base import marginal
+from thalweg.core import check
+from thalweg.core.errors import UserError
+from thalweg.energy.base import HasOutputs, marginal
 from thalweg.energy.networks.mlp import MLPEnergy
 from thalweg.energy.networks.strided import StridedEnergy
 
 
 class ClassifierEnergy(nn.Module):
-    """E(x, y) = -f(x)[y]; without labels E(x) = -log sum_y exp f(x)[y].
+    """E(x, y) = -beta f(x)[y]; without labels E(x) = -log sum_y exp(beta f(x)[y]).
 
-    `trunk` is one of our networks with `num_outputs=num_classes`, or any module that gives (B, num_classes)
-    scores.
+    beta is `inverse_temperature`, 1 until it is set on held-out labels. The energy's constant stays unknown.
+
+    Args:
+        trunk: A network with `num_outputs=num_classes`, or any module that gives scores (B, num_classes).
+        num_classes: Labels are 0 … num_classes - 1.
     """
+
+    inverse_temperature: Tensor
 
     def __init__(self, trunk: nn.Module, num_classes: int):
         super().__init__()
-        given = getattr(trunk, "num_outputs", num_classes)
-        if num_classes < 1 or given != num_classes:
-            raise ValueError(f"num_classes={num_classes}, but the trunk has num_outputs={given}: make them equal")
+        check.count(num_classes=num_classes)
+        if isinstance(trunk, HasOutputs) and trunk.num_outputs != num_classes:
+            condition = f"must be num_classes={num_classes}"
+            raise UserError(condition, argument="trunk.num_outputs", value=trunk.num_outputs)
         self.trunk, self.num_classes = trunk, num_classes
+        self.register_buffer("inverse_temperature", torch.ones(()))
 
     @classmethod
     def example(cls) -> Self:
@@ -42,27 +50,31 @@ class ClassifierEnergy(nn.Module):
         return tuple(self.trunk.shape)  # pyright: ignore[reportArgumentType]
 
     def logits(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b k"]:
-        """f(x): the scores whose softmax is p(y | x)."""
-        outputs = getattr(self.trunk, "outputs", self.trunk)
-        f = outputs(x)
+        """beta f(x): the scores whose softmax is p(y | x)."""
+        f = self.trunk.outputs(x) if isinstance(self.trunk, HasOutputs) else self.trunk(x)
         if f.shape != (len(x), self.num_classes):
-            raise ValueError(f"the trunk gave shape {tuple(f.shape)}, want {(len(x), self.num_classes)}")
-        return f
+            condition = f"must give scores of shape {(len(x), self.num_classes)}, not {tuple(f.shape)}"
+            raise UserError(condition, argument="trunk")
+        return self.inverse_temperature * f
+
+    def joint(self, x: Float[Tensor, "b *d"], labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """E(x, labels) in nats."""
+        return -self.logits(x).gather(1, labels[:, None]).squeeze(1)
 
     def forward(self, x: Float[Tensor, "b *d"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
         """E(x, labels) in nats, or the marginal E(x) without labels."""
-        f = self.logits(x)
-        return marginal(f) if labels is None else -f.gather(1, labels[:, None]).squeeze(1)
+        return marginal(self.logits(x)) if labels is None else self.joint(x, labels)
 
 
-class JointStridedEnergy(nn.Module):
-    """E(x) = -log sum_y exp f(x)[y], and by `joint` E(x, y) = -f(x)[y], f a `StridedEnergy` with one score a class.
+class JointStridedEnergy(ClassifierEnergy):
+    """`ClassifierEnergy` over a `StridedEnergy` for images (B, C, H, W).
 
-    Labels 0 … `num_classes` - 1. The energy's constant stays unknown. Called with labels it is E(x, labels), as
-    conditional chains want it.
+    Args:
+        shape: (C, H, W), H and W at least 8.
+        num_classes: Number of classes, 2 or more.
+        channels: Channels after each halving of the resolution.
+        hidden: Width of the dense layer.
     """
-
-    inverse_temperature: Tensor
 
     def __init__(
         self,
@@ -72,32 +84,11 @@ class JointStridedEnergy(nn.Module):
         channels: Sequence[int] = (32, 64, 64),
         hidden: int = 128,
     ):
-        super().__init__()
-        self.num_classes = check_classes(num_classes, hidden)
-        self.scores = StridedEnergy(shape=shape, channels=channels, hidden=hidden, num_outputs=num_classes)
-        self.shape = self.scores.shape
-        self.register_buffer("inverse_temperature", torch.ones(()))
+        check.whole("num_classes", num_classes, 2)
+        trunk = StridedEnergy(shape=shape, channels=channels, hidden=hidden, num_outputs=num_classes)
+        super().__init__(trunk, num_classes)
 
     @classmethod
     def example(cls) -> Self:
         """A small one."""
         return cls(shape=(1, 8, 8), num_classes=3, channels=(4,), hidden=8)
-
-    def logits(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """beta f(x), beta = `inverse_temperature` of held-out data; E(x, y) and E(x) have that temperature too."""
-        return self.inverse_temperature * self.scores.outputs(x)
-
-    def joint(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """E(x, labels) in nats."""
-        return -self.logits(x).gather(1, labels[:, None]).squeeze(1)
-
-    def forward(self, x: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"] | None = None) -> Float[Tensor, " b"]:
-        """E(x), or E(x, labels), in nats."""
-        return marginal(self.logits(x)) if labels is None else self.joint(x, labels)
-
-
-def check_classes(num_classes: int, hidden: int) -> int:
-    """`num_classes`; ValueError unless there are two classes or more and a hidden unit or more."""
-    if num_classes < 2 or hidden < 1:
-        raise ValueError(f"{num_classes=}, {hidden=}: want two classes or more, and a hidden unit or more")
-    return num_classes

@@ -1,9 +1,8 @@
 """A spectral-normalised convolutional network as an energy on images.
 
-3 x 3 convolution, SiLU, 2 x 2 average pooling, repeated; the sum over what pixels are left; a linear head.
-Each convolution's weight has spectral norm 1, which bounds how fast E can fall and keeps persistent chains
-stable (Du & Mordatch 2019). Pooling by averages and SiLU keep E twice differentiable. The head is
-`energy.networks.pooled`'s: free scale, no bias.
+3 x 3 convolution, SiLU, 2 x 2 average pooling, repeated; then the sum over the pixels and a linear head. Each
+convolution's weight has spectral norm 1, which bounds the gradient and keeps persistent chains stable (Du & Mordatch
+2019). Average pooling and SiLU keep E twice differentiable. The head is `energy.networks.pooled`'s.
 """
 
 from collections.abc import Sequence
@@ -16,11 +15,13 @@ from thalweg.energy.networks.pooled import PooledEnergy, check_image
 
 
 class ConvEnergy(PooledEnergy):
-    """E(x) = -f(x) for images (B, C, H, W), H and W at least 8; `channels` gives one stage an entry.
+    """E(x) = -f(x) nats for images (B, C, H, W).
 
-    With `num_outputs` > 1 the network gives (B, K) class scores, and E is their free energy -log sum_k exp
-    f_k. `spectral=False` leaves the weights free. Rows of a batch do not see each other: there is no
-    BatchNorm.
+    Args:
+        shape: (C, H, W), H and W at least 8.
+        channels: Channels of each stage.
+        num_outputs: Scores K; above 1, E is their free energy -log sum_k exp f_k.
+        spectral: Whether weights are normalised to spectral norm 1.
     """
 
     def __init__(

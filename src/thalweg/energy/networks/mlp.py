@@ -10,22 +10,25 @@ from typing import Self
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.core import check
 from thalweg.energy.base import marginal
 from thalweg.energy.shape import check_rows, check_shape
 
 
 class MLPEnergy(nn.Module):
-    """E(x) = -f(x) for vectors (B, D), shape = (D,): `depth` hidden layers of `width` units, SiLU, head without bias.
+    """E(x) = -f(x) nats for vectors (B, D).
 
-    With `num_outputs` > 1 the network gives (B, K) class scores, and E is their free energy -log sum_k exp
-    f_k.
+    Args:
+        shape: (D,).
+        width: Units of each hidden layer.
+        depth: Number of hidden layers.
+        num_outputs: Scores K; above 1, E is their free energy -log sum_k exp f_k.
     """
 
     def __init__(self, *, shape: tuple[int] = (2,), width: int = 64, depth: int = 3, num_outputs: int = 1):
         super().__init__()
         (dim,) = self.shape = check_shape(shape, "D")
-        if min(dim, width, depth, num_outputs) < 1:
-            raise ValueError(f"{dim=}, {width=}, {depth=}, {num_outputs=}: want at least 1 each")
+        check.count(width=width, depth=depth, num_outputs=num_outputs)
         self.num_outputs = num_outputs
         layers: list[nn.Module] = []
         for i in range(depth):

@@ -1,20 +1,25 @@
-"""What the energies on images share that sum their last feature maps over the pixels and end in a linear head."""
+"""The base of energies on images that sum their last feature maps over the pixels and end in a linear head."""
 
 from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.energy.base import check_image_shape, marginal
+from thalweg.core import check
+from thalweg.core.errors import UserError
+from thalweg.energy.base import marginal
 from thalweg.energy.engine.layers import PixelSum
-from thalweg.energy.shape import check_shape
+from thalweg.energy.shape import check_shape, check_sizes, wrong_rows
 
 
 def check_image(shape: Sequence[int], channels: Sequence[int]) -> tuple[int, int, int]:
-    """(C, H, W) as a tuple; ValueError for a shape that cannot be halved between the stages, or for no channels."""
-    if not channels or min(channels) < 1:
-        raise ValueError(f"channels={tuple(channels)}: want a number of 1 or more for each stage")
-    return check_image_shape(check_shape(shape, "CHW"), num_halvings=len(channels) - 1)
+    """(C, H, W) as a tuple; UserError for a shape that cannot be halved between the stages, or for no channels."""
+    check_sizes(channels=channels)
+    image, least = check_shape(shape, "CHW"), max(8, 2 ** (len(channels) - 1))
+    if min(image[1:]) < least:
+        condition = f"must be (channels, height, width), {least} pixels a side or more"
+        raise UserError(condition, argument="shape", value=image)
+    return image[0], image[1], image[2]
 
 
 class PooledEnergy(nn.Module):
@@ -26,16 +31,15 @@ class PooledEnergy(nn.Module):
 
     def __init__(self, *, shape: tuple[int, int, int], layers: Sequence[nn.Module], width: int, num_outputs: int):
         super().__init__()
-        if num_outputs < 1:
-            raise ValueError(f"{num_outputs=}: want at least 1")
+        check.count(num_outputs=num_outputs)
         self.shape, self.num_outputs = shape, num_outputs
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(width, num_outputs, bias=False)
 
     def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b f"]:
-        """What the head reads: the last stage summed over its pixels."""
+        """The input of the head, (B, F): the last stage summed over its pixels."""
         if x.ndim != 4 or x.shape[1] != self.shape[0]:  # any size of image will do
-            raise ValueError(f"x has shape {tuple(x.shape)}: want (B, {', '.join(map(str, self.shape))})")
+            raise wrong_rows(x, self.shape)
         return self.trunk(x).sum((2, 3))
 
     def sequence(self) -> list[nn.Module]:

@@ -1,9 +1,8 @@
 """A spectral-normalised residual network as an energy on images.
 
 A stem, then one residual block a stage, x + conv(silu(conv(silu(x)))), halving the resolution by averages
-between stages (He et al. 2016; Du & Mordatch 2019). No BatchNorm: it would let the rows of a batch see each
-other, and then the gradient of the summed energy is not each row's own. Head as in
-`energy.networks.pooled`: free scale, no bias.
+between stages (He et al. 2016; Du & Mordatch 2019). There is no BatchNorm: with it the gradient of the summed energy
+would not be each row's own. The head is `energy.networks.pooled`'s.
 """
 
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Self
 
 from torch import nn
 
+from thalweg.core import check
 from thalweg.energy.engine.freeze import normalise
 from thalweg.energy.engine.layers import ResidualBlock
 from thalweg.energy.networks.pooled import PooledEnergy, check_image
@@ -29,10 +29,14 @@ def _block(c_in: int, c_out: int, spectral: bool) -> ResidualBlock:
 
 
 class ResNetEnergy(PooledEnergy):
-    """E(x) = -f(x) for images (B, C, H, W), H and W at least 8; `channels` gives one stage an entry.
+    """E(x) = -f(x) nats for images (B, C, H, W).
 
-    With `num_outputs` > 1 the network gives (B, K) class scores, and E is their free energy -log sum_k exp
-    f_k. `num_blocks` residual blocks a stage; `spectral=False` leaves the weights free.
+    Args:
+        shape: (C, H, W), H and W at least 8.
+        channels: Channels of each stage.
+        num_blocks: Residual blocks of each stage.
+        num_outputs: Scores K; above 1, E is their free energy -log sum_k exp f_k.
+        spectral: Whether weights are normalised to spectral norm 1.
     """
 
     def __init__(
@@ -45,8 +49,7 @@ class ResNetEnergy(PooledEnergy):
         spectral: bool = True,
     ):
         image = check_image(shape, channels)
-        if num_blocks < 1:
-            raise ValueError(f"{num_blocks=}: want at least one block a stage")
+        check.count(num_blocks=num_blocks)
         layers: list[nn.Module] = [normalise(nn.Conv2d(image[0], channels[0], 3, padding=1), spectral)]
         c_in = channels[0]
         for i, c_out in enumerate(channels):

@@ -1,8 +1,8 @@
 """A strided convolutional network with a dense head as an energy on images.
 
-A 4 x 4 convolution with stride 2 and SiLU, repeated: E = -w . silu(V flatten(trunk(x))). Each stage halves the
-resolution in the convolution itself, so that most of the work happens on small maps, and the dense head sees where
-things are, which a sum over pixels does not.
+A 4 x 4 convolution with stride 2 and SiLU, repeated: E = -w . silu(V flatten(trunk(x))). Each convolution halves the
+resolution, so most of the arithmetic is done on small maps. The dense head keeps the position of features, which a sum
+over pixels loses.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from typing import Self
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.core import check
 from thalweg.energy.base import marginal
 from thalweg.energy.engine.freeze import normalise
 from thalweg.energy.engine.im2col import PatchConv2d
@@ -19,10 +20,14 @@ from thalweg.energy.shape import check_rows
 
 
 class StridedEnergy(nn.Module):
-    """E(x) = -f(x) for images (B, C, H, W), H and W at least 8; `channels` gives one halving an entry.
+    """E(x) = -f(x) nats for images (B, C, H, W).
 
-    `hidden` is the width of the dense layer before the linear head. With `num_outputs` > 1 the network gives (B, K)
-    class scores, and E is their free energy -log sum_k exp f_k. `spectral=True` normalises all but the last layer.
+    Args:
+        shape: (C, H, W), H and W at least 8.
+        channels: Channels after each halving of the resolution.
+        hidden: Width of the dense layer before the linear head.
+        num_outputs: Scores K; above 1, E is their free energy -log sum_k exp f_k.
+        spectral: Whether the weights of all but the last layer are normalised to spectral norm 1.
     """
 
     def __init__(
@@ -36,8 +41,7 @@ class StridedEnergy(nn.Module):
     ):
         super().__init__()
         image = check_image(shape, (*channels, channels[-1]) if channels else channels)
-        if hidden < 1 or num_outputs < 1:
-            raise ValueError(f"{hidden=}, {num_outputs=}: want at least 1")
+        check.count(hidden=hidden, num_outputs=num_outputs)
         self.shape, self.num_outputs = image, num_outputs
         layers: list[nn.Module] = []
         _, height, width = image

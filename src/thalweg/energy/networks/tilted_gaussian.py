@@ -1,30 +1,35 @@
-"""A perceptron on top of the data's own Gaussian: an energy of vectors that grows far from them whatever it learns.
+"""A perceptron added to the Gaussian of the data: an energy of vectors that grows far from them, whatever the weights.
 
     E(x) = 1/2 (x - m)' C^-1 (x - m) - f(g (x - m))
 
-with m, C the data's mean and (shrunk) covariance, f a multi-layer perceptron and g the gain of its input. Where f grows
-at most linearly, as with SiLU, exp(-E) can be integrated whatever the weights are, and chains come back from anywhere:
-the Gaussian is the base measure of an exponential tilting (Wainwright & Jordan 2008; for images Nijkamp et al. 2020).
+with m, C the data's mean and (shrunk) covariance, f a multi-layer perceptron and g the gain of its input. With SiLU f
+grows at most linearly, so exp(-E) has a finite integral and chains return from anywhere. The Gaussian is the base
+measure of an exponential tilting (Wainwright & Jordan 2008; for images Nijkamp et al. 2020).
 """
 
-import math
 from typing import Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from thalweg.core import check
 from thalweg.energy.density.gaussian import SmoothedGaussian
 from thalweg.energy.networks.mlp import MLPEnergy
 from thalweg.energy.shape import check_rows
 
 
 class TiltedGaussianEnergy(nn.Module):
-    """E(x) = 1/2 (x - m)' C^-1 (x - m) - f(g (x - m)) nats for vectors (B, D), shape = (D,), f as in `MLPEnergy`.
+    """E(x) = 1/2 (x - m)' C^-1 (x - m) - f(g (x - m)) nats for vectors (B, D), f as in `MLPEnergy`.
 
-    A `gain` g above 1 lets f bend within less than a deviation of the data: a fresh layer's units bend about once over
-    sqrt(D) units of its input. `fit` sets m and C and comes before training; unfitted they are 0 and I. Costs one
-    (B, D) x (D, D) product beside the perceptron. ValueError: a gain that is no positive number, another shape.
+    `fit` sets m and C and comes before training; unfitted they are 0 and I. Costs one (B, D) x (D, D) product beside
+    the perceptron.
+
+    Args:
+        shape: (D,).
+        width: Units of each hidden layer of f.
+        depth: Number of hidden layers of f.
+        gain: g. At its first weights f varies on a scale of sqrt(D) / g, in the data's units.
     """
 
     mean: Tensor
@@ -32,8 +37,8 @@ class TiltedGaussianEnergy(nn.Module):
 
     def __init__(self, *, shape: tuple[int] = (2,), width: int = 64, depth: int = 3, gain: float = 1.0):
         super().__init__()
-        if not 0 < gain < math.inf:
-            raise ValueError(f"gain={gain}: want a positive number")
+        check.positive(gain=gain)
+        check.finite(gain=gain)
         self.gain = gain
         self.tilt = MLPEnergy(shape=shape, width=width, depth=depth)
         (dim,) = self.shape = self.tilt.shape

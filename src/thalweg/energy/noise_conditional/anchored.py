@@ -3,10 +3,10 @@
     U(y, t) = U0(y, t) + r(t) [ c(t) / (sqrt(t) k(t)) <y~, F(y~, w, t)> + b(t) ],    y~ = k(t) (y - m)
 
 U0 is the smoothed Gaussian (`thalweg.energy.density.gaussian`) and F a network that sees the scaled point y~ and the
-linear denoiser's estimate w. k(t) = 1/sqrt(s² + t) brings the input to unit variance; c(t) is what the linear denoiser
-leaves unexplained, so F's target has unit variance (Karras et al. 2022); r(t) = 1 - t/t_max makes the correction vanish
-at t_max, where the smoothed data are Gaussian to a good approximation: that pins the additive constant. The inner
-product is Guth, Kadkhodaie and Simoncelli's (2025): its gradient is F plus a term that makes the field conservative.
+linear denoiser's estimate w. k(t) = 1/sqrt(s² + t) scales the input to unit variance. c(t) is the linear denoiser's
+error, so the target of F has unit variance (Karras et al. 2022). r(t) = 1 - t/t_max makes the correction vanish at
+t_max, where the smoothed data are nearly Gaussian: that fixes the additive constant. The inner product is Guth,
+Kadkhodaie and Simoncelli's (2025): its gradient is F plus a term that makes the field conservative.
 """
 
 import math
@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from thalweg.core import check
 from thalweg.energy.density.gaussian import SmoothedGaussian
 from thalweg.energy.engine.fused import keep_memory
 from thalweg.energy.shape import check_rows, check_shape
@@ -24,20 +25,18 @@ from thalweg.energy.shape import check_rows, check_shape
 NUM_FREQUENCIES = 8
 NUM_FEATURES = 2 * NUM_FREQUENCIES + 1
 CONSTANT_SCALE = 10.0  # nats a unit of the head of b(t): the constants to learn are tens to hundreds of nats
-
-
 FEW_ROWS = 8  # for fewer, transforming the weights takes longer than it saves
 
 
 class Terms(NamedTuple):
-    """What the energy computes of (y, t) before the network: U0, y~, w / s, features of t, r c / (sqrt(t) k) and r."""
+    """The parts of U(y, t) that need no network."""
 
-    u0: Tensor
-    scaled: Tensor
-    wiener: Tensor
-    level: Tensor
-    output_scale: Tensor
-    level_weight: Tensor
+    u0: Tensor  # U0 (B,)
+    scaled: Tensor  # y~ (B, D)
+    wiener: Tensor  # w / s (B, D)
+    level: Tensor  # features of t (B, NUM_FEATURES)
+    output_scale: Tensor  # r c / (sqrt(t) k) (B,)
+    level_weight: Tensor  # r (B,)
 
     def cotangent(self) -> Tensor:
         """dU/dF, (B, D)."""
@@ -45,19 +44,23 @@ class Terms(NamedTuple):
 
 
 class AnchoredEnergy(nn.Module, ABC):
-    """Abstract U(y, t), (B, *) and (B,) to (B,) nats; a subclass builds `embed` wide levels into its `network`.
+    """Abstract U(y, t), (B, *) and (B,) to (B,) nats; a subclass has the `network` F.
 
     Trained by `thalweg.objective.score.dual:DualScoreMatching` it is normalised: exp(-U(., t)) is a density at every t
     in [sigma_min², sigma_max²]. `fit` sets the anchor from the training data and comes before training. Under autocast
-    only the network runs in low precision; the anchor, the inner product and the energy keep y's own.
-    """
+    only the network runs in low precision; the anchor, the inner product and the energy keep the precision of y.
 
-    noisy = True
+    Args:
+        shape: Shape of one position, D numbers in all.
+        embed: Dimension of the level's embedding.
+        sigma_min: Lowest noise deviation, in model units.
+        sigma_max: Highest noise deviation, in model units.
+    """
 
     def __init__(self, *, shape: tuple[int, ...], embed: int, sigma_min: float, sigma_max: float):
         super().__init__()
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"sigma_min={sigma_min} and sigma_max={sigma_max}: want 0 < min < max")
+        check.positive(sigma_min=sigma_min)
+        check.increasing(sigma_min=sigma_min, sigma_max=sigma_max)
         self.shape = check_shape(shape)
         self.t_min, self.t_max = sigma_min**2, sigma_max**2
         self.anchor = SmoothedGaussian(math.prod(self.shape))
@@ -89,8 +92,7 @@ class AnchoredEnergy(nn.Module, ABC):
     def value_and_grads(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor] | None:
         """(U (B,), dU/dy (B, *), dU/dt (B,)), differentiable in the parameters once; None where there is no short way.
 
-        About six forwards with the backward pass to come, as by autograd, but in half the time
-        (`energy.engine.double_backward.passes`).
+        Takes half the time of autograd (`energy.engine.double_backward.passes`).
         """
         if not self.has_network_vjp(y):
             return None
@@ -142,7 +144,7 @@ class AnchoredEnergy(nn.Module, ABC):
         return u.detach(), g
 
     def has_network_vjp(self, y: Tensor) -> bool:
-        """Whether `network_vjp` knows how, for positions like y, now."""
+        """Whether `network_vjp` can be called for positions of y's shape and type in the present autograd mode."""
         return False
 
     def network_vjp(
@@ -156,7 +158,7 @@ class AnchoredEnergy(nn.Module, ABC):
         """
         raise AssertionError("asked for only where `has_network_vjp` says yes")
 
-    def _terms(self, y: Tensor, t: Tensor) -> "Terms":
+    def _terms(self, y: Tensor, t: Tensor) -> Terms:
         flat = y.flatten(1)
         u0, wiener = self.anchor(flat, t)
         s2 = self.anchor.spectrum.mean()
@@ -169,7 +171,7 @@ class AnchoredEnergy(nn.Module, ABC):
         spread = self.anchor.spectrum.mean() + t
         return (1 - t / self.t_max) * self.anchor.residual_scale(t) * (spread / t).sqrt()
 
-    def _energy(self, terms: "Terms", f: Tensor) -> Tensor:
+    def _energy(self, terms: Terms, f: Tensor) -> Tensor:
         inner = (terms.scaled * f).sum(1)
         return (
             terms.u0
@@ -186,7 +188,7 @@ class AnchoredEnergy(nn.Module, ABC):
         return -self.anchor(y.flatten(1), y.new_full((y.shape[0],), self.t_max))[0]
 
     def _features(self, t: Tensor) -> Tensor:
-        """Smooth features of the level's place on the log scale: low frequencies only, since dU/dt is trained too."""
-        place = (t.log() - math.log(self.t_min)) / math.log(self.t_max / self.t_min)
-        phase = place[:, None] * (math.pi * torch.arange(1, NUM_FREQUENCIES + 1, device=t.device, dtype=t.dtype))
-        return torch.cat([2 * place[:, None] - 1, phase.sin(), phase.cos()], dim=1)
+        """Fourier features of log t, scaled to [0, 1]: low frequencies only, since dU/dt is trained too."""
+        log_level = (t.log() - math.log(self.t_min)) / math.log(self.t_max / self.t_min)
+        phase = log_level[:, None] * (math.pi * torch.arange(1, NUM_FREQUENCIES + 1, device=t.device, dtype=t.dtype))
+        return torch.cat([2 * log_level[:, None] - 1, phase.sin(), phase.cos()], dim=1)

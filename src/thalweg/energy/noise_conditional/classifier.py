@@ -19,19 +19,24 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from thalweg.core import check
 from thalweg.energy.density.gaussian import SmoothedGaussian
-from thalweg.energy.networks.classifier import check_classes
 from thalweg.energy.noise_conditional.unet import UNetEnergy
 
 
 class JointUNetEnergy(nn.Module):
     """U(y, t), and by `joint` E(y, label, t) = U(y, t) - log p(label | y, t), for images (B, C, H, W).
 
-    `density` is U; the classifier reads its network after the first stage and the first halving, which costs a seventh
-    of the energy's own training step. `num_classes` K, labels 0 … K - 1; `hidden` is the width of its dense layer.
+    U is a `UNetEnergy`, `density`. The classifier reads its network after the first stage and the first halving, which
+    costs a seventh of the energy's training step.
+
+    Args:
+        shape: (C, H, W).
+        num_classes: Number of classes K, 2 or more; labels are 0 … K - 1.
+        hidden: Width of the classifier's dense layer.
+        widths: As in `UNetEnergy`, like `num_blocks`, `embed`, `sigma_min` and `sigma_max`.
     """
 
-    noisy = True
     inverse_temperature: Tensor
 
     def __init__(
@@ -47,7 +52,8 @@ class JointUNetEnergy(nn.Module):
         sigma_max: float = 5.0,
     ):
         super().__init__()
-        self.num_classes = check_classes(num_classes, hidden)
+        self.num_classes = check.whole("num_classes", num_classes, 2)
+        check.count(hidden=hidden)
         levels = {"sigma_min": sigma_min, "sigma_max": sigma_max}
         self.density = UNetEnergy(shape=shape, widths=widths, num_blocks=num_blocks, embed=embed, **levels)
         self.shape, self.t_min, self.t_max = self.density.shape, self.density.t_min, self.density.t_max

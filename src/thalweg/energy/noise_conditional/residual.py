@@ -24,7 +24,16 @@ class Block(nn.Module):
 
 
 class ResidualEnergy(AnchoredEnergy):
-    """U(y, t): noisy vectors (B, D), the clean ones standardised, to energies in nats (B,)."""
+    """U(y, t): noisy vectors (B, D), the clean ones standardised, to energies in nats (B,).
+
+    Args:
+        shape: (D,).
+        width: Units of each layer.
+        num_blocks: Residual blocks.
+        embed: Dimension of the level's embedding.
+        sigma_min: Lowest noise deviation, in model units.
+        sigma_max: Highest noise deviation.
+    """
 
     def __init__(
         self,

@@ -7,13 +7,14 @@ has the energy.
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from thalweg.core.errors import UserError
 from thalweg.energy.engine.double_backward.convolutions import Downsample, Upsample, convolution
 from thalweg.energy.engine.double_backward.fft import LARGEST
 from thalweg.energy.engine.double_backward.passes import Modulate, Node, Residual, Sequential, SiLU, forward_and_vjp
@@ -96,8 +97,15 @@ def _stage(width: int, num_blocks: int, embed: int) -> nn.ModuleList:
 class UNetEnergy(AnchoredEnergy):
     """U(y, t): noisy images (B, C, H, W), pixels of the clean ones in [0, 1], to energies in nats (B,).
 
-    Any image size works (padded inside to a multiple of 2^len(widths)); D = C H W is bounded by the anchor's D²
-    numbers.
+    Images are padded inside to a multiple of 2^len(widths). The anchor keeps D² numbers, D = C H W.
+
+    Args:
+        shape: (C, H, W).
+        widths: Channels of each stage.
+        num_blocks: Residual blocks of each stage, as many as widths.
+        embed: Dimension of the level's embedding.
+        sigma_min: Lowest noise deviation, in units of the pixels.
+        sigma_max: Highest noise deviation.
     """
 
     def __init__(
@@ -112,7 +120,8 @@ class UNetEnergy(AnchoredEnergy):
     ):
         super().__init__(shape=check_shape(shape, "CHW"), embed=embed, sigma_min=sigma_min, sigma_max=sigma_max)
         if len(widths) != len(num_blocks):
-            raise ValueError(f"widths={list(widths)}, num_blocks={list(num_blocks)}: want one number of blocks a width")
+            condition = f"must have one number for each of the {len(widths)} widths"
+            raise UserError(condition, argument="num_blocks", value=list(num_blocks))
         self.multiple = 2 ** len(widths)
         self.net = UNet(8 * shape[0], 4 * shape[0], widths, num_blocks, embed)
 
@@ -176,8 +185,8 @@ def tree(net: UNet, levels: Sequence[Tensor]) -> Sequential:
     blocks = [m for m in net.modules() if isinstance(m, Block)]
     level_of = {id(block): level for block, level in zip(blocks, levels, strict=True)}
 
-    def stage(modules: Any) -> list[Node]:
-        return [_block(block, level_of[id(block)]) for block in modules]
+    def stage(modules: nn.Module) -> list[Node]:
+        return [_block(block, level_of[id(block)]) for block in modules.children() if isinstance(block, Block)]
 
     inner: list[Node] = []
     for i in reversed(range(len(net.down))):

@@ -1,15 +1,13 @@
-"""Contrastive divergence: lower the energy of data, raise it where the model's own chains go.
+"""Contrastive divergence: lower the energy of data, raise that of the model's samples.
 
-The likelihood's gradient is -d log p(x) / d theta = dE(x)/d theta - E_model[dE/d theta] (Hinton 2002). The
-second mean is estimated with a few steps of Markov chains that begin at the data (CD), where they last
-stopped (persistent CD; Tieleman 2008; with a replay buffer: Du & Mordatch 2019), or at noise (short-run;
-Nijkamp et al. 2019). Hence
+The likelihood's gradient is -d log p(x) / d theta = dE(x)/d theta - E_model[dE/d theta] (Hinton 2002). The second mean
+is estimated by a few steps of Markov chains that begin at the data (CD), where they last stopped (persistent CD;
+Tieleman 2008; with a replay buffer: Du & Mordatch 2019), or at noise (short-run; Nijkamp et al. 2019). Hence
 
-    loss = mean E(real) - mean E(fake),
+    loss = mean E(real) - mean E(fake).
 
-in this order: with the opposite sign real energies go *up*. The chain sees the energy with spectral norms
-frozen and in eval mode; the loss takes real and fake in one forward in train mode. The energy's constant
-stays unknown.
+The chains use the frozen energy in evaluation mode; the loss takes real and fake in one forward in train mode. The
+energy's constant stays unknown.
 """
 
 from collections.abc import Sequence
@@ -22,18 +20,18 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import EnergyFn
+from thalweg.energy.base import AnyEnergy, EnergyFn
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.wrappers import FixedLabels
-from thalweg.objective.base import Batch
+from thalweg.objective.base import LABELS, Batch
 from thalweg.objective.contrastive import health, replay_buffer
 from thalweg.objective.contrastive.replay_buffer import Initial, Replay, Visit
 from thalweg.sampler.base import HasClamp, Info, Sampler, normal_like
 from thalweg.sampler.langevin import ULA
 from thalweg.sampler.precision import at_precision
 
-FIRM = 0.1  # the energy penalty by default, and the least one after a rollback
+ENERGY_PENALTY = 0.1  # by default, and at least after a rollback
 
 
 class Augment(Protocol):
@@ -46,23 +44,26 @@ class Augment(Protocol):
 class ContrastiveDivergence:
     """mean E(real) - mean E(fake) + alpha (mean E(real)² + mean E(fake)²) + lambda mean |grad E(real)|².
 
-    Costs `num_steps` gradients of the energy and one training step on twice the batch.
+    Costs `num_steps` gradients of the energy and one training step on twice the batch. A chain that ends at a
+    non-finite position is left out of the loss and restarted; `diverged` is the share of such chains. Where all are,
+    the loss is NaN, which the trainer refuses.
 
-    - `num_steps`: the chain's length, or (first, last), growing linearly over training.
-    - `start`: where chains begin: "data", "persistent" (a buffer of `buffer_size` chains, each begun anew
-      with probability `reinit` when it is visited) or "noise".
-    - `augment` alters a chain's position between two visits (a jump that the energy must answer, so that chains leave
-      the places they wore in; Du et al. 2021); chains that begin anew are not altered.
-    - `initial`: what noise is: "uniform" on [`low`, `high`] (images) or "normal", fitted to the batch
-      (vectors).
-    - `energy_penalty` (alpha) holds the energies near zero, at the price of a bias; `gradient_penalty`
-      (lambda) the slope at the data (Mescheder et al. 2018); `data_noise` is the deviation of noise added to
-      the data, not clamped.
-    - `conditional`: the energy is E(x, labels); each chain keeps its label, and a step visits chains of the batch's
-      labels, so that real and fake differ in nothing else.
-
-    A chain that ends at a non-finite position is left out of the loss and begun anew; `diverged` is the share
-    of such chains. When all are, the loss is NaN, for the trainer to refuse.
+    Args:
+        sampler: The sampler of the chains.
+        num_steps: The chain's length, or (first, last), changing linearly over training.
+        start: Where chains begin: "data", "persistent" (a replay buffer) or "noise".
+        initial: The law of noise: "uniform" on [low, high] (images) or "normal", fitted to the batch (vectors).
+        buffer_size: Chains in the replay buffer.
+        reinit: Probability that a visited chain of the buffer is restarted at noise.
+        augment: Alters a chain's position between two visits, which improves mixing (Du et al. 2021); restarted chains
+            are not altered.
+        low: Lower end of uniform noise.
+        high: Upper end of uniform noise.
+        energy_penalty: alpha, which keeps energies near zero and adds a bias.
+        gradient_penalty: lambda, on the gradient at the data (Mescheder et al. 2018).
+        data_noise: Deviation of Gaussian noise added to the data, not clamped.
+        conditional: The energy is E(x, labels): each chain keeps its label, and a step visits chains of the batch's
+            labels.
     """
 
     sampler: Sampler[Any]
@@ -74,7 +75,7 @@ class ContrastiveDivergence:
     augment: Augment | None = None
     low: float = 0.0
     high: float = 1.0
-    energy_penalty: float = FIRM
+    energy_penalty: float = ENERGY_PENALTY
     gradient_penalty: float = 0.0
     data_noise: float = 0.0
     conditional: bool = False
@@ -106,23 +107,20 @@ class ContrastiveDivergence:
         return cls(sampler=ULA(step_size=0.01), num_steps=(1, 3), buffer_size=64, gradient_penalty=0.1)
 
     def after_rollback(self, times: int) -> "ContrastiveDivergence":
-        """With an energy penalty of `FIRM` at least, all of it at once.
+        """The same with an energy penalty of at least `ENERGY_PENALTY`, which stops energies that drift apart."""
+        weak = times and self.energy_penalty < ENERGY_PENALTY
+        return replace(self, energy_penalty=ENERGY_PENALTY) if weak else self
 
-        Without one only the chains answer an energy that runs away from them, at any learning rate, and they answer
-        late. Its price is the penalty's bias, which is why a healthy run does not pay it.
-        """
-        return replace(self, energy_penalty=FIRM) if times and self.energy_penalty < FIRM else self
-
-    def init(self, energy: Any, x: Float[Tensor, "b *d"], generator: Generator) -> Replay:
-        """`buffer_size` chains at fresh positions; no buffer where chains do not outlive a step."""
+    def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> Replay:
+        """`buffer_size` chains at noise; an empty buffer unless chains are persistent."""
         if self.start != "persistent":
             return replay_buffer.start(x.new_empty(0, *x.shape[1:]))
         return replay_buffer.start(self._fresh(self.buffer_size, x, generator))
 
     def draw(self, state: Replay, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
-        """(slots, renew, fresh x, fresh labels, data noise, altered x, step numbers, the chain's noise by step).
+        """(slots, renew, new x, new labels, data noise, altered x, step numbers, the chain's noise by step).
 
-        The sampler's `draw` sees a state of a flat energy: the chain's shapes and types, not its values.
+        The sampler draws from a state of a constant energy, which has the chain's shapes and types.
         """
         x = batch.x
         visit = self._visit(state, batch, generator)
@@ -131,21 +129,21 @@ class ContrastiveDivergence:
         if self.augment is not None:
             altered = self.augment(state.x[visit.slots], generator, progress)
         steps = torch.arange(self._length(progress), device=x.device)
-        like = self.sampler.init(_flat, x)
+        like = self.sampler.init(_zero, x)
         chain = [self.sampler.draw(like, generator) for _ in steps]
         return *visit, jitter, altered, steps, *(torch.stack(kind) for kind in zip(*chain, strict=True))
 
     def loss(
-        self, energy: Any, state: Replay, batch: Batch, noise: tuple[Tensor, ...]
+        self, energy: AnyEnergy, state: Replay, batch: Batch, noise: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, ""], Replay, dict[str, Tensor]]:
         """The loss in nats, and the buffer with the moved chains in their slots."""
         visit, (jitter, altered, steps, *chain) = Visit(*noise[:4]), noise[4:]
         real = batch.x + jitter
         begun = self._begin(state, visit, real, altered)
-        x, info = self._run(self._given(energy, begun.labels), begun.x, len(steps), chain)
+        x, info = self._run(self._of_labels(energy, begun.labels), begun.x, len(steps), chain)
         finite = x.flatten(1).isfinite().all(1)
-        moved = replay_buffer.mend(Replay(x, begun.age + len(steps), begun.labels), visit, finite)
-        both = self._given(energy, torch.cat([self._labels(batch), moved.labels]))
+        moved = replay_buffer.restart_diverged(Replay(x, begun.age + len(steps), begun.labels), visit, finite)
+        both = self._of_labels(energy, torch.cat([self._labels(batch), moved.labels]))
         loss, metrics = self._compare(both, real, moved.x, finite)
         clamp = self.sampler.clamp if isinstance(self.sampler, HasClamp) else None
         metrics |= health.of_chains(begun.x, moved.x, finite, real, info, clamp)
@@ -157,7 +155,7 @@ class ContrastiveDivergence:
         return loss, state, metrics
 
     def _length(self, progress: float) -> int:
-        """The chain's length at this share of training; each length of the range lasts equally long."""
+        """The chain's length at this share of training; each length of the range has an equal share."""
         if not isinstance(self.num_steps, Sequence):
             return self.num_steps
         first, last = self.num_steps[0], self.num_steps[-1]
@@ -168,7 +166,7 @@ class ContrastiveDivergence:
         return replay_buffer.fresh(n, like, generator, initial=self.initial, low=self.low, high=self.high)
 
     def _visit(self, state: Replay, batch: Batch, generator: Generator) -> Visit:
-        """Whom to move: in a conditional model chains of the batch's labels, others anew where there are too few."""
+        """The chains to move: of a conditional energy those of the batch's labels, new ones where there are too few."""
         n, labels = len(batch.x), self._labels(batch)
         if self.start == "data":
             return Visit(torch.arange(n, device=labels.device), torch.ones_like(labels).bool(), batch.x, labels)
@@ -188,25 +186,25 @@ class ContrastiveDivergence:
         if not self.conditional:
             return replay_buffer.no_labels(len(batch.x), batch.x.device)
         if batch.labels is None:
-            raise UserError("conditional=True needs labels, and the batch has none: give labelled data")
+            raise UserError("needs labels, and the batch has none", argument="conditional", value=True, hint=LABELS)
         return batch.labels
 
     def _begin(self, state: Replay, visit: Visit, real: Tensor, altered: Tensor) -> Replay:
-        """Where the chains begin: at the data as the loss sees them, at noise, or where they stopped."""
+        """The first positions of the chains: the data as the loss sees them, noise, or where they stopped."""
         if self.start == "persistent":
             found = None if self.augment is None else altered
             return replay_buffer.take(state, visit, found)
         return replay_buffer.start(real if self.start == "data" else visit.x)._replace(labels=visit.labels)
 
-    def _given(self, energy: Any, labels: Tensor) -> EnergyFn:
-        """The energy of positions alone."""
+    def _of_labels(self, energy: AnyEnergy, labels: Tensor) -> EnergyFn:
+        """E(x), or E(x, labels) at these labels."""
         return FixedLabels(energy, labels) if self.conditional else energy
 
     @torch.no_grad()
-    def _energy_of_noise(self, energy: Any, visit: Visit) -> Tensor:
-        """The mean energy of the fresh starts, which a sound energy ranks above its chains and those above the data."""
-        with frozen(self._given(energy, visit.labels)) as still:
-            return still(visit.x).mean()
+    def _energy_of_noise(self, energy: AnyEnergy, visit: Visit) -> Tensor:
+        """The mean energy of noise, which should be above that of the chains."""
+        with frozen(self._of_labels(energy, visit.labels)) as constant:
+            return constant(visit.x).mean()
 
     def _run(self, energy: EnergyFn, x: Tensor, num: int, chain: Sequence[Tensor]) -> tuple[Tensor, Info]:
         """The chain's last positions, outside the graph, and its last diagnostics; under autocast, in its precision."""
@@ -221,19 +219,19 @@ class ContrastiveDivergence:
     def _compare(
         self, energy: EnergyFn, real: Tensor, fake: Tensor, finite: Bool[Tensor, " b"]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss from one forward over real and fake (two would break DDP), and what it is made of."""
-        slope = real.new_zeros(())
+        """The loss from one forward over real and fake (two would break DDP), and its parts."""
+        squared_gradient = real.new_zeros(())
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.gradient_penalty > 0):
             real = real.detach().requires_grad_(self.gradient_penalty > 0)
             u_real, u_fake = energy(torch.cat([real, fake])).split([len(real), len(fake)])
             if self.gradient_penalty:
                 (g,) = torch.autograd.grad(u_real.sum(), real, create_graph=True)
-                slope = g.flatten(1).square().sum(1).mean()
+                squared_gradient = g.flatten(1).square().sum(1).mean()
         real_mean, fake_mean = u_real.mean(), _mean_of(u_fake, finite)
-        size = u_real.square().mean() + _mean_of(u_fake.square(), finite)
-        loss = real_mean - fake_mean + self.energy_penalty * size + self.gradient_penalty * slope
+        squares = u_real.square().mean() + _mean_of(u_fake.square(), finite)
+        loss = real_mean - fake_mean + self.energy_penalty * squares + self.gradient_penalty * squared_gradient
         parts = {"energy_real": real_mean, "energy_fake": fake_mean, "gap": fake_mean - real_mean}
-        parts |= {"slope_squared": slope, "overlap": health.overlap(u_real.detach(), u_fake.detach())}
+        parts |= {"squared_gradient": squared_gradient, "overlap": health.overlap(u_real.detach(), u_fake.detach())}
         return loss, {name: value.detach() for name, value in parts.items()}
 
 
@@ -242,6 +240,6 @@ def _mean_of(u: Float[Tensor, " b"], chosen: Bool[Tensor, " b"]) -> Float[Tensor
     return torch.where(chosen, u, 0).sum() / chosen.sum()
 
 
-def _flat(x: Tensor) -> Tensor:
+def _zero(x: Tensor) -> Tensor:
     """An energy that is zero everywhere, with a gradient."""
     return 0 * x.flatten(1).sum(1)

@@ -1,19 +1,19 @@
-"""Health signals of contrastive training: cheap figures of each step that tell whether the chains still do their work.
+"""Health signals of contrastive training: figures of each step that show whether the chains sample the energy.
 
 | signal | healthy | otherwise |
 |---|---|---|
-| `gap` = mean E(fake) - mean E(real) | small, around zero | growing: the energy runs away from its chains |
-| `energy_noise`, mean E of fresh starts | well above the chains' | near theirs: chains have not left the noise |
+| `gap` = mean E(fake) - mean E(real) | small, around zero | growing: the chains do not reach low energies |
+| `energy_noise`, mean E of noise | well above the chains' | near theirs: chains have not left the noise |
 | `overlap` of the two energy histograms | near 1 | near 0: chains no longer reach the data's energies |
-| `chain_grad_norm`, mean of abs(dE/dx) where chains end | steady | vanishing: the chains only diffuse |
-| `displacement`, root mean square move a coordinate and visit | steady | zero: the chains stand still |
+| `chain_grad_norm`, mean of abs(dE/dx) where chains end | constant | vanishing: the chains only diffuse |
+| `displacement`, root mean square move a coordinate and visit | constant | zero: the chains do not move |
 | `acceptance` of the last step (1 where nothing is tested) | 0.3 to 0.9 | near 0: the step is too long |
 | `clamped`, share of coordinates on the clamp's walls | as the data | near 1: the chains are stuck |
 | `spread` = deviation of the chains over that of the data | near 1 | near 0: collapse of diversity |
-| `lineages`, share of distinct chains in the batch | 1 | less: chains were copied onto each other |
+| `lineages`, share of distinct chains in the batch | 1 | less: several chains are copies of one |
 | `diverged`, share of chains that ended non-finite | 0 | anything else |
 
-`thalweg.training.guard` holds them against limits.
+`thalweg.training.guard` compares them with limits.
 """
 
 import torch
@@ -59,7 +59,7 @@ def _mean(values: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _deviation(x: Tensor) -> Tensor:
-    """Root of the mean variance of the coordinates; 1 for fewer than two rows, which say nothing."""
+    """Root of the mean variance of the coordinates; 1 for fewer than two rows."""
     return x.flatten(1).var(0).mean().sqrt() if len(x) > 1 else x.new_ones(())
 
 

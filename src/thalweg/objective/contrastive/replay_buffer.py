@@ -1,13 +1,11 @@
-"""The replay buffer: chains that outlive a training step, each in a slot of its own.
+"""The replay buffer: persistent chains, each in a slot of its own.
 
-Persistent contrastive divergence continues a chain where the last step left it (Tieleman 2008); a buffer
-holds many more chains than a batch uses, and restarts a few at each visit, so that new modes are found (Du &
-Mordatch 2019). A chain is written back to the slot that it was taken from: otherwise chains are lost and
-duplicated, and nothing is persistent.
+Persistent contrastive divergence continues a chain where the last step left it (Tieleman 2008). A buffer has many more
+chains than a batch uses, and restarts a few at each visit, which finds new modes (Du & Mordatch 2019). A chain is
+written back to its own slot; otherwise chains would be lost and duplicated.
 
-All functions are pure: what was drawn comes in, a new `Replay` goes out, and the old one stays as it was. An
-update copies the buffer, which is what makes a bad step droppable: 10,000 images of 28 x 28 in float32 are
-31 MB, 20 ms on one core.
+All functions are pure and give a new `Replay`, so that a bad step can be dropped. An update copies the buffer: 10,000
+images of 28 x 28 in float32 are 31 MB, 20 ms on one core.
 """
 
 from typing import Literal, NamedTuple
@@ -31,7 +29,7 @@ class Replay(NamedTuple):
 
 
 class Visit(NamedTuple):
-    """Whom a step moves: slots (B,), which of them begin anew (B,), and where: x (B, *), labels (B,)."""
+    """The chains of a step: slots (B,), which are restarted (B,), and their new x (B, *) and labels (B,)."""
 
     slots: Int[Tensor, " b"]
     renew: Bool[Tensor, " b"]
@@ -62,23 +60,23 @@ def start(x: Float[Tensor, "n *d"]) -> Replay:
 
 
 def choose(replay: Replay, n: int, generator: Generator) -> Int[Tensor, " n"]:
-    """n distinct slots, each set equally likely; raises UserError where the buffer has fewer."""
+    """n distinct slots, each set equally likely; UserError where the buffer has fewer."""
     size = len(replay.age)
     if n > size:
-        raise UserError(f"buffer_size={size} is less than the batch of {n}: raise it or lower the batch size")
+        raise UserError(f"must be at least the batch size, {n}", argument="buffer_size", value=size)
     return torch.randperm(size, generator=generator, device=replay.x.device)[:n]
 
 
 def choose_keyed(replay: Replay, labels: Int[Tensor, " b"], generator: Generator) -> Int[Tensor, " b"]:
-    """Distinct slots, for each label one of the chains that hold it, all equally likely; the buffer is keyed by class.
+    """Distinct slots, for each label a chain with that label, all equally likely.
 
-    Where a class has too few chains the others come from those without a label, then from any: they hold another label
-    than asked for, and are to begin anew. Raises UserError where the buffer has fewer than `labels`.
+    Where a class has too few chains, the others are chains without a label, then any: they have another label than
+    asked for, and must be restarted. UserError where the buffer has fewer than `labels`.
     """
     order = choose(replay, max(len(replay.age), len(labels)), generator)
-    held, slots = replay.labels[order], torch.full_like(labels, -1)
+    stored, slots = replay.labels[order], torch.full_like(labels, -1)
     for label in labels.unique():
-        rows, have = (labels == label).nonzero()[:, 0], order[held == label]
+        rows, have = (labels == label).nonzero()[:, 0], order[stored == label]
         slots[rows[: len(have)]] = have[: len(rows)]
     left = order[~torch.isin(order, slots)]
     left = left[torch.argsort(replay.labels[left] >= 0, stable=True)]
@@ -88,7 +86,7 @@ def choose_keyed(replay: Replay, labels: Int[Tensor, " b"], generator: Generator
 
 
 def take(replay: Replay, visit: Visit, found: Float[Tensor, "b *d"] | None = None) -> Replay:
-    """The visited chains (B of them), at `found` if given, those to renew replaced by their fresh start at age 0."""
+    """The visited chains (B), at the positions `found` if given; those to renew are at their new ones, at age 0."""
     keep = ~visit.renew
     stored = replay.x[visit.slots] if found is None else found
     return Replay(
@@ -98,8 +96,8 @@ def take(replay: Replay, visit: Visit, found: Float[Tensor, "b *d"] | None = Non
     )
 
 
-def mend(chains: Replay, visit: Visit, finite: Bool[Tensor, " b"]) -> Replay:
-    """The chains, those that are not finite begun anew at the visit's fresh start; the others bit for bit."""
+def restart_diverged(chains: Replay, visit: Visit, finite: Bool[Tensor, " b"]) -> Replay:
+    """The chains, those that are not finite restarted at the visit's new positions; the others unchanged."""
     return Replay(
         torch.where(per_row(finite, visit.x), chains.x, visit.x),
         torch.where(finite, chains.age, 0),

@@ -1,14 +1,13 @@
-"""Dual score matching: learn U(y, t) = -log p_t(y), constant included, by matching its gradient in space *and* in
-noise.
+"""Dual score matching: learn U(y, t) = -log p_t(y), with its constant, from its gradients in y and in t.
 
 With y = x + sqrt(t) eps, eps ~ N(0, I) in d dimensions,
 
     E[ eps | y ]               = sqrt(t) grad_y U(y, t)          (denoising score matching; Vincent 2011)
     E[ (d - |eps|²) / 2 | y ]  = t dU/dt (y, t)                  (time score; Choi et al. 2022)
 
-so both are regressions on quantities that were drawn anyway, and one gradient with respect to (y, t) gives both
-predictions. The space score fixes U(., t) up to a constant at each t, the time score ties the constants together,
-and the known law at t_max pins the last one. (Guth, Kadkhodaie and Simoncelli 2025.)
+so both are regressions on the drawn noise, and one gradient with respect to (y, t) gives both predictions. The space
+score determines U(., t) up to a constant at each t, the time score the differences of the constants, and the known law
+at t_max the last one. (Guth, Kadkhodaie and Simoncelli 2025.)
 """
 
 from dataclasses import dataclass, field
@@ -26,9 +25,12 @@ from thalweg.objective.score.noise_levels import NoiseLevels, NoiseRange
 class DualScoreMatching:
     """loss = mean_b w(t) |sqrt(t) grad_y U - eps|² / d + time_weight · mean_b (t dU/dt - (d - |eps|²)/2)² / d.
 
-    w(t) = (t + scale²) / scale² gives low and middle noise the weight that sample quality wants (Karras et al. 2022)
-    where `scale` is the data's typical spread a coordinate; scale=inf is plain likelihood weighting. Costs a forward, a
-    backward and a double backward of the energy, about six forwards.
+    w(t) = (t + scale²) / scale² (Karras et al. 2022). Costs about six forwards of the energy.
+
+    Args:
+        levels: The law of t.
+        time_weight: Weight of the time score.
+        scale: Typical deviation of a coordinate of the data, in model units; inf weighs by likelihood.
     """
 
     levels: NoiseLevels = field(default_factory=NoiseLevels)
@@ -43,7 +45,7 @@ class DualScoreMatching:
         check.positive(scale=self.scale)
 
     def init(self, energy: NoisyEnergyFn, x: Tensor, generator: Generator) -> NoiseRange:
-        """The energy's noise levels, which stay what they are."""
+        """The energy's noise levels, which do not change."""
         return NoiseRange.of(energy)
 
     def draw(self, state: NoiseRange, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:

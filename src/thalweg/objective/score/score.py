@@ -1,14 +1,13 @@
-"""Score matching: fit the slope of log p, where the unknown constant does not appear.
+"""Score matching: fit the gradient of log p, in which the unknown constant does not appear.
 
 With s(x) = -grad E(x), the Fisher divergence 1/2 E|s - grad log p|² equals, up to a constant of the data
 alone, E[1/2 |grad E|² - tr Hess E] (Hyvarinen 2005). The trace costs one more backward pass a dimension; a
 random probe v costs one, for E[v' H v] = tr H (Song et al. 2019). Adding noise removes the trace altogether:
-the slope of the noisy law at y = x + sigma eps is -eps / sigma on average, so a regression fits it (Vincent
-2011), at one noise level or at many (Song & Ermon 2019). No chain runs, and the energy's constant stays
-unknown.
+the gradient of the noisy law at y = x + sigma eps is -eps / sigma on average, so a regression fits it (Vincent
+2011), at one noise level or at many (Song & Ermon 2019). There are no chains, and the energy's constant stays unknown.
 
-Every loss adds 0 · sum(E), so that a parameter which the slope does not see (a head's bias) still has a
-gradient, zero: `DistributedDataParallel` waits for one from every parameter.
+Every loss adds 0 · sum(E), so that a parameter that dE/dx does not depend on (a head's bias) has a gradient, zero:
+`DistributedDataParallel` waits for one from every parameter.
 """
 
 from collections.abc import Callable
@@ -21,30 +20,24 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.energy.base import EnergyFn, NoisyEnergyFn
-from thalweg.objective.base import Batch, Empty
+from thalweg.objective.base import Batch, Empty, Stateless
 from thalweg.objective.score.noise_levels import NoiseLevels, NoiseRange
 from thalweg.sampler.base import normal_like, per_row, row_norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenoisingScoreMatching:
-    """E |sigma · grad E(x + sigma eps) - eps|² / d: the energy of the data blurred by sigma (Vincent 2011).
+class DenoisingScoreMatching(Stateless):
+    """E |sigma · grad E(x + sigma eps) - eps|² / d: the energy of the data plus noise sigma eps (Vincent 2011).
 
     Its optimum is -log of the data's law convolved with N(0, sigma²), not of the data's law itself. One
     backward pass more than a regression. `sigma` in the model's units.
     """
 
     sigma: float = 0.1
-    normalises = False
-    noisy = False
 
     def __post_init__(self):
         check.positive(sigma=self.sigma)
         check.finite(sigma=self.sigma)
-
-    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> Empty:
-        """Nothing is kept between steps."""
-        return Empty()
 
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(eps,): standard normal, of the batch's shape."""
@@ -55,30 +48,27 @@ class DenoisingScoreMatching:
     ) -> tuple[Float[Tensor, ""], Empty, dict[str, Tensor]]:
         """The mean over batch and dimensions of the squared error; 1 is the loss of a flat energy."""
         (eps,) = noise
-        u, g = energy_and_slope(energy, batch.x + self.sigma * eps)
+        u, g = energy_and_grad_in_graph(energy, batch.x + self.sigma * eps)
         error = self.sigma * g - eps
         return error.square().mean() + 0 * u.sum(), state, _metrics(u, g)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MultiScaleDenoising:
-    """E |sqrt(t) grad_y U(y, t) - eps|² / d, y = x + sqrt(t) eps, over many t (Song & Ermon 2019; energy
-        form).
+    """E |sqrt(t) grad_y U(y, t) - eps|² / d, y = x + sqrt(t) eps, over many t (Song & Ermon 2019; energy form).
 
-    The factor sqrt(t) gives all levels the same weight. U(·, t) is known up to a function of t. `levels` says
-    which t are drawn: a `NoiseLevels`, or a dict of its arguments.
+    The factor sqrt(t) gives all levels the same weight. U(·, t) is determined up to a function of t.
+
+    Args:
+        levels: The law of t.
     """
 
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     normalises = False
     noisy = True
 
-    def __post_init__(self):
-        if isinstance(self.levels, dict):
-            object.__setattr__(self, "levels", NoiseLevels(**self.levels))
-
     def init(self, energy: NoisyEnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> NoiseRange:
-        """The energy's noise levels, which stay what they are."""
+        """The energy's noise levels, which do not change."""
         return NoiseRange.of(energy)
 
     def draw(self, state: NoiseRange, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
@@ -91,25 +81,18 @@ class MultiScaleDenoising:
         """The mean over batch and dimensions of the squared error; 1 is the loss of a flat energy."""
         eps, t = noise
         sigma = per_row(t.sqrt(), eps)
-        u, g = energy_and_slope(lambda y: energy(y, t), batch.x + sigma * eps)
+        u, g = energy_and_grad_in_graph(lambda y: energy(y, t), batch.x + sigma * eps)
         error = sigma * g - eps
         return error.square().mean() + 0 * u.sum(), state, _metrics(u, g)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplicitScoreMatching:
+class ExplicitScoreMatching(Stateless):
     """E[1/2 |grad E|² - tr Hess E], the trace exact (Hyvarinen 2005).
 
     One backward pass a dimension: for small d, and as the reference of the sliced form. For a Gaussian energy
     its optimum is the maximum-likelihood fit.
     """
-
-    normalises = False
-    noisy = False
-
-    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> Empty:
-        """Nothing is kept between steps."""
-        return Empty()
 
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """Nothing is random: the empty tuple."""
@@ -118,8 +101,8 @@ class ExplicitScoreMatching:
     def loss(
         self, energy: EnergyFn, state: Empty, batch: Batch, noise: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, ""], Empty, dict[str, Tensor]]:
-        """The mean over the batch, in nats a squared unit; it has no lower bound that would say "done"."""
-        x, u, g = _slope_in_graph(energy, batch.x)
+        """The mean over the batch, in nats a squared unit; it may be negative."""
+        x, u, g = _grad_in_graph(energy, batch.x)
         d = x[0].numel()
         axes = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, *x.shape[1:])
         trace = torch.stack([_curvature(g, x, e.expand_as(g)) for e in axes]).sum(0)
@@ -127,7 +110,7 @@ class ExplicitScoreMatching:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlicedScoreMatching:
+class SlicedScoreMatching(Stateless):
     """E[1/2 |grad E|² - v' Hess E v], v random, E[v v'] = I (Song et al. 2019, with reduced variance).
 
     One backward pass a projection, whatever d. `probe` is "rademacher" (signs: the lower variance, and none
@@ -136,16 +119,10 @@ class SlicedScoreMatching:
 
     num_projections: int = 1
     probe: Literal["rademacher", "normal"] = "rademacher"
-    normalises = False
-    noisy = False
 
     def __post_init__(self):
         check.count(num_projections=self.num_projections)
         check.one_of(("rademacher", "normal"), probe=self.probe)
-
-    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> Empty:
-        """Nothing is kept between steps."""
-        return Empty()
 
     def draw(self, state: Empty, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(v,): probes (num_projections, B, *), independent for each row."""
@@ -156,29 +133,29 @@ class SlicedScoreMatching:
     def loss(
         self, energy: EnergyFn, state: Empty, batch: Batch, noise: tuple[Tensor, ...]
     ) -> tuple[Float[Tensor, ""], Empty, dict[str, Tensor]]:
-        """The mean over batch and probes; without probes' noise it is `ExplicitScoreMatching`'s."""
+        """The mean over batch and probes, an unbiased estimate of `ExplicitScoreMatching`'s loss."""
         (probes,) = noise
-        x, u, g = _slope_in_graph(energy, batch.x)
+        x, u, g = _grad_in_graph(energy, batch.x)
         trace = torch.stack([_curvature(g, x, v) for v in probes]).mean(0)
         return _hyvarinen(g, trace) + 0 * u.sum(), state, _metrics(u, g)
 
 
-def energy_and_slope(
+def energy_and_grad_in_graph(
     energy: Callable[[Tensor], Tensor], x: Float[Tensor, "b *d"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:
-    """(E(x), dE/dx), both in the graph, so that a loss of the slope reaches the parameters.
+    """(E(x), dE/dx), both in the graph, so that a loss of dE/dx has a gradient in the parameters.
 
     `torch.func.vjp` under `torch.compile`, which cannot trace `autograd.grad`; `autograd.grad` in eager mode.
     """
     if torch.compiler.is_compiling():
         u, pull = torch.func.vjp(energy, x)  # pyright: ignore[reportAssignmentType]
         return u, pull(torch.ones_like(u))[0]
-    _, u, g = _slope_in_graph(energy, x)
+    _, u, g = _grad_in_graph(energy, x)
     return u, g
 
 
-def _slope_in_graph(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(x as a leaf, E(x), dE/dx), for those who differentiate the slope in x once more."""
+def _grad_in_graph(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(x as a leaf, E(x), dE/dx), for a second derivative in x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_(True)
         u = energy(x)
@@ -186,7 +163,7 @@ def _slope_in_graph(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tens
 
 
 def _pull(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
-    """v' dy/dx in the graph; zero where y does not depend on x (the slope of a linear energy)."""
+    """v' dy/dx in the graph; zero where y does not depend on x (the gradient of a linear energy)."""
     if not y.requires_grad:
         return torch.zeros_like(x)
     return torch.autograd.grad(y, x, v, create_graph=True, materialize_grads=True)[0]

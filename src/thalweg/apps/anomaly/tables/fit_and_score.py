@@ -23,9 +23,9 @@ from thalweg.core.atomic_write import whole_file
 from thalweg.core.errors import UserError
 from thalweg.core.store import write_errors
 from thalweg.data.columns.encoding import Columns
-from thalweg.data.csv_blocks import Table, open_table
 from thalweg.data.csv_header import Known
 from thalweg.data.score_table import writer
+from thalweg.data.tables import Table, open_table
 
 REASONS = 3
 

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thalweg.core.errors import UserError
-from thalweg.data.columns.encoding import TRUTH
+from thalweg.data.columns.column_reader import TRUTH
 from thalweg.data.columns.number_formats import is_number
-from thalweg.data.csv_blocks import Table
+from thalweg.data.formats.base import Table
 from thalweg.data.frames import as_frame
 
 MAX_ROWS = 50_000

@@ -130,15 +130,23 @@ class FFTConv(LinearNode):
 
 
 class Gather(LinearNode):
-    """Abstract: a pixel of the output reads a patch of the input, with `step` times as many pixels a side.
+    """Abstract: a pixel of the output reads a patch of the input, which has `step` times as many pixels a side.
 
-    `im2col` makes patches (1, R, K) of an image; `col2im` adds them up again, given the output's height, width and
-    rows.
+    `im2col` makes patches (1, R, K) of an image; `col2im`, its transpose, adds them to an image, given the output's
+    height, width and rows.
     """
 
     im2col: Callable[[Tensor], Tensor]
     col2im: Callable[[Tensor, Sequence[int]], Tensor]
     step = 1
+
+    def __init__(self, m: nn.Conv2d):
+        super().__init__(m)
+        self.kernel_size = m.kernel_size
+        self.weight = m.weight.detach().permute(2, 3, 1, 0).reshape(1, -1, m.out_channels)
+
+    def weight_back(self, g: Tensor) -> Tensor:
+        return g.view(*self.kernel_size, -1, g.shape[-1]).permute(3, 2, 0, 1)
 
     def into(self, x: Tensor) -> Tensor:
         self.size = (x.shape[0] // self.step, x.shape[1] // self.step, x.shape[2])
@@ -179,13 +187,6 @@ class Im2colConv(Gather):
 
     im2col, col2im = staticmethod(_im2col_3x3), staticmethod(_col2im_3x3)
 
-    def __init__(self, m: nn.Conv2d):
-        super().__init__(m)
-        self.weight = m.weight.detach().permute(2, 3, 1, 0).reshape(1, -1, m.out_channels)
-
-    def weight_back(self, g: Tensor) -> Tensor:
-        return g.view(3, 3, -1, g.shape[-1]).permute(3, 2, 0, 1)
-
 
 class Col2imConv(Scatter):
     """A 3 x 3 convolution with padding 1 to few channels: what a pixel gives its neighbours, the kernel turned."""
@@ -212,13 +213,6 @@ class Downsample(Gather):
 
     im2col, col2im = staticmethod(_im2col_2x2), staticmethod(_col2im_2x2)
     step = 2
-
-    def __init__(self, m: nn.Conv2d):
-        super().__init__(m)
-        self.weight = m.weight.detach().permute(2, 3, 1, 0).reshape(1, -1, m.out_channels)
-
-    def weight_back(self, g: Tensor) -> Tensor:
-        return g.view(2, 2, -1, g.shape[-1]).permute(3, 2, 0, 1)
 
 
 class Upsample(Scatter):

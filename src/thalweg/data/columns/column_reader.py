@@ -1,0 +1,177 @@
+"""What a column of a table holds, and its values as numbers."""
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thalweg.core.errors import UserError
+from thalweg.data.columns.number_formats import Writing, near
+from thalweg.data.columns.reading_options import Reading, option
+from thalweg.data.columns.text_columns import doubt, refuse_doubt, refuse_moments
+from thalweg.data.frames import is_categorical, is_numeric, numbers, texts
+
+MOST = 100  # categories of a column that are told apart
+OTHER = "other"
+TRUTH = {"false": 0.0, "true": 1.0}  # in any case: pandas writes True, Arrow and polars true, spreadsheets TRUE
+
+
+class Column(NamedTuple):
+    """A name and what the column holds: categories, the most frequent first, or None for numbers (`truth`: 0 and 1)."""
+
+    name: str
+    categories: tuple[str, ...] | None = None
+    other: bool = False
+    truth: bool = False
+
+    @property
+    def width(self) -> int:
+        """Columns of numbers that it becomes."""
+        return 1 if self.categories is None else len(self.categories) + self.other
+
+
+@dataclass(frozen=True)
+class ColumnReader:
+    """Reads the columns of one table.
+
+    Args:
+        where: The table in messages.
+        parse: Whether texts may be numbers and missing values, as in a CSV.
+        rows: The number of each row, for messages.
+        reading: The user's options.
+        offered: Whether messages name those options.
+    """
+
+    where: str
+    parse: bool
+    rows: Sequence[int]
+    reading: Reading
+    offered: bool = False
+
+    def refuse(self, message: str, hint: str) -> UserError:
+        """The error of a column of this table."""
+        return UserError(message, argument=self.where, hint=hint)
+
+    def column(self, series: Any, name: str) -> Column:
+        """The content of a column; UserError where it has no value, or is in doubt."""
+        import narwhals as nw
+
+        declared = self.reading.dtype.get(name)
+        if is_numeric(series) and (declared != "category" or not _is_whole(series)):
+            if declared == "category":
+                hint = "store whole numbers or texts"
+                raise self.refuse(f"column {name!r} holds numbers with fractions, which are no categories", hint)
+            if np.isnan(numbers(series)).all():
+                raise self.refuse(f"column {name!r} has no value at all", "drop it")
+            return Column(name, truth=series.dtype == nw.Boolean)
+        values = texts(series, name, self.where, self.reading.words(self.parse))
+        if all(value is None for value in values):
+            word = next((text for text in texts(series, name, self.where) if text), None)
+            why = "" if word is None else f", as {word!r} means a missing one"
+            raise self.refuse(f"column {name!r} has no value at all{why}", "drop it")
+        if declared != "category" and not is_categorical(series):
+            found = self._numbers(values, name, declared)
+            if found is not None:
+                return found
+        counts = Counter(value for value in values if value is not None)
+        kept = [value for value, count in counts.most_common(MOST) if count > 1]
+        return Column(name, tuple(kept), len(kept) < len(counts))
+
+    def _numbers(self, values: Sequence[str | None], name: str, declared: str | None) -> Column | None:
+        """The column of numbers, or of truth values, that texts are; None for categories. UserError where in doubt."""
+        there = {value for value in values if value is not None}
+        writing, parse = self.reading.writing, self.parse or declared == "number" or not self.reading.writing.is_plain
+        if parse and _are_numbers(there, writing):
+            return Column(name)
+        if self.parse and all(value.strip().lower() in TRUTH for value in there):
+            return Column(name, truth=True)
+        if declared == "number":
+            i = next(i for i, v in enumerate(values) if v is not None and writing.number(v) is None)
+            message = f"column {name!r} holds {values[i]!r:.60} in row {self.rows[i] + 1}, which is no number"
+            raise self.refuse(message, "correct the value")
+        found = doubt(values, writing, declared=not parse)
+        if found is not None:
+            refuse_doubt(found, values, name, self.where, self.rows, offered=self.offered)
+        refuse_moments(values, name, self.where, offered=self.offered)
+        return None
+
+    def encode(self, series: Any, column: Column) -> np.ndarray:
+        """(N, width) of the values."""
+        name, words = column.name, self.reading.words(self.parse)
+        if column.categories is None:
+            if is_numeric(series):
+                return numbers(series)[:, None]
+            return self._parsed(texts(series, name, self.where, words), column)[:, None]
+        values = self._categories(series, column, words)
+        index = {value: i for i, value in enumerate(column.categories)}
+        codes = np.eye(column.width + 2, column.width)
+        codes[column.width], codes[column.width + 1] = -1.0, np.nan  # a new category; missing
+        unknown = len(column.categories) if column.other else column.width
+        return codes[[column.width + 1 if text is None else index.get(text, unknown) for text in values]]
+
+    def _categories(self, series: Any, column: Column, words: frozenset[str]) -> list[str | None]:
+        """The texts of a column of categories; UserError where all are numbers and no known category is one.
+
+        In an object column each value counts for itself, so that a row does not depend on the others.
+        """
+        import narwhals as nw
+
+        known, name = column.categories or (), column.name
+        given = texts(series, name, self.where, words.difference(known))
+        if series.dtype == nw.Object or (self.reading.dtype.get(name) == "category" and _is_whole(series)):
+            return given
+        there = [text for text in given if text is not None]
+        number = self.reading.writing.number
+        retyped = bool(known) and all(number(t) is not None for t in there) and all(number(c) is None for c in known)
+        if there and (retyped or is_numeric(series)):
+            raise self.refuse(f"column {name!r} holds numbers where categories were in the fit", "retype it")
+        return given
+
+    def _parsed(self, given: list[str | None], column: Column) -> np.ndarray:
+        writing = self.reading.writing
+        together = "".join(text for text in given if text is not None)
+        if writing.is_plain and together.isascii() and "_" not in together:  # float takes what `is_number` takes then,
+            with suppress(ValueError):  # in a third of the time
+                return np.array([np.nan if text is None else float(text) for text in given], float)
+        found = np.full(len(given), np.nan)
+        for i, text in enumerate(given):
+            if text is None:
+                continue
+            number = writing.number(text)
+            if number is None and column.truth:
+                number = TRUTH.get(text.strip().lower())
+            if number is None:
+                wanted = "True or False was" if column.truth else "numbers were"
+                at = f"column {column.name!r} holds {text!r:.60} in row {self.rows[i] + 1}"
+                hint = "correct the value"
+                if self.offered:
+                    hint += f", or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
+                if near(text) is not None:
+                    mark = f" and {writing.thousands!r} between thousands" if writing.thousands else ""
+                    hint = f"write it as in the fit, with {writing.decimal!r} as decimal point{mark}"
+                raise self.refuse(f"{at}, where {wanted} in the fit", hint)
+            found[i] = number
+        return found
+
+
+def _are_numbers(texts: Collection[str], writing: Writing) -> bool:
+    """Whether all texts are numbers in this writing."""
+    together = "".join(texts)
+    if not (writing.is_plain and together.isascii() and "_" not in together):
+        return all(writing.number(text) is not None for text in texts)
+    try:
+        for text in texts:
+            float(text)  # takes what `is_number` takes then, in a third of the time
+    except ValueError:
+        return False
+    return True
+
+
+def _is_whole(series: Any) -> bool:
+    """Whether the type is of whole numbers, or of anything but numbers."""
+    import narwhals as nw
+
+    return series.dtype.is_integer() or series.dtype == nw.Boolean or not series.dtype.is_numeric()

@@ -1,0 +1,92 @@
+"""CSV, read as text, since a block cannot know what later ones hold: what a column is, `data.columns.encoding` settles.
+
+Whether the first line names the columns is settled by `data.csv_header`.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from thalweg.core.errors import UserError
+from thalweg.data.csv_header import Known, check_separator, is_header
+from thalweg.data.formats.base import Table, TableFormat
+
+BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class CsvTable(Table):
+    """Rows of texts; `empty`: a header only."""
+
+    empty: bool = False
+
+    is_text = True
+
+    @property
+    def num_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    def batches(self, names: list[str]) -> Iterator[Any]:
+        import pyarrow as pa
+        from pyarrow import csv as arrow
+
+        if self.empty:
+            return
+        last = self.names[-1]
+        reader = arrow.open_csv(
+            self.path,
+            arrow.ReadOptions(
+                block_size=BLOCK_BYTES, use_threads=False, column_names=self.names, skip_rows=0 if self.headless else 1
+            ),
+            arrow.ParseOptions(newlines_in_values=True),
+            arrow.ConvertOptions(
+                column_types={name: pa.string() for name in self.names},
+                include_columns=[*names, *([] if last in names else [last])],
+                strings_can_be_null=False,  # `data.columns.reading_options` says which words mean a missing value
+            ),
+        )
+        end = None
+        for batch in reader:
+            if batch.num_rows:
+                end = batch[last][-1].as_py()
+            yield batch.select(names)
+        if end is not None and _unclosed(self.path, end):
+            raise UserError(
+                "a quotation mark near the end is never closed",
+                argument=str(self.path),
+                hint="the file is cut or damaged",
+            )
+
+
+class Csv(TableFormat):
+    """Text of one line a row, with commas between the values."""
+
+    suffixes = (".csv",)
+    takes_header = True
+
+    def open(self, path: Path, header: bool | None, known: Known) -> CsvTable:
+        """The table, by its first two lines."""
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            first = next(reader, [])
+            try:
+                second = next((line for line in reader if line), None)
+            except csv.Error:  # a quotation mark that nothing closes, which the blocks tell
+                second = []
+        if not first:
+            return CsvTable(path, [])
+        check_separator(path, first, second or [])
+        named = is_header(path, first, second or [], known) if header is None else header
+        names = first if named else [str(i) for i in range(len(first))]
+        return CsvTable(path, names, headless=not named, empty=named and second is None)
+
+
+def _unclosed(path: Path, end: str) -> bool:
+    """Whether the last value, `end`, was opened by a quotation mark that nothing closes: it then runs to the end."""
+    opened = b'"' + end.replace('"', '""').encode().rstrip(b"\r\n")
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - len(opened) - 16))
+        rest = file.read().rstrip(b"\r\n")
+    return rest.endswith(opened) and rest[: -len(opened)][-1:] in (b",", b"\n", b"")

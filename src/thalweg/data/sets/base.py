@@ -1,0 +1,55 @@
+"""The contract of a named data set, and how one is found: a module of this package that defines a `NamedSet`."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from thalweg.core.discover import by_name, instances
+from thalweg.data.columns.layout import Layout
+
+
+class RawData(NamedTuple):
+    """All rows of a set, in data units, before they are shuffled and split.
+
+    Args:
+        x: Images (N, C, H, W), uint8 or float32 in [0, 1], or rows (N, D), float32 or float64.
+        labels: int64 (N,); None where there are none.
+        what: Which data these are, in a few words.
+        share: The share of rows that is held out, where the caller does not say.
+        layout: The columns of a table.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    what: str
+    share: float = 0.1
+    layout: Layout = Layout()
+
+
+class NamedSet(ABC):
+    """Abstract: a data set that has a name. Built without arguments; what is heavy is imported in `load`."""
+
+    name: ClassVar[str]  # as on the command line: lower case, with hyphens
+
+    @abstractmethod
+    def load(self, seed: int) -> RawData:
+        """All rows that may be trained on. `seed`: that of the run, which only a set that is generated reads."""
+
+
+class LocatedSet(NamedSet):
+    """Abstract: a set that lies in a file or on the Hub. `data=` and `hub=` may be given for these sets alone."""
+
+    def load(self, seed: int) -> RawData:
+        """The set from where it lies by default."""
+        return self.locate(None, False)
+
+    @abstractmethod
+    def locate(self, data: str | Path | None, hub: bool) -> RawData:
+        """The set from the file or folder `data`, or from the Hub; with neither from where it lies by default."""
+
+
+def named_sets() -> dict[str, NamedSet]:
+    """Every set by its name."""
+    return by_name((each.name, each) for each in instances("thalweg.data.sets", NamedSet))

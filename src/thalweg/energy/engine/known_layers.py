@@ -1,0 +1,149 @@
+"""The written-out layers of torch's modules: which module has one, and which positions it takes."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from thalweg.energy.engine.im2col import PatchConv2d
+from thalweg.energy.engine.layers import (
+    Activation,
+    Affine,
+    AveragePool,
+    AvgPool2x2,
+    Conv2d,
+    Flatten,
+    Identity,
+    Im2colConv2d,
+    Layer,
+    PixelSum,
+    PixelSums,
+    Residual,
+    ResidualBlock,
+    aten,
+)
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def _conv(m: nn.Conv2d) -> Layer | None:
+    if isinstance(m.padding, str) or m.padding_mode != "zeros":
+        return None
+    where = (_pair(m.stride), _pair(m.padding), _pair(m.dilation))
+    if m.in_channels == 1:
+        return Im2colConv2d(m.weight, m.bias, *where)
+    return Conv2d(_channels_last(m.weight), m.bias, *where, m.groups)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """The weight in channels_last: on the CPU only, no other device was measured."""
+    return weight.contiguous(memory_format=torch.channels_last) if weight.device.type == "cpu" else weight
+
+
+def _residual(m: ResidualBlock) -> Layer | None:
+    skip, body = layers_of([m.skip]), layers_of([m.residual])
+    return None if skip is None or body is None else Residual(skip, body)
+
+
+def _pool(m: nn.AvgPool2d) -> Layer:
+    stride = _pair(m.kernel_size if m.stride is None else m.stride)
+    more = (m.ceil_mode, m.count_include_pad, m.divisor_override)
+    window = (_pair(m.kernel_size), stride, _pair(m.padding), *more)
+    two_by_two = window[:3] == ((2, 2), (2, 2), (0, 0)) and m.divisor_override is None
+    return AvgPool2x2(AveragePool(window)) if two_by_two else AveragePool(window)
+
+
+MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
+    nn.Conv2d: _conv,
+    PatchConv2d: _conv,
+    nn.Linear: lambda m: Affine(m.weight, m.bias, m.weight.detach().t().contiguous()),
+    nn.AvgPool2d: _pool,
+    nn.Flatten: lambda m: Flatten() if (m.start_dim, m.end_dim) == (1, -1) else None,
+    PixelSum: lambda m: PixelSums(),
+    ResidualBlock: _residual,
+    nn.Identity: lambda m: Identity(),
+    nn.Dropout: lambda m: Identity(),
+    nn.SiLU: lambda m: Activation(F.silu, aten.silu_backward),
+    nn.ReLU: lambda m: Activation(torch.relu, lambda g, y: aten.threshold_backward(g, y, 0), True),
+    nn.Tanh: lambda m: Activation(torch.tanh, aten.tanh_backward, True),
+    nn.LeakyReLU: lambda m: Activation(
+        lambda x: F.leaky_relu(x, m.negative_slope),
+        lambda g, x: aten.leaky_relu_backward(g, x, m.negative_slope, False),
+    ),
+    nn.GELU: lambda m: Activation(
+        lambda x: F.gelu(x, approximate=m.approximate),
+        lambda g, x: aten.gelu_backward(g, x, approximate=m.approximate),
+    ),
+    nn.Softplus: lambda m: Activation(
+        lambda x: F.softplus(x, m.beta, m.threshold),
+        lambda g, x: aten.softplus_backward(g, x, m.beta, m.threshold),
+    ),
+}
+IMAGES = (Conv2d, Im2colConv2d, AveragePool, AvgPool2x2)
+FREE = (Identity, Flatten)  # their output has the memory of their input
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def has_hooks(m: nn.Module) -> bool:
+    """Whether the module has hooks of its own."""
+    return any(getattr(m, name) for name in HOOKS)
+
+
+def is_plain(m: nn.Module) -> bool:
+    """Whether a call of the module is its class's `forward` and nothing else: no hooks, no `forward` of its own."""
+    return not has_hooks(m) and "forward" not in m.__dict__ and type(m).__call__ is nn.Module.__call__
+
+
+def leaves(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """The modules that are called one after the other, plain Sequentials taken apart."""
+    for m in modules:
+        if isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward and is_plain(m):
+            yield from leaves(m)
+        else:
+            yield m
+
+
+def layer_of(m: nn.Module) -> Layer | None:
+    """The layer that computes the same as the module in evaluation mode; None where there is none for certain.
+
+    A subclass counts as its base only if it keeps the base's `forward` (torch's parametrisations make such ones). A
+    module with hooks has none, since they would not be called.
+    """
+    if not is_plain(m) or getattr(m, "inplace", False):
+        return None
+    for kind, make in MAKERS.items():
+        if isinstance(m, kind) and type(m).forward is kind.forward:
+            own_conv = isinstance(m, nn.Conv2d) and type(m)._conv_forward is not nn.Conv2d._conv_forward
+            return None if own_conv else make(m)
+    return None
+
+
+def layers_of(modules: Iterable[nn.Module]) -> list[Layer] | None:
+    """The layers of modules that are called one after the other; None where a module has none."""
+    layers = [layer_of(m) for m in leaves(modules)]
+    return None if None in layers else [layer for layer in layers if layer is not None]
+
+
+def _each(layers: Sequence[Layer]) -> Iterator[Layer]:
+    for layer in layers:
+        yield from _each([*layer.skip, *layer.body]) if isinstance(layer, Residual) else (layer,)
+
+
+def reads_input(layers: Sequence[Layer]) -> bool:
+    """Whether `backward` reads the numbers of the input, which must not change in between."""
+    first = next((layer for layer in layers if not isinstance(layer, FREE)), None)
+    if isinstance(first, Residual):
+        return reads_input(first.skip) or reads_input(first.body)
+    return isinstance(first, Activation) and not first.of_result
+
+
+def takes(layers: Sequence[Layer], x: Tensor) -> bool:
+    """Whether the layers take x: rows of vectors, or images that are contiguous or in channels_last."""
+    if x.ndim != 4:
+        return not any(isinstance(layer, IMAGES) for layer in _each(layers))
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return dense and (not isinstance(layers[0], Im2colConv2d) or x.shape[1] == 1)
