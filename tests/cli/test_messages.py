@@ -3,8 +3,8 @@
 import pytest
 
 MESSAGES = {
-    "train two-moon --steps 2": "'two-moon': no such data set or path; did you mean two-moons? the names are digits, mnist, "
-    "fashion-mnist, two-moons, eight-gaussians, checkerboard, rings",
+    "train two-moon --steps 2": "'two-moon': no such data set or path; did you mean two-moons? the names are digits, "
+    "mnist, fashion-mnist, two-moons, eight-gaussians, checkerboard, rings",
     "train cut.npy --steps 2": "cut.npy: truncated: declares 320 bytes, holds 311; fetch it again",
     "train object.npy --steps 2": "object.npy: holds Python objects, and pickles are not opened; save float32 or uint8",
     "train words.csv --steps 2": "words.csv: not numbers in columns 'a', 'b'; encode them as numbers, or leave them "
