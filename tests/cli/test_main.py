@@ -46,12 +46,12 @@ def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path, 
     counts = Counter()
     count(monkeypatch, counts, ResidualEnergy, "__init__")
     count(monkeypatch, counts, copy, "deepcopy", lambda x, *memo: isinstance(x, ResidualEnergy))
-    count(monkeypatch, counts, catalog, "_rows")
+    count(monkeypatch, counts, catalog, "split")
     count(monkeypatch, counts, catalog, "_digest")
     code, out, err = thalweg_command(*words)
     assert code == 0, err
     # copies: the average, and to time steps on a network that is thrown away, with an average of its own
-    assert counts == {"__init__": 1, "deepcopy": 3, "_rows": 1, "_digest": 1}
+    assert counts == {"__init__": 1, "deepcopy": 3, "split": 1, "_digest": 1}
     result = json.loads(out)  # one object, nothing else, on standard output
     assert out.count("\n") == 1
     assert result["run"] == "run"
