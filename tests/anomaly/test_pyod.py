@@ -1,6 +1,6 @@
 """The adapter where PyOD looks for things: scores, labels, probabilities, combinations and ensembles.
 
-Combinations and feature bagging want the package combo, SUOD its own; both are among the development extras.
+Combinations and feature bagging want the package combo, which is among the development extras.
 """
 
 import pickle
@@ -77,14 +77,6 @@ def test_as_the_base_of_a_bag_of_features(rows):
 def test_in_a_locally_selective_combination(rows):
     members = [EnergyOD(random_state=0), EnergyOD(calibration="split", random_state=1), KNN(), LOF()]
     told_apart(LSCP(members, local_region_size=40, random_state=0).fit(rows), rows)
-
-
-def test_in_suod_which_fits_many_at_once(rows):
-    pytest.importorskip("suod")
-    from pyod.models.suod import SUOD
-
-    ensemble = SUOD([EnergyOD(random_state=0), KNN()], n_jobs=1, bps_flag=False, rp_flag_global=False, verbose=False)
-    told_apart(ensemble.fit(rows), rows)
 
 
 def test_in_a_pipeline_and_pickled(rows):

@@ -22,8 +22,6 @@ from thalweg.data.validate import as_float
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.linear_observation import LinearObservation
 
-from .conftest import run
-
 QUICK = Schedule(num_steps=4, resampling=1, chain_steps=5)
 SHAPE = (1, 8, 8)
 
@@ -34,9 +32,10 @@ def pixels():
 
 
 @pytest.fixture(scope="module")
-def contrastive(tmp_path_factory):
+def contrastive(train_bundle, tmp_path_factory):
     overrides = ["energy.channels=[8,8]", "energy.hidden=8", "train.batch_size=8", "objective.num_steps=2"]
-    return run(tmp_path_factory.mktemp("pcd") / "run", "digits", "pcd", 4, [*overrides, "objective.buffer_size=32"])
+    overrides += ["objective.buffer_size=32"]
+    return train_bundle(tmp_path_factory.mktemp("pcd") / "run", "digits", "pcd", 4, overrides)
 
 
 def half(x):

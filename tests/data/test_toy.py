@@ -4,7 +4,7 @@ import torch
 from thalweg.core.rng import generator
 from thalweg.data.toy import TOYS
 
-GRID = torch.linspace(-1.6, 1.6, 1601, dtype=torch.float64)
+GRID = torch.linspace(-1.6, 1.6, 801, dtype=torch.float64)
 KNOWN = [name for name, toy in TOYS.items() if toy.log_prob is not None]
 
 

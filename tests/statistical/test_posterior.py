@@ -93,16 +93,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("case_name", "how"), [*((c, "plain") for c in CASES), ("pixels", "resampling"), ("blur", "resampling")]
-)
+@pytest.mark.parametrize(("case_name", "how"), [*((c, "plain") for c in CASES), ("blur", "resampling")])
 def test_the_conditional_law_of_gaussian_data(case_name, how):
     energy, observations, mean, covariance = case(*CASES[case_name])
     x = drawn(energy, observations, HOWS[how])
     assert_law(x, uniformise(mean, covariance), power=0.05)
 
 
-@pytest.mark.parametrize("case_name", CASES)
+@pytest.mark.parametrize("case_name", ["pixels", "blur"])
 def test_corrections_keep_the_law(case_name):
     energy, observations, mean, covariance = case(*CASES[case_name])
     x = drawn(energy, observations, HOWS["corrected"])

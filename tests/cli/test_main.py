@@ -1,10 +1,10 @@
-"""The command line as people meet it: every command on tiny data, and every bad input as one line with exit code 2."""
+"""The command line as people meet it: every command on tiny data, and bad input as one line with exit code 2."""
 
 import copy
 import csv
 import json
-import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,56 +16,14 @@ import torch
 from PIL import Image
 
 import thalweg
-from thalweg.bundle.files import FILES
-from thalweg.cli import main as cli
-from thalweg.core import store
 from thalweg.core.rng import generator
 from thalweg.data import catalog
 from thalweg.data.toy import TOYS
 from thalweg.energy.noise_conditional.residual import ResidualEnergy
 
 TINY = ["train.batch_size=16", "train.precision=fp32", "energy.embed=8"]
-VECTOR = [*TINY, "energy.width=16", "energy.num_blocks=1", "data.limit=300"]
-IMAGE = [*TINY, "energy.widths=[8]", "energy.num_blocks=[1]"]
+VECTOR = [*TINY, "energy.width=16", "energy.num_blocks=1", "data.limit=300"]  # as the run `moons` was trained
 PCD = ["train.batch_size=16", "energy.width=8", "objective.buffer_size=32", "objective.num_steps=2"]
-
-
-@pytest.fixture
-def thalweg_command(capfd, monkeypatch, tmp_path):
-    """Call main() in an empty folder: (exit code, standard output, lines of standard error)."""
-
-    def call(*words):
-        root = logging.getLogger()
-        handlers, root.handlers = root.handlers, []
-        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/thalweg", *map(str, words)])
-        monkeypatch.chdir(tmp_path)
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            root.handlers = handlers
-        out, err = capfd.readouterr()
-        return code, out, err.splitlines()
-
-    return call
-
-
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """Three small runs: vectors and images, normalised, and an unnormalised one."""
-    from thalweg.run.fit import Request, fit
-
-    folder = tmp_path_factory.mktemp("runs")
-    for name, data, recipe, overrides in (
-        ("moons", "two-moons", "dual", VECTOR),
-        ("digits", "digits", "dual", IMAGE),
-        ("pcd", "two-moons", "pcd", PCD),
-    ):
-        fit(Request(data=data, recipe=recipe, steps=12, overrides=overrides), folder / name, tensorboard=False)
-    return folder
 
 
 def files(folder):
@@ -88,12 +46,12 @@ def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path, 
     counts = Counter()
     count(monkeypatch, counts, ResidualEnergy, "__init__")
     count(monkeypatch, counts, copy, "deepcopy", lambda x, *memo: isinstance(x, ResidualEnergy))
-    count(monkeypatch, counts, catalog, "_rows")
+    count(monkeypatch, counts, catalog, "split")
     count(monkeypatch, counts, catalog, "_digest")
     code, out, err = thalweg_command(*words)
     assert code == 0, err
     # copies: the average, and to time steps on a network that is thrown away, with an average of its own
-    assert counts == {"__init__": 1, "deepcopy": 3, "_rows": 1, "_digest": 1}
+    assert counts == {"__init__": 1, "deepcopy": 3, "split": 1, "_digest": 1}
     result = json.loads(out)  # one object, nothing else, on standard output
     assert out.count("\n") == 1
     assert result["run"] == "run"
@@ -154,19 +112,20 @@ def test_without_a_report_json_says_why(thalweg_command, tmp_path):
     assert (result["figures"], [f"no report: {result['no_report']}"]) == (None, said)
 
 
-def test_a_resumed_run_evaluates_with_its_own_seed(thalweg_command, tmp_path):
+def test_a_resumed_run_evaluates_with_its_own_seed(thalweg_command, tmp_path, monkeypatch):
+    from thalweg.cli import train
+
     words = ["train", "two-moons", "--steps", "3", "-o", "run", *VECTOR]
     assert thalweg_command(*words, "--seed", "5", "--no-report")[0] == 0
     (tmp_path / "run" / "manifest.json").unlink()
+    monkeypatch.setattr(train, "evaluate_run", lambda *args, seed, **given: {"seed": seed})
     code, out, err = thalweg_command("train", "two-moons", "-o", "run", "--resume", "--json")
     assert code == 0, err
-    assert json.loads(out)["figures"]["about"]["seed"] == 5
+    assert json.loads(out)["figures"]["seed"] == 5
     assert not any("no checkpoint yet" in line for line in err)
 
 
 def test_a_resumed_run_without_a_checkpoint_says_that_it_begins_anew(thalweg_command, runs, tmp_path):
-    import shutil
-
     (tmp_path / "run").mkdir()
     for name in ("config.json", "plan.json"):
         shutil.copy(runs / "moons" / name, tmp_path / "run")
@@ -176,25 +135,17 @@ def test_a_resumed_run_without_a_checkpoint_says_that_it_begins_anew(thalweg_com
 
 
 def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, tmp_path):
-    import shutil
-
     shutil.copytree(runs / "moons", tmp_path / "run")
     (tmp_path / "run" / "manifest.json").unlink()  # as if it had been stopped
     base = ["train", "two-moons", "-o", "run", "--resume"]
-    for words, said in (
-        (["energy.width=32"], "thalweg: overrides='energy.width=32': must be those"),
-        (["--steps", "13"], "thalweg: steps=13: must be 12, as when the run in run began; resume without"),
-        (["--seed", "3"], "thalweg: seed=3: must be 0, as when the run in run began; resume without"),
-        (
-            ["--recipe", "pcd"],
-            "thalweg: recipe='pcd': must be dual-vector, as when the run in run began; resume without",
-        ),
-        (["--data", "x.npz"], "thalweg: path='x.npz': must be None, as when the run in run began; resume without"),
-        (["--checkpoint-every", "3"], "thalweg: checkpoint_every=3: must be None, as when the run in run began"),
+    for words, named in (
+        (["energy.width=32"], "overrides="),
+        (["--steps", "13"], "steps=13: "),
+        (["--seed", "3"], "seed=3: "),
     ):
         code, out, err = thalweg_command(*base, *words)
         assert (code, out, len(err)) == (2, "", 1)
-        assert err[0].startswith(said)
+        assert err[0].startswith(f"thalweg: {named}")
         shutil.copy(runs / "moons" / "manifest.json", tmp_path / "run")  # and so does a run that is complete
         assert thalweg_command(*base, *words) == (2, "", err)
         (tmp_path / "run" / "manifest.json").unlink()
@@ -297,20 +248,20 @@ def test_bench_measures_once_what_is_given_twice(thalweg_command):
     twice = [*["--nets", "mlp"] * 2, *["--batch", "4"] * 2, *["--threads", "1"] * 2]
     code, out, _ = thalweg_command("bench", *twice, "--rounds", "1", "--no-dual")
     assert code == 0
-    assert "\n".join(out if isinstance(out, list) else [out]).count("| roofline |") == 1
-
-
-def test_bench_prints_a_table_or_json(thalweg_command):
-    words = ["bench", "--nets", "mlp", "--batch", "4", "--threads", "1", "--rounds", "1"]
-    code, out, err = thalweg_command(*words)
-    assert code == 0, err
     assert out.startswith("| net | batch |")
+    assert out.count("| roofline |") == 1
+
+
+def test_bench_as_json(thalweg_command):
+    words = ["bench", "--nets", "mlp", "--batch", "4", "--threads", "1", "--rounds", "1"]
     code, out, err = thalweg_command(*words, "--json")
+    assert code == 0, err
     rows = json.loads(out)["rows"]
     assert {"tutorial", "thalweg fp32", "roofline"} <= {row["name"] for row in rows}
     assert all(row["cpu_ms"] > 0 for row in rows)
     code, _, err = thalweg_command("bench", "--nets", "cnm")
-    assert (code, err) == (2, ["thalweg: --nets='cnm': must be one of cnn, resnet, mlp"])
+    assert (code, len(err)) == (2, 1)
+    assert err[0].startswith("thalweg: --nets='cnm': ")
 
 
 def test_version_and_no_arguments(thalweg_command):
@@ -326,7 +277,7 @@ def test_work_that_fails_is_one_line_and_exit_code_1(thalweg_command, tmp_path):
     assert (code, out) == (1, "")
     assert "is not finite" in err[-1]
     assert err[-1].startswith("thalweg: ")
-    code, _, err = thalweg_command(*words, "train.learning_rate=1e-3")
+    code, _, err = thalweg_command(*words, "train.learning_rate=1e-3", "--no-report")
     assert code == 0, err  # met in a trial step, it leaves no run behind in the folder
     assert not any("Traceback" in line for line in err)
 
@@ -334,144 +285,48 @@ def test_work_that_fails_is_one_line_and_exit_code_1(thalweg_command, tmp_path):
 # Bad input -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def place(tmp_path, runs):
-    """A folder with everything that can be wrong."""
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "plane.npy", rng.normal(size=(40, 2)).astype(np.float32))
-    np.save(tmp_path / "three.npy", rng.normal(size=(40, 3)).astype(np.float32))
-    np.save(tmp_path / "one.npy", np.zeros((1, 2), np.float32))
-    np.save(tmp_path / "nan.npy", np.full((4, 2), np.nan, np.float32))
-    np.save(tmp_path / "bright.npy", np.full((4, 1, 8, 8), 200.0, np.float32))
-    np.save(tmp_path / "colour.npy", np.zeros((4, 3, 8, 8), np.float32))
-    np.save(tmp_path / "large.npy", np.zeros((4, 1, 9, 9), np.float32))
-    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
-    (tmp_path / "cut.npy").write_bytes((tmp_path / "plane.npy").read_bytes()[:-9])
-    (tmp_path / "text.png").write_text("not a picture")
-    (tmp_path / "words.csv").write_text("a,b\nx,y\n")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "single").mkdir()
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "single" / "a.png")
-    (tmp_path / "broken.yaml").write_text("energy: [")
-    (tmp_path / "odd.yaml").write_text("enrgy: {type: thalweg.energy.networks.mlp:MLPEnergy}\n")
-    (tmp_path / "train.yaml").write_text("train: 5\n")
-    (tmp_path / "bare.yaml").write_text("train: {}\n")
-    (tmp_path / "both.yaml").write_text("train: {steps: 3, minutes: 3}\n")
-    (tmp_path / "odd" / "metrics.jsonl").mkdir(parents=True)
-    (tmp_path / "other").mkdir()
-    store.write_json(tmp_path / "other" / "config.json", {"format": 99, "thalweg": "7.0"})
-    (tmp_path / "damaged").mkdir()
-    for name in (*FILES, "manifest.json"):
-        (tmp_path / "damaged" / name).write_bytes((runs / "digits" / name).read_bytes())
-    with (tmp_path / "damaged" / "model.safetensors").open("r+b") as file:
-        file.truncate(1000)
-    return tmp_path
-
-
 MOONS, DIGITS = object(), object()
 T = ["train", "two-moons", "--steps", "2", "--no-report", "-o", "run"]
-TABLE = {
-    "no such data": (["train", "two-moon", "--steps", "2"], "did you mean two-moons"),
-    "missing file": (["train", "nothing.npy", "--steps", "2"], "no such data set or path"),
-    "a file cut short": (["train", "cut.npy", "--steps", "2"], "cut.npy: truncated"),
-    "no picture": (["train", "text.png", "--steps", "2"], "text.png: damaged"),
-    "no numbers": (["train", "words.csv", "--steps", "2"], "not numbers in columns 'a', 'b'"),
-    "pickles": (["train", "object.npy", "--steps", "2"], "pickles are not opened"),
-    "an empty folder": (["train", "empty", "--steps", "2"], "directly in this folder"),
-    "one image": (["train", "single", "--steps", "2"], "training needs at least 2"),
-    "one row": (["train", "one.npy", "--steps", "2"], "training needs at least 2"),
-    "NaN to train on": (["train", "nan.npy", "--steps", "2"], "4 of 4 rows are not"),
-    "bright pixels": (["train", "bright.npy", "--steps", "2"], "divide by 255"),
-    "data for a named set": ([*T, "--data", "plane.npy"], "has no effect on 'two-moons'"),
-    "missing --data": (["train", "mnist", "--steps", "2", "--data", "nothing"], "data='nothing': no such file"),
-    "unknown recipe": ([*T, "--recipe", "duall"], "recipe='duall': no such recipe; there are: contrast-image"),
-    "recipe of another kind": ([*T, "--recipe", "dual-image"], "does not take vector rows of 2"),
-    "vectors' recipe for images": (["train", "digits", "--steps", "2", "--recipe", "dual-vector"], "rows of 1 x 8 x 8"),
-    "missing recipe file": ([*T, "--recipe", "nothing.yaml"], "nothing.yaml: cannot be read"),
-    "broken recipe file": ([*T, "--recipe", "broken.yaml"], "broken.yaml line"),
-    "odd recipe file": ([*T, "--recipe", "odd.yaml"], "enrgy: no such key; did you mean 'energy'"),
-    "recipe's train": ([*T, "--recipe", "train.yaml"], "a mapping under train"),
-    "bare recipe": ([*T, "--recipe", "bare.yaml"], "energy: missing"),
-    "unknown key": ([*T, "energy.widht=3"], "no such key; did you mean 'width'"),
-    "unknown training key": ([*T, "train.batchsize=3"], "did you mean 'batch_size'"),
-    "unknown section": ([*T, "enrgy.width=3"], "did you mean 'energy'"),
-    "wrong type": ([*T, "train.batch_size=many"], "train.batch_size='many': must be a valid integer"),
-    "wrong type of an energy's": ([*T, "energy.width=many"], "energy.width='many': must be a whole number"),
-    "no assignment": ([*T, "width"], "must be an assignment"),
-    "no value": ([*T, "energy.width="], "must have a value"),
-    "unknown class": (
-        [*T, "energy.type=thalweg.energy.networks.mlp:MLP"],
-        "no class 'MLP' in thalweg.energy.networks.mlp; there are: MLPEnergy",
-    ),
-    "foreign class": ([*T, "energy.type=os:system"], "only classes of thalweg.energy"),
-    "energy of another kind": ([*T, "energy.type=thalweg.energy.networks.mlp:MLPEnergy"], "must be noise-conditional"),
-    "sampler of another kind": (
-        [*T, "sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}"],
-        "must be an annealed sampler",
-    ),
-    "no objective": ([*T, "objective.type=thalweg.energy.networks.mlp:MLPEnergy"], "objective.type="),
-    "limit": ([*T, "data.limit=some"], "data.limit='some': must be a valid integer"),
-    "data as override": ([*T, "data.name=rings"], "data.name: must be given as an argument"),
-    "seed as override": ([*T, "seed=3"], "seed: must be given as an argument"),
-    "bare data as override": ([*T, "data={name: rings}"], "data: must be overridden by key, not whole"),
-    "shape as override": ([*T, "energy.shape=[3]"], "energy.shape: must not be given"),
-    "no budget": ([*T[:2], "train.steps=null"], "train.steps: must not be null"),
-    "budgets replaced": ([*T[:2], "train={}"], "train: must be overridden by key, not whole"),
-    "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: must be one of the two"),
-    "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: must have steps or minutes under train"),
-    "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=nan: must be"),
-    "negative seed": ([*T, "--seed", "-1"], "for '--seed'"),
-    "long seed": ([*T, "--seed", str(2**64)], "for '--seed'"),
-    "negative seed of samples": (["sample", MOONS, "--seed", "-1"], "for '--seed'"),
-    "long seed of samples": (["sample", MOONS, "--seed", str(2**64)], "for '--seed'"),
-    "long seed of an evaluation": (["evaluate", MOONS, "--seed", str(2**64)], "for '--seed'"),
-    "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl: must be a file"),
-    "two budgets": ([*T, "--minutes", "1"], "steps: must be given alone, not with minutes"),
-    "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: must be greater than or equal to 1"),
-    "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: must be a finite number"),
-    "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3: must be at least"),
-    "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: must be a folder, and is a file"),
-    "run folder under a file": ([*T, "-o", "plane.npy/run"], "must be a folder that can be made"),
-    "resume of another version": ([*T, "-o", "other", "--resume"], "format 99"),
-    "steps in words": (["train", "two-moons", "--steps", "few"], "for '--steps'"),
+REFUSED = {
+    "no picture": (["train", "text.png", "--steps", "2"], "text.png"),
+    "an empty folder": (["train", "empty", "--steps", "2"], "empty"),
+    "one image": (["train", "single", "--steps", "2"], "single"),
+    "data for a named set": ([*T, "--data", "plane.npy"], "data"),
+    "unknown recipe": ([*T, "--recipe", "duall"], "recipe"),
+    "recipe of another kind": ([*T, "--recipe", "dual-image"], "energy.type"),
+    "odd recipe file": ([*T, "--recipe", "odd.yaml"], "enrgy"),
+    "broken recipe file": ([*T, "--recipe", "broken.yaml"], "broken.yaml"),
+    "sampler of another kind": ([*T, "sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}"], "sampler.type"),
+    "no objective": ([*T, "objective.type=thalweg.energy.networks.mlp:MLPEnergy"], "objective.type"),
+    "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes"),
+    "long seed": ([*T, "--seed", str(2**64)], "Invalid value for '--seed'"),
+    "negative seed of samples": (["sample", MOONS, "--seed", "-1"], "Invalid value for '--seed'"),
+    "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl"),
+    "no steps": (["train", "two-moons", "--steps", "0"], "train.steps"),
+    "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size"),
+    "run folder under a file": ([*T, "-o", "plane.npy/run"], "plane.npy/run"),
     "unknown option": (["train", "two-moons", "--stepz", "3"], "No such option: --stepz"),
-    "unknown command": (["trian"], "trian"),
+    "unknown command": (["trian"], "No such command 'trian'"),
     "argument left out": (["score", MOONS], "Missing argument"),
-    "sample of nothing": (["sample", "nothing"], "nothing: no such folder"),
-    "sample of no run": (["sample", "empty"], "must hold a config.json"),
-    "sample of a file": (["sample", "plane.npy"], "must be the folder of a run"),
-    "sample of another version": (["sample", "other"], "written by thalweg 7.0 in format 99"),
-    "sample of a damaged run": (["sample", "damaged"], "damaged/model.safetensors: 1000 bytes where"),
-    "no samples": (["sample", MOONS, "-n", "0"], "-n"),
-    "sample to a missing folder": (["sample", MOONS, "-o", "no/s.png"], "make the folder no first"),
-    "sample to a folder": (["sample", MOONS, "-o", "single.png"], "must be a file, and is a folder"),
-    "sample to another kind": (["sample", MOONS, "-o", "s.txt"], "must end in .png"),
-    "picture of another kind beside an array": (
-        ["sample", MOONS, "--npy", "s.npy", "-o", "s.txt"],
-        "must end in .png",
-    ),
-    "array over an input": (["sample", MOONS, "--npy", "moons"], "must end in .npy"),
-    "array to another kind": (["sample", MOONS, "--npy", "s.png"], "must end in .npy"),
-    "score of a missing file": (["score", MOONS, "nothing.npy"], "nothing.npy: no such file or folder"),
-    "score of another width": (["score", MOONS, "three.npy"], "must have the shape (N, 2); it has (40, 3)"),
-    "score of NaN": (["score", MOONS, "nan.npy"], "rows are not"),
-    "score of colours": (["score", DIGITS, "colour.npy"], "3 channels where 1 are expected"),
-    "score of another size": (["score", DIGITS, "large.npy"], "resize to 8 x 8 pixels"),
-    "score of bright pixels": (["score", DIGITS, "bright.npy"], "divide by 255"),
-    "score of an empty folder": (["score", DIGITS, "empty"], "directly in this folder"),
-    "score to another kind": (["score", MOONS, "plane.npy", "-o", "s.txt"], "must end in .csv or .parquet or .npy"),
-    "score to a missing folder": (["score", MOONS, "plane.npy", "-o", "no/s.csv"], "make the folder no first"),
-    "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "alpha"),
-    "evaluation of no run": (["evaluate", "empty"], "must hold a config.json"),
-    "evaluation of few samples": (["evaluate", MOONS, "-n", "3"], "-n"),
+    "sample of a file": (["sample", "plane.npy"], "plane.npy"),
+    "sample of a damaged run": (["sample", "damaged"], "damaged/model.safetensors"),
+    "sample to a folder": (["sample", MOONS, "-o", "single.png"], "single.png"),
+    "sample to another kind": (["sample", MOONS, "-o", "s.txt"], "s.txt"),
+    "array to another kind": (["sample", MOONS, "--npy", "s.png"], "s.png"),
+    "score of a missing file": (["score", MOONS, "nothing.npy"], "nothing.npy"),
+    "score of another width": (["score", MOONS, "three.npy"], "three.npy"),
+    "score of colours": (["score", DIGITS, "colour.npy"], "colour.npy"),
+    "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "Invalid value for '--alpha'"),
+    "evaluation of few samples": (["evaluate", MOONS, "-n", "3"], "Invalid value for '-n'"),
 }
 
 
-@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_one_line_exit_code_2_and_nothing_half_written(thalweg_command, place, runs, name, monkeypatch):
+    """One of each kind; the functions' own tests have the rest, and test_messages.py the wording."""
     monkeypatch.delenv("THALWEG_DATA", raising=False)
     (place / "single.png").mkdir()
-    words, said = TABLE[name]
+    words, named = REFUSED[name]
     words = [{id(MOONS): runs / "moons", id(DIGITS): runs / "digits"}.get(id(word), word) for word in words]
     before = files(place), files(runs)
     code, out, err = thalweg_command(*words)
@@ -479,9 +334,7 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_half_written(thalweg_comm
     assert out == ""
     lines = [line for line in err if not line.startswith(("data: ", "2 steps planned"))]  # work that had begun
     assert len(lines) == 1, err
-    assert lines[0].startswith("thalweg: ")
-    assert said in lines[0]
-    assert "Traceback" not in lines[0]
+    assert lines[0].startswith(f"thalweg: {named}")
     assert (files(place), files(runs)) == before
 
 
@@ -512,7 +365,7 @@ def command(words, cwd, **streams):
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["train", "--help"], ["sample", "-n", "3", "--json"]])
+@pytest.mark.parametrize("words", [["--help"], ["sample", "-n", "3", "--json"]])
 def test_a_reader_that_has_gone_is_no_fault(runs, tmp_path, words):
     words = [*words[:1], runs / "moons", *words[1:], "--num-steps", "2"] if words[0] == "sample" else words
     read, write = os.pipe()
@@ -539,8 +392,8 @@ def test_a_result_that_finds_no_room_is_one_line(runs, tmp_path):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_in_the_evaluation_the_run_is_whole(thalweg_command, tmp_path, monkeypatch, signum):
+def test_stopped_in_the_evaluation_the_run_is_whole(thalweg_command, tmp_path, monkeypatch):
+    signum = signal.SIGTERM
     monkeypatch.setattr("thalweg.evaluate.suite.evaluate_bundle", lambda *_, **__: os.kill(os.getpid(), signum))
     before = signal.getsignal(signum)
     code, out, err = thalweg_command("train", "two-moons", "--steps", "3", "-o", "a run", *VECTOR)
