@@ -120,7 +120,9 @@ def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path, 
     before = files(run)
     code, out, err = thalweg_command(*words)
     assert (code, out) == (2, "")
-    assert err == ["thalweg: run: holds a run already; add --resume to go on with it, or name another folder with -o"]
+    assert err == [
+        "thalweg: run: must not hold a run yet; add --resume to go on with it, or name another folder with -o"
+    ]
     code, out, err = thalweg_command(*words, "--resume")
     assert code == 0
     assert err[0] == "run is complete; nothing left to do"
@@ -137,7 +139,9 @@ def test_train_on_a_file_of_few_rows_leaves_a_bundle_and_says_why_no_report(thal
     np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(30, 3)), delimiter=",")
     code, _, err = thalweg_command("train", "rows.csv", "--no-header", "--steps", "3", *VECTOR[:-1])
     assert code == 0, err
-    assert any(line.startswith("no report: runs/rows-dual: 3 rows held out, an evaluation wants 20") for line in err)
+    assert any(
+        line.startswith("no report: runs/rows-dual: must have 20 held-out rows or more, and has 3") for line in err
+    )
     assert thalweg.load(tmp_path / "runs" / "rows-dual").log_prob(torch.zeros(2, 3)).shape == (2,)
 
 
@@ -178,12 +182,15 @@ def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, 
     (tmp_path / "run" / "manifest.json").unlink()  # as if it had been stopped
     base = ["train", "two-moons", "-o", "run", "--resume"]
     for words, said in (
-        (["energy.width=32"], "thalweg: run: an override differs from what this run began with (energy.width=32)"),
-        (["--steps", "13"], "thalweg: steps=13: this run was planned with steps=12"),
-        (["--seed", "3"], "thalweg: seed=3: the run in run began with seed 0; resume without"),
-        (["--recipe", "pcd"], "thalweg: recipe='pcd': the run in run began with dual-vector; resume without"),
-        (["--data", "x.npz"], "thalweg: path='x.npz': the run in run began with none; resume without"),
-        (["--checkpoint-every", "3"], "thalweg: checkpoint_every=3: this run was planned with checkpoint_every=None"),
+        (["energy.width=32"], "thalweg: overrides='energy.width=32': must be those"),
+        (["--steps", "13"], "thalweg: steps=13: must be 12, as when the run in run began; resume without"),
+        (["--seed", "3"], "thalweg: seed=3: must be 0, as when the run in run began; resume without"),
+        (
+            ["--recipe", "pcd"],
+            "thalweg: recipe='pcd': must be dual-vector, as when the run in run began; resume without",
+        ),
+        (["--data", "x.npz"], "thalweg: path='x.npz': must be None, as when the run in run began; resume without"),
+        (["--checkpoint-every", "3"], "thalweg: checkpoint_every=3: must be None, as when the run in run began"),
     ):
         code, out, err = thalweg_command(*base, *words)
         assert (code, out, len(err)) == (2, "", 1)
@@ -192,7 +199,7 @@ def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, 
         assert thalweg_command(*base, *words) == (2, "", err)
         (tmp_path / "run" / "manifest.json").unlink()
     assert thalweg_command("train", "rings", "-o", "run", "--resume")[2][0].startswith(
-        "thalweg: run: a run on two-moons"
+        "thalweg: run: must hold a run on rings, and holds one on two-moons"
     )
     code, _, err = thalweg_command(*base, "--steps", "12", *VECTOR, "--no-report")
     assert code == 0, err
@@ -366,7 +373,7 @@ T = ["train", "two-moons", "--steps", "2", "--no-report", "-o", "run"]
 TABLE = {
     "no such data": (["train", "two-moon", "--steps", "2"], "did you mean two-moons"),
     "missing file": (["train", "nothing.npy", "--steps", "2"], "no such data set or path"),
-    "a file cut short": (["train", "cut.npy", "--steps", "2"], "cut.npy: declares"),
+    "a file cut short": (["train", "cut.npy", "--steps", "2"], "cut.npy: truncated"),
     "no picture": (["train", "text.png", "--steps", "2"], "text.png: damaged"),
     "no numbers": (["train", "words.csv", "--steps", "2"], "not numbers in columns 'a', 'b'"),
     "pickles": (["train", "object.npy", "--steps", "2"], "pickles are not opened"),
@@ -376,7 +383,7 @@ TABLE = {
     "NaN to train on": (["train", "nan.npy", "--steps", "2"], "4 of 4 rows are not"),
     "bright pixels": (["train", "bright.npy", "--steps", "2"], "divide by 255"),
     "data for a named set": ([*T, "--data", "plane.npy"], "has no effect on 'two-moons'"),
-    "missing --data": (["train", "mnist", "--steps", "2", "--data", "nothing"], "nothing: no such file"),
+    "missing --data": (["train", "mnist", "--steps", "2", "--data", "nothing"], "data='nothing': no such file"),
     "unknown recipe": ([*T, "--recipe", "duall"], "recipe='duall': no such recipe; there are: contrast-image"),
     "recipe of another kind": ([*T, "--recipe", "dual-image"], "does not take vector rows of 2"),
     "vectors' recipe for images": (["train", "digits", "--steps", "2", "--recipe", "dual-vector"], "rows of 1 x 8 x 8"),
@@ -397,54 +404,54 @@ TABLE = {
         "no class 'MLP' in thalweg.energy.networks.mlp; there are: MLPEnergy",
     ),
     "foreign class": ([*T, "energy.type=os:system"], "only classes of thalweg.energy"),
-    "energy of another kind": ([*T, "energy.type=thalweg.energy.networks.mlp:MLPEnergy"], "change either"),
+    "energy of another kind": ([*T, "energy.type=thalweg.energy.networks.mlp:MLPEnergy"], "must be noise-conditional"),
     "sampler of another kind": (
         [*T, "sampler={type: 'thalweg.sampler.langevin:ULA', step_size: 0.1}"],
-        "change either",
+        "must be an annealed sampler",
     ),
     "no objective": ([*T, "objective.type=thalweg.energy.networks.mlp:MLPEnergy"], "objective.type="),
     "limit": ([*T, "data.limit=some"], "data.limit='some': must be a valid integer"),
-    "data as override": ([*T, "data.name=rings"], "data.name: is an argument of its own"),
-    "seed as override": ([*T, "seed=3"], "seed: is an argument of its own"),
-    "bare data as override": ([*T, "data={name: rings}"], "data: cannot be replaced whole"),
-    "shape as override": ([*T, "energy.shape=[3]"], "energy.shape: comes from the data"),
-    "no budget": ([*T[:2], "train.steps=null"], "train.steps: null leaves the run without a budget"),
-    "budgets replaced": ([*T[:2], "train={}"], "train: cannot be replaced whole"),
-    "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: either is the whole budget"),
-    "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: train has both steps and minutes"),
+    "data as override": ([*T, "data.name=rings"], "data.name: must be given as an argument"),
+    "seed as override": ([*T, "seed=3"], "seed: must be given as an argument"),
+    "bare data as override": ([*T, "data={name: rings}"], "data: must be overridden by key, not whole"),
+    "shape as override": ([*T, "energy.shape=[3]"], "energy.shape: must not be given"),
+    "no budget": ([*T[:2], "train.steps=null"], "train.steps: must not be null"),
+    "budgets replaced": ([*T[:2], "train={}"], "train: must be overridden by key, not whole"),
+    "budget beside an override": ([*T, "train.minutes=1"], "--steps and train.minutes: must be one of the two"),
+    "recipe of two budgets": ([*T, "--recipe", "both.yaml"], "both.yaml: must have steps or minutes under train"),
     "NaN in a recipe": ([*T, "objective.scale=.nan"], "objective.scale=nan: must be"),
     "negative seed": ([*T, "--seed", "-1"], "for '--seed'"),
     "long seed": ([*T, "--seed", str(2**64)], "for '--seed'"),
     "negative seed of samples": (["sample", MOONS, "--seed", "-1"], "for '--seed'"),
     "long seed of samples": (["sample", MOONS, "--seed", str(2**64)], "for '--seed'"),
     "long seed of an evaluation": (["evaluate", MOONS, "--seed", str(2**64)], "for '--seed'"),
-    "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl: not a file"),
-    "two budgets": ([*T, "--minutes", "1"], "minutes and steps: either is the whole budget"),
+    "metrics of the wrong kind": ([*T, "-o", "odd"], "odd/metrics.jsonl: must be a file"),
+    "two budgets": ([*T, "--minutes", "1"], "steps: must be given alone, not with minutes"),
     "no steps": (["train", "two-moons", "--steps", "0"], "train.steps=0: must be greater than or equal to 1"),
     "minutes without end": (["train", "two-moons", "--minutes", "inf"], "train.minutes=inf: must be a finite number"),
-    "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3 is less than the batch"),
-    "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: a file, where a folder"),
-    "run folder under a file": ([*T, "-o", "plane.npy/run"], "cannot make the folder"),
+    "small buffer": ([*T, "--recipe", "pcd", "objective.buffer_size=3"], "buffer_size=3: must be at least"),
+    "run folder is a file": ([*T, "-o", "plane.npy"], "plane.npy: must be a folder, and is a file"),
+    "run folder under a file": ([*T, "-o", "plane.npy/run"], "must be a folder that can be made"),
     "resume of another version": ([*T, "-o", "other", "--resume"], "format 99"),
     "steps in words": (["train", "two-moons", "--steps", "few"], "for '--steps'"),
     "unknown option": (["train", "two-moons", "--stepz", "3"], "No such option: --stepz"),
     "unknown command": (["trian"], "trian"),
     "argument left out": (["score", MOONS], "Missing argument"),
     "sample of nothing": (["sample", "nothing"], "nothing: no such folder"),
-    "sample of no run": (["sample", "empty"], "no config.json there"),
-    "sample of a file": (["sample", "plane.npy"], "a file, where the folder of a run"),
+    "sample of no run": (["sample", "empty"], "must hold a config.json"),
+    "sample of a file": (["sample", "plane.npy"], "must be the folder of a run"),
     "sample of another version": (["sample", "other"], "written by thalweg 7.0 in format 99"),
     "sample of a damaged run": (["sample", "damaged"], "damaged/model.safetensors: 1000 bytes where"),
     "no samples": (["sample", MOONS, "-n", "0"], "-n"),
-    "sample to a missing folder": (["sample", MOONS, "-o", "no/s.png"], "the folder no does not exist; make it first"),
-    "sample to a folder": (["sample", MOONS, "-o", "single.png"], "a folder, where a file"),
-    "sample to another kind": (["sample", MOONS, "-o", "s.txt"], "cannot write .txt; want .png"),
+    "sample to a missing folder": (["sample", MOONS, "-o", "no/s.png"], "make the folder no first"),
+    "sample to a folder": (["sample", MOONS, "-o", "single.png"], "must be a file, and is a folder"),
+    "sample to another kind": (["sample", MOONS, "-o", "s.txt"], "must end in .png"),
     "picture of another kind beside an array": (
         ["sample", MOONS, "--npy", "s.npy", "-o", "s.txt"],
-        "cannot write .txt",
+        "must end in .png",
     ),
-    "array over an input": (["sample", MOONS, "--npy", "moons"], "cannot write"),
-    "array to another kind": (["sample", MOONS, "--npy", "s.png"], "cannot write .png; want .npy"),
+    "array over an input": (["sample", MOONS, "--npy", "moons"], "must end in .npy"),
+    "array to another kind": (["sample", MOONS, "--npy", "s.png"], "must end in .npy"),
     "score of a missing file": (["score", MOONS, "nothing.npy"], "nothing.npy: no such file or folder"),
     "score of another width": (["score", MOONS, "three.npy"], "must have the shape (N, 2); it has (40, 3)"),
     "score of NaN": (["score", MOONS, "nan.npy"], "rows are not"),
@@ -452,10 +459,10 @@ TABLE = {
     "score of another size": (["score", DIGITS, "large.npy"], "resize to 8 x 8 pixels"),
     "score of bright pixels": (["score", DIGITS, "bright.npy"], "divide by 255"),
     "score of an empty folder": (["score", DIGITS, "empty"], "directly in this folder"),
-    "score to another kind": (["score", MOONS, "plane.npy", "-o", "s.txt"], "want .csv or .parquet or .npy"),
-    "score to a missing folder": (["score", MOONS, "plane.npy", "-o", "no/s.csv"], "the folder no does not exist"),
+    "score to another kind": (["score", MOONS, "plane.npy", "-o", "s.txt"], "must end in .csv or .parquet or .npy"),
+    "score to a missing folder": (["score", MOONS, "plane.npy", "-o", "no/s.csv"], "make the folder no first"),
     "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "alpha"),
-    "evaluation of no run": (["evaluate", "empty"], "no config.json there"),
+    "evaluation of no run": (["evaluate", "empty"], "must hold a config.json"),
     "evaluation of few samples": (["evaluate", MOONS, "-n", "3"], "-n"),
 }
 
@@ -524,7 +531,7 @@ def test_a_result_that_finds_no_room_is_one_line(runs, tmp_path):
     assert code == 1
     assert err.splitlines()[0] == "3 samples in samples.png"
     assert err.splitlines()[1:] == [
-        "thalweg: standard output: No space left on device, so the result could not be told; the work itself is done"
+        "thalweg: standard output: No space left on device, so the result could not be written; the work itself is done"
     ]
     with open("/dev/full", "w") as full:
         code, err = command(["--version"], tmp_path, stdout=full)

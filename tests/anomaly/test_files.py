@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 import thalweg
-from thalweg.apps.anomaly.tables.fit_and_score import score_file
+from thalweg.apps.anomaly.tables.score_file import score_file
 from thalweg.core.errors import UserError
 from thalweg.data.formats import base, csv
 
@@ -67,7 +67,7 @@ def test_blocks_of_one_row_give_the_scores_of_one_block(suffix, normal_rows, run
 MEASURE = """
 import resource, sys, thalweg
 from pathlib import Path
-from thalweg.apps.anomaly.tables.fit_and_score import score_file
+from thalweg.apps.anomaly.tables.score_file import score_file
 run, small, out, *large = map(Path, sys.argv[1:])
 bundle = thalweg.load(run)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -136,7 +136,7 @@ class Killed:
         self.file.flush()
         os.kill(os.getpid(), signal.{signal})
 score_table.writer = Killed
-from thalweg.apps.anomaly.tables import fit_and_score as files
+from thalweg.apps.anomaly.tables import score_file as files
 files.writer = Killed
 """
 KILLED_FITTING = """

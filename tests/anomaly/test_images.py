@@ -154,8 +154,8 @@ def test_from_a_bundle(tmp_path):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.zeros((50, 64), np.float32), r"x has shape \(50, 64\): want images"),
-        (np.zeros((10, 8, 8), np.float32), "x has 10 images: want 40 or more"),
+        (np.zeros((50, 64), np.float32), r"x: must be images .*\(50, 64\)"),
+        (np.zeros((10, 8, 8), np.float32), "x: must be 40 images or more"),
         (np.full((50, 8, 8), 255.0), r"divide by 255\?"),
         (np.full((50, 8, 8), np.nan), "NaN or infinity"),
         (np.array([["a"]]), "x: "),
@@ -171,7 +171,7 @@ def test_what_is_no_image_is_refused(x, message):
 def test_another_size_and_a_detector_that_knows_nothing(found):
     with pytest.raises(UserError, match="8"):
         found.energy(np.zeros((2, 9, 9), np.float32))
-    with pytest.raises(UserError, match="not been fitted"):
+    with pytest.raises(UserError, match="must be fitted"):
         ImageEnergy().energy(np.zeros((2, 8, 8)))
 
 

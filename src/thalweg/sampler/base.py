@@ -98,6 +98,21 @@ class HasClamp(Protocol, metaclass=Capability):
         ...
 
 
+@runtime_checkable
+class HasStepSize(Protocol, metaclass=Capability):
+    """A Langevin kernel, one step of which adds noise of variance 2 step_size temperature. In-painting asks."""
+
+    @property
+    def step_size(self) -> float | Tensor:
+        """In squared units of x, positive."""
+        ...
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """In nats, zero or more: the chain's law is exp(-E / temperature)."""
+        ...
+
+
 def require_annealed(sampler: object) -> AnnealedSampler[Any]:
     """The sampler, if it is annealed; UserError, with what it lacks, if not."""
     if not isinstance(sampler, AnnealedSampler):
