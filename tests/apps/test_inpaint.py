@@ -204,7 +204,7 @@ def test_constant_images_survive_a_blur():
         (lambda b, x: inpaint(b, x, half(x), seed=-1), "seed=-1"),
         (lambda b, x: inpaint(b, x, half(x), noise=-0.1), "noise=-0.1"),
         (lambda b, x: inpaint(b, x[..., :5], half(x)[..., :5]), "must have the shape"),
-        (lambda b, x: inpaint(b, 3 * x, half(x)), "float pixels lie in"),
+        (lambda b, x: inpaint(b, 3 * x, half(x)), "must be uint8"),
         (lambda b, x: restore(b, x.flatten(1)[:, :9], Downsample(factor=2)), "16 numbers a row"),
         (lambda b, x: restore(b, x.flatten(1), Downsample(factor=3)), "does not divide 8 x 8"),
         (lambda b, x: restore(b, torch.full((1, 16), torch.nan), Downsample(factor=2)), "finite"),
