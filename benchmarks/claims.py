@@ -35,7 +35,7 @@ from thalweg.sampler.chain import run_chain, transitions
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.precision import at_precision
 
-ULA_ = ULA.decoupled(step_size=speed.STEP, noise_scale=speed.NOISE)
+ULA_ = ULA(step_size=speed.STEP, temperature=speed.NOISE**2 / (2 * speed.STEP))
 Job = Callable[[], Any]
 
 

@@ -29,7 +29,7 @@ from thalweg.core.rng import generator
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.linear_observation import LinearObservation
 from thalweg.energy.wrappers import AtNoise
-from thalweg.evaluate.judge import load_judge, look
+from thalweg.evaluate.judge import judged, load_judge
 
 MASKS = {
     "random 75 %": "random:0.75",
@@ -123,7 +123,7 @@ def measure(bundle, name: str, data: dict, n: int, judge) -> tuple[list[dict], d
     seen = observed(MASKS[name], (1, 28, 28), len(x), seed=1)
 
     def reads(images: torch.Tensor) -> torch.Tensor:
-        return look(judge, images)[1].argmax(1)
+        return judged(judge, images)[1].argmax(1)
 
     def fill(content: torch.Tensor) -> torch.Tensor:
         return reads(torch.where(seen, x, content)) == labels

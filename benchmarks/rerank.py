@@ -37,7 +37,7 @@ from thalweg.apps.rerank.reranker import EnergyReranker
 from thalweg.apps.rerank.selection import Variety
 from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.rng import generator
-from thalweg.evaluate.judge import load_judge, look
+from thalweg.evaluate.judge import judged, load_judge
 from thalweg.evaluate.pictures import BLUE, GREY, ORANGE, grid, png
 from thalweg.evaluate.samples import class_entropy, frechet, nearest, neighbourhoods
 
@@ -67,9 +67,9 @@ class Measure:
 
     def __init__(self, x: Tensor, reference: Tensor):
         judge = load_judge()
-        self.features, p = look(judge, x)
+        self.features, p = judged(judge, x)
         self.confidence, self.classes = p.max(1)
-        self.reference = look(judge, reference)[0]
+        self.reference = judged(judge, reference)[0]
 
     def __call__(self, chosen: Tensor) -> dict[str, float]:
         """Figures of the kept set."""

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from thalweg.core.rng import generator
-from thalweg.evaluate.judge import WEIGHTS, Judge, look
+from thalweg.evaluate.judge import WEIGHTS, Judge, judged
 
 
 def jitter(x: Tensor, g: Generator) -> Tensor:
@@ -35,7 +35,7 @@ def jitter(x: Tensor, g: Generator) -> Tensor:
 
 def accuracy(judge: Judge, x: Tensor, y: Tensor) -> tuple[float, float]:
     """(accuracy, share with confidence above 0.9)."""
-    p = look(judge, x)[1]
+    p = judged(judge, x)[1]
     return (p.argmax(1) == y).double().mean().item(), (p.amax(1) > 0.9).double().mean().item()
 
 

@@ -104,10 +104,10 @@ def test_few_and_constant_rows(x):
         (lambda t: t.assign(site=1.0), "numbers where categories were"),
         (lambda t: t.assign(heat="hot"), "'heat' holds 'hot' in row 1"),
         (lambda t: t.set_axis(["flow", "flow", "site"], axis=1), "there twice"),
-        (lambda t: t.to_numpy(), "table with the same columns by name"),
+        (lambda t: t.to_numpy(), "table with the columns of the fit by name"),
         (lambda t: t.assign(heat=np.nan), "'heat' is missing"),
         (lambda t: t.assign(site=None), "'site' is missing"),
-        (lambda t: t[:0], "0 rows"),
+        (lambda t: t[:0], "must hold 1 row or more"),
     ],
 )
 def test_frames_that_cannot_be_scored(bad, part, normal_rows, frame):

@@ -41,16 +41,16 @@ def with_value(frame, value, column="flow", row=7):
 
 # name: (content from the good table t, what both say) or (content, what fit says, what score says)
 CASES = {
-    "one row": (lambda t: t[:1], "want 2 or more", None),
-    "no row": (lambda t: b"flow,heat,site\n", "no rows to fit on", "no rows"),
-    "a header without end of line": (lambda t: b"flow,heat,site", "no rows to fit on", "no rows"),
+    "one row": (lambda t: t[:1], "must hold 2 rows or more", None),
+    "no row": (lambda t: b"flow,heat,site\n", "must hold rows to fit", "must hold one row"),
+    "a header without end of line": (lambda t: b"flow,heat,site", "must hold rows to fit", "must hold one row"),
     "empty file": (lambda t: b"", "an empty file"),
     "blank lines": (lambda t: b"\n\n\n", "no columns"),
     "a column without values": (lambda t: t.assign(heat=np.nan), "'heat' has no value at all", "'heat' is missing"),
     "a gap": (lambda t: with_value(t, np.nan), "'flow' is missing (NaN) in row 8"),
     "a gap among categories": (lambda t: with_value(t, None, "site"), "'site' is missing (NaN) in row 8"),
-    "an infinite value": (lambda t: with_value(t, np.inf), "'flow' is infinite (infinity) in row 8"),
-    "a minus infinite value": (lambda t: with_value(t, -np.inf), "'flow' is infinite (infinity) in row 8"),
+    "an infinite value": (lambda t: with_value(t, np.inf), "'flow' is infinite"),
+    "a minus infinite value": (lambda t: with_value(t, -np.inf), "'flow' is infinite"),
     "a text among numbers": (lambda t: with_value(t, "oops"), "'flow' holds 'oops' in row 8"),
     "a text in a column of numbers": (lambda t: t.assign(heat="hot"), None, "'heat' holds 'hot' in row 1"),
     "numbers for categories": (lambda t: t.assign(site=np.arange(len(t))), None, "holds numbers where categories"),
@@ -197,10 +197,10 @@ def test_a_column_of_names_is_told_and_useless(normal_rows, thalweg_command, tmp
     [
         (["nowhere.csv", "-o", "s.csv"], "nowhere.csv: no such file"),
         ([".", "-o", "s.csv"], ": a folder, where a table was wanted"),
-        (["t.csv", "-o", "nowhere/s.csv"], "the folder nowhere does not exist; make it first"),
-        (["t.csv", "-o", "s.xlsx"], "cannot write .xlsx; want .csv or .parquet"),
-        (["t.csv", "-o", "t.csv"], "t.csv: the table itself; name another file"),
-        (["t.csv", "-o", "sub.csv"], "sub.csv: a folder"),
+        (["t.csv", "-o", "nowhere/s.csv"], "make the folder nowhere first"),
+        (["t.csv", "-o", "s.xlsx"], "must end in .csv or .parquet"),
+        (["t.csv", "-o", "t.csv"], "t.csv: must be another file than the table"),
+        (["t.csv", "-o", "sub.csv"], "sub.csv: must be a file"),
         (["t.csv", "-o", "s.csv", "--alpha", "2"], "--alpha=2.0: must be a number between 0 and 1"),
     ],
 )
@@ -220,14 +220,17 @@ def test_wrong_words_of_score(words, part, normal_rows, thalweg_command, run, tm
     [
         (["--target-column", "label"], "no column 'label'; there are flow, heat, site"),
         (["--drop", "age"], "no column 'age'"),
-        (["--normal", "0"], "--normal='0': needs a target column"),
-        (["--target-column", "site", "--normal", "x"], "no rows to fit on with site = x; its values are u, v, w; give"),
+        (["--normal", "0"], "--normal='0': must come with a target column"),
+        (
+            ["--target-column", "site", "--normal", "x"],
+            "must hold rows to fit on with site = x, whose values are u, v, w",
+        ),
         (["--false-alarm-rate", "0"], "--false-alarm-rate=0.0: must be a number between 0 and 1"),
         (["--missing", "ignore"], "--missing='ignore': must be one of raise, marginalise"),
         (["--calibration", "none"], "--calibration='none': must be one of"),
         (["--drop", "flow", "--drop", "heat", "--drop", "site"], "no columns"),
-        (["-o", "t.csv"], "t.csv: holds something that is no detector"),
-        (["-o", "t.csv/run"], "t.csv/run: cannot be made"),
+        (["-o", "t.csv"], "t.csv: must be empty or hold a detector"),
+        (["-o", "t.csv/run"], "t.csv/run: must be a folder that can be made"),
     ],
 )
 def test_wrong_words_of_fit(words, part, normal_rows, thalweg_command, tmp_path, monkeypatch):

@@ -150,7 +150,7 @@ class TestIndex:
     def test_nothing_is_left(self, thalweg_command, tmp_path):
         code, _, err = fit(thalweg_command, tmp_path, pd.DataFrame({"id": np.arange(50)}))
         assert (code, len(err)) == (2, 1)
-        assert "no column is left" in err[0]
+        assert "must hold a column of measurements" in err[0]
 
 
 class TestMissing:

@@ -119,5 +119,5 @@ def test_the_kernel_energy_tells_near_from_far():
     torch.testing.assert_close(energy.left_out(torch.tensor([[1.0, 0.0]])), torch.tensor([-0.8]))
     with pytest.raises(ValueError, match="beta="):
         FeatureKernelEnergy(nn.Identity(), bank, torch.zeros(2), torch.eye(2), beta=0.0)
-    with pytest.raises(ValueError, match="1 rows"):
+    with pytest.raises(ValueError, match="2 rows or more"):
         FeatureKernelEnergy.of(nn.Identity(), bank[:1])

@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 
 import thalweg
-from thalweg.apps.anomaly.tables import fit_and_score
-from thalweg.apps.anomaly.tables.fit_and_score import score_file
+from thalweg.apps.anomaly.tables import score_file as score_file_module
+from thalweg.apps.anomaly.tables.score_file import score_file
 from thalweg.core import store
 from thalweg.core.errors import UserError
 from thalweg.data import score_table
@@ -65,7 +65,7 @@ def test_blocks_of_one_row_give_the_scores_of_one_block(suffix, normal_rows, run
 MEASURE = """
 import resource, sys, thalweg
 from pathlib import Path
-from thalweg.apps.anomaly.tables.fit_and_score import score_file
+from thalweg.apps.anomaly.tables.score_file import score_file
 run, small, out, *large = map(Path, sys.argv[1:])
 bundle = thalweg.load(run)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -135,7 +135,7 @@ def kill_while_scoring(signum):
             self.file.flush()
             os.kill(os.getpid(), signum)
 
-    fit_and_score.writer = score_table.writer = Killed
+    score_file_module.writer = score_table.writer = Killed
 
 
 def kill_while_fitting():

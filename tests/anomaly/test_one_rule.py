@@ -116,10 +116,10 @@ def test_images_that_cannot_be_calibrated_are_refused_before_training(monkeypatc
     )
     images = np.random.default_rng(0).random((100, 8, 8))
     for bad, options, part in [
-        (images, {"held_out": 0.01}, "1 images held out"),
+        (images, {"held_out": 0.01}, "must hold out 4 images or more, not 1"),
         (images, {"held_out": "x"}, "held_out='x'"),
         (images, {"steps": 1.5}, "steps=1.5"),
-        (images[:50] * 0, {}, "1 images"),
+        (images[:50] * 0, {}, "must be 40 images or more"),
         ("folder", {}, "path"),
     ]:
         with pytest.raises(UserError, match=part):

@@ -97,5 +97,5 @@ def test_what_the_detector_refuses_is_refused(rows):
 
 def test_clone_and_use_before_fit(rows):
     assert clone(EnergyOD(contamination=0.2)).contamination == 0.2
-    with pytest.raises(UserError, match="not been fitted"):
+    with pytest.raises(UserError, match="must be fitted"):
         EnergyOD().decision_function(rows)

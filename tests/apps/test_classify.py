@@ -100,14 +100,14 @@ def test_samples_of_a_class_do_not_depend_on_how_many_follow(joint):
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        ([0, 1, 10], "10 is no class of this model, which has 0 to 9"),
-        ([0, -1, 2], "-1 is no class"),
-        ([0.0, 1.0, 2.0], "want 3 whole numbers"),
-        ([True, False, True], "want 3 whole numbers"),
-        ([0, 1], "want 3 whole numbers, or one for all"),
-        ([[0, 1, 2]], "want 3 whole numbers"),
-        ("three", "want 3 whole numbers"),
-        ([0, [1], 2], "want 3 whole numbers"),
+        ([0, 1, 10], "labels=10: must be classes of the model, 0 to 9"),
+        ([0, -1, 2], "labels=-1: must be classes"),
+        ([0.0, 1.0, 2.0], "must be 3 whole numbers"),
+        ([True, False, True], "must be 3 whole numbers"),
+        ([0, 1], "must be 3 whole numbers, or one for all"),
+        ([[0, 1, 2]], "must be 3 whole numbers"),
+        ("three", "must be 3 whole numbers"),
+        ([0, [1], 2], "must be 3 whole numbers"),
         (None, ""),
     ],
 )
@@ -152,12 +152,12 @@ def _npz(path, y, n=40, key="y"):
 @pytest.mark.parametrize(
     ("y", "said"),
     [
-        (None, "no labels of whole numbers"),
-        (np.arange(40) / 3, "no labels of whole numbers"),
-        (np.array(["a", "b"] * 20), "no labels of whole numbers"),
-        (np.full(40, 3), "all labels are 3: a classifier wants two classes or more"),
-        (np.arange(40) % 12, "labels run from 0 to 11.*energy.num_classes=12"),
-        (np.arange(40) % 3 - 1, "labels run from -1 to 1"),
+        (None, "must have labels, which are whole numbers"),
+        (np.arange(40) / 3, "must have labels, which are whole numbers"),
+        (np.array(["a", "b"] * 20), "must have labels, which are whole numbers"),
+        (np.full(40, 3), "labels of two classes or more, and all are 3"),
+        (np.arange(40) % 12, "has 0 to 11.*energy.num_classes=12"),
+        (np.arange(40) % 3 - 1, "has -1 to 1"),
         (np.arange(39), "39 labels for 40 rows"),
     ],
 )
@@ -185,7 +185,7 @@ def test_other_numbers_of_classes_and_chains_train_too(tmp_path):
     )
     assert bundle.classify(torch.rand(5, 1, 8, 8)).shape == (5, 3)
     assert bundle.sample(4, num_steps=3, labels=[0, 1, 2, 0]).shape == (4, 1, 8, 8)
-    with pytest.raises(UserError, match="3 is no class"):
+    with pytest.raises(UserError, match="labels=3: must be classes"):
         bundle.sample(1, num_steps=3, labels=3)
 
 
@@ -199,7 +199,7 @@ def test_a_run_does_not_go_on_with_other_labels(tmp_path):
     for name in ("run", "plain"):
         (tmp_path / name / "manifest.json").unlink()  # so that it is not complete
     _npz(data, (np.arange(40) + 1) % 2)
-    with pytest.raises(UserError, match=r"run: the labels have changed since the run began.*put back"):
+    with pytest.raises(UserError, match=r"run: must have the labels that the run began with.*put back"):
         fit(request, tmp_path / "run", resume=True, tensorboard=False)
     fit(plain, tmp_path / "plain", resume=True, tensorboard=False)
 
@@ -248,11 +248,11 @@ def test_the_command_draws_classes(joint, tmp_path, monkeypatch, capfd):
     assert (tmp_path / "s.png").stat().st_size > 100
     code, _, err = _command(monkeypatch, capfd, *words[:4], "--label", 10, "-o", tmp_path / "s.png")
     assert code == 2
-    assert "10 is no class" in err[-1]
+    assert "labels=10: must be classes" in err[-1]
     picture = (tmp_path / "s.png").read_bytes()
     for asked, said in (
-        (("-n", 10**12, "--label", 1), "more than this machine's memory"),
-        (("-n", 2, "--strength", 2), "has no effect without labels"),
+        (("-n", 10**12, "--label", 1), "must fit in this machine's memory"),
+        (("-n", 2, "--strength", 2), "must be 1 without labels"),
     ):
         code, _, err = _command(monkeypatch, capfd, "sample", joint.path, *asked, "-o", tmp_path / "s.png")
         assert (code, len(err)) == (2, 1)

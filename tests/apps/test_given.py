@@ -26,13 +26,13 @@ def test_nan_is_refused_where_it_is_observed_and_nowhere_else(pixels, tmp_path):
     pixels[1, 0, 0, 0] = torch.inf
     np.save(tmp_path / "x.npy", pixels)
     given = read_damaged_images(tmp_path / "x.npy", SHAPE)
-    with pytest.raises(UserError, match=r"image 1: holds NaN or infinity where it is observed; .*--skip-bad"):
+    with pytest.raises(UserError, match=r"image 1: must be finite where it is observed; .*--skip-bad"):
         given.usable(known, False)
     kept = given.usable(known, True)
     assert (kept.names, kept.rows.tolist(), [bad["file"] for bad in kept.skipped]) == (["0", "2"], [0, 2], ["1"])
     pixels[:, 0, 0, 0] = torch.nan
     np.save(tmp_path / "x.npy", pixels)
-    with pytest.raises(UserError, match="none of the 3 images can be used"):
+    with pytest.raises(UserError, match="must be finite in one of the 3 images"):
         read_damaged_images(tmp_path / "x.npy", SHAPE).usable(known, True)
 
 
@@ -48,7 +48,7 @@ def test_a_folder_keeps_each_image_with_its_own_mask(pixels, tmp_path):
     assert "1.png" in given.notes[0]
     (tmp_path / "0.png").write_bytes(b"")
     (tmp_path / "2.png").write_bytes(b"")
-    with pytest.raises(UserError, match="none of its 3 images can be used"):
+    with pytest.raises(UserError, match="must hold an image that can be used, and the first of 3"):
         read_damaged_images(tmp_path, SHAPE, skip_bad=True)
 
 
@@ -95,7 +95,7 @@ def test_a_mask_is_white_where_it_is_missing(values, shape, tmp_path, caplog):
 @pytest.mark.parametrize("shape", [(8, 8), (1, 1, 8, 8)])
 def test_other_numbers_are_no_mask(values, shape, tmp_path):
     np.save(tmp_path / "m.npy", np.array(values * 32).reshape(shape))
-    with pytest.raises(UserError, match=r"m\.npy: the mask holds .* give 0 and 1, or 0 and 255"):
+    with pytest.raises(UserError, match=r"m\.npy: must hold 0 and 1, or 0 and 255"):
         observed(tmp_path / "m.npy", SHAPE, 2)
 
 
@@ -105,5 +105,5 @@ def test_dark_grey_is_not_missing(tmp_path, caplog):
     assert bool(observed(tmp_path / "m.png", SHAPE, 1).all())
     assert "m.png: greys in the mask; more than half of white (127.5 of 255) is missing" in caplog.text
     Image.fromarray(np.full((8, 8), 200, np.uint8)).save(tmp_path / "m.png")
-    with pytest.raises(UserError, match=r"m\.png: the mask holds 200 everywhere"):
+    with pytest.raises(UserError, match=r"m\.png: must hold .* not 200 everywhere"):
         observed(tmp_path / "m.png", SHAPE, 1)

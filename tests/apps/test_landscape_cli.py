@@ -43,10 +43,10 @@ def test_bad_input_is_one_line(chains, tmp_path):
     small = ["energy.width=16", "energy.num_blocks=1", "train.precision=fp32"]
     fit(Request(data=str(tmp_path / "column.npy"), steps=2, overrides=small), tmp_path / "line", tensorboard=False)
     for words, message in (
-        ((chains.path, "-o", tmp_path / "a.svg"), "cannot write .svg"),
-        ((chains.path, "-o", tmp_path / "none" / "a.png"), "does not exist"),
-        ((chains.path, "--examples", tmp_path / "two.npy", "-o", tmp_path / "a.png"), "a plane goes through three"),
-        ((tmp_path / "line", "-o", tmp_path / "a.png"), "data of one column"),
+        ((chains.path, "-o", tmp_path / "a.svg"), "must end in .png"),
+        ((chains.path, "-o", tmp_path / "none" / "a.png"), "in a folder that exists"),
+        ((chains.path, "--examples", tmp_path / "two.npy", "-o", tmp_path / "a.png"), "must be 3 rows or more"),
+        ((tmp_path / "line", "-o", tmp_path / "a.png"), "of two columns or more"),
         ((tmp_path / "nothing", "-o", tmp_path / "a.png"), "no such folder"),
     ):
         found = call(*words)

@@ -148,7 +148,7 @@ def wrong(argument, function, *args, **kwargs):
 
 def test_bad_input_is_named():
     real, made = plane(50, "bad")
-    assert f"{LEAST} or more" in wrong("generated", fit_ratio, real, made[:3]).message
+    assert f"{LEAST} rows or more" in wrong("generated", fit_ratio, real, made[:3]).message
     wrong("generated", fit_ratio, real, made[:, :1])
     wrong("labels", LikelihoodRatio().loss, RatioEnergy.example(), Empty(), Batch(made), (made,))
 
@@ -220,7 +220,7 @@ def test_every_network_has_rows_of_both_sides():
 
 def test_images_too_small_are_refused_with_the_least_side():
     x = torch.rand(30, 1, 6, 6, generator=generator(0, "small"))
-    assert "8 or more a side" in wrong("real", fit_ratio, x, x).message
+    assert "8 pixels or more a side" in wrong("real", fit_ratio, x, x).message
 
 
 def columns(n=200):

@@ -111,13 +111,13 @@ def test_bad_candidates_are_named(fitted):
     with pytest.raises(UserError, match=r"must have the shape \(N, 1, 8, 8\); it has \(5, 1, 9, 9\)"):
         fitted.rank(images(5, 9))
     mixed = [np.zeros((8, 8), np.uint8)] * 3 + [np.zeros((8, 9), np.uint8)]
-    with pytest.raises(UserError, match=r"number 3 has shape \(8, 9\), most have \(8, 8\)"):
+    with pytest.raises(UserError, match=r"number 3 has \(8, 9\), most have \(8, 8\)"):
         fitted.rank(mixed)
     with pytest.raises(UserError, match="must be an array of numbers"):
         fitted.rank("a folder")
-    with pytest.raises(UserError, match=r"^energy: is NaN for 2 of 4"):
+    with pytest.raises(UserError, match=r"^energy: must not give NaN, as for 2 of 4"):
         EnergyReranker(lambda x: torch.tensor([1.0, torch.nan, torch.nan, 2.0])).rank(images(4))
-    with pytest.raises(UserError, match=r"^energy: gives shape \(4, 1\) for 4 candidates"):
+    with pytest.raises(UserError, match=r"^energy: must give one number .* not shape \(4, 1\)"):
         EnergyReranker(lambda x: brightness(x)[:, None]).rank(images(4))
     with pytest.raises(UserError, match=r"^energy: an int"):
         EnergyReranker(7).rank(images(4))
@@ -169,7 +169,7 @@ def test_a_fitted_one_survives_its_folder(fitted, tmp_path):
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="must be empty or hold a re-ranker"):
         fitted.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match="not a fitted re-ranker"):
+    with pytest.raises(UserError, match=r"must hold a config\.json"):
         EnergyReranker.from_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="must be a fitted likelihood ratio"):
         EnergyReranker(brightness).save_pretrained(tmp_path / "b")
@@ -207,8 +207,8 @@ def test_candidates_of_a_diffusers_pipeline():
         with pytest.raises(UserError) as error:
             generate(pipeline, n, **given)
         assert error.value.argument == argument
-    assert "num_inference_steps" in error.value.hint
-    with pytest.raises(UserError, match="takes no batch_size"):
+    assert "num_inference_steps" in error.value.message
+    with pytest.raises(UserError, match="must take output_type"):
         generate(lambda: None, 3)
 
 
@@ -243,7 +243,7 @@ def test_a_corrupt_image_is_named(folder):
     for path in folder.glob("c*.png"):
         path.unlink()
     (folder / "wide.png").unlink()
-    with pytest.raises(UserError, match=r"no candidate can be used.*broken\.png"):
+    with pytest.raises(UserError, match=r"must hold .*broken\.png"):
         read_candidates(folder, skip_bad=True)
 
 
@@ -257,7 +257,7 @@ def test_rows_of_an_array_that_are_not_finite(tmp_path):
     assert found.names == ["0", "1", "3"]
     assert found.skipped == [("row 2", "holds NaN or infinity")]
     np.save(tmp_path / "x.npy", x[2:3])
-    with pytest.raises(UserError, match="no candidate can be used"):
+    with pytest.raises(UserError, match="must hold rows"):
         read_candidates(tmp_path / "x.npy", skip_bad=True)
 
 
@@ -301,7 +301,7 @@ def test_the_command_line_on_arrays(call, fitted, tmp_path):
         (("nowhere", "x.npy"), "nowhere: no such folder"),
         (("judge", "x.npy", "-o", "pictures"), "a folder that is empty or does not exist"),
         (("judge", "x.npy", "--variety", "most"), "variety='most'"),
-        (("judge", "x.npy", "--table", "t.txt"), "t.txt: cannot write"),
+        (("judge", "x.npy", "--table", "t.txt"), "t.txt: must end in"),
     ):
         code, _, err = call("rerank", *words)
         assert (code, len(err)) == (2, 1), err
@@ -344,11 +344,11 @@ def test_fitting_from_the_command_line(call, tmp_path):
     np.save(tmp_path / "few.npy", images(3).numpy())
     code, _, err = call("rerank", "fit", "real.npy", "few.npy", "-o", "judge")
     assert (code, len(err)) == (2, 1)
-    assert err[0].endswith("few.npy: holds 3 rows, must hold 20 or more")
+    assert err[0].endswith("few.npy: must hold 20 rows or more, and holds 3")
     np.save(tmp_path / "other.npy", images(40, 9).numpy())
     code, _, err = call("rerank", "fit", "real.npy", "other.npy", "-o", "judge")
     assert (code, len(err)) == (2, 1)
-    assert "other.npy: rows of shape (1, 9, 9), must be (1, 8, 8) as in real.npy" in err[0]
+    assert "other.npy: must hold rows of shape (1, 8, 8), as real.npy, not (1, 9, 9)" in err[0]
 
 
 def test_a_bundle_says_what_its_energy_is_worth(call, digits, tmp_path):

@@ -100,7 +100,7 @@ def test_rows_in_a_table(call, tmp_path):
     assert (code, len(err)) == (2, 1)
     code, _, err = call("judge", "rows.csv")  # a judge of images
     assert (code, len(err)) == (2, 1)
-    assert "rows.csv: .csv holds no such rows; give a folder of images or one of .npy" in err[0]
+    assert "rows.csv: must be a folder of images or a file of .npy" in err[0]
     assert ".parquet" not in err[0]
 
 
@@ -108,16 +108,19 @@ def test_what_is_wrong_is_said_before_the_ranking(call, tmp_path, monkeypatch):
     np.save(tmp_path / "nan.npy", np.full((3, 8, 8), np.nan, np.float32))
     (tmp_path / "t.txt").write_text("none")
     (tmp_path / "plain").mkdir()
-    monkeypatch.setattr(EnergyReranker, "_look", None)
+    monkeypatch.setattr(EnergyReranker, "_score", None)
     for words, message in (
         (("nope", "x.npy"), "nope: no such folder; check the spelling and the working directory; `thalweg rerank fit"),
         (("plain", "x.npy"), "`thalweg rerank fit REAL GENERATED -o plain` makes a re-ranker"),
         (("judge", "x.npy", "--keep", 10), "keep=10: must be a whole number in [1, 9]"),
         (("judge", "x.npy", "--variety", "most"), "variety='most'"),
-        (("judge", "x.npy", "--table", "judge/config.csv"), "judge/config.csv: in the re-ranker's folder"),
-        (("judge", "x.npy", "-o", "judge/best"), "judge/best: in the re-ranker's folder"),
-        (("judge", "nan.npy", "--skip-bad"), "mend or replace what was skipped: images of shape (1, 8, 8) are wanted"),
-        (("judge", "t.txt"), "t.txt: .txt holds no such rows; give a folder of images or one of .npy, .npz, .png"),
+        (
+            ("judge", "x.npy", "--table", "judge/config.csv"),
+            "judge/config.csv: must lie outside of the re-ranker's folder",
+        ),
+        (("judge", "x.npy", "-o", "judge/best"), "judge/best: must lie outside"),
+        (("judge", "nan.npy", "--skip-bad"), "must hold images of shape (1, 8, 8)"),
+        (("judge", "t.txt"), "t.txt: must be a folder of images or a file of .npy, .npz, .png"),
     ):
         code, _, err = call(*words)
         assert (code, err[-1:] and message in err[-1], len(err)) == (2, True, 1), err
@@ -227,7 +230,7 @@ def test_a_judge_that_was_changed_and_sealed_again(fitted, tmp_path, change):
     store.write_tensors(folder / "model.safetensors", weights)
     store.seal(folder)
     with pytest.raises(
-        DamagedFile, match=r"config\.json: not a re-ranker's, or not of the weights beside it \(.*again$"
+        DamagedFile, match=r"config\.json: must describe the re-ranker whose weights are beside it \(.*again$"
     ):
         thalweg.load(folder)
 
@@ -238,7 +241,10 @@ def test_a_detector_is_no_judge(call, tmp_path):
     code, _, err = call("detector", "x.npy")
     assert (code, err) == (
         2,
-        ["thalweg: detector: holds a detector, must be a re-ranker; a detector is read by `thalweg detect score`"],
+        [
+            "thalweg: detector: must hold a re-ranker, and holds a detector; "
+            "a detector is read by `thalweg detect score`"
+        ],
     )
 
 
@@ -259,7 +265,7 @@ def test_a_stop_leaves_nothing(call, tmp_path, monkeypatch, signum, there):
     if there:
         monkeypatch.setattr(store, "write_bytes", stopped)
     else:
-        monkeypatch.setattr(EnergyReranker, "_look", energies)
+        monkeypatch.setattr(EnergyReranker, "_score", energies)
     code, _, err = call("judge", "x.npy", "--keep", 5, "-o", "best")
     assert (code, err) == (128 + signum, ["thalweg: stopped before the end; nothing is half-written"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["judge", "x.npy"]

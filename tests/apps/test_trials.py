@@ -122,11 +122,11 @@ def test_what_parts_best_is_taken_and_of_two_the_one_that_hides_less(monkeypatch
 
 def test_what_is_given_is_kept():
     real = torch.rand(30, 1, 8, 8)
-    assert trials.ways(real, "auto", "auto") == [("pixels", FAINT), ("pixels", WIDE), ("quantile_match", WIDE)]
-    assert trials.ways(real, "binarize", 0.7) == [("binarize", 0.7)]
-    assert trials.ways(real, "quantile_match", "auto") == [("quantile_match", FAINT), ("quantile_match", WIDE)]
-    assert trials.ways(real, "auto", 0.5) == [("pixels", 0.5), ("quantile_match", 0.5)]
-    assert trials.ways(torch.rand(30, 4), "auto", "auto") == [("pixels", FAINT), ("pixels", WIDE)]
+    assert trials.options(real, "auto", "auto") == [("pixels", FAINT), ("pixels", WIDE), ("quantile_match", WIDE)]
+    assert trials.options(real, "binarize", 0.7) == [("binarize", 0.7)]
+    assert trials.options(real, "quantile_match", "auto") == [("quantile_match", FAINT), ("quantile_match", WIDE)]
+    assert trials.options(real, "auto", 0.5) == [("pixels", 0.5), ("quantile_match", 0.5)]
+    assert trials.options(torch.rand(30, 4), "auto", "auto") == [("pixels", FAINT), ("pixels", WIDE)]
 
 
 def test_binarize_is_for_writing_only():
@@ -137,8 +137,8 @@ def test_binarize_is_for_writing_only():
     assert views.is_writing(strokes)
     for x in (on_black, ramp, 1 - strokes, torch.zeros(50, 3)):
         assert not views.is_writing(x)
-    assert ("binarize", WIDE) in trials.ways(strokes, "auto", "auto")
-    assert ("binarize", WIDE) not in trials.ways(on_black, "auto", "auto")
+    assert ("binarize", WIDE) in trials.options(strokes, "auto", "auto")
+    assert ("binarize", WIDE) not in trials.options(on_black, "auto", "auto")
 
 
 def test_the_quantile_map_is_the_optimal_map_in_one_dimension():

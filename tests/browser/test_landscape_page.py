@@ -11,7 +11,7 @@ import torch
 
 from thalweg.apps.landscape.basins import basins
 from thalweg.apps.landscape.film import Film
-from thalweg.apps.landscape.page import page
+from thalweg.apps.landscape.html_page import page
 from thalweg.apps.landscape.paths import Path, Trace
 from thalweg.apps.landscape.surface import window
 from thalweg.apps.landscape.survey import Survey

@@ -119,7 +119,7 @@ def test_a_folder_in_the_place_of_a_file_is_refused_before_anything_is_written(d
     (copy / name).unlink()
     (copy / name / "mine").mkdir(parents=True)
     before = {path: path.is_file() and path.read_bytes() for path in copy.rglob("*")}
-    with pytest.raises(UserError, match=f"{name}: a folder stands where a file") as caught:
+    with pytest.raises(UserError, match=f"{name}: must be a file, and is a folder") as caught:
         digits.save_pretrained(copy)
     assert "\n" not in str(caught.value)
     assert {path: path.is_file() and path.read_bytes() for path in copy.rglob("*")} == before
@@ -141,5 +141,5 @@ def test_a_manifest_of_junk_is_one_line(copy, junk):
 
 
 def test_more_samples_than_memory_holds_are_refused_at_once(plane):
-    with pytest.raises(UserError, match="GiB, more than this machine's memory"):
+    with pytest.raises(UserError, match="must fit in this machine's memory"):
         plane.sample(10**15)

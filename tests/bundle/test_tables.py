@@ -130,7 +130,7 @@ class TestNames:
     def test_samples_of_nameless_rows_and_of_images(self, folder, digits, call, tmp_path):
         assert call("sample", folder / "array", "-n", 2, "-o", "x.csv", "--num-steps", 2)[0] == 0
         assert list(pd.read_csv(tmp_path / "x.csv")) == ["x0", "x1", "x2"]
-        refused(call("sample", digits.path, "-n", 2, "-o", "x.csv"), "cannot write .csv; want .png")
+        refused(call("sample", digits.path, "-n", 2, "-o", "x.csv"), "must end in .png")
 
     def test_inpaint_matches_by_name(self, bundle, call, tmp_path):
         gaps, mask = normal(4), pd.DataFrame(0, index=range(4), columns=NAMES).assign(strain=1)

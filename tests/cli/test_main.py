@@ -78,7 +78,9 @@ def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path, 
     before = files(run)
     code, out, err = thalweg_command(*words)
     assert (code, out) == (2, "")
-    assert err == ["thalweg: run: holds a run already; add --resume to go on with it, or name another folder with -o"]
+    assert err == [
+        "thalweg: run: must not hold a run yet; add --resume to go on with it, or name another folder with -o"
+    ]
     code, out, err = thalweg_command(*words, "--resume")
     assert code == 0
     assert err[0] == "run is complete; nothing left to do"
@@ -95,7 +97,9 @@ def test_train_on_a_file_of_few_rows_leaves_a_bundle_and_says_why_no_report(thal
     np.savetxt(tmp_path / "rows.csv", np.random.default_rng(0).normal(size=(30, 3)), delimiter=",")
     code, _, err = thalweg_command("train", "rows.csv", "--no-header", "--steps", "3", *VECTOR[:-1])
     assert code == 0, err
-    assert any(line.startswith("no report: runs/rows-dual: 3 rows held out, an evaluation wants 20") for line in err)
+    assert any(
+        line.startswith("no report: runs/rows-dual: must have 20 held-out rows or more, and has 3") for line in err
+    )
     assert thalweg.load(tmp_path / "runs" / "rows-dual").log_prob(torch.zeros(2, 3)).shape == (2,)
 
 
@@ -135,7 +139,7 @@ def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, 
     (tmp_path / "run" / "manifest.json").unlink()  # as if it had been stopped
     base = ["train", "two-moons", "-o", "run", "--resume"]
     for words, named in (
-        (["energy.width=32"], "run: "),
+        (["energy.width=32"], "overrides="),
         (["--steps", "13"], "steps=13: "),
         (["--seed", "3"], "seed=3: "),
     ):
@@ -146,7 +150,7 @@ def test_a_resumed_run_refuses_what_would_have_no_effect(thalweg_command, runs, 
         assert thalweg_command(*base, *words) == (2, "", err)
         (tmp_path / "run" / "manifest.json").unlink()
     assert thalweg_command("train", "rings", "-o", "run", "--resume")[2][0].startswith(
-        "thalweg: run: a run on two-moons"
+        "thalweg: run: must hold a run on rings, and holds one on two-moons"
     )
     code, _, err = thalweg_command(*base, "--steps", "12", *VECTOR, "--no-report")
     assert code == 0, err
@@ -380,7 +384,7 @@ def test_a_result_that_finds_no_room_is_one_line(runs, tmp_path):
     assert code == 1
     assert err.splitlines()[0] == "3 samples in samples.png"
     assert err.splitlines()[1:] == [
-        "thalweg: standard output: No space left on device, so the result could not be told; the work itself is done"
+        "thalweg: standard output: No space left on device, so the result could not be written; the work itself is done"
     ]
     with open("/dev/full", "w") as full:
         code, err = command(["--version"], tmp_path, stdout=full)

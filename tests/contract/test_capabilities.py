@@ -14,39 +14,15 @@ import thalweg
 SOURCE = Path(thalweg.__file__).parent
 PACKAGES = ("energy", "sampler", "objective", "training", "run", "apps")
 ARRAYS = "arrays and frames of several libraries"
-FITTED = "scikit-learn's way to say that an estimator is fitted"
-TO_DO = "to be a Protocol, or an attribute that is always there"
 EXCEPTIONS = {  # (file, name): why
-    ("apps/anomaly/detector.py", "column_names"): ARRAYS,
-    ("apps/anomaly/detector.py", "offset_"): FITTED,
-    ("apps/anomaly/image/image_energy.py", "_model"): TO_DO,
-    ("apps/anomaly/input_arrays.py", "__fspath__"): "os.PathLike, which is asked for so without an import",
+    ("apps/anomaly/detector_input.py", "column_names"): ARRAYS,
     ("apps/anomaly/input_arrays.py", "dtype"): ARRAYS,
     ("apps/anomaly/input_arrays.py", "dtypes"): ARRAYS,
     ("apps/anomaly/input_arrays.py", "kind"): ARRAYS,
-    ("apps/anomaly/pyod.py", "detector_"): FITTED,
-    ("apps/anomaly/saved.py", "feature_names_in_"): FITTED,
-    ("apps/anomaly/saved.py", "n_features_in_"): FITTED,
-    ("apps/inpaint/inpaint.py", "shape"): ARRAYS,
-    ("apps/inpaint/inpaint.py", "step_size"): TO_DO,
-    ("apps/inpaint/inpaint.py", "temperature"): TO_DO,
-    ("apps/inpaint/posterior.py", "anchor"): TO_DO,
     ("apps/rerank/candidates.py", "images"): "the output of a diffusers pipeline",
-    ("apps/rerank/reranker.py", "energy"): TO_DO,
-    ("apps/rerank/reranker.py", "shape"): TO_DO,
-    ("energy/density/feature_kde.py", "shape"): TO_DO,
     ("energy/engine/discovery.py", "__dict__"): "any Python object, in which modules are looked for",
+    ("energy/engine/known_layers.py", "inplace"): "an option of torch's activations, which not all have",
     ("energy/engine/fused.py", "OptimizedModule"): "a class of torch._dynamo, which not every version has",
-    ("energy/engine/layers.py", "inplace"): "an option of torch's activations, which not all have",
-    ("energy/networks/classifier.py", "num_outputs"): TO_DO,
-    ("energy/networks/classifier.py", "outputs"): TO_DO,
-    ("run/checks.py", "fit"): TO_DO,
-    ("run/checks.py", "noisy"): TO_DO,
-    ("run/fit.py", "noisy"): TO_DO,
-    ("run/fit.py", "num_classes"): TO_DO,
-    ("run/fit.py", "signum"): TO_DO,
-    ("run/preview.py", "noisy"): TO_DO,
-    ("run/run_folder.py", "strerror"): "an OSError, or an error of a library that is none",
 }
 
 

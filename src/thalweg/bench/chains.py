@@ -1,22 +1,20 @@
-"""How fast chains run here: this package's engine beside a hand-written loop, other samplers and the bare arithmetic.
+"""How fast chains run on this machine: this package beside a hand-written loop, other samplers and the bare arithmetic.
 
-All contenders move the same number of chains of the same network by the same update, x - h dE/dx + s z. They take turns
-in one process, a short chain each, so that a busy machine is busy for all of them; figures are medians over the rounds,
-and ratios medians of the rounds' own ratios. One thread is measured in CPU time, several threads and other devices in
-wall time.
+All contenders move the same number of chains of the same network by the same update, x - h dE/dx + s z. They take
+turns, a short chain each (`bench.timing`). Figures are medians over the rounds, and ratios medians of the rounds' own
+ratios. One thread is measured in CPU time, several threads and other devices in wall time.
 """
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from statistics import median
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thalweg.bench.timing import Contender, in_turns, markdown, on_threads
 from thalweg.core.rng import generator
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.networks.conv import ConvEnergy
@@ -27,13 +25,13 @@ from thalweg.sampler.langevin import ULA
 
 STEP, NOISE = 0.01, 0.005
 OURS, ROOFLINE = "thalweg fp32", "roofline"
-NETS: dict[str, Callable[[], Any]] = {
+NETS: dict[str, Callable[[], ConvEnergy | ResNetEnergy | MLPEnergy]] = {
     "cnn": lambda: ConvEnergy(shape=(1, 28, 28), channels=(16, 32, 64)),
     "resnet": lambda: ResNetEnergy(shape=(3, 32, 32), channels=(16, 32, 64)),
     "mlp": lambda: MLPEnergy(shape=(2,)),
 }
 STEPS = {"cnn": 8, "resnet": 4, "mlp": 100}  # of 64 chains, in one turn
-Contender = Callable[[], None]
+Others = Mapping[str, Callable[[nn.Module, Tensor, int], Contender]]  # (network, positions, steps) to a contender
 
 
 class Row(NamedTuple):
@@ -47,17 +45,6 @@ class Row(NamedTuple):
     cpu_ms: float
     rate: float
     ratio: float
-
-
-@contextmanager
-def on_threads(number: int) -> Iterator[None]:
-    """So many threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _steps(net: str, batch: int) -> int:
@@ -130,7 +117,7 @@ def _products(m: nn.Module, x: Tensor, y: Tensor) -> tuple[Contender, Contender]
     if isinstance(m, nn.Linear):
         w, back = m.weight.detach(), m.weight.detach().t().contiguous()
         g = torch.ones_like(y)
-        return lambda: _do(F.linear(x, w)), _fastest([lambda: _do(g @ w), lambda: _do(F.linear(g, back))])
+        return lambda: F.linear(x, w), _fastest([lambda: g @ w, lambda: F.linear(g, back)])
     assert isinstance(m, nn.Conv2d)
     assert not isinstance(m.padding, str)
     w, where = m.weight.detach(), (m.stride, m.padding, m.dilation)
@@ -138,22 +125,18 @@ def _products(m: nn.Module, x: Tensor, y: Tensor) -> tuple[Contender, Contender]
     forward, backward = [], []
     for layout in (torch.contiguous_format, torch.channels_last):
         a, v, g = (t.clone(memory_format=layout) for t in (x, w, torch.ones_like(y)))
-        forward.append(lambda a=a, v=v: _do(F.conv2d(a, v, None, *where, m.groups)))
-        backward.append(lambda a=a, v=v, g=g: _do(torch.ops.aten.convolution_backward(g, a, v, None, *rest)))
+        forward.append(lambda a=a, v=v: F.conv2d(a, v, None, *where, m.groups))
+        backward.append(lambda a=a, v=v, g=g: torch.ops.aten.convolution_backward(g, a, v, None, *rest))
     if torch.backends.mkldnn.is_available() and x.device.type == "cpu":
         a, blocked = x.contiguous().to_mkldnn(), (m.padding, m.stride, m.dilation, m.groups)
         v = torch._C._nn.mkldnn_reorder_conv2d_weight(  # pyright: ignore[reportAttributeAccessIssue]
             w.contiguous().to_mkldnn(), *blocked, list(x.shape)
         )
-        forward.append(lambda: _do(torch.ops.aten.mkldnn_convolution(a, v, None, *blocked)))
+        forward.append(lambda: torch.ops.aten.mkldnn_convolution(a, v, None, *blocked))
     return _fastest(forward), _fastest(backward)
 
 
-def _do(result: Any) -> None:
-    """A value nobody reads."""
-
-
-def _best(job: Callable[[], Any], times: int) -> float:
+def _best(job: Contender, times: int) -> float:
     """The shortest of several CPU times, in seconds, after one call that is not counted."""
     found = []
     for i in range(times + 1):
@@ -168,8 +151,8 @@ def _fastest(jobs: Sequence[Contender]) -> Contender:
 
 
 def contenders(
-    net: str, batch: int, others: Mapping[str, Any] | None = None, bf16: bool = False, device: str = "cpu"
-) -> dict[str, Any]:
+    net: str, batch: int, others: Others | None = None, bf16: bool = False, device: str = "cpu"
+) -> dict[str, Contender]:
     """Name to a function of nothing that runs `_steps` steps; each has a network of its own, equal at the start.
 
     `others`: name to a function (network, x, num_steps) that makes such a function, for instance of another library.
@@ -179,7 +162,7 @@ def contenders(
         energy = NETS[net]().to(device)
     x = torch.rand(batch, *energy.shape, generator=generator(0, "speed")).to(device)
     num, own = _steps(net, batch), [copy.deepcopy(energy) for _ in range(3)]
-    found: dict[str, Any] = {"tutorial": lambda: tutorial(own[0], x, num)}
+    found: dict[str, Contender] = {"tutorial": lambda: tutorial(own[0], x, num)}
     found |= {name: make(copy.deepcopy(energy), x, num) for name, make in (others or {}).items()}
     found[OURS] = lambda: ours(own[1], x, num)
     if bf16:
@@ -195,30 +178,19 @@ def measure(
     threads: int,
     *,
     rounds: int = 7,
-    others: Mapping[str, Any] | None = None,
+    others: Others | None = None,
     bf16: bool = False,
     device: str = "cpu",
 ) -> list[Row]:
     """A row for each contender, all taking turns; the first round is not counted. A device is waited for."""
-    wait = torch.accelerator.synchronize if device != "cpu" else lambda: None
     with on_threads(threads):
         jobs, num = contenders(net, batch, others, bf16, device), _steps(net, batch)
-        wall: dict[str, list[float]] = {name: [] for name in jobs}
-        cpu: dict[str, list[float]] = {name: [] for name in jobs}
-        for i in range(rounds + 1):
-            for name, job in jobs.items():
-                start, used = time.perf_counter(), time.process_time()
-                job()
-                wait()
-                if i:
-                    wall[name].append((time.perf_counter() - start) / num)
-                    cpu[name].append((time.process_time() - used) / num)
-    basis = cpu if threads == 1 and device == "cpu" else wall
+        times = in_turns(jobs, rounds, threads, device)
     rows = []
     for name in jobs:
-        ratio = median(a / b for a, b in zip(basis[name], basis[OURS], strict=True))
-        speed = batch / median(basis[name])
-        rows.append(Row(net, batch, threads, name, 1e3 * median(wall[name]), 1e3 * median(cpu[name]), speed, ratio))
+        wall, cpu, counted = (seconds / num for seconds in times.medians(name))
+        ratio = times.ratio(name, OURS)
+        rows.append(Row(net, batch, threads, name, 1e3 * wall, 1e3 * cpu, batch / counted, ratio))
     return rows
 
 
@@ -235,8 +207,4 @@ def cells(row: Row, rows: Sequence[Row]) -> tuple[str, ...]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows of one or more measurements as a Markdown table."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|---|---|---|---|" + "---:|" * (len(HEADER) - 4)]
-    for row in rows:
-        together = [r for r in rows if r[:3] == row[:3]]
-        lines.append("| " + " | ".join(cells(row, together)) + " |")
-    return "\n".join(lines)
+    return markdown(HEADER, [cells(row, [r for r in rows if r[:3] == row[:3]]) for row in rows], 4)

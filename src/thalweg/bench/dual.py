@@ -1,22 +1,20 @@
-"""How fast dual score matching trains and samples here: this package beside plain eager code for the same network.
+"""How fast dual score matching trains and samples on this machine, beside plain eager code for the same network.
 
-The plain code is what a tutorial has: images (B, C, H, W), the slope by `autograd.grad(create_graph=True)`, Adam by a
-loop over the parameters, the average of the weights by another. It is given the same network, noise, loss and settings,
-takes turns with ours in one process, and ends with the same weights to rounding. With one thread CPU time counts, else
-wall time.
+The plain code is that of tutorials: images (B, C, H, W), the gradient by `autograd.grad(create_graph=True)`, Adam by a
+loop over the parameters, the average of the weights by another. It has the same network, noise, loss and settings,
+takes turns with this package (`bench.timing`), and ends with the same weights to rounding. With one thread CPU time
+counts, else wall time.
 """
 
 import copy
-import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thalweg.bench.chains import on_threads
+from thalweg.bench.timing import Contender, in_turns, markdown, on_threads
 from thalweg.core.rng import generator
 from thalweg.energy.noise_conditional import unet
 from thalweg.energy.noise_conditional.unet import UNetEnergy
@@ -130,30 +128,30 @@ def our_step(energy: UNetEnergy, x: Tensor) -> Step:
     return step
 
 
-def training(rows: int = BATCH) -> dict[str, Callable[[], Any]]:
+def training(rows: int = BATCH) -> dict[str, Contender]:
     """Name to a function that makes one update of a network of its own, all alike at the start."""
     energy = energy_of()
     x = torch.rand(rows, *energy.shape, generator=generator(0, "speed"))
     made = {PLAIN: plain_step(copy.deepcopy(energy), x), OURS: our_step(copy.deepcopy(energy), x)}
     counts = dict.fromkeys(made, -1)
 
-    def turn(name: str) -> Tensor:
+    def update(name: str) -> Tensor:
         counts[name] += 1
         return made[name](counts[name])
 
-    return {name: lambda name=name: turn(name) for name in made}
+    return {name: lambda name=name: update(name) for name in made}
 
 
-def sampling(rows: int = BLOCK) -> dict[str, Callable[[], Any]]:
+def sampling(rows: int = BLOCK) -> dict[str, Contender]:
     """Name to a function that takes one step of the recipe's sampler, the third of 40, with a block of images."""
     energy, sampler = energy_of().eval().requires_grad_(False), Heun(num_steps=40, churn=0.6, rho=3.0)
     x = energy.prior(rows, generator(0, "speed"))
 
-    def turn(of: Any) -> Tensor:
+    def one_step(of: Any) -> Tensor:  # U(y, t), which an annealed sampler takes in place of E(x)
         state, _ = next(transitions(sampler, of, x, generator(1, "speed")))  # pyright: ignore[reportArgumentType]
         return state.x
 
-    return {PLAIN: lambda: turn(Plain(energy)), OURS: lambda: turn(energy)}
+    return {PLAIN: lambda: one_step(Plain(energy)), OURS: lambda: one_step(energy)}
 
 
 def measure(work: str, threads: int, *, rounds: int = 5) -> list[DualRow]:
@@ -164,23 +162,13 @@ def measure(work: str, threads: int, *, rounds: int = 5) -> list[DualRow]:
     """
     with on_threads(threads):
         jobs = training() if work == "training" else sampling()
-        wall: dict[str, list[float]] = {name: [] for name in jobs}
-        cpu: dict[str, list[float]] = {name: [] for name in jobs}
-        for i in range(rounds + 1):
-            for name, job in jobs.items():
-                start, used = time.perf_counter(), time.process_time()
-                job()
-                if i:
-                    wall[name].append(time.perf_counter() - start)
-                    cpu[name].append(time.process_time() - used)
-    basis = cpu if threads == 1 else wall
-    times = 1.0 if work == "training" else (40 + 0.5) * 1000 / BLOCK  # the last gradient denoises
+        times = in_turns(jobs, rounds, threads)
+    num_calls = 1.0 if work == "training" else (40 + 0.5) * 1000 / BLOCK  # the last gradient denoises
     images = BATCH if work == "training" else 1000
     rows = []
     for name in jobs:
-        ratio = median(a / b for a, b in zip(basis[name], basis[OURS], strict=True))
-        numbers = (1e3 * times * median(wall[name]), 1e3 * times * median(cpu[name]))
-        rows.append(DualRow(work, threads, name, *numbers, images / (times * median(basis[name])), ratio))
+        wall, cpu, counted = (num_calls * seconds for seconds in times.medians(name))
+        rows.append(DualRow(work, threads, name, 1e3 * wall, 1e3 * cpu, images / counted, times.ratio(name, OURS)))
     return rows
 
 
@@ -189,10 +177,10 @@ HEADER = ("work", "threads", "contender", "seconds", "CPU-seconds", "images/s", 
 
 def table(rows: list[DualRow]) -> str:
     """The rows as a Markdown table: an update of 64 images each, and 1,000 samples."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|---|---|---|" + "---:|" * (len(HEADER) - 3)]
+    found = []
     for row in rows:
         times = "-" if row.name == OURS else f"{row.ratio:.2f} x"
         numbers = (f"{row.ms / 1e3:.3g}", f"{row.cpu_ms / 1e3:.3g}", f"{row.rate:,.3g}")
         work = f"{row.work}, {'an update' if row.work == 'training' else '1,000 images'}"
-        lines.append("| " + " | ".join((work, str(row.threads), row.name, *numbers, times)) + " |")
-    return "\n".join(lines)
+        found.append((work, str(row.threads), row.name, *numbers, times))
+    return markdown(HEADER, found, 3)

@@ -19,17 +19,19 @@ from thalweg.bundle import classes, conformal, hub
 from thalweg.bundle.files import EXTRAS, FILES, StoredType, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows
+from thalweg.bundle.model_units import decoded, initial_positions
 from thalweg.bundle.prior import read_mixture_prior
 from thalweg.core import store
 from thalweg.core.check import fits_memory, share, whole
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
+from thalweg.data.validate import Kind
 from thalweg.energy.base import Classifier, EnergyFn, NoiseConditional
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.wrappers import AtNoise
 from thalweg.sampler.annealed import BLOCK, anneal
-from thalweg.sampler.base import with_num_steps
+from thalweg.sampler.base import require_annealed, with_num_steps
 from thalweg.sampler.chain import of_block, run_chain
 
 EVALUATION_BLOCK = 256
@@ -44,10 +46,13 @@ class Bundle(StoredType):
 
     title, command = "a trained energy", "thalweg sample"
 
-    def __init__(self, config: dict[str, Any], weights: Any, held_out: Tensor | None, path: Path):
+    def __init__(
+        self, config: dict[str, Any], weights: nn.Module | dict[str, Tensor], held_out: Tensor | None, path: Path
+    ):
         """`weights`: the energy itself, or its tensors by name."""
         self.config, self.path = config, path
         parts = parts_of(config, path / "config.json")
+        self.kind: Kind
         self.kind, self.shape, self.normalised, self.dtype, self.layout, self.transform, self.sampler = parts
         self.model: nn.Module = weights if isinstance(weights, nn.Module) else energy_of(config)
         self.noisy = isinstance(self.model, NoiseConditional)
@@ -64,7 +69,7 @@ class Bundle(StoredType):
         """The bundle in a run's folder; of a run that has not ended, that of its newest whole checkpoint."""
         missing = {"run", "data", "normalised"} - config.keys()
         if missing:
-            raise DamagedFile(f"lacks {', '.join(sorted(missing))}", argument=str(folder / "config.json"))
+            raise DamagedFile(f"must hold {', '.join(sorted(missing))}", argument=str(folder / "config.json"))
         if not (folder / store.MANIFEST).exists():
             return cls._of_checkpoint(folder, config)
         bundle = cls._filled(config, folder / "model.safetensors", folder)
@@ -81,15 +86,11 @@ class Bundle(StoredType):
         for warning in warnings:
             log.warning("%s", warning)
         if newest is None and (folder / "model.safetensors").exists():  # of a run that has ended
-            raise DamagedFile(
-                "missing, so nothing vouches for the weights",
-                argument=str(folder / store.MANIFEST),
-                hint="restore it",
-            )
+            text, file = "must be there, as it holds the hashes of the weights", folder / store.MANIFEST
+            raise DamagedFile(text, argument=str(file), hint="restore it")
         if newest is None:
-            raise UserError(
-                "this run has not saved anything yet", argument=str(folder), hint="let it reach its first checkpoint"
-            )
+            text = "must hold a checkpoint, and the run has not saved one yet"
+            raise UserError(text, argument=str(folder), hint="wait for its first checkpoint")
         log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
         return cls._filled(config, newest / "model.safetensors", folder)
 
@@ -118,7 +119,8 @@ class Bundle(StoredType):
     def prior_log_prob(self, y: Tensor) -> Tensor:
         """log p of y at t_max, (B,) nats, in model units."""
         if not isinstance(self.model, NoiseConditional):
-            raise NotNormalised(f"{self.path}: this energy has no noise levels, hence no known law at t_max")
+            text = "must be a model with noise levels, whose law at t_max is known"
+            raise NotNormalised(text, argument=str(self.path))
         return self.model.prior_log_prob(y)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -127,8 +129,7 @@ class Bundle(StoredType):
 
     def decode(self, z: Tensor) -> Tensor:
         """Model units to data units; images in [0, 1]."""
-        x = self.transform.inverse(z)
-        return x.clamp(0, 1) if self.kind == "image" else x
+        return decoded(self.kind, self.transform, z)
 
     @cached_property
     def lowest(self) -> EnergyFn:
@@ -148,14 +149,12 @@ class Bundle(StoredType):
             return u - self.transform.log_abs_det(x)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"]:
-        """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised where the constant is
-        unknown.
-        """
+        """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised without a known constant."""
         if not self.normalised:
-            raise NotNormalised(
-                f"{self.path}: trained by {self.config['run']['objective']['type'].split(':')[1]}, which leaves the "
-                "energy's constant unknown; use .energy(x), or train with --recipe dual"
-            )
+            objective = self.config["run"]["objective"]["type"].split(":")[1]
+            text = f"must be a normalised model: {objective} leaves the energy's constant unknown"
+            hint = "use .energy(x), or train with --recipe dual"
+            raise NotNormalised(text, argument=str(self.path), hint=hint)
         return -self.energy(x)
 
     def sample(
@@ -172,8 +171,8 @@ class Bundle(StoredType):
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
         given = None if labels is None else classes.check_labels(self, labels, n)
         if given is None and strength != 1:
-            hint = "give the classes to draw"
-            raise UserError("has no effect without labels", argument="strength", value=strength, hint=hint)
+            hint = "give the classes to draw as labels"
+            raise UserError("must be 1 without labels", argument="strength", value=strength, hint=hint)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
             draw = self._annealed if self.noisy else self._chains
             blocks = list(draw(n, seed, num_steps, given, strength))
@@ -222,9 +221,8 @@ class Bundle(StoredType):
         except ThalwegError:
             raise
         except OSError as error:
-            raise UserError(
-                f"cannot write the bundle there ({error.strerror})", argument=str(folder), hint="name another folder"
-            ) from error
+            text = f"must be a folder that can be written in ({error.strerror})"
+            raise UserError(text, argument=str(folder), hint="name another folder") from error
 
     @classmethod
     def from_pretrained(cls, path_or_id: str | Path, *, revision: str | None = None) -> Self:
@@ -239,7 +237,7 @@ class Bundle(StoredType):
         """
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return hub.pushed(Path(folder), repo_id, revision, (*FILES, store.MANIFEST), **options)
+            return hub.upload(Path(folder), repo_id, revision, (*FILES, store.MANIFEST), **options)
 
     def _warn_of(self, alpha: float, smallest: float) -> None:
         if alpha < smallest and not self._warned:
@@ -259,7 +257,7 @@ class Bundle(StoredType):
         self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
     ) -> Iterator[Tensor]:
         assert isinstance(self.model, NoiseConditional)  # asked for by `sample`
-        sampler = self.sampler if num_steps is None else with_num_steps(self.sampler, num_steps)
+        sampler = require_annealed(self.sampler) if num_steps is None else with_num_steps(self.sampler, num_steps)
         given = None if labels is None else classes.of_classes(self.model, labels, strength)
         precision = self.config.get("precision", "fp32")
         return anneal(sampler, self.model, n, seed=seed, precision=precision, of_rows=given)
@@ -268,13 +266,11 @@ class Bundle(StoredType):
         self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
     ) -> Iterator[Tensor]:
         for block, start in enumerate(range(0, n, BLOCK)):
-            draws, image = generator(seed, "sample", block), self.kind == "image"
-            make = torch.rand if image else torch.randn
-            x = make(BLOCK, *self.shape, generator=draws, dtype=torch.float32)[: n - start]
-            z = self.transform.forward(x) if image else x
+            draws = generator(seed, "sample", block)
+            z = initial_positions(self.kind, self.transform, (BLOCK, *self.shape), draws)[: n - start]
             chain = generator(seed, "sample-chain", block).initial_seed()  # no block shares noise with another seed's
             sampler = of_block(self.sampler, BLOCK)
-            energy = self.model
+            energy: EnergyFn = self.model
             if labels is not None:
-                energy = classes.of_classes(energy, labels, strength)(start, start + len(z))
+                energy = classes.of_classes(self.model, labels, strength)(start, start + len(z))
             yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Classifier, HasTemperature
 from thalweg.energy.engine.freeze import frozen
@@ -58,20 +59,20 @@ def calibrate(bundle: "Bundle", x: Tensor, labels: Int[Tensor, " n"]) -> dict[st
 def check_labels(bundle: "Bundle", labels: Any, n: int) -> Int[Tensor, " n"]:
     """n labels in 0 … K - 1, from n whole numbers or one; UserError for anything else."""
     if not bundle.num_classes:
-        why = "labels were given but this model is not conditional"
-        raise UserError(f"{bundle.path}: {why}; train one with --recipe jem")
+        found = "must be None for a model without classes"
+        raise UserError(found, argument="labels", value=labels, hint="train a model with --recipe jem")
     try:
         given = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
         whole = not given.is_floating_point() and not given.is_complex() and given.dtype != torch.bool
     except (TypeError, ValueError):
         given, whole = torch.empty(0), False
     if not whole or given.ndim > 1 or (given.ndim == 1 and len(given) != n):
-        raise UserError(f"labels: want {n} whole numbers, or one for all, got {_short(labels)}")
+        raise UserError(f"must be {n} whole numbers, or one for all", argument="labels", value=labels)
     given = given.long().expand(n) if given.ndim == 0 else given.long()
     outside = (given < 0) | (given >= bundle.num_classes)
     if bool(outside.any()):
-        wrong = int(given[outside][0])
-        raise UserError(f"labels: {wrong} is no class of this model, which has 0 to {bundle.num_classes - 1}")
+        wrong, last = int(given[outside][0]), bundle.num_classes - 1
+        raise UserError(f"must be classes of the model, 0 to {last}", argument="labels", value=wrong)
     return given
 
 
@@ -79,8 +80,8 @@ def of_classes(
     model: nn.Module, labels: Int[Tensor, " n"], strength: float
 ) -> Callable[[int, int], ClassifierGuidance]:
     """The energy of rows start … stop - 1, each of its own class; UserError for a strength that is not positive."""
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength < math.inf:
-        raise UserError(f"strength={strength!r}: want a positive number; 1 is the law of the class")
+    check.positive(strength=strength)
+    check.finite(strength=strength)
     return lambda start, stop: ClassifierGuidance(model, labels[start:stop], float(strength))  # pyright: ignore[reportArgumentType]
 
 
@@ -90,8 +91,3 @@ def scores_of(bundle: "Bundle", x: Tensor) -> Float[Tensor, "n k"]:
     with frozen(bundle.model) as model:
         assert isinstance(model, Classifier)  # asked for by whoever calls
         return torch.cat([model.logits(bundle.encode(part)) for part in x.split(BLOCK)])
-
-
-def _short(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    return f"an array of shape {tuple(shape)}" if shape is not None else " ".join(repr(value).split())[:60]

@@ -1,4 +1,4 @@
-"""Conformal p-values: what an energy means in shares of normal data.
+"""Conformal p-values: the share of normal data whose energy is at least as high.
 
     p(x) = (1 + #{i: u_i >= E(x)}) / (1 + n),    u_1 … u_n energies of normal rows that the energy has not seen.
 
@@ -16,4 +16,9 @@ def at_least(ranked: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 def p_values(ranked: np.ndarray, u: np.ndarray) -> np.ndarray:
     """p of energies u, (B,) in [1 / (n + 1), 1], small = anomalous; `ranked` (n,) are the u_i, lowest first."""
-    return (1 + at_least(ranked, u)) / (1 + len(ranked))
+    return p_of_ranks(at_least(ranked, u), len(ranked))
+
+
+def p_of_ranks(ranks: np.ndarray, n: int) -> np.ndarray:
+    """p by #{i: u_i >= E(x)}, whole numbers in 0 … n."""
+    return (1 + ranks) / (1 + n)

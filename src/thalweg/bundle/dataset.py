@@ -1,25 +1,24 @@
-"""The data of a run, read again: what a bundle's config names, seen to be what it was trained on."""
+"""The data of a run: read as its config says, and read again for a bundle, then checked to be the same."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from thalweg.bundle.bundle import Bundle
 from thalweg.core.errors import UserError
 from thalweg.data.catalog import Dataset, load
 
 
+def read_dataset(spec: Mapping[str, Any], seed: int) -> Dataset:
+    """The data set that the section `data` of a run describes; `seed` splits it."""
+    options = {key: spec[key] for key in ("hub", "held_out", "limit", "header", "drop")}
+    return load(spec["name"], data=spec["path"], seed=seed, **options)
+
+
 def data_of(bundle: Bundle) -> Dataset:
     """The run's data set, split as in its training. UserError where the data cannot be found or have changed."""
-    spec = bundle.config["run"]["data"]
-    data = load(
-        spec["name"],
-        data=spec["path"],
-        hub=spec["hub"],
-        seed=bundle.config["run"]["seed"],
-        held_out=spec["held_out"],
-        limit=spec["limit"],
-        header=spec["header"],
-        drop=spec["drop"],
-    )
+    run = bundle.config["run"]
+    data = read_dataset(run["data"], run["seed"])
     if data.fingerprint != bundle.config["data"]["fingerprint"]:
-        raise UserError(
-            f"{bundle.path}: the data are not those of the run ({data.source}); put back those it was trained on"
-        )
+        text = f"must be the data that the run was trained on, and {data.source} has changed since"
+        raise UserError(text, argument=str(bundle.path), hint="put back the old data")
     return data

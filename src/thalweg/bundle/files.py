@@ -71,11 +71,12 @@ def _load(path_or_id: str | Path, revision: str | None, wanted: type[StoredType]
         raise UserError(what, argument="path_or_id", value=stated(path_or_id))
     folder = Path(path_or_id)
     if not folder.exists():
-        folder = hub.fetched(str(path_or_id), revision)  # the text as given: Path takes the ./ away
+        folder = hub.download(str(path_or_id), revision)  # the text as given: Path takes the ./ away
     elif revision is not None:
-        raise UserError("has no effect on a folder that is here", argument="revision", value=revision)
+        text = f"must be None for {path_or_id}, which is a folder on this machine"
+        raise UserError(text, argument="revision", value=revision, hint="leave it out")
     if not folder.is_dir():
-        raise UserError("a file, where the folder of a run was wanted", argument=str(folder))
+        raise UserError("must be the folder of a run, and is a file", argument=str(folder))
     try:
         return _opened(folder, wanted)
     except DamagedFile as error:
@@ -99,25 +100,22 @@ def _opened(folder: Path, wanted: type[StoredType] | None) -> Any:
 def _stored_type(config: Mapping[str, Any], folder: Path) -> type[StoredType]:
     cls = specs.class_at(config["type"], f"{folder / 'config.json'}: type", trusted=STORED)
     if not issubclass(cls, StoredType):
-        what = "is no class whose objects are kept in folders"
+        what = "must name a class whose objects are kept in folders"
         raise DamagedFile(what, argument=f"{folder / 'config.json'}: type", value=config["type"])
     return cls
 
 
 def wrong_type(folder: Path, found: type[StoredType], wanted: type[StoredType]) -> UserError:
     """The error for a folder that holds something else than was wanted, with the command that reads it."""
-    what = f"holds {found.title}, must be {wanted.title}"
+    what = f"must hold {wanted.title}, and holds {found.title}"
     return UserError(what, argument=str(folder), hint=f"{found.title} is read by `{found.command}`")
 
 
 def require_sealed(folder: Path) -> None:
     """DamagedFile where the manifest is missing from a folder that was written whole."""
     if not (folder / store.MANIFEST).exists():
-        raise DamagedFile(
-            "missing, so the folder is not whole",
-            argument=str(folder / store.MANIFEST),
-            hint="restore it, or fit again",
-        )
+        file, hint = folder / store.MANIFEST, "restore it, or fit again"
+        raise DamagedFile("must be there, as it is written last", argument=str(file), hint=hint)
 
 
 def holds(folder: Path, cls: type[StoredType]) -> bool:
@@ -148,13 +146,13 @@ def require_files(folder: Path, names: Iterable[str]) -> None:
     for path in (folder / name for name in names):
         if path.exists() and not path.is_file():
             hint = "move it away, or name another one"
-            raise UserError("a folder stands where a file is to be written", argument=str(path), hint=hint)
+            raise UserError("must be a file, and is a folder", argument=str(path), hint=hint)
 
 
 def write_bundle(
     folder: Path,
     config: dict[str, Any],
-    weights: Any,
+    weights: Mapping[str, Tensor],
     held_out: Tensor | None,
     mixture_prior: MixtureOfFactorAnalyzers | None = None,
 ) -> None:
@@ -182,20 +180,14 @@ def write_bundle(
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a folder, its format checked; UserError where there is none, or of another version."""
     if not (folder / "config.json").exists():
-        raise UserError(
-            "no config.json there, so it is not a run",
-            argument=str(folder),
-            hint="give the folder that `thalweg train` wrote",
-        )
+        hint = "give the folder that `thalweg train` wrote"
+        raise UserError("must hold a config.json, as every run does", argument=str(folder), hint=hint)
     config, where = store.read_json(folder / "config.json"), str(folder / "config.json")
     if not isinstance(config, dict) or not isinstance(config.get("format"), int):
-        raise DamagedFile("not a configuration that thalweg wrote", argument=where)
+        raise DamagedFile("must be a configuration that thalweg wrote", argument=where)
     if config["format"] != FORMAT or "type" not in config:
         written = f"written by thalweg {config.get('thalweg')} in format {config['format']}"
         old = " without a type" if config["format"] == FORMAT else ""
-        raise UserError(
-            f"{written}{old}; this version reads format {FORMAT}",
-            argument=str(folder),
-            hint="use that version, or train or fit again",
-        )
+        text, hint = f"must be of format {FORMAT}, and was {written}{old}", "use that version, or train or fit again"
+        raise UserError(text, argument=str(folder), hint=hint)
     return config

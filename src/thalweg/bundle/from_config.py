@@ -17,23 +17,25 @@ from thalweg.core.errors import DamagedFile
 from thalweg.core.weights import Stored, Unfit, require_fit
 from thalweg.data.columns.layout import Layout
 from thalweg.data.float32_check import Float32Transform
+from thalweg.data.transform import Transform
+from thalweg.data.validate import Kind
 from thalweg.energy.shape import check_shape
+from thalweg.sampler.base import Sampler
 
 KINDS = ("image", "vector")
 DTYPES = ("uint8", "float32", "float64")
-PARTS = {"transform": ("data", "forward", "inverse"), "sampler": ("sampler", "init", "step")}  # layer and methods
 
 
 class Parts(NamedTuple):
     """A run's data, as a model sees them, and what is built of its config beside the energy."""
 
-    kind: str
+    kind: Kind
     shape: tuple[int, ...]
     normalised: bool
     dtype: torch.dtype  # of the data
     layout: Layout  # the columns of the table they came from
-    transform: Any
-    sampler: Any
+    transform: Float32Transform
+    sampler: Sampler[Any]
 
 
 def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
@@ -53,9 +55,14 @@ def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
     if data.get("dtype") not in DTYPES:
         raise _damaged(where, "data.dtype is unknown")
     dtype = torch.float64 if data["dtype"] == "float64" else torch.float32
-    transform = Float32Transform(_part(run, "transform", where), dtype)
+    transform = build(run["transform"], "run.transform", trusted=("thalweg.data",))
+    sampler = build(run["sampler"], "run.sampler", trusted=("thalweg.sampler",))
+    if not isinstance(transform, Transform):
+        raise _damaged(where, "run.transform names no transform")
+    if not isinstance(sampler, Sampler):
+        raise _damaged(where, "run.sampler names no sampler")
     layout = _layout(data, run.get("data"), where)
-    return Parts(data["kind"], shape, normalised, dtype, layout, transform, _part(run, "sampler", where))
+    return Parts(data["kind"], shape, normalised, dtype, layout, Float32Transform(transform, dtype), sampler)
 
 
 def energy_of(config: Mapping[str, Any]) -> nn.Module:
@@ -72,14 +79,14 @@ def require_weights(config: Mapping[str, Any], stored: Mapping[str, Stored], whe
     try:
         require_fit(lambda: energy_of(config), stored)
     except Unfit as error:
-        raise DamagedFile(f"the weights do not fit config.json ({error})", argument=str(where)) from error
+        raise DamagedFile(f"must hold the weights that config.json describes ({error})", argument=str(where)) from error
 
 
 def held_out_energies(path: Path) -> Tensor:
     """The energies (n,) of held-out data in calibration.safetensors."""
     held_out = store.read_tensors(path).get("energy")
     if held_out is None or held_out.ndim != 1 or not held_out.is_floating_point():
-        raise DamagedFile("holds no energies of held-out data, (n,)", argument=str(path), hint="train again")
+        raise DamagedFile("must hold energies of held-out data, (n,)", argument=str(path), hint="train again")
     return held_out.to(torch.float32)
 
 
@@ -94,14 +101,5 @@ def _layout(data: Mapping[str, Any], asked: Any, where: Path) -> Layout:
         raise _damaged(where, error.message) from error
 
 
-def _part(run: Mapping[str, Any], name: str, where: Path) -> Any:
-    layer, *methods = PARTS[name]
-    part = build(run[name], f"run.{name}", trusted=(f"thalweg.{layer}",))
-    lacking = [method for method in methods if not callable(getattr(part, method, None))]
-    if lacking:
-        raise _damaged(where, f"run.{name} is no {name}: it has no {lacking[0]}")
-    return part
-
-
 def _damaged(where: Path, why: str) -> DamagedFile:
-    return DamagedFile(f"not the configuration of a run ({why})", argument=str(where))
+    return DamagedFile(f"must be the configuration of a run ({why})", argument=str(where))

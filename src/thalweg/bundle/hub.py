@@ -11,7 +11,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)  # anyth
 PATTERNS = ["*.json", "*.safetensors", "*.md"]
 
 
-def fetched(name: str, revision: str | None = None) -> Path:
+def download(name: str, revision: str | None = None) -> Path:
     """The folder, in the Hub's own cache, of the bundle's files at a revision: a branch, tag or commit; else main.
 
     The cache has a folder for each commit, so that no file of another revision lies in it; without a network it answers
@@ -20,15 +20,16 @@ def fetched(name: str, revision: str | None = None) -> Path:
     """
     owner = name.partition("/")[0]
     if not HUB_ID.fullmatch(name) or Path(owner).exists():
-        raise UserError("no such folder", argument=name, hint="check the spelling and the working directory")
+        hint = "check the spelling and the working directory"
+        raise UserError("no such folder", argument=name, hint=hint)
     from huggingface_hub import snapshot_download
 
     at = "" if revision is None else f" at revision {revision}"
-    with _told(name, f"no such folder here, nor a bundle of this name on the Hub{at}"):
+    with _hub_errors(name, f"no such folder here, nor a bundle of this name on the Hub{at}"):
         return Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
 
 
-def pushed(
+def upload(
     folder: Path,
     name: str,
     revision: str | None,
@@ -42,7 +43,7 @@ def pushed(
     from huggingface_hub import HfApi
 
     api = HfApi(token=token)
-    with _told(name, "cannot be uploaded to the Hub"):
+    with _hub_errors(name, "must be a repository that can be written to"):
         url = api.create_repo(name, exist_ok=True, private=private)
         if revision is not None:
             api.create_branch(name, branch=revision, exist_ok=True)
@@ -57,13 +58,11 @@ def pushed(
 
 
 @contextmanager
-def _told(name: str, message: str) -> Iterator[None]:
-    """What the Hub's library raises for a name, a revision, a right or a connection, in one line."""
+def _hub_errors(name: str, message: str) -> Iterator[None]:
+    """Turn what the Hub's library raises for a name, a revision, a right or a connection into a UserError."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    client: type[BaseException] = HfHubHTTPError.__bases__[
-        0
-    ]  # of all errors of its HTTP client, which differs by version
+    client: type[BaseException] = HfHubHTTPError.__bases__[0]  # of its HTTP client, which differs by version
     try:
         yield
     except (OSError, ValueError, client) as error:

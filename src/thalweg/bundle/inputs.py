@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from thalweg.data.float32_check import COARSE, Float32Transform, check_scored, s
 from thalweg.data.frames import is_frame
 from thalweg.data.transform import ROUNDING
 from thalweg.data.validate import as_floats, as_tensor, check_cells, check_input, check_shape
+
+if TYPE_CHECKING:
+    from thalweg.bundle.bundle import Bundle
 
 
 def as_rows(layout: Layout, x: Any, *, where: str = "x", gaps: bool = False) -> Tensor:
@@ -28,7 +31,7 @@ def as_rows(layout: Layout, x: Any, *, where: str = "x", gaps: bool = False) -> 
     return torch.from_numpy(values)
 
 
-def checked_rows(bundle: Any, x: Any, *, where: str = "x") -> Tensor:
+def checked_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
     """Rows of a model as floats in data units; UserError where they are none, or too coarse for it."""
     table = bundle.kind == "vector" and is_frame(x)
     found = as_rows(bundle.layout, x, where=where) if table else as_tensor(x, where=where)
@@ -36,41 +39,40 @@ def checked_rows(bundle: Any, x: Any, *, where: str = "x") -> Tensor:
     return _fine_enough(bundle, found, where, bundle.layout.singles(x) if table else None)
 
 
-def chain_positions(bundle: Any, x: Tensor, *, where: str = "x") -> Tensor:
+def chain_positions(bundle: "Bundle", x: Tensor, *, where: str = "x") -> Tensor:
     """Positions of chains, which may leave the range of the data: the shape alone is checked."""
     check_shape(x, bundle.shape, bundle.kind, where=where)
     return x.to(torch.float32) if bundle.kind == "image" else as_floats(x)
 
 
 def read_rows(
-    bundle: Any, path: Path, *, header: bool | None = None, drop: Sequence[str] = (), finite: bool = True
+    bundle: "Bundle", path: Path, *, header: bool | None = None, drop: Sequence[str] = (), finite: bool = True
 ) -> Tensor:
     """The rows of a file for a model; a table's columns are matched by their names."""
     found = files.read_rows(path, layout=bundle.layout, header=header, drop=drop, shape=bundle.shape, finite=finite)
     return _fine_enough(bundle, found.x, str(path), found.singles) if finite else found.x
 
 
-def _fine_enough(bundle: Any, x: Tensor, where: str, singles: Sequence[bool] | None) -> Tensor:
+def _fine_enough(bundle: "Bundle", x: Tensor, where: str, singles: Sequence[bool] | None) -> Tensor:
     if bundle.dtype == torch.float64 and (x.dtype == torch.float32 or any(singles or ())):
         check_scored(bundle.transform.inner, x, bundle.layout.names, where, single=singles)
     return x
 
 
-def in_float32(bundle: Any, *sets: Any) -> tuple[Any, Tensor | None, list[Any]]:
-    """(model, shift, sets) for figures and pictures, which compute in float32; all as they are where the data are.
+def in_float32(bundle: "Bundle", *sets: Tensor) -> tuple["Bundle", Tensor | None, list[Tensor]]:
+    """(model, shift, sets) for figures and pictures, which compute in float32.
 
-    A set is a tensor of rows, or None. Of float64 data the sets are rounded, and the model takes and gives such rows.
-    Where rounding would hide a column's spread, the first row of the first set is taken off all of them, `shift` (D,),
-    and the model's units move along.
+    All is as it was where the data are float32. Of float64 data the sets of rows are rounded, and the model takes
+    and gives such rows. Where rounding would hide a column's spread, the first row of the first set is subtracted from
+    all, `shift` (D,), and the model's units move along.
     """
-    first = next(x for x in sets if x is not None)
     if bundle.dtype != torch.float64:
         return bundle, None, list(sets)
+    first = sets[0]
     far = spacing(first.to(torch.float32)).amax(0) > COARSE * first.std(0)
     wide = first.amax(0) - first.amin(0) > ROUNDING * first.abs().amax(0)
     shift = first[0] if bool((far & wide).any()) else torch.zeros_like(first[0])
     other = copy.copy(bundle)
     other.dtype = torch.float32
     other.transform = Float32Transform(bundle.transform.inner, torch.float32, shift)
-    moved = [None if x is None else (x - shift).to(torch.float32) for x in sets]
-    return other, shift if bool(shift.any()) else None, moved
+    return other, shift if bool(shift.any()) else None, [(x - shift).to(torch.float32) for x in sets]

@@ -1,7 +1,7 @@
 """The mixture of factor analysers of a bundle's data: in-painting starts from it and ranks completions by it."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -14,10 +14,13 @@ from thalweg.core.rng import generator
 from thalweg.data.validate import as_float
 from thalweg.energy.density.factor_mixture import NUMBERS, MixtureOfFactorAnalyzers, evenly_spaced_rows
 
+if TYPE_CHECKING:
+    from thalweg.bundle.bundle import Bundle
+
 COPIES, ROWS = 4, 25_000  # altered copies of each row, at most, and rows with them; of 55,000 digits none is needed
 
 
-def fit_mixture_prior(bundle: Any, train: Tensor) -> MixtureOfFactorAnalyzers:
+def fit_mixture_prior(bundle: "Bundle", train: Tensor) -> MixtureOfFactorAnalyzers:
     """Fitted to the training rows (N, *shape) in stored units, and to altered copies of a small set.
 
     The copies are those that the network learned from (the run's `augment`): they buy components, of which 4,500 digits
@@ -43,4 +46,5 @@ def read_mixture_prior(path: Path, shape: tuple[int, ...]) -> MixtureOfFactorAna
     try:
         return MixtureOfFactorAnalyzers(shape, **store.read_tensors(path))
     except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise DamagedFile(f"{path}: does not hold a mixture of these data ({error}); train again") from error
+        text = f"must hold a mixture of these data ({error})"
+        raise DamagedFile(text, argument=str(path), hint="train again") from error

@@ -6,18 +6,16 @@ from typing import Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, table_options
+from thalweg.cli.options import Alpha, Drop, Header, Input, Json, table_options
 
 EXAMPLE = "Example: `thalweg classify runs/jem images/ -o classes.csv`"
 
 
 def classify(
     run: Annotated[Path, typer.Argument(help="Folder that `thalweg train … --recipe jem` wrote, or a Hub id.")],
-    data: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them.")
-    ],
+    data: Input,
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV or .parquet to write.")] = Path("classes.csv"),
-    alpha: Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)] = 0.01,
+    alpha: Alpha = 0.01,
     header: Header = None,
     drop: Drop = None,
     as_json: Json = False,
@@ -31,7 +29,7 @@ def classify(
 
     bundle = load_as(run, Bundle)
     console.writable(out, (".csv", ".parquet"))
-    console.apart(out, data, run)
+    console.refuse_overwrite(out, data, run)
     x = read_rows(bundle, data, **table_options(header, drop))
     p = bundle.classify(x)
     confidence, label = p.max(1)

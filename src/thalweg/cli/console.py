@@ -1,4 +1,4 @@
-"""How the command line speaks and ends: one line on standard error, one JSON object on standard output, an exit code.
+"""What all commands share: messages, JSON and exit codes, signals, and checks of output files.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong (one line: what, where, how to mend), 130 and 143 stopped by
 Ctrl-C and SIGTERM.
@@ -16,26 +16,26 @@ from typing import Any, TextIO
 
 import typer
 
-from thalweg.core.errors import DiskFull, ThalwegError, UserError
+from thalweg.core.errors import DiskFull, StopSignal, ThalwegError, UserError
 
 OF_A_RUN = ("preview.png", "report.html")  # of the kinds that commands write
 
 
 def run(app: typer.Typer) -> None:
     """Run a command and end the process: what went wrong becomes one line and an exit code."""
-    with _signals() as seen:
+    with _signals() as caught:
         try:
             code = _run(app)
-            if seen:  # Typer turns the exception into a code, without a word
-                code = _stopped(seen[-1])
+            if caught:  # Typer turns the exception into a code, without a message
+                code = _stopped(caught[-1])
         except OSError as error:
-            code = 0 if isinstance(error, BrokenPipeError) else _fail(_told(error))
+            code = 0 if isinstance(error, BrokenPipeError) else _fail(_as_thalweg_error(error))
         except ThalwegError as error:
             code = _fail(error)
         except (KeyboardInterrupt, typer.Abort):
-            code = _stopped(seen[-1] if seen else signal.SIGINT)
-    _settle(sys.stdout)
-    _settle(sys.stderr)
+            code = _stopped(caught[-1] if caught else signal.SIGINT)
+    _flush(sys.stdout)
+    _flush(sys.stderr)
     sys.exit(code)
 
 
@@ -62,28 +62,22 @@ def _run(app: typer.Typer) -> int:
     return code if isinstance(code, int) else 0
 
 
-class _Stop(KeyboardInterrupt):
-    def __init__(self, signum: int):
-        super().__init__()
-        self.signum = signum
-
-
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Let SIGTERM unwind the stack as Ctrl-C does; the signals that came. In the training the trainer's own hold."""
-    seen: list[int] = []
+    """Let SIGTERM unwind the stack as Ctrl-C does; the signals that came. During training the trainer has its own."""
+    caught: list[int] = []
 
     def stop(signum: int, frame: object) -> None:
-        seen.append(signum)
-        raise _Stop(signum)
+        caught.append(signum)
+        raise StopSignal(signum)
 
     try:
-        heard = [name for name in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(name) != signal.SIG_IGN]
-        before = {signum: signal.signal(signum, stop) for signum in heard}
+        handled = [name for name in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(name) != signal.SIG_IGN]
+        before = {signum: signal.signal(signum, stop) for signum in handled}
     except ValueError:  # not the main thread
         before = {}
     try:
-        yield seen
+        yield caught
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler or signal.SIG_DFL)
@@ -95,7 +89,7 @@ def _stopped(signum: int) -> int:
     return 128 + signum
 
 
-def _told(error: OSError) -> UserError | ThalwegError:
+def _as_thalweg_error(error: OSError) -> ThalwegError:
     if isinstance(error, ThalwegError):
         return error
     return UserError(
@@ -108,16 +102,16 @@ def _told(error: OSError) -> UserError | ThalwegError:
 def _fail(error: ThalwegError) -> int:
     if not error.already_reported:
         say(f"thalweg: {' '.join(str(error).split())}")
-    signum = getattr(error, "signum", None)
+    signum = error.signum
     if signum is not None:
-        if getattr(error, "resumable", True) and not error.already_reported:
+        if error.resumable and not error.already_reported:
             say(f"to go on: {command()}{'' if '--resume' in sys.argv else ' --resume'}")
         return 128 + signum
     return 2 if isinstance(error, UserError) else 1
 
 
-def _settle(stream: TextIO | None) -> None:
-    """Flush; where that fails, let what the interpreter flushes at its end go nowhere, instead of in a traceback."""
+def _flush(stream: TextIO | None) -> None:
+    """Flush; where that fails, discard what the interpreter would flush at its end, which would give a traceback."""
     if stream is None:
         return
     try:
@@ -138,17 +132,22 @@ def command() -> str:
 def writable(path: Path, suffixes: tuple[str, ...]) -> None:
     """Refuse before the work, not after it, a file that cannot be written or is of another kind."""
     if path.suffix.lower() not in suffixes:
-        what = f"cannot write {path.suffix or 'a file without ending'}"
-        raise UserError(what, argument=str(path), hint=f"want {' or '.join(suffixes)}")
-    if not path.parent.is_dir():
-        raise UserError(f"the folder {path.parent} does not exist", argument=str(path), hint="make it first")
+        raise UserError(f"must end in {' or '.join(suffixes)}", argument=str(path))
+    require_parent(path)
     if path.is_dir():
-        raise UserError("a folder, where a file to write was wanted", argument=str(path))
+        raise UserError("must be a file, and is a folder", argument=str(path))
     _check_rights(path.parent, path)
 
 
-def apart(out: Path, *inputs: Path | None) -> None:
-    """Refuse before the work an output that is one of the inputs, or lies among them, which would be lost.
+def require_parent(path: Path) -> None:
+    """UserError unless the folder of a file exists."""
+    if not path.parent.is_dir():
+        hint = f"make the folder {path.parent} first"
+        raise UserError("must be in a folder that exists", argument=str(path), hint=hint)
+
+
+def refuse_overwrite(out: Path, *inputs: Path | None) -> None:
+    """UserError, before the work, for an output that is one of the inputs, or a file of one, and would replace it.
 
     Of a folder the images are inputs, and of a run's folder what the run itself wrote, by whatever links it is named.
     """
@@ -158,14 +157,15 @@ def apart(out: Path, *inputs: Path | None) -> None:
     for path in (path for path in inputs if path is not None and path.exists()):
         if os.path.samestat(there, path.stat()):
             what = "the folder that is read" if path.is_dir() else "the file that is read"
-        elif any(os.path.samestat(there, held.stat()) for held in _held(path)):
+        elif any(os.path.samestat(there, file.stat()) for file in _files_of(path)):
             what = f"a file of {path}, which is read"
         else:
             continue
-        raise UserError(what, argument=str(out), hint="name another place, so that nothing is overwritten")
+        hint = "name another place, so that nothing is overwritten"
+        raise UserError(f"must not be {what}", argument=str(out), hint=hint)
 
 
-def _held(folder: Path) -> list[Path]:
+def _files_of(folder: Path) -> list[Path]:
     """The files of an input that is a folder; the pictures that lie in a run's own are no inputs."""
     if not folder.is_dir():
         return []
@@ -180,14 +180,14 @@ def writable_folder(path: Path) -> None:
     """Refuse before the work a folder that cannot be made or written in; those above it are made with it."""
     there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not there.is_dir():
-        raise UserError(f"{there} is a file, where a folder was wanted", argument=str(path), hint="name another")
+        raise UserError(f"must be a folder, and {there} is a file", argument=str(path), hint="name another")
     _check_rights(there, path)
 
 
 def _check_rights(folder: Path, path: Path) -> None:
     if not os.access(folder, os.W_OK | os.X_OK):
         hint = "change its mode, or name another place"
-        raise UserError(f"no right to write in {folder}", argument=str(path), hint=hint)
+        raise UserError(f"must be in a folder with the right to write, unlike {folder}", argument=str(path), hint=hint)
 
 
 def say(text: str) -> None:
@@ -202,9 +202,8 @@ def emit(result: dict[str, Any], as_json: bool) -> None:
         return
     try:
         print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201 — as above
-    except BrokenPipeError:  # the reader has gone, which is his right
+    except BrokenPipeError:  # the reader has stopped reading, which is no error
         return
     except OSError as error:
-        raise DiskFull(
-            f"standard output: {error.strerror}, so the result could not be told; the work itself is done"
-        ) from error
+        text = f"standard output: {error.strerror}, so the result could not be written; the work itself is done"
+        raise DiskFull(text) from error

@@ -25,7 +25,7 @@ NA = "NA, N/A, NaN, nan, NULL, null, None and `<NA>`"  # `reading_options.NA_WOR
 def fit(
     table: Annotated[Path, typer.Argument(help="CSV or Parquet of normal rows, with the names of the columns.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the detector.")],
-    target_column: Annotated[str | None, typer.Option(help="A label, which is not to be learned.")] = None,
+    target_column: Annotated[str | None, typer.Option(help="A column of labels, which is not learned.")] = None,
     normal: Annotated[str | None, typer.Option(help="Fit on rows whose label is this; all rows if not given.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="A column to leave out; repeatable.")] = None,
     false_alarm_rate: Annotated[float, typer.Option(help="Share of normal rows that may be flagged.")] = 0.05,
@@ -36,10 +36,11 @@ def fit(
     ] = None,
     decimal: Annotated[str, typer.Option(help="The decimal point of texts that are numbers: . or ,")] = ".",
     thousands: Annotated[
-        str | None, typer.Option(help="Their separator of thousands: , . ' _ or a blank; none if not given.")
+        str | None,
+        typer.Option(help="The separator of thousands in such texts: , . ' _ or a blank; none if not given."),
     ] = None,
     dtype: Annotated[
-        list[str] | None, typer.Option(help="NAME=category or NAME=number, where values do not tell; repeatable.")
+        list[str] | None, typer.Option(help="NAME=category or NAME=number, where the values are ambiguous; repeatable.")
     ] = None,
     calibration: Annotated[str, typer.Option(help="auto, unseen, or split: hold rows out.")] = "auto",
     max_rows: Annotated[int, typer.Option(help="Rows to use of a larger table, drawn evenly.", min=2)] = 50_000,
@@ -50,7 +51,8 @@ def fit(
     """Learn what normal rows look like, and calibrate the alarm."""
     from thalweg.apps.anomaly.saved import replaceable
     from thalweg.apps.anomaly.tables.column_selection import describe
-    from thalweg.apps.anomaly.tables.fit_and_score import Source, fit_file
+    from thalweg.apps.anomaly.tables.fit_file import fit_file
+    from thalweg.apps.anomaly.tables.training_rows import Source
 
     replaceable(out)
     source = Source(
@@ -75,8 +77,8 @@ def fit(
     n = len(bundle.detector.calibration_.energies)
     console.say(describe(bundle.about["columns"]))
     console.say(
-        f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, "
-        f"in [{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
+        f"{out}: fitted on {bundle.about['rows_used']} rows{gaps}; false-alarm rate {rate.expected:.3g}, in "
+        f"[{rate.low:.2g}, {rate.high:.2g}] at 95 % by {n} rows"
     )
     result = {"run": str(out), **bundle.about, "features": bundle.detector.features()[0], "rate": rate._asdict()}
     console.emit(result | {"calibrated_with": n, "threshold": -bundle.detector.offset_}, as_json)
@@ -93,7 +95,7 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Energy, p-value, q-value, flag and reasons of each row, block by block."""
-    from thalweg.apps.anomaly.tables.fit_and_score import score_file
+    from thalweg.apps.anomaly.tables.score_file import score_file
 
     console.writable(out, (".csv", ".parquet"))
     bundle = _detector(run)
@@ -102,35 +104,35 @@ def score(
     least, n = found.least_discoveries, len(bundle.detector.calibration_.energies)
     rare = f", which takes {least} rows at the least p-value, 1/{n + 1} by {n} calibration rows"
     console.say(
-        f"{found.rows} rows in {out}, {found.flagged} flagged; {found.discoveries} by the false discovery rate"
-        f"{rare if not found.discoveries and found.flagged and least > 1 else ''}"
+        f"{found.rows} rows in {out}, {found.flagged} flagged; {found.discoveries} by the false discovery "
+        f"rate{rare if not found.discoveries and found.flagged and least > 1 else ''}"
     )
     console.emit({**found._asdict(), "file": str(out)}, as_json)
 
 
 def _detector(run: str) -> "DetectorBundle":
-    """The detector in a folder or on the Hub; UserError that says what else is there."""
+    """The detector in a folder or on the Hub; UserError for anything else."""
     from thalweg.apps.anomaly.saved import DetectorBundle
     from thalweg.bundle.files import load_as
 
     folder = Path(run)
     if not run or (folder.is_dir() and not (folder / "config.json").exists()):
         hint = "give the folder that `thalweg detect fit` wrote"
-        raise UserError("no detector there", argument=run or repr(run), hint=hint)
+        raise UserError("must hold a detector", argument=run or repr(run), hint=hint)
     return load_as(run, DetectorBundle)
 
 
-def _kinds(given: list[str]) -> dict[str, str]:
+def _kinds(words: list[str]) -> dict[str, str]:
     """{name: kind} of NAME=KIND; a name may hold =."""
-    wrong = next((text for text in given if "=" not in text), None)
+    wrong = next((text for text in words if "=" not in text), None)
     if wrong is not None:
         raise UserError("must be NAME=category or NAME=number", argument="dtype", value=wrong)
-    return {name: kind for name, _, kind in (text.rpartition("=") for text in given)}
+    return {name: kind for name, _, kind in (text.rpartition("=") for text in words)}
 
 
 @contextmanager
 def _options() -> Iterator[None]:
-    """Name the options of the command line in errors of parameters."""
+    """Errors of parameters name the option of the command line."""
     try:
         yield
     except UserError as error:

@@ -37,7 +37,7 @@ def evaluate_run(
     bundle: "Bundle", folder: Path, *, num_samples: int, seed: int, data: "Dataset | None" = None
 ) -> dict[str, Any]:
     """Figures and report; `data` where the run's were read already."""
-    from thalweg.apps.landscape.report_pictures import of_report
+    from thalweg.apps.landscape.picture_files import of_report
     from thalweg.bundle.dataset import data_of
     from thalweg.bundle.inputs import in_float32
     from thalweg.data.catalog import as_float
@@ -47,8 +47,8 @@ def evaluate_run(
 
     data = data_of(bundle) if data is None else data
     if len(data.held_out) < 20:
-        few = f"{len(data.held_out)} rows held out, an evaluation wants 20 or more"
-        raise UserError(few, argument=str(folder), hint="give more data")
+        few = f"must have 20 held-out rows or more, and has {len(data.held_out)}"
+        raise UserError(few, argument=str(folder), hint="train on more data")
     console.say("evaluating on held-out data …")
     bundle, _, (train, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
     figures, pictures = evaluate_bundle(

@@ -3,13 +3,19 @@
 import csv
 import io
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, table_options
+from thalweg.cli.options import Drop, Header, Json, Run, Seed, table_options
 from thalweg.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from thalweg.apps.inpaint.operators import Operator
+    from thalweg.apps.inpaint.ranking import Completions
 
 EXAMPLE = "Example: `thalweg inpaint runs/digits --image torn.png --mask right-half -n 8 -o repaired.png`"
 NOISE = "Standard deviation of the noise on what is given; with --operator at least 0.0011 for images of 8 bits."
@@ -18,7 +24,7 @@ MISFIT = 0.02  # root mean square, in pixels of [0, 1]
 
 
 def inpaint(
-    run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
+    run: Run,
     image: Annotated[
         Path, typer.Option("--image", help="An image, a folder of them, npy or npz; of rows a table too.")
     ],
@@ -41,7 +47,7 @@ def inpaint(
     rank_by: Annotated[
         str, typer.Option(help="What comes first: the least expected_error, or the lowest energy.")
     ] = "expected_error",
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    seed: Seed = 0,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Name and pass over images that cannot be used.")
     ] = False,
@@ -58,14 +64,15 @@ def inpaint(
     from thalweg.data.validate import as_float
 
     if (mask is None) == (operator is None):
-        raise UserError("give one of --mask and --operator: which pixels are missing, or how the image was made")
+        hint = "give one: which pixels are missing, or how the image was made"
+        raise UserError("must be one of the two", argument="--mask and --operator", hint=hint)
     bundle = load_as(run, Bundle)
     if bundle.kind != "image" and out.suffix.lower() != ".npy":
-        raise UserError(f"{out}: this model is of rows of numbers, not of images; name an .npy file")
+        raise UserError("must end in .npy, as the model is of rows of numbers, not of images", argument=str(out))
     app.check_rank_by(rank_by)
     _check_out(out, image, run, None if mask is None else Path(mask))
     linear_map = None if operator is None else _operator(operator)
-    shape = bundle.shape if linear_map is None else _small(linear_map, bundle.shape)
+    shape = bundle.shape if linear_map is None else _shape_after(linear_map, bundle.shape)
     table = {"layout": bundle.layout, **table_options(header, drop)}
     images = read_damaged_images(image, shape, skip_bad=skip_bad, flat=linear_map is not None, **table)
     known = None
@@ -75,7 +82,8 @@ def inpaint(
     for line in images.notes:
         console.say(line)
     names, x = images.names, as_float(images.x)
-    if known is not None:
+    if linear_map is None:
+        assert known is not None  # the mask
         known = known[images.rows]
         if bare := int(known.flatten(1).all(1).sum()):
             console.say(f"nothing is missing of {bare} of {len(x)} images; they come back as they are")
@@ -106,8 +114,8 @@ def _count(n: int, name: str) -> str:
     return f"{n} {name}{'s' * (n != 1)}"
 
 
-def _warn_of_misfit(text: str | None, linear_map: Any, x: Any, found: Any, noise: float) -> None:
-    """A line where no completion shows what was given: it is no such view of anything the model knows."""
+def _warn_of_misfit(text: str | None, linear_map: "Operator", x: "Tensor", found: "Completions", noise: float) -> None:
+    """Say so where no completion agrees with what was given: the images were not made by that operator."""
     residual = (linear_map(found.images[0]) - x.flatten(1)).square().mean(1).sqrt()
     odd = int((residual > 3 * noise + MISFIT).sum())
     if odd:
@@ -117,7 +125,7 @@ def _warn_of_misfit(text: str | None, linear_map: Any, x: Any, found: Any, noise
         )
 
 
-def _operator(text: str) -> Any:
+def _operator(text: str) -> "Operator":
     from thalweg.apps.inpaint.operators import Blur, Downsample
 
     kind, _, value = text.partition(":")
@@ -129,33 +137,35 @@ def _operator(text: str) -> Any:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-    raise UserError(f"--operator {text}: want blur:WIDTH in pixels or downsample:FACTOR, as blur:1.5 or downsample:4")
+    condition = "must be blur:WIDTH in pixels or downsample:FACTOR, as blur:1.5 or downsample:4"
+    raise UserError(condition, argument="--operator", value=text)
 
 
-def _small(linear_map: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of what the operator shows."""
+def _shape_after(linear_map: "Operator", shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the images that the operator gives; UserError where it does not take such images."""
     import torch
 
-    linear_map(torch.zeros(1, *shape))  # whether it fits is the operator's to say
-    factor = getattr(linear_map, "factor", 1)
+    from thalweg.apps.inpaint.operators import Downsample
+
+    linear_map(torch.zeros(1, *shape))
+    factor = linear_map.factor if isinstance(linear_map, Downsample) else 1
     return (shape[0], shape[1] // factor, shape[2] // factor)
 
 
 def _check_out(out: Path, *inputs: Path | None) -> None:
     """UserError where it cannot be written, or is one of the inputs or a folder where they lie."""
-    console.apart(out, *inputs)
+    console.refuse_overwrite(out, *inputs)
     if out.suffix.lower() in (".png", ".npy"):
         console.writable(out, (".png", ".npy"))
     elif out.suffix or out == Path() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out}: want a .png, an .npy, or a folder")
-    elif not out.parent.exists():
-        raise UserError(f"{out}: the folder {out.parent} does not exist; make it first")
+        raise UserError("must be a .png, an .npy, or a folder", argument=str(out))
     else:
-        console.apart(out, *(path.parent for path in inputs if path is not None and path.is_file()))
+        console.require_parent(out)
+        console.refuse_overwrite(out, *(path.parent for path in inputs if path is not None and path.is_file()))
         console.writable_folder(out)
 
 
-def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:
+def _write(out: Path, names: list[str], x: "Tensor", known: "Tensor | None", found: "Completions") -> None:
     from thalweg.apps.inpaint.figure import repairs
     from thalweg.core.atomic_write import write_array
     from thalweg.core.store import write_bytes
@@ -177,7 +187,7 @@ def _write(out: Path, names: list[str], x: Any, known: Any, found: Any) -> None:
             file = f"{stem}-{k + 1}.png"
             write_bytes(out / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
             lines.writerow([name, k + 1, *(f"{float(u[k, i]):.6g}" for u in (found.ranking, found.energies)), file])
-        if len(found.images) > 1:  # of one there is no telling
+        if len(found.images) > 1:
             write_bytes(out / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
     write_bytes(out / "completions.csv", table.getvalue().encode())
 

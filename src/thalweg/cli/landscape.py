@@ -2,38 +2,40 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, table_options
+from thalweg.cli.options import Drop, Header, Json, Run, Seed, table_options
+
+if TYPE_CHECKING:
+    from thalweg.apps.landscape.paths import Path as EnergyPath
+    from thalweg.apps.landscape.survey import Survey
 
 EXAMPLE = "Example: `thalweg landscape runs/moons -o landscape.html`"
 
 
 def landscape(
-    run: Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or a Hub id.")],
+    run: Run,
     out: Annotated[
-        Path,
-        typer.Option("--out", "-o", help=".png: a figure; .gif: chains descending; .html: a surface that turns."),
+        Path, typer.Option("--out", "-o", help=".png: a figure; .gif: chains descending; .html: a surface that turns.")
     ] = Path("landscape.png"),
     examples: Annotated[
-        Path | None,
-        typer.Option(help="File whose first three rows span the plane; unseen data if not given."),
+        Path | None, typer.Option(help="File whose first three rows span the plane; unseen data if not given.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Grid lines along the longer side.", min=8, max=400)] = None,
     min_depth: Annotated[float, typer.Option(help="Nats; basins less deep join a neighbour.", min=0)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    seed: Seed = 0,
     header: Header = None,
     drop: Drop = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the energy: contours with data, chains and basins; energies along ways, down the noise, and of corruptions.
+    """Draw the energy: contours with data, chains and basins; energies along paths, of chains, and of corruptions.
 
     2-D data are drawn over their own plane, images and wider tables over the plane through three examples.
     """
-    from thalweg.apps.landscape.report_pictures import write
+    from thalweg.apps.landscape.picture_files import write
     from thalweg.apps.landscape.survey import survey
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.dataset import data_of
@@ -43,11 +45,11 @@ def landscape(
 
     bundle = load_as(run, Bundle)
     console.writable(out, (".png", ".gif", ".html"))
-    console.apart(out, examples, run)
+    console.refuse_overwrite(out, examples, run)
     options = table_options(header, drop)
-    given = None if examples is None else as_float(read_rows(bundle, examples, **options))
+    rows = [] if examples is None else [as_float(read_rows(bundle, examples, **options))]
     data = data_of(bundle)
-    bundle, shift, (held_out, given) = in_float32(bundle, as_float(data.held_out), given)
+    bundle, shift, (held_out, *rows) = in_float32(bundle, as_float(data.held_out), *rows)
     if shift is not None:
         console.say(f"places are relative to {', '.join(f'{v:.9g}' for v in shift.tolist())}")
     console.say("looking at the landscape …")
@@ -55,7 +57,7 @@ def landscape(
         bundle,
         held_out,
         labels=data.held_out_labels,
-        examples=given,
+        examples=rows[0] if rows else None,
         size=size,
         min_depth=min_depth,
         seed=seed,
@@ -69,14 +71,14 @@ def landscape(
     console.emit({"run": str(run), "file": str(out), "seed": seed, **_figures(found)}, as_json)
 
 
-def _figures(found: Any) -> dict[str, Any]:
+def _figures(found: "Survey") -> dict[str, Any]:
     """What the picture shows, in numbers; null where there is none or it is not finite."""
 
     def number(value: Any) -> float | None:
         value = float(value)
         return value if math.isfinite(value) else None
 
-    def ways(path: Any) -> dict[str, Any] | None:
+    def heights(path: "EnergyPath | None") -> dict[str, Any] | None:
         return None if path is None else {"barrier": number(path.barrier), "highest": number(path.u.max())}
 
     return {
@@ -89,7 +91,7 @@ def _figures(found: Any) -> dict[str, Any]:
             for k, (place, u) in enumerate(zip(found.basins.minima.tolist(), found.basins.u, strict=True))
         ],
         "passes": [{"basins": p.basins, "energy": number(p.u), "place": p.place.tolist()} for p in found.basins.passes],
-        "straight": ways(found.straight),
-        "detour": ways(found.detour),
+        "straight": heights(found.straight),
+        "detour": heights(found.detour),
         "median_energy": {name: number(u.nanmedian()) for name, u in found.histograms.items()},
     }

@@ -1,21 +1,21 @@
 """The commands `thalweg rerank fit` and `thalweg rerank RUN CANDIDATES`."""
 
-import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, table_options
+from thalweg.cli.options import Drop, Header, Json, Seed, table_options
 from thalweg.core.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
     from thalweg.apps.rerank.candidates import Candidates
-    from thalweg.apps.rerank.reranker import Ranking
+    from thalweg.apps.rerank.preprocessing_search import NoiseSetting
+    from thalweg.apps.rerank.reranker import EnergyReranker, Ranking
 
 DEFAULT = "choose"
 
@@ -56,7 +56,7 @@ def fit(
     skip_bad: SkipBad = False,
     header: Header = None,
     drop: Drop = None,
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**64 - 1)] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Learn to tell the generator's draws from real data."""
@@ -64,8 +64,7 @@ def fit(
     from thalweg.apps.rerank.settings import RatioSettings
 
     options: dict[str, Any] = {"steps": steps, "ensemble": ensemble, "noise": _noise(noise), "view": view}
-    chosen: Any = variety  # a word so far, which the constructor checks
-    reranker = EnergyReranker(variety=chosen, seed=seed, settings=RatioSettings(**options))
+    reranker = EnergyReranker(variety=cast(Any, variety), seed=seed, settings=RatioSettings(**options))
     x = _read(real, None, skip_bad, **table_options(header, drop))
     y = _read(generated, None, skip_bad, header=header, layout=x.layout)
     reranker.require_savable(out)
@@ -90,11 +89,11 @@ def fit(
     tried = ", ".join(f"{t.view} {_words(t.noise)} {t.split_gain:.4f}" for t in check.trials)
     why = f"; by how much each way separates good draws from bad: {tried}" if tried else ""
     console.say(f"view {check.view}, noise {_words(check.noise)}{why}")
-    told = {"run": str(out), "real": len(x.x), "generated": len(y.x), "skipped": [*x.skipped, *y.skipped]}
+    result = {"run": str(out), "real": len(x.x), "generated": len(y.x), "skipped": [*x.skipped, *y.skipped]}
     choices = {name: [choice._asdict() for choice in found] for name, found in check.choices.items()}
     supported = len(check.supported(reranker.variety)) > 0
-    told |= {**check._asdict(), "choices": choices, "beats_chance": check.beats_chance, "choice_helps": supported}
-    console.emit(told, as_json)
+    result |= {**check._asdict(), "choices": choices, "beats_chance": check.beats_chance, "choice_helps": supported}
+    console.emit(result, as_json)
 
 
 @app.command(DEFAULT, epilog="Example: `thalweg rerank runs/judge generated/ --keep 100 -o best/`")
@@ -120,30 +119,29 @@ def choose(
     for path in (table, out):
         if path is None:
             continue
-        console.apart(path, candidates)
+        console.refuse_overwrite(path, candidates)
         if run.is_dir() and path.resolve().is_relative_to(run.resolve()):
-            message = "in the re-ranker's folder, which holds the re-ranker alone"
-            raise UserError(message, argument=str(path), hint="name another place")
+            raise UserError("must lie outside of the re-ranker's folder", argument=str(path))
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety)
     found = _read(candidates, reranker.shape, skip_bad, layout=reranker.layout, **table_options(header, drop))
     if out is not None and not out.suffix and found.x.ndim != 4:
-        raise UserError("the candidates are rows, not images", argument=str(out), hint="name a .npy file")
+        raise UserError("must end in .npy, as the candidates are rows, not images", argument=str(out))
     ranking = reranker.ranked(found.x, keep, force=force)
     order, kept = ranking.order.tolist(), ranking.kept.tolist()
     with _written(out, found, candidates, kept):  # before the table, which promises that they are there
         write_scores(table, [found.names[i] for i in order], _columns(ranking))
     where = f", {len(kept)} kept in {out}" if out is not None else f", {len(kept)} kept"
     console.say(f"{len(found.x)} candidates in {table}{where}")
-    told = {"candidates": len(found.x), "kept": [found.names[i] for i in kept], "indices": kept}
-    told |= {"table": str(table), "out": None if out is None else str(out), "skipped": found.skipped}
-    told |= {"strictness": None if ranking.strictness is None else ranking.strictness._asdict()}
+    result = {"candidates": len(found.x), "kept": [found.names[i] for i in kept], "indices": kept}
+    result |= {"table": str(table), "out": None if out is None else str(out), "skipped": found.skipped}
+    result |= {"strictness": None if ranking.strictness is None else ranking.strictness._asdict()}
     mean, mean_kept = float(ranking.energies.mean()), float(ranking.energies[ranking.kept].mean())
-    console.emit(told | {"mean_energy": mean, "mean_energy_kept": mean_kept}, as_json)
+    console.emit(result | {"mean_energy": mean, "mean_energy_kept": mean_kept}, as_json)
 
 
-def _noise(text: str) -> Any:
+def _noise(text: str) -> "str | float | tuple[float, ...]":
     """What `--noise` means: "auto", a number, or a pair."""
     if text == "auto":
         return text
@@ -155,7 +153,7 @@ def _noise(text: str) -> Any:
     return parts[0] if len(parts) == 1 else parts
 
 
-def _words(noise: Any) -> str:
+def _words(noise: "NoiseSetting") -> str:
     return ":".join(f"{part:g}" for part in noise) if isinstance(noise, tuple) else f"{noise:g}"
 
 
@@ -175,8 +173,8 @@ def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool, **table: An
     return found
 
 
-def _reranker(run: Path, variety: str | None) -> Any:
-    """The fitted re-ranker, or one that judges by a bundle's own energy, with a word on what that is worth."""
+def _reranker(run: Path, variety: str | None) -> "EnergyReranker":
+    """The fitted re-ranker, or one that ranks by a bundle's own energy, with a warning."""
     from thalweg.apps.rerank.reranker import EnergyReranker
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load, wrong_type
@@ -194,7 +192,7 @@ def _reranker(run: Path, variety: str | None) -> Any:
     if not isinstance(found, EnergyReranker):
         raise wrong_type(run, type(found), EnergyReranker)
     if variety is not None:
-        found.variety = variety  # pyright: ignore[reportAttributeAccessIssue]
+        found.variety = cast(Any, variety)  # checked by the next line
         found.require_variety()
     return found
 
@@ -217,8 +215,7 @@ def _require_out(out: Path) -> None:
         return
     if out.suffix or (out.exists() and not (out.is_dir() and all(map(is_temporary, out.iterdir())))):
         raise UserError("must be a .npy file, or a folder that is empty or does not exist yet", argument=str(out))
-    if not out.parent.is_dir():
-        raise UserError(f"the folder {out.parent} does not exist", argument=str(out), hint="make it first")
+    console.require_parent(out)
     console.writable_folder(out)
 
 
@@ -251,16 +248,12 @@ def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int
 
 
 def _fill(folder: Path, found: "Candidates", source: Path, kept: list[int]) -> None:
-    from PIL import Image
-
     from thalweg.core.store import write_bytes
+    from thalweg.evaluate.pictures import image_png
 
     digits = len(str(len(kept)))
     for rank, i in enumerate(kept, 1):
         if source.is_dir():
             write_bytes(folder / f"{rank:0{digits}}-{found.names[i]}", (source / found.names[i]).read_bytes())
             continue
-        pixels = (255 * found.x[i]).round().byte().permute(1, 2, 0).numpy()
-        picture, held = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), io.BytesIO()
-        picture.save(held, format="PNG")
-        write_bytes(folder / f"{rank:0{digits}}-{i}.png", held.getvalue())
+        write_bytes(folder / f"{rank:0{digits}}-{i}.png", image_png(found.x[i]))

@@ -47,7 +47,7 @@ def sample(
     for path, suffixes in ((shown, kinds), (npy, (".npy",))):
         if path is not None:
             console.writable(path, suffixes)
-            console.apart(path, run)
+            console.refuse_overwrite(path, run)
     fits_memory(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)

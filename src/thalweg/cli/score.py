@@ -7,20 +7,18 @@ from typing import Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, Run, table_options
+from thalweg.cli.options import Alpha, Drop, Header, Input, Json, Run, table_options
 
 EXAMPLE = "Example: `thalweg score runs/digits images/ -o scores.csv`"
 
 
 def score(
     run: Run,
-    data: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them.")
-    ],
+    data: Input,
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV (or .parquet, .npy of energies) to write.")] = Path(
         "scores.csv"
     ),
-    alpha: Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)] = 0.01,
+    alpha: Alpha = 0.01,
     header: Header = None,
     drop: Drop = None,
     as_json: Json = False,
@@ -34,7 +32,7 @@ def score(
 
     bundle = load_as(run, Bundle)
     console.writable(out, (".csv", ".parquet", ".npy"))
-    console.apart(out, data, run)
+    console.refuse_overwrite(out, data, run)
     x = read_rows(bundle, data, **table_options(header, drop))
     scores = bundle.score(x, alpha=alpha)
     write_scores(out, read_names(data, len(x)), scores)

@@ -10,7 +10,7 @@ import typer
 from thalweg.cli import console
 from thalweg.cli.evaluate import evaluate_run
 from thalweg.cli.options import SEEDS, Drop, Header, Json, table_options
-from thalweg.core.errors import ThalwegError
+from thalweg.core.errors import StopSignal, ThalwegError
 
 if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
@@ -62,14 +62,12 @@ def train(
     try:
         bundle, rows = fit_with_data(request, folder, resume=resume, progress=Bar(folder), log=console.say)
     except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
-        raise ThalwegError(f"{folder}: standard error was closed, which ends the run; it resumes") from stop
+        raise ThalwegError(
+            f"{folder}: standard error was closed, which ends the run; resume it with --resume"
+        ) from stop
     if address()[0]:
         return  # the first of several processes does the rest
-    result: dict[str, Any] = {
-        "run": str(folder),
-        "data": bundle.config["data"],
-        "training": bundle.config["training"],
-    }
+    result: dict[str, Any] = {"run": str(folder), "data": bundle.config["data"], "training": bundle.config["training"]}
     if report and not (folder / "report.html").exists():
         result |= _report(bundle, folder, bundle.config["run"]["seed"], rows)
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
@@ -78,13 +76,14 @@ def train(
 
 
 def _report(bundle: "Bundle", folder: Path, seed: int, data: "Dataset | None") -> dict[str, Any]:
-    """The figures of a new run; the bundle is whole even where they cannot be had, and the reason is told."""
+    """The figures of a new run. Where they cannot be computed the bundle is whole all the same, and a line says why."""
     try:
         return {"figures": evaluate_run(bundle, folder, num_samples=1000, seed=seed, data=data)}
     except ValueError as error:  # UserError is one
         reason = " ".join(str(error).split())
     except KeyboardInterrupt as stop:
-        raise _Unreported(folder, getattr(stop, "signum", signal.SIGINT)) from stop
+        signum = stop.signum if isinstance(stop, StopSignal) else signal.SIGINT
+        raise _Unreported(folder, signum) from stop
     console.say(f"no report: {reason}")
     return {"figures": None, "no_report": reason}
 
@@ -94,7 +93,7 @@ class _Unreported(ThalwegError):
 
     def __init__(self, folder: Path, signum: int):
         super().__init__(
-            f"stopped in the evaluation; the run is complete, its report is made by "
-            f"thalweg evaluate {shlex.quote(str(folder))}"
+            "stopped in the evaluation; the run is complete, its report is made by thalweg evaluate "
+            f"{shlex.quote(str(folder))}"
         )
         self.signum = signum

@@ -24,6 +24,16 @@ class ThalwegError(Exception):
     """
 
     already_reported = False
+    signum: int | None = None  # the signal that ended the work
+    resumable = True  # where a signal ended it: whether the same command with --resume goes on
+
+
+class StopSignal(KeyboardInterrupt):
+    """SIGINT or SIGTERM as an exception, so that both unwind the stack; `signum` says which it was."""
+
+    def __init__(self, signum: int):
+        super().__init__()
+        self.signum = signum
 
 
 class UserError(ThalwegError, ValueError):

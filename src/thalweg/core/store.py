@@ -193,10 +193,10 @@ def save_folder(path: str | Path, write: Callable[[Path], None]) -> None:
         _sync_folder(path.parent)
 
 
-def newest_valid(parent: str | Path, pattern: str = "step-*") -> tuple[Path | None, list[str]]:
+def newest_valid(parent: str | Path) -> tuple[Path | None, list[str]]:
     """The newest valid sealed folder, by the numbers in its name, and a warning for each that is skipped."""
     warnings: list[str] = []
-    folders = [path for path in Path(parent).glob(pattern) if path.is_dir()]
+    folders = [path for path in Path(parent).glob("step-*") if path.is_dir()]
     folders.sort(key=lambda path: ([int(n) for n in re.findall(r"\d+", path.name)], path.name), reverse=True)
     for folder in folders:
         try:

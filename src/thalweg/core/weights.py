@@ -86,14 +86,9 @@ class _Bounded(TorchFunctionMode):
                 return tensor
         function: Any = _SHAPES.get(func, func)
         made = function(*args, **kwargs)
-        if isinstance(made, Tensor) and made.is_meta:
-            self._count(made)
-        return made
-
-    def _count(self, made: Tensor) -> None:
-        size = made.numel() * made.element_size()
-        if size > self.most:
+        if isinstance(made, Tensor) and made.is_meta and made.numel() * made.element_size() > self.most:
             raise Unfit(f"asks for a tensor of {_size(tuple(made.shape))}, larger than all that is stored")
+        return made
 
 
 def _scaled(function: Callable[..., Tensor], a: Tensor, b: Any) -> Tensor:

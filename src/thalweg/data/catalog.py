@@ -83,15 +83,29 @@ def load(
 ) -> Dataset:
     """A named set (`data.sets`) or any path that `files.read_rows` reads, shuffled and split.
 
-    `data` says where mnist or fashion-mnist lie (else the folder or file that THALWEG_DATA names, else `hub`,
-    else for mnist the embedded digits). `held_out` is the share of rows held out: by default 1/12 of the full
-    MNIST sets (5,000 of 60,000), 1/6 of the toy sets, 1/10 of others. `limit` keeps the first rows of the
-    shuffled training part. `header` and `drop` are of tables, as in `files.read_rows`.
+    Args:
+        name: The set, or the path.
+        data: The file or folder of a set that has no fixed place (`LocatedSet`).
+        hub: Fetch such a set from the Hugging Face Hub.
+        seed: Seed of the split, and of a set that is generated.
+        held_out: The share of rows held out; by default the set's own, 1/10 of a path.
+        limit: Keep so many rows of the shuffled training part.
+        header: As in `files.read_rows`, for tables alone.
+        drop: The same.
     """
     if held_out is not None and not 0 < held_out < 1:
         raise UserError("must be in (0, 1)", argument="held_out", value=held_out)
     if limit is not None:
         check.count(limit=limit)
+    x, labels, source, share, layout = _rows(name, data, hub, seed, header, drop)
+    share = share if held_out is None else held_out
+    return split(x, labels, name=name, source=source, held_out=share, seed=seed, limit=limit, layout=layout)
+
+
+def _rows(
+    name: str, data: str | Path | None, hub: bool, seed: int, header: bool | None, drop: Sequence[str]
+) -> RawData:
+    """All rows of a named set or a path, from where the options say."""
     sets = named_sets()
     named = sets.get(name)
     if (data is not None or hub) and not isinstance(named, LocatedSet):
@@ -104,12 +118,8 @@ def load(
         setting = "drop" if header is None else "header"
         raise UserError(f"has no effect on {name!r}, only on a table", argument=setting, hint="leave it out")
     if isinstance(named, LocatedSet):
-        raw = named.locate(data, hub)
-    else:
-        raw = named.load(seed) if named is not None else _from_path(name, sets, header, drop)
-    x, labels, source, share, layout = raw
-    share = share if held_out is None else held_out
-    return split(x, labels, name=name, source=source, held_out=share, seed=seed, limit=limit, layout=layout)
+        return named.locate(data, hub)
+    return _from_path(name, sets, header, drop) if named is None else named.load(seed)
 
 
 def split(

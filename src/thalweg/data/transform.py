@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -22,6 +22,7 @@ from thalweg.data.validate import as_float
 ROUNDING = 1e-14  # of a column's size: a column that varies by less is constant but for rounding
 
 
+@runtime_checkable
 class Transform(Protocol):
     """An invertible map of rows (B, *)."""
 

@@ -198,7 +198,7 @@ class Conditionals(NamedTuple):
 
 @runtime_checkable
 class Bipartite(Protocol, metaclass=Capability):
-    """Binary units in two layers, independent within a layer given the other. Gibbs sampling asks."""
+    """Binary units in two layers, independent within a layer given the other. `Gibbs` asks, and takes no gradient."""
 
     @property
     def conditionals(self) -> Conditionals:

@@ -81,12 +81,9 @@ class RBMEnergy(nn.Module):
         return (self.visible_bias.to(h.dtype) + h @ self.weight.to(h.dtype)).unflatten(1, self.shape)
 
 
-def all_states(num_units: int, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "n d"]:
-    """Every one of the 2^n states of n units, (2^n, n), in the order of binary numbers, the last unit changing first.
-
-    UserError where n is over 20.
-    """
-    return torch.cat(list(_states(num_units, torch.empty(0, dtype=dtype))))
+def all_states(num_units: int) -> Float[Tensor, "n d"]:
+    """The 2^n states of n units, (2^n, n) in float64, in the order of binary numbers; UserError where n is over 20."""
+    return torch.cat(list(_states(num_units, torch.empty(0, dtype=torch.float64))))
 
 
 def _states(num_units: int, like: Tensor) -> Iterator[Tensor]:

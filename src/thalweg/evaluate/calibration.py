@@ -1,4 +1,4 @@
-"""Is a classifier as often right as it says? Calibration of class probabilities.
+"""Calibration of class probabilities: the reliability diagram and the expected calibration error.
 
 A classifier is calibrated when, among inputs that it gives confidence c, a share c is classified rightly. The expected
 calibration error compares the two in bins of equal width (Naeini et al. 2015; Guo et al. 2017).
@@ -35,11 +35,10 @@ def reliability(probabilities: Float[Tensor, "n k"], labels: Int[Tensor, " n"], 
     UserError unless there is a row or more and a label each.
     """
     if probabilities.ndim != 2 or not len(probabilities) or labels.shape != probabilities.shape[:1]:
-        raise UserError(
-            f"probabilities {tuple(probabilities.shape)} and labels {tuple(labels.shape)}: want (N, K) and (N,), N > 0"
-        )
-    top, guess = probabilities.double().max(1)
-    right = (guess == labels).double()
+        text = f"must be (N, K), N > 0, with labels (N,), not {tuple(probabilities.shape)} with {tuple(labels.shape)}"
+        raise UserError(text, argument="probabilities")
+    top, predicted = probabilities.double().max(1)
+    right = (predicted == labels).double()
     place = ((top * bins).ceil().long() - 1).clamp(0, bins - 1)
     count = torch.bincount(place, minlength=bins)
     confidence, accuracy = (torch.zeros(bins).double().index_add(0, place, v) / count for v in (top, right))

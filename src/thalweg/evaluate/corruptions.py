@@ -1,8 +1,7 @@
 """Corruptions: inputs that are surely not data, for asking whether an energy notices.
 
-Each takes a batch and a seed and gives a batch of the same shape in the same range; the draws are addressed
-by (seed, name), so a corruption is the same whenever it is made. Images are (n, C, H, W) in [0, 1]; tables
-are (n, d).
+Each takes a batch and a seed and gives a batch of the same shape in the same range; the draws are addressed by (seed,
+name), so a corruption is the same whenever it is made. Images are (n, C, H, W) in [0, 1]; tables are (n, d).
 """
 
 from collections.abc import Callable
@@ -52,9 +51,7 @@ def gaussian_blur(x: Images, width: float) -> Images:
 
 
 def shuffled_patches(x: Images, seed: int = 0, *, patch: int = 7) -> Images:
-    """Patches of 7 x 7 pixels in a random order, another for each picture (8 x 8 or 4 x 4 where 7 does not
-    divide).
-    """
+    """Patches of 7 x 7 pixels in a random order, another for each picture (8 x 8 or 4 x 4 where 7 does not divide)."""
     n, _, h, w = x.shape
     p = next((p for p in (patch, 8, 4, 2, 1) if h % p == 0 and w % p == 0), 1)
     pieces = F.unfold(x, p, stride=p)  # (n, c p p, patches)
@@ -71,9 +68,7 @@ def inverted(x: Images, seed: int = 0) -> Images:
 
 
 def permuted_pixels(x: Images, seed: int = 0) -> Images:
-    """All pixels in one random order, the same for every picture: each pixel's law is kept, its neighbours
-    are not.
-    """
+    """All pixels in one random order, the same for every picture: each pixel's law is kept, its neighbours are not."""
     h, w = x.shape[-2:]
     order = torch.randperm(h * w, generator=generator(seed, "permuted-pixels"))
     return x.flatten(2)[..., order].view(x.shape)
@@ -93,10 +88,7 @@ IMAGE_CORRUPTIONS: dict[str, Corruption] = {
     "inverted": inverted,
     "permuted pixels": permuted_pixels,
 }
-TABLE_CORRUPTIONS: dict[str, Corruption] = {
-    "uniform noise": uniform_noise,
-    "shuffled columns": shuffled_columns,
-}
+TABLE_CORRUPTIONS: dict[str, Corruption] = {"uniform noise": uniform_noise, "shuffled columns": shuffled_columns}
 
 
 def corrupted(x: Tensor, *, seed: int = 0) -> dict[str, Tensor]:

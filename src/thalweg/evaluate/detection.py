@@ -1,8 +1,7 @@
-"""Decisions: does an energy tell data from what is not data, and better than a nearest neighbour does?
+"""Detection: how well an energy tells data from what is not data, by AUROC and by false positives at 95 %.
 
-High energy = anomalous. Every row carries the 1-nearest-neighbour distance to the training set, a detector
-that anybody can write in one line, and chance (0.5), so that an easy pair of sets cannot pass for a good
-energy.
+High energy = anomalous. Every row has the same figures for the distance to the nearest training row, a detector of one
+line, and for chance (0.5): an easy pair of sets shows there.
 """
 
 from collections.abc import Callable
@@ -20,9 +19,7 @@ Scores = Float[Tensor, " n"]
 
 
 class DetectionRow(TypedDict):
-    """One line of the detection table: areas under the ROC curve and false positives at 95 %, model and
-    baseline.
-    """
+    """One line of the detection table: areas under the ROC curve and false positives at 95 %, model and baseline."""
 
     out: str
     num_in: int
@@ -61,9 +58,7 @@ def fpr95(inside: Scores, outside: Scores) -> float:
 def detection_table(
     energy: EnergyFn, in_x: Tensor, outs: dict[str, Tensor], train_x: Tensor, *, block: int = 250
 ) -> list[DetectionRow]:
-    """One row for each set in `outs` against the data `in_x`, which no training saw; train_x serves the
-    baseline.
-    """
+    """One row for each set in `outs` against the data `in_x`, which no training saw; train_x serves the baseline."""
     u_in, d_in = in_blocks(energy, in_x, block=block), nearest(in_x, train_x)[0].double()
     rows: list[DetectionRow] = []
     for name, x in outs.items():

@@ -1,10 +1,9 @@
 """The judge: a small LeNet for 28 x 28 digits whose features and confidences measure samples.
 
-It was trained on the 60,000 official MNIST training images by `scripts/train_judge.py`; its weights ship with
-the package, the images do not. On the 10,000 official test images it is right on 99.45 %, with a confidence
-above 0.9 on 98.7 % (`judge_metadata()`): no sampler needs to score higher. It knows digits only, and
-it has seen the embedded 5,000 digits, which belong to the training images: figures for publication take their
-reference from the official test part.
+It was trained on the 60,000 official MNIST training images by `scripts/train_judge.py`; its weights ship with the
+package, the images do not. On the 10,000 official test images it is right on 99.45 %, with a confidence above 0.9 on
+98.7 % (`judge_metadata()`): no sampler needs to score higher. It knows digits only, and it has seen the embedded 5,000
+digits, which belong to the training images: figures for publication take their reference from the official test part.
 """
 
 import json
@@ -23,9 +22,7 @@ DIGIT_SHAPE = (1, 28, 28)
 
 
 class Judge(nn.Module):
-    """LeNet-5's layout (LeCun et al. 1998) with ReLU and max-pooling: 120,382 parameters, 84 features, 10
-    logits.
-    """
+    """LeNet-5's layout (LeCun et al. 1998) with ReLU and max-pooling: 120,382 parameters, 84 features, 10 logits."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +51,7 @@ class Judge(nn.Module):
 
 
 @torch.no_grad()
-def look(judge: Judge, x: Tensor, *, block: int = 1000) -> tuple[Float[Tensor, "n 84"], Float[Tensor, "n 10"]]:
+def judged(judge: Judge, x: Tensor, *, block: int = 1000) -> tuple[Float[Tensor, "n 84"], Float[Tensor, "n 10"]]:
     """(features, class probabilities) of x (n, 1, 28, 28), in blocks that bound the memory."""
     features = torch.cat([judge.features(part) for part in x.float().split(block)])
     return features, judge.head(features).softmax(dim=1)
@@ -67,7 +64,7 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
         judge.load_state_dict(store.read_tensors(path))
     except (UserError, RuntimeError) as error:  # the second is torch's word for other tensors than these
         reason = str(error).splitlines()[0]
-        what = f"the judge's weights cannot be read ({reason})"
+        what = f"must hold the judge's weights ({reason})"
         raise DamagedFile(what, argument=str(path), hint="reinstall thalweg") from error
     return judge.eval().requires_grad_(False)
 

@@ -40,8 +40,7 @@ def _grad_and_laplacian(energy: NoisyEnergyFn, y: Tensor, t: float, v: Tensor) -
 
 
 def _probes(y: Tensor, num_probes: int, seed: int, step: int) -> Tensor:
-    """(K, B, *) probes whose sum of quadratic forms is the Laplacian: the basis if d <= 16, else scaled
-    random signs.
+    """(K, B, *) probes whose sum of quadratic forms is the Laplacian: the basis if d <= 16, else scaled random signs.
 
     Fresh signs at each step: the estimates' errors then average out along the path.
     """
@@ -66,10 +65,9 @@ def ode_log_prob(
 ) -> Float[Tensor, " b"]:
     """log p(y, t_min) in nats (float64) by the probability-flow ODE; prior(y) is log p(y, t_max), normalised.
 
-    Classical Runge-Kutta of order four in log t: 4 num_steps Laplacians, each a double backward pass over
-    num_probes copies of the batch (d copies, and exact, where d <= 16). The random trace estimate is
-    unbiased; with H the Hessian and h the step in log t, its variance is about
-    sum over steps of (h t / 2)² 2 |H - diag H|² / num_probes.
+    Classical Runge-Kutta of order four in log t: 4 num_steps Laplacians, each a double backward pass over num_probes
+    copies of the batch (d copies, and exact, where d <= 16). The random trace estimate is unbiased; with H the Hessian
+    and h the step in log t, its variance is about sum over steps of (h t / 2)² 2 |H - diag H|² / num_probes.
     """
     if not 0 < t_min < t_max:
         raise ValueError(f"t_min={t_min} and t_max={t_max}: want 0 < t_min < t_max")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ def grid(images: Float[Tensor, "n c h w"], *, columns: int = 10, scale: int = 2,
     n, _, h, w = images.shape
     columns = min(columns, n)
     rows = math.ceil(n / columns)
-    pixels = (images.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = _bytes(images)
     if pixels.shape[3] == 1:
         pixels = pixels.repeat(3, axis=3)
     sheet = np.full((rows * (h + gap) + gap, columns * (w + gap) + gap, 3), 128, np.uint8)
@@ -46,6 +46,21 @@ def grid(images: Float[Tensor, "n c h w"], *, columns: int = 10, scale: int = 2,
     return out.getvalue()
 
 
+def image_png(x: Float[Tensor, "c h w"]) -> bytes:
+    """PNG bytes of one image in [0, 1] (values outside are cut), grey where it has one channel."""
+    from PIL import Image
+
+    pixels = _bytes(x[None])[0]
+    out = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, format="PNG")
+    return out.getvalue()
+
+
+def _bytes(images: Float[Tensor, "n c h w"]) -> np.ndarray:
+    """(n, H, W, C) uint8."""
+    return (images.detach().cpu().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+
+
 def png(figure: Figure | bytes) -> bytes:
     """PNG bytes of a matplotlib figure at 110 dots an inch; bytes pass through."""
     if isinstance(figure, bytes):
@@ -55,14 +70,19 @@ def png(figure: Figure | bytes) -> bytes:
     return out.getvalue()
 
 
-def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list]:
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """A matplotlib figure without global state, in inches; `options` are those of the class."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), **options)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-    return figure, list(axes)
+    return figure
+
+
+def _figure(width: float, height: float, rows: int = 1) -> tuple[Figure, list]:
+    figure = new_figure(width, height, layout="constrained")
+    return figure, list(figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0])
 
 
 def energy_strips(energies: dict[str, Tensor]) -> Figure:

@@ -1,7 +1,7 @@
-"""The report: one self-contained page that says what a model is worth to a person who never met one.
+"""The report of an evaluation: one self-contained HTML page, for readers without knowledge of such models.
 
-Every figure stands beside what real data score and what chance gives. Pictures are inlined, styles too: the
-page needs no network. Sections appear where the evaluation has something for them.
+Every figure stands beside those of real data and of chance. Pictures and styles are inlined, so that the page needs no
+network. A section appears where the evaluation has figures for it.
 """
 
 import base64
@@ -12,13 +12,11 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from thalweg.core.store import write_bytes, write_json
-from thalweg.evaluate.pictures import grid, png
-from thalweg.evaluate.suite import Evaluation, evaluate_bundle, require_finite
+from thalweg.evaluate.pictures import png
+from thalweg.evaluate.suite import require_finite
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-__all__ = ["Evaluation", "evaluate_bundle", "grid", "write_figures", "write_report"]
 
 PAGE = Path(__file__).with_name("report_page.html")
 
@@ -48,11 +46,7 @@ QUALITY = {
         "Share of real examples that have a sample close by. Low: kinds of data are missing.",
         ".3f",
     ),
-    "density": (
-        "Density",
-        "How packed the samples lie where real data lie. 1 is typical; low: odd samples.",
-        ".3f",
-    ),
+    "density": ("Density", "How packed the samples lie where real data lie. 1 is typical; low: odd samples.", ".3f"),
     "precision": (
         "Precision",
         "Share of samples that fall where real data lie. Blurry averages do too: read it with recall.",
@@ -61,8 +55,8 @@ QUALITY = {
     "recall": ("Recall", "Share of real examples that fall where samples lie.", ".3f"),
     "nearest_ratio": (
         "Distance to the training set",
-        "Distance to the closest training example, over what unseen data have. Near 1: as new as unseen "
-        "data; 0: copied.",
+        "Distance to the closest training example, over what unseen data have. Near 1: as new as unseen data; 0: "
+        "copied.",
         ".2f",
     ),
     "share_near": (
@@ -134,10 +128,8 @@ def _quality(figures: Mapping[str, Any]) -> str:
     about = figures["about"]
     return (
         "<h2>How good are the samples?</h2>"
-        f"<p>{html.escape(about['judge_note'])} Each column has {about['num_samples']:,} examples, "
-        "compared with as "
-        "many unseen real ones. <b>real, unseen</b> is what perfection scores; <b>plain Gaussian</b> is "
-        "the simplest "
+        f"<p>{html.escape(about['judge_note'])} Each column has {about['num_samples']:,} examples, compared with as "
+        "many unseen real ones. <b>real, unseen</b> is what perfection scores; <b>plain Gaussian</b> is the simplest "
         "model there is.</p>" + _table(["figure", *(COLUMNS[c] for c in columns)], rows)
     )
 
@@ -147,10 +139,9 @@ def _memory(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     if not memory:
         return ""
     text = (
-        "<h2>Did it copy the training data?</h2><p>The closest sample lies "
-        f"{memory['smallest_distance']:.2f} from a training example; among unseen real data the smallest "
-        "distance is "
-        f"{memory['smallest_distance_real']:.2f}. A copy would lie at 0.</p>"
+        f"<h2>Did it copy the training data?</h2><p>The closest sample lies {memory['smallest_distance']:.2f} from a "
+        f"training example; among unseen real data the smallest distance is {memory['smallest_distance_real']:.2f}. A "
+        "copy would lie at 0.</p>"
     )
     if "neighbours" in pictures:
         caption = "Top: the ten samples closest to the training set. Bottom: the training example next to each."
@@ -161,9 +152,8 @@ def _memory(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
 def _detection(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     text = (
         "<h2>Does it notice what is not data?</h2><p>The model gives every input an <b>energy</b>: low means "
-        "&ldquo;looks like the data&rdquo;, high means &ldquo;does not&rdquo;. Inputs that are not data "
-        "should lie to the "
-        "right of the blue ones.</p>"
+        "&ldquo;looks like the data&rdquo;, high means &ldquo;does not&rdquo;. Inputs that are not data should lie to "
+        "the right of the blue ones.</p>"
     )
     if "energies" in pictures:
         text += _img(pictures["energies"], "histograms of energies", "One strip a set; each to its own height.")
@@ -177,12 +167,9 @@ def _detection(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     head = ["told apart from", "AUROC", "nearest neighbour", "chance", "passes at 95 %", "nearest neighbour"]
     return (
         text + "<p><b>AUROC</b>: how often an input of the set gets a higher energy than an unseen real one "
-        "(1 is perfect). "
-        "<b>Passes at 95 %</b>: share of the set that slips through a threshold that lets 95 % of real "
-        "data pass "
-        "(0 is perfect, 95 % is chance). <b>Nearest neighbour</b> is the one-line rival: distance to the "
-        "training "
-        "set.</p>" + _table(head, rows, own=(1, 4))
+        "(1 is perfect). <b>Passes at 95 %</b>: share of the set that slips through a threshold that lets 95 % of "
+        "real data pass (0 is perfect, 95 % is chance). <b>Nearest neighbour</b> is the one-line rival: distance to "
+        "the training set.</p>" + _table(head, rows, own=(1, 4))
     )
 
 
@@ -191,8 +178,7 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     text = "<h2>How much probability does it give to unseen data?</h2>"
     if not found:
         return text + (
-            "<p>This model's energy has an unknown additive constant, so it has no log-likelihood; none "
-            "is reported. "
+            "<p>This model's energy has an unknown additive constant, so it has no log-likelihood; none is reported. "
             "A recipe that learns normalised energies (dual score matching) has one.</p>"
         )
     error = f"{found['nats']:,.1f} ± {found['nats_error']:,.1f}"
@@ -209,13 +195,10 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     )
     if ode := found.get("ode"):
         text += (
-            f"<p><b>A second opinion.</b> The same {ode['num']:.0f} examples, without trusting the "
-            "constant that the "
-            "network learned (an integral along the probability flow): the network says "
-            f"{ode['mean_network']:,.1f} "
+            f"<p><b>A second opinion.</b> The same {ode['num']:.0f} examples, without trusting the constant that the "
+            f"network learned (an integral along the probability flow): the network says {ode['mean_network']:,.1f} "
             f"nats, the integral {ode['mean_ode']:,.1f}; mean absolute gap {ode['mean_abs_gap']:,.1f} nats "
-            f"({ode['relative_gap']:.1%}), correlation {ode['correlation']:.3f}. Agreement would be 0 % "
-            "and 1.</p>"
+            f"({ode['relative_gap']:.1%}), correlation {ode['correlation']:.3f}. Agreement would be 0 % and 1.</p>"
         )
     if "agreement" in pictures:
         text += _img(pictures["agreement"], "log p by the network against the integral")
@@ -269,8 +252,7 @@ def write_report(
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         '<p class="soft">An energy-based model learns which inputs look like its data, and can '
-        "make new ones. "
-        "This page says how well it does both, beside what real data score and what chance gives.</p>",
+        "make new ones. This page says how well it does both, beside what real data score and what chance gives.</p>",
         f"<p>{html.escape(data)}</p>" if data else "",
         _tiles(figures),
         _samples(pictures),
@@ -279,10 +261,9 @@ def write_report(
         _detection(figures, pictures),
         _likelihood(figures, pictures),
         _free(tables or {}, pictures),
-        f"<h2>How this was made</h2><pre>{html.escape(command)}</pre>"
-        f"<p class=soft>{about['num_train']:,} training examples; {about['num_held_out']:,} unseen ones; "
-        "seed "
-        f"{about['seed']}; model kind {html.escape(about['kind'])}, shape {about['shape']}; {versions}.</p>",
+        f"<h2>How this was made</h2><pre>{html.escape(command)}</pre><p class=soft>{about['num_train']:,} training "
+        f"examples; {about['num_held_out']:,} unseen ones; seed {about['seed']}; model kind "
+        f"{html.escape(about['kind'])}, shape {about['shape']}; {versions}.</p>",
     ]
     page = Template(PAGE.read_text("utf-8")).substitute(title=html.escape(title), body="\n".join(parts))
     write_bytes(path, page.encode())

@@ -1,9 +1,7 @@
-"""Sample quality: how far a set of samples is from unseen data, in features, in classes, and from mere
-copying.
+"""Sample quality: how far samples are from unseen data, in features and in classes, and whether they are copies.
 
-No figure means anything alone: `baselines` gives the sets to print beside it (unseen data, copies of the
-training set, a Gaussian with the data's mean and covariance). Distances come in blocks, so memory stays
-bounded.
+A figure is read beside those of `baselines`: unseen data, copies of the training set, a Gaussian with the data's mean
+and covariance. Distances are computed in blocks, which bounds the memory.
 """
 
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.core.rng import generator
-from thalweg.evaluate.judge import Judge, look
+from thalweg.evaluate.judge import Judge, judged
 
 Features = Float[Tensor, "n f"]
 
@@ -62,11 +60,10 @@ def frechet(a: Features, b: Features) -> float:
 def neighbourhoods(samples: Features, reference: Features, *, k: int = 5) -> dict[str, float]:
     """Density, coverage, precision and recall from balls that reach to the k-th neighbour.
 
-    density = mean count of reference balls holding a sample, over k; coverage = share of reference balls
-    that hold a sample (Naeem et al. 2020). precision = share of samples inside a reference ball; recall =
-    share of reference rows inside a ball of the samples (Kynkäänniemi et al. 2019). All near 1 for equal
-    laws, save density, which is 1 on average and unbounded above. Coverage grows with the number of
-    samples.
+    density = mean count of reference balls holding a sample, over k; coverage = share of reference balls that hold a
+    sample (Naeem et al. 2020). precision = share of samples inside a reference ball; recall = share of reference rows
+    inside a ball of the samples (Kynkäänniemi et al. 2019). All near 1 for equal laws, save density, which is 1 on
+    average and unbounded above. Coverage grows with the number of samples.
     """
     r_reference, r_samples = radii(reference, k), radii(samples, k)
     inside, covered, recalled = [], [], []
@@ -108,34 +105,30 @@ def memorisation(samples: Tensor, reference: Tensor, train: Tensor) -> dict[str,
 
 
 def plain_features(x: Tensor, train: Tensor) -> Features:
-    """Features without a judge: images averaged down to 8 x 8 a channel, table columns in training standard
-    deviations.
-    """
+    """Features without a judge: images averaged down to 8 x 8 a channel, columns in training standard deviations."""
     if x.ndim == 4:
         return F.adaptive_avg_pool2d(x.float(), 8).flatten(1)
     return (x.float() - train.float().mean(0)) / train.float().std(0).clamp(min=1e-12)
 
 
 def quality(samples: Tensor, reference: Tensor, train: Tensor, judge: Judge | None, *, k: int = 5) -> dict[str, float]:
-    """Every sample figure at once; without a judge in plain features, and without the figures that need
-    classes.
+    """Every sample figure at once; without a judge in plain features, and without the figures that need classes.
 
-    samples and reference should have one size (Fréchet's bias and coverage depend on it); train may be any
-    size.
+    samples and reference should have one size (Fréchet's bias and coverage depend on it); train may be any size.
     """
     if not samples.isfinite().all():
         raise ValueError("samples hold values that are not finite: no figure of quality can be taken of them")
     figures: dict[str, float] = {}
     if judge is None:
-        seen, wanted = plain_features(samples, train), plain_features(reference, train)
+        own, real = plain_features(samples, train), plain_features(reference, train)
     else:
-        (seen, p), (wanted, _) = look(judge, samples.clamp(0, 1)), look(judge, reference)
+        (own, p), (real, _) = judged(judge, samples.clamp(0, 1)), judged(judge, reference)
         top = p.max(dim=1)
         figures["confident"] = (top.values > 0.9).double().mean().item()
         figures["mean_confidence"] = top.values.double().mean().item()
         figures["class_entropy"] = class_entropy(top.indices, p.shape[1])
-    figures["frechet"] = frechet(seen, wanted)
-    return figures | neighbourhoods(seen, wanted, k=k) | memorisation(samples, reference, train)
+    figures["frechet"] = frechet(own, real)
+    return figures | neighbourhoods(own, real, k=k) | memorisation(samples, reference, train)
 
 
 def gaussian_noise(train: Tensor, n: int, *, seed: int = 0) -> Tensor:
@@ -149,8 +142,7 @@ def gaussian_noise(train: Tensor, n: int, *, seed: int = 0) -> Tensor:
 def baselines(unseen: Tensor, train: Tensor, *, seed: int = 0) -> dict[str, Tensor]:
     """The sets to print beside the samples, each as large as `unseen` (or as the training set allows).
 
-    real: unseen data that are not the reference; copies: rows of the training set; gaussian:
-    `gaussian_noise`.
+    real: unseen data that are not the reference; copies: rows of the training set; gaussian: `gaussian_noise`.
     """
     rows = torch.randperm(len(train), generator=generator(seed, "copies"))[: len(unseen)]
     return {"real": unseen, "copies": train[rows], "gaussian": gaussian_noise(train, len(unseen), seed=seed)}

@@ -1,25 +1,24 @@
-"""The whole evaluation of a trained model: figures with baselines, detection, likelihood, memorisation,
-pictures.
+"""The whole evaluation of a trained model: sample quality with baselines, detection, likelihood, copies, pictures.
 
-`evaluate_bundle` reads anything shaped like `Evaluable`; the result is plain numbers (JSON) and PNG bytes,
-which `thalweg.evaluate.report` turns into a page.
+`evaluate_bundle` takes an `Evaluable` and gives numbers, fit for JSON, and PNG bytes; `thalweg.evaluate.report` turns
+them into a page.
 """
 
 import math
 import platform
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from thalweg.core.errors import NotNormalised, UserError, kind_of
 from thalweg.core.rng import generator
+from thalweg.energy.base import Capability, NoisyEnergyFn
 from thalweg.evaluate import pictures as draw
 from thalweg.evaluate import vectors
 from thalweg.evaluate.corruptions import corrupted
 from thalweg.evaluate.detection import detection_table, in_blocks
-from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, load_judge, look
+from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, judged, load_judge
 from thalweg.evaluate.likelihood import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
 from thalweg.evaluate.samples import baselines, nearest, plain_features, quality
 
@@ -27,13 +26,17 @@ CURVES = ("loss", "space", "time", "gap", "grad_norm")
 
 
 class Evaluable(Protocol):
-    """What an evaluation asks of a model; x is in the data's own units, y in the model's.
+    """A model that can be evaluated; x is in data units. With `HasNoisyEnergy` its likelihood is checked by the ODE."""
 
-    Also read where present: `noisy_energy` U(y, t) with `t_min`, `t_max` and `prior_log_prob` for the ODE,
-    `encode` from x to y, and `kind`.
-    """
+    @property
+    def kind(self) -> str:
+        """What the data are, for the report: "image" or "vector"."""
+        ...
 
-    shape: tuple[int, ...]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row, without the batch dimension."""
+        ...
 
     def energy(self, x: Tensor, /) -> Tensor:
         """(B,) energies in nats; low = like the data."""
@@ -45,6 +48,34 @@ class Evaluable(Protocol):
 
     def sample(self, n: int, /, *, seed: int = 0) -> Tensor:
         """(n, *) samples in the data's own units."""
+        ...
+
+
+@runtime_checkable
+class HasNoisyEnergy(Protocol, metaclass=Capability):
+    """A model whose energy may be U(y, t), y in model units. An evaluation asks, for the probability-flow ODE."""
+
+    @property
+    def noisy_energy(self) -> NoisyEnergyFn | None:
+        """U(y, t); None where the energy has no noise levels."""
+        ...
+
+    @property
+    def t_min(self) -> float:
+        """The lowest noise variance."""
+        ...
+
+    @property
+    def t_max(self) -> float:
+        """The highest noise variance."""
+        ...
+
+    def encode(self, x: Tensor, /) -> Tensor:
+        """Data units to model units."""
+        ...
+
+    def prior_log_prob(self, y: Tensor, /) -> Tensor:
+        """log p(y) at t_max, (B,) nats."""
         ...
 
 
@@ -69,17 +100,16 @@ def _require_scale(**sets: Tensor) -> None:
             continue
         largest, most = float(x.abs().max()), 0.1 * math.sqrt(torch.finfo(torch.float32).max / x[0].numel())
         if not largest <= most:
-            raise UserError(
-                f"{name}: values up to {largest:.3g}, an evaluation takes {most:.3g} at most: "
-                "rescale the columns and train again"
-            )
+            text = f"must hold values up to {most:.3g}, and holds {largest:.3g}"
+            raise UserError(text, argument=name, hint="rescale the columns and train again")
 
 
 def _split(bundle: Evaluable, train: Tensor, held_out: Tensor, num_samples: int, seed: int) -> _Sets:
     """Samples, reference and a second unseen part of one size, so that no column has an advantage."""
     n = min(num_samples, len(held_out) // 2)
     if n < 10:
-        raise UserError(f"held_out: {len(held_out)} rows, num_samples={num_samples}: an evaluation wants 20 and 10")
+        text = f"must hold 20 rows or more, and num_samples must be 10 or more, not {len(held_out)} and {num_samples}"
+        raise UserError(text, argument="held_out")
     order = torch.randperm(len(held_out), generator=generator(seed, "evaluate-split"))
     return _Sets(bundle.sample(n, seed=seed), held_out[order[:n]], held_out[order[n : 2 * n]], train)
 
@@ -87,38 +117,20 @@ def _split(bundle: Evaluable, train: Tensor, held_out: Tensor, num_samples: int,
 def _fit_judge(real: Tensor, labels: Tensor | None) -> tuple[Judge | None, dict[str, Any], str]:
     """(judge or None, what it makes of the real data, a sentence about it)."""
     if tuple(real.shape[1:]) != DIGIT_SHAPE:
-        return (
-            None,
-            {},
-            "The data are not 28 x 28 digits, so the digit judge is left out; features are plain values.",
-        )
+        return None, {}, "The data are not 28 x 28 digits, so the digit judge is left out; features are plain values."
     judge = load_judge()
-    p = look(judge, real)[1]
-    facts: dict[str, Any] = {
-        "on_real_confident": (p.amax(1) > 0.9).double().mean().item(),
-        **judge_metadata(),
-    }
+    p = judged(judge, real)[1]
+    facts: dict[str, Any] = {"on_real_confident": (p.amax(1) > 0.9).double().mean().item(), **judge_metadata()}
     if labels is not None:
         facts["on_real_accuracy"] = (p.argmax(1) == labels).double().mean().item()
     if facts["on_real_confident"] < 0.85:
-        share = f"{facts['on_real_confident']:.0%}"
-        return (
-            None,
-            {},
-            (
-                f"The digit judge is sure of {share} of the real pictures only, so they are not digits as "
-                "it knows them; "
-                "it is left out and features are plain values."
-            ),
+        note = (
+            f"The digit judge is sure of {facts['on_real_confident']:.0%} of the real pictures only, so they are not "
+            "digits as it knows them; it is left out and features are plain values."
         )
-    return (
-        judge,
-        facts,
-        (
-            f"Digits are read by a small LeNet that is right on {facts['test_accuracy']:.2%} of MNIST's "
-            "official test images."
-        ),
-    )
+        return None, {}, note
+    right = f"{facts['test_accuracy']:.2%}"
+    return judge, facts, f"Digits are read by a small LeNet that is right on {right} of MNIST's official test images."
 
 
 def _quality(sets: _Sets, judge: Judge | None, seed: int) -> dict[str, dict[str, float]]:
@@ -138,9 +150,7 @@ def _quality(sets: _Sets, judge: Judge | None, seed: int) -> dict[str, dict[str,
 
 
 def _likelihood(bundle: Evaluable, sets: _Sets, seed: int) -> dict[str, Any] | None:
-    """Mean log p of unseen data and of samples in nats, with the Gaussian fit beside; None where not
-    normalised.
-    """
+    """Mean log p of unseen data and of samples in nats, with the Gaussian fit beside; None where not normalised."""
     x, image = sets.reference, sets.reference.ndim == 4
     if image:
         x = dequantise(x, generator(seed, "dequantise"))
@@ -149,7 +159,7 @@ def _likelihood(bundle: Evaluable, sets: _Sets, seed: int) -> dict[str, Any] | N
     except NotNormalised:
         return None
     d = x[0].numel()
-    gaussian = gaussian_prior(sets.train, getattr(bundle, "t_min", 0.0) or 1e-6)(x)
+    gaussian = gaussian_prior(sets.train, (bundle.t_min if isinstance(bundle, HasNoisyEnergy) else 0.0) or 1e-6)(x)
     row: dict[str, Any] = {
         "num": len(x),
         "nats": log_p.mean().item(),
@@ -172,24 +182,19 @@ def _second_opinion(
     The noise makes them draws from the law that the model claims to know, p at t_min: off that law both numbers would
     extrapolate. In the model's units.
     """
-    noisy: Callable | None = getattr(bundle, "noisy_energy", None)
-    if noisy is None or num_ode < 2:
+    if not isinstance(bundle, HasNoisyEnergy) or (noisy := bundle.noisy_energy) is None or num_ode < 2:
         return None
-    t_min, t_max = float(bundle.t_min), float(bundle.t_max)  # pyright: ignore[reportAttributeAccessIssue]
-    encode = getattr(bundle, "encode", None) or (lambda x: x)
-    x = sets.reference[:num_ode]
-    y = encode(x)
+    t_min, t_max = float(bundle.t_min), float(bundle.t_max)
+    y = bundle.encode(sets.reference[:num_ode])
     y = y + math.sqrt(t_min) * torch.randn(y.shape, generator=generator(seed, "noise-ode"), dtype=y.dtype)
-    prior = getattr(bundle, "prior_log_prob", None) or gaussian_prior(encode(sets.train), t_max)
     with torch.no_grad():
         network = -noisy(y, y.new_full((len(y),), t_min)).double()
-    ode = ode_log_prob(
-        noisy, y, t_min=t_min, t_max=t_max, prior=prior, num_steps=num_steps, num_probes=num_probes, seed=seed
-    )
+    steps = {"num_steps": num_steps, "num_probes": num_probes, "seed": seed}
+    ode = ode_log_prob(noisy, y, t_min=t_min, t_max=t_max, prior=bundle.prior_log_prob, **steps)
     return network, ode
 
 
-def _memory(sets: _Sets, pictures: dict[str, bytes], columns: int = 10) -> dict[str, float]:
+def _memorisation(sets: _Sets, pictures: dict[str, bytes], columns: int = 10) -> dict[str, float]:
     """The samples nearest to the training set, drawn over their neighbours; their distances."""
     d, index = nearest(sets.samples, sets.train)
     order = d.argsort()[:columns]
@@ -200,7 +205,7 @@ def _memory(sets: _Sets, pictures: dict[str, bytes], columns: int = 10) -> dict[
     return {"smallest_distance": d.min().item(), "smallest_distance_real": unseen.min().item()}
 
 
-def _look(sets: _Sets, pictures: dict[str, bytes], num: int = 60) -> None:
+def _draw_samples(sets: _Sets, pictures: dict[str, bytes], num: int = 60) -> None:
     """Samples and real data, side by side."""
     if sets.samples.ndim == 4:
         pictures["samples"] = draw.grid(sets.samples[:num], columns=12)
@@ -236,7 +241,7 @@ def evaluate_bundle(
         held_out[:2000], None if held_out_labels is None else held_out_labels[:2000]
     )
     pictures: dict[str, bytes] = {}
-    _look(sets, pictures)
+    _draw_samples(sets, pictures)
     outs = (out_sets or {}) | (corrupted(sets.unseen, seed=seed) if held_out.ndim in (2, 4) else {})
     energies = {"unseen data": sets.reference, "samples": sets.samples, **outs}
     energies = {name: in_blocks(bundle.energy, x) for name, x in energies.items()}
@@ -245,7 +250,7 @@ def evaluate_bundle(
         pictures["training"] = draw.png(figure)
     figures = {
         "about": {
-            "kind": str(getattr(bundle, "kind", "unknown")),
+            "kind": bundle.kind,
             "shape": [int(s) for s in bundle.shape],
             "num_samples": len(sets.samples),
             "num_held_out": len(held_out),
@@ -256,7 +261,7 @@ def evaluate_bundle(
             "versions": versions(),
         },
         "quality": _quality(sets, judge, seed),
-        "memory": _memory(sets, pictures),
+        "memory": _memorisation(sets, pictures),
         "detection": detection_table(bundle.energy, sets.reference, outs, train) if outs else [],
         "energy": {name: {"mean": u.mean().item(), "std": u.std().item()} for name, u in energies.items()},
         "likelihood": _likelihood(bundle, sets, seed),

@@ -65,8 +65,8 @@ class Objective(Protocol[S], metaclass=Capability):
 class HasAfterRollback(Protocol, metaclass=Capability):
     """An objective that has a variant of itself for the steps after a rollback (`training.guard`).
 
-    The variant is of the same class and continues with the same state; `after_rollback(0)` is the objective itself.
-    Any other objective continues unchanged, at a lower learning rate.
+    The guard asks. The variant is of the same class and continues with the same state; `after_rollback(0)` is the
+    objective itself. Any other objective continues unchanged, at a lower learning rate.
     """
 
     def after_rollback(self, times: int) -> "Objective[Any]":

@@ -3,30 +3,29 @@
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.core import config as specs
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
-from thalweg.energy.base import Classifier, HasNoiseLevels, lacking, require_noise_conditional
-from thalweg.objective.base import Batch, Labelled
-from thalweg.sampler.base import require_match
+from thalweg.energy.base import Classifier, Fittable, HasNoiseLevels, lacking, require_noise_conditional
+from thalweg.objective.base import Batch, Labelled, Objective
+from thalweg.sampler.base import Sampler, require_match
 from thalweg.training.settings import RunSettings
+from thalweg.training.step import Augment
 
 ANCHOR_ROWS = 20_000
-METHODS = {"objective": "loss", "energy": "forward", "sampler": "step"}
 
 
 class Parts(NamedTuple):
     """What the specs of a run describe. `augment`: None where the run has none."""
 
-    energy: Any
-    objective: Any
-    sampler: Any
-    augment: Any
+    energy: nn.Module
+    objective: Objective[Any]
+    sampler: Sampler[Any]
+    augment: Augment | None
 
 
 def build_parts(run: RunSettings, data: Dataset) -> Parts:
@@ -38,7 +37,8 @@ def build_parts(run: RunSettings, data: Dataset) -> Parts:
             torch.manual_seed(run.seed)  # constructors draw the first weights from the global generator
             energy = specs.build(run.energy, "energy", shape=data.shape)
     except UserError as error:
-        raise (_unfit(run, data, ", or other data") if _of_shape(error) else error) from error
+        of_shape = any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))
+        raise (_unfit(run, data, ", or other data") if of_shape else error) from error
     return Parts(energy, objective, sampler, augment)
 
 
@@ -47,7 +47,9 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
 
     Leaves the energy as it was.
     """
-    _check_kinds(parts, run)
+    _require_kind("objective", isinstance(parts.objective, Objective), run.objective)
+    _require_kind("energy", isinstance(parts.energy, nn.Module), run.energy)
+    _require_kind("sampler", isinstance(parts.sampler, Sampler), run.sampler)
     buffers = [buffer.clone() for buffer in parts.energy.buffers()]
     try:
         _check_shape(parts.energy, run, data)
@@ -56,7 +58,7 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
         x = torch.zeros(2, *data.shape)
         if parts.augment is not None:
             parts.augment(x, generator(0, "dry-run"), 0.0)
-        _dry_run(parts, Batch(x, _first_labels(data, 2)))
+        _dry_run(parts, Batch(x, None if data.train_labels is None else data.train_labels[:2]))
     finally:  # a forward pass moves the power iteration of spectral norms, for example
         for buffer, before in zip(parts.energy.buffers(), buffers, strict=False):
             buffer.copy_(before)
@@ -69,14 +71,9 @@ def fit_to_data(parts: Parts, run: RunSettings, data: Dataset) -> Float32Transfo
     if data.kind == "vector":
         check_fitted(fitted, some, data.layout.names, data.name)
     transform = Float32Transform(fitted, some.dtype)
-    if hasattr(parts.energy, "fit"):
+    if isinstance(parts.energy, Fittable):
         parts.energy.fit(transform.forward(some))
     return transform
-
-
-def _of_shape(error: UserError) -> bool:
-    """Whether the energy's constructor complained about the shape, which the data gave and not the user."""
-    return any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))
 
 
 def _unfit(run: RunSettings, data: Dataset, other: str = "") -> UserError:
@@ -85,14 +82,12 @@ def _unfit(run: RunSettings, data: Dataset, other: str = "") -> UserError:
     return UserError(text, argument="energy.type", value=kind, hint=f"choose another{other}")
 
 
-def _check_kinds(parts: Parts, run: RunSettings) -> None:
-    for name, method in METHODS.items():
-        if not callable(getattr(getattr(parts, name), method, None)):
-            kind = getattr(run, name)["type"]
-            raise UserError(f"is no {name}, it has no {method}", argument=f"{name}.type", value=kind)
+def _require_kind(part: str, is_one: bool, spec: dict[str, Any]) -> None:
+    if not is_one:
+        raise UserError(f"must name a class of {part}s", argument=f"{part}.type", value=spec["type"])
 
 
-def _check_shape(energy: Any, run: RunSettings, data: Dataset) -> None:
+def _check_shape(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
     x = torch.zeros(2, *data.shape)
     try:
         with torch.no_grad():
@@ -105,24 +100,19 @@ def _check_shape(energy: Any, run: RunSettings, data: Dataset) -> None:
 
 
 def _check_noise(parts: Parts, run: RunSettings) -> None:
-    noisy = isinstance(parts.energy, HasNoiseLevels)
+    noisy, specs_of = isinstance(parts.energy, HasNoiseLevels), {"energy": run.energy, "sampler": run.sampler}
     try:
         if noisy:
             require_noise_conditional(parts.energy)
         require_match(parts.sampler, parts.energy)
     except UserError as error:
-        if error.argument in ("energy", "sampler"):
-            kind = getattr(run, error.argument)["type"]
-            raise error.replace(argument=f"{error.argument}.type", value=kind) from error
+        if error.argument in specs_of:
+            raise error.replace(argument=f"{error.argument}.type", value=specs_of[error.argument]["type"]) from error
         raise error.within("sampler" if error.argument == "num_steps" else "energy") from error
     if parts.objective.noisy != noisy:
-        raise UserError(
-            f"wants an energy {'U(y, t)' if parts.objective.noisy else 'E(x)'}, which energy.type={run.energy['type']} "
-            "is not",
-            argument="objective.type",
-            value=run.objective["type"],
-            hint="change either",
-        )
+        wanted = "U(y, t)" if parts.objective.noisy else "E(x)"
+        text = f"must be an energy {wanted}, which objective.type={run.objective['type']} trains"
+        raise UserError(text, argument="energy.type", value=run.energy["type"], hint="change either")
 
 
 def _dry_run(parts: Parts, batch: Batch) -> None:
@@ -139,36 +129,28 @@ def _dry_run(parts: Parts, batch: Batch) -> None:
                 sampler.step(energy, state, sampler.draw(state, draws))
         except faults as error:
             reason = (str(error).splitlines() or [repr(error)])[0]
-            text = f"a trial step with these values fails ({reason})"
-            raise UserError(text, argument=name, hint="change them") from error
+            text = f"must allow a step, and a trial step fails ({reason})"
+            raise UserError(text, argument=name, hint="change its values") from error
 
 
-def _first_labels(data: Dataset, n: int) -> Int[Tensor, " n"] | None:
-    """The labels of the first n training rows; None where the data have none."""
-    return None if data.train_labels is None else data.train_labels[:n]
-
-
-def _require_labels(objective: Any, energy: Any, data: Dataset) -> None:
+def _require_labels(objective: Objective[Any], energy: nn.Module, data: Dataset) -> None:
     """UserError unless the data's labels are those of the energy's classes, if the objective learns any."""
     if not (isinstance(objective, Labelled) and objective.labelled):
         return
     if not isinstance(energy, Classifier):
         text = f"must have classes, which the objective learns; {lacking(energy, Classifier)}"
-        raise UserError(
-            text, argument="energy.type", hint="take thalweg.energy.noise_conditional.classifier:JointUNetEnergy"
-        )
+        hint = "take thalweg.energy.noise_conditional.classifier:JointUNetEnergy"
+        raise UserError(text, argument="energy.type", hint=hint)
     num = energy.num_classes
     if data.train_labels is None or data.held_out_labels is None:
-        raise UserError(
-            f"{data.name}: no labels of whole numbers, which the objective learns: give an npz with y_train, y or "
-            "labels beside the rows, or train without classes by --recipe dual"
-        )
+        text = "must have labels, which are whole numbers, for the objective to learn"
+        hint = "give an npz with y_train, y or labels beside the rows, or train without classes by --recipe dual"
+        raise UserError(text, argument=data.name, hint=hint)
     found = torch.cat([data.train_labels, data.held_out_labels]).unique()
     low, high = int(found[0]), int(found[-1])
     if low == high:
-        raise UserError(f"{data.name}: all labels are {low}: a classifier wants two classes or more")
+        raise UserError(f"must have labels of two classes or more, and all are {low}", argument=data.name)
     if low < 0 or high >= num:
-        raise UserError(
-            f"{data.name}: labels run from {low} to {high}, and energy.num_classes={num} takes 0 to {num - 1}: "
-            f"number the classes from 0, or add energy.num_classes={max(2, high + 1)}"
-        )
+        text = f"must have labels from 0 to {num - 1}, as energy.num_classes={num}, and has {low} to {high}"
+        hint = f"number the classes from 0, or add energy.num_classes={max(2, high + 1)}"
+        raise UserError(text, argument=data.name, hint=hint)

@@ -23,7 +23,7 @@ from thalweg.training.settings import RunSettings, TrainSettings
 from thalweg.training.state import TrainState
 from thalweg.training.step import Augment, Batches, ToModelUnits, Update, named_memory_errors, run_steps
 
-FOR_FOLDERS = ("checkpoint_every", "keep", "log_every")
+FOR_FOLDERS = {"checkpoint_every", "keep", "log_every"}
 
 
 def optimise(
@@ -60,13 +60,15 @@ def optimise(
         Diverged: A loss, gradient or health signal went wrong more often than `settings.guard` forgives.
         OutOfMemory: Memory ran out; the message names the batch size.
     """
-    for name in FOR_FOLDERS:
-        if getattr(settings, name) != TrainSettings.model_fields[name].default:
-            raise UserError("has no effect without a run folder", argument=name, value=getattr(settings, name))
+    for name, value in settings.model_dump(include=FOR_FOLDERS).items():
+        default = TrainSettings.model_fields[name].default
+        if value != default:
+            text = f"must be {default}, as there is no run folder for it to act on"
+            raise UserError(text, argument=name, value=value, hint="leave it out")
     if isinstance(x, Tensor):
         batches: Batches = Loader(x, labels, batch_size=settings.batch_size, seed=seed)
     elif labels is not None:
-        raise UserError("has no effect where x gives the batches", argument="labels", hint="let `batch` return them")
+        raise UserError("must be None where x gives the batches", argument="labels", hint="let `batch` return them")
     else:
         batches = x
     update = Update(objective, batches, transform or Identity(), settings, seed, augment)

@@ -1,4 +1,4 @@
-"""What a user asks of a run: checked in itself, made into a run's tree, and held against a run that has begun."""
+"""What a user asks of a run: checked, made into the settings of a run, and compared with a run that has begun."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.recipes import read_recipe
 
 BUDGETS = ("steps", "minutes")
-MINUTES = 10.0  # where neither the command, nor an override, nor the recipe says a word about the budget
+MINUTES = 10.0  # where neither the command, nor an override, nor the recipe has a budget
 ARGUMENTS = ("data.name", "data.path", "data.hub", "data.header", "data.drop", "seed")
 WHOLE = {"data": "data.held_out or data.limit", "train": "its keys, as in train.batch_size=32"}
 ANOTHER = "resume without, or start another run"
@@ -23,10 +23,21 @@ ANOTHER = "resume without, or start another run"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks of `fit`: a data set, a recipe and what to change in it.
+    """What a user asks of `fit`. In a resumed run, what is not given is as when the run began.
 
-    `recipe`, `seed`, `header` and `drop` not given mean "dual", 0, what the file says and no column in a new run, and
-    those of the run in a resumed one.
+    Args:
+        data: The name of a data set, or a path.
+        recipe: The name of a recipe, or a .yaml file. None: "dual" in a new run.
+        path: A file or folder that holds a named set.
+        hub: Whether the set is fetched from the Hugging Face Hub.
+        minutes: Time to train, turned into steps at the start.
+        steps: Steps to train, in place of minutes.
+        seed: Of all randomness. None: 0 in a new run.
+        checkpoint_every: Steps between checkpoints.
+        overrides: Changes to the recipe, such as "train.batch_size=32".
+        command: What made the run, for its config.
+        header: Whether a CSV's first line names the columns. None: it must be clear from the lines.
+        drop: Columns to leave out.
     """
 
     data: str | os.PathLike[str]
@@ -85,10 +96,10 @@ def data_tree(request: Request) -> dict[str, Any]:
     for text in request.overrides:
         key = text.partition("=")[0].strip()
         if key in ARGUMENTS:
-            text = "is an argument of its own, not an override"
+            text = "must be given as an argument, not as an override"
             raise UserError(text, argument=key, hint="see `thalweg train --help`")
         if key in WHOLE:
-            raise UserError("cannot be replaced whole", argument=key, hint=f"override {WHOLE[key]}")
+            raise UserError("must be overridden by key, not whole", argument=key, hint=f"override {WHOLE[key]}")
     data = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
     data |= {"header": request.header, "drop": list(request.drop)}
     mine = [text for text in request.overrides if text.strip().startswith("data.")]
@@ -99,86 +110,78 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
     """The run that a request describes on data of a kind, not yet validated; `defaults` are those of `train`."""
     name = recipe_name(request, kind)
     recipe = read_recipe(name)
-    said = recipe.get("train", {})
-    if not isinstance(said, dict) or {"data", "seed"} & recipe.keys():
-        text = "a recipe has a mapping under train, no data and no seed"
+    own = recipe.get("train", {})
+    if not isinstance(own, dict) or {"data", "seed"} & recipe.keys():
+        text = "must have a mapping under train, no data and no seed"
         raise UserError(text, argument=name, hint="give data and seed beside it")
     tree = {
         "transform": {"type": "thalweg.data.transform:Identity"},
         **recipe,
         "data": data_tree(request),
         "seed": request.seed or 0,
-        "train": {**defaults, **said},
+        "train": {**defaults, **own},
     }
-    if isinstance(said.get("guard", {}), dict):
-        tree["train"]["guard"] = {**defaults["guard"], **said.get("guard", {})}
+    if isinstance(own.get("guard", {}), dict):
+        tree["train"]["guard"] = {**defaults["guard"], **own.get("guard", {})}
     if request.checkpoint_every is not None:
         tree["train"]["checkpoint_every"] = request.checkpoint_every
     tree = specs.override(tree, request.overrides)
-    tree["train"] |= _budget(request, name, said, tree["train"])
+    tree["train"] |= _budget(request, name, own, tree["train"])
     if isinstance(tree.get("energy"), dict) and "shape" in tree["energy"]:
-        raise UserError("comes from the data and cannot be given", argument="energy.shape", hint="drop it")
+        raise UserError("must not be given, as it comes from the data", argument="energy.shape", hint="drop it")
     return tree
 
 
 def _budget(request: Request, name: str, recipe: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
     """Exactly one of steps and minutes, the other None: as asked for, else the recipe's, else ten minutes."""
-    overridden = [key for key in BUDGETS if _overridden(request, f"train.{key}")]
+    keys = {text.partition("=")[0].strip() for text in request.overrides}
+    overridden = [key for key in BUDGETS if f"train.{key}" in keys]
     asked = [(f"--{key}", key, getattr(request, key)) for key in BUDGETS if getattr(request, key) is not None]
     asked += [(f"train.{key}", key, train[key]) for key in overridden if train[key] is not None]
     if len(asked) > 1:
         both = " and ".join(where for where, *_ in asked)
-        raise UserError("either is the whole budget", argument=both, hint="give one of them")
+        raise UserError("must be one of the two, as either is the whole budget", argument=both, hint="give one")
     if overridden and not asked:
-        text = "null leaves the run without a budget"
+        text = "must not be null, as the run would have no budget"
         raise UserError(text, argument=f"train.{overridden[0]}", hint="give --minutes or --steps")
     given = [(name, key, recipe[key]) for key in BUDGETS if recipe.get(key) is not None]
     if len(given) > 1:
-        text = "train has both steps and minutes, and either is the whole budget"
-        raise UserError(text, argument=name, hint="drop one of them")
+        text = "must have steps or minutes under train, not both"
+        raise UserError(text, argument=name, hint="drop one")
     if not asked and not given and any(key in recipe for key in BUDGETS):
-        raise UserError("train has neither steps nor minutes", argument=name, hint="give --minutes or --steps")
+        raise UserError("must have steps or minutes under train", argument=name, hint="give --minutes or --steps")
     _, key, value = (asked or given or [("", "minutes", MINUTES)])[0]
     return {**dict.fromkeys(BUDGETS), key: value}
 
 
-def _overridden(request: Request, key: str) -> bool:
-    return any(text.partition("=")[0].strip() == key for text in request.overrides)
-
-
 def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a request that asks of the run in `folder`, whose config this is, something else than it began with."""
+    """UserError for a request of something else than what the run in `folder`, whose config this is, began with."""
     run = config["run"]
-    began, data = f"the run in {folder} began with", run["data"]
+    data = run["data"]
     if data["name"] != request.data:
-        text = f"a run on {data['name']}, not on {request.data}"
+        text = f"must hold a run on {request.data}, and holds one on {data['name']}"
         raise UserError(text, argument=str(folder), hint="name another folder with -o")
-    if request.path is not None and not _same_path(request.path, data["path"]):
-        raise UserError(f"{began} {data['path'] or 'none'}", argument="path", value=request.path, hint=ANOTHER)
-    if request.hub and not data["hub"]:
-        raise UserError(f"{began}out it", argument="hub", value=True, hint=ANOTHER)
-    if request.header not in (None, data["header"]):
-        raise UserError(f"{began} another", argument="header", value=request.header, hint=ANOTHER)
-    if request.drop and [*request.drop] != data["drop"]:
-        left_out = ", ".join(data["drop"]) or "nothing"
-        raise UserError(f"{began} {left_out} left out", argument="drop", value=[*request.drop], hint=ANOTHER)
-    if request.seed is not None and request.seed != run["seed"]:
-        raise UserError(f"{began} seed {run['seed']}", argument="seed", value=request.seed, hint=ANOTHER)
+
+    def require(same: bool, argument: str, asked: object, began: object) -> None:
+        if not same:
+            text = f"must be {began!r}, as when the run in {folder} began"
+            raise UserError(text, argument=argument, value=asked, hint=ANOTHER)
+
+    places = {None if path is None else os.path.realpath(path) for path in (request.path, data["path"])}
+    require(request.path is None or len(places) == 1, "path", request.path, data["path"])
+    require(not request.hub or data["hub"], "hub", True, False)
+    require(request.header in (None, data["header"]), "header", request.header, data["header"])
+    require(not request.drop or [*request.drop] == data["drop"], "drop", [*request.drop], data["drop"])
+    require(request.seed in (None, run["seed"]), "seed", request.seed, run["seed"])
     _compare_recipe(request, config, folder)
     # The very overrides it began with pass: a value may be stored in another form than the one it was given in.
     changed = list(request.overrides) != config.get("overrides")
     if changed and specs.plain(specs.override(run, request.overrides)) != run:
-        text = f"an override differs from what this run began with ({' '.join(request.overrides)})"
-        raise UserError(text, argument=str(folder), hint=ANOTHER)
-    for name in ("steps", "minutes", "checkpoint_every"):
-        asked = getattr(request, name)
-        if asked is not None and run["train"][name] != asked:
-            planned = f"this run was planned with {name}={run['train'][name]} and its schedule depends on it"
-            raise UserError(planned, argument=name, value=asked, hint=ANOTHER)
-
-
-def _same_path(asked: str | os.PathLike[str], stored: str | None) -> bool:
-    return stored is not None and os.path.realpath(asked) == os.path.realpath(stored)
+        text = f"must be those that the run in {folder} began with"
+        raise UserError(text, argument="overrides", value=" ".join(request.overrides), hint=ANOTHER)
+    budget = {"steps": request.steps, "minutes": request.minutes, "checkpoint_every": request.checkpoint_every}
+    for name, asked in budget.items():
+        require(asked in (None, run["train"][name]), name, asked, run["train"][name])
 
 
 def _compare_recipe(request: Request, config: Mapping[str, Any], folder: Path) -> None:
@@ -187,9 +190,10 @@ def _compare_recipe(request: Request, config: Mapping[str, Any], folder: Path) -
     asked, stored = recipe_name(request, config["data"]["kind"]), config.get("recipe")
     file = asked.endswith((".yaml", ".yml"))
     if stored is None:
-        text = f"the run in {folder} does not say which it began with"
-        raise UserError(text, argument="recipe", value=request.recipe, hint="resume without")
+        text = f"must be left out, as the run in {folder} does not say which it began with"
+        raise UserError(text, argument="recipe", value=request.recipe)
     if _digest(read_recipe(asked)) == config.get("recipe_sha256") or (asked == stored and not file):
         return
     what = f"{stored} as it was then" if asked == stored else stored
-    raise UserError(f"the run in {folder} began with {what}", argument="recipe", value=request.recipe, hint=ANOTHER)
+    text = f"must be {what}, as when the run in {folder} began"
+    raise UserError(text, argument="recipe", value=request.recipe, hint=ANOTHER)

@@ -37,24 +37,24 @@ class RunFolder:
             self.names = ()
             return
         if os.path.exists(folder) and not folder.is_dir():
-            raise UserError("a file, where a folder for the run was wanted", argument=str(folder))
+            raise UserError("must be a folder, and is a file", argument=str(folder), hint=ANOTHER)
         self.missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # innermost first
         self._probe()
         for name in self.names:
             path, wanted = folder / name, "folder" if name in folders else "file"
             if os.path.lexists(path) and not (path.is_dir() if wanted == "folder" else path.is_file()):
-                text = f"not a {wanted}, and the run writes its own there"
+                text = f"must be a {wanted}, as the run writes its own there"
                 raise UserError(text, argument=str(path), hint="move it away")
         self.before = {name for name in self.names if os.path.lexists(folder / name)}
 
     def _probe(self) -> None:
         try:
-            self.make()
+            self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            text = f"cannot make the folder or write in it ({reason})"
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            text = f"must be a folder that can be made and written in ({reason})"
             raise UserError(text, argument=str(self.folder), hint=ANOTHER) from error
         finally:
             self._remove_folders()
@@ -64,7 +64,7 @@ class RunFolder:
 
         A lock of the system on the folder itself, where there are such: a killed process leaves none behind.
         """
-        self.make()
+        self.folder.mkdir(parents=True, exist_ok=True)
         if fcntl is None:
             return
         handle = os.open(self.folder, os.O_RDONLY)
@@ -74,7 +74,7 @@ class RunFolder:
             os.close(handle)
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 return  # a file system without locks
-            text = "another process is training there"
+            text = "must not be in use, and another process is training there"
             raise UserError(text, argument=str(self.folder), hint=f"wait for it, or {ANOTHER}") from error
         self._handle = handle
 
@@ -82,17 +82,14 @@ class RunFolder:
         """Lock the folder for a new run; UserError where one has begun since the check."""
         self.lock()
         if (self.folder / "config.json").is_file():
-            raise UserError("another process has begun a run there", argument=str(self.folder), hint=ANOTHER)
+            text = "must not hold a run yet, and another process has begun one"
+            raise UserError(text, argument=str(self.folder), hint=ANOTHER)
 
     def unlock(self) -> None:
         """Release the lock, if there is one."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
-
-    def make(self) -> None:
-        """The folder and those above it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
 
     def rollback(self) -> None:
         """Remove what a run has written since the check; whatever else is there stays."""

@@ -75,7 +75,8 @@ class AnnealedSampler(Sampler[S], Protocol[S], metaclass=Capability):
 class GradientOnly(Protocol, metaclass=Capability):
     """A sampler that states whether its steps use the energy's gradient alone.
 
-    Where they do, and the network is in bfloat16, no energies in full precision are computed (`sampler.precision`).
+    A chain asks whose network is in bfloat16: where they do, it computes no energies in full precision
+    (`sampler.precision`).
     """
 
     @property
@@ -86,11 +87,29 @@ class GradientOnly(Protocol, metaclass=Capability):
 
 @runtime_checkable
 class HasClamp(Protocol, metaclass=Capability):
-    """A sampler that may clamp positions to a box; the share of coordinates on its walls is a health signal."""
+    """A sampler that may clamp positions to a box.
+
+    `ContrastiveDivergence` asks: the share of coordinates on the box's walls is a health signal of the training.
+    """
 
     @property
     def clamp(self) -> tuple[float, float] | None:
         """(low, high), or None for no box."""
+        ...
+
+
+@runtime_checkable
+class HasStepSize(Protocol, metaclass=Capability):
+    """A Langevin kernel, one step of which adds noise of variance 2 step_size temperature. In-painting asks."""
+
+    @property
+    def step_size(self) -> float | Tensor:
+        """In squared units of x, positive."""
+        ...
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """In nats, zero or more: the chain's law is exp(-E / temperature)."""
         ...
 
 

@@ -66,7 +66,8 @@ class Update:
 
     def first_state(self, energy: nn.Module) -> TrainState:
         """The state before step 1."""
-        return fresh(energy, self.settings, self._init_objective)
+        x, draws = self.batch(0, 0.0).x, generator(self.seed, "init", 0, self.group.rank)
+        return fresh(energy, self.settings, lambda energy: self.objective.init(energy, x, draws))
 
     def __call__(self, state: TrainState, precision: Precision, num_steps: int) -> dict[str, Tensor]:
         """Update the state and return the metrics. Raises Diverged before the weights are touched."""
@@ -105,9 +106,6 @@ class Update:
         trial = fresh(copy.deepcopy(state.energy), self.settings, lambda _: state.objective)
         trial.step = TRIAL_STEPS // 2  # schedules, as of a chain's length, are timed half-way
         return lambda: self(trial, precision, TRIAL_STEPS)
-
-    def _init_objective(self, energy: nn.Module) -> Any:
-        return self.objective.init(energy, self.batch(0, 0.0).x, generator(self.seed, "init", 0, self.group.rank))
 
 
 def run_steps(

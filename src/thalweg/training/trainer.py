@@ -22,7 +22,7 @@ from thalweg.objective.base import Objective
 from thalweg.training.distributed import ProcessGroup, SingleProcess, single_process
 from thalweg.training.guard import Guard
 from thalweg.training.metrics_log import MetricsLog, NoLog, Progress, Silent, log
-from thalweg.training.plan import Plan, Precision, make_plan, num_threads
+from thalweg.training.plan import Plan, make_plan, num_threads
 from thalweg.training.settings import TrainSettings
 from thalweg.training.state import FOLDER, TrainState
 from thalweg.training.step import Augment, ToModelUnits, Update, named_memory_errors, run_steps
@@ -91,7 +91,9 @@ class Trainer:
         # from here on signals are caught: a stop during the timing acts after the first step
         kept = lambda: f"; {_described(self._last_good())}"  # noqa: E731
         with named_memory_errors(self.state, self.settings, kept), _caught_signals() as caught:
-            known = self._known_plan()
+            known = Plan.load(self.folder)
+            if known is not None:
+                known.require(self.group.size, self.folder)
             self._restore()
             plan = self._plan(known)
             with num_threads(plan.threads):
@@ -148,26 +150,17 @@ class Trainer:
     def _weights(self) -> str:
         return hashlib.sha256(store.tensor_bytes(self.state.energy.state_dict())).hexdigest()
 
-    def _known_plan(self) -> Plan | None:
-        plan = Plan.load(self.folder)
-        if plan is not None:
-            plan.require(self.group.size, self.folder)
-        return plan
-
     def _plan(self, plan: Plan | None) -> Plan:
         """The stored plan, or a new one: all ranks take the trial steps, and the times of rank 0 count."""
         if plan is None:
             try:
-                made = make_plan(self.settings, self._trial, self.group.size)
+                made = make_plan(self.settings, lambda p: self.update.trial(self.state, p), self.group.size)
             except Diverged as error:
                 text = f"{error.what} is not finite in a trial step, before any training; {error.advice}"
                 raise error.described(text, step=None) from error
             plan = Plan.model_validate(self.group.broadcast(made.model_dump))
             self.group.on_rank0(lambda: plan.save(self.folder))
         return plan
-
-    def _trial(self, precision: Precision) -> Callable[[], object]:
-        return self.update.trial(self.state, precision)
 
     def _metrics_log(self) -> MetricsLog | NoLog:
         if self.group.rank:

@@ -1,4 +1,4 @@
-"""Thresholds and promises from the energies of normal rows that the energy has not seen.
+"""Thresholds and false-alarm rates, q-values, from the energies of normal rows that the energy has not seen.
 
 A row is flagged at rate a where its conformal p-value (`bundle.conformal`) is p <= a, which is E(x) > t, t the k-th
 highest of u_1 … u_n, k = floor(a (n + 1)). For a normal row exchangeable with those n, P(p <= a) <= a.
@@ -25,26 +25,31 @@ class Rate(NamedTuple):
     high: float
 
 
-class LeftOut(NamedTuple):
-    """What else is known of fitted rows that calibrate by being left out, where the table has equal ones; (n,) each.
+class LeaveOneOut(NamedTuple):
+    """Fitted rows that calibrate by being left out of the fit, where the table has equal ones; (n,) each.
 
-    `alone`: the leave-one-out energy itself. `seen`: the energy that a new row has that equals row i; where the table
-    has no second such row it is `alone` too. `counts`: rows of the table that row i counts for.
+    Args:
+        energies: The leave-one-out energy of row i, nats.
+        equals: The energy of a new row that equals row i; `energies` where the table has no second such row.
+        counts: Rows of the table that row i counts for.
     """
 
-    alone: np.ndarray
-    seen: np.ndarray
+    energies: np.ndarray
+    equals: np.ndarray
     counts: np.ndarray
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Energies (n,) of normal rows that the energy has not seen, nats, in any order. `left_out`: where they are the
-    leave-one-out energies of fitted rows; None: no fit saw these rows, which are independent then.
+    """Energies of normal rows that the energy has not seen.
+
+    Args:
+        energies: Nats, in any order, (n,).
+        left_out: Where they are leave-one-out energies of fitted rows. None: no fit saw these rows.
     """
 
     energies: np.ndarray
-    left_out: LeftOut | None = None
+    left_out: LeaveOneOut | None = None
 
     def __post_init__(self):
         if self.energies.ndim != 1 or not len(self.energies) or not np.isfinite(self.energies).all():
@@ -60,14 +65,14 @@ class Calibration:
         return cls(_tied(energies, group))
 
     @classmethod
-    def of_left_out(cls, energies: np.ndarray, group: np.ndarray, seen: np.ndarray, counts: np.ndarray) -> Self:
-        """From leave-one-out energies of fitted rows, equal rows having one `group`; `seen` and `counts` as there.
+    def of_left_out(cls, left_out: LeaveOneOut, group: np.ndarray) -> Self:
+        """From fitted rows that were left out, equal rows having one `group`.
 
         Equal rows get the largest of their energies, that of a new equal row included: they tie, and on the safe side.
         """
         repeated = np.bincount(group)[group] > 1
-        largest = np.where(repeated, np.maximum(energies, seen), energies)
-        return cls(_tied(largest, group), LeftOut(energies, seen, counts))
+        largest = np.where(repeated, np.maximum(left_out.energies, left_out.equals), left_out.energies)
+        return cls(_tied(largest, group), left_out)
 
     @cached_property
     def ranked(self) -> np.ndarray:
@@ -99,10 +104,10 @@ class Calibration:
         order = np.argsort(self.energies, kind="stable")
         energies, n, left_out = self.energies[order], len(self.energies), self.left_out
         if left_out is not None:
-            alone, seen, counts = (part[order] for part in left_out)
-            equal = (np.abs(seen - t) <= 2 * ROUNDING * max(1.0, abs(t))) & (seen < energies)
-            energies = np.where(equal, np.minimum(energies, t), energies)
-            left_out = LeftOut(np.where(equal, np.minimum(alone, t), alone), seen, counts)
+            own, equals, counts = (part[order] for part in left_out)
+            lower = (np.abs(equals - t) <= 2 * ROUNDING * max(1.0, abs(t))) & (equals < energies)
+            energies = np.where(lower, np.minimum(energies, t), energies)
+            left_out = LeaveOneOut(np.where(lower, np.minimum(own, t), own), equals, counts)
         above = np.flatnonzero(energies > t)
         below = np.flatnonzero(energies <= t)
         if len(below):
@@ -117,17 +122,17 @@ class Calibration:
         Without ties at the threshold it has the law Beta(k, n + 1 - k) over calibration sets (Wilks 1941; Vovk 2012).
         With ties fewer rows are flagged. A calibration row would be if it exceeds the threshold that the n - 1 others
         set, which is to exceed the energy of rank k + 1: the share of these is unbiased for n - 1 rows. The interval is
-        then that of Clopper & Pearson (1934) for the number above the threshold. Of rows left out their own energies
-        count, `alone`, not the largest of their equals'.
+        then that of Clopper & Pearson (1934) for the number above the threshold. Of rows left out their leave-one-out
+        energies count, not the largest of their equals'.
         """
         k, n = self.rank_of(rate), len(self.ranked)
         if k == 0:
             return Rate(0.0, 0.0, 0.0)
-        t, alone = self.ranked[-k], self.energies if self.left_out is None else self.left_out.alone
-        flagged = int((alone > self.ranked[-k - 1]).sum()) if k < n else n
+        t, own = self.ranked[-k], self.energies if self.left_out is None else self.left_out.energies
+        flagged = int((own > self.ranked[-k - 1]).sum()) if k < n else n
         expected = k / (n + 1) if flagged == k else flagged / n
         if flagged != k or (self.ranked == t).sum() > 1:
-            return Rate(expected, *clopper_pearson(int((alone > t).sum()), n, level=level))
+            return Rate(expected, *clopper_pearson(int((own > t).sum()), n, level=level))
         low, high = stats.beta.ppf([(1 - level) / 2, (1 + level) / 2], k, n + 1 - k)
         return Rate(expected, float(low), float(high))
 
@@ -164,8 +169,7 @@ def q_by_rank(counts: np.ndarray) -> np.ndarray:
 
     The rows themselves need not be in memory, so the q-values of a stream are exact.
     """
-    p = np.arange(1, len(counts) + 1) / len(counts)
-    return _step_up(p, counts)
+    return _step_up(conformal.p_of_ranks(np.arange(len(counts)), len(counts) - 1), counts)
 
 
 def _step_up(p: np.ndarray, counts: np.ndarray) -> np.ndarray:

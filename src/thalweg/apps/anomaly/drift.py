@@ -1,6 +1,6 @@
-"""Has the stream drifted? Where nothing has changed, energies follow the calibration's law and p-values are uniform.
+"""The drift test: whether the energies of new rows, taken together, follow the law of the calibration.
 
-A change of the law is not the same as single anomalies: it says that thresholds do not mean what they did, and that
+A drift is not the same as single anomalies. Thresholds then no longer have their false-alarm rate, and
 `EnergyDetector.recalibrate`, or a new fit, is due.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from thalweg.apps.anomaly.calibration import ROUNDING, Calibration, LeftOut, check_rate
+from thalweg.apps.anomaly.calibration import ROUNDING, Calibration, LeaveOneOut, check_rate
 from thalweg.core.errors import UserError
 
 EXACT = 500  # rows up to which the statistic's exact law is used
@@ -39,11 +39,11 @@ def drift(calibration: Calibration, energies: np.ndarray, *, level: float = 0.01
     check_rate(level, "level")
     energies = np.asarray(energies, float)
     if energies.ndim != 1 or not np.isfinite(energies).all():
-        raise UserError(
-            "must be finite numbers (B,)", argument="energies", hint="give what detector.energy(rows) returns"
-        )
+        hint = "give what detector.energy(rows) returns"
+        raise UserError("must be finite numbers (B,)", argument="energies", hint=hint)
     if len(energies) < LEAST:
-        raise UserError(f"{len(energies)} rows: want {LEAST} or more to see a drift")
+        text = f"must be {LEAST} rows or more to see a drift, and are {len(energies)}"
+        raise UserError(text, argument="energies", hint="take larger batches")
     if calibration.left_out is not None:
         return _of_left_out(calibration.energies, calibration.left_out, energies, level)
     energies = _snapped(energies, calibration.ranked)
@@ -52,27 +52,27 @@ def drift(calibration: Calibration, energies: np.ndarray, *, level: float = 0.01
     return Drift(float(found.statistic), float(found.pvalue), level, bool(found.pvalue <= level))
 
 
-def _of_left_out(energies: np.ndarray, left_out: LeftOut, new: np.ndarray, level: float) -> Drift:
+def _of_left_out(energies: np.ndarray, left_out: LeaveOneOut, new: np.ndarray, level: float) -> Drift:
     """Both one-sided tests against leave-one-out energies u_i (Bonferroni).
 
         D+ = max_u (G(u) - F(u)),    D- = max_u (F(u) - S(u)),    p = min over both of exp(-2 m B / (m + B) D²) / part,
 
     m = n / variance, and the parts of the level 0.8 and 0.2.
 
-    F, G and S are the shares of new rows, of u_i, and of the rows' `seen` energies up to u: a new row that equals row i
-    has an energy from the one to the other, so that values that repeat are no drift. Energies of rows left out hang
-    together, as each row takes part in those of its neighbours: the variance of a share of them is larger than that of
+    F, G and S are the shares of new rows, of u_i, and of the energies of their equals up to u. A new row that equals
+    row i has an energy from the one to the other, so that values that repeat are no drift. Leave-one-out energies are
+    dependent, as each row takes part in those of its neighbours: the variance of a share of them is larger than that of
     n independent rows, by factors that `VARIANCE` bounds (`docs/experiments/anomaly.md`).
     """
-    seen = np.minimum(left_out.seen, energies)
-    seen = seen - ROUNDING * np.maximum(np.abs(seen), 1)
-    grid = np.unique(np.concatenate([energies, seen, new]))
+    equals = np.minimum(left_out.equals, energies)
+    equals = equals - ROUNDING * np.maximum(np.abs(equals), 1)
+    grid = np.unique(np.concatenate([energies, equals, new]))
     weights = left_out.counts / left_out.counts.sum()
     share = _shares(new, np.full(len(new), 1 / len(new)), grid)
     up = float((_shares(energies, weights, grid) - share).max())
-    down = float((share - _shares(seen, weights, grid)).max())
+    down = float((share - _shares(equals, weights, grid)).max())
     rows = 1 / np.square(weights).sum()
-    variances = VARIANCE if (left_out.seen == left_out.alone).all() else VARIANCE_OF_EQUALS
+    variances = VARIANCE if (left_out.equals == left_out.energies).all() else VARIANCE_OF_EQUALS
     sizes = [rows / variance * len(new) / (rows / variance + len(new)) for variance in variances]
     parts = zip(sizes, (up, down), LEVELS, strict=True)
     p = min(math.exp(-2 * m * max(d, 0.0) ** 2) / part for m, d, part in parts)

@@ -8,8 +8,12 @@ import numpy as np
 class Reason(NamedTuple):
     """One feature's part in one row's energy; `pandas.DataFrame(reasons)` is a table of them.
 
-    `row`: its number in X, from 0. `share`: of the row's energy, in [0, 1], all of a row's adding up to 1.
-    `value`: as it was given (None: missing). `repair`: the value of the nearest row of low energy.
+    Args:
+        row: The number of the row in X, from 0.
+        feature: The name of the feature.
+        share: Of the row's energy, in [0, 1]; those of a row add up to 1.
+        value: As it was given. None: missing.
+        repair: The value of the nearest row of low energy.
     """
 
     row: int

@@ -1,5 +1,6 @@
-"""Arrays that cannot be used, told in one line: scikit-learn's checks, with the place and the remedy."""
+"""Checks of arrays that are given to a detector: scikit-learn's own, with the row, the column and a remedy."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,9 @@ def array_errors(x: Any) -> Iterator[None]:
     kinds = _dtypes(x)
     dates = [dtype for dtype in kinds if getattr(dtype, "kind", "") in ("M", "m")]
     if dates:
-        raise UserError(f"holds dates ({dates[0]})", argument="X", hint="turn them into numbers, as an age in days")
+        raise UserError(
+            f"must not hold dates ({dates[0]})", argument="X", hint="turn them into numbers, as an age in days"
+        )
     if any(getattr(dtype, "kind", "") == "c" for dtype in kinds):
         hint = "give real and imaginary part as two columns"
         raise UserError("Complex data not supported", argument="X", hint=hint)
@@ -35,7 +38,7 @@ def array_errors(x: Any) -> Iterator[None]:
         if text is not None:
             raise UserError(f"{text}; could not convert string to float", argument="X", hint=CATEGORIES) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise UserError(" ".join(lines if len(lines) < 3 else [lines[0], lines[-1]])) from error
+        raise UserError(" ".join(lines if len(lines) < 3 else [lines[0], lines[-1]]), argument="X") from error
 
 
 def _dtypes(x: Any) -> list[Any]:
@@ -56,7 +59,7 @@ def check_rows(
     rows; `first` is the number of the first row.
     """
     if len(x) < least:
-        raise UserError(f"{len(x)} rows; want {least} or more", argument=where)
+        raise UserError(f"must hold {least} row{'s' * (least > 1)} or more, and holds {len(x)}", argument=where)
     hint = f"drop the row, or fit with {option(where, 'missing', 'marginalise')}"
     if columns is not None:
         names = [columns.names[i] for i in columns.owners]
@@ -77,8 +80,8 @@ def numbered(named: Sequence[str], names: Sequence[str], where: str) -> Columns:
     for wanted in (named, [str(i) for i in range(len(named))]):
         if set(wanted) <= set(names):
             return Columns(tuple(map(Column, wanted)))
-    what = f"the detector was fitted on an array of {len(named)} columns without names"
-    hint = f"name the table's {named[0]} to {named[-1]}, or give a CSV of as many columns with --no-header"
+    what = f"must have the columns {named[0]} to {named[-1]}, as the detector was fitted on an array"
+    hint = "rename the table's, or give a CSV of as many columns with --no-header"
     raise UserError(what, argument=where, hint=hint)
 
 
@@ -98,15 +101,15 @@ def _first_text(x: Any) -> str | None:
 
 def checked_pixels(x: Any) -> Any:
     """Images as an array or tensor, each still to be checked by the energy; UserError for a path."""
-    if isinstance(x, str | bytes) or hasattr(x, "__fspath__"):
+    if isinstance(x, str | bytes | os.PathLike):
         hint = "read the images into an array (N, H, W) or (N, C, H, W)"
-        raise UserError(f"{str(x)!r:.100} is a path", argument="X", hint=hint)
+        raise UserError("must be images, not a path", argument="X", value=x, hint=hint)
     if isinstance(x, Tensor):
         return x
     try:
         found = np.asarray(x)
     except (TypeError, ValueError) as error:
-        raise UserError(f"not an array of pixels ({str(error).splitlines()[0]})", argument="X") from error
+        raise UserError(f"must be an array of pixels ({str(error).splitlines()[0]})", argument="X") from error
     if found.ndim not in (3, 4):
-        raise UserError(f"has shape {found.shape}; want images (N, H, W) or (N, C, H, W)", argument="X")
+        raise UserError(f"must be images (N, H, W) or (N, C, H, W), not of shape {found.shape}", argument="X")
     return found

@@ -17,7 +17,7 @@ from thalweg.core.errors import UserError
 try:
     from pyod.models.base import BaseDetector
 except ImportError as error:
-    raise UserError("thalweg.apps.anomaly.pyod needs PyOD: pip install 'thalweg[pyod]'") from error
+    raise UserError("must be installed", argument="pyod", hint="pip install 'thalweg[pyod]'") from error
 
 
 class EnergyOD(BaseDetector):
@@ -43,10 +43,7 @@ class EnergyOD(BaseDetector):
         X = check_array(X, dtype="float64")
         self._set_n_classes(y)
         self.detector_ = EnergyDetector(
-            calibration=self.calibration,
-            held_out=self.held_out,
-            options=self.options,
-            random_state=self.random_state,
+            calibration=self.calibration, held_out=self.held_out, options=self.options, random_state=self.random_state
         ).fit(X)
         self.decision_scores_ = np.asarray(self.detector_.train_scores_, float)
         self._process_decision_scores()
@@ -54,6 +51,6 @@ class EnergyOD(BaseDetector):
 
     def decision_function(self, X: Any) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         """E(x), (B,) nats, high = abnormal."""
-        if not hasattr(self, "detector_"):
-            raise UserError("this EnergyOD has not been fitted; call fit")
+        if "detector_" not in vars(self):
+            raise UserError("must be fitted", argument="EnergyOD", hint="call fit")
         return self.detector_.energy(X)

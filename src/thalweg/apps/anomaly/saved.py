@@ -12,10 +12,10 @@ import torch
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from thalweg.apps.anomaly.calibration import Calibration, LeftOut, check_rate
+from thalweg.apps.anomaly.calibration import Calibration, LeaveOneOut, check_rate
 from thalweg.apps.anomaly.detector import EnergyDetector
-from thalweg.apps.anomaly.missing import Partial
-from thalweg.apps.anomaly.parameters import KINDS, energy_class
+from thalweg.apps.anomaly.energies import KINDS, energy_class
+from thalweg.apps.anomaly.missing import PartialRows
 from thalweg.bundle.files import StoredType, heading, holds, require_sealed
 from thalweg.core import state_tree, store
 from thalweg.core.errors import DamagedFile, UserError
@@ -47,7 +47,7 @@ class DetectorBundle(StoredType):
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            message = f"not the configuration of a detector ({error!r})"
+            message = f"must be the configuration of a detector ({error!r})"
             raise DamagedFile(message, argument=str(folder / "config.json")) from error
 
     def energy(self, x: Any) -> Tensor:
@@ -80,7 +80,7 @@ class DetectorBundle(StoredType):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            message = f"cannot be made ({error.strerror})"
+            message = f"must be a folder that can be made ({error.strerror})"
             raise UserError(message, argument=str(folder), hint="name another folder") from error
         store.save_folder(folder, write)
 
@@ -92,30 +92,31 @@ def replaceable(folder: str | Path) -> Path:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return folder
     if not folder.is_dir() or not holds(folder, DetectorBundle):
-        raise UserError("holds something that is no detector", argument=str(given), hint="name another folder")
+        raise UserError("must be empty or hold a detector", argument=str(given), hint="name another folder")
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in OWN)
     if foreign:
-        message = f"holds {foreign[0]!r} beside a detector, which would be lost as the folder is replaced"
+        message = f"must hold nothing beside a detector, as the folder is replaced, and holds {foreign[0]!r}"
         raise UserError(message, argument=str(given), hint="move it away, or name another folder")
     return folder
 
 
 def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors, and what JSON holds."""
-    tree = {"energy": _tensors(detector.energy_.state()), "train_scores": _tensor(detector.train_scores_)}
+    energy = {name: _tensor(value) for name, value in detector.energy_.state().items()}
+    tree: dict[str, Any] = {"energy": energy, "train_scores": _tensor(detector.train_scores_)}
     if detector.partial_ is not None:
         tree |= {"rows": _tensor(detector.partial_.rows), "center": _tensor(detector.partial_.center)}
     tensors, structure = state_tree.flatten(tree)
-    names = getattr(detector, "feature_names_in_", None)
+    given, learned = detector.get_params(deep=False), vars(detector)  # scikit-learn sets names and number of features
+    names = learned.get("feature_names_in_")
+    parameters = {name: given[name] for name in PLAIN} | {"kind": detector.kind_, "missing": detector.missing_}
     config = {
-        "parameters": _plain(
-            {n: getattr(detector, n) for n in PLAIN} | {"kind": detector.kind_, "missing": detector.missing_}
-        ),
+        "parameters": _plain(parameters),
         "rate": detector.rate_,
         "leave_one_out": detector.calibration_.left_out is not None,
         "random_state": _seed(detector.random_state),
         "offset": detector.offset_,
-        "num_features": getattr(detector, "n_features_in_", None),
+        "num_features": learned.get("n_features_in_"),
         "features": None if names is None else [str(name) for name in names],
         "columns": None if detector.columns_ is None else detector.columns_.to_list(),
         "reading": None if detector.columns_ is None else detector.columns_.reading.to_dict(),
@@ -128,8 +129,8 @@ def _state(detector: EnergyDetector) -> tuple[dict[str, Tensor], dict[str, Any]]
 def _calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
     """The energies; and what else is known of those left out, where rows repeat."""
     tensors, left_out = {"energy": _tensor(calibration.energies)}, calibration.left_out
-    if left_out is not None and ((left_out.seen != left_out.alone).any() or (left_out.counts > 1).any()):
-        tensors |= {name: _tensor(value) for name, value in left_out._asdict().items()}
+    if left_out is not None and ((left_out.equals != left_out.energies).any() or (left_out.counts > 1).any()):
+        tensors |= {f"left_out.{name}": _tensor(value) for name, value in left_out._asdict().items()}
     return tensors
 
 
@@ -137,8 +138,9 @@ def _calibration(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Calib
     energies = arrays["energy"]
     if not config["leave_one_out"]:
         return Calibration(energies)
-    alone, seen = arrays.get("alone", energies), arrays.get("seen", energies)
-    return Calibration(energies, LeftOut(alone, seen, arrays.get("counts", np.ones(len(energies), int))))
+    own, equals = arrays.get("left_out.energies", energies), arrays.get("left_out.equals", energies)
+    counts = arrays.get("left_out.counts", np.ones(len(energies), int))
+    return Calibration(energies, LeaveOneOut(own, equals, counts))
 
 
 def _detector(config: dict[str, Any], tensors: dict[str, Tensor], calibration: Calibration) -> EnergyDetector:
@@ -155,7 +157,7 @@ def _detector(config: dict[str, Any], tensors: dict[str, Tensor], calibration: C
         detector.columns_ = Columns.from_list(config["columns"], Reading.from_dict(reading), left_out)
     detector.partial_ = None
     if "rows" in tree:
-        detector.partial_ = Partial(tree["rows"].numpy(), detector.calibration_, tree["center"].numpy())
+        detector.partial_ = PartialRows(tree["rows"].numpy(), detector.calibration_, tree["center"].numpy())
     detector.offset_ = float(config["offset"])
     detector.kind_, detector.missing_ = detector.kind, detector.missing
     detector.rate_ = check_rate(config["rate"], "rate")
@@ -185,21 +187,5 @@ def _tensor(a: Any) -> Tensor:
     return torch.from_numpy(np.array(a))  # a copy, writable and in order
 
 
-def _tensors(tree: Any) -> Any:
-    """The tree with tensors for arrays and plain numbers for numpy's."""
-    if isinstance(tree, dict):
-        return {key: _tensors(part) for key, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_tensors(part) for part in tree)
-    if isinstance(tree, np.ndarray):
-        return _tensor(tree)
-    return tree.item() if isinstance(tree, np.generic) else tree
-
-
-def _arrays(tree: Any) -> Any:
-    """The inverse of `_tensors`."""
-    if isinstance(tree, dict):
-        return {key: _arrays(part) for key, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(_arrays(part) for part in tree)
-    return tree.numpy() if isinstance(tree, Tensor) else tree
+def _arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in tensors.items()}

@@ -2,23 +2,33 @@
 
     v(u) = -log P(U >= u),    U the energy of a normal row that no training saw.
 
-v is 0 for the lowest energies and log(1/alpha) at the 1 - alpha quantile, whatever the energy's units; where the sample
-ends it goes on as an exponential tail would (Balkema & de Haan 1974; Pickands 1975, shape 0), so that no two anomalies
-tie. The sum of several v is Fisher's statistic (1932): evidence of independent kinds adds up.
+v is 0 for the lowest energies and log(1/alpha) at the 1 - alpha quantile, whatever the energy's units. Beyond the
+sample it grows as for an exponential tail (Balkema & de Haan 1974; Pickands 1975, shape 0), so that no two anomalies
+tie. The sum of several v is Fisher's statistic (1932). `LogSurvival` is smooth, for images; `LogPValue` has exact
+ranks, for tables.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple, Self
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from thalweg.apps.anomaly.calibration import ROUNDING
 
 LEVELS = (0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)  # of survival; the tail begins at the last
 
 
 class LogSurvival(NamedTuple):
-    """Knots u (K,) and v (K,), joined by lines; beyond the last, v grows by 1 every `scale`, below the first by that
-    of the first line, down to minus infinity, so that v has a slope everywhere.
+    """v(u) by lines between knots, with a slope everywhere.
+
+    Args:
+        u: Energies of the knots, nats, (K,).
+        v: Their values, (K,). Below the first knot v goes on with the slope of the first line.
+        scale: Beyond the last knot v grows by 1 every `scale` nats.
     """
 
     u: Tensor
@@ -30,7 +40,7 @@ class LogSurvival(NamedTuple):
         """From the energies of normal rows. ValueError for fewer than two, or for such as are all the same."""
         e = energies.detach().double().sort().values
         if len(e) < 2 or not bool(e[-1] > e[0]):
-            raise ValueError(f"{len(e)} energies of normal rows, {len(e.unique())} of them distinct: want 2 or more")
+            raise ValueError(f"energies: must be 2 or more distinct numbers, and are {len(e.unique())} in {len(e)}")
         levels = [level for level in LEVELS if level >= 1 / len(e)]
         u = torch.quantile(e, 1 - torch.tensor(levels, dtype=e.dtype))
         step = torch.finfo(torch.float32).eps * (e[-1] - e[0])
@@ -45,3 +55,59 @@ class LogSurvival(NamedTuple):
         low, high = self.u[i - 1], self.u[i]
         inside = self.v[i - 1] + (u - low) / (high - low) * (self.v[i] - self.v[i - 1])
         return torch.where(u > self.u[-1], self.v[-1] + (u - self.u[-1]) / self.scale, inside)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogPValue:
+    """-log of the p-value of an energy among known ones, nats.
+
+    Mid-ranks up to the 80 % quantile, and an exponential tail with the mean excess beyond it, so that rows further out
+    than every stored one keep their order.
+
+    Args:
+        known: Energies of normal rows, rising, (N,).
+        room: Energies closer than this, relative to theirs from 1 on, count as equal.
+    """
+
+    known: np.ndarray
+    room: float = ROUNDING
+
+    @classmethod
+    def of(cls, energies: np.ndarray, room: float | None = None) -> Self:
+        """From energies (N,) in any order; with a `room`, where rows are equal, those closer than it made equal."""
+        known = np.sort(energies)
+        if room is None:
+            return cls(known=known)
+        close = np.diff(known) <= room * np.maximum(np.abs(known[1:]), 1)
+        for i in np.flatnonzero(close & (np.diff(known) > 0)):
+            end = np.searchsorted(known, known[i] + room * max(abs(known[i]), 1), side="right")
+            known[i:end] = known[i]
+        return cls(known=known, room=room)
+
+    def __call__(self, u: np.ndarray) -> np.ndarray:
+        values, at, between, (edge, excess, start) = self._table
+        u, place = _placed(u, values, self.room)
+        inside = np.where(values[place] == u, at[place], between[place])
+        return np.where(u > edge, (u - edge) / excess + start, inside)
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float]]:
+        """Distinct energies and infinity, -log p at them and just below each, and the tail's three numbers."""
+        n = len(self.known)
+        k = min(max(n // 5, 1), n)
+        edge = float(self.known[n - k - 1] if n > k else self.known[0])
+        excess = max(float((self.known[n - k :] - edge).mean()), 1e-9 * max(abs(edge), 1.0))
+        values, counts = np.unique(self.known, return_counts=True)
+        right = np.cumsum(counts)
+        left = right - counts
+        at, between = (-np.log((n - rank / 2 + 0.5) / (n + 1)) for rank in (left + right, 2 * np.append(left, n)))
+        tail = edge, excess, float(-np.log((k + 0.5) / (n + 1)))
+        return np.append(values, np.inf), np.append(at, at[-1]), between, tail
+
+
+def _placed(u: np.ndarray, values: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
+    """(u, its place among the sorted values): a value that u is but for rounding counts as u, lest copies not tie."""
+    place, allowed = np.searchsorted(values, u), room * np.maximum(np.abs(u), 1)
+    above, below = values[place], values[np.maximum(place - 1, 0)]
+    high, low = above - u <= allowed, u - below <= allowed
+    return np.where(high, above, np.where(low, below, u)), np.where(low & ~high, np.maximum(place - 1, 0), place)

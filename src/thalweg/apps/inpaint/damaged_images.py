@@ -45,15 +45,15 @@ class DamagedImages:
         if known is not None:
             finite = finite | ~known[self.rows]
         good = finite.flatten(1).all(1)
-        reason = "holds NaN or infinity where it is observed" if known is not None else "holds NaN or infinity"
+        reason = f"must be finite{' where it is observed' if known is not None else ''}"
         lost = [name for name, fine in zip(self.names, good.tolist(), strict=True) if not fine]
         if lost and not skip_bad:
-            more = f", as {len(lost) - 1} more" if len(lost) > 1 else ""
-            hint = "mask it, fill it, or pass over it with --skip-bad"
+            more = f", and so must {len(lost) - 1} more" if len(lost) > 1 else ""
+            hint = "mask it, fill it, or skip it with --skip-bad"
             raise UserError(f"{reason}{more}", argument=f"image {lost[0]}", hint=hint)
         if not bool(good.any()):
-            what = f"none of the {self.count} images can be used, the last {reason}"
-            raise UserError(what, hint="mask or fill such pixels")
+            what = f"must be finite in one of the {self.count} images at least"
+            raise UserError(what, argument="images", hint="mask or fill other pixels")
         return replace(
             self,
             x=self.x[good],
@@ -88,7 +88,7 @@ def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
         return None
     try:
         x = read_array(path, shape=(math.prod(shape),), finite=False).to(torch.float32).reshape(-1, *shape)
-    except UserError:  # read with its own shape, it is told better
+    except UserError:  # reading it with its own shape gives the better message
         return None
     verify(x.nan_to_num(0, 0, 0), shape, "image", where=str(path))
     return x
@@ -103,12 +103,14 @@ def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> DamagedImages
             good.append((i, read_array(file, shape=shape)))
         except UserError as error:
             if not skip_bad:
-                hint = "; ".join([*([error.hint] if error.hint else []), "--skip-bad passes over such files"])
+                hint = "; ".join([*([error.hint] if error.hint else []), "--skip-bad skips such files"])
                 raise error.replace(hint=hint) from error
             skipped.append({"file": file.name, "reason": " ".join(str(error).split())})
     if not good:
         first = skipped[0]["reason"]
-        raise UserError(f"none of its {len(files)} images can be used, the first: {first}", argument=str(path))
+        raise UserError(
+            f"must hold an image that can be used, and the first of {len(files)} is: {first}", argument=str(path)
+        )
     rows = torch.tensor([i for i, _ in good])
     used = [files[i] for i, _ in good]
     notes = [*(f"skipped {bad['reason']}" for bad in skipped), *_coloured(used, shape)]

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from thalweg.evaluate.pictures import new_figure
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -27,19 +29,20 @@ def repairs(
     standard deviation over them (if known), 0 black to 0.5 (what a pixel that is 0 or 1 with equal chance has) bright.
     """
     from matplotlib import colormaps
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    seen = _rgb(given)
+    shown = _rgb(given)
     if observed is not None:
-        seen = np.where(observed.all(1).numpy()[..., None], seen, MISSING)
-    columns, titles = [seen, *(_rgb(x) for x in completions)], ["given", *(f"{k + 1}" for k in range(len(completions)))]
+        shown = np.where(observed.all(1).numpy()[..., None], shown, MISSING)
+    columns, titles = (
+        [shown, *(_rgb(x) for x in completions)],
+        ["given", *(f"{k + 1}" for k in range(len(completions)))],
+    )
     if uncertainty is not None:
         columns.append(colormaps["magma"](np.clip(2 * uncertainty.amax(1).numpy(), 0, 1))[..., :3])
         titles.append("uncertain")
     if truth is not None:
         columns, titles = [_rgb(truth), *columns], ["truth", *titles]
-    rows, count = len(seen), len(columns)
+    rows, count = len(shown), len(columns)
     high = max(x.shape[1] for x in columns)
     wide = max(x.shape[2] for x in columns)
     sheet = np.full((rows * (high + GAP) + GAP, count * (wide + GAP) + GAP, 3), 0.55)
@@ -48,8 +51,7 @@ def repairs(
             top, left = GAP + i * (high + GAP), GAP + j * (wide + GAP)
             sheet[top : top + high, left : left + wide] = image
     inches = INCHES * max(1.0, wide / 40)
-    figure = Figure(figsize=(inches * count, inches * rows * high / wide + 0.25))
-    FigureCanvasAgg(figure)
+    figure = new_figure(inches * count, inches * rows * high / wide + 0.25)
     ax = figure.add_axes((0, 0, 1, 1 - 0.25 / figure.get_figheight()))
     ax.imshow(sheet, interpolation="nearest", aspect="auto")
     ax.set_axis_off()

@@ -9,24 +9,28 @@ the observed pixels fixed. `inpaint` is the case of a mask, `restore` that of an
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.apps.inpaint.operators import Operator, Pixels, matrix
-from thalweg.apps.inpaint.posterior import Observation, RowNoise, Schedule, sample_mixture, sample_posterior
+from thalweg.apps.inpaint.posterior import Denoiser, Observation, RowNoise, Schedule, sample_mixture, sample_posterior
 from thalweg.apps.inpaint.ranking import Completions, RankBy, check_rank_by, ranked
+from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.inputs import as_rows
+from thalweg.bundle.model_units import initial_positions
 from thalweg.core import check
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.data.frames import is_frame
-from thalweg.data.validate import as_float, check_input, check_shape
+from thalweg.data.validate import as_float, as_tensor, check_input, check_shape
+from thalweg.energy.base import EnergyFn
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy
 from thalweg.energy.wrappers import Tempered
+from thalweg.sampler.base import HasStepSize, Info, Sampler
 from thalweg.sampler.chain import run_chain
 from thalweg.sampler.precision import reads_energies
 
@@ -34,7 +38,7 @@ IMAGES = 64  # in a block: bounds the memory
 
 
 def inpaint(
-    bundle: Any,
+    bundle: Bundle,
     x: Any,
     observed: Any,
     *,
@@ -53,7 +57,9 @@ def inpaint(
     """
     check_rank_by(rank_by)
     n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, 2**64 - 1)
-    x = as_rows(bundle.layout, x, gaps=True) if is_frame(x) else x
+    if isinstance(x, list | tuple):
+        raise UserError(f"must be a tensor or an array, not {kind_of(x)}", argument="x")
+    x = as_rows(bundle.layout, x, gaps=True) if is_frame(x) else as_tensor(x)
     observed = _mask(observed, x, bundle)
     x = _values(x, observed, bundle)
     masks, which = torch.unique(observed.flatten(1), dim=0, return_inverse=True)
@@ -69,7 +75,7 @@ def inpaint(
 
 
 def restore(
-    bundle: Any,
+    bundle: Bundle,
     measurements: Any,
     operator: Operator,
     *,
@@ -88,12 +94,12 @@ def restore(
     n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, 2**64 - 1)
     b = torch.as_tensor(measurements).to(torch.float32)
     if b.ndim < 2 or not bool(b.isfinite().all()):
-        found = f"must be (B, …) finite numbers, a row for each image, not of shape {tuple(b.shape)}"
-        raise UserError(found, argument="measurements")
+        text = f"must be (B, …) finite numbers, a row for each image, not of shape {tuple(b.shape)}"
+        raise UserError(text, argument="measurements")
     wanted = operator(torch.zeros(1, *bundle.shape)).shape[1]
     if b[0].numel() != wanted:
-        found = f"must have {wanted} numbers a row, as {operator} gives of this model's images, not {b[0].numel()}"
-        raise UserError(found, argument="measurements")
+        text = f"must have {wanted} numbers a row, as {operator} gives of this model's images, not {b[0].numel()}"
+        raise UserError(text, argument="measurements")
     observations = _observations(bundle, [Measurements(torch.arange(len(b)), operator, b.flatten(1))], noise)
     return ranked(bundle, _complete(bundle, observations, len(b), n, seed, schedule), observations, rank_by)
 
@@ -106,7 +112,7 @@ class Measurements(NamedTuple):
     values: Tensor
 
 
-def _observations(bundle: Any, measured: Sequence[Measurements], noise: float) -> list[Observation]:
+def _observations(bundle: Bundle, measured: Sequence[Measurements], noise: float) -> list[Observation]:
     """The same in model units, without the images of which nothing is observed."""
     check.non_negative(noise=noise)
     scale, offset = _affine(bundle)
@@ -121,7 +127,7 @@ def _observations(bundle: Any, measured: Sequence[Measurements], noise: float) -
 
 
 def _complete(
-    bundle: Any, observations: Sequence[Observation], size: int, n: int, seed: int, schedule: Schedule | None
+    bundle: Bundle, observations: Sequence[Observation], size: int, n: int, seed: int, schedule: Schedule | None
 ) -> Float[Tensor, "n b *d"]:
     """In data units, unranked; samples where nothing is observed."""
     schedule = schedule or (Schedule.wide() if bundle.mixture_prior is None else Schedule())
@@ -158,29 +164,28 @@ def _block(observations: Sequence[Observation], start: int, n: int) -> tuple[Ten
 
 
 def _annealed(
-    bundle: Any, observations: Sequence[Observation], streams: Sequence[Generator], schedule: Schedule
+    bundle: Bundle, observations: Sequence[Observation], streams: Sequence[Generator], schedule: Schedule
 ) -> Tensor:
     noise = RowNoise(streams, math.prod(bundle.shape))
     with torch.autocast("cpu", torch.bfloat16, enabled=bundle.config.get("precision") == "bf16"):
-        return sample_posterior(bundle.model, observations, noise, schedule, mixture=bundle.mixture_prior)
+        model = cast(Denoiser, bundle.model)  # `bundle.noisy`, and every energy of a recipe has a shape
+        return sample_posterior(model, observations, noise, schedule, mixture=bundle.mixture_prior)
 
 
 def _chains(
-    bundle: Any, observations: Sequence[Observation], streams: Sequence[Generator], schedule: Schedule
+    bundle: Bundle, observations: Sequence[Observation], streams: Sequence[Generator], schedule: Schedule
 ) -> Tensor:
     """The run's own kernel on E(z) with the observations fixed, from a draw of the mixture or, without one, from noise.
 
     Exact observations are kept exactly. The noise on others is taken to be at least sqrt(2 h T), the size of one step's
     noise: a narrower likelihood would be stiffer than the step can follow.
     """
-    kernel, out = bundle.sampler, []
-    temperature, step_noise = float(getattr(kernel, "temperature", 1.0)), 0.0
-    if hasattr(kernel, "step_size"):
+    kernel, temperature, step_noise, out = bundle.sampler, 1.0, 0.0, []
+    if isinstance(kernel, HasStepSize):
+        temperature = float(kernel.temperature)
         step_noise = (2 * float(kernel.step_size) * temperature) ** 0.5
-    image = bundle.kind == "image"
-    make = torch.rand if image else torch.randn
-    start = torch.stack([make(bundle.shape, generator=g) for g in streams])
-    start = bundle.transform.forward(start) if image else start
+    size = (1, *bundle.shape)
+    start = torch.cat([initial_positions(bundle.kind, bundle.transform, size, g) for g in streams])
     if bundle.mixture_prior is not None:
         noise = RowNoise(streams, math.prod(bundle.shape))
         start = sample_mixture(bundle.mixture_prior, observations, noise).reshape(start.shape)
@@ -201,49 +206,50 @@ def _chains(
 class _PerRowNoise:
     """A kernel whose noise comes from a generator for each row, so that no row depends on its neighbours."""
 
-    sampler: Any
+    sampler: Sampler[Any]
     generators: Sequence[Generator]
 
     @property
     def gradient_only(self) -> bool:
         return not reads_energies(self.sampler)
 
-    def init(self, energy: Any, x: Tensor) -> Any:
+    def init(self, energy: EnergyFn, x: Tensor) -> Any:
         return self.sampler.init(energy, x)
 
     def draw(self, state: Any, generator: Generator) -> tuple[Tensor, ...]:
         each = [self.sampler.draw(state._replace(x=state.x[:1]), g) for g in self.generators]
         return tuple(torch.cat(parts) if parts[0].ndim else parts[0] for parts in zip(*each, strict=True))
 
-    def step(self, energy: Any, state: Any, noise: tuple[Tensor, ...]) -> Any:
+    def step(self, energy: EnergyFn, state: Any, noise: tuple[Tensor, ...]) -> tuple[Any, Info]:
         return self.sampler.step(energy, state, noise)
 
 
-def _affine(bundle: Any) -> tuple[Tensor, Tensor]:
+def _affine(bundle: Bundle) -> tuple[Tensor, Tensor]:
     """(a, b), flat: data = a model + b; UserError where the transform is not of that kind."""
     zero, one = torch.zeros(1, *bundle.shape), torch.ones(1, *bundle.shape)
     low, high, twice = (bundle.transform.inverse(z).flatten() for z in (zero, one, 2 * one))
     if not torch.allclose(twice - high, high - low, rtol=1e-3, atol=1e-5):
-        raise UserError(f"{bundle.path}: in-painting wants a transform that scales and shifts, not {bundle.transform}")
+        text = f"must have a transform that scales and shifts, not {bundle.transform}"
+        raise UserError(text, argument=str(bundle.path))
     return (high - low).to(torch.float32), low
 
 
-def _mask(observed: Any, x: Any, bundle: Any) -> Tensor:
+def _mask(observed: Any, x: Tensor, bundle: Bundle) -> Tensor:
     """(B, *shape) bool."""
-    if not hasattr(x, "shape"):
-        raise UserError(f"x: {kind_of(x)}, want a tensor or an array")
-    shape = tuple(x.shape)
-    check_shape(torch.empty(shape), bundle.shape, bundle.kind, where="x")
+    check_shape(x, bundle.shape, bundle.kind, where="x")
     observed = torch.as_tensor(observed)
     if observed.dtype != torch.bool:
-        raise UserError(f"observed: of type {observed.dtype}, want bool, true where a pixel is known")
+        text = f"must be bool, true where a pixel is known, not {observed.dtype}"
+        raise UserError(text, argument="observed")
     try:
-        return observed.expand(shape)
+        return observed.expand(x.shape)
     except RuntimeError as error:
-        raise UserError(f"observed: shape {tuple(observed.shape)} does not broadcast to x, {shape}") from error
+        text = f"must broadcast to x, {tuple(x.shape)}, and has shape {tuple(observed.shape)}"
+        raise UserError(text, argument="observed") from error
 
 
-def _values(x: Any, observed: Tensor, bundle: Any) -> Tensor:
+def _values(x: Tensor, observed: Tensor, bundle: Bundle) -> Tensor:
     """x in data units, float32, with zero where it is missing; NaN among the observed pixels is refused, by row."""
-    x = as_float(x if isinstance(x, Tensor) else torch.as_tensor(x))
-    return check_input(torch.where(observed, x, 0.0), bundle.shape, bundle.kind, where="x, where it is observed")
+    return check_input(
+        torch.where(observed, as_float(x), 0.0), bundle.shape, bundle.kind, where="x, where it is observed"
+    )

@@ -40,15 +40,15 @@ def observed(
     kind, _, rest = text.partition(":")
     if text in WORDS or kind in ("box", "random"):
         if len(shape) != 3:
-            reason = f"the model is of rows of {math.prod(shape)} numbers, not of images"
-            raise UserError(reason, argument="mask", value=text, hint="give the mask as .npy")
+            reason = f"must be an .npy file, as the model is of rows of {math.prod(shape)} numbers, not of images"
+            raise UserError(reason, argument="mask", value=text)
         if kind == "random":
             return _random(text, rest, shape, num_images, seed)
         missing = _box(text, rest, shape) if kind == "box" else _half(text, shape)
         return ~missing.expand(num_images, *shape)
     path = Path(mask)
     if not text or not path.exists():
-        raise UserError(f"no such file, and must be one of {KINDS}", argument="mask", value=text)
+        raise UserError(f"must be one of {KINDS}", argument="mask", value=text)
     return ~_stored(path, shape, num_images, layout)
 
 
@@ -75,7 +75,7 @@ def _box(text: str, rest: str, shape: tuple[int, ...]) -> Tensor:
     height, width = shape[1:]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         wanted = f"must have 0 <= left < right <= {width} and 0 <= top < bottom <= {height}"
-        raise UserError(f"{wanted}: the images are {width} x {height} pixels", argument="mask", value=text)
+        raise UserError(wanted, argument="mask", value=text)
     missing = torch.zeros(shape, dtype=torch.bool)
     missing[:, top:bottom, left:right] = True
     return missing
@@ -91,10 +91,10 @@ def _random(text: str, rest: str, shape: tuple[int, ...], num_images: int, seed:
         wanted = "must name the share that is missing, a number in [0, 1], as random:0.75"
         raise UserError(wanted, argument="mask", value=text)
     pixels = shape[1] * shape[2]
-    seen = torch.zeros(num_images, 1, pixels, dtype=torch.bool)
-    for i, row in enumerate(seen):
+    known = torch.zeros(num_images, 1, pixels, dtype=torch.bool)
+    for i, row in enumerate(known):
         row[0, torch.randperm(pixels, generator=generator(seed, "mask", i))[round(share * pixels) :]] = True
-    return seen.reshape(num_images, 1, *shape[1:]).expand(num_images, *shape)
+    return known.reshape(num_images, 1, *shape[1:]).expand(num_images, *shape)
 
 
 def _stored(path: Path, shape: tuple[int, ...], num_images: int, layout: Layout | None) -> Tensor:
@@ -107,11 +107,11 @@ def _stored(path: Path, shape: tuple[int, ...], num_images: int, layout: Layout 
         wanted, size = shape, tuple(found.shape[1:])
     if size != wanted:
         asked, got = (" x ".join(map(str, reversed(s))) for s in (wanted, size))
-        wrong = f"the mask is {got}, the model's data are {asked}"
+        wrong = f"must be a mask of {asked}, as the model's data, not of {got}"
         raise UserError(wrong, argument=str(path), hint="resize the mask")
     if len(found) not in (1, num_images):
-        wrong = f"holds {len(found)} masks for {num_images} images"
-        raise UserError(wrong, argument=str(path), hint="give one, or one for each image")
+        wrong = f"must hold one mask, or {num_images}, one for each image, not {len(found)}"
+        raise UserError(wrong, argument=str(path))
     missing = _white(found, path)
     missing = missing.any(1, keepdim=True) if len(shape) == 3 else missing
     return missing.expand(num_images, *shape)
@@ -124,10 +124,9 @@ def _white(found: Tensor, path: Path) -> Tensor:
     odd = low < 0 or high > 255 or (low == high and high not in (0, white))
     picture = path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
     if odd or (white == 255 and high <= white / 2 and not picture):  # numbers of classes, say
-        held = f"{low:g} to {high:g}" if low < high else f"{low:g} everywhere"
-        raise UserError(
-            f"the mask holds {held}", argument=str(path), hint="give 0 and 1, or 0 and 255; white is missing"
-        )
+        values = f"{low:g} to {high:g}" if low < high else f"{low:g} everywhere"
+        wrong = f"must hold 0 and 1, or 0 and 255, where white is missing, not {values}"
+        raise UserError(wrong, argument=str(path))
     if bool(((found > 0) & (found < white)).any()):
         log.warning("%s: greys in the mask; more than half of white (%g of %g) is missing", path, white / 2, white)
     return found > white / 2

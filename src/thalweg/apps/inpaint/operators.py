@@ -69,7 +69,7 @@ class Downsample:
         """The small image, flat."""
         _, height, width = _image(x, "Downsample")
         if height % self.factor or width % self.factor:
-            raise UserError(f"does not divide {height} x {width} pixels", argument="factor", value=self.factor)
+            raise UserError(f"must divide {height} x {width} pixels", argument="factor", value=self.factor)
         return F.avg_pool2d(x, self.factor).flatten(1)
 
 
@@ -86,5 +86,5 @@ def matrix(operator: Operator, shape: tuple[int, ...]) -> Float[Tensor, "m d"]:
 
 def _image(x: Tensor, name: str) -> tuple[int, int, int]:
     if x.ndim != 4:
-        raise UserError(f"acts on images, and this model is of rows of {x[0].numel()} numbers", argument=name)
+        raise UserError(f"must act on images, and the model is of rows of {x[0].numel()} numbers", argument=name)
     return x.shape[1], x.shape[2], x.shape[3]

@@ -21,7 +21,7 @@ this is exact as the number of steps grows. For any other energy, MALA steps on
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
+from thalweg.energy.base import Anchored, HasNoiseLevels, HasShape, NoisyEnergyFn, lacking
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy
 from thalweg.energy.wrappers import AtNoise
@@ -38,6 +39,10 @@ from thalweg.sampler.langevin import MALA
 # Chosen on training digits from 1 to 30: lower values make completions too alike, higher ones cost right readings.
 NOISE_INFLATION = 20.0
 NETWORK_ROWS = 96  # evaluated together: larger batches leave the processor's cache
+
+
+class Denoiser(HasNoiseLevels, HasShape, NoisyEnergyFn, Protocol):
+    """U(y, t), (B, *shape) and (B,) to (B,) nats, with noise levels: the mean of x given y is y - t grad U(y, t)."""
 
 
 class Observation(NamedTuple):
@@ -92,28 +97,34 @@ class Schedule:
         """From a level at which a Gaussian is a fair model of the data."""
         return cls(num_steps=10, resampling=3, sigma_start=1.0)
 
-    def levels(self, energy: Any) -> list[float]:
+    def levels(self, energy: HasNoiseLevels) -> list[float]:
         """Noise levels sigma, highest first."""
         low, high = energy.t_min**0.5, min(self.sigma_start, energy.t_max**0.5)
         check.increasing(sigma_min=low, sigma_start=high)
-        shares = [torch.tensor(i, dtype=torch.float64) / self.num_steps for i in range(self.num_steps + 1)]
-        return [float(karras_level(share, low, high, self.rho)) for share in shares]
+        shares = torch.arange(self.num_steps + 1, dtype=torch.float64) / self.num_steps
+        return karras_level(shares, low, high, self.rho).tolist()
 
 
 @dataclass(frozen=True)
 class GaussianPrior:
-    """N(m, C) in C's eigenbasis: the Gaussian that stands for the denoiser's uncertainty."""
+    """The Gaussian N(m, C) of the data, whose covariance given y stands for the denoiser's uncertainty.
+
+    Args:
+        mean: m, (D,), in model units.
+        basis: Eigenvectors of C, (D, D).
+        spectrum: Eigenvalues of C, (D,).
+    """
 
     mean: Tensor
     basis: Tensor
     spectrum: Tensor
 
     @classmethod
-    def of(cls, energy: Any) -> "GaussianPrior":
-        """The energy's own anchor; UserError where it has none."""
-        if not hasattr(energy, "anchor"):
-            name = type(energy).__name__
-            raise UserError("has no anchor, so no covariance of the data", argument=name, hint="give `gaussian`")
+    def of(cls, energy: object) -> "GaussianPrior":
+        """The anchor of an energy; UserError where it has none."""
+        if not isinstance(energy, Anchored):
+            text = f"must keep a Gaussian of the data; {lacking(energy, Anchored)}"
+            raise UserError(text, argument="energy", hint="give `gaussian`")
         return cls(energy.anchor.mean, energy.anchor.basis, energy.anchor.spectrum)
 
     def covariance(self, t: float | None = None) -> Float[Tensor, "d d"]:
@@ -143,7 +154,7 @@ class RowNoise:
 
 @torch.no_grad()
 def sample_posterior(
-    energy: Any,
+    energy: Denoiser,
     observations: Sequence[Observation],
     noise: RowNoise,
     schedule: Schedule,
@@ -200,16 +211,13 @@ def _conditioned(
     return updated
 
 
-def _denoise(energy: Any, y: Tensor, t: float) -> Tensor:
-    return torch.cat([denoise(energy, part, t) for part in _parts(energy, y)]).flatten(1)
-
-
-def _parts(energy: Any, y: Tensor) -> list[Tensor]:
-    return [part.reshape(-1, *energy.shape) for part in y.split(NETWORK_ROWS)]
+def _denoise(energy: Denoiser, y: Tensor, t: float) -> Tensor:
+    """E[x | y] of flat rows, some at a time."""
+    return torch.cat([denoise(energy, part, t) for part in y.reshape(-1, *energy.shape).split(NETWORK_ROWS)]).flatten(1)
 
 
 def _corrected(
-    energy: Any, y: Tensor, t: float, observations: Sequence[Observation], noise: RowNoise, schedule: Schedule
+    energy: Denoiser, y: Tensor, t: float, observations: Sequence[Observation], noise: RowNoise, schedule: Schedule
 ) -> Tensor:
     """MALA steps on y at level t given the observations; the same proposals whatever rows share the batch."""
     z = noise.normal()
@@ -219,7 +227,7 @@ def _corrected(
         for first in range(0, len(observation.rows), NETWORK_ROWS):
             part = slice(first, first + NETWORK_ROWS)
             rows, projections, linear = observation.rows[part], observation.projections[part], observation.linear
-            fixed = _with_noisy_projections(y[rows], t, linear, projections, z[rows]).reshape(-1, *energy.shape)
+            fixed = set_noisy_projections(y[rows], t, linear, projections, z[rows]).reshape(-1, *energy.shape)
             posterior = PosteriorEnergy(AtNoise(energy, t), t, linear, projections, fixed)
             kernel = MALA(step_size=schedule.step_size * t)
             state = kernel.init(posterior, fixed)
@@ -229,8 +237,8 @@ def _corrected(
     return out
 
 
-def _with_noisy_projections(y: Tensor, t: float, linear: LinearObservation, projections: Tensor, z: Tensor) -> Tensor:
+def set_noisy_projections(y: Tensor, t: float, linear: LinearObservation, projections: Tensor, z: Tensor) -> Tensor:
     """y, its projections with noise below sqrt(t) set to the known values plus noise up to variance t."""
-    lacking = (t - linear.noise.square()).clamp(min=0).sqrt()
-    wanted = projections + lacking * (z @ linear.basis)
+    missing = (t - linear.noise.square()).clamp(min=0).sqrt()
+    wanted = projections + missing * (z @ linear.basis)
     return linear.set_projections(y, torch.where(linear.noise.square() <= t, wanted, y @ linear.basis))

@@ -11,15 +11,17 @@ closed form.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.apps.inpaint.posterior import NETWORK_ROWS, Observation
+from thalweg.bundle.bundle import Bundle
 from thalweg.core import check
 from thalweg.core.rng import generator
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.freeze import frozen
 
 RankBy = Literal["expected_error", "energy"]
@@ -43,7 +45,7 @@ def check_rank_by(rank_by: str) -> None:
 
 
 def ranked(
-    bundle: Any, images: Float[Tensor, "n b *d"], observations: Sequence[Observation], rank_by: RankBy
+    bundle: Bundle, images: Float[Tensor, "n b *d"], observations: Sequence[Observation], rank_by: RankBy
 ) -> Completions:
     """Completions in order. Images without an observation are ranked by energy, and so are all without a mixture."""
     n, b = images.shape[:2]
@@ -54,28 +56,31 @@ def ranked(
     if rank_by == "expected_error" and bundle.mixture_prior is not None:
         for observation in observations:
             known[observation.rows] = True
-            ranking[:, observation.rows] = expected_error(bundle, images[:, observation.rows], observation)
+            some = images[:, observation.rows]
+            ranking[:, observation.rows] = expected_error(bundle, bundle.mixture_prior, some, observation)
     if not bool(known.all()):
         rest = images[:, ~known].flatten(0, 1)
         ranking[:, ~known] = smoothed_score(bundle, rest).reshape(n, -1)
     order = ranking.argsort(dim=0, stable=True)
     images = images.gather(0, order.reshape(n, b, *([1] * len(bundle.shape))).expand_as(images))
     spread = images.std(0, correction=0)
-    variety = 2 * n / max(n - 1, 1) * spread.square().flatten(1).sum(1)
-    return Completions(images, ranking.gather(0, order), energies.gather(0, order), spread, variety)
+    distance = 2 * n / max(n - 1, 1) * spread.square().flatten(1).sum(1)
+    return Completions(images, ranking.gather(0, order), energies.gather(0, order), spread, distance)
 
 
-def expected_error(bundle: Any, images: Float[Tensor, "n r *d"], observation: Observation) -> Float[Tensor, "n r"]:
+def expected_error(
+    bundle: Bundle, mixture: MixtureOfFactorAnalyzers, images: Float[Tensor, "n r *d"], observation: Observation
+) -> Float[Tensor, "n r"]:
     """|P x - E[P truth | b]|², (n, r), squared model units, of completions of the observation's r images."""
     n, errors = len(images), []
     for part, projections in zip(images.split(IMAGES, 1), observation.projections.split(IMAGES), strict=True):
-        mean = bundle.mixture_prior.posterior(observation.linear, projections).mean
-        z = bundle.mixture_prior.coordinates(bundle.transform.forward(part.flatten(0, 1)))
+        mean = mixture.posterior(observation.linear, projections).mean
+        z = mixture.coordinates(bundle.encode(part.flatten(0, 1)))
         errors.append((z.reshape(n, len(projections), -1) - mean).square().sum(-1))
     return torch.cat(errors, 1).to(torch.float32)
 
 
-def smoothed_energy(bundle: Any, x: Tensor, *, level: float = RANKED_AT, draws: int = 3) -> Float[Tensor, " b"]:
+def smoothed_energy(bundle: Bundle, x: Tensor, *, level: float = RANKED_AT, draws: int = 3) -> Float[Tensor, " b"]:
     """mean_k U(z + s e_k, s²), (B,) nats, of x in data units: the energy of x blurred by noise of deviation s.
 
     At the lowest level a faint smooth stroke has a lower energy than a good digit; at s the shape decides. All rows
@@ -90,20 +95,18 @@ def smoothed_energy(bundle: Any, x: Tensor, *, level: float = RANKED_AT, draws: 
         total = x.new_zeros(len(x), dtype=torch.float32)
         for _ in range(draws):
             move = s * torch.randn(1, *bundle.shape, generator=stream)
-            parts = [bundle.transform.forward(part) + move for part in x.split(NETWORK_ROWS)]
+            parts = [bundle.encode(part) + move for part in x.split(NETWORK_ROWS)]
             total += torch.cat([energy(y, y.new_full((len(y),), s * s)) for y in parts])
         return total / draws
 
 
-def smoothed_score(bundle: Any, x: Tensor) -> Float[Tensor, " b"]:
+def smoothed_score(bundle: Bundle, x: Tensor) -> Float[Tensor, " b"]:
     """`smoothed_energy` plus the mixture's energy at t = psi, (B,) nats.
 
     The network knows strokes; the mixture knows which shapes occur.
     """
-    ranking = smoothed_energy(bundle, x)
-    if bundle.mixture_prior is None:
+    ranking, mixture = smoothed_energy(bundle, x), bundle.mixture_prior
+    if mixture is None:
         return ranking
-    z = bundle.transform.forward(x)
-    return ranking + torch.cat(
-        [bundle.mixture_prior(y, bundle.mixture_prior.psi.expand(len(y))) for y in z.split(NETWORK_ROWS)]
-    )
+    parts = bundle.encode(x).split(NETWORK_ROWS)
+    return ranking + torch.cat([mixture(z, mixture.psi.expand(len(z))) for z in parts])

@@ -1,11 +1,12 @@
-"""Where a landscape's water runs: lines of steepest descent, the minima they end in, and the passes between basins.
- A *basin* is the set of points whose line of steepest descent dx/dl = -grad E / |grad E| ends in the same minimum.
+"""Basins of a surface: lines of steepest descent, the minima that they end in, and the passes between basins.
+
+A *basin* is the set of points whose line of steepest descent dx/dl = -grad E / |grad E| ends in the same minimum.
 Learned energies are rough, so a minimum counts only if one must climb at least `min_depth` nats to get to a lower one:
 its *persistence* (Edelsbrunner, Letscher and Zomorodian 2002). A flooding of the grid in the order of energy gives the
 persistence of every minimum, and the pass over which it is left.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from thalweg.apps.landscape.surface import Energy, Surface
-from thalweg.core.errors import UserError
+from thalweg.core import check
 from thalweg.energy.base import energy_and_grad
 
 ARMIJO = 0.1
+Saddle = tuple[int, int, tuple[int, int], float]  # two basins, two cells at the saddle, its energy
 
 
 class Descent(NamedTuple):
@@ -32,8 +34,8 @@ def descent(energy: Energy, x: Float[Tensor, "b *d"], *, max_move: float, num_st
     x' = x - l grad E / |grad E|; a row's l is halved where E would not fall by 0.1 l |grad E| (Armijo 1966), else grown
     by half. It ends early where no row moves a thousandth of max_move. One gradient a step; no randomness.
     """
-    if not max_move > 0 or num_steps < 1:
-        raise UserError(f"max_move={max_move}, num_steps={num_steps}: want a positive length and one step or more")
+    check.positive(max_move=max_move)
+    check.count(num_steps=num_steps)
     x = x.detach().clone()
     u, g = energy_and_grad(energy, x)
     length = torch.full_like(u, max_move)
@@ -56,9 +58,13 @@ def descent(energy: Energy, x: Float[Tensor, "b *d"], *, max_move: float, num_st
 
 
 class Basins(NamedTuple):
-    """label (m, n): the basin of each cell, from 0 for the deepest on, -1 in holes; minima (k, 2) and their u (k,).
-    `passes` are the lowest ways between basins, a spanning tree of them: each with its place, energy and the two
-    basins.
+    """The basins of a surface, the deepest first.
+
+    Args:
+        label: The basin of each cell, from 0 on; -1 in holes, where the energy is not finite.
+        minima: Coordinates of their minima.
+        u: Energies there, nats.
+        passes: The lowest passes between basins, a spanning tree of them.
     """
 
     label: Int[Tensor, "m n"]
@@ -68,8 +74,13 @@ class Basins(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A saddle between two basins: u nats at `place` (2,), and the valley's floor from one minimum over it to the
-    other.
+    """A saddle between two basins.
+
+    Args:
+        basins: Their numbers.
+        u: The energy at the saddle, nats.
+        place: Its coordinates.
+        path: The line of lowest points from one minimum over the saddle to the other, the thalweg.
     """
 
     basins: tuple[int, int]
@@ -80,8 +91,9 @@ class Pass(NamedTuple):
 
 class Spline:
     """The bicubic spline through a surface's energies, as an energy of the coordinates (B, 2) with its own gradient.
-    Cheap: a descent of thousands of cells asks no network. Holes are filled with the highest energy there is, so
-    nothing flows into them. Outside of the grid it is as on the edge.
+
+    A descent of thousands of cells then costs no network. Holes have the highest energy there is, so that no descent
+    ends in them. Outside of the grid the energy is as on the edge.
     """
 
     def __init__(self, surface: Surface):
@@ -90,7 +102,7 @@ class Spline:
         u = surface.u.double()
         u = torch.where(u.isnan(), u[~u.isnan()].max(), u)
         self.low, self.high = (torch.stack([axis[i] for axis in (surface.s, surface.t)]).double() for i in (0, -1))
-        self._spline: Any = RectBivariateSpline(surface.t.double().numpy(), surface.s.double().numpy(), u.numpy())
+        self._spline = RectBivariateSpline(surface.t.double().numpy(), surface.s.double().numpy(), u.numpy())
 
     def __call__(self, x: Float[Tensor, "b 2"]) -> Float[Tensor, " b"]:
         """The energy, not differentiable by autograd."""
@@ -110,16 +122,15 @@ def basins(surface: Surface, *, min_depth: float = 1.0) -> Basins:
 
     O(cells log cells), and a descent on the grid's spline. Two minima nearer than a cell are not told apart.
     """
-    if not min_depth >= 0:
-        raise UserError(f"min_depth={min_depth}: want nats, 0 or more")
+    check.non_negative(min_depth=min_depth)
     flooded, roots, saddles = _flood(surface.u.double().numpy(), min_depth)
-    spline, step = Spline(surface), _step(surface)
+    spline, step = Spline(surface), 0.5 * max(float(axis.diff().max()) for axis in (surface.s, surface.t))
     cells = torch.stack(torch.meshgrid(surface.s, surface.t, indexing="xy"), dim=-1).reshape(-1, 2).double()
     flooded, roots, saddles = _distinct(surface, spline, cells, step, flooded, roots, saddles)
     lowest_pass = np.full(len(roots), np.inf)
     for one, other, _, height in saddles:
         lowest_pass[[one, other]] = np.minimum(lowest_pass[[one, other]], height)
-    label = _flow(surface, spline, cells, step, flooded, lowest_pass)
+    label = _descend(surface, spline, cells, step, flooded, lowest_pass)
     found = descent(spline, cells[roots], max_move=step, num_steps=200)
     valleys = _valley(surface, cells, [(roots[one], roots[other]) for one, other, *_ in saddles]) if saddles else []
     passes = [
@@ -130,8 +141,14 @@ def basins(surface: Surface, *, min_depth: float = 1.0) -> Basins:
 
 
 def _distinct(
-    surface: Surface, spline: "Spline", cells: Tensor, step: float, flooded: np.ndarray, roots: list[int], saddles: Any
-) -> tuple[np.ndarray, list[int], list[Any]]:
+    surface: Surface,
+    spline: "Spline",
+    cells: Tensor,
+    step: float,
+    flooded: np.ndarray,
+    roots: list[int],
+    saddles: list[Saddle],
+) -> tuple[np.ndarray, list[int], list[Saddle]]:
     """The same without minima of the grid that are none of the spline: a valley askew to the grid has such."""
     ends = descent(spline, cells[roots], max_move=step, num_steps=100).x[-1]
     into = flooded[_nearest(surface.t, ends[:, 1]), _nearest(surface.s, ends[:, 0])]
@@ -150,11 +167,13 @@ def _distinct(
     return np.where(flooded >= 0, number[flooded], -1), [roots[k] for k in kept], tree
 
 
-def _flow(
-    surface: Surface, spline: "Spline", x: Tensor, step: float, flooded: np.ndarray, lowest_pass: np.ndarray
+def _descend(
+    surface: Surface, spline: Spline, x: Tensor, step: float, flooded: np.ndarray, lowest_pass: np.ndarray
 ) -> np.ndarray:
-    """The basin of every cell. Below the lowest pass of its basin the flood is right, as no line leaves there; the
-    cells above it flow down until they come below one.
+    """The basin of every cell, (m, n).
+
+    Below the lowest pass of its basin the flood is right, as no descent leaves there. From the cells above it, lines of
+    steepest descent are followed until they come below a pass.
     """
     label = flooded.reshape(-1).copy()
     active = np.flatnonzero((surface.u.reshape(-1).numpy() >= lowest_pass[label]) & (label >= 0))
@@ -166,8 +185,8 @@ def _flow(
         x, u = line.x[-1], line.u[-1].numpy()
         here = flooded[_nearest(surface.t, x[:, 1]), _nearest(surface.s, x[:, 0])]
         label[active] = np.where(here >= 0, here, label[active])
-        still = u >= lowest_pass[label[active]]
-        active, x = active[still], x[torch.from_numpy(still)]
+        above = u >= lowest_pass[label[active]]
+        active, x = active[above], x[torch.from_numpy(above)]
     return label.reshape(flooded.shape)
 
 
@@ -197,19 +216,14 @@ def _valley(surface: Surface, cells: Tensor, ends: list[tuple[int, int]]) -> lis
     found = []
     for start, end in ends:
         before = breadth_first_order(tree, start, directed=False)[1]
-        way = [end]
-        while way[-1] != start:
-            way.append(int(before[way[-1]]))
-        path = cells[way[::-1]].numpy()
+        line = [end]
+        while line[-1] != start:
+            line.append(int(before[line[-1]]))
+        path = cells[line[::-1]].numpy()
         smooth = uniform_filter1d(path, 5, axis=0, mode="nearest")
         smooth[[0, -1]] = path[[0, -1]]
         found.append(torch.from_numpy(smooth).float())
     return found
-
-
-def _step(surface: Surface) -> float:
-    """Half the wider of the grid's gaps."""
-    return 0.5 * max(float(axis.diff().max()) for axis in (surface.s, surface.t))
 
 
 def _nearest(axis: Tensor, value: Tensor) -> np.ndarray:
@@ -237,8 +251,9 @@ class _Sets:
         self.parent[high] = low
 
 
-def _flood(grid: np.ndarray, min_depth: float) -> tuple[np.ndarray, list[int], list[Any]]:
-    """(basin of each cell, the lowest cell of each basin, the passes as (basin, basin, two cells at it, its energy)).
+def _flood(grid: np.ndarray, min_depth: float) -> tuple[np.ndarray, list[int], list[Saddle]]:
+    """(basin of each cell, the lowest cell of each basin, the saddles).
+
     Cells are taken in the order of energy. One without a neighbour before it begins a pool; one where two lakes of
     pools meet is a pass: the lake with the higher minimum ends there if it is less than min_depth deep, and is a single
     pool.
@@ -273,5 +288,5 @@ def _flood(grid: np.ndarray, min_depth: float) -> tuple[np.ndarray, list[int], l
     label = np.full(m * n, -1)
     for cell, p in pool.items():
         label[cell] = number[pools.find(p)]
-    told = [(number[pools.find(a)], number[pools.find(b)], sides, height) for a, b, sides, height in saddles]
-    return label.reshape(m, n), roots, told
+    saddles = [(number[pools.find(a)], number[pools.find(b)], sides, height) for a, b, sides, height in saddles]
+    return label.reshape(m, n), roots, saddles

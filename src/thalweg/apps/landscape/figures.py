@@ -1,4 +1,4 @@
-"""The picture of a landscape: contours with data, chains and basins, and the energies along ways through it."""
+"""The picture of a landscape: contours with data, chains and basins, and the energies along paths."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from thalweg.apps.landscape.basins import Basins
 from thalweg.apps.landscape.paths import WALK
 from thalweg.apps.landscape.surface import Surface
 from thalweg.apps.landscape.survey import Survey
+from thalweg.evaluate.pictures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,48 +22,45 @@ HOLE = "#9aa6b2"
 
 
 def figure(found: Survey, *, title: str = "") -> "Figure":
-    """The whole picture: the surface on the left, ways and histograms on the right; for images with their insets.
+    """The whole picture: the surface on the left, paths and histograms on the right; for images with their insets.
 
     A matplotlib figure of about 1,300 x 800 pixels at 110 dots an inch.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     several = len(found.surfaces) > 1
     s, t = found.surfaces[0].s, found.surfaces[0].t
     shape = float((t[-1] - t[0]) / (s[-1] - s[0]))
-    page = Figure(figsize=(12.0, 8.2 if several else min(max(6.0 * shape + 1.3, 5.2), 8.5)), layout="constrained")
-    FigureCanvasAgg(page)
+    page = new_figure(12.0, 8.2 if several else min(max(6.0 * shape + 1.3, 5.2), 8.5), layout="constrained")
     if several:
         halves: Any = page.subfigures(2, 1, height_ratios=[1, 1.02], hspace=0.02)
         above, below = halves
         for ax, surface, sigma in zip(above.subplots(1, 3), found.surfaces, found.sigmas, strict=True):
-            contours(ax, surface, found, sigma=sigma)
+            draw_contours(ax, surface, found, sigma=sigma)
         axes = below.subplots(1, 3)
     else:
         halves: Any = page.subfigures(1, 2, width_ratios=[1.55, 1])
         left, right = halves
         ax = left.subplots()
-        contours(ax, found.surfaces[0], found, sigma=found.sigmas[0])
+        draw_contours(ax, found.surfaces[0], found, sigma=found.sigmas[0])
         if found.in_plane:
             left.legend(
                 *ax.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8.5, columnspacing=1.1,
                 handlelength=1.4, facecolor="#5b5470", edgecolor="none", labelcolor=WHITE, framealpha=1,
             )  # fmt: skip
         axes = right.subplots(3, 1)
-    ways(axes[0], found)
-    fall(axes[1], found)
-    histograms(axes[2], found.histograms)
+    draw_paths(axes[0], found)
+    draw_chain_energies(axes[1], found)
+    draw_histograms(axes[2], found.histograms)
     if title:
         page.suptitle(title, fontsize=13, color=INK, x=0.01, ha="left")
     return page
 
 
-def ceiling(surface: Surface, near: Tensor) -> tuple[float, float]:
-    """The energies from which to which a surface is coloured. From its lowest cell to as far above the data's 99 %
-    quantile as that lies above the lowest, so that the structure near data fills the scale; what lies higher is cut, as
-    energies far away are many orders of magnitude larger. For planes through examples, whose data lie in a few points,
-    to the plane's own 60 % quantile if that is higher.
+def colour_limits(surface: Surface, near: Tensor) -> tuple[float, float]:
+    """(low, high), the energies at the ends of a surface's colours, nats; `near` are energies of data.
+
+    `low` is that of the lowest cell, `high` as far above the data's 99 % quantile as that is above `low`: energies far
+    from the data are orders of magnitude larger, and are cut. For planes through examples, which have data in a few
+    points only, `high` is the plane's 60 % quantile where that is higher.
     """
     u = surface.u[surface.u.isfinite()]
     near = near[near.isfinite()]
@@ -74,13 +72,13 @@ def ceiling(surface: Surface, near: Tensor) -> tuple[float, float]:
     return low, min(top, float(u.max())) if float(u.max()) > low else low + 1.0
 
 
-def contours(ax: Any, surface: Surface, found: Survey, *, sigma: float | None = None) -> None:
-    """Filled contours of a surface, cut where `ceiling` says, with what lies on it."""
+def draw_contours(ax: Any, surface: Surface, found: Survey, *, sigma: float | None = None) -> None:
+    """Filled contours of a surface, cut where `colour_limits` says, with what lies on it."""
     s, t = surface.s.numpy(), surface.t.numpy()
     at_examples = corner_energies(surface) if len(surface.corners) else found.histograms["unseen data"]
     from matplotlib.ticker import MaxNLocator
 
-    low, top = ceiling(surface, at_examples)
+    low, top = colour_limits(surface, at_examples)
     u = np.ma.masked_invalid(surface.u.double().numpy())
     ax.set_facecolor(HOLE)
     steps = MaxNLocator(24).tick_values(low, top)
@@ -99,8 +97,11 @@ def contours(ax: Any, surface: Surface, found: Survey, *, sigma: float | None = 
     ax.set_aspect("equal")
     ax.tick_params(labelsize=8)
     if sigma == found.sigmas[0]:
-        _shores(ax, surface, found.basins)
-    (_crowd if found.in_plane else _examples)(ax, surface, found)
+        _draw_boundaries(ax, surface, found.basins)
+    if found.in_plane:
+        _draw_points(ax, found)
+    else:
+        _draw_examples(ax, surface, found)
     ax.set_xlim(s[0], s[-1])
     ax.set_ylim(t[0], t[-1])
     if surface.num_holes:
@@ -109,7 +110,7 @@ def contours(ax: Any, surface: Surface, found: Survey, *, sigma: float | None = 
     ax.set_title(name if sigma is None or found.in_plane else f"noise σ = {sigma:.2g}", fontsize=10, color=INK)
 
 
-def _shores(ax: Any, surface: Surface, found: Basins) -> None:
+def _draw_boundaries(ax: Any, surface: Surface, found: Basins) -> None:
     """Boundaries between basins, without the grid's stairs."""
     from scipy.ndimage import gaussian_filter
 
@@ -120,8 +121,8 @@ def _shores(ax: Any, surface: Surface, found: Basins) -> None:
             ax.contour(surface.s, surface.t, inside, levels=[0.5], colors=colour, linewidths=width, alpha=0.8)
 
 
-def _crowd(ax: Any, surface: Surface, found: Survey) -> None:
-    """Data, chains on their way, minima and the valley's floor."""
+def _draw_points(ax: Any, found: Survey) -> None:
+    """Data, chains, minima and the lines of lowest points between them."""
     ax.scatter(*found.data.T.numpy(), s=5, color=WHITE, alpha=0.6, linewidths=0, label="unseen data")
     chains = found.trace.x[:, :12] if found.trace.noisy else found.trace.x[found.trace.level <= WALK, :6]
     for k in range(chains.shape[1]):
@@ -145,7 +146,7 @@ def corner_energies(surface: Surface) -> Tensor:
     return surface.u[t, s]
 
 
-def _examples(ax: Any, surface: Surface, found: Survey) -> None:
+def _draw_examples(ax: Any, surface: Surface, found: Survey) -> None:
     """The three examples at their places: images as insets, rows as letters."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
@@ -155,9 +156,9 @@ def _examples(ax: Any, surface: Surface, found: Survey) -> None:
             zoom = 30 / max(x.shape[1:])
             box = OffsetImage(pixels(x), zoom=zoom, cmap="gray", resample=False)
             away = (0, -28 if corner[1] < 0.5 * float(surface.t[-1]) else 28)
-            held = AnnotationBbox(box, corner, xybox=away, boxcoords="offset points", pad=0.15, zorder=4)
-            held.patch.set_edgecolor(ORANGE)
-            ax.add_artist(held)
+            framed = AnnotationBbox(box, corner, xybox=away, boxcoords="offset points", pad=0.15, zorder=4)
+            framed.patch.set_edgecolor(ORANGE)
+            ax.add_artist(framed)
         else:
             ax.annotate(letter, corner, (5, 5), textcoords="offset points", color=WHITE, fontsize=11)
     ax.set_xlabel("distance in the data's units", fontsize=9)
@@ -169,8 +170,8 @@ def pixels(x: Tensor) -> np.ndarray:
     return x[0].numpy() if x.shape[0] == 1 else x.permute(1, 2, 0).numpy()
 
 
-def ways(ax: Any, found: Survey) -> None:
-    """Energies along the straight way and the other one, with images on them."""
+def draw_paths(ax: Any, found: Survey) -> None:
+    """Energies along the straight path and the detour, with images from them."""
     over = found.in_plane and bool(found.basins.passes)
     name = "over the pass" if over else "through the noise"
     ax.plot(found.straight.w, found.straight.u, color=GREY, label=f"straight ({found.straight.barrier:,.4g} nats up)")
@@ -180,15 +181,15 @@ def ways(ax: Any, found: Survey) -> None:
         _strip(ax, found.straight.x, 1.02)
         if found.detour is not None:
             _strip(ax, found.detour.x, 1.16)
-    ax.set_xlabel("share of the way between two " + ("minima" if over else "examples"), fontsize=9)
-    _plain(ax, found)
+    ax.set_xlabel("share of the path between two " + ("minima" if over else "examples"), fontsize=9)
+    _set_up_axes(ax, found)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.3 * (high - low))  # room for the legend, above the curves
     ax.legend(frameon=False, fontsize=8, loc="upper center")
 
 
 def _strip(ax: Any, x: Tensor, bottom: float, num: int = 9) -> None:
-    """Images along a way, above the axes."""
+    """Images along a path, above the axes."""
     some = x[torch.linspace(0, len(x) - 1, num).round().long()]
     gap = 1.0
     row = np.concatenate(
@@ -199,13 +200,14 @@ def _strip(ax: Any, x: Tensor, bottom: float, num: int = 9) -> None:
     inset.set_axis_off()
 
 
-def fall(ax: Any, found: Survey) -> None:
-    """Energies of chains on their way down, and of data with as much noise; of images what they are above the data's
-    median, since noise alone moves the energy by thousands of nats.
+def draw_chain_energies(ax: Any, found: Survey) -> None:
+    """Energies of the chains, and of data with as much noise.
+
+    Of images the difference to the data's median is drawn, since noise alone moves the energy by thousands of nats.
     """
     trace, beside = found.trace, found.trace_data
     level, u = trace.level.numpy() + (0 if trace.noisy else 1), trace.u.numpy()
-    _plain(ax, found)
+    _set_up_axes(ax, found)
     if beside is not None:
         centre = np.zeros(1)
         if found.kind == "image":
@@ -228,18 +230,18 @@ def fall(ax: Any, found: Survey) -> None:
     ax.legend(frameon=False, fontsize=8)
 
 
-def histograms(ax: Any, sets: dict[str, Tensor]) -> None:
+def draw_histograms(ax: Any, sets: dict[str, Tensor]) -> None:
     """Energies of unseen data, samples and corruptions: one row each, on one axis, bending into a logarithm far out."""
     first = sets["unseen data"][sets["unseen data"].isfinite()]
     centre, width = first.median(), max(float(first.quantile(0.95) - first.quantile(0.05)), 1e-6)
     names = [name for name, u in sets.items() if bool(u.isfinite().any())]
     for i, name in enumerate(reversed(names)):
         u = sets[name][sets[name].isfinite()]
-        bent = torch.asinh((u - centre) / width).numpy()
+        scaled = torch.asinh((u - centre) / width).numpy()
         colour = BLUE if name == "unseen data" else ORANGE if name == "samples" else GREY
-        counts, edges = np.histogram(bent, bins=max(8, round(2.4 * len(bent) ** 0.5)))
+        counts, edges = np.histogram(scaled, bins=max(8, round(2.4 * len(scaled) ** 0.5)))
         if edges[-1] - edges[0] < 0.3:
-            counts, edges = np.histogram(bent, bins=8, range=(bent.mean() - 0.15, bent.mean() + 0.15))
+            counts, edges = np.histogram(scaled, bins=8, range=(scaled.mean() - 0.15, scaled.mean() + 0.15))
         ax.stairs(i + 0.85 * counts / counts.max(), edges, baseline=i, fill=True, color=colour)
     ax.set_yticks([i + 0.3 for i in range(len(names))], list(reversed(names)), fontsize=8)
     ax.tick_params(length=0, axis="y")
@@ -265,7 +267,7 @@ def _marks(width: float) -> list[float]:
     return [*(-p for p in reversed(powers)), 0.0, *powers]
 
 
-def _plain(ax: Any, found: Survey) -> None:
+def _set_up_axes(ax: Any, found: Survey) -> None:
     ax.set_ylabel("−log p (nats)" if found.normalised else "energy (nats)", fontsize=9)
     ax.tick_params(labelsize=8)
     ax.grid(alpha=0.25)

@@ -1,22 +1,26 @@
-"""Energies along ways through the data's space: straight from one example to another, through the noise, or down it.
- The straight line between two examples leaves the data: half one digit and half another is no digit, and its energy
-says so. A *path through the noise* takes both examples up the probability-flow ODE dy/dsigma = sigma grad U(y, sigma²)
+"""Energies along paths: straight from one example to another, through the noise levels, and of the sampler's chains.
+
+The straight line between two examples leaves the data: half one digit and half another is no digit, and has a high
+energy. A *path through the noise* takes both examples up the probability-flow ODE dy/dsigma = sigma grad U(y, sigma²)
 (Song et al. 2021) to a level where such a mixture is likely, mixes them there, and takes the mixtures down again.
 """
 
 import itertools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.apps.landscape.model import at_level, levels
+from thalweg.apps.landscape.data_energy import Model, at_level, noise_levels
 from thalweg.apps.landscape.surface import Energy, energies
 from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.model_units import initial_positions
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
+from thalweg.energy.base import NoiseConditional
 from thalweg.sampler.annealed import denoise, heun_step
 from thalweg.sampler.base import require_annealed
 from thalweg.sampler.chain import of_block, transitions
@@ -39,8 +43,13 @@ class Path(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What a sampler passed through: `level` (S,) noise deviations in model units, or step numbers where the energy has
-    no noise levels; x (S, n, *) in data units; u (S, n) nats at that level.
+    """States of a sampler's chains.
+
+    Args:
+        level: Noise deviations in model units, or step numbers where the energy has no noise levels, (S,).
+        x: Positions in data units, (S, n, *).
+        u: Their energies at that level, nats, (S, n).
+        noisy: Whether the energy has noise levels.
     """
 
     level: Float[Tensor, " s"]
@@ -52,9 +61,9 @@ class Trace(NamedTuple):
 def interpolation(energy: Energy, a: Float[Tensor, "*d"], b: Float[Tensor, "*d"], *, num: int = 33) -> Path:
     """E((1 - w) a + w b) at `num` even shares w from 0 to 1. The ends are a and b themselves, to the last bit."""
     if a.shape != b.shape:
-        raise UserError(f"examples: shapes {tuple(a.shape)} and {tuple(b.shape)}; give two of one shape")
-    if num < 2:
-        raise UserError(f"num={num}: want 2 or more points")
+        text = f"must have one shape, and have {tuple(a.shape)} and {tuple(b.shape)}"
+        raise UserError(text, argument="examples")
+    check.whole("num", num, 2)
     w = torch.linspace(0, 1, num)
     x = torch.stack([(1 - v) * a + v * b for v in w])
     return Path(w, x, energies(energy, x))
@@ -62,7 +71,7 @@ def interpolation(energy: Energy, a: Float[Tensor, "*d"], b: Float[Tensor, "*d"]
 
 def through_noise(
     bundle: Bundle,
-    model: Any,
+    model: Model,
     a: Float[Tensor, "*d"],
     b: Float[Tensor, "*d"],
     *,
@@ -76,32 +85,34 @@ def through_noise(
     error. UserError for an energy without noise levels.
     """
     if not bundle.noisy:
-        raise UserError(f"{bundle.path}: an energy without noise levels has no path through the noise")
-    sigmas = levels(bundle, num_steps + 1, top=min(top, math.sqrt(bundle.t_max)))
+        text = "must have noise levels for a path through the noise"
+        raise UserError(text, argument=str(bundle.path), hint="use `interpolation`")
+    sigmas = noise_levels(bundle, num_steps + 1, top=min(top, math.sqrt(bundle.t_max)))
     z = bundle.encode(torch.stack([a, b]))
-    high = _flow(model, z, sigmas[::-1])
+    high = _probability_flow(model, z, sigmas[::-1])
     w = torch.linspace(0, 1, num)
     angle = (w * math.pi / 2).view(-1, *[1] * a.ndim)
     centre = z.mean()
     mixed = centre + angle.cos() * (high[0] - centre) + angle.sin() * (high[1] - centre)
-    x = bundle.transform.inverse(_flow(model, mixed, sigmas))
+    x = bundle.transform.inverse(_probability_flow(model, mixed, sigmas))
     return Path(w, x, energies(at_level(bundle, model), x))
 
 
-def _flow(model: Any, y: Tensor, sigmas: list[float]) -> Tensor:
+def _probability_flow(model: Model, y: Tensor, sigmas: list[float]) -> Tensor:
     """The probability flow through these levels, in model units, by Heun's method."""
     for now, then in itertools.pairwise(torch.tensor(sigmas, dtype=torch.float32)):
         y, _ = heun_step(model, y, now, then)
     return y
 
 
-def denoising(bundle: Bundle, model: Any, n: int = 16, *, seed: int = 0, keep: int = 40) -> Trace:
+def denoising(bundle: Bundle, model: Model, n: int = 16, *, seed: int = 0, keep: int = 40) -> Trace:
     """The bundle's own sampler on `n` chains from its start to its end, about `keep` of its states with their energies.
 
     Noise-conditional: U(y, sigma²) at each level from sigma_max down. Otherwise E(x) along Langevin chains from noise.
     """
     z, draws = _start(bundle, n, seed), generator(seed, "landscape-chains")
-    num_steps = require_annealed(bundle.sampler).num_steps if bundle.noisy else CHAIN_STEPS
+    annealed = require_annealed(bundle.sampler) if bundle.noisy else None
+    num_steps = annealed.num_steps if annealed else CHAIN_STEPS
     kept = _kept(num_steps, keep, bundle.noisy)
     states = [z]
     for step, (state, _) in enumerate(transitions(of_block(bundle.sampler, n), model, z, draws), 1):
@@ -110,7 +121,7 @@ def denoising(bundle: Bundle, model: Any, n: int = 16, *, seed: int = 0, keep: i
         if step == num_steps:
             break
     steps = torch.tensor([0, *kept])
-    level = torch.stack([bundle.sampler.sigma(model, i, z) for i in steps]) if bundle.noisy else steps.float()
+    level = torch.stack([annealed.sigma(model, i, z) for i in steps]) if annealed else steps.float()
     rows = [bundle.transform.inverse(y) for y in states]
     u = [
         energies(at_level(bundle, model, float(s) if bundle.noisy else None), x)
@@ -119,22 +130,22 @@ def denoising(bundle: Bundle, model: Any, n: int = 16, *, seed: int = 0, keep: i
     return Trace(level, torch.stack(rows), torch.stack(u), bundle.noisy)
 
 
-def ends(bundle: Bundle, model: Any, trace: Trace) -> Float[Tensor, "n *d"]:
-    """Samples that a noisy trace's chains end as: one denoising step y - t grad U(y, t) at the lowest level, which is
-    how the sampler ends; in data units, images in [0, 1].
+def ends(bundle: Bundle, model: Model, trace: Trace) -> Float[Tensor, "n *d"]:
+    """The samples at the end of a trace through noise levels, in data units, images in [0, 1].
+
+    As the sampler does, by one denoising step y - t grad U(y, t) at the lowest level.
     """
-    z, t = bundle.transform.forward(trace.x[-1]), torch.tensor(bundle.t_min, dtype=torch.float32)
+    z, t = bundle.encode(trace.x[-1]), torch.tensor(bundle.t_min, dtype=torch.float32)
     return bundle.decode(denoise(model, z, t))
 
 
 def _start(bundle: Bundle, n: int, seed: int) -> Tensor:
     """Where the bundle's chains begin, in model units."""
     draws = generator(seed, "landscape-start")
-    if bundle.noisy:
-        return bundle.model.prior(n, draws)  # pyright: ignore[reportCallIssue]
-    if bundle.kind == "image":
-        return bundle.transform.forward(torch.rand(n, *bundle.shape, generator=draws))
-    return 2.5 * torch.randn(n, *bundle.shape, generator=draws)  # wider than the data, so that the way is seen
+    if isinstance(bundle.model, NoiseConditional):
+        return bundle.model.prior(n, draws)
+    start = initial_positions(bundle.kind, bundle.transform, (n, *bundle.shape), draws)
+    return start if bundle.kind == "image" else 2.5 * start  # wider than the data, so that the chains' paths are seen
 
 
 def _kept(num_steps: int, keep: int, noisy: bool) -> list[int]:
@@ -147,7 +158,7 @@ def _kept(num_steps: int, keep: int, noisy: bool) -> list[int]:
     return [step for step in [*range(1, WALK + 1), *later] if step <= num_steps]
 
 
-def noised(bundle: Bundle, model: Any, x: Float[Tensor, "n *d"], sigmas: list[float], *, seed: int = 0) -> Tensor:
+def noised(bundle: Bundle, model: Model, x: Float[Tensor, "n *d"], sigmas: list[float], *, seed: int = 0) -> Tensor:
     """U(f(x) + sigma eps, sigma²) of data at each level, (S, n) nats: what a sampler's energies should be like."""
     z, found = bundle.encode(x), []
     for i, sigma in enumerate(sigmas):

@@ -1,5 +1,6 @@
-"""Energies over a flat piece of the data's space: a plane of 2-D data, or the plane through three examples.
- Three points a, b, c span the affine plane a + span(b - a, c - a). With the orthonormal basis e1 ~ b - a, e2 ~ what c -
+"""Energies over a plane of the data's space: that of 2-D data, or the plane through three examples.
+
+Three points a, b, c span the affine plane a + span(b - a, c - a). With the orthonormal basis e1 ~ b - a, e2 ~ what c -
 a has beside e1 (Gram and Schmidt), coordinates (s, t) are distances in the data's own units, so a picture of equal
 aspect shows the plane undistorted. The grid's lines pass through the three points, so their energies are in the table
 as they are.
@@ -7,12 +8,13 @@ as they are.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError, kind_of
 
 Energy = Callable[[Tensor], Tensor]
@@ -39,15 +41,6 @@ class Surface(NamedTuple):
         """Cells without a finite energy."""
         return int(self.u.isnan().sum())
 
-    def at(self, coordinates: Float[Tensor, "b 2"]) -> Float[Tensor, "b *d"]:
-        """The points of the data's space at coordinates (s, t)."""
-        return lifted(self.origin, self.basis, coordinates)
-
-    def project(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b 2"]:
-        """Coordinates of the points of the plane that lie nearest to x."""
-        away = (x - self.origin).flatten(1).double()
-        return (away @ self.basis.flatten(1).double().T).to(x.dtype)
-
 
 def lifted(origin: Tensor, basis: Tensor, coordinates: Tensor) -> Tensor:
     """origin + s basis[0] + t basis[1], taken in float64, of the origin's type."""
@@ -63,10 +56,11 @@ def energies(energy: Energy, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
     found = []
     with torch.no_grad():
         for part in x.split(BLOCK):
-            u: Any = energy(part)
+            u: object = energy(part)
             if not isinstance(u, Tensor) or u.shape != part.shape[:1]:
                 shape = tuple(u.shape) if isinstance(u, Tensor) else kind_of(u)
-                raise UserError(f"energy: gave {shape} for {len(part)} rows; want one number a row, ({len(part)},)")
+                text = f"must give one number a row, ({len(part)},), not {shape}"
+                raise UserError(text, argument="energy")
             found.append(u.detach())
     u = torch.cat(found)
     return torch.where(u.isfinite(), u, torch.nan)
@@ -86,13 +80,14 @@ def plane(
     longer side. `energy`: any callable (B, *) to (B,); it is asked about points outside of the data's range too. About
     size² energies. UserError for examples of different shapes, or (nearly) on one line.
     """
-    three = torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in _of_one_shape(a, b, c)])
+    _require_one_shape(a, b, c)
+    three = torch.stack([torch.as_tensor(v, dtype=torch.float32) for v in (a, b, c)])
     if not bool(three.isfinite().all()):
-        raise UserError("examples: hold values that are not finite; give others")
+        raise UserError("must be finite", argument="examples")
     basis, corners = _basis(three)
     low, high = corners.amin(0), corners.amax(0)
     reach = margin * float((high - low).max())
-    s, t = _lines(low - reach, high + reach, _size(size), corners)
+    s, t = _lines(low - reach, high + reach, check.whole("size", size, 8, 1000), corners)
     return _surface(energy, s, t, three[0], basis, corners)
 
 
@@ -102,22 +97,21 @@ def window(energy: Energy, data: Float[Tensor, "n 2"], *, size: int = 121, margi
     `size` grid lines along the longer side. About size² energies.
     """
     if data.ndim != 2 or data.shape[1] != 2 or len(data) < 2:
-        raise UserError(f"data: shape {tuple(data.shape)}, a landscape over the data's plane wants (n, 2), n > 1")
+        raise UserError(f"must be rows (n, 2), n > 1, not of shape {tuple(data.shape)}", argument="data")
     low, high = (data.double().quantile(q, dim=0).to(torch.float32) for q in (0.001, 0.999))
     if not bool((high > low).all()):
-        raise UserError("data: a column is constant, so there is no plane to draw; give rows that differ")
+        raise UserError("must differ in both columns, and one is constant", argument="data")
     reach = margin * float((high - low).max())
-    s, t = _lines(low - reach, high + reach, _size(size), data[:0])
+    s, t = _lines(low - reach, high + reach, check.whole("size", size, 8, 1000), data[:0])
     return _surface(energy, s, t, torch.zeros(2), torch.eye(2), torch.zeros(0, 2))
 
 
-def _of_one_shape(*points: Any) -> list[Any]:
+def _require_one_shape(*points: Tensor) -> None:
     shapes = {tuple(p.shape) for p in points}
     if len(shapes) > 1:
-        raise UserError(f"examples: shapes {', '.join(map(str, sorted(shapes)))}; give three of one shape")
+        raise UserError(f"must have one shape, and have {', '.join(map(str, sorted(shapes)))}", argument="examples")
     if math.prod(next(iter(shapes))) < 2:
-        raise UserError("examples: of one number each span no plane; give data of two columns or more")
-    return list(points)
+        raise UserError("must be of two numbers or more each, to span a plane", argument="examples")
 
 
 def _basis(three: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,16 +123,10 @@ def _basis(three: Tensor) -> tuple[Tensor, Tensor]:
     across = ac - (ac @ e1) * e1
     height = across.norm()
     if not float(length) > 0 or not float(height) > 1e-4 * float(torch.maximum(length, ac.norm())):
-        raise UserError("examples: the three lie on one line, so they span no plane; give others")
+        raise UserError("must not lie on one line, as they then span no plane", argument="examples")
     e2 = across / height
     corners = torch.stack([ab.new_zeros(2), torch.stack([length, ab.new_zeros(())]), torch.stack([ac @ e1, height])])
     return torch.stack([e1, e2]).to(three.dtype).reshape(2, *three.shape[1:]), corners.to(three.dtype)
-
-
-def _size(size: int) -> int:
-    if not 8 <= size <= 1000:
-        raise UserError(f"size={size}: want 8 to 1,000 grid lines a side")
-    return int(size)
 
 
 def _lines(low: Tensor, high: Tensor, size: int, through: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,5 +146,5 @@ def _surface(energy: Energy, s: Tensor, t: Tensor, origin: Tensor, basis: Tensor
     grid = torch.stack(torch.meshgrid(s, t, indexing="xy"), dim=-1)  # (m, n, 2)
     u = energies(energy, lifted(origin, basis, grid.reshape(-1, 2))).reshape(len(t), len(s))
     if bool(u.isnan().all()):
-        raise UserError("energy: not finite anywhere on the plane, so there is nothing to draw")
+        raise UserError("must be finite somewhere on the plane", argument="energy")
     return Surface(s, t, u.to(torch.float32), origin, basis, corners)

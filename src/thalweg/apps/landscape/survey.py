@@ -1,19 +1,20 @@
-"""All that a picture of a bundle's landscape shows, computed once: surfaces, basins, ways, chains, histograms."""
+"""All that a picture of a bundle's landscape shows, computed once: surfaces, basins, paths, chains, histograms."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.apps.landscape.basins import Basins, basins
-from thalweg.apps.landscape.model import at_level, levels, still
+from thalweg.apps.landscape.data_energy import DataEnergy, Model, at_level, noise_levels
 from thalweg.apps.landscape.paths import Path, Trace, denoising, ends, interpolation, noised, through_noise
 from thalweg.apps.landscape.surface import Surface, energies, plane, window
 from thalweg.bundle.bundle import Bundle
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
+from thalweg.energy.engine.freeze import frozen
 from thalweg.evaluate.corruptions import corrupted
 
 NUM_ROWS = 300
@@ -21,9 +22,21 @@ NUM_IMAGES = 60  # an energy of an image costs a thousand times one of a point
 
 
 class Survey(NamedTuple):
-    """Of one bundle: `surfaces` and `sigmas` from the lowest noise level up (one, and None, without noise levels),
-    basins of the first, `data` rows that it was drawn from and their energies among `histograms`, ways between
-    `examples`.
+    """The landscape of one bundle.
+
+    Args:
+        kind: "image" or "vector".
+        normalised: Whether -E is log p.
+        sigmas: Noise deviations of the surfaces, in model units, the lowest first; [None] without noise levels.
+        surfaces: One at each of these.
+        basins: Of the first surface.
+        examples: The three rows that span the plane, in data units.
+        data: Unseen rows, in data units.
+        straight: The straight path between two examples or minima.
+        detour: The path through the noise, or over the pass between the two deepest basins, where there is one.
+        trace: The sampler's chains.
+        trace_data: Energies of `data` with the noise of each state of the trace, nats.
+        histograms: Energies of unseen data, samples and corruptions, by name, nats.
     """
 
     kind: str
@@ -34,9 +47,9 @@ class Survey(NamedTuple):
     examples: Float[Tensor, "k *d"]
     data: Float[Tensor, "n *d"]
     straight: Path
-    detour: Path | None  # through the noise, or over the pass between the two deepest basins
+    detour: Path | None
     trace: Trace
-    trace_data: Float[Tensor, "s n"] | None  # energies of data at the trace's noise levels
+    trace_data: Float[Tensor, "s n"] | None
     histograms: dict[str, Tensor]
 
     @property
@@ -57,24 +70,31 @@ def survey(
     min_depth: float = 1.0,
     seed: int = 0,
 ) -> Survey:
-    """Look at a bundle's energy around data that it has not seen. 2-D data are drawn over their own plane; all others
-    over the plane through three `examples`, of different classes where there are labels, drawn from held_out if not
-    given. `brief` costs a third for images: a coarser grid, fewer chains, and their ends in place of samples where
-    the noise falls, else few samples.
-    UserError for what is no bundle, data of one column, fewer than three examples.
+    """The energy of a bundle around data that it has not seen. UserError for what cannot be drawn.
+
+    Args:
+        bundle: A trained energy.
+        held_out: Unseen rows, in data units.
+        labels: Their classes, (n,).
+        examples: Span the plane, for all but 2-D data, which are drawn over their own. None: chosen from `held_out`, of
+            different classes where there are labels.
+        size: Grid lines along the longer side of a surface.
+        num_samples: How many samples the histograms have.
+        brief: Costs a third for images: a coarser grid, fewer chains and fewer samples.
+        min_depth: Basins less deep, in nats, join a neighbour.
+        seed: Of all randomness.
     """
     if not isinstance(bundle, Bundle):
-        raise UserError(
-            f"bundle: {kind_of(bundle)}, whose energy has no landscape here; give thalweg.load of a run of "
-            "`thalweg train`"
-        )
+        text = f"must be a Bundle, not {kind_of(bundle)}"
+        raise UserError(text, argument="bundle", hint="give thalweg.load of a run of `thalweg train`")
     if math.prod(bundle.shape) < 2:
-        raise UserError(f"{bundle.path}: data of one column have no plane to draw; a landscape wants two or more")
-    three = choose(held_out, labels, seed) if examples is None else _first_three(examples)
+        text = "must be a model of data of two columns or more, as one column has no plane"
+        raise UserError(text, argument=str(bundle.path))
+    three = choose(held_out, labels, seed) if examples is None else _require_three(examples)[:3]
     flat = bundle.shape == (2,)
     count = NUM_IMAGES if bundle.kind == "image" else NUM_ROWS
     rows = held_out[torch.randperm(len(held_out), generator=generator(seed, "landscape-rows"))[:count]]
-    with still(bundle) as model:
+    with frozen(bundle.model) as model:
         lowest = at_level(bundle, model)
         sigmas = _sigmas(bundle, flat)
         surfaces = []
@@ -87,7 +107,7 @@ def survey(
         found = basins(surfaces[0], min_depth=min_depth)
         chains = 48 if flat else 8 if brief else 12
         trace = denoising(bundle, model, chains, seed=seed, keep=20 if bundle.kind == "image" else 40)
-        straight, detour = _ways(bundle, model, lowest, three, found, flat)
+        straight, detour = _paths(bundle, model, lowest, three, found, flat)
         beside = noised(bundle, model, rows, trace.level.tolist(), seed=seed) if bundle.noisy else None
         if brief and bundle.noisy:
             samples = ends(bundle, model, trace)
@@ -116,9 +136,7 @@ def choose(rows: Float[Tensor, "n *d"], labels: Tensor | None, seed: int) -> Flo
 
     UserError where there are fewer than three rows.
     """
-    if len(rows) < 3:
-        raise UserError(f"examples: {len(rows)} row{'s' * (len(rows) != 1)}, a plane goes through three; give more")
-    order = torch.randperm(len(rows), generator=generator(seed, "landscape")).tolist()
+    order = torch.randperm(len(_require_three(rows)), generator=generator(seed, "landscape")).tolist()
     if labels is None or len(labels.unique()) < 3:
         return rows[order[:3]]
     chosen: list[int] = []
@@ -128,11 +146,10 @@ def choose(rows: Float[Tensor, "n *d"], labels: Tensor | None, seed: int) -> Flo
     return rows[chosen[:3]]
 
 
-def _first_three(examples: Tensor) -> Tensor:
-    if len(examples) < 3:
-        found = f"{len(examples)} row{'s' * (len(examples) != 1)}"
-        raise UserError(f"examples: {found}, a plane goes through three; give more")
-    return examples[:3]
+def _require_three(rows: Tensor) -> Tensor:
+    if len(rows) < 3:
+        raise UserError(f"must be 3 rows or more, to span a plane, and are {len(rows)}", argument="examples")
+    return rows
 
 
 def _sigmas(bundle: Bundle, flat: bool) -> list[float | None]:
@@ -142,13 +159,13 @@ def _sigmas(bundle: Bundle, flat: bool) -> list[float | None]:
     low = math.sqrt(bundle.t_min)
     if flat:
         return [low]
-    return [low, *(s for s in levels(bundle, 3, top=10 * low)[1::-1] if s > low)]
+    return [low, *(s for s in noise_levels(bundle, 3, top=10 * low)[1::-1] if s > low)]
 
 
-def _ways(
-    bundle: Bundle, model: Any, lowest: Any, three: Tensor, found: Basins, flat: bool
+def _paths(
+    bundle: Bundle, model: Model, lowest: DataEnergy, three: Tensor, found: Basins, flat: bool
 ) -> tuple[Path, Path | None]:
-    """The straight way and the better one: in the plane between the deepest basins, else between two examples."""
+    """The straight path and the detour: in the plane between the deepest basins, else between two examples."""
     if flat and found.passes:
         best = min(found.passes, key=lambda p: p.u)
         path = _even(best.path, 101)

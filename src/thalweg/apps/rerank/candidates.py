@@ -1,7 +1,7 @@
-"""What may be re-ranked: arrays, PIL images, files, folders, and what a diffusers pipeline makes.
+"""Reads candidates: from arrays, PIL images, files and folders, and from a diffusers pipeline.
 
-Everything ends as (N, C, H, W) float32 in [0, 1], or rows (N, D). What cannot be read is named; with `skip_bad` it is
-left out and named all the same.
+They become (N, C, H, W) float32 in [0, 1], or rows (N, D). A file that cannot be read is an error; with `skip_bad` it
+is left out and reported.
 """
 
 import inspect
@@ -29,7 +29,14 @@ log = logging.getLogger("thalweg")
 
 
 class Candidates(NamedTuple):
-    """x (N, *), a name a row, what was left out: (name, reason) each, and the columns of a table."""
+    """Candidates as read.
+
+    Args:
+        x: (N, *).
+        names: A name a row: its file, or its number.
+        skipped: (name, reason) of each that was left out.
+        layout: The columns of a table.
+    """
 
     x: Tensor
     names: list[str]
@@ -65,13 +72,12 @@ def generate(pipeline: Any, n: int, *, batch: int = 64, seed: int = 0, **options
     taken = inspect.signature(pipeline.__call__).parameters
     name = next((k for k in ("batch_size", "num_images_per_prompt") if k in taken), None)
     if name is None or "output_type" not in taken:
-        message = "takes no batch_size, num_images_per_prompt, or no output_type"
-        raise UserError(message, argument=type(pipeline).__name__)
+        text = "must take output_type, and batch_size or num_images_per_prompt"
+        raise UserError(text, argument=type(pipeline).__name__)
     check.count(n=n, batch=batch)
     unknown = next((key for key in options if key not in taken), None)
     if unknown is not None and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-        hint = f"it takes {', '.join(taken)}"
-        raise UserError(f"{type(pipeline).__name__} has no such option", argument=unknown, hint=hint)
+        raise UserError(f"must be an option of {type(pipeline).__name__}: {', '.join(taken)}", argument=unknown)
     found = []
     for block, low in enumerate(range(0, n, batch)):
         draws = generator(seed, "candidates", block)
@@ -97,10 +103,9 @@ def read_candidates(
     for name, reason in found.skipped:
         log.info("skipped %s: %s", name, reason)
     if not len(found.x):
-        why = f", the first: {found.skipped[0][1]}" if found.skipped else ""
+        why = f", and the first skipped {found.skipped[0][1]}" if found.skipped else ""
         wanted = "rows without NaN" if shape is None or len(shape) == 1 else f"images of shape {shape}"
-        hint = f"mend or replace what was skipped: {wanted} are wanted"
-        raise UserError(f"no candidate can be used{why}", argument=str(path), hint=hint)
+        raise UserError(f"must hold {wanted}{why}", argument=str(path), hint="mend or replace what was skipped")
     return found
 
 
@@ -109,8 +114,7 @@ def _require_kind(path: Path, shape: tuple[int, ...] | None) -> None:
     kinds = suffixes(None if shape is None else "image" if len(shape) == 3 else "vector")
     if path.is_file() and path.suffix.lower() not in kinds:
         folder = "" if shape is not None and len(shape) == 1 else "a folder of images or "
-        hint = f"give {folder}one of {', '.join(kinds)}"
-        raise UserError(f"{path.suffix or 'no suffix'} holds no such rows", argument=str(path), hint=hint)
+        raise UserError(f"must be {folder}a file of {', '.join(kinds)}", argument=str(path))
 
 
 def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:
@@ -150,6 +154,6 @@ def _stacked(images: Sequence[Any], where: str) -> np.ndarray:
     most = Counter(a.shape for a in arrays).most_common(1)[0][0]
     odd = next((i for i, a in enumerate(arrays) if a.shape != most), None)
     if odd is not None:
-        message = f"number {odd} has shape {arrays[odd].shape}, most have {most}"
-        raise UserError(message, argument=where, hint="resize it")
+        text = f"must have one shape: number {odd} has {arrays[odd].shape}, most have {most}"
+        raise UserError(text, argument=where, hint="resize it")
     return np.stack(arrays)

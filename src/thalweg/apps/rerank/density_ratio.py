@@ -1,10 +1,9 @@
-"""Learn E(x) = -log p_data(x) / p_gen(x) from rows of both, without learning either by heart.
+"""Learns the likelihood ratio E(x) = -log p_data(x) / p_gen(x) from rows of both, and checks it on held-out rows.
 
-Overfitting is the danger: a network that knows its rows tells them apart without knowing why. So there are several
-small ones, each trained without a fold of its own (cross-fitting), stopped where the loss on that fold is least, on
-altered copies of both sides, with weight decay; their mean is the energy. Every row is then judged once by a network
-that never saw it, which gives the check against chance, the one factor that calibrates the scale, and the check of what
-choosing by the energy is worth (`apps.rerank.held_out_check`).
+Overfitting is prevented by an ensemble of small networks. Each is trained without one fold of the rows (cross-fitting),
+on altered copies of both sides, with weight decay, and stopped where the loss on its fold is least. Their mean is the
+energy. Each row then has an energy by the one network that did not see it. These energies give the loss against chance,
+the scale of the energy, and the check of what choosing by it is worth (`apps.rerank.held_out_check`).
 """
 
 import math
@@ -15,7 +14,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from thalweg.apps.rerank import extrapolation_penalty, preprocessing, preprocessing_search
@@ -27,6 +25,7 @@ from thalweg.apps.rerank.selection import Variety
 from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
+from thalweg.evaluate.detection import auroc
 from thalweg.objective.ratio import balanced_loss
 
 LEAST = 20  # rows of either kind
@@ -85,7 +84,7 @@ def fit_ratio(
     s = settings or RatioSettings()
     _require(real, generated, s, names)
     sides = _sides(real, generated, s.ensemble, seed)
-    s, tried = _settled(real, generated, s, sides, seed)
+    s, tried = _choose_preprocessing(real, generated, s, sides, seed)
     energy = _untrained(real, generated, s, seed)
     x = torch.cat([real, energy.quantile_matched(generated)])
     steps = tuple(_train(energy, k, x, sides, seed) for k in range(s.ensemble))
@@ -94,7 +93,9 @@ def fit_ratio(
     u = energy.scale * u + energy.offset
     energy.price.fill_(extrapolation_penalty.PRICE * (u.max() - u.min()))
     own = hidden[~sides.real] if features is None else features(generated)
-    choices = check_choices(_compared(x, sides, u, own), seed=seed)
+    data, draws = _distance_space(real, x[~sides.real])
+    held_out = HeldOut(data, draws, sides.fold[sides.real], sides.fold[~sides.real], u[~sides.real], own)
+    choices = check_choices(held_out, seed=seed)
     assert s.noise != "auto"  # settled
     figures = _figures(u, sides.real)
     return energy.eval().requires_grad_(False), HeldOutCheck(*figures, steps, s.view, s.noise, tried, choices)
@@ -109,22 +110,17 @@ class _Sides(NamedTuple):
 
 def _sides(real: Tensor, generated: Tensor, ensemble: int, seed: int) -> _Sides:
     is_real = torch.cat([torch.ones(len(real)), torch.zeros(len(generated))]) > 0
-    folds = [_folds(len(part), ensemble, seed, name) for part, name in ((real, "real"), (generated, "gen"))]
-    return _Sides(is_real, torch.cat(folds))
-
-
-def _folds(n: int, ensemble: int, seed: int, side: str) -> Tensor:
-    return torch.randperm(n, generator=generator(seed, f"ratio-folds-{side}")) % ensemble
+    draws = (generator(seed, f"ratio-folds-{side}") for side in ("real", "gen"))
+    orders = [torch.randperm(len(part), generator=g) for part, g in zip((real, generated), draws, strict=True)]
+    return _Sides(is_real, torch.cat(orders) % ensemble)
 
 
 def _train(energy: RatioEnergy, k: int, x: Tensor, sides: _Sides, seed: int) -> int:
     """Train network k without its fold, on which it is stopped; the step that it stopped at."""
     out = sides.fold == k
     rows, held_out = (Rows(x[part], sides.real[part]) for part in (~out, out))
-    stream = f"ratio-{k}"
-    return train_network(
-        energy.ensemble[k], rows, held_out, energy.settings, preprocess=energy.preprocessed, seed=seed, stream=stream
-    )
+    own = generator(seed, f"ratio-{k}").initial_seed()
+    return train_network(energy.ensemble[k], rows, held_out, energy.settings, preprocess=energy.preprocessed, seed=own)
 
 
 @torch.no_grad()
@@ -142,13 +138,6 @@ def _held_out(energy: RatioEnergy, x: Tensor, sides: _Sides) -> tuple[Tensor, Te
     return u, hidden
 
 
-def _compared(x: Tensor, sides: _Sides, u: Tensor, features: Tensor) -> HeldOut:
-    """All rows in the space where distances are taken, beside energies and features of the draws."""
-    is_real, fold = sides
-    a, b = _distance_space(x[is_real], x[~is_real])
-    return HeldOut(a, b, fold[is_real], fold[~is_real], u[~is_real], features)
-
-
 def _distance_space(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     """Both sides as rows: coarse pixels of images, standardised columns of rows."""
     if real.ndim == 4:
@@ -157,29 +146,29 @@ def _distance_space(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     return (real - mean) / deviation, (generated - mean) / deviation
 
 
-def _settled(
+def _choose_preprocessing(
     real: Tensor, generated: Tensor, s: RatioSettings, sides: _Sides, seed: int
 ) -> tuple[RatioSettings, tuple[ViewTrial, ...]]:
     """The settings with a view and a noise in place of "auto", and the trials that chose them: one network each."""
-    ways = preprocessing_search.ways(real, s.view, s.noise)
-    if len(ways) == 1:
-        return replace(s, view=ways[0][0], noise=ways[0][1]), ()
+    options = preprocessing_search.options(real, s.view, s.noise)
+    if len(options) == 1:
+        return replace(s, view=options[0][0], noise=options[0][1]), ()
     out = sides.fold == 0
     matched = (
         preprocessing.mapped(generated, preprocessing.quantile_map(generated, real)) if real.ndim == 4 else generated
     )
     compared, is_real = torch.cat(_distance_space(real, matched))[out], sides.real[out]
-    real_held, made_held = compared[is_real], compared[~is_real]
+    held_out_real, held_out_generated = compared[is_real], compared[~is_real]
     tried = []
-    for view, noise in ways:
+    for view, noise in options:
         short = replace(s, view=view, noise=noise, steps=max(1, s.steps // preprocessing_search.SHORTER))
         energy = _untrained(real, generated, short, seed)
         x = torch.cat([real, energy.quantile_matched(generated)])
         _train(energy, 0, x, sides, seed)
         u = energies(energy.ensemble[0], energy.preprocessed(x[out]))
-        gain = preprocessing_search.split_gain(u[~is_real], made_held, real_held)
-        tried.append(ViewTrial(view, noise, _auc(u, is_real), gain))
-    best = preprocessing_search.best(tried, made_held, real_held, seed=seed)
+        gain = preprocessing_search.split_gain(u[~is_real], held_out_generated, held_out_real)
+        tried.append(ViewTrial(view, noise, auroc(u[is_real], u[~is_real]), gain))
+    best = preprocessing_search.best(tried, held_out_generated, held_out_real, seed=seed)
     return replace(s, view=best.view, noise=best.noise), tuple(tried)
 
 
@@ -202,22 +191,22 @@ def _untrained(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> 
 def _standard(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
     """(m, d): the mean of the data and their deviation, a number each for images, one a column for rows.
 
-    A column that (all but) stands still in the data and moves in the draws would fill the whole distance: there d is a
-    third of the deviation of both sides together. One that stands still in both, to rounding, is left in its units.
+    A column that is (nearly) constant in the data and varies in the draws would dominate the distance: there d is a
+    third of the deviation of both sides together. A column that is constant in both, to rounding, keeps its units.
     """
     over = 0 if real.ndim == 2 else tuple(range(real.ndim))
-    if real.ndim == 2:  # a column's mean is then the very value that it stands at
+    if real.ndim == 2:  # the mean of a constant column is then its very value
         real, generated = real.double(), generated.double()
     mean, gap = real.mean(over), (generated.mean(over) - real.mean(over)) / 2
     both = ((real.var(over) + generated.var(over)) / 2 + gap.square()).sqrt()
     deviation = torch.maximum(real.std(over), both / WIDER)
-    still = deviation <= 4 * torch.finfo(torch.float32).eps * mean.abs()
-    return mean.float(), torch.where(still, 1.0, deviation).float()
+    constant = deviation <= 4 * torch.finfo(torch.float32).eps * mean.abs()
+    return mean.float(), torch.where(constant, 1.0, deviation).float()
 
 
-def _calibrate(energy: RatioEnergy, held: Tensor, label: Tensor) -> None:
-    """s and c of least logistic loss on the rows as judged by networks that did not see them (Platt 1999); s > 0."""
-    u = held.double()
+def _calibrate(energy: RatioEnergy, held_out: Tensor, label: Tensor) -> None:
+    """Set s > 0 and c to those of least logistic loss on held-out energies (Platt 1999)."""
+    u = held_out.double()
 
     def loss(p):
         return float(balanced_loss(math.exp(p[0]) * u + p[1], label))
@@ -232,30 +221,23 @@ def _figures(u: Tensor, label: Tensor) -> tuple[float, float, float]:
     each = F.softplus(torch.where(label, u, -u)).double()
     sides = (each[label], each[~label])
     error = math.sqrt(sum(float(side.var()) / len(side) for side in sides)) / 2
-    return float(sum(side.mean() for side in sides)) / 2, error, _auc(u, label)
-
-
-def _auc(u: Tensor, label: Tensor) -> float:
-    return float(roc_auc_score(label.numpy(), -u.numpy()))
+    return float(sum(side.mean() for side in sides)) / 2, error, auroc(u[label], u[~label])
 
 
 def _require(real: Tensor, generated: Tensor, s: RatioSettings, names: tuple[str, str]) -> None:
     for name, x in zip(names, (real, generated), strict=True):
         if len(x) < LEAST:
-            raise UserError(f"holds {len(x)} rows, must hold {LEAST} or more", argument=name)
+            raise UserError(f"must hold {LEAST} rows or more, and holds {len(x)}", argument=name)
     if real.shape[1:] != generated.shape[1:]:
-        message = f"rows of shape {tuple(generated.shape[1:])}, must be {tuple(real.shape[1:])} as in {names[0]}"
-        raise UserError(message, argument=names[1])
+        text = f"must hold rows of shape {tuple(real.shape[1:])}, as {names[0]}, not {tuple(generated.shape[1:])}"
+        raise UserError(text, argument=names[1])
     least = max(8, 2 ** len(s.channels))
     if real.ndim == 4 and min(real.shape[2:]) < least:
         height, width = real.shape[2:]
-        message = f"images of {width} x {height} pixels, must have {least} or more a side with channels={s.channels}"
-        raise UserError(message, argument=names[0], hint="enlarge them")
+        text = f"must have {least} pixels or more a side with channels={s.channels}, not {width} x {height}"
+        raise UserError(text, argument=names[0], hint="enlarge the images")
     if real.ndim != 4 and s.view not in ("auto", "pixels"):
-        raise UserError("is a view of images, and these are rows", argument="view", value=s.view, hint="leave it out")
+        raise UserError("must be pixels or auto for rows", argument="view", value=s.view, hint="leave it out")
     fewest, name = min((len(x), name) for name, x in zip(names, (real, generated), strict=True))
     if s.ensemble > fewest:
-        hint = "each network is checked on rows of either side that it did not see"
-        raise UserError(
-            f"must be at most {fewest}, the rows of {name}", argument="ensemble", value=s.ensemble, hint=hint
-        )
+        raise UserError(f"must be at most {fewest}, the rows of {name}", argument="ensemble", value=s.ensemble)

@@ -1,9 +1,9 @@
-"""Where a likelihood ratio is known: near its rows of either side, and nowhere else.
+"""A penalty for images far from all rows of both sides, where a likelihood ratio is not known.
 
-A blank image has no mass under the data's law nor under the generator's, so the networks say anything of it. Three
-figures of an image, its mean, its deviation and its mean step from pixel to pixel, tell such ones from all that either
-side holds; what goes beyond the range of both sides pays for how far, so that it comes last and not by chance first.
-Within, the term is exactly zero and no ranking changes. Rows (N, D) have no such figures in common.
+A blank image has no probability under the data's law nor under the generator's, so that its ratio is arbitrary. Three
+figures of an image are compared with their ranges over both sides: its mean, its deviation, and its mean step from
+pixel to pixel. An image beyond a range gets a penalty that grows with the distance. Within the ranges it is exactly
+zero. Rows (N, D) have no such figures in common.
 """
 
 import torch
@@ -39,6 +39,6 @@ def beyond(x: Float[Tensor, "b c h w"], limits: Float[Tensor, "2 3"]) -> Float[T
     """The widths by which each image is beyond limits and margin, summed over the figures; 0 within."""
     low, high = limits
     width = (high - low).clamp(min=NARROW)
-    seen = figures(x)
-    over = torch.maximum(low - seen, seen - high) / width - MARGIN
+    found = figures(x)
+    over = torch.maximum(low - found, found - high) / width - MARGIN
     return over.clamp(min=0).sum(1)

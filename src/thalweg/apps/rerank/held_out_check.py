@@ -1,9 +1,9 @@
-"""Does choosing by a likelihood ratio bring draws nearer to data, and how strict may the choice be?
+"""Checks on held-out rows whether choosing by a likelihood ratio brings draws nearer to data, and how strict it may be.
 
-A ratio that is known badly ranks by its own errors, and the least energies of many draws are then further from the data
-than the draws as they come. Even a ratio that is known well goes too far where few are kept: all of them may be of the
-plainest kind. So the choice is tried on draws that the networks did not see (cross-fitting), as strictly as it will be
-made, and measured against data that they did not see by the energy distance (Székely & Rizzo 2013)
+A badly known ratio ranks by its own errors: the draws of least energy are then further from the data than all draws. A
+well known one is too strict where few draws are kept: all may be of the plainest kind. So choices are tried on draws
+that the networks did not see (cross-fitting), and measured against unseen data by the energy distance (Székely & Rizzo
+2013)
 
     D = 2 E|X - Y| - E|X - X'| - E|Y - Y'|,
 
@@ -33,7 +33,7 @@ ROWS = 3000  # of either kind and part that are compared
 
 
 class HeldOut(NamedTuple):
-    """Rows as networks saw them that were trained without their fold.
+    """Rows, and what the networks that were trained without their fold make of them.
 
     Args:
         real: Data in the space of the distance, (M, F).
@@ -103,15 +103,15 @@ def check_choices(held_out: HeldOut, *, seed: int = 0) -> dict[Variety, tuple[Sh
     3,000 rows of either kind and some hundred choices.
     """
     num = int(held_out.fold.max()) + 1
-    settling, checking = (_Part(held_out, folds, seed) for folds in (range(num // 2), range(num // 2, num)))
-    return {variety: _series(settling, checking, variety) for variety in get_args(Variety)}
+    choosing, checking = (_Part(held_out, folds, seed) for folds in (range(num // 2), range(num // 2, num)))
+    return {variety: _series(choosing, checking, variety) for variety in get_args(Variety)}
 
 
-def _series(settling: "_Part", checking: "_Part", variety: Variety) -> tuple[ShareCheck, ...]:
+def _series(choosing: "_Part", checking: "_Part", variety: Variety) -> tuple[ShareCheck, ...]:
     found: list[ShareCheck] = []
     share, coldest = 0.5, 0
-    while min(part.num_kept(share) for part in (settling, checking)) >= LEAST_KEPT:
-        coldest += _settled([settling.nearer(share, t, variety) for t in TEMPERATURES[coldest:]])
+    while min(part.num_kept(share) for part in (choosing, checking)) >= LEAST_KEPT:
+        coldest += _choose_temperature([choosing.nearer(share, t, variety) for t in TEMPERATURES[coldest:]])
         temperature = TEMPERATURES[coldest]
         nearer, error = _with_error(checking.nearer(share, temperature, variety))
         found.append(ShareCheck(share, temperature, checking.random, nearer, error))
@@ -121,7 +121,7 @@ def _series(settling: "_Part", checking: "_Part", variety: Variety) -> tuple[Sha
     return tuple(found)
 
 
-def _settled(gains: Sequence[Float[Tensor, " b"]]) -> int:
+def _choose_temperature(gains: Sequence[Float[Tensor, " b"]]) -> int:
     """Which of some temperatures, the coldest first, whose choices are nearer by these gains.
 
     The coldest that is nearer than a random choice by four standard errors, and whose gain is within one standard error

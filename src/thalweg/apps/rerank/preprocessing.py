@@ -1,12 +1,10 @@
-"""What the networks of a likelihood ratio are shown of images, so that what *all* of a generator's draws share is no
-reason to tell them from data.
+"""Views: what the networks of a likelihood ratio are shown of images, to hide what all of a generator's draws share.
 
-A grey ground or speckle on every draw separates the two laws at once; the ratio then ranks by how much of it there is,
-and says nothing of shapes. "quantile_match" takes it away without knowing what the pictures show: the values of the
-generator's pixels are mapped, by one increasing function a channel, to those of the data (quantile matching, the
-optimal transport in one dimension). A fault that only some draws have stays visible, since the function is the same
-for all. "binarize" is for writing and drawings: both sides through a 3 x 3 blur and a soft threshold,
-sigmoid(10 (x - 0.4)). Rows (N, D) are never altered.
+A grey background or speckle on every draw separates the two laws at once. The ratio then ranks by how much of it there
+is, whatever the shapes are. "quantile_match" removes it: one increasing function a channel maps the values of the
+generator's pixels to those of the data (quantile matching, the optimal transport in one dimension). A fault that only
+some draws have stays visible, since the function is the same for all. "binarize" is for writing and drawings: both
+sides pass a 3 x 3 blur and a soft threshold, sigmoid(10 (x - 0.4)). Rows (N, D) are never altered.
 """
 
 from typing import Literal
@@ -18,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 View = Literal["pixels", "quantile_match", "binarize"]
-LEVELS = 256  # values from 0 to 1 at which a quantile map is held
+LEVELS = 256  # values from 0 to 1 at which a quantile map is stored
 ROWS = 2000  # as many images tell their quantiles well
 GROUND, GREYS = 0.5, 0.65  # of writing: the share that is near-black is larger, the share of greys in the rest smaller
 
@@ -50,11 +48,11 @@ def _quantile_map(generated: np.ndarray, real: np.ndarray) -> np.ndarray:
 
 def mapped(x: Float[Tensor, "b c h w"], table: Float[Tensor, "c levels"]) -> Float[Tensor, "b c h w"]:
     """T(x), linear between the table's values; x in [0, 1]."""
-    place = x.clamp(0, 1) * (LEVELS - 1)
-    low = place.detach().floor().clamp(max=LEVELS - 2)
+    position = x.clamp(0, 1) * (LEVELS - 1)
+    low = position.detach().floor().clamp(max=LEVELS - 2)
     index = low.long() + LEVELS * torch.arange(x.shape[1], device=x.device)[:, None, None]
     below, above = table.flatten()[index], table.flatten()[index + 1]
-    return torch.lerp(below, above, place - low)
+    return torch.lerp(below, above, position - low)
 
 
 def binarized(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

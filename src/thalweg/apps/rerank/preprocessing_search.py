@@ -1,20 +1,18 @@
-"""How much to hide from a likelihood ratio, without labels and without a judge: what separates good draws from bad.
+"""Chooses view and noise of a likelihood ratio by short trainings: those which best separate good draws from bad.
 
-Where data and draws are told apart at once, by a ground or a speckle that all draws share, the ratio ranks draws by how
-much of that they have. Hiding more (`apps.rerank.preprocessing`, noise) helps until it hides the faults as well. How
-much is right is seen by what a re-ranker is for: of draws that a network did not see, is the half that it likes nearer
-to data that it did not see than the other half? Each way is trained for a short while and judged by
+Where all draws share a background or a speckle, the ratio ranks draws by how much of it they have. A coarser view
+(`apps.rerank.preprocessing`) or more noise hides that, and in the end hides the faults as well. Each option is trained
+for a short while. Unseen draws are then split in two halves by their energies, and the option is judged by
 
     D(worse half, data) - D(better half, data),   D = 2 E|X - Y| - E|X - X'| - E|Y - Y'|,
 
-D the energy distance (Székely & Rizzo 2013), without bias in small sets, in coarse pixels after quantile matching for
-images, so that no way gains by the common giveaway, and in standardised columns for rows. Ways that no longer tell data
-from draws at all are out; of those within two deviations of the largest, as halves by lot deviate, the one that hides
-least is taken.
+D the energy distance (Székely & Rizzo 2013), without bias in small sets. It is taken in coarse pixels after quantile
+matching for images, so that no option gains by what all draws share, and in standardised columns for rows. Options that
+no longer tell data from draws are dropped. Of those within two standard deviations of the largest, as random halves
+deviate, the one that hides least is taken.
 
-That data and draws overlap (an AUC on rows not seen that is well below one) is not enough: noise alone makes them, and
-the ratio goes on ranking by the giveaway. Nor would fewer draws than half do: the very best are too few kinds of thing
-to be near the data as a whole.
+An AUC on unseen rows well below one is not enough: noise alone brings it about, and the ratio goes on ranking by what
+all draws share. Fewer draws than half would not do either: the very best are too much alike to be near all of the data.
 """
 
 import math
@@ -37,8 +35,13 @@ NoiseSetting = float | tuple[float, float]
 
 
 class ViewTrial(NamedTuple):
-    """A way that was tried; on rows not seen the AUC of telling data from draws, and by how much further from the data
-    the worse half of the draws is than the better.
+    """An option that was tried, measured on unseen rows.
+
+    Args:
+        view: What the network was shown.
+        noise: In standard deviations of the data.
+        auc: Of telling data from draws.
+        split_gain: By how much the worse half of the draws is further from the data than the better one.
     """
 
     view: View
@@ -47,10 +50,10 @@ class ViewTrial(NamedTuple):
     split_gain: float
 
 
-def ways(
+def options(
     real: Tensor, view: View | Literal["auto"], noise: NoiseSetting | Literal["auto"]
 ) -> list[tuple[View, NoiseSetting]]:
-    """What may be tried, the least that hides first; what is given is kept, and "binarize" is for writing only."""
+    """(view, noise) to be tried, which hides least first; what is not "auto" is kept, "binarize" is for writing."""
     shown: list[View] = ["pixels", "pixels"] if real.ndim != 4 else ["pixels", "pixels", "quantile_match"]
     if is_writing(real):
         shown.append("binarize")
@@ -58,9 +61,9 @@ def ways(
         shown = [view, view]
     found: list[tuple[View, NoiseSetting]] = []
     for step, name in enumerate(shown):
-        way = (name, (WIDE if step else FAINT) if noise == "auto" else noise)
-        if way not in found:
-            found.append(way)
+        option = (name, (WIDE if step else FAINT) if noise == "auto" else noise)
+        if option not in found:
+            found.append(option)
     return found
 
 
@@ -70,13 +73,13 @@ def best(tried: Sequence[ViewTrial], generated: Tensor, real: Tensor, *, seed: i
     An AUC that is not two deviations above 1/2, as those of Mann & Whitney (1947) deviate, disqualifies.
     """
     n, m = len(generated), len(real)
-    told = [trial for trial in tried if trial.auc > 0.5 + 2 * math.sqrt((n + m + 1) / (12 * n * m))] or tried[:1]
-    least = max(trial.split_gain for trial in told) - 2 * chance(generated, real, seed=seed)
-    return next(trial for trial in told if trial.split_gain >= least)
+    separating = [trial for trial in tried if trial.auc > 0.5 + 2 * math.sqrt((n + m + 1) / (12 * n * m))] or tried[:1]
+    least = max(trial.split_gain for trial in separating) - 2 * chance(generated, real, seed=seed)
+    return next(trial for trial in separating if trial.split_gain >= least)
 
 
 def chance(generated: Tensor, real: Tensor, *, seed: int = 0, num: int = 20) -> float:
-    """The standard deviation of `split_gain` for halves by lot."""
+    """The standard deviation of `split_gain` for random halves."""
     lots = torch.rand(num, len(generated), generator=generator(seed, "trials"))
     return float(torch.tensor([split_gain(u, generated, real) for u in lots]).std())
 

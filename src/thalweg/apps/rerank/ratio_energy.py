@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from thalweg.apps.rerank import extrapolation_penalty, preprocessing
 from thalweg.apps.rerank.settings import RatioSettings
+from thalweg.energy.base import HasSequence
 from thalweg.energy.networks.mlp import MLPEnergy
 from thalweg.energy.networks.strided import StridedEnergy
 
@@ -85,7 +86,8 @@ class RatioEnergy(nn.Module):
 
 def head_and_hidden(network: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
     """(-E_k(z) (B,), the last hidden layer (B, F_k)) of one network."""
-    *body, head = network.sequence()  # pyright: ignore[reportCallIssue]
+    assert isinstance(network, HasSequence)
+    *body, head = network.sequence()
     for layer in body:
         z = layer(z)
     return head(z).squeeze(1), z

@@ -1,4 +1,4 @@
-"""The training loop of one network of a likelihood ratio, with early stopping on rows that it does not see."""
+"""The training of one network of a likelihood ratio, with early stopping on rows that it does not see."""
 
 import copy
 import math
@@ -11,15 +11,20 @@ from torch import Tensor, nn
 from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.rng import generator
 from thalweg.data.augment import Warp
-from thalweg.objective.base import Batch
 from thalweg.objective.corruption import Damage
 from thalweg.objective.ratio import LikelihoodRatio, balanced_loss
+from thalweg.run.in_memory import TrainSettings, TrainState, optimise
 
 BLOCK = 1000
 
 
 class Rows(NamedTuple):
-    """x (N, *), and whether each is data: `real` (N,), True for data and False for generated rows."""
+    """Data and generated rows.
+
+    Args:
+        x: The rows, (N, *).
+        real: True for data, False for generated rows, (N,).
+    """
 
     x: Tensor
     real: Tensor
@@ -33,42 +38,55 @@ def train_network(
     *,
     preprocess: Callable[[Tensor], Tensor],
     seed: int,
-    stream: str,
 ) -> int:
-    """Train `network` in place on `rows`; it ends as it was at the step of the least loss on `held_out`, returned.
+    """Train `network` in place on `rows`; the step of the least loss on `held_out`, whose weights it gets.
 
-    `preprocess` turns rows into what the network reads; it comes after the random warp and before the noise. Step i
-    draws at the address (seed, stream, i).
+    `preprocess` turns rows into what the network reads; it comes after the random warp and before the noise.
     """
     s = settings
     low, high = s.noise if isinstance(s.noise, tuple) else (s.noise, None)
     objective = LikelihoodRatio(smoothing=s.smoothing, noise=low, noise_max=high)  # pyright: ignore[reportArgumentType]
-    warp = Warp(stretch=s.stretch, shift=s.shift) if rows.x.ndim == 4 else None
-    optimiser = torch.optim.AdamW(network.parameters(), lr=s.rate, weight_decay=s.weight_decay)
-    num_damaged = round(s.damaged * s.batch)
-    sides, z_held = (rows.real.nonzero().flatten(), (~rows.real).nonzero().flatten()), preprocess(held_out.x)
-    least, best, at = math.inf, copy.deepcopy(network.state_dict()), 0
-    for step in range(1, s.steps + 1):
-        draws = generator(seed, stream, step)
-        chosen = torch.cat([side[torch.randint(len(side), (s.batch,), generator=draws)] for side in sides])
-        batch = rows.x[chosen] if warp is None else warp(rows.x[chosen], draws, 0.0)
-        if num_damaged:
-            batch[-num_damaged:] = Damage()(batch[:num_damaged], draws)  # the data come first, the generated last
-        data = Batch(preprocess(batch), rows.real[chosen])
-        state = objective.init(network, data.x, draws)
-        loss, _, _ = objective.loss(network, state, data, objective.draw(state, data, draws, step / s.steps))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.param_groups[0]["lr"] = s.rate * (1 - (step - 1) / s.steps)
-        optimiser.step()
-        if step % s.check_every == 0 or step == s.steps:
-            now = float(balanced_loss(energies(network, z_held), held_out.real))
-            if now < least:
-                least, best, at = now, copy.deepcopy(network.state_dict()), step
-            elif step - at >= s.patience * s.check_every:
-                break
+    z_held_out, least, best, at = preprocess(held_out.x), math.inf, copy.deepcopy(network.state_dict()), 0
+
+    def stop_early(state: TrainState) -> bool:
+        nonlocal least, best, at
+        if state.step % s.check_every and state.step != s.steps:
+            return False
+        loss = float(balanced_loss(energies(network, z_held_out), held_out.real))
+        if loss < least:
+            least, best, at = loss, copy.deepcopy(network.state_dict()), state.step
+        return state.step - at >= s.patience * s.check_every
+
+    optimise(
+        network, objective, _Batches(rows, s, preprocess, seed), _train_settings(s), seed=seed, after_step=stop_early
+    )
     network.load_state_dict(best)
     return at
+
+
+def _train_settings(s: RatioSettings) -> TrainSettings:
+    found = {"steps": s.steps, "batch_size": 2 * s.batch, "learning_rate": s.rate, "weight_decay": s.weight_decay}
+    fixed = {"betas": (0.9, 0.999), "warmup": 0, "decay": "linear", "clip": None, "precision": "fp32"}
+    return TrainSettings.model_validate(found | fixed)
+
+
+class _Batches:
+    """Batches of data and generated rows in equal numbers, the data first: warped, damaged and preprocessed."""
+
+    def __init__(self, rows: Rows, settings: RatioSettings, preprocess: Callable[[Tensor], Tensor], seed: int):
+        self.rows, self.size, self.preprocess, self.seed = rows, settings.batch, preprocess, seed
+        self.sides = [side.nonzero().flatten() for side in (rows.real, ~rows.real)]
+        self.warp = Warp(stretch=settings.stretch, shift=settings.shift) if rows.x.ndim == 4 else None
+        self.num_damaged = round(settings.damaged * settings.batch)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        """(network input (2 size, *), whether each row is data (2 size,)) of a step."""
+        draws = generator(self.seed, "ratio-rows", step)
+        chosen = torch.cat([side[torch.randint(len(side), (self.size,), generator=draws)] for side in self.sides])
+        x = self.rows.x[chosen] if self.warp is None else self.warp(self.rows.x[chosen], draws, 0.0)
+        if self.num_damaged:
+            x[-self.num_damaged :] = Damage()(x[: self.num_damaged], draws)
+        return self.preprocess(x), self.rows.real[chosen]
 
 
 @torch.no_grad()

@@ -1,19 +1,18 @@
-"""Re-ranking: many candidates in, the best out, by an energy and without losing variety.
+"""Re-ranking: the best of many candidates of a generator, chosen by an energy and for variety.
 
-A generator is cheap to ask again and knows nothing of its faults. An energy that was trained to tell its draws from
-data knows them: E(x) = -log p_data(x) / p_gen(x) (`apps.rerank.density_ratio`). What is kept is chosen by that energy
-*and* by what is kept beside it (`apps.rerank.selection`), as strictly as was shown to help on draws not seen
-(`apps.rerank.held_out_check`). A model's own -log p is a poor judge here: it prefers what is plain.
+The energy is E(x) = -log p_data(x) / p_gen(x), learned from data and the generator's draws
+(`apps.rerank.density_ratio`). A choice counts energies and the features of what is chosen beside
+(`apps.rerank.selection`). It is as strict as was shown to help on unseen draws (`apps.rerank.held_out_check`). A
+model's own -log p is a poor energy here: it prefers plain images.
 """
 
 import logging
 import math
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from thalweg.apps.rerank.candidates import as_candidates
 from thalweg.apps.rerank.density_ratio import HeldOutCheck, fit_ratio
 from thalweg.apps.rerank.held_out_check import Strictness, strictness
 from thalweg.apps.rerank.ratio_energy import RatioEnergy
+from thalweg.apps.rerank.scoring import Energy, Features, energies_and_features, features_of
 from thalweg.apps.rerank.selection import Variety
 from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.bundle.bundle import Bundle
@@ -31,9 +31,8 @@ from thalweg.core.errors import UserError, kind_of
 from thalweg.data.columns.layout import Layout
 from thalweg.data.float32_check import as_float32
 from thalweg.data.frames import is_frame
+from thalweg.energy.base import HasShape
 
-BLOCK = 500
-PIXELS = 14  # a side, of images as features
 log = logging.getLogger("thalweg")
 
 
@@ -76,10 +75,10 @@ class EnergyReranker(StoredType):
 
     def __init__(
         self,
-        energy: Any = None,
+        energy: Energy | None = None,
         *,
         variety: Variety = "maximal_marginal_relevance",
-        features: Callable[[Tensor], Tensor] | None = None,
+        features: Features | None = None,
         seed: int = 0,
         settings: RatioSettings | None = None,
     ):
@@ -89,9 +88,9 @@ class EnergyReranker(StoredType):
             self.layout = energy.layout
         self.require_variety()
         if features is not None and not callable(features):
-            raise UserError(f"{kind_of(features)}, must be a callable (B, *) -> (B, F)", argument="features")
+            raise UserError(f"must be a callable (B, *) -> (B, F), not {kind_of(features)}", argument="features")
         if settings is not None and not isinstance(settings, RatioSettings):
-            raise UserError(f"{kind_of(settings)}, must be a RatioSettings", argument="settings")
+            raise UserError(f"must be a RatioSettings, not {kind_of(settings)}", argument="settings")
         check.whole("seed", seed, 0, 2**64 - 1)
 
     def fit(self, real: Any, generated: Any, *, names: tuple[str, str] = ("real", "generated")) -> Self:
@@ -107,7 +106,7 @@ class EnergyReranker(StoredType):
             as_float32(as_candidates(x, where=name, layout=self.layout), self.layout.names, name)
             for x, name in zip((real, generated), names, strict=True)
         )
-        features = None if self.features is None else self._all_features
+        features = None if self.features is None else partial(features_of, features=self.features)
         self.energy, self.check_ = fit_ratio(
             real, generated, self.settings, seed=self.seed, names=names, features=features
         )
@@ -121,7 +120,7 @@ class EnergyReranker(StoredType):
 
     def energies(self, candidates: Any) -> Float[Tensor, " n"]:
         """(N,) energies, low = good. UserError where the energy is NaN, with the index."""
-        return self._look(self._given(candidates), False)[0]
+        return self._score(self._positions(candidates), False)[0]
 
     def rank(self, candidates: Any, keep: int | None = None, *, force: bool = False) -> Int[Tensor, " k"]:
         """Indices, best first: all of them, (N,), or `keep` chosen for variety too, (keep,).
@@ -137,30 +136,30 @@ class EnergyReranker(StoredType):
     def ranked(self, candidates: Any, keep: int | None = None, *, force: bool = False) -> Ranking:
         """Energies, order and choice of the candidates at once, as `rank`; all are kept if `keep` is not given."""
         self.require_variety()
-        x = self._given(candidates)
+        x = self._positions(candidates)
         keep = None if keep is None else _count(keep, len(x))
         if not len(x):
             none = torch.zeros(0, dtype=torch.long)
             return Ranking(torch.zeros(0), none, none, None)
         first = torch.arange(len(x)) if keep is None else selection.distinct(x)
         varied = keep is not None and self.variety != "none" and keep < len(first)
-        u, f = self._look(x, varied)
-        how = self._strictness(0.0 if keep is None else keep / max(keep, len(first)), force)
-        v = u * 0 if how is None else selection.perturbed(u, how.temperature, self.seed)
+        u, f = self._score(x, varied)
+        strict = self._strictness(0.0 if keep is None else keep / max(keep, len(first)), force)
+        v = u * 0 if strict is None else selection.perturbed(u, strict.temperature, self.seed)
         order = selection.best(v, len(v))
         if keep is None:
-            return Ranking(u, order, order, how)
-        return Ranking(u, order, self._kept(u, v, f, first, keep, how), how)
+            return Ranking(u, order, order, strict)
+        return Ranking(u, order, self._kept(u, v, f, first, keep, strict), strict)
 
     def best_of(self, candidates: Any, size: int, *, force: bool = False) -> Int[Tensor, " groups"]:
         """The best of each `size` candidates in turn, (ceil(N / size),) indices: a best-of-N choice as it is served."""
         check.whole("size", size, 1)
         u = self.energies(candidates)
-        how = self._strictness(1 / size, force)
-        if how is None:
+        strict = self._strictness(1 / size, force)
+        if strict is None:
             return torch.arange(0, len(u), size)
-        v = selection.perturbed(u, how.temperature, self.seed)
-        return selection.best_of_groups(v, size, considered=max(1, int(size * how.considered)))
+        v = selection.perturbed(u, strict.temperature, self.seed)
+        return selection.best_of_groups(v, size, considered=max(1, int(size * strict.considered)))
 
     def require_savable(self, folder: Path) -> None:
         """UserError where the folder holds something that is no re-ranker, before any work."""
@@ -168,9 +167,9 @@ class EnergyReranker(StoredType):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the fitted likelihood ratio to a folder that `thalweg.load` opens, whole or not at all."""
-        energy = self._energy()
+        energy = self._require_energy()
         if not isinstance(energy, RatioEnergy):
-            raise UserError("must be a fitted likelihood ratio to be saved", argument="energy")
+            raise UserError("must be a fitted likelihood ratio to be saved", argument="energy", hint="call fit first")
         stored = saved.Stored(energy, self.check_, self.variety, self.seed, self.layout)
         saved.write(Path(folder), stored, type(self))
 
@@ -191,8 +190,7 @@ class EnergyReranker(StoredType):
     @property
     def shape(self) -> tuple[int, ...] | None:
         """What a candidate must look like, where the energy says."""
-        shape = getattr(self.energy, "shape", None)
-        return None if shape is None else tuple(shape)
+        return tuple(self.energy.shape) if isinstance(self.energy, HasShape) else None
 
     def require_variety(self) -> None:
         """UserError for a `variety` that is none."""
@@ -202,72 +200,43 @@ class EnergyReranker(StoredType):
         """How a share of the candidates is kept, by the check if there is one, with a word where it holds back."""
         if force or self.check_ is None:
             return Strictness(0.0, 1.0)
-        how = strictness(self.check_.supported(self.variety), share)
-        if how is None:
+        found = strictness(self.check_.supported(self.variety), share)
+        if found is None:
             log.warning("no evidence that choosing helps: the order given is kept, unless a ranking is forced")
-        elif share and how.considered < 1:
+        elif share and found.considered < 1:
             log.warning(
-                f"keeping 1 of {1 / share:.3g} was not shown to help: the first {100 * how.considered:.3g} % of the "
+                f"keeping 1 of {1 / share:.3g} was not shown to help: the first {100 * found.considered:.3g} % of the "
                 "candidates are considered, unless a ranking is forced"
             )
-        return how
+        return found
 
-    def _kept(self, u: Tensor, v: Tensor, f: Tensor, first: Tensor, keep: int, how: Strictness | None) -> Tensor:
+    def _score(self, x: Tensor, featured: bool) -> tuple[Tensor, Tensor]:
+        return energies_and_features(self._require_energy(), x, self.features, featured=featured)
+
+    def _kept(self, u: Tensor, v: Tensor, f: Tensor, first: Tensor, keep: int, strict: Strictness | None) -> Tensor:
         """`keep` indices by the perturbed energies v of the candidates `first`, which differ; then copies, by u."""
         if keep > len(first):
             log.warning(f"keep={keep}: of the {len(v)} only {len(first)} differ bit by bit; copies fill the rest")
             copies = torch.ones(len(v), dtype=torch.bool)
             copies[first] = False
             rest = copies.nonzero().flatten()
-            return torch.cat([_ordered(first, v), _ordered(rest, u if how else v)[: keep - len(first)]])
-        if how is None:
+            return torch.cat([_ordered(first, v), _ordered(rest, u if strict else v)[: keep - len(first)]])
+        if strict is None:
             return first[:keep]
-        pool = first[: max(keep, math.ceil(how.considered * len(first)))]
+        pool = first[: max(keep, math.ceil(strict.considered * len(first)))]
         if keep == len(first):
             return _ordered(pool, v)
         return _ordered(pool[selection.choose(v[pool], f[pool], keep, self.variety)], v)
 
-    def _energy(self) -> Any:
+    def _require_energy(self) -> Energy:
         if self.energy is None:
-            raise UserError("this EnergyReranker has no energy", hint="give one, or call fit(real, generated)")
+            hint = "give an energy, or call fit(real, generated)"
+            raise UserError("must be given or fitted", argument="energy", hint=hint)
         return self.energy
 
-    def _given(self, candidates: Any) -> Tensor:
+    def _positions(self, candidates: Any) -> Tensor:
         x = as_candidates(candidates, self.shape, layout=self.layout)
         return x if isinstance(self.energy, Bundle) else x.to(torch.float32)
-
-    @torch.no_grad()
-    def _look(self, x: Tensor, featured: bool) -> tuple[Tensor, Tensor]:
-        """Energies (N,) and, if wanted, features (N, F), block by block."""
-        energy, blocks = self._energy(), []
-        for part in x.split(BLOCK) if len(x) else ():
-            if featured and self.features is None and isinstance(energy, RatioEnergy):
-                blocks.append(energy.energy_and_features(part))
-            else:
-                u = _numbers(_function(energy)(part), len(part))
-                blocks.append((u, self._features(part) if featured else u[:, None][:, :0]))
-        if not blocks:
-            return torch.zeros(0), torch.zeros(0, 0)
-        u, f = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-        return _checked(u, len(x)), f
-
-    def _all_features(self, x: Tensor) -> Tensor:
-        return torch.cat([self._features(part) for part in x.split(BLOCK)])
-
-    def _features(self, x: Tensor) -> Tensor:
-        if self.features is not None:
-            f = self.features(x)
-            if not isinstance(f, Tensor) or f.ndim < 2 or len(f) != len(x):
-                message = f"gives {_form(f)} for {len(x)} candidates, must give a row each, ({len(x)}, F)"
-                raise UserError(message, argument="features")
-            f = f.flatten(1).float()
-            if not bool(f.isfinite().all()):
-                raise UserError("gives NaN or infinity, must give finite numbers", argument="features")
-            return f
-        if x.ndim != 4:
-            return x if x.dtype == torch.float32 else (x - x.mean(0)).to(torch.float32)
-        height, width = (min(PIXELS, side) for side in x.shape[2:])
-        return F.adaptive_avg_pool2d(x, (height, width)).flatten(1)
 
 
 def _ordered(chosen: Tensor, u: Tensor) -> Tensor:
@@ -275,43 +244,8 @@ def _ordered(chosen: Tensor, u: Tensor) -> Tensor:
     return chosen[u[chosen].sort(stable=True).indices]
 
 
-def _function(energy: Any) -> Callable[[Tensor], Tensor]:
-    """The callable (B, *) to (B,) that an energy is, or that a bundle has."""
-    found: Any = energy if isinstance(energy, torch.nn.Module) else getattr(energy, "energy", energy)
-    if not callable(found):
-        message = f"{kind_of(energy)}, must be a bundle, a module or a callable (B, *) -> (B,)"
-        raise UserError(message, argument="energy")
-    function: Any = found
-    return function
-
-
-def _numbers(u: Any, n: int) -> Tensor:
-    if not isinstance(u, Tensor) or u.shape != (n,):
-        raise UserError(f"gives {_form(u)} for {n} candidates, must give one number each, ({n},)", argument="energy")
-    return u
-
-
-def _form(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{kind_of(value)}, no tensor,"
-
-
-def _checked(u: Tensor, n: int) -> Tensor:
-    u = u.detach().float().cpu()
-    bad = u.isnan().nonzero().flatten()
-    if len(bad):
-        message = f"is NaN for {len(bad)} of {n} candidates, the first at {int(bad[0])}"
-        raise UserError(message, argument="energy", hint="drop them")
-    return u.clamp(*_finite(u))
-
-
-def _finite(u: Tensor) -> tuple[float, float]:
-    """The range of the finite energies, one nat wider: infinite ones are put at its ends."""
-    finite = u[u.isfinite()]
-    return (float(finite.min()) - 1, float(finite.max()) + 1) if len(finite) else (-1.0, 1.0)
-
-
 def _count(keep: Any, n: int) -> int:
     """`keep` from 1 to the number of candidates."""
     if not n:
-        raise UserError("there are no candidates, must be None", argument="keep", value=keep)
+        raise UserError("must be None where there are no candidates", argument="keep", value=keep)
     return check.whole("keep", keep, 1, n)

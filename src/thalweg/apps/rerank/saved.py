@@ -1,5 +1,6 @@
 """The folder of a fitted re-ranker: `config.json` and `model.safetensors`, sealed by hashes."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -38,7 +39,7 @@ def write(folder: Path, stored: Stored, cls: type[StoredType]) -> None:
         "encoding": stored.layout.to_list(),
         "headless": stored.layout.headless,
         "ignored": list(stored.layout.ignored),
-        "settings": {name: getattr(s, name) for name in s.__dataclass_fields__},
+        "settings": asdict(s),
         "variety": stored.variety,
         "seed": stored.seed,
         "check": None if stored.check is None else stored.check._asdict(),
@@ -59,7 +60,7 @@ def read(folder: Path, config: dict[str, Any]) -> Stored:
         return _stored(config, weights)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         why = " ".join(str(error).split())[:200]
-        message = f"not a re-ranker's, or not of the weights beside it ({why})"
+        message = f"must describe the re-ranker whose weights are beside it ({why})"
         raise DamagedFile(message, argument=str(folder / "config.json"), hint="fit again") from error
 
 
@@ -94,7 +95,7 @@ def _share_check(row: Any) -> ShareCheck:
     return found
 
 
-def _energy(shape: Any, settings: RatioSettings, weights: dict[str, Tensor]) -> RatioEnergy:
+def _energy(shape: tuple[int, ...], settings: RatioSettings, weights: dict[str, Tensor]) -> RatioEnergy:
     """The energy of a file's settings and weights; built without memory of its own, which a false size would claim.
 
     ValueError or RuntimeError where they do not belong together or do not give numbers.

@@ -1,6 +1,6 @@
 """Choosing K of N candidates for quality and variety: a list of indices from energies u (N,) and features f (N, F).
 
-The best by energy alone are often K times nearly the same. `maximal_marginal_relevance` takes them one by one, each
+The K of least energy are often nearly the same. `maximal_marginal_relevance` takes them one by one, each
 time the least of energy plus a penalty for being near what was taken (Carbonell & Goldstein 1998). `perturbed` makes
 any choice by energy a random one, as strict as its temperature says. All is deterministic; ties go to the lower index.
 """
@@ -44,8 +44,8 @@ def perturbed(u: Float[Tensor, " n"], temperature: float, seed: int, *address: i
 
 def distinct(x: Tensor) -> Tensor:
     """Indices of the rows that are no copy, bit by bit, of an earlier one, in order."""
-    seen = {row.tobytes(): i for i, row in reversed(list(enumerate(x.flatten(1).numpy())))}
-    return torch.tensor(sorted(seen.values()), dtype=torch.long)
+    first = {row.tobytes(): i for i, row in reversed(list(enumerate(x.flatten(1).numpy())))}
+    return torch.tensor(sorted(first.values()), dtype=torch.long)
 
 
 def best_of_groups(u: Float[Tensor, " n"], size: int, *, considered: int | None = None) -> Tensor:
@@ -67,7 +67,8 @@ def maximal_marginal_relevance(
     nearest that was taken counts, so a crowd of good ones costs that and no more.
     """
     f, near, taken = _scaled(f), torch.zeros(len(u), dtype=u.dtype), []
-    u, squares = _standardised(u), f.square().sum(1)
+    u = (u - u.mean()) / u.std().clamp(min=1e-12) if len(u) > 1 else u.clone()
+    squares = f.square().sum(1)
     for _ in range(keep):
         i = int((u + strength * near).argmin())
         taken.append(i)
@@ -82,7 +83,3 @@ def _scaled(f: Tensor) -> Tensor:
     f = f.flatten(1).float()
     f = f - f.mean(0)
     return f / f.square().sum(1).mean().sqrt().clamp(min=1e-12)
-
-
-def _standardised(u: Tensor) -> Tensor:
-    return (u - u.mean()) / u.std().clamp(min=1e-12) if len(u) > 1 else u.clone()

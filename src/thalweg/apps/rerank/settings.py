@@ -24,14 +24,16 @@ class RatioSettings:
         noise: Deviation of the Gaussian noise on both sides, in standard deviations of the data. A pair (low, high)
             gives each row a deviation of its own, log-uniform between the two. "auto":
             `apps.rerank.preprocessing_search` chooses.
-        channels: Of the networks for images, one entry a halving. hidden: Width of the networks' last hidden layer.
-        stretch: Strength of random stretching of half of the images (`data.augment.Warp`). shift: Strength of random
-        shifts of half of the images. damaged: Share of the generated side that is damaged data instead
-        (`objective.corruption`). The energy is then the
-            ratio to that mixture.
+        channels: Of the networks for images, one entry a halving.
+        hidden: Width of the networks' last hidden layer.
+        stretch: Strength of random stretching of half of the images (`data.augment.Warp`).
+        shift: Strength of random shifts of half of the images.
+        damaged: Share of the generated side that is damaged data instead (`objective.corruption`). The energy is then
+            the ratio to that mixture.
         view: What the networks are shown of images (`apps.rerank.preprocessing`). "auto":
-        `apps.rerank.preprocessing_search` chooses. check_every: Steps between two looks at the held-out loss. patience:
-        Looks without progress that end a training.
+            `apps.rerank.preprocessing_search` chooses.
+        check_every: Steps between two checks of the held-out loss.
+        patience: Checks without progress that end a training.
     """
 
     ensemble: int = 3
@@ -52,20 +54,19 @@ class RatioSettings:
 
     def __post_init__(self):
         check.whole("ensemble", self.ensemble, 2)
-        for name in ("steps", "batch", "check_every", "patience", "hidden"):
-            check.count(**{name: getattr(self, name)})
+        check.count(steps=self.steps, batch=self.batch, hidden=self.hidden)
+        check.count(check_every=self.check_every, patience=self.patience)
         if not isinstance(self.channels, Sequence) or isinstance(self.channels, str) or not self.channels:
-            raise UserError(
-                "must be one or more whole numbers, one a halving", argument="channels", value=self.channels
-            )
+            text = "must be one or more whole numbers, one a halving"
+            raise UserError(text, argument="channels", value=self.channels)
         for i, width in enumerate(self.channels):
             check.whole(f"channels[{i}]", width, 1)
         check.positive(rate=self.rate)
         check.non_negative(rate=self.rate, weight_decay=self.weight_decay, stretch=self.stretch, shift=self.shift)
         check.share(smoothing=self.smoothing, damaged=self.damaged)
-        for name, bound in (("smoothing", 0.5), ("damaged", 1.0)):
-            if getattr(self, name) >= bound:
-                raise UserError(f"must be in [0, {bound:g})", argument=name, value=getattr(self, name))
+        for name, value, bound in (("smoothing", self.smoothing, 0.5), ("damaged", self.damaged, 1.0)):
+            if value >= bound:
+                raise UserError(f"must be in [0, {bound:g})", argument=name, value=value)
         check.one_of(("auto", *get_args(View)), view=self.view)
         if self.noise != "auto":
             _check_noise(self.noise)
@@ -85,4 +86,4 @@ def _check_noise(noise: Any) -> None:
             raise UserError("must be in order", argument="noise")
     except UserError:
         condition = 'must be "auto", a deviation of zero or more, or a pair (low, high) with 0 < low <= high'
-        raise UserError(condition, argument="noise", value="None" if noise is None else noise) from None
+        raise UserError(condition, argument="noise", value=check.stated(noise)) from None

@@ -34,5 +34,5 @@ def check_header(file: IO[bytes], stored: int, where: str) -> None:
     check_size(needed, where)
     stored -= file.tell()
     if needed > stored or min(shape, default=0) < 0:
-        what = f"truncated: declares {needed:,} bytes, holds {stored:,}"
-        raise DamagedFile(what, argument=where, hint="fetch it again")
+        what = f"declares {needed:,} bytes, holds {stored:,}"
+        raise DamagedFile(what, argument=where, hint="it is truncated, so fetch it again")

@@ -43,13 +43,13 @@ class _Images28(LocatedSet):
         path, files = Path(named), (f"{self.name}.npz", f"{self.name.replace('-', '_')}.npz")
         if not path.exists():
             setting = "data" if data is not None else "THALWEG_DATA"
-            raise UserError("no such file or folder", argument=setting, value=str(path))
+            raise UserError("no such file or folder", argument=str(path), hint=f"give another one as {setting}")
         if path.is_dir():
             found = next((path / file for file in files if (path / file).exists()), None)
             if found is None and data is not None:
                 if not image_files(path):
                     what = f"holds neither {files[-1]} nor images"
-                    raise UserError(what, argument="data", value=str(path), hint="give the file itself")
+                    raise UserError(what, argument=str(path), hint="give the file itself")
                 return path
             return found
         return path if data is not None or path.name in files else None

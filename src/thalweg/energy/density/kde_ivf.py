@@ -1,11 +1,11 @@
-"""The energy of the smoothed rows from those that matter: cells of rows, and all rows where that is not enough.
+"""A kernel density estimate by an inverted file: sums over the rows of a cell, and over all rows where E is high.
 
     E(x) = -log (1/N) sum_{i in L(x)} N(x; x_i, t I),    L(x) the M rows nearest to the centre of x's cell.
 
-Kernels are narrow: a few rows carry the sum. Cells are those of k-means (an inverted file: Jégou, Douze & Schmid 2011).
-What is left out can only raise E, by log(1 + rest / kept), little where E is low. So rows with E above tau, where the
-rest may matter, are done again with all rows. M and tau are chosen on stored rows, each left out, as the cheapest pair
-that costs no more than `gap` nats on average.
+Kernels are narrow, so a few rows have most of the sum. Cells are those of k-means (Jégou, Douze & Schmid 2011). The
+rows left out raise E by log(1 + rest / kept), which is small where E is low. So E above tau is computed again with all
+rows. M and tau are chosen on stored rows, each left out, as the cheapest pair with an error of at most `gap` nats on
+average.
 """
 
 import math
@@ -24,18 +24,18 @@ EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
 LENGTHS = (256, 512, 1024, 2048, 4096)
 TRIAL = 1000  # stored rows that M and tau are chosen on
 ROUNDS = 10  # of k-means
-ENTRIES = 131_072  # of a block of sums, so that it stays near the processor
+ENTRIES = 131_072  # of a block of sums, so that it stays in the processor's cache
 FAINT = -60.0  # log2 of a sum, below which float32 may have lost terms
 BITS = 4096.0  # of squared distance to a centre; float32 keeps their differences to 1e-3 within these
 
 
 class SearchParams(NamedTuple):
-    """M candidates a cell, the energy tau above which a row is done again, nats lost on average, share done again."""
+    """The parameters of the search, and its error and cost on stored rows."""
 
-    num_candidates: int
-    exact_above: float
-    mean_loss: float
-    exact_share: float
+    num_candidates: int  # M
+    exact_above: float  # tau, nats
+    mean_loss: float  # nats
+    exact_share: float  # of the rows, computed with all rows
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Self:
@@ -49,9 +49,14 @@ WHOLE = SearchParams(0, -math.inf, 0.0, 1.0)
 class IVFKernelDensityEnergy(OfRows):
     """`KernelDensityEnergy` within `gap` nats on average, and exact where energies are high (up to 50,000 rows).
 
-    `rows` (N, D), noise variance `t`. A row costs about (sqrt(N) + M + a N) D multiplications, a the share above tau;
-    `search` has both; `known`, a `search` and `centers` found before, spare the search. Up to 1,024 rows, and with
-    gap=0, it is exact. Energies in float64, sums in float32 where that keeps 1e-3 nats.
+    A row costs about (sqrt(N) + M + a N) D multiplications, a the share above tau. Up to 1,024 rows, and with gap=0, it
+    is exact. Energies are in float64, sums in float32 where that keeps 1e-3 nats.
+
+    Args:
+        rows: Stored rows (N, D).
+        t: Noise variance, in squared units of the rows.
+        gap: Mean error in nats.
+        known: `search` and `centers` of an earlier fit, which are then not searched again.
     """
 
     centers: Tensor
@@ -74,7 +79,8 @@ class IVFKernelDensityEnergy(OfRows):
         self._lists = torch.empty(0, 0)
         self.search = WHOLE
         if known or not few:
-            self._lists = self._list(known[0].num_candidates if known else max(LENGTHS))
+            length, blocks = known[0].num_candidates if known else max(LENGTHS), range(0, len(centers), 64)
+            self._lists = torch.cat([self._nearest(i, i + 64, length) for i in blocks])
             self.search = known[0] if known else self._choose()
             self._lists = self._lists[:, : self.search.num_candidates].clone()
 
@@ -89,10 +95,8 @@ class IVFKernelDensityEnergy(OfRows):
     def with_distances(self, x: Float[Tensor, "b d"] | None, k: int) -> tuple[Tensor, Tensor]:
         """(E, the mean squared distance to the k nearest rows considered), (B,) each, by one search.
 
-        None for x: of each stored row without itself.
-
-        The posterior of the noise level that a row came from depends on that distance alone (Livernoche et al. 2024).
-        Neighbours that are not in L(x) make it too large, not too small; rows above tau have all of theirs.
+        None for x: of each stored row without itself. The posterior of the noise level of a row depends on that
+        distance alone (Livernoche et al. 2024). Neighbours outside L(x) make it too large; rows above tau are exact.
         """
         own = torch.arange(len(self.rows)) if x is None else None
         scaled = self.rows if x is None else x.double() * self.unit
@@ -105,7 +109,7 @@ class IVFKernelDensityEnergy(OfRows):
     def _sums_of(self, x: Tensor, own: Tensor | None, search: SearchParams, k: int) -> Tensor:
         """(B, 2): E and the mean of k squared distances in bits, of scaled rows x (B, D).
 
-        `own` (B,): their places among the stored ones, which are left out.
+        `own` (B,): their indices among the stored rows, which are left out.
         """
         n, d = self.rows.shape
         constant = math.log(n - (own is not None)) + 0.5 * d * math.log(2 * math.pi * self.t)
@@ -113,15 +117,12 @@ class IVFKernelDensityEnergy(OfRows):
             out = self._near(x, own, search.num_candidates, k)
             again = (constant - math.log(2) * out[:, 0] > search.exact_above).nonzero().squeeze(1)
             if len(again):
-                out[again] = self._far(x[again], None if own is None else own[again], k)
+                own = None if own is None else own[again]
+                few = n <= EXACT
+                out[again] = self._whole(x[again], own, k) if few else self._near(x[again], own, EXACT // 2, k)
         else:
             out = self._whole(x, own, k)
         return torch.stack([constant - math.log(2) * out[:, 0], out[:, 1]], dim=1)
-
-    def _far(self, x: Tensor, own: Tensor | None, k: int) -> Tensor:
-        if len(self.rows) <= EXACT:
-            return self._whole(x, own, k)
-        return self._near(x, own, EXACT // 2, k)
 
     def _near(self, x: Tensor, own: Tensor | None, length: int, k: int) -> Tensor:
         """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell."""
@@ -146,12 +147,9 @@ class IVFKernelDensityEnergy(OfRows):
         return made
 
     def _nearest(self, first: int, last: int, length: int) -> Tensor:
-        """The places of the `length` rows nearest to each of these centres, the nearest first."""
+        """The indices of the `length` rows nearest to each of these centres, the nearest first."""
         squared = torch.addmm(self._squares, self.centers[first:last], self.rows.T, alpha=-2)
         return squared.topk(min(length, len(self.rows)), largest=False).indices
-
-    def _list(self, length: int) -> Tensor:
-        return torch.cat([self._nearest(i, i + 64, length) for i in range(0, len(self.centers), 64)])
 
     def _choose(self) -> SearchParams:
         """The cheapest pair of M and tau, by the trial rows' energies with all rows."""
@@ -171,11 +169,11 @@ class IVFKernelDensityEnergy(OfRows):
 
 
 class _Sum:
-    """(log2 sum_j 2^-|x - y_j|², mean of the k least |x - y_j|²) over rows y (M, D), about a center (D,); `places`:
-    theirs among all rows.
+    """(log2 sum_j 2^-|x - y_j|², mean of the k least |x - y_j|²) over rows y (M, D), about a center (D,).
 
-    In float32 the product of (x, -|x|², 1) and (2 y, 1, -|y|²) gives -|x - y|² at once, and terms are summed as they
-    are. Rows for which that is too coarse are done in float64, relative to their largest term.
+    In float32 the product of (x, -|x|², 1) and (2 y, 1, -|y|²) gives -|x - y|², and terms are summed directly. Rows for
+    which that is too coarse are computed in float64, relative to their largest term. `places`: the indices of y among
+    all rows.
     """
 
     def __init__(self, y: Tensor, center: Tensor, places: Tensor | None = None, *, exact: bool = False):

@@ -7,7 +7,7 @@ or an argument of a partial. Global names and computed names are not followed.
 import functools
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -58,14 +58,11 @@ def _attributes(thing: object) -> list[Any]:
     kind = type(thing)
     if kind.__module__.partition(".")[0] in _FOREIGN:
         return []
-    slots = [name for c in kind.__mro__ for name in _names(c.__dict__.get("__slots__", ()))]
+    declared = [c.__dict__.get("__slots__", ()) for c in kind.__mro__]
+    slots = [name for names in declared for name in ((names,) if isinstance(names, str) else names)]
     found = [getattr(thing, name, None) for name in slots if not name.startswith("__")]
     call = next((c.__dict__["__call__"] for c in kind.__mro__ if "__call__" in c.__dict__), None)
     return [*getattr(thing, "__dict__", {}).values(), *found, call]
-
-
-def _names(slots: Any) -> Sequence[str]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
 def _captured(function: FunctionType) -> list[Any]:

@@ -186,7 +186,11 @@ def tree(net: UNet, levels: Sequence[Tensor]) -> Sequential:
     level_of = {id(block): level for block, level in zip(blocks, levels, strict=True)}
 
     def stage(modules: nn.Module) -> list[Node]:
-        return [_block(block, level_of[id(block)]) for block in modules.children() if isinstance(block, Block)]
+        return [
+            Residual([SiLU(), convolution(m.conv1), Modulate(level_of[id(m)]), SiLU(), convolution(m.conv2)])
+            for m in modules.children()
+            if isinstance(m, Block)
+        ]
 
     inner: list[Node] = []
     for i in reversed(range(len(net.down))):
@@ -196,7 +200,3 @@ def tree(net: UNet, levels: Sequence[Tensor]) -> Sequential:
             inner = [Residual([Downsample(pool), *inner, Upsample(lift)]), *stage(net.up[j])]
         inner = [*stage(net.down[i]), *inner]
     return Sequential([convolution(net.stem), *inner, SiLU(), convolution(net.head)])
-
-
-def _block(m: Block, level: Tensor) -> Node:
-    return Residual([SiLU(), convolution(m.conv1), Modulate(level), SiLU(), convolution(m.conv2)])

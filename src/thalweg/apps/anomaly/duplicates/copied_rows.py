@@ -1,11 +1,10 @@
 """Rows that were copied into a table: they count once, so that leaving a row out leaves its copies out too.
 
-Calibration takes rows for independent draws. Rows that somebody copied are not: the copy of a row that is left out is
-still there, in a fold, among the neighbours or on the other side of a split, and its energy is that of a row that was
-seen. Equal rows alone prove nothing, though: where values are few, independent rows are equal too, and these stay, as a
-new row has its equals in the table. Taken for copies are a whole table that is repeated, equal rows that repeating
-values do not explain (`apps.anomaly.duplicates.expected_ties`), and rows that are nearly equal
-(`apps.anomaly.duplicates.near_copies`).
+Calibration assumes that rows are independent draws. Copied rows are not: where a row is left out, its copy stays in the
+fit, and the energy is that of a row in the fit. Equal rows need not be copies: where values are few, independent rows
+are equal too. These stay, as a new row has its equals in the table as well. Taken for copies are a whole table that is
+repeated, equal rows that repeating values do not explain (`apps.anomaly.duplicates.expected_ties`), and rows that are
+nearly equal (`apps.anomaly.duplicates.near_copies`).
 """
 
 import logging
@@ -13,9 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thalweg.apps.anomaly.calibration import Calibration
+from thalweg.apps.anomaly.calibration import Calibration, LeaveOneOut
 from thalweg.apps.anomaly.duplicates.expected_ties import equal_rows, features_of, times_repeated, unexplained
 from thalweg.apps.anomaly.duplicates.near_copies import near_copies
+from thalweg.apps.anomaly.energies import DetectorEnergy
 from thalweg.apps.anomaly.tabular.scalings import Standard, exponents, scaled
 
 MANY = 0.1  # share of rows that equal others, from which on copies that were not found would matter
@@ -23,8 +23,12 @@ log = logging.getLogger("thalweg")
 
 
 class Copies(NamedTuple):
-    """`kept`: places of the rows that count, rising. `counted_by` (N,): for each row the place in `kept` of its own.
-    `num_equal`: of the kept rows those that equal an earlier one, as values repeat.
+    """Which rows count.
+
+    Args:
+        kept: Numbers of the rows that count, rising.
+        counted_by: For each row the position in `kept` of the row that counts for it, (N,).
+        num_equal: Of the kept rows, how many equal an earlier one, as values repeat.
     """
 
     kept: np.ndarray
@@ -56,15 +60,15 @@ def copies_of(kind: str, rows: Any, features: np.ndarray | None) -> Copies:
     return copies
 
 
-def calibration_of_fitted(energy: Any, rows: np.ndarray, copies: Copies) -> Calibration:
+def calibration_of_fitted(energy: DetectorEnergy, rows: np.ndarray, copies: Copies) -> Calibration:
     """The calibration by the leave-one-out energies of an energy's fitted rows (N, D), those that `copies` kept."""
     energies = np.asarray(energy.calibration_energies_, float)
     group, sizes = equal_rows(rows)
     counts = np.bincount(copies.counted_by)
-    repeated, seen = (sizes[group] > 1) | (counts > 1), energies.copy()
+    repeated, equals = (sizes[group] > 1) | (counts > 1), energies.copy()
     if repeated.any():
-        seen[repeated] = energy.energy(rows[repeated])
-    return Calibration.of_left_out(energies, group, seen, counts)
+        equals[repeated] = energy.energy(rows[repeated])
+    return Calibration.of_left_out(LeaveOneOut(energies, equals, counts), group)
 
 
 def find_copies(x: np.ndarray, features: np.ndarray | None = None) -> Copies:

@@ -1,19 +1,17 @@
-"""Images that do not belong: an energy for pictures, with the place of the fault and its repair.
+"""The energy behind the detector of images, with the place of a fault and its repair.
 
-Two energies of one network, which `--recipe contrast` trains without labels, on the scale of normal rows
-(`apps.anomaly.surprise`) and added up:
+    E(x) = v1(E1(x)) + v2(E2(x))
 
-    E(x) = v1(E1(x)) + v2(E2(x)),
-
-E1 the network's own, which tells data from damaged data (`energy.networks.autoencoder`); E2 how few training rows have
-features like x's (`energy.density.feature_kde`). What is plainer than the data stands out in the first, what is of
-another shape in the second.
+E1 is the energy of a network that tells data from damaged data (`energy.networks.autoencoder`), trained without labels
+by `--recipe contrast`. E2 is high where few training rows have features like x's (`energy.density.feature_kde`). v1 and
+v2 bring both to the scale of normal rows (`apps.anomaly.surprise`). Images plainer than the data have a high E1, those
+of another shape a high E2.
 """
 
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -42,20 +40,25 @@ BANK = 20_000  # training rows whose features are kept
 NEAREST = 256  # stored images that a repair is chosen among
 STORED = 32 << 20  # bytes of them at most, a byte a pixel and channel
 LEAST = 40
-HELD = 4  # images held out at least
+MIN_HELD_OUT = 4
 
 
 class ImageEnergy:
-    """Energies of images, high = anomalous, with attribution and repair. Images (N, C, H, W) or (N, H, W), uint8 or
-    float in [0, 1], at least 8 pixels a side; `fit` wants 40 of them or more, and a few thousand to be good.
+    """Energies of images, high = anomalous, with attribution and repair.
 
-    - `steps`: training steps; None: the recipe's 3,000 of 256 rows, about 2 CPU minutes at 28 x 28.
-    - `held_out`: the share of rows that training does not see: half of them set the two energies' scales, the energies
-      of the other half are `calibration_energies_`.
-    - `overrides`: changes of the recipe, as on the command line.
+    Images are (N, C, H, W) or (N, H, W), uint8 or float in [0, 1], at least 8 pixels a side. `fit` takes 40 of them or
+    more; a few thousand are good.
 
-    After fit: `calibration_energies_` (m,), and `train_outlier_scores_` (N,), the energies of all images given, each
-    without its own kernel; after `from_bundle` those of the training rows.
+    Args:
+        steps: Training steps. None: the recipe's 3,000 of 256 rows, about 2 CPU minutes at 28 x 28.
+        held_out: The share of rows that training does not see: half of them set the two energies' scales, the energies
+            of the other half are `calibration_energies_`.
+        overrides: Changes of the recipe, as on the command line.
+
+    Attributes:
+        calibration_energies_: Energies of rows that the fit did not see, nats, (m,).
+        train_outlier_scores_: Energies of all images given, each without its own kernel, nats, (N,); after
+            `from_bundle` those of the training rows.
     """
 
     calibration_energies_: np.ndarray
@@ -68,44 +71,43 @@ class ImageEnergy:
         """Train on normal images; the same seed gives the same energies on one machine. UserError for what is none."""
         images = as_images(x)
         if len(images) < LEAST:
-            raise UserError(f"x has {len(images)} images: want {LEAST} or more, to train on and to calibrate with")
+            raise UserError(
+                f"must be {LEAST} images or more, to train and to calibrate, not {len(images)}", argument="x"
+            )
         if images.shape[1] not in (1, 3):
-            text = f"has shape {tuple(np.shape(x))}, and must be (N, H, W) or (N, C, H, W) of 1 or 3 channels"
+            text = f"must be (N, H, W) or (N, C, H, W) of 1 or 3 channels, not of shape {tuple(np.shape(x))}"
             raise UserError(text, argument="x")
-        _require_held(self._held(len(images)))  # now, not after the training
+        _require_held_out(self._num_held_out(len(images)))  # now, not after the training
         if bool((images == images[0]).all()):
-            raise UserError(f"x: {len(images)} images, 1 of them distinct: want pictures that differ")
-        given = check_images(images, None, where="x")
+            raise UserError("must be images that differ", argument="x")
+        pixels = check_images(images, None, where="x")
         overrides = [f"data.held_out={self.held_out}", *self.overrides]
         run = settings(Request(data="x", recipe="contrast", steps=self.steps, seed=seed, overrides=overrides), "image")
-        share: Any = run.data.held_out
-        rows = images if images.dtype == torch.uint8 else given
-        data = split(rows, name="x", source="images", held_out=share, seed=run.seed, limit=run.data.limit)
-        banked = self._settle(train_in_memory(run, data), plain(run.energy), data, run.seed)
+        assert run.data.held_out is not None  # as overridden
+        rows = images if images.dtype == torch.uint8 else pixels
+        data = split(rows, name="x", source="images", held_out=run.data.held_out, seed=run.seed, limit=run.data.limit)
+        model = _require_autoencoder(train_in_memory(run, data), "overrides", run.energy["type"])
+        banked = self._set_scales(model, plain(run.energy), data, run.seed)
         own, known = torch.zeros(len(images), dtype=torch.bool), {row.numpy().tobytes() for row in banked}
-        for i, row in enumerate(given):
+        for i, row in enumerate(pixels):
             own[i] = row.numpy().tobytes() in known
-        self.train_outlier_scores_ = self._outlying(given, own)
+        self.train_outlier_scores_ = self._outlier_scores(pixels, own)
         return self
 
     def num_calibrating(self, num_rows: int) -> int:
         """Of so many images the number that calibrate: half of those that training does not see."""
-        return self._held(num_rows) // 2
+        return self._num_held_out(num_rows) // 2
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Self:
         """From a run of `--recipe contrast`, whose data are read again where the run found them."""
-        if not isinstance(bundle.model, AutoencoderEnergy):
-            made = bundle.config["run"]["energy"]["type"]
-            raise UserError(f"{bundle.path}: its energy is {made}; train an image bundle with --recipe contrast")
         self, run = cls(), bundle.config["run"]
-        self._settle(bundle.model, run["energy"], data_of(bundle), run["seed"])
+        model = _require_autoencoder(bundle.model, str(bundle.path), run["energy"]["type"])
+        self._set_scales(model, run["energy"], data_of(bundle), run["seed"])
         return self
 
     def energy(self, x: Any) -> np.ndarray:
-        """E(x), (B,) float64 in nats, low = normal: 2 log(1/alpha) where both energies are at their 1 - alpha
-        quantile.
-        """
+        """E(x), (B,) nats, float64, low = normal: 2 log(1/alpha) where both are at their 1 - alpha quantile."""
         return self._map(self._fused, self._check(x)).double().numpy()
 
     def parts(self, x: Any) -> dict[str, np.ndarray]:
@@ -144,15 +146,13 @@ class ImageEnergy:
         settings |= {"steps": self.steps, "held_out": self.held_out, "overrides": list(self.overrides)}
         state = {"settings": np.frombuffer(json.dumps(settings).encode(), np.uint8).copy()}
         state |= {f"model.{name}": value.numpy() for name, value in self._model.state_dict().items()}
-        kernel = self._kernel
-        state |= {f"kernel.{name}": getattr(kernel, name).numpy() for name in ("bank", "mean", "whiten")}
+        kernel = {"bank": self._kernel.bank, "mean": self._kernel.mean, "whiten": self._kernel.whiten}
+        state |= {f"kernel.{name}": value.numpy() for name, value in kernel.items()}
         for i, tail in enumerate(self._tails):
             state |= {f"tail{i}.{name}": value.numpy() for name, value in tail._asdict().items()}
         state["images"] = self._images.numpy()
-        return state | {
-            "calibration_energies": self.calibration_energies_,
-            "train_outlier_scores": self.train_outlier_scores_,
-        }
+        state["calibration_energies"] = self.calibration_energies_
+        return state | {"train_outlier_scores": self.train_outlier_scores_}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
@@ -163,17 +163,17 @@ class ImageEnergy:
         weights, shape = _under("model.", arrays), tuple(settings["shape"])
         make = functools.partial(build, settings["energy"], trusted=("thalweg.energy",), shape=shape)
         require_fit(make, {name: Stored("", tuple(value.shape)) for name, value in weights.items()})
-        model = make()
+        model = _require_autoencoder(make(), "settings", settings["energy"]["type"])
         model.load_state_dict(weights)
         kernel = FeatureKernelEnergy(_Features(model), **_under("kernel.", arrays), beta=settings["beta"])
-        tails = tuple(LogSurvival(**_under(f"tail{i}.", arrays)) for i in range(2))
+        tails = LogSurvival(**_under("tail0.", arrays)), LogSurvival(**_under("tail1.", arrays))
         images = torch.from_numpy(np.array(arrays["images"]))
-        found._take(settings["energy"], model, kernel, images, tails)  # pyright: ignore[reportArgumentType]
+        found._take(settings["energy"], model, kernel, images, tails)
         found.calibration_energies_ = arrays["calibration_energies"]
         found.train_outlier_scores_ = arrays["train_outlier_scores"]
         return found
 
-    def _held(self, num_rows: int) -> int:
+    def _num_held_out(self, num_rows: int) -> int:
         self._check_options()
         return min(max(1, round(num_rows * float(self.held_out))), num_rows - 1)
 
@@ -187,33 +187,38 @@ class ImageEnergy:
             hint = "write them as 'train.batch_size=64'"
             raise UserError("must be texts", argument="overrides", value=self.overrides, hint=hint)
 
-    def _outlying(self, x: Tensor, own: Tensor) -> np.ndarray:
+    def _outlier_scores(self, x: Tensor, own: Tensor) -> np.ndarray:
         """E(x) of float images, (B,), of `own` ones (bool) without their own kernel."""
         u = self._map(self._kernel, x)
         u[own] = self._map(self._kernel.left_out, x[own])
         return (self._tails[0](self._map(self._model, x)) + self._tails[1](u)).double().numpy()
 
-    def _settle(self, model: Any, spec: dict[str, Any], data: Dataset, seed: int) -> Tensor:
+    def _set_scales(self, model: AutoencoderEnergy, spec: dict[str, Any], data: Dataset, seed: int) -> Tensor:
         """Bank, scales and calibration from the rows that the model was trained on and not; the banked rows."""
         train, held_out = as_float(data.train), as_float(data.held_out)
-        _require_held(len(held_out))
+        _require_held_out(len(held_out))
         chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
         kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)
         scales, rest = held_out[0::2], held_out[1::2]
         try:
-            tails = tuple(LogSurvival.of(self._map(energy, scales)) for energy in (model, kernel))
+            tails = LogSurvival.of(self._map(model, scales)), LogSurvival.of(self._map(kernel, scales))
         except ValueError as error:
-            raise UserError(f"the images held out look all alike ({error}); give pictures that differ") from error
+            raise UserError(f"must be images that differ, also those held out ({error})", argument="x") from error
         stored = train[chosen[: max(1, STORED // math.prod(train.shape[1:]))]]
-        self._take(spec, model, kernel, (255 * stored).round().byte(), tails)  # pyright: ignore[reportArgumentType]
+        self._take(spec, model, kernel, (255 * stored).round().byte(), tails)
         self.calibration_energies_ = self.energy(rest)
         kept = torch.zeros(len(train), dtype=torch.bool)
         kept[chosen] = True
-        self.train_outlier_scores_ = self._outlying(train, kept)
+        self.train_outlier_scores_ = self._outlier_scores(train, kept)
         return train[chosen]
 
     def _take(
-        self, spec: Any, model: Any, kernel: FeatureKernelEnergy, images: Tensor, tails: tuple[LogSurvival, LogSurvival]
+        self,
+        spec: dict[str, Any],
+        model: AutoencoderEnergy,
+        kernel: FeatureKernelEnergy,
+        images: Tensor,
+        tails: tuple[LogSurvival, LogSurvival],
     ) -> None:
         self._spec, self._model, self._kernel, self._images, self._tails = spec, model, kernel, images, tails
         for module in (model, kernel):
@@ -223,21 +228,28 @@ class ImageEnergy:
         return self._tails[0](self._model(x)) + self._tails[1](self._kernel(x))
 
     def _check(self, x: Any) -> Tensor:
-        if not hasattr(self, "_model"):
-            raise UserError("this ImageEnergy has not been fitted; call fit, or from_bundle")
+        if "_model" not in vars(self):
+            raise UserError("must be fitted", argument="ImageEnergy", hint="call fit, or from_bundle")
         return check_images(as_images(x), tuple(self._model.shape), where="x")
 
     @staticmethod
-    def _map(f: Any, x: Tensor) -> Tensor:
+    def _map(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """f block by block, without gradients of its own."""
         with torch.no_grad():
             return torch.cat([f(part) for part in x.split(BLOCK)]) if len(x) else f(x)
 
 
-def _require_held(num: int) -> None:
-    if num < HELD:
-        hint = "raise held_out, or give more images"
-        raise UserError(f"{num} images held out, and {HELD} or more are needed", hint=hint)
+def _require_held_out(num: int) -> None:
+    if num < MIN_HELD_OUT:
+        text = f"must hold out {MIN_HELD_OUT} images or more, not {num}"
+        raise UserError(text, argument="held_out", hint="raise it, or give more images")
+
+
+def _require_autoencoder(model: nn.Module, where: str, kind: str) -> AutoencoderEnergy:
+    if not isinstance(model, AutoencoderEnergy):
+        text = f"must be a model with an AutoencoderEnergy, not {kind}"
+        raise UserError(text, argument=where, hint="train an image bundle with --recipe contrast")
+    return model
 
 
 def _gaps(x: Tensor, images: Tensor) -> Tensor:
@@ -262,11 +274,11 @@ def as_images(x: Any) -> Tensor:
     try:
         a = x.detach().cpu() if isinstance(x, Tensor) else torch.from_numpy(np.array(x))
     except (TypeError, ValueError) as error:
-        raise UserError(f"x: not an array of pixels ({str(error).splitlines()[0]})") from error
+        raise UserError(f"must be an array of pixels ({str(error).splitlines()[0]})", argument="x") from error
     if a.ndim == 3:
         a = a[:, None]
     if a.ndim != 4 or min(a.shape[1:]) < 1 or math.prod(a.shape[2:]) < 1:
-        raise UserError(f"x has shape {tuple(np.shape(x))}: want images (N, H, W) or (N, C, H, W)")
+        raise UserError(f"must be images (N, H, W) or (N, C, H, W), not of shape {tuple(np.shape(x))}", argument="x")
     check_images(a, None, where="x")
     return a
 

@@ -1,1 +1,1 @@
-"""Anomaly detection from file to file: fits on a table, scores a table block by block."""
+"""Anomaly detection from file to file: fits a detector to a table, scores a table block by block."""

@@ -65,14 +65,17 @@ class Contents(NamedTuple):
         name = self.columns.names[self.columns.owners[place]]
         row = f"in row {self.rows[i] + 1}"
         if np.isinf(self.x[i, place]):
-            raise UserError(f"column {name!r} is infinite (infinity) {row}", argument=self.where, hint="mend it")
+            raise UserError(
+                f"must be finite, and column {name!r} is infinite {row}", argument=self.where, hint="mend it"
+            )
         hint = f"drop the row, or fit with {option(self.where, 'missing', 'marginalise')}"
         words = Counter({word: rows for word, rows in self.gaps[name].items() if word})
         if words:
             none = () if self.where == IN_MEMORY else ("",)
             hint += f"; if {next(iter(words))!r} is a value of its own, say {option(self.where, 'na_values', *none)}"
         more = int(np.isnan(self.x[:, place]).sum()) - 1
-        message = f"column {name!r} is missing ({_words(words) or 'NaN'}) {row}{f' and {more} more' if more else ''}"
+        where = f"{row} and {more} more" if more else row
+        message = f"must hold a value in each row, and column {name!r} is missing ({_words(words) or 'NaN'}) {where}"
         raise UserError(message, argument=self.where, hint=hint)
 
 
@@ -98,7 +101,7 @@ def learn(
     left_out, notes = _useless(columns, x, names_of(frame), rows, where)
     if len(left_out) == len(columns.columns):
         name, why = left_out[0]
-        raise UserError(f"no column is left: {name!r} {why}", argument=where, hint="give a table of measurements")
+        raise UserError(f"must hold a column of measurements: {name!r} {why}", argument=where)
     x = x[:, ~np.isin(columns.owners, [columns.names.index(name) for name, _ in left_out])]
     columns = columns.without(left_out)
     values, gaps = _counted(columns, frame, x, where, parse)

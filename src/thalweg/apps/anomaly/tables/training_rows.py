@@ -1,9 +1,9 @@
-"""What a detector is fitted on: rows of a table in a file, chosen by a label and drawn evenly, with their numbers."""
+"""Draws the rows that a detector is fitted to from a table in a file: those of a label, each as likely as any other."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -13,17 +13,25 @@ from thalweg.data.columns.number_formats import is_number
 from thalweg.data.formats.base import Table
 from thalweg.data.frames import as_frame
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 MAX_ROWS = 50_000
 SHOWN = 8  # values of a label in a message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A table to fit on: the file, the column that is a label (`normal`: its value in the rows to use; None: all rows),
-    the columns to leave out, and the most rows to use, drawn evenly from the whole file where it has more. `header`:
-    whether a CSV's first line names the columns; None: it must show.
+    """A table to fit on. Labels are compared by value: 0, 0.0 and False are one, as are true and True.
 
-    Labels are compared by value: 0, 0.0 and False are one, as are true and True.
+    Args:
+        path: The file, CSV or Parquet.
+        target: The column of labels, which is not learned. None: there is none.
+        normal: The label of the rows to use. None: all rows.
+        drop: Columns to leave out.
+        max_rows: The most rows to use, drawn evenly from the whole file where it has more.
+        seed: Of the draw.
+        header: Whether a CSV's first line names the columns. None: it must be clear from the lines.
     """
 
     path: Path
@@ -36,11 +44,17 @@ class Source:
 
 
 class Drawn(NamedTuple):
-    """An Arrow table of the rows drawn, their numbers in the file from 0, and how many there were to draw from."""
+    """Rows that were drawn.
 
-    frame: Any
+    Args:
+        frame: An Arrow table.
+        rows: Their numbers in the file, from 0, (n,).
+        num_available: How many there were to draw from.
+    """
+
+    frame: "pa.Table"
     rows: np.ndarray
-    seen: int
+    num_available: int
 
 
 def draw(table: Table, source: Source, words: Collection[str] = ()) -> Drawn:
@@ -50,42 +64,41 @@ def draw(table: Table, source: Source, words: Collection[str] = ()) -> Drawn:
     import pyarrow as pa
 
     random, labels = np.random.default_rng(source.seed), dict[str, None]()
-    held, keys, rows = None, np.zeros(0), np.zeros(0, int)
-    first = seen = 0
+    kept, keys, rows = None, np.zeros(0), np.zeros(0, int)
+    first = num_available = 0
     for block in table.blocks({*table.names} - ({*source.drop} - {source.target})):
         chosen = np.arange(len(block))
         if source.normal is not None:
             chosen = np.flatnonzero(_wanted(block, source, str(table.path), labels, words))
         rows, first = np.r_[rows, first + chosen], first + len(block)
-        seen += len(chosen)
+        num_available += len(chosen)
         block = block.take(chosen)
-        held = block if held is None else pa.concat_tables([held, block])
+        kept = block if kept is None else pa.concat_tables([kept, block])
         keys = np.r_[keys, random.random(len(chosen))]
         if len(keys) > source.max_rows:
-            kept = np.sort(np.argpartition(keys, source.max_rows - 1)[: source.max_rows])
-            held, keys, rows = held.take(kept), keys[kept], rows[kept]
-    if held is None or not len(rows):
-        raise UserError(f"{table.path}: no rows to fit on{_of_normal(source, labels)}; give a table with rows")
-    return Drawn(held, rows, seen)
+            least = np.sort(np.argpartition(keys, source.max_rows - 1)[: source.max_rows])
+            kept, keys, rows = kept.take(least), keys[least], rows[least]
+    if kept is None or not len(rows):
+        raise UserError(f"must hold rows to fit on{_of_normal(source, labels)}", argument=str(table.path))
+    return Drawn(kept, rows, num_available)
 
 
-def _wanted(block: Any, source: Source, where: str, labels: dict[str, None], words: Collection[str] = ()) -> np.ndarray:
+def _wanted(
+    block: "pa.Table", source: Source, where: str, labels: dict[str, None], words: Collection[str] = ()
+) -> np.ndarray:
     """Which rows have the normal label, (N,); the labels met are added to `labels`."""
     given = as_frame(block.select([source.target]), where)[source.target].to_list()
     given = [None if isinstance(value, str) and value in words else value for value in given]
     given = [value.decode(errors="replace") if isinstance(value, bytes) else value for value in given]
-    values = {value: _label(value) for value in set(_hashable(given, source.target, where)) if value is not None}
+    if any(isinstance(value, list | dict) for value in given):
+        text = f"must hold labels in column {source.target!r}, which holds lists or structures"
+        raise UserError(text, argument=where, hint="name another column")
+    values = {value: _label(value) for value in set(given) if value is not None}
     for value in sorted(map(str, values)):
         if len(labels) <= SHOWN:
             labels[value] = None
     wanted = _label(source.normal)
     return np.array([value is not None and values[value] == wanted for value in given], bool)
-
-
-def _hashable(values: list[Any], name: str | None, where: str) -> list[Any]:
-    if any(isinstance(value, list | dict) for value in values):
-        raise UserError(f"{where}: column {name!r} holds lists or structures, which are no labels; name another column")
-    return values
 
 
 def _label(value: Any) -> float | str:
@@ -100,4 +113,4 @@ def _of_normal(source: Source, labels: dict[str, None]) -> str:
     if source.normal is None:
         return ""
     shown = ", ".join([*labels][:SHOWN]) + (", …" if len(labels) > SHOWN else "")
-    return f" with {source.target} = {source.normal}" + (f"; its values are {shown[:200]}" if labels else "")
+    return f" with {source.target} = {source.normal}" + (f", whose values are {shown[:200]}" if labels else "")

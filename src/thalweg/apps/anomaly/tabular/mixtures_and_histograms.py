@@ -1,9 +1,8 @@
-"""What a tabular energy is put together from beside kernels: mixtures, single columns, and one common scale."""
+"""Parts of a tabular energy beside kernels: Gaussian mixtures, and histograms of single columns."""
 
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
 
 import numpy as np
 import torch
@@ -15,60 +14,7 @@ from torch import Tensor
 
 COUNTS = (1, 4, 10)
 ENTRIES = 65_536  # of a block of whitened rows, so that it stays near the processor
-ROUNDING = 1e-9  # of an energy: what the order of summation may change
 RIDGE = 0.02  # added to every variance of standardised columns, so that discrete columns do not collapse
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surprise:
-    """-log of the p-value of an energy among `known` (N,) energies, sorted, in nats.
-
-    Mid-ranks up to the 80 % quantile, and an exponential tail with the mean excess beyond it, so that rows further
-    out than every stored one keep their order. Energies closer than `room` (relative to theirs, from 1 on) are equal.
-    """
-
-    known: np.ndarray
-    room: float = ROUNDING
-
-    @classmethod
-    def of(cls, energies: np.ndarray, room: float | None = None) -> Self:
-        """From energies (N,) in any order; with a `room`, where rows are equal, those closer than it made equal."""
-        known = np.sort(energies)
-        if room is None:
-            return cls(known=known)
-        close = np.diff(known) <= room * np.maximum(np.abs(known[1:]), 1)
-        for i in np.flatnonzero(close & (np.diff(known) > 0)):
-            end = np.searchsorted(known, known[i] + room * max(abs(known[i]), 1), side="right")
-            known[i:end] = known[i]
-        return cls(known=known, room=room)
-
-    def __call__(self, u: np.ndarray) -> np.ndarray:
-        values, at, between, (edge, excess, start) = self._table
-        u, place = _placed(u, values, self.room)
-        inside = np.where(values[place] == u, at[place], between[place])
-        return np.where(u > edge, (u - edge) / excess + start, inside)
-
-    @cached_property
-    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float]]:
-        """Distinct energies and infinity, the surprises at them and just below each, and the tail's three numbers."""
-        n = len(self.known)
-        k = min(max(n // 5, 1), n)
-        edge = float(self.known[n - k - 1] if n > k else self.known[0])
-        excess = max(float((self.known[n - k :] - edge).mean()), 1e-9 * max(abs(edge), 1.0))
-        values, counts = np.unique(self.known, return_counts=True)
-        right = np.cumsum(counts)
-        left = right - counts
-        at, between = (-np.log((n - rank / 2 + 0.5) / (n + 1)) for rank in (left + right, 2 * np.append(left, n)))
-        tail = edge, excess, float(-np.log((k + 0.5) / (n + 1)))
-        return np.append(values, np.inf), np.append(at, at[-1]), between, tail
-
-
-def _placed(u: np.ndarray, values: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
-    """(u, its place among the sorted values): a value that u is but for rounding counts as u, lest copies not tie."""
-    place, allowed = np.searchsorted(values, u), room * np.maximum(np.abs(u), 1)
-    above, below = values[place], values[np.maximum(place - 1, 0)]
-    high, low = above - u <= allowed, u - below <= allowed
-    return np.where(high, above, np.where(low, below, u)), np.where(low & ~high, np.maximum(place - 1, 0), place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +30,11 @@ class Mixture:
         """`count` components, or 1, 4 or 10 by the likelihood of a held-out quarter; one is a Ledoit-Wolf Gaussian."""
         if count is not None:
             return cls._of(y, count, seed)
-        held = np.random.default_rng(seed).permutation(np.arange(len(y)) % 4) == 0
+        held_out = np.random.default_rng(seed).permutation(np.arange(len(y)) % 4) == 0
         counts = [k for k in COUNTS if k == 1 or len(y) / k >= max(20.0, 1.5 * y.shape[1])]
         if len(counts) == 1:
             return cls._of(y, 1, seed)
-        return cls._of(y, min(counts, key=lambda k: float(cls._of(y[~held], k, seed)(y[held]).mean())), seed)
+        return cls._of(y, min(counts, key=lambda k: float(cls._of(y[~held_out], k, seed)(y[held_out]).mean())), seed)
 
     @classmethod
     def _of(cls, y: np.ndarray, k: int, seed: int) -> "Mixture":

@@ -1,23 +1,25 @@
-"""The energy behind the detector of tables: kernels and mixtures on one scale of surprise.
+"""The energy behind the detector of tables: kernels and mixtures on one scale, that of -log p-values.
 
     E(x) = (1/K) sum_k -log p_k(x),    p_k(x) = the share of normal rows with an energy U_k above x's
 
 U_k are the energies of the smoothed rows (`thalweg.energy.density.kde_ivf`) in three scalings of the table
-(`anomaly.views`), with t by leave-one-out likelihood; Gaussian mixtures in two of them, their size by held-out
-likelihood; and the mean squared distance to 5 neighbours, standardised. The p-values come from energies of rows that
-the part had not seen, with an exponential tail.
+(`anomaly.tabular.scalings`), with t by leave-one-out likelihood; Gaussian mixtures in two of them, their size by
+held-out likelihood; and the mean squared distance to 5 neighbours, standardised. The p-values come from energies of
+rows that the part had not seen, with an exponential tail.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any, Self
 
 import numpy as np
 import torch
 
+from thalweg.apps.anomaly.calibration import ROUNDING
 from thalweg.apps.anomaly.duplicates.expected_ties import equal_rows
+from thalweg.apps.anomaly.surprise import LogPValue
 from thalweg.apps.anomaly.tabular.cross_fitting import cross_fitted, needs_cross_fitting
-from thalweg.apps.anomaly.tabular.mixtures_and_histograms import ROUNDING, Histograms, Mixture, Surprise
+from thalweg.apps.anomaly.tabular.mixtures_and_histograms import Histograms, Mixture
 from thalweg.apps.anomaly.tabular.scalings import SCALINGS, exponents, scaled
 from thalweg.core import check
 from thalweg.energy.density.kde import KernelDensityEnergy, leave_one_out, loo_bandwidth, squared_distances
@@ -33,14 +35,16 @@ SINGLE = 1e-5  # nats that sums in float32 may be off by; squared distances ten 
 
 
 class TabularEnergy:
-    """Energies (B,) of numeric rows (B, D), low = normal: the mean of calibrated surprises, in nats.
+    """Energies (B,) of numeric rows (B, D), low = normal: the mean of the parts' -log p-values, in nats.
 
-    - `num_stored`: rows that are kept at most, drawn by the seed; those left out are new to the energy.
-    - `gap`: nats that a kernel may lose on average by leaving far rows out of its sum (`energy.density.kde_ivf`); 0:
-    none.
+    Args:
+        num_stored: Rows that are kept at most, drawn by the seed; those left out are new to the energy.
+        gap: Nats that a kernel may lose on average by leaving far rows out of its sum (`energy.density.kde_ivf`); 0:
+            none.
 
-    After fit: `calibration_energies_` (N,), the energies that the fitted rows have as if each had been left out, and
-    `train_outlier_scores_` (N,), how strange each is, by coarse parts, for tables that hold anomalies themselves.
+    Attributes:
+        calibration_energies_: Energies of the fitted rows as if each had been left out, nats, (N,).
+        train_outlier_scores_: How strange each is, by coarse parts, (N,): for tables that hold anomalies themselves.
     """
 
     calibration_energies_: np.ndarray
@@ -57,13 +61,13 @@ class TabularEnergy:
         """
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or min(x.shape) < 1 or not np.isfinite(x).all():
-            raise ValueError(f"x has shape {x.shape}: want (N, D) finite numbers, one row or more")
+            raise ValueError(f"x: must be (N, D) finite numbers, one row or more, not of shape {x.shape}")
         check.whole("num_stored", self.num_stored, 1)
         check.non_negative(gap=self.gap)
         order = np.random.default_rng(seed).permutation(len(x))
         kept, rest = np.sort(order[: self.num_stored]), np.sort(order[self.num_stored :])
         self._place(x[kept])
-        self.surprises_: dict[str, Surprise] = {}
+        self.scales_: dict[str, LogPValue] = {}
         self.noises_ = {name: loo_bandwidth(torch.from_numpy(y)) for name, y in self._stored.items()}
         self.kernels_ = {
             name: IVFKernelDensityEnergy(torch.from_numpy(y), t=self.noises_[name], gap=self.gap)
@@ -73,9 +77,9 @@ class TabularEnergy:
         mixed, columns = self._fit_mixtures(seed)
         left_out = kernels | mixed
         rooms = self._rooms()
-        self.surprises_ = {name: Surprise.of(u, rooms.get(name)) for name, u in left_out.items()}
+        self.scales_ = {name: LogPValue.of(u, rooms.get(name)) for name, u in left_out.items()}
         robust = {**mixed, "coarse": coarse, "columns": columns}
-        known = {name: Surprise.of(u) for name, u in robust.items()}
+        known = {name: LogPValue.of(u) for name, u in robust.items()}
         self.calibration_energies_, self.train_outlier_scores_ = np.empty(len(x)), np.empty(len(x))
         self.calibration_energies_[kept] = self._fuse(self._cross_fitted(left_out, seed) if calibrates else left_out)
         self.train_outlier_scores_[kept] = np.mean([known[name](u) for name, u in robust.items()], axis=0)
@@ -113,21 +117,21 @@ class TabularEnergy:
     def marginal(self, x: np.ndarray, observed: np.ndarray) -> np.ndarray:
         """(B,) energies of the `observed` features (bool (B, D)) alone; what is not observed may hold anything.
 
-        Whole rows have their energy. Others have the surprise of the arcsinh kernel in the observed features, among
-        stored rows seen in the same features, so that patterns can be compared; 0 where nothing is observed.
+        Whole rows have their energy. Others have the -log p-value of the arcsinh kernel in the observed features,
+        among stored rows in the same features, so that patterns can be compared; 0 where nothing is observed.
         """
         observed = np.asarray(observed, dtype=bool)
         x = self._checked(np.where(observed, x, self.rows_[0]))
         if observed.shape != x.shape:
-            raise ValueError(f"observed has shape {observed.shape}: want {x.shape}, a flag for each number")
+            raise ValueError(f"observed: must have a flag for each number, {x.shape}, not {observed.shape}")
         out, y = np.zeros(len(x)), self.scalings_["arcsinh"](x)
         patterns, which = np.unique(observed, axis=0, return_inverse=True)
-        for k, seen in enumerate(patterns):
+        for k, pattern in enumerate(patterns):
             at = np.flatnonzero(which.ravel() == k)
-            if seen.all():
+            if pattern.all():
                 out[at] = self._fuse(self._parts(x[at]))
-            elif seen.any():
-                out[at] = _surprise(y[at][:, seen], self._stored["arcsinh"][:1000, seen])
+            elif pattern.any():
+                out[at] = _log_p_value(y[at][:, pattern], self._stored["arcsinh"][:1000, pattern])
         return out
 
     def repair(self, x: np.ndarray) -> np.ndarray:
@@ -143,9 +147,9 @@ class TabularEnergy:
         for name, kernel in self.kernels_.items():
             out |= {f"search.{name}": np.array(kernel.search), f"centers.{name}": kernel.centers.numpy()}
         out |= {f"noise.{name}": np.array(t) for name, t in self.noises_.items()}
-        out |= {f"surprise.{name}": surprise.known for name, surprise in self.surprises_.items()}
+        out |= {f"scale.{name}": scale.known for name, scale in self.scales_.items()}
         for name, part in self.mixtures_.items():
-            out |= {f"mixture.{name}.{field.name}": getattr(part, field.name) for field in fields(part)}
+            out |= {f"mixture.{name}.{field}": value for field, value in asdict(part).items()}
         return out
 
     @classmethod
@@ -164,8 +168,8 @@ class TabularEnergy:
                 torch.from_numpy(y), t=self.noises_[name], gap=self.gap, known=known
             )
         rooms = self._rooms()
-        named = {n.removeprefix("surprise."): a for n, a in arrays.items() if n.startswith("surprise.")}
-        self.surprises_ = {name: Surprise(known=a, room=rooms.get(name, ROUNDING)) for name, a in named.items()}
+        named = {n.removeprefix("scale."): a for n, a in arrays.items() if n.startswith("scale.")}
+        self.scales_ = {name: LogPValue(known=a, room=rooms.get(name, ROUNDING)) for name, a in named.items()}
         self.mixtures_ = {
             name: Mixture(**{field.name: arrays[f"mixture.{name}.{field.name}"] for field in fields(Mixture)})
             for name in MIXED
@@ -239,7 +243,7 @@ class TabularEnergy:
         y = {name: scaling(x) for name, scaling in self.scalings_.items()}
         out = self._kernels({name: torch.from_numpy(part) for name, part in y.items()})
         out |= {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
-        return {name: out[name] for name in self.surprises_} if self.surprises_ else out
+        return {name: out[name] for name in self.scales_} if self.scales_ else out
 
     def _kernels(self, y: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
         """The kernels' energies and the neighbours' distance, of rows by scaling; None: of stored rows, left out."""
@@ -253,7 +257,7 @@ class TabularEnergy:
         return out
 
     def _fuse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
-        return np.mean([self.surprises_[name](u) for name, u in parts.items()], axis=0)
+        return np.mean([self.scales_[name](u) for name, u in parts.items()], axis=0)
 
     def _nearest(self, y: np.ndarray) -> list[np.ndarray]:
         stored = torch.from_numpy(self._stored["arcsinh"])
@@ -264,7 +268,7 @@ class TabularEnergy:
     def _checked(self, x: np.ndarray) -> np.ndarray:
         x = np.asarray(x, dtype=np.float64)
         if x.ndim != 2 or x.shape[1] != self.rows_.shape[1] or not np.isfinite(x).all():
-            raise ValueError(f"x has shape {x.shape}: want (B, {self.rows_.shape[1]}) finite numbers")
+            raise ValueError(f"x: must be (B, {self.rows_.shape[1]}) finite numbers, not of shape {x.shape}")
         return scaled(x, self._powers)
 
 
@@ -273,10 +277,10 @@ def _evenly(n: int) -> np.ndarray:
     return np.arange(n) if n <= WIDE else np.linspace(0, n - 1, WIDE).astype(int)
 
 
-def _surprise(y: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _log_p_value(y: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """-log p of kernel energies at y (B, d) among the leave-one-out energies of the rows (N, d)."""
     stored = torch.from_numpy(np.ascontiguousarray(rows))
     t = loo_bandwidth(stored)
     known = leave_one_out(stored, [t])[0].numpy() if len(rows) > 1 else np.zeros(1)
     u = KernelDensityEnergy(stored, t=t)(torch.from_numpy(np.ascontiguousarray(y))).numpy()
-    return Surprise.of(known)(u)
+    return LogPValue.of(known)(u)

@@ -101,16 +101,12 @@ def plane(height: int, width: int, dtype: torch.dtype) -> Plane:
     single = torch.cat([c2[reals2], 2 * _inverse(c2[pairs2], -s2[pairs2])])
     out = Steps(scale * torch.cat([c1[reals1], 2 * rows]), single, back)
     kernel = _kernel(height, width)
-    to = functools.partial(_as, dtype)
-    return Plane(Steps(*map(to, into)), Steps(*map(to, out)), to(kernel))
-
-
-def _as(dtype: torch.dtype, m: Tensor) -> Tensor:
-    return m.to(dtype).contiguous()
+    kept = [[m.to(dtype).contiguous() for m in matrices] for matrices in (into, out, [kernel])]
+    return Plane(Steps(*kept[0]), Steps(*kept[1]), *kept[2])
 
 
 def _waves(size: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2 pi k p / n, n = size + 1, frequencies k = 0 … n - 1 by places p = 0 … size - 1."""
+    """cos and sin of 2 pi k p / n, n = size + 1, frequencies k = 0 … n - 1 by pixels p = 0 … size - 1."""
     n = size + 1
     phase = 2 * math.pi / n * (torch.arange(n)[:, None] * torch.arange(size) % n).double()
     return phase.cos(), phase.sin()
@@ -132,17 +128,17 @@ def _thirds(real: Tensor, imaginary: Tensor) -> Tensor:
 
 
 def _inverse(real: Tensor, imaginary: Tensor) -> Tensor:
-    """What k1, k2, k3 of each coefficient add, where its real part adds `real` and its imaginary part `imaginary`."""
+    """The factors of k1, k2, k3 of each coefficient, from those of its real and its imaginary part."""
     return _interleave([real + imaginary, imaginary, -real])
 
 
 def _kernel(height: int, width: int) -> Tensor:
     """G: c, d - c, c + d of each coefficient c + id of a kernel about its middle; c alone where it is real."""
     (reals1, pairs1), (reals2, pairs2) = _kinds(height + 1), _kinds(width + 1)
-    place = torch.arange(3).double() - 1
+    offset = torch.arange(3).double() - 1
 
     def phase(k: Tensor, n: int) -> Tensor:
-        return 2 * math.pi / n * k.double()[:, None] * place
+        return 2 * math.pi / n * k.double()[:, None] * offset
 
     def forms(k: Tensor, frequencies: Tensor, real: bool) -> Tensor:
         angle = phase(k, height + 1)[:, None, :, None] + phase(frequencies, width + 1)[None, :, None, :]

@@ -1,4 +1,4 @@
-"""The landscape as one self-contained page: a surface that turns, with what moves on it. No network, no library."""
+"""The landscape as one self-contained HTML page: a surface that the reader can turn, with points that move on it."""
 
 import base64
 import html
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from thalweg.apps.landscape.figures import COLOURS
 from thalweg.apps.landscape.film import Film
+from thalweg.apps.landscape.surface import Surface
 from thalweg.apps.landscape.survey import Survey
+from thalweg.evaluate.pictures import image_png
 
 PAGE = Path(__file__).with_name("page.html")
 SIZE = 72  # cells along the longer side
@@ -58,7 +60,7 @@ def _text(values: np.ndarray) -> str:
     return base64.b64encode(values.tobytes()).decode()
 
 
-def _places(points: Tensor, surface: Any) -> str:
+def _places(points: Tensor, surface: Surface) -> str:
     """(n, 2) as shares of the surface's sides, in 16 bits each; 65535 twice where a point is not there, or outside."""
     found = []
     for k, axis in enumerate((surface.s, surface.t)):
@@ -72,14 +74,7 @@ def _places(points: Tensor, surface: Any) -> str:
 
 def _image(x: Tensor) -> str:
     """A PNG data address."""
-    import io
-
-    from PIL import Image
-
-    pixels = (x.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    out = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(out, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(image_png(x)).decode()
 
 
 def _colours() -> str:

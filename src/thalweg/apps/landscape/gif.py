@@ -1,7 +1,7 @@
-"""An animation of chains descending, as a GIF that plays without end."""
+"""The landscape as an animated GIF that repeats: chains that descend, or the images that they become."""
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -9,9 +9,11 @@ import torch
 from thalweg.apps.landscape.figures import COLOURS, HOLE, INK, ORANGE, TEAL, WHITE, pixels
 from thalweg.apps.landscape.film import Film
 from thalweg.apps.landscape.survey import Survey
+from thalweg.evaluate.pictures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.ImageFile import ImageFile
 
 BETWEEN = 2  # pictures a frame: positions and heights are mixed
 HOLD = 1800  # milliseconds that the last picture stays
@@ -19,18 +21,22 @@ DPI = 80
 
 
 def gif(found: Survey, shown: Film | None, *, title: str) -> bytes:
-    """The GIF's bytes: chains on the landscape, or for images (no film given) the pictures that chains turn into."""
-    pictures = _images(found, title) if shown is None else _map(found, shown, title)
+    """The GIF's bytes. `shown`: the frames; None, for images: the images of twelve chains and their energies."""
+    from PIL.Image import Dither
+
+    pictures = _image_frames(found, title) if shown is None else _frames(found, shown, title)
     first, *rest = pictures
     palette = pictures[-1].convert("RGB").quantize(64)
-    some = [p.convert("RGB").quantize(palette=palette, dither=0) for p in (first, *rest)]
+    quantised = [p.convert("RGB").quantize(palette=palette, dither=Dither.NONE) for p in (first, *rest)]
     out = io.BytesIO()
-    times = [90] * (len(some) - 1) + [HOLD]
-    some[0].save(out, format="GIF", save_all=True, append_images=some[1:], duration=times, loop=0, optimize=True)
+    times = [90] * (len(quantised) - 1) + [HOLD]
+    quantised[0].save(
+        out, format="GIF", save_all=True, append_images=quantised[1:], duration=times, loop=0, optimize=True
+    )
     return out.getvalue()
 
 
-def _drawn(figure: "Figure") -> Any:
+def _rendered(figure: "Figure") -> "ImageFile":
     """The figure as an image."""
     from PIL import Image
 
@@ -39,16 +45,7 @@ def _drawn(figure: "Figure") -> Any:
     return Image.open(out)
 
 
-def _page(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _map(found: Survey, film: Film, title: str) -> list[Any]:
+def _frames(found: Survey, film: Film, title: str) -> "list[ImageFile]":
     heights = [film.heights(k, 110).double().numpy() for k in range(len(film.surfaces))]
     surface = film.surfaces[-1]
     s, t = (
@@ -62,7 +59,7 @@ def _map(found: Survey, film: Film, title: str) -> list[Any]:
         then = min(f + 1, last)
         u = (1 - share) * heights[film.shown[f]] + share * heights[film.shown[then]]
         x = torch.lerp(film.points[f], film.points[then], share)
-        figure = _page(7.0, 6.4 * shape + 0.7)
+        figure = new_figure(7.0, 6.4 * shape + 0.7, layout="constrained")
         ax = figure.subplots()
         ax.set_facecolor(HOLE)
         ax.contourf(s, t, np.ma.masked_invalid(u), levels=np.linspace(0, 1, 21), cmap=COLOURS, extend="max")
@@ -75,17 +72,17 @@ def _map(found: Survey, film: Film, title: str) -> list[Any]:
         sigma = film.sigmas[film.shown[f]]
         ax.set_title(title + ("" if sigma is None else f", noise σ = {sigma:.2f}"), fontsize=11, color=INK, loc="left")
         ax.set(aspect="equal", xlim=(s[0], s[-1]), ylim=(t[0], t[-1]), xticks=[], yticks=[])
-        pictures.append(_drawn(figure))
+        pictures.append(_rendered(figure))
     return pictures
 
 
-def _images(found: Survey, title: str) -> list[Any]:
+def _image_frames(found: Survey, title: str) -> "list[ImageFile]":
     """Twelve chains' pictures on the right, their energies over the noise on the left."""
     trace, pictures = found.trace, []
     level = trace.level.numpy() + (0 if trace.noisy else 1)
     u = trace.u.numpy()
     for f in range(len(level)):
-        figure = _page(8.0, 4.3)
+        figure = new_figure(8.0, 4.3, layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
         left.plot(level[: f + 1], u[: f + 1], color=ORANGE, linewidth=0.8, alpha=0.6)
         left.scatter(np.full(u.shape[1], level[f]), u[f], s=12, color=ORANGE, zorder=3)
@@ -100,5 +97,5 @@ def _images(found: Survey, title: str) -> list[Any]:
         right.imshow(np.concatenate(rows), cmap="gray", vmin=0, vmax=1)
         right.set_axis_off()
         figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
-        pictures.append(_drawn(figure))
+        pictures.append(_rendered(figure))
     return pictures

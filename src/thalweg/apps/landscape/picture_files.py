@@ -1,4 +1,4 @@
-"""A survey as a file: a figure, an animation or a page, by the ending of its name."""
+"""The landscape as a file: a figure (.png), an animation (.gif) or a page (.html); and the picture of a report."""
 
 import logging
 import math
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from thalweg.apps.landscape.animation import gif
 from thalweg.apps.landscape.figures import figure
 from thalweg.apps.landscape.film import film
-from thalweg.apps.landscape.page import page
+from thalweg.apps.landscape.gif import gif
+from thalweg.apps.landscape.html_page import page
 from thalweg.apps.landscape.survey import Survey, survey
 from thalweg.bundle.bundle import Bundle
 from thalweg.core.errors import UserError
@@ -19,7 +19,7 @@ from thalweg.evaluate.pictures import png
 log = logging.getLogger("thalweg")
 
 
-def title(bundle: Bundle) -> str:
+def _title(bundle: Bundle) -> str:
     """A heading: whose energy, and by which recipe."""
     name = Path(bundle.config["run"]["data"]["name"]).name
     steps = bundle.config.get("training", {}).get("steps")
@@ -31,14 +31,14 @@ def write(path: str | Path, bundle: Bundle, found: Survey, *, seed: int = 0) -> 
     path = Path(path)
     ending = path.suffix.lower()
     if ending == ".png":
-        data = png(figure(found, title=title(bundle)))
+        data = png(figure(found, title=_title(bundle)))
     elif ending == ".gif":
         moving = None if found.kind == "image" else film(bundle, found, seed=seed)
-        data = gif(found, moving, title=title(bundle))
+        data = gif(found, moving, title=_title(bundle))
     elif ending == ".html":
-        data = page(found, film(bundle, found, seed=seed), title=title(bundle))
+        data = page(found, film(bundle, found, seed=seed), title=_title(bundle))
     else:
-        raise UserError(f"{path}: cannot write {ending or 'a file without ending'}; want .png, .gif or .html")
+        raise UserError("must end in .png, .gif or .html", argument=str(path))
     write_bytes(path, data)
 
 

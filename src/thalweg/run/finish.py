@@ -1,0 +1,42 @@
+"""The end of a run: the trained energy is calibrated on held-out data and written as a bundle."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.classes import calibrate
+from thalweg.bundle.files import read_config, write_bundle
+from thalweg.bundle.prior import fit_mixture_prior, read_mixture_prior
+from thalweg.core import store
+from thalweg.data.catalog import Dataset, as_float
+from thalweg.run.card import card
+from thalweg.training.plan import Plan, num_threads
+from thalweg.training.trainer import Trainer
+
+
+def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: Trainer) -> None:
+    """Calibrate the averaged energy, on as many threads as it was trained on, and write the bundle and its card."""
+    folder, plan, state = trainer.folder, Plan.load(trainer.folder), trainer.state
+    config = {
+        **config,
+        "precision": plan.precision if plan else "fp32",
+        "training": {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks},
+    }
+    with num_threads(plan.threads if plan else torch.get_num_threads()):
+        bundle = Bundle(config, energy, None, folder)
+        if bundle.num_classes and data.held_out_labels is not None:
+            config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
+        held_out = bundle.energy(as_float(data.held_out))
+        write_bundle(folder, config, energy.state_dict(), held_out, fit_mixture_prior(bundle, data.train))
+    store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
+
+
+def as_loaded(folder: Path, energy: nn.Module) -> Bundle:
+    """The bundle in a folder, its network this one, whose weights were just written there."""
+    held_out = store.read_tensors(folder / "calibration.safetensors")["energy"].to(torch.float32)
+    bundle = Bundle(read_config(folder), energy, held_out, folder)
+    bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape)
+    return bundle

@@ -1,0 +1,70 @@
+"""The config.json of a run: what it says of a new run, and whether a request asks for the run that it describes."""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.files import heading
+from thalweg.core import config as specs
+from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.catalog import Dataset
+from thalweg.energy.base import Classifier, HasNoiseLevels
+from thalweg.run.checks import Parts
+from thalweg.run.request import Request, compare, origin
+from thalweg.training.settings import RunSettings, stored
+
+
+def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) -> dict[str, Any]:
+    """What config.json says of a run that begins; `run.transform` is still to be replaced by the fitted one."""
+    return {
+        **heading(Bundle),
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+        "command": request.command,
+        "normalised": bool(parts.objective.normalises and isinstance(parts.energy, HasNoiseLevels)),
+        **origin(request, data.kind),
+        "data": {
+            "source": data.source,
+            "fingerprint": data.fingerprint,
+            "labels": data.label_fingerprint if isinstance(parts.energy, Classifier) else None,
+            "kind": data.kind,
+            "shape": list(data.shape),
+            "dtype": str(data.train.dtype).removeprefix("torch."),
+            "columns": data.layout.names,
+            "ignored": list(data.layout.ignored),
+            "encoding": data.layout.to_list(),
+            "num_train": len(data.train),
+            "num_held_out": len(data.held_out),
+        },
+        "run": specs.plain(run.model_dump()),
+    }
+
+
+def stored_run(folder: Path, config: dict[str, Any], request: Request) -> RunSettings:
+    """The run that a folder's config.json describes; UserError where the request asks for another one."""
+    try:
+        run = stored(config)
+    except UserError as error:
+        raise damaged(folder, error) from error
+    compare(request, {**config, "run": run.model_dump(mode="json")}, folder)
+    return run
+
+
+def require_same_data(folder: Path, config: dict[str, Any], data: Dataset) -> None:
+    """UserError unless the data are those that the run began with."""
+    began = config["data"]
+    same = {"data": data.fingerprint == began["fingerprint"]}
+    same["labels"] = began.get("labels") in (None, data.label_fingerprint)
+    for what, unchanged in same.items():
+        if not unchanged:
+            text = f"must have the {what} that the run began with, and they have changed ({data.source})"
+            raise UserError(text, argument=str(folder), hint="put back the old ones")
+
+
+def damaged(folder: Path, error: UserError) -> DamagedFile:
+    """An error of the values in a folder's config.json: that file is damaged."""
+    hint = "put back the file that the run wrote, or start another run"
+    return DamagedFile(str(error), argument=str(folder / "config.json"), hint=hint)
