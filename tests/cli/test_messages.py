@@ -5,7 +5,7 @@ import pytest
 MESSAGES = {
     "train two-moon --steps 2": "'two-moon': no such data set or path; did you mean two-moons? the names are digits, "
     "mnist, fashion-mnist, two-moons, eight-gaussians, checkerboard, rings",
-    "train cut.npy --steps 2": "cut.npy: truncated: declares 320 bytes, holds 311; fetch it again",
+    "train cut.npy --steps 2": "cut.npy: declares 320 bytes, holds 311; it is truncated, so fetch it again",
     "train object.npy --steps 2": "object.npy: holds Python objects, and pickles are not opened; save float32 or uint8",
     "train words.csv --steps 2": "words.csv: not numbers in columns 'a', 'b'; encode them as numbers, or leave them "
     "out, as by --drop 'a'",
@@ -18,18 +18,19 @@ MESSAGES = {
     "train two-moons --steps 2 width": "'width': must be an assignment; write it as section.key=value",
     "train two-moons --steps 2 energy.type=os:system": "energy.type='os:system': is refused: only classes of "
     "thalweg.energy, thalweg.sampler, thalweg.objective, thalweg.data may be built",
-    "train two-moons --steps 2 seed=3": "seed: is an argument of its own, not an override; see `thalweg train --help`",
-    "train two-moons --steps 2 --minutes 1": "minutes and steps: either is the whole budget; give one of them",
-    "train two-moons --steps 2 -o plane.npy": "plane.npy: a file, where a folder for the run was wanted",
-    "train two-moons --steps 2 -o other --resume": "other: written by thalweg 7.0 in format 99; this version reads "
-    "format 2; use that version, or train or fit again",
-    "sample empty": "empty: no config.json there, so it is not a run; give the folder that `thalweg train` wrote",
+    "train two-moons --steps 2 seed=3": "seed: must be given as an argument, not as an override; see "
+    "`thalweg train --help`",
+    "train two-moons --steps 2 --minutes 1": "steps: must be given alone, not with minutes; give one of them",
+    "train two-moons --steps 2 -o plane.npy": "plane.npy: must be a folder, and is a file; name another folder with -o",
+    "train two-moons --steps 2 -o other --resume": "other: must be of format 2, and was written by thalweg 7.0 "
+    "in format 99; use that version, or train or fit again",
+    "sample empty": "empty: must hold a config.json, as every run does; give the folder that `thalweg train` wrote",
     "sample nothing": "nothing: no such folder; check the spelling and the working directory",
     "score DIGITS bright.npy": "bright.npy: must be uint8 in 0..255 or float in [0, 1]; these floats span [200, 200]; "
     "divide by 255?",
     "score DIGITS large.npy": "large.npy: must have the shape (N, 1, 8, 8); it has (4, 1, 9, 9); resize to "
     "8 x 8 pixels",
-    "score DIGITS plane.npy -o no/s.csv": "no/s.csv: the folder no does not exist; make it first",
+    "score DIGITS plane.npy -o no/s.csv": "no/s.csv: must be in a folder that exists; make the folder no first",
 }
 
 

@@ -291,4 +291,3 @@ def test_a_clip_bounds_the_drift_and_nothing_else():
     assert torch.equal(step(clip=0.4), x - (0.5 * x).clamp(-0.4, 0.4))
     with pytest.raises(ValueError, match="clip"):
         ULA(step_size=0.5, clip=0.0)
-    assert ULA.decoupled(step_size=10.0, noise_scale=0.03, clip=0.3).clip == 0.3
