@@ -57,7 +57,7 @@ TARGETS = {
 }
 
 
-def check_invariance(name: str, num_steps: int = 10, sampler=MALA, num_chains: int = NUM_CHAINS) -> float:
+def check_invariance(name: str, num_steps: int = 20, sampler=MALA, num_chains: int = NUM_CHAINS) -> float:
     """From exact draws, the law stays, after the first step too; chains move; each accepts on its own at the
     probability it states.
 
@@ -152,7 +152,7 @@ def test_s12_mutants_are_rejected(mutant):
     """At least one target of the same suite raises on each."""
     for name in TARGETS:
         try:
-            check_invariance(name, 10 if mutant in (StaleGradient, StaleEnergy, Tempered105) else 1, mutant)
+            check_invariance(name, 20 if mutant in (StaleGradient, StaleEnergy, Tempered105) else 1, mutant)
         except AssertionError:
             return
     pytest.fail(f"{mutant.__name__} survived")
@@ -172,13 +172,13 @@ class ClippedInOneDirection(Clipped):
 
 
 def test_s12_a_clipped_drift_keeps_the_law():
-    for name in ("banana", "log-gamma"):
-        check_invariance(name, 5, Clipped)
+    for name in TARGETS:
+        check_invariance(name, 20, Clipped)
 
 
 def test_s12_a_clip_unknown_to_the_test_is_rejected():
     with pytest.raises(AssertionError):
-        check_invariance("banana", 5, ClippedInOneDirection)
+        check_invariance("banana", 20, ClippedInOneDirection)
 
 
 def scalar_log_acceptance(energy, x: list[float], y: list[float], h: float, temperature: float, clip: float) -> float:
@@ -214,7 +214,7 @@ def test_s6_log_acceptance_is_the_textbook_one(name, temperature, clip):
     assert float((got - torch.tensor(want, dtype=got.dtype)).abs().max()) <= 1e-10
 
 
-STEPS = (0.5, 0.25, 0.125)
+STEPS = (0.5, 0.25, 0.125, 0.0625)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,10 +224,10 @@ class RootHULA(ULA):
 
 
 def check_ula_variance(sampler=ULA) -> None:
-    """Variance 1 / (lambda (1 - h lambda / 2)) at three step sizes, and a bias that falls as h."""
+    """Variance 1 / (lambda (1 - h lambda / 2)) at four step sizes, and a bias that falls as h."""
     energy, bias = Gaussian((0.5, 0.0), ((1.0, 0.0), (0.0, 0.5))), []
     for h in STEPS:
-        x = energy.draw(200_000, generator(9, "start"))
+        x = energy.draw(400_000, generator(9, "start"))
         steps = transitions(sampler(step_size=h), energy, x, generator(9, "noise", int(1 / h)))
         for _ in range(math.ceil(5 / h)):
             state, _ = next(steps)
@@ -238,7 +238,7 @@ def check_ula_variance(sampler=ULA) -> None:
         bias.append(float(variance[0]) - 1)
     log_h, log_bias = torch.tensor(STEPS).log(), torch.tensor(bias).log()
     d = log_h - log_h.mean()
-    assert abs(float((d * log_bias).sum() / d.square().sum()) - 1.16) < 0.15
+    assert abs(float((d * log_bias).sum() / d.square().sum()) - 1.12) < 0.15
 
 
 def test_s9_s15_ula_samples_its_own_law():
