@@ -147,7 +147,7 @@ def test_drift_is_seen_and_its_absence_too():
     alarm = DriftAlarm(c, level=0.01)
     assert not any(alarm.update(random.normal(size=100)).alarm for _ in range(50))
     assert alarm.update(random.normal(size=300) + 1).alarm
-    with pytest.raises(UserError, match="5 or more"):
+    with pytest.raises(UserError, match="must be 5 rows or more"):
         drift(c, np.zeros(2))
 
 

@@ -159,7 +159,7 @@ def test_from_a_bundle(tmp_path):
         (np.full((50, 8, 8), 255.0), r"divide by 255\?"),
         (np.full((50, 8, 8), np.nan), "must be finite"),
         (np.array([["a"]]), "x: "),
-        (np.zeros((50, 0, 8), np.float32), "x has shape"),
+        (np.zeros((50, 0, 8), np.float32), "must be images"),
     ],
 )
 def test_what_is_no_image_is_refused(x, message):
@@ -176,7 +176,7 @@ def test_another_size_and_a_detector_that_knows_nothing(found):
 
 
 def test_images_all_alike_are_refused_in_words():
-    with pytest.raises((UserError, ValueError), match="distinct"):
+    with pytest.raises((UserError, ValueError), match="must be images that differ"):
         ImageEnergy(steps=2, overrides=SMALL).fit(np.zeros((60, 8, 8), np.float32))
 
 

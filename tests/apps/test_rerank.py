@@ -119,9 +119,9 @@ def test_bad_candidates_are_named(fitted):
         EnergyReranker(lambda x: torch.tensor([1.0, torch.nan, torch.nan, 2.0])).rank(images(4))
     with pytest.raises(UserError, match=r"^energy: must give one number .* not shape \(4, 1\)"):
         EnergyReranker(lambda x: brightness(x)[:, None]).rank(images(4))
-    with pytest.raises(UserError, match=r"^energy: an int"):
+    with pytest.raises(UserError, match=r"^energy: must be a bundle.* not an int"):
         EnergyReranker(7).rank(images(4))
-    with pytest.raises(UserError, match="no energy; give one, or call fit"):
+    with pytest.raises(UserError, match="must be given or fitted"):
         EnergyReranker().rank(images(4))
     with pytest.raises(UserError, match=r"^variety='most'"):
         EnergyReranker(brightness, variety="most").rank(images(4), 2)

@@ -210,7 +210,7 @@ class TestHeaders:
         assert (code, told["rows"]) == (0, rows), err
         resumed = ["train", years, "--steps", 2, "-o", "run", "--resume"]
         assert call(*resumed, option)[0] == 0
-        refused(call(*resumed, "--no-header" if names else "--header"), "began with another")
+        refused(call(*resumed, "--no-header" if names else "--header"), "as when the run in run began")
 
     @pytest.mark.parametrize(
         ("text", "part"),

@@ -34,10 +34,10 @@ def place(tmp_path):
 )
 def test_no_input_is_overwritten(place, out, message):
     with pytest.raises(UserError, match=f"{message}; name another place"):
-        console.apart(place / out, place / "x.npy", None, place / "images", place / "run", place / "gone")
+        console.refuse_overwrite(place / out, place / "x.npy", None, place / "images", place / "run", place / "gone")
 
 
 @pytest.mark.parametrize("out", ["new.png", "images/new.png", "images/scores.csv", "run/mine.png", "run/new.png"])
 def test_other_places_are_free(place, out):
     """Mutant: everything in a folder that is read refused, by which no command could be given twice."""
-    console.apart(place / out, place / "x.npy", place / "images", place / "run", place / "gone")
+    console.refuse_overwrite(place / out, place / "x.npy", place / "images", place / "run", place / "gone")

@@ -149,7 +149,7 @@ def test_huge_values_are_one_clear_line(name):
     x = torch.rand(360, 3, generator=generator(0, "other"))
     sets = {"train": x[:300], "held_out": x[300:], "out_sets": {"far": x[:9]}}
     sets[name] = {"far": 1e30 * x[:9]} if name == "out_sets" else 1e30 * sets[name]
-    with pytest.raises(UserError, match=rf"^{name}.*: values up to [0-9.]+e\+(29|30), .*: rescale") as caught:
+    with pytest.raises(UserError, match=rf"^{name}.*: must hold values up to .*; rescale") as caught:
         evaluate_bundle(GaussianModel(x[:300]), **sets)
     assert "\n" not in str(caught.value)
 

@@ -172,7 +172,7 @@ def chain(noise, t, value=-0.1, wrong=None):
     gen = generator(1, "mixture")
     d = LinearObservation.from_matrix(ALONG, noise)
     read = torch.full((N, 1), value, dtype=torch.float64) * (d.basis.T @ ALONG.T)
-    held = posterior._with_noisy_projections(
+    held = posterior.set_noisy_projections(
         torch.randn(N, 2, generator=gen, dtype=torch.float64), t, d, read, torch.zeros(N, 2).double()
     )
     given = PosteriorEnergy(AtNoise(mixture, t), t, d, read, held)
