@@ -72,7 +72,7 @@ def address_space():
 
 
 def test_r13_at_twelve_limits_of_the_address_space_it_is_typed_and_the_checkpoint_is_intact(wholes, tmp_path):
-    """A step of 2**17 rows through 16 units wants many times the largest of these limits' room."""
+    """A step of 2**22 rows through 16 units wants 256 MB at once, which no limit here nor freed memory has room for."""
     expected = wholes("dsm")
     with pytest.raises(Interrupted):
         trainer("dsm", tmp_path / "base", [stop_at(9)]).fit()
@@ -87,7 +87,7 @@ def test_r13_at_twelve_limits_of_the_address_space_it_is_typed_and_the_checkpoin
             def larger(step, progress):
                 if step < 12:
                     return batch(step, progress)
-                x = torch.zeros(2**17, 2)
+                x = torch.zeros(2**22, 2)
                 limit = address_space() + room
                 resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
                 return batch(step, progress)._replace(x=x)
