@@ -15,6 +15,7 @@ from thalweg.core import store
 from thalweg.core.errors import DamagedFile, NotNormalised, UserError
 from thalweg.core.rng import generator
 from thalweg.data.toy import TOYS
+from thalweg.data.transform import Standardize
 from thalweg.run.fit import Request, fit
 from thalweg.training.trainer import Interrupted
 
@@ -219,6 +220,47 @@ def test_an_unfinished_run_is_read_from_its_checkpoint(tmp_path, data, monkeypat
     assert bundle.log_prob(x).shape == (len(x),)
     assert set(bundle.score(x)) == {"energy", "log_prob"}
     assert bundle.sample(2, num_steps=2).shape == (2, *x.shape[1:])
+
+
+@pytest.mark.parametrize("name", ["config.json", "manifest.json", "model.safetensors"])
+def test_nothing_of_another_kind_is_overwritten(digits, tmp_path, name):
+    (tmp_path / name).write_text('{"type": "thalweg.apps.anomaly.saved:DetectorBundle"}')
+    with pytest.raises(UserError) as caught:
+        digits.save_pretrained(tmp_path)
+    assert caught.value.argument == str(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    for no_path in ("", 3):
+        with pytest.raises(UserError) as caught:
+            digits.save_pretrained(no_path)
+        assert caught.value.argument == "folder"
+
+
+@pytest.mark.parametrize("change", [{"mean": [None, 0.0]}, {"mean": ["a", 3]}, {"scale": [10**400, 1.0]}])
+def test_odd_numbers_of_a_transform_are_one_line(change):
+    made = Standardize(**{"mean": [0.0, 0.0], "scale": [1.0, 1.0], **change})
+    with pytest.raises(UserError) as caught:
+        made.forward(torch.zeros(2, 2))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("x", [torch.eye(2).to_sparse(), torch.zeros(2, 2, device="meta")], ids=["sparse", "meta"])
+def test_tensors_without_values_are_refused(chains, x):
+    with pytest.raises(UserError, match="dense"):
+        chains.energy(x)
+
+
+def test_what_a_masked_array_hides_is_missing(chains):
+    x = np.ma.masked_array(np.zeros((2, 2)), mask=[[False, False], [False, True]])
+    with pytest.raises(UserError, match=r"finite|missing|NaN"):
+        chains.energy(x)
+    assert torch.equal(chains.energy(np.ma.masked_array(np.zeros((2, 2)))), chains.energy(np.zeros((2, 2))))
+
+
+@pytest.mark.parametrize("observed", ["right-half", None])
+def test_a_mask_that_is_no_array_is_refused(digits, observed):
+    with pytest.raises(UserError) as caught:
+        digits.inpaint(torch.zeros(1, *digits.shape), observed)
+    assert caught.value.argument == "observed"
 
 
 def test_save_and_from_pretrained_keep_every_bit(digits, tmp_path):

@@ -23,7 +23,7 @@ MESSAGES = {
     "train two-moons --steps 2 --minutes 1": "steps: must be given alone, not with minutes; give one of them",
     "train two-moons --steps 2 -o plane.npy": "plane.npy: must be a folder, and is a file; name another folder with -o",
     "train two-moons --steps 2 -o other --resume": "other: must be of format 2, and was written by thalweg 7.0 "
-    "in format 99; use that version, or train or fit again",
+    "in format 99; train or fit again with this version",
     "sample empty": "empty: must hold a config.json, as every run does; give the folder that `thalweg train` wrote",
     "sample nothing": "nothing: no such folder; check the spelling and the working directory",
     "score DIGITS bright.npy": "bright.npy: must be uint8 in 0..255 or float in [0, 1]; these floats span [200, 200]; "

@@ -16,13 +16,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.bundle import classes, conformal, hub
-from thalweg.bundle.files import EXTRAS, FILES, StoredType, load_as, require_files, write_bundle
+from thalweg.bundle.files import EXTRAS, FILES, StoredType, holds, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows
 from thalweg.bundle.model_units import decoded, initial_positions
 from thalweg.bundle.prior import read_mixture_prior
 from thalweg.core import store
-from thalweg.core.check import fits_memory, share, whole
+from thalweg.core.check import fits_memory, share, stated, whole
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import Kind
@@ -209,8 +209,17 @@ class Bundle(StoredType):
         return result
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Copy the bundle's own files (not checkpoints or logs) to a folder that `load` reads, hashes included."""
+        """Copy the bundle's own files (not checkpoints or logs) to a folder that `load` reads, hashes included.
+
+        UserError, and nothing written, where the folder has files of these names that are no trained energy's.
+        """
+        if not isinstance(folder, str | Path) or not str(folder):
+            raise UserError("must be the path of a folder", argument="folder", value=stated(folder))
         folder = Path(folder)
+        there = [name for name in (*FILES, *EXTRAS, store.MANIFEST) if (folder / name).exists()]
+        if there and not holds(folder, Bundle):
+            text = f"must be a folder without {there[0]}, or one that holds a trained energy"
+            raise UserError(text, argument=str(folder), hint="name another folder")
         extras = [name for name in EXTRAS if (self.path / name).is_file() and store.inside(self.path, name)]
         try:
             folder.mkdir(parents=True, exist_ok=True)

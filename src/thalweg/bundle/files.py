@@ -188,6 +188,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config["format"] != FORMAT or "type" not in config:
         written = f"written by thalweg {config.get('thalweg')} in format {config['format']}"
         old = " without a type" if config["format"] == FORMAT else ""
-        text, hint = f"must be of format {FORMAT}, and was {written}{old}", "use that version, or train or fit again"
+        text, hint = f"must be of format {FORMAT}, and was {written}{old}", "train or fit again with this version"
         raise UserError(text, argument=str(folder), hint=hint)
     return config

@@ -16,7 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from thalweg.core.config import type_name
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, one_line
 from thalweg.data.validate import as_float
 
 ROUNDING = 1e-14  # of a column's size: a column that varies by less is constant but for rounding
@@ -123,7 +123,10 @@ class Standardize:
     def _tensors(self) -> tuple[Tensor, Tensor]:
         if self.mean is None or self.scale is None:
             raise _not_fitted(self)
-        mean, scale = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.scale))
+        try:
+            mean, scale = (torch.tensor(v, dtype=torch.float64) for v in (self.mean, self.scale))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"must be lists of numbers ({one_line(error)})", argument="mean and scale") from error
         if mean.shape != scale.shape or bool((scale == 0).any()):
             raise UserError("must have the shape of mean, and no zero", argument="scale", value=self.scale)
         return mean, scale

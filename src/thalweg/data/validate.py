@@ -23,11 +23,18 @@ def as_tensor(x: Any, *, where: str = "x") -> Tensor:
     """A tensor as it is, any other array as a copy in the machine's byte order; UserError for anything else."""
     try:
         if isinstance(x, Tensor):
-            return x
-        array = np.asarray(x)
+            return _with_values(x, where)
+        array = np.ma.filled(x.astype(float), np.nan) if isinstance(x, np.ma.MaskedArray) else np.asarray(x)
         return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
     except (TypeError, ValueError) as error:
         raise UserError(f"must be an array of numbers ({one_line(error)})", argument=where) from error
+
+
+def _with_values(x: Tensor, where: str) -> Tensor:
+    if x.layout != torch.strided or x.is_meta or x.is_quantized:
+        kind = "meta" if x.is_meta else "quantized" if x.is_quantized else str(x.layout)
+        raise UserError(f"must be a dense tensor of numbers, not {kind}", argument=where, hint="convert it first")
+    return x
 
 
 def as_float(x: Tensor) -> Tensor:

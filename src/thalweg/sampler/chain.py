@@ -80,6 +80,7 @@ def run_chain(
             is rarely faster (docs/experiments/claims.md).
     """
     num_steps, start = whole("num_steps", num_steps, 0), whole("start", start, 0)
+    seed = whole("seed", seed, 0, 2**64 - 1)
     one_of(PRECISIONS, precision=precision)
     _check_positions(x)
     _check_parts(sampler, energy)

@@ -237,7 +237,11 @@ def _affine(bundle: Bundle) -> tuple[Tensor, Tensor]:
 def _mask(observed: Any, x: Tensor, bundle: Bundle) -> Tensor:
     """(B, *shape) bool."""
     check_shape(x, bundle.shape, bundle.kind, where="x")
-    observed = torch.as_tensor(observed)
+    try:
+        observed = torch.as_tensor(observed)
+    except (TypeError, ValueError, RuntimeError) as error:
+        text = f"must be an array of bool, true where a pixel is known, not {kind_of(observed)}"
+        raise UserError(text, argument="observed", hint="thalweg.apps.inpaint.masks.observed reads words") from error
     if observed.dtype != torch.bool:
         text = f"must be bool, true where a pixel is known, not {observed.dtype}"
         raise UserError(text, argument="observed")

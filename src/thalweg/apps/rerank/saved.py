@@ -87,7 +87,7 @@ def _held_out_check(config: dict[str, Any]) -> HeldOutCheck:
 
 
 def _share_check(row: Any) -> ShareCheck:
-    found = ShareCheck(*row)
+    found = ShareCheck(*map(float, row))
     check.positive(share=found.share)
     check.share(share=found.share)
     check.non_negative(temperature=found.temperature, standard_error=found.standard_error)

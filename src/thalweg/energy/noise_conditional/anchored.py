@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from thalweg.core import check
+from thalweg.core.errors import UserError
 from thalweg.energy.density.gaussian import SmoothedGaussian
 from thalweg.energy.engine.fused import keep_memory
 from thalweg.energy.shape import check_rows, check_shape
@@ -25,6 +26,7 @@ from thalweg.energy.shape import check_rows, check_shape
 NUM_FREQUENCIES = 8
 NUM_FEATURES = 2 * NUM_FREQUENCIES + 1
 CONSTANT_SCALE = 10.0  # nats a unit of the head of b(t): the constants to learn are tens to hundreds of nats
+LARGEST_SIGMA = 1e15
 FEW_ROWS = 8  # for fewer, transforming the weights takes longer than it saves
 
 
@@ -61,6 +63,9 @@ class AnchoredEnergy(nn.Module, ABC):
         super().__init__()
         check.positive(sigma_min=sigma_min)
         check.increasing(sigma_min=sigma_min, sigma_max=sigma_max)
+        if sigma_max > LARGEST_SIGMA:
+            condition = f"must be at most {LARGEST_SIGMA:g}, as its square is taken in float32"
+            raise UserError(condition, argument="sigma_max", value=sigma_max)
         self.shape = check_shape(shape)
         self.t_min, self.t_max = sigma_min**2, sigma_max**2
         self.anchor = SmoothedGaussian(math.prod(self.shape))
