@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import thalweg
-from thalweg.bundle import classes as classify
+from thalweg.bundle import temperature
 from thalweg.cli import main as cli
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
@@ -69,10 +69,10 @@ def test_the_temperature_is_what_held_out_labels_like_best(joint):
 
 def test_a_classifier_that_is_always_right_keeps_a_finite_temperature(joint, monkeypatch):
     scores = 5 * torch.eye(10).repeat(3, 1)
-    monkeypatch.setattr(classify, "scores_of", lambda bundle, x: scores)
+    monkeypatch.setattr(temperature, "scores_of", lambda bundle, x: scores)
     before = joint.model.inverse_temperature.clone()
     try:
-        found = classify.calibrate(joint, scores, torch.arange(10).repeat(3))
+        found = temperature.calibrate(joint, scores, torch.arange(10).repeat(3))
         assert 0.06 < found["temperature"] < 20
         assert found["held_out_accuracy"] == 1
     finally:

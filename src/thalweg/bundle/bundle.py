@@ -216,8 +216,8 @@ class Bundle(StoredType):
         if not isinstance(folder, str | Path) or not str(folder):
             raise UserError("must be the path of a folder", argument="folder", value=stated(folder))
         folder = Path(folder)
-        there = [name for name in (*FILES, *EXTRAS, store.MANIFEST) if (folder / name).exists()]
-        if there and not holds(folder, Bundle):
+        there = [name for name in (*FILES, *EXTRAS, store.MANIFEST) if (folder / name).is_file()]
+        if there and not (folder / "config.json").is_dir() and not holds(folder, Bundle):
             text = f"must be a folder without {there[0]}, or one that holds a trained energy"
             raise UserError(text, argument=str(folder), hint="name another folder")
         extras = [name for name in EXTRAS if (self.path / name).is_file() and store.inside(self.path, name)]

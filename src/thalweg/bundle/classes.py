@@ -1,22 +1,16 @@
-"""The classes of a joint energy E(x, y): its scores, their calibration, and energies of given classes.
+"""The classes of a joint energy E(x, y): its scores, the check of labels, and energies of given classes."""
 
-The scores' temperature is fitted on held-out rows when a run ends (Guo et al. 2017) and kept in the model itself, so
-that probabilities and energies stay one model.
-"""
-
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import Classifier, HasTemperature
+from thalweg.energy.base import Classifier
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.wrappers import ClassifierGuidance
 
@@ -24,36 +18,6 @@ if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
 
 BLOCK = 250
-RANGE = math.log(20)  # log beta in [-RANGE, RANGE]
-
-
-def calibrate(bundle: "Bundle", x: Tensor, labels: Int[Tensor, " n"]) -> dict[str, float]:
-    """Set the model's temperature to what gives held-out labels the highest probability; what it was, and how good.
-
-    One virtual row of unknown label stands beside the n, so that a classifier that is right on all of them is finite.
-    """
-    from scipy.optimize import minimize_scalar
-
-    model = bundle.model
-    with torch.no_grad():
-        if isinstance(model, HasTemperature):
-            model.inverse_temperature.fill_(1.0)
-        scores = scores_of(bundle, x).double()
-
-        def surprise(log_beta: float) -> float:
-            beta = math.exp(log_beta)
-            return float(F.cross_entropy(beta * scores, labels, label_smoothing=1 / (1 + len(labels))))
-
-        beta = 1.0
-        if isinstance(model, HasTemperature):
-            found = minimize_scalar(surprise, bounds=(-RANGE, RANGE), method="bounded", options={"xatol": 1e-4})
-            beta = math.exp(found.x)  # pyright: ignore[reportAttributeAccessIssue]
-            model.inverse_temperature.fill_(beta)
-    return {
-        "num_classes": bundle.num_classes,
-        "temperature": round(1 / beta, 4),
-        "held_out_accuracy": float((scores.argmax(1) == labels).double().mean()),
-    }
 
 
 def check_labels(bundle: "Bundle", labels: Any, n: int) -> Int[Tensor, " n"]:

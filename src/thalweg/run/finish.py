@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from thalweg.bundle.bundle import Bundle
-from thalweg.bundle.classes import calibrate
 from thalweg.bundle.files import read_config, write_bundle
 from thalweg.bundle.prior import fit_mixture_prior, read_mixture_prior
+from thalweg.bundle.temperature import calibrate
 from thalweg.core import store
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.run.card import card

@@ -110,7 +110,7 @@ class JointUNetEnergy(nn.Module):
     def logits(self, y: Float[Tensor, "b c h w"], t: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b k"]:
         """beta(t) l(y, t), whose softmax is p(label | y, t); at the lowest noise level where t is not given.
 
-        beta(t) = 1 + (beta - 1) t_min / t, beta = `inverse_temperature`: what `thalweg.bundle.classes` finds on
+        beta(t) = 1 + (beta - 1) t_min / t, beta = `inverse_temperature`: what `bundle.temperature` finds on
         held-out data corrects the lowest level, where images are classified, and fades above it.
         """
         t = y.new_full((len(y),), self.t_min) if t is None else t
