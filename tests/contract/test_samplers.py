@@ -31,7 +31,7 @@ def find_samplers() -> list[type]:
     for module in pkgutil.walk_packages(thalweg.sampler.__path__, "thalweg.sampler."):
         for name, cls in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
             mine = cls.__module__ == module.name and not name.startswith("_")
-            if mine and hasattr(cls, "step") and Protocol not in cls.__bases__:
+            if mine and not inspect.isabstract(cls) and hasattr(cls, "step") and Protocol not in cls.__bases__:
                 found.append(cls)
     return found
 

@@ -6,6 +6,7 @@ last positions. Step k draws from the address (seed, "chain", k): a run of 50 st
 """
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,27 +116,40 @@ def of_block(sampler: Sampler[S], size: int) -> Sampler[S]:
 
 
 @dataclass(frozen=True)
-class _OfBlock:
-    """Draws noise for all rows of the block, and computes steps for the rows there are."""
+class SamplerWrapper(ABC):
+    """Abstract: a sampler whose steps are another's, its `sampler`, with noise drawn in a way of its own."""
 
     sampler: Sampler[Any]
-    size: int
 
     @property
     def gradient_only(self) -> bool:
+        """As the sampler is."""
         return not reads_energies(self.sampler)
 
     def init(self, energy: EnergyFn, x: Tensor) -> Any:
+        """The sampler's state at x."""
         return self.sampler.init(energy, x)
+
+    @abstractmethod
+    def draw(self, state: Any, generator: Generator) -> tuple[Tensor, ...]:
+        """The noise of one step, in the form of the sampler's own."""
+
+    def step(self, energy: EnergyFn, state: Any, noise: tuple[Tensor, ...]) -> tuple[Any, Info]:
+        """The sampler's step."""
+        return self.sampler.step(energy, state, noise)
+
+
+@dataclass(frozen=True)
+class _OfBlock(SamplerWrapper):
+    """Draws noise for all rows of the block, and computes steps for the rows there are."""
+
+    size: int
 
     def draw(self, state: Any, generator: Generator) -> tuple[Tensor, ...]:
         rows = len(state.x)
         whole = state._replace(x=state.x[:1].expand(self.size, *state.x.shape[1:]))
         noise = self.sampler.draw(whole, generator)
         return tuple(z[:rows] if z.ndim and len(z) == self.size else z for z in noise)
-
-    def step(self, energy: EnergyFn, state: Any, noise: tuple[Tensor, ...]) -> Any:
-        return self.sampler.step(energy, state, noise)
 
 
 @dataclass

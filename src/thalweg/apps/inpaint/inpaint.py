@@ -26,13 +26,11 @@ from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.data.frames import is_frame
 from thalweg.data.validate import as_float, as_tensor, check_input, check_shape
-from thalweg.energy.base import EnergyFn
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy
 from thalweg.energy.wrappers import Tempered
-from thalweg.sampler.base import HasStepSize, Info, Sampler
-from thalweg.sampler.chain import run_chain
-from thalweg.sampler.precision import reads_energies
+from thalweg.sampler.base import HasStepSize
+from thalweg.sampler.chain import SamplerWrapper, run_chain
 
 IMAGES = 64  # in a block: bounds the memory
 
@@ -203,25 +201,14 @@ def _chains(
 
 
 @dataclass(frozen=True)
-class _PerRowNoise:
+class _PerRowNoise(SamplerWrapper):
     """A kernel whose noise comes from a generator for each row, so that no row depends on its neighbours."""
 
-    sampler: Sampler[Any]
     generators: Sequence[Generator]
-
-    @property
-    def gradient_only(self) -> bool:
-        return not reads_energies(self.sampler)
-
-    def init(self, energy: EnergyFn, x: Tensor) -> Any:
-        return self.sampler.init(energy, x)
 
     def draw(self, state: Any, generator: Generator) -> tuple[Tensor, ...]:
         each = [self.sampler.draw(state._replace(x=state.x[:1]), g) for g in self.generators]
         return tuple(torch.cat(parts) if parts[0].ndim else parts[0] for parts in zip(*each, strict=True))
-
-    def step(self, energy: EnergyFn, state: Any, noise: tuple[Tensor, ...]) -> tuple[Any, Info]:
-        return self.sampler.step(energy, state, noise)
 
 
 def _affine(bundle: Bundle) -> tuple[Tensor, Tensor]:
