@@ -14,6 +14,9 @@ Header = Annotated[
 Input = Annotated[Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them.")]
 Alpha = Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)]
 Drop = Annotated[list[str] | None, typer.Option(help="A column of a table to leave out; repeatable.")]
+Device = Annotated[
+    str, typer.Option(help="auto (THALWEG_DEVICE, else a GPU, else the CPU), cpu, cuda or cuda:N.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 
 
