@@ -31,7 +31,7 @@ from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.wrappers import AtNoise
 from thalweg.sampler.annealed import BLOCK, anneal
-from thalweg.sampler.base import require_annealed, with_num_steps
+from thalweg.sampler.base import Sampler, require_annealed, with_num_steps
 from thalweg.sampler.chain import of_block, run_chain
 
 EVALUATION_BLOCK = 256
@@ -47,11 +47,16 @@ class Bundle(StoredType):
     title, command = "a trained energy", "thalweg sample"
 
     def __init__(
-        self, config: dict[str, Any], weights: nn.Module | dict[str, Tensor], held_out: Tensor | None, path: Path
+        self,
+        config: dict[str, Any],
+        weights: nn.Module | dict[str, Tensor],
+        held_out: Tensor | None,
+        path: Path,
+        sampler: Sampler[Any] | None = None,
     ):
-        """`weights`: the energy itself, or its tensors by name."""
+        """`weights`: the energy itself, or its tensors by name. `sampler`: in place of the config's."""
         self.config, self.path = config, path
-        parts = parts_of(config, path / "config.json")
+        parts = parts_of(config, path / "config.json", sampler)
         self.kind: Kind
         self.kind, self.shape, self.normalised, self.dtype, self.layout, self.transform, self.sampler = parts
         self.model: nn.Module = weights if isinstance(weights, nn.Module) else energy_of(config)

@@ -101,8 +101,8 @@ def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type
     return cls
 
 
-def type_name(cls: type) -> str:
-    """How a config names a class: `package.module:ClassName`."""
+def type_name(cls: Any) -> str:
+    """How a config names a class (or a function that makes something): `package.module:ClassName`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 

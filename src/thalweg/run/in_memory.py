@@ -17,6 +17,7 @@ from thalweg.data.loader import Loader
 from thalweg.data.transform import Identity
 from thalweg.objective.base import Objective
 from thalweg.run.checks import build_parts, check_parts, fit_to_data
+from thalweg.run.given import Given
 from thalweg.training.guard import Guard, finite, not_finite
 from thalweg.training.plan import Precision, make_plan
 from thalweg.training.settings import RunSettings, TrainSettings
@@ -89,9 +90,9 @@ def optimise(
 
 def train_in_memory(run: RunSettings, data: Dataset) -> nn.Module:
     """The averaged energy of a run, built, checked and trained as `run.fit` does, without its folder."""
-    parts = build_parts(run, data)
+    parts = build_parts(run, data, Given())
     check_parts(parts, run, data)
-    transform = fit_to_data(parts, run, data)
+    transform = fit_to_data(parts, data)
     return optimise(
         parts.energy,
         parts.objective,

@@ -100,6 +100,10 @@ class Trainer:
                 self._run(plan, caught)
         return self.state.average
 
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is, so that a killed run goes on from these weights."""
+        self.state.save(self.folder, self.settings.keep, self.group)
+
     def _run(self, plan: Plan, caught: list[int]) -> None:
         """The loop over steps."""
         metrics_log = self._metrics_log()

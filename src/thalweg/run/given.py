@@ -1,0 +1,118 @@
+"""What a Python caller gives a run as objects, in place of names: the energy, the objective, the sampler, the data.
+
+config.json names their classes and lists them under `given`. A run with such parts is resumed, and its bundle loaded,
+with the objects given again.
+"""
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from thalweg.core.errors import UserError, kind_of
+from thalweg.core.spec_of import spec_of
+from thalweg.data.catalog import Dataset
+from thalweg.data.transform import Transform
+from thalweg.energy.base import HasNoiseLevels, NoiseConditional
+from thalweg.energy.noise_conditional.anchored_network import AnchoredNetworkEnergy
+from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
+from thalweg.objective.base import Objective
+from thalweg.sampler.base import Sampler
+
+SIGMAS = {"image": (0.03, 5.0), "vector": (0.05, 10.0)}  # of a network U(y, t) that states no noise levels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """The parts of a run that are objects; None: the recipe's.
+
+    Args:
+        energy: E(x) or U(y, t).
+        objective: The loss.
+        sampler: What samples are drawn by.
+        transform: From data units to model units.
+        data: The rows.
+        spec: The energy's spec, where it was built from one (a `functools.partial`).
+    """
+
+    energy: nn.Module | None = None
+    objective: Objective[Any] | None = None
+    sampler: Sampler[Any] | None = None
+    transform: Transform | None = None
+    data: Dataset | None = None
+    spec: dict[str, Any] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The parts that are given, as config.json lists them."""
+        return [name for name in ("energy", "objective", "sampler", "data") if getattr(self, name) is not None]
+
+    def specs(self) -> dict[str, Any]:
+        """The sections of a run that name these parts."""
+        found: dict[str, Any] = {}
+        if self.energy is not None:
+            found["energy"] = self.spec or _energy_spec(self.energy)
+        if self.objective is not None:
+            found["objective"] = spec_of(self.objective)
+        if self.sampler is not None:
+            found["sampler"] = spec_of(self.sampler)
+        if self.transform is not None:
+            found["transform"] = spec_of(self.transform)
+        return found
+
+
+def built_energy(energy: Any, shape: tuple[int, ...], seed: int) -> nn.Module:
+    """The module that is given, or that a class or `functools.partial` builds, its weights drawn by the run's seed.
+
+    UserError for anything else.
+    """
+    if isinstance(energy, nn.Module):
+        return energy
+    make = energy.func if isinstance(energy, functools.partial) else energy
+    if not (inspect.isclass(make) or isinstance(energy, functools.partial)):
+        text = f"must be a module, a functools.partial that builds one, or the name of a recipe; it is {kind_of(energy)}"
+        raise UserError(text, argument="energy")
+    extra = {"shape": shape} if "shape" in _keywords(energy) else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            module = energy(**extra)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"cannot be built ({error})", argument="energy", hint="bind its arguments") from error
+    if not isinstance(module, nn.Module):
+        raise UserError(f"must build a torch module, not {kind_of(module)}", argument="energy")
+    return module
+
+
+def with_prior(energy: nn.Module, kind: str, shape: tuple[int, ...]) -> nn.Module:
+    """The energy as a run takes it: U(y, t) without a law to start from gets a Gaussian one; others stay."""
+    if isinstance(energy, NoiseConditional) or not (isinstance(energy, HasNoiseLevels) or takes_noise(energy)):
+        return energy
+    low, high = SIGMAS[kind]
+    return GaussianPriorEnergy(network=energy, shape=shape, sigma_min=low, sigma_max=high)
+
+
+def takes_noise(energy: nn.Module) -> bool:
+    """Whether a module is U(y, t) by the signature of its `forward`: two arguments without a default."""
+    kinds = inspect.Parameter
+    parameters = inspect.signature(energy.forward).parameters.values()
+    positional = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is kinds.empty for p in parameters) == 2
+
+
+def _energy_spec(energy: nn.Module) -> dict[str, Any]:
+    """The type; of a wrapper of ours around a user's network also that network's, and the noise levels."""
+    spec = spec_of(energy)
+    if isinstance(energy, AnchoredNetworkEnergy | GaussianPriorEnergy):
+        spec |= {"network": spec_of(energy.inner), "sigma_min": energy.sigma_min, "sigma_max": energy.sigma_max}
+    return spec
+
+
+def _keywords(make: Any) -> set[str]:
+    try:
+        return set(inspect.signature(make).parameters)
+    except (TypeError, ValueError):
+        return set()
