@@ -2,8 +2,8 @@
 
 A spec is checked against the constructor's own signature, so a new component needs no registry, and a misspelt key is
 found before any work starts. Configs may come from strangers. So only a class that is defined in one of the packages of
-components is built: the path is checked before the import, and the class's own module after it.
-`thalweg.energy.base:Tensor` is refused, since torch defines that class.
+components, or in another's package that is trusted (`core.trust`), is built: the path is checked before the import, and
+the class's own module after it. `thalweg.energy.base:Tensor` is refused, since torch defines that class.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from typing import Any
 from thalweg.core.config_types import check_types
 from thalweg.core.errors import UserError, one_line, shown, suggestion
 from thalweg.core.recipes import parse_yaml
+from thalweg.core.trust import may_be_trusted, trusted_packages
 
 TRUSTED = ("thalweg.energy", "thalweg.sampler", "thalweg.objective", "thalweg.data")  # packages of components
 _PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
@@ -83,12 +84,17 @@ def plain(tree: Any, path: str = "") -> Any:
 
 
 def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type:
-    """The class at an import path; UserError at that key unless that module of a trusted package defines it."""
+    """The class at an import path; UserError at that key unless that module of a trusted package defines it.
+
+    `trusted`: this package's own that may be named there. Others' are trusted anywhere, or nowhere.
+    """
     if not isinstance(name, str) or not _PATH.fullmatch(name):
         raise UserError("must have the form package.module:ClassName", argument=key, value=name)
     module_name, _, class_name = name.partition(":")
     if not _under(module_name, trusted):
-        raise UserError(f"is refused: only classes of {', '.join(trusted)} may be built", argument=key, value=name)
+        trusted = (*trusted, *trusted_packages())
+    if not _under(module_name, trusted):
+        raise _untrusted(module_name, trusted, key, name)
     module = _module(module_name, key)
     cls = vars(module).get(class_name)
     if not inspect.isclass(cls):
@@ -104,6 +110,21 @@ def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type
 def type_name(cls: Any) -> str:
     """How a config names a class (or a function that makes something): `package.module:ClassName`."""
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def takes(spec: Any, keyword: str, path: str, *, trusted: tuple[str, ...] = TRUSTED) -> bool:
+    """Whether the class of a spec takes a keyword, by name or among any others."""
+    if not _is_spec(spec):
+        return False
+    known, any_key = _parameters(class_at(spec["type"], _join(path, "type"), trusted=trusted))
+    return any_key or keyword in known
+
+
+def _untrusted(module: str, trusted: tuple[str, ...], key: str, name: str) -> UserError:
+    package = module.partition(".")[0]
+    hint = f'if you trust its code: --trust {package}, or trust=("{package}",) in Python'
+    text = f"is refused: only classes of {', '.join(trusted)} may be built"
+    return UserError(text, argument=key, value=name, hint=hint if may_be_trusted(module) else None)
 
 
 def _module(name: str, key: str) -> Any:
