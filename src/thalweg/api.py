@@ -1,27 +1,27 @@
 """`thalweg.train`: an energy from data in one call, and the report of a run."""
 
 import functools
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from thalweg.bundle.bundle import Bundle
-from thalweg.core.config import class_at
+from thalweg.core.config import plain
 from thalweg.core.device import find_device
-from thalweg.core.errors import UserError, kind_of
+from thalweg.core.errors import UserError
 from thalweg.core.progress import Bar
-from thalweg.core.spec_of import spec_of
-from thalweg.core.trust import trusting
+from thalweg.core.trust import names, trusting
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.in_memory import NAME, given_dataset, is_in_memory
 from thalweg.data.transform import Transform
 from thalweg.objective.base import HasSampler, Objective
 from thalweg.run.fit import Request, fit_with_data
-from thalweg.run.given import Given, built_energy, with_prior
+from thalweg.run.given import Given
 from thalweg.run.in_memory import fit_in_memory
 from thalweg.sampler.base import Sampler
 
@@ -80,34 +80,95 @@ def train(
         Diverged: The guard has given up. With `out` the last good checkpoint is kept.
         Interrupted: Stopped by a signal, with `out`; the run goes on by `resume=True`.
     """
-    _check_folder(out, resume, report)
+    _check(out, resume, report)
     find_device(device)
-    if is_in_memory(data):
-        rows: Dataset | None = given_dataset(data, labels, held_out=held_out, seed=seed)
-    else:
-        rows = None
-        _require_none(labels, "labels", "as data with a name bring their own")
-        _require_share(held_out)
-    with trusting(*trust):
-        given = _given(energy, rows, data, objective, sampler, transform, seed)
+    in_memory = is_in_memory(data)
+    rows = given_dataset(data, labels, held_out=held_out, seed=seed) if in_memory else None
+    with trusting(*names(trust)):
+        given = _given(energy, rows, objective, sampler, transform)
         request = Request(
-            data=data if rows is None else NAME,
-            recipe=None if given.energy is not None else os.fspath(energy),  # pyright: ignore[reportArgumentType]
+            data=NAME if in_memory else data,
+            recipe=energy if isinstance(energy, str | os.PathLike) else None,
             minutes=minutes,
             steps=steps,
             seed=seed,
-            overrides=[*_overrides("train", settings), *_share_override(held_out, rows)],
+            overrides=[*_overrides("train", settings), *([] if in_memory else _of_named_data(labels, held_out))],
             command="thalweg.train(…)",
             given=given,
         )
         if out is None:
-            return fit_in_memory(request, progress=Bar(None) if progress else None, device=device)
+            return fit_in_memory(request, progress=Bar(None) if progress else None)
         folder = Path(out)
-        bar = Bar(folder) if progress else None
-        bundle, read = fit_with_data(request, folder, resume=resume, progress=bar, device=device)
+        bundle, read = fit_with_data(request, folder, resume=resume, progress=Bar(folder) if progress else None)
         if report and not (folder / "report.html").exists():
             evaluate_run(bundle, folder, num_samples=1000, seed=seed, data=read or rows)
     return bundle
+
+
+def _given(
+    energy: Any,
+    rows: Dataset | None,
+    objective: Objective[Any] | None,
+    sampler: Sampler[Any] | None,
+    transform: Transform | None,
+) -> Given:
+    """The parts that are objects, each of its kind; the objective's sampler where no other is given."""
+    for name, part, kind in (("objective", objective, Objective), ("sampler", sampler, Sampler)):
+        if part is not None and (isinstance(part, type) or not isinstance(part, kind)):
+            hint = f"build it, as {part.__name__}(…)" if isinstance(part, type) else None
+            raise UserError(
+                f"must be an {name}" if name == "objective" else f"must be a {name}",
+                argument=name,
+                value=part,
+                hint=hint,
+            )
+    if transform is not None and not isinstance(transform, Transform):
+        raise UserError("must be a transform", argument="transform", value=transform)
+    if sampler is None and isinstance(objective, HasSampler):
+        sampler = objective.sampler
+    module = None if isinstance(energy, str | os.PathLike) else energy
+    return Given(energy=module, objective=objective, sampler=sampler, transform=transform, data=rows)
+
+
+def _overrides(path: str, settings: Any) -> Iterator[str]:
+    """Settings as assignments of the recipe, `train.batch_size=32`."""
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
+        hint = 'write {"batch_size": 32}'
+        raise UserError("must be a mapping of the recipe's keys under train", argument="settings", hint=hint)
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _overrides(f"{path}.{key}", value)
+        else:
+            yield f"{path}.{key}={_as_yaml(f'{path}.{key}', value)}"
+
+
+def _as_yaml(key: str, value: Any) -> str:
+    try:
+        return json.dumps(plain(value, key))
+    except (TypeError, ValueError) as error:
+        raise UserError("must be a number, a text, a list or None", argument=key, value=value) from error
+
+
+def _check(out: Any, resume: bool, report: bool) -> None:
+    if out is None and (resume or report):
+        name = "resume" if resume else "report"
+        raise UserError("needs a run folder", argument=name, value=True, hint='give out="runs/mine"')
+    if out is not None and not isinstance(out, str | os.PathLike):
+        raise UserError("must be the path of a folder", argument="out", value=out)
+
+
+def _of_named_data(labels: Any, held_out: Any) -> list[str]:
+    """The override that a share makes; UserError for what belongs to rows in memory."""
+    if labels is not None:
+        text = "must be None where data is a name or a path, which bring their own"
+        raise UserError(text, argument="labels")
+    if held_out is None:
+        return []
+    if isinstance(held_out, bool) or not isinstance(held_out, int | float):
+        raise UserError("must be a share in (0, 1) where data is a name or a path", argument="held_out")
+    return [f"data.held_out={held_out}"]
 
 
 def evaluate_run(

@@ -26,7 +26,7 @@ from thalweg.core.check import fits_memory, share, stated, whole
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import Kind
-from thalweg.energy.base import Classifier, EnergyFn, NoiseConditional
+from thalweg.energy.base import Anchored, Classifier, EnergyFn, NoiseConditional
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.wrappers import AtNoise
@@ -159,6 +159,9 @@ class Bundle(StoredType):
             objective = self.config["run"]["objective"]["type"].split(":")[1]
             text = f"must be a normalised model: {objective} leaves the energy's constant unknown"
             hint = "use .energy(x), or train with --recipe dual"
+            if isinstance(self.model, NoiseConditional) and not isinstance(self.model, Anchored):
+                text = "must be a normalised model, and this network's law at the highest noise level is not known"
+                hint = "use .energy(x), or train thalweg.anchored(network, shape=…) by dual score matching"
             raise NotNormalised(text, argument=str(self.path), hint=hint)
         return -self.energy(x)
 

@@ -39,7 +39,10 @@ class Parts(NamedTuple):
 
 
 def parts_of(config: Mapping[str, Any], where: Path, sampler: Sampler[Any] | None = None) -> Parts:
-    """The parts that a config describes; `sampler` in place of its own. DamagedFile, with `where` the file, unless it has the form of a run's."""
+    """The parts that a config describes; `sampler` in place of its own.
+
+    DamagedFile, with `where` the file, unless it has the form of a run's.
+    """
     run, data, normalised = config.get("run"), config.get("data"), config.get("normalised")
     if not isinstance(run, Mapping) or not isinstance(data, Mapping) or not isinstance(normalised, bool):
         raise _damaged(where, "run and data are no mappings, or normalised is neither true nor false")

@@ -24,8 +24,8 @@ def given_dataset(data: Any, labels: Any = None, *, held_out: Any = None, seed: 
         data: A tensor or array (N, D), images (N, C, H, W) or (N, H, W), a frame of numbers (pandas, polars, Arrow), or
             a map-style data set of torch whose items are rows, or pairs of a row and a label.
         labels: Whole numbers (N,).
-        held_out: The share to hold out, 1/10 if not given; or the rows themselves, in the form of `data`. With labels, a
-            pair of rows and labels.
+        held_out: The share to hold out, 1/10 if not given; or the rows themselves, in the form of `data`. With labels:
+            a pair of rows and labels.
         seed: Seed of the split.
     """
     x, found, layout = _rows(data, "data", None)
@@ -76,7 +76,9 @@ def _rows(data: Any, where: str, layout: Layout | None) -> tuple[Tensor, Tensor 
         else:
             known, values = Layout.fit_encode(data, where=where)
         return _checked(torch.from_numpy(values), where), None, known
-    if isinstance(data, TorchDataset) or (hasattr(data, "__getitem__") and not hasattr(data, "__array__") and _is_map(data)):
+    if isinstance(data, TorchDataset) or (
+        hasattr(data, "__getitem__") and not hasattr(data, "__array__") and _is_map(data)
+    ):
         return *_items(data, where), Layout()
     return _checked(as_tensor(data, where=where), where), None, Layout()
 

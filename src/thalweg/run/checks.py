@@ -32,8 +32,9 @@ class Parts(NamedTuple):
     transform: Transform
 
 
-def build_parts(run: RunSettings, data: Dataset, given: Given) -> Parts:
-    """The parts of a run: those that are given, and the others built. First weights that are drawn follow from the seed."""
+def build_parts(run: RunSettings, data: Dataset, given: Given | None = None) -> Parts:
+    """The parts of a run: those that are given, and the others built. First weights follow from the seed."""
+    given = given or Given()
     objective = given.objective or specs.build(run.objective, "objective")
     sampler = given.sampler or specs.build(run.sampler, "sampler")
     transform = given.transform or specs.build(run.transform, "transform")

@@ -15,18 +15,17 @@ from thalweg.data.catalog import Dataset, as_float
 from thalweg.run.card import card
 from thalweg.sampler.base import Sampler
 from thalweg.training.plan import Plan, num_threads
+from thalweg.training.state import TrainState
 from thalweg.training.trainer import Trainer
 
 
-def finish(
-    config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sampler[Any], trainer: Trainer
-) -> None:
+def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sampler[Any], trainer: Trainer) -> None:
     """Calibrate the averaged energy, on as many threads as it was trained on, and write the bundle and its card."""
     folder, plan, state = trainer.folder, Plan.load(trainer.folder), trainer.state
     config = {
         **config,
         "precision": plan.precision if plan else "fp32",
-        "training": {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks},
+        "training": training_facts(state),
     }
     with num_threads(plan.threads if plan else torch.get_num_threads()):
         bundle = calibrated(config, energy, data, sampler, folder)
@@ -36,9 +35,12 @@ def finish(
     store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
 
 
-def calibrated(
-    config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sampler[Any], path: Path
-) -> Bundle:
+def training_facts(state: TrainState) -> dict[str, Any]:
+    """What config.json says of a training that has ended."""
+    return {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks}
+
+
+def calibrated(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sampler[Any], path: Path) -> Bundle:
     """The bundle of an averaged energy, calibrated on held-out data."""
     bundle = Bundle(config, energy, None, path, sampler)
     if bundle.num_classes and data.held_out_labels is not None:

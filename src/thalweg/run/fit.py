@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from thalweg.data.loader import Loader
 from thalweg.run.checks import Parts, build_parts, check_parts, fit_to_data
 from thalweg.run.finish import as_loaded, finish
 from thalweg.run.preview import Previews
-from thalweg.run.request import Request, data_tree, run_tree
+from thalweg.run.request import Request, data_tree, require_same_energy, run_tree
 from thalweg.run.run_config import damaged, new_config, require_same_data, stored_run
 from thalweg.run.run_folder import RunFolder
 from thalweg.sampler.base import Sampler
@@ -116,7 +117,7 @@ def _fit(request: Request, folder: Path, resume: bool, context: RunContext) -> F
         hint = "add --resume to go on with it, or name another folder with -o"
         raise UserError("must not hold a run yet", argument=str(folder), hint=hint)
     if started and group.broadcast((folder / store.MANIFEST).is_file):
-        bundle = load_as(folder, Bundle, energy=request.given.energy)
+        bundle = load_as(folder, Bundle)
         stored_run(folder, bundle.config, request)
         context.log(f"{folder} is complete; nothing left to do")
         return Fitted(bundle, None)
@@ -130,7 +131,7 @@ def _fit(request: Request, folder: Path, resume: bool, context: RunContext) -> F
 
 def _begin(request: Request, run_folder: RunFolder, context: RunContext) -> Fitted:
     _unused(run_folder)
-    run, data, parts = _new(request)
+    request, run, data, parts = prepared(request)
     config = new_config(request, run, data, parts)
     transform, trainer = _trainer(run, data, parts, run_folder.folder, context)
     context.log(f"data: {data.source}")  # after all that can be wrong with the input: an error is one line
@@ -164,6 +165,8 @@ def _go_on(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
     context.log(f"data: {data.source}")
     if not _has_checkpoint(folder):
         context.log(f"{folder} holds no checkpoint yet: it begins at step 0")
+    request = replace(request, given=request.given.of_data(data, run.seed))
+    require_same_energy(request, config, folder)
     try:
         parts = build_parts(run, data, request.given)
         transform, trainer = _trainer(run, data, parts, folder, context)
@@ -219,13 +222,15 @@ def settings(request: Request, kind: str) -> RunSettings:
     return validate(tree, given=request.given.names)
 
 
-def _new(request: Request) -> tuple[RunSettings, Dataset, Parts]:
+def prepared(request: Request) -> tuple[Request, RunSettings, Dataset, Parts]:
+    """The data of a new run, its settings and its parts, checked; the request with an energy that fits the data."""
     spec = checked(DataSettings, data_tree(request), "data").model_dump()
     data = request.given.data or read_dataset(spec, request.seed or 0)
+    request = replace(request, given=request.given.of_data(data, request.seed or 0))
     run = settings(request, data.kind)
     parts = build_parts(run, data, request.given)
     check_parts(parts, run, data)
-    return run, data, parts
+    return request, run, data, parts
 
 
 def _trainer(

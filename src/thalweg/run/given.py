@@ -6,8 +6,8 @@ with the objects given again.
 
 import functools
 import inspect
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -30,15 +30,15 @@ class Given:
     """The parts of a run that are objects; None: the recipe's.
 
     Args:
-        energy: E(x) or U(y, t).
+        energy: E(x) or U(y, t): a module, or before the data are read a class or `functools.partial` that builds one.
         objective: The loss.
         sampler: What samples are drawn by.
         transform: From data units to model units.
         data: The rows.
-        spec: The energy's spec, where it was built from one (a `functools.partial`).
+        spec: The energy's spec, where it was built from one.
     """
 
-    energy: nn.Module | None = None
+    energy: Any = None
     objective: Objective[Any] | None = None
     sampler: Sampler[Any] | None = None
     transform: Transform | None = None
@@ -49,6 +49,15 @@ class Given:
     def names(self) -> list[str]:
         """The parts that are given, as config.json lists them."""
         return [name for name in ("energy", "objective", "sampler", "data") if getattr(self, name) is not None]
+
+    def of_data(self, data: Dataset, seed: int) -> Self:
+        """The same with the energy built for these data, and with a law to start from where it has noise levels."""
+        if self.energy is None:
+            return self
+        module = built_energy(self.energy, data.shape, seed)
+        energy = with_prior(module, data.kind, data.shape)
+        built_here = module is not self.energy and energy is module
+        return replace(self, energy=energy, spec=spec_of(self.energy) if built_here else None)
 
     def specs(self) -> dict[str, Any]:
         """The sections of a run that name these parts."""
@@ -73,7 +82,9 @@ def built_energy(energy: Any, shape: tuple[int, ...], seed: int) -> nn.Module:
         return energy
     make = energy.func if isinstance(energy, functools.partial) else energy
     if not (inspect.isclass(make) or isinstance(energy, functools.partial)):
-        text = f"must be a module, a functools.partial that builds one, or the name of a recipe; it is {kind_of(energy)}"
+        text = (
+            f"must be a module, a functools.partial that builds one, or the name of a recipe; it is {kind_of(energy)}"
+        )
         raise UserError(text, argument="energy")
     extra = {"shape": shape} if "shape" in _keywords(energy) else {}
     with torch.random.fork_rng():

@@ -24,8 +24,9 @@ OURS = "thalweg."
 
 
 def is_foreign(energy: nn.Module) -> bool:
-    """Whether a module of it is defined outside the package and outside torch."""
-    return any(not type(part).__module__.startswith((OURS, "torch.")) for part in energy.modules())
+    """Whether it, or a module of it beside torch's, is defined outside this package."""
+    ours = type(energy).__module__.startswith(OURS)
+    return not ours or any(not type(part).__module__.startswith((OURS, "torch.")) for part in energy.modules())
 
 
 def check_module(energy: nn.Module, x: Tensor, *, noisy: bool) -> None:
@@ -77,6 +78,8 @@ def _value(energy: nn.Module, shifted: nn.Module, inputs: tuple[Tensor, ...]) ->
         raise _fault(energy, f"must give a tensor (B,), not {kind_of(u)}")
     if u.shape != (2,):
         hint = "add .squeeze(1)" if u.shape == (2, 1) else "sum over all but the first axis"
+        if len(inputs) == 2 and u.shape == inputs[0].shape:
+            hint = "wrap it by thalweg.anchored(network, shape=…), which makes an energy of it"
         raise _fault(energy, f"must give one number a row, (B,): for 2 rows it gives {tuple(u.shape)}", hint)
     if not u.is_floating_point():
         raise _fault(energy, f"must give floating numbers, not {u.dtype}", "compute the energy in float32")
@@ -102,7 +105,9 @@ def _check_connected(energy: nn.Module, shifted: nn.Module, u: Tensor, inputs: t
 
 def _check_rows_apart(energy: nn.Module, shifted: nn.Module, u: Tensor, x: Tensor) -> None:
     (grad,) = torch.autograd.grad(u[0], x, retain_graph=True)
-    normed = next((name for name, part in shifted.named_modules() if isinstance(part, _BatchNorm) and part.training), "")
+    normed = next(
+        (name for name, part in shifted.named_modules() if isinstance(part, _BatchNorm) and part.training), ""
+    )
     if not bool(grad[1].any()) and not normed:
         return
     where = f" ({normed} is a batch normalisation in train mode)" if normed else ""

@@ -218,13 +218,25 @@ def _compare_given(request: Request, config: Mapping[str, Any], folder: Path) ->
     began, now = config.get("given") or [], request.given.names
     if began != now:
         missing = ", ".join(name for name in began if name not in now) or "nothing"
-        text = f"must hold a run that was begun with {', '.join(now) or 'no objects'}; it was begun with {missing} given"
+        text = (
+            f"must hold a run that was begun with {', '.join(now) or 'no objects'}; it was begun with {missing} given"
+        )
         hint = f"call thalweg.train with {missing} and resume=True" if set(began) - set(now) else ANOTHER
         raise UserError(text, argument=str(folder), hint=hint)
-    for name, spec in request.given.specs().items():
-        if name != "transform" and specs.plain(spec) != specs.plain(config["run"][name]):
-            text = f"must be as when the run in {folder} began, {shown(config['run'][name])}"
-            raise UserError(text, argument=name, value=spec, hint=ANOTHER)
+    found = request.given.specs()
+    for name in ("objective", "sampler"):  # the energy's follows once it is built
+        _require_same(name, found, config, folder)
+
+
+def require_same_energy(request: Request, config: Mapping[str, Any], folder: Path) -> None:
+    """UserError for an energy of another class, or other noise levels, than the run in `folder` began with."""
+    _require_same("energy", request.given.specs(), config, folder)
+
+
+def _require_same(name: str, found: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
+    if name in found and specs.plain(found[name]) != specs.plain(config["run"][name]):
+        text = f"must be as when the run in {folder} began, {shown(config['run'][name])}"
+        raise UserError(text, argument=name, value=found[name], hint=ANOTHER)
 
 
 def _compare_recipe(request: Request, config: Mapping[str, Any], folder: Path) -> None:

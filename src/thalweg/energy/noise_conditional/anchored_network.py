@@ -51,8 +51,8 @@ def anchored(
 ) -> AnchoredNetworkEnergy:
     """A normalised energy around a network F(y, t) -> (B, *): the arguments of `AnchoredNetworkEnergy`.
 
-        bundle = thalweg.train(thalweg.anchored(MyNetwork(), shape=(2,)), x)
-        bundle.log_prob(x)  # nats
+    bundle = thalweg.train(thalweg.anchored(MyNetwork(), shape=(2,)), x)
+    bundle.log_prob(x)  # nats
     """
     return AnchoredNetworkEnergy(network=network, shape=shape, sigma_min=sigma_min, sigma_max=sigma_max)
 
