@@ -11,6 +11,7 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
 from thalweg.energy.base import Classifier, Fittable, HasNoiseLevels, lacking, require_noise_conditional
+from thalweg.energy.building import from_spec
 from thalweg.objective.base import Batch, Labelled, Objective
 from thalweg.sampler.base import Sampler, require_match
 from thalweg.training.settings import RunSettings
@@ -35,7 +36,7 @@ def build_parts(run: RunSettings, data: Dataset) -> Parts:
     try:
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)  # constructors draw the first weights from the global generator
-            energy = specs.build(run.energy, "energy", shape=data.shape)
+            energy = from_spec(run.energy, "energy", data.shape)
     except UserError as error:
         of_shape = any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))
         raise (_unfit(run, data, ", or other data") if of_shape else error) from error
