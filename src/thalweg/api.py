@@ -15,7 +15,7 @@ from thalweg.core.config import plain
 from thalweg.core.device import find_device
 from thalweg.core.errors import UserError
 from thalweg.core.progress import Bar
-from thalweg.core.trust import names, trusting
+from thalweg.core.trust import as_names, trusting
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.in_memory import NAME, given_dataset, is_in_memory
 from thalweg.data.transform import Transform
@@ -84,7 +84,7 @@ def train(
     find_device(device)
     in_memory = is_in_memory(data)
     rows = given_dataset(data, labels, held_out=held_out, seed=seed) if in_memory else None
-    with trusting(*names(trust)):
+    with trusting(*as_names(trust)):
         given = _given(energy, rows, objective, sampler, transform)
         request = Request(
             data=NAME if in_memory else data,

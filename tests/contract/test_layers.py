@@ -22,6 +22,7 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "data": ("core",),
     "energy.base": ("core", "energy.shape"),
     "energy.shape": ("core",),
+    "energy.building": ("core",),
     "energy.analytic": CONTRACT,
     "energy.rbm": CONTRACT,
     "energy.linear_observation": CONTRACT,

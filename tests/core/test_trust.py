@@ -155,7 +155,7 @@ def test_names_that_cannot_be_trusted_are_told_in_one_line(modules, name: object
 def test_one_text_is_no_list_of_names() -> None:
     for value in ("stranger", None, 3):
         with pytest.raises(UserError) as caught:
-            trust.names(value)  # pyright: ignore[reportArgumentType]
+            trust.as_names(value)  # pyright: ignore[reportArgumentType]
         assert caught.value.argument == "trust"
 
 
@@ -178,6 +178,6 @@ def test_the_current_folder_is_looked_in_for_the_named_module_alone(
 
 
 def test_no_metadata_are_read_where_no_spec_names_a_foreign_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trust, "entry_points", lambda **_: pytest.fail("the metadata were read"))
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: pytest.fail("the metadata were read"))
     trust._declared.cache_clear()
     config.check({"type": "thalweg.energy.networks.mlp:MLPEnergy"})

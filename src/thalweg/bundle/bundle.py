@@ -6,7 +6,7 @@ A run that has not ended is read from its newest whole checkpoint. `bundle.files
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.bundle import classes, conformal, hub
-from thalweg.bundle.files import EXTRAS, FILES, StoredType, holds, load_as, require_files, write_bundle
-from thalweg.bundle.from_config import energy_of, held_out_energies, parts_of, require_weights
+from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
+from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows
 from thalweg.bundle.model_units import decoded, initial_positions
 from thalweg.bundle.prior import read_mixture_prior
@@ -41,7 +41,7 @@ Blocks = Iterator[Tensor]  # of samples, 100 at a time
 log = logging.getLogger("thalweg")
 
 
-class Bundle(StoredType):
+class Bundle(HoldsEnergy):
     """A trained energy with its data's transform, its sampler and its calibration. Made by `load`, not by hand."""
 
     title, command = "a trained energy", "thalweg sample"
@@ -70,14 +70,14 @@ class Bundle(StoredType):
         self.model.eval().requires_grad_(False)
 
     @classmethod
-    def read(cls, folder: Path, config: dict[str, Any]) -> Self:
+    def read(cls, folder: Path, config: dict[str, Any], energy: Any = None) -> Self:
         """The bundle in a run's folder; of a run that has not ended, that of its newest whole checkpoint."""
         missing = {"run", "data", "normalised"} - config.keys()
         if missing:
             raise DamagedFile(f"must hold {', '.join(sorted(missing))}", argument=str(folder / "config.json"))
         if not (folder / store.MANIFEST).exists():
-            return cls._of_checkpoint(folder, config)
-        bundle = cls._filled(config, folder / "model.safetensors", folder)
+            return cls._of_checkpoint(folder, config, energy)
+        bundle = cls._filled(config, folder / "model.safetensors", folder, energy)
         calibration = folder / "calibration.safetensors"
         bundle.held_out_energies = held_out_energies(calibration) if calibration.exists() else None
         if (folder / "prior.safetensors").exists():
@@ -85,7 +85,7 @@ class Bundle(StoredType):
         return bundle
 
     @classmethod
-    def _of_checkpoint(cls, folder: Path, config: dict[str, Any]) -> Self:
+    def _of_checkpoint(cls, folder: Path, config: dict[str, Any], energy: Any) -> Self:
         """The bundle of a run that has not ended."""
         newest, warnings = store.newest_valid(folder / "checkpoints")
         for warning in warnings:
@@ -97,14 +97,19 @@ class Bundle(StoredType):
             text = "must hold a checkpoint, and the run has not saved one yet"
             raise UserError(text, argument=str(folder), hint="wait for its first checkpoint")
         log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
-        return cls._filled(config, newest / "model.safetensors", folder)
+        return cls._filled(config, newest / "model.safetensors", folder, energy)
 
     @classmethod
-    def _filled(cls, config: dict[str, Any], weights: Path, folder: Path) -> Self:
+    def _filled(cls, config: dict[str, Any], weights: Path, folder: Path, energy: Any) -> Self:
         """The bundle with weights from a file, which are seen to be its own before memory is taken for either."""
         parts_of(config, folder / "config.json")
-        require_weights(config, store.read_header(weights), weights)
-        return cls(config, store.read_tensors(weights), None, folder)
+        header = store.read_header(weights)
+        if energy is None:
+            require_weights(config, header, weights)
+            return cls(config, store.read_tensors(weights), None, folder)
+        module = given_energy(config, energy, header)
+        module.load_state_dict(store.read_tensors(weights))
+        return cls(config, module, None, folder)
 
     @property
     def t_min(self) -> float:
@@ -242,9 +247,11 @@ class Bundle(StoredType):
             raise UserError(text, argument=str(folder), hint="name another folder") from error
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | Path, *, revision: str | None = None) -> Self:
+    def from_pretrained(
+        cls, path_or_id: str | Path, *, revision: str | None = None, energy: Any = None, trust: Sequence[str] = ()
+    ) -> Self:
         """The same as `thalweg.load`, of a trained energy only."""
-        return load_as(path_or_id, cls, revision=revision)
+        return load_as(path_or_id, cls, revision=revision, energy=energy, trust=trust)
 
     def push_to_hub(self, repo_id: str, *, revision: str | None = None, **options: Any) -> str:
         """Upload the bundle to the Hugging Face Hub. Returns the repository's address.

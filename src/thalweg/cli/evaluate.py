@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Json, Run, Seed
+from thalweg.cli.options import Json, Run, Seed, Trust
 
 if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
@@ -20,6 +20,7 @@ def evaluate(
     run: Run,
     num_samples: Annotated[int, typer.Option("-n", help="Samples to judge.", min=20)] = 1000,
     seed: Seed = 0,
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle against held-out data and write report.html and evaluation.json."""

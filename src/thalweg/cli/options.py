@@ -17,6 +17,19 @@ Drop = Annotated[list[str] | None, typer.Option(help="A column of a table to lea
 Device = Annotated[
     str, typer.Option(help="auto (THALWEG_DEVICE, else a GPU, else the CPU), cpu, cuda or cuda:N.", show_default=False)
 ]
+
+
+def _trust(context: typer.Context, packages: list[str] | None) -> None:
+    """Trust the packages until the command ends, so that a command need not ask for the option's value."""
+    from thalweg.core.trust import trusting
+
+    context.with_resource(trusting(*packages or ()))
+
+
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(help="A package whose classes may be imported and built; repeatable.", callback=_trust),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 
 

@@ -88,7 +88,7 @@ def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type
 
     `trusted`: this package's own that may be named there. Others' are trusted anywhere, or nowhere.
     """
-    if not isinstance(name, str) or not _PATH.fullmatch(name):
+    if not names_class(name):
         raise UserError("must have the form package.module:ClassName", argument=key, value=name)
     module_name, _, class_name = name.partition(":")
     if not _under(module_name, trusted):
@@ -107,17 +107,27 @@ def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type
     return cls
 
 
+def names_class(text: Any) -> bool:
+    """Whether a text has the form package.module:ClassName."""
+    return isinstance(text, str) and _PATH.fullmatch(text) is not None
+
+
 def type_name(cls: Any) -> str:
     """How a config names a class (or a function that makes something): `package.module:ClassName`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def takes(spec: Any, keyword: str, path: str, *, trusted: tuple[str, ...] = TRUSTED) -> bool:
-    """Whether the class of a spec takes a keyword, by name or among any others."""
-    if not _is_spec(spec):
-        return False
-    known, any_key = _parameters(class_at(spec["type"], _join(path, "type"), trusted=trusted))
+def takes(make: Any, keyword: str) -> bool:
+    """Whether a class or a function takes a keyword, by its name or among any others."""
+    known, any_key = _parameters(make)
     return any_key or keyword in known
+
+
+def is_foreign(tree: Any, path: str = "") -> bool:
+    """Whether a spec in the tree names a class of another package than this one."""
+    _check_depth(path)
+    own = not _is_spec(tree) or str(tree["type"]).startswith("thalweg.")
+    return not own or any(is_foreign(value, _join(path, key)) for key, value in _children(tree))
 
 
 def _untrusted(module: str, trusted: tuple[str, ...], key: str, name: str) -> UserError:
@@ -154,12 +164,12 @@ def _defined(value: Any, name: str, trusted: tuple[str, ...]) -> bool:
     return inspect.isclass(value) and _under(value.__module__, trusted) and value.__qualname__ == name
 
 
-def _parameters(cls: type) -> tuple[dict[str, bool], bool]:
+def _parameters(cls: Any) -> tuple[dict[str, bool], bool]:
     """Names of the constructor's keywords with whether each is required, and whether it takes any others."""
     kinds = inspect.Parameter
     try:
         parameters = inspect.signature(cls).parameters.values()
-    except ValueError:  # a class of C's making, such as an exception
+    except (ValueError, TypeError):  # a class of C's making, such as an exception
         return {}, False
     named = (p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY))
     return {p.name: p.default is kinds.empty for p in named}, any(p.kind is kinds.VAR_KEYWORD for p in parameters)

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -54,7 +53,7 @@ def trusting(*packages: str) -> Iterator[None]:
             sys.meta_path.remove(finder)
 
 
-def names(trust: Sequence[str]) -> tuple[str, ...]:
+def as_names(trust: Sequence[str]) -> tuple[str, ...]:
     """The names that an argument `trust` gives; UserError for one text, whose letters are none."""
     if isinstance(trust, str) or not isinstance(trust, Sequence):
         hint = 'write it as trust=("my_package",)'
@@ -72,9 +71,22 @@ def may_be_trusted(module: str) -> bool:
     return _NAME.fullmatch(module) is not None and module.partition(".")[0] not in _NEVER
 
 
+def package_folder(name: str) -> Path:
+    """The folder of a package, `my_plugin`, or of one inside it, `my_plugin.recipes`. Nothing is imported."""
+    top, *inner = name.split(".")
+    spec = find_spec(top) if _NAME.fullmatch(name) and may_be_trusted(name) else None
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    for folder in (Path(folder, *inner) for folder in folders):
+        if folder.is_dir():
+            return folder
+    raise UserError("no such package with recipes", argument="recipe", value=name, hint="write PACKAGE:NAME")
+
+
 @functools.cache
 def _declared(path: tuple[str, ...]) -> tuple[str, ...]:
     """Packages that the metadata of the distributions on `sys.path` declare; what may not be trusted is left out."""
+    from importlib.metadata import entry_points  # which takes longer to import than all the rest of this module
+
     values = (entry.value.partition(":")[0].strip() for entry in entry_points(group=GROUP))
     return tuple(sorted({value for value in values if may_be_trusted(value)}))
 

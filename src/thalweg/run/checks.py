@@ -12,6 +12,7 @@ from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
 from thalweg.data.transform import Transform
 from thalweg.energy.base import Classifier, Fittable, HasNoiseLevels, lacking, require_noise_conditional
+from thalweg.energy.building import from_spec
 from thalweg.objective.base import Batch, Labelled, Objective
 from thalweg.run.given import Given
 from thalweg.run.module_checks import check_module, check_second_derivatives, is_foreign
@@ -44,7 +45,7 @@ def build_parts(run: RunSettings, data: Dataset, given: Given | None = None) -> 
     try:
         with torch.random.fork_rng():
             torch.manual_seed(run.seed)  # constructors draw the first weights from the global generator
-            energy = specs.build(run.energy, "energy", shape=data.shape)
+            energy = from_spec(run.energy, "energy", data.shape)
     except UserError as error:
         of_shape = any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))
         raise (_unfit(run, data, ", or other data") if of_shape else error) from error
@@ -72,9 +73,9 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
         if parts.augment is not None:
             parts.augment(x, generator(0, "dry-run"), 0.0)
         batch = Batch(x, None if data.train_labels is None else data.train_labels[:2])
-        _dry_run(parts, batch)
         if foreign:
             check_second_derivatives(parts.energy, parts.objective, batch)
+        _dry_run(parts, batch)
     finally:  # a forward pass moves the power iteration of spectral norms, for example
         for buffer, before in zip(parts.energy.buffers(), buffers, strict=False):
             buffer.copy_(before)

@@ -117,8 +117,8 @@ def _fit(request: Request, folder: Path, resume: bool, context: RunContext) -> F
         hint = "add --resume to go on with it, or name another folder with -o"
         raise UserError("must not hold a run yet", argument=str(folder), hint=hint)
     if started and group.broadcast((folder / store.MANIFEST).is_file):
-        bundle = load_as(folder, Bundle)
-        stored_run(folder, bundle.config, request)
+        stored_run(folder, read_config(folder), request)
+        bundle = load_as(folder, Bundle, energy=request.given.energy)
         context.log(f"{folder} is complete; nothing left to do")
         return Fitted(bundle, None)
     run_folder = RunFolder(folder, folders=FOLDERS, files=WRITTEN, owner=group.rank == 0)

@@ -4,7 +4,6 @@ config.json names their classes and lists them under `given`. A run with such pa
 with the objects given again.
 """
 
-import functools
 import inspect
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -12,11 +11,11 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from thalweg.core.errors import UserError, kind_of
 from thalweg.core.spec_of import spec_of
 from thalweg.data.catalog import Dataset
 from thalweg.data.transform import Transform
 from thalweg.energy.base import HasNoiseLevels, NoiseConditional
+from thalweg.energy.building import from_object
 from thalweg.energy.noise_conditional.anchored_network import AnchoredNetworkEnergy
 from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
 from thalweg.objective.base import Objective
@@ -74,28 +73,10 @@ class Given:
 
 
 def built_energy(energy: Any, shape: tuple[int, ...], seed: int) -> nn.Module:
-    """The module that is given, or that a class or `functools.partial` builds, its weights drawn by the run's seed.
-
-    UserError for anything else.
-    """
-    if isinstance(energy, nn.Module):
-        return energy
-    make = energy.func if isinstance(energy, functools.partial) else energy
-    if not (inspect.isclass(make) or isinstance(energy, functools.partial)):
-        text = (
-            f"must be a module, a functools.partial that builds one, or the name of a recipe; it is {kind_of(energy)}"
-        )
-        raise UserError(text, argument="energy")
-    extra = {"shape": shape} if "shape" in _keywords(energy) else {}
+    """The module that is given, or that a class or `functools.partial` builds, its first weights drawn by the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        try:
-            module = energy(**extra)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"cannot be built ({error})", argument="energy", hint="bind its arguments") from error
-    if not isinstance(module, nn.Module):
-        raise UserError(f"must build a torch module, not {kind_of(module)}", argument="energy")
-    return module
+        return from_object(energy, shape)
 
 
 def with_prior(energy: nn.Module, kind: str, shape: tuple[int, ...]) -> nn.Module:
@@ -120,10 +101,3 @@ def _energy_spec(energy: nn.Module) -> dict[str, Any]:
     if isinstance(energy, AnchoredNetworkEnergy | GaussianPriorEnergy):
         spec |= {"network": spec_of(energy.inner), "sigma_min": energy.sigma_min, "sigma_max": energy.sigma_max}
     return spec
-
-
-def _keywords(make: Any) -> set[str]:
-    try:
-        return set(inspect.signature(make).parameters)
-    except (TypeError, ValueError):
-        return set()
