@@ -15,7 +15,6 @@ from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.objective.score.score import DenoisingScoreMatching, SlicedScoreMatching
 from thalweg.sampler.langevin import ULA
 
-FAST = {"train.guard.policy": "stop"}
 SHORT = {"batch_size": 16, "precision": "fp32"}
 train = functools.partial(thalweg.train, progress=False, settings=SHORT)
 
@@ -137,13 +136,16 @@ def test_a_network_with_noise_levels_is_sampled_and_is_not_normalised(rows):
 
 
 def test_an_anchored_network_is_normalised(rows):
-    """On a grid exp(log p) sums to one even after five steps: the Gaussian in it carries nearly all of the mass."""
-    bundle = train(thalweg.anchored(Noisy(outputs=2), shape=(2,)), rows, steps=5)
+    """After one step exp(log p) sums to one on a grid: the energy begins as a Gaussian, whatever its network's weights.
+
+    A network without the factor that is zero at first gives infinity here.
+    """
+    bundle = train(thalweg.anchored(Noisy(outputs=2), shape=(2,)), rows, steps=1)
     centre, deviation = rows.mean(0), rows.std(0)
     axes = [torch.linspace(-6, 6, 120) * s + m for m, s in zip(centre, deviation, strict=True)]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
     cell = float((axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0]))
-    assert abs(float(bundle.log_prob(grid).exp().sum()) * cell - 1) < 0.1
+    assert abs(float(bundle.log_prob(grid).exp().sum()) * cell - 1) < 0.02
 
 
 def test_the_objectives_sampler_draws_the_samples(rows):

@@ -11,8 +11,9 @@ class AnchoredNetworkEnergy(AnchoredEnergy):
     """U(y, t), (B, *) and (B,) to (B,) nats, around a network of the user's, whatever its architecture.
 
     F sees the noisy position scaled to unit variance, (B, *), and the noise variance t (B,). It gives (B, *): like the
-    network of a diffusion model it predicts the noise, here what the data's Gaussian gets wrong of it. It must be
-    differentiable twice. Trained by `thalweg.objective.score.dual:DualScoreMatching` the energy is normalised.
+    network of a diffusion model it predicts the noise, here what the data's Gaussian gets wrong of it. A learned factor
+    is zero at first, so that the energy begins as that Gaussian. F must be differentiable twice. Trained by
+    `thalweg.objective.score.dual:DualScoreMatching` the energy is normalised.
 
     Args:
         network: F(y, t), (B, *) and (B,) to (B, *).
@@ -26,6 +27,9 @@ class AnchoredNetworkEnergy(AnchoredEnergy):
     ) -> None:
         super().__init__(shape=shape, embed=1, sigma_min=sigma_min, sigma_max=sigma_max)
         self.embedding = nn.Sequential()  # the features of t as they are: the network embeds t in its own way
+        self.gain = nn.Parameter(
+            torch.zeros(())
+        )  # the energy begins as the data's Gaussian, whatever the network's head
         self.inner, self.sigma_min, self.sigma_max = network, sigma_min, sigma_max
 
     @classmethod
@@ -43,7 +47,7 @@ class AnchoredNetworkEnergy(AnchoredEnergy):
         if f.shape != y.shape:
             text = f"must give one number for each of its inputs, {tuple(y.shape)}; it gives {tuple(f.shape)}"
             raise UserError(text, argument="network")
-        return f.flatten(1)
+        return self.gain * f.flatten(1)
 
 
 def anchored(
