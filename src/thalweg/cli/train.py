@@ -80,7 +80,7 @@ def train(
 
 def _stem(name: str) -> str:
     """A name, or that of a file, without the folder or the package where it is."""
-    return Path(name).stem.rpartition(":")[2]
+    return Path(name.rpartition(":")[2]).stem
 
 
 def _report(bundle: "Bundle", folder: Path, seed: int, data: "Dataset | None") -> dict[str, Any]:
