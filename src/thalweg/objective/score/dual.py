@@ -52,7 +52,7 @@ class DualScoreMatching:
         """(t (B,), eps (B, *))."""
         x = batch.x
         t = self.levels.draw(x.shape[0], generator, state).to(x)
-        return t, torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        return t, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
 
     def loss(
         self, energy: NoisyEnergyFn, state: NoiseRange, batch: Batch, noise: tuple[Tensor, ...]
