@@ -9,7 +9,7 @@ import typer
 
 from thalweg.cli import console
 from thalweg.cli.evaluate import evaluate_run
-from thalweg.cli.options import SEEDS, Drop, Header, Json, table_options
+from thalweg.cli.options import SEEDS, Device, Drop, Header, Json, table_options
 from thalweg.core.errors import StopSignal, ThalwegError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def train(
     report: Annotated[bool, typer.Option(help="Evaluate at the end and write report.html.")] = True,
     header: Header = None,
     drop: Drop = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Train an energy and leave a bundle."""
@@ -57,6 +58,7 @@ def train(
         checkpoint_every=checkpoint_every,
         overrides=overrides or [],
         command=console.command(),
+        device=device,
         **table_options(header, drop),
     )
     try:

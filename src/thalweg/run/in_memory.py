@@ -8,13 +8,16 @@ distributed job is not read, and each of its processes may train on its own.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from thalweg.core.device import tf32
 from thalweg.core.errors import Diverged, UserError
 from thalweg.core.state_tree import flatten
 from thalweg.data.catalog import Dataset
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Identity
+from thalweg.energy.engine.discovery import device_of
 from thalweg.objective.base import Objective
 from thalweg.run.checks import build_parts, check_parts, fit_to_data
 from thalweg.training.guard import Guard, finite, not_finite
@@ -36,6 +39,7 @@ def optimise(
     transform: ToModelUnits | None = None,
     augment: Augment | None = None,
     seed: int = 0,
+    device: torch.device | None = None,
     after_step: Callable[[TrainState], bool | None] | None = None,
 ) -> nn.Module:
     """Train an energy by an objective; the average of its weights, as a module of its own.
@@ -53,6 +57,7 @@ def optimise(
         transform: Data units to model units. None: they are the same.
         augment: Alters a batch in data units, given a generator and the share of training done.
         seed: Seed of all draws.
+        device: Where it is trained, to which the energy is moved. None: where its weights are.
         after_step: Called after each step with the state, which it may read and copy but must not change. `True` ends
             the training: early stopping keeps the best weights itself.
 
@@ -71,14 +76,17 @@ def optimise(
         raise UserError("must be None where x gives the batches", argument="labels", hint="let `batch` return them")
     else:
         batches = x
-    update = Update(objective, batches, transform or Identity(), settings, seed, augment)
+    device = device or device_of(energy)
+    update = Update(objective, batches, transform or Identity(), settings, seed, augment, device=device)
     state, guard = update.first_state(energy), Guard(settings.guard, objective)
-    with named_memory_errors(state, settings, kept=str):
+    with named_memory_errors(state, settings, kept=str), tf32(settings.tf32):
         num_steps, precision = _budget(update, state)
         try:
             for _ in run_steps(update, state, guard, num_steps, precision):
                 if after_step is not None and after_step(state):
                     break
+            if state.guard.notes is not None:  # ended between two readings
+                guard.look(state, {})
             bad = finite(flatten(state.core())[0])
             if bad:  # the last update has no next step, whose loss would tell
                 guard.refuse(state, not_finite(bad, state.step))
@@ -87,7 +95,7 @@ def optimise(
     return state.average
 
 
-def train_in_memory(run: RunSettings, data: Dataset) -> nn.Module:
+def train_in_memory(run: RunSettings, data: Dataset, *, device: torch.device | None = None) -> nn.Module:
     """The averaged energy of a run, built, checked and trained as `run.fit` does, without its folder."""
     parts = build_parts(run, data)
     check_parts(parts, run, data)
@@ -101,6 +109,7 @@ def train_in_memory(run: RunSettings, data: Dataset) -> nn.Module:
         transform=transform,
         augment=parts.augment,
         seed=run.seed,
+        device=device,
     )
 
 

@@ -38,6 +38,8 @@ class Request:
         command: What made the run, for its config.
         header: Whether a CSV's first line names the columns. None: it must be clear from the lines.
         drop: Columns to leave out.
+        device: Where the energy is trained, as `core.device.find_device` takes it. No property of the run: it may go on
+            on another one.
     """
 
     data: str | os.PathLike[str]
@@ -52,6 +54,7 @@ class Request:
     command: str | None = None
     header: bool | None = None
     drop: Sequence[str] = ()
+    device: str = "auto"
 
     def __post_init__(self):
         for name in ("data", "recipe", "path"):
