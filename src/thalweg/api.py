@@ -81,7 +81,6 @@ def train(
         Interrupted: Stopped by a signal, with `out`; the run goes on by `resume=True`.
     """
     _check(out, resume, report)
-    find_device(device)
     in_memory = is_in_memory(data)
     rows = given_dataset(data, labels, held_out=held_out, seed=seed) if in_memory else None
     with trusting(*as_names(trust)):
@@ -95,6 +94,7 @@ def train(
             overrides=[*_overrides("train", settings), *([] if in_memory else _of_named_data(labels, held_out))],
             command="thalweg.train(…)",
             given=given,
+            device=str(find_device(device)),
         )
         if out is None:
             return fit_in_memory(request, progress=Bar(None) if progress else None)

@@ -111,6 +111,19 @@ class Labelled(Protocol, metaclass=Capability):
         ...
 
 
+@runtime_checkable
+class Compilable(Protocol, metaclass=Capability):
+    """An objective whose `loss` torch.compile takes whole, where `compiles` is true. A training with `compile` asks.
+
+    Chains are not: what their energies do inside a chain cannot be traced.
+    """
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the loss may be compiled."""
+        ...
+
+
 def after_rollbacks(objective: T, times: int) -> T:
     """The objective after `times` rollbacks: itself, where it has no variant."""
     if times and isinstance(objective, HasAfterRollback):

@@ -15,11 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.dataset import read_dataset
 from thalweg.bundle.files import FILES, load_as, read_config
 from thalweg.core import config as specs
 from thalweg.core import store
+from thalweg.core.device import find_device, of_process
 from thalweg.core.errors import Diverged, StopSignal, ThalwegError, UserError
 from thalweg.data.catalog import Dataset
 from thalweg.data.float32_check import Float32Transform
@@ -56,12 +59,13 @@ class Fitted(NamedTuple):
 
 
 class RunContext(NamedTuple):
-    """Which processes work on a run, and where it reports: `log` takes lines for people."""
+    """Which processes work on a run, where it is computed, and where it reports: `log` takes lines for people."""
 
     group: SingleProcess | ProcessGroup
     progress: Progress | None
     log: Callable[[str], None]
     tensorboard: bool
+    device: torch.device
 
 
 class NothingBegun(Interrupted):
@@ -104,7 +108,8 @@ def fit_with_data(
         if group.rank:
             progress, log = None, logger.info
         try:
-            return _fit(request, folder, resume, RunContext(group, progress, log, tensorboard))
+            device = of_process(find_device(request.device))
+            return _fit(request, folder, resume, RunContext(group, progress, log, tensorboard, device))
         except (Interrupted, Diverged) as error:
             error.already_reported = group.rank > 0  # rank 0 tells it
             raise
@@ -257,5 +262,6 @@ def _trainer(
         tensorboard=context.tensorboard,
         augment=parts.augment,
         group=group,
+        device=context.device,
     )
     return transform, trainer

@@ -53,7 +53,7 @@ class Given:
         """The same with the energy built for these data, and with a law to start from where it has noise levels."""
         if self.energy is None:
             return self
-        module = built_energy(self.energy, data.shape, seed)
+        module = built_energy(self.energy, data.shape, seed).cpu()  # where it is checked; a run moves it to its device
         energy = with_prior(module, data.kind, data.shape)
         built_here = module is not self.energy and energy is module
         return replace(self, energy=energy, spec=spec_of(self.energy) if built_here else None)

@@ -9,15 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from thalweg.bundle.bundle import Bundle
 from thalweg.core import config as specs
+from thalweg.core.device import find_device, tf32
 from thalweg.core.errors import Diverged, UserError
 from thalweg.core.state_tree import flatten
 from thalweg.data.catalog import Dataset
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Identity
+from thalweg.energy.engine.discovery import device_of
 from thalweg.objective.base import Objective
 from thalweg.run.checks import build_parts, check_parts, fit_to_data
 from thalweg.run.finish import calibrated, training_facts
@@ -44,6 +47,7 @@ def optimise(
     transform: ToModelUnits | None = None,
     augment: Augment | None = None,
     seed: int = 0,
+    device: torch.device | None = None,
     after_step: Callable[[TrainState], bool | None] | None = None,
 ) -> nn.Module:
     """Train an energy by an objective; the average of its weights, as a module of its own.
@@ -61,6 +65,7 @@ def optimise(
         transform: Data units to model units. None: they are the same.
         augment: Alters a batch in data units, given a generator and the share of training done.
         seed: Seed of all draws.
+        device: Where it is trained, to which the energy is moved. None: where its weights are.
         after_step: Called after each step with the state, which it may read and copy but must not change. `True` ends
             the training: early stopping keeps the best weights itself.
 
@@ -74,11 +79,12 @@ def optimise(
         raise UserError("must be None where x gives the batches", argument="labels", hint="let `batch` return them")
     else:
         batches = x
-    update = Update(objective, batches, transform or Identity(), settings, seed, augment)
+    device = device or device_of(energy)
+    update = Update(objective, batches, transform or Identity(), settings, seed, augment, device=device)
     return _trained(update, energy, after_step=after_step)[0].average
 
 
-def train_in_memory(run: RunSettings, data: Dataset) -> nn.Module:
+def train_in_memory(run: RunSettings, data: Dataset, *, device: torch.device | None = None) -> nn.Module:
     """The averaged energy of a run, built, checked and trained as `run.fit` does, without its folder."""
     parts = build_parts(run, data)
     check_parts(parts, run, data)
@@ -92,6 +98,7 @@ def train_in_memory(run: RunSettings, data: Dataset) -> nn.Module:
         transform=transform,
         augment=parts.augment,
         seed=run.seed,
+        device=device,
     )
 
 
@@ -102,7 +109,8 @@ def fit_in_memory(request: Request, *, progress: Progress | None = None) -> Bund
     transform = fit_to_data(parts, data)
     config["run"]["transform"] = specs.plain(transform.to_dict())
     loader = Loader(data.train, data.train_labels, batch_size=run.train.batch_size, seed=run.seed)
-    update = Update(parts.objective, loader, transform, run.train, run.seed, parts.augment)
+    device = find_device(request.device)
+    update = Update(parts.objective, loader, transform, run.train, run.seed, parts.augment, device=device)
     state, precision = _trained(update, parts.energy, progress=progress)
     config |= {"precision": precision, "training": training_facts(state)}
     return calibrated(config, state.average, data, parts.sampler, Path("the bundle in memory"))
@@ -123,7 +131,7 @@ def _trained(
             text = f"must be {default}, as there is no run folder for it to act on"
             raise UserError(text, argument=name, value=value, hint="leave it out")
     state, guard = update.first_state(energy), Guard(update.settings.guard, update.objective)
-    with named_memory_errors(state, settings, kept=str):
+    with named_memory_errors(state, settings, kept=str), tf32(settings.tf32):
         num_steps, precision = _budget(update, state)
         bar.start(num_steps, 0)
         try:
@@ -132,6 +140,8 @@ def _trained(
                     bar.advance(state.step, {name: float(value) for name, value in metrics.items()})
                 if after_step is not None and after_step(state):
                     break
+            if state.guard.notes is not None:  # ended between two readings
+                guard.look(state, {})
             bad = finite(flatten(state.core())[0])
             if bad:  # the last update has no next step, whose loss would tell
                 guard.refuse(state, not_finite(bad, state.step))

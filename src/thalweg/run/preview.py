@@ -13,6 +13,7 @@ from thalweg.core.store import write_bytes
 from thalweg.data.catalog import Dataset
 from thalweg.data.float32_check import Float32Transform
 from thalweg.energy.base import NoiseConditional
+from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.base import Sampler, require_annealed
@@ -42,9 +43,9 @@ def draw(
     if isinstance(energy, NoiseConditional):
         z = torch.cat(list(anneal(require_annealed(sampler), energy, n, precision=precision)))
     else:
-        start = initial_positions(kind, transform, (n, *data.shape), generator(0, "preview"))
+        start = initial_positions(kind, transform, (n, *data.shape), generator(0, "preview")).to(device_of(energy))
         z = run_chain(sampler, energy, start, num_steps=CHAIN_STEPS, precision=precision)
-    x = torch.nan_to_num(decoded(kind, transform, z))
+    x = torch.nan_to_num(decoded(kind, transform, z.cpu()))
     write_bytes(path, grid(x, columns=10) if kind == "image" else png(scatter(x, x[:0])))
 
 

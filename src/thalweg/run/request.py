@@ -42,6 +42,8 @@ class Request:
         header: Whether a CSV's first line names the columns. None: it must be clear from the lines.
         drop: Columns to leave out.
         given: Parts that are objects, in place of the recipe's and the data's names.
+        device: Where the energy is trained, as `core.device.find_device` takes it. No property of the run: it may go on
+            on another one.
     """
 
     data: str | os.PathLike[str]
@@ -57,6 +59,7 @@ class Request:
     header: bool | None = None
     drop: Sequence[str] = ()
     given: Given = field(default_factory=Given)
+    device: str = "auto"
 
     def __post_init__(self):
         for name in ("data", "recipe", "path"):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thalweg.core.device import autocast
 from thalweg.energy.base import AnyEnergy, Bipartite, HasGradient, HasNoiseLevels, energy_and_grad
 from thalweg.energy.wrappers import EnergyWrapper
 from thalweg.sampler.base import GradientOnly, Sampler
@@ -49,19 +50,19 @@ class AtPrecision(EnergyWrapper):
             return None
         with torch.no_grad():
             u = self.energy(x)
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with autocast(x.device, True):
             return u, energy_and_grad(self.energy, x)[1]
 
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
         """The energy in nats."""
         if not self.bf16 or self.exact:
             return self.energy(x, *t)
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with autocast(x.device, True):
             return self.energy(x, *t)
 
 
 @contextmanager
 def at_precision(energy: AnyEnergy, sampler: Sampler[Any], x: Tensor, bf16: bool) -> Iterator[AtPrecision]:
     """The energy as the sampler should see it, with the caller's autocast off: steps are computed in x's type."""
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast(x.device, False):
         yield AtPrecision(energy, bf16, reads_energies(sampler))

@@ -42,6 +42,8 @@ class TrainSettings(_Section):
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights a step")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tf32: bool | None = None  # whether float32 on a GPU may round to TF32; null: as torch is set
+    compile: bool = False  # whether the loss is compiled by torch.compile
     checkpoint_every: int | None = Field(None, ge=1, description="steps; every minute or so if not given")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     log_every: int = Field(10, ge=1)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.nn.modules import module as nn_module
 
+from thalweg.core.device import in_autocast
 from thalweg.energy.base import AnyEnergy, HasGradient, HasSequence, Wraps, marginal
 from thalweg.energy.engine.discovery import find_modules
 from thalweg.energy.engine.freeze import always_undo, frozen
@@ -75,7 +76,7 @@ def _fused(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bo
     """The layers at x: by one node where only a first derivative by autograd is to come, else by the plain form."""
     special = (
         torch.compiler.is_compiling()
-        or torch.is_autocast_enabled(x.device.type)
+        or in_autocast(x.device)
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
@@ -255,7 +256,7 @@ class FrozenEnergy:
         if self._own is not None and (found := self._own(x, *t)) is not None:
             return found
         kind = (x.shape[1:], x.dtype, x.device)
-        if self._whole is None or t or kind != self._kind or torch.is_autocast_enabled(x.device.type):
+        if self._whole is None or t or kind != self._kind or in_autocast(x.device):
             return None
         return self._whole(x)
 

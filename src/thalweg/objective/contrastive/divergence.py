@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from thalweg.core import check
+from thalweg.core.device import in_autocast
 from thalweg.core.errors import UserError
 from thalweg.energy.base import AnyEnergy, EnergyFn
 from thalweg.energy.engine.freeze import frozen
@@ -132,7 +133,7 @@ class ContrastiveDivergence:
             altered = self.augment(state.x[visit.slots], generator, progress)
         steps = torch.arange(self._length(progress), device=x.device)
         like = self.sampler.init(_zero, x)
-        chain = [self.sampler.draw(like, generator) for _ in steps]
+        chain = [self.sampler.draw(like, generator) for _ in range(len(steps))]
         return *visit, jitter, altered, steps, *(torch.stack(kind) for kind in zip(*chain, strict=True))
 
     def loss(
@@ -211,7 +212,7 @@ class ContrastiveDivergence:
 
     def _run(self, energy: EnergyFn, x: Tensor, num: int, chain: Sequence[Tensor]) -> tuple[Tensor, Info]:
         """The chain's last positions, outside the graph, and its last diagnostics; under autocast, in its precision."""
-        bf16 = torch.is_autocast_enabled(x.device.type)
+        bf16 = in_autocast(x.device)
         with FrozenEnergy.of(energy) as fixed, at_precision(fixed, self.sampler, x, bf16) as precise:
             state = self.sampler.init(precise, x.detach())
             info = Info(x.new_ones(len(x)), x.new_zeros(len(x)))
