@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from thalweg.bundle import hub
 from thalweg.core import config as specs
 from thalweg.core import store, temporary
 from thalweg.core.check import stated
+from thalweg.core.device import find_device
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 
@@ -39,6 +41,10 @@ class StoredType(ABC):
     def read(cls, folder: Path, config: dict[str, Any]) -> Self:
         """The object in a folder, with its config.json. Where a manifest is there, all files have been verified."""
 
+    def to(self, device: str | torch.device) -> Self:
+        """The object itself, moved to a device; what computes on none is left as it is."""
+        return self
+
 
 T = TypeVar("T", bound=StoredType)
 
@@ -50,22 +56,28 @@ def heading(cls: type) -> dict[str, Any]:
     return {"format": FORMAT, "type": specs.type_name(cls), "thalweg": thalweg.__version__}
 
 
-def load(path_or_id: str | Path, *, revision: str | None = None) -> Any:
+def load(path_or_id: str | Path, *, revision: str | None = None, device: str | torch.device = "auto") -> Any:
     """The object in a folder, or on the Hugging Face Hub under that id: a `Bundle`, a `DetectorBundle`, an
     `EnergyReranker`, as its config.json says.
 
-    `revision`: the branch, tag or commit of a bundle on the Hub; its main branch if not given.
+    `revision`: the branch, tag or commit of a bundle on the Hub; its main branch if not given. `device`: where it is
+    put, wherever it was trained: "cpu", "cuda" or "cuda:N"; "auto" is THALWEG_DEVICE, else a GPU, else the CPU.
     UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
     """
-    return _load(path_or_id, revision, None)
+    return _load(path_or_id, revision, None, device)
 
 
-def load_as(path_or_id: str | Path, cls: type[T], *, revision: str | None = None) -> T:
+def load_as(
+    path_or_id: str | Path, cls: type[T], *, revision: str | None = None, device: str | torch.device = "auto"
+) -> T:
     """The same, where it must be of a class: UserError that says what lies there, and which command reads it."""
-    return _load(path_or_id, revision, cls)
+    return _load(path_or_id, revision, cls, device)
 
 
-def _load(path_or_id: str | Path, revision: str | None, wanted: type[StoredType] | None) -> Any:
+def _load(
+    path_or_id: str | Path, revision: str | None, wanted: type[StoredType] | None, device: str | torch.device
+) -> Any:
+    place = find_device(device)
     if not isinstance(path_or_id, str | Path):
         what = "must be the folder of a run, or its id on the Hugging Face Hub, as text"
         raise UserError(what, argument="path_or_id", value=stated(path_or_id))
@@ -78,7 +90,7 @@ def _load(path_or_id: str | Path, revision: str | None, wanted: type[StoredType]
     if not folder.is_dir():
         raise UserError("must be the folder of a run, and is a file", argument=str(folder))
     try:
-        return _opened(folder, wanted)
+        return _opened(folder, wanted).to(place)
     except DamagedFile as error:
         if error.hint != store.REMEDY or any((folder / "checkpoints").glob("step-*")):
             raise
