@@ -147,7 +147,7 @@ class Spoilt:
 
 def one_stream_for_all(rank):
     draw = step.generator
-    step.generator = lambda seed, stream, step=0, rank=0: draw(seed, stream, step)
+    step.generator = lambda seed, stream, step=0, rank=0, **place: draw(seed, stream, step, **place)
 
 
 @pytest.mark.parametrize("change", [lambda rank: None, one_stream_for_all], ids=["as it is", "mutant"])

@@ -15,6 +15,7 @@ from thalweg.core.errors import UserError
 
 VARIABLE = "THALWEG_DEVICE"
 FORMS = "auto, cpu, cuda or cuda:N"
+CPU = torch.device("cpu")
 FUSED = ("cpu", "cuda")  # devices whose AdamW has a fused kernel, of those that `find_device` knows
 M = TypeVar("M", bound=nn.Module)
 
@@ -70,12 +71,12 @@ def of_process(device: torch.device) -> torch.device:
 
 
 def place(module: M, device: torch.device) -> M:
-    """The module, moved to the device; on a GPU the weights of convolutions are in channels_last, as its kernels are."""
+    """The module, moved to the device; on a GPU the weights of convolutions are in channels_last, as its kernels."""
     module.to(device)
     if device.type == "cuda":
         for m in module.modules():
             if isinstance(m, nn.Conv2d | nn.ConvTranspose2d):
-                m.to(memory_format=torch.channels_last)
+                m.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - its stub lacks it
     return module
 
 
@@ -106,9 +107,9 @@ def synchronise(device: torch.device) -> None:
 
 @contextmanager
 def tf32(allowed: bool | None) -> Iterator[None]:
-    """Whether float32 products and convolutions on a GPU may round their input to TF32's 10 bits; None: as torch is set.
+    """Whether float32 products and convolutions on a GPU may round their input to the 10 bits of TF32.
 
-    Torch's own setting is that convolutions may and matrix products may not.
+    None: as torch is set. Torch's own setting is that convolutions may and matrix products may not.
     """
     if allowed is None:
         yield
@@ -134,7 +135,7 @@ class AdamW(torch.optim.AdamW):
     def masked_step(self, bad: Tensor) -> None:
         """The update, or none where `bad` (), 0 or 1 in float32 on the parameters' device, is 1. Nothing is read back.
 
-        By the fused kernel, as gradient scalers do; elsewhere what was changed is put back, except that each step counts.
+        By the fused kernel, as gradient scalers do; elsewhere what was changed is put back, but each step counts.
         """
         if self.has_fused:
             self.found_inf = bad
