@@ -4,7 +4,7 @@ A function whose tensors lie on two devices fails, as does a random draw by anot
 without a dimension may take part, and CPU indices may index, as with CUDA. What makes the host wait for the device is
 recorded. As the numbers are the CPU's, results are those of the CPU, up to what another memory layout rounds.
 
-`THALWEG_TEST_DEVICE=cuda` runs the same tests on a GPU; the default, "meta", on this simulation and torch's meta device.
+`THALWEG_TEST_DEVICE=cuda` runs the same tests on a GPU.
 """
 
 import os
@@ -100,7 +100,8 @@ def _cuda(value):
 
 def _asks(args, kwargs, name):
     generator = kwargs.get("generator")
-    return (generator is not None and _cuda(generator.device)) or _cuda(kwargs.get("device")) or (name in MOVES and any(map(_cuda, args[1:]))) or name == "cuda"
+    places = [kwargs.get("device"), *(args[1:] if name in MOVES else ()), getattr(generator, "device", None)]
+    return name == "cuda" or any(map(_cuda, places))
 
 
 def _target(args, kwargs, name):

@@ -112,7 +112,7 @@ class Bundle(StoredType):
         return device_of(self.model)
 
     def to(self, device: str | torch.device) -> Self:
-        """The bundle itself, moved to a device: "auto", "cpu", "cuda" or "cuda:N". UserError where that is not there."""
+        """The bundle itself, moved to a device, as `load` takes it. UserError where that is not there."""
         place(self.model, find_device(device))
         self.__dict__.pop("lowest", None)
         if self.held_out_energies is not None:

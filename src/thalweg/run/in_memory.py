@@ -8,8 +8,10 @@ distributed job is not read, and each of its processes may train on its own.
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from thalweg.core.device import CPU
 from thalweg.core.errors import Diverged, UserError
 from thalweg.core.state_tree import flatten
 from thalweg.data.catalog import Dataset
@@ -36,6 +38,7 @@ def optimise(
     transform: ToModelUnits | None = None,
     augment: Augment | None = None,
     seed: int = 0,
+    device: torch.device = CPU,
     after_step: Callable[[TrainState], bool | None] | None = None,
 ) -> nn.Module:
     """Train an energy by an objective; the average of its weights, as a module of its own.
@@ -53,6 +56,7 @@ def optimise(
         transform: Data units to model units. None: they are the same.
         augment: Alters a batch in data units, given a generator and the share of training done.
         seed: Seed of all draws.
+        device: Where it is trained. The energy is moved there.
         after_step: Called after each step with the state, which it may read and copy but must not change. `True` ends
             the training: early stopping keeps the best weights itself.
 
@@ -71,7 +75,7 @@ def optimise(
         raise UserError("must be None where x gives the batches", argument="labels", hint="let `batch` return them")
     else:
         batches = x
-    update = Update(objective, batches, transform or Identity(), settings, seed, augment)
+    update = Update(objective, batches, transform or Identity(), settings, seed, augment, device=device)
     state, guard = update.first_state(energy), Guard(settings.guard, objective)
     with named_memory_errors(state, settings, kept=str):
         num_steps, precision = _budget(update, state)
@@ -87,7 +91,7 @@ def optimise(
     return state.average
 
 
-def train_in_memory(run: RunSettings, data: Dataset) -> nn.Module:
+def train_in_memory(run: RunSettings, data: Dataset, *, device: torch.device = CPU) -> nn.Module:
     """The averaged energy of a run, built, checked and trained as `run.fit` does, without its folder."""
     parts = build_parts(run, data)
     check_parts(parts, run, data)
@@ -101,6 +105,7 @@ def train_in_memory(run: RunSettings, data: Dataset) -> nn.Module:
         transform=transform,
         augment=parts.augment,
         seed=run.seed,
+        device=device,
     )
 
 

@@ -57,8 +57,8 @@ class EnergyDetector(OutlierMixin, DetectorInput):
         thousands: Their separator of thousands.
         na_values: The texts that mean a missing value, in place of the usual ones of a CSV (pandas adds to them); []
             for none but the empty one.
-        device: Where energies are computed: "auto" (THALWEG_DEVICE, else a GPU, else the CPU), "cpu", "cuda" or "cuda:N".
-            Neighbours of near-copies and Gaussian mixtures are searched and fitted by scikit-learn, on the CPU.
+        device: Where energies are computed: "auto" (THALWEG_DEVICE, else a GPU, else the CPU), "cpu", "cuda" or
+            "cuda:N". Scikit-learn fits mixtures and looks for near-copies on the CPU.
         dtype: {name: "category"} for numbers that are codes, {name: "number"} for a measurement that looks like a
             counter or a time.
 

@@ -51,7 +51,7 @@ class DetectorInput(BaseEstimator):
         return numbered(self.features()[0], names, where)
 
     def _input(self, X: Any, *, reset: bool) -> Any:
-        """Rows (N, D) float64, checked, NaN only where it may be; images as they are; tensors of a device on the CPU."""
+        """Rows (N, D) float64, checked, NaN only where it may be; images as they are; on the CPU."""
         X = X.detach().cpu() if isinstance(X, Tensor) else X
         if type(X).__name__ == "LazyFrame":
             raise UserError("must be a frame, not a LazyFrame", argument="X", hint="give X.collect()")

@@ -18,6 +18,7 @@ from thalweg.apps.anomaly.energies import KINDS, energy_class
 from thalweg.apps.anomaly.missing import PartialRows
 from thalweg.bundle.files import StoredType, heading, holds, require_sealed
 from thalweg.core import state_tree, store
+from thalweg.core.device import CPU
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.columns.encoding import Columns
 from thalweg.data.columns.reading_options import Reading
@@ -92,7 +93,7 @@ class DetectorBundle(StoredType):
 
 
 def _device_of(x: Any) -> torch.device:
-    return x.device if isinstance(x, Tensor) else torch.device("cpu")
+    return x.device if isinstance(x, Tensor) else CPU
 
 
 def replaceable(folder: str | Path) -> Path:

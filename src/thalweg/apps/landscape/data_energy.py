@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.bundle.bundle import Bundle
+from thalweg.core.device import CPU
 from thalweg.data.float32_check import Float32Transform
 from thalweg.energy.wrappers import AtNoise
 
-CPU = torch.device("cpu")
 Model = Callable[..., Tensor]  # E(z), or U(z, t) with noise variances t (B,): (B, *) in model units to (B,) nats
 
 

@@ -149,7 +149,8 @@ class MixtureOfFactorAnalyzers(nn.Module):
         weights, means, factor = self.posterior(observation, projections, noise_inflation=noise_inflation)
         k = (weights.cumsum(1) < u.double()[:, None]).sum(1).clamp(max=len(self.means) - 1)
         move = torch.linalg.solve_triangular(factor[k].mT, z.double()[..., None], upper=True)[..., 0]
-        return (self.mean + (means[torch.arange(len(k), device=k.device), k] + move) @ self.basis.T).to(projections.dtype)
+        chosen = means[torch.arange(len(k), device=k.device), k]
+        return (self.mean + (chosen + move) @ self.basis.T).to(projections.dtype)
 
     def coordinates(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b r"]:
         """W'(x - m)."""

@@ -23,7 +23,7 @@ from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.dataset import data_of
 from thalweg.core import check
 from thalweg.core.config import build, plain
-from thalweg.core.device import place
+from thalweg.core.device import CPU, place
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.core.weights import Stored, require_fit
@@ -67,7 +67,7 @@ class ImageEnergy:
 
     def __init__(self, *, steps: int | None = None, held_out: float = 0.1, overrides: Sequence[str] = ()):
         self.steps, self.held_out, self.overrides = steps, held_out, tuple(overrides)
-        self.device = torch.device("cpu")
+        self.device = CPU
 
     def to(self, device: torch.device) -> Self:
         """Itself, which trains and computes on the device from now on."""
@@ -95,7 +95,7 @@ class ImageEnergy:
         assert run.data.held_out is not None  # as overridden
         rows = images if images.dtype == torch.uint8 else pixels
         data = split(rows, name="x", source="images", held_out=run.data.held_out, seed=run.seed, limit=run.data.limit)
-        model = _require_autoencoder(train_in_memory(run, data), "overrides", run.energy["type"])
+        model = _require_autoencoder(train_in_memory(run, data, device=self.device), "overrides", run.energy["type"])
         banked = self._set_scales(model, plain(run.energy), data, run.seed)
         own, known = torch.zeros(len(images), dtype=torch.bool), {row.numpy().tobytes() for row in banked}
         for i, row in enumerate(pixels):

@@ -12,8 +12,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from thalweg.core.device import CPU
+
 COUNTS = (1, 4, 10)
-CPU = torch.device("cpu")
 ENTRIES = 65_536  # of a block of whitened rows, so that it stays near the processor
 RIDGE = 0.02  # added to every variance of standardised columns, so that discrete columns do not collapse
 

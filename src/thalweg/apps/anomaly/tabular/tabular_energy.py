@@ -22,6 +22,7 @@ from thalweg.apps.anomaly.tabular.cross_fitting import cross_fitted, needs_cross
 from thalweg.apps.anomaly.tabular.mixtures_and_histograms import Histograms, Mixture
 from thalweg.apps.anomaly.tabular.scalings import SCALINGS, exponents, scaled
 from thalweg.core import check
+from thalweg.core.device import CPU
 from thalweg.energy.density.kde import KernelDensityEnergy, leave_one_out, loo_bandwidth, squared_distances
 from thalweg.energy.density.kde_ivf import SMALL, IVFKernelDensityEnergy, SearchParams
 
@@ -52,7 +53,7 @@ class TabularEnergy:
 
     def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01):
         self.num_stored, self.gap = num_stored, gap
-        self.device, self.kernels_ = torch.device("cpu"), {}
+        self.device, self.kernels_ = CPU, {}
 
     def to(self, device: torch.device) -> Self:
         """Itself, whose kernels, mixtures and neighbour searches are computed on the device from now on."""
