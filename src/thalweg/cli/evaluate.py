@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Json, Run, Seed, Trust
+from thalweg.cli.options import Device, Json, Run, Seed, Trust
 
 if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
@@ -21,13 +21,14 @@ def evaluate(
     num_samples: Annotated[int, typer.Option("-n", help="Samples to judge.", min=20)] = 1000,
     seed: Seed = 0,
     trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a bundle against held-out data and write report.html and evaluation.json."""
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
 
-    bundle = load_as(run, Bundle)
+    bundle = load_as(run, Bundle, device=device)
     figures = evaluate_run(bundle, bundle.path, num_samples=num_samples, seed=seed)
     console.say(f"report in {bundle.path / 'report.html'}")
     console.emit(figures, as_json)
