@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -84,3 +86,23 @@ def test_its_objective_is_least_at_the_density_of_the_data(installed):
 
     least = loss(1.0, 0.0)
     assert all(least < loss(*wrong) for wrong in ((0.8, 0.0), (1.25, 0.0), (1.0, 0.2), (1.0, -0.2)))
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "guide" / "your-own.md").read_text("utf-8")
+FILE = re.compile(r"This is `(mine\.py)`:\n\n```python no-run\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_the_file_of_the_page_trains_by_its_command(call, tmp_path, monkeypatch):
+    """Its two commands as they stand, with few steps; then both ways in which the page loads the run."""
+    name, code = FILE.findall(PAGE)[0]
+    (tmp_path / name).write_text(code)
+    commands = [shlex.split(line) for line in re.findall(r"^thalweg (.* --trust mine.*)$", PAGE, re.MULTILINE)]
+    for words, more in zip(commands, (("--steps", 3, "--no-report"), ("--num-steps", 2)), strict=True):
+        assert call(*words, *more)[0] == 0, words
+    monkeypatch.chdir(tmp_path)
+    bundle = thalweg.load("runs/mine", trust=("mine",))
+    energy = type(bundle.model)(width=32)
+    del sys.modules["mine"]
+    rows = load_data("two-moons").held_out[:5]
+    assert torch.equal(thalweg.load("runs/mine", energy=energy).energy(rows), bundle.energy(rows))
+    assert "mine" not in sys.modules
