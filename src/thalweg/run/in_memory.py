@@ -14,13 +14,12 @@ from torch import Tensor, nn
 
 from thalweg.bundle.bundle import Bundle
 from thalweg.core import config as specs
-from thalweg.core.device import find_device, tf32
+from thalweg.core.device import CPU, find_device, tf32
 from thalweg.core.errors import Diverged, UserError
 from thalweg.core.state_tree import flatten
 from thalweg.data.catalog import Dataset
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Identity
-from thalweg.energy.engine.discovery import device_of
 from thalweg.objective.base import Objective
 from thalweg.run.checks import build_parts, check_parts, fit_to_data
 from thalweg.run.finish import calibrated, training_facts
@@ -47,7 +46,7 @@ def optimise(
     transform: ToModelUnits | None = None,
     augment: Augment | None = None,
     seed: int = 0,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
     after_step: Callable[[TrainState], bool | None] | None = None,
 ) -> nn.Module:
     """Train an energy by an objective; the average of its weights, as a module of its own.
@@ -65,7 +64,7 @@ def optimise(
         transform: Data units to model units. None: they are the same.
         augment: Alters a batch in data units, given a generator and the share of training done.
         seed: Seed of all draws.
-        device: Where it is trained, to which the energy is moved. None: where its weights are.
+        device: Where it is trained. The energy is moved there.
         after_step: Called after each step with the state, which it may read and copy but must not change. `True` ends
             the training: early stopping keeps the best weights itself.
 
@@ -79,12 +78,11 @@ def optimise(
         raise UserError("must be None where x gives the batches", argument="labels", hint="let `batch` return them")
     else:
         batches = x
-    device = device or device_of(energy)
     update = Update(objective, batches, transform or Identity(), settings, seed, augment, device=device)
     return _trained(update, energy, after_step=after_step)[0].average
 
 
-def train_in_memory(run: RunSettings, data: Dataset, *, device: torch.device | None = None) -> nn.Module:
+def train_in_memory(run: RunSettings, data: Dataset, *, device: torch.device = CPU) -> nn.Module:
     """The averaged energy of a run, built, checked and trained as `run.fit` does, without its folder."""
     parts = build_parts(run, data)
     check_parts(parts, run, data)
