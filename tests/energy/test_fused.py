@@ -158,12 +158,17 @@ LAYERS = [
     PixelSum(),
     ResidualBlock(nn.Sequential(nn.SiLU(), nn.Conv2d(2, 3, 3, padding=1)), nn.Conv2d(2, 3, 1)),
     ResidualBlock(nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh()), nn.Identity()),
+    nn.BatchNorm1d(7).eval(),
+    nn.BatchNorm2d(2, affine=False).eval(),
+    nn.AdaptiveAvgPool2d(1),
     nn.Identity(),
     nn.Dropout(0.4).eval(),
+    nn.Dropout2d(0.4).eval(),
     nn.SiLU(),
     nn.ReLU(),
     nn.Tanh(),
     nn.LeakyReLU(0.3),
+    nn.Sigmoid(),
     nn.GELU(),
     nn.GELU(approximate="tanh"),
     nn.Softplus(beta=2.0),
@@ -174,7 +179,9 @@ LAYERS = [
 @pytest.mark.parametrize("side", [8, 9])
 def test_a_layer_is_the_module(module, side):
     module = copy.deepcopy(module).double()
-    shape = (3, 7) if isinstance(module, nn.Linear) else (3, getattr(module, "in_channels", 2), side, side)
+    shape = (
+        (3, 7) if isinstance(module, nn.Linear | nn.BatchNorm1d) else (3, getattr(module, "in_channels", 2), side, side)
+    )
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
     layer = layer_of(module.requires_grad_(False))

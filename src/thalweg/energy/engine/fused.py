@@ -140,7 +140,7 @@ def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
     modules, layers = list(leaves(modules)), []
     parts: list[Callable[[Tensor], Tensor]] = []
     for i, m in enumerate([*modules, None]):
-        layer = None if m is None else layer_of(m)
+        layer = None if m is None else layer_of(m, layers)
         if layer is not None:
             layers.append(layer)
             continue

@@ -1,5 +1,6 @@
 """The written-out layers of torch's modules: which module has one, and which positions it takes."""
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -11,18 +12,22 @@ from thalweg.energy.engine.im2col import PatchConv2d
 from thalweg.energy.engine.layers import (
     Activation,
     Affine,
+    ByAutograd,
+    ChannelAffine,
     Conv2d,
     FlatAffine,
     Flatten,
     Identity,
     Im2colConv2d,
     Layer,
+    PixelMean,
     PixelSum,
     PixelSums,
     Residual,
     ResidualBlock,
     aten,
 )
+from thalweg.energy.engine.pointwise import is_pointwise, is_silu
 from thalweg.energy.engine.pooling import AveragePool, AvgPool2x2, MaxPool
 
 
@@ -71,6 +76,13 @@ def _max_pool(m: nn.MaxPool2d) -> Layer | None:
     return None if m.return_indices else MaxPool(window)
 
 
+def _batch_norm(m: nn.BatchNorm1d | nn.BatchNorm2d) -> Layer | None:
+    if m.training or m.running_mean is None or m.running_var is None:
+        return None
+    scale = (m.running_var + m.eps).rsqrt() * (1 if m.weight is None else m.weight)
+    return ChannelAffine(scale, (0 if m.bias is None else m.bias) - m.running_mean * scale)
+
+
 def _leaky_relu(m: nn.LeakyReLU) -> Layer:
     slope = m.negative_slope
     return Activation(
@@ -78,6 +90,7 @@ def _leaky_relu(m: nn.LeakyReLU) -> Layer:
     )
 
 
+SILU = Activation(F.silu, aten.silu_backward)
 MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
     nn.Conv2d: _conv,
     PatchConv2d: _conv,
@@ -87,12 +100,17 @@ MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
     nn.Flatten: lambda m: Flatten() if (m.start_dim, m.end_dim) == (1, -1) else None,
     PixelSum: lambda m: PixelSums(),
     ResidualBlock: _residual,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.AdaptiveAvgPool2d: lambda m: PixelMean() if _pair(m.output_size) == (1, 1) else None,
     nn.Identity: lambda m: Identity(),
     nn.Dropout: lambda m: Identity(),
-    nn.SiLU: lambda m: Activation(F.silu, aten.silu_backward),
+    nn.Dropout2d: lambda m: Identity(),
+    nn.SiLU: lambda m: SILU,
     nn.ReLU: lambda m: Activation(torch.relu, lambda g, y: aten.threshold_backward(g, y, 0), True, True),
     nn.Tanh: lambda m: Activation(torch.tanh, aten.tanh_backward, True),
     nn.LeakyReLU: _leaky_relu,
+    nn.Sigmoid: lambda m: Activation(torch.sigmoid, aten.sigmoid_backward, True),
     nn.GELU: lambda m: Activation(
         lambda x: F.gelu(x, approximate=m.approximate),
         lambda g, x: aten.gelu_backward(g, x, approximate=m.approximate),
@@ -103,7 +121,7 @@ MAKERS: dict[type[nn.Module], Callable[[Any], Layer | None]] = {
     ),
 }
 PRODUCTS = (Affine, Conv2d, FlatAffine, Im2colConv2d)
-IMAGES = (Conv2d, Im2colConv2d, AveragePool, AvgPool2x2, MaxPool)
+IMAGES = (Conv2d, Im2colConv2d, AveragePool, AvgPool2x2, MaxPool, PixelMean, PixelSums)
 FREE = (Identity, Flatten)  # their output has the memory of their input
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -127,31 +145,41 @@ def leaves(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
             yield m
 
 
-def layer_of(m: nn.Module) -> Layer | None:
+def layer_of(m: nn.Module, before: Sequence[Layer] = ()) -> Layer | None:
     """The layer that computes the same as the module in evaluation mode; None where there is none for certain.
+
+    `before`: the layers that its input comes from. Only after one whose result nobody else sees may it work in place.
 
     A subclass counts as its base only if it keeps the base's `forward` (torch's parametrisations make such ones). A
     module with hooks has none, since they would not be called.
     """
-    if not is_plain(m) or getattr(m, "inplace", False):
+    if not is_plain(m) or (getattr(m, "inplace", False) and all(isinstance(layer, FREE) for layer in before)):
         return None
     for kind, make in MAKERS.items():
         if isinstance(m, kind) and type(m).forward is kind.forward:
             own_conv = isinstance(m, nn.Conv2d) and type(m)._conv_forward is not nn.Conv2d._conv_forward
             return None if own_conv else make(m)
-    return None
+    if not is_pointwise(m):
+        return None
+    return SILU if is_silu(m) else ByAutograd(functools.partial(type(m).forward, m))
 
 
 def layers_of(modules: Iterable[nn.Module]) -> list[Layer] | None:
     """The layers of modules that are called one after the other; None where a module has none."""
-    layers = [layer_of(m) for m in leaves(modules)]
-    return None if None in layers else cheaper([layer for layer in layers if layer is not None])
+    layers: list[Layer] = []
+    for m in leaves(modules):
+        layer = layer_of(m, layers)
+        if layer is None:
+            return None
+        layers.append(layer)
+    return cheaper(layers)
 
 
 def cheaper(layers: Sequence[Layer]) -> list[Layer]:
     """The same function with fewer operations and copies, without layers that do nothing.
 
-    Activations that rise come after a max pooling, not before. Images are flattened as they lie.
+    Activations that rise come after a max pooling, not before. Images are flattened as they lie. Batch normalisation
+    becomes part of the product before it.
     """
     found: list[Layer] = []
     for layer in layers:
@@ -160,6 +188,8 @@ def cheaper(layers: Sequence[Layer]) -> list[Layer]:
             found[-1:] = [layer, last]
         elif isinstance(layer, Affine) and isinstance(last, Flatten):
             found[-1] = FlatAffine(layer)
+        elif isinstance(layer, ChannelAffine) and isinstance(last, Affine | Conv2d | Im2colConv2d):
+            found[-1] = layer.after(last)
         elif not isinstance(layer, Identity):
             found.append(layer)
     return found

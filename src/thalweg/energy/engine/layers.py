@@ -57,6 +57,8 @@ def _lowered(layer: Any) -> Layer:
     if isinstance(layer, Im2colConv2d):
         one = torch.empty(layer.weight.shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
         layer = layer._replace(weight=one.copy_(layer.weight))  # by whose strides oneDNN gives channels_last
+    if isinstance(layer, ChannelAffine):
+        return layer
     if isinstance(layer, FlatAffine):
         return FlatAffine(_lowered(layer.affine))  # pyright: ignore[reportArgumentType]
     weights = {name: value.bfloat16() for name, value in layer._asdict().items() if isinstance(value, Tensor)}
@@ -190,6 +192,47 @@ class Activation(NamedTuple):
         return self.back(g, kept)
 
 
+class ByAutograd(NamedTuple):
+    """y = f(x) of an f that takes each number for itself, its gradient by autograd of f alone."""
+
+    f: Callable[[Tensor], Tensor]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            y = self.f(x)
+        return y.detach(), (x, y)
+
+    def backward(self, g: Tensor, kept: tuple[Tensor, Tensor]) -> Tensor:
+        x, y = kept
+        return torch.autograd.grad(y, x, g, retain_graph=True)[0]
+
+
+class ChannelAffine(NamedTuple):
+    """y = s x + b with a number s and b for each channel: batch normalisation in evaluation mode.
+
+    In bfloat16 s and b keep their type, since s x and b may nearly cancel.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        scale, shift = (v.view(-1, *[1] * (x.ndim - 2)) for v in self)
+        return torch.addcmul(shift, x, scale).to(x.dtype), None
+
+    def backward(self, g: Tensor, kept: None) -> Tensor:
+        return (g * self.scale.view(-1, *[1] * (g.ndim - 2))).to(g.dtype)
+
+    def after(self, product: Any) -> Layer:
+        """This after a convolution or matrix product as one such product."""
+        scale, rows = self.scale, self.scale.view(-1, *[1] * (product.weight.ndim - 1))
+        shift = self.shift if product.bias is None else torch.addcmul(self.shift, product.bias, scale)
+        other = {"across": lambda w: w * scale, "turned": lambda w: None if w is None else w * scale.view(1, -1, 1, 1)}
+        more = {name: change(getattr(product, name)) for name, change in other.items() if name in product._fields}
+        return product._replace(weight=product.weight * rows, bias=shift, **more)
+
+
 class PixelSum(nn.Module):
     """(B, C, H, W) to the sums over the pixels, (B, C)."""
 
@@ -205,6 +248,16 @@ class PixelSums(NamedTuple):
 
     def backward(self, g: Tensor, kept: torch.Size) -> Tensor:
         return g[:, :, None, None].expand(kept)
+
+
+class PixelMean(NamedTuple):
+    """Means over the pixels, (B, C, 1, 1)."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+        return x.mean((2, 3), keepdim=True), x.shape
+
+    def backward(self, g: Tensor, kept: torch.Size) -> Tensor:
+        return (g / (kept[2] * kept[3])).expand(kept)
 
 
 class Flatten(NamedTuple):
