@@ -58,7 +58,7 @@ class AtPrecision(EnergyWrapper):
         if not self.bf16:
             return None if self._gradient is None else self._gradient(x, *t)
         if not self.exact and self._gradient is not None:
-            with torch.autocast(x.device.type, torch.bfloat16):
+            with autocast(x.device, True):
                 return self._gradient(x, *t)
         if not self.exact or t:
             return None
