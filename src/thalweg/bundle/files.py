@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from thalweg.bundle import hub
 from thalweg.core import config as specs
 from thalweg.core import store, temporary
 from thalweg.core.check import stated
+from thalweg.core.device import find_device
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.trust import as_names, trusting
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
@@ -41,6 +43,10 @@ class StoredType(ABC):
     def read(cls, folder: Path, config: dict[str, Any]) -> Self:
         """The object in a folder, with its config.json. Where a manifest is there, all files have been verified."""
 
+    def to(self, device: str | torch.device) -> Self:
+        """The object itself, moved to a device; what computes on none is left as it is."""
+        return self
+
 
 class HoldsEnergy(StoredType):
     """Abstract: a stored type of one energy, which the caller may give as a module in place of the config's."""
@@ -61,7 +67,14 @@ def heading(cls: type) -> dict[str, Any]:
     return {"format": FORMAT, "type": specs.type_name(cls), "thalweg": thalweg.__version__}
 
 
-def load(path_or_id: str | Path, *, revision: str | None = None, energy: Any = None, trust: Sequence[str] = ()) -> Any:
+def load(
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    energy: Any = None,
+    trust: Sequence[str] = (),
+    device: str | torch.device = "auto",
+) -> Any:
     """The object in a folder, or on the Hugging Face Hub under that id: a `Bundle`, a `DetectorBundle`, an
     `EnergyReranker`, as its config.json says.
 
@@ -71,13 +84,16 @@ def load(path_or_id: str | Path, *, revision: str | None = None, energy: Any = N
         energy: The module that was trained, or a class or `functools.partial` that builds it, where the config's own
             cannot be built. The stored weights are loaded into it, and the class that the config names is not imported.
         trust: Packages, beside this one, whose classes the config may name, for this call. Their code is imported.
+        device: Where it is put, wherever it was trained: "cpu", "cuda" or "cuda:N"; "auto" is THALWEG_DEVICE, else a
+            GPU, else the CPU.
 
     Raises:
-        UserError: No such folder, another format, a class that is not trusted, an `energy` that is not the trained one.
+        UserError: No such folder, another format, a class that is not trusted, an `energy` that is not the trained one,
+            a device that is not there.
         DamagedFile: A file, which it names, whose hash or form is wrong.
     """
     with trusting(*as_names(trust)):
-        return _load(path_or_id, revision, None, energy)
+        return _load(path_or_id, revision, None, energy, device)
 
 
 def load_as(
@@ -87,13 +103,21 @@ def load_as(
     revision: str | None = None,
     energy: Any = None,
     trust: Sequence[str] = (),
+    device: str | torch.device = "auto",
 ) -> T:
     """The same, where it must be of a class: UserError that says what lies there, and which command reads it."""
     with trusting(*as_names(trust)):
-        return _load(path_or_id, revision, cls, energy)
+        return _load(path_or_id, revision, cls, energy, device)
 
 
-def _load(path_or_id: str | Path, revision: str | None, wanted: type[StoredType] | None, energy: Any) -> Any:
+def _load(
+    path_or_id: str | Path,
+    revision: str | None,
+    wanted: type[StoredType] | None,
+    energy: Any,
+    device: str | torch.device,
+) -> Any:
+    place = find_device(device)
     if not isinstance(path_or_id, str | Path):
         what = "must be the folder of a run, or its id on the Hugging Face Hub, as text"
         raise UserError(what, argument="path_or_id", value=stated(path_or_id))
@@ -106,7 +130,7 @@ def _load(path_or_id: str | Path, revision: str | None, wanted: type[StoredType]
     if not folder.is_dir():
         raise UserError("must be the folder of a run, and is a file", argument=str(folder))
     try:
-        return _opened(folder, wanted, energy)
+        return _opened(folder, wanted, energy).to(place)
     except DamagedFile as error:
         if error.hint != store.REMEDY or any((folder / "checkpoints").glob("step-*")):
             raise

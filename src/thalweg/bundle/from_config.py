@@ -41,8 +41,11 @@ class Parts(NamedTuple):
     sampler: Sampler[Any]
 
 
-def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
-    """The parts that a config describes. DamagedFile, with `where` the file, unless it has the form of a run's."""
+def parts_of(config: Mapping[str, Any], where: Path, sampler: Sampler[Any] | None = None) -> Parts:
+    """The parts that a config describes; `sampler` in place of its own.
+
+    DamagedFile, with `where` the file, unless it has the form of a run's.
+    """
     run, data, normalised = config.get("run"), config.get("data"), config.get("normalised")
     if not isinstance(run, Mapping) or not isinstance(data, Mapping) or not isinstance(normalised, bool):
         raise _damaged(where, "run and data are no mappings, or normalised is neither true nor false")
@@ -59,7 +62,7 @@ def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
         raise _damaged(where, "data.dtype is unknown")
     dtype = torch.float64 if data["dtype"] == "float64" else torch.float32
     transform = build(run["transform"], "run.transform", trusted=("thalweg.data",))
-    sampler = build(run["sampler"], "run.sampler", trusted=("thalweg.sampler",))
+    sampler = sampler or build(run["sampler"], "run.sampler", trusted=("thalweg.sampler",))
     if not isinstance(transform, Transform):
         raise _damaged(where, "run.transform names no transform")
     if not isinstance(sampler, Sampler):

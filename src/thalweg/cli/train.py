@@ -9,7 +9,7 @@ import typer
 
 from thalweg.cli import console
 from thalweg.cli.evaluate import evaluate_run
-from thalweg.cli.options import SEEDS, Drop, Header, Json, Trust, table_options
+from thalweg.cli.options import SEEDS, Device, Drop, Header, Json, Trust, table_options
 from thalweg.core.errors import StopSignal, ThalwegError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def train(
     header: Header = None,
     drop: Drop = None,
     trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Train an energy and leave a bundle."""
@@ -60,6 +61,7 @@ def train(
         checkpoint_every=checkpoint_every,
         overrides=overrides or [],
         command=console.command(),
+        device=device,
         **table_options(header, drop),
     )
     try:

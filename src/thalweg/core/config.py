@@ -114,8 +114,8 @@ def names_class(text: Any) -> bool:
     return isinstance(text, str) and _PATH.fullmatch(text) is not None
 
 
-def type_name(cls: type) -> str:
-    """How a config names a class: `package.module:ClassName`."""
+def type_name(cls: Any) -> str:
+    """How a config names a class (or a function that makes something): `package.module:ClassName`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
