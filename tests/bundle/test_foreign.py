@@ -13,7 +13,7 @@ import thalweg
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.files import FILES, load, load_as
 from thalweg.core import store
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, NotTrusted, UserError
 from thalweg.core.rng import generator
 from thalweg.core.weights import LEAST_BYTES, Stored, Unfit, require_fit
 from thalweg.energy.networks.mlp import MLPEnergy
@@ -176,6 +176,14 @@ def test_trust_is_for_one_call(moons, chains, strange):
     assert refused(lambda: load(moons, trust="strange")).argument == "trust"
 
 
+def test_r15_nothing_from_the_hub_is_trusted(moons, chains, strange, monkeypatch):
+    edit(moons, energy={**chains.config["run"]["energy"], "type": "strange.parts:Net"})
+    monkeypatch.setattr("thalweg.bundle.hub.download", lambda name, revision: moons)
+    assert isinstance(refused(lambda: load("owner/bundle")), NotTrusted)
+    assert torch.equal(load("owner/bundle", energy=MLPEnergy(width=8)).energy(x()), chains.energy(x()))
+    assert not strange()
+
+
 def test_all_parts_may_be_anothers(strange, call, tmp_path):
     """A package in the current folder: its recipe, its data set and a part of each kind, trained, sampled, scored."""
     words = ("train", "strange.parts:Rings", "--recipe", "strange:ring", "--no-report", "energy.width=5")
@@ -198,7 +206,10 @@ def test_all_parts_may_be_anothers(strange, call, tmp_path):
     assert call(*sample, "--trust", "strange")[0] == 0
     assert call("score", run, "drawn.csv", "--trust", "strange")[0] == 0
     assert call("landscape", run, "--size", 8, "--trust", "strange", "-o", "l.png")[0] == 0
-    assert call(*words, "--resume")[0] == 2
+    code, _, lines = call(*words, "--resume")
+    assert (code, len(lines)) == (2, 1)
+    assert "--trust strange" in lines[0]
+    assert "config.json" not in lines[0], "the file is not damaged"
     assert call(*words, "--resume", "--trust", "strange")[0] == 0
 
 
