@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Alpha, Device, Drop, Header, Input, Json, table_options
+from thalweg.cli.options import Alpha, Device, Drop, Header, Input, Json, Trust, table_options
 
 EXAMPLE = "Example: `thalweg classify runs/jem images/ -o classes.csv`"
 
@@ -18,6 +18,7 @@ def classify(
     alpha: Alpha = 0.01,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

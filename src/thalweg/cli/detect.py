@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Device, Header, Json
+from thalweg.cli.options import Device, Header, Json, Trust
 from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def score(
     alpha: Annotated[float | None, typer.Option(help="Flag p-values up to this; the fitted rate if not given.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="A column that the fit did not have; repeatable.")] = None,
     header: Header = None,
+    trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

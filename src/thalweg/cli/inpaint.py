@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, table_options
+from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, Trust, table_options
 from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def inpaint(
     ] = False,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, table_options
+from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, Trust, table_options
 
 if TYPE_CHECKING:
     from thalweg.apps.landscape.paths import Path as EnergyPath
@@ -29,6 +29,7 @@ def landscape(
     seed: Seed = 0,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -35,6 +35,19 @@ Device = Annotated[
         callback=_there,
     ),
 ]
+
+
+def _trust(context: typer.Context, packages: list[str] | None) -> None:
+    """Trust the packages until the command ends, so that a command need not ask for the option's value."""
+    from thalweg.core.trust import trusting
+
+    context.with_resource(trusting(*packages or ()))
+
+
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(help="A package whose classes may be imported and built; repeatable.", callback=_trust),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 
 

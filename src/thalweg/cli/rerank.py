@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from thalweg.cli import console
-from thalweg.cli.options import Device, Drop, Header, Json, Seed, table_options
+from thalweg.cli.options import Device, Drop, Header, Json, Seed, Trust, table_options
 from thalweg.core.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def choose(
     skip_bad: SkipBad = False,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Device, Json, Run, Seed
+from thalweg.cli.options import Device, Json, Run, Seed, Trust
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,7 @@ def sample(
     label: Annotated[list[int] | None, typer.Option(help="A class to draw, repeatable: they take turns.")] = None,
     strength: Annotated[float, typer.Option(help="With --label: 1 is the class's law, above it typical ones.")] = 1.0,
     seed: Seed = 0,
+    trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Alpha, Device, Drop, Header, Input, Json, Run, table_options
+from thalweg.cli.options import Alpha, Device, Drop, Header, Input, Json, Run, Trust, table_options
 
 EXAMPLE = "Example: `thalweg score runs/digits images/ -o scores.csv`"
 
@@ -21,6 +21,7 @@ def score(
     alpha: Alpha = 0.01,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core.device import CPU, autocast, place, synchronise
-from thalweg.core.errors import Diverged, OutOfMemory
+from thalweg.core.errors import Diverged, OutOfMemory, UserError
 from thalweg.core.rng import generator
 from thalweg.data.loader import Ahead
-from thalweg.objective.base import Batch, Objective, after_rollbacks
+from thalweg.objective.base import Batch, Compilable, Objective, after_rollbacks
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.guard import Guard, finite, not_finite
 from thalweg.training.notes import cause_of, unless
@@ -71,6 +71,11 @@ class Update:
     device: torch.device = CPU
 
     def __post_init__(self):
+        self._compiled: dict[int, Any] = {}  # the loss, by the number of rollbacks
+        compiles = isinstance(self.objective, Compilable) and self.objective.compiles
+        if self.settings.compile and not compiles:
+            text = f"must be false, as the loss of {type(self.objective).__name__} cannot be compiled"
+            raise UserError(text, argument="train.compile", value=True)
         self.masked = self.device.type != "cpu"
         if self.masked:
             self.batches = Ahead(self.batches, self.device)
@@ -94,7 +99,7 @@ class Update:
         draws = self.generator("objective", state.step)
         noise = objective.draw(state.objective, batch, draws, state.step / num_steps)
         with autocast(batch.x.device, precision == "bf16"):
-            loss, after, metrics = objective.loss(state.energy, state.objective, batch, noise)
+            loss, after, metrics = self._loss(objective, state)(state.energy, state.objective, batch, noise)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.group.average(state.energy)
@@ -121,6 +126,15 @@ class Update:
             state.objective = unless(bad, state.objective, after)
         state.step += 1
         state.update_average(self.settings.ema, bad)
+
+    def _loss(self, objective: Objective[Any], state: TrainState) -> Callable[..., Any]:
+        """The objective's loss, compiled where the settings say so."""
+        if not self.settings.compile:
+            return objective.loss
+        times = state.guard.rollbacks
+        if times not in self._compiled:
+            self._compiled[times] = torch.compile(objective.loss)
+        return self._compiled[times]
 
     def generator(self, stream: str, step: int) -> torch.Generator:
         """This rank's draws of a step, on the device."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core import store, temporary
-from thalweg.core.device import CPU
+from thalweg.core.device import CPU, tf32
 from thalweg.core.errors import Diverged, ThalwegError, UserError
 from thalweg.data.loader import Loader
 from thalweg.objective.base import Objective
@@ -94,15 +94,26 @@ class Trainer:
         """
         # from here on signals are caught: a stop during the timing acts after the first step
         kept = lambda: f"; {_described(self._last_good())}"  # noqa: E731
-        with named_memory_errors(self.state, self.settings, kept), _caught_signals() as caught:
+        memory = named_memory_errors(self.state, self.settings, kept)
+        with memory, tf32(self.settings.tf32), _caught_signals() as caught:
             known = Plan.load(self.folder)
             if known is not None:
                 known.require(self.group.size, self.folder)
+                self._tell_device(known.device)
             self._restore()
             plan = self._plan(known)
             with num_threads(plan.threads):
                 self._run(plan, caught)
         return self.state.average
+
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is, so that a killed run goes on from these weights."""
+        self.state.save(self.folder, self.settings.keep, self.group)
+
+    def _tell_device(self, before: str) -> None:
+        now = self.update.device.type
+        if before != now:
+            log.warning("the run began on %s and goes on on %s: other bits than on one device", before, now)
 
     def _run(self, plan: Plan, caught: list[int]) -> None:
         """The loop over steps."""
@@ -157,8 +168,9 @@ class Trainer:
     def _plan(self, plan: Plan | None) -> Plan:
         """The stored plan, or a new one: all ranks take the trial steps, and the times of rank 0 count."""
         if plan is None:
+            trial = lambda precision: self.update.trial(self.state, precision)  # noqa: E731
             try:
-                made = make_plan(self.settings, lambda p: self.update.trial(self.state, p), self.group.size)
+                made = make_plan(self.settings, trial, self.group.size, self.update.device.type)
             except Diverged as error:
                 text = f"{error.what} is not finite in a trial step, before any training; {error.advice}"
                 raise error.described(text, step=None) from error
