@@ -105,5 +105,7 @@ def placed(tree: Any, like: Any) -> Any:
 
 
 def read(tensors: Sequence[Tensor]) -> list[float]:
-    """The numbers of 0-d tensors of one device, by one transfer."""
-    return torch.stack([value.detach().double() for value in tensors]).tolist() if tensors else []
+    """The numbers of 0-d tensors, those on a device by one transfer."""
+    there = [value.detach().double() for value in tensors if value.device.type != "cpu"]
+    sent = iter(torch.stack(there).tolist() if there else ())
+    return [float(value) if value.device.type == "cpu" else next(sent) for value in tensors]
