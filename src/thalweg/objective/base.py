@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from thalweg.energy.base import AnyEnergy, Capability
 from thalweg.objective.score.noise_levels import NoiseLevels
+from thalweg.sampler.base import Sampler
 
 LABELS = "give labelled data"
 S = TypeVar("S")
@@ -84,6 +85,16 @@ class HasLevels(Protocol, metaclass=Capability):
     @property
     def levels(self) -> NoiseLevels:
         """The law of the noise levels drawn."""
+        ...
+
+
+@runtime_checkable
+class HasSampler(Protocol, metaclass=Capability):
+    """An objective whose chains are a sampler's. `thalweg.train` asks: samples are then drawn by the same one."""
+
+    @property
+    def sampler(self) -> Sampler[Any]:
+        """The sampler of the chains, in model units."""
         ...
 
 

@@ -106,6 +106,10 @@ class Trainer:
                 self._run(plan, caught)
         return self.state.average
 
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is, so that a killed run goes on from these weights."""
+        self.state.save(self.folder, self.settings.keep, self.group)
+
     def _tell_device(self, before: str) -> None:
         now = self.update.device.type
         if before != now:

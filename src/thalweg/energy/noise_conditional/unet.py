@@ -133,7 +133,10 @@ class UNetEnergy(AnchoredEnergy):
 
     def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
         """F(y~, w, t), flat as the input."""
-        return self._flat(self.net(self._image(torch.cat([scaled, wiener], dim=1)), level))
+        image = self._image(torch.cat([scaled, wiener], dim=1))
+        if torch.is_autocast_enabled(image.device.type) and not self.net.head.weight.requires_grad:
+            image = image.contiguous(memory_format=torch.channels_last)  # slower where weights are trained
+        return self._flat(self.net(image, level))
 
     def features(self, y: Tensor, t: Tensor) -> Tensor:
         """What the network knows after its first stage and first halving, (B, C, H', W'): for readouts beside U."""
