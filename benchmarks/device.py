@@ -26,7 +26,6 @@ from statistics import median
 from typing import Any
 
 import torch
-
 from torch import Tensor, nn
 
 from thalweg.core.device import find_device, place, synchronise, tf32
@@ -109,7 +108,19 @@ def parity(cls: type, device: torch.device) -> Row:
 def device_tests(device: torch.device, seconds: float, quick: bool) -> None:
     section("Tests of the device")
     files = [f"tests/device/{name}.py" for name in ("test_device", "test_masked")]
-    words = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-x", "-o", "filterwarnings=default", *files]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--noconftest",
+        "-x",
+        "-o",
+        "filterwarnings=default",
+        "-o",
+        "addopts=",
+        *files,
+    ]
     words += ["-k", "ULA or stop"] if quick else []
     here = "meta" if device.type == "cpu" else str(device)
     env = {**os.environ, "THALWEG_TEST_DEVICE": here, "PYTHONPATH": str(ROOT / "src")}

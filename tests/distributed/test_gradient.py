@@ -162,11 +162,11 @@ def test_a_trainer_that_was_not_told_of_the_others_is_refused(monkeypatch, tmp_p
 CHAINS = ContrastiveDivergence(sampler=ULA(step_size=0.01), num_steps=2, buffer_size=32, initial="normal")
 
 
-def chains(group, folder, trouble=()):
+def chains(group, folder, trouble=(), masked=False):
     """A few steps of persistent chains; what a rank has at the end is left in a file."""
     guard = {"every": 2, "patience": 2}
     run = trainer(folder, group, energy(), CHAINS, steps=12, guard=guard)
-    before = run.state.objective.x
+    run.update.masked, before = masked, run.state.objective.x
     noise = CHAINS.draw(
         run.state.objective, run.update.batch(0, 0.0), step.generator(3, "objective", 0, group.rank), 0.0
     )
@@ -210,9 +210,10 @@ def test_r31_draws_and_buffers_differ_by_rank_and_nothing_else_does(tmp_path, ch
         assert not torch.isclose(a["begun"], b["begun"]).any()
 
 
-def test_trouble_of_one_rank_is_met_by_all(tmp_path):
-    """Two losses in a row that are not finite, on one rank: both skip both steps, and both go back."""
-    run = together(lambda group: chains(group, tmp_path / "run", trouble=(7, 8)), tmp_path / "log")
+@pytest.mark.parametrize("masked", [False, True])
+def test_trouble_of_one_rank_is_met_by_all(tmp_path, masked):
+    """Two losses in a row that are not finite, on one rank: both skip both steps, or mask them, and both go back."""
+    run = together(lambda group: chains(group, tmp_path / "run", trouble=(7, 8), masked=masked), tmp_path / "log")
     assert run.wait() == [0, 0], run.said(0) + run.said(1)
     assert [json.loads((tmp_path / "run" / f"rank-{rank}.json").read_text()) for rank in (0, 1)] == [1, 1]
     a, b = (store.read_tensors(tmp_path / "run" / f"rank-{rank}.safetensors") for rank in (0, 1))

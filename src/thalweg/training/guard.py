@@ -177,7 +177,8 @@ class Guard:
         sound = [all_finite(flatten(state.core())[0], state.device)] if due else []
         assert state.guard.notes is not None
         numbers = read([*sound, *state.guard.notes, *metrics.values()])
-        finite_state, numbers = (bool(numbers[0]), numbers[1:]) if due else (False, numbers)
+        unsound = "not finite" if due and not numbers[0] else None
+        numbers = numbers[1:] if due else numbers
         told = dict(zip(Notes._fields, numbers, strict=False))
         figures = dict(zip(metrics, numbers[len(told) :], strict=True)) if told["latest"] == 0 else {}
         skips, strikes = int(told["skips"]), int(told["strikes"])
@@ -186,7 +187,7 @@ class Guard:
             self._tell_masked(told)
         if told["end"]:
             self._act_on(state, told)
-        elif figures and finite_state and not self.group.any(self._uneasy(figures)):
+        elif due and figures and self._beyond(figures, calm=True) is None and not self.group.any(unsound):
             self._take(state)
         return figures
 
@@ -212,9 +213,6 @@ class Guard:
         last = guard.candidate or guard.good
         before = max(last["step"] if last else 0, guard.acted)
         return self.settings.policy == "rollback" and state.step // every > before // every
-
-    def _uneasy(self, figures: Mapping[str, float]) -> str | None:
-        return "close to a limit" if self._beyond(figures, calm=True) else None
 
     def refuse(self, state: Guarded, error: Diverged) -> None:
         """Roll back before a checkpoint that would not be finite, or raise `error` under another policy."""

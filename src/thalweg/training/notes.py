@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from thalweg.core.device import send
+from thalweg.core.state_tree import mapped
 
 CAUSES = ("gradient", "loss", "data")  # of a masked step, by number from 1; what comes first in a step counts most
 
@@ -95,24 +96,16 @@ def _beyond(metrics: Mapping[str, Tensor], bounds: Bounds | None, like: Tensor) 
 
 def unless(bad: Tensor, before: Any, after: Any) -> Any:
     """The tree of tensors `after`, or `before` where `bad` () is true. What is the same object in both stays."""
-    if before is after:
-        return after
-    if isinstance(after, Tensor):
-        return torch.where(bad, before, after)
-    parts = [unless(bad, old, new) for old, new in zip(before, after, strict=True)]
-    return type(after)(*parts) if hasattr(after, "_fields") else type(after)(parts)
+    return mapped(lambda new, old: new if old is new else torch.where(bad, old, new), after, before)
 
 
 def placed(tree: Any, like: Any) -> Any:
     """The tree of tensors, each on the device of that at its place in `like`."""
-    if isinstance(tree, Tensor):
-        return send(tree, like.device) if isinstance(like, Tensor) else tree
-    if not isinstance(tree, tuple):
-        return tree
-    parts = [placed(part, mine) for part, mine in zip(tree, like, strict=True)]
-    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return mapped(lambda mine, theirs: send(mine, theirs.device) if isinstance(mine, Tensor) else mine, tree, like)
 
 
 def read(tensors: Sequence[Tensor]) -> list[float]:
-    """The numbers of 0-d tensors of one device, by one transfer."""
-    return torch.stack([value.detach().double() for value in tensors]).tolist() if tensors else []
+    """The numbers of 0-d tensors, those on a device by one transfer."""
+    there = [value.detach().double() for value in tensors if value.device.type != "cpu"]
+    sent = iter(torch.stack(there).tolist() if there else ())
+    return [float(value) if value.device.type == "cpu" else next(sent) for value in tensors]
