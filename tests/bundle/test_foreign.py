@@ -7,12 +7,14 @@ from types import ModuleType
 
 import pytest
 import torch
+import typer
 from torch import nn
 
 import thalweg
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.dataset import data_of
 from thalweg.bundle.files import FILES, load, load_as
+from thalweg.cli.main import app
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, NotTrusted, UserError
 from thalweg.core.rng import generator
@@ -211,6 +213,20 @@ def test_all_parts_may_be_anothers(strange, call, tmp_path):
     assert "--trust strange" in lines[0]
     assert "config.json" not in lines[0], "the file is not damaged"
     assert call(*words, "--resume", "--trust", "strange")[0] == 0
+
+
+def test_every_command_that_opens_a_run_takes_trust():
+    def walk(command):
+        return (
+            [leaf for part in command.commands.values() for leaf in walk(part)]
+            if hasattr(command, "commands")
+            else [command]
+        )
+
+    opening = {one.name: {p.name for p in one.params} for one in walk(typer.main.get_command(app))}
+    opening = {name: names for name, names in opening.items() if "run" in names or name == "train"}
+    assert {"train", "sample", "score", "evaluate", "classify", "inpaint", "landscape", "choose"} <= opening.keys()
+    assert [name for name, names in opening.items() if "trust" not in names] == []
 
 
 @pytest.mark.parametrize("name", ["os", "torch", "no_such_package_anywhere", "a b"])
