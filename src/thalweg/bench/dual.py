@@ -61,8 +61,8 @@ class Plain:
 
 def energy_of(shape: tuple[int, int, int] = (1, 28, 28), seed: int = 0, **more: Any) -> UNetEnergy:
     """The recipe's network as it is after some training: no weight is zero any more."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         energy = UNetEnergy(shape=shape, sigma_min=SIGMAS[0], sigma_max=SIGMAS[1], **more)
         for p in energy.parameters():
             if not p.any():
