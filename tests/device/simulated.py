@@ -179,6 +179,7 @@ def gpu() -> Iterator[list[str]]:
         yield []
         return
     cuda = {"is_available": lambda: True, "device_count": lambda: 1, "is_bf16_supported": lambda *_: True}
+    cuda |= {"set_device": lambda *_: None, "synchronize": lambda *_: None}
     with mock.patch.multiple(torch.cuda, **cuda), mock.patch.object(torch, "Generator", AnyGenerator), Gpu() as mode:
         yield mode.reads
 

@@ -134,7 +134,7 @@ class UNetEnergy(AnchoredEnergy):
     def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
         """F(y~, w, t), flat as the input."""
         image = self._image(torch.cat([scaled, wiener], dim=1))
-        if torch.is_autocast_enabled(image.device.type) and not self.net.head.weight.requires_grad:
+        if in_autocast(image.device) and not self.net.head.weight.requires_grad:
             image = image.contiguous(memory_format=torch.channels_last)  # slower where weights are trained
         return self._flat(self.net(image, level))
 
