@@ -7,9 +7,12 @@ import torch
 
 from thalweg.core import state_tree, store
 from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.objective.base import Batch
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
+from thalweg.objective.joint import JointLikelihood
 from thalweg.objective.score.score import ExplicitScoreMatching
 from thalweg.sampler.langevin import ULA
 from thalweg.training import step
@@ -18,9 +21,12 @@ from thalweg.training.metrics_log import read_metrics
 from thalweg.training.settings import TrainSettings
 from thalweg.training.trainer import Trainer
 
+from ..contract.test_objectives import OBJECTIVES, Energy, build
 from .processes import Double, together, trainer
 
 BOUND = 1e-6
+ROWS = 16
+PARTS = (("own", 0), ("mean", 0), ("mean", 1))
 
 
 def energy():
@@ -98,6 +104,47 @@ def test_r31_the_comparison_rejects(single, tmp_path, mutant):
     assert max(error(tmp_path / "run", single[1], rank) for rank in (0, 1)) > 1e4 * BOUND
 
 
+def rows_of(group, x):
+    """A rank's part of what was drawn for the batch of 16: the one dimension of 16 is that of the rows."""
+    share = ROWS // group.size
+    dims = [i for i, n in enumerate(x.shape) if n == ROWS]
+    return x.narrow(dims[0], group.rank * share, share) if dims else x
+
+
+def gradients(group, folder):
+    """Of each objective: the gradient of a rank's part of one joint batch, before and after the ranks meet."""
+    folder.mkdir(exist_ok=True)
+    whole = Batch(torch.randn(ROWS, 3, generator=generator(0, "rows"), dtype=torch.float64), torch.arange(ROWS) % 2)
+    for cls in OBJECTIVES:
+        objective = cls() if cls is JointLikelihood else build(cls)  # its example replaces the last rows of a batch
+        torch.manual_seed(0)
+        net = Energy(3, objective.noisy).double()
+        state = objective.init(net, whole.x, generator(0, "init"))
+        noise = objective.draw(state, whole, generator(0, "draw"), 0.5)
+        batch = Batch(*(rows_of(group, part) for part in whole))
+        objective.loss(net, state, batch, tuple(rows_of(group, part) for part in noise))[0].backward()
+        for when in ("own", "mean"):
+            grads = {name: p.grad.clone() for name, p in net.named_parameters()}
+            store.write_tensors(folder / f"{cls.__name__}-{when}-{group.rank}.safetensors", grads)
+            group.average(net)
+
+
+def test_r31_the_gradient_of_each_objective_is_that_of_the_joined_batch(tmp_path):
+    gradients(SingleProcess(), tmp_path / "one")
+    run = together(lambda group: gradients(group, tmp_path / "two"), tmp_path / "log")
+    assert run.wait() == [0, 0], run.said(0) + run.said(1)
+    for cls in OBJECTIVES:
+
+        def vector(folder, when, rank, name=cls.__name__):
+            tree = store.read_tensors(tmp_path / folder / f"{name}-{when}-{rank}.safetensors")
+            return torch.cat([tree[key].flatten() for key in sorted(tree)])
+
+        joint = vector("one", "mean", 0)
+        own, *means = (float((vector("two", *of) - joint).norm() / joint.norm()) for of in PARTS)
+        assert max(means) <= BOUND, cls.__name__
+        assert own > 1e4 * BOUND, cls.__name__  # so the comparison would see a gradient that was not averaged
+
+
 def test_a_trainer_that_was_not_told_of_the_others_is_refused(monkeypatch, tmp_path):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -147,7 +194,7 @@ class Spoilt:
 
 def one_stream_for_all(rank):
     draw = step.generator
-    step.generator = lambda seed, stream, step=0, rank=0: draw(seed, stream, step)
+    step.generator = lambda seed, stream, step=0, rank=0, **place: draw(seed, stream, step, **place)
 
 
 @pytest.mark.parametrize("change", [lambda rank: None, one_stream_for_all], ids=["as it is", "mutant"])

@@ -77,7 +77,7 @@ def objective() -> DualScoreMatching:
 
 def draws(energy: UNetEnergy, step: int, x: Tensor) -> tuple[Tensor, ...]:
     """The noise of a step: the same for all contenders."""
-    return objective().draw(NoiseRange.of(energy), Batch(x), generator(0, "speed", step), 0.0)
+    return objective().draw(NoiseRange.of(energy), Batch(x), generator(0, "speed", step, device=x.device), 0.0)
 
 
 def plain_step(energy: UNetEnergy, x: Tensor) -> Step:
@@ -130,10 +130,10 @@ def our_step(energy: UNetEnergy, x: Tensor) -> Step:
     return step
 
 
-def training(rows: int = BATCH) -> dict[str, Contender]:
+def training(rows: int = BATCH, device: str = "cpu") -> dict[str, Contender]:
     """Name to a function that makes one update of a network of its own, all alike at the start."""
-    energy = energy_of()
-    x = torch.rand(rows, *energy.shape, generator=generator(0, "speed"))
+    energy = energy_of().to(device)
+    x = torch.rand(rows, *energy.shape, generator=generator(0, "speed")).to(device)
     made = {PLAIN: plain_step(copy.deepcopy(energy), x), OURS: our_step(copy.deepcopy(energy), x)}
     counts = dict.fromkeys(made, -1)
 
@@ -144,27 +144,27 @@ def training(rows: int = BATCH) -> dict[str, Contender]:
     return {name: lambda name=name: update(name) for name in made}
 
 
-def sampling(rows: int = BLOCK) -> dict[str, Contender]:
+def sampling(rows: int = BLOCK, device: str = "cpu") -> dict[str, Contender]:
     """Name to a function that takes the first step of the recipe's sampler with a block of images."""
-    energy = energy_of().eval().requires_grad_(False)
-    x = energy.prior(rows, generator(0, "speed"))
+    energy = energy_of().to(device).eval().requires_grad_(False)
+    x = energy.prior(rows, generator(0, "speed", device=device))
 
     def one_step(of: Any) -> Tensor:  # U(y, t), which an annealed sampler takes in place of E(x)
-        state, _ = next(transitions(SAMPLER, of, x, generator(1, "speed")))  # pyright: ignore[reportArgumentType]
+        state, _ = next(transitions(SAMPLER, of, x, generator(1, "speed", device=device)))  # pyright: ignore[reportArgumentType]
         return state.x
 
     return {PLAIN: lambda: one_step(Plain(energy)), OURS: lambda: one_step(energy)}
 
 
-def measure(work: str, threads: int, *, rounds: int = 5) -> list[DualRow]:
+def measure(work: str, threads: int, *, rounds: int = 5, device: str = "cpu") -> list[DualRow]:
     """Rows for "training", a batch of 64, or "sampling", 1,000 images.
 
     The latter are 20 steps of ten blocks, from the time of one step. Contenders take turns; the first round is not
     counted.
     """
     with on_threads(threads):
-        jobs = training() if work == "training" else sampling()
-        times = in_turns(jobs, rounds, threads)
+        jobs = training(device=device) if work == "training" else sampling(device=device)
+        times = in_turns(jobs, rounds, threads, device)
     num_calls = 1.0 if work == "training" else (SAMPLER.num_steps + 1) * 1000 / BLOCK  # the last gradient denoises
     images = BATCH if work == "training" else 1000
     rows = []

@@ -2,8 +2,8 @@
 
 A spec is checked against the constructor's own signature, so a new component needs no registry, and a misspelt key is
 found before any work starts. Configs may come from strangers. So only a class that is defined in one of the packages of
-components is built: the path is checked before the import, and the class's own module after it.
-`thalweg.energy.base:Tensor` is refused, since torch defines that class.
+components, or in another's package that is trusted (`core.trust`), is built: the path is checked before the import, and
+the class's own module after it. `thalweg.energy.base:Tensor` is refused, since torch defines that class.
 """
 
 import inspect
@@ -18,6 +18,7 @@ from typing import Any
 from thalweg.core.config_types import check_types
 from thalweg.core.errors import UserError, one_line, shown, suggestion
 from thalweg.core.recipes import parse_yaml
+from thalweg.core.trust import may_be_trusted, trusted_packages
 
 TRUSTED = ("thalweg.energy", "thalweg.sampler", "thalweg.objective", "thalweg.data")  # packages of components
 _PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
@@ -83,12 +84,17 @@ def plain(tree: Any, path: str = "") -> Any:
 
 
 def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type:
-    """The class at an import path; UserError at that key unless that module of a trusted package defines it."""
-    if not isinstance(name, str) or not _PATH.fullmatch(name):
+    """The class at an import path; UserError at that key unless that module of a trusted package defines it.
+
+    `trusted`: this package's own that may be named there. Others' are trusted anywhere, or nowhere.
+    """
+    if not names_class(name):
         raise UserError("must have the form package.module:ClassName", argument=key, value=name)
     module_name, _, class_name = name.partition(":")
     if not _under(module_name, trusted):
-        raise UserError(f"is refused: only classes of {', '.join(trusted)} may be built", argument=key, value=name)
+        trusted = (*trusted, *trusted_packages())
+    if not _under(module_name, trusted):
+        raise _untrusted(module_name, trusted, key, name)
     module = _module(module_name, key)
     cls = vars(module).get(class_name)
     if not inspect.isclass(cls):
@@ -101,9 +107,34 @@ def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type
     return cls
 
 
-def type_name(cls: type) -> str:
-    """How a config names a class: `package.module:ClassName`."""
+def names_class(text: Any) -> bool:
+    """Whether a text has the form package.module:ClassName."""
+    return isinstance(text, str) and _PATH.fullmatch(text) is not None
+
+
+def type_name(cls: Any) -> str:
+    """How a config names a class (or a function that makes something): `package.module:ClassName`."""
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def takes(make: Any, keyword: str) -> bool:
+    """Whether a class or a function takes a keyword, by its name or among any others."""
+    known, any_key = _parameters(make)
+    return any_key or keyword in known
+
+
+def is_foreign(tree: Any, path: str = "") -> bool:
+    """Whether a spec in the tree names a class of another package than this one."""
+    _check_depth(path)
+    own = not _is_spec(tree) or str(tree["type"]).startswith("thalweg.")
+    return not own or any(is_foreign(value, _join(path, key)) for key, value in _children(tree))
+
+
+def _untrusted(module: str, trusted: tuple[str, ...], key: str, name: str) -> UserError:
+    package = module.partition(".")[0]
+    hint = f'if you trust its code: --trust {package}, or trust=("{package}",) in Python'
+    text = f"is refused: only classes of {', '.join(trusted)} may be built"
+    return UserError(text, argument=key, value=name, hint=hint if may_be_trusted(module) else None)
 
 
 def _module(name: str, key: str) -> Any:
@@ -133,12 +164,12 @@ def _defined(value: Any, name: str, trusted: tuple[str, ...]) -> bool:
     return inspect.isclass(value) and _under(value.__module__, trusted) and value.__qualname__ == name
 
 
-def _parameters(cls: type) -> tuple[dict[str, bool], bool]:
+def _parameters(cls: Any) -> tuple[dict[str, bool], bool]:
     """Names of the constructor's keywords with whether each is required, and whether it takes any others."""
     kinds = inspect.Parameter
     try:
         parameters = inspect.signature(cls).parameters.values()
-    except ValueError:  # a class of C's making, such as an exception
+    except (ValueError, TypeError):  # a class of C's making, such as an exception
         return {}, False
     named = (p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY))
     return {p.name: p.default is kinds.empty for p in named}, any(p.kind is kinds.VAR_KEYWORD for p in parameters)

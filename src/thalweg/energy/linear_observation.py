@@ -46,6 +46,10 @@ class LinearObservation(NamedTuple):
         inverse = left.T / size[:, None]
         return cls(right.T.to(matrix), (noise / size).to(matrix), inverse.to(matrix))
 
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return type(self)(*(None if part is None else part.to(device) for part in self))
+
     def project(self, measurements: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
         """<v_i, x> + noise, from the measurements of each row."""
         return measurements @ self.inverse.T

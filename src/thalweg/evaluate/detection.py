@@ -13,6 +13,7 @@ from torch import Tensor
 
 from thalweg.core.errors import ThalwegError
 from thalweg.energy.base import EnergyFn
+from thalweg.energy.engine.freeze import frozen
 from thalweg.evaluate.samples import nearest
 
 Scores = Float[Tensor, " n"]
@@ -32,8 +33,12 @@ class DetectionRow(TypedDict):
 
 
 def in_blocks(fn: Callable[[Tensor], Tensor], x: Tensor, *, block: int = 250, what: str = "the energy") -> Scores:
-    """fn over blocks of rows, detached, float64; a `ThalwegError` where a value is not finite."""
-    u = torch.cat([fn(part).detach().double() for part in x.split(block)])
+    """fn over blocks of rows, detached, float64, its modules in evaluation mode.
+
+    A `ThalwegError` where a value is not finite.
+    """
+    with frozen(fn):
+        u = torch.cat([fn(part).detach().double() for part in x.split(block)])
     bad = int((~u.isfinite()).sum())
     if bad:
         raise ThalwegError(f"{what} is not finite on {bad} of {len(u)} inputs: train longer, or check the inputs")
@@ -45,7 +50,7 @@ def auroc(inside: Scores, outside: Scores) -> float:
     from sklearn.metrics import roc_auc_score
 
     labels = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))])
-    return float(roc_auc_score(labels.numpy(), torch.cat([inside, outside]).numpy()))
+    return float(roc_auc_score(labels.numpy(), torch.cat([inside, outside]).cpu().numpy()))
 
 
 def fpr95(inside: Scores, outside: Scores) -> float:

@@ -11,7 +11,7 @@ from thalweg.bundle.files import heading
 from thalweg.core import config as specs
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.catalog import Dataset
-from thalweg.energy.base import Classifier, HasNoiseLevels
+from thalweg.energy.base import Anchored, Classifier, HasNoiseLevels
 from thalweg.run.checks import Parts
 from thalweg.run.request import Request, compare, origin
 from thalweg.training.settings import RunSettings, stored
@@ -24,7 +24,7 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "command": request.command,
-        "normalised": bool(parts.objective.normalises and isinstance(parts.energy, HasNoiseLevels)),
+        "normalised": normalised(parts),
         **origin(request, data.kind),
         "data": {
             "source": data.source,
@@ -41,6 +41,12 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
         },
         "run": specs.plain(run.model_dump()),
     }
+
+
+def normalised(parts: Parts) -> bool:
+    """Whether -E is log p: the objective fixes the energy's constant where the law at the highest level is built in."""
+    known = isinstance(parts.energy, HasNoiseLevels) and isinstance(parts.energy, Anchored)
+    return bool(parts.objective.normalises and known)
 
 
 def stored_run(folder: Path, config: dict[str, Any], request: Request) -> RunSettings:

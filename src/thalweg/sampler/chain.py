@@ -5,6 +5,7 @@ last positions. Step k draws from the address (seed, "chain", k): a run of 50 st
 `start=50` equals a run of 100, for every sampler whose state follows from its positions.
 """
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.core.check import one_of, whole
+from thalweg.core.device import autocast
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import AnyEnergy, Bipartite, EnergyFn, HasGradient, HasNoiseLevels
@@ -24,10 +26,10 @@ from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.wrappers import EnergyWrapper
 from thalweg.sampler.base import Info, Sampler
-from thalweg.sampler.precision import AtPrecision, at_precision, reads_energies
+from thalweg.sampler.precision import AtPrecision, faster_in_bf16, reads_energies
 
 S = TypeVar("S")
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "auto")
 
 
 def transitions(
@@ -76,7 +78,10 @@ def run_chain(
         num_steps: Number of steps.
         seed: Seed of all draws.
         start: Number of the first step, to continue a run.
-        precision: "fp32", or "bf16" for the network under bfloat16 autocast (`sampler.precision`).
+        precision: "fp32", "bf16" for the network under bfloat16 autocast (`sampler.precision`), or "auto" for the
+            faster of the two. That is measured before the first step, by 7 steps in each, and then kept for this
+            network in this process (`sampler.precision.faster_in_bf16`). Another process may choose otherwise: state it
+            where bits matter.
         compile: Evaluate the energy by `torch.compile`, which differs by rounding, takes seconds for its first call and
             is rarely faster (docs/experiments/claims.md).
     """
@@ -92,8 +97,12 @@ def run_chain(
         x = x.detach().clone()
         with (
             _compiled(energy) if compile else FrozenEnergy.of(energy) as frozen_energy,
-            at_precision(_Checked(frozen_energy, first=True), sampler, x, precision == "bf16") as precise,
+            autocast(x.device, False),
         ):
+            fresh = functools.partial(_Checked, frozen_energy, first=True)
+            auto = precision == "auto" and num_steps > 0
+            bf16 = faster_in_bf16(sampler, fresh(), x, energy) if auto else precision == "bf16"
+            precise = AtPrecision(fresh(), bf16, reads_energies(sampler))
             for state, _ in transitions(sampler, precise, x, generators):
                 x = state.x  # pyright: ignore[reportAttributeAccessIssue]
     return x

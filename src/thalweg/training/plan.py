@@ -38,6 +38,7 @@ class Plan(BaseModel):
     step_seconds: float = Field(ge=0)  # as timed
     checkpoint_every: int = Field(ge=1)  # steps
     world_size: int = Field(1, ge=1)  # processes that share a batch
+    device: str = "cpu"  # the kind on which the run began
 
     def require(self, world_size: int, folder: Path) -> None:
         """UserError for another number of processes, which would divide the batch and the chains in another way."""
@@ -87,8 +88,16 @@ def num_threads(number: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def make_plan(settings: TrainSettings, trial: Callable[[Precision], Callable[[], object]], world_size: int = 1) -> Plan:
-    """Time steps and make the plan. `trial(precision)` gives a callable that runs one step on a copy of the state."""
+def make_plan(
+    settings: TrainSettings,
+    trial: Callable[[Precision], Callable[[], object]],
+    world_size: int = 1,
+    device: str = "cpu",
+) -> Plan:
+    """Time steps and make the plan.
+
+    `trial(precision)` gives a callable that runs one step on a copy of the state, and returns when it is done.
+    """
     names: tuple[Precision, ...] = ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
     steps = {name: trial(name) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -114,4 +123,5 @@ def make_plan(settings: TrainSettings, trial: Callable[[Precision], Callable[[],
         step_seconds=each,
         checkpoint_every=every,
         world_size=world_size,
+        device=device,
     )

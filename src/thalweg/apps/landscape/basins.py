@@ -16,6 +16,7 @@ from torch import Tensor
 from thalweg.apps.landscape.surface import Energy, Surface
 from thalweg.core import check
 from thalweg.energy.base import energy_and_grad
+from thalweg.energy.engine.freeze import frozen
 
 ARMIJO = 0.1
 Saddle = tuple[int, int, tuple[int, int], float]  # two basins, two cells at the saddle, its energy
@@ -32,11 +33,16 @@ def descent(energy: Energy, x: Float[Tensor, "b *d"], *, max_move: float, num_st
     """Lines of steepest descent from x, at most `num_steps` moves of length at most `max_move`, in units of x.
 
     x' = x - l grad E / |grad E|; a row's l is halved where E would not fall by 0.1 l |grad E| (Armijo 1966), else grown
-    by half. It ends early where no row moves a thousandth of max_move. One gradient a step; no randomness.
+    by half. It ends early where no row moves a thousandth of max_move. One gradient a step; no randomness. Modules are
+    in evaluation mode.
     """
     check.positive(max_move=max_move)
     check.count(num_steps=num_steps)
-    x = x.detach().clone()
+    with frozen(energy):
+        return _descent(energy, x.detach().clone(), max_move, num_steps)
+
+
+def _descent(energy: Energy, x: Float[Tensor, "b *d"], max_move: float, num_steps: int) -> Descent:
     u, g = energy_and_grad(energy, x)
     length = torch.full_like(u, max_move)
     xs, us = [x], [u]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError, kind_of
+from thalweg.energy.engine.freeze import frozen
 
 Energy = Callable[[Tensor], Tensor]
 BLOCK = 500
@@ -49,12 +50,12 @@ def lifted(origin: Tensor, basis: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def energies(energy: Energy, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
-    """E over blocks of rows, detached; values that are not finite come back as NaN.
+    """E over blocks of rows, detached; values that are not finite come back as NaN. Modules are in evaluation mode.
 
     UserError where the energy does not give one number a row.
     """
     found = []
-    with torch.no_grad():
+    with torch.no_grad(), frozen(energy):
         for part in x.split(BLOCK):
             u: object = energy(part)
             if not isinstance(u, Tensor) or u.shape != part.shape[:1]:

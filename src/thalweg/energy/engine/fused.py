@@ -10,7 +10,9 @@ Inside a chain the weights do not change and only dE/dx is needed. So in the blo
 All this changes the energy by rounding only, and is undone when the chain ends. The modules are inspected once, before
 the chain. Inputs and outputs of fused layers keep the layout that the modules would give them. Everything else goes
 through autograd; a second derivative through fused layers is taken of their plain form. The plain form alone is used
-under autocast, `torch.func` or `torch.compile`, and for modules that are compiled or have hooks.
+under `torch.func` or `torch.compile`, under autocast on other devices than the CPU or to other types than bfloat16, and
+for modules that are compiled or have hooks. Under the CPU's bfloat16 autocast fused layers are in bfloat16 from end to
+end, with weights that are cast once a chain.
 """
 
 import functools
@@ -24,21 +26,53 @@ from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.nn.modules import module as nn_module
 
+from thalweg.core.device import autocast, in_autocast
 from thalweg.energy.base import AnyEnergy, HasGradient, HasSequence, Wraps, marginal
 from thalweg.energy.engine.discovery import find_modules
 from thalweg.energy.engine.freeze import always_undo, frozen
-from thalweg.energy.engine.known_layers import FREE, has_hooks, layer_of, layers_of, leaves, reads_input, takes
+from thalweg.energy.engine.known_layers import (
+    FREE,
+    cheaper,
+    has_hooks,
+    has_products,
+    layer_of,
+    layers_of,
+    leaves,
+    reads_input,
+    takes,
+)
 from thalweg.energy.engine.layers import (
     Activation,
     Col2imConv2d,
-    Identity,
     Im2colConv2d,
     Layer,
     backward_through,
     forward_through,
+    in_bf16,
 )
 
 _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
+
+
+class Stack:
+    """Layers one after the other, and their copies in bfloat16, which are made when they are first asked for."""
+
+    def __init__(self, layers: Sequence[Layer]):
+        self.layers = cheaper(layers)
+        self.has_products = has_products(layers)
+
+    @functools.cached_property
+    def bf16(self) -> list[Layer]:
+        """The layers in bfloat16."""
+        return in_bf16(self.layers)
+
+    def bf16_wanted(self, x: Tensor) -> bool | None:
+        """Whether autocast asks for bfloat16 at x; None where only the modules themselves do what it asks."""
+        device = x.device.type
+        if not in_autocast(x.device):
+            return False
+        able = device == "cpu" and self.has_products and x.dtype in (torch.float32, torch.bfloat16)
+        return True if able and torch.get_autocast_dtype(device) == torch.bfloat16 else None
 
 
 class _FusedLayers(Function):
@@ -49,37 +83,40 @@ class _FusedLayers(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.x, ctx.plain, ctx.layers = x, plain, layers
+    def forward(
+        ctx: Any, x: Tensor, stack: Stack, plain: Callable[[Tensor], Tensor], usual: bool, bf16: bool
+    ) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.x, ctx.plain, ctx.bf16, ctx.layers = x, plain, bf16, stack.bf16 if bf16 else stack.layers
         ctx.usual = usual and x.is_contiguous() and not _in_channels_last(x)
-        y, ctx.kept = forward_through(layers, x)
+        y, ctx.kept = forward_through(ctx.layers, x.bfloat16() if bf16 else x)
         y = y.contiguous() if ctx.usual else y
         y = y if y._base is None else y.clone()  # autograd lets nobody change a view that a node gives
-        reads_y = isinstance(layers[-1], Activation) and layers[-1].of_result
+        last = ctx.layers[-1]
+        reads_y = isinstance(last, Activation) and last.of_result
         if reads_y:
             ctx.kept[-1] = None  # y would keep its own node alive, and that y, for ever
-        ctx.save_for_backward(y if reads_y else None, x if reads_input(layers) else None)
+        ctx.save_for_backward(y if reads_y else None, x if reads_input(ctx.layers) else None)
         return y
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
-            (g,) = torch.autograd.grad(ctx.plain(ctx.x), ctx.x, g, create_graph=True)
-            return g, None, None, None
+            with autocast(g.device, ctx.bf16):
+                y = ctx.plain(ctx.x)
+            (g,) = torch.autograd.grad(y, ctx.x, g, create_graph=True)
+            return g, None, None, None, None
         y, _ = ctx.saved_tensors
-        g = backward_through(ctx.layers, g, ctx.kept if y is None else [*ctx.kept[:-1], y])
-        return g.contiguous() if ctx.usual else g, None, None, None
+        g = backward_through(ctx.layers, g, ctx.kept if y is None else [*ctx.kept[:-1], y]).to(ctx.x.dtype)
+        return g.contiguous() if ctx.usual else g, None, None, None, None
 
 
-def _fused(layers: Sequence[Layer], plain: Callable[[Tensor], Tensor], usual: bool, x: Tensor) -> Tensor:
+def _fused(layers: Stack, plain: Callable[[Tensor], Tensor], usual: bool, x: Tensor) -> Tensor:
     """The layers at x: by one node where only a first derivative by autograd is to come, else by the plain form."""
     special = (
-        torch.compiler.is_compiling()
-        or torch.is_autocast_enabled(x.device.type)
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
+        torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     )
-    return plain(x) if special or not takes(layers, x) else _FusedLayers.apply(x, layers, plain, usual)  # pyright: ignore[reportReturnType]
+    bf16 = None if special or not takes(layers.layers, x) else layers.bf16_wanted(x)
+    return plain(x) if bf16 is None else _FusedLayers.apply(x, layers, plain, usual, bf16)  # pyright: ignore[reportReturnType]
 
 
 def _in_order(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
@@ -91,8 +128,7 @@ def _in_order(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
 def _fuse(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
     """The modules' layers as one function."""
     usual = not any(_in_channels_last(p) for m in modules for p in m.parameters())
-    working = [layer for layer in layers if not isinstance(layer, Identity)]
-    return functools.partial(_fused, working, functools.partial(_in_order, modules), usual)
+    return functools.partial(_fused, Stack(layers), functools.partial(_in_order, modules), usual)
 
 
 def _in_channels_last(x: Tensor) -> bool:
@@ -105,7 +141,7 @@ def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
     modules, layers = list(leaves(modules)), []
     parts: list[Callable[[Tensor], Tensor]] = []
     for i, m in enumerate([*modules, None]):
-        layer = None if m is None else layer_of(m)
+        layer = None if m is None else layer_of(m, layers)
         if layer is not None:
             layers.append(layer)
             continue
@@ -134,8 +170,8 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
     for m in modules:
         if isinstance(m, nn.Conv2d) and id(m) not in inside and isinstance(layer := layer_of(m), Im2colConv2d):
             usual = not _in_channels_last(m.weight)
-            layers = [Col2imConv2d(*layer) if usual else layer]
-            yield m, functools.partial(_fused, layers, functools.partial(type(m).forward, m), usual)
+            stack = Stack([Col2imConv2d(*layer) if usual else layer])
+            yield m, functools.partial(_fused, stack, functools.partial(type(m).forward, m), usual)
 
 
 def hooked(m: nn.Module) -> bool:
@@ -179,22 +215,20 @@ def _replaced(modules: Sequence[nn.Module]) -> Iterator[None]:
         always_undo([undo])
 
 
-class _Whole:
+class _Whole(Stack):
     """(E(x), dE/dx) of E = marginal(f), f = layers one after the other, without a graph.
 
     For small networks building the graph costs as much as the arithmetic.
     """
 
-    def __init__(self, layers: Sequence[Layer]):
-        self.layers = layers
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, bf16: bool) -> tuple[Tensor, Tensor]:
+        layers = self.bf16 if bf16 else self.layers
         with torch.no_grad():
-            f, kept = forward_through(self.layers, x.detach())
+            f, kept = forward_through(layers, x.detach().bfloat16() if bf16 else x.detach())
             u = marginal(f)
             g = torch.full_like(f, -1.0) if f.shape[1] == 1 else -torch.softmax(f, dim=1)
-            g = backward_through(self.layers, g, kept)
-            return u, g.contiguous() if x.is_contiguous() else g
+            g = backward_through(layers, g, kept).to(x.dtype)
+            return u.to(x.dtype), g.contiguous() if x.is_contiguous() else g
 
 
 def _whole(energy: object) -> _Whole | None:
@@ -255,9 +289,10 @@ class FrozenEnergy:
         if self._own is not None and (found := self._own(x, *t)) is not None:
             return found
         kind = (x.shape[1:], x.dtype, x.device)
-        if self._whole is None or t or kind != self._kind or torch.is_autocast_enabled(x.device.type):
+        if self._whole is None or t or kind != self._kind:
             return None
-        return self._whole(x)
+        bf16 = self._whole.bf16_wanted(x)
+        return None if bf16 is None else self._whole(x, bf16)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # copying looks for these before there is an energy

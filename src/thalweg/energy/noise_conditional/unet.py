@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from thalweg.core.device import in_autocast
 from thalweg.core.errors import UserError
 from thalweg.energy.engine.double_backward.convolutions import Downsample, Upsample, convolution
 from thalweg.energy.engine.double_backward.fft import LARGEST
@@ -151,7 +152,7 @@ class UNetEnergy(AnchoredEnergy):
         """Whether the network is as it was built, and small, and this is the CPU and plain autograd."""
         special = (
             torch.compiler.is_compiling()
-            or torch.is_autocast_enabled(y.device.type)
+            or in_autocast(y.device)
             or torch._C._are_functorch_transforms_active()
             or forward_ad._current_level >= 0
         )
