@@ -84,7 +84,6 @@ def test_the_energy_of_positions_waits_for_nothing(name, request):
     """As a sampler that takes `bundle.energy` asks for it; a mutant that looks at the numbers is caught."""
     bundle = copy.copy(request.getfixturevalue(name))
     bundle.model = copy.deepcopy(bundle.model).to(DEVICE)
-    bundle.__dict__.pop("lowest", None)
     x = torch.empty(4, *bundle.shape, device=DEVICE).requires_grad_()
     bundle.energy(x)  # the transform's numbers are sent once
     with no_waiting():

@@ -76,3 +76,21 @@ def test_files_do_not_tell_where_a_bundle_was(both, tmp_path):
     wanted.save_pretrained(tmp_path / "here")
     for file in ("model.safetensors", "calibration.safetensors"):
         assert (tmp_path / "there" / file).read_bytes() == (tmp_path / "here" / file).read_bytes()
+
+
+def test_a_run_on_the_device_leaves_a_bundle_there(train_bundle, tmp_path, monkeypatch):
+    """By the same path as `--device`; a mutant whose in-painting prior stays on the CPU is caught.
+
+    The states of the GPUs' own generators are not asked for, which would begin a context on each of them.
+    """
+    small = ["energy.width=8", "energy.num_blocks=1", "energy.embed=8", "train.batch_size=16", "data.limit=300"]
+    with gpu():
+        monkeypatch.setenv("THALWEG_DEVICE", "cuda:0")
+        bundle = train_bundle(tmp_path / "run", "two-moons", steps=3, overrides=small)
+        assert bundle.device == GPU
+        x, observed = torch.zeros(2, 2), torch.tensor([True, False])
+        assert bundle.inpaint(x, observed).device.type == "cpu"
+        monkeypatch.setenv("THALWEG_DEVICE", "cpu")
+        again = thalweg.load(tmp_path / "run")
+        assert again.device.type == "cpu"
+        assert same(bundle.energy(x), again.energy(x))

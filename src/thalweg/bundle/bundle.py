@@ -7,7 +7,6 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,7 +123,6 @@ class Bundle(HoldsEnergy):
     def to(self, device: str | torch.device) -> Self:
         """The bundle itself, moved to a device, as `load` takes it. UserError where that is not there."""
         place(self.model, find_device(device))
-        self.__dict__.pop("lowest", None)
         if self.held_out_energies is not None:
             self.held_out_energies = self.held_out_energies.to(self.device)
         if self.mixture_prior is not None:
@@ -161,10 +159,10 @@ class Bundle(HoldsEnergy):
         """Model units to data units, where z lies; images in [0, 1]."""
         return decoded(self.kind, self.transform, z)
 
-    @cached_property
+    @property
     def lowest(self) -> EnergyFn:
         """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
-        t = torch.tensor(self.t_min, dtype=torch.float32, device=self.device)
+        t = torch.full((), self.t_min, dtype=torch.float32, device=self.device)
         return AtNoise(self.model, t) if self.noisy else self.model
 
     def energy(self, x: Any) -> Float[Tensor, " b"]:

@@ -92,7 +92,7 @@ def _require_same(module: nn.Module, stored: Mapping[str, Stored]) -> None:
 
 def _made_on_cpu(make: Callable[[], nn.Module], limits: "_OnCPU") -> nn.Module:
     try:
-        with torch.random.fork_rng(), limits:
+        with torch.random.fork_rng(devices=[]), limits:
             return make()
     except RuntimeError as error:
         raise _unmade(error, "the CPU") from error

@@ -48,7 +48,8 @@ class LinearObservation(NamedTuple):
 
     def to(self, device: torch.device) -> Self:
         """The same on a device."""
-        return type(self)(*(None if part is None else part.to(device) for part in self))
+        pixels = None if self.pixels is None else self.pixels.to(device)
+        return type(self)(self.basis.to(device), self.noise.to(device), self.inverse.to(device), pixels)
 
     def project(self, measurements: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
         """<v_i, x> + noise, from the measurements of each row."""

@@ -54,5 +54,5 @@ def as_loaded(folder: Path, energy: nn.Module, sampler: Sampler[Any]) -> Bundle:
     """The bundle in a folder, its network this one, whose weights were just written there."""
     held_out = store.read_tensors(folder / "calibration.safetensors")["energy"].to(torch.float32)
     bundle = Bundle(read_config(folder), energy, held_out, folder, sampler)
-    bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape)
+    bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape).to(bundle.device)
     return bundle

@@ -123,7 +123,7 @@ def _fit(request: Request, folder: Path, resume: bool, context: RunContext) -> F
         raise UserError("must not hold a run yet", argument=str(folder), hint=hint)
     if started and group.broadcast((folder / store.MANIFEST).is_file):
         stored_run(folder, read_config(folder), request)
-        bundle = load_as(folder, Bundle, energy=request.given.energy)
+        bundle = load_as(folder, Bundle, energy=request.given.energy, device=context.device)
         context.log(f"{folder} is complete; nothing left to do")
         return Fitted(bundle, None)
     run_folder = RunFolder(folder, folders=FOLDERS, files=WRITTEN, owner=group.rank == 0)

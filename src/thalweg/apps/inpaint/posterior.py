@@ -60,7 +60,7 @@ class Observation(NamedTuple):
 
     def to(self, device: torch.device) -> "Observation":
         """The same on a device."""
-        return Observation(*(part.to(device) for part in self))
+        return Observation(self.rows.to(device), self.linear.to(device), self.projections.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)

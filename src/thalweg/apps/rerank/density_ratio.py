@@ -178,7 +178,7 @@ def _choose_preprocessing(
 def _untrained(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> RatioEnergy:
     """The energy before training: first weights by the seed, and what is fitted to the rows directly."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "ratio-weights").initial_seed())
+        torch.default_generator.manual_seed(generator(seed, "ratio-weights").initial_seed())
         energy = place(RatioEnergy(shape=tuple(real.shape[1:]), settings=s), real.device)
     if s.view == "quantile_match" and real.ndim == 4:
         energy.quantile_map.copy_(preprocessing.quantile_map(generated, real))

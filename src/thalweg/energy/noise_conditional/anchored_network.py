@@ -35,8 +35,8 @@ class AnchoredNetworkEnergy(AnchoredEnergy):
     @classmethod
     def example(cls) -> "AnchoredNetworkEnergy":
         """A small instance, for the contract suite."""
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
             return cls(network=_Example(), shape=(3,))
 
     def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
