@@ -7,13 +7,16 @@ from types import ModuleType
 
 import pytest
 import torch
+import typer
 from torch import nn
 
 import thalweg
 from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.dataset import data_of
 from thalweg.bundle.files import FILES, load, load_as
+from thalweg.cli.main import app
 from thalweg.core import store
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, NotTrusted, UserError
 from thalweg.core.rng import generator
 from thalweg.core.weights import LEAST_BYTES, Stored, Unfit, require_fit
 from thalweg.energy.networks.mlp import MLPEnergy
@@ -38,8 +41,7 @@ class Net(MLPEnergy):
     pass
 
 class Plain(nn.Module):
-    """Takes no shape, and reads the values of a tensor."""
-    shape = (2,)
+    """Takes no shape, has none, and reads the values of a tensor."""
     def __init__(self, width: int = 4):
         super().__init__()
         self.scales = [float(s) for s in torch.linspace(1, 2, 3)]
@@ -176,6 +178,14 @@ def test_trust_is_for_one_call(moons, chains, strange):
     assert refused(lambda: load(moons, trust="strange")).argument == "trust"
 
 
+def test_r15_nothing_from_the_hub_is_trusted(moons, chains, strange, monkeypatch):
+    edit(moons, energy={**chains.config["run"]["energy"], "type": "strange.parts:Net"})
+    monkeypatch.setattr("thalweg.bundle.hub.download", lambda name, revision: moons)
+    assert isinstance(refused(lambda: load("owner/bundle")), NotTrusted)
+    assert torch.equal(load("owner/bundle", energy=MLPEnergy(width=8)).energy(x()), chains.energy(x()))
+    assert not strange()
+
+
 def test_all_parts_may_be_anothers(strange, call, tmp_path):
     """A package in the current folder: its recipe, its data set and a part of each kind, trained, sampled, scored."""
     words = ("train", "strange.parts:Rings", "--recipe", "strange:ring", "--no-report", "energy.width=5")
@@ -198,8 +208,25 @@ def test_all_parts_may_be_anothers(strange, call, tmp_path):
     assert call(*sample, "--trust", "strange")[0] == 0
     assert call("score", run, "drawn.csv", "--trust", "strange")[0] == 0
     assert call("landscape", run, "--size", 8, "--trust", "strange", "-o", "l.png")[0] == 0
-    assert call(*words, "--resume")[0] == 2
+    code, _, lines = call(*words, "--resume")
+    assert (code, len(lines)) == (2, 1)
+    assert "--trust strange" in lines[0]
+    assert "config.json" not in lines[0], "the file is not damaged"
     assert call(*words, "--resume", "--trust", "strange")[0] == 0
+
+
+def test_every_command_that_opens_a_run_takes_trust():
+    def walk(command):
+        return (
+            [leaf for part in command.commands.values() for leaf in walk(part)]
+            if hasattr(command, "commands")
+            else [command]
+        )
+
+    opening = {one.name: {p.name for p in one.params} for one in walk(typer.main.get_command(app))}
+    opening = {name: names for name, names in opening.items() if "run" in names or name == "train"}
+    assert {"train", "sample", "score", "evaluate", "classify", "inpaint", "landscape", "choose"} <= opening.keys()
+    assert [name for name, names in opening.items() if "trust" not in names] == []
 
 
 @pytest.mark.parametrize("name", ["os", "torch", "no_such_package_anywhere", "a b"])
@@ -286,7 +313,7 @@ class TestGiven:
     @pytest.mark.parametrize("given", [3, None, "energy", {"energy": 1}, [[]]])
     def test_odd_lists_of_what_was_given_do_no_harm(self, moons, given):
         edit(moons, given=given)
-        assert load(moons).shape == (2,)
+        assert data_of(load(moons)).shape == (2,)
 
     def test_a_network_alone_is_put_into_the_energy_around_it(self, moons, chains, monkeypatch):
         class Around(nn.Module):

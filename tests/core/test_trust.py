@@ -50,7 +50,7 @@ def declare(folder: Path, monkeypatch: pytest.MonkeyPatch, *values: str) -> None
 
 def refused(name: object) -> UserError:
     """The error of `build`, `check` and `override` for a class, which is one."""
-    texts = set()
+    texts: set[str] = set()
     for act in (config.build, config.check):
         with pytest.raises(UserError) as caught:
             act({"type": name}, "energy")
@@ -61,6 +61,15 @@ def refused(name: object) -> UserError:
     assert caught.value.argument == "energy.type"
     assert "\n" not in str(caught.value)
     return caught.value
+
+
+@pytest.mark.parametrize("fault", ["import no_such_thing", "1 / 0", "def (", "from torch import nothing_of_the_kind"])
+def test_a_module_that_cannot_be_imported_is_one_line(modules, tmp_path: Path, fault: str) -> None:
+    (tmp_path / "stranger.py").write_text(f"\n{fault}\n")
+    with trusting("stranger"):
+        error = refused("stranger:Net")
+    assert "stranger" in error.message
+    assert "no_such_thing" in str(error) or "line 2" in str(error)
 
 
 def test_a_class_of_nobodys_package_is_refused_before_the_import(modules) -> None:
@@ -102,6 +111,17 @@ def test_an_installed_package_declares_itself(modules, tmp_path: Path, monkeypat
     assert config.build({"type": "declared:Net"}).width == 3
     assert refused("stranger:Net")
     assert modules() == ["declared"]
+
+
+def test_metadata_in_the_current_folder_are_no_installation(
+    modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(tmp_path, monkeypatch, "declared")
+    monkeypatch.chdir(tmp_path / "site")
+    for entry in ("", ".", str(tmp_path / "site")):
+        monkeypatch.setattr(sys, "path", [entry, *(path for path in sys.path if Path(path).name != "site")])
+        assert refused("declared:Net").hint is not None
+    assert modules() == []
 
 
 def test_what_may_not_be_trusted_cannot_be_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +198,6 @@ def test_the_current_folder_is_looked_in_for_the_named_module_alone(
 
 
 def test_no_metadata_are_read_where_no_spec_names_a_foreign_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda **_: pytest.fail("the metadata were read"))
+    monkeypatch.setattr("importlib.metadata.distributions", lambda **_: pytest.fail("the metadata were read"))
     trust._declared.cache_clear()
     config.check({"type": "thalweg.energy.networks.mlp:MLPEnergy"})

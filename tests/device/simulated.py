@@ -179,7 +179,7 @@ def gpu() -> Iterator[list[str]]:
         yield []
         return
     cuda = {"is_available": lambda: True, "device_count": lambda: 1, "is_bf16_supported": lambda *_: True}
-    cuda |= {name: lambda *_: None for name in ("set_device", "synchronize")}
+    cuda |= {"set_device": lambda *_: None, "synchronize": lambda *_: None}
     with mock.patch.multiple(torch.cuda, **cuda), mock.patch.object(torch, "Generator", AnyGenerator), Gpu() as mode:
         yield mode.reads
 

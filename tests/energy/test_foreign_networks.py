@@ -8,6 +8,7 @@ import copy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
@@ -19,6 +20,7 @@ from thalweg.apps.landscape.surface import energies, plane
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
+from thalweg.energy.engine.pooling import MaxPool
 from thalweg.evaluate.detection import detection_table
 from thalweg.sampler.langevin import MALA, ULA
 
@@ -93,11 +95,27 @@ class Skipping(nn.Module):
         return self.head(self.body(x) + x)[:, 0]
 
 
+class Functional(nn.Module):
+    """Everything by functions, pooling too, and one gradient of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.last = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3, stride=2), nn.Linear(6, 1)
+
+    def forward(self, x):
+        h = F.max_pool2d(F.leaky_relu(self.one(x), 0.1), 2)
+        h = torch.max_pool2d(torch.relu(self.two(h)), (2,), stride=2)
+        with torch.enable_grad():
+            y = h if h.requires_grad else h.detach().requires_grad_(True)
+            (slope,) = torch.autograd.grad(F.max_pool2d(y**3, kernel_size=1).sum(), y, create_graph=True)
+        return self.last(h.view(len(x), -1))[:, 0] + slope.flatten(1).sum(1)
+
+
 class Positive(nn.Module):
     """A parametrisation of the user's own."""
 
     def forward(self, weight):
-        return nn.functional.softplus(weight) / 10
+        return F.softplus(weight) / 10
 
 
 def positive(layer):
@@ -114,6 +132,7 @@ NETWORKS = {
     "residual": Residual,
     "attention": Attention,
     "skipping": Skipping,
+    "functional": Functional,
 }
 
 
@@ -192,3 +211,30 @@ def test_landscape_and_scoring_take_a_bare_module(net):
     rows = [detection_table(energy, x[:10], {"far": x[10:] + 1}, x[:5])[0] for energy in (net, plain)]
     assert rows[0] == rows[1]
     assert_kept(net, before)
+
+
+def test_pooling_by_functions_is_fused(monkeypatch):
+    torch.manual_seed(0)
+    net, calls, plain = Functional(), [], MaxPool.forward
+    monkeypatch.setattr(MaxPool, "forward", lambda self, x: calls.append(x.shape) or plain(self, x))
+    run_chain(ULA(step_size=1e-3), net, positions(), num_steps=2)
+    assert len(calls) == 2 * 3
+    for arguments in ((3, 2, 1), (2,), ((3, 2), None, (1, 0), 1, True), ([2],)):
+        calls.clear()
+
+        def energy(x, arguments=arguments):
+            return F.max_pool2d(net.one(x), *arguments).square().flatten(1).sum(1)
+
+        fast = run_chain(ULA(step_size=1e-3), energy, positions(), num_steps=2)
+        assert calls
+        with monkeypatch.context() as patch:
+            patch.setattr(FrozenEnergy, "of", frozen)
+            assert torch.allclose(fast, run_chain(ULA(step_size=1e-3), energy, positions(), num_steps=2), atol=1e-6)
+    calls.clear()
+    run_chain(
+        ULA(step_size=1e-3),
+        lambda x: F.max_pool2d(net.one(x), 2, return_indices=True)[0].flatten(1).sum(1),
+        positions(),
+        num_steps=1,
+    )
+    assert not calls, "what gives indices too is left alone"

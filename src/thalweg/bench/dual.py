@@ -21,10 +21,12 @@ from thalweg.energy.noise_conditional.unet import UNetEnergy
 from thalweg.objective.base import Batch
 from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.objective.score.noise_levels import NoiseRange
-from thalweg.sampler.annealed import BLOCK, Heun
+from thalweg.sampler.annealed import BLOCK
 from thalweg.sampler.chain import transitions
+from thalweg.sampler.multistep import Multistep
 
 BATCH, LEARNING_RATE, BETAS, DECAY, SIGMAS = 64, 2e-3, (0.9, 0.99), 1e-4, (0.03, 5.0)  # of the recipe dual-image
+SAMPLER = Multistep(num_steps=20, eta=4.0, rho=5.0)
 WORK = ("training", "sampling")
 PLAIN, OURS = "plain eager", "thalweg"
 Step = Callable[[int], Tensor]
@@ -143,12 +145,12 @@ def training(rows: int = BATCH, device: str = "cpu") -> dict[str, Contender]:
 
 
 def sampling(rows: int = BLOCK, device: str = "cpu") -> dict[str, Contender]:
-    """Name to a function that takes one step of the recipe's sampler, the third of 40, with a block of images."""
-    energy, sampler = energy_of().to(device).eval().requires_grad_(False), Heun(num_steps=40, churn=0.6, rho=3.0)
+    """Name to a function that takes the first step of the recipe's sampler with a block of images."""
+    energy = energy_of().to(device).eval().requires_grad_(False)
     x = energy.prior(rows, generator(0, "speed", device=device))
 
     def one_step(of: Any) -> Tensor:  # U(y, t), which an annealed sampler takes in place of E(x)
-        state, _ = next(transitions(sampler, of, x, generator(1, "speed", device=device)))  # pyright: ignore[reportArgumentType]
+        state, _ = next(transitions(SAMPLER, of, x, generator(1, "speed", device=device)))  # pyright: ignore[reportArgumentType]
         return state.x
 
     return {PLAIN: lambda: one_step(Plain(energy)), OURS: lambda: one_step(energy)}
@@ -157,13 +159,13 @@ def sampling(rows: int = BLOCK, device: str = "cpu") -> dict[str, Contender]:
 def measure(work: str, threads: int, *, rounds: int = 5, device: str = "cpu") -> list[DualRow]:
     """Rows for "training", a batch of 64, or "sampling", 1,000 images.
 
-    The latter are 40 Heun steps of ten blocks, from the time of one step. Contenders take turns; the first round is not
+    The latter are 20 steps of ten blocks, from the time of one step. Contenders take turns; the first round is not
     counted.
     """
     with on_threads(threads):
         jobs = training(device=device) if work == "training" else sampling(device=device)
         times = in_turns(jobs, rounds, threads, device)
-    num_calls = 1.0 if work == "training" else (40 + 0.5) * 1000 / BLOCK  # the last gradient denoises
+    num_calls = 1.0 if work == "training" else (SAMPLER.num_steps + 1) * 1000 / BLOCK  # the last gradient denoises
     images = BATCH if work == "training" else 1000
     rows = []
     for name in jobs:

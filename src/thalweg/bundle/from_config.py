@@ -88,7 +88,7 @@ def require_weights(config: Mapping[str, Any], stored: Mapping[str, Stored], whe
     try:
         require_fit(lambda: energy_of(config), stored, foreign=is_foreign(config["run"]["energy"], "run.energy"))
     except UserError as error:
-        if "energy" in _given(config):
+        if "energy" in given_parts(config):
             text = f"must be given, as the run was given a module, which its config cannot rebuild ({error})"
             hint = "thalweg.load(…, energy=…) takes the module, its class, or a functools.partial"
             raise UserError(text, argument="energy", hint=hint) from error
@@ -123,7 +123,7 @@ def _wrapped(spec: Mapping[str, Any], module: nn.Module, shape: tuple[int, ...])
     return build(alone, "run.energy", trusted=ENERGIES, shape=shape, network=module)
 
 
-def _given(config: Mapping[str, Any]) -> list[Any]:
+def given_parts(config: Mapping[str, Any]) -> list[Any]:
     """The parts of a run that were objects, which its config only names."""
     given = config.get("given")
     return given if isinstance(given, list) else []

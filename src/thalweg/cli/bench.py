@@ -1,6 +1,5 @@
 """The command `thalweg bench`."""
 
-import os
 from typing import Annotated
 
 import typer
@@ -27,7 +26,6 @@ def bench(
 
     Under five minutes. `python benchmarks/chain.py` in a clone of the repository measures other libraries as well.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported, which is now
     from thalweg.bench import chains
     from thalweg.bench import dual as dual_bench
     from thalweg.core.device import find_device

@@ -10,13 +10,15 @@ import inspect
 import math
 import pkgutil
 import re
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from thalweg.core.config_types import check_types
-from thalweg.core.errors import UserError, one_line, shown, suggestion
+from thalweg.core.errors import NotTrusted, UserError, one_line, shown, suggestion
 from thalweg.core.recipes import parse_yaml
 from thalweg.core.trust import may_be_trusted, trusted_packages
 
@@ -130,11 +132,11 @@ def is_foreign(tree: Any, path: str = "") -> bool:
     return not own or any(is_foreign(value, _join(path, key)) for key, value in _children(tree))
 
 
-def _untrusted(module: str, trusted: tuple[str, ...], key: str, name: str) -> UserError:
+def _untrusted(module: str, trusted: tuple[str, ...], key: str, name: str) -> NotTrusted:
     package = module.partition(".")[0]
     hint = f'if you trust its code: --trust {package}, or trust=("{package}",) in Python'
     text = f"is refused: only classes of {', '.join(trusted)} may be built"
-    return UserError(text, argument=key, value=name, hint=hint if may_be_trusted(module) else None)
+    return NotTrusted(text, argument=key, value=name, hint=hint if may_be_trusted(module) else None)
 
 
 def _module(name: str, key: str) -> Any:
@@ -143,9 +145,17 @@ def _module(name: str, key: str) -> Any:
     except ModuleNotFoundError as err:
         if err.name and not f"{name}.".startswith(f"{err.name}."):
             needs = f"{name} needs the package {err.name!r}"
-            raise UserError(needs, argument=key, hint="pip install it first") from err
+            here = "" if name.startswith("thalweg.") else f", or trust it too where it lies here: --trust {err.name}"
+            raise UserError(needs, argument=key, hint=f"pip install it first{here}") from err
         parent, _, last = name.rpartition(".")
         raise UserError(f"no module {name}", argument=key, hint=suggestion(last, _submodules(parent))) from err
+    except Exception as err:
+        if name.startswith("thalweg."):
+            raise
+        line = traceback.extract_tb(err.__traceback__)[-1]
+        where = "" if isinstance(err, SyntaxError) else f", {Path(line.filename).name} line {line.lineno}"
+        reason = f"{type(err).__name__}: {one_line(err)}{where}"
+        raise UserError(f"{name} cannot be imported ({reason})", argument=key, hint="mend the module") from err
 
 
 def _submodules(package: str) -> list[str]:

@@ -6,6 +6,7 @@ it for one call: `--trust my_package`, `trust=("my_package",)`, `with trusting("
 """
 
 import functools
+import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,7 @@ def as_names(trust: Sequence[str]) -> tuple[str, ...]:
 
 def trusted_packages() -> tuple[str, ...]:
     """The packages of the contexts around this call, and those that installed distributions declare."""
-    return (*_named.get(), *_declared(tuple(sys.path)))
+    return (*_named.get(), *_declared(tuple(sys.path), os.getcwd()))
 
 
 def may_be_trusted(module: str) -> bool:
@@ -83,11 +84,16 @@ def package_folder(name: str) -> Path:
 
 
 @functools.cache
-def _declared(path: tuple[str, ...]) -> tuple[str, ...]:
-    """Packages that the metadata of the distributions on `sys.path` declare; what may not be trusted is left out."""
-    from importlib.metadata import entry_points  # which takes longer to import than all the rest of this module
+def _declared(path: tuple[str, ...], here: str) -> tuple[str, ...]:
+    """Packages that the metadata of installed distributions declare; what may not be trusted is left out.
 
-    values = (entry.value.partition(":")[0].strip() for entry in entry_points(group=GROUP))
+    Metadata in the current folder are not looked at: a folder that somebody sent is no installation.
+    """
+    from importlib.metadata import distributions  # which takes longer to import than all the rest of this module
+
+    installed = [folder for folder in path if Path(folder).resolve() != Path(here).resolve()]
+    entries = (entry for found in distributions(path=installed) for entry in found.entry_points)
+    values = (entry.value.partition(":")[0].strip() for entry in entries if entry.group == GROUP)
     return tuple(sorted({value for value in values if may_be_trusted(value)}))
 
 

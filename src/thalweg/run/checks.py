@@ -43,8 +43,8 @@ def build_parts(run: RunSettings, data: Dataset, given: Given | None = None) -> 
     if given.energy is not None:
         return Parts(given.energy, objective, sampler, augment, transform)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(run.seed)  # constructors draw the first weights from it
+        with torch.random.fork_rng(devices=[]):  # constructors draw the first weights from the CPU's global generator
+            torch.default_generator.manual_seed(run.seed)
             energy = from_spec(run.energy, "energy", data.shape)
     except UserError as error:
         of_shape = any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))

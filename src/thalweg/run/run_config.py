@@ -9,7 +9,7 @@ import torch
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.files import heading
 from thalweg.core import config as specs
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, NotTrusted, UserError
 from thalweg.data.catalog import Dataset
 from thalweg.energy.base import Anchored, Classifier, HasNoiseLevels
 from thalweg.run.checks import Parts
@@ -53,6 +53,8 @@ def stored_run(folder: Path, config: dict[str, Any], request: Request) -> RunSet
     """The run that a folder's config.json describes; UserError where the request asks for another one."""
     try:
         run = stored(config)
+    except NotTrusted:
+        raise
     except UserError as error:
         raise damaged(folder, error) from error
     compare(request, {**config, "run": run.model_dump(mode="json")}, folder)

@@ -170,7 +170,7 @@ class Trainer:
         if plan is None:
             trial = lambda precision: self.update.trial(self.state, precision)  # noqa: E731
             try:
-                made = make_plan(self.settings, trial, self.group.size, self.update.device.type)
+                made = make_plan(self.settings, trial, self.group.size, self.update.device.type, may_take_fewer=True)
             except Diverged as error:
                 text = f"{error.what} is not finite in a trial step, before any training; {error.advice}"
                 raise error.described(text, step=None) from error

@@ -18,13 +18,15 @@ end, with weights that are cast once a chain.
 import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function, forward_ad
 from torch.nn.modules import module as nn_module
+from torch.overrides import TorchFunctionMode
 
 from thalweg.core.device import autocast, in_autocast
 from thalweg.energy.base import AnyEnergy, HasGradient, HasSequence, Wraps, marginal
@@ -38,6 +40,7 @@ from thalweg.energy.engine.known_layers import (
     layer_of,
     layers_of,
     leaves,
+    max_pool,
     reads_input,
     takes,
 )
@@ -50,6 +53,7 @@ from thalweg.energy.engine.layers import (
     forward_through,
     in_bf16,
 )
+from thalweg.energy.engine.pooling import MaxPool
 
 _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
 
@@ -69,9 +73,9 @@ class Stack:
     def bf16_wanted(self, x: Tensor) -> bool | None:
         """Whether autocast asks for bfloat16 at x; None where only the modules themselves do what it asks."""
         device = x.device.type
-        if not in_autocast(x.device):
+        if not in_autocast(x.device) or not self.has_products:
             return False
-        able = device == "cpu" and self.has_products and x.dtype in (torch.float32, torch.bfloat16)
+        able = device == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
         return True if able and torch.get_autocast_dtype(device) == torch.bfloat16 else None
 
 
@@ -89,6 +93,7 @@ class _FusedLayers(Function):
         ctx.x, ctx.plain, ctx.bf16, ctx.layers = x, plain, bf16, stack.bf16 if bf16 else stack.layers
         ctx.usual = usual and x.is_contiguous() and not _in_channels_last(x)
         y, ctx.kept = forward_through(ctx.layers, x.bfloat16() if bf16 else x)
+        ctx.turns = ctx.usual and y.device.type == "cpu" and not y.is_contiguous() and y.ndim == 4
         y = y.contiguous() if ctx.usual else y
         y = y if y._base is None else y.clone()  # autograd lets nobody change a view that a node gives
         last = ctx.layers[-1]
@@ -106,6 +111,7 @@ class _FusedLayers(Function):
             (g,) = torch.autograd.grad(y, ctx.x, g, create_graph=True)
             return g, None, None, None, None
         y, _ = ctx.saved_tensors
+        g = g.contiguous(memory_format=torch.channels_last) if ctx.turns else g  # layouts that differ are slow
         g = backward_through(ctx.layers, g, ctx.kept if y is None else [*ctx.kept[:-1], y]).to(ctx.x.dtype)
         return g.contiguous() if ctx.usual else g, None, None, None, None
 
@@ -116,7 +122,10 @@ def _fused(layers: Stack, plain: Callable[[Tensor], Tensor], usual: bool, x: Ten
         torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     )
     bf16 = None if special or not takes(layers.layers, x) else layers.bf16_wanted(x)
-    return plain(x) if bf16 is None else _FusedLayers.apply(x, layers, plain, usual, bf16)  # pyright: ignore[reportReturnType]
+    if bf16 is None:
+        return plain(x)
+    with torch._C.DisableTorchFunction():  # `_MaxPooling` would look at each call inside
+        return _FusedLayers.apply(x, layers, plain, usual, bf16)  # pyright: ignore[reportReturnType]
 
 
 def _in_order(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
@@ -149,7 +158,7 @@ def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
         while layers and isinstance(layers[-1], FREE):  # autograd handles views of a working layer's output
             layers.pop()
             end -= 1
-        gains = len(layers) > 1 or any(isinstance(layer, Im2colConv2d) for layer in layers)
+        gains = len(layers) > 1 or any(isinstance(layer, Im2colConv2d | MaxPool) for layer in layers)
         parts += [_fuse(modules[start:end], layers)] if gains else modules[start:end]
         parts += modules[end:i] if m is None else [*modules[end:i], m]
         layers = []
@@ -172,6 +181,20 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
             usual = not _in_channels_last(m.weight)
             stack = Stack([Col2imConv2d(*layer) if usual else layer])
             yield m, functools.partial(_fused, stack, functools.partial(type(m).forward, m), usual)
+
+
+class _MaxPooling(TorchFunctionMode):
+    """Max pooling that a user's `forward` calls as a function is a fused layer too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.max_pool2d and func is not torch.max_pool2d:
+            return func(*args, **(kwargs or {}))
+        names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+        given = dict(zip(names, args, strict=False)) | (kwargs or {})
+        x, layer = given.pop("input"), max_pool(**given)
+        if layer is None or not isinstance(x, Tensor) or x.ndim != 4:
+            return func(*args, **(kwargs or {}))
+        return _fused(Stack([layer]), lambda x: torch.ops.aten.max_pool2d(x, *layer.window), True, x)
 
 
 def hooked(m: nn.Module) -> bool:
@@ -252,10 +275,12 @@ class FrozenEnergy:
     Args:
         energy: The energy.
         whole: The energy as layers, if it is a sequence of known layers.
+        pools: Whether functions that pool are fused layers too.
     """
 
-    def __init__(self, energy: AnyEnergy, whole: _Whole | None = None):
+    def __init__(self, energy: AnyEnergy, whole: _Whole | None = None, pools: bool = False):
         self.energy, self._whole = energy, whole
+        self._mode = _MaxPooling() if pools else nullcontext()
         self._own = energy.value_and_grad if isinstance(energy, HasGradient) else None
         self._kind: tuple[object, ...] | None = None  # shape, type and device of the positions of the last call
 
@@ -274,7 +299,7 @@ class FrozenEnergy:
                 return
             fast = cls._without_graph(energy)
             with _replaced(modules):
-                yield fast if isinstance(fast, cls) else cls(fast)
+                yield fast if isinstance(fast, cls) else cls(fast, pools=any(isinstance(m, nn.Conv2d) for m in modules))
 
     @classmethod
     def _without_graph(cls, energy: AnyEnergy) -> AnyEnergy:
@@ -300,6 +325,7 @@ class FrozenEnergy:
         return getattr(self.energy, name)
 
     def __call__(self, *args: Tensor) -> Tensor:
-        u, x = self.energy(*args), args[0]
+        with self._mode:
+            u, x = self.energy(*args), args[0]
         self._kind = (x.shape[1:], x.dtype, x.device)
         return u

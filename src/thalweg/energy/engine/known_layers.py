@@ -32,7 +32,8 @@ from thalweg.energy.engine.pooling import AveragePool, AvgPool2x2, MaxPool
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+    value = (value,) if isinstance(value, int) else tuple(value)
+    return value * 2 if len(value) == 1 else value
 
 
 def _conv(m: nn.Conv2d) -> Layer | None:
@@ -71,9 +72,20 @@ def _pool(m: nn.AvgPool2d) -> Layer:
 
 
 def _max_pool(m: nn.MaxPool2d) -> Layer | None:
-    stride = m.kernel_size if m.stride is None else m.stride
-    window = (_pair(m.kernel_size), _pair(stride), _pair(m.padding), _pair(m.dilation), m.ceil_mode)
-    return None if m.return_indices else MaxPool(window)
+    return max_pool(m.kernel_size, m.stride, m.padding, m.dilation, m.ceil_mode, m.return_indices)
+
+
+def max_pool(
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> MaxPool | None:
+    """The layer of torch's max pooling with these arguments; None where it gives indices too."""
+    stride = stride if stride else kernel_size
+    return None if return_indices else MaxPool((*map(_pair, (kernel_size, stride, padding, dilation)), ceil_mode))
 
 
 def _batch_norm(m: nn.BatchNorm1d | nn.BatchNorm2d) -> Layer | None:

@@ -148,7 +148,7 @@ class Im2colConv2d(NamedTuple):
         across = [_reach(j * dw - pw, sw, wo, size[1]) for j in range(kw)]
         for i, (from_row, to_row) in enumerate(down):
             for j, (from_column, to_column) in enumerate(across):
-                x[:, to_row, to_column] += parts[i, j, :, from_row, from_column]
+                x[:, to_row, to_column].add_(parts[i, j, :, from_row, from_column])  # += would copy it back too
         return x.unsqueeze(1)
 
 
