@@ -4,7 +4,7 @@
     python benchmarks/dual.py --threads 1 --rounds 15  # for a busy machine
 
 The network, loss and sampler are those of the recipe dual-image, batch 64 (`thalweg.bench.dual` has the details).
-The rows of sampling time one Heun step of a block of 100 and multiply by the number of steps and blocks.
+The rows of sampling time one step of a block of 100, a gradient, and multiply by the number of steps and blocks.
 """
 
 import argparse

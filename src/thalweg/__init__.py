@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from thalweg.api import train
     from thalweg.apps.anomaly.detector import EnergyDetector
     from thalweg.apps.rerank.reranker import EnergyReranker
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load
     from thalweg.core.errors import DamagedFile, Diverged, NotNormalised, ThalwegError, UserError
+    from thalweg.energy.noise_conditional.anchored_network import anchored
     from thalweg.sampler.chain import run_chain
 
 _NAMES = {
     "Bundle": "thalweg.bundle.bundle",
     "EnergyDetector": "thalweg.apps.anomaly.detector",
     "EnergyReranker": "thalweg.apps.rerank.reranker",
+    "anchored": "thalweg.energy.noise_conditional.anchored_network",
     "load": "thalweg.bundle.files",
     "run_chain": "thalweg.sampler.chain",
+    "train": "thalweg.api",
     "DamagedFile": "thalweg.core.errors",
     "Diverged": "thalweg.core.errors",
     "NotNormalised": "thalweg.core.errors",
@@ -52,8 +56,10 @@ __all__ = [
     "NotNormalised",
     "ThalwegError",
     "UserError",
+    "anchored",
     "load",
     "run_chain",
+    "train",
 ]
 
 

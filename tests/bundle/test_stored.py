@@ -126,7 +126,7 @@ def test_r15_weights_that_do_not_fit_are_refused_before_memory_is_taken(copy, na
 STRANGE = [None, True, -1, 0, 2.5, 10**30, "", "x", [], [1], [[]], {}, {"a": 1}, {"type": UNET}, "nan"]
 KEYS = [
     *("run", "run.energy", "run.energy.type", "run.energy.widths", "run.energy.embed", "run.energy.sigma_min"),
-    *("run.sampler", "run.sampler.num_steps", "run.sampler.churn", "run.transform", "run.transform.type"),
+    *("run.sampler", "run.sampler.num_steps", "run.sampler.eta", "run.transform", "run.transform.type"),
     *("data", "data.shape", "data.kind", "normalised", "format", "app", "precision"),
 ]
 OTHERS = [

@@ -345,6 +345,16 @@ def test_another_run_in_that_place_still_works_after_a_refusal(thalweg_command, 
     assert code == 0, err
 
 
+@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
+def test_threads_wait_without_a_core_unless_the_user_wants_it(thalweg_command, monkeypatch, before, after):
+    """Set before the command, and so before torch: `thalweg --version` in a fresh process does not import it."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if before:
+        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    assert thalweg_command("--version")[0] == 0
+    assert os.environ["OMP_WAIT_POLICY"] == after
+
+
 # Streams and signals -------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "data": ("core",),
     "energy.base": ("core", "energy.shape"),
     "energy.shape": ("core",),
+    "energy.building": ("core",),
     "energy.analytic": CONTRACT,
     "energy.rbm": CONTRACT,
     "energy.linear_observation": CONTRACT,
@@ -37,6 +38,7 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "bundle": ("core", "data", "energy", "sampler"),
     "run": ("core", "data", "energy", "sampler", "objective", "training", "bundle", "evaluate.pictures"),
     "bench": ("core", "energy", "sampler", "objective"),
+    "api": (*APPLICATION, "apps", "training.metrics_log"),
     "cli": ("",),  # all
     "__main__": ("cli",),
 }

@@ -49,8 +49,8 @@ class Energy(nn.Module):
 
     def logits(self, x, t=None):
         """Three scores, for the objectives that learn classes too."""
-        t = torch.ones(len(x)) if t is None and self.noisy else t
-        return self(x, *(() if t is None else (t,)))[:, None] * torch.tensor([-1.0, 0.5, 1.0])
+        t = x.new_ones(len(x)) if t is None and self.noisy else t
+        return self(x, *(() if t is None else (t,)))[:, None] * x.new_tensor([-1.0, 0.5, 1.0])
 
 
 def build(cls):

@@ -7,9 +7,12 @@ import torch
 
 from thalweg.core import state_tree, store
 from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
 from thalweg.data.loader import Loader
 from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.objective.base import Batch
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
+from thalweg.objective.joint import JointLikelihood
 from thalweg.objective.score.score import ExplicitScoreMatching
 from thalweg.sampler.langevin import ULA
 from thalweg.training import step
@@ -18,9 +21,12 @@ from thalweg.training.metrics_log import read_metrics
 from thalweg.training.settings import TrainSettings
 from thalweg.training.trainer import Trainer
 
+from ..contract.test_objectives import OBJECTIVES, Energy, build
 from .processes import Double, together, trainer
 
 BOUND = 1e-6
+ROWS = 16
+PARTS = (("own", 0), ("mean", 0), ("mean", 1))
 
 
 def energy():
@@ -98,6 +104,47 @@ def test_r31_the_comparison_rejects(single, tmp_path, mutant):
     assert max(error(tmp_path / "run", single[1], rank) for rank in (0, 1)) > 1e4 * BOUND
 
 
+def rows_of(group, x):
+    """A rank's part of what was drawn for the batch of 16: the one dimension of 16 is that of the rows."""
+    share = ROWS // group.size
+    dims = [i for i, n in enumerate(x.shape) if n == ROWS]
+    return x.narrow(dims[0], group.rank * share, share) if dims else x
+
+
+def gradients(group, folder):
+    """Of each objective: the gradient of a rank's part of one joint batch, before and after the ranks meet."""
+    folder.mkdir(exist_ok=True)
+    whole = Batch(torch.randn(ROWS, 3, generator=generator(0, "rows"), dtype=torch.float64), torch.arange(ROWS) % 2)
+    for cls in OBJECTIVES:
+        objective = cls() if cls is JointLikelihood else build(cls)  # its example replaces the last rows of a batch
+        torch.manual_seed(0)
+        net = Energy(3, objective.noisy).double()
+        state = objective.init(net, whole.x, generator(0, "init"))
+        noise = objective.draw(state, whole, generator(0, "draw"), 0.5)
+        batch = Batch(*(rows_of(group, part) for part in whole))
+        objective.loss(net, state, batch, tuple(rows_of(group, part) for part in noise))[0].backward()
+        for when in ("own", "mean"):
+            grads = {name: p.grad.clone() for name, p in net.named_parameters()}
+            store.write_tensors(folder / f"{cls.__name__}-{when}-{group.rank}.safetensors", grads)
+            group.average(net)
+
+
+def test_r31_the_gradient_of_each_objective_is_that_of_the_joined_batch(tmp_path):
+    gradients(SingleProcess(), tmp_path / "one")
+    run = together(lambda group: gradients(group, tmp_path / "two"), tmp_path / "log")
+    assert run.wait() == [0, 0], run.said(0) + run.said(1)
+    for cls in OBJECTIVES:
+
+        def vector(folder, when, rank, name=cls.__name__):
+            tree = store.read_tensors(tmp_path / folder / f"{name}-{when}-{rank}.safetensors")
+            return torch.cat([tree[key].flatten() for key in sorted(tree)])
+
+        joint = vector("one", "mean", 0)
+        own, *means = (float((vector("two", *of) - joint).norm() / joint.norm()) for of in PARTS)
+        assert max(means) <= BOUND, cls.__name__
+        assert own > 1e4 * BOUND, cls.__name__  # so the comparison would see a gradient that was not averaged
+
+
 def test_a_trainer_that_was_not_told_of_the_others_is_refused(monkeypatch, tmp_path):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -115,11 +162,11 @@ def test_a_trainer_that_was_not_told_of_the_others_is_refused(monkeypatch, tmp_p
 CHAINS = ContrastiveDivergence(sampler=ULA(step_size=0.01), num_steps=2, buffer_size=32, initial="normal")
 
 
-def chains(group, folder, trouble=()):
+def chains(group, folder, trouble=(), masked=False):
     """A few steps of persistent chains; what a rank has at the end is left in a file."""
     guard = {"every": 2, "patience": 2}
     run = trainer(folder, group, energy(), CHAINS, steps=12, guard=guard)
-    before = run.state.objective.x
+    run.update.masked, before = masked, run.state.objective.x
     noise = CHAINS.draw(
         run.state.objective, run.update.batch(0, 0.0), step.generator(3, "objective", 0, group.rank), 0.0
     )
@@ -147,7 +194,7 @@ class Spoilt:
 
 def one_stream_for_all(rank):
     draw = step.generator
-    step.generator = lambda seed, stream, step=0, rank=0: draw(seed, stream, step)
+    step.generator = lambda seed, stream, step=0, rank=0, **place: draw(seed, stream, step, **place)
 
 
 @pytest.mark.parametrize("change", [lambda rank: None, one_stream_for_all], ids=["as it is", "mutant"])
@@ -163,9 +210,10 @@ def test_r31_draws_and_buffers_differ_by_rank_and_nothing_else_does(tmp_path, ch
         assert not torch.isclose(a["begun"], b["begun"]).any()
 
 
-def test_trouble_of_one_rank_is_met_by_all(tmp_path):
-    """Two losses in a row that are not finite, on one rank: both skip both steps, and both go back."""
-    run = together(lambda group: chains(group, tmp_path / "run", trouble=(7, 8)), tmp_path / "log")
+@pytest.mark.parametrize("masked", [False, True])
+def test_trouble_of_one_rank_is_met_by_all(tmp_path, masked):
+    """Two losses in a row that are not finite, on one rank: both skip both steps, or mask them, and both go back."""
+    run = together(lambda group: chains(group, tmp_path / "run", trouble=(7, 8), masked=masked), tmp_path / "log")
     assert run.wait() == [0, 0], run.said(0) + run.said(1)
     assert [json.loads((tmp_path / "run" / f"rank-{rank}.json").read_text()) for rank in (0, 1)] == [1, 1]
     a, b = (store.read_tensors(tmp_path / "run" / f"rank-{rank}.safetensors") for rank in (0, 1))

@@ -16,6 +16,7 @@ import typer
 
 from thalweg.cli.main import app
 from thalweg.cli.rerank import DEFAULT
+from thalweg.core.trust import GROUP
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "thalweg"
@@ -23,6 +24,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").glob("*.ipynb")),
+    ROOT / "examples" / "plugin" / "README.md",
 ]
 PACKAGES = {path.name for path in SOURCE.iterdir() if path.is_dir()}
 SECTIONS = {"data": "training", "train": "training"} | {name: name for name in ("energy", "objective", "sampler")}
@@ -92,6 +94,8 @@ def bound(body: list[ast.stmt]) -> Iterator[str]:
 
 def is_there(parts: list[str]) -> bool:
     """Whether thalweg.a.b.C.d is a package, a module, a name in it, or a name in a class in it."""
+    if ".".join(["thalweg", *parts]) == GROUP:  # of entry points
+        return True
     if any(".".join(parts[:n]) in skeletons() for n in range(1, len(parts) + 1)) or OWN & set(parts):
         return True
     folder = SOURCE

@@ -17,6 +17,7 @@ from thalweg.objective.base import Batch
 from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.objective.score.noise_levels import NoiseRange
 from thalweg.sampler.annealed import Ancestral, Heun, anneal
+from thalweg.sampler.multistep import Multistep
 
 OBJECTIVE = DualScoreMatching(time_weight=0.5)
 KINDS = [
@@ -87,7 +88,7 @@ def test_value_and_grad_alone(kind):
     assert all(p.grad is None for p in energy.parameters())
 
 
-@pytest.mark.parametrize("sampler", [Heun(num_steps=5, churn=0.3), Ancestral(num_steps=5)])
+@pytest.mark.parametrize("sampler", [Heun(num_steps=5, churn=0.3), Ancestral(num_steps=5), Multistep(eta=1.0)])
 def test_samples_are_those_of_the_plain_path(sampler):
     energy = speed_dual.energy_of(**KINDS[0]).requires_grad_(False)  # near its Gaussian, so that the flow is tame
 

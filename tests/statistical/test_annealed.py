@@ -11,11 +11,12 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.sampler import annealed
+from thalweg.sampler import annealed, multistep
 from thalweg.sampler.annealed import BLOCK, Ancestral, Heun, anneal
 from thalweg.sampler.base import with_num_steps
 from thalweg.sampler.chain import transitions
 from thalweg.sampler.langevin import ULA
+from thalweg.sampler.multistep import Multistep
 
 from .stats import assert_law, assert_near, dkw_eps
 
@@ -71,6 +72,8 @@ SAMPLERS = {
     "churn": Heun(num_steps=120, churn=0.05),
     "ancestral": Ancestral(num_steps=250),
     "half ancestral": Ancestral(num_steps=250, eta=0.5),
+    "multistep": Multistep(num_steps=120),
+    "noisy multistep": Multistep(num_steps=160, eta=3.0),
 }
 
 
@@ -89,8 +92,8 @@ def test_samplers_reproduce_the_law(name):
         assert_near(square.mean(), v, square.std() / math.sqrt(N), sigmas=6)
 
 
-def mutant(*changes):
-    source = inspect.getsource(annealed)
+def mutant(*changes, of=annealed):
+    source = inspect.getsource(of)
     for old, new in changes:
         assert old in source, old
         source = source.replace(old, new)
@@ -109,13 +112,17 @@ MUTANTS = {
     "ancestral noise too large": ("ancestral", ("+ up * noise[0]", "+ 1.1 * up * noise[0]")),
     "ancestral moves to then, not to down": ("ancestral", ("(down - now) * now", "(then - now) * now")),
     "ancestral lacks the factor now": ("ancestral", ("(down - now) * now * g", "(down - now) * g")),
+    "the multistep's noise is too small": ("noisy multistep", ("-2 * self.eta * h", "-self.eta * h")),
+    "noise is added and not taken off": ("noisy multistep", ("-(1 + self.eta) * h", "-h")),
+    "the flow goes too far": ("multistep", ("-(1 + self.eta) * h", "-1.1 * h")),
 }
 
 
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_rejected(name):
     which, change = MUTANTS[name]
-    good, module = SAMPLERS[which], mutant(change)
+    good = SAMPLERS[which]
+    module = mutant(change, of=sys.modules[type(good).__module__])
     bad = getattr(module, type(good).__name__)(**{f: getattr(good, f) for f in good.__dataclass_fields__})
     x = end(bad)
     with pytest.raises(AssertionError, match="exceed"):
@@ -143,11 +150,37 @@ def _slope(make):
     return -(math.log(errors[-1]) - math.log(errors[0])) / (math.log(counts[-1]) - math.log(counts[0]))
 
 
-def test_heun_is_of_second_order_and_euler_of_first():
+def test_orders_of_convergence_without_noise():
     assert 1.8 < _slope(lambda n: Heun(num_steps=n)) < 2.2
+    assert 1.8 < _slope(lambda n: Multistep(num_steps=n)) < 2.2
     assert 0.85 < _slope(lambda n: Ancestral(num_steps=n, eta=0.0)) < 1.15
     euler = mutant(("(now * g + then * g_then)", "(2 * now * g)"))
     assert _slope(lambda n: euler.Heun(num_steps=n)) < 1.2
+    for ahead in ("0 * h", "h / (last / now).log()"):
+        first = mutant(("0.5 * h / (last / now).log()", ahead), of=multistep)
+        assert 0.8 < _slope(lambda n, first=first: first.Multistep(num_steps=n)) < 1.2
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0, 4.0])
+def test_the_multistep_law_is_of_second_order_with_noise_too(eta):
+    """The variance of a Gaussian is known: of normal numbers in, each step makes normal numbers, linear in them."""
+
+    def error(n, module=multistep):
+        sampler, s2, energy = module.Multistep(num_steps=n, eta=eta), 0.3**2, Mixture()
+        normal = types.SimpleNamespace(t_min=energy.t_min, t_max=energy.t_max, value_and_grad=None)
+        normal.value_and_grad = lambda y, t: (None, y / (s2 + t[:, None]))
+        state = sampler.init(normal, torch.zeros(n + 1, 1, dtype=torch.float64))
+        first = torch.eye(n + 1, dtype=torch.float64)  # row j: what the j-th of the independent numbers comes to
+        state = state._replace(x=first[:, :1] * (s2 + HIGH**2) ** 0.5)
+        for k in range(n):
+            state, _ = sampler.step(normal, state, (first[:, k + 1 :][:, :1],))
+        return abs(float(state.x.square().sum()) / (s2 + LOW**2) - 1)
+
+    def order(module=multistep):
+        return math.log2(error(200, module) / error(400, module))
+
+    assert 1.8 < order() < 2.3
+    assert order(mutant(("0.5 * h / (last / now).log()", "0 * h"), of=multistep)) < 1.2
 
 
 def test_the_grid_runs_from_top_to_bottom():
@@ -171,6 +204,9 @@ def test_the_grid_runs_from_top_to_bottom():
         (lambda: Ancestral(eta=1.5), "eta"),
         (lambda: Ancestral(eta=math.nan), "eta"),
         (lambda: Ancestral(num_steps=0), "num_steps"),
+        (lambda: Multistep(num_steps=0), "num_steps"),
+        (lambda: Multistep(eta=-1.0), "eta"),
+        (lambda: Multistep(eta=math.inf), "eta"),
     ],
 )
 def test_bad_numbers_are_refused(build, argument):
@@ -319,7 +355,7 @@ def test_another_number_of_steps():
         assert caught.value.argument == argument
 
 
-@pytest.mark.parametrize("sampler", [Heun(num_steps=9, churn=0.3), Ancestral(num_steps=9)])
+@pytest.mark.parametrize("sampler", [Heun(num_steps=9, churn=0.3), Ancestral(num_steps=9), Multistep(num_steps=9)])
 def test_the_levels_are_those_of_the_energy(sampler):
     """An energy is asked between its own t_min and t_max, ends included, and nowhere else."""
     asked = []

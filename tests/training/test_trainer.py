@@ -157,6 +157,36 @@ def test_precision_auto_takes_bf16_where_it_saves_a_tenth(monkeypatch, cost, cho
     assert make_plan(given(precision="bf16"), trial).precision == "bf16"
 
 
+@pytest.mark.parametrize(
+    ("load", "slowed", "budget", "threads", "num_steps"),
+    [
+        (1.2, 3.0, {"minutes": 1}, 3, 60),  # a core is taken, and four threads wait for it
+        (1.2, 1.05, {"minutes": 1}, 4, 57),  # that costs less than a thread is worth
+        (0.3, 3.0, {"minutes": 1}, 4, 20),  # nobody else: not even tried
+        (9.0, 3.0, {"minutes": 1}, 1, 60),
+        (1.2, 3.0, {"steps": 7}, 4, 7),  # of a number of steps the bits do not depend on the load
+    ],
+)
+def test_a_budget_in_minutes_leaves_cores_to_other_work(monkeypatch, load, slowed, budget, threads, num_steps):
+    clock = [0.0]
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(planning.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(planning.os, "getloadavg", lambda: (load, 0.0, 0.0))
+
+    def trial(precision):
+        def step():
+            clock[0] += slowed if torch.get_num_threads() == 4 else 1.0
+
+        return step
+
+    settings = given(**{"steps": None, "precision": "fp32", **budget})
+    with planning.num_threads(4):
+        made = make_plan(settings, trial, may_take_fewer=True)
+        assert (made.threads, made.num_steps) == (threads, num_steps)
+        assert make_plan(settings, trial, world_size=2, may_take_fewer=True).threads == 4
+        assert make_plan(settings, trial).threads == torch.get_num_threads() == 4
+
+
 def test_timing_leaves_no_trace(tmp_path):
     """A run that was timed equals a run that found its plan, for an objective with chains."""
     objective = ContrastiveDivergence(sampler=ULA(step_size=0.01), num_steps=(1, 3), buffer_size=16, initial="normal")

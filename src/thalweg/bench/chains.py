@@ -180,8 +180,8 @@ def contenders(
 
     `others`: name to a function (network, x, num_steps) that makes such a function, for instance of another library.
     """
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         energy = NETS[net]().to(device)
     x = torch.rand(batch, *energy.shape, generator=generator(0, "speed")).to(device)
     num, own = _steps(net, batch), [copy.deepcopy(energy) for _ in range(4)]

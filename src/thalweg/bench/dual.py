@@ -21,10 +21,12 @@ from thalweg.energy.noise_conditional.unet import UNetEnergy
 from thalweg.objective.base import Batch
 from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.objective.score.noise_levels import NoiseRange
-from thalweg.sampler.annealed import BLOCK, Heun
+from thalweg.sampler.annealed import BLOCK
 from thalweg.sampler.chain import transitions
+from thalweg.sampler.multistep import Multistep
 
 BATCH, LEARNING_RATE, BETAS, DECAY, SIGMAS = 64, 2e-3, (0.9, 0.99), 1e-4, (0.03, 5.0)  # of the recipe dual-image
+SAMPLER = Multistep(num_steps=20, eta=4.0, rho=5.0)
 WORK = ("training", "sampling")
 PLAIN, OURS = "plain eager", "thalweg"
 Step = Callable[[int], Tensor]
@@ -59,8 +61,8 @@ class Plain:
 
 def energy_of(shape: tuple[int, int, int] = (1, 28, 28), seed: int = 0, **more: Any) -> UNetEnergy:
     """The recipe's network as it is after some training: no weight is zero any more."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         energy = UNetEnergy(shape=shape, sigma_min=SIGMAS[0], sigma_max=SIGMAS[1], **more)
         for p in energy.parameters():
             if not p.any():
@@ -75,7 +77,7 @@ def objective() -> DualScoreMatching:
 
 def draws(energy: UNetEnergy, step: int, x: Tensor) -> tuple[Tensor, ...]:
     """The noise of a step: the same for all contenders."""
-    return objective().draw(NoiseRange.of(energy), Batch(x), generator(0, "speed", step), 0.0)
+    return objective().draw(NoiseRange.of(energy), Batch(x), generator(0, "speed", step, device=x.device), 0.0)
 
 
 def plain_step(energy: UNetEnergy, x: Tensor) -> Step:
@@ -128,10 +130,10 @@ def our_step(energy: UNetEnergy, x: Tensor) -> Step:
     return step
 
 
-def training(rows: int = BATCH) -> dict[str, Contender]:
+def training(rows: int = BATCH, device: str = "cpu") -> dict[str, Contender]:
     """Name to a function that makes one update of a network of its own, all alike at the start."""
-    energy = energy_of()
-    x = torch.rand(rows, *energy.shape, generator=generator(0, "speed"))
+    energy = energy_of().to(device)
+    x = torch.rand(rows, *energy.shape, generator=generator(0, "speed")).to(device)
     made = {PLAIN: plain_step(copy.deepcopy(energy), x), OURS: our_step(copy.deepcopy(energy), x)}
     counts = dict.fromkeys(made, -1)
 
@@ -142,28 +144,28 @@ def training(rows: int = BATCH) -> dict[str, Contender]:
     return {name: lambda name=name: update(name) for name in made}
 
 
-def sampling(rows: int = BLOCK) -> dict[str, Contender]:
-    """Name to a function that takes one step of the recipe's sampler, the third of 40, with a block of images."""
-    energy, sampler = energy_of().eval().requires_grad_(False), Heun(num_steps=40, churn=0.6, rho=3.0)
-    x = energy.prior(rows, generator(0, "speed"))
+def sampling(rows: int = BLOCK, device: str = "cpu") -> dict[str, Contender]:
+    """Name to a function that takes the first step of the recipe's sampler with a block of images."""
+    energy = energy_of().to(device).eval().requires_grad_(False)
+    x = energy.prior(rows, generator(0, "speed", device=device))
 
     def one_step(of: Any) -> Tensor:  # U(y, t), which an annealed sampler takes in place of E(x)
-        state, _ = next(transitions(sampler, of, x, generator(1, "speed")))  # pyright: ignore[reportArgumentType]
+        state, _ = next(transitions(SAMPLER, of, x, generator(1, "speed", device=device)))  # pyright: ignore[reportArgumentType]
         return state.x
 
     return {PLAIN: lambda: one_step(Plain(energy)), OURS: lambda: one_step(energy)}
 
 
-def measure(work: str, threads: int, *, rounds: int = 5) -> list[DualRow]:
+def measure(work: str, threads: int, *, rounds: int = 5, device: str = "cpu") -> list[DualRow]:
     """Rows for "training", a batch of 64, or "sampling", 1,000 images.
 
-    The latter are 40 Heun steps of ten blocks, from the time of one step. Contenders take turns; the first round is not
+    The latter are 20 steps of ten blocks, from the time of one step. Contenders take turns; the first round is not
     counted.
     """
     with on_threads(threads):
-        jobs = training() if work == "training" else sampling()
-        times = in_turns(jobs, rounds, threads)
-    num_calls = 1.0 if work == "training" else (40 + 0.5) * 1000 / BLOCK  # the last gradient denoises
+        jobs = training(device=device) if work == "training" else sampling(device=device)
+        times = in_turns(jobs, rounds, threads, device)
+    num_calls = 1.0 if work == "training" else (SAMPLER.num_steps + 1) * 1000 / BLOCK  # the last gradient denoises
     images = BATCH if work == "training" else 1000
     rows = []
     for name in jobs:

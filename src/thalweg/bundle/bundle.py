@@ -6,8 +6,7 @@ A run that has not ended is read from its newest whole checkpoint. `bundle.files
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,22 +15,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.bundle import classes, conformal, hub
-from thalweg.bundle.files import EXTRAS, FILES, StoredType, holds, load_as, require_files, write_bundle
-from thalweg.bundle.from_config import energy_of, held_out_energies, parts_of, require_weights
+from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
+from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows
 from thalweg.bundle.model_units import decoded, initial_positions
 from thalweg.bundle.prior import read_mixture_prior
 from thalweg.core import store
 from thalweg.core.check import fits_memory, share, stated, whole
+from thalweg.core.device import find_device, place
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import Kind
-from thalweg.energy.base import Classifier, EnergyFn, NoiseConditional
+from thalweg.energy.base import Anchored, Classifier, EnergyFn, NoiseConditional
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
+from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.wrappers import AtNoise
 from thalweg.sampler.annealed import BLOCK, anneal
-from thalweg.sampler.base import require_annealed, with_num_steps
+from thalweg.sampler.base import Sampler, require_annealed, with_num_steps
 from thalweg.sampler.chain import of_block, run_chain
 
 EVALUATION_BLOCK = 256
@@ -41,17 +42,25 @@ Blocks = Iterator[Tensor]  # of samples, 100 at a time
 log = logging.getLogger("thalweg")
 
 
-class Bundle(StoredType):
-    """A trained energy with its data's transform, its sampler and its calibration. Made by `load`, not by hand."""
+class Bundle(HoldsEnergy):
+    """A trained energy with its data's transform, its sampler and its calibration. Made by `load`, not by hand.
+
+    It computes on one device (`to`). What is given may lie on any, and results come back to where it was.
+    """
 
     title, command = "a trained energy", "thalweg sample"
 
     def __init__(
-        self, config: dict[str, Any], weights: nn.Module | dict[str, Tensor], held_out: Tensor | None, path: Path
+        self,
+        config: dict[str, Any],
+        weights: nn.Module | dict[str, Tensor],
+        held_out: Tensor | None,
+        path: Path,
+        sampler: Sampler[Any] | None = None,
     ):
-        """`weights`: the energy itself, or its tensors by name."""
+        """`weights`: the energy itself, or its tensors by name. `sampler`: in place of the config's."""
         self.config, self.path = config, path
-        parts = parts_of(config, path / "config.json")
+        parts = parts_of(config, path / "config.json", sampler)
         self.kind: Kind
         self.kind, self.shape, self.normalised, self.dtype, self.layout, self.transform, self.sampler = parts
         self.model: nn.Module = weights if isinstance(weights, nn.Module) else energy_of(config)
@@ -65,14 +74,14 @@ class Bundle(StoredType):
         self.model.eval().requires_grad_(False)
 
     @classmethod
-    def read(cls, folder: Path, config: dict[str, Any]) -> Self:
+    def read(cls, folder: Path, config: dict[str, Any], energy: Any = None) -> Self:
         """The bundle in a run's folder; of a run that has not ended, that of its newest whole checkpoint."""
         missing = {"run", "data", "normalised"} - config.keys()
         if missing:
             raise DamagedFile(f"must hold {', '.join(sorted(missing))}", argument=str(folder / "config.json"))
         if not (folder / store.MANIFEST).exists():
-            return cls._of_checkpoint(folder, config)
-        bundle = cls._filled(config, folder / "model.safetensors", folder)
+            return cls._of_checkpoint(folder, config, energy)
+        bundle = cls._filled(config, folder / "model.safetensors", folder, energy)
         calibration = folder / "calibration.safetensors"
         bundle.held_out_energies = held_out_energies(calibration) if calibration.exists() else None
         if (folder / "prior.safetensors").exists():
@@ -80,7 +89,7 @@ class Bundle(StoredType):
         return bundle
 
     @classmethod
-    def _of_checkpoint(cls, folder: Path, config: dict[str, Any]) -> Self:
+    def _of_checkpoint(cls, folder: Path, config: dict[str, Any], energy: Any) -> Self:
         """The bundle of a run that has not ended."""
         newest, warnings = store.newest_valid(folder / "checkpoints")
         for warning in warnings:
@@ -92,14 +101,33 @@ class Bundle(StoredType):
             text = "must hold a checkpoint, and the run has not saved one yet"
             raise UserError(text, argument=str(folder), hint="wait for its first checkpoint")
         log.warning("%s: the run has not ended; reading its checkpoint %s, without calibration", folder, newest.name)
-        return cls._filled(config, newest / "model.safetensors", folder)
+        return cls._filled(config, newest / "model.safetensors", folder, energy)
 
     @classmethod
-    def _filled(cls, config: dict[str, Any], weights: Path, folder: Path) -> Self:
+    def _filled(cls, config: dict[str, Any], weights: Path, folder: Path, energy: Any) -> Self:
         """The bundle with weights from a file, which are seen to be its own before memory is taken for either."""
         parts_of(config, folder / "config.json")
-        require_weights(config, store.read_header(weights), weights)
-        return cls(config, store.read_tensors(weights), None, folder)
+        header = store.read_header(weights)
+        if energy is None:
+            require_weights(config, header, weights)
+            return cls(config, store.read_tensors(weights), None, folder)
+        module = given_energy(config, energy, header)
+        module.load_state_dict(store.read_tensors(weights))
+        return cls(config, module, None, folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the energy lies."""
+        return device_of(self.model)
+
+    def to(self, device: str | torch.device) -> Self:
+        """The bundle itself, moved to a device, as `load` takes it. UserError where that is not there."""
+        place(self.model, find_device(device))
+        if self.held_out_energies is not None:
+            self.held_out_energies = self.held_out_energies.to(self.device)
+        if self.mixture_prior is not None:
+            self.mixture_prior.to(self.device)
+        return self
 
     @property
     def t_min(self) -> float:
@@ -124,17 +152,18 @@ class Bundle(StoredType):
         return self.model.prior_log_prob(y)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Data units to model units."""
-        return self.transform.forward(x)
+        """Data units to model units, on the bundle's device."""
+        return self.transform.forward(x.to(self.device))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Model units to data units; images in [0, 1]."""
+        """Model units to data units, where z lies; images in [0, 1]."""
         return decoded(self.kind, self.transform, z)
 
-    @cached_property
+    @property
     def lowest(self) -> EnergyFn:
         """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
-        return AtNoise(self.model, torch.tensor(self.t_min, dtype=torch.float32)) if self.noisy else self.model
+        t = torch.full((), self.t_min, dtype=torch.float32, device=self.device)
+        return AtNoise(self.model, t) if self.noisy else self.model
 
     def energy(self, x: Any) -> Float[Tensor, " b"]:
         """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised.
@@ -146,7 +175,7 @@ class Bundle(StoredType):
         with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
             x = chain_positions(self, x) if wanted else checked_rows(self, x)
             u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
-            return u - self.transform.log_abs_det(x)
+            return u.to(x.device) - self.transform.log_abs_det(x)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"]:
         """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised without a known constant."""
@@ -154,14 +183,18 @@ class Bundle(StoredType):
             objective = self.config["run"]["objective"]["type"].split(":")[1]
             text = f"must be a normalised model: {objective} leaves the energy's constant unknown"
             hint = "use .energy(x), or train with --recipe dual"
+            if isinstance(self.model, NoiseConditional) and not isinstance(self.model, Anchored):
+                text = "must be a normalised model, and this network's law at the highest noise level is not known"
+                hint = "use .energy(x), or train thalweg.anchored(network, shape=…) by dual score matching"
             raise NotNormalised(text, argument=str(self.path), hint=hint)
         return -self.energy(x)
 
     def sample(
         self, n: int, *, seed: int = 0, num_steps: int | None = None, labels: Any = None, strength: float = 1.0
     ) -> Float[Tensor, "n *d"]:
-        """n samples in data units (images clamped to [0, 1]); sample i does not depend on how many follow.
+        """n samples in data units (images clamped to [0, 1]), on the bundle's device.
 
+        Sample i does not depend on how many follow. A GPU draws other samples by a seed than the CPU.
         `num_steps`: levels of the annealed sampler, or Langevin steps from noise (1,000 if not given). `seed` is a
         whole number of 64 bits. Blocks of 100 are computed together, so up to rounding only where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
@@ -176,7 +209,7 @@ class Bundle(StoredType):
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
             draw = self._annealed if self.noisy else self._chains
             blocks = list(draw(n, seed, num_steps, given, strength))
-        z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32)
+        z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32, device=self.device)
         return self.decode(z)
 
     def inpaint(self, x: Any, observed: Any, *, n: int = 1, seed: int = 0) -> Float[Tensor, "n b *d"]:
@@ -234,9 +267,17 @@ class Bundle(StoredType):
             raise UserError(text, argument=str(folder), hint="name another folder") from error
 
     @classmethod
-    def from_pretrained(cls, path_or_id: str | Path, *, revision: str | None = None) -> Self:
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        revision: str | None = None,
+        energy: Any = None,
+        trust: Sequence[str] = (),
+        device: str | torch.device = "auto",
+    ) -> Self:
         """The same as `thalweg.load`, of a trained energy only."""
-        return load_as(path_or_id, cls, revision=revision)
+        return load_as(path_or_id, cls, revision=revision, energy=energy, trust=trust, device=device)
 
     def push_to_hub(self, repo_id: str, *, revision: str | None = None, **options: Any) -> str:
         """Upload the bundle to the Hugging Face Hub. Returns the repository's address.
@@ -275,7 +316,7 @@ class Bundle(StoredType):
         self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
     ) -> Iterator[Tensor]:
         for block, start in enumerate(range(0, n, BLOCK)):
-            draws = generator(seed, "sample", block)
+            draws = generator(seed, "sample", block, device=self.device)
             z = initial_positions(self.kind, self.transform, (BLOCK, *self.shape), draws)[: n - start]
             chain = generator(seed, "sample-chain", block).initial_seed()  # no block shares noise with another seed's
             sampler = of_block(self.sampler, BLOCK)

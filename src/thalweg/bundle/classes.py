@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Classifier
+from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.wrappers import ClassifierGuidance
 
@@ -46,12 +47,13 @@ def of_classes(
     """The energy of rows start … stop - 1, each of its own class; UserError for a strength that is not positive."""
     check.positive(strength=strength)
     check.finite(strength=strength)
+    labels = labels.to(device_of(model))
     return lambda start, stop: ClassifierGuidance(model, labels[start:stop], float(strength))  # pyright: ignore[reportArgumentType]
 
 
 @torch.no_grad()
 def scores_of(bundle: "Bundle", x: Tensor) -> Float[Tensor, "n k"]:
-    """The calibrated scores (N, K) whose softmax is p(label | x); x in data units."""
+    """The calibrated scores (N, K) whose softmax is p(label | x); x in data units, and they lie where it does."""
     with frozen(bundle.model) as model:
         assert isinstance(model, Classifier)  # asked for by whoever calls
-        return torch.cat([model.logits(bundle.encode(part)) for part in x.split(BLOCK)])
+        return torch.cat([model.logits(bundle.encode(part)) for part in x.split(BLOCK)]).to(x.device)

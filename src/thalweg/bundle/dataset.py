@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.from_config import given_parts
 from thalweg.core.errors import UserError
 from thalweg.data.catalog import Dataset, load
 
@@ -17,6 +18,9 @@ def read_dataset(spec: Mapping[str, Any], seed: int) -> Dataset:
 def data_of(bundle: Bundle) -> Dataset:
     """The run's data set, split as in its training. UserError where the data cannot be found or have changed."""
     run = bundle.config["run"]
+    if "data" in given_parts(bundle.config):
+        text = "must be a run on data that have a name; it was trained on rows in memory"
+        raise UserError(text, argument=str(bundle.path), hint="give the rows, as by thalweg.train(…, report=True)")
     data = read_dataset(run["data"], run["seed"])
     if data.fingerprint != bundle.config["data"]["fingerprint"]:
         text = f"must be the data that the run was trained on, and {data.source} has changed since"

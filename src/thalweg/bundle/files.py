@@ -3,22 +3,26 @@
 `config.json` (spec, data fingerprint, versions, command), `model.safetensors` (averaged weights),
 `calibration.safetensors` (energies of held-out data), `prior.safetensors` (a mixture of factor analysers, where
 in-painting starts) and `manifest.json` (SHA-256 of each). `config.json` names the class under `type`, whose
-`read(folder, config)` makes the object. Nothing here runs code from the folder: only classes of this package are built.
+`read(folder, config)` makes the object. Nothing here runs code from the folder: only classes of this package, and of
+packages that are trusted (`core.trust`), are built.
 """
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+import torch
 from torch import Tensor
 
 from thalweg.bundle import hub
 from thalweg.core import config as specs
 from thalweg.core import store, temporary
 from thalweg.core.check import stated
+from thalweg.core.device import find_device
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.trust import as_names, trusting
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 
 FORMAT = 2
@@ -39,6 +43,19 @@ class StoredType(ABC):
     def read(cls, folder: Path, config: dict[str, Any]) -> Self:
         """The object in a folder, with its config.json. Where a manifest is there, all files have been verified."""
 
+    def to(self, device: str | torch.device) -> Self:
+        """The object itself, moved to a device; what computes on none is left as it is."""
+        return self
+
+
+class HoldsEnergy(StoredType):
+    """Abstract: a stored type of one energy, which the caller may give as a module in place of the config's."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path, config: dict[str, Any], energy: Any = None) -> Self:
+        """The object in a folder. `energy`: a module, or what builds one; the stored weights are loaded into it."""
+
 
 T = TypeVar("T", bound=StoredType)
 
@@ -50,22 +67,57 @@ def heading(cls: type) -> dict[str, Any]:
     return {"format": FORMAT, "type": specs.type_name(cls), "thalweg": thalweg.__version__}
 
 
-def load(path_or_id: str | Path, *, revision: str | None = None) -> Any:
+def load(
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    energy: Any = None,
+    trust: Sequence[str] = (),
+    device: str | torch.device = "auto",
+) -> Any:
     """The object in a folder, or on the Hugging Face Hub under that id: a `Bundle`, a `DetectorBundle`, an
     `EnergyReranker`, as its config.json says.
 
-    `revision`: the branch, tag or commit of a bundle on the Hub; its main branch if not given.
-    UserError: no such folder, another format. DamagedFile, by name: a file whose hash or form is wrong.
+    Args:
+        path_or_id: The folder, or the id.
+        revision: The branch, tag or commit of a bundle on the Hub; its main branch if not given.
+        energy: The module that was trained, or a class or `functools.partial` that builds it, where the config's own
+            cannot be built. The stored weights are loaded into it, and the class that the config names is not imported.
+        trust: Packages, beside this one, whose classes the config may name, for this call. Their code is imported.
+        device: Where it is put, wherever it was trained: "cpu", "cuda" or "cuda:N"; "auto" is THALWEG_DEVICE, else a
+            GPU, else the CPU.
+
+    Raises:
+        UserError: No such folder, another format, a class that is not trusted, an `energy` that is not the trained one,
+            a device that is not there.
+        DamagedFile: A file, which it names, whose hash or form is wrong.
     """
-    return _load(path_or_id, revision, None)
+    with trusting(*as_names(trust)):
+        return _load(path_or_id, revision, None, energy, device)
 
 
-def load_as(path_or_id: str | Path, cls: type[T], *, revision: str | None = None) -> T:
+def load_as(
+    path_or_id: str | Path,
+    cls: type[T],
+    *,
+    revision: str | None = None,
+    energy: Any = None,
+    trust: Sequence[str] = (),
+    device: str | torch.device = "auto",
+) -> T:
     """The same, where it must be of a class: UserError that says what lies there, and which command reads it."""
-    return _load(path_or_id, revision, cls)
+    with trusting(*as_names(trust)):
+        return _load(path_or_id, revision, cls, energy, device)
 
 
-def _load(path_or_id: str | Path, revision: str | None, wanted: type[StoredType] | None) -> Any:
+def _load(
+    path_or_id: str | Path,
+    revision: str | None,
+    wanted: type[StoredType] | None,
+    energy: Any,
+    device: str | torch.device,
+) -> Any:
+    place = find_device(device)
     if not isinstance(path_or_id, str | Path):
         what = "must be the folder of a run, or its id on the Hugging Face Hub, as text"
         raise UserError(what, argument="path_or_id", value=stated(path_or_id))
@@ -78,14 +130,14 @@ def _load(path_or_id: str | Path, revision: str | None, wanted: type[StoredType]
     if not folder.is_dir():
         raise UserError("must be the folder of a run, and is a file", argument=str(folder))
     try:
-        return _opened(folder, wanted)
+        return _opened(folder, wanted, energy).to(place)
     except DamagedFile as error:
         if error.hint != store.REMEDY or any((folder / "checkpoints").glob("step-*")):
             raise
         raise error.replace(hint="restore it from a copy, or train or fit again") from error
 
 
-def _opened(folder: Path, wanted: type[StoredType] | None) -> Any:
+def _opened(folder: Path, wanted: type[StoredType] | None, energy: Any) -> Any:
     """What a folder that is there holds; each file is hashed once, before anything in it is used."""
     if (folder / store.MANIFEST).exists():
         listed = store.verify(folder)
@@ -94,7 +146,12 @@ def _opened(folder: Path, wanted: type[StoredType] | None) -> Any:
     cls = _stored_type(config, folder)
     if wanted is not None and not issubclass(cls, wanted):
         raise wrong_type(folder, cls, wanted)
-    return cls.read(folder, config)
+    if energy is None:
+        return cls.read(folder, config)
+    if not issubclass(cls, HoldsEnergy):
+        text = f"must be None for {folder}, which holds {cls.title}"
+        raise UserError(text, argument="energy", value=energy, hint="leave it out")
+    return cls.read(folder, config, energy)
 
 
 def _stored_type(config: Mapping[str, Any], folder: Path) -> type[StoredType]:

@@ -4,6 +4,7 @@ A config may come from a stranger. Its form is checked before it is used, each p
 and the energy is held against the weights' header before it takes any memory.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core import store
-from thalweg.core.config import build
-from thalweg.core.errors import DamagedFile
+from thalweg.core.config import build, class_at, is_foreign
+from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.weights import Stored, Unfit, require_fit
 from thalweg.data.columns.layout import Layout
 from thalweg.data.float32_check import Float32Transform
 from thalweg.data.transform import Transform
 from thalweg.data.validate import Kind
+from thalweg.energy.building import from_object, from_spec
 from thalweg.energy.shape import check_shape
 from thalweg.sampler.base import Sampler
 
 KINDS = ("image", "vector")
+ENERGIES = ("thalweg.energy",)
 DTYPES = ("uint8", "float32", "float64")
 
 
@@ -38,8 +41,11 @@ class Parts(NamedTuple):
     sampler: Sampler[Any]
 
 
-def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
-    """The parts that a config describes. DamagedFile, with `where` the file, unless it has the form of a run's."""
+def parts_of(config: Mapping[str, Any], where: Path, sampler: Sampler[Any] | None = None) -> Parts:
+    """The parts that a config describes; `sampler` in place of its own.
+
+    DamagedFile, with `where` the file, unless it has the form of a run's.
+    """
     run, data, normalised = config.get("run"), config.get("data"), config.get("normalised")
     if not isinstance(run, Mapping) or not isinstance(data, Mapping) or not isinstance(normalised, bool):
         raise _damaged(where, "run and data are no mappings, or normalised is neither true nor false")
@@ -56,7 +62,7 @@ def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
         raise _damaged(where, "data.dtype is unknown")
     dtype = torch.float64 if data["dtype"] == "float64" else torch.float32
     transform = build(run["transform"], "run.transform", trusted=("thalweg.data",))
-    sampler = build(run["sampler"], "run.sampler", trusted=("thalweg.sampler",))
+    sampler = sampler or build(run["sampler"], "run.sampler", trusted=("thalweg.sampler",))
     if not isinstance(transform, Transform):
         raise _damaged(where, "run.transform names no transform")
     if not isinstance(sampler, Sampler):
@@ -68,18 +74,59 @@ def parts_of(config: Mapping[str, Any], where: Path) -> Parts:
 def energy_of(config: Mapping[str, Any]) -> nn.Module:
     """The energy of a config that `parts_of` took, with the weights that its constructor gives it, in float32."""
     shape = tuple(config["data"]["shape"])
-    energy = build(config["run"]["energy"], "run.energy", trusted=("thalweg.energy",), shape=shape)
+    energy = from_spec(config["run"]["energy"], "run.energy", shape, trusted=ENERGIES)
     if not isinstance(energy, nn.Module):
         raise Unfit(f"{config['run']['energy']['type']} has no weights")
     return energy.float()
 
 
 def require_weights(config: Mapping[str, Any], stored: Mapping[str, Stored], where: Path) -> None:
-    """DamagedFile, before any memory is taken, unless the stored tensors are those of the config's energy."""
+    """DamagedFile, before any memory is taken, unless the stored tensors are those of the config's energy.
+
+    UserError where the run was given its energy as a module, and the config's cannot be built or is another.
+    """
     try:
-        require_fit(lambda: energy_of(config), stored)
-    except Unfit as error:
+        require_fit(lambda: energy_of(config), stored, foreign=is_foreign(config["run"]["energy"], "run.energy"))
+    except UserError as error:
+        if "energy" in given_parts(config):
+            text = f"must be given, as the run was given a module, which its config cannot rebuild ({error})"
+            hint = "thalweg.load(…, energy=…) takes the module, its class, or a functools.partial"
+            raise UserError(text, argument="energy", hint=hint) from error
+        if not isinstance(error, Unfit):
+            raise
         raise DamagedFile(f"must hold the weights that config.json describes ({error})", argument=str(where)) from error
+
+
+def given_energy(config: Mapping[str, Any], energy: Any, stored: Mapping[str, Stored]) -> nn.Module:
+    """The energy that the caller gives in place of the config's, in float32, with the weights that it has.
+
+    Where the config names an energy of this package around a network of the caller's, the network may be given alone.
+    UserError, and the module is as it was, unless its tensors are the stored ones by name and shape.
+    """
+    shape = tuple(config["data"]["shape"])
+    wrap = functools.partial(_wrapped, config["run"]["energy"], from_object(energy, shape), shape)
+    try:
+        require_fit(wrap, stored)
+    except UserError as error:
+        text, hint = f"must be the energy whose weights are stored ({error})", "give the module that was trained"
+        raise UserError(text, argument="energy", hint=hint) from error
+    return wrap().float()
+
+
+def _wrapped(spec: Mapping[str, Any], module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    """The module, in the energy of this package that a spec names around the spec of a network."""
+    if is_foreign({"type": spec.get("type")}) or not is_foreign(spec.get("network")):
+        return module
+    if isinstance(module, class_at(spec["type"], "run.energy.type", trusted=ENERGIES)):
+        return module
+    alone = {key: value for key, value in spec.items() if key != "network"}
+    return build(alone, "run.energy", trusted=ENERGIES, shape=shape, network=module)
+
+
+def given_parts(config: Mapping[str, Any]) -> list[Any]:
+    """The parts of a run that were objects, which its config only names."""
+    given = config.get("given")
+    return given if isinstance(given, list) else []
 
 
 def held_out_energies(path: Path) -> Tensor:

@@ -13,10 +13,10 @@ def decoded(kind: str, transform: Float32Transform, z: Tensor) -> Tensor:
 
 
 def initial_positions(kind: str, transform: Float32Transform, size: tuple[int, ...], draws: Generator) -> Tensor:
-    """Where chains of an energy without noise levels start, of a size, in model units.
+    """Where chains of an energy without noise levels start, of a size, in model units, on the generator's device.
 
     Images: pixels uniform in [0, 1]. Rows: standard normal in model units.
     """
     if kind == "image":
-        return transform.forward(torch.rand(size, generator=draws, dtype=torch.float32))
-    return torch.randn(size, generator=draws, dtype=torch.float32)
+        return transform.forward(torch.rand(size, generator=draws, dtype=torch.float32, device=draws.device))
+    return torch.randn(size, generator=draws, dtype=torch.float32, device=draws.device)

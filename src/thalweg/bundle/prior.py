@@ -21,15 +21,14 @@ COPIES, ROWS = 4, 25_000  # altered copies of each row, at most, and rows with t
 
 
 def fit_mixture_prior(bundle: "Bundle", train: Tensor) -> MixtureOfFactorAnalyzers:
-    """Fitted to the training rows (N, *shape) in stored units, and to altered copies of a small set.
+    """Fitted to the training rows (N, *shape) in stored units, and to altered copies of a small set; on the CPU.
 
     The copies are those that the network learned from (the run's `augment`): they buy components, of which 4,500 digits
     alone support few.
     """
     run = bundle.config["run"]
-    return MixtureOfFactorAnalyzers.fit(
-        bundle.encode(_with_copies(as_float(evenly_spaced_rows(train)), run)), seed=run["seed"]
-    )
+    rows = _with_copies(as_float(evenly_spaced_rows(train).cpu()), run)
+    return MixtureOfFactorAnalyzers.fit(bundle.transform.forward(rows), seed=run["seed"]).to(bundle.device)
 
 
 def _with_copies(x: Float[Tensor, "n *d"], run: dict[str, Any]) -> Float[Tensor, "m *d"]:

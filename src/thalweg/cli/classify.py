@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Alpha, Drop, Header, Input, Json, table_options
+from thalweg.cli.options import Alpha, Device, Drop, Header, Input, Json, Trust, table_options
 
 EXAMPLE = "Example: `thalweg classify runs/jem images/ -o classes.csv`"
 
@@ -18,6 +18,8 @@ def classify(
     alpha: Alpha = 0.01,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Class, calibrated confidence and all probabilities of each row, beside its energy, p-value and flag."""
@@ -27,7 +29,7 @@ def classify(
     from thalweg.data.files import read_names
     from thalweg.data.score_table import write_scores
 
-    bundle = load_as(run, Bundle)
+    bundle = load_as(run, Bundle, device=device)
     console.writable(out, (".csv", ".parquet"))
     console.refuse_overwrite(out, data, run)
     x = read_rows(bundle, data, **table_options(header, drop))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Header, Json
+from thalweg.cli.options import Device, Header, Json, Trust
 from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def fit(
     max_rows: Annotated[int, typer.Option(help="Rows to use of a larger table, drawn evenly.", min=2)] = 50_000,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=2**32 - 1)] = 0,
     header: Header = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Learn what normal rows look like, and calibrate the alarm."""
@@ -68,6 +69,7 @@ def fit(
             thousands=thousands,
             na_values=na_values,
             dtype=_kinds(dtype or []),
+            device=device,
         )
     bundle.about["command"] = console.command()
     bundle.save_pretrained(out)
@@ -92,13 +94,15 @@ def score(
     alpha: Annotated[float | None, typer.Option(help="Flag p-values up to this; the fitted rate if not given.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="A column that the fit did not have; repeatable.")] = None,
     header: Header = None,
+    trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Energy, p-value, q-value, flag and reasons of each row, block by block."""
     from thalweg.apps.anomaly.tables.score_file import score_file
 
     console.writable(out, (".csv", ".parquet"))
-    bundle = _detector(run)
+    bundle = _detector(run, device)
     with _options():
         found = score_file(bundle, table, out, alpha=alpha, drop=drop or [], header=header)
     least, n = found.least_discoveries, len(bundle.detector.calibration_.energies)
@@ -110,7 +114,7 @@ def score(
     console.emit({**found._asdict(), "file": str(out)}, as_json)
 
 
-def _detector(run: str) -> "DetectorBundle":
+def _detector(run: str, device: str) -> "DetectorBundle":
     """The detector in a folder or on the Hub; UserError for anything else."""
     from thalweg.apps.anomaly.saved import DetectorBundle
     from thalweg.bundle.files import load_as
@@ -119,7 +123,7 @@ def _detector(run: str) -> "DetectorBundle":
     if not run or (folder.is_dir() and not (folder / "config.json").exists()):
         hint = "give the folder that `thalweg detect fit` wrote"
         raise UserError("must hold a detector", argument=run or repr(run), hint=hint)
-    return load_as(run, DetectorBundle)
+    return load_as(run, DetectorBundle, device=device)
 
 
 def _kinds(words: list[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, Run, Seed, table_options
+from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, Trust, table_options
 from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def inpaint(
     ] = False,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Complete images where a mask says that pixels are missing, several times, best first."""
@@ -66,7 +68,7 @@ def inpaint(
     if (mask is None) == (operator is None):
         hint = "give one: which pixels are missing, or how the image was made"
         raise UserError("must be one of the two", argument="--mask and --operator", hint=hint)
-    bundle = load_as(run, Bundle)
+    bundle = load_as(run, Bundle, device=device)
     if bundle.kind != "image" and out.suffix.lower() != ".npy":
         raise UserError("must end in .npy, as the model is of rows of numbers, not of images", argument=str(out))
     app.check_rank_by(rank_by)

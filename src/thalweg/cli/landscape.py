@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, Run, Seed, table_options
+from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, Trust, table_options
 
 if TYPE_CHECKING:
     from thalweg.apps.landscape.paths import Path as EnergyPath
@@ -29,6 +29,8 @@ def landscape(
     seed: Seed = 0,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Draw the energy: contours with data, chains and basins; energies along paths, of chains, and of corruptions.
@@ -43,7 +45,7 @@ def landscape(
     from thalweg.bundle.inputs import in_float32, read_rows
     from thalweg.data.catalog import as_float
 
-    bundle = load_as(run, Bundle)
+    bundle = load_as(run, Bundle, device=device)
     console.writable(out, (".png", ".gif", ".html"))
     console.refuse_overwrite(out, examples, run)
     options = table_options(header, drop)

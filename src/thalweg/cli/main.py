@@ -6,6 +6,7 @@ messages go to standard error. Nothing heavy is imported before a command runs, 
 """
 
 import logging
+import os
 import pkgutil
 import sys
 from importlib import import_module
@@ -16,6 +17,7 @@ import typer
 import thalweg.cli
 from thalweg.cli import console
 
+THREADS = {"OMP_WAIT_POLICY": "passive"}  # else threads that wait take a core from other processes and from each other
 FIRST = ("train", "sample", "score", "evaluate", "bench")  # in the list of `thalweg --help`; the others by name
 
 app = typer.Typer(
@@ -64,6 +66,8 @@ add_commands(app)
 
 def main() -> None:
     """The entry point."""
+    for name, value in THREADS.items():  # read once, when torch is imported, which no command has done yet
+        os.environ.setdefault(name, value)
     console.run(app)
 
 

@@ -1,5 +1,6 @@
 """Options that several commands have."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +15,38 @@ Header = Annotated[
 Input = Annotated[Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them.")]
 Alpha = Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)]
 Drop = Annotated[list[str] | None, typer.Option(help="A column of a table to leave out; repeatable.")]
+
+
+def _there(device: str) -> str:
+    """The name of a device, refused before any work where it is not there; torch is not imported for the usual ones."""
+    named = os.environ.get("THALWEG_DEVICE", "auto") if device == "auto" else device
+    if named not in ("", "auto", "cpu"):
+        from thalweg.core.device import find_device
+
+        find_device(device)
+    return device
+
+
 Device = Annotated[
-    str, typer.Option(help="auto (THALWEG_DEVICE, else a GPU, else the CPU), cpu, cuda or cuda:N.", show_default=False)
+    str,
+    typer.Option(
+        help="auto (THALWEG_DEVICE, else a GPU, else the CPU), cpu, cuda or cuda:N.",
+        show_default=False,
+        callback=_there,
+    ),
+]
+
+
+def _trust(context: typer.Context, packages: list[str] | None) -> None:
+    """Trust the packages until the command ends, so that a command need not ask for the option's value."""
+    from thalweg.core.trust import trusting
+
+    context.with_resource(trusting(*packages or ()))
+
+
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(help="A package whose classes may be imported and built; repeatable.", callback=_trust),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
 

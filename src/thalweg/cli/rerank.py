@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from thalweg.cli import console
-from thalweg.cli.options import Drop, Header, Json, Seed, table_options
+from thalweg.cli.options import Device, Drop, Header, Json, Seed, Trust, table_options
 from thalweg.core.errors import DamagedFile, UserError
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def fit(
     header: Header = None,
     drop: Drop = None,
     seed: Seed = 0,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Learn to tell the generator's draws from real data."""
@@ -64,7 +65,7 @@ def fit(
     from thalweg.apps.rerank.settings import RatioSettings
 
     options: dict[str, Any] = {"steps": steps, "ensemble": ensemble, "noise": _noise(noise), "view": view}
-    reranker = EnergyReranker(variety=cast(Any, variety), seed=seed, settings=RatioSettings(**options))
+    reranker = EnergyReranker(variety=cast(Any, variety), seed=seed, settings=RatioSettings(**options), device=device)
     x = _read(real, None, skip_bad, **table_options(header, drop))
     y = _read(generated, None, skip_bad, header=header, layout=x.layout)
     reranker.require_savable(out)
@@ -110,6 +111,8 @@ def choose(
     skip_bad: SkipBad = False,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Rank candidates and keep the best."""
@@ -124,7 +127,7 @@ def choose(
             raise UserError("must lie outside of the re-ranker's folder", argument=str(path))
     if out is not None:
         _require_out(out)
-    reranker = _reranker(run, variety)
+    reranker = _reranker(run, variety, device)
     found = _read(candidates, reranker.shape, skip_bad, layout=reranker.layout, **table_options(header, drop))
     if out is not None and not out.suffix and found.x.ndim != 4:
         raise UserError("must end in .npy, as the candidates are rows, not images", argument=str(out))
@@ -173,14 +176,14 @@ def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool, **table: An
     return found
 
 
-def _reranker(run: Path, variety: str | None) -> "EnergyReranker":
+def _reranker(run: Path, variety: str | None, device: str) -> "EnergyReranker":
     """The fitted re-ranker, or one that ranks by a bundle's own energy, with a warning."""
     from thalweg.apps.rerank.reranker import EnergyReranker
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load, wrong_type
 
     try:
-        found = load(run)
+        found = load(run, device=device)
     except DamagedFile:
         raise
     except UserError as error:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Json, Run, Seed
+from thalweg.cli.options import Device, Json, Run, Seed, Trust
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,8 @@ def sample(
     label: Annotated[list[int] | None, typer.Option(help="A class to draw, repeatable: they take turns.")] = None,
     strength: Annotated[float, typer.Option(help="With --label: 1 is the class's law, above it typical ones.")] = 1.0,
     seed: Seed = 0,
+    trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Draw samples from a trained energy."""
@@ -41,7 +43,7 @@ def sample(
     from thalweg.core.atomic_write import write_array
     from thalweg.core.check import fits_memory
 
-    bundle = load_as(run, Bundle)
+    bundle = load_as(run, Bundle, device=device)
     shown = Path("samples.png") if out is None and npy is None else out
     kinds = (".png",) if bundle.kind == "image" else (".png", ".csv", ".parquet")
     for path, suffixes in ((shown, kinds), (npy, (".npy",))):
@@ -50,7 +52,7 @@ def sample(
             console.refuse_overwrite(path, run)
     fits_memory(n, bundle.shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
-    x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength)
+    x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength).cpu()
     if npy is not None:
         write_array(npy, x)
         console.say(f"{n} samples in {npy}")

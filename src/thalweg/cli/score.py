@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from thalweg.cli import console
-from thalweg.cli.options import Alpha, Drop, Header, Input, Json, Run, table_options
+from thalweg.cli.options import Alpha, Device, Drop, Header, Input, Json, Run, Trust, table_options
 
 EXAMPLE = "Example: `thalweg score runs/digits images/ -o scores.csv`"
 
@@ -21,6 +21,8 @@ def score(
     alpha: Alpha = 0.01,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Energy, log p, p-value and flag of each row of a file."""
@@ -30,7 +32,7 @@ def score(
     from thalweg.data.files import read_names
     from thalweg.data.score_table import write_scores
 
-    bundle = load_as(run, Bundle)
+    bundle = load_as(run, Bundle, device=device)
     console.writable(out, (".csv", ".parquet", ".npy"))
     console.refuse_overwrite(out, data, run)
     x = read_rows(bundle, data, **table_options(header, drop))

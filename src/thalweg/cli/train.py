@@ -9,7 +9,7 @@ import typer
 
 from thalweg.cli import console
 from thalweg.cli.evaluate import evaluate_run
-from thalweg.cli.options import SEEDS, Drop, Header, Json, table_options
+from thalweg.cli.options import SEEDS, Device, Drop, Header, Json, Trust, table_options
 from thalweg.core.errors import StopSignal, ThalwegError
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ def train(
     steps: Annotated[int | None, typer.Option(help="Steps to train, in place of --minutes.")] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="dual, pcd, pcd-conv, pcd-resnet, toy2d, jem, or a .yaml file; dual if not given."),
+        typer.Option(
+            help="dual, pcd, pcd-conv, pcd-resnet, toy2d, jem, a .yaml file, or PACKAGE:NAME; dual if not given."
+        ),
     ] = None,
     path: Annotated[str | None, typer.Option("--data", help="File or folder with the full set.")] = None,
     hub: Annotated[bool, typer.Option("--hub", help="Fetch the set from the Hugging Face Hub.")] = False,
@@ -38,6 +40,8 @@ def train(
     report: Annotated[bool, typer.Option(help="Evaluate at the end and write report.html.")] = True,
     header: Header = None,
     drop: Drop = None,
+    trust: Trust = None,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Train an energy and leave a bundle."""
@@ -45,7 +49,7 @@ def train(
     from thalweg.run.fit import Request, fit_with_data
     from thalweg.training.distributed import address
 
-    folder = out or Path("runs") / f"{Path(data).stem}-{Path(recipe or 'dual').stem}"
+    folder = out or Path("runs") / f"{_stem(data)}-{_stem(recipe or 'dual')}"
     request = Request(
         data=data,
         recipe=recipe,
@@ -57,6 +61,7 @@ def train(
         checkpoint_every=checkpoint_every,
         overrides=overrides or [],
         command=console.command(),
+        device=device,
         **table_options(header, drop),
     )
     try:
@@ -73,6 +78,11 @@ def train(
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
     console.say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
     console.emit(result, as_json)
+
+
+def _stem(name: str) -> str:
+    """A name, or that of a file, without the folder or the package where it is."""
+    return Path(name.rpartition(":")[2]).stem
 
 
 def _report(bundle: "Bundle", folder: Path, seed: int, data: "Dataset | None") -> dict[str, Any]:

@@ -2,22 +2,25 @@
 
 A spec is checked against the constructor's own signature, so a new component needs no registry, and a misspelt key is
 found before any work starts. Configs may come from strangers. So only a class that is defined in one of the packages of
-components is built: the path is checked before the import, and the class's own module after it.
-`thalweg.energy.base:Tensor` is refused, since torch defines that class.
+components, or in another's package that is trusted (`core.trust`), is built: the path is checked before the import, and
+the class's own module after it. `thalweg.energy.base:Tensor` is refused, since torch defines that class.
 """
 
 import inspect
 import math
 import pkgutil
 import re
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from thalweg.core.config_types import check_types
-from thalweg.core.errors import UserError, one_line, shown, suggestion
+from thalweg.core.errors import NotTrusted, UserError, one_line, shown, suggestion
 from thalweg.core.recipes import parse_yaml
+from thalweg.core.trust import may_be_trusted, trusted_packages
 
 TRUSTED = ("thalweg.energy", "thalweg.sampler", "thalweg.objective", "thalweg.data")  # packages of components
 _PATH = re.compile(r"[A-Za-z]\w*(?:\.[A-Za-z]\w*)*:[A-Za-z]\w*", re.ASCII)
@@ -83,12 +86,17 @@ def plain(tree: Any, path: str = "") -> Any:
 
 
 def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type:
-    """The class at an import path; UserError at that key unless that module of a trusted package defines it."""
-    if not isinstance(name, str) or not _PATH.fullmatch(name):
+    """The class at an import path; UserError at that key unless that module of a trusted package defines it.
+
+    `trusted`: this package's own that may be named there. Others' are trusted anywhere, or nowhere.
+    """
+    if not names_class(name):
         raise UserError("must have the form package.module:ClassName", argument=key, value=name)
     module_name, _, class_name = name.partition(":")
     if not _under(module_name, trusted):
-        raise UserError(f"is refused: only classes of {', '.join(trusted)} may be built", argument=key, value=name)
+        trusted = (*trusted, *trusted_packages())
+    if not _under(module_name, trusted):
+        raise _untrusted(module_name, trusted, key, name)
     module = _module(module_name, key)
     cls = vars(module).get(class_name)
     if not inspect.isclass(cls):
@@ -101,9 +109,34 @@ def class_at(name: Any, key: str, *, trusted: tuple[str, ...] = TRUSTED) -> type
     return cls
 
 
-def type_name(cls: type) -> str:
-    """How a config names a class: `package.module:ClassName`."""
+def names_class(text: Any) -> bool:
+    """Whether a text has the form package.module:ClassName."""
+    return isinstance(text, str) and _PATH.fullmatch(text) is not None
+
+
+def type_name(cls: Any) -> str:
+    """How a config names a class (or a function that makes something): `package.module:ClassName`."""
     return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def takes(make: Any, keyword: str) -> bool:
+    """Whether a class or a function takes a keyword, by its name or among any others."""
+    known, any_key = _parameters(make)
+    return any_key or keyword in known
+
+
+def is_foreign(tree: Any, path: str = "") -> bool:
+    """Whether a spec in the tree names a class of another package than this one."""
+    _check_depth(path)
+    own = not _is_spec(tree) or str(tree["type"]).startswith("thalweg.")
+    return not own or any(is_foreign(value, _join(path, key)) for key, value in _children(tree))
+
+
+def _untrusted(module: str, trusted: tuple[str, ...], key: str, name: str) -> NotTrusted:
+    package = module.partition(".")[0]
+    hint = f'if you trust its code: --trust {package}, or trust=("{package}",) in Python'
+    text = f"is refused: only classes of {', '.join(trusted)} may be built"
+    return NotTrusted(text, argument=key, value=name, hint=hint if may_be_trusted(module) else None)
 
 
 def _module(name: str, key: str) -> Any:
@@ -112,9 +145,17 @@ def _module(name: str, key: str) -> Any:
     except ModuleNotFoundError as err:
         if err.name and not f"{name}.".startswith(f"{err.name}."):
             needs = f"{name} needs the package {err.name!r}"
-            raise UserError(needs, argument=key, hint="pip install it first") from err
+            here = "" if name.startswith("thalweg.") else f", or trust it too where it lies here: --trust {err.name}"
+            raise UserError(needs, argument=key, hint=f"pip install it first{here}") from err
         parent, _, last = name.rpartition(".")
         raise UserError(f"no module {name}", argument=key, hint=suggestion(last, _submodules(parent))) from err
+    except Exception as err:
+        if name.startswith("thalweg."):
+            raise
+        line = traceback.extract_tb(err.__traceback__)[-1]
+        where = "" if isinstance(err, SyntaxError) else f", {Path(line.filename).name} line {line.lineno}"
+        reason = f"{type(err).__name__}: {one_line(err)}{where}"
+        raise UserError(f"{name} cannot be imported ({reason})", argument=key, hint="mend the module") from err
 
 
 def _submodules(package: str) -> list[str]:
@@ -133,12 +174,12 @@ def _defined(value: Any, name: str, trusted: tuple[str, ...]) -> bool:
     return inspect.isclass(value) and _under(value.__module__, trusted) and value.__qualname__ == name
 
 
-def _parameters(cls: type) -> tuple[dict[str, bool], bool]:
+def _parameters(cls: Any) -> tuple[dict[str, bool], bool]:
     """Names of the constructor's keywords with whether each is required, and whether it takes any others."""
     kinds = inspect.Parameter
     try:
         parameters = inspect.signature(cls).parameters.values()
-    except ValueError:  # a class of C's making, such as an exception
+    except (ValueError, TypeError):  # a class of C's making, such as an exception
         return {}, False
     named = (p for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY))
     return {p.name: p.default is kinds.empty for p in named}, any(p.kind is kinds.VAR_KEYWORD for p in parameters)

@@ -38,7 +38,7 @@ def check_types(cls: type, values: Mapping[str, Any]) -> None:
     """UserError, whose `argument` is the key, for the first value that is not of its declared type."""
     try:
         hints = get_type_hints(cls.__init__)
-    except (NameError, TypeError):
+    except Exception:  # of a type in quotes, which may be anything
         return
     for key, value in values.items():
         if key in hints:

@@ -113,6 +113,10 @@ class DamagedFile(UserError):
     """A stored file is truncated, altered, or not what its name says; `argument` names it."""
 
 
+class NotTrusted(UserError):
+    """A config names a class that may not be built, since nobody trusts its package."""
+
+
 class NotNormalised(UserError):
     """A log-probability was asked of a model whose energy has an unknown additive constant."""
 

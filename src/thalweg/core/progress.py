@@ -18,9 +18,12 @@ LINES = 20  # where standard error is no terminal, this many lines in all
 
 
 class Bar:
-    """Shows a run's progress on standard error, with moving averages of the figures."""
+    """Shows a run's progress on standard error, with moving averages of the figures.
 
-    def __init__(self, folder: Path):
+    `folder`: the run's, if it has one.
+    """
+
+    def __init__(self, folder: Path | None):
         self.console = Console(stderr=True)
         self.folder = folder
         self.figures: dict[str, float] = {}
@@ -29,7 +32,8 @@ class Bar:
     def start(self, total: int, done: int) -> None:
         """Show an empty (or resumed) bar."""
         self.total = total
-        self.console.print(f"{total:,} steps planned, {done:,} done; preview and checkpoints in {self.folder}")
+        kept = "nothing is written" if self.folder is None else f"preview and checkpoints in {self.folder}"
+        self.console.print(f"{total:,} steps planned, {done:,} done; {kept}")
         self.bar = Progress(
             TextColumn("training"),
             BarColumn(),

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of the package or the user that describe a run."""
+"""Recipes: YAML files of this package, another one or the user that describe a run."""
 
 import re
 from collections.abc import Hashable
@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from thalweg.core.errors import UserError, one_line, shown, suggestion
+from thalweg.core.trust import package_folder
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
@@ -25,9 +26,10 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def read_recipe(name: str) -> dict[str, Any]:
-    """The recipe of that name in the package, or the YAML file at that path when it ends in .yaml.
+    """The recipe of that name in this package, or the YAML file at that path when it ends in .yaml.
 
-    `base: NAME` in it extends a recipe of the package; its sections replace those of the base.
+    `my_plugin:moons` is the file moons.yaml in the folder of the package `my_plugin`, which is not imported.
+    `base: NAME` in a recipe extends one of this package; its sections replace those of the base.
     """
     tree = _recipe_alone(name)
     if "base" not in tree:
@@ -49,12 +51,15 @@ def _folder() -> Path:
 def _recipe_alone(name: str) -> dict[str, Any]:
     if name.endswith((".yaml", ".yml")):
         return load_yaml(name)
-    folder = _folder()
+    package, colon, own = name.rpartition(":")
+    folder = package_folder(package) if colon else _folder()
     known = sorted(path.stem for path in folder.glob("*.yaml"))
-    if name not in known:
+    if colon and own not in known:
+        raise UserError(f"no such recipe in {package}", argument="recipe", value=name, hint=suggestion(own, known))
+    if own not in known:
         near = f"{suggestion(name, known)}, or give the path of a .yaml file"
         raise UserError("no such recipe", argument="recipe", value=name, hint=near)
-    return load_yaml(folder / f"{name}.yaml")
+    return load_yaml(folder / f"{own}.yaml")
 
 
 class _Loader(yaml.SafeLoader):

@@ -9,12 +9,20 @@ import hashlib
 import torch
 
 
+class _OfNoNumbers(torch.Generator):
+    """A generator for tensors on the meta device, which have a shape and no numbers; torch has none."""
+
+    device = torch.device("meta")  # pyright: ignore[reportAssignmentType]
+
+
 def generator(
     seed: int, stream: str, step: int = 0, rank: int = 0, *, device: str | torch.device = "cpu"
 ) -> torch.Generator:
-    """A generator at the address (seed, stream, step, rank).
+    """A generator of that device at the address (seed, stream, step, rank).
 
-    The address is hashed with SHA-256 to a 63-bit seed, so neighbouring addresses give unrelated numbers.
+    The address is hashed with SHA-256 to a 63-bit seed, so neighbouring addresses give unrelated numbers. Generators of
+    two kinds of device give other numbers at one address.
     """
     digest = hashlib.sha256(f"{seed}/{stream}/{step}/{rank}".encode()).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    made = _OfNoNumbers() if torch.device(device).type == "meta" else torch.Generator(device=device)
+    return made.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

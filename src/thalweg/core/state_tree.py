@@ -1,7 +1,7 @@
 """Trees of state (dicts, lists, tuples, numbers, texts, tensors) as named tensors and a structure that JSON holds."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from thalweg.core.errors import DamagedFile, ThalwegError, UserError, kind_of
@@ -33,6 +33,14 @@ def unflatten(tensors: Mapping[str, "Tensor"], structure: Any, like: Any = None)
         if isinstance(err, ThalwegError):
             raise
         raise DamagedFile(f"the stored structure does not fit its tensors ({err!r})", hint=REMEDY) from err
+
+
+def mapped(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
+    """A tree of tuples and NamedTuples with f of what is at each place of it, and at that of others of its form."""
+    if not isinstance(tree, tuple):
+        return f(tree, *others)
+    parts = [mapped(f, *each) for each in zip(tree, *others, strict=True)]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
 
 
 def _flatten(tree: Any, path: tuple[str, ...], tensors: dict[str, "Tensor"]) -> Any:

@@ -47,9 +47,10 @@ class Warp:
             condition = f"must be images (B, C, H, W) for Warp; they have the shape {tuple(x.shape)}"
             raise UserError(condition, argument="data", hint="leave out augment")
         share = self.share * (1.0 if self.until is None else max(0.0, 1 - progress / self.until))
-        chosen = torch.rand(len(x), generator=generator) < share
-        matrix = torch.eye(2) + self.stretch * torch.randn(len(x), 2, 2, generator=generator)
-        offset = self.shift * torch.randn(len(x), 2, 1, generator=generator)
+        place = {"generator": generator, "device": generator.device}
+        chosen = torch.rand(len(x), **place) < share
+        matrix = torch.eye(2, device=generator.device) + self.stretch * torch.randn(len(x), 2, 2, **place)
+        offset = self.shift * torch.randn(len(x), 2, 1, **place)
         if not share:
             return x
         grid = F.affine_grid(torch.cat([matrix, offset], 2).to(x), list(x.shape), align_corners=False)

@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from thalweg.core import check
+from thalweg.core.config import names_class
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import is_table, read_labels, read_rows
-from thalweg.data.sets.base import LocatedSet, RawData, named_sets
+from thalweg.data.sets.base import LocatedSet, RawData, named_sets, set_at
 from thalweg.data.validate import as_float, require_trainable
 
 __all__ = ["Dataset", "as_float", "load", "split"]
@@ -84,7 +85,7 @@ def load(
     """A named set (`data.sets`) or any path that `files.read_rows` reads, shuffled and split.
 
     Args:
-        name: The set, or the path.
+        name: The set, the path, or the class of a set in a trusted package, `my_plugin.rings:Rings`.
         data: The file or folder of a set that has no fixed place (`LocatedSet`).
         hub: Fetch such a set from the Hugging Face Hub.
         seed: Seed of the split, and of a set that is generated.
@@ -107,7 +108,7 @@ def _rows(
 ) -> RawData:
     """All rows of a named set or a path, from where the options say."""
     sets = named_sets()
-    named = sets.get(name)
+    named = set_at(name) if names_class(name) and not Path(name).exists() else sets.get(name)
     if (data is not None or hub) and not isinstance(named, LocatedSet):
         setting = "hub" if data is None else "data"
         located = ", ".join(other.name for other in sets.values() if isinstance(other, LocatedSet))

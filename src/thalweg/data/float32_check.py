@@ -7,6 +7,7 @@ that are float32 or by a transform that keeps the offset, the error names the co
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Float32Transform:
     def inverse(self, z: Tensor) -> Tensor:
         """Model units to data units."""
         if self.shift is not None:
-            return (self.inner.inverse(z.double()) - self.shift).to(self.dtype)
+            return (self.inner.inverse(z.double()) - self.shift.to(z.device)).to(self.dtype)
         return self.inner.inverse(z.to(self.dtype))
 
     def log_abs_det(self, x: Tensor) -> Tensor:
@@ -54,7 +55,15 @@ class Float32Transform:
         return self.inner.to_dict()
 
     def _shifted(self, x: Tensor) -> Tensor:
-        return x if self.shift is None else x.double() + self.shift
+        if self.shift is None:
+            return x
+        if x.device not in self._shifts:
+            self._shifts[x.device] = self.shift.to(x.device)
+        return x.double() + self._shifts[x.device]
+
+    @cached_property
+    def _shifts(self) -> dict[torch.device, Tensor]:
+        return {}
 
 
 def check_fitted(transform: Transform, x: Tensor, names: Sequence[str] | None, where: str) -> None:

@@ -1,14 +1,17 @@
-"""Batches of rows, addressed by step.
+"""Batches of rows, addressed by step; on another device the next step's rows are sent ahead.
 
 Step k takes the rows at positions k b … (k + 1) b - 1 of the sequence of all epochs' permutations, each drawn at the
 address (seed, "shuffle", epoch). So the step number is the loader's only state.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from thalweg.core import check
+from thalweg.core.device import send
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import as_float, as_floats
@@ -71,3 +74,26 @@ class Loader:
                 del self._orders[min(self._orders)]
             self._orders[epoch] = torch.randperm(len(self.x), generator=generator(self.seed, "shuffle", epoch))
         return self._orders[epoch]
+
+
+class Ahead:
+    """The batches on a device: while it computes a step, the rows of the next one are sent, and nobody waits for them.
+
+    Args:
+        batches: Has `batch(step)`, as `Loader` has.
+        device: The device.
+    """
+
+    def __init__(self, batches: Any, device: torch.device):
+        self.batches, self.device = batches, device
+        self._sent: dict[int, tuple[Tensor, Tensor | None]] = {}
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """The rows and labels of a step, on the device."""
+        rows = self._sent.pop(step, None) or self._send(step)
+        self._sent = {step + 1: self._send(step + 1)}
+        return rows
+
+    def _send(self, step: int) -> tuple[Tensor, Tensor | None]:
+        x, labels = self.batches.batch(step)
+        return send(x, self.device), None if labels is None else send(labels, self.device)

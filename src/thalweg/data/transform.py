@@ -136,7 +136,15 @@ class Standardize:
         if x.shape[1:] != mean.shape:
             condition = f"must have rows of the shape {tuple(mean.shape)}, as in the fit; they are {tuple(x.shape[1:])}"
             raise UserError(condition, argument="x")
-        return mean.to(x), scale.to(x)
+        key = (x.dtype, x.device)
+        if key not in self._copies:
+            self._copies[key] = (mean.to(x), scale.to(x))
+        return self._copies[key]
+
+    @cached_property
+    def _copies(self) -> dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]]:
+        """Mean and scale by type and device: copied once, as the host waits for a device that gets a copy."""
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,11 @@ class LinearObservation(NamedTuple):
         inverse = left.T / size[:, None]
         return cls(right.T.to(matrix), (noise / size).to(matrix), inverse.to(matrix))
 
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        pixels = None if self.pixels is None else self.pixels.to(device)
+        return type(self)(self.basis.to(device), self.noise.to(device), self.inverse.to(device), pixels)
+
     def project(self, measurements: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
         """<v_i, x> + noise, from the measurements of each row."""
         return measurements @ self.inverse.T

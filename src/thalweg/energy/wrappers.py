@@ -228,7 +228,8 @@ class AtNoise(EnergyWrapper):
         return cast(HasGradient, self.energy).value_and_grad(x, self._levels(x))
 
     def _levels(self, x: Tensor) -> Tensor:
-        return torch.as_tensor(self.t, dtype=x.dtype, device=x.device).expand(len(x))
+        t = self.t.to(x) if isinstance(self.t, Tensor) else x.new_full((), self.t)
+        return t.expand(len(x))
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def auroc(inside: Scores, outside: Scores) -> float:
     from sklearn.metrics import roc_auc_score
 
     labels = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))])
-    return float(roc_auc_score(labels.numpy(), torch.cat([inside, outside]).numpy()))
+    return float(roc_auc_score(labels.numpy(), torch.cat([inside, outside]).cpu().numpy()))
 
 
 def fpr95(inside: Scores, outside: Scores) -> float:

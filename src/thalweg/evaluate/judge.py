@@ -52,7 +52,8 @@ class Judge(nn.Module):
 
 @torch.no_grad()
 def judged(judge: Judge, x: Tensor, *, block: int = 1000) -> tuple[Float[Tensor, "n 84"], Float[Tensor, "n 10"]]:
-    """(features, class probabilities) of x (n, 1, 28, 28), in blocks that bound the memory."""
+    """(features, class probabilities) of x (n, 1, 28, 28), on the judge's device, in blocks that bound the memory."""
+    x = x.to(judge.head.weight.device)
     features = torch.cat([judge.features(part) for part in x.float().split(block)])
     return features, judge.head(features).softmax(dim=1)
 

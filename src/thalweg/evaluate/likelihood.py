@@ -46,9 +46,9 @@ def _probes(y: Tensor, num_probes: int, seed: int, step: int) -> Tensor:
     """
     d = y[0].numel()
     if d <= EXACT_DIMENSIONS:
-        return torch.eye(d, dtype=y.dtype).view(d, 1, *y.shape[1:]).expand(d, *y.shape).to(y.device)
-    g = generator(seed, "ode-probes", step)
-    signs = torch.randint(0, 2, (num_probes, *y.shape), generator=g).to(y) * 2 - 1
+        return torch.eye(d, dtype=y.dtype, device=y.device).view(d, 1, *y.shape[1:]).expand(d, *y.shape)
+    g = generator(seed, "ode-probes", step, device=y.device)
+    signs = torch.randint(0, 2, (num_probes, *y.shape), generator=g, device=y.device).to(y) * 2 - 1
     return signs / math.sqrt(num_probes)
 
 
@@ -116,7 +116,8 @@ def dequantise(x: Float[Tensor, "b *d"], generator: Generator) -> Float[Tensor, 
     """
     if x.dtype == torch.uint8:
         x = x.float() / 255
-    return ((255 * x).round() + torch.rand(x.shape, generator=generator, dtype=x.dtype)) / 256
+    u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
+    return ((255 * x).round() + u.to(x.device)) / 256
 
 
 def bits_per_dim(log_prob: Float[Tensor, " b"], d: int, levels: int = 256) -> Float[Tensor, " b"]:

@@ -71,7 +71,7 @@ class HasNoisyEnergy(Protocol, metaclass=Capability):
         ...
 
     def encode(self, x: Tensor, /) -> Tensor:
-        """Data units to model units."""
+        """Data units to model units, on the device of `noisy_energy`."""
         ...
 
     def prior_log_prob(self, y: Tensor, /) -> Tensor:
@@ -111,7 +111,7 @@ def _split(bundle: Evaluable, train: Tensor, held_out: Tensor, num_samples: int,
         text = f"must hold 20 rows or more, and num_samples must be 10 or more, not {len(held_out)} and {num_samples}"
         raise UserError(text, argument="held_out")
     order = torch.randperm(len(held_out), generator=generator(seed, "evaluate-split"))
-    return _Sets(bundle.sample(n, seed=seed), held_out[order[:n]], held_out[order[n : 2 * n]], train)
+    return _Sets(bundle.sample(n, seed=seed).cpu(), held_out[order[:n]], held_out[order[n : 2 * n]], train)
 
 
 def _fit_judge(real: Tensor, labels: Tensor | None) -> tuple[Judge | None, dict[str, Any], str]:
@@ -186,12 +186,13 @@ def _second_opinion(
         return None
     t_min, t_max = float(bundle.t_min), float(bundle.t_max)
     y = bundle.encode(sets.reference[:num_ode])
-    y = y + math.sqrt(t_min) * torch.randn(y.shape, generator=generator(seed, "noise-ode"), dtype=y.dtype)
+    draws = generator(seed, "noise-ode", device=y.device)
+    y = y + math.sqrt(t_min) * torch.randn(y.shape, generator=draws, dtype=y.dtype, device=y.device)
     with torch.no_grad():
         network = -noisy(y, y.new_full((len(y),), t_min)).double()
     steps = {"num_steps": num_steps, "num_probes": num_probes, "seed": seed}
     ode = ode_log_prob(noisy, y, t_min=t_min, t_max=t_max, prior=bundle.prior_log_prob, **steps)
-    return network, ode
+    return network.cpu(), ode.cpu()
 
 
 def _memorisation(sets: _Sets, pictures: dict[str, bytes], columns: int = 10) -> dict[str, float]:
@@ -228,21 +229,24 @@ def evaluate_bundle(
     ode_probes: int = 1,
     seed: int = 0,
 ) -> Evaluation:
-    """Measure a model on data that no training saw, every figure beside its baselines.
+    """Measure a model, on its device, on data that no training saw, every figure beside its baselines, on the CPU.
 
     num_samples bounds samples, reference and baselines alike (half of held_out bounds them too); out_sets
     are further sets to tell from the data, beside the corruptions; history is the run's metrics. Cost:
     num_samples samples, some ten energies for each, and 4 ode_steps Laplacians of num_ode rows. UserError where
     there is too little held-out data, or where their values are too large for a distance.
     """
-    _require_scale(train=train, held_out=held_out, **{f"out_sets[{k!r}]": x for k, x in (out_sets or {}).items()})
+    train, held_out = train.cpu(), held_out.cpu()
+    held_out_labels = None if held_out_labels is None else held_out_labels.cpu()
+    out_sets = {name: x.cpu() for name, x in (out_sets or {}).items()}
+    _require_scale(train=train, held_out=held_out, **{f"out_sets[{k!r}]": x for k, x in out_sets.items()})
     sets = _split(bundle, train, held_out, num_samples, seed)
     judge, judge_facts, judge_note = _fit_judge(
         held_out[:2000], None if held_out_labels is None else held_out_labels[:2000]
     )
     pictures: dict[str, bytes] = {}
     _draw_samples(sets, pictures)
-    outs = (out_sets or {}) | (corrupted(sets.unseen, seed=seed) if held_out.ndim in (2, 4) else {})
+    outs = out_sets | (corrupted(sets.unseen, seed=seed) if held_out.ndim in (2, 4) else {})
     energies = {"unseen data": sets.reference, "samples": sets.samples, **outs}
     energies = {name: in_blocks(bundle.energy, x) for name, x in energies.items()}
     pictures["energies"] = draw.png(draw.energy_strips(energies))

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 
 from thalweg.energy.base import AnyEnergy, Capability
 from thalweg.objective.score.noise_levels import NoiseLevels
+from thalweg.sampler.base import Sampler
 
 LABELS = "give labelled data"
 S = TypeVar("S")
@@ -88,6 +89,16 @@ class HasLevels(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class HasSampler(Protocol, metaclass=Capability):
+    """An objective whose chains are a sampler's. `thalweg.train` asks: samples are then drawn by the same one."""
+
+    @property
+    def sampler(self) -> Sampler[Any]:
+        """The sampler of the chains, in model units."""
+        ...
+
+
+@runtime_checkable
 class Labelled(Protocol, metaclass=Capability):
     """An objective that learns the classes of `batch.labels`, where `labelled` is true.
 
@@ -97,6 +108,19 @@ class Labelled(Protocol, metaclass=Capability):
     @property
     def labelled(self) -> bool:
         """Whether labels are classes to be learned."""
+        ...
+
+
+@runtime_checkable
+class Compilable(Protocol, metaclass=Capability):
+    """An objective whose `loss` torch.compile takes whole, where `compiles` is true. A training with `compile` asks.
+
+    Chains are not: what their energies do inside a chain cannot be traced.
+    """
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the loss may be compiled."""
         ...
 
 

@@ -128,7 +128,7 @@ def warp(x: Images, generator: Generator, *, stretch: float, shift: float, bend:
     """
     basis = _basis(x)  # (3 + 16, H W)
     c = torch.randn(len(x), 2, len(basis), generator=generator, dtype=x.dtype, device=x.device)
-    sizes = torch.cat([c.new_tensor([stretch, stretch, shift]), c.new_full((CELLS**2,), bend)])
+    sizes = torch.cat([c.new_full((n,), size) for n, size in ((2, stretch), (1, shift), (CELLS**2, bend))])
     c = c * sizes + F.pad(torch.eye(2, dtype=x.dtype, device=x.device), (0, len(basis) - 2))
     grid = (c.flatten(0, 1) @ basis).view(len(x), 2, *x.shape[2:]).permute(0, 2, 3, 1)
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)

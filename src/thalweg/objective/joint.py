@@ -97,7 +97,8 @@ class JointLikelihood:
         some = _first(batch, self.rows)
         num = round(self.worst * len(batch.x)) if self.radius else 0
         shape = batch.x[:num].shape
-        starts = 2 * torch.rand(shape, generator=generator, dtype=batch.x.dtype).to(batch.x) - 1
+        starts = torch.rand(shape, generator=generator, dtype=batch.x.dtype, device=generator.device)
+        starts = 2 * starts.to(batch.x) - 1
         t, eps = batch.x.new_zeros(0), batch.x.new_zeros(0)
         if isinstance(self.generative, HasLevels):
             t = self.generative.levels.draw(len(some.x), generator, state).to(batch.x)
@@ -138,13 +139,18 @@ class JointLikelihood:
 
 
 def checked_labels(batch: Batch, num_classes: int) -> Int[Tensor, " b"]:
-    """The batch's labels; UserError where they are missing, not whole numbers, or outside 0 … num_classes - 1."""
+    """The batch's labels; UserError where they are missing, not whole numbers, or outside 0 … num_classes - 1.
+
+    The last is looked at on the CPU only: elsewhere the host would wait for the device at each step.
+    """
     labels = batch.labels
     if labels is None:
         raise UserError("must be given for a joint energy", argument="labels", hint=LABELS)
     if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != batch.x.shape[:1]:
         condition = f"must be one whole number a row; they are {labels.dtype} of shape {tuple(labels.shape)}"
         raise UserError(condition, argument="labels")
+    if labels.device.type != "cpu":  # a run has looked at all labels before it began
+        return labels
     low, high = (int(v) for v in labels.aminmax())
     if low < 0 or high >= num_classes:
         condition = f"must be 0 to {num_classes - 1}; they are {low} to {high}"

@@ -39,6 +39,7 @@ class LikelihoodRatio(Stateless):
     noise: float = 0.0
     noise_max: float | None = None
     normalises = True
+    compiles = True
 
     def __post_init__(self):
         check.share(smoothing=self.smoothing)

@@ -70,6 +70,7 @@ class RestorationContrast(Stateless):
     stretch: float = 0.2
     shift: float = 0.06
     bend: float = 0.1
+    compiles = True
 
     def __post_init__(self):
         if self.damage is not None and not callable(self.damage):

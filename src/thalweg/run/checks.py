@@ -10,8 +10,12 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
+from thalweg.data.transform import Transform
 from thalweg.energy.base import Classifier, Fittable, HasNoiseLevels, lacking, require_noise_conditional
+from thalweg.energy.building import from_spec
 from thalweg.objective.base import Batch, Labelled, Objective
+from thalweg.run.given import Given
+from thalweg.run.module_checks import check_module, check_second_derivatives, is_foreign
 from thalweg.sampler.base import Sampler, require_match
 from thalweg.training.settings import RunSettings
 from thalweg.training.step import Augment
@@ -26,20 +30,26 @@ class Parts(NamedTuple):
     objective: Objective[Any]
     sampler: Sampler[Any]
     augment: Augment | None
+    transform: Transform
 
 
-def build_parts(run: RunSettings, data: Dataset) -> Parts:
-    """The parts of a run, of which nothing else is known. The energy's first weights follow from the run's seed."""
-    objective, sampler = specs.build(run.objective, "objective"), specs.build(run.sampler, "sampler")
+def build_parts(run: RunSettings, data: Dataset, given: Given | None = None) -> Parts:
+    """The parts of a run: those that are given, and the others built. First weights follow from the seed."""
+    given = given or Given()
+    objective = given.objective or specs.build(run.objective, "objective")
+    sampler = given.sampler or specs.build(run.sampler, "sampler")
+    transform = given.transform or specs.build(run.transform, "transform")
     augment = specs.build(run.augment, "augment") if run.augment else None
+    if given.energy is not None:
+        return Parts(given.energy, objective, sampler, augment, transform)
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(run.seed)  # constructors draw the first weights from the global generator
-            energy = specs.build(run.energy, "energy", shape=data.shape)
+        with torch.random.fork_rng(devices=[]):  # constructors draw the first weights from the CPU's global generator
+            torch.default_generator.manual_seed(run.seed)
+            energy = from_spec(run.energy, "energy", data.shape)
     except UserError as error:
         of_shape = any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))
         raise (_unfit(run, data, ", or other data") if of_shape else error) from error
-    return Parts(energy, objective, sampler, augment)
+    return Parts(energy, objective, sampler, augment, transform)
 
 
 def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
@@ -51,23 +61,30 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
     _require_kind("energy", isinstance(parts.energy, nn.Module), run.energy)
     _require_kind("sampler", isinstance(parts.sampler, Sampler), run.sampler)
     buffers = [buffer.clone() for buffer in parts.energy.buffers()]
+    foreign = is_foreign(parts.energy)
     try:
+        if foreign:
+            rows = torch.rand(2, *data.shape, generator=generator(0, "dry-run"))
+            check_module(parts.energy, rows, noisy=isinstance(parts.energy, HasNoiseLevels))
         _check_shape(parts.energy, run, data)
         _require_labels(parts.objective, parts.energy, data)
         _check_noise(parts, run)
         x = torch.zeros(2, *data.shape)
         if parts.augment is not None:
             parts.augment(x, generator(0, "dry-run"), 0.0)
-        _dry_run(parts, Batch(x, None if data.train_labels is None else data.train_labels[:2]))
+        batch = Batch(x, None if data.train_labels is None else data.train_labels[:2])
+        if foreign:
+            check_second_derivatives(parts.energy, parts.objective, batch)
+        _dry_run(parts, batch)
     finally:  # a forward pass moves the power iteration of spectral norms, for example
         for buffer, before in zip(parts.energy.buffers(), buffers, strict=False):
             buffer.copy_(before)
 
 
-def fit_to_data(parts: Parts, run: RunSettings, data: Dataset) -> Float32Transform:
+def fit_to_data(parts: Parts, data: Dataset) -> Float32Transform:
     """Fit the transform, which is returned, and the energy where it has something to fit, to some training rows."""
     some = as_float(data.train[:ANCHOR_ROWS])
-    fitted = specs.build(run.transform, "transform").fit(some)
+    fitted = parts.transform.fit(some)
     if data.kind == "vector":
         check_fitted(fitted, some, data.layout.names, data.name)
     transform = Float32Transform(fitted, some.dtype)

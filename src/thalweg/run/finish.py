@@ -13,30 +13,46 @@ from thalweg.bundle.temperature import calibrate
 from thalweg.core import store
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.run.card import card
+from thalweg.sampler.base import Sampler
 from thalweg.training.plan import Plan, num_threads
+from thalweg.training.state import TrainState
 from thalweg.training.trainer import Trainer
 
 
-def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, trainer: Trainer) -> None:
+def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sampler[Any], trainer: Trainer) -> None:
     """Calibrate the averaged energy, on as many threads as it was trained on, and write the bundle and its card."""
     folder, plan, state = trainer.folder, Plan.load(trainer.folder), trainer.state
     config = {
         **config,
         "precision": plan.precision if plan else "fp32",
-        "training": {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks},
+        "training": training_facts(state),
     }
     with num_threads(plan.threads if plan else torch.get_num_threads()):
-        bundle = Bundle(config, energy, None, folder)
-        if bundle.num_classes and data.held_out_labels is not None:
-            config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
-        held_out = bundle.energy(as_float(data.held_out))
-        write_bundle(folder, config, energy.state_dict(), held_out, fit_mixture_prior(bundle, data.train))
+        bundle = calibrated(config, energy, data, sampler, folder)
+        held_out, prior = bundle.held_out_energies, bundle.mixture_prior
+        write_bundle(folder, bundle.config, energy.state_dict(), held_out, prior)
+    config = bundle.config
     store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
 
 
-def as_loaded(folder: Path, energy: nn.Module) -> Bundle:
+def training_facts(state: TrainState) -> dict[str, Any]:
+    """What config.json says of a training that has ended."""
+    return {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks}
+
+
+def calibrated(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sampler[Any], path: Path) -> Bundle:
+    """The bundle of an averaged energy, calibrated on held-out data."""
+    bundle = Bundle(config, energy, None, path, sampler)
+    if bundle.num_classes and data.held_out_labels is not None:
+        config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
+    bundle.held_out_energies = bundle.energy(as_float(data.held_out))
+    bundle.mixture_prior = fit_mixture_prior(bundle, data.train)
+    return bundle
+
+
+def as_loaded(folder: Path, energy: nn.Module, sampler: Sampler[Any]) -> Bundle:
     """The bundle in a folder, its network this one, whose weights were just written there."""
     held_out = store.read_tensors(folder / "calibration.safetensors")["energy"].to(torch.float32)
-    bundle = Bundle(read_config(folder), energy, held_out, folder)
-    bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape)
+    bundle = Bundle(read_config(folder), energy, held_out, folder, sampler)
+    bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape).to(bundle.device)
     return bundle

@@ -11,14 +11,18 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.dataset import read_dataset
 from thalweg.bundle.files import FILES, load_as, read_config
 from thalweg.core import config as specs
 from thalweg.core import store
+from thalweg.core.device import find_device, of_process
 from thalweg.core.errors import Diverged, StopSignal, ThalwegError, UserError
 from thalweg.data.catalog import Dataset
 from thalweg.data.float32_check import Float32Transform
@@ -26,9 +30,10 @@ from thalweg.data.loader import Loader
 from thalweg.run.checks import Parts, build_parts, check_parts, fit_to_data
 from thalweg.run.finish import as_loaded, finish
 from thalweg.run.preview import Previews
-from thalweg.run.request import Request, data_tree, run_tree
+from thalweg.run.request import Request, data_tree, require_same_energy, run_tree
 from thalweg.run.run_config import damaged, new_config, require_same_data, stored_run
 from thalweg.run.run_folder import RunFolder
+from thalweg.sampler.base import Sampler
 from thalweg.training.distributed import ProcessGroup, SingleProcess, joined
 from thalweg.training.metrics_log import NAME as METRICS
 from thalweg.training.metrics_log import Progress
@@ -41,6 +46,7 @@ from thalweg.training.trainer import Interrupted, Trainer
 __all__ = ["Fitted", "NothingBegun", "Request", "fit", "fit_with_data", "settings"]
 
 logger = logging.getLogger("thalweg")
+FIRST = "step-00000000"  # a checkpoint of the first weights, where a network is given: nothing is lost with it
 FOLDERS = (FOLDER, "tensorboard")
 WRITTEN = (*FILES, PLAN, METRICS, "preview.png", "card.md", "evaluation.json", "report.html", store.MANIFEST)
 
@@ -53,12 +59,13 @@ class Fitted(NamedTuple):
 
 
 class RunContext(NamedTuple):
-    """Which processes work on a run, and where it reports: `log` takes lines for people."""
+    """Which processes work on a run, where it is computed, and where it reports: `log` takes lines for people."""
 
     group: SingleProcess | ProcessGroup
     progress: Progress | None
     log: Callable[[str], None]
     tensorboard: bool
+    device: torch.device
 
 
 class NothingBegun(Interrupted):
@@ -101,7 +108,8 @@ def fit_with_data(
         if group.rank:
             progress, log = None, logger.info
         try:
-            return _fit(request, folder, resume, RunContext(group, progress, log, tensorboard))
+            device = of_process(find_device(request.device))
+            return _fit(request, folder, resume, RunContext(group, progress, log, tensorboard, device))
         except (Interrupted, Diverged) as error:
             error.already_reported = group.rank > 0  # rank 0 tells it
             raise
@@ -114,8 +122,8 @@ def _fit(request: Request, folder: Path, resume: bool, context: RunContext) -> F
         hint = "add --resume to go on with it, or name another folder with -o"
         raise UserError("must not hold a run yet", argument=str(folder), hint=hint)
     if started and group.broadcast((folder / store.MANIFEST).is_file):
-        bundle = load_as(folder, Bundle)
-        stored_run(folder, bundle.config, request)
+        stored_run(folder, read_config(folder), request)
+        bundle = load_as(folder, Bundle, energy=request.given.energy, device=context.device)
         context.log(f"{folder} is complete; nothing left to do")
         return Fitted(bundle, None)
     run_folder = RunFolder(folder, folders=FOLDERS, files=WRITTEN, owner=group.rank == 0)
@@ -128,7 +136,7 @@ def _fit(request: Request, folder: Path, resume: bool, context: RunContext) -> F
 
 def _begin(request: Request, run_folder: RunFolder, context: RunContext) -> Fitted:
     _unused(run_folder)
-    run, data, parts = _new(request)
+    request, run, data, parts = prepared(request)
     config = new_config(request, run, data, parts)
     transform, trainer = _trainer(run, data, parts, run_folder.folder, context)
     context.log(f"data: {data.source}")  # after all that can be wrong with the input: an error is one line
@@ -139,7 +147,9 @@ def _begin(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
 
     try:
         context.group.on_rank0(lambda: store.write_json(run_folder.folder / "config.json", config))
-        return _train(config, run, data, transform, trainer)
+        if request.given.energy is not None:
+            trainer.save()  # its first weights are the caller's, not the seed's
+        return _train(config, data, parts.sampler, transform, trainer)
     except ThalwegError as error:
         diverged = isinstance(error, Diverged) and (run_folder.folder / PLAN).exists()  # its log tells where
         if not diverged and not _has_checkpoint(run_folder.folder):
@@ -155,26 +165,29 @@ def _go_on(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
     plan = Plan.load(folder)
     if plan is not None:
         plan.require(context.group.size, folder)
-    data = read_dataset(run.data.model_dump(), run.seed)
+    data = request.given.data or read_dataset(run.data.model_dump(), run.seed)
     require_same_data(folder, config, data)
     context.log(f"data: {data.source}")
     if not _has_checkpoint(folder):
         context.log(f"{folder} holds no checkpoint yet: it begins at step 0")
+    request = replace(request, given=request.given.of_data(data, run.seed))
+    require_same_energy(request, config, folder)
     try:
-        transform, trainer = _trainer(run, data, build_parts(run, data), folder, context)
+        parts = build_parts(run, data, request.given)
+        transform, trainer = _trainer(run, data, parts, folder, context)
     except UserError as error:  # these values did build when the run began
         raise damaged(folder, error) from error
-    return _train(config, run, data, transform, trainer)
+    return _train(config, data, parts.sampler, transform, trainer)
 
 
 def _train(
-    config: dict[str, Any], run: RunSettings, data: Dataset, transform: Float32Transform, trainer: Trainer
+    config: dict[str, Any], data: Dataset, sampler: Sampler[Any], transform: Float32Transform, trainer: Trainer
 ) -> Fitted:
     folder, group = trainer.folder, trainer.group
-    trainer.hooks = (Previews(run, data.kind, transform, folder, group),)
+    trainer.hooks = (Previews(sampler, data, transform, folder, group),)
     energy = trainer.fit()
-    group.on_rank0(lambda: finish(config, energy, data, trainer))
-    return Fitted(load_as(folder, Bundle) if group.rank else as_loaded(folder, energy), data)
+    group.on_rank0(lambda: finish(config, energy, data, sampler, trainer))
+    return Fitted(as_loaded(folder, energy, sampler), data)
 
 
 @contextmanager
@@ -196,7 +209,7 @@ def _stoppable(run_folder: RunFolder, started: bool) -> Iterator[None]:
 
 
 def _has_checkpoint(folder: Path) -> bool:
-    return any((folder / FOLDER).glob("step-*"))
+    return any(path.name > FIRST for path in (folder / FOLDER).glob("step-*"))
 
 
 def _unused(run_folder: RunFolder) -> None:
@@ -210,22 +223,26 @@ def _unused(run_folder: RunFolder) -> None:
 
 def settings(request: Request, kind: str) -> RunSettings:
     """The validated run that a request describes on data of a kind ("image", "vector")."""
-    return validate(run_tree(request, kind, TrainSettings.model_validate({}).model_dump()))
+    tree = run_tree(request, kind, TrainSettings.model_validate({}).model_dump())
+    return validate(tree, given=request.given.names)
 
 
-def _new(request: Request) -> tuple[RunSettings, Dataset, Parts]:
-    data = read_dataset(checked(DataSettings, data_tree(request), "data").model_dump(), request.seed or 0)
+def prepared(request: Request) -> tuple[Request, RunSettings, Dataset, Parts]:
+    """The data of a new run, its settings and its parts, checked; the request with an energy that fits the data."""
+    spec = checked(DataSettings, data_tree(request), "data").model_dump()
+    data = request.given.data or read_dataset(spec, request.seed or 0)
+    request = replace(request, given=request.given.of_data(data, request.seed or 0))
     run = settings(request, data.kind)
-    parts = build_parts(run, data)
+    parts = build_parts(run, data, request.given)
     check_parts(parts, run, data)
-    return run, data, parts
+    return request, run, data, parts
 
 
 def _trainer(
     run: RunSettings, data: Dataset, parts: Parts, folder: Path, context: RunContext
 ) -> tuple[Float32Transform, Trainer]:
     group = context.group
-    transform = fit_to_data(parts, run, data)
+    transform = fit_to_data(parts, data)
     trainer = Trainer(
         energy=parts.energy,
         objective=parts.objective,
@@ -245,5 +262,6 @@ def _trainer(
         tensorboard=context.tensorboard,
         augment=parts.augment,
         group=group,
+        device=context.device,
     )
     return transform, trainer

@@ -8,18 +8,18 @@ import torch
 from torch import nn
 
 from thalweg.bundle.model_units import decoded, initial_positions
-from thalweg.core import config as specs
 from thalweg.core.rng import generator
 from thalweg.core.store import write_bytes
+from thalweg.data.catalog import Dataset
 from thalweg.data.float32_check import Float32Transform
-from thalweg.energy.base import HasShape, NoiseConditional
+from thalweg.energy.base import NoiseConditional
+from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.base import Sampler, require_annealed
 from thalweg.sampler.chain import run_chain
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.plan import Plan
-from thalweg.training.settings import RunSettings
 from thalweg.training.state import TrainState
 
 PREVIEW_SECONDS = 20.0
@@ -30,7 +30,7 @@ log = logging.getLogger("thalweg")
 def draw(
     energy: nn.Module,
     sampler: Sampler[Any],
-    kind: str,
+    data: Dataset,
     transform: Float32Transform,
     path: Path,
     precision: str = "fp32",
@@ -38,14 +38,14 @@ def draw(
     """Write samples of an energy to `path` as PNG: a grid of images, or a scatter plot of the first two columns."""
     from thalweg.evaluate.pictures import grid, png, scatter  # brings matplotlib along
 
+    kind = data.kind
     n = NUM_IMAGES if kind == "image" else NUM_POINTS
     if isinstance(energy, NoiseConditional):
         z = torch.cat(list(anneal(require_annealed(sampler), energy, n, precision=precision)))
     else:
-        assert isinstance(energy, HasShape)  # as every energy that a recipe builds
-        start = initial_positions(kind, transform, (n, *energy.shape), generator(0, "preview"))
+        start = initial_positions(kind, transform, (n, *data.shape), generator(0, "preview")).to(device_of(energy))
         z = run_chain(sampler, energy, start, num_steps=CHAIN_STEPS, precision=precision)
-    x = torch.nan_to_num(decoded(kind, transform, z))
+    x = torch.nan_to_num(decoded(kind, transform, z.cpu()))
     write_bytes(path, grid(x, columns=10) if kind == "image" else png(scatter(x, x[:0])))
 
 
@@ -54,14 +54,13 @@ class Previews:
 
     def __init__(
         self,
-        run: RunSettings,
-        kind: str,
+        sampler: Sampler[Any],
+        data: Dataset,
         transform: Float32Transform,
         folder: Path,
         group: SingleProcess | ProcessGroup,
     ):
-        self.sampler = specs.build(run.sampler)
-        self.kind, self.transform, self.folder = kind, transform, folder
+        self.sampler, self.data, self.transform, self.folder = sampler, data, transform, folder
         self.next_seconds, self.group = PREVIEW_SECONDS, group
 
     def __call__(self, state: TrainState, plan: Plan) -> None:
@@ -75,6 +74,7 @@ class Previews:
     def _draw(self, state: TrainState, plan: Plan) -> None:
         try:
             with frozen(state.average) as energy:
-                draw(energy, self.sampler, self.kind, self.transform, self.folder / "preview.png", plan.precision)
+                path = self.folder / "preview.png"
+                draw(energy, self.sampler, self.data, self.transform, path, plan.precision)
         except (ValueError, TypeError, RuntimeError, OSError) as error:  # a picture must not end a run
             log.warning("no preview: %s", error)

@@ -4,17 +4,20 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import thalweg
 from thalweg.core import check
 from thalweg.core import config as specs
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, shown
 from thalweg.core.recipes import read_recipe
+from thalweg.energy.base import Anchored, NoiseConditional
+from thalweg.run.given import Given
 
 BUDGETS = ("steps", "minutes")
+BASE = {"image": "pcd-conv-image", "vector": "pcd-vector"}  # recipes for a network E(x) that is given
 MINUTES = 10.0  # where neither the command, nor an override, nor the recipe has a budget
 ARGUMENTS = ("data.name", "data.path", "data.hub", "data.header", "data.drop", "seed")
 WHOLE = {"data": "data.held_out or data.limit", "train": "its keys, as in train.batch_size=32"}
@@ -38,6 +41,9 @@ class Request:
         command: What made the run, for its config.
         header: Whether a CSV's first line names the columns. None: it must be clear from the lines.
         drop: Columns to leave out.
+        given: Parts that are objects, in place of the recipe's and the data's names.
+        device: Where the energy is trained, as `core.device.find_device` takes it. No property of the run: it may go on
+            on another one.
     """
 
     data: str | os.PathLike[str]
@@ -52,6 +58,8 @@ class Request:
     command: str | None = None
     header: bool | None = None
     drop: Sequence[str] = ()
+    given: Given = field(default_factory=Given)
+    device: str = "auto"
 
     def __post_init__(self):
         for name in ("data", "recipe", "path"):
@@ -83,8 +91,12 @@ def recipe_name(request: Request, kind: str) -> str:
 
 def origin(request: Request, kind: str) -> dict[str, Any]:
     """What a run's config.json keeps of the request, so that a resumed run can be held against it."""
+    overrides = list(request.overrides)
+    if request.given.energy is not None:
+        return {"recipe": None, "recipe_sha256": None, "overrides": overrides, "given": request.given.names}
     name = recipe_name(request, kind)
-    return {"recipe": name, "recipe_sha256": _digest(read_recipe(name)), "overrides": list(request.overrides)}
+    given = {"given": request.given.names} if request.given.names else {}
+    return {"recipe": name, "recipe_sha256": _digest(read_recipe(name)), "overrides": overrides, **given}
 
 
 def _digest(recipe: Mapping[str, Any]) -> str:
@@ -108,8 +120,7 @@ def data_tree(request: Request) -> dict[str, Any]:
 
 def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The run that a request describes on data of a kind, not yet validated; `defaults` are those of `train`."""
-    name = recipe_name(request, kind)
-    recipe = read_recipe(name)
+    name, recipe = _recipe(request, kind)
     own = recipe.get("train", {})
     if not isinstance(own, dict) or {"data", "seed"} & recipe.keys():
         text = "must have a mapping under train, no data and no seed"
@@ -130,6 +141,26 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
     if isinstance(tree.get("energy"), dict) and "shape" in tree["energy"]:
         raise UserError("must not be given, as it comes from the data", argument="energy.shape", hint="drop it")
     return tree
+
+
+def _recipe(request: Request, kind: str) -> tuple[str, dict[str, Any]]:
+    """The recipe's name and sections; those of a part that is given are its own.
+
+    For an energy that is given: the objective and the sampler of the recipe for its kind, and that recipe's training,
+    unless an objective is given too. The network's own augmentation and budget are not that recipe's.
+    """
+    given = request.given
+    if given.energy is None:
+        name = recipe_name(request, kind)
+        return name, {**read_recipe(name), **given.specs()}
+    name = f"dual-{kind}" if isinstance(given.energy, NoiseConditional) else BASE[kind]
+    recipe = read_recipe(name)
+    sections = {part: recipe[part] for part in ("transform", "objective", "sampler") if part in recipe}
+    if isinstance(given.energy, NoiseConditional) and not isinstance(given.energy, Anchored):
+        sections["objective"] = {"type": "thalweg.objective.score.score:MultiScaleDenoising"}
+    train = recipe.get("train", {}) if given.objective is None else {}
+    sections["train"] = {key: value for key, value in train.items() if key not in BUDGETS}
+    return name, sections | given.specs()
 
 
 def _budget(request: Request, name: str, recipe: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +188,7 @@ def _budget(request: Request, name: str, recipe: Mapping[str, Any], train: Mappi
 def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
     """UserError for a request of something else than what the run in `folder`, whose config this is, began with."""
     run = config["run"]
+    _compare_given(request, config, folder)
     data = run["data"]
     if data["name"] != request.data:
         text = f"must hold a run on {request.data}, and holds one on {data['name']}"
@@ -182,6 +214,32 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
     budget = {"steps": request.steps, "minutes": request.minutes, "checkpoint_every": request.checkpoint_every}
     for name, asked in budget.items():
         require(asked in (None, run["train"][name]), name, asked, run["train"][name])
+
+
+def _compare_given(request: Request, config: Mapping[str, Any], folder: Path) -> None:
+    """The parts that are objects must be given again, and be of the classes and values of before."""
+    began, now = config.get("given") or [], request.given.names
+    if began != now:
+        missing = ", ".join(name for name in began if name not in now) or "nothing"
+        text = (
+            f"must hold a run that was begun with {', '.join(now) or 'no objects'}; it was begun with {missing} given"
+        )
+        hint = f"call thalweg.train with {missing} and resume=True" if set(began) - set(now) else ANOTHER
+        raise UserError(text, argument=str(folder), hint=hint)
+    found = request.given.specs()
+    for name in ("objective", "sampler"):  # the energy's follows once it is built
+        _require_same(name, found, config, folder)
+
+
+def require_same_energy(request: Request, config: Mapping[str, Any], folder: Path) -> None:
+    """UserError for an energy of another class, or other noise levels, than the run in `folder` began with."""
+    _require_same("energy", request.given.specs(), config, folder)
+
+
+def _require_same(name: str, found: Mapping[str, Any], config: Mapping[str, Any], folder: Path) -> None:
+    if name in found and specs.plain(found[name]) != specs.plain(config["run"][name]):
+        text = f"must be as when the run in {folder} began, {shown(config['run'][name])}"
+        raise UserError(text, argument=name, value=found[name], hint=ANOTHER)
 
 
 def _compare_recipe(request: Request, config: Mapping[str, Any], folder: Path) -> None:

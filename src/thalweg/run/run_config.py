@@ -9,9 +9,9 @@ import torch
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.files import heading
 from thalweg.core import config as specs
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, NotTrusted, UserError
 from thalweg.data.catalog import Dataset
-from thalweg.energy.base import Classifier, HasNoiseLevels
+from thalweg.energy.base import Anchored, Classifier, HasNoiseLevels
 from thalweg.run.checks import Parts
 from thalweg.run.request import Request, compare, origin
 from thalweg.training.settings import RunSettings, stored
@@ -24,7 +24,7 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "command": request.command,
-        "normalised": bool(parts.objective.normalises and isinstance(parts.energy, HasNoiseLevels)),
+        "normalised": normalised(parts),
         **origin(request, data.kind),
         "data": {
             "source": data.source,
@@ -43,10 +43,18 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
     }
 
 
+def normalised(parts: Parts) -> bool:
+    """Whether -E is log p: the objective fixes the energy's constant where the law at the highest level is built in."""
+    known = isinstance(parts.energy, HasNoiseLevels) and isinstance(parts.energy, Anchored)
+    return bool(parts.objective.normalises and known)
+
+
 def stored_run(folder: Path, config: dict[str, Any], request: Request) -> RunSettings:
     """The run that a folder's config.json describes; UserError where the request asks for another one."""
     try:
         run = stored(config)
+    except NotTrusted:
+        raise
     except UserError as error:
         raise damaged(folder, error) from error
     compare(request, {**config, "run": run.model_dump(mode="json")}, folder)

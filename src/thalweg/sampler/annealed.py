@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.core import check
+from thalweg.core.device import autocast
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import (
     AnyEnergy,
@@ -25,6 +26,7 @@ from thalweg.energy.base import (
     require_noise_conditional,
     sigma_range,
 )
+from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.wrappers import AtNoise
 from thalweg.sampler.base import AnnealedSampler, Info, normal_like, require_annealed, row_norm
 from thalweg.sampler.chain import of_block, transitions
@@ -183,13 +185,14 @@ def _blocks(
     precision: str,
     of_rows: Callable[[int, int], AnyEnergy] | None,
 ) -> Iterator[Tensor]:
+    device = device_of(energy)
     for block, start in enumerate(range(0, n, BLOCK)):
-        draws = address(seed, "sample", block)
+        draws = address(seed, "sample", block, device=device)
         with torch.inference_mode(False):
             x = energy.prior(BLOCK, draws)[: n - start]
             rows = energy if of_rows is None else of_rows(start, start + len(x))
             # Autocast belongs to the thread: it must end before a block is yielded to the caller.
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with autocast(x.device, precision == "bf16"):
                 x = _down(sampler, rows, x, draws, energy.t_min, num_corrections)
         yield x
 
@@ -201,9 +204,9 @@ def _down(
     steps = transitions(of_block(sampler, BLOCK), energy, x, draws)
     for state, _ in itertools.islice(steps, sampler.num_steps):
         x = state.x
-    t = x.new_tensor(t_min)
+    t = x.new_full((), t_min)
     lowest = AtNoise(energy, t)
-    corrector = of_block(MALA(step_size=0.2 * float(t)), BLOCK)
+    corrector = of_block(MALA(step_size=0.2 * float(torch.tensor(t_min, dtype=x.dtype, device="cpu"))), BLOCK)
     for state, _ in itertools.islice(transitions(corrector, lowest, x, draws), num_corrections):
         x = state.x
     return denoise(energy, x, t)

@@ -117,7 +117,7 @@ def require_annealed(sampler: object) -> AnnealedSampler[Any]:
     """The sampler, if it is annealed; UserError, with what it lacks, if not."""
     if not isinstance(sampler, AnnealedSampler):
         text = f"must be an annealed sampler for a noise-conditional energy; {lacking(sampler, AnnealedSampler)}"
-        raise UserError(text, argument="sampler", hint="take thalweg.sampler.annealed:Heun")
+        raise UserError(text, argument="sampler", hint="take thalweg.sampler.multistep:Multistep")
     check.count(num_steps=sampler.num_steps)
     return sampler
 

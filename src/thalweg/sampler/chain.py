@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.core.check import one_of, whole
+from thalweg.core.device import autocast
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import AnyEnergy, Bipartite, EnergyFn, HasGradient, HasNoiseLevels
@@ -96,7 +97,7 @@ def run_chain(
         x = x.detach().clone()
         with (
             _compiled(energy) if compile else FrozenEnergy.of(energy) as frozen_energy,
-            torch.autocast(x.device.type, enabled=False),
+            autocast(x.device, False),
         ):
             fresh = functools.partial(_Checked, frozen_energy, first=True)
             auto = precision == "auto" and num_steps > 0

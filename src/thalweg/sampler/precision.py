@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from thalweg.core.device import autocast
 from thalweg.core.rng import generator
 from thalweg.energy.base import AnyEnergy, Bipartite, EnergyFn, HasGradient, HasNoiseLevels, energy_and_grad
 from thalweg.energy.engine.discovery import find_modules
@@ -57,27 +58,27 @@ class AtPrecision(EnergyWrapper):
         if not self.bf16:
             return None if self._gradient is None else self._gradient(x, *t)
         if not self.exact and self._gradient is not None:
-            with torch.autocast(x.device.type, torch.bfloat16):
+            with autocast(x.device, True):
                 return self._gradient(x, *t)
         if not self.exact or t:
             return None
         with torch.no_grad():
             u = self.energy(x)
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with autocast(x.device, True):
             return u, energy_and_grad(self.energy, x)[1]
 
     def __call__(self, x: Tensor, *t: Tensor) -> Tensor:
         """The energy in nats."""
         if not self.bf16 or self.exact:
             return self.energy(x, *t)
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with autocast(x.device, True):
             return self.energy(x, *t)
 
 
 @contextmanager
 def at_precision(energy: AnyEnergy, sampler: Sampler[Any], x: Tensor, bf16: bool) -> Iterator[AtPrecision]:
     """The energy as the sampler should see it, with the caller's autocast off: steps are computed in x's type."""
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast(x.device, False):
         yield AtPrecision(energy, bf16, reads_energies(sampler))
 
 

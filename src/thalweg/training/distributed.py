@@ -47,6 +47,10 @@ class SingleProcess:
         """Means over ranks; what is not finite on one is not finite in the mean."""
         return metrics
 
+    def worst(self, cause: Tensor) -> Tensor:
+        """The largest number of any rank, (), on its device; the host does not wait for it."""
+        return cause
+
     def latest(self, signum: int, seconds: float) -> tuple[int, float]:
         """The signal that any rank has caught, else 0, and the longest time."""
         return signum, seconds
@@ -96,18 +100,26 @@ class ProcessGroup:
         parameters = [p for p in module.parameters() if p.requires_grad]
         kind = torch.promote_types(torch.float32, max((p.dtype for p in parameters), key=lambda d: d.itemsize))
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        there = torch.tensor([float(p.grad is not None) for p in parameters])
-        flat = torch.cat([*(g.flatten().to(kind) for g in grads), there.to(grads[0].device, kind)])
+        there = torch.tensor([float(p.grad is not None) for p in parameters], dtype=kind, device="cpu")
+        apart = grads[0].device.type != "cpu"  # the host would wait for a GPU: numbers that it reads go by gloo
+        flat = torch.cat([g.flatten().to(kind) for g in grads] + ([] if apart else [there]))
         with self._collective():
             dist.all_reduce(flat)
-        *means, there = (flat / self.size).split([*(p.numel() for p in parameters), len(parameters)])
-        for p, mean, share in zip(parameters, means, there.tolist(), strict=True):
+            if apart:
+                dist.all_reduce(there)
+        means = (flat / self.size).split([*(p.numel() for p in parameters), *([] if apart else [len(parameters)])])
+        shares = there if apart else means[-1]
+        for p, mean, share in zip(parameters, means, shares.tolist(), strict=False):
             p.grad = mean.view_as(p).to(p.dtype) if share else None
 
     def mean(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """In float64, so that nothing finite overflows."""
-        values = torch.stack([value.detach().to("cpu", torch.float64) for value in metrics.values()])
+        values = torch.stack([value.detach().to(torch.float64) for value in metrics.values()])
         return dict(zip(metrics, self._reduced(values, dist.ReduceOp.SUM) / self.size, strict=True))
+
+    def worst(self, cause: Tensor) -> Tensor:
+        """By the backend of the tensor's device."""
+        return self._reduced(cause, dist.ReduceOp.MAX)
 
     def latest(self, signum: int, seconds: float) -> tuple[int, float]:
         """The highest of both."""

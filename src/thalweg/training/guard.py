@@ -7,6 +7,9 @@ lowers the learning rate, and takes the objective's variant after a rollback
 (`thalweg.objective.base.HasAfterRollback`). "warn" logs a warning, "stop" ends the run. A rollback does not change the
 step number, which addresses the random draws, so the same draws do not come again.
 
+On a device that the host does not wait for, steps are masked and noted there (`thalweg.training.notes`). The guard
+reads the notes at each step that is logged, and acts then: `note` takes the place of `skip` and `check`, `look` reads.
+
 A snapshot counts as good only once a later one was taken without a signal beyond its limits. Where trouble comes back
 soon after a rollback, the next one goes to the first snapshot. Snapshots are part of the checkpoint, so that a resumed
 run has the same bits.
@@ -15,15 +18,19 @@ run has the same bits.
 import copy
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, Protocol
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from thalweg.core.device import send
 from thalweg.core.errors import Diverged
 from thalweg.core.state_tree import flatten
 from thalweg.objective.base import Objective, after_rollbacks, changes
 from thalweg.training.distributed import ProcessGroup, SingleProcess
+from thalweg.training.notes import CAUSES, Bounds, Notes, add, read
 
 log = logging.getLogger("thalweg")
 QUIET = 200  # steps without a repetition of a warning
@@ -87,6 +94,7 @@ class GuardState(NamedTuple):
     acted: int = 0  # the step of the last rollback
     strikes: int = 0  # steps in a row beyond a limit
     skips: int = 0  # steps in a row that were not finite
+    notes: Notes | None = None  # of steps on a device since the last reading, with the two counts above
 
 
 class Guarded(Protocol):
@@ -94,6 +102,9 @@ class Guarded(Protocol):
 
     step: int
     guard: GuardState
+
+    @property
+    def device(self) -> torch.device: ...
 
     def core(self) -> dict[str, Any]: ...
 
@@ -116,6 +127,7 @@ class Guard:
         group: SingleProcess | ProcessGroup | None = None,
     ):
         self.settings, self.objective, self.group = settings, objective, group or SingleProcess()
+        self._bounds: tuple[tuple[str, ...], Bounds | None] | None = None  # on the device, of metrics of these names
 
     def begin(self, state: Guarded) -> None:
         """Take the first snapshot, to which a rollback can always go."""
@@ -145,16 +157,73 @@ class Guard:
             return
         state.guard = state.guard._replace(strikes=state.guard.strikes + 1, skips=0)
         if state.guard.strikes >= self.settings.patience:
-            limit, value = past
-            bound = getattr(self.settings, limit.setting)
-            text = f"{limit.meaning} ({limit.signal} {value:.3g}, limit {bound:g}) at step {state.step}"
-            self._act(state, Diverged(text, what=limit.signal, step=state.step, advice=limit.advice), limit)
+            self._act_on_limit(state, *past, state.step)
+
+    def note(self, state: Guarded, cause: Tensor, metrics: Mapping[str, Tensor]) -> None:
+        """Note a step on the device that was masked for a cause, 0 for none; nothing is read."""
+        guard = state.guard
+        notes = guard.notes or Notes.begin(guard.skips, guard.strikes, state.device)
+        if self._bounds is None or self._bounds[0] != tuple(metrics):
+            self._bounds = (tuple(metrics), _bounds(self.settings, metrics, state.device))
+        notes = add(notes, cause, metrics, self._bounds[1], state.step, self.settings.patience)
+        state.guard = guard._replace(notes=notes)
+
+    def look(self, state: Guarded, metrics: Mapping[str, Tensor]) -> dict[str, float]:
+        """Read the notes and the metrics of the last step by one transfer, and act as `skip` and `check` do.
+
+        Returns the metrics, none where the step was masked. Where a snapshot is due, whether all is finite is read too.
+        """
+        due = self._due(state)
+        sound = [all_finite(flatten(state.core())[0], state.device)] if due else []
+        assert state.guard.notes is not None
+        numbers = read([*sound, *state.guard.notes, *metrics.values()])
+        unsound = "not finite" if due and not numbers[0] else None
+        numbers = numbers[1:] if due else numbers
+        told = dict(zip(Notes._fields, numbers, strict=False))
+        figures = dict(zip(metrics, numbers[len(told) :], strict=True)) if told["latest"] == 0 else {}
+        skips, strikes = int(told["skips"]), int(told["strikes"])
+        state.guard = state.guard._replace(skips=skips, strikes=strikes, notes=None)
+        if told["first"]:
+            self._tell_masked(told)
+        if told["end"]:
+            self._act_on(state, told)
+        elif due and figures and self._beyond(figures, calm=True) is None and not self.group.any(unsound):
+            self._take(state)
+        return figures
+
+    def _tell_masked(self, told: dict[str, float]) -> None:
+        error, number = not_finite(CAUSES[int(told["cause"]) - 1], int(told["first"])), int(told["masked"])
+        if self.settings.policy == "stop":
+            raise error
+        steps = "the step was" if number == 1 else f"{number} steps since then were"
+        log.warning("%s; %s skipped before it touched the weights", error, steps)
+
+    def _act_on(self, state: Guarded, told: dict[str, float]) -> None:
+        """Act on bad steps in a row, as many as the patience."""
+        step, reason, value = int(told["end"]), int(told["reason"]), told["value"]
+        if reason > 0:
+            error, before = not_finite(CAUSES[reason - 1], step), self.settings.patience - 1
+            self._act(state, error.described(f"{error}, as in the {before} steps before") if before else error)
+        else:
+            self._act_on_limit(state, LIMITS[-reason - 1], math.nan if value < 0 else value, step)
+
+    def _due(self, state: Guarded) -> bool:
+        """Whether a multiple of `every` has passed since the last snapshot or rollback."""
+        guard, every = state.guard, self.settings.every
+        last = guard.candidate or guard.good
+        before = max(last["step"] if last else 0, guard.acted)
+        return self.settings.policy == "rollback" and state.step // every > before // every
 
     def refuse(self, state: Guarded, error: Diverged) -> None:
         """Roll back before a checkpoint that would not be finite, or raise `error` under another policy."""
         if self.settings.policy != "rollback":
             raise error
         self._act(state, error)
+
+    def _act_on_limit(self, state: Guarded, limit: Limit, value: float, step: int) -> None:
+        bound = getattr(self.settings, limit.setting)
+        text = f"{limit.meaning} ({limit.signal} {value:.3g}, limit {bound:g}) at step {step}"
+        self._act(state, Diverged(text, what=limit.signal, step=step, advice=limit.advice), limit)
 
     def _act(self, state: Guarded, trouble: Diverged, limit: Limit | None = None) -> None:
         guard, settings = state.guard, self.settings
@@ -193,10 +262,13 @@ class Guard:
         The signals are of the chains that a step visited; a rollback must not restore other chains that are not finite.
         """
         if self._beyond(metrics, calm=True) is None and not self.group.any(finite(flatten(state.core())[0])):
-            good = state.guard.candidate or state.guard.good
-            state.guard = state.guard._replace(good=good, candidate=_snapshot(state))
+            self._take(state)
 
-    def _beyond(self, metrics: dict[str, Tensor], *, calm: bool) -> tuple[Limit, float] | None:
+    def _take(self, state: Guarded) -> None:
+        good = state.guard.candidate or state.guard.good
+        state.guard = state.guard._replace(good=good, candidate=_snapshot(state))
+
+    def _beyond(self, metrics: Mapping[str, Tensor | float], *, calm: bool) -> tuple[Limit, float] | None:
         """The first signal beyond its limit, with its value; a value that is not finite is beyond."""
         for limit in LIMITS:
             bound, value = getattr(self.settings, limit.setting), metrics.get(limit.signal)
@@ -212,6 +284,26 @@ class Guard:
 def not_finite(what: str, step: int) -> Diverged:
     """The error of a tensor with a value that is not finite at a step."""
     return Diverged(f"{what} is not finite at step {step}", what=what, step=step)
+
+
+def all_finite(tensors: dict[str, Tensor], device: torch.device) -> Tensor:
+    """Whether all is finite, () on the device; tensors elsewhere are read by the host."""
+    here = [value.isfinite().all() for value in tensors.values() if value.device == device]
+    elsewhere = all(bool(value.isfinite().all()) for value in tensors.values() if value.device != device)
+    return torch.stack(here).all() & elsewhere
+
+
+def _bounds(settings: GuardSettings, metrics: Mapping[str, Tensor], device: torch.device) -> Bounds | None:
+    """The limits on signals among the metrics, on the device."""
+    rows = []
+    for number, limit in enumerate(LIMITS, 1):
+        bound, sign = getattr(settings, limit.setting), -1.0 if limit.setting.startswith("min") else 1.0
+        if bound is not None and limit.signal in metrics:
+            rows.append((limit.signal, number, sign, sign * bound))
+    if not rows:
+        return None
+    names, *columns = zip(*rows, strict=True)
+    return Bounds(names, *(send(torch.tensor(column, dtype=torch.float64, device="cpu"), device) for column in columns))
 
 
 def finite(tensors: dict[str, Tensor]) -> str | None:

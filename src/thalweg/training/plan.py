@@ -2,9 +2,11 @@
 
 A budget in minutes is turned into a number of steps by timing a few steps on a copy of the state. Schedules are
 functions of the step, so a resumed run repeats them exactly. Where the precision is "auto", the timing also decides
-whether bfloat16 autocast is faster on this machine.
+whether bfloat16 autocast is faster on this machine. Where other work takes cores, a budget in minutes also decides by
+timing whether fewer threads are faster.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ Precision = Literal["fp32", "bf16"]
 WARM, TIMED = 3, 12
 CHECKPOINT_SECONDS = 60.0
 BF16_MUST_SAVE = 0.9  # of fp32's time: for less it is not worth the lost digits
+FEWER_MUST_SAVE = 0.9  # of the time on all threads
 HOPELESS = 2.0  # times fp32's time in the warm-up: emulated bfloat16 would make the timing take minutes
 
 
@@ -38,6 +41,7 @@ class Plan(BaseModel):
     step_seconds: float = Field(ge=0)  # as timed
     checkpoint_every: int = Field(ge=1)  # steps
     world_size: int = Field(1, ge=1)  # processes that share a batch
+    device: str = "cpu"  # the kind on which the run began
 
     def require(self, world_size: int, folder: Path) -> None:
         """UserError for another number of processes, which would divide the batch and the chains in another way."""
@@ -87,8 +91,19 @@ def num_threads(number: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-def make_plan(settings: TrainSettings, trial: Callable[[Precision], Callable[[], object]], world_size: int = 1) -> Plan:
-    """Time steps and make the plan. `trial(precision)` gives a callable that runs one step on a copy of the state."""
+def make_plan(
+    settings: TrainSettings,
+    trial: Callable[[Precision], Callable[[], object]],
+    world_size: int = 1,
+    device: str = "cpu",
+    may_take_fewer: bool = False,
+) -> Plan:
+    """Time steps and make the plan.
+
+    `trial(precision)` gives a callable that runs one step on a copy of the state, and returns when it is done. A budget
+    in minutes `may_take_fewer` threads than torch has.
+    """
+    fewer = free_threads()  # before the trial steps add to the load
     names: tuple[Precision, ...] = ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
     steps = {name: trial(name) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -104,14 +119,40 @@ def make_plan(settings: TrainSettings, trial: Callable[[Precision], Callable[[],
     precision: Precision = names[0]
     if len(median) > 1 and median["bf16"] < BF16_MUST_SAVE * median["fp32"]:
         precision = "bf16"
-    each = median[precision]
+    threads, each = torch.get_num_threads(), median[precision]
+    if may_take_fewer and settings.steps is None and world_size == 1 and device == "cpu" and fewer < threads:
+        threads, each = _faster(steps[precision], threads, fewer)
     num_steps = settings.steps or max(1, round((settings.minutes or 10.0) * 60 / each))
     every = settings.checkpoint_every or max(1, min(round(CHECKPOINT_SECONDS / each), num_steps))
     return Plan(
         num_steps=num_steps,
         precision=precision,
-        threads=torch.get_num_threads(),
+        threads=threads,
         step_seconds=each,
         checkpoint_every=every,
         world_size=world_size,
+        device=device,
     )
+
+
+def free_threads() -> int:
+    """The cores that the work of the last minute left free, 1 or more."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, (os.cpu_count() or 1) - round(load))
+
+
+def _faster(step: Callable[[], object], threads: int, fewer: int) -> tuple[int, float]:
+    """(number of threads, seconds a step): `fewer`, where that saves enough.
+
+    Threads meet many times a step, and all wait for the one that shares its core with other work.
+    """
+    seconds: dict[int, list[float]] = {threads: [], fewer: []}
+    for _ in range(WARM + TIMED):
+        for number, found in seconds.items():
+            with num_threads(number):
+                start = time.perf_counter()
+                step()
+                found.append(time.perf_counter() - start)
+    median = {number: statistics.median(found[WARM:]) for number, found in seconds.items()}
+    chosen = fewer if median[fewer] < FEWER_MUST_SAVE * median[threads] else threads
+    return chosen, median[chosen]

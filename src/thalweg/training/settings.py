@@ -1,5 +1,6 @@
 """The settings of a run: every section of `config.json`, checked before any work starts."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
@@ -41,6 +42,8 @@ class TrainSettings(_Section):
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights a step")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    tf32: bool | None = None  # whether float32 on a GPU may round to TF32; null: as torch is set
+    compile: bool = False  # whether the loss is compiled by torch.compile
     checkpoint_every: int | None = Field(None, ge=1, description="steps; every minute or so if not given")
     keep: int = Field(2, ge=1, description="checkpoints kept")
     log_every: int = Field(10, ge=1)
@@ -90,6 +93,7 @@ class Stored(BaseModel):
     recipe: StrictStr | None = None
     recipe_sha256: StrictStr | None = None
     overrides: list[StrictStr] | None = None
+    given: list[StrictStr] | None = None
     data: DataFacts
     run: dict[str, Any]
 
@@ -97,12 +101,15 @@ class Stored(BaseModel):
 M = TypeVar("M", bound=BaseModel)
 
 
-def validate(config: dict[str, Any], where: str = "") -> RunSettings:
-    """The run that a mapping describes; UserError with the dotted key, `where` before it, the value and the remedy."""
+def validate(config: dict[str, Any], where: str = "", *, given: Collection[str] = ()) -> RunSettings:
+    """The run that a mapping describes; UserError with the dotted key, `where` before it, the value and the remedy.
+
+    `given`: the parts that are objects, whose specs are names only.
+    """
     run = checked(RunSettings, config, where)
     for name in ("augment", "transform", "energy", "objective", "sampler"):
         spec, path = getattr(run, name), f"{where}.{name}" if where else name
-        if name == "augment" and spec is None:
+        if name in given or (name == "augment" and spec is None):
             continue
         if "type" not in spec:
             hint = "write `type: thalweg.package.module:ClassName` under it"
@@ -118,7 +125,7 @@ def stored(config: dict[str, Any]) -> RunSettings:
     lost = RunSettings.model_fields.keys() - config["run"].keys() - {"augment"}
     if lost:
         raise UserError("missing", argument=f"run.{min(lost)}", hint=remedy)
-    return validate(config["run"], "run")
+    return validate(config["run"], "run", given=config.get("given") or ())
 
 
 def checked(

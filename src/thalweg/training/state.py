@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from thalweg.core import state_tree, store
+from thalweg.core.device import CPU, AdamW
 from thalweg.core.errors import DamagedFile
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.guard import GuardState, finite, not_finite
+from thalweg.training.notes import Notes, placed
 from thalweg.training.settings import TrainSettings
 
 FOLDER = "checkpoints"
@@ -31,17 +33,34 @@ class TrainState:
 
     energy: nn.Module
     average: nn.Module  # has the exponential moving average of the energy's weights
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     objective: Any  # the objective's state
     step: int = 0
     seconds: float = 0.0
     guard: GuardState = field(default_factory=GuardState)
     saved: str = ""  # the checkpoint that this state was last written to or loaded from
 
-    def update_average(self, decay: float) -> None:
-        """average += (1 - d)(weights - average), d = min(decay, (1 + n)/(10 + n)), less at first."""
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.energy.parameters()).device
+
+    def update_average(self, decay: float, bad: Tensor | None = None) -> None:
+        """average += (1 - d)(weights - average), d = min(decay, (1 + n)/(10 + n)), less at first.
+
+        `bad` (), on the device: nothing where it is true.
+        """
         d = min(decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
+            if bad is not None:
+                average: list[Tensor] = list(self.average.parameters())
+                weights: list[Tensor] = list(self.energy.parameters())
+                change = torch._foreach_sub(weights, average)
+                torch._foreach_mul_(change, (1 - d) * (~bad).to(average[0].dtype))
+                torch._foreach_add_(average, change)
+                for mine, theirs in zip(self.average.buffers(), self.energy.buffers(), strict=True):
+                    mine.copy_(torch.where(bad, mine, theirs))
+                return
             torch._foreach_lerp_(list(self.average.parameters()), list(self.energy.parameters()), 1 - d)
             for mine, theirs in zip(self.average.buffers(), self.energy.buffers(), strict=True):
                 mine.copy_(theirs)
@@ -67,7 +86,11 @@ class TrainState:
         header = store.read_json(path / "state.json")
         core = self.core()
         own = {"objective": self.objective, "guard": [self.objective] * 3}
-        like = {**core, "guard": GuardState(core, core, core), "others": [own] * (group.size - 1)}
+        like = {
+            **core,
+            "guard": GuardState(core, core, core, notes=Notes.begin(0, 0, CPU)),
+            "others": [own] * (group.size - 1),
+        }
         tree = state_tree.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
         size = 1 + len(tree.get("others", ()))
         if size != group.size:
@@ -78,6 +101,8 @@ class TrainState:
                 tree = _of_rank(tree, tree["others"][group.rank - 1])
             self.restore(tree)
             self.guard = tree["guard"]
+            if self.guard.notes is not None:
+                self.guard = self.guard._replace(notes=self.guard.notes.to(self.device))
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).splitlines()[0]
             raise DamagedFile(f"does not fit the energy in config.json ({reason})", argument=str(path)) from error
@@ -88,7 +113,7 @@ class TrainState:
         self.energy.load_state_dict(tree["energy"])
         self.average.load_state_dict(tree["average"])
         self.optimizer.load_state_dict(copy.deepcopy(tree["optimizer"]))
-        self.objective = tree["objective"]
+        self.objective = placed(tree["objective"], self.objective)
 
     def core(self) -> dict[str, Any]:
         """All that a step changes, by name; tensors are not copied."""
@@ -136,12 +161,7 @@ def _of_rank(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def fresh(energy: nn.Module, settings: TrainSettings, init: Callable[[nn.Module], Any]) -> TrainState:
     """The state before the first step. `init(energy)` makes the objective's own state."""
-    optimizer = torch.optim.AdamW(
-        energy.parameters(),
-        lr=settings.learning_rate,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    decay = settings.weight_decay
+    optimizer = AdamW(energy.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=decay)
     average = copy.deepcopy(energy).requires_grad_(False).eval()
     return TrainState(energy, average, optimizer, init(energy))

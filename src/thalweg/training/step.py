@@ -7,7 +7,7 @@ non-finite loss or gradient is found before the update; the guard (`thalweg.trai
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,16 +15,20 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from thalweg.core.errors import Diverged, OutOfMemory
+from thalweg.core.device import CPU, autocast, place, synchronise
+from thalweg.core.errors import Diverged, OutOfMemory, UserError
 from thalweg.core.rng import generator
-from thalweg.objective.base import Batch, Objective, after_rollbacks
+from thalweg.data.loader import Ahead
+from thalweg.objective.base import Batch, Compilable, Objective, after_rollbacks
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.guard import Guard, finite, not_finite
+from thalweg.training.notes import cause_of, unless
 from thalweg.training.plan import Precision
 from thalweg.training.settings import TrainSettings
 from thalweg.training.state import TrainState, fresh
 
 Augment = Callable[[Tensor, torch.Generator, float], Tensor]
+MASKED = "masked"
 TRIAL_STEPS = 1_000_000
 # in the texts of RuntimeErrors of the CPU, of C++ and of cuBLAS, which have no type of their own
 NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
@@ -54,6 +58,7 @@ class Update:
         seed: Seed of all draws.
         augment: Alters a batch in data units, given a generator and the share of training done.
         group: The processes that share each batch.
+        device: Where all of it is computed. Except on the CPU, steps that are not finite are masked, not raised.
     """
 
     objective: Objective[Any]
@@ -63,70 +68,139 @@ class Update:
     seed: int = 0
     augment: Augment | None = None
     group: SingleProcess | ProcessGroup = field(default_factory=SingleProcess)
+    device: torch.device = CPU
+
+    def __post_init__(self):
+        self._compiled: dict[int, Any] = {}  # the loss, by the number of rollbacks
+        compiles = isinstance(self.objective, Compilable) and self.objective.compiles
+        if self.settings.compile and not compiles:
+            text = f"must be false, as the loss of {type(self.objective).__name__} cannot be compiled"
+            raise UserError(text, argument="train.compile", value=True)
+        self.masked = self.device.type != "cpu"
+        if self.masked:
+            self.batches = Ahead(self.batches, self.device)
 
     def first_state(self, energy: nn.Module) -> TrainState:
-        """The state before step 1."""
-        x, draws = self.batch(0, 0.0).x, generator(self.seed, "init", 0, self.group.rank)
+        """The state before step 1, with the energy moved to the device."""
+        energy = place(energy, self.device)
+        x, draws = self.batch(0, 0.0).x, self.generator("init", 0)
         return fresh(energy, self.settings, lambda energy: self.objective.init(energy, x, draws))
 
     def __call__(self, state: TrainState, precision: Precision, num_steps: int) -> dict[str, Tensor]:
-        """Update the state and return the metrics. Raises Diverged before the weights are touched."""
+        """Update the state and return the metrics. Raises Diverged before the weights are touched.
+
+        On a device the step is masked instead, and nothing is read: `MASKED` among the metrics is the cause, or 0.
+        """
         batch = self.batch(state.step, state.step / num_steps)
         rate = self.settings.learning_rate * schedule(state.step, num_steps, self.settings) * state.guard.factor
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         objective = after_rollbacks(self.objective, state.guard.rollbacks)
-        draws = generator(self.seed, "objective", state.step, self.group.rank)
+        draws = self.generator("objective", state.step)
         noise = objective.draw(state.objective, batch, draws, state.step / num_steps)
-        with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            loss, after, metrics = objective.loss(state.energy, state.objective, batch, noise)
+        with autocast(batch.x.device, precision == "bf16"):
+            loss, after, metrics = self._loss(objective, state)(state.energy, state.objective, batch, noise)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.group.average(state.energy)
         norm = nn.utils.clip_grad_norm_(state.energy.parameters(), self.settings.clip or math.inf)
+        rate = torch.full((), rate, device=loss.device)
+        metrics = {"loss": loss.detach(), **metrics, "gradient_norm": norm, "learning_rate": rate}
+        if self.masked:
+            cause = self.group.worst(cause_of(batch.x, loss.detach(), norm))
+            self._apply(state, after, cause > 0)
+            return {**self.group.mean(metrics), MASKED: cause}
         bad = self.group.any(finite({"data": batch.x, "loss": loss.detach(), "gradient": norm}))
         if bad:
             raise not_finite(bad, state.step + 1)
-        state.optimizer.step()
-        state.objective = after
-        state.step += 1
-        state.update_average(self.settings.ema)
-        metrics = {"loss": loss.detach(), **metrics, "gradient_norm": norm, "learning_rate": torch.tensor(rate)}
+        self._apply(state, after)
         return self.group.mean(metrics)
+
+    def _apply(self, state: TrainState, after: Any, bad: Tensor | None = None) -> None:
+        """Take the step; `bad` () on the device: only the step's number where it is true."""
+        if bad is None:
+            state.optimizer.step()
+            state.objective = after
+        else:
+            state.optimizer.masked_step(bad.float())
+            state.objective = unless(bad, state.objective, after)
+        state.step += 1
+        state.update_average(self.settings.ema, bad)
+
+    def _loss(self, objective: Objective[Any], state: TrainState) -> Callable[..., Any]:
+        """The objective's loss, compiled where the settings say so."""
+        if not self.settings.compile:
+            return objective.loss
+        times = state.guard.rollbacks
+        if times not in self._compiled:
+            self._compiled[times] = torch.compile(objective.loss)
+        return self._compiled[times]
+
+    def generator(self, stream: str, step: int) -> torch.Generator:
+        """This rank's draws of a step, on the device."""
+        return generator(self.seed, stream, step, self.group.rank, device=self.device)
 
     def batch(self, step: int, progress: float) -> Batch:
         """This rank's rows of a step, altered and in model units."""
         x, labels = self.batches.batch(step)
         if self.augment is not None:
-            x = self.augment(x, generator(self.seed, "augment", step, self.group.rank), progress)
+            x = self.augment(x, self.generator("augment", step), progress)
         return Batch(self.transform.forward(x), labels)
 
     def trial(self, state: TrainState, precision: Precision) -> Callable[[], object]:
         """A step on a copy of the state, so that timing leaves no trace."""
         trial = fresh(copy.deepcopy(state.energy), self.settings, lambda _: state.objective)
         trial.step = TRIAL_STEPS // 2  # schedules, as of a chain's length, are timed half-way
-        return lambda: self(trial, precision, TRIAL_STEPS)
+
+        def step() -> None:
+            self(trial, precision, TRIAL_STEPS)
+            synchronise(self.device)
+
+        return step
 
 
 def run_steps(
     update: Update, state: TrainState, guard: Guard, num_steps: int, precision: Precision
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[Mapping[str, Tensor | float]]:
     """Update the state up to `num_steps`, guarded; the metrics after each step, none where it was skipped.
 
-    Raises Diverged where the guard gives up.
+    On a device there are metrics, numbers, where a step is logged only. Raises Diverged where the guard gives up.
     """
     guard.begin(state)
+    if state.guard.notes is not None and not update.masked:  # of a run that goes on on the CPU
+        guard.look(state, {})
     while state.step < num_steps:
         start = time.perf_counter()
-        try:
-            metrics = update(state, precision, num_steps)
-        except Diverged as error:
-            metrics = {}
-            guard.skip(state, error)
-        else:
-            guard.check(state, metrics)
+        metrics = (_noted if update.masked else _checked)(update, state, guard, num_steps, precision)
         state.seconds += time.perf_counter() - start
         yield metrics
+
+
+def is_logged(step: int, num_steps: int, settings: TrainSettings) -> bool:
+    """Whether the metrics after a step are logged."""
+    return step % settings.log_every == 0 or step in (1, num_steps)
+
+
+def _checked(
+    update: Update, state: TrainState, guard: Guard, num_steps: int, precision: Precision
+) -> Mapping[str, Tensor | float]:
+    """A step that is checked before the update and after it."""
+    try:
+        metrics = update(state, precision, num_steps)
+    except Diverged as error:
+        guard.skip(state, error)
+        return {}
+    guard.check(state, metrics)
+    return metrics
+
+
+def _noted(
+    update: Update, state: TrainState, guard: Guard, num_steps: int, precision: Precision
+) -> Mapping[str, Tensor | float]:
+    """A step on a device, noted there; where it is logged the notes are read, and the metrics."""
+    metrics = update(state, precision, num_steps)
+    guard.note(state, metrics.pop(MASKED), metrics)
+    return guard.look(state, metrics) if is_logged(state.step, num_steps, update.settings) else {}
 
 
 @contextmanager

@@ -8,14 +8,16 @@ its newest valid checkpoint and ends with the same bits (same machine, versions 
 
 import hashlib
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from thalweg.core import store, temporary
+from thalweg.core.device import CPU, tf32
 from thalweg.core.errors import Diverged, ThalwegError, UserError
 from thalweg.data.loader import Loader
 from thalweg.objective.base import Objective
@@ -25,7 +27,7 @@ from thalweg.training.metrics_log import MetricsLog, NoLog, Progress, Silent, lo
 from thalweg.training.plan import Plan, make_plan, num_threads
 from thalweg.training.settings import TrainSettings
 from thalweg.training.state import FOLDER, TrainState
-from thalweg.training.step import Augment, ToModelUnits, Update, named_memory_errors, run_steps
+from thalweg.training.step import Augment, ToModelUnits, Update, is_logged, named_memory_errors, run_steps
 
 Hook = Callable[[TrainState, Plan], None]
 ANOTHER_FOLDER = ", in another folder, as a run keeps its settings"
@@ -55,6 +57,7 @@ class Trainer:
         tensorboard: Whether TensorBoard events are written.
         augment: Alters a batch in data units, given a generator and the share of training done.
         group: The processes of the run, from `thalweg.training.distributed.joined`.
+        device: Where the energy is trained, to which it is moved.
     """
 
     def __init__(
@@ -72,12 +75,13 @@ class Trainer:
         tensorboard: bool = True,
         augment: Augment | None = None,
         group: SingleProcess | ProcessGroup | None = None,
+        device: torch.device = CPU,
     ):
         self.group = group = group or single_process()
         if (loader.rank, loader.world_size) != (group.rank, group.size):
             ranks = f"must be of rank {group.rank} in {group.size}; it is of {loader.rank} in {loader.world_size}"
             raise UserError(ranks, argument="loader")
-        self.update = Update(objective, loader, transform, settings, seed, augment, group)
+        self.update = Update(objective, loader, transform, settings, seed, augment, group, device)
         self.settings, self.folder = settings, folder
         self.hooks, self.progress, self.tensorboard = hooks, progress or Silent(), tensorboard
         self.state = self.update.first_state(energy)
@@ -90,15 +94,26 @@ class Trainer:
         """
         # from here on signals are caught: a stop during the timing acts after the first step
         kept = lambda: f"; {_described(self._last_good())}"  # noqa: E731
-        with named_memory_errors(self.state, self.settings, kept), _caught_signals() as caught:
+        memory = named_memory_errors(self.state, self.settings, kept)
+        with memory, tf32(self.settings.tf32), _caught_signals() as caught:
             known = Plan.load(self.folder)
             if known is not None:
                 known.require(self.group.size, self.folder)
+                self._tell_device(known.device)
             self._restore()
             plan = self._plan(known)
             with num_threads(plan.threads):
                 self._run(plan, caught)
         return self.state.average
+
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is, so that a killed run goes on from these weights."""
+        self.state.save(self.folder, self.settings.keep, self.group)
+
+    def _tell_device(self, before: str) -> None:
+        now = self.update.device.type
+        if before != now:
+            log.warning("the run began on %s and goes on on %s: other bits than on one device", before, now)
 
     def _run(self, plan: Plan, caught: list[int]) -> None:
         """The loop over steps."""
@@ -116,7 +131,7 @@ class Trainer:
             self.progress.stop()
 
     def _after_step(
-        self, plan: Plan, metrics_log: MetricsLog | NoLog, metrics: dict[str, Tensor], caught: list[int]
+        self, plan: Plan, metrics_log: MetricsLog | NoLog, metrics: Mapping[str, Tensor | float], caught: list[int]
     ) -> None:
         """Report, save, stop where a signal came, call the hooks."""
         self._report(metrics_log, metrics, plan)
@@ -153,8 +168,9 @@ class Trainer:
     def _plan(self, plan: Plan | None) -> Plan:
         """The stored plan, or a new one: all ranks take the trial steps, and the times of rank 0 count."""
         if plan is None:
+            trial = lambda precision: self.update.trial(self.state, precision)  # noqa: E731
             try:
-                made = make_plan(self.settings, lambda p: self.update.trial(self.state, p), self.group.size)
+                made = make_plan(self.settings, trial, self.group.size, self.update.device.type, may_take_fewer=True)
             except Diverged as error:
                 text = f"{error.what} is not finite in a trial step, before any training; {error.advice}"
                 raise error.described(text, step=None) from error
@@ -167,8 +183,8 @@ class Trainer:
             return NoLog()
         return MetricsLog(self.folder, self.state.step, tensorboard=self.tensorboard)
 
-    def _report(self, metrics_log: MetricsLog | NoLog, metrics: dict[str, Tensor], plan: Plan) -> None:
-        if metrics and (self.state.step % self.settings.log_every == 0 or self.state.step in (1, plan.num_steps)):
+    def _report(self, metrics_log: MetricsLog | NoLog, metrics: Mapping[str, Tensor | float], plan: Plan) -> None:
+        if metrics and is_logged(self.state.step, plan.num_steps, self.settings):
             self.progress.advance(self.state.step, metrics_log.write(self.state.step, self.state.seconds, {**metrics}))
 
     def _save(self) -> None:

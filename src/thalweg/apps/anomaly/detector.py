@@ -26,6 +26,7 @@ from thalweg.apps.anomaly.missing import PartialRows
 from thalweg.apps.anomaly.parameters import check_parameters, warn_of_few
 from thalweg.bundle import conformal
 from thalweg.core import check
+from thalweg.core.device import find_device
 from thalweg.data.columns.reading_options import IN_MEMORY
 from thalweg.data.frames import as_frame, is_frame, names_of
 
@@ -56,6 +57,8 @@ class EnergyDetector(OutlierMixin, DetectorInput):
         thousands: Their separator of thousands.
         na_values: The texts that mean a missing value, in place of the usual ones of a CSV (pandas adds to them); []
             for none but the empty one.
+        device: Where energies are computed: "auto" (THALWEG_DEVICE, else a GPU, else the CPU), "cpu", "cuda" or
+            "cuda:N". Scikit-learn fits mixtures and looks for near-copies on the CPU.
         dtype: {name: "category"} for numbers that are codes, {name: "number"} for a measurement that looks like a
             counter or a time.
 
@@ -86,6 +89,7 @@ class EnergyDetector(OutlierMixin, DetectorInput):
         thousands: str | None = None,
         na_values: str | Iterable[str] | None = None,
         dtype: Mapping[str, str] | None = None,
+        device: Any = "auto",
     ):
         self.kind = kind
         self.contamination = contamination
@@ -99,10 +103,12 @@ class EnergyDetector(OutlierMixin, DetectorInput):
         self.thousands = thousands
         self.na_values = na_values
         self.dtype = dtype
+        self.device = device
 
     def fit(self, X: Any, y: Any = None) -> Self:
         """Learn the energy of normal rows and calibrate it; `y` is not looked at. UserError for what cannot be used."""
         check_parameters(self)
+        device = find_device(self.device)
         self.kind_, self.missing_ = self.kind, self.missing
         x = self._input(X, reset=True)
         random = check_random_state(self.random_state)
@@ -111,7 +117,7 @@ class EnergyDetector(OutlierMixin, DetectorInput):
         copies = self._copies(x[whole])
         rows = x[whole][copies.kept]
         inside, outside = self._split(len(rows), random)
-        energy = new_energy(self.kind, self.options)
+        energy = new_energy(self.kind, self.options).to(device)
         warn_of_few(self, len(outside) or energy.num_calibrating(len(rows)), len(rows))
         spared = {"calibrates": False} if self.kind == "table" and len(outside) else {}
         self.energy_ = energy.fit(rows[inside], seed=seed, **spared)
@@ -137,6 +143,12 @@ class EnergyDetector(OutlierMixin, DetectorInput):
             self.train_scores_[whole] = fitted
             if not whole.all():
                 self.train_scores_[~whole] = self._energy_of(x[~whole])
+        return self
+
+    def to(self, device: Any) -> Self:
+        """The fitted detector itself, whose energies are computed on a device from now on; `device` is for a fit."""
+        check_is_fitted(self)
+        self.energy_.to(find_device(device))
         return self
 
     def energy(self, X: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import validate_data
+from torch import Tensor
 
 from thalweg.apps.anomaly.input_arrays import array_errors, check_rows, checked_pixels, numbered
 from thalweg.apps.anomaly.tables.column_selection import Contents, describe, learn
@@ -50,7 +51,8 @@ class DetectorInput(BaseEstimator):
         return numbered(self.features()[0], names, where)
 
     def _input(self, X: Any, *, reset: bool) -> Any:
-        """Rows (N, D) float64, checked, NaN only where it may be; images as they are."""
+        """Rows (N, D) float64, checked, NaN only where it may be; images as they are; on the CPU."""
+        X = X.detach().cpu() if isinstance(X, Tensor) else X
         if type(X).__name__ == "LazyFrame":
             raise UserError("must be a frame, not a LazyFrame", argument="X", hint="give X.collect()")
         if self.kind_ == "image":

@@ -4,6 +4,7 @@ import inspect
 from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
+import torch
 
 from thalweg.core.config import class_at
 from thalweg.core.errors import UserError
@@ -16,10 +17,14 @@ KINDS = {
 
 
 class DetectorEnergy(Protocol):
-    """E(x) of rows (B, *), nats, low = normal, fitted to normal rows."""
+    """E(x) of rows (B, *), nats, low = normal, fitted to normal rows. Arrays go in and out; it computes on a device."""
 
     calibration_energies_: np.ndarray  # (n,) of rows as if the fit had not seen them
     train_outlier_scores_: np.ndarray  # (N,) of the fitted rows, high = anomalous
+
+    def to(self, device: torch.device, /) -> Self:
+        """Itself, which fits and computes on the device from now on."""
+        ...
 
     def fit(self, x: Any, /, *, seed: int = 0) -> Self: ...
 

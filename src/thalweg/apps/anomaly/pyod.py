@@ -31,19 +31,25 @@ class EnergyOD(BaseDetector):
         held_out: float = 0.25,
         options: dict[str, Any] | None = None,
         random_state: Any = None,
+        device: Any = "auto",
     ):
         super().__init__(contamination=contamination)
         self.calibration = calibration
         self.held_out = held_out
         self.options = options
         self.random_state = random_state
+        self.device = device
 
     def fit(self, X: Any, y: Any = None) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Fit on rows (N, D) of which a share `contamination` may be anomalous; `y` is not looked at."""
         X = check_array(X, dtype="float64")
         self._set_n_classes(y)
         self.detector_ = EnergyDetector(
-            calibration=self.calibration, held_out=self.held_out, options=self.options, random_state=self.random_state
+            calibration=self.calibration,
+            held_out=self.held_out,
+            options=self.options,
+            random_state=self.random_state,
+            device=self.device,
         ).fit(X)
         self.decision_scores_ = np.asarray(self.detector_.train_scores_, float)
         self._process_decision_scores()

@@ -18,6 +18,7 @@ from thalweg.apps.anomaly.energies import KINDS, energy_class
 from thalweg.apps.anomaly.missing import PartialRows
 from thalweg.bundle.files import StoredType, heading, holds, require_sealed
 from thalweg.core import state_tree, store
+from thalweg.core.device import CPU
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.columns.encoding import Columns
 from thalweg.data.columns.reading_options import Reading
@@ -50,17 +51,23 @@ class DetectorBundle(StoredType):
             message = f"must be the configuration of a detector ({error!r})"
             raise DamagedFile(message, argument=str(folder / "config.json")) from error
 
+    def to(self, device: str | torch.device) -> Self:
+        """The bundle itself, whose energies are computed on a device from now on."""
+        self.detector.to(device)
+        return self
+
     def energy(self, x: Any) -> Tensor:
-        """E(x), (B,) nats, float64; x as the detector takes it."""
-        return torch.from_numpy(self.detector.energy(x))
+        """E(x), (B,) nats, float64; x as the detector takes it, and the result where x lies."""
+        return torch.from_numpy(self.detector.energy(x)).to(_device_of(x))
 
     def score(self, x: Any, *, alpha: float | None = None) -> dict[str, Tensor]:
-        """energy, p_value and flag = p_value <= alpha, (B,) each; alpha is `rate_`, as for `predict`, if not given."""
+        """energy, p_value and flag = p_value <= alpha, (B,) each, where x lies; alpha is `rate_` if not given."""
         check_is_fitted(self.detector)
         alpha = self.detector.rate_ if alpha is None else check_rate(alpha, "alpha")
         u = self.detector.energy(x)
         p = self.detector.calibration_.p_values(u)
-        return {name: torch.from_numpy(a) for name, a in (("energy", u), ("p_value", p), ("flag", p <= alpha))}
+        found = {"energy": u, "p_value": p, "flag": p <= alpha}
+        return {name: torch.from_numpy(a).to(_device_of(x)) for name, a in found.items()}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the bundle, whole or not at all, in place of an earlier one. A link to a folder stays a link.
@@ -83,6 +90,10 @@ class DetectorBundle(StoredType):
             message = f"must be a folder that can be made ({error.strerror})"
             raise UserError(message, argument=str(folder), hint="name another folder") from error
         store.save_folder(folder, write)
+
+
+def _device_of(x: Any) -> torch.device:
+    return x.device if isinstance(x, Tensor) else CPU
 
 
 def replaceable(folder: str | Path) -> Path:

@@ -49,6 +49,10 @@ class LogSurvival(NamedTuple):
         scale = beyond.mean() if len(beyond) else e[-1] - e[0]
         return cls(u.float(), -torch.tensor(levels).log(), scale.float().clamp(min=float(step)))
 
+    def to(self, device: torch.device) -> "LogSurvival":
+        """The same for energies on a device."""
+        return LogSurvival(*(part.to(device) for part in self))
+
     def __call__(self, u: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """v(u) in nats; differentiable but at the knots."""
         i = torch.searchsorted(self.u, u.detach().contiguous()).clamp(1, len(self.u) - 1)

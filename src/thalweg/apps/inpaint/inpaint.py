@@ -22,6 +22,7 @@ from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.inputs import as_rows
 from thalweg.bundle.model_units import initial_positions
 from thalweg.core import check
+from thalweg.core.device import autocast
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.data.frames import is_frame
@@ -51,15 +52,15 @@ def inpaint(
     What x holds at missing pixels is not looked at, so it may be NaN. Observed pixels come back exactly; with `noise`
     > 0, their standard deviation in data units, they are repaired too. An image with nothing observed is a sample; one
     with nothing missing is returned. Image i's completions do not depend on the images beside it, up to rounding.
-    The best come first: by their expected error, or by energy (`apps.inpaint.ranking`).
+    The best come first: by their expected error, or by energy (`apps.inpaint.ranking`). They lie where x does.
     """
     check_rank_by(rank_by)
     n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, 2**64 - 1)
     if isinstance(x, list | tuple):
         raise UserError(f"must be a tensor or an array, not {kind_of(x)}", argument="x")
     x = as_rows(bundle.layout, x, gaps=True) if is_frame(x) else as_tensor(x)
-    observed = _mask(observed, x, bundle)
-    x = _values(x, observed, bundle)
+    home, observed = x.device, _mask(observed, x, bundle).cpu()
+    x = _values(x.cpu(), observed, bundle)
     masks, which = torch.unique(observed.flatten(1), dim=0, return_inverse=True)
     measured = []
     for k, mask in enumerate(masks):
@@ -68,8 +69,8 @@ def inpaint(
     observations = _observations(bundle, measured, noise)
     found = _complete(bundle, observations, len(x), n, seed, schedule)
     if noise == 0:
-        found = torch.where(observed, x, found)
-    return ranked(bundle, found, observations, rank_by)
+        found = torch.where(observed.to(found.device), x.to(found.device), found)
+    return ranked(bundle, found, observations, rank_by).to(home)
 
 
 def restore(
@@ -85,12 +86,13 @@ def restore(
 ) -> Completions:
     """n draws of the images x (B, *shape) of which `measurements` = A x + noise are known, A = `operator`.
 
-    `measurements` (B, …) in data units, as many numbers a row as `operator` gives. For `Blur`, `Downsample`, or your
-    own linear map.
+    `measurements` (B, …) in data units, as many numbers a row as `operator` gives, which is applied on the CPU. For
+    `Blur`, `Downsample`, or your own linear map. The draws lie where `measurements` do.
     """
     check_rank_by(rank_by)
     n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, 2**64 - 1)
-    b = torch.as_tensor(measurements).to(torch.float32)
+    given = torch.as_tensor(measurements)
+    b = given.to("cpu", torch.float32)
     if b.ndim < 2 or not bool(b.isfinite().all()):
         text = f"must be (B, …) finite numbers, a row for each image, not of shape {tuple(b.shape)}"
         raise UserError(text, argument="measurements")
@@ -99,7 +101,8 @@ def restore(
         text = f"must have {wanted} numbers a row, as {operator} gives of this model's images, not {b[0].numel()}"
         raise UserError(text, argument="measurements")
     observations = _observations(bundle, [Measurements(torch.arange(len(b)), operator, b.flatten(1))], noise)
-    return ranked(bundle, _complete(bundle, observations, len(b), n, seed, schedule), observations, rank_by)
+    found = _complete(bundle, observations, len(b), n, seed, schedule)
+    return ranked(bundle, found, observations, rank_by).to(given.device)
 
 
 class Measurements(NamedTuple):
@@ -111,7 +114,7 @@ class Measurements(NamedTuple):
 
 
 def _observations(bundle: Bundle, measured: Sequence[Measurements], noise: float) -> list[Observation]:
-    """The same in model units, without the images of which nothing is observed."""
+    """The same in model units, without the images of which nothing is observed, on the bundle's device but the rows."""
     check.non_negative(noise=noise)
     scale, offset = _affine(bundle)
     observations = []
@@ -120,17 +123,18 @@ def _observations(bundle: Bundle, measured: Sequence[Measurements], noise: float
         if len(a):
             linear = LinearObservation.from_matrix(a * scale, noise)
             values = (part.values - a.to(offset.dtype) @ offset).to(torch.float32)  # the offset may be far from zero
-            observations.append(Observation(part.rows, linear, linear.project(values)))
+            projections = linear.project(values).to(bundle.device)
+            observations.append(Observation(part.rows, linear.to(bundle.device), projections))
     return observations
 
 
 def _complete(
     bundle: Bundle, observations: Sequence[Observation], size: int, n: int, seed: int, schedule: Schedule | None
 ) -> Float[Tensor, "n b *d"]:
-    """In data units, unranked; samples where nothing is observed."""
+    """In data units, unranked, on the bundle's device; samples where nothing is observed."""
     schedule = schedule or (Schedule.wide() if bundle.mixture_prior is None else Schedule())
     check.fits_memory(n * size, bundle.shape)
-    out = torch.empty(n, size, *bundle.shape, dtype=bundle.dtype)
+    out = torch.empty(n, size, *bundle.shape, dtype=bundle.dtype, device=bundle.device)
     unobserved = torch.ones(size, dtype=torch.bool)
     for observation in observations:
         unobserved[observation.rows] = False
@@ -140,7 +144,9 @@ def _complete(
         for start in range(0, size, IMAGES):
             images, block = _block(observations, start, n)
             if len(images):
-                streams = [generator(seed, "inpaint", int(i), k) for i in images for k in range(n)]
+                place = {"device": bundle.device}
+                streams = [generator(seed, "inpaint", i, k, **place) for i in images.tolist() for k in range(n)]
+                block = [observation.to(bundle.device) for observation in block]
                 z = (_annealed if bundle.noisy else _chains)(bundle, block, streams, schedule)
                 x = bundle.decode(z.reshape(-1, *bundle.shape))
                 out[:, images] = x.reshape(len(images), n, *bundle.shape).transpose(0, 1)
@@ -165,7 +171,7 @@ def _annealed(
     bundle: Bundle, observations: Sequence[Observation], streams: Sequence[Generator], schedule: Schedule
 ) -> Tensor:
     noise = RowNoise(streams, math.prod(bundle.shape))
-    with torch.autocast("cpu", torch.bfloat16, enabled=bundle.config.get("precision") == "bf16"):
+    with autocast(bundle.device, bundle.config.get("precision") == "bf16"):
         model = cast(Denoiser, bundle.model)  # `bundle.noisy`, and every energy of a recipe has a shape
         return sample_posterior(model, observations, noise, schedule, mixture=bundle.mixture_prior)
 

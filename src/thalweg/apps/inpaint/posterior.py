@@ -58,6 +58,10 @@ class Observation(NamedTuple):
     linear: LinearObservation
     projections: Float[Tensor, "r m"]
 
+    def to(self, device: torch.device) -> "Observation":
+        """The same on a device."""
+        return Observation(self.rows.to(device), self.linear.to(device), self.projections.to(device))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -138,18 +142,18 @@ class GaussianPrior:
 
 
 class RowNoise:
-    """Random rows, each from a generator of its own, so that no row depends on its neighbours."""
+    """Random rows, each from a generator of its own, so that no row depends on its neighbours; on their device."""
 
     def __init__(self, generators: Sequence[Generator], size: int):
         self.generators, self.size = generators, size
 
     def normal(self) -> Float[Tensor, "b d"]:
         """Standard normal, (B, D)."""
-        return torch.stack([torch.randn(self.size, generator=g) for g in self.generators])
+        return torch.stack([torch.randn(self.size, generator=g, device=g.device) for g in self.generators])
 
     def uniform(self) -> Float[Tensor, " b"]:
         """Uniform on [0, 1), (B,)."""
-        return torch.cat([torch.rand(1, generator=g) for g in self.generators])
+        return torch.cat([torch.rand(1, generator=g, device=g.device) for g in self.generators])
 
 
 @torch.no_grad()

@@ -38,6 +38,10 @@ class Completions(NamedTuple):
     uncertainty: Float[Tensor, "b *d"]  # standard deviation of each pixel over the completions
     pairwise_distance: Float[Tensor, " b"]  # mean squared distance of two completions
 
+    def to(self, device: torch.device) -> "Completions":
+        """The same on a device."""
+        return Completions(*(part.to(device) for part in self))
+
 
 def check_rank_by(rank_by: str) -> None:
     """UserError unless the word names a way of ranking."""
@@ -52,7 +56,7 @@ def ranked(
     flat = images.flatten(0, 1)
     energies = bundle.energy(flat).reshape(n, b)
     known = torch.zeros(b, dtype=torch.bool)
-    ranking = torch.empty(n, b)
+    ranking = torch.empty(n, b, device=images.device)
     if rank_by == "expected_error" and bundle.mixture_prior is not None:
         for observation in observations:
             known[observation.rows] = True
@@ -90,14 +94,14 @@ def smoothed_energy(bundle: Bundle, x: Tensor, *, level: float = RANKED_AT, draw
     if not bundle.noisy:
         return bundle.energy(x)
     s = min(max(level, bundle.t_min**0.5), bundle.t_max**0.5)
-    stream = generator(0, "ranking")
+    stream = generator(0, "ranking", device=bundle.device)
     with torch.no_grad(), frozen(bundle.model) as energy:
-        total = x.new_zeros(len(x), dtype=torch.float32)
+        total = torch.zeros(len(x), dtype=torch.float32, device=bundle.device)
         for _ in range(draws):
-            move = s * torch.randn(1, *bundle.shape, generator=stream)
+            move = s * torch.randn(1, *bundle.shape, generator=stream, device=bundle.device)
             parts = [bundle.encode(part) + move for part in x.split(NETWORK_ROWS)]
             total += torch.cat([energy(y, y.new_full((len(y),), s * s)) for y in parts])
-        return total / draws
+        return (total / draws).to(x.device)
 
 
 def smoothed_score(bundle: Bundle, x: Tensor) -> Float[Tensor, " b"]:
@@ -109,4 +113,4 @@ def smoothed_score(bundle: Bundle, x: Tensor) -> Float[Tensor, " b"]:
     if mixture is None:
         return ranking
     parts = bundle.encode(x).split(NETWORK_ROWS)
-    return ranking + torch.cat([mixture(z, mixture.psi.expand(len(z))) for z in parts])
+    return ranking + torch.cat([mixture(z, mixture.psi.expand(len(z))) for z in parts]).to(x.device)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.bundle.bundle import Bundle
+from thalweg.core.device import CPU
 from thalweg.data.float32_check import Float32Transform
 from thalweg.energy.wrappers import AtNoise
 
@@ -26,16 +27,20 @@ class DataEnergy:
         model: E_z, or U(z, t) where `t` is given.
         transform: f, data units to model units.
         t: The noise variance, in squared model units. None: `model` takes none.
+        device: Where `model` lies; x is moved there, and E back to where x is.
     """
 
     model: Model
     transform: Float32Transform
     t: float | None = None
+    device: torch.device = CPU
 
     def __call__(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """The energy in nats."""
-        energy = self.model if self.t is None else AtNoise(self.model, torch.tensor(self.t, dtype=torch.float32))
-        return energy(self.transform.forward(x)) - self.transform.log_abs_det(x)
+        z = self.transform.forward(x.to(self.device))
+        t = None if self.t is None else torch.tensor(self.t, dtype=torch.float32, device=self.device)
+        u = self.model(z) if t is None else AtNoise(self.model, t)(z)
+        return u.to(x.device) - self.transform.log_abs_det(x)
 
 
 def at_level(bundle: Bundle, model: Model, sigma: float | None = None) -> DataEnergy:
@@ -44,8 +49,8 @@ def at_level(bundle: Bundle, model: Model, sigma: float | None = None) -> DataEn
     An energy without noise levels is itself, whatever sigma is.
     """
     if not bundle.noisy:
-        return DataEnergy(model, bundle.transform)
-    return DataEnergy(model, bundle.transform, bundle.t_min if sigma is None else sigma**2)
+        return DataEnergy(model, bundle.transform, None, bundle.device)
+    return DataEnergy(model, bundle.transform, bundle.t_min if sigma is None else sigma**2, bundle.device)
 
 
 def noise_levels(bundle: Bundle, num: int, *, top: float) -> list[float]:

@@ -43,7 +43,7 @@ class Path(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """States of a sampler's chains.
+    """States of a sampler's chains, on the CPU.
 
     Args:
         level: Noise deviations in model units, or step numbers where the energy has no noise levels, (S,).
@@ -91,16 +91,16 @@ def through_noise(
     z = bundle.encode(torch.stack([a, b]))
     high = _probability_flow(model, z, sigmas[::-1])
     w = torch.linspace(0, 1, num)
-    angle = (w * math.pi / 2).view(-1, *[1] * a.ndim)
+    angle = (w * math.pi / 2).view(-1, *[1] * a.ndim).to(z.device)
     centre = z.mean()
     mixed = centre + angle.cos() * (high[0] - centre) + angle.sin() * (high[1] - centre)
-    x = bundle.transform.inverse(_probability_flow(model, mixed, sigmas))
+    x = bundle.transform.inverse(_probability_flow(model, mixed, sigmas)).cpu()
     return Path(w, x, energies(at_level(bundle, model), x))
 
 
 def _probability_flow(model: Model, y: Tensor, sigmas: list[float]) -> Tensor:
     """The probability flow through these levels, in model units, by Heun's method."""
-    for now, then in itertools.pairwise(torch.tensor(sigmas, dtype=torch.float32)):
+    for now, then in itertools.pairwise(torch.tensor(sigmas, dtype=torch.float32, device=y.device)):
         y, _ = heun_step(model, y, now, then)
     return y
 
@@ -110,7 +110,7 @@ def denoising(bundle: Bundle, model: Model, n: int = 16, *, seed: int = 0, keep:
 
     Noise-conditional: U(y, sigma²) at each level from sigma_max down. Otherwise E(x) along Langevin chains from noise.
     """
-    z, draws = _start(bundle, n, seed), generator(seed, "landscape-chains")
+    z, draws = _start(bundle, n, seed), generator(seed, "landscape-chains", device=bundle.device)
     annealed = require_annealed(bundle.sampler) if bundle.noisy else None
     num_steps = annealed.num_steps if annealed else CHAIN_STEPS
     kept = _kept(num_steps, keep, bundle.noisy)
@@ -121,8 +121,8 @@ def denoising(bundle: Bundle, model: Model, n: int = 16, *, seed: int = 0, keep:
         if step == num_steps:
             break
     steps = torch.tensor([0, *kept])
-    level = torch.stack([annealed.sigma(model, i, z) for i in steps]) if annealed else steps.float()
-    rows = [bundle.transform.inverse(y) for y in states]
+    level = torch.stack([annealed.sigma(model, i, z).cpu() for i in steps]) if annealed else steps.float()
+    rows = [bundle.transform.inverse(y).cpu() for y in states]
     u = [
         energies(at_level(bundle, model, float(s) if bundle.noisy else None), x)
         for s, x in zip(level, rows, strict=True)
@@ -135,13 +135,13 @@ def ends(bundle: Bundle, model: Model, trace: Trace) -> Float[Tensor, "n *d"]:
 
     As the sampler does, by one denoising step y - t grad U(y, t) at the lowest level.
     """
-    z, t = bundle.encode(trace.x[-1]), torch.tensor(bundle.t_min, dtype=torch.float32)
-    return bundle.decode(denoise(model, z, t))
+    z, t = bundle.encode(trace.x[-1]), torch.tensor(bundle.t_min, dtype=torch.float32, device=bundle.device)
+    return bundle.decode(denoise(model, z, t)).cpu()
 
 
 def _start(bundle: Bundle, n: int, seed: int) -> Tensor:
     """Where the bundle's chains begin, in model units."""
-    draws = generator(seed, "landscape-start")
+    draws = generator(seed, "landscape-start", device=bundle.device)
     if isinstance(bundle.model, NoiseConditional):
         return bundle.model.prior(n, draws)
     start = initial_positions(bundle.kind, bundle.transform, (n, *bundle.shape), draws)
@@ -160,7 +160,7 @@ def _kept(num_steps: int, keep: int, noisy: bool) -> list[int]:
 
 def noised(bundle: Bundle, model: Model, x: Float[Tensor, "n *d"], sigmas: list[float], *, seed: int = 0) -> Tensor:
     """U(f(x) + sigma eps, sigma²) of data at each level, (S, n) nats: what a sampler's energies should be like."""
-    z, found = bundle.encode(x), []
+    z, found = bundle.transform.forward(x), []
     for i, sigma in enumerate(sigmas):
         eps = torch.randn(z.shape, generator=generator(seed, "landscape-noise", i))
         found.append(energies(at_level(bundle, model, sigma), bundle.transform.inverse(z + sigma * eps)))

@@ -22,7 +22,7 @@ NUM_IMAGES = 60  # an energy of an image costs a thousand times one of a point
 
 
 class Survey(NamedTuple):
-    """The landscape of one bundle.
+    """The landscape of one bundle, on the CPU, where pictures are drawn.
 
     Args:
         kind: "image" or "vector".
@@ -70,7 +70,7 @@ def survey(
     min_depth: float = 1.0,
     seed: int = 0,
 ) -> Survey:
-    """The energy of a bundle around data that it has not seen. UserError for what cannot be drawn.
+    """The energy of a bundle, on its device, around data that it has not seen. UserError for what cannot be drawn.
 
     Args:
         bundle: A trained energy.
@@ -90,7 +90,8 @@ def survey(
     if math.prod(bundle.shape) < 2:
         text = "must be a model of data of two columns or more, as one column has no plane"
         raise UserError(text, argument=str(bundle.path))
-    three = choose(held_out, labels, seed) if examples is None else _require_three(examples)[:3]
+    held_out, labels = held_out.cpu(), None if labels is None else labels.cpu()
+    three = choose(held_out, labels, seed) if examples is None else _require_three(examples.cpu())[:3]
     flat = bundle.shape == (2,)
     count = NUM_IMAGES if bundle.kind == "image" else NUM_ROWS
     rows = held_out[torch.randperm(len(held_out), generator=generator(seed, "landscape-rows"))[:count]]
@@ -112,7 +113,7 @@ def survey(
         if brief and bundle.noisy:
             samples = ends(bundle, model, trace)
         else:
-            samples = bundle.sample(num_samples or (16 if brief else count), seed=seed)
+            samples = bundle.sample(num_samples or (16 if brief else count), seed=seed).cpu()
         sets = {"unseen data": rows, "samples": samples, **corrupted(rows, seed=seed)}
         histograms = {name: energies(lowest, x) for name, x in sets.items()}
     return Survey(

@@ -23,6 +23,7 @@ from thalweg.apps.rerank.ratio_energy import RatioEnergy, head_and_hidden
 from thalweg.apps.rerank.ratio_training import BLOCK, Rows, energies, train_network
 from thalweg.apps.rerank.selection import Variety
 from thalweg.apps.rerank.settings import RatioSettings
+from thalweg.core.device import CPU, place
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.evaluate.detection import auroc
@@ -73,8 +74,9 @@ def fit_ratio(
     seed: int = 0,
     names: tuple[str, str] = ("real", "generated"),
     features: Callable[[Tensor], Tensor] | None = None,
+    device: torch.device = CPU,
 ) -> tuple[RatioEnergy, HeldOutCheck]:
-    """The energy, frozen, and its check on held-out rows; real and generated (N, *) float32 of one shape.
+    """The energy, frozen, on a device, and its check on held-out rows; real and generated (N, *) float32 of one shape.
 
     `energy.settings` holds the view and noise that were chosen in place of "auto". The same seed gives the same energy
     on one machine. `features`, (N, *) to (N, F), says what is alike where choices are checked; the networks' last
@@ -83,6 +85,7 @@ def fit_ratio(
     """
     s = settings or RatioSettings()
     _require(real, generated, s, names)
+    real, generated = real.to(device), generated.to(device)
     sides = _sides(real, generated, s.ensemble, seed)
     s, tried = _choose_preprocessing(real, generated, s, sides, seed)
     energy = _untrained(real, generated, s, seed)
@@ -92,10 +95,10 @@ def fit_ratio(
     _calibrate(energy, u, sides.real)
     u = energy.scale * u + energy.offset
     energy.price.fill_(extrapolation_penalty.PRICE * (u.max() - u.min()))
-    own = hidden[~sides.real] if features is None else features(generated)
+    own = hidden[~sides.real] if features is None else features(generated.cpu())
     data, draws = _distance_space(real, x[~sides.real])
-    held_out = HeldOut(data, draws, sides.fold[sides.real], sides.fold[~sides.real], u[~sides.real], own)
-    choices = check_choices(held_out, seed=seed)
+    held_out = (data, draws, sides.fold[sides.real], sides.fold[~sides.real], u[~sides.real], own)
+    choices = check_choices(HeldOut(*(part.cpu() for part in held_out)), seed=seed)
     assert s.noise != "auto"  # settled
     figures = _figures(u, sides.real)
     return energy.eval().requires_grad_(False), HeldOutCheck(*figures, steps, s.view, s.noise, tried, choices)
@@ -112,7 +115,7 @@ def _sides(real: Tensor, generated: Tensor, ensemble: int, seed: int) -> _Sides:
     is_real = torch.cat([torch.ones(len(real)), torch.zeros(len(generated))]) > 0
     draws = (generator(seed, f"ratio-folds-{side}") for side in ("real", "gen"))
     orders = [torch.randperm(len(part), generator=g) for part, g in zip((real, generated), draws, strict=True)]
-    return _Sides(is_real, torch.cat(orders) % ensemble)
+    return _Sides(is_real.to(real.device), (torch.cat(orders) % ensemble).to(real.device))
 
 
 def _train(energy: RatioEnergy, k: int, x: Tensor, sides: _Sides, seed: int) -> int:
@@ -126,13 +129,13 @@ def _train(energy: RatioEnergy, k: int, x: Tensor, sides: _Sides, seed: int) -> 
 @torch.no_grad()
 def _held_out(energy: RatioEnergy, x: Tensor, sides: _Sides) -> tuple[Tensor, Tensor]:
     """(energies before calibration (N,), last hidden layer (N, H)) of each row by the network that did not see it."""
-    u, hidden = torch.empty(len(x)), None
+    u, hidden = torch.empty(len(x), device=x.device), None
     for k, network in enumerate(energy.ensemble):
         out = sides.fold == k
         z = energy.preprocessed(x[out])
         u[out] = energies(network, z)
         h = torch.cat([head_and_hidden(network, part)[1] for part in z.split(BLOCK)])
-        hidden = torch.empty(len(x), h.shape[1]) if hidden is None else hidden
+        hidden = h.new_empty(len(x), h.shape[1]) if hidden is None else hidden
         hidden[out] = h
     assert hidden is not None  # an ensemble has two networks or more
     return u, hidden
@@ -175,8 +178,8 @@ def _choose_preprocessing(
 def _untrained(real: Tensor, generated: Tensor, s: RatioSettings, seed: int) -> RatioEnergy:
     """The energy before training: first weights by the seed, and what is fitted to the rows directly."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "ratio-weights").initial_seed())
-        energy = RatioEnergy(shape=tuple(real.shape[1:]), settings=s)
+        torch.default_generator.manual_seed(generator(seed, "ratio-weights").initial_seed())
+        energy = place(RatioEnergy(shape=tuple(real.shape[1:]), settings=s), real.device)
     if s.view == "quantile_match" and real.ndim == 4:
         energy.quantile_map.copy_(preprocessing.quantile_map(generated, real))
     if real.ndim == 4:
@@ -206,7 +209,7 @@ def _standard(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
 
 def _calibrate(energy: RatioEnergy, held_out: Tensor, label: Tensor) -> None:
     """Set s > 0 and c to those of least logistic loss on held-out energies (Platt 1999)."""
-    u = held_out.double()
+    u, label = held_out.double().cpu(), label.cpu()
 
     def loss(p):
         return float(balanced_loss(math.exp(p[0]) * u + p[1], label))

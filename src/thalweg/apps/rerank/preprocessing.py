@@ -34,9 +34,9 @@ def quantile_map(generated: Float[Tensor, "n c h w"], real: Float[Tensor, "m c h
     return torch.stack(
         [
             torch.from_numpy(_quantile_map(a.numpy(), b.numpy()))
-            for a, b in zip(generated[:ROWS].unbind(1), real[:ROWS].unbind(1), strict=True)
+            for a, b in zip(generated[:ROWS].cpu().unbind(1), real[:ROWS].cpu().unbind(1), strict=True)
         ]
-    )
+    ).to(generated.device)
 
 
 def _quantile_map(generated: np.ndarray, real: np.ndarray) -> np.ndarray:

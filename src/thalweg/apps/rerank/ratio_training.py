@@ -39,7 +39,8 @@ def train_network(
     preprocess: Callable[[Tensor], Tensor],
     seed: int,
 ) -> int:
-    """Train `network` in place on `rows`; the step of the least loss on `held_out`, whose weights it gets.
+    """Train `network` in place on `rows`, where these lie; the step of the least loss on `held_out`, whose weights it
+    gets.
 
     `preprocess` turns rows into what the network reads; it comes after the random warp and before the noise.
     """
@@ -58,7 +59,13 @@ def train_network(
         return state.step - at >= s.patience * s.check_every
 
     optimise(
-        network, objective, _Batches(rows, s, preprocess, seed), _train_settings(s), seed=seed, after_step=stop_early
+        network,
+        objective,
+        _Batches(rows, s, preprocess, seed),
+        _train_settings(s),
+        seed=seed,
+        device=rows.x.device,
+        after_step=stop_early,
     )
     network.load_state_dict(best)
     return at
@@ -81,8 +88,9 @@ class _Batches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """(network input (2 size, *), whether each row is data (2 size,)) of a step."""
-        draws = generator(self.seed, "ratio-rows", step)
-        chosen = torch.cat([side[torch.randint(len(side), (self.size,), generator=draws)] for side in self.sides])
+        draws = generator(self.seed, "ratio-rows", step, device=self.rows.x.device)
+        lots = [torch.randint(len(s), (self.size,), generator=draws, device=draws.device) for s in self.sides]
+        chosen = torch.cat([side[lot] for side, lot in zip(self.sides, lots, strict=True)])
         x = self.rows.x[chosen] if self.warp is None else self.warp(self.rows.x[chosen], draws, 0.0)
         if self.num_damaged:
             x[-self.num_damaged :] = Damage()(x[: self.num_damaged], draws)

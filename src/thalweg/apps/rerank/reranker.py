@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self, get_args
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from thalweg.apps.rerank import saved, selection
 from thalweg.apps.rerank.candidates import as_candidates
@@ -27,6 +27,7 @@ from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.files import StoredType, load_as, require_replaceable
 from thalweg.core import check
+from thalweg.core.device import CPU, find_device, place
 from thalweg.core.errors import UserError, kind_of
 from thalweg.data.columns.layout import Layout
 from thalweg.data.float32_check import as_float32
@@ -66,6 +67,8 @@ class EnergyReranker(StoredType):
             pixels.
         seed: Of training and choices, below 2**64.
         settings: How the ratio is learned.
+        device: Where it is learned, and lies then: "auto" (THALWEG_DEVICE, else a GPU, else the CPU), "cpu", "cuda" or
+            "cuda:N". What is given may lie on any; results come back to where it was.
     """
 
     title, command = "a re-ranker", "thalweg rerank"
@@ -81,9 +84,10 @@ class EnergyReranker(StoredType):
         features: Features | None = None,
         seed: int = 0,
         settings: RatioSettings | None = None,
+        device: str | torch.device = "auto",
     ):
         self.energy, self.variety, self.features = energy, variety, features
-        self.seed, self.settings = seed, settings
+        self.seed, self.settings, self.device = seed, settings, device
         if isinstance(energy, Bundle):
             self.layout = energy.layout
         self.require_variety()
@@ -100,6 +104,7 @@ class EnergyReranker(StoredType):
         Where no choice is shown to help, a warning says so. Errors call the two sides by `names`.
         """
         self.require_variety()
+        device = find_device(self.device)
         if is_frame(real):
             self.layout = Layout.fit(real, where=names[0])
         real, generated = (
@@ -108,7 +113,7 @@ class EnergyReranker(StoredType):
         )
         features = None if self.features is None else partial(features_of, features=self.features)
         self.energy, self.check_ = fit_ratio(
-            real, generated, self.settings, seed=self.seed, names=names, features=features
+            real, generated, self.settings, seed=self.seed, names=names, features=features, device=device
         )
         if not self.check_.supported(self.variety):
             log.warning(
@@ -118,9 +123,18 @@ class EnergyReranker(StoredType):
             )
         return self
 
+    def to(self, device: str | torch.device) -> Self:
+        """The re-ranker itself, its bundle or module moved to a device; other callables stay where they are."""
+        self.device = find_device(device)
+        if isinstance(self.energy, Bundle):
+            self.energy.to(self.device)
+        elif isinstance(self.energy, nn.Module):
+            place(self.energy, self.device)
+        return self
+
     def energies(self, candidates: Any) -> Float[Tensor, " n"]:
         """(N,) energies, low = good. UserError where the energy is NaN, with the index."""
-        return self._score(self._positions(candidates), False)[0]
+        return self._score(self._positions(candidates), False)[0].to(_device_of(candidates))
 
     def rank(self, candidates: Any, keep: int | None = None, *, force: bool = False) -> Int[Tensor, " k"]:
         """Indices, best first: all of them, (N,), or `keep` chosen for variety too, (keep,).
@@ -135,6 +149,10 @@ class EnergyReranker(StoredType):
 
     def ranked(self, candidates: Any, keep: int | None = None, *, force: bool = False) -> Ranking:
         """Energies, order and choice of the candidates at once, as `rank`; all are kept if `keep` is not given."""
+        found, home = self._ranked(candidates, keep, force), _device_of(candidates)
+        return Ranking(found.energies.to(home), found.order.to(home), found.kept.to(home), found.strictness)
+
+    def _ranked(self, candidates: Any, keep: int | None, force: bool) -> Ranking:
         self.require_variety()
         x = self._positions(candidates)
         keep = None if keep is None else _count(keep, len(x))
@@ -154,12 +172,12 @@ class EnergyReranker(StoredType):
     def best_of(self, candidates: Any, size: int, *, force: bool = False) -> Int[Tensor, " groups"]:
         """The best of each `size` candidates in turn, (ceil(N / size),) indices: a best-of-N choice as it is served."""
         check.whole("size", size, 1)
-        u = self.energies(candidates)
+        u, home = self._score(self._positions(candidates), False)[0], _device_of(candidates)
         strict = self._strictness(1 / size, force)
         if strict is None:
-            return torch.arange(0, len(u), size)
+            return torch.arange(0, len(u), size, device=home)
         v = selection.perturbed(u, strict.temperature, self.seed)
-        return selection.best_of_groups(v, size, considered=max(1, int(size * strict.considered)))
+        return selection.best_of_groups(v, size, considered=max(1, int(size * strict.considered))).to(home)
 
     def require_savable(self, folder: Path) -> None:
         """UserError where the folder holds something that is no re-ranker, before any work."""
@@ -237,6 +255,10 @@ class EnergyReranker(StoredType):
     def _positions(self, candidates: Any) -> Tensor:
         x = as_candidates(candidates, self.shape, layout=self.layout)
         return x if isinstance(self.energy, Bundle) else x.to(torch.float32)
+
+
+def _device_of(candidates: Any) -> torch.device:
+    return candidates.device if isinstance(candidates, Tensor) else CPU
 
 
 def _ordered(chosen: Tensor, u: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from thalweg.apps.rerank.ratio_energy import RatioEnergy
 from thalweg.bundle.bundle import Bundle
 from thalweg.core.errors import UserError, kind_of
+from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 
 BLOCK = 500
@@ -24,31 +25,31 @@ def energies_and_features(
 ) -> tuple[Tensor, Tensor]:
     """Energies (N,) and, if `featured`, features (N, F), else (N, 0). UserError for what the energy must not give.
 
-    Without `features` they are the last hidden layer of a likelihood ratio, or coarse pixels. Modules are in evaluation
-    mode.
+    Without `features` they are the last hidden layer of a likelihood ratio, or coarse pixels. Candidates and results
+    are on the CPU; blocks go to where the energy's modules lie, which are in evaluation mode.
     """
-    blocks, fixed = [], nullcontext() if isinstance(energy, Bundle) else frozen((energy, features))
-    with fixed:
+    blocks, device = [], device_of(energy)
+    with nullcontext() if isinstance(energy, Bundle) else frozen((energy, features)):
         for part in x.split(BLOCK) if len(x) else ():
             if featured and features is None and isinstance(energy, RatioEnergy):
-                blocks.append(energy.energy_and_features(part))
+                blocks.append(tuple(found.cpu() for found in energy.energy_and_features(part.to(device))))
             else:
-                u = _numbers(_function(energy)(part), len(part))
+                u = _numbers(_function(energy)(part.to(device)), len(part)).cpu()
                 blocks.append((u, features_of(part, features) if featured else u[:, None][:, :0]))
     if not blocks:
         return torch.zeros(0), torch.zeros(0, 0)
     u, f = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    return _finite(u.detach().float().cpu()), f
+    return _finite(u.detach().float()), f
 
 
 def features_of(x: Tensor, features: Features | None) -> Tensor:
     """What is alike among candidates, (B, F): by `features` or, without, coarse pixels and rows as they are."""
     if features is not None:
-        f = features(x)
+        f = features(x.to(device_of(features)))
         if not isinstance(f, Tensor) or f.ndim < 2 or len(f) != len(x):
             text = f"must give a row for each of {len(x)} candidates, ({len(x)}, F), not {_form(f)}"
             raise UserError(text, argument="features")
-        f = f.flatten(1).float()
+        f = f.flatten(1).float().cpu()
         if not bool(f.isfinite().all()):
             raise UserError("must give finite numbers", argument="features")
         return f

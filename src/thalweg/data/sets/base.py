@@ -6,7 +6,9 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
+from thalweg.core.config import build
 from thalweg.core.discover import by_name, instances
+from thalweg.core.errors import UserError
 from thalweg.data.columns.layout import Layout
 
 
@@ -53,3 +55,11 @@ class LocatedSet(NamedSet):
 def named_sets() -> dict[str, NamedSet]:
     """Every set by its name."""
     return by_name((each.name, each) for each in instances("thalweg.data.sets", NamedSet))
+
+
+def set_at(path: str) -> NamedSet:
+    """The set whose class has an import path, `my_plugin.rings:Rings`, in a package that is trusted."""
+    found = build({"type": path}, "data", trusted=("thalweg.data.sets",))
+    if not isinstance(found, NamedSet):
+        raise UserError("must name a class of data sets", argument="data", value=path)
+    return found

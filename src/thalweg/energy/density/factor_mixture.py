@@ -88,10 +88,10 @@ class MixtureOfFactorAnalyzers(nn.Module):
 
     @classmethod
     def fit(cls, x: Float[Tensor, "n *d"], *, seed: int = 0) -> Self:
-        """To rows x, two or more: one component for each 150 of them, at most 400, by EM from k-means."""
+        """To rows x, two or more: one component for each 150 of them, at most 400, by EM from k-means, on the CPU."""
         from sklearn.decomposition import PCA  # seconds to import, and of no use where a mixture is only read
 
-        rows = evenly_spaced_rows(x).flatten(1)
+        rows = evenly_spaced_rows(x).flatten(1).cpu()
         pca = PCA(min(DIRECTIONS, *rows.shape), random_state=seed % 2**32)
         with np.errstate(divide="ignore", invalid="ignore"):  # the explained share of constant rows
             pca.fit(rows[:: max(1, len(rows) // 20_000)].numpy())
@@ -103,7 +103,7 @@ class MixtureOfFactorAnalyzers(nn.Module):
         psi = (left.square().sum() / left.sum().clamp(min=1e-300)).clamp(min=LEAST * most)
         log_weights, means, factors = _em(z, min(MOST, max(1, len(z) // EACH)), RIDGE * most, seed)
         parts = {"log_weights": log_weights, "means": means, "factors": factors}
-        return cls(tuple(x.shape[1:]), mean=mean, basis=basis, psi=psi, **parts)
+        return cls(tuple(x.shape[1:]), mean=mean, basis=basis, psi=psi, **parts).to(x.device)
 
     def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats."""
@@ -149,7 +149,8 @@ class MixtureOfFactorAnalyzers(nn.Module):
         weights, means, factor = self.posterior(observation, projections, noise_inflation=noise_inflation)
         k = (weights.cumsum(1) < u.double()[:, None]).sum(1).clamp(max=len(self.means) - 1)
         move = torch.linalg.solve_triangular(factor[k].mT, z.double()[..., None], upper=True)[..., 0]
-        return (self.mean + (means[torch.arange(len(k)), k] + move) @ self.basis.T).to(projections.dtype)
+        chosen = means[torch.arange(len(k), device=k.device), k]
+        return (self.mean + (chosen + move) @ self.basis.T).to(projections.dtype)
 
     def coordinates(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b r"]:
         """W'(x - m)."""

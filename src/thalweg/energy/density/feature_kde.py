@@ -57,7 +57,8 @@ class FeatureKernelEnergy(nn.Module):
             raise UserError(f"must have 2 rows or more, to whiten their features; it has {len(x)}", argument="x")
         f = torch.cat([encoder(part) for part in x.split(block)])
         mean, cov = f.mean(0), torch.cov(f.t())
-        cov = cov + max(ridge * cov.diagonal().mean().item(), torch.finfo(f.dtype).tiny) * torch.eye(len(cov))
+        eye = torch.eye(len(cov), device=cov.device)
+        cov = cov + max(ridge * cov.diagonal().mean().item(), torch.finfo(f.dtype).tiny) * eye
         whiten = torch.linalg.inv(torch.linalg.cholesky(cov.double())).t().to(f.dtype)
         return cls(encoder, F.normalize((f - mean) @ whiten, dim=1), mean, whiten, beta=beta)
 

@@ -99,7 +99,7 @@ def leave_one_out(rows: Float[Tensor, "n d"], t: list[float]) -> Float[Tensor, "
     out = rows.new_empty(len(t), n)
     for start in range(0, n, BLOCK):
         squared = squared_distances(rows[start : start + BLOCK], rows)
-        here = torch.arange(len(squared))
+        here = torch.arange(len(squared), device=rows.device)
         squared[here, start + here] = math.inf
         for k, one in enumerate(t):
             out[k, start : start + BLOCK] = -_log_sum(squared, one)

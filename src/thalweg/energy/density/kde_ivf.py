@@ -9,7 +9,7 @@ average.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -60,6 +60,8 @@ class IVFKernelDensityEnergy(OfRows):
     """
 
     centers: Tensor
+    _squares: Tensor  # |rows|²
+    _lists: Tensor  # of each cell, the rows nearest to its centre
 
     def __init__(
         self, rows: Tensor, *, t: float = 1.0, gap: float = 0.01, known: tuple[SearchParams, Tensor] | None = None
@@ -73,10 +75,9 @@ class IVFKernelDensityEnergy(OfRows):
         middle = self.rows.mean(0, keepdim=True)
         centers = known[1] if known else middle if few else _centers(self.rows)
         self.register_buffer("centers", centers, persistent=False)
-        self._whole = _Sum(self.rows, middle[0], exact=len(rows) <= SMALL)
-        self._sums: dict[tuple[int, int], _Sum] = {}
-        self._squares = self.rows.square().sum(1)
-        self._lists = torch.empty(0, 0)
+        self.register_buffer("_squares", self.rows.square().sum(1), persistent=False)
+        self.register_buffer("_lists", torch.empty(0, 0, dtype=torch.int64, device=rows.device), persistent=False)
+        self._begin_sums()
         self.search = WHOLE
         if known or not few:
             length, blocks = known[0].num_candidates if known else max(LENGTHS), range(0, len(centers), 64)
@@ -84,13 +85,23 @@ class IVFKernelDensityEnergy(OfRows):
             self.search = known[0] if known else self._choose()
             self._lists = self._lists[:, : self.search.num_candidates].clone()
 
+    def _begin_sums(self) -> None:
+        self._whole = _Sum(self.rows, self.rows.mean(0), exact=len(self.rows) <= SMALL)
+        self._sums: dict[tuple[int, int], _Sum] = {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """How a module moves: its buffers; the sums are made anew of these."""
+        super()._apply(fn, recurse)
+        self._begin_sums()
+        return self
+
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """E(x) in nats."""
         return self._energies(x.double() * self.unit, None, self.search).to(x.dtype)
 
     def leave_one_out(self) -> Float[Tensor, " n"]:
         """E of each stored row without itself; N >= 2."""
-        return self._energies(self.rows, torch.arange(len(self.rows)), self.search)
+        return self._energies(self.rows, torch.arange(len(self.rows), device=self.rows.device), self.search)
 
     def with_distances(self, x: Float[Tensor, "b d"] | None, k: int) -> tuple[Tensor, Tensor]:
         """(E, the mean squared distance to the k nearest rows considered), (B,) each, by one search.
@@ -98,7 +109,7 @@ class IVFKernelDensityEnergy(OfRows):
         None for x: of each stored row without itself. The posterior of the noise level of a row depends on that
         distance alone (Livernoche et al. 2024). Neighbours outside L(x) make it too large; rows above tau are exact.
         """
-        own = torch.arange(len(self.rows)) if x is None else None
+        own = torch.arange(len(self.rows), device=self.rows.device) if x is None else None
         scaled = self.rows if x is None else x.double() * self.unit
         u, near = self._sums_of(scaled, own, self.search, k).unbind(1)
         return u, near / self.unit**2
@@ -153,7 +164,7 @@ class IVFKernelDensityEnergy(OfRows):
 
     def _choose(self) -> SearchParams:
         """The cheapest pair of M and tau, by the trial rows' energies with all rows."""
-        own = torch.arange(0, len(self.rows), max(1, len(self.rows) // TRIAL))
+        own = torch.arange(0, len(self.rows), max(1, len(self.rows) // TRIAL), device=self.rows.device)
         x = self.rows[own]
         exact = self._energies(x, own, WHOLE)
         choices = [WHOLE]
@@ -230,7 +241,7 @@ class _Sum:
         if self.places is None:
             return own
         column = own.new_full((int(max(self.places.max(), own.max())) + 1,), -1)
-        column[self.places] = torch.arange(len(self.places))
+        column[self.places] = torch.arange(len(self.places), device=own.device)
         return column[own]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 MOST_ITEMS = 1000  # of a container: longer ones hold data
@@ -38,6 +39,12 @@ def find_modules(energy: object) -> list[nn.Module]:
         else:
             todo.extendleft(reversed(_inside(thing)))
     return list(found)
+
+
+def device_of(energy: object) -> torch.device:
+    """The device of an energy's first parameter or buffer; the CPU where it has none."""
+    tensors = (t for m in find_modules(energy) for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
+    return next((t.device for t in tensors), torch.device("cpu"))
 
 
 def _inside(thing: object) -> list[Any]:

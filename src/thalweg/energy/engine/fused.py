@@ -30,6 +30,7 @@ from torch.autograd import Function, forward_ad
 from torch.nn.modules import module as nn_module
 from torch.overrides import TorchFunctionMode
 
+from thalweg.core.device import autocast, in_autocast
 from thalweg.energy.base import AnyEnergy, HasGradient, HasSequence, Wraps, marginal
 from thalweg.energy.engine.discovery import find_modules
 from thalweg.energy.engine.freeze import always_undo, frozen
@@ -73,7 +74,7 @@ class Stack:
     def bf16_wanted(self, x: Tensor) -> bool | None:
         """Whether autocast asks for bfloat16 at x; None where only the modules themselves do what it asks."""
         device = x.device.type
-        if not torch.is_autocast_enabled(device) or not self.has_products:
+        if not in_autocast(x.device) or not self.has_products:
             return False
         able = device == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
         return True if able and torch.get_autocast_dtype(device) == torch.bfloat16 else None
@@ -106,7 +107,7 @@ class _FusedLayers(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if torch.is_grad_enabled():
-            with torch.autocast(g.device.type, torch.bfloat16, enabled=ctx.bf16):
+            with autocast(g.device, ctx.bf16):
                 y = ctx.plain(ctx.x)
             (g,) = torch.autograd.grad(y, ctx.x, g, create_graph=True)
             return g, None, None, None, None

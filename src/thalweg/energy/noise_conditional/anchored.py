@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from thalweg.core import check
+from thalweg.core.device import autocast, in_autocast
 from thalweg.core.errors import UserError
 from thalweg.energy.density.gaussian import SmoothedGaussian
 from thalweg.energy.engine.fused import keep_memory
@@ -86,12 +87,12 @@ class AnchoredEnergy(nn.Module, ABC):
     def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """U(y, t) in nats."""
         check_rows(y, self.shape)
-        device, low = y.device.type, torch.is_autocast_enabled(y.device.type)
-        with torch.autocast(device, enabled=False):
+        low = in_autocast(y.device)
+        with autocast(y.device, False):
             terms = self._terms(y, t)
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=low):
+        with autocast(y.device, low):
             f = self.network(terms.scaled, terms.wiener, self.embedding(terms.level))
-        with torch.autocast(device, enabled=False):
+        with autocast(y.device, False):
             return self._energy(terms, f.to(y.dtype))
 
     def value_and_grads(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor] | None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from thalweg.core.device import in_autocast
 from thalweg.core.errors import UserError
 from thalweg.energy.engine.double_backward.convolutions import Downsample, Upsample, convolution
 from thalweg.energy.engine.double_backward.fft import LARGEST
@@ -132,7 +133,10 @@ class UNetEnergy(AnchoredEnergy):
 
     def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
         """F(y~, w, t), flat as the input."""
-        return self._flat(self.net(self._image(torch.cat([scaled, wiener], dim=1)), level))
+        image = self._image(torch.cat([scaled, wiener], dim=1))
+        if in_autocast(image.device) and not self.net.head.weight.requires_grad:
+            image = image.contiguous(memory_format=torch.channels_last)  # slower where weights are trained
+        return self._flat(self.net(image, level))
 
     def features(self, y: Tensor, t: Tensor) -> Tensor:
         """What the network knows after its first stage and first halving, (B, C, H', W'): for readouts beside U."""
@@ -148,7 +152,7 @@ class UNetEnergy(AnchoredEnergy):
         """Whether the network is as it was built, and small, and this is the CPU and plain autograd."""
         special = (
             torch.compiler.is_compiling()
-            or torch.is_autocast_enabled(y.device.type)
+            or in_autocast(y.device)
             or torch._C._are_functorch_transforms_active()
             or forward_ad._current_level >= 0
         )

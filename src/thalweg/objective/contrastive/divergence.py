@@ -11,7 +11,7 @@ energy's constant stays unknown.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from thalweg.core import check
+from thalweg.core.device import in_autocast
 from thalweg.core.errors import UserError
 from thalweg.energy.base import AnyEnergy, EnergyFn
 from thalweg.energy.engine.freeze import frozen
@@ -52,7 +53,8 @@ class ContrastiveDivergence:
         sampler: The sampler of the chains.
         num_steps: The chain's length, or (first, last), changing linearly over training.
         start: Where chains begin: "data", "persistent" (a replay buffer) or "noise".
-        initial: The law of noise: "uniform" on [low, high] (images) or "normal", fitted to the batch (vectors).
+        initial: The law of noise: "uniform" on [low, high] or "normal", fitted to the batch. None: uniform for images
+            (B, C, H, W), normal for rows.
         buffer_size: Chains in the replay buffer.
         reinit: Probability that a visited chain of the buffer is restarted at noise.
         augment: Alters a chain's position between two visits, which improves mixing (Du et al. 2021); restarted chains
@@ -66,10 +68,10 @@ class ContrastiveDivergence:
             labels.
     """
 
-    sampler: Sampler[Any]
+    sampler: Sampler[Any] = field(default_factory=lambda: ULA(step_size=0.01))
     num_steps: int | Sequence[int] = 10
     start: Literal["data", "persistent", "noise"] = "persistent"
-    initial: Initial = "uniform"
+    initial: Initial | None = None
     buffer_size: int = 10_000
     reinit: float = 0.05
     augment: Augment | None = None
@@ -89,7 +91,8 @@ class ContrastiveDivergence:
         for number in steps:
             check.count(num_steps=number)
         check.one_of(("data", "persistent", "noise"), start=self.start)
-        check.one_of(("uniform", "normal"), initial=self.initial)
+        if self.initial is not None:
+            check.one_of(("uniform", "normal"), initial=self.initial)
         if self.augment is not None and not callable(self.augment):
             hint = "write a spec such as {type: thalweg.data.augment:Warp}"
             raise UserError("must be callable", argument="augment", value=self.augment, hint=hint)
@@ -130,7 +133,7 @@ class ContrastiveDivergence:
             altered = self.augment(state.x[visit.slots], generator, progress)
         steps = torch.arange(self._length(progress), device=x.device)
         like = self.sampler.init(_zero, x)
-        chain = [self.sampler.draw(like, generator) for _ in steps]
+        chain = [self.sampler.draw(like, generator) for _ in range(len(steps))]
         return *visit, jitter, altered, steps, *(torch.stack(kind) for kind in zip(*chain, strict=True))
 
     def loss(
@@ -163,7 +166,8 @@ class ContrastiveDivergence:
         return first + sign * int(progress * (abs(last - first) + 1))
 
     def _fresh(self, n: int, like: Tensor, generator: Generator) -> Tensor:
-        return replay_buffer.fresh(n, like, generator, initial=self.initial, low=self.low, high=self.high)
+        initial = self.initial or ("uniform" if like.ndim == 4 else "normal")
+        return replay_buffer.fresh(n, like, generator, initial=initial, low=self.low, high=self.high)
 
     def _visit(self, state: Replay, batch: Batch, generator: Generator) -> Visit:
         """The chains to move: of a conditional energy those of the batch's labels, new ones where there are too few."""
@@ -208,7 +212,7 @@ class ContrastiveDivergence:
 
     def _run(self, energy: EnergyFn, x: Tensor, num: int, chain: Sequence[Tensor]) -> tuple[Tensor, Info]:
         """The chain's last positions, outside the graph, and its last diagnostics; under autocast, in its precision."""
-        bf16 = torch.is_autocast_enabled(x.device.type)
+        bf16 = in_autocast(x.device)
         with FrozenEnergy.of(energy) as fixed, at_precision(fixed, self.sampler, x, bf16) as precise:
             state = self.sampler.init(precise, x.detach())
             info = Info(x.new_ones(len(x)), x.new_zeros(len(x)))

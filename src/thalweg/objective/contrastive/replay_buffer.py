@@ -74,15 +74,20 @@ def choose_keyed(replay: Replay, labels: Int[Tensor, " b"], generator: Generator
     asked for, and must be restarted. UserError where the buffer has fewer than `labels`.
     """
     order = choose(replay, max(len(replay.age), len(labels)), generator)
-    stored, slots = replay.labels[order], torch.full_like(labels, -1)
-    for label in labels.unique():
-        rows, have = (labels == label).nonzero()[:, 0], order[stored == label]
-        slots[rows[: len(have)]] = have[: len(rows)]
-    left = order[~torch.isin(order, slots)]
-    left = left[torch.argsort(replay.labels[left] >= 0, stable=True)]
-    rest = slots < 0
-    slots[rest] = left[: int(rest.sum())]
-    return slots
+    stored, by_label = replay.labels[order].sort(stable=True)  # no mask is read back, so that a device need not wait
+    place = torch.searchsorted(stored, labels) + _number_within(labels)
+    found = place < torch.searchsorted(stored, labels, right=True)
+    at = by_label[place.clamp(max=len(order) - 1)]
+    used = torch.zeros_like(order).scatter_reduce(0, at, found.long(), "amax")
+    others = order[torch.argsort(2 * used + (replay.labels[order] >= 0), stable=True)]
+    return torch.where(found, order[at], others[(~found).cumsum(0).sub(1).clamp(min=0)])
+
+
+def _number_within(labels: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """For each row the number of rows before it that have its label."""
+    ordered, rows = labels.sort(stable=True)
+    number = torch.arange(len(labels), device=labels.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(number).scatter(0, rows, number)
 
 
 def take(replay: Replay, visit: Visit, found: Float[Tensor, "b *d"] | None = None) -> Replay:

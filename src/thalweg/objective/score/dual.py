@@ -39,6 +39,7 @@ class DualScoreMatching:
 
     normalises = True
     noisy = True
+    compiles = True
 
     def __post_init__(self):
         check.non_negative(time_weight=self.time_weight)
@@ -52,7 +53,7 @@ class DualScoreMatching:
         """(t (B,), eps (B, *))."""
         x = batch.x
         t = self.levels.draw(x.shape[0], generator, state).to(x)
-        return t, torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        return t, torch.randn(x.shape, generator=generator, dtype=x.dtype, device=generator.device).to(x.device)
 
     def loss(
         self, energy: NoisyEnergyFn, state: NoiseRange, batch: Batch, noise: tuple[Tensor, ...]
@@ -75,6 +76,9 @@ def value_and_grads(energy: NoisyEnergyFn, y: Tensor, t: Tensor) -> tuple[Tensor
     """(U, dU/dy, dU/dt) at once, differentiable in the parameters: the energy's own way, or autograd's."""
     if isinstance(energy, HasTimeGradient) and (found := energy.value_and_grads(y, t)) is not None:
         return found
+    if torch.compiler.is_compiling():  # which cannot trace `autograd.grad`
+        u, pull = torch.func.vjp(energy, y.detach(), t.detach())  # pyright: ignore[reportAssignmentType]
+        return u, *pull(torch.ones_like(u))
     with torch.enable_grad():
         y, t = y.detach().requires_grad_(True), t.detach().requires_grad_(True)
         u = energy(y, t)

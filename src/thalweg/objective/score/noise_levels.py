@@ -18,7 +18,10 @@ from thalweg.energy.base import HasNoiseLevels, sigma_range
 
 
 class NoiseRange(NamedTuple):
-    """The lowest and highest noise variance of an energy, 0-d, float64. The state of objectives over levels."""
+    """The lowest and highest noise variance of an energy, 0-d, float64, on the CPU on any device: they are read.
+
+    The state of objectives over levels.
+    """
 
     t_min: Tensor
     t_max: Tensor
@@ -28,7 +31,7 @@ class NoiseRange(NamedTuple):
         """The range of an energy; UserError for an energy without noise levels."""
         sigma_range(energy)
         assert isinstance(energy, HasNoiseLevels)  # as `sigma_range` has found
-        return cls(*(torch.tensor(float(t), dtype=torch.float64) for t in (energy.t_min, energy.t_max)))
+        return cls(*(torch.tensor(float(t), dtype=torch.float64, device="cpu") for t in (energy.t_min, energy.t_max)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +54,20 @@ class NoiseLevels:
         check.share(share=self.share)
 
     def draw(self, n: int, generator: Generator, between: NoiseRange) -> Float[Tensor, " n"]:
-        """n noise variances, stratified, in random order."""
+        """n noise variances, stratified, in random order, on the generator's device."""
         low, high = (math.log(math.sqrt(t)) for t in between)
-        middle = math.log(self.median)
-        # Where share n is no whole number the rest is drawn, so that the law holds for every n, 1 included.
-        num_normal = min(n, int(self.share * n + float(torch.rand((), generator=generator))))
-        normal, uniform = strata(num_normal, generator), strata(n - num_normal, generator)
+        middle, place = math.log(self.median), {"generator": generator, "device": generator.device}
+        # Where share n is no whole number the rest is drawn, so that the law holds for every n, 1 included. That number
+        # stays on the device: both parts have n places.
+        num_normal = (self.share * n + torch.rand((), **place).double()).floor().clamp(max=n)
+        number = torch.arange(n, device=generator.device)
+        is_normal, v = number < num_normal, number + torch.rand(n, dtype=torch.float64, **place)
+        normal, uniform = v / num_normal, (v - num_normal) / (n - num_normal)
         # The log-normal is truncated, not clipped, so that no level has a positive probability. Only the lower tail is
         # exact in floating point, so where the median lies below all levels the law is mirrored.
         spread = -self.spread if middle < low else self.spread
-        ends = torch.tensor([low - middle, high - middle], dtype=torch.float64) / spread
-        a, b = torch.erfc(-ends / math.sqrt(2)) / 2  # torch's ndtr is zero below -8.3
+        ends = torch.tensor([low - middle, high - middle], dtype=torch.float64, device="cpu") / spread
+        a, b = (torch.erfc(-ends / math.sqrt(2)) / 2).tolist()  # torch's ndtr is zero below -8.3
         log_normal = middle + spread * torch.special.ndtri(a + (b - a) * normal)
-        log_sigma = torch.cat([log_normal.clamp(low, high), low + (high - low) * uniform])
-        return torch.exp(2 * log_sigma[torch.randperm(n, generator=generator)]).float()
-
-
-def strata(n: int, generator: Generator) -> Float[Tensor, " n"]:
-    """n numbers in [0, 1), one uniform in each of n intervals of equal length, ascending."""
-    return (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
+        log_sigma = torch.where(is_normal, log_normal.clamp(low, high), low + (high - low) * uniform)
+        return torch.exp(2 * log_sigma[torch.randperm(n, **place)]).float()

@@ -34,6 +34,7 @@ class DenoisingScoreMatching(Stateless):
     """
 
     sigma: float = 0.1
+    compiles = True
 
     def __post_init__(self):
         check.positive(sigma=self.sigma)
@@ -66,6 +67,7 @@ class MultiScaleDenoising:
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     normalises = False
     noisy = True
+    compiles = True
 
     def init(self, energy: NoisyEnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> NoiseRange:
         """The energy's noise levels, which do not change."""

@@ -23,6 +23,7 @@ from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.dataset import data_of
 from thalweg.core import check
 from thalweg.core.config import build, plain
+from thalweg.core.device import CPU, place
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.core.weights import Stored, require_fit
@@ -66,6 +67,14 @@ class ImageEnergy:
 
     def __init__(self, *, steps: int | None = None, held_out: float = 0.1, overrides: Sequence[str] = ()):
         self.steps, self.held_out, self.overrides = steps, held_out, tuple(overrides)
+        self.device = CPU
+
+    def to(self, device: torch.device) -> Self:
+        """Itself, which trains and computes on the device from now on."""
+        self.device = device
+        if "_model" in vars(self):
+            self._take(self._spec, self._model, self._kernel, self._images, self._tails)
+        return self
 
     def fit(self, x: Any, *, seed: int = 0) -> Self:
         """Train on normal images; the same seed gives the same energies on one machine. UserError for what is none."""
@@ -86,7 +95,7 @@ class ImageEnergy:
         assert run.data.held_out is not None  # as overridden
         rows = images if images.dtype == torch.uint8 else pixels
         data = split(rows, name="x", source="images", held_out=run.data.held_out, seed=run.seed, limit=run.data.limit)
-        model = _require_autoencoder(train_in_memory(run, data), "overrides", run.energy["type"])
+        model = _require_autoencoder(train_in_memory(run, data, device=self.device), "overrides", run.energy["type"])
         banked = self._set_scales(model, plain(run.energy), data, run.seed)
         own, known = torch.zeros(len(images), dtype=torch.bool), {row.numpy().tobytes() for row in banked}
         for i, row in enumerate(pixels):
@@ -101,7 +110,7 @@ class ImageEnergy:
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Self:
         """From a run of `--recipe contrast`, whose data are read again where the run found them."""
-        self, run = cls(), bundle.config["run"]
+        self, run = cls().to(bundle.device), bundle.config["run"]
         model = _require_autoencoder(bundle.model, str(bundle.path), run["energy"]["type"])
         self._set_scales(model, run["energy"], data_of(bundle), run["seed"])
         return self
@@ -145,12 +154,12 @@ class ImageEnergy:
         settings = {"energy": self._spec, "shape": list(self._model.shape), "beta": self._kernel.beta}
         settings |= {"steps": self.steps, "held_out": self.held_out, "overrides": list(self.overrides)}
         state = {"settings": np.frombuffer(json.dumps(settings).encode(), np.uint8).copy()}
-        state |= {f"model.{name}": value.numpy() for name, value in self._model.state_dict().items()}
+        state |= {f"model.{name}": value.cpu().numpy() for name, value in self._model.state_dict().items()}
         kernel = {"bank": self._kernel.bank, "mean": self._kernel.mean, "whiten": self._kernel.whiten}
-        state |= {f"kernel.{name}": value.numpy() for name, value in kernel.items()}
+        state |= {f"kernel.{name}": value.cpu().numpy() for name, value in kernel.items()}
         for i, tail in enumerate(self._tails):
-            state |= {f"tail{i}.{name}": value.numpy() for name, value in tail._asdict().items()}
-        state["images"] = self._images.numpy()
+            state |= {f"tail{i}.{name}": value.cpu().numpy() for name, value in tail._asdict().items()}
+        state["images"] = self._images.cpu().numpy()
         state["calibration_energies"] = self.calibration_energies_
         return state | {"train_outlier_scores": self.train_outlier_scores_}
 
@@ -191,14 +200,17 @@ class ImageEnergy:
         """E(x) of float images, (B,), of `own` ones (bool) without their own kernel."""
         u = self._map(self._kernel, x)
         u[own] = self._map(self._kernel.left_out, x[own])
-        return (self._tails[0](self._map(self._model, x)) + self._tails[1](u)).double().numpy()
+        contrast, kernel = (tail.to(u.device) for tail in self._tails)
+        return (contrast(self._map(self._model, x)) + kernel(u)).double().numpy()
 
     def _set_scales(self, model: AutoencoderEnergy, spec: dict[str, Any], data: Dataset, seed: int) -> Tensor:
         """Bank, scales and calibration from the rows that the model was trained on and not; the banked rows."""
         train, held_out = as_float(data.train), as_float(data.held_out)
         _require_held_out(len(held_out))
         chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
-        kernel = FeatureKernelEnergy.of(_Features(model), train[chosen]).eval().requires_grad_(False)
+        model.to(self.device)
+        banked = train[chosen].to(self.device)
+        kernel = FeatureKernelEnergy.of(_Features(model), banked).eval().requires_grad_(False)
         scales, rest = held_out[0::2], held_out[1::2]
         try:
             tails = LogSurvival.of(self._map(model, scales)), LogSurvival.of(self._map(kernel, scales))
@@ -220,9 +232,10 @@ class ImageEnergy:
         images: Tensor,
         tails: tuple[LogSurvival, LogSurvival],
     ) -> None:
-        self._spec, self._model, self._kernel, self._images, self._tails = spec, model, kernel, images, tails
+        self._spec, self._model, self._kernel = spec, model, kernel
+        self._images, self._tails = images.to(self.device), (tails[0].to(self.device), tails[1].to(self.device))
         for module in (model, kernel):
-            module.eval().requires_grad_(False)
+            place(module, self.device).eval().requires_grad_(False)
 
     def _fused(self, x: Tensor) -> Tensor:
         return self._tails[0](self._model(x)) + self._tails[1](self._kernel(x))
@@ -232,11 +245,11 @@ class ImageEnergy:
             raise UserError("must be fitted", argument="ImageEnergy", hint="call fit, or from_bundle")
         return check_images(as_images(x), tuple(self._model.shape), where="x")
 
-    @staticmethod
-    def _map(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """f block by block, without gradients of its own."""
+    def _map(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """f on the device, block by block, of rows on the CPU, where it lies then; without gradients of its own."""
         with torch.no_grad():
-            return torch.cat([f(part) for part in x.split(BLOCK)]) if len(x) else f(x)
+            parts = x.split(BLOCK) if len(x) else [x]
+            return torch.cat([f(part.to(self.device)).cpu() for part in parts])
 
 
 def _require_held_out(num: int) -> None:

@@ -12,6 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
+from thalweg.core.device import CPU
+
 COUNTS = (1, 4, 10)
 ENTRIES = 65_536  # of a block of whitened rows, so that it stays near the processor
 RIDGE = 0.02  # added to every variance of standardised columns, so that discrete columns do not collapse
@@ -51,13 +53,13 @@ class Mixture:
             factors=np.linalg.cholesky(np.asarray(model.covariances_)),
         )
 
-    def __call__(self, y: np.ndarray) -> np.ndarray:
-        whiten, shift, pick, constants = self._products
-        out, size = torch.empty(len(y), dtype=torch.float64), max(16, ENTRIES // len(shift))
-        for i, part in zip(range(0, len(y), size), torch.from_numpy(y).split(size), strict=True):
+    def __call__(self, y: np.ndarray, device: torch.device = CPU) -> np.ndarray:
+        whiten, shift, pick, constants = (part.to(device) for part in self._products)
+        out, size = torch.empty(len(y), dtype=torch.float64, device=device), max(16, ENTRIES // len(shift))
+        for i, part in zip(range(0, len(y), size), torch.from_numpy(y).to(device).split(size), strict=True):
             z = torch.addmm(shift, part, whiten)
             out[i : i + size] = torch.logsumexp(torch.addmm(constants, z.square_(), pick), dim=1)
-        return 0.5 * y.shape[1] * np.log(2 * np.pi) - out.numpy()
+        return 0.5 * y.shape[1] * np.log(2 * np.pi) - out.cpu().numpy()
 
     @cached_property
     def _products(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -22,6 +22,7 @@ from thalweg.apps.anomaly.tabular.cross_fitting import cross_fitted, needs_cross
 from thalweg.apps.anomaly.tabular.mixtures_and_histograms import Histograms, Mixture
 from thalweg.apps.anomaly.tabular.scalings import SCALINGS, exponents, scaled
 from thalweg.core import check
+from thalweg.core.device import CPU
 from thalweg.energy.density.kde import KernelDensityEnergy, leave_one_out, loo_bandwidth, squared_distances
 from thalweg.energy.density.kde_ivf import SMALL, IVFKernelDensityEnergy, SearchParams
 
@@ -52,6 +53,14 @@ class TabularEnergy:
 
     def __init__(self, *, num_stored: int = 100_000, gap: float = 0.01):
         self.num_stored, self.gap = num_stored, gap
+        self.device, self.kernels_ = CPU, {}
+
+    def to(self, device: torch.device) -> Self:
+        """Itself, whose kernels, mixtures and neighbour searches are computed on the device from now on."""
+        self.device = device
+        for kernel in self.kernels_.values():
+            kernel.to(device)
+        return self
 
     def fit(self, x: np.ndarray, *, seed: int = 0, calibrates: bool = True) -> Self:
         """Fit to rows (N, D), finite, in any units. ValueError for anything else.
@@ -70,7 +79,7 @@ class TabularEnergy:
         self.scales_: dict[str, LogPValue] = {}
         self.noises_ = {name: loo_bandwidth(torch.from_numpy(y)) for name, y in self._stored.items()}
         self.kernels_ = {
-            name: IVFKernelDensityEnergy(torch.from_numpy(y), t=self.noises_[name], gap=self.gap)
+            name: IVFKernelDensityEnergy(self._tensor(y), t=self.noises_[name], gap=self.gap)
             for name, y in self._stored.items()
         }
         kernels, coarse = self._kernels_left_out()
@@ -87,9 +96,9 @@ class TabularEnergy:
             new = scaled(x[rest], self._powers)
             self.calibration_energies_[rest] = self._fuse(self._parts(new))
             y = {name: scaling(new) for name, scaling in self.scalings_.items()}
-            far = {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
+            far = {f"{name}.mixture": part(y[name], self.device) for name, part in self.mixtures_.items()}
             far["columns"] = Histograms(self._scaled)(new)
-            far["coarse"] = self._coarse()[1](torch.from_numpy(y["arcsinh"])).numpy()
+            far["coarse"] = self._coarse()[1](self._tensor(y["arcsinh"])).cpu().numpy()
             self.train_outlier_scores_[rest] = np.mean([known[name](u) for name, u in far.items()], axis=0)
         return self
 
@@ -145,7 +154,7 @@ class TabularEnergy:
         out |= {"train_outlier_scores": self.train_outlier_scores_}
         out |= {"num_stored": np.array(self.num_stored), "gap": np.array(self.gap)}
         for name, kernel in self.kernels_.items():
-            out |= {f"search.{name}": np.array(kernel.search), f"centers.{name}": kernel.centers.numpy()}
+            out |= {f"search.{name}": np.array(kernel.search), f"centers.{name}": kernel.centers.cpu().numpy()}
         out |= {f"noise.{name}": np.array(t) for name, t in self.noises_.items()}
         out |= {f"scale.{name}": scale.known for name, scale in self.scales_.items()}
         for name, part in self.mixtures_.items():
@@ -161,7 +170,6 @@ class TabularEnergy:
         self.calibration_energies_ = arrays["calibration_energies"]
         self.train_outlier_scores_ = arrays["train_outlier_scores"]
         self.noises_ = {name: float(arrays[f"noise.{name}"]) for name in SCALINGS}
-        self.kernels_ = {}
         for name, y in self._stored.items():
             known = SearchParams.of(arrays[f"search.{name}"].tolist()), torch.from_numpy(arrays[f"centers.{name}"])
             self.kernels_[name] = IVFKernelDensityEnergy(
@@ -191,9 +199,9 @@ class TabularEnergy:
         out = self._kernels(dict.fromkeys(SCALINGS))
         some, kernel = self._coarse()
         coarse = np.empty(n)
-        coarse[some] = kernel.leave_one_out().numpy()
+        coarse[some] = kernel.leave_one_out().cpu().numpy()
         others = np.setdiff1d(np.arange(n), some)
-        coarse[others] = kernel(torch.from_numpy(self._stored["arcsinh"][others])).numpy()
+        coarse[others] = kernel(self._tensor(self._stored["arcsinh"][others])).cpu().numpy()
         return out, coarse
 
     def _rooms(self) -> dict[str, float]:
@@ -218,7 +226,7 @@ class TabularEnergy:
         """The arcsinh kernel at `COARSE` t on some of the rows, all of them up to `WIDE`; it is too wide for cells."""
         some = _evenly(len(self.rows_))
         y, t = self._stored["arcsinh"][some], COARSE * self.noises_["arcsinh"]
-        return some, IVFKernelDensityEnergy(torch.from_numpy(y), t=t, gap=0)
+        return some, IVFKernelDensityEnergy(self._tensor(y), t=t, gap=0)
 
     def _fit_mixtures(self, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Mixtures on all stored rows, and the cross-fitted energies of mixtures and of columns alone."""
@@ -234,15 +242,15 @@ class TabularEnergy:
             self.mixtures_[name] = Mixture.fit(y[some], seed)
             for k in range(FOLDS):
                 part = Mixture.fit(y[some & (fold != k)], seed, len(self.mixtures_[name].means))
-                mixed[name + ".mixture"][fold == k] = part(y[fold == k])
+                mixed[name + ".mixture"][fold == k] = part(y[fold == k], self.device)
         for k in range(FOLDS):
             columns[fold == k] = Histograms(self._scaled[fold != k])(self._scaled[fold == k])
         return mixed, columns
 
     def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
         y = {name: scaling(x) for name, scaling in self.scalings_.items()}
-        out = self._kernels({name: torch.from_numpy(part) for name, part in y.items()})
-        out |= {f"{name}.mixture": part(y[name]) for name, part in self.mixtures_.items()}
+        out = self._kernels({name: self._tensor(part) for name, part in y.items()})
+        out |= {f"{name}.mixture": part(y[name], self.device) for name, part in self.mixtures_.items()}
         return {name: out[name] for name in self.scales_} if self.scales_ else out
 
     def _kernels(self, y: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
@@ -251,19 +259,22 @@ class TabularEnergy:
         for name, kernel in self.kernels_.items():
             at = y[name]
             if name == "standard":
-                out[name], out["distance"] = (part.numpy() for part in kernel.with_distances(at, NEIGHBOURS))
+                out[name], out["distance"] = (part.cpu().numpy() for part in kernel.with_distances(at, NEIGHBOURS))
             else:
-                out[name] = (kernel.leave_one_out() if at is None else kernel(at)).numpy()
+                out[name] = (kernel.leave_one_out() if at is None else kernel(at)).cpu().numpy()
         return out
 
     def _fuse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
         return np.mean([self.scales_[name](u) for name, u in parts.items()], axis=0)
 
     def _nearest(self, y: np.ndarray) -> list[np.ndarray]:
-        stored = torch.from_numpy(self._stored["arcsinh"])
+        stored = self._tensor(self._stored["arcsinh"])
         k = min(NEAREST, len(stored))
-        blocks = torch.from_numpy(y).split(1024)
-        return [at for b in blocks for at in squared_distances(b, stored).topk(k, largest=False).indices.numpy()]
+        found = [squared_distances(b, stored).topk(k, largest=False).indices for b in self._tensor(y).split(1024)]
+        return [at for block in found for at in block.cpu().numpy()]
+
+    def _tensor(self, y: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(y).to(self.device)
 
     def _checked(self, x: np.ndarray) -> np.ndarray:
         x = np.asarray(x, dtype=np.float64)

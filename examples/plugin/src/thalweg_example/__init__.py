@@ -1,0 +1,1 @@
+"""A network, an objective and a recipe for Thalweg."""

@@ -1,0 +1,208 @@
+"""`thalweg.train`: an energy from data in one call, and the report of a run."""
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from thalweg.bundle.bundle import Bundle
+from thalweg.core.config import plain
+from thalweg.core.device import find_device
+from thalweg.core.errors import UserError
+from thalweg.core.progress import Bar
+from thalweg.core.trust import as_names, trusting
+from thalweg.data.catalog import Dataset, as_float
+from thalweg.data.in_memory import NAME, given_dataset, is_in_memory
+from thalweg.data.transform import Transform
+from thalweg.objective.base import HasSampler, Objective
+from thalweg.run.fit import Request, fit_with_data
+from thalweg.run.given import Given
+from thalweg.run.in_memory import fit_in_memory
+from thalweg.sampler.base import Sampler
+
+LEAST_HELD_OUT = 20  # rows for a report
+
+
+def train(
+    energy: nn.Module | functools.partial[nn.Module] | type[nn.Module] | str | os.PathLike[str],
+    data: Any,
+    *,
+    objective: Objective[Any] | None = None,
+    sampler: Sampler[Any] | None = None,
+    labels: Any = None,
+    steps: int | None = None,
+    minutes: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    device: str | torch.device = "auto",
+    seed: int = 0,
+    held_out: Any = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = True,
+    report: bool = False,
+    transform: Transform | None = None,
+    trust: Sequence[str] = (),
+) -> Bundle:
+    """Train an energy on data; the bundle, which samples, scores and is stored.
+
+    A network sees the data in model units: columns standardised, pixels in [0, 1]. It is trained in place, and the
+    bundle has the average of its weights. Rows must not see each other.
+
+    Args:
+        energy: A network E(x), (B, *) to (B,), or U(y, t), (B, *) and noise variances (B,) to (B,), told apart by its
+            `forward`; a class or a `functools.partial` that builds one; or the name of a recipe ("dual", "pcd", …).
+        data: Rows (N, D) or images (N, C, H, W): a tensor, an array, a frame, a map-style data set of torch, a path, or
+            a name of the catalog, such as "mnist".
+        objective: The loss. None: that of the recipe; contrastive divergence for E(x), dual score matching for an
+            energy from `thalweg.anchored`, denoising score matching for another U(y, t).
+        sampler: What `bundle.sample` draws by. None: the objective's, or the recipe's.
+        labels: Whole numbers (N,), for objectives that learn classes, where `data` are rows.
+        steps: Number of steps.
+        minutes: Time to train, turned into steps at the start. Without either: ten minutes.
+        out: A run folder, with checkpoints, log and bundle. None: nothing is written.
+        resume: Go on with the run in `out`; the same arguments give the same bits as without an interruption.
+        device: "auto" (THALWEG_DEVICE, else a GPU, else the CPU), "cpu", "cuda" or "cuda:N".
+        seed: Of all randomness.
+        held_out: The share of rows to hold out, or the rows themselves.
+        settings: The recipe's values under `train`, such as {"batch_size": 32, "guard": {"policy": "stop"}}.
+        progress: Whether a bar is shown on standard error.
+        report: Whether report.html and evaluation.json are written to `out`.
+        transform: From data units to model units, such as `thalweg.data.transform.Identity()`.
+        trust: Packages whose classes a recipe may name.
+
+    Raises:
+        UserError: Bad data, a network that cannot be trained, settings that do not exist, a folder in use.
+        Diverged: The guard has given up. With `out` the last good checkpoint is kept.
+        Interrupted: Stopped by a signal, with `out`; the run goes on by `resume=True`.
+    """
+    _check(out, resume, report)
+    in_memory = is_in_memory(data)
+    rows = given_dataset(data, labels, held_out=held_out, seed=seed) if in_memory else None
+    with trusting(*as_names(trust)):
+        given = _given(energy, rows, objective, sampler, transform)
+        request = Request(
+            data=NAME if in_memory else data,
+            recipe=energy if isinstance(energy, str | os.PathLike) else None,
+            minutes=minutes,
+            steps=steps,
+            seed=seed,
+            overrides=[*_overrides("train", settings), *([] if in_memory else _of_named_data(labels, held_out))],
+            command="thalweg.train(…)",
+            given=given,
+            device=str(find_device(device)),
+        )
+        if out is None:
+            return fit_in_memory(request, progress=Bar(None) if progress else None)
+        folder = Path(out)
+        bundle, read = fit_with_data(request, folder, resume=resume, progress=Bar(folder) if progress else None)
+        if report and not (folder / "report.html").exists():
+            evaluate_run(bundle, folder, num_samples=1000, seed=seed, data=read or rows)
+    return bundle
+
+
+def _given(
+    energy: Any,
+    rows: Dataset | None,
+    objective: Objective[Any] | None,
+    sampler: Sampler[Any] | None,
+    transform: Transform | None,
+) -> Given:
+    """The parts that are objects, each of its kind; the objective's sampler where no other is given."""
+    for name, part, kind in (("objective", objective, Objective), ("sampler", sampler, Sampler)):
+        if part is not None and (isinstance(part, type) or not isinstance(part, kind)):
+            hint = f"build it, as {part.__name__}(…)" if isinstance(part, type) else None
+            raise UserError(
+                f"must be an {name}" if name == "objective" else f"must be a {name}",
+                argument=name,
+                value=part,
+                hint=hint,
+            )
+    if transform is not None and not isinstance(transform, Transform):
+        raise UserError("must be a transform", argument="transform", value=transform)
+    if sampler is None and isinstance(objective, HasSampler):
+        sampler = objective.sampler
+    module = None if isinstance(energy, str | os.PathLike) else energy
+    return Given(energy=module, objective=objective, sampler=sampler, transform=transform, data=rows)
+
+
+def _overrides(path: str, settings: Any) -> Iterator[str]:
+    """Settings as assignments of the recipe, `train.batch_size=32`."""
+    if settings is None:
+        return
+    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
+        hint = 'write {"batch_size": 32}'
+        raise UserError("must be a mapping of the recipe's keys under train", argument="settings", hint=hint)
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _overrides(f"{path}.{key}", value)
+        else:
+            yield f"{path}.{key}={_as_yaml(f'{path}.{key}', value)}"
+
+
+def _as_yaml(key: str, value: Any) -> str:
+    try:
+        return json.dumps(plain(value, key))
+    except (TypeError, ValueError) as error:
+        raise UserError("must be a number, a text, a list or None", argument=key, value=value) from error
+
+
+def _check(out: Any, resume: bool, report: bool) -> None:
+    if out is None and (resume or report):
+        name = "resume" if resume else "report"
+        raise UserError("needs a run folder", argument=name, value=True, hint='give out="runs/mine"')
+    if out is not None and not isinstance(out, str | os.PathLike):
+        raise UserError("must be the path of a folder", argument="out", value=out)
+
+
+def _of_named_data(labels: Any, held_out: Any) -> list[str]:
+    """The override that a share makes; UserError for what belongs to rows in memory."""
+    if labels is not None:
+        text = "must be None where data is a name or a path, which bring their own"
+        raise UserError(text, argument="labels")
+    if held_out is None:
+        return []
+    if isinstance(held_out, bool) or not isinstance(held_out, int | float):
+        raise UserError("must be a share in (0, 1) where data is a name or a path", argument="held_out")
+    return [f"data.held_out={held_out}"]
+
+
+def evaluate_run(
+    bundle: Bundle, folder: Path, *, num_samples: int, seed: int, data: Dataset | None = None
+) -> dict[str, Any]:
+    """Figures of a run, written with the report to its folder; `data` where the run's were read already."""
+    from thalweg.apps.landscape.picture_files import of_report
+    from thalweg.bundle.dataset import data_of
+    from thalweg.bundle.inputs import in_float32
+    from thalweg.evaluate.report import write_figures, write_report
+    from thalweg.evaluate.suite import evaluate_bundle
+    from thalweg.training.metrics_log import read_metrics
+
+    data = data_of(bundle) if data is None else data
+    if len(data.held_out) < LEAST_HELD_OUT:
+        few = f"must have {LEAST_HELD_OUT} held-out rows or more, and has {len(data.held_out)}"
+        raise UserError(few, argument=str(folder), hint="train on more data")
+    bundle, _, (rows, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
+    figures, pictures = evaluate_bundle(
+        bundle,
+        train=rows,
+        held_out=held_out,
+        held_out_labels=data.held_out_labels,
+        history=read_metrics(folder),
+        num_samples=num_samples,
+        seed=seed,
+    )
+    write_figures(folder / "evaluation.json", figures)
+    write_report(
+        folder / "report.html",
+        title=f"An energy of {bundle.config['run']['data']['name']}",
+        command=bundle.config["command"] or "thalweg.run.fit.fit(…)",
+        figures=figures,
+        pictures=pictures | of_report(bundle, held_out, data.held_out_labels, seed=seed),
+        data=data.source,
+    )
+    return figures

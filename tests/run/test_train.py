@@ -1,0 +1,297 @@
+"""`thalweg.train`: a user's own network and data, in memory and in a folder, and what is refused in one line."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import thalweg
+from thalweg.core.errors import NotNormalised, UserError
+from thalweg.data.in_memory import given_dataset
+from thalweg.objective.contrastive.divergence import ContrastiveDivergence
+from thalweg.objective.score.dual import DualScoreMatching
+from thalweg.objective.score.score import DenoisingScoreMatching, SlicedScoreMatching
+from thalweg.sampler.langevin import ULA
+
+SHORT = {"batch_size": 16, "precision": "fp32"}
+train = functools.partial(thalweg.train, progress=False, settings=SHORT)
+
+
+class Energy(nn.Module):
+    """E(x) of the plane."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).squeeze(1) + 0.05 * x.square().sum(1)
+
+
+class Noisy(nn.Module):
+    """U(y, t) of the plane, or F(y, t) where it gives two numbers."""
+
+    def __init__(self, outputs: int = 1) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.SiLU(), nn.Linear(16, outputs))
+
+    def forward(self, y: Tensor, t: Tensor) -> Tensor:
+        f = self.layers(torch.cat([y, t.log()[:, None]], dim=1))
+        return f.squeeze(1) if f.shape[1] == 1 else f
+
+
+@pytest.fixture(scope="module")
+def rows() -> Tensor:
+    """Two clouds far from zero, of unequal deviations."""
+    z = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    z[:150] += 4
+    return 100 + z * torch.tensor([1.0, 20.0])
+
+
+def test_a_network_trains_in_memory_and_its_samples_are_where_the_data_are(rows, tmp_path, monkeypatch):
+    """Chains begin at model units' origin; without the way back to data units the mean would be 48 deviations off."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    energy = Energy()
+    before = {name: p.clone() for name, p in energy.state_dict().items()}
+    bundle = train(energy, rows, steps=60)
+    assert bundle.kind == "vector"
+    assert not bundle.normalised
+    assert any(not torch.equal(p, before[name]) for name, p in energy.state_dict().items())
+    x = bundle.sample(200)
+    assert torch.all((x.mean(0) - rows.mean(0)).abs() < 2 * rows.std(0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_seed_gives_the_same_bits_and_a_partial_draws_its_weights_from_it(rows):
+    make = functools.partial(Energy, width=12)
+    one, two, other = (train(make, rows, steps=5, seed=seed) for seed in (3, 3, 4))
+    assert torch.equal(one.energy(rows), two.energy(rows))
+    assert not torch.equal(one.energy(rows), other.energy(rows))
+    assert one.config["run"]["energy"]["width"] == 12
+
+
+def test_a_run_in_a_folder_is_loaded_with_the_network_given_again(rows, tmp_path):
+    bundle = train(Energy(), rows, objective=ContrastiveDivergence(num_steps=2), steps=6, out=tmp_path / "run")
+    loaded = thalweg.load(tmp_path / "run", energy=Energy())
+    assert torch.equal(loaded.energy(rows), bundle.energy(rows))
+    assert torch.equal(loaded.sample(3, num_steps=2), bundle.sample(3, num_steps=2))
+    with pytest.raises(UserError) as caught:
+        thalweg.load(tmp_path / "run")
+    assert "energy=" in str(caught.value)
+    with pytest.raises(UserError):
+        thalweg.load(tmp_path / "run", energy=Energy(width=9))
+
+
+@pytest.mark.parametrize("stop", [0, 4])
+def test_a_run_that_was_stopped_resumes_with_the_same_bits(rows, tmp_path, monkeypatch, stop):
+    """Also before its first step: the first weights, which are the caller's and no seed's, are kept."""
+    first = {name: p.clone() for name, p in Energy().state_dict().items()}
+
+    def begun() -> Energy:
+        energy = Energy()
+        energy.load_state_dict(first)
+        return energy
+
+    objective = DenoisingScoreMatching()
+    settings = SHORT | {"checkpoint_every": 2}
+    go = functools.partial(train, settings=settings, objective=objective, steps=8)
+    whole = go(begun(), rows, out=tmp_path / "whole")
+    from thalweg.training import trainer
+
+    def stopping(self, plan, log, metrics, caught):
+        if self.state.step > stop:
+            raise MemoryError("stopped by the test")
+        return after(self, plan, log, metrics, caught)
+
+    after = trainer.Trainer._after_step
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer.Trainer, "_after_step", stopping)
+        with pytest.raises(thalweg.ThalwegError):
+            go(begun(), rows, out=tmp_path / "run")
+    if stop == 0:  # as a killed process would leave it
+        assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "manifest.json").exists()
+    resumed = go(begun() if stop == 0 else Energy(), rows, out=tmp_path / "run", resume=True)
+    assert torch.equal(resumed.energy(rows), whole.energy(rows))
+
+
+def test_a_resumed_run_must_be_the_one_that_began(rows, tmp_path):
+    go = functools.partial(train, steps=2, out=tmp_path / "run")
+    go(Energy(), rows, objective=DenoisingScoreMatching(sigma=0.2))
+    with pytest.raises(UserError) as caught:
+        go(Energy(), rows, objective=DenoisingScoreMatching(sigma=0.3), resume=True)
+    assert caught.value.argument == "objective"
+    with pytest.raises(UserError):
+        go(Energy(), rows, objective=DenoisingScoreMatching(sigma=0.2))
+    with pytest.raises(UserError):
+        go("dual", rows, objective=DenoisingScoreMatching(sigma=0.2), resume=True)
+
+
+def test_a_network_with_noise_levels_is_sampled_and_is_not_normalised(rows):
+    bundle = train(Noisy(), rows, steps=5)
+    assert bundle.sample(4).shape == (4, 2)
+    for objective in (None, DualScoreMatching()):
+        with pytest.raises(NotNormalised):
+            train(Noisy(), rows, steps=2, objective=objective).log_prob(rows)
+
+
+def test_an_anchored_network_is_normalised(rows):
+    """After one step exp(log p) sums to one on a grid: the energy begins as a Gaussian, whatever its network's weights.
+
+    A network without the factor that is zero at first gives infinity here.
+    """
+    bundle = train(thalweg.anchored(Noisy(outputs=2), shape=(2,)), rows, steps=1)
+    centre, deviation = rows.mean(0), rows.std(0)
+    axes = [torch.linspace(-6, 6, 120) * s + m for m, s in zip(centre, deviation, strict=True)]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
+    cell = float((axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0]))
+    assert abs(float(bundle.log_prob(grid).exp().sum()) * cell - 1) < 0.1
+
+
+def test_the_objectives_sampler_draws_the_samples(rows):
+    chains = ContrastiveDivergence(sampler=ULA(step_size=0.003), num_steps=1)
+    assert train(Energy(), rows, objective=chains, steps=1).sampler.step_size == 0.003
+    given = train(Energy(), rows, objective=chains, sampler=ULA(step_size=0.1), steps=1)
+    assert given.sampler.step_size == 0.1
+
+
+class Faulty(nn.Module):
+    """An energy with one fault."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault, self.first, self.last = fault, nn.Linear(2, 4), nn.Linear(4, 1)
+        self.norm = nn.BatchNorm1d(4)
+        if fault != "batch norm, last layer zero":
+            self.norm = nn.Identity() if fault != "batch norm" else self.norm
+        else:
+            nn.init.zeros_(self.last.weight)
+        if fault == "unused parameter":
+            self.extra = nn.Linear(1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.fault == "no input":
+            x = torch.zeros_like(x)
+        u = self.last(torch.tanh(self.norm(self.first(x))))
+        return {
+            "two axes": lambda: u,
+            "whole numbers": lambda: u.squeeze(1).long(),
+            "one number": lambda: u.sum(),
+            "detached": lambda: u.squeeze(1).detach(),
+            "rows see each other": lambda: (u - u.mean()).squeeze(1),
+            "not finite": lambda: u.squeeze(1) / 0,
+            "no tensor": lambda: (u.squeeze(1), 1),
+        }.get(self.fault, lambda: u.squeeze(1))()  # fmt: skip
+
+
+FAULTS = ["two axes", "whole numbers", "one number", "detached", "rows see each other", "not finite", "no tensor"]
+FAULTS += ["no input", "unused parameter", "batch norm", "batch norm, last layer zero"]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_network_that_cannot_be_trained_is_refused(rows, fault, tmp_path):
+    with pytest.raises(UserError) as caught:
+        train(Faulty(fault), rows, steps=1, out=tmp_path / "run")
+    assert caught.value.argument == "energy Faulty"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_without_the_fault_trains(rows):
+    train(Faulty("none"), rows, steps=1)
+    frozen = Faulty("none").requires_grad_(False)
+    with pytest.raises(UserError):
+        train(frozen, rows, steps=1)
+
+
+class Attention(nn.Module):
+    """Fused attention, which torch differentiates once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(1, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x[:, :, None])[:, None]
+        return nn.functional.scaled_dot_product_attention(h, h, h).flatten(1).tanh().sum(1)
+
+
+def test_a_network_without_second_derivatives_is_refused_where_they_are_needed(rows):
+    train(Attention(), rows, steps=1, objective=ContrastiveDivergence(num_steps=1))
+    for objective in (SlicedScoreMatching(), ContrastiveDivergence(num_steps=1, gradient_penalty=0.1)):
+        with pytest.raises(UserError) as caught:
+            train(Attention(), rows, steps=1, objective=objective)
+        assert "ContrastiveDivergence" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("change", "argument"),
+    [
+        ({"steps": 1, "minutes": 1}, "--steps and --minutes"),
+        ({"settings": {"bacth_size": 3}}, "train.bacth_size"),
+        ({"settings": {"guard": {"polcy": "stop"}}}, "train.guard.polcy"),
+        ({"settings": {"batch_size": object()}}, "train.batch_size"),
+        ({"settings": [3]}, "settings"),
+        ({"settings": {"checkpoint_every": 3}}, "checkpoint_every"),
+        ({"held_out": 2}, "held_out"),
+        ({"labels": [0, 1]}, "labels"),
+        ({"resume": True}, "resume"),
+        ({"report": True}, "report"),
+        ({"device": "cuda:77"}, "device"),
+        ({"seed": -1}, "seed"),
+        ({"objective": DualScoreMatching}, "objective"),
+        ({"objective": DualScoreMatching()}, "energy.type"),
+        ({"sampler": "ULA"}, "sampler"),
+        ({"transform": 3}, "transform"),
+        ({"energy": 3}, "energy"),
+        ({"energy": nn.Linear}, "energy"),
+        ({"energy": "duel"}, "recipe"),
+        ({"data": None}, "data"),
+        ({"data": torch.zeros(5, 2)}, "rows in memory"),
+        ({"data": torch.zeros(50)}, "data"),
+        ({"data": np.full((50, 2), np.nan)}, "data"),
+        ({"data": "nowhere"}, "'nowhere'"),
+        ({"trust": "mine"}, "trust"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(rows, change, argument):
+    call = {"energy": Energy(), "data": rows, "steps": 1} | change
+    with pytest.raises(UserError) as caught:
+        train(**call)
+    assert caught.value.argument == argument
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_in_memory_come_as_tensors_arrays_frames_and_data_sets(rows):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rows.numpy(), columns=["a", "b"])
+    labels = torch.arange(len(rows)) % 3
+    sets = [given_dataset(each) for each in (rows, rows.numpy(), frame)]
+    assert len({float(each.train.double().sum()) for each in sets}) == 1
+    assert sets[2].layout.names == ["a", "b"]
+    pairs = given_dataset(torch.utils.data.TensorDataset(rows, labels), held_out=0.2)
+    assert len(pairs.held_out) == 60
+    assert pairs.train_labels is not None
+    own = given_dataset(rows, held_out=rows[:30])
+    assert torch.equal(own.held_out, rows[:30])
+    assert len(own.train) == len(rows)
+    images = given_dataset(torch.rand(30, 8, 8))
+    assert images.kind == "image"
+    assert images.shape == (1, 8, 8)
+
+
+def test_a_frames_columns_are_matched_by_name_afterwards(rows):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(rows.numpy(), columns=["a", "b"])
+    bundle = train(Energy(), frame, steps=2)
+    assert torch.equal(bundle.energy(frame[["b", "a"]]), bundle.energy(frame))
+
+
+def test_images_train_by_a_network_of_the_users():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SiLU(), nn.Flatten(), nn.Linear(256, 1), nn.Flatten(0))
+    bundle = train(network, torch.rand(40, 1, 8, 8), steps=2, objective=ContrastiveDivergence(num_steps=2))
+    x = bundle.sample(2, num_steps=3)
+    assert x.shape == (2, 1, 8, 8)
+    assert float(x.min()) >= 0
+    assert float(x.max()) <= 1
