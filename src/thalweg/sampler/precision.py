@@ -19,8 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from thalweg.core.device import autocast
-from thalweg.core.device import synchronise
+from thalweg.core.device import autocast, synchronise
 from thalweg.core.rng import generator
 from thalweg.energy.base import AnyEnergy, Bipartite, EnergyFn, HasGradient, HasNoiseLevels, energy_and_grad
 from thalweg.energy.engine.discovery import find_modules

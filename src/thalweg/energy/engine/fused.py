@@ -125,7 +125,8 @@ def _fused(layers: Stack, plain: Callable[[Tensor], Tensor], usual: bool, x: Ten
     bf16 = None if special or not takes(layers.layers, x) else layers.bf16_wanted(x)
     if bf16 is None:
         return plain(x)
-    with torch._C.DisableTorchFunction():  # `_AnyLayout` would look at each call inside
+    plain_tensor = type(x) is Tensor  # not of a subclass, which has functions of its own
+    with torch._C.DisableTorchFunction() if plain_tensor else nullcontext():  # `_AnyLayout` would look at each call
         return _FusedLayers.apply(x, layers, plain, usual, bf16)  # pyright: ignore[reportReturnType]
 
 
