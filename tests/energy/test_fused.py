@@ -21,7 +21,6 @@ from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.engine.im2col import PatchConv2d
 from thalweg.energy.engine.known_layers import MAKERS, layer_of
 from thalweg.energy.engine.layers import (
-    Col2imConv2d,
     Conv2d,
     Im2colConv2d,
     PixelSum,
@@ -194,18 +193,6 @@ def test_a_layer_is_the_module(module, side):
     back = layer.backward(g, kept)
     assert back.shape == x.shape
     assert torch.allclose(back, torch.autograd.grad(want, x, g)[0], atol=1e-12)
-
-
-@pytest.mark.parametrize("module", [m for m in LAYERS if getattr(m, "in_channels", 0) == 1], ids=str)
-@pytest.mark.parametrize("side", [8, 9])
-def test_a_convolution_of_one_channel_in_the_usual_layout(module, side):
-    module, x = copy.deepcopy(module).double(), torch.rand(3, 1, side, side, dtype=torch.float64).requires_grad_()
-    layer = Col2imConv2d(*layer_of(module.requires_grad_(False)))
-    y, kept = layer.forward(x)
-    g = torch.randn_like(y)
-    assert y.is_contiguous()
-    assert torch.allclose(y, module(x), atol=1e-12)
-    assert torch.allclose(layer.backward(g, kept), torch.autograd.grad(module(x), x, g)[0], atol=1e-12)
 
 
 def test_every_layer_is_tested_and_the_special_ones_are_used():

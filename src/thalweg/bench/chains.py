@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from thalweg.bench.timing import Contender, in_turns, markdown, on_threads
 from thalweg.core.rng import generator
-from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.engine.freeze import frozen, normalise
 from thalweg.energy.networks.conv import ConvEnergy
 from thalweg.energy.networks.mlp import MLPEnergy
 from thalweg.energy.networks.resnet import ResNetEnergy
@@ -24,13 +24,36 @@ from thalweg.sampler.chain import run_chain
 from thalweg.sampler.langevin import ULA
 
 STEP, NOISE = 0.01, 0.005
+
+
+class PlainCNN(nn.Module):
+    """The network of many tutorials, E(x) of 28 x 28 images: 3 x 3 convolutions 16-32-64 with spectral norm, LeakyReLU,
+    max pooling, a linear layer.
+    """
+
+    shape = (1, 28, 28)
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for c_in, c_out in ((1, 16), (16, 32), (32, 64)):
+            layers += [nn.MaxPool2d(2)] if layers else []
+            layers += [normalise(nn.Conv2d(c_in, c_out, 3, padding=1)), nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 7 * 7, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The energy in nats."""
+        return self.net(x).squeeze(1)
+
+
 OURS, ROOFLINE = "thalweg fp32", "roofline"
-NETS: dict[str, Callable[[], ConvEnergy | ResNetEnergy | MLPEnergy]] = {
+NETS: dict[str, Callable[[], PlainCNN | ConvEnergy | ResNetEnergy | MLPEnergy]] = {
+    "plain": PlainCNN,
     "cnn": lambda: ConvEnergy(shape=(1, 28, 28), channels=(16, 32, 64)),
     "resnet": lambda: ResNetEnergy(shape=(3, 32, 32), channels=(16, 32, 64)),
     "mlp": lambda: MLPEnergy(shape=(2,)),
 }
-STEPS = {"cnn": 8, "resnet": 4, "mlp": 100}  # of 64 chains, in one turn
+STEPS = {"plain": 8, "cnn": 8, "resnet": 4, "mlp": 100}  # of 64 chains, in one turn
 Others = Mapping[str, Callable[[nn.Module, Tensor, int], Contender]]  # (network, positions, steps) to a contender
 
 
@@ -161,12 +184,13 @@ def contenders(
         torch.default_generator.manual_seed(0)
         energy = NETS[net]().to(device)
     x = torch.rand(batch, *energy.shape, generator=generator(0, "speed")).to(device)
-    num, own = _steps(net, batch), [copy.deepcopy(energy) for _ in range(3)]
+    num, own = _steps(net, batch), [copy.deepcopy(energy) for _ in range(4)]
     found: dict[str, Contender] = {"tutorial": lambda: tutorial(own[0], x, num)}
     found |= {name: make(copy.deepcopy(energy), x, num) for name, make in (others or {}).items()}
     found[OURS] = lambda: ours(own[1], x, num)
     if bf16:
         found["thalweg bf16"] = lambda: ours(own[2], x, num, "bf16")
+        found["thalweg auto"] = lambda: ours(own[3], x, num, "auto")
     once = roofline(energy, x)
     found[ROOFLINE] = lambda: [once() for _ in range(num)]
     return found

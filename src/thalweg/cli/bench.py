@@ -12,7 +12,7 @@ EXAMPLE = "Example: `thalweg bench --nets cnn --batch 64 --threads 1`"
 
 
 def bench(
-    nets: Annotated[list[str] | None, typer.Option(help="cnn, resnet or mlp, repeatable; all if not given.")] = None,
+    nets: Annotated[list[str] | None, typer.Option(help="plain, cnn, resnet, mlp, repeatable; else all.")] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Chains, repeatable; else 64, 256.", min=1, max=65536)] = None,
     threads: Annotated[list[int] | None, typer.Option(help="Threads, repeatable; else 1, 2.", min=1, max=256)] = None,
     rounds: Annotated[int, typer.Option(help="Rounds that count; more for a busy machine.", min=1)] = 5,

@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from thalweg.core.device import autocast
+from thalweg.core.device import autocast, synchronise
 from thalweg.core.rng import generator
 from thalweg.energy.base import AnyEnergy, Bipartite, EnergyFn, HasGradient, HasNoiseLevels, energy_and_grad
 from thalweg.energy.engine.discovery import find_modules
@@ -116,8 +116,7 @@ def _saves(sampler: Sampler[Any], energy: EnergyFn, x: Tensor) -> bool:
         for bf16, times in seconds.items():
             start = clock()
             sampler.step(energies[bf16], state, noise)
-            if x.device.type != "cpu":
-                torch.accelerator.synchronize(x.device)
+            synchronise(x.device)
             times.append(clock() - start)
         if i == WARM - 1 and min(seconds[True]) > HOPELESS * min(seconds[False]):
             return False

@@ -5,10 +5,12 @@ Inside a chain the weights do not change and only dE/dx is needed. So in the blo
 - the energy is `frozen`: evaluation mode, normalised weights computed once, no gradients of weights;
 - consecutive known layers of an nn.Sequential are one node of the graph, with its gradient written out and its images
   in channels_last (`energy.engine.layers`);
+- convolutions that stand in no nn.Sequential give channels_last too, and a `view` that this layout does not allow is
+  taken of a contiguous copy (`_AnyLayout`);
 - freed memory stays with the process, so that the next step has no page faults.
 
 All this changes the energy by rounding only, and is undone when the chain ends. The modules are inspected once, before
-the chain. Inputs and outputs of fused layers keep the layout that the modules would give them. Everything else goes
+the chain. Inputs and outputs of an nn.Sequential keep the layout that its modules would give them. Everything else goes
 through autograd; a second derivative through fused layers is taken of their plain form. The plain form alone is used
 under `torch.func` or `torch.compile`, under autocast on other devices than the CPU or to other types than bfloat16, and
 for modules that are compiled or have hooks. Under the CPU's bfloat16 autocast fused layers are in bfloat16 from end to
@@ -46,7 +48,6 @@ from thalweg.energy.engine.known_layers import (
 )
 from thalweg.energy.engine.layers import (
     Activation,
-    Col2imConv2d,
     Im2colConv2d,
     Layer,
     backward_through,
@@ -124,7 +125,8 @@ def _fused(layers: Stack, plain: Callable[[Tensor], Tensor], usual: bool, x: Ten
     bf16 = None if special or not takes(layers.layers, x) else layers.bf16_wanted(x)
     if bf16 is None:
         return plain(x)
-    with torch._C.DisableTorchFunction():  # `_MaxPooling` would look at each call inside
+    plain_tensor = type(x) is Tensor  # not of a subclass, which has functions of its own
+    with torch._C.DisableTorchFunction() if plain_tensor else nullcontext():  # `_AnyLayout` would look at each call
         return _FusedLayers.apply(x, layers, plain, usual, bf16)  # pyright: ignore[reportReturnType]
 
 
@@ -166,27 +168,31 @@ def _parts(modules: Sequence[nn.Module]) -> list[Callable[[Tensor], Tensor]]:
 
 
 def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-    """(module, its new forward): Sequentials with fused layers, and convolutions of one channel wherever they stand."""
+    """(module, its new forward): Sequentials with fused layers, and convolutions that stand in none."""
     if nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks:
         return
     inside: set[int] = set()
     for m in modules:
         if isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward and "forward" not in m.__dict__:
             parts = _parts(list(m))
+            inside |= {id(child) for child in leaves(m)}
             if any(isinstance(part, functools.partial) for part in parts):
-                inside |= {id(child) for child in m}
                 yield m, functools.partial(_in_order, parts)
     for m in modules:
-        if isinstance(m, nn.Conv2d) and id(m) not in inside and isinstance(layer := layer_of(m), Im2colConv2d):
-            usual = not _in_channels_last(m.weight)
-            stack = Stack([Col2imConv2d(*layer) if usual else layer])
-            yield m, functools.partial(_fused, stack, functools.partial(type(m).forward, m), usual)
+        layer = layer_of(m) if isinstance(m, nn.Conv2d) and id(m) not in inside else None
+        if layer is not None and m.weight.device.type == "cpu":
+            yield m, functools.partial(_fused, Stack([layer]), functools.partial(type(m).forward, m), False)
 
 
-class _MaxPooling(TorchFunctionMode):
-    """Max pooling that a user's `forward` calls as a function is a fused layer too."""
+class _AnyLayout(TorchFunctionMode):
+    """For convolutions that a user's `forward` calls one by one, which give channels_last (`_faster`).
+
+    A `view` that this layout does not allow is taken of the usual one. Max pooling by a function is a fused layer.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.view:
+            return _view(*args, **(kwargs or {}))
         if func is not F.max_pool2d and func is not torch.max_pool2d:
             return func(*args, **(kwargs or {}))
         names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
@@ -195,6 +201,13 @@ class _MaxPooling(TorchFunctionMode):
         if layer is None or not isinstance(x, Tensor) or x.ndim != 4:
             return func(*args, **(kwargs or {}))
         return _fused(Stack([layer]), lambda x: torch.ops.aten.max_pool2d(x, *layer.window), True, x)
+
+
+def _view(x: Tensor, *shape: Any, **named: Any) -> Tensor:
+    try:
+        return x.view(*shape, **named)
+    except RuntimeError:
+        return x.contiguous().view(*shape, **named)
 
 
 def hooked(m: nn.Module) -> bool:
@@ -275,12 +288,12 @@ class FrozenEnergy:
     Args:
         energy: The energy.
         whole: The energy as layers, if it is a sequence of known layers.
-        pools: Whether functions that pool are fused layers too.
+        images: Whether it has convolutions, around which any layout must do (`_AnyLayout`).
     """
 
-    def __init__(self, energy: AnyEnergy, whole: _Whole | None = None, pools: bool = False):
+    def __init__(self, energy: AnyEnergy, whole: _Whole | None = None, images: bool = False):
         self.energy, self._whole = energy, whole
-        self._mode = _MaxPooling() if pools else nullcontext()
+        self._mode = _AnyLayout() if images else nullcontext()
         self._own = energy.value_and_grad if isinstance(energy, HasGradient) else None
         self._kind: tuple[object, ...] | None = None  # shape, type and device of the positions of the last call
 
@@ -299,7 +312,9 @@ class FrozenEnergy:
                 return
             fast = cls._without_graph(energy)
             with _replaced(modules):
-                yield fast if isinstance(fast, cls) else cls(fast, pools=any(isinstance(m, nn.Conv2d) for m in modules))
+                yield (
+                    fast if isinstance(fast, cls) else cls(fast, images=any(isinstance(m, nn.Conv2d) for m in modules))
+                )
 
     @classmethod
     def _without_graph(cls, energy: AnyEnergy) -> AnyEnergy:

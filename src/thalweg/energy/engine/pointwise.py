@@ -42,7 +42,7 @@ def is_silu(m: nn.Module) -> bool:
     source = _read(type(m))
     if source is None or not source.is_silu:
         return False
-    x = torch.linspace(-8, 8, 33)
+    x = torch.linspace(-8, 8, 33, device="cpu")
     return torch.allclose(m(x), F.silu(x), atol=1e-6)
 
 
@@ -111,5 +111,6 @@ class _Reader:
 
 def _is_sigmoid(call: ast.Call, x: str) -> bool:
     of = [ast.dump(a) for a in call.args] or [ast.dump(call.func.value) if isinstance(call.func, ast.Attribute) else ""]
-    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    func = call.func
+    name = func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
     return name == "sigmoid" and of == [x] and not call.keywords
