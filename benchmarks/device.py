@@ -108,19 +108,8 @@ def parity(cls: type, device: torch.device) -> Row:
 def device_tests(device: torch.device, seconds: float, quick: bool) -> None:
     section("Tests of the device")
     files = [f"tests/device/{name}.py" for name in ("test_device", "test_masked")]
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "--noconftest",
-        "-x",
-        "-o",
-        "filterwarnings=default",
-        "-o",
-        "addopts=",
-        *files,
-    ]
+    options = ["-q", "--noconftest", "--import-mode=importlib", "-o", "addopts=", "-o", "filterwarnings=default"]
+    words = [sys.executable, "-m", "pytest", *options, *files]
     words += ["-k", "ULA or stop"] if quick else []
     here = "meta" if device.type == "cpu" else str(device)
     env = {**os.environ, "THALWEG_TEST_DEVICE": here, "PYTHONPATH": str(ROOT / "src")}

@@ -27,7 +27,7 @@ def test_the_samplers_steps_are_the_same():
 
 def test_rows_and_table(monkeypatch):
     jobs = {speed_dual.PLAIN: lambda: None, speed_dual.OURS: lambda: None}
-    monkeypatch.setattr(speed_dual, "training", lambda: jobs)
+    monkeypatch.setattr(speed_dual, "training", lambda **_: jobs)
     rows = speed_dual.measure("training", 1, rounds=3)
     assert [row.name for row in rows] == [speed_dual.PLAIN, speed_dual.OURS]
     assert rows[1].ratio == 1

@@ -105,3 +105,38 @@ def test_a_masked_step_leaves_weights_and_moments(plain):
         assert all(torch.equal(p, b) == bool(bad) for p, b in zip(net.parameters(), before, strict=True))
     assert all(s["exp_avg"].isfinite().all() for s in optimizer.state.values())
     assert twin.param_groups[0]["fused"]
+
+
+def test_moments_from_a_file_and_means_over_ranks_have_the_layout_of_the_weights(monkeypatch):
+    """Weights in channels_last, as on a GPU; fused kernels read memory, and a mutant without the copy is caught."""
+    from thalweg.training.distributed import ProcessGroup
+
+    def begun():
+        torch.manual_seed(0)
+        net = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+        return net, AdamW(net.parameters(), lr=0.1)
+
+    def step(net, optimizer, number):
+        draws = torch.Generator().manual_seed(number)
+        for p in net.parameters():
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=draws))
+        optimizer.step()
+
+    (net, optimizer), (twin, other) = begun(), begun()
+    step(net, optimizer, 1)
+    step(twin, other, 1)
+    stored = copy.deepcopy(other.state_dict())
+    for own in stored["state"].values():
+        own.update({name: value.contiguous() for name, value in own.items()})
+    other.load_state_dict(stored)
+    step(net, optimizer, 2)
+    step(twin, other, 2)
+    assert torch.equal(net.weight, twin.weight)
+
+    group = object.__new__(ProcessGroup)
+    group.rank, group.size, group._store = 0, 1, None
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_: None)
+    before = net.weight.grad.clone()
+    group.average(net)
+    assert net.weight.grad.stride() == net.weight.stride() != net.weight.grad.contiguous().stride()
+    assert torch.equal(net.weight.grad, before)

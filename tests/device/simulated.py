@@ -9,7 +9,7 @@ recorded. As the numbers are the CPU's, results are those of the CPU, up to what
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import torch
@@ -27,7 +27,9 @@ ACROSS = {"copy_", "device", "backward", "grad"}
 
 
 class OnGpu(Tensor):
-    """A tensor of the simulated GPU."""
+    """A tensor of the simulated GPU; it says so after the block as well."""
+
+    device = property(lambda self: GPU)
 
 
 class AnyGenerator(torch.Generator):
@@ -180,7 +182,9 @@ def gpu() -> Iterator[list[str]]:
         return
     cuda = {"is_available": lambda: True, "device_count": lambda: 1, "is_bf16_supported": lambda *_: True}
     cuda |= {"set_device": lambda *_: None, "synchronize": lambda *_: None}
-    with mock.patch.multiple(torch.cuda, **cuda), mock.patch.object(torch, "Generator", AnyGenerator), Gpu() as mode:
+    seen = mock.patch.object(torch._C, "DisableTorchFunction", nullcontext)  # the engine's calls are checked as well
+    generators = mock.patch.object(torch, "Generator", AnyGenerator)
+    with mock.patch.multiple(torch.cuda, **cuda), generators, seen, Gpu() as mode:
         yield mode.reads
 
 

@@ -9,13 +9,17 @@ import thalweg
 from thalweg.apps.inpaint.inpaint import inpaint, restore
 from thalweg.apps.inpaint.operators import Downsample, Pixels, matrix
 from thalweg.apps.inpaint.posterior import Observation, RowNoise, Schedule, sample_posterior
+from thalweg.apps.landscape.film import film
 from thalweg.apps.landscape.survey import survey
 from thalweg.core.rng import generator
 from thalweg.data.toy import TOYS
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.linear_observation import LinearObservation
 from thalweg.energy.noise_conditional.residual import ResidualEnergy
+from thalweg.evaluate.calibration import reliability
+from thalweg.evaluate.corruptions import corrupted
 from thalweg.evaluate.judge import Judge, judged
+from thalweg.evaluate.samples import baselines
 from thalweg.evaluate.suite import evaluate_bundle
 
 from .simulated import GPU, REAL, gpu, same
@@ -112,17 +116,18 @@ def test_classes_come_back_to_where_the_rows_were_and_are_drawn_on_the_device(jo
         assert REAL or same(found, drawn)
 
 
-@pytest.mark.parametrize("name", ["plane", "chains"])
+@pytest.mark.parametrize("name", ["plane", "digits", "chains"])
 def test_a_landscape_is_computed_there_and_drawn_here(name, request):
     """A mutant that leaves a surface, a chain or a path on the device is caught."""
     bundle = request.getfixturevalue(name)
     x = rows(bundle, 40)
     with gpu():
         there = thalweg.load(bundle.path, device="cuda:0")
-        found = survey(there, x.to(GPU), size=8, num_samples=8)
+        found = survey(there, x.to(GPU), size=8, num_samples=8, brief=True)
+        moving = film(there, found, size=8)
     surfaces = [(s.s, s.t, s.u) for s in found.surfaces]
     parts = [*surfaces[0], found.basins.minima, found.data, found.straight.u, *found.trace[:3]]
-    parts += [*found.histograms.values()]
+    parts += [*found.histograms.values(), moving.points, *(surface.u for surface in moving.surfaces)]
     assert {part.device.type for part in parts} == {"cpu"}
     assert len(found.trace.level) > 3
 
@@ -147,3 +152,16 @@ def test_the_judge_reads_digits_where_it_lies():
     wanted = judged(judge, x)[1]
     with gpu():
         assert same(judged(judge.to(GPU), x)[1], wanted)
+
+
+def test_corruptions_baselines_and_calibration_lie_where_the_rows_do():
+    """A mutant that mixes the CPU's draws with rows of the device is caught."""
+    images, table = torch.rand(9, 1, 8, 8, generator=generator(0, "pixels")), torch.randn(9, 3)
+    p, labels = table.softmax(1), torch.arange(9) % 3
+    sets = [(corrupted, (x,)) for x in (images, table)] + [(baselines, (x, x)) for x in (images, table)]
+    wanted = [of(*given) for of, given in sets]
+    with gpu():
+        for (of, given), want in zip(sets, wanted, strict=True):
+            found = of(*(x.to(GPU) for x in given))
+            assert all(part.device == GPU and same(part, want[name]) for name, part in found.items())
+        assert reliability(p.to(GPU), labels.to(GPU)).error == pytest.approx(reliability(p, labels).error)

@@ -75,12 +75,15 @@ WORK = {
 
 
 @pytest.mark.parametrize("command", WORK)
-def test_a_command_works_on_the_device(command, call, place):
-    """A mutant that writes a tensor of the device as it is, or gives rows of the CPU to a network there, is caught."""
-    with gpu():
+def test_a_command_works_on_the_device(command, call, place, monkeypatch):
+    """A mutant that writes a tensor of the device as it is, or leaves the option unread, is caught."""
+    monkeypatch.setenv("THALWEG_DEVICE", "cpu")
+    with gpu() as reads:
         for words in WORK[command]:
+            reads.clear()
             code, _, lines = call(*words.split(), "--device", "cuda:0")
             assert code == 0, lines
+            assert REAL or reads
 
 
 def test_the_environment_is_respected(call, place, monkeypatch):

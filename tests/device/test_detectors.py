@@ -37,7 +37,7 @@ def fitted():
 
 @pytest.mark.parametrize("kind", ["table", "wide", "image"])
 def test_a_detector_that_is_moved_scores_and_explains_as_before(kind, fitted, tmp_path):
-    """A mutant that leaves kernels, cells, mixtures, tails or stored images behind is caught."""
+    """A mutant that leaves kernels, cells, tails or stored images behind is caught."""
     found, _ = fitted[kind]
     new = images(9, 1) if kind == "image" else table(40, 1)
     wanted, why = found.energy(new), found.explain(new[:3])

@@ -29,6 +29,7 @@ from thalweg.sampler.base import AnnealedSampler, normal_like
 from thalweg.sampler.chain import transitions
 from thalweg.sampler.gibbs import Gibbs
 from thalweg.sampler.langevin import MALA, ULA
+from thalweg.sampler.multistep import Multistep
 from thalweg.training import guard as guarding
 from thalweg.training.guard import Guard
 from thalweg.training.settings import TrainSettings
@@ -169,7 +170,11 @@ def test_a_step_of_each_sampler(cls):
     assert {t.device.type for t in (state.x, *info)} == {DEVICE.type}
 
 
-@pytest.mark.parametrize("sampler", [Heun(num_steps=2), Heun(num_steps=1, churn=0.1), Ancestral(num_steps=2)], ids=repr)
+@pytest.mark.parametrize(
+    "sampler",
+    [Heun(num_steps=2), Heun(num_steps=1, churn=0.1), Ancestral(num_steps=2), Multistep(num_steps=2, eta=1.0)],
+    ids=repr,
+)
 def test_annealed_sampling_of_a_block(sampler):
     torch.manual_seed(0)
     energy = on_device(UNetEnergy.example())

@@ -298,7 +298,7 @@ def test_corrections_leave_the_law_as_it_was():
         return max(_two_sample(a[:, j], b[:, j]) for j in range(2))
 
     assert gap(plain, moved) < eps
-    heated = mutant(("MALA(step_size=0.2 * float(t))", "ULA(step_size=float(t), temperature=50.0)"), _IMPORT)
+    heated = mutant(("MALA(step_size=0.2 * ", "ULA(temperature=50.0, step_size="), _IMPORT)
     assert gap(plain, _corrected(heated, 20)) > eps
 
 

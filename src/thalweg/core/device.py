@@ -80,6 +80,11 @@ def place(module: M, device: torch.device) -> M:
     return module
 
 
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """The tensor in the memory layout of another of its shape, which fused kernels want."""
+    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+
 def send(x: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device. To a GPU it goes through pinned memory, and the host does not wait for it."""
     if x.device == device:
@@ -131,6 +136,12 @@ class AdamW(torch.optim.AdamW):
         parameters = list(parameters)
         self.has_fused = all(p.device.type in FUSED for p in parameters)
         super().__init__(parameters, fused=True if self.has_fused else None, **options)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The stored state, its moments in the layout of the weights, which a file does not keep."""
+        super().load_state_dict(state_dict)
+        for p, own in self.state.items():
+            own.update({name: laid_out(value, p) for name, value in own.items() if name.startswith("exp_avg")})
 
     def masked_step(self, bad: Tensor) -> None:
         """The update, or none where `bad` (), 0 or 1 in float32 on the parameters' device, is 1. Nothing is read back.

@@ -41,5 +41,6 @@ def reliability(probabilities: Float[Tensor, "n k"], labels: Int[Tensor, " n"], 
     right = (predicted == labels).double()
     place = ((top * bins).ceil().long() - 1).clamp(0, bins - 1)
     count = torch.bincount(place, minlength=bins)
-    confidence, accuracy = (torch.zeros(bins).double().index_add(0, place, v) / count for v in (top, right))
+    empty = top.new_zeros(bins)
+    confidence, accuracy = (empty.index_add(0, place, v) / count for v in (top, right))
     return Reliability(confidence, accuracy, count)

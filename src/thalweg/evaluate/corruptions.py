@@ -19,7 +19,7 @@ Corruption = Callable[[Tensor, int], Tensor]
 
 def uniform_noise(x: Tensor, seed: int = 0) -> Tensor:
     """Independent uniform pixels in [0, 1]; for tables, uniform over each column's range."""
-    u = torch.rand(x.shape, generator=generator(seed, "uniform-noise"), dtype=torch.float32)
+    u = torch.rand(x.shape, generator=generator(seed, "uniform-noise"), dtype=torch.float32).to(x.device)
     if x.ndim == 4:
         return u
     low, high = x.amin(0), x.amax(0)
@@ -29,7 +29,8 @@ def uniform_noise(x: Tensor, seed: int = 0) -> Tensor:
 def constants(x: Images, seed: int = 0) -> Images:
     """Flat pictures, grey levels spread evenly over [0, 1], in a shuffled order."""
     order = torch.randperm(len(x), generator=generator(seed, "constants"))
-    return torch.linspace(0, 1, len(x), dtype=torch.float32)[order].view(-1, 1, 1, 1).expand(x.shape).contiguous()
+    greys = torch.linspace(0, 1, len(x), dtype=torch.float32)[order].to(x.device)
+    return greys.view(-1, 1, 1, 1).expand(x.shape).contiguous()
 
 
 def blurred(x: Images, seed: int = 0, *, width: float = 2.0) -> Images:
@@ -55,9 +56,8 @@ def shuffled_patches(x: Images, seed: int = 0, *, patch: int = 7) -> Images:
     n, _, h, w = x.shape
     p = next((p for p in (patch, 8, 4, 2, 1) if h % p == 0 and w % p == 0), 1)
     pieces = F.unfold(x, p, stride=p)  # (n, c p p, patches)
-    order = torch.rand(n, pieces.shape[2], generator=generator(seed, "shuffled-patches"), dtype=torch.float32).argsort(
-        1
-    )
+    lots = torch.rand(n, pieces.shape[2], generator=generator(seed, "shuffled-patches"), dtype=torch.float32)
+    order = lots.argsort(1).to(x.device)
     pieces = pieces.gather(2, order.unsqueeze(1).expand_as(pieces))
     return F.fold(pieces, (h, w), p, stride=p)
 
@@ -77,7 +77,7 @@ def permuted_pixels(x: Images, seed: int = 0) -> Images:
 def shuffled_columns(x: Float[Tensor, "n d"], seed: int = 0) -> Float[Tensor, "n d"]:
     """Each column in its own random order of rows: the marginals are kept, every dependence is gone."""
     order = torch.rand(x.shape, generator=generator(seed, "shuffled-columns"), dtype=torch.float32).argsort(0)
-    return x.gather(0, order)
+    return x.gather(0, order.to(x.device))
 
 
 IMAGE_CORRUPTIONS: dict[str, Corruption] = {

@@ -134,7 +134,7 @@ def quality(samples: Tensor, reference: Tensor, train: Tensor, judge: Judge | No
 def gaussian_noise(train: Tensor, n: int, *, seed: int = 0) -> Tensor:
     """n draws of the Gaussian with the training data's mean and covariance; images are clamped to [0, 1]."""
     flat = train.flatten(1).double()
-    z = torch.randn(n, flat.shape[1], generator=generator(seed, "gaussian-noise"), dtype=torch.float64)
+    z = torch.randn(n, flat.shape[1], generator=generator(seed, "gaussian-noise"), dtype=torch.float64).to(flat)
     x = (flat.mean(0) + z @ _root(torch.cov(flat.T))).float().view(n, *train.shape[1:])
     return x.clamp(0, 1) if train.ndim == 4 else x
 

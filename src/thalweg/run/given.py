@@ -74,8 +74,8 @@ class Given:
 
 def built_energy(energy: Any, shape: tuple[int, ...], seed: int) -> nn.Module:
     """The module that is given, or that a class or `functools.partial` builds, its first weights drawn by the seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # constructors draw the first weights from it
         return from_object(energy, shape)
 
 

@@ -53,7 +53,7 @@ def check_second_derivatives(energy: nn.Module, objective: Objective[Any], batch
     draws, shifted = generator(0, "dry-run"), _shifted(energy)
     parameters = [p for p in shifted.parameters() if p.requires_grad]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             state = objective.init(shifted, batch.x, draws)
             loss, *_ = objective.loss(shifted, state, batch, objective.draw(state, batch, draws, 0.0))
         torch.autograd.grad(loss, parameters, allow_unused=True)

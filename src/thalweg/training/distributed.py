@@ -25,6 +25,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from thalweg.core import check, state_tree, store
+from thalweg.core.device import laid_out
 from thalweg.core.errors import RankLost, UserError
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ class ProcessGroup:
         means = (flat / self.size).split([*(p.numel() for p in parameters), *([] if apart else [len(parameters)])])
         shares = there if apart else means[-1]
         for p, mean, share in zip(parameters, means, shares.tolist(), strict=False):
-            p.grad = mean.view_as(p).to(p.dtype) if share else None
+            p.grad = laid_out(mean.view_as(p).to(p.dtype), p) if share else None
 
     def mean(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """In float64, so that nothing finite overflows."""
