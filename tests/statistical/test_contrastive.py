@@ -113,7 +113,7 @@ def descent(module):
     """How much one step of descent lowers the data's energy relative to the chains'."""
     energy, x = Quadratic(2), 3 + torch.randn(64, 2, generator=generator(0, "x"), dtype=torch.float64)
     cd = module.ContrastiveDivergence(
-        sampler=ULA(step_size=1e-4), start="noise", low=-2.0, high=-1.0, energy_penalty=0.0
+        sampler=ULA(step_size=1e-4), start="noise", initial="uniform", low=-2.0, high=-1.0, energy_penalty=0.0
     )
     loss, _, _, noise = one(cd, energy, x)
     gap = lambda: (energy(x).mean() - energy(noise[2]).mean()).item()  # noqa: E731

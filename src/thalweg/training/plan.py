@@ -137,7 +137,10 @@ def make_plan(
 
 def free_threads() -> int:
     """The cores that the work of the last minute left free, 1 or more."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # Windows has none
+        load = 0.0
     return max(1, (os.cpu_count() or 1) - round(load))
 
 
