@@ -16,7 +16,7 @@ import torch
 
 import thalweg
 from thalweg.core import store
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, NotTrusted, UserError
 from thalweg.run import finish as finish_module
 from thalweg.run import fit as module
 from thalweg.run.fit import NothingBegun, Request, fit, fit_with_data, settings
@@ -129,7 +129,6 @@ def test_the_overrides_a_run_began_with_are_taken_again(tmp_path):
         (("run", "train", "batch_size"), "many", "run.train.batch_size='many'"),
         (("run", "energy"), {"width": 16}, "run.energy: must have a type"),
         (("run", "energy", "width"), "wide", "energy.width='wide'"),
-        (("run", "energy", "type"), "os:system", "run.energy.type"),
         (("run", "seed"), -1, "run.seed=-1"),
         (("run", "seed"), None, "run.seed: must be"),
         (("run", "data", "name"), 3, "run.data.name=3"),
@@ -156,6 +155,20 @@ def test_a_config_damaged_in_part_is_named_with_its_key(whole, tmp_path, keys, v
     store.write_json(folder / "config.json", config)
     before = content(folder)
     refused(lambda: run(folder, resume=True), folder / "config.json", said, kind=DamagedFile)
+    assert content(folder) == before
+
+
+def test_a_config_that_names_a_class_of_a_stranger_is_refused_as_that(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole / "named", folder)
+    (folder / "manifest.json").unlink()
+    config = store.read_json(folder / "config.json")
+    config["run"]["energy"]["type"] = "os:system"
+    store.write_json(folder / "config.json", config)
+    before = content(folder)
+    with pytest.raises(NotTrusted) as caught:
+        run(folder, resume=True)
+    assert caught.value.argument == "run.energy.type"
     assert content(folder) == before
 
 

@@ -8,6 +8,7 @@ import torch
 
 import thalweg
 from thalweg.apps.landscape.paths import denoising
+from thalweg.bundle.dataset import data_of
 from thalweg.core import store
 from thalweg.core.errors import UserError
 from thalweg.run.fit import Request, fit
@@ -89,7 +90,7 @@ def test_a_bundle_whose_sampler_is_not_annealed_says_so(plane, own, tmp_path):
         lambda: bundle.sample(3),
         lambda: bundle.sample(3, num_steps=2),
         lambda: denoising(bundle, bundle.model, 3),
-        lambda: draw(bundle.model, bundle.sampler, "vector", bundle.transform, tmp_path / "preview.png"),
+        lambda: draw(bundle.model, bundle.sampler, data_of(bundle), bundle.transform, tmp_path / "preview.png"),
     )
     for act in acts:
         with pytest.raises(UserError, match="lacks sigma") as caught:
