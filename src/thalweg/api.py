@@ -4,6 +4,7 @@ import functools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from thalweg.bundle.bundle import Bundle
-from thalweg.core.config import plain
+from thalweg.core import check
+from thalweg.core.config import names_class, plain, type_name
 from thalweg.core.device import find_device
 from thalweg.core.errors import UserError
 from thalweg.core.progress import Bar
@@ -80,11 +82,14 @@ def train(
         Diverged: The guard has given up. With `out` the last good checkpoint is kept.
         Interrupted: Stopped by a signal, with `out`; the run goes on by `resume=True`.
     """
-    _check(out, resume, report)
+    _check(energy, out, resume, report)
+    seed = check.whole("seed", seed, 0, 2**64 - 1)
     in_memory = is_in_memory(data)
     rows = given_dataset(data, labels, held_out=held_out, seed=seed) if in_memory else None
-    with trusting(*as_names(trust)):
+    with trusting(*as_names(trust)), _own_modes():
         given = _given(energy, rows, objective, sampler, transform)
+        if out is not None:
+            _require_named(given.sampler)
         request = Request(
             data=NAME if in_memory else data,
             recipe=energy if isinstance(energy, str | os.PathLike) else None,
@@ -122,6 +127,11 @@ def _given(
                 value=part,
                 hint=hint,
             )
+    for name in ("normalises", "noisy"):
+        if objective is not None and not isinstance(getattr(objective, name, None), bool):
+            raise UserError("must be True or False", argument=f"objective.{name}", value=type_name(type(objective)))
+    if isinstance(transform, type):
+        raise UserError("must be a transform", argument="transform", hint=f"build it, as {transform.__name__}()")
     if transform is not None and not isinstance(transform, Transform):
         raise UserError("must be a transform", argument="transform", value=transform)
     if sampler is None and isinstance(objective, HasSampler):
@@ -151,12 +161,36 @@ def _as_yaml(key: str, value: Any) -> str:
         raise UserError("must be a number, a text, a list or None", argument=key, value=value) from error
 
 
-def _check(out: Any, resume: bool, report: bool) -> None:
+@contextmanager
+def _own_modes() -> Iterator[None]:
+    """The caller's no_grad, inference mode and autocast do not reach a training, which has a precision of its own."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in ("cpu", "cuda"):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def _require_named(sampler: Sampler[Any] | None) -> None:
+    """UserError for a sampler whose class a bundle cannot name: it could not be loaded again."""
+    if sampler is None:
+        return
+    name = type_name(type(sampler))
+    if not names_class(name):
+        text = "must be of a class in a module, as the bundle names it; this one is in the script or in a function"
+        hint = "put the class in a module, and load with trust="
+        raise UserError(text, argument="sampler", value=name, hint=hint)
+
+
+def _check(energy: Any, out: Any, resume: bool, report: bool) -> None:
+    if energy is None:
+        raise UserError("must be a module, or the name of a recipe", argument="energy", value=check.stated(None))
     if out is None and (resume or report):
         name = "resume" if resume else "report"
         raise UserError("needs a run folder", argument=name, value=True, hint='give out="runs/mine"')
-    if out is not None and not isinstance(out, str | os.PathLike):
-        raise UserError("must be the path of a folder", argument="out", value=out)
+    if out is not None and (not isinstance(out, str | os.PathLike) or not os.fspath(out)):
+        raise UserError("must be the path of a folder", argument="out", value=check.stated(out))
 
 
 def _of_named_data(labels: Any, held_out: Any) -> list[str]:

@@ -255,7 +255,8 @@ class TestGiven:
         edit(moons, energy={"type": "strange.parts:Net", "command": "touch x"})
         module = MLPEnergy(width=8)
         found = load(moons, energy=module)
-        assert found.model is module
+        assert found.model is not module  # a copy: the module may be trained on, or serve another bundle
+        assert all(p.requires_grad for p in module.parameters())
         for energy in (
             MLPEnergy(width=8),
             functools.partial(MLPEnergy, width=8),

@@ -345,14 +345,18 @@ def test_another_run_in_that_place_still_works_after_a_refusal(thalweg_command, 
     assert code == 0, err
 
 
-@pytest.mark.parametrize(("before", "after"), [(None, "passive"), ("active", "active")])
-def test_threads_wait_without_a_core_unless_the_user_wants_it(thalweg_command, monkeypatch, before, after):
+@pytest.mark.parametrize(
+    ("theirs", "after"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_that_wait_sleep_soon_unless_the_user_wants_otherwise(thalweg_command, monkeypatch, theirs, after):
     """Set before the command, and so before torch: `thalweg --version` in a fresh process does not import it."""
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if before:
-        monkeypatch.setenv("OMP_WAIT_POLICY", before)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
     assert thalweg_command("--version")[0] == 0
-    assert os.environ["OMP_WAIT_POLICY"] == after
+    assert os.environ.get("GOMP_SPINCOUNT") == after
 
 
 # Streams and signals -------------------------------------------------------------------------------------------------

@@ -364,18 +364,20 @@ def test_a_place_that_cannot_be_written_is_met_before_the_data_are_read(tmp_path
     assert content(tmp_path) == {}
 
 
-@pytest.mark.parametrize("name", ["plan.json", "manifest.json", "checkpoints/step-00000004/manifest.json"])
-def test_what_another_run_left_is_not_taken_for_ones_own(tmp_path, no_data, name):
+@pytest.mark.parametrize(
+    "name",
+    ["plan.json", "manifest.json", "checkpoints/step-00000004/manifest.json", "model.safetensors", "metrics.jsonl"],
+)
+def test_what_lies_there_under_a_runs_names_is_not_overwritten(tmp_path, no_data, name):
     (tmp_path / "run" / name).parent.mkdir(parents=True)
     (tmp_path / "run" / name).touch()
-    refused(lambda: run(tmp_path / "run"), tmp_path / "run" / name.split("/")[0], "config.json is gone")
+    refused(lambda: run(tmp_path / "run"), tmp_path / "run" / name.split("/")[0], "must not be there yet")
 
 
 def test_a_refusal_after_the_claim_leaves_what_was_there(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "notes.txt").write_text("mine")
-    (folder / "metrics.jsonl").write_text("")
 
     def fail(self):
         (self.folder / "plan.json").write_text("{}")

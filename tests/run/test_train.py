@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import thalweg
 from thalweg.core.errors import NotNormalised, UserError
 from thalweg.data.in_memory import given_dataset
+from thalweg.data.transform import Identity
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.objective.score.score import DenoisingScoreMatching, SlicedScoreMatching
@@ -295,3 +296,116 @@ def test_images_train_by_a_network_of_the_users():
     assert x.shape == (2, 1, 8, 8)
     assert float(x.min()) >= 0
     assert float(x.max()) <= 1
+
+
+class Dropping(Energy):
+    """An energy that draws from torch's global generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.dropout(x, 0.3, self.training))
+
+
+def test_dropout_follows_from_the_seed_and_leaves_the_global_generator(rows):
+    before = torch.get_rng_state()
+    one, two, other = (train(Dropping, rows, steps=4, seed=seed) for seed in (5, 5, 6))
+    assert torch.equal(one.energy(rows), two.energy(rows))
+    assert not torch.equal(one.energy(rows), other.energy(rows))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_training_has_its_own_modes(rows):
+    make = functools.partial(Energy, width=8)
+    want = train(make, rows, steps=3).energy(rows)
+    for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        with mode:
+            bundle = train(make, rows, steps=3)
+        assert torch.equal(bundle.energy(rows), want)
+
+
+def test_a_bundle_keeps_what_it_loaded_in_a_module_that_serves_another(rows, tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        train(functools.partial(Energy, width=8), rows, steps=2, seed=seed, out=tmp_path / name)
+    shared = Energy()
+    first = thalweg.load(tmp_path / "a", energy=shared)
+    before = first.energy(rows)
+    thalweg.load(tmp_path / "b", energy=shared)
+    assert torch.equal(first.energy(rows), before)
+
+
+def test_double_precision_is_kept(rows, tmp_path):
+    class Double(Energy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.double())
+
+    bundle = train(Double(), rows, steps=2, out=tmp_path / "run")
+    loaded = thalweg.load(tmp_path / "run", energy=Double())
+    assert next(loaded.model.parameters()).dtype == torch.float64
+    assert torch.equal(loaded.energy(rows), bundle.energy(rows))
+
+
+def masked(value: Tensor, *, persistent: bool = True) -> Energy:
+    energy = Energy()
+    energy.register_buffer("mask", value, persistent=persistent)
+    return energy
+
+
+def test_tensors_that_cannot_be_kept_are_refused_by_name(rows):
+    infinite = torch.tensor([0.0, -torch.inf])
+    train(masked(infinite, persistent=False), rows, steps=1)
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 1), nn.Flatten(0))
+    for energy in (
+        masked(infinite),
+        masked(torch.ones(1, 2).expand(5, 2)),
+        masked(rows.clone().requires_grad_()),
+        lazy,
+    ):
+        with pytest.raises(UserError) as caught:
+            train(energy, rows, steps=1)
+        assert "mask" in str(caught.value) or "0.weight" in str(caught.value)
+
+
+def test_parts_of_ones_own_that_lack_something_are_refused(rows, tmp_path):
+    ula = ULA(step_size=0.01)
+
+    class Mine:
+        init, draw, step = ula.init, ula.draw, ula.step
+
+    class Lossless(DenoisingScoreMatching):
+        def loss(self, energy, state, batch, noise):
+            loss, *rest = super().loss(energy, state, batch, noise)
+            return (loss.detach(), *rest)
+
+    assert train(Energy(), rows, steps=1, sampler=Mine()).sample(2, num_steps=2).shape == (2, 2)
+    for argument, given in (
+        ("sampler", {"sampler": Mine(), "out": tmp_path / "run"}),
+        ("objective", {"objective": Lossless()}),
+        ("transform", {"transform": Identity}),
+        ("train.batch_size", {"settings": {"batch_size": 10**12}}),
+    ):
+        with pytest.raises(UserError) as caught:
+            train(Energy(), rows, steps=1, **given)
+        assert caught.value.argument == argument
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError) as caught:
+        thalweg.anchored(Energy, shape=(2,))  # pyright: ignore[reportArgumentType]
+    assert caught.value.argument == "network"
+
+
+def test_what_lies_in_a_folder_is_not_overwritten(rows, tmp_path):
+    (tmp_path / "model.safetensors").write_text("precious")
+    with pytest.raises(UserError):
+        train(Energy(), rows, steps=1, out=tmp_path)
+    assert (tmp_path / "model.safetensors").read_text() == "precious"
+    with pytest.raises(UserError) as caught:
+        train(Energy(), rows, steps=1, out="")
+    assert caught.value.argument == "out"
+
+
+def test_a_data_set_of_one_tensor_gives_rows(rows):
+    alone = given_dataset(torch.utils.data.TensorDataset(rows))
+    assert alone.kind == "vector"
+    assert torch.equal(alone.train, given_dataset(rows).train)

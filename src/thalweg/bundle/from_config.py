@@ -4,6 +4,7 @@ A config may come from a stranger. Its form is checked before it is used, each p
 and the energy is held against the weights' header before it takes any memory.
 """
 
+import copy
 import functools
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,7 +78,7 @@ def energy_of(config: Mapping[str, Any]) -> nn.Module:
     energy = from_spec(config["run"]["energy"], "run.energy", shape, trusted=ENERGIES)
     if not isinstance(energy, nn.Module):
         raise Unfit(f"{config['run']['energy']['type']} has no weights")
-    return energy.float()
+    return energy if is_foreign(config["run"]["energy"]) else energy.float()
 
 
 def require_weights(config: Mapping[str, Any], stored: Mapping[str, Stored], where: Path) -> None:
@@ -98,7 +99,7 @@ def require_weights(config: Mapping[str, Any], stored: Mapping[str, Stored], whe
 
 
 def given_energy(config: Mapping[str, Any], energy: Any, stored: Mapping[str, Stored]) -> nn.Module:
-    """The energy that the caller gives in place of the config's, in float32, with the weights that it has.
+    """A copy of the energy that the caller gives in place of the config's, with the weights that it has.
 
     Where the config names an energy of this package around a network of the caller's, the network may be given alone.
     UserError, and the module is as it was, unless its tensors are the stored ones by name and shape.
@@ -110,7 +111,7 @@ def given_energy(config: Mapping[str, Any], energy: Any, stored: Mapping[str, St
     except UserError as error:
         text, hint = f"must be the energy whose weights are stored ({error})", "give the module that was trained"
         raise UserError(text, argument="energy", hint=hint) from error
-    return wrap().float()
+    return copy.deepcopy(wrap())
 
 
 def _wrapped(spec: Mapping[str, Any], module: nn.Module, shape: tuple[int, ...]) -> nn.Module:

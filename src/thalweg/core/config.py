@@ -149,7 +149,7 @@ def _module(name: str, key: str) -> Any:
             raise UserError(needs, argument=key, hint=f"pip install it first{here}") from err
         parent, _, last = name.rpartition(".")
         raise UserError(f"no module {name}", argument=key, hint=suggestion(last, _submodules(parent))) from err
-    except Exception as err:
+    except (Exception, SystemExit) as err:
         if name.startswith("thalweg."):
             raise
         line = traceback.extract_tb(err.__traceback__)[-1]
@@ -208,8 +208,12 @@ def _build(spec: Mapping[str, Any], path: str, trusted: tuple[str, ...], extra: 
         return cls(**kwargs)
     except UserError as err:
         raise err.within(where) from err
-    except (ValueError, TypeError) as err:
-        raise UserError(one_line(err), argument=where) from err
+    except Exception as err:
+        ours = cls.__module__.startswith("thalweg.")
+        if ours and not isinstance(err, ValueError | TypeError):
+            raise
+        kind = "" if ours else f"{type(err).__name__}: "
+        raise UserError(f"{kind}{one_line(err)}", argument=where) from err
 
 
 def _realise(value: Any, path: str, trusted: tuple[str, ...]) -> Any:

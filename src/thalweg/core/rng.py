@@ -5,8 +5,25 @@ independent, and another draw in one stream changes no other stream.
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+
+
+@contextmanager
+def global_draws(generator: torch.Generator) -> Iterator[None]:
+    """A block in which draws from torch's global generators, as of dropout, follow from an addressed generator's seed.
+
+    Afterwards the global generators are as they were.
+    """
+    seed, device = generator.initial_seed(), generator.device
+    devices = [device] if device.type == "cuda" and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 class _OfNoNumbers(torch.Generator):

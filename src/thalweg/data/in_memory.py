@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset
 
-from thalweg.core.errors import UserError, kind_of
+from thalweg.core.errors import UserError, kind_of, one_line
 from thalweg.data.catalog import Dataset, split
 from thalweg.data.columns.layout import Layout
 from thalweg.data.frames import is_frame
@@ -93,11 +93,15 @@ def _items(data: Any, where: str) -> tuple[Tensor, Tensor | None]:
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         hint = "give one with __len__ and __getitem__"
         raise UserError(f"must be a map-style data set; it is {kind_of(data)}", argument=where, hint=hint)
-    items = [data[i] for i in range(len(data))]
+    try:
+        items = [data[i] for i in range(len(data))]
+    except (ValueError, TypeError, IndexError, KeyError) as error:
+        raise UserError(f"must give its items ({one_line(error)})", argument=where) from error
     if not items:
         raise UserError("must have one row or more", argument=where)
     paired = isinstance(items[0], tuple | list) and len(items[0]) == 2
-    rows = [as_tensor(item[0] if paired else item, where=f"{where}[{i}]") for i, item in enumerate(items)]
+    alone = isinstance(items[0], tuple) and len(items[0]) == 1  # as of TensorDataset(x)
+    rows = [as_tensor(item[0] if paired or alone else item, where=f"{where}[{i}]") for i, item in enumerate(items)]
     sizes = {tuple(row.shape) for row in rows}
     if len(sizes) > 1:
         found = ", ".join(map(str, sorted(sizes)[:3]))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core import config as specs
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, one_line
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
@@ -15,7 +15,7 @@ from thalweg.energy.base import Classifier, Fittable, HasNoiseLevels, lacking, r
 from thalweg.energy.building import from_spec
 from thalweg.objective.base import Batch, Labelled, Objective
 from thalweg.run.given import Given
-from thalweg.run.module_checks import check_module, check_second_derivatives, is_foreign
+from thalweg.run.module_checks import check_module, check_second_derivatives, check_tensors, is_foreign
 from thalweg.sampler.base import Sampler, require_match
 from thalweg.training.settings import RunSettings
 from thalweg.training.step import Augment
@@ -60,13 +60,16 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
     _require_kind("objective", isinstance(parts.objective, Objective), run.objective)
     _require_kind("energy", isinstance(parts.energy, nn.Module), run.energy)
     _require_kind("sampler", isinstance(parts.sampler, Sampler), run.sampler)
-    buffers = [buffer.clone() for buffer in parts.energy.buffers()]
     foreign = is_foreign(parts.energy)
+    if foreign:
+        check_tensors(parts.energy)
+    buffers = [buffer.clone() for buffer in parts.energy.buffers()]
     try:
         if foreign:
             rows = torch.rand(2, *data.shape, generator=generator(0, "dry-run"))
             check_module(parts.energy, rows, noisy=isinstance(parts.energy, HasNoiseLevels))
-        _check_shape(parts.energy, run, data)
+        with torch.random.fork_rng(devices=[]):
+            _check_shape(parts.energy, run, data)
         _require_labels(parts.objective, parts.energy, data)
         _check_noise(parts, run)
         x = torch.zeros(2, *data.shape)
@@ -75,7 +78,8 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
         batch = Batch(x, None if data.train_labels is None else data.train_labels[:2])
         if foreign:
             check_second_derivatives(parts.energy, parts.objective, batch)
-        _dry_run(parts, batch)
+        with torch.random.fork_rng(devices=[]):  # a network of the user's may draw, as dropout does
+            _dry_run(parts, batch)
     finally:  # a forward pass moves the power iteration of spectral norms, for example
         for buffer, before in zip(parts.energy.buffers(), buffers, strict=False):
             buffer.copy_(before)
@@ -89,7 +93,13 @@ def fit_to_data(parts: Parts, data: Dataset) -> Float32Transform:
         check_fitted(fitted, some, data.layout.names, data.name)
     transform = Float32Transform(fitted, some.dtype)
     if isinstance(parts.energy, Fittable):
-        parts.energy.fit(transform.forward(some))
+        try:
+            parts.energy.fit(transform.forward(some))
+        except (TypeError, RuntimeError, AttributeError) as error:
+            if not is_foreign(parts.energy):
+                raise
+            text = f"must take rows (N, *), as a run calls it before training ({one_line(error)})"
+            raise UserError(text, argument="energy.fit", hint="give the method another name") from error
     return transform
 
 
@@ -140,14 +150,25 @@ def _dry_run(parts: Parts, batch: Batch) -> None:
         try:
             if name == "objective":
                 state = objective.init(energy, batch.x, draws)
-                objective.loss(energy, state, batch, objective.draw(state, batch, draws, 0.0))
+                _check_loss(objective.loss(energy, state, batch, objective.draw(state, batch, draws, 0.0)))
             else:
                 state = sampler.init(energy, batch.x)
-                sampler.step(energy, state, sampler.draw(state, draws))
+                state, info = sampler.step(energy, state, sampler.draw(state, draws))
+                if not isinstance(info, tuple) or state.x.shape != batch.x.shape:
+                    raise TypeError("step must give a state with x and Info")
         except faults as error:
             reason = (str(error).splitlines() or [repr(error)])[0]
             text = f"must allow a step, and a trial step fails ({reason})"
             raise UserError(text, argument=name, hint="change its values") from error
+
+
+def _check_loss(found: Any) -> None:
+    """TypeError unless these are a loss () with a graph, a state and metrics () by name."""
+    loss, _, metrics = found
+    if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad:
+        raise TypeError("the loss must be a tensor () with a graph")
+    if not all(isinstance(name, str) and isinstance(m, Tensor) and m.shape == () for name, m in metrics.items()):
+        raise TypeError("metrics must be tensors () by name")
 
 
 def _require_labels(objective: Objective[Any], energy: nn.Module, data: Dataset) -> None:

@@ -22,6 +22,7 @@ from thalweg.bundle.dataset import read_dataset
 from thalweg.bundle.files import FILES, load_as, read_config
 from thalweg.core import config as specs
 from thalweg.core import store
+from thalweg.core.check import fits_memory
 from thalweg.core.device import find_device, of_process
 from thalweg.core.errors import Diverged, StopSignal, ThalwegError, UserError
 from thalweg.data.catalog import Dataset
@@ -213,12 +214,12 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def _unused(run_folder: RunFolder) -> None:
-    """Refuse what a run has left in a folder without its config.json: a new run would take it for its own."""
-    left = [name for name in (PLAN, store.MANIFEST) if name in run_folder.before]
+    """Refuse a folder with files of a run's names and no config.json: a new run would overwrite them."""
+    left = [name for name in WRITTEN if name in run_folder.before]
     left += [FOLDER] if _has_checkpoint(run_folder.folder) else []
     if left:
-        text, path = "must not be there: a run left it, whose config.json is gone", run_folder.folder / left[0]
-        raise UserError(text, argument=str(path), hint="move it away")
+        text, path = "must not be there yet, as a run writes its own", run_folder.folder / left[0]
+        raise UserError(text, argument=str(path), hint="move it away, or name another folder")
 
 
 def settings(request: Request, kind: str) -> RunSettings:
@@ -233,6 +234,10 @@ def prepared(request: Request) -> tuple[Request, RunSettings, Dataset, Parts]:
     data = request.given.data or read_dataset(spec, request.seed or 0)
     request = replace(request, given=request.given.of_data(data, request.seed or 0))
     run = settings(request, data.kind)
+    try:
+        fits_memory(run.train.batch_size, data.shape)
+    except UserError as error:
+        raise error.replace(argument="train.batch_size", hint="take fewer rows") from error
     parts = build_parts(run, data, request.given)
     check_parts(parts, run, data)
     return request, run, data, parts

@@ -155,5 +155,9 @@ def _budget(update: Update, state: TrainState) -> tuple[int, Precision]:
     settings = update.settings
     if settings.steps is not None and settings.precision != "auto":
         return settings.steps, settings.precision
-    plan = make_plan(settings, lambda precision: update.trial(state, precision))
+    try:
+        plan = make_plan(settings, lambda precision: update.trial(state, precision))
+    except Diverged as error:
+        text = f"{error.what} is not finite in a trial step, before any training"
+        raise error.described(text, step=None) from error
     return plan.num_steps, plan.precision

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.parameter import is_lazy
 
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
@@ -18,7 +19,7 @@ from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
 from thalweg.objective.base import Batch, Objective
 
 SHIFT = 1e-3  # of the weights of the copy
-FAULTS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError)
+FAULTS = (Exception,)  # a stranger's forward may raise anything
 SECOND = "thalweg.objective.contrastive.divergence:ContrastiveDivergence, without a gradient penalty"
 OURS = "thalweg."
 
@@ -42,10 +43,34 @@ def check_module(energy: nn.Module, x: Tensor, *, noisy: bool) -> None:
     x = x.detach().clone().requires_grad_(True)
     t = torch.ones(2, dtype=x.dtype, device=x.device, requires_grad=True)
     inputs = (x, t) if noisy else (x,)
-    with torch.enable_grad(), torch.random.fork_rng():
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         u = _value(energy, shifted, inputs)
         _check_connected(energy, shifted, u, inputs)
         _check_rows_apart(energy, shifted, u, x)
+
+
+def check_tensors(energy: nn.Module) -> None:
+    """UserError unless a run can train, copy and store all parameters and buffers."""
+    tensors = {**dict(energy.named_parameters()), **dict(energy.named_buffers())}
+    for name, value in tensors.items():
+        if is_lazy(value):
+            raise _fault(energy, f"must have all its tensors; {name!r} has no shape yet", "call it once on a batch")
+        if isinstance(value, nn.Parameter) and value.is_complex():
+            raise _fault(energy, f"must have real parameters; {name!r} is {value.dtype}", "keep two real ones")
+        if not isinstance(value, nn.Parameter) and (value.requires_grad or _overlaps(value)):
+            what = "requires a gradient" if value.requires_grad else "is expanded"
+            raise _fault(energy, f"must have plain buffers; {name!r} {what}", "store its .detach().clone()")
+    for name, value in energy.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise _fault(energy, f"must keep tensors only in its state_dict; {name!r} is {kind_of(value)}")
+        if not bool(value.isfinite().all()):
+            hint = "register a mask with persistent=False" if name not in dict(energy.named_parameters()) else None
+            raise _fault(energy, f"must have finite tensors; {name!r} is not", hint)
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether elements share memory, as of an expanded tensor."""
+    return any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
 
 
 def check_second_derivatives(energy: nn.Module, objective: Objective[Any], batch: Batch) -> None:
@@ -96,7 +121,7 @@ def _value(energy: nn.Module, shifted: nn.Module, inputs: tuple[Tensor, ...]) ->
         if len(inputs) == 2 and u.shape == inputs[0].shape:
             hint = "wrap it by thalweg.anchored(network, shape=…), which makes an energy of it"
         raise _fault(energy, f"must give one number a row, (B,): for 2 rows it gives {tuple(u.shape)}", hint)
-    if not u.is_floating_point():
+    if u.dtype not in (torch.float32, torch.float64):
         raise _fault(energy, f"must give floating numbers, not {u.dtype}", "compute the energy in float32")
     if not bool(u.detach().isfinite().all()):
         raise _fault(energy, f"must be finite at rows of the data; it is {u.detach().tolist()}")
@@ -134,9 +159,11 @@ def _shifted(energy: nn.Module) -> nn.Module:
     """A copy with weights moved by a little, so that no layer is exactly zero."""
     try:
         shifted = copy.deepcopy(energy)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except FAULTS as error:
         text = f"must be a module that can be copied ({(str(error).splitlines() or [''])[0]})"
         raise _fault(energy, text, "keep parameters as nn.Parameter, and nothing of a graph") from error
+    if shifted is energy or isinstance(energy, torch.jit.ScriptModule):
+        raise _fault(energy, "must be a module whose copy has weights of its own", "give the module before scripting")
     draws = generator(0, "dry-run")
     with torch.no_grad():
         for p in shifted.parameters():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from thalweg.core.device import CPU, autocast, place, synchronise
 from thalweg.core.errors import Diverged, OutOfMemory, UserError
-from thalweg.core.rng import generator
+from thalweg.core.rng import generator, global_draws
 from thalweg.data.loader import Ahead
 from thalweg.objective.base import Batch, Compilable, Objective, after_rollbacks
 from thalweg.training.distributed import ProcessGroup, SingleProcess
@@ -98,7 +98,8 @@ class Update:
         objective = after_rollbacks(self.objective, state.guard.rollbacks)
         draws = self.generator("objective", state.step)
         noise = objective.draw(state.objective, batch, draws, state.step / num_steps)
-        with autocast(batch.x.device, precision == "bf16"):
+        modules = global_draws(self.generator("modules", state.step))  # dropout in a network of the user's
+        with autocast(batch.x.device, precision == "bf16"), modules:
             loss, after, metrics = self._loss(objective, state)(state.energy, state.objective, batch, noise)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 from thalweg.energy.noise_conditional.anchored import AnchoredEnergy
 
 
@@ -58,6 +58,9 @@ def anchored(
     bundle = thalweg.train(thalweg.anchored(MyNetwork(), shape=(2,)), x)
     bundle.log_prob(x)  # nats
     """
+    if not isinstance(network, nn.Module):
+        hint = "build it first" if isinstance(network, type) else "give a torch module F(y, t) -> (B, *)"
+        raise UserError(f"must be a module; it is {kind_of(network)}", argument="network", hint=hint)
     return AnchoredNetworkEnergy(network=network, shape=shape, sigma_min=sigma_min, sigma_max=sigma_max)
 
 
