@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from thalweg.core.device import AdamW, find_device, of_process, tf32
+from thalweg.core.device import MaskableAdamW, find_device, of_process, tf32
 from thalweg.core.errors import UserError
 
 
@@ -93,9 +93,9 @@ def test_a_masked_step_leaves_weights_and_moments(plain):
     """Bad, good, bad: the weights of one step, by the fused kernel and by the plain form."""
     torch.manual_seed(0)
     net = torch.nn.Linear(3, 2)
-    optimizer, twin = (AdamW(m.parameters(), lr=0.1, weight_decay=0.1) for m in (net, copy.deepcopy(net)))
+    optimizer, twin = (MaskableAdamW(m.parameters(), lr=0.1, weight_decay=0.1) for m in (net, copy.deepcopy(net)))
     if plain:
-        optimizer = AdamW(net.parameters(), lr=0.1, weight_decay=0.1)
+        optimizer = MaskableAdamW(net.parameters(), lr=0.1, weight_decay=0.1)
         optimizer.has_fused = False
     for bad in (1.0, 0.0, 1.0):
         for p in net.parameters():
@@ -114,7 +114,7 @@ def test_moments_from_a_file_and_means_over_ranks_have_the_layout_of_the_weights
     def begun():
         torch.manual_seed(0)
         net = torch.nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
-        return net, AdamW(net.parameters(), lr=0.1)
+        return net, MaskableAdamW(net.parameters(), lr=0.1)
 
     def step(net, optimizer, number):
         draws = torch.Generator().manual_seed(number)

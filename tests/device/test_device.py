@@ -139,6 +139,14 @@ MUTANTS = {
 ERRORS = (Waits, RuntimeError, NotImplementedError)
 
 
+def test_the_same_step_without_a_fault_passes():
+    """The control of the mutants: their errors come from the fault, and not from what carries it."""
+    update, state, guard = training(chains(num_steps=1), small)
+    update.objective = Changed(update.objective, lambda loss, batch: 1 * loss)
+    with no_waiting():
+        step(update, state, guard)
+
+
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
 def test_a_loss_for_which_the_host_waits_is_rejected(mutant):
     update, state, guard = training(chains(num_steps=1), small)

@@ -222,8 +222,8 @@ def test_notes_that_were_not_read_are_in_the_checkpoint(tmp_path, caplog, on_cpu
 
 def test_a_mask_that_lets_the_step_pass_is_met(monkeypatch):
     """The mutant of these tests: the optimiser takes the step whatever the flag says."""
-    from thalweg.core.device import AdamW
+    from thalweg.core.device import MaskableAdamW
 
-    monkeypatch.setattr(AdamW, "masked_step", lambda self, bad: self.step())
+    monkeypatch.setattr(MaskableAdamW, "masked_step", lambda self, bad: self.step())
     run = Training(masked=True, trouble=(7,)).run()
     assert not all(value.isfinite().all() for value in run.weights[7].values())

@@ -8,7 +8,7 @@ import torch
 from thalweg.core import store
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.data.loader import Ahead, Loader
+from thalweg.data.loader import Loader, Prefetcher
 from thalweg.data.transform import Identity
 from thalweg.objective.base import Compilable
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
@@ -102,13 +102,13 @@ def test_the_next_rows_are_sent_while_a_step_is_computed_and_by_number():
             asked.append(step)
             return loader.batch(step)
 
-    ahead = Ahead(Spy(), torch.device("cpu"))
+    ahead = Prefetcher(Spy(), torch.device("cpu"))
     for step in (0, 1, 2, 7, 8):
         x, labels = ahead.batch(step)
         assert torch.equal(x, loader.batch(step)[0])
         assert torch.equal(labels, loader.batch(step)[1])
     assert asked == [0, 1, 2, 3, 7, 8, 9]
-    x, labels = Ahead(loader, DEVICE).batch(3)
+    x, labels = Prefetcher(loader, DEVICE).batch(3)
     assert x.device.type == labels.device.type == DEVICE.type
 
 

@@ -129,7 +129,7 @@ def tf32(allowed: bool | None) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
-class AdamW(torch.optim.AdamW):
+class MaskableAdamW(torch.optim.AdamW):
     """AdamW, fused where the device has that; `masked_step` is a step that a flag on the device can undo."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], **options: Any):

@@ -76,7 +76,7 @@ class Loader:
         return self._orders[epoch]
 
 
-class Ahead:
+class Prefetcher:
     """The batches on a device: while it computes a step, the rows of the next one are sent, and nobody waits for them.
 
     Args:

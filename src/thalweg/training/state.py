@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core import state_tree, store
-from thalweg.core.device import CPU, AdamW
+from thalweg.core.device import CPU, MaskableAdamW
 from thalweg.core.errors import DamagedFile
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.guard import GuardState, finite, not_finite
@@ -33,7 +33,7 @@ class TrainState:
 
     energy: nn.Module
     average: nn.Module  # has the exponential moving average of the energy's weights
-    optimizer: AdamW
+    optimizer: MaskableAdamW
     objective: Any  # the objective's state
     step: int = 0
     seconds: float = 0.0
@@ -162,6 +162,6 @@ def _of_rank(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 def fresh(energy: nn.Module, settings: TrainSettings, init: Callable[[nn.Module], Any]) -> TrainState:
     """The state before the first step. `init(energy)` makes the objective's own state."""
     decay = settings.weight_decay
-    optimizer = AdamW(energy.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=decay)
+    optimizer = MaskableAdamW(energy.parameters(), lr=settings.learning_rate, betas=settings.betas, weight_decay=decay)
     average = copy.deepcopy(energy).requires_grad_(False).eval()
     return TrainState(energy, average, optimizer, init(energy))

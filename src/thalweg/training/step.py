@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from thalweg.core.device import CPU, autocast, place, synchronise
 from thalweg.core.errors import Diverged, OutOfMemory, UserError
 from thalweg.core.rng import generator, global_draws
-from thalweg.data.loader import Ahead
+from thalweg.data.loader import Prefetcher
 from thalweg.objective.base import Batch, Compilable, Objective, after_rollbacks
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.guard import Guard, finite, not_finite
@@ -78,7 +78,7 @@ class Update:
             raise UserError(text, argument="train.compile", value=True)
         self.masked = self.device.type != "cpu"
         if self.masked:
-            self.batches = Ahead(self.batches, self.device)
+            self.batches = Prefetcher(self.batches, self.device)
 
     def first_state(self, energy: nn.Module) -> TrainState:
         """The state before step 1, with the energy moved to the device."""

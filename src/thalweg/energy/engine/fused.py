@@ -36,7 +36,6 @@ from thalweg.energy.engine.discovery import find_modules
 from thalweg.energy.engine.freeze import always_undo, frozen
 from thalweg.energy.engine.known_layers import (
     FREE,
-    cheaper,
     has_hooks,
     has_products,
     layer_of,
@@ -44,6 +43,7 @@ from thalweg.energy.engine.known_layers import (
     leaves,
     max_pool,
     reads_input,
+    simplified,
     takes,
 )
 from thalweg.energy.engine.layers import (
@@ -59,11 +59,11 @@ from thalweg.energy.engine.pooling import MaxPool
 _MAPPED_FROM = 1 << 25  # glibc maps blocks from here up at most, and never keeps those
 
 
-class Stack:
+class LayerStack:
     """Layers one after the other, and their copies in bfloat16, which are made when they are first asked for."""
 
     def __init__(self, layers: Sequence[Layer]):
-        self.layers = cheaper(layers)
+        self.layers = simplified(layers)
         self.has_products = has_products(layers)
 
     @functools.cached_property
@@ -89,7 +89,7 @@ class _FusedLayers(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, stack: Stack, plain: Callable[[Tensor], Tensor], usual: bool, bf16: bool
+        ctx: Any, x: Tensor, stack: LayerStack, plain: Callable[[Tensor], Tensor], usual: bool, bf16: bool
     ) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx.x, ctx.plain, ctx.bf16, ctx.layers = x, plain, bf16, stack.bf16 if bf16 else stack.layers
         ctx.usual = usual and x.is_contiguous() and not _in_channels_last(x)
@@ -117,7 +117,7 @@ class _FusedLayers(Function):
         return g.contiguous() if ctx.usual else g, None, None, None, None
 
 
-def _fused(layers: Stack, plain: Callable[[Tensor], Tensor], usual: bool, x: Tensor) -> Tensor:
+def _fused(layers: LayerStack, plain: Callable[[Tensor], Tensor], usual: bool, x: Tensor) -> Tensor:
     """The layers at x: by one node where only a first derivative by autograd is to come, else by the plain form."""
     special = (
         torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -139,7 +139,7 @@ def _in_order(parts: Sequence[Callable[[Tensor], Tensor]], x: Tensor) -> Tensor:
 def _fuse(modules: Sequence[nn.Module], layers: Sequence[Layer]) -> Callable[[Tensor], Tensor]:
     """The modules' layers as one function."""
     usual = not any(_in_channels_last(p) for m in modules for p in m.parameters())
-    return functools.partial(_fused, Stack(layers), functools.partial(_in_order, modules), usual)
+    return functools.partial(_fused, LayerStack(layers), functools.partial(_in_order, modules), usual)
 
 
 def _in_channels_last(x: Tensor) -> bool:
@@ -181,7 +181,7 @@ def _faster(modules: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, Callable[
     for m in modules:
         layer = layer_of(m) if isinstance(m, nn.Conv2d) and id(m) not in inside else None
         if layer is not None and m.weight.device.type == "cpu":
-            yield m, functools.partial(_fused, Stack([layer]), functools.partial(type(m).forward, m), False)
+            yield m, functools.partial(_fused, LayerStack([layer]), functools.partial(type(m).forward, m), False)
 
 
 class _AnyLayout(TorchFunctionMode):
@@ -200,7 +200,7 @@ class _AnyLayout(TorchFunctionMode):
         x, layer = given.pop("input"), max_pool(**given)
         if layer is None or not isinstance(x, Tensor) or x.ndim != 4:
             return func(*args, **(kwargs or {}))
-        return _fused(Stack([layer]), lambda x: torch.ops.aten.max_pool2d(x, *layer.window), True, x)
+        return _fused(LayerStack([layer]), lambda x: torch.ops.aten.max_pool2d(x, *layer.window), True, x)
 
 
 def _view(x: Tensor, *shape: Any, **named: Any) -> Tensor:
@@ -251,7 +251,7 @@ def _replaced(modules: Sequence[nn.Module]) -> Iterator[None]:
         always_undo([undo])
 
 
-class _Whole(Stack):
+class _Whole(LayerStack):
     """(E(x), dE/dx) of E = marginal(f), f = layers one after the other, without a graph.
 
     For small networks building the graph costs as much as the arithmetic.

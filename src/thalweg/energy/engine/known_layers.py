@@ -184,10 +184,10 @@ def layers_of(modules: Iterable[nn.Module]) -> list[Layer] | None:
         if layer is None:
             return None
         layers.append(layer)
-    return cheaper(layers)
+    return simplified(layers)
 
 
-def cheaper(layers: Sequence[Layer]) -> list[Layer]:
+def simplified(layers: Sequence[Layer]) -> list[Layer]:
     """The same function with fewer operations and copies, without layers that do nothing.
 
     Activations that rise come after a max pooling, not before. Images are flattened as they lie. Batch normalisation
