@@ -41,6 +41,7 @@ _PACKAGES = (
     "data",
     "energy",
     "evaluate",
+    "normaliser",
     "objective",
     "run",
     "sampler",

@@ -16,7 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MAX_LINES = 400
 
 CONTRACT = ("core", "energy.base", "energy.shape")
-APPLICATION = ("core", "data", "energy", "sampler", "objective", "evaluate", "bundle", "run")
+APPLICATION = ("core", "data", "energy", "sampler", "objective", "evaluate", "bundle", "run", "normaliser")
 ALLOWED = {  # a package, or a module, and what it may import beside itself; the longest name that fits decides
     "core": (),
     "data": ("core",),
@@ -33,9 +33,10 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "energy.noise_conditional": (*CONTRACT, "energy.engine", "energy.density", "energy.networks"),
     "sampler": ("core", "energy"),
     "objective": ("core", "energy", "sampler"),
-    "evaluate": ("core", "energy", "sampler"),
+    "normaliser": ("core", "energy", "sampler"),
+    "evaluate": ("core", "energy", "sampler", "normaliser"),
     "training": ("core", "data", "energy", "objective"),  # never sampler: only the objective knows there are chains
-    "bundle": ("core", "data", "energy", "sampler"),
+    "bundle": ("core", "data", "energy", "sampler", "normaliser"),
     "run": ("core", "data", "energy", "sampler", "objective", "training", "bundle", "evaluate.pictures"),
     "bench": ("core", "energy", "sampler", "objective"),
     "api": (*APPLICATION, "apps", "training.metrics_log"),

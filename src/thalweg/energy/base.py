@@ -207,6 +207,20 @@ class Bipartite(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class Discrete(Protocol, metaclass=Capability):
+    """Is an energy of states, not of real positions. Discrete samplers and the normaliser ask.
+
+    With two states every number of a position is 0 or 1; with K > 2 the last axis of a position has length K and is
+    one-hot. The energy is smooth between the states, so that its gradient is defined.
+    """
+
+    @property
+    def num_states(self) -> int:
+        """The number of states of a unit, 2 or more."""
+        ...
+
+
+@runtime_checkable
 class HasSequence(Protocol, metaclass=Capability):
     """Is -logsumexp of what modules give one after the other. A chain asks, and then builds no graph at all."""
 

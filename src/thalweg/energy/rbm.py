@@ -36,6 +36,8 @@ class RBMEnergy(nn.Module):
         weight_std: Standard deviation of the first weights.
     """
 
+    num_states = 2
+
     def __init__(self, *, shape: Sequence[int] = (2,), num_hidden: int = 4, weight_std: float = 0.01):
         super().__init__()
         check.count(num_hidden=num_hidden)
