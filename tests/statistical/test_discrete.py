@@ -6,7 +6,8 @@ import torch
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
-from thalweg.energy.rbm import RBMEnergy, all_states
+from thalweg.energy.enumeration import all_states
+from thalweg.energy.rbm import RBMEnergy
 from thalweg.energy.wrappers import Tempered
 from thalweg.sampler.chain import run_chain
 from thalweg.sampler.gibbs import Gibbs
