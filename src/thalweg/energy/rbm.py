@@ -55,6 +55,14 @@ class RBMEnergy(nn.Module):
         """p(h_j = 1 | v) = sigmoid(c_j + W_j·v) and p(v_i = 1 | h) = sigmoid(b_i + h·W_i), as log-odds."""
         return Conditionals(self._hidden, self._visible)
 
+    @torch.no_grad()
+    def fit(self, x: Float[Tensor, "n *d"]) -> Self:
+        """Set b to the log-odds of each unit in data x of 0 and 1, (n + 1/2) / (N + 1) (Hinton 2010): where W = 0, the
+        most likely machine.
+        """
+        self.visible_bias.copy_(((x.flatten(1).sum(0) + 0.5) / (len(x) + 1)).logit())
+        return self
+
     def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """E(x) in nats; smooth, and defined between 0 and 1 too. Parameters are taken in x's precision."""
         return -(x.flatten(1) @ self.visible_bias.to(x.dtype)) - _softplus(self._hidden(x)).sum(1)
