@@ -66,7 +66,8 @@ def judge(mutant: dict[str, Any]) -> dict[str, Any]:
         (source / "thalweg" / mutant["file"]).write_text(text)
         code = run_tests(source, mutant["tests"])
     result = {FAILED: REJECTED, PASSED: SURVIVED}.get(code, f"its tests cannot run (pytest's exit code {code})")
-    print(f"{result:9}  {time.monotonic() - began:5.0f} s  {mutant['part']}/{mutant['name']}", file=sys.stderr, flush=True)
+    took = f"{time.monotonic() - began:5.0f} s"
+    print(f"{result:9}  {took}  {mutant['part']}/{mutant['name']}", file=sys.stderr, flush=True)
     return {**mutant, "result": result}
 
 
