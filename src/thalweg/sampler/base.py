@@ -25,6 +25,7 @@ from thalweg.energy.base import (
     lacking,
     require_noise_conditional,
 )
+from thalweg.sampler.schedule import Value
 
 S = TypeVar("S")
 
@@ -99,17 +100,31 @@ class HasClamp(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class HasStepNumber(Protocol, metaclass=Capability):
+    """The state of a sampler whose steps are numbered, from 0 after `init`. A chain that continues another asks."""
+
+    @property
+    def i(self) -> Tensor:
+        """The number of the next step, 0-d int64, on the device of x."""
+        ...
+
+    def _replace(self, *, i: Tensor) -> Any:
+        """The state with another number, as a NamedTuple has it."""
+        ...
+
+
+@runtime_checkable
 class HasStepSize(Protocol, metaclass=Capability):
     """A Langevin kernel, one step of which adds noise of variance 2 step_size temperature. In-painting asks."""
 
     @property
-    def step_size(self) -> float | Tensor:
-        """In squared units of x, positive."""
+    def step_size(self) -> Value:
+        """In squared units of x, positive; a number or a schedule."""
         ...
 
     @property
-    def temperature(self) -> float | Tensor:
-        """In nats, zero or more: the chain's law is exp(-E / temperature)."""
+    def temperature(self) -> Value | None:
+        """In nats, zero or more, a number or a schedule; None: 1. The chain's law is exp(-E / temperature)."""
         ...
 
 
