@@ -21,7 +21,7 @@ from thalweg.core.check import one_of, whole
 from thalweg.core.device import autocast
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import AnyEnergy, Bipartite, EnergyFn, HasGradient, HasNoiseLevels
+from thalweg.energy.base import AnyEnergy, Bipartite, Discrete, EnergyFn, HasGradient, HasNoiseLevels
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.wrappers import EnergyWrapper
@@ -109,6 +109,15 @@ def run_chain(
 
 
 @contextmanager
+def checked_energy(sampler: object, energy: EnergyFn, x: Tensor) -> Iterator[EnergyFn]:
+    """The energy as `run_chain` evaluates it in full precision, after its checks; for a loop of one's own from x."""
+    _check_positions(x)
+    _check_parts(sampler, energy)
+    with torch.inference_mode(False), FrozenEnergy.of(energy) as frozen_energy, autocast(x.device, False):
+        yield _Checked(frozen_energy, first=True)
+
+
+@contextmanager
 def _compiled(energy: AnyEnergy) -> Iterator[EnergyFn]:
     """The energy `frozen`, its value compiled at the first call; dE/dx is taken of that by autograd."""
 
@@ -171,7 +180,7 @@ class _Checked(EnergyWrapper):
     energy: AnyEnergy
     first: bool = False
 
-    keeps = (Bipartite, HasNoiseLevels)
+    keeps = (Bipartite, Discrete, HasNoiseLevels)
 
     def __post_init__(self):
         self._gradient = self.energy.value_and_grad if isinstance(self.energy, HasGradient) else None

@@ -109,6 +109,8 @@ class MALA:
     temperature: Number = 1.0
     clip: float | None = None
 
+    target_acceptance = 0.574
+
     def __post_init__(self):
         _check(self.step_size, self.temperature, self.clip)
         check.positive(temperature=self.temperature)
