@@ -198,7 +198,7 @@ def test_s16_the_mean_of_exp_of_the_error_is_one():
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_s18_a_batch_is_its_chains_one_by_one(name):
-    check_one_by_one(kernel(name), TARGETS[name].energy, exact_draws(name, 7))
+    check_one_by_one(kernel(name), TARGETS[name].energy.forward, exact_draws(name, 7))
 
 
 def test_temperature_scales_the_law():
@@ -210,7 +210,7 @@ def test_temperature_scales_the_law():
 
 
 def test_a_path_of_a_period_does_not_stand_still():
-    """On E = w² x² / 2 leapfrog turns by the angle 2 asin(h w / 2) a step; eight of a quarter of pi end at the start."""
+    """On E = x² / 2 a leapfrog step turns by the angle 2 asin(h / 2): eight of a quarter of pi end at the start."""
     energy, h = DiagonalGaussian((0.0,), ((1.0,),)), 2 * math.sin(math.pi / 8)
     x = torch.full((1000, 1), 2.0, dtype=torch.float64)
 

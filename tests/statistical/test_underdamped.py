@@ -96,11 +96,11 @@ def test_s16_the_mean_of_exp_of_the_error_is_one():
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_s18_a_batch_is_its_chains_one_by_one(name):
-    check_one_by_one(kernel(name), TARGETS[name].energy, exact_draws(name, 7))
+    check_one_by_one(kernel(name), TARGETS[name].energy.forward, exact_draws(name, 7))
 
 
 def check_own_law(sampler: UnderdampedLangevin, steps: int = 3) -> None:
-    """S15: without the test the variance of x is T / (lambda (1 - lambda h² / 4)), that of p is T, and they are kept."""
+    """S15: without the test the variances T / (lambda (1 - lambda h² / 4)) of x and T of p are kept."""
     h, t, lam = sampler.step_size, sampler.temperature, torch.tensor([1.0, 4.0], dtype=torch.float64)
     energy, n = DiagonalGaussian((0.0, 0.0), (1 / lam).diag()), 200_000
     want = t / (lam * (1 - lam * h**2 / 4))

@@ -1,6 +1,6 @@
 """Gibbs with gradients: a sampler of discrete energies that lets the gradient choose the unit to change.
 
-The energy must be `thalweg.energy.base.Discrete`: numbers that are 0 or 1, or K > 2 states of a unit as one-hot vectors.
+The energy must be `thalweg.energy.base.Discrete`: its numbers are 0 or 1, or the K > 2 states of a unit are one-hot.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,10 @@ class GibbsWithGradients:
 
         q(move | x) ∝ exp(-d / (2 T)),
 
-    which is locally balanced (Zanella 2020). It is accepted with min(1, exp((E(x) - E(x')) / T) q(back | x') / q(move | x)).
+    which is locally balanced (Zanella 2020). It is accepted with probability
+
+        min(1, exp((E(x) - E(x')) / T) q(back | x') / q(move | x)).
+
     `draw` gives uniform numbers in float64, as a move may be rarer than float32 can say. UserError for an energy that
     is not `Discrete` or positions that are no states.
 
@@ -40,9 +43,8 @@ class GibbsWithGradients:
 
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> LangevinState:
         """The state at x, for one gradient. Looks at the values of x once."""
-        if isinstance(energy, Discrete) and not bool(_are_states(x, energy.num_states).all()):
-            states = "0 or 1" if energy.num_states == 2 else f"one-hot over {energy.num_states} states"
-            raise UserError(f"must be states, {states}", argument="x", hint="round them")
+        if isinstance(energy, Discrete):  # an objective may ask for a state of another, to learn its shapes
+            _check_states(x, energy.num_states)
         return LangevinState(x.detach(), *energy_and_grad(energy, x))
 
     def draw(self, state: LangevinState, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -52,7 +54,7 @@ class GibbsWithGradients:
         return numbers[:, 0], numbers[:, 1]
 
     def log_proposal(self, state: LangevinState, num_states: int) -> Float[Tensor, "b m"]:
-        """log q(move | x) in float64: of each unit's flip, (B, D); of each unit's K states, (B, M K), -inf for its own."""
+        """log q(move | x) in float64: of a flip of each unit, (B, D); of K states of each, (B, M K), -inf for its own."""
         x, g = state.x.double(), state.g.double()
         if num_states == 2:
             fall = (2 * x - 1) * g
@@ -61,23 +63,25 @@ class GibbsWithGradients:
         return torch.log_softmax(fall.flatten(1) / (2 * self.temperature), 1)
 
     def log_ratio(
-        self, state: LangevinState, end: LangevinState, move: Int[Tensor, " b"], num_states: int
+        self, state: LangevinState, end: LangevinState, forth: Float[Tensor, " b"], back: Float[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
-        """log p(x') q(back | x') / (p(x) q(move | x)) in float64."""
-        forth = self.log_proposal(state, num_states).gather(1, move[:, None])
-        back = self.log_proposal(end, num_states).gather(1, _back(state.x, move, num_states)[:, None])
-        return (state.u.double() - end.u.double()) / self.temperature + (back - forth).squeeze(1)
+        """log p(x') q(back | x') / (p(x) q(move | x)), from log q of the move and of the way back."""
+        return (state.u.double() - end.u.double()) / self.temperature + back - forth
 
     def step(self, energy: EnergyFn, state: LangevinState, noise: tuple[Tensor, ...]) -> tuple[LangevinState, Info]:
         """Choose a move, then accept each chain on its own uniform number."""
-        num_states = _num_states(energy, state.x)
+        num_states = _num_states(energy)
         r, v = noise
-        total = self.log_proposal(state, num_states).exp().cumsum(1)
-        move = torch.searchsorted(total, r[:, None] * total[:, -1:], right=True).squeeze(1).clamp(max=total.shape[1] - 1)
+        forth = self.log_proposal(state, num_states)
+        total = forth.exp().cumsum(1)
+        move = (
+            torch.searchsorted(total, r[:, None] * total[:, -1:], right=True).squeeze(1).clamp(max=total.shape[1] - 1)
+        )
         x = moved(state.x, move, num_states)
         u, g = energy_and_grad(energy, x)
         end = state._replace(x=x, u=u, g=g)
-        log_ratio = self.log_ratio(state, end, move, num_states)
+        back = self.log_proposal(end, num_states)
+        log_ratio = self.log_ratio(state, end, _at(forth, move), _at(back, _back(state.x, move, num_states)))
         acceptance = torch.where(u.isfinite() & ~log_ratio.isnan(), log_ratio.clamp(max=0).exp(), 0)
         accept = v < acceptance
         rows = accept.reshape(-1, *[1] * (x.ndim - 1))
@@ -101,7 +105,12 @@ def _back(x: Tensor, move: Tensor, num_states: int) -> Tensor:
         return move
     unit = move // num_states
     states = x.reshape(len(x), -1, num_states).argmax(-1)
-    return unit * num_states + states.gather(1, unit[:, None]).squeeze(1)
+    return unit * num_states + _at(states, unit)
+
+
+def _at(rows: Tensor, column: Tensor) -> Tensor:
+    """The number of each row in its column, (B,)."""
+    return rows.gather(1, column[:, None]).squeeze(1)
 
 
 def _chosen(number: Tensor, of: int) -> Bool[Tensor, "b n"]:
@@ -109,16 +118,18 @@ def _chosen(number: Tensor, of: int) -> Bool[Tensor, "b n"]:
     return torch.arange(of, device=number.device) == number[:, None]
 
 
-def _are_states(x: Tensor, num_states: int) -> Tensor:
-    whole = (x == 0) | (x == 1)
-    return whole if num_states == 2 else whole & (x.sum(-1, keepdim=True) == 1)
+def _check_states(x: Tensor, num_states: int) -> None:
+    good = num_states == 2 or x.shape[-1] == num_states
+    if good:
+        whole = (x == 0) | (x == 1)
+        good = bool(whole.all()) and (num_states == 2 or bool((x.sum(-1) == 1).all()))
+    if not good:
+        states = "0 or 1" if num_states == 2 else f"one-hot over {num_states} states in their last dimension"
+        raise UserError(f"must be states, {states}", argument="x", hint="round them")
 
 
-def _num_states(energy: object, x: Tensor) -> int:
-    """K; UserError for an energy that is not discrete, or whose K the positions do not have."""
+def _num_states(energy: object) -> int:
+    """K; UserError for an energy that is not discrete."""
     if not isinstance(energy, Discrete):
         raise UserError("must be Discrete, with `num_states`", argument="energy", hint="take MALA for any other")
-    if energy.num_states > 2 and x.shape[-1] != energy.num_states:
-        text = f"must be one-hot over {energy.num_states} states in their last dimension, not {tuple(x.shape)}"
-        raise UserError(text, argument="x")
     return energy.num_states

@@ -1,6 +1,6 @@
 """Hamiltonian Monte Carlo: positions move along a path of nearly constant H(x, p) = E(x) + |p|² / 2.
 
-`leapfrog` integrates dx/dt = p, dp/dt = -dE/dx. It is reversible and keeps volumes, so that a Metropolis test on H alone
+`leapfrog` integrates dx/dt = p, dp/dt = -dE/dx. It is reversible and keeps volumes, so that a Metropolis test on H
 makes the chain exact.
 """
 
@@ -57,8 +57,8 @@ def log_acceptance_ratio(start: Phase, end: Phase, temperature: Number) -> Float
 class HMC:
     """Hamiltonian Monte Carlo, exact for exp(-E / T) (Duane et al. 1987; Neal 2011). `num_leapfrog` gradients a step.
 
-    Each step draws p ~ N(0, T), follows the leapfrog path, and accepts its end with probability min(1, exp(-dH / T)). An
-    end whose energy or gradient is not finite is rejected. The optimal acceptance is 0.651 (Beskos et al. 2013).
+    Each step draws p ~ N(0, T), follows the leapfrog path, and accepts its end with probability min(1, exp(-dH / T)).
+    An end whose energy or gradient is not finite is rejected. The optimal acceptance is 0.651 (Beskos et al. 2013).
 
     Args:
         step_size: h, in units of x.
@@ -92,7 +92,7 @@ class HMC:
         return LangevinState(x.detach(), *energy_and_grad(energy, x))
 
     def draw(self, state: LangevinState, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(z, v, r): a standard normal number a coordinate; two uniform ones a chain, for the test and the step size."""
+        """(z, v, r): a standard normal number a coordinate; uniform ones a chain, for the test and the step size."""
         z = normal_like(state.x, generator)
         v, r = torch.rand(len(z), 2, generator=generator, dtype=z.dtype, device=z.device).unbind(1)
         return z, v, r
@@ -110,5 +110,9 @@ class HMC:
         acceptance = acceptance_probability(start, end, self.temperature)
         accept = noise[1] < acceptance
         rows = per_row(accept, end.x)
-        x, u, g = torch.where(rows, end.x, state.x), torch.where(accept, end.u, state.u), torch.where(rows, end.g, state.g)
+        x, u, g = (
+            torch.where(rows, end.x, state.x),
+            torch.where(accept, end.u, state.u),
+            torch.where(rows, end.g, state.g),
+        )
         return LangevinState(x, u, g), Info(acceptance=acceptance, grad_norm=row_norm(end.g))

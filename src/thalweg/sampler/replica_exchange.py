@@ -30,12 +30,12 @@ class ReplicaState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaExchange:
-    """Replica exchange, or parallel tempering, exact for prod_k exp(-E(x_k) / T_k) (Geyer 1991; Hukushima & Nemoto 1996).
+    """Replica exchange, parallel tempering: exact for prod_k exp(-E(x_k) / T_k) (Geyer 1991; Hukushima & Nemoto 1996).
 
-    A step is one of the kernel for each replica, all in one call of the energy, then exchanges of neighbours: replicas k
-    and k + 1 with probability min(1, exp((1/T_k - 1/T_(k+1)) (E(x_k) - E(x_(k+1))))). Even and odd k take turns, by which
-    replicas travel further than by random pairs (Okabe et al. 2001; Syed et al. 2022). Choose temperatures at which
-    `swap_acceptance` is .2 or more everywhere, and of which the highest has no barriers.
+    A step is one of the kernel for each replica, all in one call of the energy, then exchanges of neighbours: replicas
+    k and k + 1 with probability min(1, exp((1/T_k - 1/T_(k+1)) (E(x_k) - E(x_(k+1))))). Even and odd k take turns, by
+    which replicas travel further than by random pairs (Okabe et al. 2001; Syed et al. 2022). Choose temperatures at
+    which `swap_acceptance` is .2 or more everywhere, and of which the highest has no barriers.
 
     Positions are real: a kernel works on x / sqrt(T_k), so that its steps are larger where it is hotter. States of a
     `Discrete` energy stay as they are.

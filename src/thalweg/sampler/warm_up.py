@@ -1,6 +1,6 @@
 """Warm-up: the step size of a Metropolis kernel is adapted to a mean acceptance, then stays as it is.
 
-A chain that goes on adapting is not a Markov chain, and need not keep its law. So `warm_up` ends with a kernel of a fixed
+A chain that goes on adapting is not a Markov chain, and need not keep its law. So `warm_up` ends with a kernel of fixed
 step size; the positions that it passed on the way are no samples.
 """
 
@@ -8,7 +8,6 @@ import dataclasses
 import math
 from typing import Any, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,11 +39,11 @@ def warm_up(
 
         log h_(t+1) = log(10 h_0) - sqrt(t) / 0.05 H_t,
 
-    and the result is exp of the mean of log h_t with weights that fall as t^-0.75 from the end. The energy is evaluated
-    as by `run_chain`, and the same errors are raised. The mean acceptance of each step is read, for which a device waits.
+    and the result is exp of a mean of log h_t that weighs late steps more. The energy is evaluated as by `run_chain`, and
+    the same errors are raised. The mean acceptance of each step is read, for which a device waits.
 
     Args:
-        sampler: A kernel with a Metropolis test and a number as step size, which is h_0: MALA, HMC, UnderdampedLangevin.
+        sampler: A kernel with a Metropolis test and a number as step size, h_0: MALA, HMC, UnderdampedLangevin.
         energy: Any module or callable, (B, *) to (B,).
         x: Where the chains start.
         num_steps: Number of steps; some hundreds, less the more chains there are.
