@@ -54,7 +54,7 @@ class GibbsWithGradients:
         return numbers[:, 0], numbers[:, 1]
 
     def log_proposal(self, state: LangevinState, num_states: int) -> Float[Tensor, "b m"]:
-        """log q(move | x) in float64: of a flip of each unit, (B, D); of K states of each, (B, M K), -inf for its own."""
+        """log q(move | x) in float64: of each unit's flip, (B, D), or of its K states, (B, M K), -inf where it is."""
         x, g = state.x.double(), state.g.double()
         if num_states == 2:
             fall = (2 * x - 1) * g

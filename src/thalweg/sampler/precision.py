@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from thalweg.core.device import autocast, synchronise
 from thalweg.core.rng import generator
-from thalweg.energy.base import AnyEnergy, Bipartite, Discrete, EnergyFn, HasGradient, HasNoiseLevels, energy_and_grad
+from thalweg.energy.base import (
+    AnyEnergy,
+    Bipartite,
+    Discrete,
+    EnergyFn,
+    HasGradient,
+    HasNoiseLevels,
+    energy_and_grad,
+)
 from thalweg.energy.engine.discovery import find_modules
 from thalweg.energy.wrappers import EnergyWrapper
 from thalweg.sampler.base import GradientOnly, Sampler

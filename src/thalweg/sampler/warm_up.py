@@ -39,8 +39,8 @@ def warm_up(
 
         log h_(t+1) = log(10 h_0) - sqrt(t) / 0.05 H_t,
 
-    and the result is exp of a mean of log h_t that weighs late steps more. The energy is evaluated as by `run_chain`, and
-    the same errors are raised. The mean acceptance of each step is read, for which a device waits.
+    and the result is exp of a mean of log h_t that weighs late steps more. The energy is evaluated as by `run_chain`,
+    and the same errors are raised. The mean acceptance of each step is read, for which a device waits.
 
     Args:
         sampler: A kernel with a Metropolis test and a number as step size, h_0: MALA, HMC, UnderdampedLangevin.
