@@ -10,7 +10,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
 from thalweg.energy.base import energy_and_grad
-from thalweg.energy.rbm import all_states
+from thalweg.energy.enumeration import all_states
 from thalweg.sampler.chain import run_chain, transitions
 from thalweg.sampler.gibbs_with_gradients import GibbsWithGradients, moved
 from thalweg.sampler.langevin import LangevinState
