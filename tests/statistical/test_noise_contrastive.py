@@ -36,7 +36,7 @@ def draws():
 def found(objective, x, num_small=4_000):
     """The quadratic energy with a constant that has the smallest loss on x and one set of noise rows.
 
-    By Newton's method from a precision that is 30 % too large; the Hessian is that of the first rows, the gradient of all.
+    By Newton's method from a precision that is 30 % too large; the Hessian is of the first rows, the gradient of all.
     """
     start = 1.3 * torch.linalg.inv(x.T.cov())
     energy = WithConstantEnergy(network=Quadratic(start, start @ x.mean(0)), shape=(D,)).double().fit(x)

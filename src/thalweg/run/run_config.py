@@ -45,9 +45,7 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
 
 
 def normalised(parts: Parts) -> bool:
-    """Whether -E is log p: the objective fixes the energy's constant, by itself or where the law at the highest level is
-    built in.
-    """
+    """Whether -E is log p: the objective fixes the constant, alone or where the law at the highest level is built in."""
     objective = parts.objective
     alone = isinstance(objective, LearnsConstant) and objective.learns_constant
     known = isinstance(parts.energy, HasNoiseLevels) and isinstance(parts.energy, Anchored)
