@@ -45,7 +45,7 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
 
 
 def normalised(parts: Parts) -> bool:
-    """Whether -E is log p: the objective fixes the constant, alone or where the law at the highest level is built in."""
+    """Whether -E is log p: the constant is learned, or the law at the highest level is built in and fixes it."""
     objective = parts.objective
     alone = isinstance(objective, LearnsConstant) and objective.learns_constant
     known = isinstance(parts.energy, HasNoiseLevels) and isinstance(parts.energy, Anchored)
