@@ -5,8 +5,8 @@
 
 The data are w N(0, s² I) + (1 - w) N(0, S² I): two thin shells with nothing between them. Scores at one small noise
 level say how the energy runs along each shell, and nothing of the difference between the two. Dual score matching
-learns it on the way over large noise, where the shells meet (Guth, Kadkhodaie & Simoncelli 2025). Both train the same network
-of |y| and t. Printed: U(typical point of the outer shell) - U(of the inner one) at the lowest noise, beside the truth.
+learns it on the way over large noise, where the shells meet (Guth, Kadkhodaie & Simoncelli 2025). Both train the same
+network of |y| and t. Printed: U at a typical point of the outer shell less U at one of the inner, at the lowest noise.
 """
 
 import argparse
