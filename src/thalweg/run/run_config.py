@@ -12,6 +12,7 @@ from thalweg.core import config as specs
 from thalweg.core.errors import DamagedFile, NotTrusted, UserError
 from thalweg.data.catalog import Dataset
 from thalweg.energy.base import Anchored, Classifier, HasNoiseLevels
+from thalweg.energy.outcomes import Conditional
 from thalweg.run.checks import Parts
 from thalweg.run.request import Request, compare, origin
 from thalweg.training.settings import RunSettings, stored
@@ -44,7 +45,12 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
 
 
 def normalised(parts: Parts) -> bool:
-    """Whether -E is log p: the objective fixes the energy's constant where the law at the highest level is built in."""
+    """Whether -E is log p: the objective fixes the energy's constant where the law at the highest level is built in.
+
+    That of a conditional energy is log p(y | x), where y can be counted.
+    """
+    if isinstance(parts.energy, Conditional):
+        return parts.energy.outcomes.enumerable
     known = isinstance(parts.energy, HasNoiseLevels) and isinstance(parts.energy, Anchored)
     return bool(parts.objective.normalises and known)
 
