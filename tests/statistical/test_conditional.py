@@ -123,7 +123,7 @@ def labelled_rows():
 
 def learned(rows, objective=None):
     energy = LabelEnergy(shape=(6,), num_targets=4, depth=0)
-    return optimise(energy, objective or ConditionalLikelihood(), rows, settings(steps=150)).eval()
+    return optimise(energy, objective or ConditionalLikelihood(), rows, settings(steps=200, learning_rate=0.1)).eval()
 
 
 def test_the_likelihood_recovers_a_law_of_interacting_labels(labelled_rows):

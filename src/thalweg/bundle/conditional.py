@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
 
 MOST_ROWS, MOST_HELD_OUT = 10_000, 256  # that baselines are fitted to; of a continuous y whose Z(x) is estimated
-FOLDS, STRENGTHS = 3, (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the cross-validation of logistic regressions
+FOLDS, NUM_STRENGTHS = 3, 10  # of the cross-validation of logistic regressions; from 1e-4 to 1e4
 PSEUDO = 0.5  # count added to each value of a label, so that no probability is 0
 
 
@@ -71,7 +71,7 @@ def label_baselines(x: Tensor, y: Tensor, x_new: Tensor, y_new: Tensor, outcomes
             warnings.simplefilter("ignore")  # of its solver and its coming defaults: it is a baseline
             fitted = make_pipeline(
                 StandardScaler(),
-                LogisticRegressionCV(Cs=[*STRENGTHS], cv=FOLDS, scoring="neg_log_loss", max_iter=1000),
+                LogisticRegressionCV(Cs=NUM_STRENGTHS, cv=FOLDS, scoring="neg_log_loss", max_iter=1000),
             ).fit(x.numpy(), column)
         totals["logistic_regression"] += float(fitted.predict_log_proba(x_new.numpy())[np.arange(len(new)), new].mean())
     return totals

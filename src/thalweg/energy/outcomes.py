@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Capability
+from thalweg.energy.enumeration import all_states
 
 JointEnergyFn = Callable[[Tensor, Tensor], Tensor]  # E(x, y): (B, *) and outcomes of B rows to (B,) nats
 MOST_BINARY = 12  # units of a binary vector whose 2^num states are counted
@@ -96,8 +97,7 @@ class Binary(_Outcomes):
             text = f"must be at most {MOST_BINARY} for the 2^num binary vectors to be counted"
             hint = "take conditional_log_prob_interval, or fewer labels"
             raise UserError(text, argument="num", value=self.num, hint=hint)
-        bit = torch.arange(self.num - 1, -1, -1, device=device)
-        return ((torch.arange(2**self.num, device=device)[:, None] >> bit) & 1).to(torch.float32)
+        return all_states(self.num).to(device, torch.float32)
 
     def of_columns(self, columns: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """y of the columns of a row that hold it."""

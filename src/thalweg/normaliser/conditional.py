@@ -30,6 +30,7 @@ from thalweg.energy.outcomes import (
     state_energies,
     surprise,
 )
+from thalweg.normaliser.log_z import log_z
 from thalweg.sampler.base import normal_like
 from thalweg.sampler.chain import run_chain
 from thalweg.sampler.langevin import MALA
@@ -144,8 +145,6 @@ def _annealed(
     energy: AnyConditional, x: Tensor, outcomes: Binary | Continuous, seed: int, tolerance: float, options: Any
 ) -> list[float]:
     """The same of one row by annealed importance sampling, forward and reverse."""
-    from thalweg.normaliser.log_z import log_z
-
     law = gaussian_of(energy, x, outcomes) if isinstance(outcomes, Continuous) else None
     joint, _ = _parts(energy, outcomes)
     given = _BinaryGivenX(joint, x) if law is None else _GivenX(joint, x, law)
