@@ -57,8 +57,8 @@ class SharedUniform(UnderdampedLangevin):
 
 
 class TooMuchNoise(UnderdampedLangevin):
-    def refreshed(self, p, z):
-        return super().refreshed(p, 1.1 * z)
+    def refreshed(self, state, z):
+        return super().refreshed(state, 1.1 * z)
 
 
 class StaleGradient(UnderdampedLangevin):
@@ -84,7 +84,7 @@ def test_s16_the_mean_of_exp_of_the_error_is_one():
     state = sampler.init(energy, energy.draw(200_000, generator(16, "x")))
     for k in range(3):
         z, v = sampler.draw(state, generator(16, "noise", k))
-        p = sampler.refreshed(state.p, z)
+        p = sampler.refreshed(state, z)
         for scale, holds in ((1.0, True), (0.95, False)) if k == 2 else ((1.0, True),):
             start = Phase(state.x, scale * p, state.u, state.g)
             weight = log_acceptance_ratio(start, leapfrog(energy, start, 0.7, 1), 1.0).exp()

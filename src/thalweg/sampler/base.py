@@ -133,7 +133,7 @@ class HasChainTemperature(Protocol, metaclass=Capability):
     """A kernel that keeps the law exp(-E / temperature). `ReplicaExchange` asks, as the temperatures are its own."""
 
     @property
-    def temperature(self) -> float | Tensor:
+    def temperature(self) -> Value | None:
         """In nats."""
         ...
 
@@ -143,7 +143,7 @@ class Adaptable(Sampler[S], Protocol[S], metaclass=Capability):
     """A dataclass of a kernel whose step size follows from the acceptance that is wanted. `warm_up` asks."""
 
     @property
-    def step_size(self) -> float | Tensor:
+    def step_size(self) -> Value:
         """Positive: the larger, the lower the acceptance."""
         ...
 
