@@ -85,6 +85,9 @@ class Everything:
     def fit(self, x):
         return self
 
+    def shift(self, nats):
+        pass
+
     def over(self, change):
         return self
 

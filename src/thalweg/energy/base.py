@@ -230,6 +230,15 @@ class HasExactLogZ(Discrete, Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class Shiftable(Protocol, metaclass=Capability):
+    """U(y, t) with a constant that is learned. A run asks when it ends, to correct it (`run.constant`)."""
+
+    def shift(self, nats: float, /) -> None:
+        """Add a constant to U(., t_min), in place; at t_max, where the law is built in, nothing."""
+        ...
+
+
+@runtime_checkable
 class HasSequence(Protocol, metaclass=Capability):
     """Is -logsumexp of what modules give one after the other. A chain asks, and then builds no graph at all."""
 

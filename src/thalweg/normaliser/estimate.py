@@ -82,7 +82,7 @@ def estimate(
         found, ess = _both_passes(path, samples, num_chains, seed, levels, device)
         known = 0.5 * (found.high - found.low) <= tolerance
         if known or num_levels is not None or 2 * levels > max_levels:
-            return _result(found, path.log_z, ess, num_chains, levels)
+            return result(found, path.log_z, ess, num_chains, levels)
         levels *= 2
 
 
@@ -113,7 +113,8 @@ def _starts(
     return move(path, k, there.x[chosen], draws, max(LEAST_MOVES, k // 4)), chosen
 
 
-def _result(found: Sandwich, log_z: float, ess: float, n: int, levels: int) -> LogZ:
+def result(found: Sandwich, log_z: float, ess: float, n: int, levels: int) -> LogZ:
+    """The estimates of Z_K / Z_0 and log Z_0 put together, with a warning where they are not to be trusted."""
     warning, gap = None, found.upper - found.lower
     if ess < FEW * n:
         warning = f"only {ess:.1f} of {n} chains carry the weight: the interval may not hold"

@@ -15,6 +15,7 @@ from thalweg.core import store
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.energy.outcomes import Conditional
 from thalweg.run.card import card
+from thalweg.run.constant import correct_constant
 from thalweg.sampler.base import Sampler
 from thalweg.training.plan import Plan, num_threads
 from thalweg.training.state import TrainState
@@ -49,8 +50,11 @@ def calibrated(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler
         config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
     if isinstance(energy, Conditional):
         config["conditional"] = held_out_figures(bundle, data)
-    bundle.held_out_energies = bundle.energy(as_float(data.held_out))
     bundle.mixture_prior = fit_mixture_prior(bundle, data.train)
+    correction = correct_constant(bundle, rows_seen=config["training"]["steps"] * config["run"]["train"]["batch_size"])
+    if correction is not None:
+        config["constant"] = correction
+    bundle.held_out_energies = bundle.energy(as_float(data.held_out))
     return bundle
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from thalweg.core.errors import UserError
 from thalweg.energy.linear_observation import LinearObservation
@@ -151,6 +151,14 @@ class MixtureOfFactorAnalyzers(nn.Module):
         move = torch.linalg.solve_triangular(factor[k].mT, z.double()[..., None], upper=True)[..., 0]
         chosen = means[torch.arange(len(k), device=k.device), k]
         return (self.mean + (chosen + move) @ self.basis.T).to(projections.dtype)
+
+    def draw(self, n: int, t: float, generator: Generator) -> Float[Tensor, "n *d"]:
+        """n draws of y = x + sqrt(t) n, float64."""
+        kind = {"generator": generator, "dtype": torch.float64, "device": self.mean.device}
+        k = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        z = self.means[k] + (self.factors[k] @ torch.randn(n, self.means.shape[1], 1, **kind)).squeeze(2)
+        noise = (self.psi + t).sqrt() * torch.randn(n, len(self.mean), **kind)
+        return (self.mean + z @ self.basis.T + noise).reshape(n, *self.shape)
 
     def coordinates(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b r"]:
         """W'(x - m)."""

@@ -185,6 +185,11 @@ class AnchoredEnergy(nn.Module, ABC):
             + terms.level_weight * CONSTANT_SCALE * self.constant(terms.level)[:, 0]
         )
 
+    @torch.no_grad()
+    def shift(self, nats: float) -> None:
+        """Add to U(., t_min): in place, by r(t) / r(t_min) of it at t."""
+        self.constant.bias.add_(nats / (CONSTANT_SCALE * (1 - self.t_min / self.t_max)))
+
     def prior(self, n: int, generator: Generator) -> Float[Tensor, "n *d"]:
         """n draws of y at t_max, from the anchor, which is the model's law there."""
         return self.anchor.draw(n, self.t_max, generator).reshape(n, *self.shape)
