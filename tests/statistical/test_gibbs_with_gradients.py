@@ -236,7 +236,9 @@ def test_float32_chains_find_rare_moves():
             return 0.0 * x.sum(1)
 
     x = torch.zeros(2, 4000)
-    state = LangevinState(x, torch.zeros(2), torch.zeros_like(x).index_fill(1, torch.tensor([7]), 20.25))
+    state = LangevinState(
+        x, torch.zeros(2), torch.zeros_like(x).index_fill(1, torch.tensor([7]), 20.25), torch.tensor(0)
+    )
     sampler = GibbsWithGradients()
     log_q = sampler.log_proposal(state, 2)
     before = float(log_q[0, :7].exp().sum())

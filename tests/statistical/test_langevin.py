@@ -27,7 +27,7 @@ class NoMetropolis(MALA):
     def step(self, energy, state, noise):
         x = self.propose(state, noise[0])
         u, g = energy_and_grad(energy, x)
-        return LangevinState(x, u, g), Info(acceptance=torch.ones_like(u), grad_norm=u)
+        return LangevinState(x, u, g, state.i + 1), Info(acceptance=torch.ones_like(u), grad_norm=u)
 
 
 class NoProposalRatio(MALA):

@@ -13,7 +13,8 @@ from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Discrete, EnergyFn, energy_and_grad
 from thalweg.sampler.base import Info, row_norm
-from thalweg.sampler.langevin import LangevinState, Number
+from thalweg.sampler.langevin import LangevinState, first_step
+from thalweg.sampler.schedule import Value, check_value, value_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +33,19 @@ class GibbsWithGradients:
     is not `Discrete` or positions that are no states.
 
     Args:
-        temperature: T in nats.
+        temperature: T in nats, a number, a 0-d tensor or a schedule.
     """
 
-    temperature: Number = 1.0
+    temperature: Value = 1.0
 
     def __post_init__(self):
-        check.finite(temperature=self.temperature)
-        check.positive(temperature=self.temperature)
+        check_value(check.positive, temperature=self.temperature)
 
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> LangevinState:
         """The state at x, for one gradient. Looks at the values of x once."""
         if isinstance(energy, Discrete):  # an objective may ask for a state of another, to learn its shapes
             _check_states(x, energy.num_states)
-        return LangevinState(x.detach(), *energy_and_grad(energy, x))
+        return LangevinState(x.detach(), *energy_and_grad(energy, x), first_step(x))
 
     def draw(self, state: LangevinState, generator: Generator) -> tuple[Tensor, Tensor]:
         """(r, v), (B,) each: uniform numbers for the move and for the test."""
@@ -60,13 +60,13 @@ class GibbsWithGradients:
             fall = (2 * x - 1) * g
         else:
             fall = ((x * g).sum(-1, keepdim=True) - g).masked_fill(x > 0.5, -torch.inf)
-        return torch.log_softmax(fall.flatten(1) / (2 * self.temperature), 1)
+        return torch.log_softmax(fall.flatten(1) / (2 * value_at(self.temperature, state.i)), 1)
 
     def log_ratio(
         self, state: LangevinState, end: LangevinState, forth: Float[Tensor, " b"], back: Float[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
         """log p(x') q(back | x') / (p(x) q(move | x)), from log q of the move and of the way back."""
-        return (state.u.double() - end.u.double()) / self.temperature + back - forth
+        return (state.u.double() - end.u.double()) / value_at(self.temperature, state.i) + back - forth
 
     def step(self, energy: EnergyFn, state: LangevinState, noise: tuple[Tensor, ...]) -> tuple[LangevinState, Info]:
         """Choose a move, then accept each chain on its own uniform number."""
@@ -86,7 +86,7 @@ class GibbsWithGradients:
         accept = v < acceptance
         rows = accept.reshape(-1, *[1] * (x.ndim - 1))
         x, u, g = torch.where(rows, x, state.x), torch.where(accept, u, state.u), torch.where(rows, g, state.g)
-        return state._replace(x=x, u=u, g=g), Info(acceptance=acceptance.to(u.dtype), grad_norm=row_norm(g))
+        return LangevinState(x, u, g, state.i + 1), Info(acceptance=acceptance.to(u.dtype), grad_norm=row_norm(g))
 
 
 def moved(x: Float[Tensor, "b *d"], move: Int[Tensor, " b"], num_states: int) -> Float[Tensor, "b *d"]:

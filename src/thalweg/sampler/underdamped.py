@@ -15,11 +15,12 @@ from thalweg.core import check
 from thalweg.energy.base import EnergyFn, energy_and_grad
 from thalweg.sampler.base import Info, normal_like, per_row, row_norm
 from thalweg.sampler.hmc import Phase, acceptance_probability, leapfrog
-from thalweg.sampler.langevin import Number
+from thalweg.sampler.langevin import first_step
+from thalweg.sampler.schedule import Value, check_value, value_at
 
 
 class UnderdampedState(NamedTuple):
-    """Positions x and momenta p, (B, *), the energies u (B,) and the gradients g (B, *).
+    """Positions x and momenta p, (B, *), energies u (B,), gradients g (B, *), the number of the next step i ().
 
     p is zero until the first step draws it, as `init` has no randomness.
     """
@@ -28,6 +29,7 @@ class UnderdampedState(NamedTuple):
     p: Tensor
     u: Tensor
     g: Tensor
+    i: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +43,23 @@ class UnderdampedLangevin:
     chains of 100 dimensions had the most effective draws a gradient (docs/experiments/trust.md).
 
     Args:
-        step_size: h, in units of x.
+        step_size: h, in units of x, a number, a 0-d tensor or a schedule.
         friction: gamma, a rate in units of 1 / h; how fast momenta are forgotten.
-        temperature: T in nats.
+        temperature: T in nats, a number, a 0-d tensor or a schedule.
         adjusted: Whether there is a test. Without it every step is taken: energies are not used, and the law of x is
             biased by O(h²). On a Gaussian of precision lambda its variance is T / (lambda (1 - lambda h² / 4)).
     """
 
-    step_size: Number
+    step_size: Value
     friction: float = 1.0
-    temperature: Number = 1.0
+    temperature: Value = 1.0
     adjusted: bool = True
 
     target_acceptance = 0.8
 
     def __post_init__(self):
-        check.finite(step_size=self.step_size, friction=self.friction, temperature=self.temperature)
-        check.positive(step_size=self.step_size, friction=self.friction, temperature=self.temperature)
+        check_value(check.positive, step_size=self.step_size, temperature=self.temperature)
+        check_value(check.positive, friction=self.friction)
 
     @classmethod
     def example(cls) -> Self:
@@ -69,34 +71,40 @@ class UnderdampedLangevin:
         """Whether there is no test, so that no energies are used."""
         return not self.adjusted
 
+    def step_noise(self, step_size: float, temperature: float) -> float:
+        """h sqrt(T): how far a momentum moves x in one step."""
+        return step_size * temperature**0.5
+
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> UnderdampedState:
         """The state at x, for one gradient."""
         u, g = energy_and_grad(energy, x)
-        return UnderdampedState(x.detach(), torch.zeros_like(g), u, g)
+        return UnderdampedState(x.detach(), torch.zeros_like(g), u, g, first_step(x))
 
     def draw(self, state: UnderdampedState, generator: Generator) -> tuple[Tensor, Tensor]:
         """(z, v): a standard normal number for each coordinate, a uniform number for each chain."""
         z = normal_like(state.x, generator)
         return z, torch.rand(len(z), generator=generator, dtype=z.dtype, device=z.device)
 
-    def refreshed(self, p: Float[Tensor, "b *d"], z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+    def refreshed(self, state: UnderdampedState, z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
         """c p + sqrt((1 - c²) T) z; momenta that are zero throughout a row, as at the begin, are drawn anew."""
-        decay = torch.as_tensor(self.step_size * self.friction, dtype=p.dtype, device=p.device)
-        partial = torch.exp(-decay) * p + (-torch.expm1(-2 * decay) * self.temperature).sqrt() * z
-        return torch.where(per_row((p == 0).flatten(1).all(1), p), self.temperature**0.5 * z, partial)
+        p, temperature = state.p, value_at(self.temperature, state.i)
+        decay = torch.as_tensor(value_at(self.step_size, state.i) * self.friction, dtype=p.dtype, device=p.device)
+        partial = torch.exp(-decay) * p + (-torch.expm1(-2 * decay) * temperature).sqrt() * z
+        return torch.where(per_row((p == 0).flatten(1).all(1), p), temperature**0.5 * z, partial)
 
     def step(
         self, energy: EnergyFn, state: UnderdampedState, noise: tuple[Tensor, ...]
     ) -> tuple[UnderdampedState, Info]:
         """Refresh the momenta, move, and accept each chain on its own uniform number."""
         z, v = noise
-        start = Phase(state.x, self.refreshed(state.p, z), state.u, state.g)
-        end = leapfrog(energy, start, self.step_size, 1)
+        start = Phase(state.x, self.refreshed(state, z), state.u, state.g)
+        end = leapfrog(energy, start, value_at(self.step_size, state.i), 1)
         if not self.adjusted:
-            return UnderdampedState(*end), Info(acceptance=torch.ones_like(end.u), grad_norm=row_norm(end.g))
-        acceptance = acceptance_probability(start, end, self.temperature)
+            one = torch.ones_like(end.u)
+            return UnderdampedState(*end, state.i + 1), Info(acceptance=one, grad_norm=row_norm(end.g))
+        acceptance = acceptance_probability(start, end, value_at(self.temperature, state.i))
         accept = v < acceptance
         rows = per_row(accept, end.x)
         x, p = torch.where(rows, end.x, start.x), torch.where(rows, end.p, -start.p)
         u, g = torch.where(accept, end.u, start.u), torch.where(rows, end.g, start.g)
-        return UnderdampedState(x, p, u, g), Info(acceptance=acceptance, grad_norm=row_norm(end.g))
+        return UnderdampedState(x, p, u, g, state.i + 1), Info(acceptance=acceptance, grad_norm=row_norm(end.g))

@@ -90,6 +90,9 @@ def _check(sampler: object) -> None:
         raise UserError(f"must be a kernel with a step size and a target acceptance; {found}", argument="sampler")
     if not reads_energies(sampler):
         raise UserError("must have a Metropolis test", argument="sampler", value=sampler, hint="take adjusted=True")
+    if callable(sampler.step_size):
+        hint = "give the step size to begin with"
+        raise UserError("must be a number, not a schedule", argument="step_size", value=sampler.step_size, hint=hint)
     check.positive(step_size=sampler.step_size)
 
 
