@@ -27,6 +27,7 @@ from thalweg.sampler.gibbs_with_gradients import GibbsWithGradients
 from thalweg.sampler.hmc import HMC
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.replica_exchange import ReplicaExchange
+from thalweg.sampler.schedule import Linear
 from thalweg.sampler.underdamped import UnderdampedLangevin
 
 
@@ -188,7 +189,13 @@ def test_chains_do_not_see_each_other(cls):
     assert torch.allclose(ends[0][1:], ends[1][1:], rtol=1e-6)
 
 
-@pytest.mark.parametrize("sampler", [ULA(step_size=0.1), MALA(step_size=0.1)])
+FALLING = Linear(first=0.4, last=0.1, num_steps=20)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [ULA(step_size=0.1), MALA(step_size=0.1), HMC(step_size=FALLING, num_leapfrog=2, temperature=FALLING)],
+)
 def test_run_chain_goes_on_where_it_stopped(sampler):
     energy, x = Gaussian.example(), positions().double()
     whole = run_chain(sampler, energy, x, num_steps=20, seed=5)

@@ -23,6 +23,12 @@ def test_s12_mala_keeps_the_law(name):
     assert 0.4 < acceptance < 0.9, f"acceptance {acceptance:.2f}: a test that hardly rejects is blind"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TARGETS)
+def test_s12_mala_keeps_the_law_of_more_chains(name):
+    check_invariance(name, MALA(step_size=TARGETS[name].step_size), 40, 400_000)
+
+
 class NoMetropolis(MALA):
     def step(self, energy, state, noise):
         x = self.propose(state, noise[0])

@@ -9,6 +9,7 @@ from torch import Tensor
 from thalweg.core.rng import generator
 from thalweg.sampler.chain import transitions
 from thalweg.sampler.hmc import Phase, leapfrog, log_acceptance_ratio
+from thalweg.sampler.schedule import Linear
 from thalweg.sampler.underdamped import UnderdampedLangevin
 
 from .invariance import TARGETS, DiagonalGaussian, check_invariance, check_one_by_one, exact_draws
@@ -122,6 +123,21 @@ def test_s15_without_the_test_it_samples_its_own_law():
 def test_s15_noise_that_is_too_large_is_rejected():
     with pytest.raises(AssertionError):
         check_own_law(TooMuchNoise(step_size=0.6, friction=0.7, temperature=1.5, adjusted=False))
+
+
+def test_h_and_t_may_be_schedules():
+    """Steps of a chain with schedules are those of kernels with each step's numbers."""
+    h, t = Linear(first=0.6, last=0.2, num_steps=3), Linear(first=2.0, last=1.0, num_steps=3)
+    energy, x = TARGETS["banana"].energy, exact_draws("banana", 9)
+    sampler = UnderdampedLangevin(step_size=h, temperature=t)
+    chain, state = transitions(sampler, energy, x, generator(2, "noise")), sampler.init(energy, x)
+    noise = generator(2, "noise")
+    for i in range(3):
+        each = UnderdampedLangevin(step_size=float(h(torch.tensor(i))), temperature=float(t(torch.tensor(i))))
+        state, _ = each.step(energy, state, each.draw(state, noise))
+        moved, _ = next(chain)
+        assert torch.allclose(moved.x, state.x, rtol=1e-12)
+        assert torch.allclose(moved.p, state.p, rtol=1e-12)
 
 
 def test_momenta_last():

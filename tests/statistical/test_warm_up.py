@@ -16,6 +16,7 @@ from thalweg.sampler.chain import transitions
 from thalweg.sampler.gibbs import Gibbs
 from thalweg.sampler.hmc import HMC
 from thalweg.sampler.langevin import MALA, ULA
+from thalweg.sampler.schedule import Linear
 from thalweg.sampler.underdamped import UnderdampedLangevin
 from thalweg.sampler.warm_up import warm_up
 
@@ -118,6 +119,12 @@ GOOD = functools.partial(warm_up, MALA(step_size=0.1), ENERGY, torch.zeros(3, 10
         (lambda: warm_up(MALA(step_size=0.1), ENERGY, torch.zeros(100), num_steps=3), "x"),
         (lambda: warm_up(MALA(step_size=0.1), None, torch.zeros(3, 100), num_steps=3), "energy"),
         (lambda: warm_up(MALA(step_size=0.1), lambda x: x, torch.zeros(3, 100), num_steps=3), "energy"),
+        (
+            lambda: warm_up(
+                MALA(step_size=Linear(first=0.2, last=0.1, num_steps=9)), ENERGY, torch.zeros(3, 100), num_steps=3
+            ),
+            "step_size",
+        ),
         (lambda: warm_up(MALA, ENERGY, torch.zeros(3, 100), num_steps=3), "sampler"),
         (lambda: warm_up(ULA(step_size=0.1), ENERGY, torch.zeros(3, 100), num_steps=3), "sampler"),
         (lambda: warm_up(Gibbs(num_hidden=3), ENERGY, torch.zeros(3, 100), num_steps=3), "sampler"),

@@ -115,16 +115,20 @@ class HasStepNumber(Protocol, metaclass=Capability):
 
 @runtime_checkable
 class HasStepSize(Protocol, metaclass=Capability):
-    """A Langevin kernel, one step of which adds noise of variance 2 step_size temperature. In-painting asks."""
+    """A kernel with a step size, at a temperature. In-painting asks."""
 
     @property
     def step_size(self) -> Value:
-        """In squared units of x, positive; a number or a schedule."""
+        """Positive; a number or a schedule."""
         ...
 
     @property
     def temperature(self) -> Value | None:
         """In nats, zero or more, a number or a schedule; None: 1. The chain's law is exp(-E / temperature)."""
+        ...
+
+    def step_noise(self, step_size: float, temperature: float, /) -> float:
+        """The deviation of the noise that a step of such a size adds to x at such a temperature."""
         ...
 
 
@@ -134,7 +138,7 @@ class HasChainTemperature(Protocol, metaclass=Capability):
 
     @property
     def temperature(self) -> Value | None:
-        """In nats."""
+        """In nats, a number or a schedule."""
         ...
 
 
@@ -144,7 +148,7 @@ class Adaptable(Sampler[S], Protocol[S], metaclass=Capability):
 
     @property
     def step_size(self) -> Value:
-        """Positive: the larger, the lower the acceptance."""
+        """Positive, and a number to be adapted: the larger, the lower the acceptance."""
         ...
 
     @property

@@ -86,8 +86,7 @@ class GibbsWithGradients:
         accept = v < acceptance
         rows = accept.reshape(-1, *[1] * (x.ndim - 1))
         x, u, g = torch.where(rows, x, state.x), torch.where(accept, u, state.u), torch.where(rows, g, state.g)
-        end = LangevinState(x, u, g, state.i + 1)
-        return end, Info(acceptance=acceptance.to(u.dtype), grad_norm=row_norm(g))
+        return LangevinState(x, u, g, state.i + 1), Info(acceptance=acceptance.to(u.dtype), grad_norm=row_norm(g))
 
 
 def moved(x: Float[Tensor, "b *d"], move: Int[Tensor, " b"], num_states: int) -> Float[Tensor, "b *d"]:

@@ -87,6 +87,10 @@ class HMC:
         """Paths that suit energies of unit scale."""
         return cls(step_size=0.3, num_leapfrog=3)
 
+    def step_noise(self, step_size: float, temperature: float) -> float:
+        """h sqrt(T): how far a momentum moves x in one step."""
+        return step_size * temperature**0.5
+
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> LangevinState:
         """The state at x, for one gradient."""
         return LangevinState(x.detach(), *energy_and_grad(energy, x), first_step(x))

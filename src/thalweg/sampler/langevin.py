@@ -87,6 +87,10 @@ class ULA:
         """A step that suits energies of unit scale."""
         return cls(step_size=0.05)
 
+    def step_noise(self, step_size: float, temperature: float) -> float:
+        """sqrt(2 h T)."""
+        return (2 * step_size * temperature) ** 0.5
+
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> NumberedPosition:
         """The state at x. Costs nothing."""
         return NumberedPosition(x.detach(), first_step(x))
@@ -141,6 +145,10 @@ class MALA:
     def example(cls) -> Self:
         """A step that suits energies of unit scale."""
         return cls(step_size=0.05)
+
+    def step_noise(self, step_size: float, temperature: float) -> float:
+        """sqrt(2 h T)."""
+        return (2 * step_size * temperature) ** 0.5
 
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> LangevinState:
         """The state at x, for one gradient."""

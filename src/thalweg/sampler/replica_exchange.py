@@ -14,7 +14,7 @@ from thalweg.core.errors import UserError, kind_of
 from thalweg.energy.base import Discrete, EnergyFn, HasGradient
 from thalweg.energy.wrappers import EnergyWrapper
 from thalweg.sampler.base import HasChainTemperature, Info, Sampler, per_row
-from thalweg.sampler.langevin import MALA, LangevinState
+from thalweg.sampler.langevin import MALA, LangevinState, first_step
 
 
 class ReplicaState(NamedTuple):
@@ -74,7 +74,7 @@ class ReplicaExchange:
         if not isinstance(replicas, LangevinState):
             condition = f"must have a LangevinState, as MALA has; the state is {kind_of(replicas)}"
             raise UserError(condition, argument="sampler", value=self.sampler)
-        return ReplicaState(x[:, 0], replicas, torch.zeros((), dtype=torch.int64, device=x.device))
+        return ReplicaState(x[:, 0], replicas, first_step(x))
 
     def positions(self, energy: EnergyFn, state: ReplicaState) -> Float[Tensor, "b k *d"]:
         """The positions of all replicas."""
@@ -92,7 +92,8 @@ class ReplicaExchange:
         """A step of the kernel, then exchanges. What `Info` tells is of the coldest replica."""
         *parts, v = noise
         tempered = _AtTemperatures(energy, self.temperatures)
-        replicas, info = self.sampler.step(tempered, state.replicas, tuple(z.flatten(0, 1) for z in parts))
+        replicas = state.replicas._replace(i=state.i)  # a chain that continues another numbers this state only
+        replicas, info = self.sampler.step(tempered, replicas, tuple(z.flatten(0, 1) for z in parts))
         pair = torch.arange(v.shape[1], device=v.device)
         swap = (v < self._swap_acceptance(replicas)) & (pair % 2 == state.i % 2)
         replicas = self._exchanged(tempered, replicas, swap)

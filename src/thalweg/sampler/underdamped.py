@@ -59,8 +59,7 @@ class UnderdampedLangevin:
 
     def __post_init__(self):
         check_value(check.positive, step_size=self.step_size, temperature=self.temperature)
-        check.finite(friction=self.friction)
-        check.positive(friction=self.friction)
+        check_value(check.positive, friction=self.friction)
 
     @classmethod
     def example(cls) -> Self:
@@ -71,6 +70,10 @@ class UnderdampedLangevin:
     def gradient_only(self) -> bool:
         """Whether there is no test, so that no energies are used."""
         return not self.adjusted
+
+    def step_noise(self, step_size: float, temperature: float) -> float:
+        """h sqrt(T): how far a momentum moves x in one step."""
+        return step_size * temperature**0.5
 
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> UnderdampedState:
         """The state at x, for one gradient."""
@@ -97,9 +100,8 @@ class UnderdampedLangevin:
         start = Phase(state.x, self.refreshed(state, z), state.u, state.g)
         end = leapfrog(energy, start, value_at(self.step_size, state.i), 1)
         if not self.adjusted:
-            return UnderdampedState(*end, state.i + 1), Info(
-                acceptance=torch.ones_like(end.u), grad_norm=row_norm(end.g)
-            )
+            one = torch.ones_like(end.u)
+            return UnderdampedState(*end, state.i + 1), Info(acceptance=one, grad_norm=row_norm(end.g))
         acceptance = acceptance_probability(start, end, value_at(self.temperature, state.i))
         accept = v < acceptance
         rows = per_row(accept, end.x)

@@ -91,8 +91,8 @@ def _check(sampler: object) -> None:
     if not reads_energies(sampler):
         raise UserError("must have a Metropolis test", argument="sampler", value=sampler, hint="take adjusted=True")
     if callable(sampler.step_size):
-        hint = "adapt a number, then give it a schedule"
-        raise UserError("must be a number to be adapted", argument="step_size", value=sampler.step_size, hint=hint)
+        hint = "give the step size to begin with"
+        raise UserError("must be a number, not a schedule", argument="step_size", value=sampler.step_size, hint=hint)
     check.positive(step_size=sampler.step_size)
 
 

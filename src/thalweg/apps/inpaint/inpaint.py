@@ -182,14 +182,14 @@ def _chains(
 ) -> Tensor:
     """The run's own kernel on E(z) with the observations fixed, from a draw of the mixture or, without one, from noise.
 
-    Exact observations are kept exactly. The noise on others is taken to be at least sqrt(2 h T), the size of one step's
-    noise: a narrower likelihood would be stiffer than the step can follow. Of schedules h is the largest and T
+    Exact observations are kept exactly. The noise on others is taken to be at least that of one step, for ULA
+    sqrt(2 h T): a narrower likelihood would be stiffer than the step can follow. Of schedules h is the largest and T
     the last; at an earlier, higher T the model and the likelihood weigh less by the same factor.
     """
     kernel, temperature, step_noise, out = bundle.sampler, 1.0, 0.0, []
     if isinstance(kernel, HasStepSize):
         temperature, step_size = _of_chain(kernel, schedule.chain_steps)
-        step_noise = (2 * step_size * temperature) ** 0.5
+        step_noise = kernel.step_noise(step_size, temperature)
     size = (1, *bundle.shape)
     start = torch.cat([initial_positions(bundle.kind, bundle.transform, size, g) for g in streams])
     if bundle.mixture_prior is not None:
