@@ -5,8 +5,9 @@
 
 A decay of h goes from twice the recipe's step size to a tenth of it, one of T from 2 to 1: the law at its end is the
 model's. All forms of a row take as many gradients. Training is judged by the exact negative log-likelihood, in nats in
-standardised units: the energy is normalised on a grid. A form wins where, on validation rows, its mean over the seeds is
-lower than the constant's by more than the larger of the two deviations over the seeds; test rows stand beside. Sampling is judged by MMD² (mean of five bandwidths) and recall against test rows.
+standardised units, as the energy is normalised on a grid. A form wins where, on validation rows, its mean over seeds is
+lower than the constant's by more than the larger of the two deviations over the seeds; test rows stand beside. Sampling
+is judged by MMD² (mean of five bandwidths) and recall.
 """
 
 import argparse

