@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from thalweg.bundle.files import load
     from thalweg.core.errors import DamagedFile, Diverged, NotNormalised, ThalwegError, UserError
     from thalweg.energy.noise_conditional.anchored_network import anchored
+    from thalweg.normaliser.estimate import LogZ
+    from thalweg.normaliser.log_z import log_z
     from thalweg.sampler.chain import run_chain
 
 _NAMES = {
     "Bundle": "thalweg.bundle.bundle",
     "EnergyDetector": "thalweg.apps.anomaly.detector",
     "EnergyReranker": "thalweg.apps.rerank.reranker",
+    "LogZ": "thalweg.normaliser.estimate",
     "anchored": "thalweg.energy.noise_conditional.anchored_network",
     "load": "thalweg.bundle.files",
+    "log_z": "thalweg.normaliser.log_z",
     "run_chain": "thalweg.sampler.chain",
     "train": "thalweg.api",
     "DamagedFile": "thalweg.core.errors",
@@ -54,11 +58,13 @@ __all__ = [
     "Diverged",
     "EnergyDetector",
     "EnergyReranker",
+    "LogZ",
     "NotNormalised",
     "ThalwegError",
     "UserError",
     "anchored",
     "load",
+    "log_z",
     "run_chain",
     "train",
 ]

@@ -1,0 +1,228 @@
+"""Annealing on real space and on the unit box: coordinates in which a fitted Gaussian is standard normal.
+
+Positions are x = y, or x = sigmoid(y) on the box, with y = m + L z. N(m, L L') is fitted to chains, and the base law is
+standard normal in z. On the box -log |dx/dy| belongs to the energy, and the integral exists for any bounded energy.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator as address
+from thalweg.energy.base import EnergyFn, energy_and_grad
+from thalweg.normaliser.plan import ACCEPTANCE
+from thalweg.normaliser.tempering import Base, Geometric, Target
+from thalweg.sampler.base import Sampler
+from thalweg.sampler.langevin import MALA
+
+NUM_ROUNDS, ROUND_STEPS = 12, 30
+GAIN = 0.5  # of log step size by acceptance, a step
+MOST_FITTED = 2000  # chains that the Gaussian is fitted to
+FAR = (1e3, 1e4)  # deviations from the mean between which an energy must rise
+
+
+@dataclass(frozen=True)
+class InCoordinates:
+    """E(x(z)) - log |dx/dy|, z (B, D) in float64 to (B,) nats, of an energy of x (B, *) in its own precision.
+
+    Args:
+        energy: E(x).
+        shape: Of one position x.
+        dtype: The type of x.
+        mean: m (D,).
+        factor: L (D, D).
+        box: Whether x = sigmoid(y).
+    """
+
+    energy: EnergyFn
+    shape: Sequence[int]
+    dtype: torch.dtype
+    mean: Float[Tensor, " d"]
+    factor: Float[Tensor, "d d"]
+    box: bool
+
+    def spread(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """y = m + L z."""
+        return self.mean + z @ self.factor.T
+
+    def positions(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b *d"]:
+        """x, in its own type."""
+        y = self.spread(z)
+        return (y.sigmoid() if self.box else y).to(self.dtype).unflatten(1, tuple(self.shape))
+
+    def coordinates(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b d"]:
+        """z, of positions x; those on the walls of the box are moved inside."""
+        y = x.flatten(1).double()
+        if self.box:
+            y = y.clamp(1e-7, 1 - 1e-7).logit()
+        return torch.linalg.solve_triangular(self.factor, (y - self.mean).T, upper=False).T
+
+    def __call__(self, z: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """The energy in nats."""
+        u = self.energy(self.positions(z)).double()
+        return u + _log_slope(self.spread(z)).sum(1) if self.box else u
+
+    def value_and_grad(self, z: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
+        """The energy and its gradient in z."""
+        u, g = energy_and_grad(self.energy, self.positions(z))
+        u, g = u.double(), g.flatten(1).double()
+        if self.box:
+            y = self.spread(z)
+            s = y.sigmoid()
+            u, g = u + _log_slope(y).sum(1), g * s * (1 - s) + 2 * s - 1
+        return u, g @ self.factor
+
+
+def _log_slope(y: Tensor) -> Tensor:
+    """-log of the derivative of the sigmoid."""
+    return functional.softplus(y) + functional.softplus(-y)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """The standard normal law of z (B, D), as the law N(m, L L') of y: E(z) = |z|² / 2."""
+
+    mean: Float[Tensor, " d"]
+    factor: Float[Tensor, "d d"]
+
+    @property
+    def log_z(self) -> Float[Tensor, ""]:
+        """(D log 2 pi) / 2 + log det L: integrals over z are those over y less log det L, added here once."""
+        return 0.5 * len(self.mean) * math.log(2 * math.pi) + self.factor.diagonal().log().sum()
+
+    def __call__(self, z: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """The energy in nats."""
+        return 0.5 * z.square().sum(1)
+
+    def value_and_grad(self, z: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
+        """The energy and its gradient."""
+        return self(z), z
+
+    def draw(self, n: int, generator: Generator) -> Float[Tensor, "n d"]:
+        """n exact draws."""
+        kind = {"dtype": torch.float64, "device": self.mean.device}
+        return torch.randn(n, len(self.mean), generator=generator, **kind)
+
+
+@dataclass(frozen=True)
+class Given:
+    """The caller's law of positions x, in the coordinates of a target."""
+
+    law: Base
+    inside: InCoordinates
+
+    @property
+    def log_z(self) -> float:
+        """As the caller states it."""
+        return float(self.law.log_z)
+
+    def __call__(self, z: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """The energy in nats."""
+        return self.law(self.inside.spread(z).unflatten(1, tuple(self.inside.shape))).double()
+
+    def draw(self, n: int, generator: Generator) -> Float[Tensor, "n d"]:
+        """n draws of the caller's law."""
+        return self.inside.coordinates(self.law.draw(n, generator).to(self.inside.mean))
+
+
+def moments(y: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """(m, L) of rows: their mean, and a factor of their covariance, shrunk to its diagonal by D / (n + D)."""
+    n, d = y.shape
+    mean = y.mean(0)
+    covariance = (y - mean).T @ (y - mean) / max(n - 1, 1)
+    diagonal = covariance.diagonal().clamp(min=1e-300).diag()
+    factor, failed = torch.linalg.cholesky_ex(torch.lerp(covariance, diagonal, d / (n + d)))
+    return mean, diagonal.sqrt() if failed else factor
+
+
+def fit(energy: EnergyFn, y: Float[Tensor, "n d"], like: dict[str, Any], generator: Generator) -> Tensor:
+    """Positions y of chains that began at y: MALA in coordinates that are fitted anew to the chains after each round.
+
+    `like`: what `InCoordinates` takes beside. UserError where the energy is not finite where chains begin.
+    """
+    d = y.shape[1]
+    log_step, mean, factor = math.log(0.5 * d ** (-1 / 3)), y.mean(0), torch.eye(d).to(y)
+    for _ in range(NUM_ROUNDS):
+        inside = InCoordinates(energy, mean=mean, factor=factor, **like)
+        z = torch.linalg.solve_triangular(factor, (y - mean).T, upper=False).T
+        state, pooled = MALA(step_size=1.0).init(inside, z), []
+        for k in range(ROUND_STEPS):
+            kernel = MALA(step_size=math.exp(log_step))
+            state, info = kernel.step(inside, state, kernel.draw(state, generator))
+            log_step += GAIN * (float(info.acceptance.mean()) - ACCEPTANCE)
+            if k % 10 == 9:
+                pooled.append(inside.spread(state.x))
+        y = pooled[-1]
+        if not bool(y.isfinite().all()):
+            raise diverges("its chains leave every bound")
+        mean, factor = moments(torch.cat(pooled[-2:]))
+        log_step = min(log_step, math.log(0.5 * d ** (-1 / 3)))
+    return y
+
+
+def real_annealing(
+    energy: EnergyFn,
+    like: Tensor,
+    *,
+    box: bool,
+    start: Tensor | None,
+    base: Base | None,
+    sampler: Sampler[Any] | None,
+    num_chains: int,
+    seed: int,
+) -> Geometric:
+    """The annealing to an energy of real positions, of the type and shape of `like` (0, *).
+
+    From the caller's base law, or from a Gaussian that is fitted to chains.
+    """
+    draws = address(seed, "log-z-fit", device=like.device)
+    shape, d = like.shape[1:], math.prod(like.shape[1:])
+    kind = {"dtype": torch.float64, "device": like.device}
+    plain = {"shape": shape, "dtype": like.dtype, "box": box}
+    whole = InCoordinates(energy, mean=torch.zeros(d, **kind), factor=torch.eye(d, **kind), **plain)
+    if base is not None:
+        y = base.draw(max(num_chains, 10 * d), draws).to(like.device).flatten(1).double()
+        inside = InCoordinates(energy, mean=y.mean(0), factor=moments(y)[1], **plain)
+        law = Given(base, inside)
+    else:
+        n = max(num_chains, min(2 * d, MOST_FITTED))
+        if start is not None:
+            y = whole.coordinates(start[torch.arange(n, device=like.device) % len(start)])
+        elif box:
+            y = torch.rand(n, d, generator=draws, **kind).logit()
+        else:
+            y = torch.randn(n, d, generator=draws, **kind)
+        with torch.no_grad():
+            energy(whole.positions(y))  # checked to be numbers
+        mean, factor = moments(fit(energy, y, plain, draws))
+        inside = InCoordinates(energy, mean=mean, factor=factor, **plain)
+        law = Normal(mean, factor)
+    if not box:
+        check_tails(inside, draws)
+    return Geometric(law, Target(inside), MALA(step_size=1.0) if sampler is None else sampler, inside.coordinates)
+
+
+def check_tails(inside: InCoordinates, generator: Generator) -> None:
+    """UserError where the energy does not rise far from the mean, by D log r along a ray, as an integral needs it."""
+    d = len(inside.mean)
+    rays = functional.normalize(Normal(inside.mean, inside.factor).draw(128, generator))
+    axes = torch.eye(d).to(rays)[:64]
+    rays = torch.cat([rays, axes, -axes])
+    with torch.no_grad():
+        near, far = (inside(rays * r * math.sqrt(d)) for r in FAR)
+    bad = far - near <= d * math.log(FAR[1] / FAR[0])
+    if bool(bad.any()):
+        raise diverges(f"far from its chains it does not rise along {int(bad.sum())} of {len(rays)} rays")
+
+
+def diverges(why: str) -> UserError:
+    """The error for an energy whose integral does not exist."""
+    hint = 'use support="box" for positions in [0, 1], or add a term that confines it, such as a Gaussian\'s'
+    return UserError(f"must have a finite integral of exp(-E); {why}", argument="energy", hint=hint)
