@@ -37,7 +37,7 @@ from thalweg.run.in_memory import optimise
 from thalweg.sampler.chain import run_chain
 from thalweg.sampler.schedule import Cosine, Linear, WarmRestarts
 
-ROWS = 2000
+ROWS, CHAINS = 2000, 1000
 STEPS = {"pcd": 350, "toy2d": 600}  # updates
 VISIT = {"pcd": 20, "toy2d": 5}  # steps of a chain in an update
 DATA = ("two-moons", "eight-gaussians")
@@ -84,7 +84,7 @@ def training(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a recipe, data set, form and seed."""
     found = []
     for recipe in args.recipes:
-        for data in DATA:
+        for data in args.data:
             for name, fields in forms(step_size(recipe), VISIT[recipe]):
                 for seed in range(args.seeds):
                     start, row = time.process_time(), {"recipe": recipe, "data": data, "form": name, "seed": seed}
@@ -108,17 +108,17 @@ def sampling(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row a recipe, data set, form, length of the chain and seed."""
     found = []
     for recipe in args.recipes:
-        for data in DATA:
+        for data in args.data:
             for seed in range(args.seeds):
                 energy, transform = trained(recipe, data, seed, {})
                 kernel = config.build(settings(Request(data=data, recipe=recipe), "vector").sampler, "sampler")
-                x = torch.randn(ROWS, 2, generator=generator(seed, "start"))
+                x = torch.randn(CHAINS, 2, generator=generator(seed, "start"))
                 for length in args.lengths:
                     for name, fields in forms(step_size(recipe), length):
                         end = run_chain(replace(kernel, **fields), energy, x, num_steps=length, seed=seed)
                         row = {"recipe": recipe, "data": data, "form": name, "seed": seed, "length": length}
                         for stream in ("validation", "test"):
-                            figures = compare(end, transform.forward(rows(data, stream)))
+                            figures = compare(end, transform.forward(rows(data, stream, CHAINS)))
                             row |= {stream: figures["mmd2_multi"], f"{stream}_recall": figures["recall"]}
                         found.append(row)
                         print(json.dumps(row), flush=True)
@@ -150,6 +150,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["training", "sampling"])
     parser.add_argument("--recipes", nargs="+", default=["pcd", "toy2d"], choices=sorted(STEPS))
+    parser.add_argument("--data", nargs="+", default=list(DATA), choices=DATA)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--lengths", nargs="+", type=int, default=[50, 400], help="steps of the chains from noise")
     parser.add_argument("--json", type=Path, help="also write all rows to this file")
