@@ -128,6 +128,31 @@ class HasStepSize(Protocol, metaclass=Capability):
         ...
 
 
+@runtime_checkable
+class HasChainTemperature(Protocol, metaclass=Capability):
+    """A kernel that keeps the law exp(-E / temperature). `ReplicaExchange` asks, as the temperatures are its own."""
+
+    @property
+    def temperature(self) -> Value | None:
+        """In nats."""
+        ...
+
+
+@runtime_checkable
+class Adaptable(Sampler[S], Protocol[S], metaclass=Capability):
+    """A dataclass of a kernel whose step size follows from the acceptance that is wanted. `warm_up` asks."""
+
+    @property
+    def step_size(self) -> Value:
+        """Positive: the larger, the lower the acceptance."""
+        ...
+
+    @property
+    def target_acceptance(self) -> float:
+        """The mean acceptance at which the kernel moves fastest for its cost."""
+        ...
+
+
 def require_annealed(sampler: object) -> AnnealedSampler[Any]:
     """The sampler, if it is annealed; UserError, with what it lacks, if not."""
     if not isinstance(sampler, AnnealedSampler):

@@ -116,6 +116,15 @@ def _numbered(state: Any, start: int) -> Any:
 
 
 @contextmanager
+def checked_energy(sampler: object, energy: EnergyFn, x: Tensor) -> Iterator[EnergyFn]:
+    """The energy as `run_chain` evaluates it in full precision, after its checks; for a loop of one's own from x."""
+    _check_positions(x)
+    _check_parts(sampler, energy)
+    with torch.inference_mode(False), FrozenEnergy.of(energy) as frozen_energy, autocast(x.device, False):
+        yield _Checked(frozen_energy, first=True)
+
+
+@contextmanager
 def _compiled(energy: AnyEnergy) -> Iterator[EnergyFn]:
     """The energy `frozen`, its value compiled at the first call; dE/dx is taken of that by autograd."""
 

@@ -130,6 +130,8 @@ class MALA:
     temperature: Value = 1.0
     clip: float | None = None
 
+    target_acceptance = 0.574
+
     def __post_init__(self):
         check_value(check.positive, step_size=self.step_size, temperature=self.temperature)
         if self.clip is not None:
