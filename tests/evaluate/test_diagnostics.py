@@ -73,8 +73,8 @@ def test_s33_chains_and_draws_swapped_are_rejected(arviz):
 
 @pytest.mark.parametrize("rho", [0.9, -0.5])
 def test_s34_the_sample_size_of_an_ar1(rho):
-    """n (1 - rho) / (1 + rho), 100 chains of 4,000."""
-    x = ar1(np.random.default_rng(1), (100, 4000), rho)
+    """n (1 - rho) / (1 + rho), 100 chains of 2,000."""
+    x = ar1(np.random.default_rng(1), (100, 2000), rho)
     (found,) = diagnose(x)
     want = x.size * (1 - rho) / (1 + rho)
     assert found.ess_bulk == pytest.approx(want, rel=0.1)
