@@ -79,7 +79,8 @@ def test_chains_that_stay_are_said_to():
     assert not found["agree"]
     assert "do not move" in found["sentence"]
     flat = figures(MALA(step_size=0.1), lambda x: 0 * x.square().sum(1), 2)
-    assert "constant is energy" in flat["sentence"]
+    assert "energy" in flat["sentence"], "a quantity that is constant where chains move"
+    assert not flat["agree"]
 
 
 def test_images_have_projections():

@@ -116,8 +116,10 @@ def _sentence(found: dict[str, Any], constant: list[str]) -> str:
     length = f"after {found['warm_up']:,} steps that are left out and {found['num_draws']:,} that are kept"
     if found["num_diverged"]:
         return f"{found['num_diverged']} of {found['num_chains']} chains left the finite range {length}."
+    if len(constant) == len(found["rows"]):
+        return f"The chains do not move {length}."
     if constant:
-        return f"The chains do not move {length}: constant is {', '.join(constant)}."
+        return f"Constant along each chain, {length}: {', '.join(constant)}."
     if found["agree"]:
         limits = f"R-hat is below {R_HAT}, and the effective sample sizes are {ESS} or more"
         return f"The chains agree {length}: for every quantity {limits}."
