@@ -72,6 +72,16 @@ def test_chains_that_diverge_are_said_to():
     assert found["rows"][0]["r_hat"] is None
 
 
+def test_a_chain_that_is_not_finite_at_some_steps_has_left_the_finite_range():
+    def holed(x):
+        return torch.where(x[:, 0] > 2.5, float("inf"), 0.5 * x.square().sum(1))
+
+    found = figures(ULA(step_size=0.5), holed, 2)
+    assert 1 <= found["num_diverged"] <= 16
+    assert "finite range" in found["sentence"]
+    assert found["rows"][0]["r_hat"] is None
+
+
 def test_chains_that_stay_are_said_to():
     """Each where it began: constant along the chain, though chains differ."""
     found = figures(MALA(step_size=1e4), lambda x: 1e4 * x.square().sum(1), 2)
