@@ -8,7 +8,8 @@ WORKERS ?= -n 2 --dist loadfile --no-loadscope-reorder
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install $(if $(CI),-q) --no-compile --disable-pip-version-check -c constraints.txt
 OLDEST := tests/contract tests/core tests/anomaly/test_sklearn.py tests/anomaly/test_kinds.py tests/anomaly/test_pyod.py \
-	tests/data/test_hub.py tests/evaluate/test_report.py::test_a_model_without_a_constant_has_no_likelihood
+	tests/data/test_hub.py tests/evaluate/test_report.py::test_a_model_without_a_constant_has_no_likelihood \
+	tests/evaluate/test_diagnostics.py::test_rows_follow_the_quantities
 LATE := layers or generators or capabilities or declared or yaml or kill or failure or truncation or full_disk or selective or any_tree
 
 .DEFAULT_GOAL := help

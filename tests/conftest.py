@@ -56,6 +56,7 @@ LATE = ("torch._dynamo", "tensorboard.summary.writer.record_writer", "thalweg.ru
 def small_previews():
     """Every run draws a preview, and the command a report; a thousand samples would take most of their time."""
     from thalweg.cli import train
+    from thalweg.evaluate import chains
     from thalweg.run import preview
 
     whole = train.evaluate_run
@@ -63,7 +64,10 @@ def small_previews():
 
     before = {name: getattr(preview, name) for name in ("NUM_IMAGES", "NUM_POINTS", "CHAIN_STEPS")}
     vars(preview).update(NUM_IMAGES=4, NUM_POINTS=20, CHAIN_STEPS=2)
+    lengths = {"WARM_UP": chains.WARM_UP, "NUM_DRAWS": chains.NUM_DRAWS}
+    vars(chains).update(WARM_UP=2, NUM_DRAWS=20)
     yield
+    vars(chains).update(lengths)
     vars(preview).update(before)
     train.evaluate_run = whole
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import thalweg
-from thalweg.apps.inpaint.inpaint import inpaint, restore
+from thalweg.apps.inpaint.inpaint import _of_chain, inpaint, restore
 from thalweg.apps.inpaint.masks import observed
 from thalweg.apps.inpaint.operators import Blur, Downsample, Pixels, matrix
 from thalweg.apps.inpaint.posterior import Schedule
@@ -21,7 +21,7 @@ from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.validate import as_float
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.linear_observation import LinearObservation
-from thalweg.sampler.langevin import ULA
+from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.schedule import Linear
 
 QUICK = Schedule(num_steps=4, resampling=1, chain_steps=5)
@@ -171,6 +171,13 @@ def test_a_chain_of_schedules_completes_as_one_of_their_values(chains):
     assert torch.allclose(ends[0], ends[1], rtol=1e-6)
     assert torch.allclose(ends[0], ends[2], rtol=1e-6)
     assert all(bool(end.isfinite().all()) and not torch.allclose(ends[0], end) for end in ends[3:])
+
+
+def test_a_completion_ends_at_the_last_temperature_and_follows_the_longest_step():
+    rise = Linear(first=0.01, last=0.03, num_steps=3)
+    assert _of_chain(ULA(step_size=rise, temperature=LATE), 5) == (0.5, 0.03)
+    assert _of_chain(ULA(step_size=LATE, temperature=rise), 5) == (0.03, 2.0)
+    assert _of_chain(MALA(step_size=0.1), 0) == (1.0, 0.1)
 
 
 def test_noisy_observations_are_repaired_too(digits, pixels):

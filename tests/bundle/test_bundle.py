@@ -127,6 +127,10 @@ def test_log_p_integrates_to_one_in_data_units(anchor):
     assert abs(_integral(without_units, half=8.0) - 1) > tolerance
 
 
+def test_chains_are_those_of_an_energy_without_noise_levels(plane):
+    assert plane.chains(4) is None
+
+
 def test_after_a_short_training_log_p_still_integrates_to_about_one(plane):
     """Within 0.5 nats after 500 updates; the energy without its constant (mutant) is off by more."""
     assert abs(math.log(_integral(plane.log_prob))) < 0.5

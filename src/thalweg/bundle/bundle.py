@@ -165,6 +165,13 @@ class Bundle(HoldsEnergy):
         """Model units to data units, where z lies; images in [0, 1]."""
         return decoded(self.kind, self.transform, z)
 
+    def chains(self, n: int, *, seed: int = 0) -> tuple[Sampler[Any], EnergyFn, Tensor] | None:
+        """(sampler, E(z), n independent starts as of samples) in model units; None for an energy with noise levels."""
+        if self.noisy:
+            return None
+        draws = generator(seed, "chains", device=self.device)
+        return self.sampler, self.model, initial_positions(self.kind, self.transform, (n, *self.shape), draws)
+
     @property
     def lowest(self) -> EnergyFn:
         """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""

@@ -217,6 +217,31 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     return text
 
 
+def _chains(figures: Mapping[str, Any]) -> str:
+    found = figures.get("chains")
+    if not found:
+        return ""
+    names = {
+        "r_hat": "R-hat",
+        "ess_bulk": "effective sample size",
+        "ess_tail": "in the tails",
+        "mcse_mean": "error of the mean",
+        "mcse_sd": "error of the deviation",
+    }
+    rows = [[r["quantity"], *("-" if r[key] is None else _cell(r[key]) for key in names)] for r in found["rows"]]
+    text = (
+        f"<h2>Do the chains agree?</h2><p><b>{html.escape(found['sentence'])}</b></p><p>{found['num_chains']} "
+        f"independent chains of the model's own sampler, {html.escape(found['sampler'])}, from noise, in the model's "
+        f"units; a step is accepted with probability {found['acceptance']:.1%}. <b>R-hat</b> compares the spread "
+        "between chains with that within: 1 is perfect. The <b>effective sample size</b> is how many independent draws "
+        "would estimate as well.</p>" + _table(["quantity", *names.values()], rows)
+    )
+    if not found["adjusted"]:
+        bias = found.get("bias") or {"sentence": "The sampler has no Metropolis test, so its law is biased."}
+        text += f"<p>{html.escape(bias['sentence'])}</p>"
+    return text
+
+
 def _samples(pictures: Mapping[str, Any]) -> str:
     if "samples" not in pictures:
         return ""
@@ -272,6 +297,7 @@ def write_report(
         _memory(figures, pictures),
         _detection(figures, pictures),
         _likelihood(figures, pictures),
+        _chains(figures),
         _free(tables or {}, pictures),
         f"<h2>How this was made</h2><pre>{html.escape(command)}</pre><p class=soft>{about['num_train']:,} training "
         f"examples; {about['num_held_out']:,} unseen ones; seed {about['seed']}; model kind "

@@ -16,6 +16,7 @@ from thalweg.core.rng import generator
 from thalweg.energy.base import Capability, NoisyEnergyFn
 from thalweg.evaluate import pictures as draw
 from thalweg.evaluate import vectors
+from thalweg.evaluate.chains import NUM_CHAINS, HasChains, chain_figures
 from thalweg.evaluate.corruptions import corrupted
 from thalweg.evaluate.detection import detection_table, in_blocks
 from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, judged, load_judge
@@ -27,7 +28,10 @@ CURVES = ("loss", "space", "time", "gap", "grad_norm")
 
 
 class Evaluable(Protocol):
-    """A model that can be evaluated; x is in data units. With `HasNoisyEnergy` its likelihood is checked by the ODE."""
+    """A model that can be evaluated; x is in data units.
+
+    With `HasNoisyEnergy` its likelihood is checked by the ODE, with `HasChains` its chains are diagnosed.
+    """
 
     @property
     def kind(self) -> str:
@@ -276,6 +280,9 @@ def evaluate_bundle(
         "energy": {name: {"mean": u.mean().item(), "std": u.std().item()} for name, u in energies.items()},
         "likelihood": _likelihood(bundle, sets, seed),
     }
+    chains = bundle.chains(NUM_CHAINS, seed=seed) if isinstance(bundle, HasChains) else None
+    if chains is not None:
+        figures["chains"] = chain_figures(*chains, seed=seed)
     if figures["likelihood"] is not None and (
         both := _second_opinion(bundle, sets, num_ode=num_ode, num_steps=ode_steps, num_probes=ode_probes, seed=seed)
     ):
