@@ -48,7 +48,7 @@ def found(objective, x, num_small=4_000):
         loss = objective.loss(energy, state, Batch(x[:n]), (torch.cat([part[:n] for part in noise]),))[0]
         return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters, create_graph=graph)])
 
-    for _ in range(10):
+    for _ in range(7):
         few = gradient(num_small, graph=True)
         rows = (torch.autograd.grad(g, parameters, retain_graph=True, materialize_grads=True) for g in few)
         hessian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
