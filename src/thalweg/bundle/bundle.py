@@ -30,6 +30,7 @@ from thalweg.energy.base import Anchored, Classifier, EnergyFn, HasExactLogZ, No
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.outcomes import Conditional
 from thalweg.energy.wrappers import AtNoise
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.base import Sampler, require_annealed, with_num_steps
@@ -204,6 +205,10 @@ class Bundle(HoldsEnergy):
         whole number of 64 bits. Blocks of 100 are computed together, so up to rounding only where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         """
+        if isinstance(self.model, Conditional):
+            text = "must be a law of whole rows, and this one is p(y | x)"
+            hint = "draw y by thalweg.apps.conditional.model:ConditionalModel"
+            raise UserError(text, argument=str(self.path), hint=hint)
         n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
         fits_memory(n, self.shape)
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
