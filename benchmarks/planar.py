@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["exact", "nce", "cd"], choices=["exact", "nce", "cd"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1500, help="of exact")
+    parser.add_argument("--steps", type=int, default=4000, help="of exact")
     parser.add_argument("--nce-steps", type=int, default=4000)
     parser.add_argument("--cd-steps", type=int, default=10_000)
     parser.add_argument("--json", type=Path, help="also write every row to this file, one a line")
