@@ -1,7 +1,7 @@
 """How near to maximum likelihood an energy in the plane is, by each way of training (row S26).
 
     python benchmarks/planar.py --seeds 3 --json planar.json
-    python benchmarks/planar.py --methods exact nce --steps 1000 --data two-moons
+    python benchmarks/planar.py --methods exact nce --nce-steps 1000 --data two-moons
 
 The reference climbs the exact gradient of the likelihood: log Z is a sum over a grid, moved at random each step. The
 others know no Z: noise-contrastive estimation, and contrastive divergence (the recipe toy2d). Each network is the
@@ -44,7 +44,7 @@ class GridLikelihood(Stateless):
     The grid is moved by a uniform part of a square at each step, so that no structure can hide between its points.
     """
 
-    side: int = 80
+    side: int = 60
     half: float = SIDE
     normalises = False
 
@@ -121,17 +121,20 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--methods", nargs="+", default=["exact", "nce", "cd"], choices=["exact", "nce", "cd"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3000, help="of exact and nce")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=4000, help="of exact")
+    parser.add_argument("--nce-steps", type=int, default=4000)
     parser.add_argument("--cd-steps", type=int, default=10_000)
     parser.add_argument("--json", type=Path, help="also write every row to this file, one a line")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    steps = {"exact": args.steps, "nce": args.nce_steps, "cd": args.cd_steps}
     print(f"{'data':<18}{'method':<8}{'seed':>5}{'KL':>9}{'+-':>8}{'- exact':>9}{'log Z':>9}{'CPU s':>8}")
     best: dict[tuple[str, int], float] = {}
     for method in sorted(args.methods, key=["exact", "nce", "cd"].index):
         for name in args.data:
-            for seed in range(args.seeds):
-                row = one(method, name, args.cd_steps if method == "cd" else args.steps, seed)
+            for seed in range(args.first_seed, args.first_seed + args.seeds):
+                row = one(method, name, steps[method], seed)
                 if method == "exact":
                     best[name, seed] = row["kl"]
                 row["above_exact"] = row["kl"] - best.get((name, seed), math.nan)

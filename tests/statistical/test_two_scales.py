@@ -4,9 +4,7 @@ Guth, Kadkhodaie & Simoncelli (2025). The short form takes the exact energy with
 many nats, and asks which level an objective prefers. The long form trains a network (`benchmarks/two_scales.py`).
 """
 
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +16,7 @@ from thalweg.objective.score import dual
 from thalweg.objective.score.noise_levels import NoiseLevels
 from thalweg.objective.score.score import DenoisingScoreMatching
 
+from .scripts import script
 from .test_score_matching import mutant
 
 DIM, SCALES, SHARE = 1000, (0.5, 2.0), 0.7
@@ -81,11 +80,7 @@ def test_one_level_is_blind_to_the_difference_and_dual_score_matching_is_not():
 @pytest.mark.slow
 def test_a_trained_network_finds_the_difference_by_dual_score_matching_alone():
     """3 seeds: dual within 5 % of the true difference, single-scale off by ten times as much or more."""
-    spec = importlib.util.spec_from_file_location("two_scales", Path(__file__).parents[2] / "benchmarks/two_scales.py")
-    assert spec is not None
-    assert spec.loader is not None
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
+    bench = script("two_scales")
     want = bench.difference(lambda y: bench.truth(y, bench.SIGMA_MIN**2))
     for seed in range(3):
         by_dual, by_single = (abs(bench.learned(m, seed, 3000) / want - 1) for m in ("dual", "single"))

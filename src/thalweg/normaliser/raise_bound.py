@@ -68,21 +68,26 @@ def raise_bound(
         start: Where chains begin that the independent units are fitted to; uniform states if not given. They may be
             training rows, never the rows x themselves.
     """
-    if not isinstance(energy, Discrete):
-        raise UserError("must be an energy of states", argument="energy", hint="take thalweg.log_z for any other")
+    num_states = _num_states(energy)
     check.count(num_chains=num_chains, num_steps=num_steps)
     with FrozenEnergy.of(energy) as frozen_energy:
         like = type_of_positions(energy, x.shape[1:], True)
         checked, given, begin = CheckedEnergy(frozen_energy), rows("x", x, like), rows("start", start, like)
         assert given is not None
         annealing = annealing_of_states(
-            checked, like, num_states=energy.num_states, start=begin, sampler=None, num_chains=PILOTS, seed=seed
+            checked, like, num_states=num_states, start=begin, sampler=None, num_chains=PILOTS, seed=seed
         )
         plan = make_plan(annealing, PILOTS, address(seed, "raise-plan", device=like.device))
         path, size = plan.path(annealing, num_steps), max(1, PARTICLES // num_chains)
         found = torch.cat([_of_rows(path, part, num_chains, seed, k) for k, part in enumerate(given.split(size))])
     error = float(found.std()) / math.sqrt(len(found)) if len(found) > 1 else math.nan
     return LikelihoodBound(float(found.mean()), error, found, num_chains, num_steps)
+
+
+def _num_states(energy: object) -> int:
+    if not isinstance(energy, Discrete):
+        raise UserError("must be an energy of states", argument="energy", hint="take thalweg.log_z for any other")
+    return energy.num_states
 
 
 def _of_rows(path: EnergyPath, x: Tensor, num_chains: int, seed: int, block: int) -> Float[Tensor, " n"]:
