@@ -67,7 +67,10 @@ class Everything:
     def prior_log_prob(self, y):
         return torch.zeros(len(y))
 
-    num_outputs = 5
+    num_outputs, num_states = 5, 2
+
+    def log_z(self):
+        return torch.zeros(())
 
     def outputs(self, x):
         return x

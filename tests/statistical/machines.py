@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from thalweg.energy.rbm import RBMEnergy, all_states
+from thalweg.energy.enumeration import all_states
+from thalweg.energy.rbm import RBMEnergy
 
 
 def machine(shape: tuple[int, ...] = (6,), num_hidden: int = 4, seed: int = 0, scale: float = 1.0) -> RBMEnergy:

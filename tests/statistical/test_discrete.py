@@ -6,7 +6,8 @@ import torch
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
-from thalweg.energy.rbm import RBMEnergy, all_states
+from thalweg.energy.enumeration import all_states
+from thalweg.energy.rbm import RBMEnergy
 from thalweg.energy.wrappers import Tempered
 from thalweg.sampler.chain import run_chain
 from thalweg.sampler.gibbs import Gibbs
@@ -76,6 +77,14 @@ def test_run_chain_takes_it_and_goes_on_where_it_stopped():
     assert torch.equal(bf16, whole)
 
 
+def test_numbers_beyond_the_hidden_units_are_not_used():
+    energy, x = machine((2, 3)), torch.rand(50, 2, 3).double()
+    sampler, state = Gibbs(num_hidden=7), Position(x)
+    r, s = sampler.draw(state, generator(3, "noise"))
+    want, _ = Gibbs(num_hidden=4).step(energy, state, (r[:, :4], s))
+    assert torch.equal(sampler.step(energy, state, (r, s))[0].x, want.x)
+
+
 def test_a_broken_energy_shows():
     energy = machine()
     energy.visible_bias.data[2] = torch.nan
@@ -88,7 +97,7 @@ def test_a_broken_energy_shows():
     [
         (Gaussian((0.0,) * 6), 4, "energy"),
         (Tempered(machine(), 0.5), 4, "energy"),
-        (machine(), 5, "num_hidden"),
+        (machine(), 3, "num_hidden"),
     ],
 )
 def test_an_energy_without_the_structure_is_refused(energy, num_hidden, argument):

@@ -11,11 +11,13 @@ from thalweg.core.rng import generator
 from thalweg.energy import analytic
 from thalweg.energy import wrappers as compose
 from thalweg.energy.base import energy_and_grad
+from thalweg.energy.ising import IsingEnergy
 from thalweg.energy.networks.classifier import ClassifierEnergy
 from thalweg.energy.networks.conv import ConvEnergy
 from thalweg.energy.networks.mlp import MLPEnergy
 from thalweg.energy.networks.resnet import ResNetEnergy
 from thalweg.energy.networks.tilted_gaussian import TiltedGaussianEnergy
+from thalweg.energy.potts import PottsEnergy
 from thalweg.energy.rbm import RBMEnergy
 
 from . import densities
@@ -30,6 +32,8 @@ NETWORKS = {
     "resnet": lambda: ResNetEnergy(shape=(1, 8, 8), channels=(2, 3)),
     "conditional": ClassifierEnergy.example,
     "restricted boltzmann machine": RBMEnergy.example,
+    "ising": IsingEnergy.example,
+    "potts": PottsEnergy.example,
 }
 WRAPPERS = (compose.Tempered, compose.Sum, compose.FixedLabels, compose.Clamped, compose.AtNoise)
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from thalweg.core.rng import generator
-from thalweg.energy.rbm import Conditionals, all_states
+from thalweg.energy.base import Conditionals
+from thalweg.energy.enumeration import all_states
 from thalweg.objective.base import Batch
 from thalweg.objective.contrastive import divergence as contrastive
 from thalweg.sampler.gibbs import Gibbs

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from thalweg.core import check
 from thalweg.core.config import type_name
 from thalweg.core.errors import UserError, one_line
 from thalweg.data.validate import as_float
@@ -195,6 +196,44 @@ class Scale:
         if self.scale == 0:
             raise UserError("must not be zero", argument="scale", value=self.scale)
         return self.shift, self.scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binarize:
+    """z = 1 where x > threshold, else 0: for energies of binary states.
+
+    Not invertible: what is left of a row is its binary form, whose probability p(z) takes the place of a density. So
+    `inverse` is z itself and `log_abs_det` zero.
+
+    Args:
+        threshold: In data units; a pixel's range is [0, 1].
+    """
+
+    threshold: float = 0.5
+
+    def __post_init__(self):
+        check.finite(threshold=self.threshold)
+
+    def fit(self, x: Tensor) -> Self:
+        """Itself: nothing is fitted."""
+        return self
+
+    def forward(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """1 where x is above the threshold, else 0, in the type of x."""
+        x = as_float(x)
+        return (x > self.threshold).to(x.dtype)
+
+    def inverse(self, z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+        """z."""
+        return z
+
+    def log_abs_det(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Zeros (B,)."""
+        return as_float(x[:1]).new_zeros(len(x))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec."""
+        return _spec(self, threshold=self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,6 +221,15 @@ class Discrete(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class HasExactLogZ(Discrete, Protocol, metaclass=Capability):
+    """Is an energy of states that can be summed over. Evaluation and bundles ask, for exact likelihoods."""
+
+    def log_z(self) -> Tensor:
+        """log sum_x exp(-E(x)), () nats, with its gradient in the parameters; UserError for too many states."""
+        ...
+
+
+@runtime_checkable
 class HasSequence(Protocol, metaclass=Capability):
     """Is -logsumexp of what modules give one after the other. A chain asks, and then builds no graph at all."""
 

@@ -7,7 +7,7 @@ sampling uses (`thalweg.sampler.gibbs`).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -16,12 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thalweg.core import check
-from thalweg.core.errors import UserError
 from thalweg.energy.base import Conditionals
+from thalweg.energy.enumeration import state_chunks
 from thalweg.energy.shape import check_shape
-
-MAX_COUNTED = 20
-_CHUNK = 1 << 14
 
 
 class RBMEnergy(nn.Module):
@@ -58,6 +55,14 @@ class RBMEnergy(nn.Module):
         """p(h_j = 1 | v) = sigmoid(c_j + W_j·v) and p(v_i = 1 | h) = sigmoid(b_i + h·W_i), as log-odds."""
         return Conditionals(self._hidden, self._visible)
 
+    @torch.no_grad()
+    def fit(self, x: Float[Tensor, "n *d"]) -> Self:
+        """Set b to the log-odds of each unit in data x of 0 and 1, (n + 1/2) / (N + 1) (Hinton 2010): where W = 0, the
+        most likely machine.
+        """
+        self.visible_bias.copy_(((x.flatten(1).sum(0) + 0.5) / (len(x) + 1)).logit())
+        return self
+
     def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """E(x) in nats; smooth, and defined between 0 and 1 too. Parameters are taken in x's precision."""
         return -(x.flatten(1) @ self.visible_bias.to(x.dtype)) - _softplus(self._hidden(x)).sum(1)
@@ -72,7 +77,7 @@ class RBMEnergy(nn.Module):
             weight, counted, summed = weight.T, summed, counted
         parts = [
             torch.logsumexp(s @ counted + _softplus(summed + s @ weight).sum(1), 0)
-            for s in _states(len(counted), weight)
+            for s in state_chunks(len(counted), weight)
         ]
         return torch.logsumexp(torch.stack(parts), 0)
 
@@ -81,21 +86,6 @@ class RBMEnergy(nn.Module):
 
     def _visible(self, h: Tensor) -> Tensor:
         return (self.visible_bias.to(h.dtype) + h @ self.weight.to(h.dtype)).unflatten(1, self.shape)
-
-
-def all_states(num_units: int) -> Float[Tensor, "n d"]:
-    """The 2^n states of n units, (2^n, n) in float64, in the order of binary numbers; UserError where n is over 20."""
-    return torch.cat(list(_states(num_units, torch.empty(0, dtype=torch.float64))))
-
-
-def _states(num_units: int, like: Tensor) -> Iterator[Tensor]:
-    """All states, in chunks that fit into memory."""
-    if num_units > MAX_COUNTED:
-        condition = f"must be at most {MAX_COUNTED}, as there are 2^{num_units} states to count"
-        raise UserError(condition, argument="num_units", value=num_units)
-    bit = torch.arange(num_units - 1, -1, -1, device=like.device)
-    for number in torch.arange(2**num_units, device=like.device).split(_CHUNK):
-        yield ((number[:, None] >> bit) & 1).to(like.dtype)
 
 
 def _softplus(x: Tensor) -> Tensor:

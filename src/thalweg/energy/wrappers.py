@@ -20,6 +20,7 @@ from thalweg.energy.base import (
     AnyEnergy,
     Capability,
     Classifier,
+    Discrete,
     EnergyFn,
     HasGradient,
     HasNoiseLevels,
@@ -71,7 +72,7 @@ class Tempered(EnergyWrapper):
     energy: EnergyFn
     beta: float | Tensor
 
-    keeps = (HasShape, HasGradient)
+    keeps = (HasShape, HasGradient, Discrete)
 
     @classmethod
     def example(cls) -> Self:
@@ -149,7 +150,7 @@ class FixedLabels(EnergyWrapper):
     energy: Callable[[Tensor, Tensor], Tensor]
     labels: Int[Tensor, "..."]
 
-    keeps = (HasShape, HasGradient)
+    keeps = (HasShape, HasGradient, Discrete)
 
     @classmethod
     def example(cls) -> Self:

@@ -21,7 +21,7 @@ from thalweg.core.check import one_of, whole
 from thalweg.core.device import autocast
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator as address
-from thalweg.energy.base import AnyEnergy, Bipartite, EnergyFn, HasGradient, HasNoiseLevels
+from thalweg.energy.base import AnyEnergy, Bipartite, Discrete, EnergyFn, HasGradient, HasNoiseLevels
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.wrappers import EnergyWrapper
@@ -171,7 +171,7 @@ class _Checked(EnergyWrapper):
     energy: AnyEnergy
     first: bool = False
 
-    keeps = (Bipartite, HasNoiseLevels)
+    keeps = (Bipartite, Discrete, HasNoiseLevels)
 
     def __post_init__(self):
         self._gradient = self.energy.value_and_grad if isinstance(self.energy, HasGradient) else None

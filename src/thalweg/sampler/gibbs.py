@@ -22,11 +22,11 @@ class Gibbs:
     """Block Gibbs sampling of a bipartite energy: h ~ p(h | v), then v' ~ p(v | h) (Geman & Geman 1984; Hinton 2002).
 
     Exact for exp(-E) / Z at every step. Costs two matrix products and no gradient of the energy. After one step all
-    positions are 0 or 1. UserError from a step for an energy without `conditionals`, or with another number of hidden
-    units.
+    positions are 0 or 1. UserError from a step for an energy without `conditionals`, or with more hidden units.
 
     Args:
-        num_hidden: Number of hidden units of the energy.
+        num_hidden: Number of hidden units of the energy, or more. So many uniform numbers are drawn, of which the first
+            are used.
     """
 
     num_hidden: int
@@ -58,10 +58,10 @@ class Gibbs:
         conditionals = energy.conditionals
         r, s = noise
         log_odds = conditionals.hidden(state.x)
-        if log_odds.shape != r.shape:
-            condition = f"must be the energy's number of hidden units, {log_odds.shape[1]}"
+        if log_odds.shape[1] > r.shape[1]:
+            condition = f"must be the energy's number of hidden units, {log_odds.shape[1]}, or more"
             raise UserError(condition, argument="num_hidden", value=r.shape[1])
-        x = _units(conditionals.visible(_units(log_odds, r)), s)
+        x = _units(conditionals.visible(_units(log_odds, r[:, : log_odds.shape[1]])), s)
         one = x.new_ones(len(x))
         return Position(x), Info(acceptance=one, grad_norm=torch.zeros_like(one))
 

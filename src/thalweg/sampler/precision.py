@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from thalweg.core.device import autocast, synchronise
 from thalweg.core.rng import generator
-from thalweg.energy.base import AnyEnergy, Bipartite, EnergyFn, HasGradient, HasNoiseLevels, energy_and_grad
+from thalweg.energy.base import (
+    AnyEnergy,
+    Bipartite,
+    Discrete,
+    EnergyFn,
+    HasGradient,
+    HasNoiseLevels,
+    energy_and_grad,
+)
 from thalweg.energy.engine.discovery import find_modules
 from thalweg.energy.wrappers import EnergyWrapper
 from thalweg.sampler.base import GradientOnly, Sampler
@@ -48,7 +56,7 @@ class AtPrecision(EnergyWrapper):
     bf16: bool
     exact: bool = True
 
-    keeps = (Bipartite, HasNoiseLevels)
+    keeps = (Bipartite, Discrete, HasNoiseLevels)
 
     def __post_init__(self):
         self._gradient = self.energy.value_and_grad if isinstance(self.energy, HasGradient) else None
