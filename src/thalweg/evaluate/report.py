@@ -179,10 +179,15 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     if not found:
         return text + (
             "<p>This model's energy has an unknown additive constant, so it has no log-likelihood; none is reported. "
-            "A recipe that learns normalised energies (dual score matching) has one.</p>"
+            "A recipe that learns normalised energies (dual score matching) has one, and `thalweg evaluate --log-z` "
+            "estimates the constant of another, with an interval.</p>"
         )
     error = f"{found['nats']:,.1f} ± {found['nats_error']:,.1f}"
     rows = [["log p of unseen data (nats; higher is better)", error, f"{found['nats_gaussian']:,.1f}", ""]]
+    if "nats_low" in found:
+        ends = (found["nats_low"], found["nats_high"])
+        interval = " to ".join("unbounded" if end is None else f"{end:,.1f}" for end in ends)
+        rows.append(["the same, by the interval of the estimated constant (nats)", interval, "", ""])
     if "bits_per_dim" in found:
         bits = (f"{found[k]:.3f}" for k in ("bits_per_dim", "bits_per_dim_gaussian", "bits_per_dim_uniform"))
         rows.append(["bits a pixel (lower is better)", *bits])

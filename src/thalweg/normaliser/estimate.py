@@ -48,6 +48,14 @@ class LogZ(NamedTuple):
         return text if self.warning is None else f"{text}; {self.warning}"
 
 
+class LogProb(NamedTuple):
+    """log p(x) in nats, (B,) each, where the constant is an estimate: `low` and `high` follow from its interval."""
+
+    estimate: Tensor
+    low: Tensor
+    high: Tensor
+
+
 def estimate(
     path_of: Callable[[int], EnergyPath],
     *,
