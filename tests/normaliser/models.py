@@ -1,6 +1,5 @@
 """Energies whose constants are known: in closed form, by counting states, or on a grid."""
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,8 +8,11 @@ import torch
 from torch import Tensor
 
 from thalweg.energy.analytic import GaussianMixture
+from thalweg.energy.enumeration import all_states
+from thalweg.energy.ising import IsingEnergy
 from thalweg.energy.networks.tilted_gaussian import TiltedGaussianEnergy
-from thalweg.energy.rbm import RBMEnergy, all_states
+from thalweg.energy.potts import PottsEnergy
+from thalweg.energy.rbm import RBMEnergy
 
 
 class Known(NamedTuple):
@@ -74,33 +76,14 @@ def counted(energy, shape: tuple[int, ...], states: Tensor) -> Known:
     return Known(energy, shape, float(torch.logsumexp(-u, 0)), draw)
 
 
-class Spins:
-    """E(s) = -J sum of products of neighbours on a torus of 4 x 4 spins, s = 2 x - 1."""
-
-    num_states = 2
-    coupling = 0.4
-
-    def __call__(self, x):
-        s = 2 * x - 1
-        return -self.coupling * (s * (s.roll(1, 1) + s.roll(1, 2))).sum((1, 2))
-
-
-class Colours:
-    """Six units of three states in a row that like their neighbours' state, and the first state."""
-
-    num_states = 3
-
-    def __call__(self, x):
-        return -(x[:, 1:] * x[:, :-1]).sum((1, 2)) - 0.5 * x[:, :, 0].sum(1)
-
-
 def ising() -> Known:
-    return counted(Spins(), (4, 4), all_states(16).unflatten(1, (4, 4)))
+    energy = IsingEnergy(coupling=0.4).double().requires_grad_(False)
+    return counted(energy, (4, 4), all_states(16).unflatten(1, (4, 4)))
 
 
 def potts() -> Known:
-    numbers = torch.tensor(list(itertools.product(range(3), repeat=6)))
-    return counted(Colours(), (6, 3), torch.nn.functional.one_hot(numbers, 3).double())
+    energy = PottsEnergy(shape=(2, 3, 3), coupling=0.7, periodic=False).double().requires_grad_(False)
+    return counted(energy, (2, 3, 3), all_states(6, 3).unflatten(1, (2, 3)))
 
 
 def network() -> Known:

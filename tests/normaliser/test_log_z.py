@@ -35,24 +35,47 @@ def perceptron(seed):
     return MLPEnergy(shape=(2,))
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_the_constant_is_within_005_nats_and_inside_its_interval(name):
-    """S28: |error| <= 0.05, the interval holds the exact value, and |mean(w / Z) - 1| < 5 standard errors."""
+def check(name, seed, **options):
     energy, shape, exact, _ = KNOWN[name]()
     support = "box" if name == "box" else "real"
-    found = thalweg.log_z(energy, shape=shape, support=support, tolerance=0.08)
+    found = thalweg.log_z(energy, shape=shape, support=support, seed=seed, **options)
     assert abs(found.estimate - exact) <= 0.05
     assert found.low <= exact <= found.high
     assert abs(math.expm1(found.forward - exact)) < 5 * found.forward_error
     assert abs(math.expm1(exact - found.reverse)) < 5 * found.reverse_error
-    assert found.high - found.low <= 0.16
+    assert found.high - found.low <= 2 * options["tolerance"]
     assert found.warning is None
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in ("gaussian-50", "ising", "funnel")])
+def test_the_constant_is_within_005_nats_and_inside_its_interval(name):
+    """S28: |error| <= 0.05, the interval holds the exact value, and |mean(w / Z) - 1| < 5 standard errors."""
+    check(name, 0, tolerance=0.09)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_constant_of_all_models_over_seeds(name, seed):
+    """The same at a smaller tolerance, where the slow models are among them."""
+    check(name, seed, tolerance=0.06)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in ("network", "box")])
+def test_exact_draws_bound_the_constant_of_all_models(name):
+    """S29 in its long form."""
+    energy, shape, exact, draw = KNOWN[name]()
+    found = thalweg.log_z(energy, shape=shape, samples=draw(512, generator(1, "exact")), num_steps=1000)
+    assert found.forward - 5 * found.forward_error <= exact <= found.reverse + 5 * found.reverse_error
+    assert abs(found.gap) <= 0.1
 
 
 def test_exact_draws_bound_the_constant_from_above():
     """S29: inside [lower - 5 SE, upper + 5 SE], and a gap of 0.1 nats at most at K = 1000."""
-    energy, shape, exact, draw = models.machine(30, 8, 1.0)
-    found = thalweg.log_z(energy, shape=shape, samples=draw(512, generator(0, "exact")), num_steps=1000)
+    energy, shape, exact, draw = models.machine(12, 6, 1.0)
+    samples = draw(256, generator(0, "exact"))
+    found = thalweg.log_z(energy, shape=shape, samples=samples, num_steps=1000, num_chains=256)
     assert found.forward - 5 * found.forward_error <= exact <= found.reverse + 5 * found.reverse_error
     assert abs(found.gap) <= 0.1
     assert found.num_steps == 1000
