@@ -27,10 +27,11 @@ from thalweg.core.device import find_device, place
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import Kind
-from thalweg.energy.base import Anchored, Classifier, EnergyFn, NoiseConditional
+from thalweg.energy.base import Anchored, Classifier, EnergyFn, HasExactLogZ, NoiseConditional
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.outcomes import Conditional
 from thalweg.energy.wrappers import AtNoise
 from thalweg.normaliser.estimate import LogProb, LogZ
 from thalweg.sampler.annealed import BLOCK, anneal
@@ -147,6 +148,17 @@ class Bundle(HoldsEnergy):
         """U(y, t) in model units, (B, *) and (B,) to (B,) nats; None where the energy has no noise levels."""
         return self.model if self.noisy else None
 
+    @property
+    def countable(self) -> HasExactLogZ | None:
+        """The energy in model units, where it is one of states that may be summed over; None for any other."""
+        return self.model if isinstance(self.model, HasExactLogZ) else None
+
+    @property
+    def constant(self) -> LogZ | None:
+        """What `log_z` estimated and stored, in data units; None where it was not asked."""
+        found = constants.stored(self.config)
+        return None if found is None else found[0]
+
     def prior_log_prob(self, y: Tensor) -> Tensor:
         """log p of y at t_max, (B,) nats, in model units."""
         if not isinstance(self.model, NoiseConditional):
@@ -235,6 +247,10 @@ class Bundle(HoldsEnergy):
         whole number of 64 bits. Blocks of 100 are computed together, so up to rounding only where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         """
+        if isinstance(self.model, Conditional):
+            text = "must be a law of whole rows, and this one is p(y | x)"
+            hint = "draw y by thalweg.apps.conditional.model:ConditionalModel"
+            raise UserError(text, argument=str(self.path), hint=hint)
         n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
         fits_memory(n, self.shape)
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)

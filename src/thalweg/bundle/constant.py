@@ -1,10 +1,11 @@
 """The constant of a bundle whose training leaves it unknown: estimated once, then kept in its config.
 
-The law of such a model is that of its chains, exp(-E(z) / T) in model units z, with T the temperature of its sampler; 1
-where it has none. So log p(x) = -E(x) / T - log Z, where Z is the integral of exp(-E(x) / T) over x in data units. It
-runs over the box that the sampler clamps to, over [0, 1] for other images, over all of space for rows, and is a sum
-over states. A clamp puts probability on the walls of the box, and Langevin steps without a Metropolis test are off by
-their size: log p is the density that the energy states, not the law of such a chain to the last digit.
+The law of such a model is that of its chains, exp(-E(z) / T) in model units z, with T the temperature of its sampler, a
+schedule's last; 1 where it has none. So log p(x) = -E(x) / T - log Z, where Z is the integral of exp(-E(x) / T) over x
+in data units. It runs over the box that the sampler clamps to, over [0, 1] for other images, over all of space for
+rows, and is a sum over states. A clamp puts probability on the walls of the box, and Langevin steps without a
+Metropolis test are off by their size: log p is the density that the energy states, not the law of such a chain to the
+last digit.
 """
 
 import math
@@ -16,12 +17,14 @@ from torch import Tensor
 from thalweg.core.check import one_of
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.energy.base import Discrete, EnergyFn, NoiseConditional
+from thalweg.energy.outcomes import Conditional
 from thalweg.energy.wrappers import Tempered
 from thalweg.normaliser.estimate import LogZ
 from thalweg.normaliser.inputs import SUPPORTS
 from thalweg.normaliser.log_z import log_z
 from thalweg.normaliser.noise_levels import noise_levels
-from thalweg.sampler.base import HasClamp, HasStepSize
+from thalweg.sampler.base import HasChainTemperature, HasClamp
+from thalweg.sampler.schedule import PROBED, value_at
 
 if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
@@ -33,6 +36,9 @@ NUM_STARTS = 64  # samples of the bundle that its chains begin at
 
 def estimated(bundle: "Bundle", *, seed: int, support: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """What a config keeps as `log_z`: the figures, the temperature and the support."""
+    if isinstance(bundle.model, Conditional):
+        text, hint = "must be a law of whole rows, and this one is p(y | x)", "use apps.conditional.model"
+        raise UserError(text, argument=str(bundle.path), hint=hint)
     if isinstance(bundle.model, NoiseConditional):
         found, temperature, support = noise_levels(bundle.model, seed=seed, **options), 1.0, "real"
     else:
@@ -84,7 +90,8 @@ def _at_temperature(bundle: "Bundle", temperature: float, support: str, seed: in
 
 
 def _temperature(sampler: object) -> float:
-    temperature = float(sampler.temperature) if isinstance(sampler, HasStepSize) else 1.0
+    given = sampler.temperature if isinstance(sampler, HasChainTemperature) else None
+    temperature = 1.0 if given is None else float(value_at(given, torch.tensor(PROBED[-1])))
     if not 0 < temperature < math.inf:
         text, hint = "must be positive: at temperature 0 a chain has no law", "give another sampler"
         raise UserError(text, argument="sampler.temperature", value=temperature, hint=hint)

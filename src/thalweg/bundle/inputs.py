@@ -14,6 +14,7 @@ from thalweg.data.float32_check import COARSE, Float32Transform, check_scored, s
 from thalweg.data.frames import is_frame
 from thalweg.data.transform import ROUNDING
 from thalweg.data.validate import as_floats, as_tensor, check_cells, check_input, check_shape
+from thalweg.energy.outcomes import Conditional
 
 if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
@@ -36,6 +37,9 @@ def checked_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
     table = bundle.kind == "vector" and is_frame(x)
     found = as_rows(bundle.layout, x, where=where) if table else as_tensor(x, where=where)
     found = check_input(found, bundle.shape, bundle.kind, where=where)
+    if isinstance(bundle.model, Conditional):
+        outcomes = bundle.model.outcomes
+        outcomes.check_columns(found[:, found.shape[1] - outcomes.columns :], f"targets of {where}")
     return _fine_enough(bundle, found, where, bundle.layout.singles(x) if table else None)
 
 

@@ -73,10 +73,16 @@ def train(
     if address()[0]:
         return  # the first of several processes does the rest
     result: dict[str, Any] = {"run": str(folder), "data": bundle.config["data"], "training": bundle.config["training"]}
+    conditional = bundle.config.get("conditional")
+    if conditional is not None:  # there is no law of whole rows, which a report is about
+        result["conditional"], report = conditional, False
+        others = {name: round(value, 3) for name, value in conditional["baselines"].items()}
+        console.say(f"held-out log p(y | x), nats a row: {conditional['log_prob']}; of baselines: {others}")
     if report and not (folder / "report.html").exists():
         result |= _report(bundle, folder, bundle.config["run"]["seed"], rows)
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
-    console.say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg sample {shlex.quote(str(folder))} -n 64)")
+    then = "sample {} -n 64" if conditional is None else "score {} " + shlex.quote(data)
+    console.say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg {then.format(shlex.quote(str(folder)))})")
     console.emit(result, as_json)
 
 

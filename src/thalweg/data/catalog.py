@@ -81,6 +81,7 @@ def load(
     limit: int | None = None,
     header: bool | None = None,
     drop: Sequence[str] = (),
+    targets: Sequence[str] = (),
 ) -> Dataset:
     """A named set (`data.sets`) or any path that `files.read_rows` reads, shuffled and split.
 
@@ -93,12 +94,16 @@ def load(
         limit: Keep so many rows of the shuffled training part.
         header: As in `files.read_rows`, for tables alone.
         drop: The same.
+        targets: Columns of a table that become the last of a row, in this order.
     """
     if held_out is not None and not 0 < held_out < 1:
         raise UserError("must be in (0, 1)", argument="held_out", value=held_out)
     if limit is not None:
         check.count(limit=limit)
     x, labels, source, share, layout = _rows(name, data, hub, seed, header, drop)
+    if targets:
+        layout, order = layout.with_last(targets, name)
+        x = x[:, order]
     share = share if held_out is None else held_out
     return split(x, labels, name=name, source=source, held_out=share, seed=seed, limit=limit, layout=layout)
 

@@ -13,6 +13,7 @@ from thalweg.data.float32_check import Float32Transform, check_fitted
 from thalweg.data.transform import Transform
 from thalweg.energy.base import Classifier, Fittable, HasNoiseLevels, lacking, require_noise_conditional
 from thalweg.energy.building import from_spec
+from thalweg.energy.outcomes import Conditional
 from thalweg.objective.base import Batch, Labelled, Objective
 from thalweg.run.given import Given
 from thalweg.run.module_checks import check_module, check_second_derivatives, check_tensors, is_foreign
@@ -71,6 +72,7 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
         with torch.random.fork_rng(devices=[]):
             _check_shape(parts.energy, run, data)
         _require_labels(parts.objective, parts.energy, data)
+        _check_targets(parts.energy, run, data)
         _check_noise(parts, run)
         x = torch.zeros(2, *data.shape)
         if parts.augment is not None:
@@ -124,6 +126,21 @@ def _check_shape(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
         fits = False
     if not fits:
         raise _unfit(run, data)
+
+
+def _check_targets(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
+    """UserError unless the last columns are outcomes of the energy's, where it has any, and those that are named."""
+    named = run.data.targets
+    if not isinstance(energy, Conditional):
+        if named:
+            text, hint = "must be none, as the energy is none of y given x", "take --recipe conditional-labels"
+            raise UserError(text, argument="data.targets", value=named, hint=hint)
+        return
+    if named and len(named) != energy.outcomes.columns:
+        text = f"must be {energy.outcomes.columns}, as many as the energy's targets"
+        raise UserError(text, argument="data.targets", value=named)
+    for rows in (data.train, data.held_out):
+        energy.outcomes.check_columns(rows[:, data.shape[0] - energy.outcomes.columns :], f"targets of {data.name}")
 
 
 def _check_noise(parts: Parts, run: RunSettings) -> None:

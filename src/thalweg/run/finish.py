@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.conditional import held_out_figures
 from thalweg.bundle.files import read_config, write_bundle
 from thalweg.bundle.prior import fit_mixture_prior, read_mixture_prior
 from thalweg.bundle.temperature import calibrate
 from thalweg.core import store
 from thalweg.data.catalog import Dataset, as_float
+from thalweg.energy.outcomes import Conditional
 from thalweg.run.card import card
 from thalweg.sampler.base import Sampler
 from thalweg.training.plan import Plan, num_threads
@@ -45,6 +47,8 @@ def calibrated(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler
     bundle = Bundle(config, energy, None, path, sampler)
     if bundle.num_classes and data.held_out_labels is not None:
         config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
+    if isinstance(energy, Conditional):
+        config["conditional"] = held_out_figures(bundle, data)
     bundle.held_out_energies = bundle.energy(as_float(data.held_out))
     bundle.mixture_prior = fit_mixture_prior(bundle, data.train)
     return bundle

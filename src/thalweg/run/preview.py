@@ -15,6 +15,7 @@ from thalweg.data.float32_check import Float32Transform
 from thalweg.energy.base import NoiseConditional
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.outcomes import Conditional
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.base import Sampler, require_annealed
 from thalweg.sampler.chain import run_chain
@@ -65,6 +66,8 @@ class Previews:
 
     def __call__(self, state: TrainState, plan: Plan) -> None:
         """Draw if it is time. Randomness is addressed and weights are only read, so training is not touched."""
+        if isinstance(state.average, Conditional):
+            return  # there is no law of whole rows to draw from
         last = state.step == plan.num_steps
         if state.seconds < self.next_seconds and not last:
             return

@@ -14,10 +14,12 @@ from thalweg.core import config as specs
 from thalweg.core.errors import UserError, shown
 from thalweg.core.recipes import read_recipe
 from thalweg.energy.base import Anchored, NoiseConditional
+from thalweg.energy.outcomes import Conditional
 from thalweg.run.given import Given
 
 BUDGETS = ("steps", "minutes")
 BASE = {"image": "pcd-conv-image", "vector": "pcd-vector"}  # recipes for a network E(x) that is given
+CONDITIONAL = {True: "conditional-labels", False: "conditional-continuous"}  # for an energy E(x, y) that is given
 MINUTES = 10.0  # where neither the command, nor an override, nor the recipe has a budget
 ARGUMENTS = ("data.name", "data.path", "data.hub", "data.header", "data.drop", "seed")
 WHOLE = {"data": "data.held_out or data.limit", "train": "its keys, as in train.batch_size=32"}
@@ -113,7 +115,7 @@ def data_tree(request: Request) -> dict[str, Any]:
         if key in WHOLE:
             raise UserError("must be overridden by key, not whole", argument=key, hint=f"override {WHOLE[key]}")
     data = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
-    data |= {"header": request.header, "drop": list(request.drop)}
+    data |= {"header": request.header, "drop": list(request.drop), "targets": []}
     mine = [text for text in request.overrides if text.strip().startswith("data.")]
     return specs.override({"data": data}, mine)["data"]
 
@@ -137,6 +139,8 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
     if request.checkpoint_every is not None:
         tree["train"]["checkpoint_every"] = request.checkpoint_every
     tree = specs.override(tree, request.overrides)
+    if tree["data"]["targets"] and isinstance(tree.get("energy"), dict) and request.given.energy is None:
+        tree["energy"] = {"num_targets": len(tree["data"]["targets"]), **tree["energy"]}
     tree["train"] |= _budget(request, name, own, tree["train"])
     if isinstance(tree.get("energy"), dict) and "shape" in tree["energy"]:
         raise UserError("must not be given, as it comes from the data", argument="energy.shape", hint="drop it")
@@ -154,6 +158,8 @@ def _recipe(request: Request, kind: str) -> tuple[str, dict[str, Any]]:
         name = recipe_name(request, kind)
         return name, {**read_recipe(name), **given.specs()}
     name = f"dual-{kind}" if isinstance(given.energy, NoiseConditional) else BASE[kind]
+    if isinstance(given.energy, Conditional):
+        name = CONDITIONAL[given.energy.outcomes.enumerable]
     recipe = read_recipe(name)
     sections = {part: recipe[part] for part in ("transform", "objective", "sampler") if part in recipe}
     if isinstance(given.energy, NoiseConditional) and not isinstance(given.energy, Anchored):

@@ -26,6 +26,7 @@ class DataSettings(_Section):
     limit: int | None = Field(None, ge=2, description="most rows to train on")
     header: bool | None = None  # whether the first line of a CSV names its columns
     drop: list[str] = []  # columns of a table to leave out
+    targets: list[str] = []  # columns of a table that are y of p(y | x): they become the last of a row
 
 
 class TrainSettings(_Section):

@@ -5,13 +5,13 @@ matched by order, with a warning in the log.
 """
 
 import logging
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.errors import DamagedFile, UserError, suggestion
 from thalweg.data.columns.counters import UNNAMED, verdict
 from thalweg.data.columns.encoding import Columns
 from thalweg.data.csv_header import Known
@@ -121,6 +121,26 @@ class Layout:
         """Which of the model's columns come in float32, in its order."""
         names = self.names or [name for name in names_of(frame) if name not in self.ignored]
         return _singles(as_frame(frame, "x"), names)
+
+    def with_last(self, names: Sequence[str], where: str) -> tuple[Self, list[int]]:
+        """The same columns with these ones last, in the order given; with where each column was before.
+
+        UserError: a table without names, a name that is not there or comes twice, all columns.
+        """
+        if self.names is None or self.columns is None:
+            text = f"must be none, as the columns of {where} have no names"
+            raise UserError(text, argument="data.targets", value=[*names], hint="give the table a header")
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            hint = suggestion(unknown[0], self.names)
+            raise UserError(f"must be columns of {where}", argument="data.targets", value=unknown[0], hint=hint)
+        if len({*names}) < len(names) or len(names) == len(self.names):
+            text = "must be names that differ, and leave a column for x"
+            raise UserError(text, argument="data.targets", value=[*names])
+        order = [i for i, name in enumerate(self.names) if name not in names]
+        order += [self.names.index(name) for name in names]
+        columns = replace(self.columns, columns=tuple(self.columns.columns[i] for i in order))
+        return replace(self, columns=columns), order
 
     def to_list(self) -> list[list[Any]] | None:
         """What JSON holds of the columns."""

@@ -1,0 +1,1 @@
+"""A trained law of y given x, by the names of its targets."""
