@@ -10,6 +10,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian, GaussianMixture
 from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.normaliser.real import InCoordinates, check_tails
 from thalweg.sampler.langevin import MALA, ULA
 
 from ..statistical.densities import Banana, Funnel, LogGamma
@@ -151,6 +152,14 @@ def test_what_has_no_constant_is_one_clear_error(energy, options, argument):
     with pytest.raises(UserError) as error:
         thalweg.log_z(energy, shape=(2,), **options)
     assert error.value.argument == argument
+
+
+def test_a_curved_valley_that_a_ray_crosses_is_no_missing_tail():
+    energy = Banana()
+    factor = energy.covariance.sqrt()
+    inside = InCoordinates(energy, (2,), torch.float64, energy.mean, factor, False)
+    for seed in range(100):
+        check_tails(inside, generator(seed, "rays"))
 
 
 def test_a_mode_that_no_chain_finds_is_missing_from_both_passes():
