@@ -127,3 +127,27 @@ def test_kernels_of_another_law_are_refused(kernel):
         require_exact(kernel)
     assert error.value.argument.startswith("kernel")
     assert isinstance(require_exact(MALA(step_size=0.1)), MALA)
+
+
+def test_bennetts_ratio_is_exact_for_passes_of_two_sizes():
+    """Gaussian work that Crooks' theorem joins: f ~ N(c - s² / 2, s²), r ~ N(c + s² / 2, s²); and its error is true."""
+    c, s, n, m = 3.0, 1.5, 1000, 150
+    found = []
+    for seed in range(12):
+        draws = generator(seed, "work")
+        f, r = (torch.randn(size, generator=draws, dtype=torch.float64) * s + c for size in (n, m))
+        found.append(sandwich(f - s**2 / 2, -(r + s**2 / 2), n + torch.arange(m), draws))
+    errors = torch.tensor([(each.estimate - c) / each.error for each in found])
+    assert errors.abs().max() < 4
+    assert 0.6 < errors.square().mean().sqrt() < 1.5
+    assert all(each.error < each.lower_error and each.error < each.upper_error for each in found)
+
+
+def test_chains_of_one_ancestor_count_once():
+    """Ten reverse chains from each of 40 starts are as good as 40, not as 400."""
+    draws = generator(0, "family")
+    starts = torch.randn(40, generator=draws, dtype=torch.float64)
+    f = torch.randn(4000, generator=draws, dtype=torch.float64)
+    many, ancestors = starts.repeat(10), 4000 + torch.arange(40).repeat(10)
+    together, alone = (sandwich(f, many, a, draws).upper_error for a in (ancestors, 4000 + torch.arange(400)))
+    assert together > 2.5 * alone

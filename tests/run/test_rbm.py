@@ -10,8 +10,9 @@ from thalweg.data.catalog import Dataset
 from thalweg.data.transform import Binarize, Transform
 from thalweg.energy.enumeration import all_states
 from thalweg.evaluate.report import write_report
-from thalweg.evaluate.states import exact_likelihood
+from thalweg.evaluate.states import likelihood_of_states
 from thalweg.evaluate.suite import evaluate_bundle
+from thalweg.normaliser.estimate import LogZ
 from thalweg.run.fit import Request, fit_with_data
 
 QUICK = ["energy.num_hidden=6", "train.learning_rate=0.05", "train.ema=0.9", "train.batch_size=50"]
@@ -54,7 +55,13 @@ def test_with_too_many_hidden_units_there_is_no_likelihood(trained):
     wide = copy.copy(bundle)
     wide.model = type(bundle.model)(shape=(1, 8, 8), num_hidden=70)
     assert wide.countable is wide.model
-    assert exact_likelihood(wide, data.held_out, data.held_out, data.train) is None
+    assert likelihood_of_states(wide, data.held_out, data.held_out, data.train) is None
+    known = LogZ(50.0, 49.0, 52.0, 100.0)
+    wide.config = {**wide.config, "log_z": {**known._asdict(), "temperature": 1.0, "support": "states"}}
+    found = likelihood_of_states(wide, data.held_out, data.held_out, data.train)
+    assert found is not None
+    assert found["nats"] == pytest.approx(float(wide.log_prob(data.held_out).estimate.mean()), rel=1e-4)
+    assert (found["nats_low"] - found["nats"], found["nats_high"] - found["nats"]) == pytest.approx((-2, 1))
 
 
 def test_a_machine_of_more_hidden_units_than_the_samplers_is_refused(tmp_path):

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.bundle import classes, conformal, hub
+from thalweg.bundle import constant as constants
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows
@@ -32,6 +33,7 @@ from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.outcomes import Conditional
 from thalweg.energy.wrappers import AtNoise
+from thalweg.normaliser.estimate import LogProb, LogZ
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.base import Sampler, require_annealed, with_num_steps
 from thalweg.sampler.chain import of_block, run_chain
@@ -39,6 +41,7 @@ from thalweg.sampler.chain import of_block, run_chain
 EVALUATION_BLOCK = 256
 CHAIN_STEPS = 1000
 ALPHA = 0.01
+MANIFEST = store.MANIFEST
 Blocks = Iterator[Tensor]  # of samples, 100 at a time
 log = logging.getLogger("thalweg")
 
@@ -150,6 +153,12 @@ class Bundle(HoldsEnergy):
         """The energy in model units, where it is one of states that may be summed over; None for any other."""
         return self.model if isinstance(self.model, HasExactLogZ) else None
 
+    @property
+    def constant(self) -> LogZ | None:
+        """What `log_z` estimated and stored, in data units; None where it was not asked."""
+        found = constants.stored(self.config)
+        return None if found is None else found[0]
+
     def prior_log_prob(self, y: Tensor) -> Tensor:
         """log p of y at t_max, (B,) nats, in model units."""
         if not isinstance(self.model, NoiseConditional):
@@ -190,17 +199,50 @@ class Bundle(HoldsEnergy):
             u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
             return u.to(x.device) - self.transform.log_abs_det(x)
 
-    def log_prob(self, x: Any) -> Float[Tensor, " b"]:
-        """log p(x), (B,) nats, of the data smoothed by the lowest noise; NotNormalised without a known constant."""
-        if not self.normalised:
-            objective = self.config["run"]["objective"]["type"].split(":")[1]
-            text = f"must be a normalised model: {objective} leaves the energy's constant unknown"
-            hint = "use .energy(x), or train with --recipe dual"
-            if isinstance(self.model, NoiseConditional) and not isinstance(self.model, Anchored):
-                text = "must be a normalised model, and this network's law at the highest noise level is not known"
-                hint = "use .energy(x), or train thalweg.anchored(network, shape=…) by dual score matching"
-            raise NotNormalised(text, argument=str(self.path), hint=hint)
-        return -self.energy(x)
+    def log_prob(self, x: Any) -> Float[Tensor, " b"] | LogProb:
+        """log p(x), (B,) nats, in data units; of a model with noise levels, of data smoothed by the lowest noise.
+
+        Where the constant was estimated by `log_z` it is a `LogProb` of (B,) tensors, with that interval, for
+        exp(-E(x) / T). NotNormalised where the constant is not known.
+        """
+        if self.normalised:
+            return -self.energy(x)
+        constant = constants.stored(self.config)
+        if constant is not None:
+            return _log_prob(self.energy(x), *constant)
+        objective = self.config["run"]["objective"]["type"].split(":")[1]
+        text = f"must be a normalised model: {objective} leaves the energy's constant unknown"
+        hint = "estimate it by bundle.log_z() or `thalweg evaluate --log-z`, or use .energy(x)"
+        if isinstance(self.model, NoiseConditional) and not isinstance(self.model, Anchored):
+            text = "must be a normalised model, and this network's law at the highest noise level is not known"
+            hint = "use .energy(x), or train thalweg.anchored(network, shape=…) by dual score matching"
+        raise NotNormalised(text, argument=str(self.path), hint=hint)
+
+    def log_z(self, *, seed: int = 0, store: bool = True, support: str | None = None, **options: Any) -> LogZ:
+        """log Z in nats with an interval, for log p(x) = -E(x) / T - log Z; E is `energy`, so x is in data units.
+
+        T is the temperature of the bundle's sampler, 1 where it has none: exp(-E / T) is what its chains sample. The
+        integral runs over the box that the sampler clamps to, over [0, 1] for other images, over all of space for rows;
+        an energy of states is summed. A clamped chain has probability on the walls, which a density has not, so its
+        samples follow log p but for that.
+
+        `log_prob`, `score` and the commands then answer with the interval. UserError where the integral does not exist,
+        or where the folder cannot be written.
+
+        Args:
+            seed: Of all draws.
+            store: Keep it in the bundle and, where it was read from a run's folder, in that folder.
+            support: "real" or "box", in place of the above.
+            options: Of `thalweg.log_z`: `num_chains`, `max_steps`, `tolerance` … For images the first two are smaller.
+        """
+        found = constants.estimated(self, seed=seed, support=support, options=options)
+        constant = constants.stored({"log_z": found})
+        assert constant is not None
+        if store:
+            self.config = {**self.config, "log_z": found}
+            if (self.path / MANIFEST).exists():
+                self.save_pretrained(self.path)
+        return constant[0]
 
     def sample(
         self, n: int, *, seed: int = 0, num_steps: int | None = None, labels: Any = None, strength: float = 1.0
@@ -239,7 +281,9 @@ class Bundle(HoldsEnergy):
         return inpaint(self, x, observed, n=n, seed=seed).images
 
     def score(self, x: Any, *, alpha: float = ALPHA) -> dict[str, Tensor]:
-        """energy, log_prob (normalised models only), p_value and flag = p_value <= alpha, each (B,).
+        """energy, log_prob (where the constant is known), p_value and flag = p_value <= alpha, each (B,).
+
+        Where `log_z` has estimated the constant, log_prob_low and log_prob_high are the ends of its interval.
 
         p(x) = (1 + #{held-out energies >= E(x)}) / (1 + their number): the share of normal data at least as odd.
         An alpha below the smallest p-value there is, 1 / (1 + their number), flags nothing and is warned of once.
@@ -247,9 +291,12 @@ class Bundle(HoldsEnergy):
         share(alpha=alpha)
         with torch.no_grad():
             u = self.energy(x)
-        result = {"energy": u}
+        result, constant = {"energy": u}, constants.stored(self.config)
         if self.normalised:
             result["log_prob"] = -u
+        elif constant is not None:
+            log_p = _log_prob(u, *constant)
+            result |= {"log_prob": log_p.estimate, "log_prob_low": log_p.low, "log_prob_high": log_p.high}
         if self.held_out_energies is not None:
             ranked = self.held_out_energies.sort().values
             p = torch.from_numpy(conformal.p_values(ranked.cpu().numpy(), u.cpu().numpy()))
@@ -341,3 +388,8 @@ class Bundle(HoldsEnergy):
             if labels is not None:
                 energy = classes.of_classes(self.model, labels, strength)(start, start + len(z))
             yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
+
+
+def _log_prob(u: Tensor, constant: LogZ, temperature: float) -> LogProb:
+    log_p = -u / temperature
+    return LogProb(log_p - constant.estimate, log_p - constant.high, log_p - constant.low)

@@ -19,6 +19,7 @@ EXAMPLE = "Example: `thalweg evaluate runs/digits`"
 def evaluate(
     run: Run,
     num_samples: Annotated[int, typer.Option("-n", help="Samples to judge.", min=20)] = 1000,
+    log_z: Annotated[bool, typer.Option("--log-z", help="First estimate and store the energy's constant.")] = False,
     seed: Seed = 0,
     trust: Trust = None,
     device: Device = "auto",
@@ -29,6 +30,9 @@ def evaluate(
     from thalweg.bundle.files import load_as
 
     bundle = load_as(run, Bundle, device=device)
+    if log_z:
+        console.say("estimating the constant …")
+        console.say(str(bundle.log_z(seed=seed)))
     figures = evaluate_run(bundle, bundle.path, num_samples=num_samples, seed=seed)
     console.say(f"report in {bundle.path / 'report.html'}")
     console.emit(figures, as_json)

@@ -175,6 +175,7 @@ def _detection(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
 
 
 STATES = "these are probabilities of the data's states, exact: the constant is a sum over all states."
+ESTIMATED_STATES = "these are probabilities of the data's states; the constant is estimated."
 DENSITIES = "pixels carry uniform noise inside their grey level, so that the numbers compare with other papers' bits."
 
 
@@ -190,18 +191,23 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     if not found:
         return text + (
             "<p>This model's energy has an unknown additive constant, so it has no log-likelihood; none is reported. "
-            "A recipe that learns normalised energies (dual score matching) has one.</p>"
+            "A recipe that learns normalised energies (dual score matching) has one, and `thalweg evaluate --log-z` "
+            "estimates the constant of another, with an interval.</p>"
         )
     error, (name, key) = f"{found['nats']:,.1f} ± {found['nats_error']:,.1f}", _rival(found)
     rival = f"{found[f'nats_{key}']:,.1f}" if key else ""
     rows = [["log p of unseen data (nats; higher is better)", error, rival, ""]]
+    if "nats_low" in found:
+        ends = (found["nats_low"], found["nats_high"])
+        interval = " to ".join("unbounded" if end is None else f"{end:,.1f}" for end in ends)
+        rows.append(["the same, by the interval of the estimated constant (nats)", interval, "", ""])
     if "bits_per_dim" in found:
         bits = (f"{found[k]:.3f}" for k in ("bits_per_dim", f"bits_per_dim_{key}", "bits_per_dim_uniform"))
         rows.append(["bits a pixel (lower is better)", *bits])
     rows.append(["log p of the model's own samples (nats)", f"{found['nats_samples']:,.1f}", "", ""])
     text += (
         f"<p>Mean over {found['num']:,} unseen examples. A <b>nat</b> is a factor of e in probability; "
-        + (STATES if "log_z" in found else DENSITIES)
+        + ((ESTIMATED_STATES if "nats_low" in found else STATES) if "log_z" in found else DENSITIES)
         + "</p>"
         + _table(["figure", "this model", name, "uniform"], rows)
     )

@@ -1,4 +1,4 @@
-"""The likelihood of an energy of states whose constant is exact: probabilities of states, not densities."""
+"""The likelihood of an energy of states, whose constant is exact or estimated: probabilities, not densities."""
 
 import copy
 import math
@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Capability, HasExactLogZ
+from thalweg.normaliser.estimate import LogZ
 
 
 @runtime_checkable
@@ -21,26 +22,35 @@ class HasStates(Protocol, metaclass=Capability):
         """The energy of states; None where it is another."""
         ...
 
+    @property
+    def constant(self) -> LogZ | None:
+        """An estimate of log Z with its interval, where there is one; asked for where states are too many to count."""
+        ...
+
     def encode(self, x: Tensor, /) -> Tensor:
         """Data units to states."""
         ...
 
 
 @torch.no_grad()
-def exact_likelihood(model: HasStates, x: Tensor, samples: Tensor, train: Tensor) -> dict[str, Any] | None:
-    """Mean log p of the states of x in nats, exact; beside it independent units fitted to the training rows.
+def likelihood_of_states(model: HasStates, x: Tensor, samples: Tensor, train: Tensor) -> dict[str, Any] | None:
+    """Mean log p of the states of x in nats; beside it independent units fitted to the training rows.
 
-    None where the model's energy is not one of states, or there are too many to count. In float64, on the CPU.
+    Exact, or by the model's estimate of the constant where there are too many states to count; None without one, or
+    where the model's energy is not one of states. In float64, on the CPU.
     """
     energy = model.countable
     if not isinstance(energy, nn.Module):
         return None
     energy = copy.deepcopy(energy).to("cpu", torch.float64)
     assert isinstance(energy, HasExactLogZ)
+    estimated = None
     try:
         log_z = float(energy.log_z())
     except UserError:
-        return None
+        if (estimated := model.constant) is None:
+            return None
+        log_z = estimated.estimate
     states = {name: model.encode(rows).cpu().double() for name, rows in (("unseen", x), ("samples", samples))}
     log_p = {name: -torch.cat([energy(part) for part in z.split(1000)]) - log_z for name, z in states.items()}
     d = x[0].numel()
@@ -51,6 +61,9 @@ def exact_likelihood(model: HasStates, x: Tensor, samples: Tensor, train: Tensor
         "nats_error": (log_p["unseen"].std() / math.sqrt(len(x))).item(),
         "nats_samples": log_p["samples"].mean().item(),
     }
+    if estimated is not None:
+        for name, end in (("nats_low", estimated.high), ("nats_high", estimated.low)):
+            row[name] = row["nats"] + log_z - end if math.isfinite(end) else None
     if energy.num_states == 2:
         alone = independent_log_prob(model.encode(train).cpu(), states["unseen"])
         row |= {"nats_independent": alone.mean().item(), "bits_per_dim": bits_per_dim_of_states(row["nats"], d)}

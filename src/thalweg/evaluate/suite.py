@@ -22,7 +22,8 @@ from thalweg.evaluate.detection import detection_table, in_blocks
 from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, judged, load_judge
 from thalweg.evaluate.likelihood import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
 from thalweg.evaluate.samples import baselines, nearest, plain_features, quality
-from thalweg.evaluate.states import HasStates, exact_likelihood
+from thalweg.evaluate.states import HasStates, likelihood_of_states
+from thalweg.normaliser.estimate import LogProb
 
 CURVES = ("loss", "space", "time", "gap", "grad_norm")
 
@@ -47,8 +48,8 @@ class Evaluable(Protocol):
         """(B,) energies in nats; low = like the data."""
         ...
 
-    def log_prob(self, x: Tensor, /) -> Tensor:
-        """(B,) log-densities in nats; raises `NotNormalised` where there is none."""
+    def log_prob(self, x: Tensor, /) -> Tensor | LogProb:
+        """(B,) log-densities in nats, or an estimate with its interval; raises `NotNormalised` where there is none."""
         ...
 
     def sample(self, n: int, /, *, seed: int = 0) -> Tensor:
@@ -157,26 +158,36 @@ def _quality(sets: _Sets, judge: Judge | None, seed: int) -> dict[str, dict[str,
 def _likelihood(bundle: Evaluable, sets: _Sets, seed: int) -> dict[str, Any] | None:
     """Mean log p of unseen data and of samples in nats, with the Gaussian fit beside; None where not normalised.
 
-    Of an energy of states that can be counted, the exact probabilities, beside independent units.
+    Of an energy of states the probabilities, exact where these can be counted, beside independent units.
     """
     if isinstance(bundle, HasStates) and bundle.countable is not None:
-        return exact_likelihood(bundle, sets.reference, sets.samples, sets.train)
+        return likelihood_of_states(bundle, sets.reference, sets.samples, sets.train)
     x, image = sets.reference, sets.reference.ndim == 4
     if image:
         x = dequantise(x, generator(seed, "dequantise"))
     try:
-        log_p = in_blocks(bundle.log_prob, x, what="log p")
+        first = bundle.log_prob(x[:1])
     except NotNormalised:
         return None
+
+    def log_prob(rows: Tensor) -> Tensor:
+        found = bundle.log_prob(rows)
+        return found.estimate if isinstance(found, LogProb) else found
+
+    log_p = in_blocks(log_prob, x, what="log p")
     d = x[0].numel()
     gaussian = gaussian_prior(sets.train, (bundle.t_min if isinstance(bundle, HasNoisyEnergy) else 0.0) or 1e-6)(x)
     row: dict[str, Any] = {
         "num": len(x),
         "nats": log_p.mean().item(),
         "nats_error": (log_p.std() / math.sqrt(len(log_p))).item(),
-        "nats_samples": in_blocks(bundle.log_prob, sets.samples, what="log p").mean().item(),
+        "nats_samples": in_blocks(log_prob, sets.samples, what="log p").mean().item(),
         "nats_gaussian": gaussian.mean().item(),
     }
+    if isinstance(first, LogProb):
+        for name, end in (("nats_low", first.low), ("nats_high", first.high)):
+            shift = (end - first.estimate).item()
+            row[name] = row["nats"] + shift if math.isfinite(shift) else None
     if image:
         row["bits_per_dim"] = bits_per_dim(log_p, d).mean().item()
         row["bits_per_dim_gaussian"] = bits_per_dim(gaussian, d).mean().item()

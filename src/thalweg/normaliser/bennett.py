@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 NUM_RESAMPLES = 200
 ERRORS = 3.0  # standard errors on either side
-_HALVINGS = 60
+_HALVINGS = 45
 
 
 class Sandwich(NamedTuple):

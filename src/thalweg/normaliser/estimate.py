@@ -48,6 +48,14 @@ class LogZ(NamedTuple):
         return text if self.warning is None else f"{text}; {self.warning}"
 
 
+class LogProb(NamedTuple):
+    """log p(x) in nats, (B,) each, where the constant is an estimate: `low` and `high` follow from its interval."""
+
+    estimate: Tensor
+    low: Tensor
+    high: Tensor
+
+
 def estimate(
     path_of: Callable[[int], EnergyPath],
     *,
@@ -80,10 +88,11 @@ def estimate(
     while True:
         path = path_of(levels)
         found, ess = _both_passes(path, samples, num_chains, seed, levels, device)
-        known = 0.5 * (found.high - found.low) <= tolerance
-        if known or num_levels is not None or 2 * levels > max_levels:
+        excess = 0.5 * (found.high - found.low) / tolerance
+        if excess <= 1 or num_levels is not None or levels == max_levels:
             return result(found, path.log_z, ess, num_chains, levels)
-        levels *= 2
+        # The variance of a log weight falls as 1 / K, so the error as 1 / sqrt(K).
+        levels = min(max_levels, math.ceil(levels * min(max(1.1 * excess**2, 2), 8)))
 
 
 def _both_passes(

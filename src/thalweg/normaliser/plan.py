@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from thalweg.core.errors import UserError
 from thalweg.normaliser.ais import effective_size, require_exact
 from thalweg.normaliser.tempering import Annealing, AnnealingPath
 
@@ -57,7 +58,7 @@ def _next_level(annealing: Annealing, x: Tensor, beta: float, least: float) -> t
 
     def weights(to: float) -> Tensor:
         log_w = u - annealing.at(to)(x).double()
-        return torch.where(u == torch.inf, -torch.inf, log_w)
+        return torch.where((u == torch.inf) | log_w.isnan(), -torch.inf, log_w)
 
     def overlaps(log_w: Tensor) -> bool:
         return effective_size(log_w) >= OVERLAP * len(x)
@@ -70,7 +71,11 @@ def _next_level(annealing: Annealing, x: Tensor, beta: float, least: float) -> t
         middle = math.sqrt(max(low, 1e-9) * high) if high > 2 * max(low, 1e-9) else 0.5 * (low + high)
         low, high = (middle, high) if overlaps(weights(middle)) else (low, middle)
     to = min(max(low if low > beta else high, beta + least), 1.0)
-    return to, weights(to)
+    log_w = weights(to)
+    if not bool((log_w > -torch.inf).any()):
+        hint = "give where chains begin as start"
+        raise UserError("must have mass where its chains are", argument="energy", hint=hint)
+    return to, log_w
 
 
 def _moved(annealing: Annealing, beta: float, x: Tensor, step: float, generator: Generator) -> tuple[Tensor, float]:

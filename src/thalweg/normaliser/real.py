@@ -1,7 +1,8 @@
-"""Annealing on real space and on the unit box: coordinates in which a fitted Gaussian is standard normal.
+"""Annealing on real space and on the unit box: coordinates z in which the base law is a standard one.
 
-Positions are x = y, or x = sigmoid(y) on the box, with y = m + L z. N(m, L L') is fitted to chains, and the base law is
-standard normal in z. On the box -log |dx/dy| belongs to the energy, and the integral exists for any bounded energy.
+Positions are x = y, or x = sigmoid(y) on the box, with y = m + L z. m and L L' are the mean and covariance of chains.
+The base law of z is standard normal, and logistic of variance 1 on the box, where -log |dx/dy| belongs to the energy
+and the integral exists for any bounded energy.
 """
 
 import math
@@ -22,10 +23,14 @@ from thalweg.normaliser.tempering import Base, Geometric, Target
 from thalweg.sampler.base import Sampler
 from thalweg.sampler.langevin import MALA
 
-NUM_ROUNDS, ROUND_STEPS = 12, 30
+MOST_ROUNDS, ROUND_STEPS = 60, 30
+BOUND = 1e12  # on any coordinate of a chain
+LEAST_ACCEPTED = 0.3  # chains that hardly move stay where they are, and have not settled
 GAIN = 0.5  # of log step size by acceptance, a step
+CLIP = 1.0  # of a step's drift, in deviations of the base law, so that no chain sticks where gradients are large
+SCALE = math.pi / math.sqrt(3)  # of a logistic law of variance 1
 MOST_FITTED = 2000  # chains that the Gaussian is fitted to
-FAR = (1e3, 1e4)  # deviations from the mean between which an energy must rise
+FAR = (1e3, 1e4, 1e5)  # deviations from the mean between which an energy must rise
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,32 @@ class Normal:
 
 
 @dataclass(frozen=True)
+class Logistic(Normal):
+    """Independent standard logistic laws of s z, s = pi / sqrt(3): of variance 1, with the tails of log-odds.
+
+    E(z) = sum_i (softplus(s z_i) + softplus(-s z_i)). Uniform positions on the box follow it for m = 0 and L = s.
+    """
+
+    @property
+    def log_z(self) -> Float[Tensor, ""]:
+        """log det L - D log s."""
+        return self.factor.diagonal().log().sum() - len(self.mean) * math.log(SCALE)
+
+    def __call__(self, z: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """The energy in nats."""
+        return _log_slope(SCALE * z).sum(1)
+
+    def value_and_grad(self, z: Float[Tensor, "b d"]) -> tuple[Tensor, Tensor]:
+        """The energy and its gradient."""
+        return self(z), SCALE * (SCALE * z / 2).tanh()
+
+    def draw(self, n: int, generator: Generator) -> Float[Tensor, "n d"]:
+        """n exact draws."""
+        kind = {"dtype": torch.float64, "device": self.mean.device}
+        return torch.rand(n, len(self.mean), generator=generator, **kind).clamp(min=1e-16).logit() / SCALE
+
+
+@dataclass(frozen=True)
 class Given:
     """The caller's law of positions x, in the coordinates of a target."""
 
@@ -145,26 +176,41 @@ def moments(y: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor,
 def fit(energy: EnergyFn, y: Float[Tensor, "n d"], like: dict[str, Any], generator: Generator) -> Tensor:
     """Positions y of chains that began at y: MALA in coordinates that are fitted anew to the chains after each round.
 
-    `like`: what `InCoordinates` takes beside. UserError where the energy is not finite where chains begin.
+    It ends when their quartiles stay for two rounds. `like`: what `InCoordinates` takes beside. UserError where chains
+    do not settle.
     """
     d = y.shape[1]
-    log_step, mean, factor = math.log(0.5 * d ** (-1 / 3)), y.mean(0), torch.eye(d).to(y)
-    for _ in range(NUM_ROUNDS):
+    largest = math.log(0.5 * d ** (-1 / 3))
+    log_step, mean, factor, settled = largest, y.mean(0), torch.eye(d).to(y), 0
+    for _ in range(MOST_ROUNDS):
         inside = InCoordinates(energy, mean=mean, factor=factor, **like)
         z = torch.linalg.solve_triangular(factor, (y - mean).T, upper=False).T
-        state, pooled = MALA(step_size=1.0).init(inside, z), []
+        state, pooled, before, accepted = MALA(step_size=1.0).init(inside, z), [], y, 0.0
         for k in range(ROUND_STEPS):
             kernel = MALA(step_size=math.exp(log_step))
             state, info = kernel.step(inside, state, kernel.draw(state, generator))
-            log_step += GAIN * (float(info.acceptance.mean()) - ACCEPTANCE)
+            rate = float(info.acceptance.mean())
+            log_step, accepted = log_step + GAIN * (rate - ACCEPTANCE), accepted + rate / ROUND_STEPS
             if k % 10 == 9:
                 pooled.append(inside.spread(state.x))
         y = pooled[-1]
-        if not bool(y.isfinite().all()):
-            raise diverges("its chains leave every bound")
+        if not bool((y.abs() < BOUND).all()):
+            break
+        settled = settled + 1 if accepted > LEAST_ACCEPTED and _settled(before, y) else 0
+        if settled == 2:
+            return y
         mean, factor = moments(torch.cat(pooled[-2:]))
-        log_step = min(log_step, math.log(0.5 * d ** (-1 / 3)))
-    return y
+        log_step = min(log_step, largest)
+    raise diverges("its chains leave every bound")
+
+
+def _settled(before: Float[Tensor, "n d"], after: Float[Tensor, "n d"]) -> bool:
+    """Whether medians and quartiles are where they were, on average over the coordinates; heavy tails do not count."""
+    share = torch.tensor([0.25, 0.5, 0.75]).to(before)
+    (low, middle, high), (low_now, middle_now, high_now) = (torch.quantile(y, share, 0) for y in (before, after))
+    grown = ((high_now - low_now) / (high - low)).log().mean()
+    moved = ((middle_now - middle).abs() / (high_now - low_now)).mean()
+    return bool((grown.abs() < 0.2) & (moved < 0.3))
 
 
 def real_annealing(
@@ -203,21 +249,26 @@ def real_annealing(
             energy(whole.positions(y))  # checked to be numbers
         mean, factor = moments(fit(energy, y, plain, draws))
         inside = InCoordinates(energy, mean=mean, factor=factor, **plain)
-        law = Normal(mean, factor)
+        law = Logistic(mean, factor) if box else Normal(mean, factor)
     if not box:
         check_tails(inside, draws)
-    return Geometric(law, Target(inside), MALA(step_size=1.0) if sampler is None else sampler, inside.coordinates)
+    return Geometric(
+        law, Target(inside), MALA(step_size=1.0, clip=CLIP) if sampler is None else sampler, inside.coordinates
+    )
 
 
 def check_tails(inside: InCoordinates, generator: Generator) -> None:
-    """UserError where the energy does not rise far from the mean, by D log r along a ray, as an integral needs it."""
+    """UserError where the energy does not rise far from the mean, by D log r along a ray, as an integral needs it.
+
+    It must fail to rise twice: where a ray crosses a curved valley it falls once.
+    """
     d = len(inside.mean)
     rays = functional.normalize(Normal(inside.mean, inside.factor).draw(128, generator))
     axes = torch.eye(d).to(rays)[:64]
     rays = torch.cat([rays, axes, -axes])
     with torch.no_grad():
-        near, far = (inside(rays * r * math.sqrt(d)) for r in FAR)
-    bad = far - near <= d * math.log(FAR[1] / FAR[0])
+        u = torch.stack([inside(rays * r * math.sqrt(d)) for r in FAR])
+    bad = (u.diff(dim=0) <= d * math.log(FAR[1] / FAR[0])).all(0)
     if bool(bad.any()):
         raise diverges(f"far from its chains it does not rise along {int(bad.sum())} of {len(rays)} rays")
 

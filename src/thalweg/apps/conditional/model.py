@@ -55,7 +55,9 @@ class ConditionalModel:
         Exact where y can be counted. Else with an interval; `options` are those of `conditional_log_prob_interval`.
         """
         if self.outcomes.enumerable:
-            return self.bundle.log_prob(rows)
+            log_p = self.bundle.log_prob(rows)
+            assert isinstance(log_p, Tensor)  # no constant of a conditional law is estimated
+            return log_p
         x, y = self.model.split(self.bundle.encode(checked_rows(self.bundle, rows)))
         return conditional_log_prob_interval(self.model, x, y, seed=seed, **options)
 
