@@ -30,6 +30,8 @@ class LogZ(NamedTuple):
     ess: float
     forward: float = math.nan  # by the forward pass: too low on average
     reverse: float = math.nan  # by the reverse pass: too high on average where it starts from the law itself
+    forward_error: float = math.nan  # standard errors of the two
+    reverse_error: float = math.nan
     num_chains: int = 0  # of each pass
     num_steps: int = 0  # levels of a pass
     warning: str | None = None  # why it is not to be trusted
@@ -120,4 +122,5 @@ def _result(found: Sandwich, log_z: float, ess: float, n: int, levels: int) -> L
     estimate, low, high, lower, upper = (
         log_z + v for v in (found.estimate, found.low, found.high, found.lower, found.upper)
     )
-    return LogZ(estimate, low, high, ess, lower, upper, n, levels, warning)
+    errors = found.lower_error, found.upper_error
+    return LogZ(estimate, low, high, ess, lower, upper, *errors, n, levels, warning)

@@ -17,6 +17,7 @@ from thalweg.normaliser.estimate import LEAST_LEVELS, LogZ, estimate
 from thalweg.normaliser.inputs import SUPPORTS, CheckedEnergy, rows, type_of_positions
 from thalweg.normaliser.plan import make_plan
 from thalweg.normaliser.real import real_annealing
+from thalweg.normaliser.states import annealing_of_states
 from thalweg.normaliser.tempering import Base
 from thalweg.sampler.base import Sampler
 
@@ -78,16 +79,12 @@ def log_z(
     with FrozenEnergy.of(energy) as frozen_energy:
         like = type_of_positions(energy, shape, isinstance(energy, Discrete))
         given, begin = rows("samples", samples, like), rows("start", start, like)
-        annealing = real_annealing(
-            CheckedEnergy(frozen_energy),
-            like,
-            box=support == "box",
-            start=given if begin is None else begin,
-            base=base,
-            sampler=sampler,
-            num_chains=num_chains,
-            seed=seed,
-        )
+        checked_energy, begin = CheckedEnergy(frozen_energy), given if begin is None else begin
+        fitting = {"start": begin, "sampler": sampler, "num_chains": num_chains, "seed": seed}
+        if isinstance(energy, Discrete):
+            annealing = annealing_of_states(checked_energy, like, num_states=energy.num_states, **fitting)
+        else:
+            annealing = real_annealing(checked_energy, like, box=support == "box", base=base, **fitting)
         plan = make_plan(annealing, min(num_chains, PILOTS), address(seed, "log-z-plan", device=like.device))
         return estimate(
             lambda levels: plan.path(annealing, levels),
