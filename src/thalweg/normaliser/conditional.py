@@ -159,7 +159,7 @@ def conditional_probs(
     x: Float[Tensor, "b *d"],
     outcomes: Outcomes | None = None,
     *,
-    num_draws: int = 1000,
+    num_draws: int = 200,
     seed: int = 0,
 ) -> ConditionalProbs:
     """Probabilities of classes or units, and the most probable y: exact where y can be counted.
