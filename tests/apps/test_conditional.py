@@ -97,6 +97,7 @@ def test_scores_are_the_conditional_law_and_probabilities_come_by_name(run):
         ({"calm": np.arange(400) % 4}, "[calm]", ["energy.num_classes=3"], "targets of songs.csv"),
         ({}, "[calm, happy]", ["energy.num_classes=3"], "energy.num_targets"),
         ({}, "[calm, happy]", ["energy.num_targets=1"], "data.targets"),
+        ({}, "[calm, happy]", ["transform.type=thalweg.data.transform:Standardize"], "transform"),
     ],
 )
 def test_a_table_that_cannot_be_learned_is_one_line(tmp_path, monkeypatch, changed, targets, overrides, argument):
