@@ -21,8 +21,11 @@ from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.validate import as_float
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.linear_observation import LinearObservation
+from thalweg.sampler.langevin import ULA
+from thalweg.sampler.schedule import Linear
 
 QUICK = Schedule(num_steps=4, resampling=1, chain_steps=5)
+LATE = Linear(first=2.0, last=0.5, num_steps=5)  # a temperature that falls until the last step of QUICK
 SHAPE = (1, 8, 8)
 
 
@@ -156,6 +159,18 @@ def test_rows_of_numbers_are_completed_too(chains, plane):
         found = inpaint(bundle, x, torch.tensor([True, False]), n=4, schedule=QUICK).images
         assert torch.equal(found[..., 0], x[:, 0].expand(4, 2))
         assert bool(found.isfinite().all())
+
+
+def test_a_chain_of_schedules_completes_as_one_of_their_values(chains):
+    """With T falling to that of the constant, and a step that stays, the noise on what was seen is the constant's."""
+    x, bundle, ends = torch.randn(6, 2, generator=torch.Generator().manual_seed(1)), copy.copy(chains), []
+    flat = Linear(first=0.02, last=0.02, num_steps=3)
+    for h, t in ((0.02, 0.5), (flat, 0.5), (0.02, Linear(first=0.5, last=0.5, num_steps=3)), (0.02, LATE), (0.05, 0.5)):
+        bundle.sampler = ULA(step_size=h, temperature=t)
+        ends.append(inpaint(bundle, x, torch.tensor([True, False]), n=2, noise=0.1, schedule=QUICK).images)
+    assert torch.allclose(ends[0], ends[1], rtol=1e-6)
+    assert torch.allclose(ends[0], ends[2], rtol=1e-6)
+    assert all(bool(end.isfinite().all()) and not torch.allclose(ends[0], end) for end in ends[3:])
 
 
 def test_noisy_observations_are_repaired_too(digits, pixels):

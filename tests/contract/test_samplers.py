@@ -23,7 +23,11 @@ from thalweg.energy.rbm import RBMEnergy
 from thalweg.sampler.base import AnnealedSampler, GradientOnly, Info, Sampler, require_match
 from thalweg.sampler.chain import of_block, run_chain, transitions
 from thalweg.sampler.gibbs import Gibbs
+from thalweg.sampler.gibbs_with_gradients import GibbsWithGradients
+from thalweg.sampler.hmc import HMC
 from thalweg.sampler.langevin import MALA, ULA
+from thalweg.sampler.replica_exchange import ReplicaExchange
+from thalweg.sampler.underdamped import UnderdampedLangevin
 
 
 def find_samplers() -> list[type]:
@@ -44,7 +48,7 @@ def build(cls: type):
 
 
 def energy_for(sampler):
-    if isinstance(sampler, Gibbs):
+    if isinstance(sampler, Gibbs | GibbsWithGradients):
         torch.manual_seed(0)
         return RBMEnergy.example()
     return SmoothedNormal() if isinstance(sampler, AnnealedSampler) else Gaussian.example()
@@ -71,12 +75,13 @@ def leaves(tree) -> list[Tensor]:
     return [leaf for part in tree for leaf in leaves(part)] if isinstance(tree, tuple | list) else []
 
 
-def positions(n=4):
-    return torch.randn(n, 2, generator=generator(0, "x"))
+def positions(n=4, of=None):
+    x = torch.randn(n, 2, generator=generator(0, "x"))
+    return (x > 0).float() if isinstance(of, GibbsWithGradients) else x
 
 
 def test_the_walk_finds_them():
-    assert {ULA, MALA} <= set(SAMPLERS)
+    assert {ULA, MALA, HMC, UnderdampedLangevin, ReplicaExchange, GibbsWithGradients} <= set(SAMPLERS)
     assert {cls.__name__ for cls in SAMPLERS if isinstance(build(cls), AnnealedSampler)} >= {"Heun", "Multistep"}
 
 
@@ -128,7 +133,7 @@ def test_frozen_keyword_only_dataclass(cls):
 def test_step_is_pure(cls):
     """Same state and noise, same result; the state, the noise and the global generator are left alone."""
     sampler = build(cls)
-    energy, x = energy_for(sampler), positions()
+    energy, x = energy_for(sampler), positions(of=sampler)
     state = sampler.init(energy, x)
     noise = sampler.draw(state, generator(1, "noise"))
     before, rng = [leaf.clone() for leaf in leaves((state, noise))], torch.random.get_rng_state()
@@ -137,7 +142,7 @@ def test_step_is_pure(cls):
     assert all(torch.equal(a, b) for a, b in zip(leaves(first), leaves(second), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(before, leaves((state, noise)), strict=True))
     assert torch.equal(rng, torch.random.get_rng_state())
-    assert torch.equal(x, positions())
+    assert torch.equal(x, positions(of=sampler))
     assert type(first) is type(state)
     assert isinstance(first, tuple)
     assert isinstance(info, Info)
@@ -147,7 +152,7 @@ def test_step_is_pure(cls):
 @pytest.mark.parametrize("cls", SAMPLERS)
 def test_draw_is_the_only_randomness(cls):
     sampler = build(cls)
-    state = sampler.init(energy_for(sampler), positions())
+    state = sampler.init(energy_for(sampler), positions(of=sampler))
     one, same, other = (sampler.draw(state, generator(seed, "noise")) for seed in (1, 1, 2))
     assert isinstance(one, tuple)
     assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
@@ -158,7 +163,7 @@ def test_draw_is_the_only_randomness(cls):
 @pytest.mark.parametrize("cls", SAMPLERS)
 def test_positions_stay_detached_finite_and_of_their_type(cls, dtype):
     sampler = build(cls)
-    energy, x = energy_for(sampler), positions().to(dtype)
+    energy, x = energy_for(sampler), positions(of=sampler).to(dtype)
     steps = transitions(sampler, energy, x, generator(2, "noise"))
     for _ in range(5):
         state, info = next(steps)
@@ -173,9 +178,9 @@ def test_positions_stay_detached_finite_and_of_their_type(cls, dtype):
 def test_chains_do_not_see_each_other(cls):
     """Changing one chain's start leaves the others where they were."""
     sampler = build(cls)
-    energy, x = energy_for(sampler), positions()
+    energy, x = energy_for(sampler), positions(of=sampler)
     y = x.clone()
-    y[0] += 0.3
+    y[0] = 1 - y[0]
     ends = []
     for start in (x, y):
         steps = transitions(sampler, energy, start, generator(3, "noise"))
@@ -223,7 +228,10 @@ def test_bf16_is_the_network_only():
     assert not torch.equal(fp32, bf16)
 
 
-def test_mala_rejects_what_is_not_finite():
+@pytest.mark.parametrize(
+    "sampler", [MALA(step_size=0.3), HMC(step_size=0.5, num_leapfrog=2), UnderdampedLangevin(step_size=0.5)]
+)
+def test_what_is_not_finite_is_rejected(sampler):
     def walled(x):
         return torch.where(x[:, 0] > 0, float("nan"), 0.5 * x.square().sum(1))
 
@@ -232,7 +240,7 @@ def test_mala_rejects_what_is_not_finite():
 
     x = torch.full((500, 2), -0.1)
     for energy in (walled, abyss):
-        steps = transitions(MALA(step_size=0.3), energy, x, generator(4, "noise"))
+        steps = transitions(sampler, energy, x, generator(4, "noise"))
         for _ in range(10):
             state, info = next(steps)
             assert bool((state.x[:, 0] <= 0).all())
@@ -313,7 +321,7 @@ def test_a_chain_that_leaves_the_finite_is_looked_at_once():
 @pytest.mark.parametrize("cls", SAMPLERS)
 def test_the_first_rows_of_a_block_get_the_noise_that_they_have_in_it(cls):
     sampler = of_block(build(cls), 20)
-    x, ends = positions(20), {}
+    x, ends = positions(20, build(cls)), {}
     for n in (1, 3, 19, 20):
         steps = transitions(sampler, energy_for(sampler.sampler), x[:n], generator(3, "noise"))
         ends[n] = [next(steps)[0].x for _ in range(3)][-1]
@@ -336,6 +344,20 @@ def test_the_first_rows_of_a_block_get_the_noise_that_they_have_in_it(cls):
         (lambda: MALA(step_size=0.1, temperature=float("inf")), "temperature"),
         (lambda: MALA(step_size=0.1, clip=0.0), "clip"),
         (lambda: Gibbs(num_hidden=0), "num_hidden"),
+        (lambda: HMC(step_size=0.0, num_leapfrog=3), "step_size"),
+        (lambda: HMC(step_size=0.1, num_leapfrog=0), "num_leapfrog"),
+        (lambda: HMC(step_size=0.1, num_leapfrog=3, temperature=-1.0), "temperature"),
+        (lambda: HMC(step_size=0.1, num_leapfrog=3, jitter=1.5), "jitter"),
+        (lambda: UnderdampedLangevin(step_size=-1.0), "step_size"),
+        (lambda: UnderdampedLangevin(step_size=0.1, friction=0.0), "friction"),
+        (lambda: UnderdampedLangevin(step_size=0.1, temperature=0.0), "temperature"),
+        (lambda: GibbsWithGradients(temperature=0.0), "temperature"),
+        (lambda: ReplicaExchange(sampler=MALA(step_size=0.1), temperatures=(1.0,)), "temperatures"),
+        (lambda: ReplicaExchange(sampler=MALA(step_size=0.1), temperatures=(2.0, 4.0)), "temperatures"),
+        (lambda: ReplicaExchange(sampler=MALA(step_size=0.1), temperatures=(1.0, 4.0, 3.0)), "temperatures"),
+        (lambda: ReplicaExchange(sampler=MALA(step_size=0.1), temperatures=(1.0, float("inf"))), "temperatures"),
+        (lambda: ReplicaExchange(sampler=MALA(step_size=0.1, temperature=2.0)), "sampler"),
+        (lambda: ReplicaExchange(sampler=Gibbs(num_hidden=3)), "sampler"),
     ],
 )
 def test_sampler_errors_name_the_argument(make, argument):

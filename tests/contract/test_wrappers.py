@@ -33,6 +33,7 @@ from thalweg.sampler.annealed import Heun
 from thalweg.sampler.chain import _Checked, run_chain
 from thalweg.sampler.langevin import ULA
 from thalweg.sampler.precision import AtPrecision
+from thalweg.sampler.replica_exchange import _AtTemperatures
 
 CAPABILITIES = [c for _, c in inspect.getmembers(base) if isinstance(c, Capability)]
 X = torch.randn(9, 3, generator=generator(0, "x"))
@@ -103,6 +104,7 @@ WRAPPERS = {
     ClassifierGuidance: lambda energy: ClassifierGuidance(energy, LABELS, strength=2.0),
     _Checked: lambda energy: _Checked(energy),
     AtPrecision: lambda energy: AtPrecision(energy, bf16=False),
+    _AtTemperatures: lambda energy: _AtTemperatures(energy, (1.0, 2.0, 4.0)),
 }
 ALWAYS = {_Checked: {HasGradient}, AtPrecision: {HasGradient}}  # theirs is None where the energy has none
 

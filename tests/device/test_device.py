@@ -30,6 +30,7 @@ from thalweg.sampler.chain import transitions
 from thalweg.sampler.gibbs import Gibbs
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.multistep import Multistep
+from thalweg.sampler.schedule import Cosine
 from thalweg.training import guard as guarding
 from thalweg.training.guard import Guard
 from thalweg.training.settings import TrainSettings
@@ -39,6 +40,7 @@ from ..contract.test_objectives import OBJECTIVES
 from ..contract.test_objectives import build as build_objective
 from ..contract.test_samplers import SAMPLERS
 from ..contract.test_samplers import build as build_sampler
+from ..sampler.test_schedule import SCHEDULES
 from .watch import DEVICE, Waits, no_waiting, on_device
 
 ROWS = 40
@@ -55,6 +57,7 @@ MORE = {
     "short-run": chains(start="noise", initial="normal"),
     "augmented": chains(augment=Warp()),
     "keyed": chains(conditional=True),
+    "scheduled": chains(lambda step_size: ULA(step_size=Cosine(first=step_size, last=1e-3, num_steps=3))),
     "joint chains": JointLikelihood(generative=chains(conditional=True)),
     "ratio of noisy rows": LikelihoodRatio(smoothing=0.1, noise=0.1, noise_max=0.3),
 }
@@ -176,6 +179,18 @@ def test_a_step_of_each_sampler(cls):
         steps = transitions(sampler, fixed, x, draws)
         (state, info), _ = next(steps), next(steps)
     assert {t.device.type for t in (state.x, *info)} == {DEVICE.type}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+def test_steps_of_a_schedule(schedule):
+    x, energy = torch.rand(5, 2, device=DEVICE), on_device(MLPEnergy(shape=(2,)))
+    draws = generator(0, "draws", device=DEVICE)
+    for sampler in (MALA(step_size=schedule, temperature=schedule), ULA(step_size=schedule, noise=schedule)):
+        with no_waiting():
+            steps = transitions(sampler, energy, x, draws, start=3)
+            (state, _), _ = next(steps), next(steps)
+        assert {t.device.type for t in state} == {DEVICE.type}
+        assert state.x.dtype == x.dtype
 
 
 @pytest.mark.parametrize(

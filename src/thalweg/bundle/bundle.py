@@ -26,7 +26,7 @@ from thalweg.core.device import find_device, place
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import Kind
-from thalweg.energy.base import Anchored, Classifier, EnergyFn, NoiseConditional
+from thalweg.energy.base import Anchored, Classifier, EnergyFn, HasExactLogZ, NoiseConditional
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
@@ -144,6 +144,11 @@ class Bundle(HoldsEnergy):
     def noisy_energy(self) -> nn.Module | None:
         """U(y, t) in model units, (B, *) and (B,) to (B,) nats; None where the energy has no noise levels."""
         return self.model if self.noisy else None
+
+    @property
+    def countable(self) -> HasExactLogZ | None:
+        """The energy in model units, where it is one of states that may be summed over; None for any other."""
+        return self.model if isinstance(self.model, HasExactLogZ) else None
 
     def prior_log_prob(self, y: Tensor) -> Tensor:
         """log p of y at t_max, (B,) nats, in model units."""

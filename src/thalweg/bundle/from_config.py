@@ -116,7 +116,7 @@ def given_energy(config: Mapping[str, Any], energy: Any, stored: Mapping[str, St
 
 def _wrapped(spec: Mapping[str, Any], module: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     """The module, in the energy of this package that a spec names around the spec of a network."""
-    if is_foreign({"type": spec.get("type")}) or not is_foreign(spec.get("network")):
+    if is_foreign({"type": spec.get("type")}) or not isinstance(spec.get("network"), Mapping):
         return module
     if isinstance(module, class_at(spec["type"], "run.energy.type", trusted=ENERGIES)):
         return module

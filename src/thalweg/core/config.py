@@ -64,11 +64,12 @@ def override(
     """A new config with each `a.b=value` applied; values are YAML, and `1e-3` is a number.
 
     A key must be in the config already, or be one that the spec at that path takes. `a.type=...` swaps the
-    class and keeps the keywords that the new class also takes; type changes apply first, whatever the order.
+    class and keeps the keywords that the new class also takes; it makes a spec of a number, a text or a key that is not
+    given yet. Type changes apply first, outer ones before inner ones, whatever the order.
     """
     new = deepcopy(dict(config))
     pairs = [_parse_assignment(text) for text in assignments]
-    for keys, value in sorted(pairs, key=lambda pair: pair[0][-1] != "type"):
+    for keys, value in sorted(pairs, key=lambda pair: len(pair[0]) if pair[0][-1] == "type" else math.inf):
         _assign(new, keys, value, trusted)
     return new
 
@@ -246,7 +247,11 @@ def _is_spec(value: Any) -> bool:
 def _assign(config: dict[str, Any], keys: list[str], value: Any, trusted: tuple[str, ...]) -> None:
     node: Any = config
     for depth, key in enumerate(keys[:-1]):
-        node = node[_key(node, key, ".".join(keys[: depth + 1]), trusted, present=True)]
+        above, becomes_spec = node, _is_spec(node) and keys[depth + 1 :] == ["type"]
+        key = _key(above, key, ".".join(keys[: depth + 1]), trusted, present=not becomes_spec)
+        if becomes_spec and not isinstance(above.get(key), dict | list):
+            above[key] = {"type": value}
+        node = above[key]
     path, last = ".".join(keys), keys[-1]
     if last == "type" and _is_spec(node):
         kept, any_key = _parameters(class_at(value, _join(".".join(keys[:-1]), "type"), trusted=trusted))

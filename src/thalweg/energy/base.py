@@ -207,7 +207,7 @@ class Bipartite(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
-class Discrete(Protocol, metaclass=Capability):
+class Discrete(EnergyFn, Protocol, metaclass=Capability):
     """Is an energy of states, not of real positions. Discrete samplers and the normaliser ask.
 
     With two states every number of a position is 0 or 1; with K > 2 the last axis of a position has length K and is

@@ -111,7 +111,8 @@ def _tiles(figures: Mapping[str, Any]) -> str:
         note = f"{html.escape(worst['out'])}; chance: 0.5"
         found.append(("Weakest detection", f"{worst['auroc']:.4f}", note))
     if likelihood := figures.get("likelihood"):
-        note = f"nats; plain Gaussian: {likelihood['nats_gaussian']:,.0f}"
+        name, key = _rival(likelihood)
+        note = f"nats; {name}: {likelihood[f'nats_{key}']:,.0f}" if key else "nats"
         found.append(("Log-likelihood, unseen", f"{likelihood['nats']:,.0f}", note))
     tiles = "".join(f'<div class="tile">{n}<b>{v}</b><small>{s}</small></div>' for n, v, s in found)
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
@@ -173,6 +174,16 @@ def _detection(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     )
 
 
+STATES = "these are probabilities of the data's states, exact: the constant is a sum over all states."
+DENSITIES = "pixels carry uniform noise inside their grey level, so that the numbers compare with other papers' bits."
+
+
+def _rival(likelihood: Mapping[str, Any]) -> tuple[str, str]:
+    """(name, key) of the simple model beside; empty where there is none."""
+    rivals = (("plain Gaussian", "gaussian"), ("independent units", "independent"))
+    return next(((name, key) for name, key in rivals if f"nats_{key}" in likelihood), ("", ""))
+
+
 def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     found = figures.get("likelihood")
     text = "<h2>How much probability does it give to unseen data?</h2>"
@@ -181,17 +192,18 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
             "<p>This model's energy has an unknown additive constant, so it has no log-likelihood; none is reported. "
             "A recipe that learns normalised energies (dual score matching) has one.</p>"
         )
-    error = f"{found['nats']:,.1f} ± {found['nats_error']:,.1f}"
-    rows = [["log p of unseen data (nats; higher is better)", error, f"{found['nats_gaussian']:,.1f}", ""]]
+    error, (name, key) = f"{found['nats']:,.1f} ± {found['nats_error']:,.1f}", _rival(found)
+    rival = f"{found[f'nats_{key}']:,.1f}" if key else ""
+    rows = [["log p of unseen data (nats; higher is better)", error, rival, ""]]
     if "bits_per_dim" in found:
-        bits = (f"{found[k]:.3f}" for k in ("bits_per_dim", "bits_per_dim_gaussian", "bits_per_dim_uniform"))
+        bits = (f"{found[k]:.3f}" for k in ("bits_per_dim", f"bits_per_dim_{key}", "bits_per_dim_uniform"))
         rows.append(["bits a pixel (lower is better)", *bits])
     rows.append(["log p of the model's own samples (nats)", f"{found['nats_samples']:,.1f}", "", ""])
     text += (
         f"<p>Mean over {found['num']:,} unseen examples. A <b>nat</b> is a factor of e in probability; "
-        "pixels "
-        "carry uniform noise inside their grey level, so that the numbers compare with other papers' "
-        "bits.</p>" + _table(["figure", "this model", "plain Gaussian", "uniform"], rows)
+        + (STATES if "log_z" in found else DENSITIES)
+        + "</p>"
+        + _table(["figure", "this model", name, "uniform"], rows)
     )
     if ode := found.get("ode"):
         text += (

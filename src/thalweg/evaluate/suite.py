@@ -21,6 +21,7 @@ from thalweg.evaluate.detection import detection_table, in_blocks
 from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, judged, load_judge
 from thalweg.evaluate.likelihood import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
 from thalweg.evaluate.samples import baselines, nearest, plain_features, quality
+from thalweg.evaluate.states import HasStates, exact_likelihood
 
 CURVES = ("loss", "space", "time", "gap", "grad_norm")
 
@@ -150,7 +151,12 @@ def _quality(sets: _Sets, judge: Judge | None, seed: int) -> dict[str, dict[str,
 
 
 def _likelihood(bundle: Evaluable, sets: _Sets, seed: int) -> dict[str, Any] | None:
-    """Mean log p of unseen data and of samples in nats, with the Gaussian fit beside; None where not normalised."""
+    """Mean log p of unseen data and of samples in nats, with the Gaussian fit beside; None where not normalised.
+
+    Of an energy of states that can be counted, the exact probabilities, beside independent units.
+    """
+    if isinstance(bundle, HasStates) and bundle.countable is not None:
+        return exact_likelihood(bundle, sets.reference, sets.samples, sets.train)
     x, image = sets.reference, sets.reference.ndim == 4
     if image:
         x = dequantise(x, generator(seed, "dequantise"))

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Capability, EnergyFn
-from thalweg.sampler.base import AnnealedSampler, GradientOnly, HasStepSize, Sampler
+from thalweg.sampler.base import AnnealedSampler, GradientOnly, HasChainTemperature, Sampler
 
 
 class EnergyPath(Protocol):
@@ -131,9 +131,10 @@ def require_exact(kernel: object) -> Sampler[Any]:
     if isinstance(kernel, GradientOnly) and kernel.gradient_only:
         text = f"must leave exp(-E) invariant; {type(kernel).__name__} reads no energies, so its law is off by its step"
         raise UserError(text, argument="kernel", hint="take MALA, HMC or Gibbs")
-    if isinstance(kernel, HasStepSize) and float(kernel.temperature) != 1:
+    temperature = kernel.temperature if isinstance(kernel, HasChainTemperature) else 1.0
+    if callable(temperature) or float(1.0 if temperature is None else temperature) != 1:
         text, hint = "must have temperature 1", "divide the energy by the temperature"
-        raise UserError(text, argument="kernel.temperature", value=float(kernel.temperature), hint=hint)
+        raise UserError(text, argument="kernel.temperature", value=temperature, hint=hint)
     return kernel
 
 

@@ -112,6 +112,19 @@ class Labelled(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class LearnsConstant(Protocol, metaclass=Capability):
+    """An objective that fixes the additive constant of any energy E(x), where `learns_constant` is true.
+
+    A run asks: a network that is given gets a constant (`energy.with_constant`), and -E is log p.
+    """
+
+    @property
+    def learns_constant(self) -> bool:
+        """Whether the constant is learned."""
+        ...
+
+
+@runtime_checkable
 class Compilable(Protocol, metaclass=Capability):
     """An objective whose `loss` torch.compile takes whole, where `compiles` is true. A training with `compile` asks.
 

@@ -18,7 +18,8 @@ from thalweg.energy.base import HasNoiseLevels, NoiseConditional
 from thalweg.energy.building import from_object
 from thalweg.energy.noise_conditional.anchored_network import AnchoredNetworkEnergy
 from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
-from thalweg.objective.base import Objective
+from thalweg.energy.with_constant import WithConstantEnergy
+from thalweg.objective.base import LearnsConstant, Objective
 from thalweg.sampler.base import Sampler
 
 SIGMAS = {"image": (0.03, 5.0), "vector": (0.05, 10.0)}  # of a network U(y, t) that states no noise levels
@@ -50,11 +51,15 @@ class Given:
         return [name for name in ("energy", "objective", "sampler", "data") if getattr(self, name) is not None]
 
     def of_data(self, data: Dataset, seed: int) -> Self:
-        """The same with the energy built for these data, and with a law to start from where it has noise levels."""
+        """The same with the energy built for these data, with a law to start from where it has noise levels, and
+        with a constant where the objective learns one."""
         if self.energy is None:
             return self
         module = built_energy(self.energy, data.shape, seed).cpu()  # where it is checked; a run moves it to its device
         energy = with_prior(module, data.kind, data.shape)
+        learned = isinstance(self.objective, LearnsConstant) and self.objective.learns_constant
+        if learned and not isinstance(energy, WithConstantEnergy | HasNoiseLevels):
+            energy = WithConstantEnergy(network=energy, shape=data.shape)
         built_here = module is not self.energy and energy is module
         return replace(self, energy=energy, spec=spec_of(self.energy) if built_here else None)
 
@@ -98,6 +103,8 @@ def takes_noise(energy: nn.Module) -> bool:
 def _energy_spec(energy: nn.Module) -> dict[str, Any]:
     """The type; of a wrapper of ours around a user's network also that network's, and the noise levels."""
     spec = spec_of(energy)
+    if isinstance(energy, WithConstantEnergy):
+        spec |= {"network": spec_of(energy.inner)}
     if isinstance(energy, AnchoredNetworkEnergy | GaussianPriorEnergy):
         spec |= {"network": spec_of(energy.inner), "sigma_min": energy.sigma_min, "sigma_max": energy.sigma_max}
     return spec

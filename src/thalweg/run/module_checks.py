@@ -16,12 +16,14 @@ from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.energy.noise_conditional.anchored_network import AnchoredNetworkEnergy
 from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
+from thalweg.energy.with_constant import WithConstantEnergy
 from thalweg.objective.base import Batch, Objective
 
 SHIFT = 1e-3  # of the weights of the copy
 FAULTS = (Exception,)  # a stranger's forward may raise anything
 SECOND = "thalweg.objective.contrastive.divergence:ContrastiveDivergence, without a gradient penalty"
 OURS = "thalweg."
+WRAPPERS = (AnchoredNetworkEnergy, GaussianPriorEnergy, WithConstantEnergy)
 
 
 def is_foreign(energy: nn.Module) -> bool:
@@ -178,5 +180,5 @@ def _fault(energy: nn.Module, text: str, hint: str | None = None) -> UserError:
 
 def _name(energy: nn.Module) -> str:
     """The energy as a message calls it: by the class of the network that the user gave."""
-    inner = energy.inner if isinstance(energy, AnchoredNetworkEnergy | GaussianPriorEnergy) else energy
+    inner = energy.inner if isinstance(energy, WRAPPERS) else energy
     return f"energy {type(inner).__name__}"

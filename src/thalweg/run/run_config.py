@@ -13,6 +13,7 @@ from thalweg.core.errors import DamagedFile, NotTrusted, UserError
 from thalweg.data.catalog import Dataset
 from thalweg.energy.base import Anchored, Classifier, HasNoiseLevels
 from thalweg.energy.outcomes import Conditional
+from thalweg.objective.base import LearnsConstant
 from thalweg.run.checks import Parts
 from thalweg.run.request import Request, compare, origin
 from thalweg.training.settings import RunSettings, stored
@@ -45,14 +46,16 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
 
 
 def normalised(parts: Parts) -> bool:
-    """Whether -E is log p: the objective fixes the energy's constant where the law at the highest level is built in.
+    """Whether -E is log p: the constant is learned, or the law at the highest level is built in and fixes it.
 
     That of a conditional energy is log p(y | x), where y can be counted.
     """
     if isinstance(parts.energy, Conditional):
         return parts.energy.outcomes.enumerable
+    objective = parts.objective
+    alone = isinstance(objective, LearnsConstant) and objective.learns_constant
     known = isinstance(parts.energy, HasNoiseLevels) and isinstance(parts.energy, Anchored)
-    return bool(parts.objective.normalises and known)
+    return bool(objective.normalises and (alone or known))
 
 
 def stored_run(folder: Path, config: dict[str, Any], request: Request) -> RunSettings:

@@ -25,6 +25,7 @@ from thalweg.energy.base import (
     lacking,
     require_noise_conditional,
 )
+from thalweg.sampler.schedule import Value
 
 S = TypeVar("S")
 
@@ -99,17 +100,56 @@ class HasClamp(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class HasStepNumber(Protocol, metaclass=Capability):
+    """The state of a sampler whose steps are numbered, from 0 after `init`. A chain that continues another asks."""
+
+    @property
+    def i(self) -> Tensor:
+        """The number of the next step, 0-d int64, on the device of x."""
+        ...
+
+    def _replace(self, *, i: Tensor) -> Any:
+        """The state with another number, as a NamedTuple has it."""
+        ...
+
+
+@runtime_checkable
 class HasStepSize(Protocol, metaclass=Capability):
     """A Langevin kernel, one step of which adds noise of variance 2 step_size temperature. In-painting asks."""
 
     @property
-    def step_size(self) -> float | Tensor:
-        """In squared units of x, positive."""
+    def step_size(self) -> Value:
+        """In squared units of x, positive; a number or a schedule."""
         ...
 
     @property
-    def temperature(self) -> float | Tensor:
-        """In nats, zero or more: the chain's law is exp(-E / temperature)."""
+    def temperature(self) -> Value | None:
+        """In nats, zero or more, a number or a schedule; None: 1. The chain's law is exp(-E / temperature)."""
+        ...
+
+
+@runtime_checkable
+class HasChainTemperature(Protocol, metaclass=Capability):
+    """A kernel that keeps the law exp(-E / temperature). `ReplicaExchange` asks, as the temperatures are its own."""
+
+    @property
+    def temperature(self) -> Value | None:
+        """In nats."""
+        ...
+
+
+@runtime_checkable
+class Adaptable(Sampler[S], Protocol[S], metaclass=Capability):
+    """A dataclass of a kernel whose step size follows from the acceptance that is wanted. `warm_up` asks."""
+
+    @property
+    def step_size(self) -> Value:
+        """Positive: the larger, the lower the acceptance."""
+        ...
+
+    @property
+    def target_acceptance(self) -> float:
+        """The mean acceptance at which the kernel moves fastest for its cost."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 `transitions` yields (state, info) after each step. `run_chain` checks its input, freezes the energy and returns the
 last positions. Step k draws from the address (seed, "chain", k): a run of 50 steps followed by one of 50 with
-`start=50` equals a run of 100, for every sampler whose state follows from its positions.
+`start=50` equals a run of 100, for every sampler whose state follows from its positions and the number of the step.
 """
 
 import functools
@@ -25,7 +25,7 @@ from thalweg.energy.base import AnyEnergy, Bipartite, Discrete, EnergyFn, HasGra
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.wrappers import EnergyWrapper
-from thalweg.sampler.base import Info, Sampler
+from thalweg.sampler.base import HasStepNumber, Info, Sampler
 from thalweg.sampler.precision import AtPrecision, faster_in_bf16, reads_energies
 
 S = TypeVar("S")
@@ -37,14 +37,16 @@ def transitions(
     energy: EnergyFn,
     x: Float[Tensor, "b *d"],
     generator: Generator | Iterable[Generator],
+    start: int = 0,
 ) -> Iterator[tuple[S, Info]]:
     """(state, info) after each step: without end from one generator, or one step for each of several.
 
+    `start`: the number of the first step, for schedules (`sampler.schedule`) and annealed samplers.
     UserError for an energy that does not give one number a row, or whose numbers do not depend on x.
     """
     energy = energy if isinstance(energy, _Checked | AtPrecision) else _Checked(energy)
     generators = itertools.repeat(generator) if isinstance(generator, Generator) else generator
-    state = sampler.init(energy, x)
+    state = _numbered(sampler.init(energy, x), start)
     for each in generators:
         state, info = sampler.step(energy, state, sampler.draw(state, each))
         yield state, info
@@ -77,7 +79,7 @@ def run_chain(
         x: Where the chains start.
         num_steps: Number of steps.
         seed: Seed of all draws.
-        start: Number of the first step, to continue a run.
+        start: Number of the first step, to continue a run. A schedule of the sampler goes on there too.
         precision: "fp32", "bf16" for the network under bfloat16 autocast (`sampler.precision`), or "auto" for the
             faster of the two. That is measured before the first step, by 7 steps in each, and then kept for this
             network in this process (`sampler.precision.faster_in_bf16`). Another process may choose otherwise: state it
@@ -103,9 +105,23 @@ def run_chain(
             auto = precision == "auto" and num_steps > 0
             bf16 = faster_in_bf16(sampler, fresh(), x, energy) if auto else precision == "bf16"
             precise = AtPrecision(fresh(), bf16, reads_energies(sampler))
-            for state, _ in transitions(sampler, precise, x, generators):
+            for state, _ in transitions(sampler, precise, x, generators, start):
                 x = state.x  # pyright: ignore[reportAttributeAccessIssue]
     return x
+
+
+def _numbered(state: Any, start: int) -> Any:
+    """The state of a chain whose next step has the number `start`."""
+    return state._replace(i=state.i + start) if start and isinstance(state, HasStepNumber) else state
+
+
+@contextmanager
+def checked_energy(sampler: object, energy: EnergyFn, x: Tensor) -> Iterator[EnergyFn]:
+    """The energy as `run_chain` evaluates it in full precision, after its checks; for a loop of one's own from x."""
+    _check_positions(x)
+    _check_parts(sampler, energy)
+    with torch.inference_mode(False), FrozenEnergy.of(energy) as frozen_energy, autocast(x.device, False):
+        yield _Checked(frozen_energy, first=True)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy
 from thalweg.energy.wrappers import Tempered
 from thalweg.sampler.base import HasStepSize
 from thalweg.sampler.chain import SamplerWrapper, run_chain
+from thalweg.sampler.schedule import value_at
 
 IMAGES = 64  # in a block: bounds the memory
 
@@ -182,12 +183,13 @@ def _chains(
     """The run's own kernel on E(z) with the observations fixed, from a draw of the mixture or, without one, from noise.
 
     Exact observations are kept exactly. The noise on others is taken to be at least sqrt(2 h T), the size of one step's
-    noise: a narrower likelihood would be stiffer than the step can follow.
+    noise: a narrower likelihood would be stiffer than the step can follow. Of schedules h is the largest and T
+    the last; at an earlier, higher T the model and the likelihood weigh less by the same factor.
     """
     kernel, temperature, step_noise, out = bundle.sampler, 1.0, 0.0, []
     if isinstance(kernel, HasStepSize):
-        temperature = float(kernel.temperature)
-        step_noise = (2 * float(kernel.step_size) * temperature) ** 0.5
+        temperature, step_size = _of_chain(kernel, schedule.chain_steps)
+        step_noise = (2 * step_size * temperature) ** 0.5
     size = (1, *bundle.shape)
     start = torch.cat([initial_positions(bundle.kind, bundle.transform, size, g) for g in streams])
     if bundle.mixture_prior is not None:
@@ -204,6 +206,13 @@ def _chains(
             z = run_chain(per_row, Tempered(posterior, temperature), fixed, num_steps=schedule.chain_steps)
             out.append(posterior.restore(z).flatten(1))
     return torch.cat(out)
+
+
+def _of_chain(kernel: HasStepSize, num_steps: int) -> tuple[float, float]:
+    """(T of the last step, the largest h) of a chain of that many steps."""
+    steps = torch.arange(max(num_steps, 1))
+    temperature = 1.0 if kernel.temperature is None else kernel.temperature
+    return float(value_at(temperature, steps[-1])), max(float(value_at(kernel.step_size, i)) for i in steps)
 
 
 @dataclass(frozen=True)

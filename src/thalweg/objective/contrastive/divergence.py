@@ -50,7 +50,7 @@ class ContrastiveDivergence:
     the loss is NaN, which the trainer refuses.
 
     Args:
-        sampler: The sampler of the chains.
+        sampler: The sampler of the chains. Its schedules count the steps of one visit, from 0.
         num_steps: The chain's length, or (first, last), changing linearly over training.
         start: Where chains begin: "data", "persistent" (a replay buffer) or "noise".
         initial: The law of noise: "uniform" on [low, high] or "normal", fitted to the batch. None: uniform for images
