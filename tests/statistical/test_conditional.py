@@ -80,7 +80,8 @@ def test_the_sum_over_all_labels_and_its_gradient_are_those_of_brute_force(monke
 def test_of_a_class_it_is_the_log_softmax_of_the_scores():
     energy = ClassifierEnergy.example()
     x, y = normal(6, 3), torch.arange(6) % 3
-    want = torch.log_softmax(energy.logits(x), 1)
+    energy.inverse_temperature.fill_(2.0)
+    want = torch.log_softmax(2 * energy.trunk.outputs(x), 1)
     torch.testing.assert_close(conditional_log_prob(energy, x, y, Classes(3)), want[torch.arange(6), y])
     torch.testing.assert_close(conditional_probs(energy, x, Classes(3)).probs, want.exp())
     loss, _, _ = ConditionalLikelihood().loss(energy, (), Batch(x, y), ())
