@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     return folder / "run", fit(request(folder / "songs.csv"), folder / "run", tensorboard=False)
 
 
-def request(path, *overrides, targets="[happy, calm]", steps=150):
+def request(path, *overrides, targets="[happy, calm]", steps=100):
     own = ["data.held_out=0.4", "train.learning_rate=0.03", "train.weight_decay=0.1", "energy.depth=0"]
     overrides = [f"data.targets={targets}", *own, *overrides]
     return Request(data=path, recipe="conditional-labels", steps=steps, overrides=overrides)
@@ -97,6 +97,7 @@ def test_scores_are_the_conditional_law_and_probabilities_come_by_name(run):
         ({"calm": np.arange(400) % 4}, "[calm]", ["energy.num_classes=3"], "targets of songs.csv"),
         ({}, "[calm, happy]", ["energy.num_classes=3"], "energy.num_targets"),
         ({}, "[calm, happy]", ["energy.num_targets=1"], "data.targets"),
+        ({}, "[calm, happy]", ["transform.type=thalweg.data.transform:Standardize"], "transform"),
     ],
 )
 def test_a_table_that_cannot_be_learned_is_one_line(tmp_path, monkeypatch, changed, targets, overrides, argument):
@@ -153,6 +154,19 @@ def test_a_continuous_target_comes_with_an_interval():
         model.probabilities(frame.head(2))
     with pytest.raises(UserError):
         bundle.log_prob(frame[["level", "calm", "tempo"]])
+
+
+def test_labels_that_cannot_be_counted_come_with_an_interval():
+    draws = np.random.default_rng(0)
+    rows = np.column_stack([draws.normal(size=(30, 2)), draws.random((30, 13)) < 0.5])
+    energy = functools.partial(LabelEnergy, num_targets=13, width=4)
+    bundle = thalweg.train(energy, rows, steps=5, progress=False)
+    assert bundle.config["conditional"]["log_prob"] is None
+    assert not bundle.normalised
+    found = ConditionalModel(bundle).log_prob(rows[:1], num_chains=32)
+    assert float(found.low) < float(found.estimate) < float(found.high)
+    assert abs(float(found.estimate) + 13 * np.log(2)) < 3
+    assert ConditionalModel(bundle).probabilities(rows[:2, :2]).shape == (2, 13)
 
 
 def test_another_bundle_has_no_law_of_y():

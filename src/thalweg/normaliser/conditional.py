@@ -5,6 +5,7 @@ The energy is a `energy.outcomes.Conditional`, or any callable E(x, y), (B, *) a
 sum (`energy.outcomes`). Elsewhere Z(x) is annealed row by row by `log_z`, with an interval, and y is drawn by chains.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ CANDIDATES, SPREAD = 256, 2.0  # draws that a chain's start is chosen of, and th
 SWEEPS, STEPS, STEP_SIZE = 50, 100, 0.02  # of chains on binary vectors; on standardised vectors
 
 
+log = logging.getLogger("thalweg")
 LEAST_ESS = 100  # of the weights, for their mean's upper end
 AnyConditional = JointEnergyFn | Conditional
 
@@ -149,6 +151,8 @@ def _annealed(
     joint, _ = _parts(energy, outcomes)
     given = _BinaryGivenX(joint, x) if law is None else _GivenX(joint, x, law)
     z = log_z(given, shape=(outcomes.num,), seed=seed, tolerance=tolerance, **options)
+    if z.warning is not None:
+        log.warning("log p(y | x): %s", z.warning)
     shift = 0.0 if law is None else float(law.log_det())  # dy = |scale| du
     return [z.estimate + shift, z.low + shift, z.high + shift, z.ess]
 
@@ -159,7 +163,7 @@ def conditional_probs(
     x: Float[Tensor, "b *d"],
     outcomes: Outcomes | None = None,
     *,
-    num_draws: int = 1000,
+    num_draws: int = 200,
     seed: int = 0,
 ) -> ConditionalProbs:
     """Probabilities of classes or units, and the most probable y: exact where y can be counted.

@@ -10,7 +10,7 @@ from thalweg.core.errors import UserError, one_line
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
-from thalweg.data.transform import Transform
+from thalweg.data.transform import Identity, Transform
 from thalweg.energy.base import Classifier, Fittable, HasNoiseLevels, lacking, require_noise_conditional
 from thalweg.energy.building import from_spec
 from thalweg.energy.outcomes import Conditional
@@ -72,7 +72,7 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
         with torch.random.fork_rng(devices=[]):
             _check_shape(parts.energy, run, data)
         _require_labels(parts.objective, parts.energy, data)
-        _check_targets(parts.energy, run, data)
+        _check_targets(parts, run, data)
         _check_noise(parts, run)
         x = torch.zeros(2, *data.shape)
         if parts.augment is not None:
@@ -128,14 +128,17 @@ def _check_shape(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
         raise _unfit(run, data)
 
 
-def _check_targets(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
+def _check_targets(parts: Parts, run: RunSettings, data: Dataset) -> None:
     """UserError unless the last columns are outcomes of the energy's, where it has any, and those that are named."""
-    named = run.data.targets
+    named, energy = run.data.targets, parts.energy
     if not isinstance(energy, Conditional):
         if named:
             text, hint = "must be none, as the energy is none of y given x", "take --recipe conditional-labels"
             raise UserError(text, argument="data.targets", value=named, hint=hint)
         return
+    if not isinstance(parts.transform, Identity):
+        text, hint = "must be Identity for an energy of y given x, as y would be altered", "leave it out"
+        raise UserError(text, argument="transform", value=run.transform["type"], hint=hint)
     if named and len(named) != energy.outcomes.columns:
         text = f"must be {energy.outcomes.columns}, as many as the energy's targets"
         raise UserError(text, argument="data.targets", value=named)

@@ -64,7 +64,7 @@ class ConditionalModel:
     def probabilities(self, x: Any) -> "pd.DataFrame":
         """p(label = 1 | x), one column a label; of a class one column each, named by its number.
 
-        Shares of 1,000 draws where y cannot be counted. UserError for a continuous y.
+        Shares of 200 draws where y cannot be counted. UserError for a continuous y.
         """
         found = conditional_probs(self.model, self._covariates(x))
         names = list(range(self.outcomes.num)) if isinstance(self.outcomes, Classes) else self.targets
