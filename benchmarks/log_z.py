@@ -115,7 +115,7 @@ def coverage(runs: int = 25) -> Iterator[list[Any]]:
             for name in KNOWN
             if name not in ("gaussian-50", "ising", "rbm-200x16", "box")
         ),
-        ("the last, with samples", lambda: models.two_modes(30.0), {"exact": True}),
+        ("two modes, 60 deviations apart, with samples", lambda: models.two_modes(30.0), {"exact": True}),
         *((f"two modes, {2 * d:.0f} deviations apart", lambda d=d: models.two_modes(d), {}) for d in (30.0, 4.0)),
         ("mixture, 20 levels", KNOWN["mixture"], {"num_steps": 20}),
         ("rbm-200x16, 10 levels", KNOWN["rbm-200x16"], {"num_steps": 10}),
