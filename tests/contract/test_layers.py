@@ -42,7 +42,7 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "evaluate": ("core", "energy", "sampler", "normaliser"),
     "training": ("core", "data", "energy", "objective"),  # never sampler: only the objective knows there are chains
     "bundle": ("core", "data", "energy", "sampler", "normaliser"),
-    "run": ("core", "data", "energy", "sampler", "objective", "training", "bundle", "evaluate.pictures"),
+    "run": ("core", "data", "energy", "sampler", "objective", "normaliser", "training", "bundle", "evaluate.pictures"),
     "bench": ("core", "energy", "sampler", "objective"),
     "api": (*APPLICATION, "apps", "training.metrics_log"),
     "cli": ("",),  # all

@@ -11,16 +11,19 @@ from thalweg.data.transform import Composed, Scale, Standardize
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.networks.autoencoder import AutoencoderEnergy
 from thalweg.energy.networks.classifier import JointStridedEnergy
+from thalweg.energy.networks.conditional import LabelEnergy
 from thalweg.energy.networks.conv import ConvEnergy
 from thalweg.energy.networks.mlp import MLPEnergy
 from thalweg.energy.noise_conditional.classifier import JointUNetEnergy
 from thalweg.energy.noise_conditional.residual import ResidualEnergy
 from thalweg.energy.noise_conditional.unet import UNetEnergy
 from thalweg.energy.rbm import RBMEnergy
-from thalweg.objective.base import Labelled
+from thalweg.objective.base import Batch, Labelled
+from thalweg.objective.conditional import ConditionalLikelihood
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.contrastive.replay_buffer import choose_keyed, start
 from thalweg.objective.joint import JointLikelihood
+from thalweg.objective.noise_contrastive import GaussianNoise, NoiseContrastive
 from thalweg.objective.ratio import LikelihoodRatio
 from thalweg.objective.restoration import RestorationContrast
 from thalweg.objective.score.score import ExplicitScoreMatching
@@ -28,6 +31,7 @@ from thalweg.sampler.annealed import Ancestral, Heun, anneal
 from thalweg.sampler.base import AnnealedSampler, normal_like
 from thalweg.sampler.chain import transitions
 from thalweg.sampler.gibbs import Gibbs
+from thalweg.sampler.gibbs_with_gradients import GibbsWithGradients
 from thalweg.sampler.langevin import MALA, ULA
 from thalweg.sampler.multistep import Multistep
 from thalweg.sampler.schedule import Cosine
@@ -61,7 +65,8 @@ MORE = {
     "joint chains": JointLikelihood(generative=chains(conditional=True)),
     "ratio of noisy rows": LikelihoodRatio(smoothing=0.1, noise=0.1, noise_max=0.3),
 }
-CASES = {cls.__name__: build_objective(cls) for cls in OBJECTIVES} | MORE
+FITTED = NoiseContrastive  # its `init` fits a Gaussian to rows, which it reads
+CASES = {cls.__name__: build_objective(cls) for cls in OBJECTIVES if cls is not FITTED} | MORE
 
 
 def energy_for(objective):
@@ -72,6 +77,8 @@ def energy_for(objective):
         return (JointUNetEnergy if labelled else UNetEnergy).example(), (1, 8, 8)
     if labelled or getattr(objective, "conditional", False):
         return JointStridedEnergy.example(), (1, 8, 8)
+    if isinstance(objective, ConditionalLikelihood):
+        return LabelEnergy.example(), LabelEnergy.example().shape
     if isinstance(objective, RestorationContrast):
         return AutoencoderEnergy.example(), AutoencoderEnergy.example().shape
     if isinstance(objective, ExplicitScoreMatching):  # a backward pass a dimension
@@ -113,6 +120,15 @@ def test_a_training_step(objective):
     assert state.step == 2
     places = {t.device.type for t in (*state.energy.parameters(), *state.average.parameters(), *state.guard.notes)}
     assert places | {value.device.type for value in metrics.values()} == {DEVICE.type}
+
+
+def test_noise_contrastive_estimation_once_it_has_begun():
+    objective, x, energy = FITTED(ratio=2), torch.rand(16, 2), MLPEnergy(shape=(2,), width=8, depth=1)
+    state = GaussianNoise(*(t.to(DEVICE) for t in objective.init(energy, x, generator(0, "init"))))
+    batch, energy, draws = Batch(x.to(DEVICE)), on_device(energy), generator(0, "draws", device=DEVICE)
+    with no_waiting():
+        loss, _, metrics = objective.loss(energy, state, batch, objective.draw(state, batch, draws, 0.0))
+    assert {value.device.type for value in (loss, *metrics.values())} == {DEVICE.type}
 
 
 class Changed:
@@ -160,7 +176,7 @@ def test_a_loss_for_which_the_host_waits_is_rejected(mutant):
 
 def sampled(sampler):
     """(energy, shape of a row) to sample."""
-    if isinstance(sampler, Gibbs):
+    if isinstance(sampler, Gibbs | GibbsWithGradients):
         return RBMEnergy.example(), (2,)
     if isinstance(sampler, AnnealedSampler):
         return ResidualEnergy.example(), (3,)

@@ -78,6 +78,16 @@ def test_an_energy_without_a_known_law_at_the_highest_level_is_refused():
     assert caught.value.argument == "energy"
 
 
+def test_an_energy_that_falls_without_bound_has_no_constant():
+    class Falling(Tilted):
+        def __call__(self, y, t):
+            return super().__call__(y, t) - (1 - t / self.t_max) * y[:, 0].pow(4)
+
+    with pytest.raises(UserError) as caught:
+        noise_levels(Falling(0.0, 0.0), num_chains=64, num_steps=32)
+    assert caught.value.argument == "energy"
+
+
 def test_importance_sampling_has_its_standard_error():
     """|z| < 5 in 200 repetitions of a narrower proposal; mutant: the ratio upside down."""
     law, energy = Gaussian((0.0, 0.0), ((1.2, 0.0), (0.0, 1.2))), Gaussian()

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Capability
-from thalweg.energy.enumeration import all_states
+from thalweg.energy.enumeration import state_chunks
 
 JointEnergyFn = Callable[[Tensor, Tensor], Tensor]  # E(x, y): (B, *) and outcomes of B rows to (B,) nats
 MOST_BINARY = 12  # units of a binary vector whose 2^num states are counted
@@ -97,7 +97,7 @@ class Binary(_Outcomes):
             text = f"must be at most {MOST_BINARY} for the 2^num binary vectors to be counted"
             hint = "take conditional_log_prob_interval, or fewer labels"
             raise UserError(text, argument="num", value=self.num, hint=hint)
-        return all_states(self.num).to(device, torch.float32)
+        return torch.cat(list(state_chunks(self.num, torch.empty(0, dtype=torch.float32, device=device))))
 
     def of_columns(self, columns: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """y of the columns of a row that hold it."""

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from thalweg.core import check
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import NoiseConditional, energy_and_grad, require_noise_conditional
 from thalweg.energy.engine.discovery import device_of
@@ -37,6 +38,7 @@ PILOTS = 256  # paths that the steps' covariances are fitted by
 ROWS_PER_DIRECTION = 4  # pilots for a covariance of all directions; one variance serves for all where there are fewer
 NUM_MOVES = 50  # of MALA at the lowest level, before paths go up
 STEP = 0.2  # of MALA, in units of t_K
+RUN_AWAY = "must rise away from the data; it falls without bound, so that paths run away and exp(-U) has no integral"
 
 
 @torch.inference_mode(False)
@@ -65,6 +67,9 @@ def noise_levels(energy: NoiseConditional, *, seed: int = 0, num_chains: int = 5
     with frozen(energy):
         paths = _Paths.fit(energy, num_steps, draws("pilot"))
         down, ends = paths.down(num_chains, draws("down"))
+        if not bool(down.isfinite().all()):
+            hint = "read the ODE's likelihood in `thalweg evaluate`, or train with more rows"
+            raise UserError(RUN_AWAY, argument="energy", hint=hint)
         chosen = torch.multinomial(torch.softmax(down, 0), num_chains, replacement=True, generator=draws("choice"))
         up = paths.up(_moved(energy, ends[chosen], draws("moves")), draws("up"))
     found = sandwich(down, -up, chosen, draws("bootstrap"))
@@ -109,7 +114,7 @@ class _Paths(NamedTuple):
         y, steps = energy.prior(PILOTS, generator), []
         for high, low in itertools.pairwise(t):
             _, g = _at(energy, y, high)
-            flat = g.double().flatten(1)
+            flat = torch.nan_to_num(g.double().flatten(1), posinf=0, neginf=0)  # paths that ran away show in `down`
             fisher, axes = torch.linalg.eigh(flat.T @ flat / len(flat))
             if ROWS_PER_DIRECTION * len(fisher) > len(flat):
                 fisher = fisher.mean().expand(len(fisher))

@@ -5,6 +5,7 @@ most often where exp(-E) is the data's density itself. So the energy's additive 
 parameter, and needs no integral (Gutmann & Hyvarinen 2010; 2012).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -100,7 +101,7 @@ class NoiseContrastive:
         (y,) = noise
         both = torch.cat([batch.x, y])
         u = energy(both)
-        log_odds = -u - self._log_noise(state)(both) - torch.log(u.new_tensor(float(self.ratio)))
+        log_odds = -u - self._log_noise(state)(both) - math.log(self.ratio)
         real, fake = log_odds.split([len(batch.x), len(y)])
         loss = softplus(-real).mean() + self.ratio * softplus(fake).mean()
         right = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from thalweg.bundle.bundle import Bundle
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.base import Anchored, AnyEnergy, NoiseConditional, Shiftable
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
@@ -54,7 +55,10 @@ def correct_constant(bundle: Bundle, *, rows_seen: int) -> dict[str, Any] | None
     else:
         if SHARE * rows_seen < 2 * PATHS * LEVELS:
             return None
-        found, how = noise_levels(model, seed=seed, num_chains=PATHS, num_steps=LEVELS), "noise levels"
+        try:
+            found, how = noise_levels(model, seed=seed, num_chains=PATHS, num_steps=LEVELS), "noise levels"
+        except UserError:  # it has no constant: what training has learned stands
+            return None
     if found.warning is not None or not found.high - found.low < 2 * LARGEST:
         return None
     model.shift(found.estimate)

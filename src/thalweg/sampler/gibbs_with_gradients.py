@@ -42,8 +42,9 @@ class GibbsWithGradients:
         check_value(check.positive, temperature=self.temperature)
 
     def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"]) -> LangevinState:
-        """The state at x, for one gradient. Looks at the values of x once."""
-        if isinstance(energy, Discrete):  # an objective may ask for a state of another, to learn its shapes
+        """The state at x, for one gradient. On a CPU the values of x are checked."""
+        # An objective may ask for a state of another energy, to learn its shapes; a device would be waited for.
+        if isinstance(energy, Discrete) and x.device.type == "cpu":
             _check_states(x, energy.num_states)
         return LangevinState(x.detach(), *energy_and_grad(energy, x), first_step(x))
 

@@ -105,7 +105,7 @@ class ReplicaExchange:
         return self._swap_acceptance(state.replicas)
 
     def _swap_acceptance(self, replicas: LangevinState) -> Tensor:
-        t = replicas.u.new_tensor(self.temperatures)
+        t = _numbers(self.temperatures, replicas.u)
         u = self._by_chain(replicas.u) * t
         log_ratio = (1 / t[:-1] - 1 / t[1:]) * (u[:, :-1] - u[:, 1:])
         return torch.nan_to_num(log_ratio.clamp(max=0).exp())
@@ -124,7 +124,7 @@ class ReplicaExchange:
             return torch.where(goes.reshape(*goes.shape, *[1] * (old.ndim - 2)), new, old).flatten(0, 1)
 
         scale = tempered.scale(self._by_chain(replicas.x))
-        t = replicas.u.new_tensor(self.temperatures)
+        t = _numbers(self.temperatures, replicas.u)
         force = t.reshape(scale.shape) / scale
         return replicas._replace(x=taken(replicas.x, scale), u=taken(replicas.u, t), g=taken(replicas.g, force))
 
@@ -144,14 +144,14 @@ class _AtTemperatures(EnergyWrapper):
 
     def scale(self, like: Float[Tensor, "b k *d"]) -> Tensor:
         """s (K, 1, …), which broadcasts against `like`."""
-        t = like.new_tensor([1.0 if isinstance(self.energy, Discrete) else t for t in self.temperatures])
+        t = _numbers([1.0 if isinstance(self.energy, Discrete) else t for t in self.temperatures], like)
         return t.sqrt().reshape(-1, *[1] * (like.ndim - 2))
 
     def _of_rows(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """(T (B K,), s (B K, 1, …)) of each row."""
         num_chains = len(y) // len(self.temperatures)
         s = self.scale(y.unsqueeze(0)).flatten().repeat(num_chains)
-        return y.new_tensor(self.temperatures).repeat(num_chains), per_row(s, y)
+        return _numbers(self.temperatures, y).repeat(num_chains), per_row(s, y)
 
     def __call__(self, y: Float[Tensor, "bk *d"]) -> Float[Tensor, " bk"]:
         """The energy in nats."""
@@ -162,3 +162,8 @@ class _AtTemperatures(EnergyWrapper):
         t, s = self._of_rows(y)
         both: Any = cast(HasGradient, self.energy).value_and_grad(s * y)
         return None if both is None else (both[0] / t, both[1] * (s / per_row(t, y)))
+
+
+def _numbers(values: Sequence[float], like: Tensor) -> Float[Tensor, " k"]:
+    """The numbers on the device of `like`, which does not wait for them as it would for a copy."""
+    return torch.stack([like.new_full((), value) for value in values])

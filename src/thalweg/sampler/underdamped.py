@@ -88,7 +88,7 @@ class UnderdampedLangevin:
     def refreshed(self, state: UnderdampedState, z: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
         """c p + sqrt((1 - c²) T) z; momenta that are zero throughout a row, as at the begin, are drawn anew."""
         p, temperature = state.p, value_at(self.temperature, state.i)
-        decay = torch.as_tensor(value_at(self.step_size, state.i) * self.friction, dtype=p.dtype, device=p.device)
+        decay = p.new_ones(()) * (value_at(self.step_size, state.i) * self.friction)
         partial = torch.exp(-decay) * p + (-torch.expm1(-2 * decay) * temperature).sqrt() * z
         return torch.where(per_row((p == 0).flatten(1).all(1), p), temperature**0.5 * z, partial)
 
