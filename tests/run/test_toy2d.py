@@ -115,6 +115,10 @@ def test_a_temperature_divides_the_energy_and_a_clamp_bounds_the_integral(bundle
     assert found.low <= exact <= found.high
     mass = (other.log_prob(inside).estimate.double().exp() * ((high - low) / 400).prod()).sum()
     assert abs(float(mass.log()) - (exact - found.estimate)) < 1e-3
+    outside = torch.stack([low - 0.1, high + 0.1, torch.stack([low[0] - 0.1, high[1]])])
+    assert bool((other.log_prob(outside).high == -math.inf).all())
+    assert bool((other.score(outside)["log_prob"] == -math.inf).all())
+    assert bool(other.log_prob(torch.stack([low, high])).low.isfinite().all())  # walls belong to the box
     other.sampler = ULA(step_size=0.01, temperature=0.0)
     with pytest.raises(UserError) as error:
         other.log_z()
