@@ -101,6 +101,15 @@ def test_the_command_reports_the_likelihood_with_the_interval(bundle, call, tmp_
     assert any("log Z" in line and "ESS" in line for line in said)
 
 
+def test_rows_outside_the_box_leave_no_likelihood_to_report(bundle, call, caplog, tmp_path):
+    bundle.save_pretrained(tmp_path / "run")
+    thalweg.load(tmp_path / "run").log_z(support="box", num_steps=5)  # two moons are wider
+    code, figures, _ = call("evaluate", tmp_path / "run", "-n", "20", "--json")
+    assert code == 0
+    assert figures["likelihood"] is None
+    assert "outside the box" in caplog.text
+
+
 def test_a_temperature_divides_the_energy_and_a_clamp_bounds_the_integral(bundle, tmp_path):
     """exp(-E / T) on the box of the clamp, in data units, by a grid."""
     other = copy.copy(bundle)
