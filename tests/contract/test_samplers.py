@@ -360,6 +360,7 @@ def test_the_first_rows_of_a_block_get_the_noise_that_they_have_in_it(cls):
         (lambda: UnderdampedLangevin(step_size=0.1, temperature=0.0), "temperature"),
         (lambda: GibbsWithGradients(temperature=0.0), "temperature"),
         (lambda: ReplicaExchange(sampler=MALA(step_size=0.1), temperatures=(1.0,)), "temperatures"),
+        (lambda: ReplicaExchange(sampler=MALA(step_size=0.1), temperatures=3.0), "temperatures"),
         (lambda: ReplicaExchange(sampler=MALA(step_size=0.1), temperatures=(2.0, 4.0)), "temperatures"),
         (lambda: ReplicaExchange(sampler=MALA(step_size=0.1), temperatures=(1.0, 4.0, 3.0)), "temperatures"),
         (lambda: ReplicaExchange(sampler=MALA(step_size=0.1), temperatures=(1.0, float("inf"))), "temperatures"),

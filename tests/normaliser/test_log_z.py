@@ -137,6 +137,10 @@ def test_the_network_is_left_as_it_was():
         (lambda x: x, {}, "energy"),
         (lambda x: x.sum(), {}, "energy"),
         (lambda x: 1.0, {}, "energy"),
+        (torch.no_grad()(Gaussian()), {}, "energy"),  # no gradient in x
+        (3, {}, "energy"),
+        (Gaussian(), {"base": lambda x: x.square().sum(1)}, "base"),
+        (Gaussian(), {"base": Gaussian((0.0,), ((1.0,),))}, "base"),  # of another shape
         (Gaussian(), {"sampler": ULA(step_size=0.1)}, "kernel"),
         (Gaussian(), {"sampler": MALA(step_size=0.1, temperature=2.0)}, "kernel.temperature"),
         (Gaussian(), {"support": "ball"}, "support"),

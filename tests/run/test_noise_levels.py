@@ -29,6 +29,10 @@ def test_the_energy_alone_states_the_noise_levels(tmp_path):
     assert (float(state["objective/t_min"]), float(state["objective/t_max"])) == (0.3**2, 7.0**2)
     assert bundle.sampler.sigma(bundle.model, torch.tensor(0), torch.zeros(())) == pytest.approx(7.0)
     assert bundle.sample(3, num_steps=2).isfinite().all()
+    for options in ({"support": "box"}, {"start": torch.zeros(20, 2)}):  # of other energies' constants
+        with pytest.raises(UserError) as error:
+            bundle.log_z(**options)
+        assert error.value.argument == next(iter(options))
     for wrong in ("objective.levels.sigma_min=0.3", "sampler.sigma_max=7", "energy.sigma_min=20"):
         with pytest.raises(UserError, match="sigma_m"):
             run(tmp_path / "b", *TINY, wrong)

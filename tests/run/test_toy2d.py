@@ -101,6 +101,15 @@ def test_the_command_reports_the_likelihood_with_the_interval(bundle, call, tmp_
     assert any("log Z" in line and "ESS" in line for line in said)
 
 
+def test_rows_outside_the_box_leave_no_likelihood_to_report(bundle, call, caplog, tmp_path):
+    bundle.save_pretrained(tmp_path / "run")
+    thalweg.load(tmp_path / "run").log_z(support="box", num_steps=5)  # two moons are wider
+    code, figures, _ = call("evaluate", tmp_path / "run", "-n", "20", "--json")
+    assert code == 0
+    assert figures["likelihood"] is None
+    assert "outside the box" in caplog.text
+
+
 def test_a_temperature_divides_the_energy_and_a_clamp_bounds_the_integral(bundle, tmp_path):
     """exp(-E / T) on the box of the clamp, in data units, by a grid."""
     other = copy.copy(bundle)
@@ -115,6 +124,10 @@ def test_a_temperature_divides_the_energy_and_a_clamp_bounds_the_integral(bundle
     assert found.low <= exact <= found.high
     mass = (other.log_prob(inside).estimate.double().exp() * ((high - low) / 400).prod()).sum()
     assert abs(float(mass.log()) - (exact - found.estimate)) < 1e-3
+    outside = torch.stack([low - 0.1, high + 0.1, torch.stack([low[0] - 0.1, high[1]])])
+    assert bool((other.log_prob(outside).high == -math.inf).all())
+    assert bool((other.score(outside)["log_prob"] == -math.inf).all())
+    assert bool(other.log_prob(torch.stack([low, high])).low.isfinite().all())  # walls belong to the box
     other.sampler = ULA(step_size=0.01, temperature=0.0)
     with pytest.raises(UserError) as error:
         other.log_z()

@@ -279,6 +279,11 @@ def test_bad_schedules_are_refused_when_they_are_made(make, argument):
     assert "\n" not in str(caught.value)
 
 
+def test_an_error_shows_the_number_that_a_schedule_gives():
+    with pytest.raises(UserError, match=r"step_size=0\.0: must be positive"):
+        MALA(step_size=Linear(first=0.1, last=0.0, num_steps=3))
+
+
 def test_cyclical_schedules_may_end_at_zero():
     """The last step of a cycle is above zero, as in Zhang et al. (2020); a temperature of zero is descent."""
     assert at(WarmRestarts(first=0.1, last=0.0, num_steps=4), 3) > 0

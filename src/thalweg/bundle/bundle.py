@@ -193,23 +193,27 @@ class Bundle(HoldsEnergy):
         A frame (pandas, polars, Arrow) is matched by the names of its columns. Differentiable in an x that requires
         grad, so samplers take it; such an x may leave the range of the data.
         """
-        wanted = isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+        wanted = _wants_grad(x)
         with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
-            x = chain_positions(self, x) if wanted else checked_rows(self, x)
+            x = self._rows(x)
             u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
             return u.to(x.device) - self.transform.log_abs_det(x)
+
+    def _rows(self, x: Any) -> Tensor:
+        return chain_positions(self, x) if _wants_grad(x) else checked_rows(self, x)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"] | LogProb:
         """log p(x), (B,) nats, in data units; of a model with noise levels, of data smoothed by the lowest noise.
 
         Where the constant was estimated by `log_z` it is a `LogProb` of (B,) tensors, with that interval, for
-        exp(-E(x) / T). NotNormalised where the constant is not known.
+        exp(-E(x) / T); -inf outside the box that it integrated over. NotNormalised where the constant is not known.
         """
         if self.normalised:
             return -self.energy(x)
-        constant = constants.stored(self.config)
-        if constant is not None:
-            return _log_prob(self.energy(x), *constant)
+        if constants.stored(self.config) is not None:
+            log_p = constants.log_prob(self, self._rows(x), self.energy(x))
+            assert log_p is not None
+            return log_p
         objective = self.config["run"]["objective"]["type"].split(":")[1]
         text = f"must be a normalised model: {objective} leaves the energy's constant unknown"
         hint = "estimate it by bundle.log_z() or `thalweg evaluate --log-z`, or use .energy(x)"
@@ -291,11 +295,10 @@ class Bundle(HoldsEnergy):
         share(alpha=alpha)
         with torch.no_grad():
             u = self.energy(x)
-        result, constant = {"energy": u}, constants.stored(self.config)
+        result = {"energy": u}
         if self.normalised:
             result["log_prob"] = -u
-        elif constant is not None:
-            log_p = _log_prob(u, *constant)
+        elif (log_p := constants.log_prob(self, self._rows(x), u)) is not None:
             result |= {"log_prob": log_p.estimate, "log_prob_low": log_p.low, "log_prob_high": log_p.high}
         if self.held_out_energies is not None:
             ranked = self.held_out_energies.sort().values
@@ -390,6 +393,5 @@ class Bundle(HoldsEnergy):
             yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
-def _log_prob(u: Tensor, constant: LogZ, temperature: float) -> LogProb:
-    log_p = -u / temperature
-    return LogProb(log_p - constant.estimate, log_p - constant.high, log_p - constant.low)
+def _wants_grad(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()

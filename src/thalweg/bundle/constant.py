@@ -19,7 +19,7 @@ from thalweg.core.errors import DamagedFile, UserError
 from thalweg.energy.base import Discrete, EnergyFn, NoiseConditional
 from thalweg.energy.outcomes import Conditional
 from thalweg.energy.wrappers import Tempered
-from thalweg.normaliser.estimate import LogZ
+from thalweg.normaliser.estimate import LogProb, LogZ
 from thalweg.normaliser.inputs import SUPPORTS
 from thalweg.normaliser.log_z import log_z
 from thalweg.normaliser.noise_levels import noise_levels
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # A network of images is slow: fewer chains than `log_z` takes, and an end. Their intervals are wide.
 OF_IMAGES = {"num_chains": 64, "max_steps": 1024}
 NUM_STARTS = 64  # samples of the bundle that its chains begin at
+OF_NOISE_LEVELS = ("num_chains", "num_steps")  # options of `noise_levels`
+ROUNDING = 1e-5  # of the box's width: a pixel on a wall is inside
 
 
 def estimated(bundle: "Bundle", *, seed: int, support: str | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +42,10 @@ def estimated(bundle: "Bundle", *, seed: int, support: str | None, options: dict
         text, hint = "must be a law of whole rows, and this one is p(y | x)", "use apps.conditional.model"
         raise UserError(text, argument=str(bundle.path), hint=hint)
     if isinstance(bundle.model, NoiseConditional):
+        beyond = sorted(options.keys() - set(OF_NOISE_LEVELS) | ({"support"} if support is not None else set()))
+        if beyond:
+            text = f"must be left out: an energy with noise levels takes {' and '.join(OF_NOISE_LEVELS)} alone"
+            raise UserError(text, argument=", ".join(beyond))
         found, temperature, support = noise_levels(bundle.model, seed=seed, **options), 1.0, "real"
     else:
         temperature = _temperature(bundle.sampler)
@@ -65,6 +71,23 @@ def stored(config: dict[str, Any]) -> tuple[LogZ, float] | None:
         text = "must be what bundle.log_z() wrote, figures and a temperature"
         raise DamagedFile(text, argument="config.json: log_z", hint="estimate it again") from error
     return LogZ(**numbers, warning=figures["warning"]), temperature
+
+
+def log_prob(bundle: "Bundle", x: Tensor, u: Tensor) -> LogProb | None:
+    """log p of rows x (B, *) with energies u (B,), in data units, by the constant that is kept; None without one.
+
+    -inf outside the box, where the constant is an integral over one.
+    """
+    if (found := stored(bundle.config)) is None:
+        return None
+    constant, temperature = found
+    log_p = -u / temperature
+    if bundle.config["log_z"].get("support") == "box":
+        (low, high), z = _walls(bundle), bundle.encode(x.detach().to(bundle.device))
+        slack = ROUNDING * (high - low)
+        inside = ((z >= low - slack) & (z <= high + slack)).flatten(1).all(1)
+        log_p = log_p.masked_fill(~inside.to(u.device), -math.inf)
+    return LogProb(log_p - constant.estimate, log_p - constant.high, log_p - constant.low)
 
 
 def _at_temperature(bundle: "Bundle", temperature: float, support: str, seed: int, options: dict[str, Any]) -> LogZ:

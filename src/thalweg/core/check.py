@@ -93,7 +93,9 @@ def _is_number(value: Any) -> bool:
 
 
 def stated(value: Any) -> Any:
-    """The value of an error; None becomes an object that is shown as None, since None itself is not shown."""
+    """The value of an error: a 0-d array as its number; None as an object that is shown, as None itself is not."""
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
     return _NONE if value is None else value
 
 

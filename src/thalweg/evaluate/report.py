@@ -190,7 +190,8 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     text = "<h2>How much probability does it give to unseen data?</h2>"
     if not found:
         return text + (
-            "<p>This model's energy has an unknown additive constant, so it has no log-likelihood; none is reported. "
+            "<p>This model's energy has an unknown additive constant, so it has no log-likelihood, or one over a box "
+            "that leaves out some of the rows; none is reported. "
             "A recipe that learns normalised energies (dual score matching) has one, and `thalweg evaluate --log-z` "
             "estimates the constant of another, with an interval.</p>"
         )

@@ -4,6 +4,7 @@
 them into a page.
 """
 
+import logging
 import math
 import platform
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -25,6 +26,7 @@ from thalweg.evaluate.samples import baselines, nearest, plain_features, quality
 from thalweg.evaluate.states import HasStates, likelihood_of_states
 from thalweg.normaliser.estimate import LogProb
 
+log = logging.getLogger("thalweg")
 CURVES = ("loss", "space", "time", "gap", "grad_norm")
 
 
@@ -155,8 +157,14 @@ def _quality(sets: _Sets, judge: Judge | None, seed: int) -> dict[str, dict[str,
     return found
 
 
+class _OutsideError(Exception):
+    """A row lies where the model has no mass."""
+
+
 def _likelihood(bundle: Evaluable, sets: _Sets, seed: int) -> dict[str, Any] | None:
-    """Mean log p of unseen data and of samples in nats, with the Gaussian fit beside; None where not normalised.
+    """Mean log p of unseen data and of samples in nats, with the Gaussian fit beside.
+
+    None where not normalised, or where a row lies outside the box of the constant.
 
     Of an energy of states the probabilities, exact where these can be counted, beside independent units.
     """
@@ -172,16 +180,22 @@ def _likelihood(bundle: Evaluable, sets: _Sets, seed: int) -> dict[str, Any] | N
 
     def log_prob(rows: Tensor) -> Tensor:
         found = bundle.log_prob(rows)
+        if isinstance(found, LogProb) and bool((found.estimate == -torch.inf).any()):
+            raise _OutsideError
         return found.estimate if isinstance(found, LogProb) else found
 
-    log_p = in_blocks(log_prob, x, what="log p")
+    try:
+        log_p, of_samples = (in_blocks(log_prob, rows, what="log p") for rows in (x, sets.samples))
+    except _OutsideError:
+        log.warning("no likelihood is reported: unseen rows or samples lie outside the box that log Z integrates over")
+        return None
     d = x[0].numel()
     gaussian = gaussian_prior(sets.train, (bundle.t_min if isinstance(bundle, HasNoisyEnergy) else 0.0) or 1e-6)(x)
     row: dict[str, Any] = {
         "num": len(x),
         "nats": log_p.mean().item(),
         "nats_error": (log_p.std() / math.sqrt(len(log_p))).item(),
-        "nats_samples": in_blocks(log_prob, sets.samples, what="log p").mean().item(),
+        "nats_samples": of_samples.mean().item(),
         "nats_gaussian": gaussian.mean().item(),
     }
     if isinstance(first, LogProb):

@@ -17,7 +17,7 @@ SUPPORTS = ("real", "box")
 
 @dataclass
 class CheckedEnergy(EnergyWrapper):
-    """The energy, its result checked to be one number a row, and no NaN at the first call."""
+    """The energy, its result checked: one number a row that depends on x, and no NaN at the first call."""
 
     energy: AnyEnergy
     first: bool = True
@@ -30,6 +30,9 @@ class CheckedEnergy(EnergyWrapper):
         if not isinstance(u, Tensor) or u.shape != x.shape[:1]:
             found = f"{tuple(u.shape)}" if isinstance(u, Tensor) else kind_of(u)
             raise UserError(f"must give one number for each row, ({len(x)},), not {found}", argument="energy")
+        if x.requires_grad and not u.requires_grad:
+            hint = "compute it from x by torch, without detach or no_grad"
+            raise UserError("must have a gradient in x", argument="energy", hint=hint)
         if self.first:
             self.first, bad = False, int(u.isnan().sum() + (u == -torch.inf).sum())
             if bad:
@@ -43,6 +46,8 @@ def type_of_positions(energy: AnyEnergy, shape: Sequence[int], states: bool) -> 
 
     That of its first parameter or buffer of floating point; float64, or float32 where that raises, if it has none.
     """
+    if not callable(energy):
+        raise UserError(f"must be a module or a function of x, not {kind_of(energy)}", argument="energy")
     tensors = (t for m in find_modules(energy) for t in m.parameters(recurse=False))
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), None)
     like = torch.zeros(0, *shape, dtype=dtype or torch.float64, device=device_of(energy))

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import EnergyFn, energy_and_grad
 from thalweg.normaliser.plan import ACCEPTANCE
@@ -234,7 +234,14 @@ def real_annealing(
     plain = {"shape": shape, "dtype": like.dtype, "box": box}
     whole = InCoordinates(energy, mean=torch.zeros(d, **kind), factor=torch.eye(d, **kind), **plain)
     if base is not None:
-        y = base.draw(max(num_chains, 10 * d), draws).to(like.device).flatten(1).double()
+        if not isinstance(base, Base):
+            hint = "such as energy.analytic.Gaussian"
+            raise UserError(f"must be a law with `log_z` and `draw`, not {kind_of(base)}", argument="base", hint=hint)
+        y = base.draw(max(num_chains, 10 * d), draws)
+        if y.shape[1:] != shape:
+            text = f"must draw positions of the shape of `shape`, {tuple(shape)}, not {tuple(y.shape[1:])}"
+            raise UserError(text, argument="base")
+        y = y.to(like.device).flatten(1).double()
         inside = InCoordinates(energy, mean=y.mean(0), factor=moments(y)[1], **plain)
         law = Given(base, inside)
     else:

@@ -8,7 +8,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,7 @@ from thalweg.sampler.base import Sampler, per_row
 KEPT = 8  # evaluations that are kept: more than a kernel's steps at one level
 
 
+@runtime_checkable
 class Base(Protocol):
     """A law whose constant and draws are exact, such as `energy.analytic.Gaussian`."""
 

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self, cast
 
@@ -50,7 +50,8 @@ class ReplicaExchange:
 
     def __post_init__(self):
         t = self.temperatures
-        if len(t) < 2 or t[0] != 1 or not math.isfinite(t[-1]) or any(not a < b for a, b in itertools.pairwise(t)):
+        good = isinstance(t, Sized) and len(t) >= 2 and t[0] == 1 and math.isfinite(t[-1])
+        if not good or any(not a < b for a, b in itertools.pairwise(t)):
             condition = "must be two or more increasing numbers, the first 1"
             raise UserError(condition, argument="temperatures", value=t)
         if not isinstance(self.sampler, HasChainTemperature) or self.sampler.temperature != 1:
