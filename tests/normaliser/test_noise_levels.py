@@ -1,5 +1,6 @@
 """The constant of U(y, t) by paths over its noise levels, and its correction at the end of a run."""
 
+import copy
 import math
 from types import SimpleNamespace
 
@@ -134,6 +135,27 @@ def test_a_wrong_constant_is_corrected_and_no_other():
     for more in ({"normalised": False}, {"kind": "image"}, {"shape": (65,)}):
         assert correct_constant(bundle_of(model, mixture, **more), rows_seen=0) is None
     assert correct_constant(bundle_of(Gaussian(), mixture), rows_seen=0) is None
+
+
+def test_a_mass_that_cannot_be_told_is_warned_of(caplog):
+    """Mutant: a well away from the data, such as a network may dig where it was never trained."""
+    rows = GaussianMixture(scale=0.5).draw(2000, generator(0, "rows")).float()
+    mixture = MixtureOfFactorAnalyzers.fit(rows)
+
+    class Well(ResidualEnergy):
+        def forward(self, y, t):
+            depth = 400 * (-2 * (y - 2.5).square().sum(1)).exp()
+            return super().forward(y, t) - (1 - t / self.t_max) * depth
+
+    model = Well(shape=(2,), width=8, num_blocks=1, embed=8, sigma_min=0.05).fit(rows)
+    before = copy.deepcopy(model.state_dict())
+    bundle = bundle_of(model, mixture, path="runs/well")
+    found = correct_constant(bundle, rows_seen=10**7)
+    assert found is not None
+    assert set(found) == {"warning"}
+    assert "runs/well" in caplog.text
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert correct_constant(bundle, rows_seen=1000) is None
 
 
 def test_s32_the_mass_of_a_short_run_in_the_plane_is_one():

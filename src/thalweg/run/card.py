@@ -11,8 +11,17 @@ def card(config: dict[str, Any]) -> str:
         "---\nlibrary_name: thalweg\ntags: [energy-based-model]\n---\n"
         f"# An energy of {config['run']['data']['name']}\n\n"
         f"Data: {data['source']}.\n\n"
-        f"The energy is {claim}. Trained {training.get('steps')} steps in {training.get('seconds')} s with "
+        f"The energy is {claim}. {_constant(config.get('constant'))}"
+        f"Trained {training.get('steps')} steps in {training.get('seconds')} s with "
         f"thalweg {config['thalweg']}, torch {config['torch']}.\n\n"
         f"Command: `{config['command']}`\n\n"
         "```python\nimport thalweg\nbundle = thalweg.load('PATH')\nbundle.energy(x); bundle.sample(16)\n```\n"
     )
+
+
+def _constant(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    if "warning" in found:
+        return f"Warning: {found['warning']}. "
+    return f"Its constant was corrected by {found['shift']:.3f} nats at the end, to within {found['within']:.3f}. "

@@ -4,6 +4,7 @@ Dual score matching learns log Z(t_min) from t_max down, through every level bet
 nat in the plane. Importance sampling tells it to thousandths, at the price of seconds.
 """
 
+import logging
 import math
 from typing import Any
 
@@ -21,6 +22,7 @@ from thalweg.normaliser.estimate import LogZ
 from thalweg.normaliser.importance import importance_log_z
 from thalweg.normaliser.noise_levels import noise_levels
 
+log = logging.getLogger("thalweg")
 MOST_DIMENSIONS = 64  # above, no estimate is closer than what training has learned
 TRIED, DRAWS, BLOCK = 1_000, 20_000, 1_000  # how many draws: first, and where the mixture is close enough
 WIDER = (
@@ -33,7 +35,7 @@ SHARE = 0.1  # of the rows that training has seen, at most, are spent on paths
 
 
 def correct_constant(bundle: Bundle, *, rows_seen: int) -> dict[str, Any] | None:
-    """Shift the energy so that its mass at t_min is 1; the figures that config.json keeps, None where it was left.
+    """Shift the energy so that its mass at t_min is 1; the figures for config.json, None where nothing was tried.
 
     First by importance sampling from the bundle's mixture of factor analysers and the model's anchor. Where these are
     too far from the model, by paths over the noise levels (`normaliser.noise_levels`), if training has been long enough
@@ -57,13 +59,20 @@ def correct_constant(bundle: Bundle, *, rows_seen: int) -> dict[str, Any] | None
             return None
         try:
             found, how = noise_levels(model, seed=seed, num_chains=PATHS, num_steps=LEVELS), "noise levels"
-        except UserError:  # it has no constant: what training has learned stands
-            return None
+        except UserError as error:
+            return _unknown(bundle, error.message)
     if found.warning is not None or not found.high - found.low < 2 * LARGEST:
-        return None
+        return _unknown(bundle, str(found))
     model.shift(found.estimate)
     half = max(found.high - found.estimate, found.estimate - found.low)
     return {"shift": found.estimate, "within": half, "ess": found.ess, "num_chains": found.num_chains, "by": how}
+
+
+def _unknown(bundle: Bundle, why: str) -> dict[str, Any]:
+    """What config.json keeps where the mass could not be told, and a warning."""
+    warning = f"the density's mass could not be told, so log_prob may be off ({why})"
+    log.warning("%s: %s", bundle.path, warning)
+    return {"warning": warning}
 
 
 def _by_mixture(
