@@ -43,7 +43,8 @@ class LogZ(NamedTuple):
 
     def __str__(self) -> str:
         """The estimate, always with its interval and effective sample size."""
-        text = f"log Z = {self.estimate:.3f} in [{self.low:.3f}, {self.high:.3f}], ESS {self.ess:.0f}"
+        text = f"log Z = {self.estimate:.3f} in [{self.low:.3f}, {self.high:.3f}], "
+        text += f"ESS {self.ess:.0f}" if math.isfinite(self.ess) else "exact"
         text += f" of {self.num_chains} chains" if self.num_chains else ""
         return text if self.warning is None else f"{text}; {self.warning}"
 
