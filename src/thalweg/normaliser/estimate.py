@@ -11,7 +11,7 @@ from thalweg.core.rng import generator as address
 from thalweg.normaliser.ais import EnergyPath, Particles, effective_size, forward, move, reverse
 from thalweg.normaliser.bennett import Sandwich, sandwich
 
-FEW = 0.1  # effective size, as a share of the chains, below which weights are not to be trusted
+FEW = 0.2  # effective size, as a share of the chains, below which weights are not to be trusted
 WIDE = 1.0  # nats between the two passes, above which neither is
 LEAST_LEVELS = 64
 LEAST_MOVES = 50
