@@ -21,7 +21,9 @@ class LogZ(NamedTuple):
     """log Z in nats, and how well it is known.
 
     `low` and `high` are an interval: the lowest and the highest of the forward, the reverse and the combined estimate,
-    by three standard errors each. `ess`: so many of the `num_chains` carry the weight, in the worse of both passes.
+    by three standard errors each; `high` by more where the reverse pass started from forward particles and log w varies
+    much (`bennett.unseen`). `ess`: so many of the `num_chains` carry the weight, in the worse of both passes; infinite
+    where the constant is exact.
     """
 
     estimate: float
