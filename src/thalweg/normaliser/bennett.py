@@ -39,7 +39,7 @@ class Sandwich(NamedTuple):
 
     @property
     def high(self) -> float:
-        """The highest of the three estimates, each plus three standard errors; the reverse one plus `unseen` if more."""
+        """The highest of the three estimates, each plus three standard errors; the reverse one, `unseen` if more."""
         upper = self.upper + max(ERRORS * self.upper_error, self.unseen)
         return max(self.estimate + ERRORS * self.error, upper, self.lower)
 
