@@ -1,5 +1,6 @@
 """Annealed importance sampling along any path: both weights are unbiased and bound log Z from two sides (S28, S29)."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian
 from thalweg.normaliser.ais import effective_size, forward, log_mean, require_exact, reverse
-from thalweg.normaliser.bennett import sandwich
+from thalweg.normaliser.bennett import sandwich, unseen
 from thalweg.normaliser.tempering import AnnealingPath, Geometric, Target
 from thalweg.sampler.annealed import Heun
 from thalweg.sampler.langevin import MALA, ULA
@@ -151,3 +152,19 @@ def test_chains_of_one_ancestor_count_once():
     many, ancestors = starts.repeat(10), 4000 + torch.arange(40).repeat(10)
     together, alone = (sandwich(f, many, a, draws).upper_error for a in (ancestors, 4000 + torch.arange(400)))
     assert together > 2.5 * alone
+
+
+def test_weights_that_no_chain_has_drawn_widen_the_upper_end():
+    """Normal log w of variance v: three relative errors sqrt((exp(v) - 1) / n) where few chains hide the tail, and
+    never over mean log w; draws of the law's own need none of it. Mutants: benchmarks/mutants/normaliser.toml.
+    """
+    n = 1000
+    z = torch.randn(n, generator=generator(0, "tail"), dtype=torch.float64)
+    z = (z - z.mean()) / z.std()
+    assert unseen(z) == pytest.approx(3 * ((math.e - 1) / n) ** 0.5)
+    wide = 3 * z
+    assert unseen(wide) == pytest.approx(log_mean(wide))  # mean log w is 0
+    own, given = (sandwich(-wide - 9, wide, a + torch.arange(n), generator(0, "b")) for a in (0, n))
+    assert own.high == pytest.approx(0, abs=1e-9)
+    assert own.upper + 3 * own.upper_error < given.high < 0
+    assert unseen(torch.full((4,), -torch.inf)) == 0

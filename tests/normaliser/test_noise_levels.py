@@ -115,7 +115,7 @@ def test_draws_of_the_mixture_follow_its_density():
     assert abs(float((weight.mean() - 1) / weight.std())) * math.sqrt(len(y)) < 5
 
 
-def bundle_of(model, mixture, **more):
+def bundle_of(model, mixture, /, **more):
     stated = {"kind": "vector", "shape": (2,), "normalised": True, "config": {"run": {"seed": 0}}}
     return SimpleNamespace(**{"model": model, "mixture_prior": mixture, **stated, **more})
 

@@ -1,10 +1,12 @@
 """The recipe rbm from the command's request to a bundle, its samples and its exact likelihood."""
 
 import copy
+import math
 
 import pytest
 import torch
 
+import thalweg
 from thalweg.core.errors import UserError
 from thalweg.data.catalog import Dataset
 from thalweg.data.transform import Binarize, Transform
@@ -14,6 +16,7 @@ from thalweg.evaluate.states import likelihood_of_states
 from thalweg.evaluate.suite import evaluate_bundle
 from thalweg.normaliser.estimate import LogZ
 from thalweg.run.fit import Request, fit_with_data
+from thalweg.sampler.gibbs_with_gradients import GibbsWithGradients
 
 QUICK = ["energy.num_hidden=6", "train.learning_rate=0.05", "train.ema=0.9", "train.batch_size=50"]
 
@@ -62,6 +65,35 @@ def test_with_too_many_hidden_units_there_is_no_likelihood(trained):
     assert found is not None
     assert found["nats"] == pytest.approx(float(wide.log_prob(data.held_out).estimate.mean()), rel=1e-4)
     assert (found["nats_low"] - found["nats"], found["nats_high"] - found["nats"]) == pytest.approx((-2, 1))
+
+
+def test_its_constant_is_exact_without_draws_and_kept(trained, tmp_path):
+    bundle, data = trained
+    bundle.save_pretrained(tmp_path / "run")
+    found = thalweg.load(tmp_path / "run").log_z(num_steps=1)
+    assert found.estimate == pytest.approx(float(copy.deepcopy(bundle.model).double().log_z()), rel=1e-12)
+    assert found.low == found.estimate == found.high == found.forward == found.reverse
+    assert math.isinf(found.ess)
+    assert "exact" in str(found)
+    again = thalweg.load(tmp_path / "run")
+    assert again.constant == found
+    log_p = again.log_prob(data.held_out[:5])
+    assert torch.equal(log_p.low, log_p.estimate)
+    assert torch.equal(log_p.high, log_p.estimate)
+
+
+def test_at_another_temperature_the_constant_is_that_of_the_tempered_energy(trained, tmp_path):
+    """E = -b·v - H log 2 at T = 2, where states are no longer counted: sum softplus(b / 2) + H log 2 / 2."""
+    other = copy.copy(trained.bundle)
+    other.path, other.sampler = tmp_path, GibbsWithGradients(temperature=2.0)
+    other.model = copy.deepcopy(other.model)
+    with torch.no_grad():
+        other.model.weight.zero_()
+        other.model.hidden_bias.zero_()
+        exact = float(torch.nn.functional.softplus(other.model.visible_bias / 2).sum() + 3 * math.log(2))
+    found = other.log_z(num_steps=32, num_chains=64)
+    assert found.low <= exact <= found.high
+    assert found.high - found.low < 1
 
 
 def test_a_machine_of_more_hidden_units_than_the_samplers_is_refused(tmp_path):

@@ -227,8 +227,9 @@ class Bundle(HoldsEnergy):
 
         T is the temperature of the bundle's sampler, 1 where it has none: exp(-E / T) is what its chains sample. The
         integral runs over the box that the sampler clamps to, over [0, 1] for other images, over all of space for rows;
-        an energy of states is summed. A clamped chain has probability on the walls, which a density has not, so its
-        samples follow log p but for that.
+        an energy of states is summed, exactly and without draws where it can count them (`countable`; then `estimate`,
+        `low` and `high` are equal, `ess` is infinite, and options have no effect). A clamped chain has probability on
+        the walls, which a density has not, so its samples follow log p but for that.
 
         `log_prob`, `score` and the commands then answer with the interval. UserError where the integral does not exist,
         or where the folder cannot be written.

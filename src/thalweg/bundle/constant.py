@@ -19,6 +19,7 @@ from thalweg.core.errors import DamagedFile, UserError
 from thalweg.energy.base import Discrete, EnergyFn, NoiseConditional
 from thalweg.energy.outcomes import Conditional
 from thalweg.energy.wrappers import Tempered
+from thalweg.normaliser.counted import counted
 from thalweg.normaliser.estimate import LogProb, LogZ
 from thalweg.normaliser.inputs import SUPPORTS
 from thalweg.normaliser.log_z import log_z
@@ -94,7 +95,8 @@ def _at_temperature(bundle: "Bundle", temperature: float, support: str, seed: in
     energy: EnergyFn = bundle.model if temperature == 1 else Tempered(bundle.model, 1 / temperature)
     options = {**(OF_IMAGES if bundle.kind == "image" and support == "box" else {}), **options}
     if support == "states":
-        return log_z(bundle.model, shape=bundle.shape, seed=seed, **options)
+        found = counted(energy)
+        return log_z(energy, shape=bundle.shape, seed=seed, **options) if found is None else found
     density = _log_density(bundle)
     if temperature != 1 and bool((density - density[0]).abs().max() > 1e-4):
         text = "must have the same density at each row where the temperature is not 1"
@@ -158,5 +160,5 @@ def _finite(value: Any) -> Any:
 def _number(name: str, value: Any) -> Any:
     """A figure as it was before JSON, which holds no infinity."""
     if value is None:
-        return {"low": -math.inf, "high": math.inf}.get(name, math.nan)
+        return {"low": -math.inf, "high": math.inf, "ess": math.inf}.get(name, math.nan)
     return int(value) if name in ("num_chains", "num_steps") else float(value)

@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 NUM_RESAMPLES = 200
 ERRORS = 3.0  # standard errors on either side
 _HALVINGS = 45
+_LARGEST = 100.0  # variance, that exp of it is a number
 
 
 class Sandwich(NamedTuple):
@@ -29,6 +30,7 @@ class Sandwich(NamedTuple):
     lower_error: float
     upper: float  # by the reverse pass: too high on average, where it starts from the law
     upper_error: float
+    unseen: float = 0.0  # nats by which the reverse pass may be too low beyond its standard errors
 
     @property
     def low(self) -> float:
@@ -37,8 +39,9 @@ class Sandwich(NamedTuple):
 
     @property
     def high(self) -> float:
-        """The highest of the three estimates, each plus three standard errors."""
-        return max(self.estimate + ERRORS * self.error, self.upper + ERRORS * self.upper_error, self.lower)
+        """The highest of the three estimates, each plus three standard errors; the reverse one, `unseen` if more."""
+        upper = self.upper + max(ERRORS * self.upper_error, self.unseen)
+        return max(self.estimate + ERRORS * self.error, upper, self.lower)
 
 
 def sandwich(
@@ -48,7 +51,8 @@ def sandwich(
 
     Chains are drawn again with replacement, 200 times. `ancestors` (m,) are the numbers of what each reverse chain
     started from: chains of one ancestor are drawn together. From 0 to n - 1 they are forward chains; others, from n
-    on, are draws of the caller's.
+    on, are draws of the caller's. Where all are forward chains, the reverse pass shares what those have missed, and
+    `unseen` is its width by the variance of log w.
     """
     n, num = len(forward), int(max(len(forward), int(ancestors.max()) + 1))
     of_forward = _counts(n, generator, forward)
@@ -59,9 +63,22 @@ def sandwich(
     lower = torch.logsumexp(forward + log_f, 1) - torch.logsumexp(log_f, 1)
     upper = torch.logsumexp(log_r, 1) - torch.logsumexp(reverse + log_r, 1)
     both = bennett(forward, -reverse, of_forward, of_reverse)
-    return Sandwich(
-        float(both[0]), _deviation(both), float(lower[0]), _deviation(lower), float(upper[0]), _deviation(upper)
-    )
+    ends = float(lower[0]), _deviation(lower), float(upper[0]), _deviation(upper)
+    return Sandwich(float(both[0]), _deviation(both), *ends, 0.0 if extra else unseen(reverse))
+
+
+def unseen(log_w: Float[Tensor, " m"]) -> float:
+    """Three standard errors of the mean of w if log w is normal, at most log mean w - mean log w, in nats.
+
+    The mean of w has the relative error sqrt((exp(v) - 1) / m), v the variance of log w; a bootstrap sees only the
+    large weights that were drawn, and none of those that are rarer. -mean log w bounds log Z from above with hardly an
+    error of its own, as long as the chains start from the law (Grosse et al. 2015).
+    """
+    log_w = log_w[log_w.isfinite()]
+    if len(log_w) < 2:
+        return 0.0
+    error = math.sqrt(math.expm1(min(float(log_w.var()), _LARGEST)) / len(log_w))
+    return min(ERRORS * error, float(torch.logsumexp(log_w, 0) - math.log(len(log_w)) - log_w.mean()))
 
 
 def bennett(

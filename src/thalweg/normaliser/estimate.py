@@ -11,7 +11,7 @@ from thalweg.core.rng import generator as address
 from thalweg.normaliser.ais import EnergyPath, Particles, effective_size, forward, move, reverse
 from thalweg.normaliser.bennett import Sandwich, sandwich
 
-FEW = 0.1  # effective size, as a share of the chains, below which weights are not to be trusted
+FEW = 0.2  # effective size, as a share of the chains, below which weights are not to be trusted
 WIDE = 1.0  # nats between the two passes, above which neither is
 LEAST_LEVELS = 64
 LEAST_MOVES = 50
@@ -21,7 +21,9 @@ class LogZ(NamedTuple):
     """log Z in nats, and how well it is known.
 
     `low` and `high` are an interval: the lowest and the highest of the forward, the reverse and the combined estimate,
-    by three standard errors each. `ess`: so many of the `num_chains` carry the weight, in the worse of both passes.
+    by three standard errors each; `high` by more where the reverse pass started from forward particles and log w varies
+    much (`bennett.unseen`). `ess`: so many of the `num_chains` carry the weight, in the worse of both passes; infinite
+    where the constant is exact.
     """
 
     estimate: float
@@ -43,7 +45,8 @@ class LogZ(NamedTuple):
 
     def __str__(self) -> str:
         """The estimate, always with its interval and effective sample size."""
-        text = f"log Z = {self.estimate:.3f} in [{self.low:.3f}, {self.high:.3f}], ESS {self.ess:.0f}"
+        text = f"log Z = {self.estimate:.3f} in [{self.low:.3f}, {self.high:.3f}], "
+        text += f"ESS {self.ess:.0f}" if math.isfinite(self.ess) else "exact"
         text += f" of {self.num_chains} chains" if self.num_chains else ""
         return text if self.warning is None else f"{text}; {self.warning}"
 

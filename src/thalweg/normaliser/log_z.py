@@ -49,7 +49,8 @@ def log_z(
 
     The forward pass is rarely too high, whatever the energy (Markov's inequality). The reverse pass, and so `high`, is
     a bound only if it starts from the law. With `samples` it does. Without, it starts from the forward pass's own
-    particles, drawn by weight and moved on: a mode that no chain has found is missing from both.
+    particles, drawn by weight and moved on, and shares what those missed. `high` then allows for rare weights by the
+    variance of log w (`bennett.unseen`). A mode that no chain has found is missing from both, without a sign.
 
     UserError: an energy that gives NaN or another shape, an integral that does not exist, a sampler that is not exact.
 
