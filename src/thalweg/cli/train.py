@@ -77,8 +77,9 @@ def train(
     conditional = bundle.config.get("conditional")
     if conditional is not None:  # there is no law of whole rows, which a report is about
         result["conditional"], report = conditional, False
-        others = {name: round(value, 3) for name, value in conditional["baselines"].items()}
-        console.say(f"held-out log p(y | x), nats a row: {conditional['log_prob']}; of baselines: {others}")
+        found = {"the energy": conditional["log_prob"], **conditional["baselines"]}
+        known = ", ".join(f"{value:.3f} ({name})" for name, value in found.items() if value is not None)
+        console.say(f"held-out log p(y | x), nats a row: {known}")
     if report and not (folder / "report.html").exists():
         result |= _report(bundle, folder, bundle.config["run"]["seed"], rows)
     made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
