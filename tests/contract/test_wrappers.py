@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import thalweg.energy
+import thalweg.normaliser
 import thalweg.sampler
 from thalweg.core.rng import generator
 from thalweg.energy import base
@@ -29,6 +30,7 @@ from thalweg.energy.networks.mlp import MLPEnergy
 from thalweg.energy.noise_conditional.classifier import JointUNetEnergy
 from thalweg.energy.noise_conditional.unet import UNetEnergy
 from thalweg.energy.wrappers import AtNoise, Clamped, ClassifierGuidance, EnergyWrapper, FixedLabels, Sum, Tempered
+from thalweg.normaliser.inputs import CheckedEnergy
 from thalweg.sampler.annealed import Heun
 from thalweg.sampler.chain import _Checked, run_chain
 from thalweg.sampler.langevin import ULA
@@ -108,6 +110,7 @@ WRAPPERS = {
     _Checked: lambda energy: _Checked(energy),
     AtPrecision: lambda energy: AtPrecision(energy, bf16=False),
     _AtTemperatures: lambda energy: _AtTemperatures(energy, (1.0, 2.0, 4.0)),
+    CheckedEnergy: lambda energy: CheckedEnergy(energy),
 }
 ALWAYS = {_Checked: {HasGradient}, AtPrecision: {HasGradient}}  # theirs is None where the energy has none
 
@@ -117,7 +120,7 @@ def every(cls):
 
 
 def test_the_walk_finds_them():
-    for package in (thalweg.energy, thalweg.sampler):
+    for package in (thalweg.energy, thalweg.sampler, thalweg.normaliser):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     assert {c for c in every(EnergyWrapper) if c.__module__.startswith("thalweg.")} - {EnergyWrapper} == set(WRAPPERS)
