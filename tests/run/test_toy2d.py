@@ -97,7 +97,7 @@ def test_the_command_reports_the_likelihood_with_the_interval(bundle, call, tmp_
     assert code == 0
     row = figures["likelihood"]
     assert row["nats_low"] < row["nats"] < row["nats_high"]
-    assert f"{row['nats_low']:,.1f} to {row['nats_high']:,.1f}" in (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert f"{row['nats_low']:.2f} to {row['nats_high']:.2f}" in (tmp_path / "run" / "report.html").read_text("utf-8")
     assert any("log Z" in line and "ESS" in line for line in said)
 
 

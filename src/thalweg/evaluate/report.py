@@ -112,8 +112,8 @@ def _tiles(figures: Mapping[str, Any]) -> str:
         found.append(("Weakest detection", f"{worst['auroc']:.4f}", note))
     if likelihood := figures.get("likelihood"):
         name, key = _rival(likelihood)
-        note = f"nats; {name}: {likelihood[f'nats_{key}']:,.0f}" if key else "nats"
-        found.append(("Log-likelihood, unseen", f"{likelihood['nats']:,.0f}", note))
+        note = f"nats; {name}: {_nats(likelihood[f'nats_{key}'])}" if key else "nats"
+        found.append(("Log-likelihood, unseen", _nats(likelihood["nats"]), note))
     tiles = "".join(f'<div class="tile">{n}<b>{v}</b><small>{s}</small></div>' for n, v, s in found)
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
 
@@ -179,6 +179,11 @@ ESTIMATED_STATES = "these are probabilities of the data's states; the constant i
 DENSITIES = "pixels carry uniform noise inside their grey level, so that the numbers compare with other papers' bits."
 
 
+def _nats(value: float) -> str:
+    """Rows of few columns have a log p of a few nats, images of hundreds."""
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
+
+
 def _rival(likelihood: Mapping[str, Any]) -> tuple[str, str]:
     """(name, key) of the simple model beside; empty where there is none."""
     rivals = (("plain Gaussian", "gaussian"), ("independent units", "independent"))
@@ -195,17 +200,17 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
             "A recipe that learns normalised energies (dual score matching) has one, and `thalweg evaluate --log-z` "
             "estimates the constant of another, with an interval.</p>"
         )
-    error, (name, key) = f"{found['nats']:,.1f} ± {found['nats_error']:,.1f}", _rival(found)
-    rival = f"{found[f'nats_{key}']:,.1f}" if key else ""
+    error, (name, key) = f"{_nats(found['nats'])} ± {_nats(found['nats_error'])}", _rival(found)
+    rival = _nats(found[f"nats_{key}"]) if key else ""
     rows = [["log p of unseen data (nats; higher is better)", error, rival, ""]]
     if "nats_low" in found:
         ends = (found["nats_low"], found["nats_high"])
-        interval = " to ".join("unbounded" if end is None else f"{end:,.1f}" for end in ends)
+        interval = " to ".join("unbounded" if end is None else _nats(end) for end in ends)
         rows.append(["the same, by the interval of the estimated constant (nats)", interval, "", ""])
     if "bits_per_dim" in found:
         bits = (f"{found[k]:.3f}" for k in ("bits_per_dim", f"bits_per_dim_{key}", "bits_per_dim_uniform"))
         rows.append(["bits a pixel (lower is better)", *bits])
-    rows.append(["log p of the model's own samples (nats)", f"{found['nats_samples']:,.1f}", "", ""])
+    rows.append(["log p of the model's own samples (nats)", _nats(found["nats_samples"]), "", ""])
     text += (
         f"<p>Mean over {found['num']:,} unseen examples. A <b>nat</b> is a factor of e in probability; "
         + ((ESTIMATED_STATES if "nats_low" in found else STATES) if "log_z" in found else DENSITIES)
@@ -215,8 +220,8 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     if ode := found.get("ode"):
         text += (
             f"<p><b>A second opinion.</b> The same {ode['num']:.0f} examples, without trusting the constant that the "
-            f"network learned (an integral along the probability flow): the network says {ode['mean_network']:,.1f} "
-            f"nats, the integral {ode['mean_ode']:,.1f}; mean absolute gap {ode['mean_abs_gap']:,.1f} nats "
+            f"network learned (an integral along the probability flow): the network says {_nats(ode['mean_network'])} "
+            f"nats, the integral {_nats(ode['mean_ode'])}; mean absolute gap {_nats(ode['mean_abs_gap'])} nats "
             f"({ode['relative_gap']:.1%}), correlation {ode['correlation']:.3f}. Agreement would be 0 % and 1.</p>"
         )
     if "agreement" in pictures:
