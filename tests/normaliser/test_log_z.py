@@ -10,6 +10,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.analytic import Gaussian, GaussianMixture
 from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.energy.rbm import RBMEnergy
 from thalweg.normaliser.real import InCoordinates, check_tails
 from thalweg.sampler.langevin import MALA, ULA
 
@@ -145,6 +146,8 @@ def test_the_network_is_left_as_it_was():
         (Gaussian(), {"sampler": MALA(step_size=0.1, temperature=2.0)}, "kernel.temperature"),
         (Gaussian(), {"support": "ball"}, "support"),
         (Gaussian(), {"samples": torch.zeros(5, 3)}, "samples"),
+        (Gaussian(), {"samples": torch.zeros(1, 2)}, "samples"),  # no error can be told from one
+        (RBMEnergy.example(), {"support": "box"}, "support"),
         (Gaussian(), {"start": torch.full((5, 2), math.nan)}, "start"),
         (Gaussian(), {"base": Gaussian(), "support": "box"}, "base"),
         (Gaussian(), {"num_steps": 0}, "num_steps"),

@@ -21,6 +21,7 @@ from thalweg.normaliser.states import annealing_of_states
 from thalweg.normaliser.tempering import Base
 from thalweg.sampler.base import Sampler
 
+LEAST_SAMPLES = 16
 PILOTS = 256  # particles that levels and step sizes are fitted by
 
 
@@ -71,15 +72,22 @@ def log_z(
         tolerance: Half the width of the interval, in nats.
     """
     seed, shape = check.whole("seed", seed, 0, 2**63 - 1), check_shape(shape)
-    check.whole("num_chains", num_chains, 16)
+    check.whole("num_chains", num_chains, LEAST_SAMPLES)
     check.count(max_steps=max_steps, num_steps=1 if num_steps is None else num_steps)
     check.positive(tolerance=tolerance)
     check.one_of(SUPPORTS, support=support)
+    if support != "real" and isinstance(energy, Discrete):
+        raise UserError("must be left out for an energy of states, which is summed", argument="support", value=support)
     if base is not None and (support != "real" or isinstance(energy, Discrete)):
         raise UserError("must be None, except for real positions", argument="base", hint="leave it out")
     with FrozenEnergy.of(energy) as frozen_energy:
         like = type_of_positions(energy, shape, isinstance(energy, Discrete))
         given, begin = rows("samples", samples, like), rows("start", start, like)
+        if given is not None and len(given) < LEAST_SAMPLES:
+            text = (
+                f"must be {LEAST_SAMPLES} draws or more, to tell how well the constant is known; there are {len(given)}"
+            )
+            raise UserError(text, argument="samples", hint="leave them out, or give them as start")
         checked_energy, begin = CheckedEnergy(frozen_energy), given if begin is None else begin
         fitting = {"start": begin, "sampler": sampler, "num_chains": num_chains, "seed": seed}
         if isinstance(energy, Discrete):
