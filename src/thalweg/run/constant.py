@@ -5,7 +5,6 @@ nat in the plane. Importance sampling tells it to thousandths, at the price of s
 """
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -25,13 +24,13 @@ from thalweg.normaliser.noise_levels import noise_levels
 log = logging.getLogger("thalweg")
 MOST_DIMENSIONS = 64  # above, no estimate is closer than what training has learned
 TRIED, DRAWS, BLOCK = 1_000, 20_000, 1_000  # how many draws: first, and where the mixture is close enough
-WIDER = (
-    2.0  # times t_min, the noise of the mixture: a law of lighter tails than the model's would have rare large weights
-)
-ENOUGH = 0.2  # effective size, as a share of the draws, at which the mixture is close enough
+WIDER = 2.0  # times t_min, the noise of the mixture: a law of lighter tails than the model's has rare large weights
+SHARES = 0.9, 0.5  # of the draws, the mixture's: first as for a trained model, then as for one near its anchor
+ENOUGH = 0.4  # effective size, as a share of the draws, at which these laws are close enough
 LARGEST = 1.0  # nats, half of an interval that is of use
 PATHS, LEVELS = 256, 128
-SHARE = 0.1  # of the rows that training has seen, at most, are spent on paths
+SHARE = 0.1  # of the rows that training has seen, at most, are spent on this
+MANY = 60_000  # draws, where that allows them
 
 
 def correct_constant(bundle: Bundle, *, rows_seen: int) -> dict[str, Any] | None:
@@ -51,9 +50,12 @@ def correct_constant(bundle: Bundle, *, rows_seen: int) -> dict[str, Any] | None
     if not isinstance(anchor, SmoothedGaussian):
         return None
     seed, how = bundle.config["run"]["seed"], "importance"
-    found = _by_mixture(model, bundle.mixture_prior, anchor, seed, TRIED)
-    if found.ess >= ENOUGH * TRIED:
-        found = _by_mixture(model, bundle.mixture_prior, anchor, seed, DRAWS)
+    laws = model, bundle.mixture_prior, anchor
+    for share in SHARES:
+        if _by_mixture(*laws, share, seed, TRIED).ess >= ENOUGH * TRIED:
+            draws = MANY if SHARE * rows_seen >= MANY else DRAWS
+            found = _by_mixture(*laws, share, seed, draws)
+            break
     else:
         if SHARE * rows_seen < 2 * PATHS * LEVELS:
             return None
@@ -76,15 +78,22 @@ def _unknown(bundle: Bundle, why: str) -> dict[str, Any]:
 
 
 def _by_mixture(
-    model: NoiseConditional, mixture: MixtureOfFactorAnalyzers, anchor: SmoothedGaussian, seed: int, n: int
+    model: NoiseConditional,
+    mixture: MixtureOfFactorAnalyzers,
+    anchor: SmoothedGaussian,
+    share: float,
+    seed: int,
+    n: int,
 ) -> LogZ:
-    """From both laws, half of the draws each: where the mixture is narrower than the model, the Gaussian is not."""
+    """From both laws, a share of the draws from the mixture: where it is narrower than the model, the anchor is not."""
     t, draws = WIDER * model.t_min, generator(seed, "constant", device=mixture.mean.device)
-    y = torch.cat([law.draw(n // 2, t, draws).reshape(-1, *mixture.shape).double() for law in (mixture, anchor)])
+    counts = (mixture, round(share * n)), (anchor, n - round(share * n))
+    y = torch.cat([law.draw(count, t, draws).reshape(-1, *mixture.shape).double() for law, count in counts])
     with torch.no_grad(), frozen(model):
         each = [_energies(mixture, y, t), _energies(lambda *at: anchor(*at)[0], y.flatten(1).float(), t)]
         energy = _energies(model, y.float(), model.t_min)
-    return importance_log_z(energy, math.log(2) - torch.logsumexp(-torch.stack(each), 0))
+    weights = torch.tensor([share, 1 - share], dtype=torch.float64, device=y.device).log()
+    return importance_log_z(energy, -torch.logsumexp(weights[:, None] - torch.stack(each), 0))
 
 
 def _energies(energy: AnyEnergy, y: Tensor, t: float) -> Tensor:
