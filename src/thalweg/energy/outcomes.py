@@ -4,6 +4,7 @@ Z(x) is a sum over all y where they can be counted: `state_energies` evaluates E
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -24,7 +25,7 @@ MOST_PAIRS = 1 << 16  # pairs (x, y) that are evaluated together
 
 
 @dataclass(frozen=True)
-class _Outcomes:
+class OutcomeSet(ABC):
     """Abstract: the set that y is of.
 
     Args:
@@ -36,9 +37,9 @@ class _Outcomes:
     def __post_init__(self):
         check.whole("num", self.num, 2 if isinstance(self, Classes) else 1)
 
+    @abstractmethod
     def check(self, y: Tensor, n: int, where: str = "y") -> None:
         """UserError unless y is one outcome a row, of n rows."""
-        raise NotImplementedError
 
     def check_columns(self, columns: Float[Tensor, "b k"], where: str) -> None:
         """The same of the columns of rows that hold y."""
@@ -46,7 +47,7 @@ class _Outcomes:
 
 
 @dataclass(frozen=True)
-class Classes(_Outcomes):
+class Classes(OutcomeSet):
     """One of `num` classes: y (B,) whole numbers, 0 … num - 1; in a row of numbers one column holds it."""
 
     @property
@@ -78,7 +79,7 @@ class Classes(_Outcomes):
 
 
 @dataclass(frozen=True)
-class Binary(_Outcomes):
+class Binary(OutcomeSet):
     """A vector of `num` units that are 0 or 1: y (B, num) floats; enumerable up to 12 units, 4,096 vectors."""
 
     @property
@@ -114,7 +115,7 @@ class Binary(_Outcomes):
 
 
 @dataclass(frozen=True)
-class Continuous(_Outcomes):
+class Continuous(OutcomeSet):
     """A vector of `num` real numbers: y (B, num)."""
 
     @property

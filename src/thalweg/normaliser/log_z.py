@@ -18,7 +18,7 @@ from thalweg.normaliser.inputs import SUPPORTS, CheckedEnergy, rows, type_of_pos
 from thalweg.normaliser.plan import make_plan
 from thalweg.normaliser.real import real_annealing
 from thalweg.normaliser.states import annealing_of_states
-from thalweg.normaliser.tempering import Base
+from thalweg.normaliser.tempering import BaseLaw
 from thalweg.sampler.base import Sampler
 
 LEAST_SAMPLES = 16
@@ -34,7 +34,7 @@ def log_z(
     support: str = "real",
     samples: Float[Tensor, "n *d"] | None = None,
     start: Float[Tensor, "n *d"] | None = None,
-    base: Base | None = None,
+    base: BaseLaw | None = None,
     sampler: Sampler[Any] | None = None,
     num_chains: int = 512,
     num_steps: int | None = None,

@@ -23,7 +23,7 @@ MAX_LEVELS = 1000
 _HALVINGS = 25
 
 
-class Plan(NamedTuple):
+class Levels(NamedTuple):
     """Levels of equal overlap and their step sizes, and particles of the last."""
 
     betas: list[float]
@@ -39,7 +39,7 @@ class Plan(NamedTuple):
         return AnnealingPath(annealing, [*betas[:-1].tolist(), 1.0], steps.tolist())
 
 
-def make_plan(annealing: Annealing, n: int, generator: Generator) -> Plan:
+def make_plan(annealing: Annealing, n: int, generator: Generator) -> Levels:
     """Levels between which n particles keep `OVERLAP` of their effective size, each moved by its adapted kernel."""
     x = annealing.draw(n, generator)
     betas, steps, smallest = [0.0], [x[0].numel() ** (-1 / 3)], 1 / MAX_LEVELS
@@ -49,7 +49,7 @@ def make_plan(annealing: Annealing, n: int, generator: Generator) -> Plan:
         x, step = _moved(annealing, beta, x, steps[-1], generator)
         betas.append(beta)
         steps.append(step)
-    return Plan(betas, [steps[1], *steps[1:]], x)
+    return Levels(betas, [steps[1], *steps[1:]], x)
 
 
 def _next_level(annealing: Annealing, x: Tensor, beta: float, least: float) -> tuple[float, Tensor]:

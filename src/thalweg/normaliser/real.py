@@ -19,7 +19,7 @@ from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator as address
 from thalweg.energy.base import EnergyFn, energy_and_grad
 from thalweg.normaliser.plan import ACCEPTANCE
-from thalweg.normaliser.tempering import Base, Geometric, Target
+from thalweg.normaliser.tempering import BaseLaw, Geometric, Target
 from thalweg.sampler.base import Sampler
 from thalweg.sampler.langevin import MALA
 
@@ -146,7 +146,7 @@ class Logistic(Normal):
 class Given:
     """The caller's law of positions x, in the coordinates of a target."""
 
-    law: Base
+    law: BaseLaw
     inside: InCoordinates
 
     @property
@@ -219,7 +219,7 @@ def real_annealing(
     *,
     box: bool,
     start: Tensor | None,
-    base: Base | None,
+    base: BaseLaw | None,
     sampler: Sampler[Any] | None,
     num_chains: int,
     seed: int,
@@ -234,7 +234,7 @@ def real_annealing(
     plain = {"shape": shape, "dtype": like.dtype, "box": box}
     whole = InCoordinates(energy, mean=torch.zeros(d, **kind), factor=torch.eye(d, **kind), **plain)
     if base is not None:
-        if not isinstance(base, Base):
+        if not isinstance(base, BaseLaw):
             hint = "such as energy.analytic.Gaussian"
             raise UserError(f"must be a law with `log_z` and `draw`, not {kind_of(base)}", argument="base", hint=hint)
         y = base.draw(max(num_chains, 10 * d), draws)

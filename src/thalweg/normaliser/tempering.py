@@ -20,7 +20,7 @@ KEPT = 8  # evaluations that are kept: more than a kernel's steps at one level
 
 
 @runtime_checkable
-class Base(Protocol):
+class BaseLaw(Protocol):
     """A law whose constant and draws are exact, such as `energy.analytic.Gaussian`."""
 
     @property
@@ -131,7 +131,7 @@ class Geometric:
         coordinates: Positions of the target to those that both energies take.
     """
 
-    base: Base
+    base: BaseLaw
     target: Target
     sampler: Sampler[Any]
     coordinates: Callable[[Tensor], Tensor]

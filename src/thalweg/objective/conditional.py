@@ -27,7 +27,7 @@ from thalweg.objective.joint import checked_labels
 from thalweg.sampler.base import normal_like
 
 
-class OfTargets(NamedTuple):
+class TargetShape(NamedTuple):
     """The state for a continuous y: `like` (1, K), zeros whose shape says how many numbers it has."""
 
     like: Tensor
@@ -55,15 +55,17 @@ class ConditionalLikelihood:
         for i, scale in enumerate(self.scales):
             check.positive(**{f"scales[{i}]": scale})
 
-    def init(self, energy: AnyEnergy, x: Tensor, generator: Generator) -> Empty | OfTargets:
+    def init(self, energy: AnyEnergy, x: Tensor, generator: Generator) -> Empty | TargetShape:
         """What tells `draw` how many numbers y has, where it is continuous."""
         if isinstance(energy, Conditional) and isinstance(energy.outcomes, Continuous):
-            return OfTargets(x.new_zeros(1, energy.outcomes.num))
+            return TargetShape(x.new_zeros(1, energy.outcomes.num))
         return Empty()
 
-    def draw(self, state: Empty | OfTargets, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
+    def draw(
+        self, state: Empty | TargetShape, batch: Batch, generator: Generator, progress: float
+    ) -> tuple[Tensor, ...]:
         """(eps (M, B, K), which scale (M, B)) for a continuous y; else nothing."""
-        if not isinstance(state, OfTargets):
+        if not isinstance(state, TargetShape):
             return ()
         shape = (self.num_candidates, len(batch.x))
         eps = normal_like(state.like.expand(*shape, -1), generator)
@@ -71,8 +73,8 @@ class ConditionalLikelihood:
         return eps, which.to(batch.x.device)
 
     def loss(
-        self, energy: AnyEnergy, state: Empty | OfTargets, batch: Batch, noise: tuple[Tensor, ...]
-    ) -> tuple[Float[Tensor, ""], Empty | OfTargets, dict[str, Tensor]]:
+        self, energy: AnyEnergy, state: Empty | TargetShape, batch: Batch, noise: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, ""], Empty | TargetShape, dict[str, Tensor]]:
         """The mean over the rows."""
         if not isinstance(energy, Conditional):
             if not isinstance(energy, Classifier):

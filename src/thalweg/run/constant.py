@@ -29,7 +29,7 @@ SHARES = 0.9, 0.5  # of the draws, the mixture's: first as for a trained model, 
 ENOUGH = 0.4  # effective size, as a share of the draws, at which these laws are close enough
 LARGEST = 1.0  # nats, half of an interval that is of use
 PATHS, LEVELS = 256, 128
-SHARE = 0.1  # of the rows that training has seen, at most, are spent on this
+COST = 0.1  # of the rows that training has seen, at most, are spent on this
 MANY = 60_000  # draws, where that allows them
 
 
@@ -53,11 +53,11 @@ def correct_constant(bundle: Bundle, *, rows_seen: int) -> dict[str, Any] | None
     laws = model, bundle.mixture_prior, anchor
     for share in SHARES:
         if _by_mixture(*laws, share, seed, TRIED).ess >= ENOUGH * TRIED:
-            draws = MANY if SHARE * rows_seen >= MANY else DRAWS
+            draws = MANY if COST * rows_seen >= MANY else DRAWS
             found = _by_mixture(*laws, share, seed, draws)
             break
     else:
-        if SHARE * rows_seen < 2 * PATHS * LEVELS:
+        if COST * rows_seen < 2 * PATHS * LEVELS:
             return None
         try:
             found, how = noise_levels(model, seed=seed, num_chains=PATHS, num_steps=LEVELS), "noise levels"
