@@ -22,7 +22,7 @@ from thalweg.objective.score.derivatives import has_second_derivatives, untold
 
 SHIFT = 1e-3  # of the weights of the copy
 FAULTS = (Exception,)  # a stranger's forward may raise anything
-SLICED = "thalweg.objective.score.score:SlicedScoreMatching"
+HINT = 'take thalweg.objective.score.score:SlicedScoreMatching, or another loss whose gradient is "auto"'
 OURS = "thalweg."
 WRAPPERS = (AnchoredNetworkEnergy, GaussianPriorEnergy, WithConstantEnergy)
 
@@ -97,9 +97,7 @@ def check_second_derivatives(energy: nn.Module, objective: Objective[Any], batch
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         name = type(objective).__name__
         text = f"must have a loss that can be differentiated, and {_name(energy)} has no second derivatives"
-        told = getattr(objective, "gradient", "auto") == "double_backward"
-        hint = 'leave gradient at "auto"' if told else f"take {SLICED}"
-        raise UserError(f"{text} ({reason})", argument=f"objective {name}", hint=hint) from error
+        raise UserError(f"{text} ({reason})", argument=f"objective {name}", hint=HINT) from error
 
 
 def _value(energy: nn.Module, shifted: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
