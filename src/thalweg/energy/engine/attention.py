@@ -22,7 +22,7 @@ import importlib.util
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -32,10 +32,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from thalweg.core.device import autocast, in_autocast
+
 logger = logging.getLogger("thalweg")
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 EFFICIENT, MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 NAMES = {CUDNN: "cudnn", FLASH: "flash", EFFICIENT: "efficient", MATH: "math"}
+SHORT = 256  # keys: where the CPU's kernel in bfloat16 becomes as fast as in float32, its backward included
 NEWER_FLASH = {"FA4": "flash_attn.cute", "FA3": "flash_attn_interface"}  # torch's name, and the module that it imports
 PREFERRED = {9: ("FA3", "FA4"), 10: ("FA4",)}  # by the major number of the GPU's compute capability; 9 is Hopper
 
@@ -47,19 +50,20 @@ def attention(
     mask: Bool[Tensor, "#b #h #l m"] | None = None,
 ) -> Float[Tensor, "b h l e"]:
     """softmax(q k' / sqrt(d)) v, each query over the keys where the mask is true; by the kernel of the phase."""
-    if q.device.type != "cuda" or _blocks.count:
+    if _blocks.count:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if _better_in_float32(q, v):
+        with autocast(q.device, False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=mask).to(v.dtype)
     with _ordered(q.device):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def kernel_of(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> str:
     """The kernel that `attention` takes for these arguments here: "flash", "cudnn", "efficient" or "math"."""
-    with ExitStack() as stack:
-        if q.device.type == "cuda" and not _blocks.count:
-            stack.enter_context(_ordered(q.device))
-        if torch.is_autocast_enabled(q.device.type):
-            q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    if in_autocast(q.device) and not _better_in_float32(q, v):
+        q, k, v = (x.to(torch.get_autocast_dtype(q.device.type)) for x in (q, k, v))
+    with nullcontext() if _blocks.count else _ordered(q.device):
         return NAMES[SDPBackend(torch._fused_sdp_choice(q, k, v, mask))]  # pyright: ignore[reportPrivateUsage]
 
 
@@ -110,8 +114,17 @@ def _traced_block() -> Iterator[None]:
         _blocks.count -= 1
 
 
+def _better_in_float32(q: Tensor, v: Tensor) -> bool:
+    """Whether the CPU's fused kernel is faster in float32: at short lengths its backward in bfloat16 takes 3 to 9 times
+    as long (49 to 128 keys; from 256 on about as long)."""
+    low = v.dtype in (torch.bfloat16, torch.float16)
+    return q.device.type == "cpu" and low and v.shape[2] < SHORT and torch.is_grad_enabled() and q.requires_grad
+
+
 def _ordered(device: torch.device) -> AbstractContextManager[Any]:
     """A block in which a GPU's kernels have our order, without those that are switched off."""
+    if device.type != "cuda":
+        return nullcontext()
     if torch.compiler.is_compiling():  # which cannot read what is switched off
         return sdpa_kernel([CUDNN, FLASH, EFFICIENT, MATH], set_priority=True)
     enabled = {

@@ -26,14 +26,18 @@ class Patches:
     """
 
     def __init__(self, shape: tuple[int, ...], patch: int):
-        self.shape = check_shape(shape)
         check.count(patch=patch)
-        if len(self.shape) > 3:
-            condition = "must be (D,) for rows, (L, C) for series or tokens, or (C, H, W) for images"
-            raise UserError(condition, argument="shape", value=shape)
-        self.patch, self.axes = patch, 2 if len(self.shape) == 3 else 1
-        first, *more = self.shape
-        channels = 1 if not more else more[0] if len(more) == 1 else first
+        self.shape, self.patch, self.axes = check_shape(shape), patch, 1
+        match self.shape:
+            case (_,):
+                channels = 1
+            case (_, channels):
+                pass
+            case (channels, _, _):
+                self.axes = 2
+            case _:
+                condition = "must be (D,) for rows, (L, C) for series or tokens, or (C, H, W) for images"
+                raise UserError(condition, argument="shape", value=shape)
         self.numbers = channels * patch**self.axes
 
     @property
