@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
+from thalweg.energy.engine.attention import double_backward
 from thalweg.energy.noise_conditional.anchored_network import AnchoredNetworkEnergy
 from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
 from thalweg.energy.with_constant import WithConstantEnergy
@@ -95,7 +96,7 @@ def check_second_derivatives(energy: nn.Module, objective: Objective[Any], batch
 
 def _has_second_derivatives(shifted: nn.Module, x: Tensor, *, noisy: bool) -> bool:
     x = x.detach().clone().requires_grad_(True)
-    with torch.enable_grad():
+    with torch.enable_grad(), double_backward():  # as objectives differentiate twice
         u = shifted(x, torch.ones_like(x[:, :1].flatten(1)[:, 0])) if noisy else shifted(x)
         try:
             (g,) = torch.autograd.grad(u.sum(), x, create_graph=True)

@@ -2,9 +2,11 @@
 
 The position is cut into tokens, an `Encoder` relates them, and the scores are a sum over tokens,
 
-    f(x) = sum_i m_i V h_i,   E(x) = -f(x) (or -logsumexp of several scores, see `energy.base.marginal`).
+    f(x) = sum_i m_i V h_i,   E(x) = a |x|² / 2 - f(x)
 
-A sum, as a log-probability is one of terms: a longer word has a larger energy. With tokens that are states, state 0
+(-f(x) is -logsumexp of several scores, see `energy.base.marginal`). A sum, as a log-probability is one of terms: a
+longer word has a larger energy. The tokens h are normalised, so f is bounded, and with a > 0 exp(-E) has a finite
+integral: f tilts a normal law. With tokens that are states, state 0
 ends the word: m_i is 0 after the first end and 1 up to it, and no token attends to what comes after. So E does not
 depend on how much padding follows, and no parameter depends on the length.
 """
@@ -39,6 +41,8 @@ class TransformerEnergy(nn.Module):
             number of a row or step of a series, 4 pixels.
         tokens: Whether (L, K) are one-hot states, state 0 being the end of a word and its padding. Such an energy is
             `Discrete`. Between the states it is smooth as long as no number crosses a half.
+        precision: a, of the normal law that f tilts. None: 1 for rows and series, which are standardised, 0 for images
+            and states.
         num_outputs: Scores K; above 1, E is their free energy -log sum_k exp f_k.
         expansion: Units of a block's hidden layer, over width.
         checkpoint: Whether blocks are computed again in the backward pass, in place of keeping their numbers.
@@ -53,6 +57,7 @@ class TransformerEnergy(nn.Module):
         num_heads: int = 4,
         patch: int | None = None,
         tokens: bool = False,
+        precision: float | None = None,
         num_outputs: int = 1,
         expansion: int = 4,
         checkpoint: bool = False,
@@ -65,6 +70,8 @@ class TransformerEnergy(nn.Module):
         if tokens:
             _check_tokens(self.shape, self.patches.patch)
             self.num_states = self.shape[1]
+        self.precision = precision if precision is not None else float(len(self.shape) < 3 and not tokens)
+        check.non_negative(precision=self.precision)
         check_heads(width, num_heads, self.patches)
         self.embedding = Embedding(self.patches, self.patches.numbers, width)
         self.encoder = Encoder(
@@ -93,9 +100,10 @@ class TransformerEnergy(nn.Module):
         return f if weights is None else f * weights[:, :, None]
 
     def outputs(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b k"]:
-        """f(x), the network's outputs before they become an energy."""
+        """f(x) - a |x|² / 2, before the scores become an energy."""
         h, weights = self.features(x)
-        return self.head(h.sum(1) if weights is None else (h * weights[:, :, None]).sum(1))
+        f = self.head(h.sum(1) if weights is None else (h * weights[:, :, None]).sum(1))
+        return f - 0.5 * self.precision * x.flatten(1).square().sum(1, keepdim=True) if self.precision else f
 
     def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """E(x) in nats."""
