@@ -26,6 +26,19 @@ def global_draws(generator: torch.Generator) -> Iterator[None]:
         yield
 
 
+def global_state(device: torch.device) -> list[torch.Tensor]:
+    """The states of the global generators from which a module on that device draws. Nothing is waited for."""
+    found = [torch.get_rng_state()]
+    return [*found, torch.cuda.get_rng_state(device)] if device.type == "cuda" else found
+
+
+def set_global_state(state: list[torch.Tensor], device: torch.device) -> None:
+    """Set the global generators back to a `global_state` of that device: for draws that must be the same twice."""
+    torch.set_rng_state(state[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state[1], device)
+
+
 class _OfNoNumbers(torch.Generator):
     """A generator for tensors on the meta device, which have a shape and no numbers; torch has none."""
 

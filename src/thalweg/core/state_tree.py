@@ -25,7 +25,8 @@ def unflatten(tensors: Mapping[str, "Tensor"], structure: Any, like: Any = None)
     """The tree that `flatten` took apart.
 
     A NamedTuple comes back as its own class where `like`, a tree of the same form, has one at that place
-    (field names must agree), and as a plain tuple elsewhere: a file never chooses a class.
+    (field names must agree; later ones that have defaults may be missing, as from before they were added), and as a
+    plain tuple elsewhere: a file never chooses a class.
     """
     try:
         return _unflatten(tensors, structure, like)
@@ -83,7 +84,7 @@ def _unflatten(tensors: Mapping[str, "Tensor"], node: Any, like: Any) -> Any:
     stored, fields = node["fields"], getattr(like, "_fields", None)
     if not stored or not fields:
         return tuple(parts)
-    if list(fields) != stored:
+    if list(fields[: len(stored)]) != stored or not set(fields[len(stored) :]) <= set(like._field_defaults):
         raise UserError(f"has the fields {', '.join(fields)}, stored are {stored}", argument=type(like).__name__)
     return type(like)(*parts)
 

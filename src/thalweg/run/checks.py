@@ -15,6 +15,7 @@ from thalweg.energy.base import Classifier, Fittable, HasNoiseLevels, lacking, r
 from thalweg.energy.building import from_spec
 from thalweg.energy.outcomes import Conditional
 from thalweg.objective.base import Batch, Labelled, Objective
+from thalweg.objective.score.derivatives import untold
 from thalweg.run.given import Given
 from thalweg.run.module_checks import check_module, check_second_derivatives, check_tensors, is_foreign
 from thalweg.sampler.base import Sampler, require_match
@@ -80,7 +81,7 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
         batch = Batch(x, None if data.train_labels is None else data.train_labels[:2])
         if foreign:
             check_second_derivatives(parts.energy, parts.objective, batch)
-        with torch.random.fork_rng(devices=[]):  # a network of the user's may draw, as dropout does
+        with torch.random.fork_rng(devices=[]), untold():  # a network of the user's may draw, as dropout does
             _dry_run(parts, batch)
     finally:  # a forward pass moves the power iteration of spectral norms, for example
         for buffer, before in zip(parts.energy.buffers(), buffers, strict=False):

@@ -14,15 +14,15 @@ from torch.nn.parameter import is_lazy
 
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
-from thalweg.energy.engine.attention import double_backward
 from thalweg.energy.noise_conditional.anchored_network import AnchoredNetworkEnergy
 from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
 from thalweg.energy.with_constant import WithConstantEnergy
 from thalweg.objective.base import Batch, Objective
+from thalweg.objective.score.derivatives import has_second_derivatives, untold
 
 SHIFT = 1e-3  # of the weights of the copy
 FAULTS = (Exception,)  # a stranger's forward may raise anything
-SECOND = "thalweg.objective.contrastive.divergence:ContrastiveDivergence, without a gradient penalty"
+SLICED = "thalweg.objective.score.score:SlicedScoreMatching"
 OURS = "thalweg."
 WRAPPERS = (AnchoredNetworkEnergy, GaussianPriorEnergy, WithConstantEnergy)
 
@@ -77,34 +77,29 @@ def _overlaps(x: Tensor) -> bool:
 
 
 def check_second_derivatives(energy: nn.Module, objective: Objective[Any], batch: Batch) -> None:
-    """UserError unless the objective's loss has a gradient in the parameters; it names an objective that would do."""
+    """UserError unless the objective's loss has a gradient in the parameters; it says what would do without a second.
+
+    Most losses are differentiated by finite differences where there is no second derivative. One that is not either has
+    no such form, or was told to take a second derivative.
+    """
     draws, shifted = generator(0, "dry-run"), _shifted(energy)
     parameters = [p for p in shifted.parameters() if p.requires_grad]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), untold():
             state = objective.init(shifted, batch.x, draws)
             loss, *_ = objective.loss(shifted, state, batch, objective.draw(state, batch, draws, 0.0))
         torch.autograd.grad(loss, parameters, allow_unused=True)
     except FAULTS as error:
-        if _has_second_derivatives(shifted, batch.x, noisy=objective.noisy):
+        x = batch.x
+        inputs = (x, torch.ones_like(x[:, :1].flatten(1)[:, 0])) if objective.noisy else (x,)
+        if has_second_derivatives(shifted, inputs):
             return  # another fault, which the dry run tells
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         name = type(objective).__name__
         text = f"must have a loss that can be differentiated, and {_name(energy)} has no second derivatives"
-        raise UserError(f"{text} ({reason})", argument=f"objective {name}", hint=f"take {SECOND}") from error
-
-
-def _has_second_derivatives(shifted: nn.Module, x: Tensor, *, noisy: bool) -> bool:
-    x = x.detach().clone().requires_grad_(True)
-    with torch.enable_grad(), double_backward():  # as objectives differentiate twice
-        u = shifted(x, torch.ones_like(x[:, :1].flatten(1)[:, 0])) if noisy else shifted(x)
-        try:
-            (g,) = torch.autograd.grad(u.sum(), x, create_graph=True)
-            if g.requires_grad:  # an energy that is linear in x has a gradient without a graph
-                torch.autograd.grad(g.square().sum(), [x, *shifted.parameters()], allow_unused=True)
-        except FAULTS:
-            return False
-    return True
+        told = getattr(objective, "gradient", "auto") == "double_backward"
+        hint = 'leave gradient at "auto"' if told else f"take {SLICED}"
+        raise UserError(f"{text} ({reason})", argument=f"objective {name}", hint=hint) from error
 
 
 def _value(energy: nn.Module, shifted: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -11,6 +11,7 @@ energy's constant stays unknown.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -22,12 +23,15 @@ from thalweg.core import check
 from thalweg.core.device import in_autocast
 from thalweg.core.errors import UserError
 from thalweg.energy.base import AnyEnergy, EnergyFn
+from thalweg.energy.engine.attention import double_backward
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.wrappers import FixedLabels
 from thalweg.objective.base import LABELS, Batch
 from thalweg.objective.contrastive import health, replay_buffer
 from thalweg.objective.contrastive.replay_buffer import Initial, Replay, Visit
+from thalweg.objective.score.derivatives import Gradient, check_gradient, takes_differences
+from thalweg.objective.score.finite_differences import deviation, loss_of_gradient
 from thalweg.sampler.base import HasClamp, Info, Sampler, normal_like
 from thalweg.sampler.langevin import ULA
 from thalweg.sampler.precision import at_precision
@@ -63,6 +67,8 @@ class ContrastiveDivergence:
         high: Upper end of uniform noise.
         energy_penalty: alpha, which keeps energies near zero and adds a bias.
         gradient_penalty: lambda, on the gradient at the data (Mescheder et al. 2018).
+        gradient: How that penalty is differentiated: by a second derivative, by finite differences (in steps relative
+            to the deviation of the batch), or what the energy allows ("auto").
         data_noise: Deviation of Gaussian noise added to the data, not clamped.
         conditional: The energy is E(x, labels): each chain keeps its label, and a step visits chains of the batch's
             labels.
@@ -79,6 +85,7 @@ class ContrastiveDivergence:
     high: float = 1.0
     energy_penalty: float = ENERGY_PENALTY
     gradient_penalty: float = 0.0
+    gradient: Gradient = "auto"
     data_noise: float = 0.0
     conditional: bool = False
     normalises = False
@@ -103,6 +110,7 @@ class ContrastiveDivergence:
         check.increasing(low=self.low, high=self.high)
         check.non_negative(energy_penalty=self.energy_penalty, gradient_penalty=self.gradient_penalty)
         check.non_negative(data_noise=self.data_noise)
+        check_gradient(self.gradient)
 
     @classmethod
     def example(cls) -> "ContrastiveDivergence":
@@ -116,9 +124,16 @@ class ContrastiveDivergence:
 
     def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> Replay:
         """`buffer_size` chains at noise; an empty buffer unless chains are persistent."""
-        if self.start != "persistent":
-            return replay_buffer.start(x.new_empty(0, *x.shape[1:]))
-        return replay_buffer.start(self._fresh(self.buffer_size, x, generator))
+        persistent = self.start == "persistent"
+        chains = self._fresh(self.buffer_size, x, generator) if persistent else x.new_empty(0, *x.shape[1:])
+        return replay_buffer.start(chains)._replace(finite_differences=self._takes_differences(energy, x))
+
+    def _takes_differences(self, energy: AnyEnergy, x: Tensor) -> bool:
+        """Whether the gradient penalty, where there is one, is differentiated by finite differences."""
+        if not self.gradient_penalty:
+            return False
+        labels = (x.new_zeros(len(x), dtype=torch.int64),) if self.conditional else ()
+        return takes_differences(self.gradient, self, energy, (x, *labels))
 
     def draw(self, state: Replay, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(slots, renew, new x, new labels, data noise, altered x, step numbers, the chain's noise by step).
@@ -146,8 +161,14 @@ class ContrastiveDivergence:
         x, info = self._run(self._of_labels(energy, begun.labels), begun.x, len(steps), chain)
         finite = x.flatten(1).isfinite().all(1)
         moved = replay_buffer.restart_diverged(Replay(x, begun.age + len(steps), begun.labels), visit, finite)
-        both = self._of_labels(energy, torch.cat([self._labels(batch), moved.labels]))
-        loss, metrics = self._compare(both, real, moved.x, finite)
+        labels = torch.cat([self._labels(batch), moved.labels])
+        if state.finite_differences:
+            loss, metrics = self._compare(self._of_labels(energy, labels), real, moved.x, finite, 0.0)
+            penalty, more = self._penalty_by_differences(energy, real, labels[: len(real)])
+            loss, metrics = loss + self.gradient_penalty * penalty, metrics | more
+        else:
+            both = self._of_labels(energy, labels)
+            loss, metrics = self._compare(both, real, moved.x, finite, self.gradient_penalty)
         clamp = self.sampler.clamp if isinstance(self.sampler, HasClamp) else None
         metrics |= health.of_chains(begun.x, moved.x, finite, real, info, clamp)
         if self.start != "data":
@@ -221,22 +242,41 @@ class ContrastiveDivergence:
         return state.x.detach(), info
 
     def _compare(
-        self, energy: EnergyFn, real: Tensor, fake: Tensor, finite: Bool[Tensor, " b"]
+        self, energy: EnergyFn, real: Tensor, fake: Tensor, finite: Bool[Tensor, " b"], penalty: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss from one forward over real and fake (two would break DDP), and its parts."""
+        """The loss from one forward over real and fake (two would break DDP), and its parts.
+
+        `penalty`: the weight of the gradient penalty, where a second derivative differentiates it.
+        """
         squared_gradient = real.new_zeros(())
-        with torch.set_grad_enabled(torch.is_grad_enabled() or self.gradient_penalty > 0):
-            real = real.detach().requires_grad_(self.gradient_penalty > 0)
+        kernels = double_backward() if penalty else nullcontext()
+        with torch.set_grad_enabled(torch.is_grad_enabled() or penalty > 0), kernels:
+            real = real.detach().requires_grad_(penalty > 0)
             u_real, u_fake = energy(torch.cat([real, fake])).split([len(real), len(fake)])
-            if self.gradient_penalty:
+            if penalty:
                 (g,) = torch.autograd.grad(u_real.sum(), real, create_graph=True)
-                squared_gradient = g.flatten(1).square().sum(1).mean()
+                squared_gradient = _mean_square(g)
         real_mean, fake_mean = u_real.mean(), _mean_of(u_fake, finite)
         squares = u_real.square().mean() + _mean_of(u_fake.square(), finite)
-        loss = real_mean - fake_mean + self.energy_penalty * squares + self.gradient_penalty * squared_gradient
+        loss = real_mean - fake_mean + self.energy_penalty * squares + penalty * squared_gradient
         parts = {"energy_real": real_mean, "energy_fake": fake_mean, "gap": fake_mean - real_mean}
         parts |= {"squared_gradient": squared_gradient, "overlap": health.overlap(u_real.detach(), u_fake.detach())}
         return loss, {name: value.detach() for name, value in parts.items()}
+
+    def _penalty_by_differences(
+        self, energy: AnyEnergy, real: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """mean |grad E(real)|², differentiable in the parameters without a second derivative, and its metrics."""
+        more, scale = (labels,) if self.conditional else (), deviation(real)
+        penalty, _, _, metrics = loss_of_gradient(
+            energy, (real, *more), scale, lambda slope: _mean_square(slope / scale), finite_differences=True
+        )
+        return penalty, {"squared_gradient": penalty.detach(), **metrics}
+
+
+def _mean_square(g: Float[Tensor, "b *d"]) -> Float[Tensor, ""]:
+    """mean |g|² of the rows."""
+    return g.flatten(1).square().sum(1).mean()
 
 
 def _mean_of(u: Float[Tensor, " b"], chosen: Bool[Tensor, " b"]) -> Float[Tensor, ""]:

@@ -21,11 +21,15 @@ Initial = Literal["uniform", "normal"]
 
 
 class Replay(NamedTuple):
-    """N chains: positions (N, *), ages (N,) in sampler steps since each began, labels (N,), -1 for none."""
+    """N chains: positions (N, *), ages (N,) in sampler steps since each began, labels (N,), -1 for none.
+
+    The state of contrastive divergence. `finite_differences`: whether its gradient penalty is differentiated by these.
+    """
 
     x: Tensor
     age: Tensor
     labels: Tensor
+    finite_differences: bool = False
 
 
 class Visit(NamedTuple):
@@ -112,4 +116,5 @@ def restart_diverged(chains: Replay, visit: Visit, finite: Bool[Tensor, " b"]) -
 
 def put(replay: Replay, visit: Visit, chains: Replay) -> Replay:
     """The buffer with each chain written to the slot it came from."""
-    return Replay(*(old.index_copy(0, visit.slots, new) for old, new in zip(replay, chains, strict=True)))
+    moved = (old.index_copy(0, visit.slots, new) for old, new in zip(replay[:3], chains[:3], strict=True))
+    return Replay(*moved, replay.finite_differences)

@@ -10,6 +10,7 @@ score determines U(., t) up to a constant at each t, the time score the differen
 at t_max the last one. (Guth, Kadkhodaie and Simoncelli 2025.)
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +18,10 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.energy.base import HasTimeGradient, NoisyEnergyFn
+from thalweg.energy.engine.attention import double_backward
 from thalweg.objective.base import Batch
+from thalweg.objective.score.derivatives import Gradient, check_gradient, takes_differences
+from thalweg.objective.score.finite_differences import Evaluations
 from thalweg.objective.score.noise_levels import NoiseLevels, NoiseRange
 
 
@@ -31,11 +35,13 @@ class DualScoreMatching:
         levels: The law of t.
         time_weight: Weight of the time score.
         scale: Typical deviation of a coordinate of the data, in model units; inf weighs by likelihood.
+        gradient: By a second derivative, by finite differences, or what the energy allows ("auto").
     """
 
     levels: NoiseLevels = field(default_factory=NoiseLevels)
     time_weight: float = 1.0
     scale: float = 0.3
+    gradient: Gradient = "auto"
 
     normalises = True
     noisy = True
@@ -44,10 +50,13 @@ class DualScoreMatching:
     def __post_init__(self):
         check.non_negative(time_weight=self.time_weight)
         check.positive(scale=self.scale)
+        check_gradient(self.gradient)
 
     def init(self, energy: NoisyEnergyFn, x: Tensor, generator: Generator) -> NoiseRange:
-        """The energy's noise levels, which do not change."""
-        return NoiseRange.of(energy)
+        """The energy's noise levels, which do not change, and how the loss is to be differentiated."""
+        state = NoiseRange.of(energy)
+        differences = takes_differences(self.gradient, self, energy, (x, state.middle(x)), 2)
+        return state._replace(finite_differences=differences)
 
     def draw(self, state: NoiseRange, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, Tensor]:
         """(t (B,), eps (B, *))."""
@@ -61,15 +70,36 @@ class DualScoreMatching:
         """The loss (0-d, nats² a dimension), the unchanged state, and its two parts."""
         t, eps = noise
         t, root = t.detach(), t.detach().sqrt().reshape(-1, *([1] * (eps.ndim - 1)))
-        u, grad_y, grad_t = value_and_grads(energy, batch.x + root * eps, t)
-        d = eps[0].numel()
-        weight = 1 + t / self.scale**2
-        space = (root * grad_y - eps).flatten(1).square().mean(1)
-        target = (d - eps.flatten(1).square().sum(1)) / 2
-        time = (t.detach() * grad_t - target).square() / d
-        # 0·U keeps parameters without a gradient (an additive constant) in the graph, which DDP wants.
-        loss = (weight * space).mean() + self.time_weight * time.mean() + 0.0 * u.sum()
-        return loss, state, {"space": space.mean().detach(), "time": time.mean().detach()}
+        y, d = batch.x + root * eps, eps[0].numel()
+        target, weight = (d - eps.flatten(1).square().sum(1)) / 2, 1 + t / self.scale**2
+
+        def parts(space: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+            """The squared errors (B,) of sqrt(t) dU/dy and t dU/dt."""
+            return (space - eps).flatten(1).square().mean(1), (time - target).square() / d
+
+        def loss_of(space: Tensor, time: Tensor) -> Tensor:
+            of_space, of_time = parts(space, time)
+            return (weight * of_space).mean() + self.time_weight * of_time.mean()
+
+        if state.finite_differences:
+            at = Evaluations(energy)
+            _, grads = at.value_and_grads((y, t), 2)
+            slopes = root * grads[0], t * grads[1]
+            # Steps are equal in the Fisher metric of N(x, t I), |dy|²/t + (d/2) (d log t)²: U is as smooth in both.
+            unit = math.sqrt(d / 2)
+            loss, metrics = at.loss(
+                lambda a, b: (y + root * a, t * (b / unit).exp()),
+                (slopes[0], slopes[1] / unit),
+                lambda space, time: loss_of(space, unit * time),
+            )
+        else:
+            with double_backward():
+                u, *grads = value_and_grads(energy, y, t)
+            slopes, metrics = (root * grads[0], t * grads[1]), {}
+            # 0·U keeps parameters without a gradient (an additive constant) in the graph, which DDP wants.
+            loss = loss_of(*slopes) + 0.0 * u.sum()
+        of_space, of_time = (part.mean() for part in parts(*(slope.detach() for slope in slopes)))
+        return loss, state, {"space": of_space, "time": of_time, **metrics}
 
 
 def value_and_grads(energy: NoisyEnergyFn, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:

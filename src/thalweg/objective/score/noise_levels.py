@@ -20,11 +20,12 @@ from thalweg.energy.base import HasNoiseLevels, sigma_range
 class NoiseRange(NamedTuple):
     """The lowest and highest noise variance of an energy, 0-d, float64, on the CPU on any device: they are read.
 
-    The state of objectives over levels.
+    The state of objectives over levels. `finite_differences`: whether they differentiate their loss by these.
     """
 
     t_min: Tensor
     t_max: Tensor
+    finite_differences: bool = False
 
     @classmethod
     def of(cls, energy: object) -> Self:
@@ -32,6 +33,10 @@ class NoiseRange(NamedTuple):
         sigma_range(energy)
         assert isinstance(energy, HasNoiseLevels)  # as `sigma_range` has found
         return cls(*(torch.tensor(float(t), dtype=torch.float64, device="cpu") for t in (energy.t_min, energy.t_max)))
+
+    def middle(self, x: Tensor) -> Float[Tensor, " b"]:
+        """A noise variance in the middle of the levels for each row of x, for a trial."""
+        return x.new_full((len(x),), math.sqrt(float(self.t_min * self.t_max)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +60,7 @@ class NoiseLevels:
 
     def draw(self, n: int, generator: Generator, between: NoiseRange) -> Float[Tensor, " n"]:
         """n noise variances, stratified, in random order, on the generator's device."""
-        low, high = (math.log(math.sqrt(t)) for t in between)
+        low, high = (math.log(math.sqrt(t)) for t in (between.t_min, between.t_max))
         middle, place = math.log(self.median), {"generator": generator, "device": generator.device}
         # Where share n is no whole number the rest is drawn, so that the law holds for every n, 1 included. That number
         # stays on the device: both parts have n places.

@@ -1,0 +1,137 @@
+"""How a loss of an energy's gradient gets its own gradient in the parameters: by second derivatives, or without.
+
+The true way differentiates dE/dx once more, in the parameters. Some energies cannot be differentiated twice: fused
+attention (torch issues 116350 and 181177), compiled networks, an `autograd.Function` with one derivative. For these
+there are finite differences (`thalweg.objective.score.finite_differences`). An objective decides once, in `init`.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from thalweg.core import check
+from thalweg.energy.base import AnyEnergy, HasTimeGradient
+
+Gradient = Literal["auto", "double_backward", "finite_differences"]
+GRADIENTS = ("auto", "double_backward", "finite_differences")
+log = logging.getLogger("thalweg")
+_told: ContextVar[bool] = ContextVar("told", default=True)
+
+
+class HowDerived(NamedTuple):
+    """Whether the loss is differentiated by finite differences: the state of an objective without other memory."""
+
+    finite_differences: bool = False
+
+
+def check_gradient(gradient: str) -> None:
+    """UserError unless it is one of the three."""
+    check.one_of(GRADIENTS, gradient=gradient)
+
+
+def takes_differences(
+    gradient: Gradient, objective: object, energy: AnyEnergy, inputs: Sequence[Tensor], num: int = 1
+) -> bool:
+    """Whether the loss of an objective is to be differentiated by finite differences.
+
+    "auto" tries a second derivative of the energy on two rows, its kernels as they are, and says so in one line where
+    there is none. The energy is left as it was.
+
+    Args:
+        gradient: The objective's own setting.
+        objective: It is named in the line.
+        energy: Called with `inputs`.
+        inputs: What the energy takes, of one row or more.
+        num: How many of the inputs, from the first, the loss takes the gradient of.
+    """
+    if gradient != "auto":
+        return gradient == "finite_differences"
+    if has_second_derivatives(energy, inputs, num):
+        return False
+    if _told.get():
+        text = "%s: %s cannot be differentiated twice; the loss is differentiated by finite differences"
+        log.info(text, type(objective).__name__, type(energy).__name__)
+    return True
+
+
+@contextmanager
+def untold() -> Iterator[None]:
+    """A block, as of a trial before a run, in which the choice is not said."""
+    before = _told.set(False)
+    try:
+        yield
+    finally:
+        _told.reset(before)
+
+
+def has_second_derivatives(energy: AnyEnergy, inputs: Sequence[Tensor], num: int = 1) -> bool:
+    """Whether the gradient in the first `num` inputs can be differentiated in the parameters.
+
+    Tried on the first two rows. True also where the energy or its first derivative fails: that is another fault, which
+    the loss tells.
+    """
+    rows = [v[:2].detach().clone() for v in inputs]
+    module = energy if isinstance(energy, nn.Module) else None
+    buffers = [] if module is None else [buffer.clone() for buffer in module.buffers()]
+    devices = [rows[0].device] if rows[0].device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            return _differentiates_twice(energy, rows, num)
+    finally:  # a forward pass moves the power iteration of spectral norms, for example
+        for buffer, before in zip([] if module is None else module.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+
+
+def _differentiates_twice(energy: AnyEnergy, rows: Sequence[Tensor], num: int) -> bool:
+    if num == 2 and isinstance(energy, HasTimeGradient) and energy.value_and_grads(*rows) is not None:
+        return True
+    of = [v.requires_grad_() for v in rows[:num]]
+    parameters = [p for p in energy.parameters() if p.requires_grad] if isinstance(energy, nn.Module) else []
+    try:
+        total = energy(*of, *rows[num:]).sum()
+        torch.autograd.grad(total, of, allow_unused=True, retain_graph=True)
+    except Exception:  # a stranger's forward may raise anything
+        return True
+    try:
+        grads = torch.autograd.grad(total, of, create_graph=True, materialize_grads=True)
+        squares = [g.square().sum() for g in grads if g.requires_grad]  # none: the energy is linear, its graph ends
+        if squares:
+            torch.autograd.grad(torch.stack(squares).sum(), [*of, *parameters], allow_unused=True)
+    except Exception:
+        return False
+    return True
+
+
+def energy_and_grad_in_graph(
+    energy: Callable[[Tensor], Tensor], x: Float[Tensor, "b *d"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, "b *d"]]:
+    """(E(x), dE/dx), both in the graph, so that a loss of dE/dx has a gradient in the parameters.
+
+    `torch.func.vjp` under `torch.compile`, which cannot trace `autograd.grad`; `autograd.grad` in eager mode.
+    """
+    if torch.compiler.is_compiling():
+        u, pull = torch.func.vjp(energy, x)  # pyright: ignore[reportAssignmentType]
+        return u, pull(torch.ones_like(u))[0]
+    _, u, g = grad_in_graph(energy, x)
+    return u, g
+
+
+def grad_in_graph(energy: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(x as a leaf, E(x), dE/dx), for a second derivative in x."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_(True)
+        u = energy(x)
+        return x, u, pulled(u, x, torch.ones_like(u))
+
+
+def pulled(y: Tensor, x: Tensor, v: Tensor) -> Tensor:
+    """v' dy/dx in the graph; zero where y does not depend on x (the gradient of a linear energy)."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    return torch.autograd.grad(y, x, v, create_graph=True, materialize_grads=True)[0]
