@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 
 from thalweg.core.rng import generator
 from thalweg.energy.base import NoisyEnergyFn
+from thalweg.energy.engine.attention import double_backward
 
 EXACT_DIMENSIONS = 16
 LogProb = Callable[[Tensor], Tensor]
@@ -27,7 +28,7 @@ LogProb = Callable[[Tensor], Tensor]
 def _grad_and_laplacian(energy: NoisyEnergyFn, y: Tensor, t: float, v: Tensor) -> tuple[Tensor, Tensor]:
     """(grad U (B, *), sum_k v_k·H v_k (B,)) at (y, t); v is (K, B, *). All K probes go through one call."""
     k, b = v.shape[:2]
-    with torch.enable_grad():
+    with torch.enable_grad(), double_backward():
         y = y.detach().repeat(k, *(1,) * (y.ndim - 1)).requires_grad_(True)  # (K B, *)
         u = energy(y, torch.full((k * b,), t, dtype=y.dtype, device=y.device))
         (g,) = torch.autograd.grad(u.sum(), y, create_graph=True)
