@@ -18,7 +18,7 @@ from thalweg.energy.noise_conditional.anchored_network import AnchoredNetworkEne
 from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
 from thalweg.energy.with_constant import WithConstantEnergy
 from thalweg.objective.base import Batch, Objective
-from thalweg.objective.score.derivatives import has_second_derivatives, untold
+from thalweg.objective.score.derivatives import differentiate, has_second_derivatives, untold
 
 SHIFT = 1e-3  # of the weights of the copy
 FAULTS = (Exception,)  # a stranger's forward may raise anything
@@ -83,12 +83,11 @@ def check_second_derivatives(energy: nn.Module, objective: Objective[Any], batch
     no such form, or was told to take a second derivative.
     """
     draws, shifted = generator(0, "dry-run"), _shifted(energy)
-    parameters = [p for p in shifted.parameters() if p.requires_grad]
     try:
         with torch.random.fork_rng(devices=[]), untold():
             state = objective.init(shifted, batch.x, draws)
             loss, *_ = objective.loss(shifted, state, batch, objective.draw(state, batch, draws, 0.0))
-        torch.autograd.grad(loss, parameters, allow_unused=True)
+        differentiate(loss)
     except FAULTS as error:
         x = batch.x
         inputs = (x, torch.ones_like(x[:, :1].flatten(1)[:, 0])) if objective.noisy else (x,)
