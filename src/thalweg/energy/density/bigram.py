@@ -79,12 +79,21 @@ class BigramEnergy(nn.Module):
         self.log_next[1:] = ((pairs + weight * share) / (pairs.sum(1, keepdim=True) + weight)).log()[1:].to(share)
         return self
 
+    def log_conditionals(self, x: Float[Tensor, "b n k"], *, ends: bool = True) -> Float[Tensor, "b n k"]:
+        """log q of every state of a unit, given the unit before.
+
+        Without `ends` a text begins anew after its end: for what looks at letters alone, whose gradient the 100 nats of
+        a letter after the end would hide.
+        """
+        first, table = self.log_first.to(x.dtype), self.log_next.to(x.dtype)
+        table = table if ends else torch.cat([first[None], table[1:]])
+        return torch.cat([first.expand(len(x), 1, -1), x[:, :-1] @ table], 1)
+
     def forward(self, x: Float[Tensor, "b l k"]) -> Float[Tensor, " b"]:
         """E(x) in nats, in full precision; smooth between the states too. Tables are taken in x's precision."""
         check_rows(x, self.shape)
         with autocast(x.device, False):  # bfloat16 would round each term by 0.4 %, and q would not sum to 1
-            following = x[:, :-1] @ self.log_next.to(x.dtype)
-            return -(x[:, 0] @ self.log_first.to(x.dtype)) - (following * x[:, 1:]).sum((1, 2))
+            return -(self.log_conditionals(x) * x).sum((1, 2))
 
     def base_energy(self, x: Float[Tensor, "b l k"]) -> Float[Tensor, " b"]:
         """-log q(x): the energy itself."""
