@@ -1,7 +1,7 @@
 """The letters of texts as numbers: each text becomes a row of codes of one length.
 
 0 is the end of a text and all that follows it, 1 a letter that no training text has, 2 and up the letters by code
-point. A letter is a code point of a text in the normal form NFC, so that an accented letter is one where Unicode has it.
+point. A letter is a code point of a text in the normal form NFC, in which an accented letter is one where it can be.
 """
 
 import unicodedata

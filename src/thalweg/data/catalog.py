@@ -213,9 +213,9 @@ def split_texts(
     """
     text_rows.require_trainable(texts, name)
     text_rows.require_alike(texts, length, name, lines)
-    train, rest = (part.tolist() for part in _split(len(texts), None, held_out, seed))
-    train = train[:limit]
-    kept, apart = [texts[i] for i in train], [texts[i] for i in rest]
+    order, rest = _split(len(texts), None, held_out, seed)
+    train = order[:limit]
+    kept, apart = ([texts[i] for i in part.tolist()] for part in (train, rest))
     return texts_dataset(kept, apart, name=name, source=source, length=length)
 
 
