@@ -10,7 +10,8 @@ USE_TEXTS = "bundle.energy(['a text']); bundle.texts(bundle.sample(16))"
 def card(config: dict[str, Any], examples: Sequence[str] = ()) -> str:
     """A model card in the Hub's form; `examples`: some of the texts that it was trained on."""
     data, training = config["data"], config.get("training", {})
-    claim = "normalised: -E(x) is log p(x) in nats" if config["normalised"] else "its additive constant is unknown"
+    known = "normalised: -E(x) is log p(x) in nats"
+    claim = known if config["normalised"] else "known up to an additive constant"
     return (
         "---\nlibrary_name: thalweg\ntags: [energy-based-model]\n---\n"
         f"# An energy of {config['run']['data']['name']}\n\n"
