@@ -215,7 +215,7 @@ def split_texts(
     text_rows.require_alike(texts, length, name, lines)
     order, rest = _split(len(texts), None, held_out, seed)
     train = order[:limit]
-    kept, apart = ([texts[i] for i in part.tolist()] for part in (train, rest))
+    kept, apart = ([texts[int(i)] for i in part] for part in (train, rest))
     return texts_dataset(kept, apart, name=name, source=source, length=length)
 
 
