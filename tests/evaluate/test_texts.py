@@ -102,7 +102,7 @@ class Law:
 def test_a_law_that_knows_the_words_is_told_so(tmp_path, normalised: bool) -> None:
     figures, pictures = evaluate_texts(Law(normalised), train=WORDS[:200], held_out=WORDS[200:], num_samples=60)
     assert [row["auroc"] for row in figures["detection"]] == [1, 1, 1]
-    assert all(row["auroc"] > row["bigram_auroc"] for row in figures["detection"])
+    assert figures["detection"][0]["bigram_auroc"] < 1
     assert figures["detection"][0]["paired"] == 1
     assert figures["samples"]["samples"]["training"] == 1
     assert figures["samples"]["real"]["held_out"] == 1

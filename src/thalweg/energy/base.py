@@ -230,6 +230,18 @@ class HasExactLogZ(Discrete, Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class Constrained(Discrete, Protocol, metaclass=Capability):
+    """Is an energy of states of which some have no mass, such as a letter after the end of a text.
+
+    `PseudoLikelihood` asks, and spends no energies on them.
+    """
+
+    def allowed(self, x: Tensor, /) -> Tensor:
+        """(B, M, K), bool: the states that a unit may be in while the others stay as they are in x (B, *)."""
+        ...
+
+
+@runtime_checkable
 class HasBaseLaw(EnergyFn, Protocol, metaclass=Capability):
     """Is a known normalised law q, changed by a network. Noise-contrastive estimation asks, and takes q as the noise.
 
