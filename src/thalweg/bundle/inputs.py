@@ -43,7 +43,7 @@ def checked_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
     if bundle.alphabet is not None:
         return _codes(bundle.alphabet, x, where)
     if is_texts(x) or isinstance(x, str):
-        raise UserError(f"must be numbers, as the model is one of {bundle.kind} data, and is text", argument=where)
+        raise UserError(f"must be an array of numbers, as the model's {bundle.kind} data are, not text", argument=where)
     table = bundle.kind == "vector" and is_frame(x)
     found = as_rows(bundle.layout, x, where=where) if table else as_tensor(x, where=where)
     found = check_input(found, bundle.shape, bundle.kind, where=where)
