@@ -1,6 +1,7 @@
 """What every test starts from."""
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -106,6 +107,37 @@ def digits(tmp_path_factory):
 def chains(tmp_path_factory):
     overrides = ["energy.width=8", "train.batch_size=16", "objective.buffer_size=64", "objective.num_steps=2"]
     return trained(tmp_path_factory.mktemp("pcd") / "run", "two-moons", "pcd", overrides=overrides)
+
+
+RECIPE_OF_WORDS = """
+kind: text
+energy: {type: "thalweg.energy.networks.tilted_bigram:TiltedBigramEnergy", width: 8, depth: 1, num_heads: 2, reach: 1}
+objective: {type: "thalweg.objective.noise_contrastive:NoiseContrastive", ratio: 2}
+sampler: {type: "thalweg.sampler.gibbs_with_gradients:GibbsWithGradients"}
+train: {steps: 40, batch_size: 32, learning_rate: 0.01, ema: 0.9, precision: fp32, guard: {min_slope: null}}
+"""
+
+
+@pytest.fixture(scope="session")
+def word_list():
+    """300 made-up words of four letters."""
+    return ["".join(letters) for letters in itertools.product("bdfgl", "aeiou", "mnst", "aio")]
+
+
+@pytest.fixture(scope="session")
+def word_files(tmp_path_factory, word_list):
+    """A folder with words.txt and words.yaml, the recipe of a small normalised model."""
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "words.txt").write_text("".join(f"{word}\n" for word in word_list))
+    (folder / "words.yaml").write_text(RECIPE_OF_WORDS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def words(word_files):
+    """A model of these words, trained a second or two."""
+    folder = word_files / "run"
+    return trained(folder, word_files / "words.txt", word_files / "words.yaml", steps=None)
 
 
 @pytest.fixture

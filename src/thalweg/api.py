@@ -59,7 +59,7 @@ def train(
         energy: A network E(x), (B, *) to (B,), or U(y, t), (B, *) and noise variances (B,) to (B,), told apart by its
             `forward`; a class or a `functools.partial` that builds one; or the name of a recipe ("dual", "pcd", …).
         data: Rows (N, D) or images (N, C, H, W): a tensor, an array, a frame, a map-style data set of torch, a path, or
-            a name of the catalog, such as "mnist".
+            a name of the catalog, such as "mnist". Or texts: a list of str, or the path of a .txt.
         objective: The loss. None: that of the recipe; contrastive divergence for E(x), dual score matching for an
             energy from `thalweg.anchored`, denoising score matching for another U(y, t).
         sampler: What `bundle.sample` draws by. None: the objective's, or the recipe's.
@@ -106,7 +106,7 @@ def train(
         folder = Path(out)
         bundle, read = fit_with_data(request, folder, resume=resume, progress=Bar(folder) if progress else None)
         if report and not (folder / "report.html").exists():
-            evaluate_run(bundle, folder, num_samples=1000, seed=seed, data=read or rows)
+            evaluate_run(bundle, folder, num_samples=None, seed=seed, data=read or rows)
     return bundle
 
 
@@ -206,37 +206,41 @@ def _of_named_data(labels: Any, held_out: Any) -> list[str]:
 
 
 def evaluate_run(
-    bundle: Bundle, folder: Path, *, num_samples: int, seed: int, data: Dataset | None = None
+    bundle: Bundle, folder: Path, *, num_samples: int | None, seed: int, data: Dataset | None = None
 ) -> dict[str, Any]:
-    """Figures of a run, written with the report to its folder; `data` where the run's were read already."""
+    """Figures of a run, written with the report to its folder; `data` where the run's were read already.
+
+    `num_samples`: None for 1,000, and of texts, whose chains are slow, 200.
+    """
     from thalweg.apps.landscape.picture_files import of_report
     from thalweg.bundle.dataset import data_of
     from thalweg.bundle.inputs import in_float32
     from thalweg.evaluate.report import write_figures, write_report
     from thalweg.evaluate.suite import evaluate_bundle
+    from thalweg.evaluate.texts import evaluate_texts
     from thalweg.training.metrics_log import read_metrics
 
     data = data_of(bundle) if data is None else data
     if len(data.held_out) < LEAST_HELD_OUT:
         few = f"must have {LEAST_HELD_OUT} held-out rows or more, and has {len(data.held_out)}"
         raise UserError(few, argument=str(folder), hint="train on more data")
-    bundle, _, (rows, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
-    figures, pictures = evaluate_bundle(
-        bundle,
-        train=rows,
-        held_out=held_out,
-        held_out_labels=data.held_out_labels,
-        history=read_metrics(folder),
-        num_samples=num_samples,
-        seed=seed,
-    )
+    num_samples = num_samples or (1000 if data.alphabet is None else 200)
+    how: dict[str, Any] = {"history": read_metrics(folder), "num_samples": num_samples, "seed": seed}
+    if data.alphabet is not None:
+        train, unseen = (data.alphabet.decode(part) for part in (data.train, data.held_out))
+        (figures, pictures), more = evaluate_texts(bundle, train=train, held_out=unseen, **how), {}
+    else:
+        bundle, _, (rows, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
+        labels = data.held_out_labels
+        figures, pictures = evaluate_bundle(bundle, train=rows, held_out=held_out, held_out_labels=labels, **how)
+        more = of_report(bundle, held_out, labels, seed=seed)
     write_figures(folder / "evaluation.json", figures)
     write_report(
         folder / "report.html",
         title=f"An energy of {bundle.config['run']['data']['name']}",
         command=bundle.config["command"] or "thalweg.run.fit.fit(…)",
         figures=figures,
-        pictures=pictures | of_report(bundle, held_out, data.held_out_labels, seed=seed),
+        pictures=pictures | more,
         data=data.source,
     )
     return figures

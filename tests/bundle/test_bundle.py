@@ -81,9 +81,9 @@ def test_samples_follow_from_the_seed_and_blocks_from_their_place(which, request
 
 def test_chains_of_one_seed_share_no_noise_with_those_of_the_next(chains, monkeypatch):
     seeds = []
-    real = thalweg.bundle.bundle.run_chain
+    real = thalweg.bundle.draws.run_chain
     monkeypatch.setattr(
-        thalweg.bundle.bundle, "run_chain", lambda *args, **kw: seeds.append(kw["seed"]) or real(*args, **kw)
+        thalweg.bundle.draws, "run_chain", lambda *args, **kw: seeds.append(kw["seed"]) or real(*args, **kw)
     )
     for seed in range(3):
         chains.sample(201, seed=seed, num_steps=1)

@@ -64,6 +64,17 @@ class Everything:
     def value_and_grads(self, y, t):
         return None
 
+    num_uniforms = 3
+
+    def allowed(self, x):
+        return x > 0
+
+    def base_energy(self, x):
+        return x.sum(1)
+
+    def base_draws(self, uniforms):
+        return uniforms
+
     def prior(self, n, generator):
         return torch.zeros(n, 3)
 

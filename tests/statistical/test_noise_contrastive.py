@@ -111,7 +111,7 @@ def test_log_noise_is_the_density_of_the_draws():
     state = nce.init(lambda x: x.sum(1), x, generator(0, "init"))
     (y,) = nce.draw(state, Batch(draws()), generator(0, "noise"), 0.0)
     log_p = -law()(y) - law().log_z
-    weight = (log_p - nce._log_noise(state)(y)).exp()
+    weight = (log_p - nce._log_noise(state, law())(y)).exp()
     assert abs(weight.mean() - 1).item() < 5 * (weight.std() / NUM_DRAWS**0.5).item()
 
 

@@ -6,7 +6,7 @@ A run that has not ended is read from its newest whole checkpoint. `bundle.files
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from thalweg.bundle import classes, conformal, hub
 from thalweg.bundle import constant as constants
+from thalweg.bundle.draws import annealed_blocks, chain_blocks
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows
@@ -34,15 +35,11 @@ from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.outcomes import Conditional
 from thalweg.energy.wrappers import AtNoise
 from thalweg.normaliser.estimate import LogProb, LogZ
-from thalweg.sampler.annealed import BLOCK, anneal
-from thalweg.sampler.base import Sampler, require_annealed, with_num_steps
-from thalweg.sampler.chain import of_block, run_chain
+from thalweg.sampler.base import Sampler
 
 EVALUATION_BLOCK = 256
-CHAIN_STEPS = 1000
 ALPHA = 0.01
 MANIFEST = store.MANIFEST
-Blocks = Iterator[Tensor]  # of samples, 100 at a time
 log = logging.getLogger("thalweg")
 
 
@@ -66,7 +63,8 @@ class Bundle(HoldsEnergy):
         self.config, self.path = config, path
         parts = parts_of(config, path / "config.json", sampler)
         self.kind: Kind
-        self.kind, self.shape, self.normalised, self.dtype, self.layout, self.transform, self.sampler = parts
+        self.kind, self.shape, self.normalised, self.dtype, self.layout, self.transform, self.sampler = parts[:-1]
+        self.alphabet = parts.alphabet
         self.model: nn.Module = weights if isinstance(weights, nn.Module) else energy_of(config)
         self.noisy = isinstance(self.model, NoiseConditional)
         self.num_classes = self.model.num_classes if isinstance(self.model, Classifier) else 0
@@ -118,6 +116,11 @@ class Bundle(HoldsEnergy):
         module = given_energy(config, energy, header)
         module.load_state_dict(store.read_tensors(weights))
         return cls(config, module, None, folder)
+
+    @property
+    def energy_shape(self) -> tuple[int, ...]:
+        """The shape of one row in model units: one-hot letters (L, K) of texts, else that of the data."""
+        return self.shape if self.alphabet is None else (*self.shape, self.alphabet.num_states)
 
     @property
     def device(self) -> torch.device:
@@ -179,7 +182,8 @@ class Bundle(HoldsEnergy):
         if self.noisy:
             return None
         draws = generator(seed, "chains", device=self.device)
-        return self.sampler, self.model, initial_positions(self.kind, self.transform, (n, *self.shape), draws)
+        start = initial_positions(self.kind, self.transform, (n, *self.shape), draws, self.model)
+        return self.sampler, self.model, start
 
     @property
     def lowest(self) -> EnergyFn:
@@ -190,7 +194,8 @@ class Bundle(HoldsEnergy):
     def energy(self, x: Any) -> Float[Tensor, " b"]:
         """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised.
 
-        A frame (pandas, polars, Arrow) is matched by the names of its columns. Differentiable in an x that requires
+        A frame (pandas, polars, Arrow) is matched by the names of its columns. Of a model of texts x is a list of str,
+        or their codes. Differentiable in an x that requires
         grad, so samplers take it; such an x may leave the range of the data.
         """
         wanted = _wants_grad(x)
@@ -258,23 +263,31 @@ class Bundle(HoldsEnergy):
         `num_steps`: levels of the annealed sampler, or Langevin steps from noise (1,000 if not given). `seed` is a
         whole number of 64 bits. Blocks of 100 are computed together, so up to rounding only where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
+        Of a model of texts these are codes, which `texts` reads.
         """
         if isinstance(self.model, Conditional):
             text = "must be a law of whole rows, and this one is p(y | x)"
             hint = "draw y by thalweg.apps.conditional.model:ConditionalModel"
             raise UserError(text, argument=str(self.path), hint=hint)
         n, seed = whole("n", n, 0), whole("seed", seed, 0, 2**64 - 1)
-        fits_memory(n, self.shape)
+        fits_memory(n, self.energy_shape)
         num_steps = None if num_steps is None else whole("num_steps", num_steps, 1)
         given = None if labels is None else classes.check_labels(self, labels, n)
         if given is None and strength != 1:
             hint = "give the classes to draw as labels"
             raise UserError("must be 1 without labels", argument="strength", value=strength, hint=hint)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
-            draw = self._annealed if self.noisy else self._chains
-            blocks = list(draw(n, seed, num_steps, given, strength))
-        z = torch.cat(blocks) if blocks else torch.zeros(0, *self.shape, dtype=torch.float32, device=self.device)
+            draw = annealed_blocks if self.noisy else chain_blocks
+            blocks = list(draw(self, n, seed, num_steps, given, strength))
+        z = torch.cat(blocks) if blocks else torch.zeros(0, *self.energy_shape, dtype=torch.float32, device=self.device)
         return self.decode(z)
+
+    def texts(self, codes: Any) -> list[str]:
+        """The texts of codes (B, L), such as samples; U+FFFD stands for a letter that no training text has."""
+        if self.alphabet is None:
+            text, hint = f"must be a model of texts; it is one of {self.kind} data", "take the samples as they are"
+            raise UserError(text, argument=str(self.path), hint=hint)
+        return self.alphabet.decode(checked_rows(self, codes, where="codes"))
 
     def inpaint(self, x: Any, observed: Any, *, n: int = 1, seed: int = 0) -> Float[Tensor, "n b *d"]:
         """n completions of each x where `observed` (bool, broadcastable to x) is false, lowest energy first.
@@ -370,28 +383,6 @@ class Bundle(HoldsEnergy):
         from thalweg.apps.classify.probabilities import probabilities
 
         return probabilities(self, checked_rows(self, x))
-
-    def _annealed(
-        self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
-    ) -> Iterator[Tensor]:
-        assert isinstance(self.model, NoiseConditional)  # asked for by `sample`
-        sampler = require_annealed(self.sampler) if num_steps is None else with_num_steps(self.sampler, num_steps)
-        given = None if labels is None else classes.of_classes(self.model, labels, strength)
-        precision = self.config.get("precision", "fp32")
-        return anneal(sampler, self.model, n, seed=seed, precision=precision, of_rows=given)
-
-    def _chains(
-        self, n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
-    ) -> Iterator[Tensor]:
-        for block, start in enumerate(range(0, n, BLOCK)):
-            draws = generator(seed, "sample", block, device=self.device)
-            z = initial_positions(self.kind, self.transform, (BLOCK, *self.shape), draws)[: n - start]
-            chain = generator(seed, "sample-chain", block).initial_seed()  # no block shares noise with another seed's
-            sampler = of_block(self.sampler, BLOCK)
-            energy: EnergyFn = self.model
-            if labels is not None:
-                energy = classes.of_classes(self.model, labels, strength)(start, start + len(z))
-            yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
 
 
 def _wants_grad(x: Any) -> bool:

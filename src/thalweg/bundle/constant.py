@@ -96,7 +96,7 @@ def _at_temperature(bundle: "Bundle", temperature: float, support: str, seed: in
     options = {**(OF_IMAGES if bundle.kind == "image" and support == "box" else {}), **options}
     if support == "states":
         found = counted(energy)
-        return log_z(energy, shape=bundle.shape, seed=seed, **options) if found is None else found
+        return log_z(energy, shape=bundle.energy_shape, seed=seed, **options) if found is None else found
     density = _log_density(bundle)
     if temperature != 1 and bool((density - density[0]).abs().max() > 1e-4):
         text = "must have the same density at each row where the temperature is not 1"
@@ -104,7 +104,7 @@ def _at_temperature(bundle: "Bundle", temperature: float, support: str, seed: in
     # exp(-(E(z) - c) / T) dx = exp(-E(z) / T) exp(c / T - c) dz, c the transform's log density.
     shift = float(density[0]) * (1 / temperature - 1)
     if support == "real":
-        return _shifted(log_z(energy, shape=bundle.shape, seed=seed, **options), shift)
+        return _shifted(log_z(energy, shape=bundle.energy_shape, seed=seed, **options), shift)
     low, high = _walls(bundle)
     start = options.pop("start", None)
     if start is None and bundle.kind == "image":

@@ -12,6 +12,7 @@ from thalweg.data.catalog import Dataset, load
 def read_dataset(spec: Mapping[str, Any], seed: int) -> Dataset:
     """The data set that the section `data` of a run describes; `seed` splits it."""
     options = {key: spec[key] for key in ("hub", "held_out", "limit", "header", "drop", "targets")}
+    options["length"] = spec.get("length")  # runs from before texts have none
     return load(spec["name"], data=spec["path"], seed=seed, **options)
 
 

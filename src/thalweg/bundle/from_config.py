@@ -17,15 +17,16 @@ from thalweg.core import store
 from thalweg.core.config import build, class_at, is_foreign
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.weights import Stored, Unfit, require_fit
+from thalweg.data.alphabet import Alphabet
 from thalweg.data.columns.layout import Layout
 from thalweg.data.float32_check import Float32Transform
-from thalweg.data.transform import Transform
+from thalweg.data.transform import OneHot, Transform
 from thalweg.data.validate import Kind
 from thalweg.energy.building import from_object, from_spec
 from thalweg.energy.shape import check_shape
 from thalweg.sampler.base import Sampler
 
-KINDS = ("image", "vector")
+KINDS = ("image", "vector", "text")
 ENERGIES = ("thalweg.energy",)
 DTYPES = ("uint8", "float32", "float64")
 
@@ -40,6 +41,7 @@ class Parts(NamedTuple):
     layout: Layout  # the columns of the table they came from
     transform: Float32Transform
     sampler: Sampler[Any]
+    alphabet: Alphabet | None  # of texts
 
 
 def parts_of(config: Mapping[str, Any], where: Path, sampler: Sampler[Any] | None = None) -> Parts:
@@ -68,14 +70,35 @@ def parts_of(config: Mapping[str, Any], where: Path, sampler: Sampler[Any] | Non
         raise _damaged(where, "run.transform names no transform")
     if not isinstance(sampler, Sampler):
         raise _damaged(where, "run.sampler names no sampler")
-    layout = _layout(data, run.get("data"), where)
-    return Parts(data["kind"], shape, normalised, dtype, layout, Float32Transform(transform, dtype), sampler)
+    layout, alphabet = _layout(data, run.get("data"), where), _alphabet(data, shape, transform, where)
+    fitted = Float32Transform(transform, dtype)
+    return Parts(data["kind"], shape, normalised, dtype, layout, fitted, sampler, alphabet)
+
+
+def _alphabet(data: Mapping[str, Any], shape: tuple[int, ...], transform: Transform, where: Path) -> Alphabet | None:
+    """The letters of a model of texts, of one size with its shape and its transform; None of another model."""
+    if data["kind"] != "text":
+        return None
+    try:
+        alphabet = Alphabet.from_dict(data.get("alphabet"))
+    except UserError as error:
+        raise _damaged(where, f"data.alphabet: {error.message}") from error
+    if shape != (alphabet.length,) or not isinstance(transform, OneHot) or transform.num_states != alphabet.num_states:
+        raise _damaged(where, "data.shape or run.transform is none of the alphabet's")
+    return alphabet
+
+
+def energy_shape(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape that the energy of a config which `parts_of` took is built with: (L, K) of texts."""
+    shape = tuple(config["data"]["shape"])
+    if config["data"]["kind"] != "text":
+        return shape
+    return *shape, Alphabet.from_dict(config["data"]["alphabet"]).num_states
 
 
 def energy_of(config: Mapping[str, Any]) -> nn.Module:
     """The energy of a config that `parts_of` took, with the weights that its constructor gives it, in float32."""
-    shape = tuple(config["data"]["shape"])
-    energy = from_spec(config["run"]["energy"], "run.energy", shape, trusted=ENERGIES)
+    energy = from_spec(config["run"]["energy"], "run.energy", energy_shape(config), trusted=ENERGIES)
     if not isinstance(energy, nn.Module):
         raise Unfit(f"{config['run']['energy']['type']} has no weights")
     return energy if is_foreign(config["run"]["energy"]) else energy.float()
@@ -104,7 +127,7 @@ def given_energy(config: Mapping[str, Any], energy: Any, stored: Mapping[str, St
     Where the config names an energy of this package around a network of the caller's, the network may be given alone.
     UserError, and the module is as it was, unless its tensors are the stored ones by name and shape.
     """
-    shape = tuple(config["data"]["shape"])
+    shape = energy_shape(config)
     wrap = functools.partial(_wrapped, config["run"]["energy"], from_object(energy, shape), shape)
     try:
         require_fit(wrap, stored)

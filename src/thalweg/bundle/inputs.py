@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from thalweg.core.errors import UserError
 from thalweg.data import files
+from thalweg.data.alphabet import Alphabet
 from thalweg.data.columns.layout import Layout
 from thalweg.data.float32_check import COARSE, Float32Transform, check_scored, spacing
 from thalweg.data.frames import is_frame
+from thalweg.data.texts import as_texts, is_text_file, is_texts, read_texts
 from thalweg.data.transform import ROUNDING
 from thalweg.data.validate import as_floats, as_tensor, check_cells, check_input, check_shape
 from thalweg.energy.outcomes import Conditional
@@ -33,7 +36,14 @@ def as_rows(layout: Layout, x: Any, *, where: str = "x", gaps: bool = False) -> 
 
 
 def checked_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
-    """Rows of a model as floats in data units; UserError where they are none, or too coarse for it."""
+    """Rows of a model as floats in data units; UserError where they are none, or too coarse for it.
+
+    Of a model of texts a list of str, or codes.
+    """
+    if bundle.alphabet is not None:
+        return _codes(bundle.alphabet, x, where)
+    if is_texts(x) or isinstance(x, str):
+        raise UserError(f"must be an array of numbers, as the model's {bundle.kind} data are, not text", argument=where)
     table = bundle.kind == "vector" and is_frame(x)
     found = as_rows(bundle.layout, x, where=where) if table else as_tensor(x, where=where)
     found = check_input(found, bundle.shape, bundle.kind, where=where)
@@ -45,6 +55,9 @@ def checked_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
 
 def chain_positions(bundle: "Bundle", x: Tensor, *, where: str = "x") -> Tensor:
     """Positions of chains, which may leave the range of the data: the shape alone is checked."""
+    if bundle.alphabet is not None:
+        text, hint = "must not require a gradient: codes of texts are whole numbers", "give x.detach()"
+        raise UserError(text, argument=where, hint=hint)
     check_shape(x, bundle.shape, bundle.kind, where=where)
     return x.to(torch.float32) if bundle.kind == "image" else as_floats(x)
 
@@ -52,9 +65,46 @@ def chain_positions(bundle: "Bundle", x: Tensor, *, where: str = "x") -> Tensor:
 def read_rows(
     bundle: "Bundle", path: Path, *, header: bool | None = None, drop: Sequence[str] = (), finite: bool = True
 ) -> Tensor:
-    """The rows of a file for a model; a table's columns are matched by their names."""
+    """The rows of a file for a model; a table's columns are matched by their names, texts become codes."""
+    if bundle.alphabet is not None:
+        return read_codes(bundle, path, header=header, drop=drop)[1]
+    refuse_text_file(bundle, path)
     found = files.read_rows(path, layout=bundle.layout, header=header, drop=drop, shape=bundle.shape, finite=finite)
     return _fine_enough(bundle, found.x, str(path), found.singles) if finite else found.x
+
+
+def read_codes(
+    bundle: "Bundle", path: Path, *, header: bool | None = None, drop: Sequence[str] = ()
+) -> tuple[list[str], Tensor]:
+    """(texts, codes) of a file, for a model of texts. UserError by its line for a text that the model does not take."""
+    if header is not None or drop:
+        option = "drop" if header is None else "header"
+        raise UserError("has no effect on texts, only on a table", argument=option, hint="leave it out")
+    assert bundle.alphabet is not None
+    found = read_texts(path)
+    return found.texts, bundle.alphabet.encode(found.texts, where=str(path), lines=found.numbers)
+
+
+def refuse_text_file(bundle: "Bundle", path: Path) -> None:
+    """UserError for a file of texts, where the model is of numbers."""
+    if is_text_file(Path(path)):
+        text = f"must hold numbers, as the model is one of {bundle.kind} data, and holds texts"
+        raise UserError(text, argument=str(path), hint="train a model of texts by `thalweg train FILE.txt`")
+
+
+def require_numbers(bundle: "Bundle", what: str) -> None:
+    """UserError for a model of texts, where only those of images and rows will do."""
+    if bundle.kind == "text":
+        text = f"must be a model of images or rows for {what}; it is one of texts"
+        raise UserError(text, argument=str(bundle.path), hint="`thalweg score` and `thalweg sample` take it")
+
+
+def _codes(alphabet: Alphabet, x: Any, where: str) -> Tensor:
+    if isinstance(x, str):
+        raise UserError("must be a list of str, and is one str", argument=where, hint=f"write [{where}]")
+    if is_texts(x):
+        return alphabet.encode(as_texts(x, where), where=where)
+    return alphabet.check_codes(as_tensor(x, where=where), where=where)
 
 
 def _fine_enough(bundle: "Bundle", x: Tensor, where: str, singles: Sequence[bool] | None) -> Tensor:

@@ -25,11 +25,12 @@ def classify(
     """Class, calibrated confidence and all probabilities of each row, beside its energy, p-value and flag."""
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
-    from thalweg.bundle.inputs import read_rows
+    from thalweg.bundle.inputs import read_rows, require_numbers
     from thalweg.data.files import read_names
     from thalweg.data.score_table import write_scores
 
     bundle = load_as(run, Bundle, device=device)
+    require_numbers(bundle, "classes")
     console.writable(out, (".csv", ".parquet"))
     console.refuse_overwrite(out, data, run)
     x = read_rows(bundle, data, **table_options(header, drop))

@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,7 +18,7 @@ import typer
 
 from thalweg.core.errors import DiskFull, StopSignal, ThalwegError, UserError
 
-OF_A_RUN = ("preview.png", "report.html")  # of the kinds that commands write
+OF_A_RUN = ("preview.png", "preview.txt", "report.html")  # of the kinds that commands write
 
 
 def run(app: typer.Typer) -> None:
@@ -198,10 +198,16 @@ def say(text: str) -> None:
 
 def emit(result: dict[str, Any], as_json: bool) -> None:
     """The result as one JSON object on standard output, if that was asked for."""
-    if not as_json:
-        return
+    if as_json:
+        print_lines([json.dumps(result, allow_nan=False)])
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Lines on standard output; what its encoding does not hold as an escape."""
+    text = "".join(f"{line}\n" for line in lines)
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        print(json.dumps(result, allow_nan=False), flush=True)  # noqa: T201 — as above
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end="", flush=True)  # noqa: T201 — as above
     except BrokenPipeError:  # the reader has stopped reading, which is no error
         return
     except OSError as error:

@@ -63,12 +63,14 @@ def inpaint(
     from thalweg.apps.inpaint.masks import observed as read_mask
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
+    from thalweg.bundle.inputs import require_numbers
     from thalweg.data.validate import as_float
 
     if (mask is None) == (operator is None):
         hint = "give one: which pixels are missing, or how the image was made"
         raise UserError("must be one of the two", argument="--mask and --operator", hint=hint)
     bundle = load_as(run, Bundle, device=device)
+    require_numbers(bundle, "in-painting")
     if bundle.kind != "image" and out.suffix.lower() != ".npy":
         raise UserError("must end in .npy, as the model is of rows of numbers, not of images", argument=str(out))
     app.check_rank_by(rank_by)

@@ -42,10 +42,11 @@ def landscape(
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.dataset import data_of
     from thalweg.bundle.files import load_as
-    from thalweg.bundle.inputs import in_float32, read_rows
+    from thalweg.bundle.inputs import in_float32, read_rows, require_numbers
     from thalweg.data.catalog import as_float
 
     bundle = load_as(run, Bundle, device=device)
+    require_numbers(bundle, "a landscape")
     console.writable(out, (".png", ".gif", ".html"))
     console.refuse_overwrite(out, examples, run)
     options = table_options(header, drop)

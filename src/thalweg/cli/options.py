@@ -12,7 +12,9 @@ Run = Annotated[Path, typer.Argument(help="Folder that `thalweg train` wrote, or
 Header = Annotated[
     bool | None, typer.Option("--header/--no-header", help="Whether a CSV's first line names its columns.")
 ]
-Input = Annotated[Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them.")]
+Input = Annotated[
+    Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them, .txt.")
+]
 Alpha = Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)]
 Drop = Annotated[list[str] | None, typer.Option(help="A column of a table to leave out; repeatable.")]
 

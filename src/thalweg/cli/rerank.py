@@ -190,8 +190,8 @@ def _reranker(run: Path, variety: str | None, device: str) -> "EnergyReranker":
         hints = filter(None, (error.hint, f"`thalweg rerank fit REAL GENERATED -o {run}` makes a re-ranker"))
         raise error.replace(hint="; ".join(hints)) from error
     if isinstance(found, Bundle):
-        console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
         found = EnergyReranker(found)
+        console.say(f"{run}: ranks by the model's own energy, a poor judge of samples; see `thalweg rerank fit`")
     if not isinstance(found, EnergyReranker):
         raise wrong_type(run, type(found), EnergyReranker)
     if variety is not None:

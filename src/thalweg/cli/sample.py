@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
 
 
+KINDS = {"image": (".png",), "vector": (".png", ".csv", ".parquet"), "text": (".txt", ".csv", ".parquet")}
 EXAMPLE = "Example: `thalweg sample runs/digits -n 64 -o samples.png`"
 
 
@@ -25,7 +26,8 @@ def sample(
         typer.Option(
             "--out",
             "-o",
-            help="PNG: a grid of images or a scatter plot; CSV or Parquet: rows; samples.png if neither is given.",
+            help="PNG: a grid of images or a scatter plot; CSV or Parquet: rows, .txt too of texts; samples.png if "
+            "neither is given, and standard output for texts.",
         ),
     ] = None,
     npy: Annotated[Path | None, typer.Option(help="All samples in the data's own units, as .npy.")] = None,
@@ -37,20 +39,19 @@ def sample(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Draw samples from a trained energy."""
+    """Draw samples from a trained energy; texts, one a line, on standard output."""
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
     from thalweg.core.atomic_write import write_array
     from thalweg.core.check import fits_memory
 
     bundle = load_as(run, Bundle, device=device)
-    shown = Path("samples.png") if out is None and npy is None else out
-    kinds = (".png",) if bundle.kind == "image" else (".png", ".csv", ".parquet")
-    for path, suffixes in ((shown, kinds), (npy, (".npy",))):
+    shown = Path("samples.png") if out is None and npy is None and bundle.kind != "text" else out
+    for path, suffixes in ((shown, KINDS[bundle.kind]), (npy, (".npy",))):
         if path is not None:
             console.writable(path, suffixes)
             console.refuse_overwrite(path, run)
-    fits_memory(n, bundle.shape)
+    fits_memory(n, bundle.energy_shape)
     labels = [label[i % len(label)] for i in range(n)] if label else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength).cpu()
     if npy is not None:
@@ -60,17 +61,35 @@ def sample(
         kept = _write_samples(bundle, x, shown)
         left = "" if npy else "; --npy FILE keeps all"
         console.say(f"{n} samples in {shown}" + (f" (the first {kept} drawn{left})" if kept < n else ""))
+    if bundle.kind == "text" and out is None and npy is None and not as_json:
+        console.print_lines(bundle.texts(x))
+        return
     both = {"picture": str(shown)} if npy is not None and shown is not None else {}
-    result = {"samples": n, "file": str(npy or shown), **both, "shape": list(x.shape), "seed": seed}
+    result = {
+        "samples": n,
+        "file": str(npy or shown) if npy or shown else None,
+        **both,
+        "shape": list(x.shape),
+        "seed": seed,
+    }
+    if bundle.kind == "text":
+        result["texts"] = bundle.texts(x)
     console.emit(result, as_json)
 
 
 def _write_samples(bundle: "Bundle", x: "Tensor", out: Path) -> int:
-    """A picture, or a table with the names of the columns; how many of the samples are in it."""
+    """A picture, a table with the names of the columns, or texts; how many of the samples are in it."""
     from thalweg.core.store import write_bytes
     from thalweg.data.score_table import write_table
     from thalweg.evaluate.pictures import grid, png, scatter
 
+    if bundle.kind == "text":
+        texts = bundle.texts(x)
+        if out.suffix.lower() == ".txt":
+            write_bytes(out, "".join(f"{text}\n" for text in texts).encode())
+        else:
+            write_table(out, {"text": texts, "energy": bundle.energy(x)})
+        return len(x)
     if out.suffix.lower() != ".png":
         names = bundle.layout.names or [f"x{i}" for i in range(x.shape[1])]
         write_table(out, dict(zip(names, x.T, strict=True)))

@@ -25,19 +25,23 @@ def score(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Energy, log p, p-value and flag of each row of a file."""
+    """Energy, log p, p-value and flag of each row of a file, or of each line of a text."""
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
-    from thalweg.bundle.inputs import read_rows
+    from thalweg.bundle.inputs import read_codes, read_rows
     from thalweg.data.files import read_names
     from thalweg.data.score_table import write_scores
 
     bundle = load_as(run, Bundle, device=device)
     console.writable(out, (".csv", ".parquet", ".npy"))
     console.refuse_overwrite(out, data, run)
-    x = read_rows(bundle, data, **table_options(header, drop))
+    if bundle.alphabet is not None:
+        names, x = read_codes(bundle, data, **table_options(header, drop))
+    else:
+        x = read_rows(bundle, data, **table_options(header, drop))
+        names = read_names(data, len(x))
     scores = bundle.score(x, alpha=alpha)
-    write_scores(out, read_names(data, len(x)), scores)
+    write_scores(out, names, scores, heading="name" if bundle.alphabet is None else "text")
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
     console.say(f"{len(x)} rows in {out}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
     mean = float(scores["energy"].mean())

@@ -21,15 +21,17 @@ EXAMPLE = "Example: `thalweg train mnist --minutes 10 -o runs/digits`"
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="mnist, fashion-mnist, two-moons, … or a path: npz, npy, CSV, folder.")],
+    data: Annotated[
+        str, typer.Argument(help="mnist, fashion-mnist, two-moons, … or a path: npz, npy, CSV, folder, .txt.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: `energy.embed=32`.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Time to train, turned into steps at the start.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps to train, in place of --minutes.")] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="dual, pcd, pcd-conv, pcd-resnet, toy2d, jem, conditional-labels, a .yaml file, or PACKAGE:NAME; "
-            "dual if not given."
+            help="dual, pcd, pcd-conv, pcd-resnet, toy2d, jem, conditional-labels, words, a .yaml file, or "
+            "PACKAGE:NAME; if not given dual, and words for a .txt."
         ),
     ] = None,
     path: Annotated[str | None, typer.Option("--data", help="File or folder with the full set.")] = None,
@@ -50,7 +52,8 @@ def train(
     from thalweg.run.fit import Request, fit_with_data
     from thalweg.training.distributed import address
 
-    folder = out or Path("runs") / f"{_stem(data)}-{_stem(recipe or 'dual')}"
+    default = "words" if Path(data).suffix.lower() == ".txt" else "dual"
+    folder = out or Path("runs") / f"{_stem(data)}-{_stem(recipe or default)}"
     request = Request(
         data=data,
         recipe=recipe,
@@ -82,7 +85,7 @@ def train(
         console.say(f"held-out log p(y | x), nats a row: {known}")
     if report and not (folder / "report.html").exists():
         result |= _report(bundle, folder, bundle.config["run"]["seed"], rows)
-    made = [name for name in ("report.html", "preview.png") if (folder / name).exists()]
+    made = [name for name in ("report.html", "preview.png", "preview.txt") if (folder / name).exists()]
     then = "sample {} -n 64" if conditional is None else "score {} " + shlex.quote(data)
     console.say(f"done: {folder}  ({', '.join([*made, 'try'])}: thalweg {then.format(shlex.quote(str(folder)))})")
     console.emit(result, as_json)
@@ -96,7 +99,7 @@ def _stem(name: str) -> str:
 def _report(bundle: "Bundle", folder: Path, seed: int, data: "Dataset | None") -> dict[str, Any]:
     """The figures of a new run. Where they cannot be computed the bundle is whole all the same, and a line says why."""
     try:
-        return {"figures": evaluate_run(bundle, folder, num_samples=1000, seed=seed, data=data)}
+        return {"figures": evaluate_run(bundle, folder, num_samples=None, seed=seed, data=data)}
     except ValueError as error:  # UserError is one
         reason = " ".join(str(error).split())
     except KeyboardInterrupt as stop:

@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,39 +20,49 @@ from thalweg.core import check
 from thalweg.core.config import names_class
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
+from thalweg.data import texts as text_rows
+from thalweg.data.alphabet import Alphabet, with_room
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import is_table, read_labels, read_rows
 from thalweg.data.sets.base import LocatedSet, RawData, named_sets, set_at
-from thalweg.data.validate import as_float, require_trainable
+from thalweg.data.validate import Kind, as_float, require_trainable
 
-__all__ = ["Dataset", "as_float", "load", "split"]
+__all__ = ["Dataset", "as_float", "load", "split", "split_texts"]
+HELD_OUT = 0.1  # of the rows of a path
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Rows in data units, shuffled and split: images (N, C, H, W) uint8 or float32, or rows (N, D).
+    """Rows in data units, shuffled and split: images (N, C, H, W) uint8 or float32, rows (N, D), or codes (N, L).
 
-    `layout` has the columns of the table that the rows were read from.
+    `layout` has the columns of the table that the rows were read from, `alphabet` what the codes of texts mean.
     """
 
     name: str
     source: str  # one sentence for humans: which data these are, and how many of them
-    kind: Literal["image", "vector"]
+    kind: Kind
     train: Tensor
     held_out: Tensor
     train_labels: Tensor | None  # int64 (N,)
     held_out_labels: Tensor | None
     layout: Layout = field(default_factory=Layout)
+    alphabet: Alphabet | None = None  # of texts
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one row: (C, H, W) or (D,)."""
+        """The shape of one row: (C, H, W), (D,) or, of texts, (L,)."""
         return tuple(self.train.shape[1:])
+
+    @property
+    def energy_shape(self) -> tuple[int, ...]:
+        """The shape that an energy of these data is built with, in model units: (L, K) of texts, else that of a row."""
+        return self.shape if self.alphabet is None else (*self.shape, self.alphabet.num_states)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over shapes, dtypes and bytes of `train` and `held_out`."""
-        return _digest(self.train, self.held_out)
+        """SHA-256, in hex, over shapes, dtypes and bytes of `train` and `held_out`, and over the letters of texts."""
+        letters = "" if self.alphabet is None else self.alphabet.letters
+        return _digest(self.train, self.held_out, more=letters.encode())
 
     @cached_property
     def label_fingerprint(self) -> str | None:
@@ -63,8 +72,8 @@ class Dataset:
         return _digest(self.train_labels, self.held_out_labels)
 
 
-def _digest(*parts: Tensor) -> str:
-    digest = hashlib.sha256()
+def _digest(*parts: Tensor, more: bytes = b"") -> str:
+    digest = hashlib.sha256(more)
     for x in parts:
         digest.update(f"{tuple(x.shape)} {x.dtype}".encode())
         digest.update(x.contiguous().numpy().data.cast("B"))
@@ -82,8 +91,9 @@ def load(
     header: bool | None = None,
     drop: Sequence[str] = (),
     targets: Sequence[str] = (),
+    length: int | None = None,
 ) -> Dataset:
-    """A named set (`data.sets`) or any path that `files.read_rows` reads, shuffled and split.
+    """A named set (`data.sets`), any path that `files.read_rows` reads, or a .txt of texts, shuffled and split.
 
     Args:
         name: The set, the path, or the class of a set in a trusted package, `my_plugin.rings:Rings`.
@@ -95,17 +105,47 @@ def load(
         header: As in `files.read_rows`, for tables alone.
         drop: The same.
         targets: Columns of a table that become the last of a row, in this order.
+        length: Of texts alone: the most letters that the model takes; None: the longest text's, and some room.
     """
     if held_out is not None and not 0 < held_out < 1:
         raise UserError("must be in (0, 1)", argument="held_out", value=held_out)
     if limit is not None:
         check.count(limit=limit)
+    if _is_text(name):
+        _refuse_of_texts(name, data=data, hub=hub or None, header=header, drop=drop or None, targets=targets or None)
+        found = text_rows.read_texts(Path(name))
+        share = HELD_OUT if held_out is None else held_out
+        source = f"{name}, {len(found.texts):,} texts"
+        return split_texts(
+            found.texts,
+            lines=found.numbers,
+            name=name,
+            source=source,
+            held_out=share,
+            seed=seed,
+            limit=limit,
+            length=length,
+        )
+    if length is not None:
+        raise UserError(f"has no effect on {name!r}, only on texts", argument="data.length", hint="leave it out")
     x, labels, source, share, layout = _rows(name, data, hub, seed, header, drop)
     if targets:
         layout, order = layout.with_last(targets, name)
         x = x[:, order]
     share = share if held_out is None else held_out
     return split(x, labels, name=name, source=source, held_out=share, seed=seed, limit=limit, layout=layout)
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name is that of a file of texts, which is there."""
+    return text_rows.is_text_file(Path(name)) and Path(name).exists()
+
+
+def _refuse_of_texts(name: str, **options: object) -> None:
+    """UserError about the first option that is given, as it has no effect on texts."""
+    given = next((option for option, value in options.items() if value is not None), None)
+    if given is not None:
+        raise UserError(f"has no effect on {name!r}, which holds texts", argument=given, hint="leave it out")
 
 
 def _rows(
@@ -152,6 +192,52 @@ def split(
         train_labels=None if labels is None else labels[train],
         held_out_labels=None if labels is None else labels[rest],
         layout=layout or Layout(),
+    )
+
+
+def split_texts(
+    texts: Sequence[str],
+    *,
+    name: str,
+    source: str,
+    held_out: float,
+    seed: int = 0,
+    limit: int | None = None,
+    length: int | None = None,
+    lines: Sequence[int] | None = None,
+) -> Dataset:
+    """Texts, shuffled and split as `load` does, as codes of the training texts' letters.
+
+    Repeated lines stay: as draws of a law they say how frequent a text is, so both parts may have it. The sentence
+    `source` counts them. `lines`: the number of each text's line, for errors.
+    """
+    text_rows.require_trainable(texts, name)
+    text_rows.require_alike(texts, length, name, lines)
+    order, rest = _split(len(texts), None, held_out, seed)
+    train = order[:limit]
+    kept, apart = ([texts[int(i)] for i in part] for part in (train, rest))
+    return texts_dataset(kept, apart, name=name, source=source, length=length)
+
+
+def texts_dataset(
+    train: Sequence[str], held_out: Sequence[str], *, name: str, source: str, length: int | None = None
+) -> Dataset:
+    """Two parts of texts as codes: the letters are those of the first, the length is that of the longest of all."""
+    longest = with_room(max(map(len, [*train, *held_out])))
+    alphabet = Alphabet.fit(train, longest if length is None else length)
+    check.fits_memory(len(train) + len(held_out), (alphabet.length,))
+    repeated = len(train) + len(held_out) - len({*train, *held_out})
+    repeats = f" ({repeated:,} {'repeats' if repeated == 1 else 'repeat'} an earlier one)" if repeated else ""
+    letters = f"{len(alphabet.letters)} letters, at most {alphabet.length} a text"
+    return Dataset(
+        name=name,
+        source=f"{source}{repeats} of {letters}: {len(train):,} to train on, {len(held_out):,} held out",
+        kind="text",
+        train=alphabet.encode(train, where=name),
+        held_out=alphabet.encode(held_out, where=name),
+        train_labels=None,
+        held_out_labels=None,
+        alphabet=alphabet,
     )
 
 

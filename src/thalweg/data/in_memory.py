@@ -8,9 +8,11 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset
 
 from thalweg.core.errors import UserError, kind_of, one_line
-from thalweg.data.catalog import Dataset, split
+from thalweg.data.catalog import Dataset, split, split_texts, texts_dataset
 from thalweg.data.columns.layout import Layout
 from thalweg.data.frames import is_frame
+from thalweg.data.texts import given_texts, is_texts, require_alike
+from thalweg.data.texts import require_trainable as require_trainable_texts
 from thalweg.data.validate import arrange, as_floats, as_tensor, require_trainable, verify
 
 HELD_OUT = 0.1  # of the rows, where the caller does not say
@@ -22,21 +24,19 @@ def given_dataset(data: Any, labels: Any = None, *, held_out: Any = None, seed: 
 
     Args:
         data: A tensor or array (N, D), images (N, C, H, W) or (N, H, W), a frame of numbers (pandas, polars, Arrow), or
-            a map-style data set of torch whose items are rows, or pairs of a row and a label.
+            a map-style data set of torch whose items are rows, or pairs of a row and a label; or a list of str.
         labels: Whole numbers (N,).
         held_out: The share to hold out, 1/10 if not given; or the rows themselves, in the form of `data`. With labels:
             a pair of rows and labels.
         seed: Seed of the split.
     """
+    if is_texts(data):
+        return _texts(data, labels, held_out, seed)
     x, found, layout = _rows(data, "data", None)
     labels = _labels(labels, found, len(x), "labels")
     source = f"{kind_of(data)} of {' x '.join(map(str, x.shape))}"
     if held_out is None or isinstance(held_out, int | float):
-        share = HELD_OUT if held_out is None else held_out
-        if isinstance(share, bool) or not 0 < share < 1:
-            text = "must be a share in (0, 1), or the rows themselves"
-            raise UserError(text, argument="held_out", value=held_out)
-        return split(x, labels, name=NAME, source=source, held_out=share, seed=seed, layout=layout)
+        return split(x, labels, name=NAME, source=source, held_out=_share(held_out), seed=seed, layout=layout)
     require_trainable(x, where="data")
     rest, rest_labels = _held_out(held_out, x, labels, layout)
     return Dataset(
@@ -49,6 +49,30 @@ def given_dataset(data: Any, labels: Any = None, *, held_out: Any = None, seed: 
         held_out_labels=rest_labels,
         layout=layout,
     )
+
+
+def _share(held_out: Any) -> float:
+    share = HELD_OUT if held_out is None else held_out
+    if isinstance(share, bool) or not 0 < share < 1:
+        text = "must be a share in (0, 1), or the rows themselves"
+        raise UserError(text, argument="held_out", value=held_out)
+    return share
+
+
+def _texts(data: Any, labels: Any, held_out: Any, seed: int) -> Dataset:
+    """Texts in memory; `held_out` a share, or the texts themselves."""
+    if labels is not None:
+        raise UserError("must be None for texts, which have none", argument="labels", hint="leave it out")
+    texts = given_texts(data, "data")
+    source = f"{kind_of(data)} of {len(texts):,} texts"
+    if held_out is None or isinstance(held_out, int | float):
+        return split_texts(texts, name=NAME, source=source, held_out=_share(held_out), seed=seed)
+    require_trainable_texts(texts, "data")
+    rest = given_texts(held_out, "held_out")
+    if not rest:
+        raise UserError("must have one text or more", argument="held_out")
+    require_alike([*texts, *rest], None, "data and held_out")
+    return texts_dataset(texts, rest, name=NAME, source=source)
 
 
 def is_in_memory(data: Any) -> bool:

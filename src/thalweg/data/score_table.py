@@ -60,12 +60,15 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
         out.close()
 
 
-def write_scores(path: Path, names: list[str], scores: Mapping[str, Any]) -> None:
-    """Write name, energy, log_prob, p_value and flag (those there are); .npy holds the energies alone."""
+def write_scores(path: Path, names: list[str], scores: Mapping[str, Any], *, heading: str = "name") -> None:
+    """Write name, energy, log_prob, p_value and flag (those there are); .npy holds the energies alone.
+
+    `heading`: of the first column, which has the names.
+    """
     if path.suffix.lower() == ".npy":
         write_array(path, scores["energy"])
     else:
-        write_table(path, {"name": names, **scores})
+        write_table(path, {heading: names, **scores})
 
 
 def _arrow(values: Any) -> Any:

@@ -237,6 +237,47 @@ class Binarize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OneHot:
+    """z_k = [x = k]: codes 0 … K - 1 (B, *) to one-hot rows (B, *, K), for energies of K states.
+
+    `inverse` is the state with the largest number. What is left of a row is a state, whose probability takes the place
+    of a density, so `log_abs_det` is zero. A code that is none of these becomes zeros.
+
+    Args:
+        num_states: K, 2 or more; None: one more than the largest code of the fit.
+    """
+
+    num_states: int | None = None
+
+    def __post_init__(self):
+        if self.num_states is not None:
+            check.whole("num_states", self.num_states, 2)
+
+    def fit(self, x: Tensor) -> Self:
+        """A copy with K of codes x (N, *), where it is not given."""
+        return self if self.num_states is not None else replace(self, num_states=max(2, int(x.max()) + 1))
+
+    def forward(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, "b *d k"]:
+        """One-hot rows, in x's type; float32 for whole numbers."""
+        if self.num_states is None:
+            raise _not_fitted(self)
+        states = torch.arange(self.num_states, device=x.device, dtype=x.dtype)
+        return (x[..., None] == states).to(x.dtype if x.is_floating_point() else torch.float32)
+
+    def inverse(self, z: Float[Tensor, "b *d k"]) -> Float[Tensor, "b *d"]:
+        """The codes."""
+        return z.argmax(-1).to(z.dtype)
+
+    def log_abs_det(self, x: Shaped[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """Zeros (B,)."""
+        return torch.zeros(len(x), dtype=x.dtype if x.is_floating_point() else torch.float32, device=x.device)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec."""
+        return _spec(self, num_states=self.num_states)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Composed:
     """z = f_n(… f_1(x)): parts in the order in which they are applied."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError, one_line
 
-Kind = Literal["image", "vector"]
+Kind = Literal["image", "vector", "text"]
 LEAST_ROWS = 20
 ROUNDS = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  # more than float32 holds
 

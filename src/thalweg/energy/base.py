@@ -230,6 +230,39 @@ class HasExactLogZ(Discrete, Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class Constrained(Discrete, Protocol, metaclass=Capability):
+    """Is an energy of states of which some have no mass, such as a letter after the end of a text.
+
+    `PseudoLikelihood` asks, and spends no energies on them.
+    """
+
+    def allowed(self, x: Tensor, /) -> Tensor:
+        """(B, M, K), bool: the states that a unit may be in while the others stay as they are in x (B, *)."""
+        ...
+
+
+@runtime_checkable
+class HasBaseLaw(EnergyFn, Protocol, metaclass=Capability):
+    """Is a known normalised law q, changed by a network. Noise-contrastive estimation asks, and takes q as the noise.
+
+    Chains of text begin at its draws.
+    """
+
+    @property
+    def num_uniforms(self) -> int:
+        """How many uniform numbers make a draw."""
+        ...
+
+    def base_energy(self, x: Tensor, /) -> Tensor:
+        """-log q(x), (B,) nats."""
+        ...
+
+    def base_draws(self, uniforms: Tensor, /) -> Tensor:
+        """Exact draws (n, *) of q from uniform numbers in [0, 1), (n, num_uniforms): a pure function of them."""
+        ...
+
+
+@runtime_checkable
 class Shiftable(Protocol, metaclass=Capability):
     """U(y, t) with a constant that is learned. A run asks when it ends, to correct it (`run.constant`)."""
 

@@ -4,7 +4,6 @@ Every figure stands beside those of real data and of chance. Pictures and styles
 network. A section appears where the evaluation has figures for it.
 """
 
-import base64
 import html
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +11,9 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from thalweg.core.store import write_bytes, write_json
-from thalweg.evaluate.pictures import png
+from thalweg.evaluate.report_parts import cell, image, nats, table
 from thalweg.evaluate.suite import require_finite
+from thalweg.evaluate.text_page import text_sections
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,28 +74,6 @@ COLUMNS = {
 }
 
 
-def _img(picture: "Figure | bytes", alt: str, caption: str = "", *, pixels: bool = False) -> str:
-    data = base64.b64encode(png(picture)).decode()
-    kind = ' class="grid"' if pixels else ""
-    note = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure><img{kind} alt="{html.escape(alt)}" src="data:image/png;base64,{data}">{note}</figure>'
-
-
-def _table(head: list[str], rows: list[list[str]], *, own: tuple[int, ...] = (1,)) -> str:
-    """An HTML table of ready-made cells; the columns in `own` are the model's."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td{' class=own' if i in own else ''}>{c}</td>" for i, c in enumerate(row)) + "</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(value: Any) -> str:
-    """A value of a free table as text."""
-    return f"{value:.4g}" if isinstance(value, float) else html.escape(str(value))
-
-
 def _tiles(figures: Mapping[str, Any]) -> str:
     """The four figures that matter, large."""
     own, real = (figures.get("quality", {}).get(k, {}) for k in ("samples", "real"))
@@ -112,26 +90,26 @@ def _tiles(figures: Mapping[str, Any]) -> str:
         found.append(("Weakest detection", f"{worst['auroc']:.4f}", note))
     if likelihood := figures.get("likelihood"):
         name, key = _rival(likelihood)
-        note = f"nats; {name}: {_nats(likelihood[f'nats_{key}'])}" if key else "nats"
-        found.append(("Log-likelihood, unseen", _nats(likelihood["nats"]), note))
+        note = f"nats; {name}: {nats(likelihood[f'nats_{key}'])}" if key else "nats"
+        found.append(("Log-likelihood, unseen", nats(likelihood["nats"]), note))
     tiles = "".join(f'<div class="tile">{n}<b>{v}</b><small>{s}</small></div>' for n, v, s in found)
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
 
 
 def _quality(figures: Mapping[str, Any]) -> str:
-    table: Mapping[str, Mapping[str, float]] = figures["quality"]
-    columns = [c for c in COLUMNS if c in table]
+    found: Mapping[str, Mapping[str, float]] = figures["quality"]
+    columns = [c for c in COLUMNS if c in found]
     rows = [
-        [f"{name}<small>{meaning}</small>", *(format(table[c][key], form) for c in columns)]
+        [f"{name}<small>{meaning}</small>", *(format(found[c][key], form) for c in columns)]
         for key, (name, meaning, form) in QUALITY.items()
-        if key in table["samples"]
+        if key in found["samples"]
     ]
     about = figures["about"]
     return (
         "<h2>How good are the samples?</h2>"
         f"<p>{html.escape(about['judge_note'])} Each column has {about['num_samples']:,} examples, compared with as "
         "many unseen real ones. <b>real, unseen</b> is what perfection scores; <b>plain Gaussian</b> is the simplest "
-        "model there is.</p>" + _table(["figure", *(COLUMNS[c] for c in columns)], rows)
+        "model there is.</p>" + table(["figure", *(COLUMNS[c] for c in columns)], rows)
     )
 
 
@@ -146,7 +124,7 @@ def _memory(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
     )
     if "neighbours" in pictures:
         caption = "Top: the ten samples closest to the training set. Bottom: the training example next to each."
-        text += _img(pictures["neighbours"], "samples over their nearest training examples", caption, pixels=True)
+        text += image(pictures["neighbours"], "samples over their nearest training examples", caption, pixels=True)
     return text
 
 
@@ -157,7 +135,7 @@ def _detection(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         "the right of the blue ones.</p>"
     )
     if "energies" in pictures:
-        text += _img(pictures["energies"], "histograms of energies", "One strip a set; each to its own height.")
+        text += image(pictures["energies"], "histograms of energies", "One strip a set; each to its own height.")
     rows = [
         [html.escape(r["out"]), *(f"{r[k]:.4f}" for k in ("auroc", "nn_auroc")), f"{r['chance']:.1f}"]
         + [f"{r[k]:.1%}" for k in ("fpr95", "nn_fpr95")]
@@ -170,18 +148,13 @@ def _detection(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
         text + "<p><b>AUROC</b>: how often an input of the set gets a higher energy than an unseen real one "
         "(1 is perfect). <b>Passes at 95 %</b>: share of the set that slips through a threshold that lets 95 % of "
         "real data pass (0 is perfect, 95 % is chance). <b>Nearest neighbour</b> is the one-line rival: distance to "
-        "the training set.</p>" + _table(head, rows, own=(1, 4))
+        "the training set.</p>" + table(head, rows, own=(1, 4))
     )
 
 
 STATES = "these are probabilities of the data's states, exact: the constant is a sum over all states."
 ESTIMATED_STATES = "these are probabilities of the data's states; the constant is estimated."
 DENSITIES = "pixels carry uniform noise inside their grey level, so that the numbers compare with other papers' bits."
-
-
-def _nats(value: float) -> str:
-    """Rows of few columns have a log p of a few nats, images of hundreds."""
-    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
 def _rival(likelihood: Mapping[str, Any]) -> tuple[str, str]:
@@ -200,32 +173,32 @@ def _likelihood(figures: Mapping[str, Any], pictures: Mapping[str, Any]) -> str:
             "A recipe that learns normalised energies (dual score matching) has one, and `thalweg evaluate --log-z` "
             "estimates the constant of another, with an interval.</p>"
         )
-    error, (name, key) = f"{_nats(found['nats'])} ± {_nats(found['nats_error'])}", _rival(found)
-    rival = _nats(found[f"nats_{key}"]) if key else ""
+    error, (name, key) = f"{nats(found['nats'])} ± {nats(found['nats_error'])}", _rival(found)
+    rival = nats(found[f"nats_{key}"]) if key else ""
     rows = [["log p of unseen data (nats; higher is better)", error, rival, ""]]
     if "nats_low" in found:
         ends = (found["nats_low"], found["nats_high"])
-        interval = " to ".join("unbounded" if end is None else _nats(end) for end in ends)
+        interval = " to ".join("unbounded" if end is None else nats(end) for end in ends)
         rows.append(["the same, by the interval of the estimated constant (nats)", interval, "", ""])
     if "bits_per_dim" in found:
         bits = (f"{found[k]:.3f}" for k in ("bits_per_dim", f"bits_per_dim_{key}", "bits_per_dim_uniform"))
         rows.append(["bits a pixel (lower is better)", *bits])
-    rows.append(["log p of the model's own samples (nats)", _nats(found["nats_samples"]), "", ""])
+    rows.append(["log p of the model's own samples (nats)", nats(found["nats_samples"]), "", ""])
     text += (
         f"<p>Mean over {found['num']:,} unseen examples. A <b>nat</b> is a factor of e in probability; "
         + ((ESTIMATED_STATES if "nats_low" in found else STATES) if "log_z" in found else DENSITIES)
         + "</p>"
-        + _table(["figure", "this model", name, "uniform"], rows)
+        + table(["figure", "this model", name, "uniform"], rows)
     )
     if ode := found.get("ode"):
         text += (
             f"<p><b>A second opinion.</b> The same {ode['num']:.0f} examples, without trusting the constant that the "
-            f"network learned (an integral along the probability flow): the network says {_nats(ode['mean_network'])} "
-            f"nats, the integral {_nats(ode['mean_ode'])}; mean absolute gap {_nats(ode['mean_abs_gap'])} nats "
+            f"network learned (an integral along the probability flow): the network says {nats(ode['mean_network'])} "
+            f"nats, the integral {nats(ode['mean_ode'])}; mean absolute gap {nats(ode['mean_abs_gap'])} nats "
             f"({ode['relative_gap']:.1%}), correlation {ode['correlation']:.3f}. Agreement would be 0 % and 1.</p>"
         )
     if "agreement" in pictures:
-        text += _img(pictures["agreement"], "log p by the network against the integral")
+        text += image(pictures["agreement"], "log p by the network against the integral")
     return text
 
 
@@ -240,13 +213,13 @@ def _chains(figures: Mapping[str, Any]) -> str:
         "mcse_mean": "error of the mean",
         "mcse_sd": "error of the deviation",
     }
-    rows = [[r["quantity"], *("-" if r[key] is None else _cell(r[key]) for key in names)] for r in found["rows"]]
+    rows = [[r["quantity"], *("-" if r[key] is None else cell(r[key]) for key in names)] for r in found["rows"]]
     text = (
         f"<h2>Do the chains agree?</h2><p><b>{html.escape(found['sentence'])}</b></p><p>{found['num_chains']} "
         f"independent chains of the model's own sampler, {html.escape(found['sampler'])}, from noise, in the model's "
         f"units; a step is accepted with probability {found['acceptance']:.1%}. <b>R-hat</b> compares the spread "
         "between chains with that within: 1 is perfect. The <b>effective sample size</b> is how many independent draws "
-        "would estimate as well.</p>" + _table(["quantity", *names.values()], rows)
+        "would estimate as well.</p>" + table(["quantity", *names.values()], rows)
     )
     if not found["adjusted"]:
         bias = found.get("bias") or {"sentence": "The sampler has no Metropolis test, so its law is biased."}
@@ -258,9 +231,9 @@ def _samples(pictures: Mapping[str, Any]) -> str:
     if "samples" not in pictures:
         return ""
     if "real" not in pictures:
-        return "<h2>Samples</h2>" + _img(pictures["samples"], "samples and real data")
-    left = _img(pictures["samples"], "samples of the model", "Made by the model, not chosen.", pixels=True)
-    right = _img(pictures["real"], "real data", "Real, unseen in training.", pixels=True)
+        return "<h2>Samples</h2>" + image(pictures["samples"], "samples and real data")
+    left = image(pictures["samples"], "samples of the model", "Made by the model, not chosen.", pixels=True)
+    right = image(pictures["real"], "real data", "Real, unseen in training.", pixels=True)
     return f'<h2>Samples</h2><div class="pair">{left}{right}</div>'
 
 
@@ -269,14 +242,14 @@ def _free(tables: Mapping[str, list[Mapping[str, Any]]], pictures: Mapping[str, 
     known = {"samples", "real", "energies", "neighbours", "agreement", "training"}
     text = ""
     if "training" in pictures:
-        text += "<h2>Training</h2>" + _img(pictures["training"], "training curves", "Wild first steps are cut off.")
+        text += "<h2>Training</h2>" + image(pictures["training"], "training curves", "Wild first steps are cut off.")
     for name, rows in tables.items():
         if rows:
-            cells = [[_cell(v) for v in row.values()] for row in rows]
-            text += f"<h2>{html.escape(name)}</h2>" + _table([html.escape(k) for k in rows[0]], cells, own=())
+            cells = [[cell(v) for v in row.values()] for row in rows]
+            text += f"<h2>{html.escape(name)}</h2>" + table([html.escape(k) for k in rows[0]], cells, own=())
     for name, picture in pictures.items():
         if name not in known:
-            text += f"<h2>{html.escape(name)}</h2>" + _img(picture, name)
+            text += f"<h2>{html.escape(name)}</h2>" + image(picture, name)
     return text
 
 
@@ -290,7 +263,7 @@ def write_report(
     tables: Mapping[str, list[Mapping[str, Any]]] | None = None,
     data: str = "",
 ) -> Path:
-    """Write the page and give its path; figures and pictures as `evaluate_bundle` returns them.
+    """Write the page and give its path; figures and pictures as `evaluate_bundle` or `evaluate_texts` returns them.
 
     command is what made the run and the report; data says in words on what it was trained and measured;
     tables (name to rows of one set of keys) come at the end. The file is complete or untouched.
@@ -298,17 +271,24 @@ def write_report(
     require_finite(dict(figures))
     about = figures["about"]
     versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+    own = (
+        text_sections(figures, pictures)
+        if about["kind"] == "text"
+        else [
+            _tiles(figures),
+            _samples(pictures),
+            _quality(figures),
+            _memory(figures, pictures),
+            _detection(figures, pictures),
+            _likelihood(figures, pictures),
+        ]
+    )
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         '<p class="soft">An energy-based model learns which inputs look like its data, and can '
         "make new ones. This page says how well it does both, beside what real data score and what chance gives.</p>",
         f"<p>{html.escape(data)}</p>" if data else "",
-        _tiles(figures),
-        _samples(pictures),
-        _quality(figures),
-        _memory(figures, pictures),
-        _detection(figures, pictures),
-        _likelihood(figures, pictures),
+        *own,
         _chains(figures),
         _free(tables or {}, pictures),
         f"<h2>How this was made</h2><pre>{html.escape(command)}</pre><p class=soft>{about['num_train']:,} training "

@@ -24,6 +24,7 @@ from thalweg.energy.base import AnyEnergy, Classifier, lacking
 from thalweg.energy.outcomes import Conditional, Continuous, gaussian_of, log_mixture, surprise
 from thalweg.objective.base import Batch, Empty
 from thalweg.objective.joint import checked_labels
+from thalweg.objective.pseudo_likelihood import all_units_turned
 from thalweg.sampler.base import normal_like
 
 
@@ -107,9 +108,5 @@ class ConditionalLikelihood:
 
 
 def _pseudo_surprise(energy: Conditional, x: Tensor, y: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
-    """-sum_k log p(y_k | y without k, x) = sum_k softplus(E(x, y) - E(x, y with unit k turned)), (B,) nats."""
-    k = y.shape[1]
-    turned = (y[:, None] - torch.eye(k, dtype=y.dtype, device=y.device)).abs()  # unit k: y -> 1 - y
-    pairs = torch.cat([y[:, None], turned], 1)
-    u = energy.joint(x.repeat_interleave(k + 1, 0), pairs.flatten(0, 1)).view(len(y), k + 1)
-    return F.softplus(u[:, :1] - u[:, 1:]).sum(1)
+    """-sum_k log p(y_k | y without k, x), (B,) nats."""
+    return all_units_turned(lambda ys: energy.joint(x.repeat_interleave(y.shape[1] + 1, 0), ys), y)

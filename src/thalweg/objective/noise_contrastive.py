@@ -17,7 +17,7 @@ from torch.nn.functional import softplus
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import Capability, EnergyFn
+from thalweg.energy.base import Capability, EnergyFn, HasBaseLaw, lacking
 from thalweg.energy.density.gaussian import SmoothedGaussian
 from thalweg.objective.base import Batch
 
@@ -48,6 +48,15 @@ class GaussianNoise(NamedTuple):
     spectrum: Tensor
 
 
+class BaseNoise(NamedTuple):
+    """The state where the energy's own base law is the noise: `like` (1, U), zeros for the numbers that make a draw."""
+
+    like: Tensor
+
+
+State = GaussianNoise | BaseNoise
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoiseContrastive:
     """mean softplus(-G(x)) + nu mean softplus(G(y)), G = -E - log q - log nu: the logistic loss of data x and noise y.
@@ -56,7 +65,8 @@ class NoiseContrastive:
     that is given (`WithConstantEnergy`); a network that a recipe names has one in the bias of its last layer.
 
     Args:
-        noise: q. None: a Gaussian fitted to the first batch, its covariance full and shrunk as `SmoothedGaussian` does.
+        noise: q. None: the energy's own base law, where it has one (`HasBaseLaw`). Else a Gaussian fitted to the first
+            batch, its covariance full and shrunk as `SmoothedGaussian` does.
         ratio: nu, noise rows for each row of data.
         widening: Factor on the deviations of the fitted Gaussian. Above 1 the energy is trained around the data too.
     """
@@ -76,8 +86,10 @@ class NoiseContrastive:
             hint = "such as thalweg.energy.analytic.Gaussian(mean, covariance)"
             raise UserError("must have an energy, log_z and draw", argument="noise", hint=hint)
 
-    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> GaussianNoise:
+    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> State:
         """The Gaussian of the first batch; an empty one where another law is given, or the batch is one row."""
+        if self.noise is None and isinstance(energy, HasBaseLaw):
+            return BaseNoise(x.new_zeros(1, energy.num_uniforms))
         rows, d = x.flatten(1), x[0].numel()
         if self.noise is not None:
             return GaussianNoise(x.new_zeros(0), x.new_zeros(0, 0), x.new_zeros(0))
@@ -86,30 +98,38 @@ class NoiseContrastive:
         fitted = fitted.fit(rows) if varies else fitted
         return GaussianNoise(fitted.mean.to(x), fitted.basis.to(x), self.widening**2 * fitted.spectrum.to(x))
 
-    def draw(self, state: GaussianNoise, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
-        """(y,): nu noise rows for each row of the batch."""
+    def draw(self, state: State, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
+        """(y,): nu noise rows for each row of the batch; of a base law, the uniform numbers that make them."""
         x, n = batch.x, self.ratio * len(batch.x)
+        if isinstance(state, BaseNoise):
+            numbers = torch.rand(n, state.like.shape[1], generator=generator, device=generator.device)
+            return (numbers.to(x),)
         if self.noise is not None:
             return (self.noise.draw(n, generator).to(x).reshape(n, *x.shape[1:]),)
         z = torch.randn(n, len(state.mean), generator=generator, dtype=x.dtype, device=x.device)
         return ((state.mean + (z * state.spectrum.sqrt()) @ state.basis.T).reshape(n, *x.shape[1:]),)
 
     def loss(
-        self, energy: EnergyFn, state: GaussianNoise, batch: Batch, noise: tuple[Tensor, ...]
-    ) -> tuple[Float[Tensor, ""], GaussianNoise, dict[str, Tensor]]:
+        self, energy: EnergyFn, state: State, batch: Batch, noise: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, ""], State, dict[str, Tensor]]:
         """The loss in nats a row of data, the unchanged state, and metrics: where E = -log q it is that of chance."""
         (y,) = noise
+        if isinstance(state, BaseNoise):
+            y = _with_base_law(energy).base_draws(y)
         both = torch.cat([batch.x, y])
         u = energy(both)
-        log_odds = -u - self._log_noise(state)(both) - math.log(self.ratio)
+        log_odds = -u - self._log_noise(state, energy)(both) - math.log(self.ratio)
         real, fake = log_odds.split([len(batch.x), len(y)])
         loss = softplus(-real).mean() + self.ratio * softplus(fake).mean()
         right = 0.5 * ((real > 0).float().mean() + (fake < 0).float().mean())
         u_real, u_fake = u.detach().split([len(batch.x), len(y)])
         return loss, state, {"energy": u_real.mean(), "energy_noise": u_fake.mean(), "accuracy": right.detach()}
 
-    def _log_noise(self, state: GaussianNoise) -> Callable[[Tensor], Tensor]:
+    def _log_noise(self, state: State, energy: EnergyFn) -> Callable[[Tensor], Tensor]:
         """log q, (B, *) to (B,) nats."""
+        if isinstance(state, BaseNoise):
+            law = _with_base_law(energy)
+            return lambda x: -law.base_energy(x)
         if self.noise is not None:
             law = self.noise
             return lambda x: -(law(x) + law.log_z.to(x))
@@ -120,3 +140,10 @@ class NoiseContrastive:
             return -0.5 * (z.square() / state.spectrum).sum(1) - constant
 
         return gaussian
+
+
+def _with_base_law(energy: EnergyFn) -> HasBaseLaw:
+    if not isinstance(energy, HasBaseLaw):
+        text = f"must have the base law that the training began with; {lacking(energy, HasBaseLaw)}"
+        raise UserError(text, argument="energy")
+    return energy

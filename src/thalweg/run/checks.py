@@ -1,5 +1,6 @@
 """The parts that a run is made of: built, checked against the data and each other, and fitted to the data."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,8 +11,8 @@ from thalweg.core.errors import UserError, one_line
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
-from thalweg.data.transform import Identity, Transform
-from thalweg.energy.base import Classifier, Fittable, HasNoiseLevels, lacking, require_noise_conditional
+from thalweg.data.transform import Identity, OneHot, Transform
+from thalweg.energy.base import Classifier, Discrete, Fittable, HasNoiseLevels, lacking, require_noise_conditional
 from thalweg.energy.building import from_spec
 from thalweg.energy.outcomes import Conditional
 from thalweg.objective.base import Batch, Labelled, Objective
@@ -23,6 +24,7 @@ from thalweg.training.settings import RunSettings
 from thalweg.training.step import Augment
 
 ANCHOR_ROWS = 20_000
+ANCHOR_NUMBERS = 2**27  # of these rows, in model units: long texts are fewer
 
 
 class Parts(NamedTuple):
@@ -40,18 +42,29 @@ def build_parts(run: RunSettings, data: Dataset, given: Given | None = None) -> 
     given = given or Given()
     objective = given.objective or specs.build(run.objective, "objective")
     sampler = given.sampler or specs.build(run.sampler, "sampler")
-    transform = given.transform or specs.build(run.transform, "transform")
+    transform = _for_data(given.transform or specs.build(run.transform, "transform"), run, data)
     augment = specs.build(run.augment, "augment") if run.augment else None
     if given.energy is not None:
         return Parts(given.energy, objective, sampler, augment, transform)
     try:
         with torch.random.fork_rng(devices=[]):  # constructors draw the first weights from the CPU's global generator
             torch.default_generator.manual_seed(run.seed)
-            energy = from_spec(run.energy, "energy", data.shape)
+            energy = from_spec(run.energy, "energy", data.energy_shape)
     except UserError as error:
         of_shape = any(isinstance(e, UserError) and e.argument == "shape" for e in (error, error.__cause__))
         raise (_unfit(run, data, ", or other data") if of_shape else error) from error
     return Parts(energy, objective, sampler, augment, transform)
+
+
+def _for_data(transform: Any, run: RunSettings, data: Dataset) -> Any:
+    """The transform; of texts with as many states as their alphabet. UserError where it does not take such codes."""
+    if data.alphabet is None:
+        return transform
+    num = data.alphabet.num_states
+    if not isinstance(transform, OneHot) or transform.num_states not in (None, num):
+        text, hint = f"must be OneHot for texts, of {num} states", "leave it out"
+        raise UserError(text, argument="transform", value=run.transform.get("type"), hint=hint)
+    return OneHot(num_states=num)
 
 
 def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
@@ -62,13 +75,14 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
     _require_kind("objective", isinstance(parts.objective, Objective), run.objective)
     _require_kind("energy", isinstance(parts.energy, nn.Module), run.energy)
     _require_kind("sampler", isinstance(parts.sampler, Sampler), run.sampler)
+    _require_states(parts.energy, run, data)
     foreign = is_foreign(parts.energy)
     if foreign:
         check_tensors(parts.energy)
     buffers = [buffer.clone() for buffer in parts.energy.buffers()]
     try:
         if foreign:
-            rows = torch.rand(2, *data.shape, generator=generator(0, "dry-run"))
+            rows = _trial_rows(data, torch.rand(2, *data.shape, generator=generator(0, "dry-run")))
             check_module(parts.energy, rows, noisy=isinstance(parts.energy, HasNoiseLevels))
         with torch.random.fork_rng(devices=[]):
             _check_shape(parts.energy, run, data)
@@ -78,7 +92,7 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
         x = torch.zeros(2, *data.shape)
         if parts.augment is not None:
             parts.augment(x, generator(0, "dry-run"), 0.0)
-        batch = Batch(x, None if data.train_labels is None else data.train_labels[:2])
+        batch = Batch(_trial_rows(data, x), None if data.train_labels is None else data.train_labels[:2])
         if foreign:
             check_second_derivatives(parts.energy, parts.objective, batch)
         with torch.random.fork_rng(devices=[]), untold():  # a network of the user's may draw, as dropout does
@@ -90,7 +104,7 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
 
 def fit_to_data(parts: Parts, data: Dataset) -> Float32Transform:
     """Fit the transform, which is returned, and the energy where it has something to fit, to some training rows."""
-    some = as_float(data.train[:ANCHOR_ROWS])
+    some = as_float(data.train[: max(1, min(ANCHOR_ROWS, ANCHOR_NUMBERS // math.prod(data.energy_shape)))])
     fitted = parts.transform.fit(some)
     if data.kind == "vector":
         check_fitted(fitted, some, data.layout.names, data.name)
@@ -106,6 +120,22 @@ def fit_to_data(parts: Parts, data: Dataset) -> Float32Transform:
     return transform
 
 
+def _trial_rows(data: Dataset, x: Tensor) -> Tensor:
+    """Two rows in model units to try parts on: x; of texts two of the data, as an energy of states takes no others."""
+    if data.alphabet is None:
+        return x
+    return OneHot(num_states=data.alphabet.num_states).forward(data.train[:2])
+
+
+def _require_states(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
+    """UserError unless an energy of texts is one of as many states as their alphabet has."""
+    if data.alphabet is None or (isinstance(energy, Discrete) and energy.num_states == data.alphabet.num_states):
+        return
+    what = f"of {energy.num_states}" if isinstance(energy, Discrete) else f"none; {lacking(energy, Discrete)}"
+    text = f"must be an energy of {data.alphabet.num_states} states, the alphabet of the texts, and it is {what}"
+    raise UserError(text, argument="energy.type", value=run.energy["type"], hint="take --recipe words")
+
+
 def _unfit(run: RunSettings, data: Dataset, other: str = "") -> UserError:
     rows = " x ".join(map(str, data.shape))
     text, kind = f"does not take {data.kind} rows of {rows}", run.energy["type"]
@@ -118,7 +148,7 @@ def _require_kind(part: str, is_one: bool, spec: dict[str, Any]) -> None:
 
 
 def _check_shape(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
-    x = torch.zeros(2, *data.shape)
+    x = _trial_rows(data, torch.zeros(2, *data.shape))
     try:
         with torch.no_grad():
             u = energy(x, torch.ones(2)) if isinstance(energy, HasNoiseLevels) else energy(x)

@@ -21,6 +21,8 @@ from thalweg.training.plan import Plan, num_threads
 from thalweg.training.state import TrainState
 from thalweg.training.trainer import Trainer
 
+EXAMPLES = 5  # training texts in a card
+
 
 def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sampler[Any], trainer: Trainer) -> None:
     """Calibrate the averaged energy, on as many threads as it was trained on, and write the bundle and its card."""
@@ -35,7 +37,8 @@ def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sa
         held_out, prior = bundle.held_out_energies, bundle.mixture_prior
         write_bundle(folder, bundle.config, energy.state_dict(), held_out, prior)
     config = bundle.config
-    store.write_bytes(folder / "card.md", card(config).encode("utf-8", "backslashreplace"))
+    some = data.alphabet.decode(data.train[:EXAMPLES]) if data.alphabet is not None else []
+    store.write_bytes(folder / "card.md", card(config, some).encode("utf-8", "backslashreplace"))
 
 
 def training_facts(state: TrainState) -> dict[str, Any]:
@@ -50,7 +53,8 @@ def calibrated(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler
         config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
     if isinstance(energy, Conditional):
         config["conditional"] = held_out_figures(bundle, data)
-    bundle.mixture_prior = fit_mixture_prior(bundle, data.train)
+    if data.kind != "text":  # of which nothing is in-painted
+        bundle.mixture_prior = fit_mixture_prior(bundle, data.train)
     correction = correct_constant(bundle, rows_seen=config["training"]["steps"] * config["run"]["train"]["batch_size"])
     if correction is not None:
         config["constant"] = correction
@@ -62,5 +66,6 @@ def as_loaded(folder: Path, energy: nn.Module, sampler: Sampler[Any]) -> Bundle:
     """The bundle in a folder, its network this one, whose weights were just written there."""
     held_out = store.read_tensors(folder / "calibration.safetensors")["energy"].to(torch.float32)
     bundle = Bundle(read_config(folder), energy, held_out, folder, sampler)
-    bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape).to(bundle.device)
+    if (folder / "prior.safetensors").exists():
+        bundle.mixture_prior = read_mixture_prior(folder / "prior.safetensors", bundle.shape).to(bundle.device)
     return bundle

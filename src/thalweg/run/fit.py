@@ -49,7 +49,17 @@ __all__ = ["Fitted", "NothingBegun", "Request", "fit", "fit_with_data", "setting
 logger = logging.getLogger("thalweg")
 FIRST = "step-00000000"  # a checkpoint of the first weights, where a network is given: nothing is lost with it
 FOLDERS = (FOLDER, "tensorboard")
-WRITTEN = (*FILES, PLAN, METRICS, "preview.png", "card.md", "evaluation.json", "report.html", store.MANIFEST)
+WRITTEN = (
+    *FILES,
+    PLAN,
+    METRICS,
+    "preview.png",
+    "preview.txt",
+    "card.md",
+    "evaluation.json",
+    "report.html",
+    store.MANIFEST,
+)
 
 
 class Fitted(NamedTuple):
@@ -223,7 +233,7 @@ def _unused(run_folder: RunFolder) -> None:
 
 
 def settings(request: Request, kind: str) -> RunSettings:
-    """The validated run that a request describes on data of a kind ("image", "vector")."""
+    """The validated run that a request describes on data of a kind ("image", "vector", "text")."""
     tree = run_tree(request, kind, TrainSettings.model_validate({}).model_dump())
     return validate(tree, given=request.given.names)
 
@@ -235,7 +245,7 @@ def prepared(request: Request) -> tuple[Request, RunSettings, Dataset, Parts]:
     request = replace(request, given=request.given.of_data(data, request.seed or 0))
     run = settings(request, data.kind)
     try:
-        fits_memory(run.train.batch_size, data.shape)
+        fits_memory(run.train.batch_size, data.energy_shape)
     except UserError as error:
         raise error.replace(argument="train.batch_size", hint="take fewer rows") from error
     parts = build_parts(run, data, request.given)

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from thalweg.core.errors import UserError
 from thalweg.core.spec_of import spec_of
 from thalweg.data.catalog import Dataset
 from thalweg.data.transform import Transform
@@ -55,11 +56,12 @@ class Given:
         with a constant where the objective learns one."""
         if self.energy is None:
             return self
-        module = built_energy(self.energy, data.shape, seed).cpu()  # where it is checked; a run moves it to its device
-        energy = with_prior(module, data.kind, data.shape)
+        shape = data.energy_shape
+        module = built_energy(self.energy, shape, seed).cpu()  # where it is checked; a run moves it to its device
+        energy = with_prior(module, data.kind, shape)
         learned = isinstance(self.objective, LearnsConstant) and self.objective.learns_constant
         if learned and not isinstance(energy, WithConstantEnergy | HasNoiseLevels):
-            energy = WithConstantEnergy(network=energy, shape=data.shape)
+            energy = WithConstantEnergy(network=energy, shape=shape)
         built_here = module is not self.energy and energy is module
         return replace(self, energy=energy, spec=spec_of(self.energy) if built_here else None)
 
@@ -88,6 +90,9 @@ def with_prior(energy: nn.Module, kind: str, shape: tuple[int, ...]) -> nn.Modul
     """The energy as a run takes it: U(y, t) without a law to start from gets a Gaussian one; others stay."""
     if isinstance(energy, NoiseConditional) or not (isinstance(energy, HasNoiseLevels) or takes_noise(energy)):
         return energy
+    if kind not in SIGMAS:
+        text, hint = f"must be E(x) for {kind} data, and takes noise levels", "give a network of one argument"
+        raise UserError(text, argument=f"energy {type(energy).__name__}", hint=hint)
     low, high = SIGMAS[kind]
     return GaussianPriorEnergy(network=energy, shape=shape, sigma_min=low, sigma_max=high)
 

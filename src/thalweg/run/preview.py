@@ -1,4 +1,7 @@
-"""The early look at the samples of a run: `preview.png`, drawn from the averaged energy while it trains."""
+"""The early look at the samples of a run: `preview.png`, drawn from the averaged energy while it trains.
+
+Of texts it is `preview.txt`, a sample a line.
+"""
 
 import logging
 from pathlib import Path
@@ -25,6 +28,7 @@ from thalweg.training.state import TrainState
 
 PREVIEW_SECONDS = 20.0
 NUM_IMAGES, NUM_POINTS, CHAIN_STEPS = 40, 1000, 60
+NUM_TEXTS, TEXT_STEPS = 20, 300  # a step changes one letter at most
 log = logging.getLogger("thalweg")
 
 
@@ -36,22 +40,26 @@ def draw(
     path: Path,
     precision: str = "fp32",
 ) -> None:
-    """Write samples of an energy to `path` as PNG: a grid of images, or a scatter plot of the first two columns."""
-    from thalweg.evaluate.pictures import grid, png, scatter  # brings matplotlib along
-
+    """Write samples of an energy to `path`: a grid of images or a scatter plot of two columns, or lines of text."""
     kind = data.kind
-    n = NUM_IMAGES if kind == "image" else NUM_POINTS
+    n = {"image": NUM_IMAGES, "vector": NUM_POINTS, "text": NUM_TEXTS}[kind]
     if isinstance(energy, NoiseConditional):
         z = torch.cat(list(anneal(require_annealed(sampler), energy, n, precision=precision)))
     else:
-        start = initial_positions(kind, transform, (n, *data.shape), generator(0, "preview")).to(device_of(energy))
-        z = run_chain(sampler, energy, start, num_steps=CHAIN_STEPS, precision=precision)
+        steps = TEXT_STEPS if kind == "text" else CHAIN_STEPS
+        start = initial_positions(kind, transform, (n, *data.shape), generator(0, "preview"), energy)
+        z = run_chain(sampler, energy, start.to(device_of(energy)), num_steps=steps, precision=precision)
     x = torch.nan_to_num(decoded(kind, transform, z.cpu()))
+    if data.alphabet is not None:
+        write_bytes(path, "".join(f"{text}\n" for text in data.alphabet.decode(x)).encode())
+        return
+    from thalweg.evaluate.pictures import grid, png, scatter  # brings matplotlib along
+
     write_bytes(path, grid(x, columns=10) if kind == "image" else png(scatter(x, x[:0])))
 
 
 class Previews:
-    """A hook of the trainer that draws `preview.png`: after 20 s, then each time its time has grown by half."""
+    """A hook of the trainer that draws the preview: after 20 s, then each time its time has grown by half."""
 
     def __init__(
         self,
@@ -77,7 +85,7 @@ class Previews:
     def _draw(self, state: TrainState, plan: Plan) -> None:
         try:
             with frozen(state.average) as energy:
-                path = self.folder / "preview.png"
+                path = self.folder / ("preview.txt" if self.data.kind == "text" else "preview.png")
                 draw(energy, self.sampler, self.data, self.transform, path, plan.precision)
         except (ValueError, TypeError, RuntimeError, OSError) as error:  # a picture must not end a run
             log.warning("no preview: %s", error)

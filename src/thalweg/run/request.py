@@ -18,7 +18,8 @@ from thalweg.energy.outcomes import Conditional
 from thalweg.run.given import Given
 
 BUDGETS = ("steps", "minutes")
-BASE = {"image": "pcd-conv-image", "vector": "pcd-vector"}  # recipes for a network E(x) that is given
+BASE = {"image": "pcd-conv-image", "vector": "pcd-vector", "text": "words"}  # recipes for a network E(x) that is given
+TRANSFORM = {"text": "thalweg.data.transform:OneHot"}  # of a recipe that names none: Identity for other kinds
 CONDITIONAL = {True: "conditional-labels", False: "conditional-continuous"}  # for an energy E(x, y) that is given
 MINUTES = 10.0  # where neither the command, nor an override, nor the recipe has a budget
 ARGUMENTS = ("data.name", "data.path", "data.hub", "data.header", "data.drop", "seed")
@@ -83,8 +84,11 @@ def _text(name: str, value: Any) -> str | None:
 
 
 def recipe_name(request: Request, kind: str) -> str:
-    """`dual` means `dual-image` or `dual-vector` by the data's kind; a full name or a .yaml path stays."""
-    name = os.fspath(request.recipe or "dual")
+    """`dual` means `dual-image` or `dual-vector` by the data's kind; a full name or a .yaml path stays.
+
+    Where none is asked for, it is `dual`, and `words` for texts.
+    """
+    name = os.fspath(request.recipe or ("words" if kind == "text" else "dual"))
     if name.endswith((".yaml", ".yml")):
         return name
     known = {p.stem for p in (Path(thalweg.__file__).parent / "recipes").glob("*.yaml")}
@@ -115,7 +119,7 @@ def data_tree(request: Request) -> dict[str, Any]:
         if key in WHOLE:
             raise UserError("must be overridden by key, not whole", argument=key, hint=f"override {WHOLE[key]}")
     data = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
-    data |= {"header": request.header, "drop": list(request.drop), "targets": []}
+    data |= {"header": request.header, "drop": list(request.drop), "targets": [], "length": None}
     mine = [text for text in request.overrides if text.strip().startswith("data.")]
     return specs.override({"data": data}, mine)["data"]
 
@@ -128,7 +132,7 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
         text = "must have a mapping under train, no data and no seed"
         raise UserError(text, argument=name, hint="give data and seed beside it")
     tree = {
-        "transform": {"type": "thalweg.data.transform:Identity"},
+        "transform": {"type": TRANSFORM.get(kind, "thalweg.data.transform:Identity")},
         **recipe,
         "data": data_tree(request),
         "seed": request.seed or 0,
@@ -156,17 +160,33 @@ def _recipe(request: Request, kind: str) -> tuple[str, dict[str, Any]]:
     given = request.given
     if given.energy is None:
         name = recipe_name(request, kind)
-        return name, {**read_recipe(name), **given.specs()}
+        return name, {**_of_kind(name, kind), **given.specs()}
+    if kind == "text" and isinstance(given.energy, NoiseConditional | Conditional):
+        raise UserError("must be E(x) for texts", argument=f"energy {type(given.energy).__name__}")
     name = f"dual-{kind}" if isinstance(given.energy, NoiseConditional) else BASE[kind]
     if isinstance(given.energy, Conditional):
         name = CONDITIONAL[given.energy.outcomes.enumerable]
-    recipe = read_recipe(name)
+    recipe = _of_kind(name, kind)
     sections = {part: recipe[part] for part in ("transform", "objective", "sampler") if part in recipe}
     if isinstance(given.energy, NoiseConditional) and not isinstance(given.energy, Anchored):
         sections["objective"] = {"type": "thalweg.objective.score.score:MultiScaleDenoising"}
     train = recipe.get("train", {}) if given.objective is None else {}
     sections["train"] = {key: value for key, value in train.items() if key not in BUDGETS}
     return name, sections | given.specs()
+
+
+def _of_kind(name: str, kind: str) -> dict[str, Any]:
+    """The sections of a recipe; UserError where it is for texts and the data are none, or the other way round.
+
+    A recipe for texts says `kind: text`. Of another one's shapes the energy itself tells.
+    """
+    recipe = read_recipe(name)
+    of_texts = recipe.pop("kind", None) == "text"
+    if of_texts != (kind == "text"):
+        what = {"image": "images", "vector": "rows of numbers", "text": "texts"}[kind]
+        text = f"must be a recipe for {what}, as the data are; {name} is for {'texts' if of_texts else 'numbers'}"
+        raise UserError(text, argument="recipe", hint="take words" if kind == "text" else "take dual, or leave it out")
+    return recipe
 
 
 def _budget(request: Request, name: str, recipe: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:

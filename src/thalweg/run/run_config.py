@@ -38,6 +38,7 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
             "columns": data.layout.names,
             "ignored": list(data.layout.ignored),
             "encoding": data.layout.to_list(),
+            **({} if data.alphabet is None else {"alphabet": data.alphabet.to_dict()}),
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),
         },

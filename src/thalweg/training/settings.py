@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from thalweg.core.config import check
 from thalweg.core.errors import UserError, suggestion
+from thalweg.data.validate import Kind
 from thalweg.training.guard import GuardSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -27,6 +28,7 @@ class DataSettings(_Section):
     header: bool | None = None  # whether the first line of a CSV names its columns
     drop: list[str] = []  # columns of a table to leave out
     targets: list[str] = []  # columns of a table that are y of p(y | x): they become the last of a row
+    length: int | None = Field(None, ge=1, description="most letters of a text")
 
 
 class TrainSettings(_Section):
@@ -72,12 +74,13 @@ class DataFacts(BaseModel):
     source: StrictStr
     fingerprint: StrictStr
     labels: StrictStr | None = None  # a fingerprint, where the objective reads labels
-    kind: Literal["image", "vector"]
+    kind: Kind
     shape: list[Annotated[StrictInt, Field(ge=1)]] = Field(min_length=1, max_length=3)
     dtype: Literal["uint8", "float32", "float64"]
     columns: list[StrictStr] | None  # names, of a table that has them
     ignored: list[StrictStr]  # columns that were left out
     encoding: list[Any] | None  # what the columns hold, as `data.columns.encoding.Columns.to_list` says it
+    alphabet: dict[str, Any] | None = None  # of texts, as `data.alphabet.Alphabet.to_dict` says it
     num_train: StrictInt
     num_held_out: StrictInt
 

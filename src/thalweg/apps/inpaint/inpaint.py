@@ -19,7 +19,7 @@ from thalweg.apps.inpaint.operators import Operator, Pixels, matrix
 from thalweg.apps.inpaint.posterior import Denoiser, Observation, RowNoise, Schedule, sample_mixture, sample_posterior
 from thalweg.apps.inpaint.ranking import Completions, RankBy, check_rank_by, ranked
 from thalweg.bundle.bundle import Bundle
-from thalweg.bundle.inputs import as_rows
+from thalweg.bundle.inputs import as_rows, require_numbers
 from thalweg.bundle.model_units import initial_positions
 from thalweg.core import check
 from thalweg.core.device import autocast
@@ -57,6 +57,7 @@ def inpaint(
     """
     check_rank_by(rank_by)
     n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, 2**64 - 1)
+    require_numbers(bundle, "in-painting")
     if isinstance(x, list | tuple):
         raise UserError(f"must be a tensor or an array, not {kind_of(x)}", argument="x")
     x = as_rows(bundle.layout, x, gaps=True) if is_frame(x) else as_tensor(x)
@@ -92,6 +93,7 @@ def restore(
     """
     check_rank_by(rank_by)
     n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, 2**64 - 1)
+    require_numbers(bundle, "in-painting")
     given = torch.as_tensor(measurements)
     b = given.to("cpu", torch.float32)
     if b.ndim < 2 or not bool(b.isfinite().all()):

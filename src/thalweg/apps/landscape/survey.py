@@ -12,6 +12,7 @@ from thalweg.apps.landscape.data_energy import DataEnergy, Model, at_level, nois
 from thalweg.apps.landscape.paths import Path, Trace, denoising, ends, interpolation, noised, through_noise
 from thalweg.apps.landscape.surface import Surface, energies, plane, window
 from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.inputs import require_numbers
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.energy.engine.freeze import frozen
@@ -87,6 +88,7 @@ def survey(
     if not isinstance(bundle, Bundle):
         text = f"must be a Bundle, not {kind_of(bundle)}"
         raise UserError(text, argument="bundle", hint="give thalweg.load of a run of `thalweg train`")
+    require_numbers(bundle, "a landscape")
     if math.prod(bundle.shape) < 2:
         text = "must be a model of data of two columns or more, as one column has no plane"
         raise UserError(text, argument=str(bundle.path))

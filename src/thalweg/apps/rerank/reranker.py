@@ -26,6 +26,7 @@ from thalweg.apps.rerank.selection import Variety
 from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.files import StoredType, load_as, require_replaceable
+from thalweg.bundle.inputs import require_numbers
 from thalweg.core import check
 from thalweg.core.device import CPU, find_device, place
 from thalweg.core.errors import UserError, kind_of
@@ -89,6 +90,7 @@ class EnergyReranker(StoredType):
         self.energy, self.variety, self.features = energy, variety, features
         self.seed, self.settings, self.device = seed, settings, device
         if isinstance(energy, Bundle):
+            require_numbers(energy, "a re-ranker")
             self.layout = energy.layout
         self.require_variety()
         if features is not None and not callable(features):

@@ -32,7 +32,7 @@ PACKED = {
 }
 _DAMAGED = (OSError, ValueError, EOFError, SyntaxError, ArithmeticError, RuntimeError, Warning)
 _DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
-Kind = Literal["image", "vector"]
+Kind = Literal["image", "vector", "text"]
 
 
 class FileFormat(ABC):
@@ -130,8 +130,9 @@ def formats() -> dict[str, FileFormat]:
 
 
 def suffixes(kind: Kind | None = None) -> list[str]:
-    """The endings of the files that can hold rows of a kind; of all files without one."""
-    return [suffix for suffix, each in formats().items() if kind is None or kind in each.holds]
+    """The endings of the files that can hold rows of a kind; of all files of numbers or pixels without one."""
+    wanted = {"image", "vector"} if kind is None else {kind}
+    return [suffix for suffix, each in formats().items() if wanted & {*each.holds}]
 
 
 def format_of(path: Path) -> FileFormat | None:

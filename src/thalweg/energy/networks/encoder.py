@@ -115,17 +115,20 @@ class Encoder(nn.Module):
     def forward(
         self,
         h: Float[Tensor, "b l w"],
-        mask: Bool[Tensor, "b l"] | None = None,
+        mask: Bool[Tensor, "b l"] | Bool[Tensor, "b l l"] | None = None,
         modulation: Float[Tensor, "b e"] | None = None,
         positions: Float[Tensor, "l p"] | None = None,
     ) -> Float[Tensor, "b l w"]:
-        """Tokens that have seen all tokens where the mask is true; each row must have one. Positions: 0, 1, … ."""
+        """Tokens that have seen all tokens where the mask is true; each row must have one. Positions: 0, 1, … .
+
+        A mask (B, L, L) says of each token what it sees.
+        """
         exact = torch.promote_types(h.dtype, torch.float32)
         if positions is None:
             positions = torch.arange(h.shape[1], device=h.device, dtype=exact)[:, None]
         cos, sin = rotation(positions.to(exact), self.head_dim, self.base)
         turn = cos.repeat(1, 2 * self.num_heads), sin.repeat(1, 2 * self.num_heads)  # for queries and keys
-        keys = None if mask is None else mask[:, None, None, :]
+        keys = mask if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
         for block in self.blocks:
             if self.checkpoint and torch.is_grad_enabled():
                 h = checkpoint(block, h, turn, keys, modulation, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,47 @@
+"""How a bundle draws: in blocks of 100, so that sample i does not depend on how many follow."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from thalweg.bundle import classes
+from thalweg.bundle.model_units import initial_positions
+from thalweg.core.rng import generator
+from thalweg.energy.base import EnergyFn, NoiseConditional
+from thalweg.sampler.annealed import BLOCK, anneal
+from thalweg.sampler.base import require_annealed, with_num_steps
+from thalweg.sampler.chain import of_block, run_chain
+
+if TYPE_CHECKING:
+    from thalweg.bundle.bundle import Bundle
+
+CHAIN_STEPS = 1000
+Blocks = Iterator[Tensor]  # of samples in model units, 100 at a time
+
+
+def annealed_blocks(
+    bundle: "Bundle", n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
+) -> Blocks:
+    """n samples of an energy U(y, t), from its law at t_max down."""
+    assert isinstance(bundle.model, NoiseConditional)  # asked for by `sample`
+    sampler = require_annealed(bundle.sampler) if num_steps is None else with_num_steps(bundle.sampler, num_steps)
+    given = None if labels is None else classes.of_classes(bundle.model, labels, strength)
+    precision = bundle.config.get("precision", "fp32")
+    return anneal(sampler, bundle.model, n, seed=seed, precision=precision, of_rows=given)
+
+
+def chain_blocks(
+    bundle: "Bundle", n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
+) -> Blocks:
+    """n samples of an energy E(x), by chains of their own."""
+    for block, start in enumerate(range(0, n, BLOCK)):
+        draws = generator(seed, "sample", block, device=bundle.device)
+        size = (BLOCK, *bundle.shape)
+        z = initial_positions(bundle.kind, bundle.transform, size, draws, bundle.model)[: n - start]
+        chain = generator(seed, "sample-chain", block).initial_seed()  # no block shares noise with another seed's
+        sampler = of_block(bundle.sampler, BLOCK)
+        energy: EnergyFn = bundle.model
+        if labels is not None:
+            energy = classes.of_classes(bundle.model, labels, strength)(start, start + len(z))
+        yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)

@@ -1,0 +1,71 @@
+"""A transformer that reads texts letter by letter: an energy that is normalised as it stands.
+
+    E(x) = -sum_i log p(x_i | x_1 … x_{i-1}),    p(. | x_1 … x_{i-1}) = softmax(log q(. | x_{i-1}) + W h_i)
+
+with q the bigram law of `energy.density.bigram` and h_i what attention makes of the letters before i. The sum over all
+texts of at most L letters is 1 for any weights. So E is -log p(x), its likelihood is exact, and each text teaches all
+its letters at once; other energies of texts learn from one comparison a text. It is still an energy of whole texts:
+pseudo-likelihood, contrasts and Gibbs sampling change any letter of it. As a tilt of the bigram law, f = log p / q.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from thalweg.core import check
+from thalweg.core.device import autocast
+from thalweg.energy.networks.encoder import Encoder
+from thalweg.energy.networks.tilted_bigram import WAVELENGTH, TextEnergy
+
+
+class AutoregressiveEnergy(TextEnergy):
+    """E(x) = -log p(x) nats of texts, x one-hot (B, L, K), state 0 from the end on; `log_z` is 0.
+
+    Args:
+        shape: (L, K), K of 3 or more.
+        width: Numbers a token.
+        depth: Layers.
+        num_heads: Heads of attention; twice their number divides the width.
+        reach: Letters back that a token begins with.
+        smoothing: That of `BigramEnergy`.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: Sequence[int] = (4, 3),
+        width: int = 64,
+        depth: int = 3,
+        num_heads: int = 4,
+        reach: int = 3,
+        smoothing: float = 1.0,
+    ):
+        super().__init__(shape, smoothing)
+        self.reach = check.whole("reach", reach, 1)
+        self.stem = nn.Linear(self.reach * self.num_states, width)
+        self.encoder = Encoder(width, depth, num_heads, base=WAVELENGTH)
+        self.head = nn.Linear(width, self.num_states, bias=False)
+
+    @classmethod
+    def example(cls) -> Self:
+        """Texts of up to four letters out of two."""
+        return cls(shape=(4, 3), width=8, depth=1, num_heads=2, reach=1)
+
+    def log_z(self) -> Float[Tensor, ""]:
+        """0 nats, whatever the weights."""
+        return torch.zeros((), device=self.head.weight.device, dtype=self.head.weight.dtype)
+
+    def _tilt(self, x: Float[Tensor, "b n k"], tokens: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
+        n = x.shape[1]
+        before = functional.pad(x, (0, 0, self.reach, 0))[:, :-1]
+        windows = before.unfold(1, self.reach, 1)
+        seen = torch.ones(n, n, dtype=torch.bool, device=x.device).tril()
+        scores = self.head(self.encoder(self.stem(windows.flatten(2)), seen[None]))
+        with autocast(x.device, False):
+            log_q = self.bigram.log_conditionals(x, ends=False)
+            log_p = torch.log_softmax(log_q + scores.to(x.dtype), 2)
+            return ((log_p - log_q) * x * tokens[:, :, None]).sum((1, 2))
