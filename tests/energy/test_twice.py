@@ -39,7 +39,7 @@ def build(kind, dtype=torch.float64, rows=9):
 
 
 def gradients(energy, by, batch, noise):
-    loss, _, _ = OBJECTIVE.loss(by, None, batch, noise)
+    loss, _, _ = OBJECTIVE.loss(by, NoiseRange.of(energy), batch, noise)
     energy.zero_grad()
     loss.backward()
     return loss.detach(), [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in energy.parameters()]
@@ -158,7 +158,7 @@ def stepped(energy, batch, noise):
     optimizer = torch.optim.AdamW(energy.parameters(), lr=1e-2, fused=True)
     for _ in range(3):
         optimizer.zero_grad()
-        OBJECTIVE.loss(energy, None, batch, noise)[0].backward()
+        OBJECTIVE.loss(energy, NoiseRange.of(energy), batch, noise)[0].backward()
         optimizer.step()
     return energy
 
@@ -221,7 +221,7 @@ def test_gradients_of_odd_pictures(shape, widths, monkeypatch):
 
 def test_a_second_backward_is_refused_in_words():
     energy, batch, noise = build(0)
-    loss, _, _ = OBJECTIVE.loss(energy, None, batch, noise)
+    loss, _, _ = OBJECTIVE.loss(energy, NoiseRange.of(energy), batch, noise)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="the loss has been differentiated"):
         loss.backward()
@@ -231,13 +231,13 @@ def test_two_losses_before_one_backward():
     energy, batch, noise = build(2)
     _, once = gradients(energy, energy, batch, noise)
     energy.zero_grad()
-    sum(OBJECTIVE.loss(energy, None, batch, noise)[0] for _ in range(2)).backward()
+    sum(OBJECTIVE.loss(energy, NoiseRange.of(energy), batch, noise)[0] for _ in range(2)).backward()
     assert all(torch.allclose(p.grad, 2 * g, rtol=1e-12) for p, g in zip(energy.parameters(), once, strict=True))
 
 
 def test_the_loss_is_differentiated_once_only():
     energy, batch, noise = build(0)
-    loss, _, _ = OBJECTIVE.loss(energy, None, batch, noise)
+    loss, _, _ = OBJECTIVE.loss(energy, NoiseRange.of(energy), batch, noise)
     (g,) = torch.autograd.grad(loss, energy.net.stem.weight, create_graph=True)
     with pytest.raises(RuntimeError):
         g.sum().backward()

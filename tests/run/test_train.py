@@ -1,6 +1,7 @@
 """`thalweg.train`: a user's own network and data, in memory and in a folder, and what is refused in one line."""
 
 import functools
+import logging
 
 import numpy as np
 import pytest
@@ -13,7 +14,12 @@ from thalweg.data.in_memory import given_dataset
 from thalweg.data.transform import Identity
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.score.dual import DualScoreMatching
-from thalweg.objective.score.score import DenoisingScoreMatching, SlicedScoreMatching
+from thalweg.objective.score.score import (
+    DenoisingScoreMatching,
+    ExplicitScoreMatching,
+    MultiScaleDenoising,
+    SlicedScoreMatching,
+)
 from thalweg.sampler.langevin import ULA
 
 SHORT = {"batch_size": 16, "precision": "fp32"}
@@ -218,12 +224,68 @@ class Attention(nn.Module):
         return nn.functional.scaled_dot_product_attention(h, h, h).flatten(1).tanh().sum(1)
 
 
+class NoisyAttention(Noisy):
+    """U(y, t), or F(y, t), with fused attention between its two numbers."""
+
+    def forward(self, y: Tensor, t: Tensor) -> Tensor:
+        h = torch.stack([y, torch.zeros_like(y)], 2)[:, None]
+        mixed = nn.functional.scaled_dot_product_attention(h, h, h)[:, 0, :, 0]
+        return super().forward(mixed, t)
+
+
+class Once(torch.autograd.Function):
+    """tanh, which can be differentiated once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (1 - x.tanh().square())
+
+
+class OnceDifferentiable(Energy):
+    """E(x) of the plane, with a layer that has no second derivative by any kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(Once.apply(x))
+
+
+WITHOUT_SECOND = {
+    "denoising": DenoisingScoreMatching(sigma=0.3),
+    "sliced": SlicedScoreMatching(),
+    "penalty": ContrastiveDivergence(num_steps=1, gradient_penalty=0.1),
+}
+
+
+@pytest.mark.parametrize("objective", WITHOUT_SECOND.values(), ids=WITHOUT_SECOND)
+def test_a_network_without_second_derivatives_trains_by_finite_differences_and_one_line_says_so(
+    rows, objective, caplog
+):
+    with caplog.at_level(logging.INFO, "thalweg"):
+        train(Attention(), rows, steps=2, objective=objective)
+    (line,) = [record.getMessage() for record in caplog.records if "finite differences" in record.getMessage()]
+    assert type(objective).__name__ in line
+    assert "Attention" in line
+
+
+def test_a_noise_conditional_network_without_second_derivatives_trains(rows):
+    train(NoisyAttention(), rows, steps=2, objective=MultiScaleDenoising())
+    train(thalweg.anchored(NoisyAttention(2), shape=(2,)), rows, steps=2, objective=DualScoreMatching())
+
+
 def test_a_network_without_second_derivatives_is_refused_where_they_are_needed(rows):
     train(Attention(), rows, steps=1, objective=ContrastiveDivergence(num_steps=1))
-    for objective in (SlicedScoreMatching(), ContrastiveDivergence(num_steps=1, gradient_penalty=0.1)):
+    told = DenoisingScoreMatching(gradient="double_backward")
+    train(Attention(), rows, steps=1, objective=told)  # attention has a kernel with both
+    for objective in (ExplicitScoreMatching(), told):
         with pytest.raises(UserError) as caught:
-            train(Attention(), rows, steps=1, objective=objective)
-        assert "ContrastiveDivergence" in str(caught.value.hint)
+            train(OnceDifferentiable(), rows, steps=1, objective=objective)
+        assert "SlicedScoreMatching" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(

@@ -221,11 +221,11 @@ def test_only_the_visited_slots_change_and_the_old_state_does_not():
     def intact(module):
         cd, energy = shifted(module), Quadratic(1)
         state = cd.init(energy, X, generator(0, "init"))
-        before = [v.clone() for v in state]
+        before = [v.clone() for v in state[:3]]
         _, after, _, noise = one(cd, energy, X, 0, state)
         others = torch.ones(40, dtype=torch.bool).index_fill(0, noise[0], False)
-        assert all(torch.equal(a[others], b[others]) for a, b in zip(after, before, strict=True))
-        return all(torch.equal(a, b) for a, b in zip(state, before, strict=True))
+        assert all(torch.equal(a[others], b[others]) for a, b in zip(after[:3], before, strict=True))
+        return all(torch.equal(a, b) for a, b in zip(state[:3], before, strict=True))
 
     assert intact(contrastive)
     assert not intact(with_buffer("old.index_copy(", "old.index_copy_("))

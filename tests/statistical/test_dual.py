@@ -93,9 +93,9 @@ def test_s24_the_exact_energy_is_where_the_gradient_vanishes(time_weight):
 MUTANTS = {
     "the time score lacks d/2": ("target = (d - eps.flatten(1)", "target = (0 - eps.flatten(1)"),
     "the time score's sign": ("target = (d - eps.flatten(1)", "target = -(d - eps.flatten(1)"),
-    "eps has the wrong sign": ("(root * grad_y - eps).flatten", "(root * grad_y + eps).flatten"),
-    "sqrt(t) for t in the time score": ("(t.detach() * grad_t", "(t.detach().sqrt() * grad_t"),
-    "t for sqrt(t) in the space score": ("(root * grad_y - eps).flatten", "(root**2 * grad_y - eps).flatten"),
+    "eps has the wrong sign": ("(space - eps).flatten", "(space + eps).flatten"),
+    "sqrt(t) for t in the time score": (", t * grad_t)", ", t.sqrt() * grad_t)"),
+    "t for sqrt(t) in the space score": ("(root * grad_y,", "(root**2 * grad_y,"),
     "noise of variance t squared": ("batch.x + root * eps", "batch.x + root**2 * eps"),
 }
 

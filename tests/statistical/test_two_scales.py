@@ -73,7 +73,7 @@ def test_one_level_is_blind_to_the_difference_and_dual_score_matching_is_not():
     assert abs(float(OFFSETS[found.argmin()])) / TRUE <= 0.05
     assert found[0] > found.min() + 0.1
     assert found[-1] > found.min() + 0.1
-    without = dual_losses(mutant(dual, "+ self.time_weight * time.mean() ", ""))
+    without = dual_losses(mutant(dual, " + self.time_weight * of_time.mean()", ""))
     assert without.max() - without.min() < 1e-3
 
 

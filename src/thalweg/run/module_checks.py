@@ -18,11 +18,11 @@ from thalweg.energy.noise_conditional.anchored_network import AnchoredNetworkEne
 from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
 from thalweg.energy.with_constant import WithConstantEnergy
 from thalweg.objective.base import Batch, Objective
-from thalweg.objective.score.derivatives import has_second_derivatives, untold
+from thalweg.objective.score.derivatives import differentiate, has_second_derivatives, untold
 
 SHIFT = 1e-3  # of the weights of the copy
 FAULTS = (Exception,)  # a stranger's forward may raise anything
-SLICED = "thalweg.objective.score.score:SlicedScoreMatching"
+HINT = 'take thalweg.objective.score.score:SlicedScoreMatching, or another loss whose gradient is "auto"'
 OURS = "thalweg."
 WRAPPERS = (AnchoredNetworkEnergy, GaussianPriorEnergy, WithConstantEnergy)
 
@@ -83,12 +83,11 @@ def check_second_derivatives(energy: nn.Module, objective: Objective[Any], batch
     no such form, or was told to take a second derivative.
     """
     draws, shifted = generator(0, "dry-run"), _shifted(energy)
-    parameters = [p for p in shifted.parameters() if p.requires_grad]
     try:
         with torch.random.fork_rng(devices=[]), untold():
             state = objective.init(shifted, batch.x, draws)
             loss, *_ = objective.loss(shifted, state, batch, objective.draw(state, batch, draws, 0.0))
-        torch.autograd.grad(loss, parameters, allow_unused=True)
+        differentiate(loss)
     except FAULTS as error:
         x = batch.x
         inputs = (x, torch.ones_like(x[:, :1].flatten(1)[:, 0])) if objective.noisy else (x,)
@@ -97,9 +96,7 @@ def check_second_derivatives(energy: nn.Module, objective: Objective[Any], batch
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         name = type(objective).__name__
         text = f"must have a loss that can be differentiated, and {_name(energy)} has no second derivatives"
-        told = getattr(objective, "gradient", "auto") == "double_backward"
-        hint = 'leave gradient at "auto"' if told else f"take {SLICED}"
-        raise UserError(f"{text} ({reason})", argument=f"objective {name}", hint=hint) from error
+        raise UserError(f"{text} ({reason})", argument=f"objective {name}", hint=HINT) from error
 
 
 def _value(energy: nn.Module, shifted: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

@@ -92,7 +92,6 @@ def _differentiates_twice(energy: AnyEnergy, rows: Sequence[Tensor], num: int) -
     if num == 2 and isinstance(energy, HasTimeGradient) and energy.value_and_grads(*rows) is not None:
         return True
     of = [v.requires_grad_() for v in rows[:num]]
-    parameters = [p for p in energy.parameters() if p.requires_grad] if isinstance(energy, nn.Module) else []
     try:
         total = energy(*of, *rows[num:]).sum()
         torch.autograd.grad(total, of, allow_unused=True, retain_graph=True)
@@ -102,10 +101,28 @@ def _differentiates_twice(energy: AnyEnergy, rows: Sequence[Tensor], num: int) -
         grads = torch.autograd.grad(total, of, create_graph=True, materialize_grads=True)
         squares = [g.square().sum() for g in grads if g.requires_grad]  # none: the energy is linear, its graph ends
         if squares:
-            torch.autograd.grad(torch.stack(squares).sum(), [*of, *parameters], allow_unused=True)
+            differentiate(torch.stack(squares).sum())
     except Exception:
         return False
     return True
+
+
+def differentiate(total: Tensor) -> None:
+    """Run the whole backward pass of a tensor (), and keep nothing of it: for its errors.
+
+    The gradient in chosen tensors would leave out paths that do not lead to them, and a function with one derivative
+    cuts the path to what lies before it.
+    """
+    nodes, seen, leaves = [total.grad_fn], {total.grad_fn}, []
+    while nodes:
+        node = nodes.pop()
+        for following, _ in () if node is None else node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
+                leaf = getattr(following, "variable", None)  # of nodes that accumulate
+                leaves += [] if leaf is None else [leaf]
+    torch.autograd.grad(total, leaves, allow_unused=True)
 
 
 def energy_and_grad_in_graph(

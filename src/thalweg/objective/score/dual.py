@@ -81,23 +81,22 @@ class DualScoreMatching:
             of_space, of_time = parts(space, time)
             return (weight * of_space).mean() + self.time_weight * of_time.mean()
 
-        if state.finite_differences:
-            at = Evaluations(energy)
-            _, grads = at.value_and_grads((y, t), 2)
-            slopes = root * grads[0], t * grads[1]
-            # Steps are equal in the Fisher metric of N(x, t I), |dy|²/t + (d/2) (d log t)²: U is as smooth in both.
+        at = Evaluations(energy) if state.finite_differences else None
+        if at is None:
+            with double_backward():
+                u, grad_y, grad_t = value_and_grads(energy, y, t)
+        else:
+            u, (grad_y, grad_t) = at.value_and_grads((y, t), 2)
+        slopes, metrics = (root * grad_y, t * grad_t), {}
+        if at is None:  # 0·U keeps parameters without a gradient (an additive constant) in the graph, which DDP wants.
+            loss = loss_of(*slopes) + 0.0 * u.sum()
+        else:  # Steps are equal in the Fisher metric of N(x, t I), |dy|²/t + (d/2) (d log t)²: U is as smooth in both.
             unit = math.sqrt(d / 2)
             loss, metrics = at.loss(
                 lambda a, b: (y + root * a, t * (b / unit).exp()),
                 (slopes[0], slopes[1] / unit),
                 lambda space, time: loss_of(space, unit * time),
             )
-        else:
-            with double_backward():
-                u, *grads = value_and_grads(energy, y, t)
-            slopes, metrics = (root * grads[0], t * grads[1]), {}
-            # 0·U keeps parameters without a gradient (an additive constant) in the graph, which DDP wants.
-            loss = loss_of(*slopes) + 0.0 * u.sum()
         of_space, of_time = (part.mean() for part in parts(*(slope.detach() for slope in slopes)))
         return loss, state, {"space": of_space, "time": of_time, **metrics}
 

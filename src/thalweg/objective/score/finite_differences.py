@@ -12,6 +12,7 @@ After Pang, Xu, Li, Song, Ermon and Zhu (2020), who take differences along rando
 residual's: the loss depends on no other, so that there is no variance of a projection (docs/decisions.md).
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,9 +26,9 @@ from thalweg.energy.engine.attention import double_backward
 from thalweg.objective.score.derivatives import energy_and_grad_in_graph
 from thalweg.sampler.base import per_row
 
-# In units of the coordinates, by the precision of the positions: measured in docs/experiments/attention.md.
-STEP = {torch.float64: 1e-3, torch.float32: 0.3}
-SECOND_STEP = {torch.float64: 3e-3, torch.float32: 0.3}  # of second differences, which lose twice the digits
+# h is so much a coordinate, sqrt(D) as much in all, by the precision of the positions: docs/experiments/attention.md.
+STEP = {torch.float64: 1e-4, torch.float32: 0.05}
+SECOND_STEP = {torch.float64: 1e-3, torch.float32: 0.1}  # of second differences, which lose twice the digits
 
 Move = Callable[..., tuple[Tensor, ...]]  # offsets of the coordinates, one or two tensors, to what the energy takes
 
@@ -95,7 +96,7 @@ class Evaluations:
         if not torch.is_grad_enabled():
             return value, {}
         length, unit = polar([v.detach() for v in pull(torch.ones_like(value))])
-        h = step_of(STEP, slopes[0])
+        h = step_of(STEP, unit)
         plus, minus = self.at([move(*(sign * h * d for d in unit)) for sign in (1, -1)])
         along = (plus - minus) / (2 * h)
         surrogate = (length * along).sum()
@@ -145,9 +146,14 @@ def dot(a: Float[Tensor, "b *d"], b: Float[Tensor, "b *d"]) -> Float[Tensor, " b
     return (a * b).reshape(len(a), -1).sum(1)
 
 
-def step_of(steps: dict[torch.dtype, float], x: Tensor) -> float:
-    """The step for the precision of a tensor; that of float32 for lower ones, as autocast is off."""
-    return steps.get(x.dtype, steps[torch.float32])
+def step_of(steps: dict[torch.dtype, float], unit: Sequence[Tensor]) -> float:
+    """The length h of a step along unit vectors of D numbers a row: sqrt(D) times that of one coordinate.
+
+    A direction is spread over all coordinates, as the noise is, so that each moves by as much whatever D is. Float32's
+    serves for lower precision, as autocast is off.
+    """
+    num = sum(part[0].numel() for part in unit)
+    return steps.get(unit[0].dtype, steps[torch.float32]) * math.sqrt(num)
 
 
 def deviation(x: Float[Tensor, "b *d"]) -> Float[Tensor, ""]:

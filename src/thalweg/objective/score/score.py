@@ -37,7 +37,6 @@ from thalweg.objective.score.finite_differences import (
     SECOND_STEP,
     Evaluations,
     deviation,
-    dot,
     loss_of_gradient,
     polar,
     step_of,
@@ -226,9 +225,10 @@ def _sliced_by_differences(
     half, metrics = at.loss(
         lambda a: (x + scale * a,), (scale * g,), lambda slope: (slope / scale).flatten(1).square().sum(1).mean() / 2
     )
-    h, traces = step_of(SECOND_STEP, x) * scale, []
+    traces = []
     for v in probes:
         length, (unit,) = polar([v])
+        h = step_of(SECOND_STEP, [unit]) * scale
         plus, minus, middle = at.at([(x + h * unit,), (x - h * unit,), (x,)])
         traces.append(length.square() * (plus + minus - 2 * middle) / h.square())
     return half - torch.stack(traces).mean(), state, _metrics(u, g) | metrics
@@ -236,7 +236,7 @@ def _sliced_by_differences(
 
 def _curvature(g: Float[Tensor, "b *d"], x: Float[Tensor, "b *d"], v: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
     """v' Hess E v of each row."""
-    return dot(pulled(g, x, v), v)
+    return (pulled(g, x, v) * v).flatten(1).sum(1)
 
 
 def _hyvarinen(g: Float[Tensor, "b *d"], trace: Float[Tensor, " b"]) -> Float[Tensor, ""]:
