@@ -16,8 +16,10 @@ from thalweg.energy.networks.classifier import JointStridedEnergy
 from thalweg.energy.networks.conditional import LabelEnergy
 from thalweg.energy.networks.conv import ConvEnergy
 from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.energy.networks.transformer import TransformerEnergy
 from thalweg.energy.noise_conditional.classifier import JointUNetEnergy
 from thalweg.energy.noise_conditional.residual import ResidualEnergy
+from thalweg.energy.noise_conditional.transformer import NoiseConditionalTransformerEnergy
 from thalweg.energy.noise_conditional.unet import UNetEnergy
 from thalweg.energy.rbm import RBMEnergy
 from thalweg.objective.base import Batch, Labelled
@@ -139,6 +141,25 @@ def test_a_training_step(objective):
     assert state.step == 2
     places = {t.device.type for t in (*state.energy.parameters(), *state.average.parameters(), *state.guard.notes)}
     assert places | {value.device.type for value in metrics.values()} == {DEVICE.type}
+
+
+def transformer(objective):
+    """(a transformer, shape of a row) that the objective trains: words, or images with noise levels."""
+    torch.manual_seed(0)
+    if objective.noisy:
+        return NoiseConditionalTransformerEnergy.example(), (1, 6, 5)
+    return TransformerEnergy(shape=(5, 4), tokens=True, width=8, depth=1, num_heads=2), (5, 4)
+
+
+@pytest.mark.parametrize(
+    "objective", [chains(), chains(MALA, gradient_penalty=0.1), DualScoreMatching()], ids=["ULA", "penalty", "dual"]
+)
+def test_a_training_step_of_a_transformer(objective):
+    """Masks, positions and the choice of the kernel: nothing is waited for."""
+    update, state, guard = training(objective, transformer)
+    with no_waiting():
+        metrics = step(update, state, guard)
+    assert {value.device.type for value in metrics.values()} == {DEVICE.type}
 
 
 def test_noise_contrastive_estimation_once_it_has_begun():

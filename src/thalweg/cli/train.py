@@ -28,8 +28,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="dual, pcd, pcd-conv, pcd-resnet, toy2d, jem, conditional-labels, a .yaml file, or PACKAGE:NAME; "
-            "dual if not given."
+            help="dual, dual-transformer, pcd, pcd-transformer, pcd-conv, pcd-resnet, toy2d, jem, conditional-labels, "
+            "a .yaml file, or PACKAGE:NAME; dual if not given."
         ),
     ] = None,
     path: Annotated[str | None, typer.Option("--data", help="File or folder with the full set.")] = None,

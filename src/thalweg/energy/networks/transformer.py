@@ -2,7 +2,7 @@
 
 The position is cut into tokens, an `Encoder` relates them, and the scores are a sum over tokens,
 
-    f(x) = sum_i m_i V h_i,   E(x) = a |x|² / 2 - f(x)
+    f(x) = s sum_i m_i V h_i,   E(x) = a |x|² / 2 - f(x)
 
 (-f(x) is -logsumexp of several scores, see `energy.base.marginal`). A sum, as a log-probability is one of terms: a
 longer word has a larger energy. The tokens h are normalised, so f is bounded, and with a > 0 exp(-E) has a finite
@@ -43,6 +43,8 @@ class TransformerEnergy(nn.Module):
             `Discrete`. Between the states it is smooth as long as no number crosses a half.
         precision: a, of the normal law that f tilts. None: 1 for rows and series, which are standardised, 0 for images
             and states.
+        scale: s. Chains at a low temperature, as of images, want energies that change by little in one training step:
+            about a hundred times the temperature.
         num_outputs: Scores K; above 1, E is their free energy -log sum_k exp f_k.
         expansion: Units of a block's hidden layer, over width.
         checkpoint: Whether blocks are computed again in the backward pass, in place of keeping their numbers.
@@ -58,6 +60,7 @@ class TransformerEnergy(nn.Module):
         patch: int | None = None,
         tokens: bool = False,
         precision: float | None = None,
+        scale: float = 1.0,
         num_outputs: int = 1,
         expansion: int = 4,
         checkpoint: bool = False,
@@ -71,7 +74,9 @@ class TransformerEnergy(nn.Module):
             _check_tokens(self.shape, self.patches.patch)
             self.num_states = self.shape[1]
         self.precision = precision if precision is not None else float(len(self.shape) < 3 and not tokens)
+        self.scale = scale
         check.non_negative(precision=self.precision)
+        check.positive(scale=scale)
         check_heads(width, num_heads, self.patches)
         self.embedding = Embedding(self.patches, self.patches.numbers, width)
         self.encoder = Encoder(
@@ -96,13 +101,13 @@ class TransformerEnergy(nn.Module):
     def scores(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b t k"]:
         """What each token adds to f(x); for words, what each letter adds."""
         h, weights = self.features(x)
-        f = self.head(h)
+        f = self.scale * self.head(h)
         return f if weights is None else f * weights[:, :, None]
 
     def outputs(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, "b k"]:
         """f(x) - a |x|² / 2, before the scores become an energy."""
         h, weights = self.features(x)
-        f = self.head(h.sum(1) if weights is None else (h * weights[:, :, None]).sum(1))
+        f = self.scale * self.head(h.sum(1) if weights is None else (h * weights[:, :, None]).sum(1))
         return f - 0.5 * self.precision * x.flatten(1).square().sum(1, keepdim=True) if self.precision else f
 
     def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
