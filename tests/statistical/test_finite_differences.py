@@ -362,6 +362,10 @@ def test_blocks_that_are_computed_again_in_the_backward_pass():
     one, other = (gradient_of(evaluated(made, e, x, "auto")[0], e) for e in (plain, again))
     torch.testing.assert_close(one, other)
 
+    one_exact, other_exact = (gradient_of(evaluated(made, e, x, "double_backward")[0], e) for e in (plain, again))
+    torch.testing.assert_close(one_exact, other_exact)
+    assert agreement(one, one_exact)[0] > 0.999
+
     class Checkpointed(nn.Module):
         def __init__(self, inner):
             super().__init__()
@@ -417,6 +421,28 @@ def test_auto_takes_differences_where_attention_is_fused_only(caplog):
     assert not chains.init(transformer(), x, generator(0, "init")).finite_differences
     penalised = dataclasses.replace(chains, gradient_penalty=1.0)
     assert penalised.init(transformer(), x, generator(0, "init")).finite_differences
+
+
+class Once(torch.autograd.Function):
+    """tanh, which can be differentiated once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (1 - x.tanh().square())
+
+
+def test_a_function_with_one_derivative_is_found():
+    """Also where it comes first, so that no path from its second derivative leads back to a weight or the position."""
+    net = nn.Linear(3, 1)
+    assert not has_second_derivatives(lambda x: net(Once.apply(x)).tanh().squeeze(1), (points(4),))
+    assert has_second_derivatives(lambda x: net(x.tanh()).tanh().squeeze(1), (points(4),))
 
 
 def test_the_trial_leaves_no_trace():
