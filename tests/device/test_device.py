@@ -1,5 +1,7 @@
 """A step of each objective and sampler, sampling, buffer, average and guard: the host never waits for the device."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -29,7 +31,12 @@ from thalweg.objective.noise_contrastive import GaussianNoise, NoiseContrastive
 from thalweg.objective.ratio import LikelihoodRatio
 from thalweg.objective.restoration import RestorationContrast
 from thalweg.objective.score.dual import DualScoreMatching
-from thalweg.objective.score.score import ExplicitScoreMatching
+from thalweg.objective.score.score import (
+    DenoisingScoreMatching,
+    ExplicitScoreMatching,
+    MultiScaleDenoising,
+    SlicedScoreMatching,
+)
 from thalweg.sampler.annealed import Ancestral, Heun, anneal
 from thalweg.sampler.base import AnnealedSampler, normal_like
 from thalweg.sampler.chain import transitions
@@ -66,6 +73,17 @@ MORE = {
     "keyed": chains(conditional=True),
     "scheduled": chains(lambda step_size: ULA(step_size=Cosine(first=step_size, last=1e-3, num_steps=3))),
     "joint chains": JointLikelihood(generative=chains(conditional=True)),
+    **{
+        f"{type(made).__name__} by differences": dataclasses.replace(made, gradient="finite_differences")
+        for made in (
+            DenoisingScoreMatching(),
+            MultiScaleDenoising(),
+            DualScoreMatching(),
+            SlicedScoreMatching(),
+            chains(gradient_penalty=0.1),
+            chains(conditional=True, gradient_penalty=0.1),
+        )
+    },
     "ratio of noisy rows": LikelihoodRatio(smoothing=0.1, noise=0.1, noise_max=0.3),
 }
 FITTED = NoiseContrastive  # its `init` fits a Gaussian to rows, which it reads

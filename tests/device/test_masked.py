@@ -110,7 +110,7 @@ def test_a_masked_step_changes_nothing_but_its_number_and_its_cause_is_told_late
     seen, before = [], {}
     for _ in run_steps(run.update, run.state, run.guard, STEPS, "fp32"):
         state = run.state
-        now = [*state.energy.parameters(), *state.average.parameters(), *state.objective]
+        now = [*state.energy.parameters(), *state.average.parameters(), *state.objective[:3]]
         now += [s[name] for s in state.optimizer.state.values() for name in ("step", "exp_avg", "exp_avg_sq")]
         if state.step == 7:
             assert all(torch.equal(a, b) for a, b in zip(now, before["all"], strict=True))

@@ -30,8 +30,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="dual, pcd, pcd-conv, pcd-resnet, toy2d, jem, conditional-labels, words, a .yaml file, or "
-            "PACKAGE:NAME; if not given dual, and words for a .txt."
+            help="dual, dual-transformer, pcd, pcd-transformer, pcd-conv, pcd-resnet, toy2d, jem, conditional-labels, "
+            "words, a .yaml file, or PACKAGE:NAME; if not given dual, and words for a .txt."
         ),
     ] = None,
     path: Annotated[str | None, typer.Option("--data", help="File or folder with the full set.")] = None,

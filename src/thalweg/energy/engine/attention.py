@@ -114,6 +114,25 @@ def _traced_block() -> Iterator[None]:
         _blocks.count -= 1
 
 
+class _Again(AbstractContextManager[None]):
+    """A block of `double_backward` that can be entered again and again."""
+
+    def __enter__(self) -> None:
+        self.block = double_backward()
+        self.block.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.block.__exit__(*error)
+
+
+def of_checkpoint() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """`context_fn` of torch's checkpoints: a block is computed again by the kernels of the first time.
+
+    The backward pass of a loss comes after `double_backward`, and would find other tensors than were kept.
+    """
+    return nullcontext(), _Again() if _blocks.count else nullcontext()
+
+
 def _better_in_float32(q: Tensor, v: Tensor) -> bool:
     """Whether the CPU's fused kernel is faster in float32: at short lengths its backward in bfloat16 takes 3 to 9 times
     as long (49 to 128 keys; from 256 on about as long)."""

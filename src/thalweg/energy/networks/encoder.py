@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.engine.attention import attention
+from thalweg.energy.engine.attention import attention, of_checkpoint
 
 BASE = 10_000.0  # of the wavelengths of rotary positions, 2 pi to 2 pi BASE
 Rotation = tuple[Tensor, Tensor]  # cosines and sines (L, *)
@@ -131,7 +131,8 @@ class Encoder(nn.Module):
         keys = mask if mask is None else mask[:, None, None, :] if mask.ndim == 2 else mask[:, None]
         for block in self.blocks:
             if self.checkpoint and torch.is_grad_enabled():
-                h = checkpoint(block, h, turn, keys, modulation, use_reentrant=False, preserve_rng_state=False)
+                kept = {"use_reentrant": False, "preserve_rng_state": False, "context_fn": of_checkpoint}
+                h = checkpoint(block, h, turn, keys, modulation, **kept)
             else:
                 h = block(h, turn, keys, modulation)
         if self.modulate is None or modulation is None:

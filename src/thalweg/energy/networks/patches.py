@@ -23,13 +23,11 @@ class Patches:
     Args:
         shape: Of one position.
         patch: Numbers of a row, steps of a series, or pixels of a patch's side that make one token.
-        halo: Pixels around its patch that a token of an image sees too, so that tokens overlap; `join` adds them up.
     """
 
-    def __init__(self, shape: tuple[int, ...], patch: int, halo: int = 0):
+    def __init__(self, shape: tuple[int, ...], patch: int):
         check.count(patch=patch)
-        check.whole("halo", halo, 0)
-        self.shape, self.patch, self.halo, self.axes = check_shape(shape), patch, halo, 1
+        self.shape, self.patch, self.axes = check_shape(shape), patch, 1
         match self.shape:
             case (_,):
                 channels = 1
@@ -40,9 +38,7 @@ class Patches:
             case _:
                 condition = "must be (D,) for rows, (L, C) for series or tokens, or (C, H, W) for images"
                 raise UserError(condition, argument="shape", value=shape)
-        if halo and self.axes == 1:
-            raise UserError("must be 0 except for images", argument="halo", value=halo)
-        self.numbers = channels * (patch + 2 * halo) ** self.axes
+        self.numbers = channels * patch**self.axes
 
     @property
     def base(self) -> float:
@@ -60,24 +56,17 @@ class Patches:
         patch = self.patch
         if x.ndim == 4:
             image = _padded(x, (0, -x.shape[3] % patch, 0, -x.shape[2] % patch))
-            if self.halo:
-                return F.unfold(image, patch + 2 * self.halo, padding=self.halo, stride=patch).transpose(1, 2)
             return F.pixel_unshuffle(image, patch).flatten(2).transpose(1, 2)
         series = x[:, :, None] if x.ndim == 2 else x
         series = _padded(series, (0, 0, 0, -series.shape[1] % patch))
         return series.unflatten(1, (-1, patch)).flatten(2) if patch > 1 else series
 
     def join(self, tokens: Float[Tensor, "b t n"], size: torch.Size) -> Float[Tensor, "b *d"]:
-        """Positions of the size (B, *) from their tokens: the inverse of `cut`; of tokens that overlap its adjoint."""
+        """Positions of the size (B, *) from their tokens: the inverse of `cut`, for any number of channels."""
         if len(size) == 4:
             height, width = -(-size[2] // self.patch), -(-size[3] // self.patch)
-            columns = tokens.transpose(1, 2)
-            if self.halo:
-                full, side = (height * self.patch, width * self.patch), self.patch + 2 * self.halo
-                image = F.fold(columns, full, side, padding=self.halo, stride=self.patch)
-            else:
-                image = F.pixel_shuffle(columns.unflatten(2, (height, width)), self.patch)
-            return image[..., : size[2], : size[3]]
+            grid = tokens.transpose(1, 2).unflatten(2, (height, width))
+            return F.pixel_shuffle(grid, self.patch)[..., : size[2], : size[3]]
         series = tokens.unflatten(2, (self.patch, -1)).flatten(1, 2)[:, : size[1]]
         return series.squeeze(2) if len(size) == 2 else series
 

@@ -27,7 +27,6 @@ class NoiseConditionalTransformerEnergy(AnchoredEnergy):
         depth: Blocks.
         num_heads: Heads of attention; width / num_heads must be even, for images a multiple of 4.
         patch: Pixels of a patch's side, or numbers of a row, that make a token. None: 4 pixels, or 1 number.
-        halo: Pixels around its patch that a token sees and predicts too.
         embed: Dimension of the level's embedding.
         expansion: Units of a block's hidden layer, over width.
         checkpoint: Whether blocks are computed again in the backward pass, in place of keeping their numbers.
@@ -43,7 +42,6 @@ class NoiseConditionalTransformerEnergy(AnchoredEnergy):
         depth: int = 4,
         num_heads: int = 4,
         patch: int | None = None,
-        halo: int = 0,
         embed: int = 64,
         expansion: int = 4,
         checkpoint: bool = False,
@@ -54,7 +52,7 @@ class NoiseConditionalTransformerEnergy(AnchoredEnergy):
         if len(size) != 3:
             size = check_shape(shape, "D")
         super().__init__(shape=size, embed=embed, sigma_min=sigma_min, sigma_max=sigma_max)
-        self.patches = Patches(size, patch if patch is not None else 4 if len(size) == 3 else 1, halo)
+        self.patches = Patches(size, patch if patch is not None else 4 if len(size) == 3 else 1)
         check_heads(width, num_heads, self.patches)
         self.stem = Embedding(self.patches, 2 * self.patches.numbers, width)
         self.encoder = Encoder(

@@ -116,5 +116,6 @@ def restart_diverged(chains: Replay, visit: Visit, finite: Bool[Tensor, " b"]) -
 
 def put(replay: Replay, visit: Visit, chains: Replay) -> Replay:
     """The buffer with each chain written to the slot it came from."""
-    moved = (old.index_copy(0, visit.slots, new) for old, new in zip(replay[:3], chains[:3], strict=True))
-    return Replay(*moved, replay.finite_differences)
+    pairs = zip(replay[:3], chains[:3], strict=True)
+    x, age, labels = (old.index_copy(0, visit.slots, new) for old, new in pairs)
+    return replay._replace(x=x, age=age, labels=labels)

@@ -89,11 +89,12 @@ def has_second_derivatives(energy: AnyEnergy, inputs: Sequence[Tensor], num: int
 
 
 def _differentiates_twice(energy: AnyEnergy, rows: Sequence[Tensor], num: int) -> bool:
+    call = energy
     if num == 2 and isinstance(energy, HasTimeGradient) and energy.value_and_grads(*rows) is not None:
         return True
     of = [v.requires_grad_() for v in rows[:num]]
     try:
-        total = energy(*of, *rows[num:]).sum()
+        total = call(*of, *rows[num:]).sum()
         torch.autograd.grad(total, of, allow_unused=True, retain_graph=True)
     except Exception:  # a stranger's forward may raise anything
         return True

@@ -58,12 +58,12 @@ class Evaluations:
         return u, grads
 
     def _first_derivatives(self, inputs: Sequence[Tensor], num: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        energy = self.energy
+        energy = call = self.energy
         if num == 1 and isinstance(energy, HasGradient) and (both := energy.value_and_grad(*inputs)) is not None:
             return both[0], (both[1],)
         with torch.enable_grad():
             of = [v.detach().requires_grad_() for v in inputs[:num]]
-            u = energy(*of, *inputs[num:])
+            u = call(*of, *inputs[num:])
             return u.detach(), torch.autograd.grad(u.sum(), of, materialize_grads=True)
 
     def at(self, points: Sequence[tuple[Tensor, ...]]) -> list[Float[Tensor, " b"]]:

@@ -32,7 +32,8 @@ class NoiseRange(NamedTuple):
         """The range of an energy; UserError for an energy without noise levels."""
         sigma_range(energy)
         assert isinstance(energy, HasNoiseLevels)  # as `sigma_range` has found
-        return cls(*(torch.tensor(float(t), dtype=torch.float64, device="cpu") for t in (energy.t_min, energy.t_max)))
+        ends = (torch.tensor(float(t), dtype=torch.float64, device="cpu") for t in (energy.t_min, energy.t_max))
+        return cls(*ends, finite_differences=False)
 
     def middle(self, x: Tensor) -> Float[Tensor, " b"]:
         """A noise variance in the middle of the levels for each row of x, for a trial."""
