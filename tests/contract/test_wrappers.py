@@ -64,7 +64,7 @@ class Everything:
     def value_and_grads(self, y, t):
         return None
 
-    num_uniforms = 3
+    num_uniforms, normalised = 3, True
 
     def allowed(self, x):
         return x > 0

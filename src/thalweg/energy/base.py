@@ -263,6 +263,19 @@ class HasBaseLaw(EnergyFn, Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class Normalised(EnergyFn, Protocol, metaclass=Capability):
+    """Has exp(-E) sum, or integrate, to 1 whatever the weights, where `normalised` is true.
+
+    A run asks: -E is then log p under any objective.
+    """
+
+    @property
+    def normalised(self) -> bool:
+        """Whether it does."""
+        ...
+
+
+@runtime_checkable
 class Shiftable(Protocol, metaclass=Capability):
     """U(y, t) with a constant that is learned. A run asks when it ends, to correct it (`run.constant`)."""
 

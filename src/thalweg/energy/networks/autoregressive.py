@@ -50,6 +50,8 @@ class AutoregressiveEnergy(TextEnergy):
         self.encoder = Encoder(width, depth, num_heads, base=WAVELENGTH)
         self.head = nn.Linear(width, self.num_states, bias=False)
 
+    normalised = True
+
     @classmethod
     def example(cls) -> Self:
         """Texts of up to four letters out of two."""
