@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -68,12 +68,11 @@ class AutoregressiveEnergy(TextEnergy):
         """Texts of up to four letters out of two."""
         return cls(shape=(4, 3), width=8, depth=1, num_heads=2, reach=1, context=2)
 
-    def fit(self, x: Float[Tensor, "n l k"]) -> Self:
-        """Count letters, and what follows contexts, in training texts; UserError where a row is no text."""
-        super().fit(x)
+    def count(self, codes: Int[Tensor, "n l"]) -> None:
+        """Count pairs, and what follows longer contexts, in the codes of training texts."""
+        super().count(codes)
         if self.counts is not None:
-            self.counts.fit(codes_of(x))
-        return self
+            self.counts.fit(codes)
 
     def log_z(self) -> Float[Tensor, ""]:
         """0 nats, whatever the weights."""
