@@ -106,7 +106,7 @@ def train(
         folder = Path(out)
         bundle, read = fit_with_data(request, folder, resume=resume, progress=Bar(folder) if progress else None)
         if report and not (folder / "report.html").exists():
-            evaluate_run(bundle, folder, num_samples=1000, seed=seed, data=read or rows)
+            evaluate_run(bundle, folder, num_samples=None, seed=seed, data=read or rows)
     return bundle
 
 
@@ -206,9 +206,12 @@ def _of_named_data(labels: Any, held_out: Any) -> list[str]:
 
 
 def evaluate_run(
-    bundle: Bundle, folder: Path, *, num_samples: int, seed: int, data: Dataset | None = None
+    bundle: Bundle, folder: Path, *, num_samples: int | None, seed: int, data: Dataset | None = None
 ) -> dict[str, Any]:
-    """Figures of a run, written with the report to its folder; `data` where the run's were read already."""
+    """Figures of a run, written with the report to its folder; `data` where the run's were read already.
+
+    `num_samples`: None for 1,000, and of texts, whose chains are slow, 200.
+    """
     from thalweg.apps.landscape.picture_files import of_report
     from thalweg.bundle.dataset import data_of
     from thalweg.bundle.inputs import in_float32
@@ -221,6 +224,7 @@ def evaluate_run(
     if len(data.held_out) < LEAST_HELD_OUT:
         few = f"must have {LEAST_HELD_OUT} held-out rows or more, and has {len(data.held_out)}"
         raise UserError(few, argument=str(folder), hint="train on more data")
+    num_samples = num_samples or (1000 if data.alphabet is None else 200)
     how: dict[str, Any] = {"history": read_metrics(folder), "num_samples": num_samples, "seed": seed}
     if data.alphabet is not None:
         train, unseen = (data.alphabet.decode(part) for part in (data.train, data.held_out))

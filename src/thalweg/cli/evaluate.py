@@ -18,7 +18,9 @@ EXAMPLE = "Example: `thalweg evaluate runs/digits`"
 
 def evaluate(
     run: Run,
-    num_samples: Annotated[int, typer.Option("-n", help="Samples to judge.", min=20)] = 1000,
+    num_samples: Annotated[
+        int | None, typer.Option("-n", help="Samples to judge; 1,000 if not given, 200 of texts.", min=20)
+    ] = None,
     log_z: Annotated[bool, typer.Option("--log-z", help="First estimate and store the energy's constant.")] = False,
     seed: Seed = 0,
     trust: Trust = None,
@@ -39,7 +41,7 @@ def evaluate(
 
 
 def evaluate_run(
-    bundle: "Bundle", folder: Path, *, num_samples: int, seed: int, data: "Dataset | None" = None
+    bundle: "Bundle", folder: Path, *, num_samples: int | None, seed: int, data: "Dataset | None" = None
 ) -> dict[str, Any]:
     """Figures and report; `data` where the run's were read already."""
     from thalweg import api

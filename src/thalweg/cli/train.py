@@ -99,7 +99,7 @@ def _stem(name: str) -> str:
 def _report(bundle: "Bundle", folder: Path, seed: int, data: "Dataset | None") -> dict[str, Any]:
     """The figures of a new run. Where they cannot be computed the bundle is whole all the same, and a line says why."""
     try:
-        return {"figures": evaluate_run(bundle, folder, num_samples=1000, seed=seed, data=data)}
+        return {"figures": evaluate_run(bundle, folder, num_samples=None, seed=seed, data=data)}
     except ValueError as error:  # UserError is one
         reason = " ".join(str(error).split())
     except KeyboardInterrupt as stop:

@@ -30,7 +30,7 @@ class NGram:
         order: n; 2 is the law in which each letter depends on the one before.
     """
 
-    def __init__(self, *, order: int = 5):
+    def __init__(self, *, order: int = 6):
         check.count(order=order)
         self.order = order
         self.letters: list[str] = []

@@ -22,7 +22,8 @@ from thalweg.evaluate.suite import CURVES, Evaluation, require_finite, versions
 from thalweg.evaluate.text_sets import Altered, nearest_texts, shuffled, typos
 from thalweg.normaliser.estimate import LogProb
 
-ORDER = 5  # of the n-gram
+ORDER = 6  # of the n-gram
+NUM_TEXTS = 1000  # held-out ones, and of each altered set: energies are cheap, samples are not
 SHOWN = 30  # samples in the table of a report
 LEAST = 20  # held-out texts
 BLOCK = 250
@@ -59,18 +60,19 @@ def evaluate_texts(
     train: Sequence[str],
     held_out: Sequence[str],
     history: list[dict[str, float]] | None = None,
-    num_samples: int = 1000,
+    num_samples: int = 200,
+    num_texts: int = NUM_TEXTS,
     seed: int = 0,
 ) -> Evaluation:
     """Measure a model of texts; figures fit for JSON, and pictures as PNG.
 
-    Costs `num_samples` samples, and as many energies of held-out texts and of each altered set. UserError for fewer
-    than 20 held-out texts.
+    Costs `num_samples` samples, and `num_texts` energies of held-out texts and of each altered set. UserError for
+    fewer than 20 held-out texts.
     """
     if len(held_out) < LEAST:
         raise UserError(f"must hold {LEAST} texts or more, and holds {len(held_out)}", argument="held_out")
     rng = np.random.default_rng(generator(seed, "evaluate-texts").initial_seed())
-    reference = [held_out[int(i)] for i in rng.permutation(len(held_out))[:num_samples]]
+    reference = [held_out[int(i)] for i in rng.permutation(len(held_out))[:num_texts]]
     bigram, ngram = NGram(order=2).fit(train), NGram(order=ORDER).fit(train)
     most, known = model.shape[0], {*train, *held_out}
     pseudo = [text for text in bigram.draws(2 * len(reference), rng, most=most) if text and text not in known]
