@@ -66,6 +66,9 @@ class Everything:
 
     num_uniforms, normalised = 3, True
 
+    def fit_parts(self, parts):
+        return self
+
     def allowed(self, x):
         return x > 0
 

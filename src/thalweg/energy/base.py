@@ -13,7 +13,7 @@ that is named ...Energy or has `example()`, which gives a small instance.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -308,6 +308,15 @@ class Fittable(Protocol, metaclass=Capability):
 
     def fit(self, x: Tensor, /) -> object:
         """Set them from x (N, *)."""
+        ...
+
+
+@runtime_checkable
+class FittableInParts(Fittable, Protocol, metaclass=Capability):
+    """Takes figures of all training data, not of some rows. A run asks, and gives it the rows in parts."""
+
+    def fit_parts(self, parts: Iterable[Tensor], /) -> object:
+        """The same as `fit` of all the parts (N_i, *) together."""
         ...
 
 

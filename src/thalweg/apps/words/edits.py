@@ -13,7 +13,7 @@ class Edit(NamedTuple):
     """A text near another, and what its letters went through to become that other, as a cost in nats.
 
     The cost is -log r(other | text) for one of the four kinds at even odds, its place and its letter uniform
-    (Kernighan, Church & Gale 1990). A writer leaves one of n letters out, but puts one of K - 2 into one of n + 1 places.
+    (Kernighan, Church & Gale 1990). A writer leaves out one of n letters, but puts one of K - 2 into n + 1 places.
     """
 
     codes: Codes
