@@ -11,8 +11,10 @@ import torch
 
 import thalweg
 from thalweg.bundle.files import load
+from thalweg.bundle.model_units import initial_positions
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core.rng import generator
 from thalweg.data.alphabet import MARK
 from thalweg.evaluate.ngram import NGram
 from thalweg.normaliser.estimate import LogProb
@@ -260,3 +262,28 @@ def test_a_length_of_the_model_can_be_given(word_files, tmp_path):
     assert run.shape == (9,)
     with pytest.raises(UserError, match="has 10 letters"):
         run.energy(["a" * 10])
+
+
+# Where chains start and end -----------------------------------------------------------------------------------------
+
+
+def test_chains_start_at_draws_of_the_base_law_or_at_uniform_texts(words):
+    start = initial_positions("text", words.transform, (200, 6), generator(0, "a"), words.model)
+    uniforms = torch.rand(200, words.model.num_uniforms, generator=generator(0, "a"))
+    assert torch.equal(start, words.model.base_draws(uniforms))
+    other = initial_positions("text", words.transform, (2000, 6), generator(0, "a"), None)
+    codes = words.alphabet.check_codes(words.transform.inverse(other))
+    lengths = (codes > 0).sum(1)
+    assert torch.equal(other, words.transform.forward(codes))
+    counts = lengths.bincount(minlength=7)
+    assert counts[0] == 0
+    assert (counts[1:] - 2000 / 6).abs().max() < 5 * (2000 * 5 / 36) ** 0.5
+    letters = codes[codes > 0].long().bincount(minlength=words.alphabet.num_states)[1:]
+    expected = lengths.sum() / len(letters)
+    assert (letters - expected).abs().max() < 5 * expected**0.5
+
+
+def test_what_follows_the_end_of_a_sample_is_cut_off(words):
+    codes = torch.tensor([[2.0, 0, 3, 0, 4, 5], [2, 3, 4, 5, 6, 7]])
+    expected = torch.tensor([[2.0, 0, 0, 0, 0, 0], [2, 3, 4, 5, 6, 7]])
+    assert torch.equal(words.decode(words.transform.forward(codes)), expected)

@@ -131,3 +131,34 @@ def test_a_text_is_scored_by_a_run_that_has_not_ended(call, word_files, tmp_path
     assert call("score", "run", "s.txt", "-o", "s.csv")[0] == 0
     assert "p_value" not in (tmp_path / "s.csv").read_text()
     assert json.loads((tmp_path / "run" / "config.json").read_text())["data"]["kind"] == "text"
+
+
+def test_score_explains_flagged_texts(call, run, suspects, tmp_path):
+    assert call("score", run, suspects, "--explain", "--alpha", 1, "-o", "s.csv")[0] == 0
+    with (tmp_path / "s.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wanted = load(run).explain(["bama", "xyz", "b,a"])
+    for row, found in zip(rows, wanted, strict=True):
+        assert found.worst is not None
+        assert (row["repair"], row["letter"]) == (found.repair, found.text[found.worst])
+        assert (int(row["place"]), row["expected"]) == (found.worst + 1, found.expected[found.worst])
+        assert float(row["surprise"]) == pytest.approx(found.surprise[found.worst], abs=1e-3)
+    assert call("score", run, suspects, "--explain", "--alpha", 0, "-o", "none.parquet")[0] == 0
+    assert call("score", run, suspects, "--explain", "--alpha", 0, "-o", "none.csv")[0] == 0
+    assert (tmp_path / "none.csv").read_text().splitlines()[1].endswith(",,,,,")
+
+
+@pytest.mark.parametrize("command", ["score run suspects.txt --explain -o s.npy", "score DIGITS x.npy --explain"])
+def test_what_has_no_letters_is_not_explained(call, run, suspects, digits, command):
+    code, _, err = call(*(digits.path if word == "DIGITS" else word for word in command.split()))
+    assert (code, len(err)) == (2, 1)
+
+
+def test_texts_without_a_recipe_get_words(call, word_files, tmp_path):
+    small = ["energy.width=8", "energy.depth=1", "energy.num_heads=2", "train.batch_size=16", "train.precision=fp32"]
+    code, result, err = call("train", word_files / "words.txt", "--steps", 3, "--no-report", "--json", *small)
+    assert code == 0, err
+    assert result["run"] == "runs/words-words"
+    bundle = load(tmp_path / "runs" / "words-words")
+    assert bundle.config["recipe"] == "words"
+    assert bundle.normalised

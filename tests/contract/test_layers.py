@@ -55,7 +55,11 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "__main__": ("cli",),
 }
 # Methods of a bundle that call an application, which is imported when they are called: (importer, imported).
-LAZY = {("bundle.bundle", "apps.inpaint.inpaint"), ("bundle.bundle", "apps.classify.probabilities")}
+LAZY = {
+    ("bundle.bundle", "apps.inpaint.inpaint"),
+    ("bundle.bundle", "apps.classify.probabilities"),
+    ("bundle.bundle", "apps.words.explain"),
+}
 NEVER = re.compile(r"\bimport pickle\b|torch\.load\(|allow_pickle=True|yaml\.load\(|(?<![\w.])(eval|exec)\(")
 
 

@@ -64,7 +64,10 @@ class Everything:
     def value_and_grads(self, y, t):
         return None
 
-    num_uniforms = 3
+    num_uniforms, normalised = 3, True
+
+    def fit_parts(self, parts):
+        return self
 
     def allowed(self, x):
         return x > 0

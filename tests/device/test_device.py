@@ -12,10 +12,12 @@ from thalweg.data.loader import Loader
 from thalweg.data.transform import Composed, Scale, Standardize
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.networks.autoencoder import AutoencoderEnergy
+from thalweg.energy.networks.autoregressive import AutoregressiveEnergy
 from thalweg.energy.networks.classifier import JointStridedEnergy
 from thalweg.energy.networks.conditional import LabelEnergy
 from thalweg.energy.networks.conv import ConvEnergy
 from thalweg.energy.networks.mlp import MLPEnergy
+from thalweg.energy.networks.tilted_bigram import TiltedBigramEnergy
 from thalweg.energy.networks.transformer import TransformerEnergy
 from thalweg.energy.noise_conditional.classifier import JointUNetEnergy
 from thalweg.energy.noise_conditional.residual import ResidualEnergy
@@ -23,11 +25,15 @@ from thalweg.energy.noise_conditional.transformer import NoiseConditionalTransfo
 from thalweg.energy.noise_conditional.unet import UNetEnergy
 from thalweg.energy.rbm import RBMEnergy
 from thalweg.objective.base import Batch, Labelled
+from thalweg.objective.combined import Combined
 from thalweg.objective.conditional import ConditionalLikelihood
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.contrastive.replay_buffer import choose_keyed, start
+from thalweg.objective.edit_contrast import EditContrast
 from thalweg.objective.joint import JointLikelihood
+from thalweg.objective.likelihood import MaximumLikelihood
 from thalweg.objective.noise_contrastive import GaussianNoise, NoiseContrastive
+from thalweg.objective.pseudo_likelihood import PseudoLikelihood
 from thalweg.objective.ratio import LikelihoodRatio
 from thalweg.objective.restoration import RestorationContrast
 from thalweg.objective.score.dual import DualScoreMatching
@@ -102,6 +108,9 @@ def energy_for(objective):
         return LabelEnergy.example(), LabelEnergy.example().shape
     if isinstance(objective, RestorationContrast):
         return AutoencoderEnergy.example(), AutoencoderEnergy.example().shape
+    if isinstance(objective, PseudoLikelihood | EditContrast | Combined | MaximumLikelihood):  # of states
+        cls = AutoregressiveEnergy if isinstance(objective, MaximumLikelihood) else TiltedBigramEnergy
+        return cls.example(), cls.example().shape
     if isinstance(objective, ExplicitScoreMatching):  # a backward pass a dimension
         return MLPEnergy(shape=(3,), width=8, depth=2), (3,)
     return ConvEnergy(shape=(1, 8, 8)), (1, 8, 8)

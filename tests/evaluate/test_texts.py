@@ -35,6 +35,17 @@ def test_a_law_of_short_texts_sums_to_one() -> None:
     assert 0.97 < total <= 1
 
 
+def test_a_letter_that_follows_one_other_alone_is_rare_elsewhere() -> None:
+    """Kneser and Ney's point: u is frequent, but only after q; by counts it would be the likeliest letter of all."""
+    law = NGram(order=2).fit(["qu"] * 9 + ["a", "b", "ab", "ba"])
+    counts = law._counts[0][""]  # contexts a letter was seen in: q, a and b begin; u after q; the end after u, a, b
+    assert dict(counts) == {"q": 1, "u": 1, "a": 2, "b": 2, END: 3}
+    discount = law._discounts[0]
+    assert law._prob("u", "") == pytest.approx((1 - discount + discount * 5 / 6) / 9)
+    assert law._prob("u", "a") < law._prob("b", "a")
+    assert law._discounts[1] == 2 / (2 + 2 * 4)  # ab and ba once; four pairs twice
+
+
 def test_draws_follow_the_law() -> None:
     law, n = NGram(order=2).fit(["ab", "abb", "b"] * 5), 4000
     drawn = law.draws(n, np.random.default_rng(0), most=12)

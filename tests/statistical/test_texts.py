@@ -15,6 +15,7 @@ from thalweg.energy.density.bigram import BigramEnergy, codes_of
 from thalweg.energy.enumeration import all_states
 from thalweg.energy.ising import IsingEnergy
 from thalweg.energy.networks.autoregressive import AutoregressiveEnergy
+from thalweg.energy.networks.context_counts import ContextCounts
 from thalweg.energy.networks.tilted_bigram import TiltedBigramEnergy
 from thalweg.energy.potts import PottsEnergy
 from thalweg.energy.rbm import RBMEnergy
@@ -62,12 +63,12 @@ def tilted(seed=0):
     return energy.double().fit(sample_texts()).eval()
 
 
-def autoregressive(length=L):
+def autoregressive(length=L, **settings):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        energy = AutoregressiveEnergy(shape=(length, K), width=16, depth=2, num_heads=2)
+        energy = AutoregressiveEnergy(shape=(length, K), width=16, depth=2, num_heads=2, **settings)
         with torch.no_grad():
-            energy.head.weight.mul_(3)
+            energy.head.weight.mul_(30)
     return energy.double().fit(sample_texts()[:, :length]).eval()
 
 
@@ -413,13 +414,67 @@ def test_an_energy_of_no_states_is_refused():
             PseudoLikelihood(**wrong)
 
 
-def test_an_autoregressive_energy_is_normalised_as_it_stands():
-    """Over all states, with a network that is far from the bigram law; its own `log_z` says so."""
-    energy = autoregressive().requires_grad_(False)
+@pytest.mark.parametrize("settings", [{}, {"context": 3}, {"context": 3, "slots": 7}], ids=str)
+@pytest.mark.parametrize("training", [False, True])
+def test_an_autoregressive_energy_is_normalised_as_it_stands(settings, training):
+    """Over all states, with a network that is far from the bigram law; its own `log_z` says so.
+
+    In training mode each text is left out of its own counts, so there it is each text's law that sums to 1.
+    """
+    energy = autoregressive(**settings).requires_grad_(False).train(training)
+    if training:
+        p = (
+            energy.counts(torch.full((1, L, K), 1 / K), codes_of(sample_texts()[:1]))
+            if energy.counts
+            else torch.ones(1)
+        )
+        torch.testing.assert_close(p.sum(-1), torch.ones_like(p.sum(-1)), check_dtype=False)
+        return
     assert math.isclose(float((-energy(all_states(L, K))).exp().sum()), 1, abs_tol=1e-10)
     assert float((energy(encoded(TEXTS)) - energy.bigram(encoded(TEXTS))).abs().mean()) > 0.3
     assert float(energy.log_z()) == 0
     assert isinstance(energy, HasExactLogZ)
+
+
+@pytest.mark.parametrize("longest", [2, 3])
+def test_contexts_are_counted_as_by_a_loop(longest):
+    """p of the longest context, in which each letter is counted; in training mode without the text itself."""
+    codes = codes_of(sample_texts(60))
+    counts = ContextCounts(K, longest, 1 << 16).double()
+    counts.fit(codes)
+    texts = [[*row[: row.index(0)], 0] if 0 in row else row for row in codes.tolist()]
+    law = torch.full((1, L, K), 1 / K, dtype=torch.float64)
+    for training in (False, True):
+        counts.train(training)
+        text = next(t for t in texts if len(set(t)) == len(t) > 2)  # no context comes twice
+        row = torch.tensor([text + [0] * (L - len(text))])
+        found = counts(law, row).detach()[0]
+        for i in range(len(text)):
+            p = [1 / K] * K
+            for c in range(2, longest + 1):
+                context = ([K] * c + text)[i : i + c]
+                after = [t[j] for t in texts for j in range(len(t)) if ([K] * c + t)[j : j + c] == context]
+                if training:
+                    after.remove(text[i])
+                p = [(after.count(b) + 4 * p[b]) / (len(after) + 4) for b in range(K)]
+            assert found[i].tolist() == pytest.approx(p, abs=1e-6)
+
+
+def test_a_small_table_has_the_most_frequent_contexts():
+    codes = codes_of(sample_texts(60))
+    full, few = ContextCounts(K, 3, 1 << 16), ContextCounts(K, 3, 5)
+    for counts in (full, few):
+        counts.fit(codes)
+    every = full.counts3.sum(1).sort(descending=True).values
+    assert int(every.sum()) == int(((codes == 0).cumsum(1) <= 1).sum())
+    assert few.counts3.shape == (5, K)
+    torch.testing.assert_close(few.counts3.sum(1).sort(descending=True).values, every[:5])
+    law = torch.full((len(codes), L, K), 1 / K)
+    known = torch.isin(full._keys(codes, 3), few.keys3)
+    full.eval(), few.eval()
+    few.keys2, few.counts2 = full.keys2, full.counts2
+    assert torch.equal(full(law, codes)[known], few(law, codes)[known])
+    assert 0.1 < float(known.double().mean()) < 0.9
 
 
 def test_an_autoregressive_energy_does_not_look_ahead():

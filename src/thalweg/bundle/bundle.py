@@ -298,6 +298,15 @@ class Bundle(HoldsEnergy):
 
         return inpaint(self, x, observed, n=n, seed=seed).images
 
+    def explain(self, x: Any, *, edits: int = 1, channel: bool = False) -> Any:
+        """Of a model of texts: the surprise of each letter of each text, what was expected, and the likeliest repair.
+
+        A list of `thalweg.apps.words.explain:Explanation`; options as there.
+        """
+        from thalweg.apps.words.explain import explain
+
+        return explain(self, x, edits=edits, channel=channel)
+
     def score(self, x: Any, *, alpha: float = ALPHA) -> dict[str, Tensor]:
         """energy, log_prob (where the constant is known), p_value and flag = p_value <= alpha, each (B,).
 

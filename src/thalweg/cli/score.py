@@ -2,12 +2,18 @@
 
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from thalweg.cli import console
 from thalweg.cli.options import Alpha, Device, Drop, Header, Input, Json, Run, Trust, table_options
+from thalweg.core.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from thalweg.bundle.bundle import Bundle
 
 EXAMPLE = "Example: `thalweg score runs/digits images/ -o scores.csv`"
 
@@ -19,6 +25,10 @@ def score(
         "scores.csv"
     ),
     alpha: Alpha = 0.01,
+    explain: Annotated[
+        bool,
+        typer.Option("--explain", help="Of flagged texts the least likely letter and a repair; --alpha 1: of all."),
+    ] = False,
     header: Header = None,
     drop: Drop = None,
     trust: Trust = None,
@@ -35,15 +45,45 @@ def score(
     bundle = load_as(run, Bundle, device=device)
     console.writable(out, (".csv", ".parquet", ".npy"))
     console.refuse_overwrite(out, data, run)
+    if explain:
+        _require_explainable(bundle, out)
     if bundle.alphabet is not None:
         names, x = read_codes(bundle, data, **table_options(header, drop))
     else:
         x = read_rows(bundle, data, **table_options(header, drop))
         names = read_names(data, len(x))
     scores = bundle.score(x, alpha=alpha)
-    write_scores(out, names, scores, heading="name" if bundle.alphabet is None else "text")
+    more = _explained(bundle, x, scores.get("flag")) if explain else {}
+    write_scores(out, names, {**scores, **more}, heading="name" if bundle.alphabet is None else "text")
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
     console.say(f"{len(x)} rows in {out}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
     mean = float(scores["energy"].mean())
     mean_energy = mean if math.isfinite(mean) else None  # JSON knows no infinity
     console.emit({"rows": len(x), "file": str(out), "flagged": flagged, "mean_energy": mean_energy}, as_json)
+
+
+def _require_explainable(bundle: "Bundle", out: Path) -> None:
+    if bundle.alphabet is None:
+        text = f"must be left out: {bundle.path} is a model of {bundle.kind} data, not of texts"
+        raise UserError(text, argument="--explain", hint="`thalweg detect score` gives reasons for rows of tables")
+    if out.suffix.lower() == ".npy":
+        text = "must be left out for .npy, which holds energies alone"
+        raise UserError(text, argument="--explain", hint="write a .csv or .parquet")
+
+
+def _explained(bundle: "Bundle", x: "Tensor", flags: "Tensor | None") -> dict[str, list[Any]]:
+    """Columns of the least likely letter, its place from 1, its surprise, what was expected, and the repair.
+
+    None where a text is not flagged; a model without calibration has no flags, and all texts are explained.
+    """
+    rows = [i for i in range(len(x)) if flags is None or bool(flags[i])]
+    names = ("letter", "place", "surprise", "expected", "repair", "repair_energy")
+    columns: dict[str, list[Any]] = {name: [None] * len(x) for name in names}
+    for i, found in zip(rows, bundle.explain(x[rows]), strict=True):
+        if found.worst is not None:
+            w = found.worst
+            values = (found.text[w], w + 1, found.surprise[w], found.expected[w])
+            for name, value in zip(names, values, strict=False):
+                columns[name][i] = value
+        columns["repair"][i], columns["repair_energy"][i] = found.repair, found.repair_energy
+    return columns

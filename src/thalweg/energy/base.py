@@ -13,7 +13,7 @@ that is named ...Energy or has `example()`, which gives a small instance.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -263,6 +263,19 @@ class HasBaseLaw(EnergyFn, Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class Normalised(EnergyFn, Protocol, metaclass=Capability):
+    """Has exp(-E) sum, or integrate, to 1 whatever the weights, where `normalised` is true.
+
+    A run asks: -E is then log p under any objective.
+    """
+
+    @property
+    def normalised(self) -> bool:
+        """Whether it does."""
+        ...
+
+
+@runtime_checkable
 class Shiftable(Protocol, metaclass=Capability):
     """U(y, t) with a constant that is learned. A run asks when it ends, to correct it (`run.constant`)."""
 
@@ -295,6 +308,15 @@ class Fittable(Protocol, metaclass=Capability):
 
     def fit(self, x: Tensor, /) -> object:
         """Set them from x (N, *)."""
+        ...
+
+
+@runtime_checkable
+class FittableInParts(Fittable, Protocol, metaclass=Capability):
+    """Takes figures of all training data, not of some rows. A run asks, and gives it the rows in parts."""
+
+    def fit_parts(self, parts: Iterable[Tensor], /) -> object:
+        """The same as `fit` of all the parts (N_i, *) together."""
         ...
 
 

@@ -12,7 +12,15 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
 from thalweg.data.transform import Identity, OneHot, Transform
-from thalweg.energy.base import Classifier, Discrete, Fittable, HasNoiseLevels, lacking, require_noise_conditional
+from thalweg.energy.base import (
+    Classifier,
+    Discrete,
+    Fittable,
+    FittableInParts,
+    HasNoiseLevels,
+    lacking,
+    require_noise_conditional,
+)
 from thalweg.energy.building import from_spec
 from thalweg.energy.outcomes import Conditional
 from thalweg.objective.base import Batch, Labelled, Objective
@@ -25,6 +33,7 @@ from thalweg.training.step import Augment
 
 ANCHOR_ROWS = 20_000
 ANCHOR_NUMBERS = 2**27  # of these rows, in model units: long texts are fewer
+PART = 4096  # rows that are given at a time to an energy that takes all of them
 
 
 class Parts(NamedTuple):
@@ -111,7 +120,10 @@ def fit_to_data(parts: Parts, data: Dataset) -> Float32Transform:
     transform = Float32Transform(fitted, some.dtype)
     if isinstance(parts.energy, Fittable):
         try:
-            parts.energy.fit(transform.forward(some))
+            if isinstance(parts.energy, FittableInParts):
+                parts.energy.fit_parts(transform.forward(as_float(part)) for part in data.train.split(PART))
+            else:
+                parts.energy.fit(transform.forward(some))
         except (TypeError, RuntimeError, AttributeError) as error:
             if not is_foreign(parts.energy):
                 raise

@@ -15,7 +15,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.spec_of import spec_of
 from thalweg.data.catalog import Dataset
 from thalweg.data.transform import Transform
-from thalweg.energy.base import HasNoiseLevels, NoiseConditional
+from thalweg.energy.base import HasBaseLaw, HasNoiseLevels, NoiseConditional
 from thalweg.energy.building import from_object
 from thalweg.energy.noise_conditional.anchored_network import AnchoredNetworkEnergy
 from thalweg.energy.noise_conditional.gaussian_prior import GaussianPriorEnergy
@@ -60,7 +60,7 @@ class Given:
         module = built_energy(self.energy, shape, seed).cpu()  # where it is checked; a run moves it to its device
         energy = with_prior(module, data.kind, shape)
         learned = isinstance(self.objective, LearnsConstant) and self.objective.learns_constant
-        if learned and not isinstance(energy, WithConstantEnergy | HasNoiseLevels):
+        if learned and not isinstance(energy, WithConstantEnergy | HasNoiseLevels | HasBaseLaw):
             energy = WithConstantEnergy(network=energy, shape=shape)
         built_here = module is not self.energy and energy is module
         return replace(self, energy=energy, spec=spec_of(self.energy) if built_here else None)

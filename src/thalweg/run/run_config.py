@@ -11,7 +11,7 @@ from thalweg.bundle.files import heading
 from thalweg.core import config as specs
 from thalweg.core.errors import DamagedFile, NotTrusted, UserError
 from thalweg.data.catalog import Dataset
-from thalweg.energy.base import Anchored, Classifier, HasNoiseLevels
+from thalweg.energy.base import Anchored, Classifier, HasNoiseLevels, Normalised
 from thalweg.energy.outcomes import Conditional
 from thalweg.objective.base import LearnsConstant
 from thalweg.run.checks import Parts
@@ -47,12 +47,14 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
 
 
 def normalised(parts: Parts) -> bool:
-    """Whether -E is log p: the constant is learned, or the law at the highest level is built in and fixes it.
+    """Whether -E is log p: the energy is so built, its constant is learned, or the law at the highest level fixes it.
 
     That of a conditional energy is log p(y | x), where y can be counted.
     """
     if isinstance(parts.energy, Conditional):
         return parts.energy.outcomes.enumerable
+    if isinstance(parts.energy, Normalised) and parts.energy.normalised:
+        return True
     objective = parts.objective
     alone = isinstance(objective, LearnsConstant) and objective.learns_constant
     known = isinstance(parts.energy, HasNoiseLevels) and isinstance(parts.energy, Anchored)

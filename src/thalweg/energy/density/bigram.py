@@ -9,7 +9,7 @@ A text of L letters needs no end: it stops for want of room. So q sums to 1 over
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import torch
@@ -64,12 +64,19 @@ class BigramEnergy(nn.Module):
         """L: a number a letter."""
         return self.shape[0]
 
-    @torch.no_grad()
     def fit(self, x: Float[Tensor, "n l k"]) -> Self:
         """Count the pairs of training texts; UserError where a row is no text."""
-        check_rows(x, self.shape)
-        require_texts(x)
-        k, codes = self.num_states, codes_of(x)
+        return self.fit_parts([x])
+
+    def fit_parts(self, parts: Iterable[Float[Tensor, "n l k"]]) -> Self:
+        """The same of parts of the training texts."""
+        self.count(codes_of_texts(parts, self.shape))
+        return self
+
+    @torch.no_grad()
+    def count(self, codes: Int[Tensor, "n l"]) -> None:
+        """The same of their codes."""
+        k = self.num_states
         first = codes[:, 0].bincount(minlength=k).double()
         pairs = (codes[:, :-1] * k + codes[:, 1:])[codes[:, :-1] > 0].bincount(minlength=k * k).view(k, k).double()
         counts = first + pairs.sum(0)
@@ -77,7 +84,6 @@ class BigramEnergy(nn.Module):
         weight = self.smoothing
         self.log_first.copy_(((first + weight * share) / (first.sum() + weight)).log())
         self.log_next[1:] = ((pairs + weight * share) / (pairs.sum(1, keepdim=True) + weight)).log()[1:].to(share)
-        return self
 
     def log_conditionals(self, x: Float[Tensor, "b n k"], *, ends: bool = True) -> Float[Tensor, "b n k"]:
         """log q of every state of a unit, given the unit before.
@@ -121,6 +127,16 @@ class BigramEnergy(nn.Module):
 def codes_of(x: Float[Tensor, "b l k"]) -> Int[Tensor, "b l"]:
     """The states of one-hot rows as whole numbers."""
     return x.argmax(-1)
+
+
+def codes_of_texts(parts: Iterable[Float[Tensor, "n l k"]], shape: tuple[int, int]) -> Int[Tensor, "n l"]:
+    """The codes of all parts together; UserError where a row is no text, or there is none."""
+    found = []
+    for part in parts:
+        check_rows(part, shape)
+        require_texts(part)
+        found.append(codes_of(part))
+    return torch.cat(found)
 
 
 def inside(codes: Int[Tensor, "b l"]) -> Bool[Tensor, "b l"]:

@@ -1,23 +1,26 @@
 """A transformer that reads texts letter by letter: an energy that is normalised as it stands.
 
-    E(x) = -sum_i log p(x_i | x_1 … x_{i-1}),    p(. | x_1 … x_{i-1}) = softmax(log q(. | x_{i-1}) + W h_i)
+    E(x) = -sum_i log p(x_i | x_1 … x_{i-1}),    p(. | x_1 … x_{i-1}) = softmax(log q_c(. | x_{i-c} … x_{i-1}) + W h_i)
 
-with q the bigram law of `energy.density.bigram` and h_i what attention makes of the letters before i. The sum over all
-texts of at most L letters is 1 for any weights. So E is -log p(x), its likelihood is exact, and each text teaches all
-its letters at once; other energies of texts learn from one comparison a text. It is still an energy of whole texts:
-pseudo-likelihood, contrasts and Gibbs sampling change any letter of it. As a tilt of the bigram law, f = log p / q.
+with q_c a law of counts, that of `energy.density.bigram` or of longer contexts (`context_counts`), and h_i what
+attention makes of the letters before i. The sum over all texts of at most L letters is 1 for any weights. So E is
+-log p(x), its likelihood is exact, and each text teaches all its letters at once; other energies of texts learn from
+one comparison a text. It is still an energy of whole texts: pseudo-likelihood, contrasts and Gibbs sampling change any
+letter of it. As a tilt of the bigram law, f = log p / q.
 """
 
 from collections.abc import Sequence
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from thalweg.core import check
 from thalweg.core.device import autocast
+from thalweg.energy.density.bigram import codes_of
+from thalweg.energy.networks.context_counts import ContextCounts
 from thalweg.energy.networks.encoder import Encoder
 from thalweg.energy.networks.tilted_bigram import WAVELENGTH, TextEnergy
 
@@ -31,6 +34,8 @@ class AutoregressiveEnergy(TextEnergy):
         depth: Layers.
         num_heads: Heads of attention; twice their number divides the width.
         reach: Letters back that a token begins with.
+        context: Letters of the longest context that is counted; 1: the bigram law.
+        slots: Most contexts of a length that are counted.
         smoothing: That of `BigramEnergy`.
     """
 
@@ -42,6 +47,8 @@ class AutoregressiveEnergy(TextEnergy):
         depth: int = 3,
         num_heads: int = 4,
         reach: int = 3,
+        context: int = 1,
+        slots: int = 1 << 16,
         smoothing: float = 1.0,
     ):
         super().__init__(shape, smoothing)
@@ -49,11 +56,23 @@ class AutoregressiveEnergy(TextEnergy):
         self.stem = nn.Linear(self.reach * self.num_states, width)
         self.encoder = Encoder(width, depth, num_heads, base=WAVELENGTH)
         self.head = nn.Linear(width, self.num_states, bias=False)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)  # it begins near the law of counts
+        check.count(context=context, slots=slots)
+        self.counts = ContextCounts(self.num_states, context, slots) if context > 1 else None
+
+    normalised = True
 
     @classmethod
     def example(cls) -> Self:
         """Texts of up to four letters out of two."""
-        return cls(shape=(4, 3), width=8, depth=1, num_heads=2, reach=1)
+        return cls(shape=(4, 3), width=8, depth=1, num_heads=2, reach=1, context=2)
+
+    def count(self, codes: Int[Tensor, "n l"]) -> None:
+        """Count pairs, and what follows longer contexts, in the codes of training texts."""
+        super().count(codes)
+        if self.counts is not None:
+            self.counts.fit(codes)
 
     def log_z(self) -> Float[Tensor, ""]:
         """0 nats, whatever the weights."""
@@ -67,5 +86,6 @@ class AutoregressiveEnergy(TextEnergy):
         scores = self.head(self.encoder(self.stem(windows.flatten(2)), seen[None]))
         with autocast(x.device, False):
             log_q = self.bigram.log_conditionals(x, ends=False)
-            log_p = torch.log_softmax(log_q + scores.to(x.dtype), 2)
+            start = log_q if self.counts is None else self.counts(log_q.exp(), codes_of(x)).log()
+            log_p = torch.log_softmax(start + scores.to(x.dtype), 2)
             return ((log_p - log_q) * x * tokens[:, :, None]).sum((1, 2))

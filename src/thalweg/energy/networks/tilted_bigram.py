@@ -8,16 +8,16 @@ are finitely many texts, so exp(-E) has a finite sum whatever f. An exponential 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
 from thalweg.core import check
-from thalweg.energy.density.bigram import BigramEnergy, allowed_letters, codes_of, inside
+from thalweg.energy.density.bigram import BigramEnergy, allowed_letters, codes_of, codes_of_texts, inside
 from thalweg.energy.networks.encoder import Encoder
 from thalweg.energy.shape import check_rows
 
@@ -50,8 +50,16 @@ class TextEnergy(nn.Module, ABC):
 
     def fit(self, x: Float[Tensor, "n l k"]) -> Self:
         """Set q from training texts; UserError where a row is no text."""
-        self.bigram.fit(x)
+        return self.fit_parts([x])
+
+    def fit_parts(self, parts: Iterable[Float[Tensor, "n l k"]]) -> Self:
+        """The same of parts of them."""
+        self.count(codes_of_texts(parts, self.shape))
         return self
+
+    def count(self, codes: Int[Tensor, "n l"]) -> None:
+        """The same of their codes."""
+        self.bigram.count(codes)
 
     def base_energy(self, x: Float[Tensor, "b l k"]) -> Float[Tensor, " b"]:
         """-log q(x) in nats."""

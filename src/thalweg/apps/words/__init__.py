@@ -1,0 +1,1 @@
+"""Texts explained by their energy: which letters are unlikely, and which text was meant."""
