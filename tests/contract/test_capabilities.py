@@ -20,9 +20,11 @@ EXCEPTIONS = {  # (file, name): why
     ("apps/anomaly/input_arrays.py", "dtypes"): ARRAYS,
     ("apps/anomaly/input_arrays.py", "kind"): ARRAYS,
     ("apps/rerank/candidates.py", "images"): "the output of a diffusers pipeline",
+    ("energy/engine/attention.py", "list_flash_attention_impls"): "a function of torch, which not every version has",
     ("energy/engine/discovery.py", "__dict__"): "any Python object, in which modules are looked for",
     ("energy/engine/known_layers.py", "inplace"): "an option of torch's activations, which not all have",
     ("energy/engine/fused.py", "OptimizedModule"): "a class of torch._dynamo, which not every version has",
+    ("objective/score/derivatives.py", "variable"): "of a node of torch's graph that accumulates",
 }
 
 
