@@ -210,7 +210,7 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Figures of a run, written with the report to its folder; `data` where the run's were read already.
 
-    `num_samples`: None for 1,000, and of texts, whose chains are slow, 200.
+    `num_samples`: None for 1,000, and of texts, whose chains are slow, 100.
     """
     from thalweg.apps.landscape.picture_files import of_report
     from thalweg.bundle.dataset import data_of
@@ -224,7 +224,7 @@ def evaluate_run(
     if len(data.held_out) < LEAST_HELD_OUT:
         few = f"must have {LEAST_HELD_OUT} held-out rows or more, and has {len(data.held_out)}"
         raise UserError(few, argument=str(folder), hint="train on more data")
-    num_samples = num_samples or (1000 if data.alphabet is None else 200)
+    num_samples = num_samples or (1000 if data.alphabet is None else 100)
     how: dict[str, Any] = {"history": read_metrics(folder), "num_samples": num_samples, "seed": seed}
     if data.alphabet is not None:
         train, unseen = (data.alphabet.decode(part) for part in (data.train, data.held_out))

@@ -19,7 +19,7 @@ EXAMPLE = "Example: `thalweg evaluate runs/digits`"
 def evaluate(
     run: Run,
     num_samples: Annotated[
-        int | None, typer.Option("-n", help="Samples to judge; 1,000 if not given, 200 of texts.", min=20)
+        int | None, typer.Option("-n", help="Samples to judge; 1,000 if not given, 100 of texts.", min=20)
     ] = None,
     log_z: Annotated[bool, typer.Option("--log-z", help="First estimate and store the energy's constant.")] = False,
     seed: Seed = 0,

@@ -60,7 +60,7 @@ def evaluate_texts(
     train: Sequence[str],
     held_out: Sequence[str],
     history: list[dict[str, float]] | None = None,
-    num_samples: int = 200,
+    num_samples: int = 100,
     num_texts: int = NUM_TEXTS,
     seed: int = 0,
 ) -> Evaluation:
