@@ -110,7 +110,7 @@ def trained(words: list[str], name: str | None, budget: dict, out: Path | None =
     energy, objective = OBJECTIVES[name] if name else (None, None)
     begun, wall = time.process_time(), time.time()
     given = {"objective": objective} if objective else {}
-    settings = {"log_every": 100}
+    settings: dict = {"log_every": 100} if out else {}
     if energy is not None:  # its recipe is the same, but for the rate: attention in both directions
         settings |= {"batch_size": 256, "learning_rate": 2e-3, "decay": "linear", "ema": 0.998, "weight_decay": 0.01}
         settings |= {"guard": {"min_slope": None}}
