@@ -14,6 +14,7 @@ from thalweg.energy.density import bigram
 from thalweg.energy.density.bigram import BigramEnergy, codes_of
 from thalweg.energy.enumeration import all_states
 from thalweg.energy.ising import IsingEnergy
+from thalweg.energy.networks import autoregressive as autoregressive_module
 from thalweg.energy.networks.autoregressive import AutoregressiveEnergy
 from thalweg.energy.networks.context_counts import ContextCounts
 from thalweg.energy.networks.tilted_bigram import TiltedBigramEnergy
@@ -146,6 +147,19 @@ def test_draws_follow_the_law():
         chi_square(energy, wrong.base_draws(uniforms()))
     warmer = fitted(smoothing=100.0)
     assert chi_square(energy, warmer.base_draws(uniforms()))[0] > bar(degrees)
+
+
+def test_exact_draws_of_the_autoregressive_energy_follow_its_law():
+    """Draws that forget the letters before, and those of the bigram law, are rejected."""
+    energy = autoregressive(context=2)
+    with torch.no_grad():
+        statistic, degrees = chi_square(energy, energy.exact_draws(uniforms()))
+        assert statistic < bar(degrees)
+        wrong = mutant(autoregressive_module, "log_p[:, i].exp()", "log_p[:, 0].exp()")
+        forgetful = wrong.AutoregressiveEnergy(shape=(L, K), width=16, depth=2, num_heads=2, context=2).double().eval()
+        forgetful.load_state_dict(energy.state_dict())
+        assert chi_square(energy, forgetful.exact_draws(uniforms()))[0] > bar(degrees)
+        assert chi_square(energy, energy.base_draws(uniforms()))[0] > bar(degrees)
 
 
 def test_draws_are_a_pure_function_and_keep_the_type():

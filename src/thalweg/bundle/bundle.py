@@ -28,7 +28,7 @@ from thalweg.core.device import find_device, place
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import Kind
-from thalweg.energy.base import Anchored, Classifier, EnergyFn, HasExactLogZ, NoiseConditional
+from thalweg.energy.base import Anchored, Classifier, EnergyFn, HasExactDraws, HasExactLogZ, NoiseConditional
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
@@ -178,8 +178,8 @@ class Bundle(HoldsEnergy):
         return decoded(self.kind, self.transform, z)
 
     def chains(self, n: int, *, seed: int = 0) -> tuple[Sampler[Any], EnergyFn, Tensor] | None:
-        """(sampler, E(z), n independent starts as of samples) in model units; None for an energy with noise levels."""
-        if self.noisy:
+        """(sampler, E(z), n independent starts) in model units; None where samples are drawn without such chains."""
+        if self.noisy or isinstance(self.model, HasExactDraws):
             return None
         draws = generator(seed, "chains", device=self.device)
         start = initial_positions(self.kind, self.transform, (n, *self.shape), draws, self.model)
@@ -260,8 +260,8 @@ class Bundle(HoldsEnergy):
         """n samples in data units (images clamped to [0, 1]), on the bundle's device.
 
         Sample i does not depend on how many follow. A GPU draws other samples by a seed than the CPU.
-        `num_steps`: levels of the annealed sampler, or Langevin steps from noise (1,000 if not given). `seed` is a
-        whole number of 64 bits. Blocks of 100 are computed together, so up to rounding only where n cuts one.
+        `num_steps`: levels of the annealed sampler, or steps of a chain (1,000 if not given; none after exact draws).
+        `seed` is a whole number of 64 bits. Blocks of 100 are computed together, so up to rounding where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         Of a model of texts these are codes, which `texts` reads.
         """

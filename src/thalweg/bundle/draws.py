@@ -8,7 +8,7 @@ from torch import Tensor
 from thalweg.bundle import classes
 from thalweg.bundle.model_units import initial_positions
 from thalweg.core.rng import generator
-from thalweg.energy.base import EnergyFn, NoiseConditional
+from thalweg.energy.base import EnergyFn, HasExactDraws, NoiseConditional
 from thalweg.sampler.annealed import BLOCK, anneal
 from thalweg.sampler.base import require_annealed, with_num_steps
 from thalweg.sampler.chain import of_block, run_chain
@@ -34,11 +34,15 @@ def annealed_blocks(
 def chain_blocks(
     bundle: "Bundle", n: int, seed: int, num_steps: int | None, labels: Tensor | None, strength: float
 ) -> Blocks:
-    """n samples of an energy E(x), by chains of their own."""
+    """n samples of an energy E(x), by chains of their own; where it has exact draws by these, then chains if asked."""
+    exact = isinstance(bundle.model, HasExactDraws) and num_steps is None
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = generator(seed, "sample", block, device=bundle.device)
         size = (BLOCK, *bundle.shape)
         z = initial_positions(bundle.kind, bundle.transform, size, draws, bundle.model)[: n - start]
+        if exact:
+            yield z
+            continue
         chain = generator(seed, "sample-chain", block).initial_seed()  # no block shares noise with another seed's
         sampler = of_block(bundle.sampler, BLOCK)
         energy: EnergyFn = bundle.model

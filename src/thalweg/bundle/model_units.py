@@ -6,7 +6,7 @@ from torch import Generator, Tensor, nn
 from thalweg.data.alphabet import END
 from thalweg.data.float32_check import Float32Transform
 from thalweg.data.transform import OneHot
-from thalweg.energy.base import HasBaseLaw
+from thalweg.energy.base import HasBaseLaw, HasExactDraws
 from thalweg.energy.engine.discovery import device_of
 
 
@@ -23,8 +23,9 @@ def initial_positions(
 ) -> Tensor:
     """Where chains of an energy without noise levels start, of a size, in model units, on the generator's device.
 
-    Images: pixels uniform in [0, 1]. Rows: standard normal in model units. Texts: draws of the energy's base law where
-    it has one, else texts of a uniform length and of uniform letters. The energy lies on the generator's device.
+    Images: pixels uniform in [0, 1]. Rows: standard normal in model units. Texts: the energy's exact draws where it has
+    any, draws of its base law where it has one, else texts of a uniform length and of uniform letters. The energy lies
+    on the generator's device.
     """
     if kind == "text":
         return _texts(transform, size, draws, energy)
@@ -35,10 +36,12 @@ def initial_positions(
 
 def _texts(transform: Float32Transform, size: tuple[int, ...], draws: Generator, energy: object) -> Tensor:
     """One-hot rows of valid texts."""
-    if isinstance(energy, HasBaseLaw):
+    if isinstance(energy, HasExactDraws | HasBaseLaw):
         place = device_of(energy) if isinstance(energy, nn.Module) else draws.device
-        uniforms = torch.rand(size[0], energy.num_uniforms, generator=draws, device=draws.device)
-        return energy.base_draws(uniforms.to(place)).to(draws.device)
+        uniforms = torch.rand(size[0], energy.num_uniforms, generator=draws, device=draws.device).to(place)
+        with torch.no_grad():
+            found = energy.exact_draws(uniforms) if isinstance(energy, HasExactDraws) else energy.base_draws(uniforms)
+        return found.to(draws.device)
     assert isinstance(transform.inner, OneHot)  # as a run of texts has been checked to have
     num_states = transform.inner.num_states
     assert num_states is not None

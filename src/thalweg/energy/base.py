@@ -276,6 +276,20 @@ class Normalised(EnergyFn, Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class HasExactDraws(EnergyFn, Protocol, metaclass=Capability):
+    """Can be drawn from without a chain. A bundle asks, and samples so."""
+
+    @property
+    def num_uniforms(self) -> int:
+        """How many uniform numbers make a draw."""
+        ...
+
+    def exact_draws(self, uniforms: Tensor, /) -> Tensor:
+        """Draws (n, *) of exp(-E) / Z from uniform numbers in [0, 1), (n, num_uniforms): a pure function of them."""
+        ...
+
+
+@runtime_checkable
 class Shiftable(Protocol, metaclass=Capability):
     """U(y, t) with a constant that is learned. A run asks when it ends, to correct it (`run.constant`)."""
 

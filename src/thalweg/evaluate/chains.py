@@ -34,7 +34,7 @@ class HasChains(Protocol, metaclass=Capability):
     """A model that may have chains of its own. An evaluation asks, and says whether they agree."""
 
     def chains(self, n: int, /, *, seed: int) -> tuple[Sampler[Any], EnergyFn, Tensor] | None:
-        """(sampler, E(z), n independent starts) in model units; None for an energy with noise levels."""
+        """(sampler, E(z), n independent starts) in model units; None where samples need no such chains."""
         ...
 
 

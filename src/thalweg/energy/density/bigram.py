@@ -107,9 +107,7 @@ class BigramEnergy(nn.Module):
 
     def base_draws(self, uniforms: Float[Tensor, "n l"]) -> Float[Tensor, "n l k"]:
         """Exact draws, a letter a step, by the inverse of the cumulative distribution."""
-        if uniforms.ndim != 2 or uniforms.shape[1] != self.num_uniforms:
-            text = f"must have the shape (n, {self.num_uniforms}); it has {tuple(uniforms.shape)}"
-            raise UserError(text, argument="uniforms")
+        check_uniforms(uniforms, self.num_uniforms)
         tables = torch.cat([self.log_next, self.log_first[None]]).to(uniforms.dtype)
         below = tables.exp().cumsum(1)[:, :-1]  # the last state takes what rounding leaves
         states = torch.arange(self.num_states, device=uniforms.device)
@@ -151,6 +149,13 @@ def allowed_letters(codes: Int[Tensor, "b l"], num_states: int) -> Bool[Tensor, 
     after = torch.nn.functional.pad(letters, (0, 1), value=False)[:, 1:]
     letter = before[:, :, None].expand(-1, -1, num_states - 1)
     return torch.cat([~after[:, :, None], letter], 2)
+
+
+def check_uniforms(uniforms: Tensor, num: int) -> None:
+    """UserError unless they are (n, num)."""
+    if uniforms.ndim != 2 or uniforms.shape[1] != num:
+        text = f"must have the shape (n, {num}); it has {tuple(uniforms.shape)}"
+        raise UserError(text, argument="uniforms")
 
 
 def check_text_shape(shape: Sequence[int]) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from thalweg.core import check
 from thalweg.core.device import autocast
-from thalweg.energy.density.bigram import codes_of
+from thalweg.energy.density.bigram import check_uniforms, codes_of
 from thalweg.energy.networks.context_counts import ContextCounts
 from thalweg.energy.networks.encoder import Encoder
 from thalweg.energy.networks.tilted_bigram import WAVELENGTH, TextEnergy
@@ -78,7 +78,26 @@ class AutoregressiveEnergy(TextEnergy):
         """0 nats, whatever the weights."""
         return torch.zeros((), device=self.head.weight.device, dtype=self.head.weight.dtype)
 
+    def exact_draws(self, uniforms: Float[Tensor, "n l"]) -> Float[Tensor, "n l k"]:
+        """Exact draws from uniform numbers, a letter a step, by the inverse of the cumulative distribution."""
+        check_uniforms(uniforms, self.num_uniforms)
+        x = uniforms.new_zeros(len(uniforms), *self.shape)
+        states = torch.arange(self.num_states, device=x.device)
+        ended = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        for i, u in enumerate(uniforms.unbind(1)):
+            _, log_p = self._log_conditionals(x[:, : i + 1])
+            below = log_p[:, i].exp().cumsum(1)[:, :-1]  # the last state takes what rounding leaves
+            code = torch.where(ended, 0, (u[:, None] >= below).sum(1))
+            x[:, i] = (code[:, None] == states).to(x.dtype)
+            ended = ended | (code == 0)
+        return x
+
     def _tilt(self, x: Float[Tensor, "b n k"], tokens: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
+        log_q, log_p = self._log_conditionals(x)
+        return ((log_p - log_q) * x * tokens[:, :, None]).sum((1, 2))
+
+    def _log_conditionals(self, x: Float[Tensor, "b n k"]) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b n k"]]:
+        """log q(. | the letter before) and log p(. | all letters before), of each of n letters."""
         n = x.shape[1]
         before = functional.pad(x, (0, 0, self.reach, 0))[:, :-1]
         windows = before.unfold(1, self.reach, 1)
@@ -87,5 +106,4 @@ class AutoregressiveEnergy(TextEnergy):
         with autocast(x.device, False):
             log_q = self.bigram.log_conditionals(x, ends=False)
             start = log_q if self.counts is None else self.counts(log_q.exp(), codes_of(x)).log()
-            log_p = torch.log_softmax(start + scores.to(x.dtype), 2)
-            return ((log_p - log_q) * x * tokens[:, :, None]).sum((1, 2))
+            return log_q, torch.log_softmax(start + scores.to(x.dtype), 2)
