@@ -25,7 +25,6 @@ from thalweg.evaluate.detection import auroc
 from thalweg.evaluate.ngram import NGram
 from thalweg.evaluate.text_sets import nearest_texts, shuffled
 from thalweg.objective.combined import Combined
-from thalweg.objective.edit_contrast import EditContrast
 from thalweg.objective.likelihood import MaximumLikelihood
 from thalweg.objective.noise_contrastive import NoiseContrastive
 from thalweg.objective.pseudo_likelihood import PseudoLikelihood
@@ -40,9 +39,7 @@ OBJECTIVES = {  # name: (energy, None for the recipe's; objective)
     "noise-contrastive": (TILTED, NoiseContrastive()),
     "pseudo-likelihood": (TILTED, ONE_UNIT),
     "both of these": (TILTED, Combined(parts=(NoiseContrastive(), ONE_UNIT))),
-    "edits": (TILTED, EditContrast()),
     "likelihood": (None, MaximumLikelihood()),
-    "likelihood and edits": (None, Combined(parts=(MaximumLikelihood(), EditContrast()), weights=(1.0, 0.5))),
 }
 
 

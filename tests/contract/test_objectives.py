@@ -13,10 +13,8 @@ import thalweg.objective
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.networks.classifier import ClassifierEnergy
-from thalweg.energy.networks.tilted_bigram import TiltedBigramEnergy
 from thalweg.objective.base import (
     Batch,
-    Empty,
     HasAfterRollback,
     HasLevels,
     Labelled,
@@ -25,7 +23,6 @@ from thalweg.objective.base import (
     changes,
 )
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
-from thalweg.objective.edit_contrast import EditContrast
 from thalweg.sampler.langevin import ULA
 
 
@@ -85,10 +82,6 @@ def setting(objective):
 def one_step(objective):
     """(energy, batch, state, noise) of one step."""
     torch.manual_seed(0)
-    if isinstance(objective, EditContrast):  # of texts, and of nothing else
-        energy = TiltedBigramEnergy.example()
-        batch = Batch(energy.base_draws(torch.rand(16, energy.num_uniforms, generator=generator(0, "data"))))
-        return energy, batch, Empty(), objective.draw(Empty(), batch, generator(0, "draw"), 0.5)
     energy = Energy(3, objective.noisy)
     batch = Batch(torch.randn(16, 3, generator=generator(0, "data")), torch.arange(16) % 3)
     state = objective.init(energy, batch.x, generator(0, "init"))

@@ -29,7 +29,6 @@ from thalweg.objective.combined import Combined
 from thalweg.objective.conditional import ConditionalLikelihood
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.contrastive.replay_buffer import choose_keyed, start
-from thalweg.objective.edit_contrast import EditContrast
 from thalweg.objective.joint import JointLikelihood
 from thalweg.objective.likelihood import MaximumLikelihood
 from thalweg.objective.noise_contrastive import GaussianNoise, NoiseContrastive
@@ -108,7 +107,7 @@ def energy_for(objective):
         return LabelEnergy.example(), LabelEnergy.example().shape
     if isinstance(objective, RestorationContrast):
         return AutoencoderEnergy.example(), AutoencoderEnergy.example().shape
-    if isinstance(objective, PseudoLikelihood | EditContrast | Combined | MaximumLikelihood):  # of states
+    if isinstance(objective, PseudoLikelihood | Combined | MaximumLikelihood):  # of states
         cls = AutoregressiveEnergy if isinstance(objective, MaximumLikelihood) else TiltedBigramEnergy
         return cls.example(), cls.example().shape
     if isinstance(objective, ExplicitScoreMatching):  # a backward pass a dimension

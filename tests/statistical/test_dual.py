@@ -91,8 +91,11 @@ def test_s24_the_exact_energy_is_where_the_gradient_vanishes(time_weight):
 
 
 MUTANTS = {
-    "the time score lacks d/2": ("target = (d - eps.flatten(1)", "target = (0 - eps.flatten(1)"),
-    "the time score's sign": ("target = (d - eps.flatten(1)", "target = -(d - eps.flatten(1)"),
+    "the time score lacks d/2": ("= (d - eps.flatten(1)", "= (0 - eps.flatten(1)"),
+    "the time score's sign": (
+        "= (d - eps.flatten(1).square().sum(1)) / 2",
+        "= -(d - eps.flatten(1).square().sum(1)) / 2",
+    ),
     "eps has the wrong sign": ("(space - eps).flatten", "(space + eps).flatten"),
     "sqrt(t) for t in the time score": (", t * grad_t)", ", t.sqrt() * grad_t)"),
     "t for sqrt(t) in the space score": ("(root * grad_y,", "(root**2 * grad_y,"),
@@ -253,7 +256,7 @@ class RandomSubset(NoiseLevels):
     def draw(self, n, generator, between):
         v = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
         order, num_normal = torch.randperm(n, generator=generator), round(self.share * n)
-        (low, high), middle = (0.5 * math.log(t) for t in between), math.log(self.median)
+        (low, high), middle = (0.5 * math.log(t) for t in between[:2]), math.log(self.median)
         a, b = (_normal_cdf((end - middle) / self.spread) for end in (low, high))
         log_normal = middle + self.spread * torch.special.ndtri(a + (b - a) * v[order[:num_normal]])
         return torch.exp(2 * torch.cat([log_normal, low + (high - low) * v[order[num_normal:]]])).float()

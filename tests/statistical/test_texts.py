@@ -20,10 +20,9 @@ from thalweg.energy.networks.context_counts import ContextCounts
 from thalweg.energy.networks.tilted_bigram import TiltedBigramEnergy
 from thalweg.energy.potts import PottsEnergy
 from thalweg.energy.rbm import RBMEnergy
-from thalweg.objective import edit_contrast, noise_contrastive, pseudo_likelihood
+from thalweg.objective import noise_contrastive, pseudo_likelihood
 from thalweg.objective.base import Batch
 from thalweg.objective.combined import Combined
-from thalweg.objective.edit_contrast import EditContrast
 from thalweg.objective.likelihood import MaximumLikelihood
 from thalweg.objective.noise_contrastive import NoiseContrastive
 from thalweg.objective.pseudo_likelihood import PseudoLikelihood
@@ -519,93 +518,13 @@ def test_maximum_likelihood_is_exact(name):
     assert caught.value.argument == "energy"
 
 
-def edit_law(module=edit_contrast):
-    """(r(x' | x) of all texts by drawing on a fine grid of numbers, the ratio that the code states, as tables)."""
-    codes = codes_of(encoded(TEXTS))
-    place = K ** torch.arange(L - 1, -1, -1)
-    number = (codes * place).sum(1)
-    index = torch.full((K**L,), -1)
-    index[number] = torch.arange(len(TEXTS))
-    fine = 60  # a multiple of all counts of places and letters
-    grid = (torch.arange(fine, dtype=torch.float64) + 0.5) / fine
-    kinds, letters = (torch.arange(4) + 0.5) / 4, (torch.arange(K - 1) + 0.5) / (K - 1)
-    v = torch.cartesian_prod(kinds.double(), grid, letters.double())
-    r, ratio = torch.zeros(len(TEXTS), len(TEXTS)).double(), torch.full((len(TEXTS),) * 2, math.nan).double()
-    for row, code in enumerate(codes):
-        out, log_ratio = module.edited(code.expand(len(v), -1), K, v)
-        to = index[(out * place).sum(1)]
-        assert bool((to >= 0).all()), "an edit that is no text"
-        r[row].index_add_(0, to, torch.full((len(v),), 1 / len(v), dtype=torch.float64))
-        ratio[row, to] = log_ratio
-    return r, ratio
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        None,
-        ("math.log(num_states - 1) * sign", "math.log(num_states) * sign"),
-        ("math.log(num_states - 1) * sign", "-math.log(num_states - 1) * sign"),
-        ("place(n), place(n + 1)", "place(n), place(n)"),
-    ],
-    ids=["as it is", "K letters", "sign", "no letter put in at the end"],
-)
-def test_the_ratio_of_edits_is_that_of_their_law(change):
-    """log r(x' | x) - log r(x | x') of every pair of texts, from a grid of all the numbers that are drawn."""
-    if change:
-        with pytest.raises(AssertionError):
-            check_ratio(*edit_law(mutant(edit_contrast, *change)))
-    else:
-        r, ratio = edit_law()
-        check_ratio(r, ratio)
-        assert int(((r > 0).sum(1) > 1).sum()) == len(TEXTS)
-
-
-def check_ratio(r, ratio):
-    moved = (r > 0) & ~torch.eye(len(r), dtype=torch.bool)
-    assert torch.equal(moved, moved.T)
-    torch.testing.assert_close(ratio[moved], (r / r.T).log()[moved], rtol=0, atol=1e-9)
-
-
-def test_telling_edits_apart_finds_the_law():
-    """Gradient at the data's law, in expectation over texts and edits: zero; not so for a mutant without the ratio."""
-    r, ratio = edit_law()
-    u = fitted(smoothing=20.0)(encoded(TEXTS)).requires_grad_(True)
-    p = torch.softmax(-u.detach(), 0)
-    pairs = (r > 0) & ~torch.eye(len(r), dtype=torch.bool)
-    for change, zero in ((0.0, True), (1.0, False)):
-        log_odds = (u[None, :] - u[:, None] + (1 - change) * ratio.nan_to_num())[pairs]
-        loss = ((p[:, None] * r)[pairs] * softplus(-log_odds)).sum()
-        (g,) = torch.autograd.grad(loss, u)
-        assert bool(g.abs().max() < 1e-12) == zero
-
-
-def test_the_loss_of_edits_is_by_hand():
-    energy, x = fitted(), encoded([(1, 2), (3,), (2, 1, 1, 3)])
-    objective = EditContrast(num_edits=3)
-    (v,) = objective.draw((), Batch(x), generator(0, "draw"), 0.0)
-    loss, _, metrics = objective.loss(energy, (), Batch(x), (v,))
-    total, count = 0.0, 0
-    for row, numbers in enumerate(v.double()):
-        code = codes_of(x)[row // 3]
-        out, log_ratio = edit_contrast.edited(code[None], K, numbers[None])
-        if not torch.equal(out[0], code):
-            rise = energy(one_hot(out, K).double()) - energy(one_hot(code[None], K).double())
-            total, count = total + float(softplus(-(rise + log_ratio))), count + 1
-    assert 0 < count <= 9
-    assert float(loss) == pytest.approx(total / count, abs=1e-6)
-    assert 0 <= float(metrics["edit_accuracy"]) <= 1
-    with pytest.raises(UserError):
-        objective.loss(IsingEnergy.example(), (), Batch(x), (v,))
-
-
 def test_a_sum_of_objectives_is_one():
     energy, x = Counted(), encoded(TEXTS)
     parts = NoiseContrastive(), PseudoLikelihood()
     both = Combined(parts=parts, weights=(2.0, 0.5))
     assert both.normalises
     assert both.learns_constant
-    assert not Combined(parts=(EditContrast(), PseudoLikelihood())).normalises
+    assert not Combined(parts=(PseudoLikelihood(), PseudoLikelihood())).normalises
     state = both.init(energy, x, generator(0, "init"))
     noise = both.draw(state, Batch(x), generator(0, "draw"), 0.0)
     loss, _, metrics = both.loss(energy, state, Batch(x), noise)

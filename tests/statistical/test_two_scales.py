@@ -11,7 +11,7 @@ import torch
 
 from thalweg.core.rng import generator
 from thalweg.energy.wrappers import AtNoise
-from thalweg.objective.base import Batch, Empty
+from thalweg.objective.base import Batch
 from thalweg.objective.score import dual
 from thalweg.objective.score.noise_levels import NoiseLevels
 from thalweg.objective.score.score import DenoisingScoreMatching
@@ -53,7 +53,7 @@ def rows(n=256):
 def losses(objective, energy_of):
     """The loss at each offset, on the same rows and noise."""
     batch = Batch(rows())
-    state = Empty() if not objective.noisy else objective.init(Modes(0.0), batch.x, generator(0, "init"))
+    state = objective.init(energy_of(0.0), batch.x, generator(0, "init"))
     noise = objective.draw(state, batch, generator(0, "noise"), 0.0)
     return torch.stack([objective.loss(energy_of(float(c)), state, batch, noise)[0].detach() for c in OFFSETS])
 

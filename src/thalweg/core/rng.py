@@ -29,14 +29,19 @@ def global_draws(generator: torch.Generator) -> Iterator[None]:
 def global_state(device: torch.device) -> list[torch.Tensor]:
     """The states of the global generators from which a module on that device draws. Nothing is waited for."""
     found = [torch.get_rng_state()]
-    return [*found, torch.cuda.get_rng_state(device)] if device.type == "cuda" else found
+    return [*found, torch.cuda.get_rng_state(device)] if _has_own(device) else found
 
 
 def set_global_state(state: list[torch.Tensor], device: torch.device) -> None:
     """Set the global generators back to a `global_state` of that device: for draws that must be the same twice."""
     torch.set_rng_state(state[0])
-    if device.type == "cuda":
+    if _has_own(device):
         torch.cuda.set_rng_state(state[1], device)
+
+
+def _has_own(device: torch.device) -> bool:
+    """Whether the device has a global generator of its own."""
+    return device.type == "cuda" and torch.cuda.is_initialized()
 
 
 class _OfNoNumbers(torch.Generator):

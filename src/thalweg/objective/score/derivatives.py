@@ -79,7 +79,7 @@ def has_second_derivatives(energy: AnyEnergy, inputs: Sequence[Tensor], num: int
     rows = [v[:2].detach().clone() for v in inputs]
     module = energy if isinstance(energy, nn.Module) else None
     buffers = [] if module is None else [buffer.clone() for buffer in module.buffers()]
-    devices = [rows[0].device] if rows[0].device.type == "cuda" else []
+    devices = [rows[0].device] if rows[0].device.type == "cuda" and torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             return _differentiates_twice(energy, rows, num)
