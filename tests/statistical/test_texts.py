@@ -152,13 +152,13 @@ def test_exact_draws_of_the_autoregressive_energy_follow_its_law():
     """Draws that forget the letters before, and those of the bigram law, are rejected."""
     energy = autoregressive(context=2)
     with torch.no_grad():
-        statistic, degrees = chi_square(energy, energy.exact_draws(uniforms()))
+        statistic, degrees = chi_square(energy, energy.exact_draws(uniforms(8000)))
         assert statistic < bar(degrees)
         wrong = mutant(autoregressive_module, "log_p[:, i].exp()", "log_p[:, 0].exp()")
         forgetful = wrong.AutoregressiveEnergy(shape=(L, K), width=16, depth=2, num_heads=2, context=2).double().eval()
         forgetful.load_state_dict(energy.state_dict())
-        assert chi_square(energy, forgetful.exact_draws(uniforms()))[0] > bar(degrees)
-        assert chi_square(energy, energy.base_draws(uniforms()))[0] > bar(degrees)
+        assert chi_square(energy, forgetful.exact_draws(uniforms(8000)))[0] > bar(degrees)
+        assert chi_square(energy, energy.base_draws(uniforms(8000)))[0] > bar(degrees)
 
 
 def test_draws_are_a_pure_function_and_keep_the_type():
