@@ -62,6 +62,13 @@ def test_what_is_no_text_is_refused(words, bad):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("nothing", [[], (), torch.zeros(0, 6)], ids=repr)
+def test_no_texts_are_refused_as_no_rows_are(words, nothing):
+    for call in (words.energy, words.log_prob, words.score):
+        with pytest.raises(UserError, match=r"one row or more; the shape is \(0, 6\)"):
+            call(nothing)
+
+
 def test_samples_are_codes_of_texts_and_do_not_depend_on_their_number(words):
     codes = words.sample(12, seed=3, num_steps=40)
     texts = words.texts(codes)
