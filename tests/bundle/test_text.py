@@ -113,6 +113,8 @@ def test_a_folder_and_a_hub_copy_give_the_same_energies(words, tmp_path, word_li
         {"alphabet": {"letters": "ba", "length": 6}},
         {"alphabet": {"letters": "aabdefgilmnostu", "length": 6}},
         {"alphabet": {"letters": 7, "length": 6}},
+        {"alphabet": {"letters": "\x1bbdefgilmnost", "length": 6}},
+        {"alphabet": {"letters": "abdefgilmnos\x9b", "length": 6}},
         {"shape": [7]},
         {"shape": [6, 15]},
         {"kind": "vector"},
