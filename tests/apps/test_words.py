@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from thalweg.apps.words import explain as explaining
-from thalweg.apps.words.edits import neighbours
+from thalweg.apps.words.edits import edited, neighbours
 from thalweg.apps.words.explain import explain
 from thalweg.core.errors import UserError
-from thalweg.data.alphabet import MARK
+from thalweg.data.alphabet import MARK, Alphabet
 
 
 @pytest.mark.parametrize("text", ["bama", "b", "bbamao", "", "xama"])
@@ -18,7 +18,8 @@ def test_the_surprise_of_a_letter_is_that_of_all_letters_in_its_place(words, tex
     (found,) = explain(words, [text])
     letters = words.alphabet.letters
     shown = "".join(c if c in letters else MARK for c in text)
-    assert found.text == shown
+    assert found.text == text
+    assert explain(words, words.alphabet.encode([text]))[0].text == shown
     assert found.energy == pytest.approx(float(words.energy([text])), abs=1e-4)
     assert len(found.surprise) == len(found.expected) == len(text)
     for i, letter in enumerate(shown):
@@ -61,6 +62,26 @@ def test_the_repair_has_the_lowest_energy_of_all_within_one_edit(words, text):
     assert two.repair_energy == pytest.approx(float(words.energy(further).min()), abs=1e-4)
 
 
+def test_letters_that_no_edit_touches_stay_as_they_were_typed():
+    """Every edit of codes, done to letters: the letters of other texts with the same codes differ in unseen ones."""
+    alphabet = Alphabet("abc", 5)
+    for text in ("a\u2603b\u2604", "\u2603\u2604", "\u2603", "aab", ""):
+        codes = tuple(int(c) for c in alphabet.encode([text])[0] if c)
+        for other, edit in neighbours(codes, alphabet.num_states, 5).items():
+            found = "".join(edited(text, codes, edit, alphabet.decode(torch.tensor(other).float()[:, None])))
+            assert tuple(int(c) for c in alphabet.encode([found])[0] if c) == other
+            unseen = [c for c in found if c in "\u2603\u2604"]
+            assert len(unseen) == other.count(1)
+            assert MARK not in found
+            kept = [c for c in text if c in "\u2603\u2604"]
+            assert len(unseen) < len(kept) or unseen == kept
+
+
+def test_a_repair_keeps_unseen_letters(words):
+    for found in words.explain(["b\u2603ma", "\u2603\u2604\u2603\u2604\u2603"], edits=2):
+        assert MARK not in found.text + found.repair
+
+
 def test_the_cost_of_an_edit_is_that_of_the_typing_error():
     """-log of the chance that the writer of the repair made the text: by counting all errors of the writer."""
     num_states, length = 5, 4
@@ -91,13 +112,13 @@ def test_rows_do_not_depend_on_each_other(words):
         (alone,) = explain(words, words.alphabet.encode([text]))
         assert alone.repair == found.repair
         assert alone.surprise == pytest.approx(found.surprise, abs=1e-3)
-    assert explain(words, words.alphabet.encode(["bama"])[:0]) == []
+    assert explain(words, words.alphabet.encode(["bama"])[:0]) == explain(words, []) == []
 
 
 def test_what_cannot_be_explained_is_refused(words, plane):
     with pytest.raises(UserError, match="texts"):
         plane.explain(torch.zeros(1, 2))
-    for options in ({"edits": 0}, {"edits": 3}, {"beam": 0}):
+    for options in ({"edits": 0}, {"edits": 3}, {"beam": 0}, {"channel": "yes"}, {"channel": 1}):
         with pytest.raises(UserError) as caught:
-            explain(words, ["bama"], **options)
+            words.explain(["bama"], **options)
         assert caught.value.argument in options

@@ -62,6 +62,13 @@ def test_what_is_no_text_is_refused(words, bad):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("nothing", [[], (), torch.zeros(0, 6)], ids=repr)
+def test_no_texts_are_refused_as_no_rows_are(words, nothing):
+    for call in (words.energy, words.log_prob, words.score):
+        with pytest.raises(UserError, match=r"one row or more; the shape is \(0, 6\)"):
+            call(nothing)
+
+
 def test_samples_are_codes_of_texts_and_do_not_depend_on_their_number(words):
     codes = words.sample(12, seed=3, num_steps=40)
     texts = words.texts(codes)
@@ -106,6 +113,8 @@ def test_a_folder_and_a_hub_copy_give_the_same_energies(words, tmp_path, word_li
         {"alphabet": {"letters": "ba", "length": 6}},
         {"alphabet": {"letters": "aabdefgilmnostu", "length": 6}},
         {"alphabet": {"letters": 7, "length": 6}},
+        {"alphabet": {"letters": "\x1bbdefgilmnost", "length": 6}},
+        {"alphabet": {"letters": "abdefgilmnos\x9b", "length": 6}},
         {"shape": [7]},
         {"shape": [6, 15]},
         {"kind": "vector"},

@@ -26,6 +26,8 @@ from thalweg.objective.combined import Combined
 from thalweg.objective.likelihood import MaximumLikelihood
 from thalweg.objective.noise_contrastive import NoiseContrastive
 from thalweg.objective.pseudo_likelihood import PseudoLikelihood
+from thalweg.training.settings import TrainSettings
+from thalweg.training.state import fresh
 
 from .test_score_matching import mutant
 
@@ -488,6 +490,57 @@ def test_a_small_table_has_the_most_frequent_contexts():
     few.keys2, few.counts2 = full.keys2, full.counts2
     assert torch.equal(full(law, codes)[known], few(law, codes)[known])
     assert 0.1 < float(known.double().mean()) < 0.9
+
+
+@pytest.mark.parametrize("num_states", [28, 102, 602, 6000])
+def test_tables_of_counts_are_of_bounded_size(num_states):
+    with torch.device("meta"):
+        counts = ContextCounts(num_states, 4, 1 << 17)
+    sizes = {name: buffer.numel() * buffer.element_size() for name, buffer in counts.named_buffers()}
+    assert max(sizes.values()) <= 2**23
+    assert num_states > 28 or counts.counts4.shape == (1 << 17, 28)  # English keeps its rows
+    assert {name for name, _ in counts.named_buffers()} == set(counts.fixed_buffers)
+
+
+def test_counts_beyond_16_bits_are_scaled_in_proportion():
+    codes = torch.tensor([[1, 1, 1, 0]]).repeat(100_000, 1)
+    codes[:50_000, 2] = 2
+    codes[0, 2] = 3
+    counts = ContextCounts(4, 2, 100)
+    counts.fit(codes)
+    row = counts.counts2[counts.keys2 == 1 * 5 + 1][0]
+    assert row.tolist() == [32767, 32767, 32766, 1]
+
+
+@pytest.mark.parametrize(("shape", "context", "most"), [((4, 3), 5, 4), ((40, 28), 14, 12), ((4, 3), 10**9, 4)])
+def test_a_context_that_does_not_fit_is_refused(shape, context, most):
+    AutoregressiveEnergy(shape=shape, width=8, depth=1, num_heads=2, context=most, slots=4)
+    with pytest.raises(UserError, match=f"at most {most} ") as caught:
+        AutoregressiveEnergy(shape=shape, width=8, depth=1, num_heads=2, context=context, slots=4)
+    assert caught.value.argument == "context"
+
+
+@pytest.mark.parametrize("kind", [TiltedBigramEnergy, AutoregressiveEnergy])
+def test_no_texts_have_no_energies(kind):
+    assert kind.example()(torch.zeros(0, 4, 3)).shape == (0,)
+
+
+def test_fixed_buffers_are_kept_once_in_a_state_and_come_back(tmp_path):
+    """Of the energy alone, not of its average nor of the guard's copies."""
+    energy = AutoregressiveEnergy(shape=(L, K), width=8, depth=1, num_heads=2, context=2).fit(sample_texts(60))
+    state = fresh(energy, TrainSettings(), lambda _: ())
+    assert set(state.core()["energy"]) - set(state.core()["average"]) == {
+        "bigram.log_first",
+        "bigram.log_next",
+        "counts.keys2",
+        "counts.counts2",
+    }
+    path = state.save(tmp_path, 1)
+    empty = AutoregressiveEnergy(shape=(L, K), width=8, depth=1, num_heads=2, context=2)
+    again = fresh(empty, TrainSettings(), lambda _: ())
+    again.load(path)
+    for name, value in state.average.state_dict().items():
+        assert torch.equal(again.average.state_dict()[name], value), name
 
 
 def test_an_autoregressive_energy_does_not_look_ahead():

@@ -205,7 +205,12 @@ class Bundle(HoldsEnergy):
             return u.to(x.device) - self.transform.log_abs_det(x)
 
     def _rows(self, x: Any) -> Tensor:
-        return chain_positions(self, x) if _wants_grad(x) else checked_rows(self, x)
+        if _wants_grad(x):
+            return chain_positions(self, x)
+        rows = checked_rows(self, x)
+        if not len(rows):  # only texts come so far
+            raise UserError(f"must have one row or more; the shape is {tuple(rows.shape)}", argument="x")
+        return rows
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"] | LogProb:
         """log p(x), (B,) nats, in data units; of a model with noise levels, of data smoothed by the lowest noise.
@@ -298,14 +303,14 @@ class Bundle(HoldsEnergy):
 
         return inpaint(self, x, observed, n=n, seed=seed).images
 
-    def explain(self, x: Any, *, edits: int = 1, channel: bool = False) -> Any:
+    def explain(self, x: Any, *, edits: int = 1, channel: bool = False, beam: int = 20) -> Any:
         """Of a model of texts: the surprise of each letter of each text, what was expected, and the likeliest repair.
 
         A list of `thalweg.apps.words.explain:Explanation`; options as there.
         """
         from thalweg.apps.words.explain import explain
 
-        return explain(self, x, edits=edits, channel=channel)
+        return explain(self, x, edits=edits, channel=channel, beam=beam)
 
     def score(self, x: Any, *, alpha: float = ALPHA) -> dict[str, Tensor]:
         """energy, log_prob (where the constant is known), p_value and flag = p_value <= alpha, each (B,).

@@ -48,12 +48,12 @@ def score(
     if explain:
         _require_explainable(bundle, out)
     if bundle.alphabet is not None:
-        names, x = read_codes(bundle, data, **table_options(header, drop))
+        names, x = read_codes(bundle, data, **table_options(header, drop))  # texts, and their codes
     else:
         x = read_rows(bundle, data, **table_options(header, drop))
         names = read_names(data, len(x))
     scores = bundle.score(x, alpha=alpha)
-    more = _explained(bundle, x, scores.get("flag")) if explain else {}
+    more = _explained(bundle, list(names), scores.get("flag")) if explain else {}
     write_scores(out, names, {**scores, **more}, heading="name" if bundle.alphabet is None else "text")
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
     console.say(f"{len(x)} rows in {out}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
@@ -71,15 +71,15 @@ def _require_explainable(bundle: "Bundle", out: Path) -> None:
         raise UserError(text, argument="--explain", hint="write a .csv or .parquet")
 
 
-def _explained(bundle: "Bundle", x: "Tensor", flags: "Tensor | None") -> dict[str, list[Any]]:
+def _explained(bundle: "Bundle", texts: list[str], flags: "Tensor | None") -> dict[str, list[Any]]:
     """Columns of the least likely letter, its place from 1, its surprise, what was expected, and the repair.
 
     None where a text is not flagged; a model without calibration has no flags, and all texts are explained.
     """
-    rows = [i for i in range(len(x)) if flags is None or bool(flags[i])]
+    rows = [i for i in range(len(texts)) if flags is None or bool(flags[i])]
     names = ("letter", "place", "surprise", "expected", "repair", "repair_energy")
-    columns: dict[str, list[Any]] = {name: [None] * len(x) for name in names}
-    for i, found in zip(rows, bundle.explain(x[rows]), strict=True):
+    columns: dict[str, list[Any]] = {name: [None] * len(texts) for name in names}
+    for i, found in zip(rows, bundle.explain([texts[i] for i in rows]), strict=True):
         if found.worst is not None:
             w = found.worst
             values = (found.text[w], w + 1, found.surprise[w], found.expected[w])

@@ -4,6 +4,7 @@
 point. A letter is a code point of a text in the normal form NFC, in which an accented letter is one where it can be.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from thalweg.core.errors import UserError, kind_of
 END, UNSEEN = 0, 1
 FIRST = 2  # the code of the first letter
 MARK = "\N{REPLACEMENT CHARACTER}"  # stands for an unseen letter in decoded texts, and so is none of the letters
+CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # no letters: a terminal acts on them; a tab is one
 MOST_LETTERS = 65_536  # of a length, or of an alphabet: one-hot rows of more fit no memory
 
 
@@ -44,6 +46,8 @@ class Alphabet:
             raise UserError("must have each letter once, in the order of code points", argument="letters")
         if MARK in self.letters or any("\ud800" <= letter <= "\udfff" for letter in self.letters):
             raise UserError("must be characters of Unicode, without U+FFFD", argument="letters")
+        if (sign := control_character(self.letters)) is not None:
+            raise UserError(f"must have no control character or line separator, and has {sign}", argument="letters")
 
     @classmethod
     def fit(cls, texts: Iterable[str], length: int | None = None) -> Self:
@@ -127,6 +131,12 @@ class Alphabet:
 def normal(text: str) -> str:
     """The normal form NFC: an accent that can be part of its letter is."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def control_character(text: str) -> str | None:
+    """The first control character or line separator of a text, as U+0000; None where it has none."""
+    found = CONTROL.search(text)
+    return None if found is None else f"U+{ord(found[0]):04X}"
 
 
 def with_room(longest: int) -> int:

@@ -8,9 +8,9 @@ import numpy as np
 
 from thalweg.core import check
 from thalweg.core.errors import UserError, kind_of
-from thalweg.data.alphabet import MOST_LETTERS, normal, require_texts, shortened
+from thalweg.data.alphabet import MOST_LETTERS, control_character, normal, require_texts, shortened
 from thalweg.data.formats.base import format_of
-from thalweg.data.formats.text import CONTROL, Lines, TextLines
+from thalweg.data.formats.text import Lines, TextLines
 from thalweg.data.validate import LEAST_ROWS
 
 FAR, LEAST_FAR = 4, 64  # a text is far longer than the others beyond 4 times the length of 99 % of them, and 64 letters
@@ -53,8 +53,8 @@ def given_texts(data: Any, where: str) -> list[str]:
     for i, text in enumerate(texts):
         if not text:
             raise UserError("must not be empty", argument=f"{where}[{i}]", hint="leave it out")
-        if "\n" in text or "\r" in text or CONTROL.search(text):
-            what = "must be one line, without control characters"
+        if (sign := control_character(text)) is not None:
+            what = f"must be one line, without control characters, and holds {sign}"
             raise UserError(what, argument=f"{where}[{i}]", value=shortened(text), hint="split or replace them")
     return texts
 

@@ -312,7 +312,11 @@ def finite(tensors: dict[str, Tensor]) -> str | None:
 
 
 def _snapshot(state: Guarded) -> dict[str, Any]:
-    """Copies of what an update changes in place; the objective's state is never changed in place, so not copied."""
+    """Copies of what an update changes in place: not the objective's state, nor what the energy has beyond its average.
+
+    Those are fixed buffers.
+    """
     tree = state.core()
-    changed = ("energy", "average", "optimizer")
-    return {**copy.deepcopy({name: tree[name] for name in changed}), "objective": tree["objective"], "step": state.step}
+    energy = {name: value for name, value in tree["energy"].items() if name in tree["average"]}
+    changed = {"energy": energy, "average": tree["average"], "optimizer": tree["optimizer"]}
+    return {**copy.deepcopy(changed), "objective": tree["objective"], "step": state.step}

@@ -58,11 +58,11 @@ class TrainState:
                 change = torch._foreach_sub(weights, average)
                 torch._foreach_mul_(change, (1 - d) * (~bad).to(average[0].dtype))
                 torch._foreach_add_(average, change)
-                for mine, theirs in zip(self.average.buffers(), self.energy.buffers(), strict=True):
+                for mine, theirs in self._buffers():
                     mine.copy_(torch.where(bad, mine, theirs))
                 return
             torch._foreach_lerp_(list(self.average.parameters()), list(self.energy.parameters()), 1 - d)
-            for mine, theirs in zip(self.average.buffers(), self.energy.buffers(), strict=True):
+            for mine, theirs in self._buffers():
                 mine.copy_(theirs)
 
     def save(self, folder: Path, keep: int, group: SingleProcess | ProcessGroup | None = None) -> Path:
@@ -110,19 +110,31 @@ class TrainState:
 
     def restore(self, tree: dict[str, Any]) -> None:
         """Set weights, average, optimiser and objective from a tree as `core` gives, which is not changed."""
-        self.energy.load_state_dict(tree["energy"])
-        self.average.load_state_dict(tree["average"])
+        self.energy.load_state_dict({**self._fixed(), **tree["energy"]})
+        self.average.load_state_dict({**self._fixed(), **tree["average"]})
         self.optimizer.load_state_dict(copy.deepcopy(tree["optimizer"]))
         self.objective = placed(tree["objective"], self.objective)
 
     def core(self) -> dict[str, Any]:
-        """All that a step changes, by name; tensors are not copied."""
+        """All that a step changes, by name, and the energy's fixed buffers; tensors are not copied."""
+        fixed = self._fixed()
         return {
             "energy": dict(self.energy.state_dict()),
-            "average": dict(self.average.state_dict()),
+            "average": {name: value for name, value in self.average.state_dict().items() if name not in fixed},
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective,
         }
+
+    def _fixed(self) -> dict[str, Tensor]:
+        """The energy's buffers that no step changes, which its modules name in `fixed_buffers`: large tables."""
+        names = _fixed_names(self.energy)
+        return {name: value for name, value in self.energy.state_dict().items() if name in names} if names else {}
+
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Buffers of the average and of the energy that a step may change."""
+        fixed = _fixed_names(self.energy)
+        pairs = zip(self.average.named_buffers(), self.energy.buffers(), strict=True)
+        return [(mine, theirs) for (name, mine), theirs in pairs if name not in fixed]
 
     def _tree(self) -> dict[str, Any]:
         return {**self.core(), "guard": self.guard}
@@ -149,6 +161,12 @@ class TrainState:
         kept = [name for name in names if name <= self.saved][-keep:]
         for name in set(names) - set(kept):
             shutil.rmtree(parent / name, ignore_errors=True)  # half-removed it no longer verifies: it is never loaded
+
+
+def _fixed_names(energy: nn.Module) -> set[str]:
+    parts = energy.named_modules()
+    names = ((prefix, name) for prefix, part in parts for name in getattr(part, "fixed_buffers", ()))
+    return {f"{prefix}.{name}" if prefix else name for prefix, name in names}
 
 
 def _of_rank(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

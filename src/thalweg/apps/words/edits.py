@@ -1,6 +1,7 @@
 """All texts that are one edit away: a letter replaced, put in, taken out, or exchanged with the next one."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from thalweg.data.alphabet import FIRST
@@ -42,3 +43,19 @@ def neighbours(codes: Codes, num_states: int, length: int) -> dict[Codes, Edit]:
         for letter in letters:
             note((*codes[:i], letter, *codes[i:]), "put in", n + 1)  # the writer had left out one of n + 1 letters
     return found
+
+
+def edited(letters: Sequence[str], codes: Codes, edit: Edit, signs: Sequence[str]) -> list[str]:
+    """The letters of a text after an edit of its codes, `signs` those of the codes that the edit leads to.
+
+    Letters that it does not touch stay: those that share the code of unseen letters may differ.
+    """
+    pairs = enumerate(zip(codes, edit.codes, strict=False))
+    i = next((i for i, (old, new) in pairs if old != new), min(len(codes), len(edit.codes)))
+    if edit.kind == "replaced":
+        return [*letters[:i], signs[i], *letters[i + 1 :]]
+    if edit.kind == "put in":
+        return [*letters[:i], signs[i], *letters[i:]]
+    if edit.kind == "taken out":
+        return [*letters[:i], *letters[i + 1 :]]
+    return [*letters[:i], letters[i + 1], letters[i], *letters[i + 2 :]]

@@ -11,16 +11,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from thalweg.apps.words.edits import Codes, Edit, neighbours
+from thalweg.apps.words.edits import Codes, Edit, edited, neighbours
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.inputs import checked_rows
 from thalweg.core import check
-from thalweg.core.errors import UserError
-from thalweg.data.alphabet import END, UNSEEN, Alphabet
+from thalweg.core.errors import UserError, kind_of
+from thalweg.data.alphabet import END, UNSEEN, Alphabet, normal
+from thalweg.data.texts import as_texts, is_texts
 
 
 class Explanation(NamedTuple):
-    """What an energy says of one text. U+FFFD stands for a letter that no training text has."""
+    """What an energy says of one text, in the normal form NFC.
+
+    A letter that no training text has stays as it was given; U+FFFD stands for it where codes were given.
+    """
 
     text: str
     energy: float  # nats
@@ -58,6 +62,8 @@ def explain(bundle: Bundle, x: Any, *, edits: int = 1, channel: bool = False, be
         raise UserError(text, argument=str(bundle.path), hint="train one by `thalweg train FILE.txt`")
     check.whole("edits", edits, 1, 2)
     check.count(beam=beam)
+    if not isinstance(channel, bool):
+        raise UserError(f"must be True or False; it is {kind_of(channel)}", argument="channel", value=channel)
     codes = checked_rows(bundle, x)
     if not len(codes):
         return []
@@ -65,17 +71,27 @@ def explain(bundle: Bundle, x: Any, *, edits: int = 1, channel: bool = False, be
     rows = [tuple(int(c) for c in row[row != END]) for row in codes]
     laws = _conditionals(energies, rows)
     repairs = _repairs(energies, rows, edits, channel, beam)
-    own, names = energies(rows), bundle.alphabet.decode(codes)
+    own = energies(rows)
+    names = [normal(text) for text in as_texts(x, "x")] if is_texts(x) else bundle.alphabet.decode(codes)
     found = []
     for row, name, u, law, path in zip(rows, names, own, laws, repairs, strict=True):
         surprise = [-float(law[i, c]) for i, c in enumerate(row)]
         end = -float(law[len(row), END]) if len(row) < bundle.alphabet.length else None
         expected = _expected(bundle.alphabet, law[: len(row)])
-        (meant,) = bundle.alphabet.decode(_padded([path[-1].codes], bundle.alphabet.length))
+        meant = _repaired(bundle.alphabet, name, row, path)
         kinds = tuple(edit.kind for edit in path)
         meant_energy = float(energies([path[-1].codes])[0])
         found.append(Explanation(name, float(u), tuple(surprise), expected, end, meant, meant_energy, kinds))
     return found
+
+
+def _repaired(alphabet: Alphabet, text: str, codes: Codes, path: Sequence[Edit]) -> str:
+    """The text after some edits of its codes; letters that none touches stay as they are."""
+    letters = list(text)
+    for edit in path:
+        signs = alphabet.decode(torch.tensor(edit.codes, dtype=torch.float32)[:, None])
+        letters, codes = edited(letters, codes, edit, signs), edit.codes
+    return "".join(letters)
 
 
 class Energies:

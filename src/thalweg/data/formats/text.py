@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from thalweg.core.errors import UserError
-from thalweg.data.alphabet import normal, shortened
+from thalweg.data.alphabet import control_character, normal, shortened
 from thalweg.data.formats.base import FileFormat, check_size, packed, reading_array
 
 LINE_END = re.compile(r"\r\n|\r|\n")
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")  # no part of a text; a tab is a letter
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -39,12 +38,10 @@ class TextLines(FileFormat):
         found = [(i, line) for i, line in found if line]
         if not found:
             raise UserError("holds no text", argument=where, hint="write one text a line")
-        control = next(((i, line) for i, line in found if CONTROL.search(line)), None)
-        if control is not None:
-            sign = CONTROL.search(control[1])
-            assert sign is not None
-            what = f"line {control[0]} holds the control character U+{ord(sign[0]):04X}"
-            raise UserError(what, argument=where, value=shortened(control[1]), hint="remove it")
+        for i, line in found:
+            if (sign := control_character(line)) is not None:
+                what = f"line {i} holds the control character {sign}"
+                raise UserError(what, argument=where, value=shortened(line), hint="remove it")
         return Lines([line for _, line in found], [i for i, _ in found])
 
 

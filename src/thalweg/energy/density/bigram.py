@@ -42,6 +42,7 @@ class BigramEnergy(nn.Module):
 
     log_first: Tensor
     log_next: Tensor
+    fixed_buffers = ("log_first", "log_next")  # `training.state` keeps them once
 
     def __init__(self, *, shape: Sequence[int] = (4, 3), smoothing: float = 1.0):
         super().__init__()

@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from thalweg.core import check
 from thalweg.core.device import autocast
+from thalweg.core.errors import UserError
 from thalweg.energy.density.bigram import check_uniforms, codes_of
-from thalweg.energy.networks.context_counts import ContextCounts
+from thalweg.energy.networks.context_counts import ContextCounts, longest_context
 from thalweg.energy.networks.encoder import Encoder
 from thalweg.energy.networks.tilted_bigram import WAVELENGTH, TextEnergy
 
@@ -34,8 +35,8 @@ class AutoregressiveEnergy(TextEnergy):
         depth: Layers.
         num_heads: Heads of attention; twice their number divides the width.
         reach: Letters back that a token begins with.
-        context: Letters of the longest context that is counted; 1: the bigram law.
-        slots: Most contexts of a length that are counted.
+        context: Letters of the longest context that is counted, at most L; 1: the bigram law.
+        slots: Most contexts of a length that are counted; fewer of a large K, so that a table has at most 2**22 counts.
         smoothing: That of `BigramEnergy`.
     """
 
@@ -59,6 +60,10 @@ class AutoregressiveEnergy(TextEnergy):
         with torch.no_grad():
             self.head.weight.mul_(0.1)  # it begins near the law of counts
         check.count(context=context, slots=slots)
+        most = min(self.shape[0], longest_context(self.num_states))
+        if context > most:
+            text = f"must be at most {most} for texts of {self.shape[0]} letters and {self.num_states} states"
+            raise UserError(text, argument="context", value=context)
         self.counts = ContextCounts(self.num_states, context, slots) if context > 1 else None
 
     normalised = True

@@ -78,6 +78,8 @@ class TextEnergy(nn.Module, ABC):
         check_rows(x, self.shape)
         letters = inside(codes_of(x))
         tokens = functional.pad(letters, (1, 0), value=True)[:, :-1]  # the letters and the first end
+        if not len(x):
+            return x.sum((1, 2))
         if x.device.type != "cpu" or torch.compiler.is_compiling():
             return self._tilt(x, tokens)
         count = tokens.sum(1)
@@ -86,7 +88,7 @@ class TextEnergy(nn.Module, ABC):
         for rows in order.split(max(SMALLEST_PART, -(-len(x) // MOST_PARTS))):  # each is cut to its longest text
             longest = int(count[rows[-1]])
             parts.append(self._tilt(x[rows, :longest], tokens[rows, :longest]))
-        return torch.cat(parts)[order.argsort()] if parts else x.new_zeros(0)
+        return torch.cat(parts)[order.argsort()]
 
     @abstractmethod
     def _tilt(self, x: Float[Tensor, "b n k"], tokens: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
