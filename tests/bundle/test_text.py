@@ -231,6 +231,17 @@ def test_the_preview_is_of_texts(words):
     assert not (words.path / "preview.png").exists()
 
 
+def test_data_that_were_moved_are_said_to_be_gone(words, tmp_path):
+    from thalweg.bundle.dataset import data_of
+
+    words.save_pretrained(tmp_path / "copy")
+    other = load(tmp_path / "copy")
+    other.config["run"]["data"]["name"] = "moved.txt"
+    with pytest.raises(UserError, match="data are there; moved.txt is not") as error:
+        data_of(other)
+    assert "put them back" in str(error.value.hint)
+
+
 def test_a_changed_file_is_not_gone_on_with(words, word_files, tmp_path):
     from thalweg.bundle.dataset import data_of
 
