@@ -237,7 +237,7 @@ def test_data_that_were_moved_are_said_to_be_gone(words, tmp_path):
     words.save_pretrained(tmp_path / "copy")
     other = load(tmp_path / "copy")
     other.config["run"]["data"]["name"] = "moved.txt"
-    with pytest.raises(UserError, match="data are there; moved.txt is not") as error:
+    with pytest.raises(UserError, match=r"data are there; moved\.txt is not") as error:
         data_of(other)
     assert "put them back" in str(error.value.hint)
 
