@@ -27,7 +27,8 @@ class Patches:
 
     Args:
         shape: Of one position.
-        patch: Numbers of a row, steps of a series, or pixels of a patch's side that make one token; not more than there are.
+        patch: Numbers of a row, steps of a series, or pixels of a patch's side that make one token.
+            Not more than there are.
     """
 
     def __init__(self, shape: tuple[int, ...], patch: int):
