@@ -6,6 +6,8 @@ import signal
 import time
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 
@@ -31,6 +33,16 @@ def test_a_list_of_str_and_its_codes_have_one_energy(words):
     assert set(words.score(texts)) == {"energy", "log_prob", "p_value", "flag"}
     one_by_one = torch.cat([words.energy([text]) for text in texts])
     torch.testing.assert_close(one_by_one, words.energy(texts), rtol=1e-4, atol=1e-4)
+
+
+def test_texts_in_other_containers(words):
+    texts = ["bama", "xyz"]
+    for x in (tuple(texts), pd.Series(texts), pl.Series(texts), np.array(texts, dtype=object)):
+        assert torch.equal(words.energy(x), words.energy(texts))
+    for bad in (set(texts), iter(texts), [texts], [b"bama"], [None, "bama"]):
+        with pytest.raises(UserError) as error:
+            words.energy(bad)
+        assert "numpy" not in str(error.value)
 
 
 def test_its_law_sums_to_nearly_one_over_what_it_knows(words, word_list):
@@ -226,6 +238,17 @@ def test_the_preview_is_of_texts(words):
     lines = (words.path / "preview.txt").read_text("utf-8").splitlines()
     assert len(lines) == 20
     assert not (words.path / "preview.png").exists()
+
+
+def test_data_that_were_moved_are_said_to_be_gone(words, tmp_path):
+    from thalweg.bundle.dataset import data_of
+
+    words.save_pretrained(tmp_path / "copy")
+    other = load(tmp_path / "copy")
+    other.config["run"]["data"]["name"] = "moved.txt"
+    with pytest.raises(UserError, match=r"data are there; moved\.txt is not") as error:
+        data_of(other)
+    assert "put them back" in str(error.value.hint)
 
 
 def test_a_changed_file_is_not_gone_on_with(words, word_files, tmp_path):

@@ -154,6 +154,14 @@ def test_what_has_no_letters_is_not_explained(call, run, suspects, digits, comma
     assert (code, len(err)) == (2, 1)
 
 
+@pytest.mark.parametrize("recipe", ["dual", "dual-vector", "pcd-transformer"])
+def test_a_recipe_for_numbers_is_refused_by_what_it_is_for(call, word_files, recipe):
+    code, _, err = call("train", word_files / "words.txt", "--recipe", recipe, "--steps", 3, "-o", "run")
+    assert (code, len(err)) == (2, 1)
+    assert f"must be a recipe for texts, as the data are; {recipe} is for numbers" in err[0]
+    assert "take words" in err[0]
+
+
 def test_texts_without_a_recipe_get_words(call, word_files, tmp_path):
     small = ["energy.width=8", "energy.depth=1", "energy.num_heads=2", "train.batch_size=16", "train.precision=fp32"]
     code, result, err = call("train", word_files / "words.txt", "--steps", 3, "--no-report", "--json", *small)

@@ -3,6 +3,8 @@ import unicodedata
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -199,6 +201,56 @@ def test_texts_in_memory_are_a_list_of_str_or_an_array() -> None:
         assert error.value.argument == argument
     with pytest.raises(UserError):
         given_dataset(WORDS, labels=[0] * 60)
+
+
+def test_texts_in_memory_may_be_in_any_container_with_an_order() -> None:
+    want = given_dataset(WORDS).fingerprint
+    for data in (tuple(WORDS), pd.Series(WORDS), pd.Series(WORDS, dtype="string"), pl.Series(WORDS)):
+        assert given_dataset(data).fingerprint == want
+
+
+@pytest.mark.parametrize(
+    ("bad", "line"),
+    [
+        ([3, *WORDS], "data[0]: must be a str; it is an int"),
+        ([None, *WORDS], "data[0]: must be a str; it is None"),
+        ([word.encode() for word in WORDS], "data[0]: must be a str; it is a bytes"),
+        (np.array([3, *WORDS], dtype=object), "data[0]: must be a str; it is an int"),
+        (pl.Series([None, *WORDS]), "data[0]: must be a str; it is None"),
+        (set(WORDS), "it is a set; give list(data)"),
+        (dict.fromkeys(WORDS), "it is a dict"),
+        ((word for word in WORDS), "it is a generator; give list(data)"),
+        ([WORDS], "item 0 is a list with texts"),
+        (np.array([WORDS]), "it is an array (1, 60) with texts"),
+        ([], "not empty"),
+        (pd.Series([], dtype=str), "not empty"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_holds_texts_in_another_way_is_refused_in_a_clear_line(bad: object, line: str) -> None:
+    with pytest.raises(UserError) as error:
+        given_dataset(bad)
+    assert line in str(error.value)
+    assert "numpy" not in str(error.value)
+
+
+def test_hints_about_long_lines_can_be_followed(tmp_path: Path) -> None:
+    for long, length, hint in (
+        (["x" * 70_000], None, "remove it"),
+        (["x" * 90], None, "remove it, or give data.length=90"),
+        (["x" * 15, "x" * 13], 3, "give data.length=15"),
+    ):
+        path = write(tmp_path / "a.txt", "\n".join([*WORDS, *long]))
+        with pytest.raises(UserError) as error:
+            load(str(path), length=length)
+        assert error.value.hint == hint
+
+
+def test_held_out_texts_far_longer_than_those_to_train_on_are_refused() -> None:
+    with pytest.raises(UserError, match="far more than the others: 99 % have 4 or fewer") as error:
+        given_dataset(WORDS, held_out=["x" * 500] * 10)
+    assert error.value.argument == "held_out[0]"
+    assert given_dataset(WORDS, held_out=["x" * 20]).shape == (22,)
 
 
 def test_where_numbers_are_wanted_a_text_file_is_refused(tmp_path: Path) -> None:

@@ -115,6 +115,28 @@ def test_patches_are_put_together_again(shape, patch):
     assert torch.equal(patches.join(tokens, x.shape), x)
 
 
+@pytest.mark.parametrize(("shape", "patch"), [((5,), 6), ((7, 3), 8), ((1, 4, 6), 7)])
+def test_a_patch_larger_than_the_position_is_refused(shape, patch):
+    with pytest.raises(UserError, match="at most") as error:
+        TransformerEnergy(shape=shape, patch=patch)
+    assert error.value.argument == "patch"
+    assert TransformerEnergy(shape=shape, patch=patch - 1)(torch.randn(2, *shape)).shape == (2,)
+
+
+def test_an_image_smaller_than_four_pixels_has_smaller_patches():
+    assert TransformerEnergy(shape=(1, 3, 2))(torch.randn(2, 1, 3, 2)).shape == (2,)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_numbers_are_converted_and_other_floating_types_refused(kind):
+    energy, x = build(kind), rows(kind).round()
+    assert torch.equal(energy(x.long()), energy(x))
+    for other in (x.double(), x.bfloat16()):
+        with pytest.raises(UserError, match=r"must be in torch\.float32") as error:
+            energy(other)
+        assert error.value.argument == "x"
+
+
 def test_a_patch_holds_its_pixels_and_its_place():
     patches = Patches((1, 4, 6), 2)
     image = torch.arange(24.0).reshape(1, 1, 4, 6)

@@ -283,6 +283,75 @@ def test_the_residual_has_no_variance_and_random_directions_have_much():
     assert agreement(draws.mean(0), want)[0] > cosines.median()
 
 
+# Second derivatives that are wrong without an error
+
+
+class Silent(torch.autograd.Function):
+    """A sine whose backward hides that the slope depends on x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.c = x.detach().cos()
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return g * ctx.c
+
+
+class Layers(nn.Module):
+    """E(x) with a function between plain layers; its head may begin at zero."""
+
+    def __init__(self, function, zero=False):
+        super().__init__()
+        self.function, self.a, self.b, self.c = function, nn.Linear(3, 64), nn.Linear(64, 64), nn.Linear(64, 1)
+        if zero:
+            nn.init.zeros_(self.c.weight)
+
+    def forward(self, x):
+        return self.c(self.function(self.b(self.function(self.a(x))))).squeeze(1)
+
+
+FUNCTIONS = {
+    "relu": torch.relu,
+    "leaky": nn.functional.leaky_relu,
+    "abs": torch.abs,
+    "linear": lambda x: x,
+    "smooth": torch.sin,
+    "dropped": lambda x: nn.functional.dropout(x.sin(), 0.5),
+    "straight through": lambda x: x + (x.round() - x).detach(),
+}
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_a_function_whose_second_derivative_is_silently_wrong_is_differentiated_by_differences(zero, caplog):
+    torch.manual_seed(0)
+    energy, made, x = Layers(Silent.apply, zero), DenoisingScoreMatching(sigma=0.3), points(32)
+    with caplog.at_level(logging.INFO, "thalweg"):
+        assert made.init(energy, x, generator(0, "init")).finite_differences
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "second derivative that is wrong" in line
+    assert "finite differences" in line
+    if not zero:
+        true = copy.deepcopy(energy)
+        true.function = torch.sin
+        want = gradient_of(evaluated(made, true, x, "double_backward")[0], true)
+        assert agreement(gradient_of(evaluated(made, energy, x, "auto")[0], energy), want)[1] < 0.01
+        assert agreement(gradient_of(evaluated(made, energy, x, "double_backward")[0], energy), want)[1] > 0.05
+
+
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
+def test_kinks_lines_and_draws_are_not_taken_for_wrong_derivatives(function, zero):
+    for seed in range(10):
+        torch.manual_seed(seed)
+        assert not takes_differences("auto", CHAINS, Layers(function, zero), (torch.randn(2, 3),)), seed
+    energy = Convolutions(smooth=False)
+    with autocast(torch.device("cpu"), True):
+        for x in (pictures(4), torch.zeros(2, 1, SIDE, SIDE)):  # zeros are at kinks
+            assert not takes_differences("auto", CHAINS, energy, (x,))
+
+
 # Training
 
 

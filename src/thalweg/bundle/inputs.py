@@ -14,7 +14,7 @@ from thalweg.data.alphabet import Alphabet
 from thalweg.data.columns.layout import Layout
 from thalweg.data.float32_check import COARSE, Float32Transform, check_scored, spacing
 from thalweg.data.frames import is_frame
-from thalweg.data.texts import as_texts, is_text_file, is_texts, read_texts
+from thalweg.data.texts import as_texts, is_text_file, is_texts, read_texts, refuse_containers
 from thalweg.data.transform import ROUNDING
 from thalweg.data.validate import as_floats, as_tensor, check_cells, check_input, check_shape
 from thalweg.energy.outcomes import Conditional
@@ -42,6 +42,7 @@ def checked_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
     """
     if bundle.alphabet is not None:
         return _codes(bundle.alphabet, x, where)
+    refuse_containers(x, where, f"an array of numbers, as the model's {bundle.kind} data are")
     if is_texts(x) or isinstance(x, str):
         raise UserError(f"must be an array of numbers, as the model's {bundle.kind} data are, not text", argument=where)
     table = bundle.kind == "vector" and is_frame(x)
@@ -102,6 +103,7 @@ def require_numbers(bundle: "Bundle", what: str) -> None:
 def _codes(alphabet: Alphabet, x: Any, where: str) -> Tensor:
     if isinstance(x, str):
         raise UserError("must be a list of str, and is one str", argument=where, hint=f"write [{where}]")
+    refuse_containers(x, where, "a list of str, or codes")
     if is_texts(x) or (isinstance(x, list | tuple) and not x):
         return alphabet.encode(as_texts(x, where), where=where)
     return alphabet.check_codes(as_tensor(x, where=where), where=where)

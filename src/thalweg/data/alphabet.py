@@ -124,7 +124,9 @@ class Alphabet:
     def _too_long(self, text: str, i: int, where: str, lines: Sequence[int] | None) -> UserError:
         which = f"{where}[{i}]" if lines is None else f"{where}, line {lines[i]}"
         condition = f"has {len(text):,} letters, and the model takes {self.length}"
-        hint = f"shorten it, or train with data.length={len(text)}"
+        hint = "shorten it"
+        if len(text) <= MOST_LETTERS:
+            hint += f", or train with data.length={len(text)}"
         return UserError(condition, argument=which, value=shortened(text), hint=hint)
 
 

@@ -11,7 +11,7 @@ from thalweg.core.errors import UserError, kind_of, one_line
 from thalweg.data.catalog import Dataset, split, split_texts, texts_dataset
 from thalweg.data.columns.layout import Layout
 from thalweg.data.frames import is_frame
-from thalweg.data.texts import given_texts, is_texts, require_alike
+from thalweg.data.texts import given_texts, is_texts, refuse_containers, require_alike
 from thalweg.data.texts import require_trainable as require_trainable_texts
 from thalweg.data.validate import arrange, as_floats, as_tensor, require_trainable, verify
 
@@ -24,12 +24,14 @@ def given_dataset(data: Any, labels: Any = None, *, held_out: Any = None, seed: 
 
     Args:
         data: A tensor or array (N, D), images (N, C, H, W) or (N, H, W), a frame of numbers (pandas, polars, Arrow), or
-            a map-style data set of torch whose items are rows, or pairs of a row and a label; or a list of str.
+            a map-style data set of torch whose items are rows, or pairs of a row and a label; or texts: a list, a
+            tuple, an array (N,) or a Series of str.
         labels: Whole numbers (N,).
         held_out: The share to hold out, 1/10 if not given; or the rows themselves, in the form of `data`. With labels:
             a pair of rows and labels.
         seed: Seed of the split.
     """
+    refuse_containers(data, "data", "a list of str, or rows of numbers")
     if is_texts(data):
         return _texts(data, labels, held_out, seed)
     x, found, layout = _rows(data, "data", None)
@@ -71,7 +73,8 @@ def _texts(data: Any, labels: Any, held_out: Any, seed: int) -> Dataset:
     rest = given_texts(held_out, "held_out")
     if not rest:
         raise UserError("must have one text or more", argument="held_out")
-    require_alike([*texts, *rest], None, "data and held_out")
+    require_alike(texts, None, "data")
+    require_alike(rest, None, "held_out", usual_of=texts)
     return texts_dataset(texts, rest, name=NAME, source=source)
 
 

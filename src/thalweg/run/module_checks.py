@@ -5,6 +5,7 @@ a layer that begins at zero hides what lies behind it.
 """
 
 import copy
+import dataclasses
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from thalweg.objective.score.derivatives import differentiate, has_second_deriva
 SHIFT = 1e-3  # of the weights of the copy
 FAULTS = (Exception,)  # a stranger's forward may raise anything
 HINT = 'take thalweg.objective.score.score:SlicedScoreMatching, or another loss whose gradient is "auto"'
+AUTO = 'set its gradient to "auto", which takes finite differences here'
 OURS = "thalweg."
 WRAPPERS = (AnchoredNetworkEnergy, GaussianPriorEnergy, WithConstantEnergy)
 
@@ -96,7 +98,21 @@ def check_second_derivatives(energy: nn.Module, objective: Objective[Any], batch
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         name = type(objective).__name__
         text = f"must have a loss that can be differentiated, and {_name(energy)} has no second derivatives"
-        raise UserError(f"{text} ({reason})", argument=f"objective {name}", hint=HINT) from error
+        hint = AUTO if _could_take_differences(objective) else HINT
+        raise UserError(f"{text} ({reason})", argument=f"objective {name}", hint=hint) from error
+
+
+def _could_take_differences(objective: object) -> bool:
+    """Whether it, or an objective in it, was told to take a second derivative and has a form without."""
+    if not dataclasses.is_dataclass(objective) or isinstance(objective, type):
+        return False
+    if getattr(objective, "gradient", None) == "double_backward":
+        try:
+            dataclasses.replace(objective, gradient="finite_differences")  # pyright: ignore[reportCallIssue]
+        except UserError:  # it has no such form
+            return False
+        return True
+    return any(_could_take_differences(getattr(objective, field.name)) for field in dataclasses.fields(objective))
 
 
 def _value(energy: nn.Module, shifted: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

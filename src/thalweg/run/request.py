@@ -86,13 +86,21 @@ def _text(name: str, value: Any) -> str | None:
 def recipe_name(request: Request, kind: str) -> str:
     """`dual` means `dual-image` or `dual-vector` by the data's kind; a full name or a .yaml path stays.
 
-    Where none is asked for, it is `dual`, and `words` for texts.
+    Where none is asked for, it is `dual`, and `words` for texts. UserError for such a name on texts, which have none.
     """
     name = os.fspath(request.recipe or ("words" if kind == "text" else "dual"))
     if name.endswith((".yaml", ".yml")):
         return name
     known = {p.stem for p in (Path(thalweg.__file__).parent / "recipes").glob("*.yaml")}
+    if kind == "text" and name not in known and {f"{name}-image", f"{name}-vector"} & known:
+        raise _of_another_kind(name, kind, of_texts=False)
     return f"{name}-{kind}" if f"{name}-{kind}" in known else name
+
+
+def _of_another_kind(name: str, kind: str, *, of_texts: bool) -> UserError:
+    what = {"image": "images", "vector": "rows of numbers", "text": "texts"}[kind]
+    text = f"must be a recipe for {what}, as the data are; {name} is for {'texts' if of_texts else 'numbers'}"
+    return UserError(text, argument="recipe", hint="take words" if kind == "text" else "take dual, or leave it out")
 
 
 def origin(request: Request, kind: str) -> dict[str, Any]:
@@ -183,9 +191,7 @@ def _of_kind(name: str, kind: str) -> dict[str, Any]:
     recipe = read_recipe(name)
     of_texts = recipe.pop("kind", None) == "text"
     if of_texts != (kind == "text"):
-        what = {"image": "images", "vector": "rows of numbers", "text": "texts"}[kind]
-        text = f"must be a recipe for {what}, as the data are; {name} is for {'texts' if of_texts else 'numbers'}"
-        raise UserError(text, argument="recipe", hint="take words" if kind == "text" else "take dual, or leave it out")
+        raise _of_another_kind(name, kind, of_texts=of_texts)
     return recipe
 
 

@@ -14,6 +14,11 @@ NUM_FREQUENCIES = 8
 BASES = (10_000.0, 100.0)  # of wavelengths along a line and in a plane
 
 
+def default_patch(shape: tuple[int, ...]) -> int:
+    """1 number of a row or step of a series, 4 pixels or what a smaller image has."""
+    return min(4, max(shape[1:])) if len(shape) == 3 else 1
+
+
 class Patches:
     """Rows (D,), series (L, C) or images (C, H, W) as T tokens of N numbers, and back.
 
@@ -23,6 +28,7 @@ class Patches:
     Args:
         shape: Of one position.
         patch: Numbers of a row, steps of a series, or pixels of a patch's side that make one token.
+            Not more than there are.
     """
 
     def __init__(self, shape: tuple[int, ...], patch: int):
@@ -38,7 +44,16 @@ class Patches:
             case _:
                 condition = "must be (D,) for rows, (L, C) for series or tokens, or (C, H, W) for images"
                 raise UserError(condition, argument="shape", value=shape)
+        if patch > max(self.lengths):
+            size = " x ".join(map(str, self.lengths))
+            condition = f"must be {max(self.lengths)} at most, as there are no more along an axis of {size}"
+            raise UserError(condition, argument="patch", value=patch)
         self.numbers = channels * patch**self.axes
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Of the axes that are cut: (D,), (L,) or (H, W)."""
+        return self.shape[1:] if self.axes == 2 else self.shape[:1]
 
     @property
     def base(self) -> float:

@@ -130,6 +130,7 @@ class TiltedBigramEnergy(TextEnergy):
         self.stem = nn.Linear((2 * reach + 1) * self.num_states, width)
         self.encoder = Encoder(width, depth, num_heads, base=WAVELENGTH)
         self.head = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(self.head.weight)  # E begins as the bigram law; else a sum over tokens begins nats away from it
         self.constant = nn.Parameter(torch.zeros(()))
 
     @classmethod

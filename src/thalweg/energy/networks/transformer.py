@@ -14,6 +14,7 @@ depend on how much padding follows, and no parameter depends on the length.
 from collections.abc import Sequence
 from typing import Self
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import marginal
 from thalweg.energy.networks.encoder import Encoder
-from thalweg.energy.networks.patches import Embedding, Patches
+from thalweg.energy.networks.patches import Embedding, Patches, default_patch
 from thalweg.energy.shape import check_shape
 
 HEAD = 0.02  # deviation of the head's first weights: f begins near zero, whatever the number of tokens
@@ -69,7 +70,7 @@ class TransformerEnergy(nn.Module):
         self.shape = check_shape(shape)
         check.count(num_outputs=num_outputs)
         self.num_outputs, self.tokens = num_outputs, tokens
-        self.patches = Patches(self.shape, patch if patch is not None else 4 if len(self.shape) == 3 else 1)
+        self.patches = Patches(self.shape, patch if patch is not None else default_patch(self.shape))
         if tokens:
             _check_tokens(self.shape, self.patches.patch)
             self.num_states = self.shape[1]
@@ -93,6 +94,7 @@ class TransformerEnergy(nn.Module):
     def features(self, x: Float[Tensor, "b *d"]) -> tuple[Float[Tensor, "b t w"], Float[Tensor, "b t"] | None]:
         """The encoder's tokens and their weights m in the sum; None where all are 1."""
         self.patches.check(x)
+        x = as_weights(x, self.head.weight)
         weights, mask = lengths(x) if self.tokens else (None, None)
         positions = self.patches.positions(x)
         h = self.embedding(self.patches.cut(x), positions)
@@ -113,6 +115,16 @@ class TransformerEnergy(nn.Module):
     def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
         """E(x) in nats."""
         return marginal(self.outputs(x))
+
+
+def as_weights(x: Tensor, weight: Tensor) -> Tensor:
+    """x, whole numbers (as of `F.one_hot`) in the weights' type; UserError for another floating type than theirs."""
+    if not x.is_floating_point() and not x.is_complex():
+        return x.to(weight.dtype)
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        condition = f"must be in {weight.dtype}, as the weights are; it is in {x.dtype}"
+        raise UserError(condition, argument="x", hint=f"give x.to({weight.dtype}), or convert the energy")
+    return x
 
 
 def lengths(x: Float[Tensor, "b l k"]) -> tuple[Float[Tensor, "b l"], Bool[Tensor, "b l"]]:

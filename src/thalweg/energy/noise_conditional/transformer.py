@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.energy.networks.encoder import Encoder
-from thalweg.energy.networks.patches import Embedding, Patches
+from thalweg.energy.networks.patches import Embedding, Patches, default_patch
 from thalweg.energy.networks.transformer import check_heads
 from thalweg.energy.noise_conditional.anchored import AnchoredEnergy
 from thalweg.energy.shape import check_shape
@@ -52,7 +52,7 @@ class NoiseConditionalTransformerEnergy(AnchoredEnergy):
         if len(size) != 3:
             size = check_shape(shape, "D")
         super().__init__(shape=size, embed=embed, sigma_min=sigma_min, sigma_max=sigma_max)
-        self.patches = Patches(size, patch if patch is not None else 4 if len(size) == 3 else 1)
+        self.patches = Patches(size, patch if patch is not None else default_patch(size))
         check_heads(width, num_heads, self.patches)
         self.stem = Embedding(self.patches, 2 * self.patches.numbers, width)
         self.encoder = Encoder(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from thalweg.core import check
 from thalweg.energy.base import AnyEnergy, HasTimeGradient
+from thalweg.objective.score.wrong_derivatives import is_silently_wrong
 
 Gradient = Literal["auto", "double_backward", "finite_differences"]
 GRADIENTS = ("auto", "double_backward", "finite_differences")
@@ -41,7 +42,7 @@ def takes_differences(
     """Whether the loss of an objective is to be differentiated by finite differences.
 
     "auto" tries a second derivative of the energy on two rows, its kernels as they are, and says so in one line where
-    there is none. The energy is left as it was.
+    there is none, or a wrong one. The energy is left as it was.
 
     Args:
         gradient: The objective's own setting.
@@ -52,12 +53,11 @@ def takes_differences(
     """
     if gradient != "auto":
         return gradient == "finite_differences"
-    if has_second_derivatives(energy, inputs, num):
-        return False
-    if _told.get():
-        text = "%s: %s cannot be differentiated twice; the loss is differentiated by finite differences"
-        log.info(text, type(objective).__name__, type(energy).__name__)
-    return True
+    found = _tried(energy, inputs, num)
+    if found and _told.get():
+        text = "%s: %s %s; the loss is differentiated by finite differences"
+        log.info(text, type(objective).__name__, type(energy).__name__, found)
+    return bool(found)
 
 
 @contextmanager
@@ -76,25 +76,32 @@ def has_second_derivatives(energy: AnyEnergy, inputs: Sequence[Tensor], num: int
     Tried on the first two rows. True also where the energy or its first derivative fails: that is another fault, which
     the loss tells.
     """
+    return _tried(energy, inputs, num, right=False) is None
+
+
+def _tried(energy: AnyEnergy, inputs: Sequence[Tensor], num: int, *, right: bool = True) -> str | None:
+    """What is wrong with second derivatives, which are compared with differences if they shall be `right`; or None."""
     rows = [v[:2].detach().clone() for v in inputs]
     module = energy if isinstance(energy, nn.Module) else None
     buffers = [] if module is None else [buffer.clone() for buffer in module.buffers()]
     devices = [rows[0].device] if rows[0].device.type == "cuda" and torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            return _differentiates_twice(energy, rows, num)
+            if num == 2 and isinstance(energy, HasTimeGradient) and energy.value_and_grads(*rows) is not None:
+                return None
+            if not _differentiates_twice(energy, rows, num):
+                return "cannot be differentiated twice"
+            wrong = right and is_silently_wrong(energy, rows, num)
+            return "has a second derivative that is wrong, without an error" if wrong else None
     finally:  # a forward pass moves the power iteration of spectral norms, for example
         for buffer, before in zip([] if module is None else module.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
 
 def _differentiates_twice(energy: AnyEnergy, rows: Sequence[Tensor], num: int) -> bool:
-    call = energy
-    if num == 2 and isinstance(energy, HasTimeGradient) and energy.value_and_grads(*rows) is not None:
-        return True
     of = [v.requires_grad_() for v in rows[:num]]
     try:
-        total = call(*of, *rows[num:]).sum()
+        total = energy(*of, *rows[num:]).sum()
         torch.autograd.grad(total, of, allow_unused=True, retain_graph=True)
     except Exception:  # a stranger's forward may raise anything
         return True
