@@ -60,8 +60,7 @@ def tilted(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         energy = TiltedBigramEnergy(shape=(L, K), width=16, depth=2, num_heads=2)
-        with torch.no_grad():
-            energy.head.weight.mul_(3)
+        torch.nn.init.uniform_(energy.head.weight, -0.75, 0.75)  # it begins at zero
     return energy.double().fit(sample_texts()).eval()
 
 
