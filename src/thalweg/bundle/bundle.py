@@ -19,7 +19,7 @@ from thalweg.bundle import constant as constants
 from thalweg.bundle.draws import annealed_blocks, chain_blocks
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
-from thalweg.bundle.inputs import chain_positions, checked_rows
+from thalweg.bundle.inputs import chain_positions, checked_rows, some_rows
 from thalweg.bundle.model_units import decoded, initial_positions
 from thalweg.bundle.prior import read_mixture_prior
 from thalweg.core import store
@@ -205,12 +205,7 @@ class Bundle(HoldsEnergy):
             return u.to(x.device) - self.transform.log_abs_det(x)
 
     def _rows(self, x: Any) -> Tensor:
-        if _wants_grad(x):
-            return chain_positions(self, x)
-        rows = checked_rows(self, x)
-        if not len(rows):  # only texts come so far
-            raise UserError(f"must have one row or more; the shape is {tuple(rows.shape)}", argument="x")
-        return rows
+        return chain_positions(self, x) if _wants_grad(x) else some_rows(self, x)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"] | LogProb:
         """log p(x), (B,) nats, in data units; of a model with noise levels, of data smoothed by the lowest noise.

@@ -54,6 +54,14 @@ def checked_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
     return _fine_enough(bundle, found, where, bundle.layout.singles(x) if table else None)
 
 
+def some_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
+    """`checked_rows`, one or more; of texts there may be none there."""
+    rows = checked_rows(bundle, x, where=where)
+    if not len(rows):
+        raise UserError(f"must have one row or more; the shape is {tuple(rows.shape)}", argument=where)
+    return rows
+
+
 def chain_positions(bundle: "Bundle", x: Tensor, *, where: str = "x") -> Tensor:
     """Positions of chains, which may leave the range of the data: the shape alone is checked."""
     if bundle.alphabet is not None:
