@@ -87,7 +87,7 @@ def _tried(energy: AnyEnergy, inputs: Sequence[Tensor], num: int, *, right: bool
     devices = [rows[0].device] if rows[0].device.type == "cuda" and torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
-            if num == 2 and isinstance(energy, HasTimeGradient) and energy.value_and_grads(*rows) is not None:
+            if num == 2 and _has_own_gradients(energy, rows):
                 return None
             if not _differentiates_twice(energy, rows, num):
                 return "cannot be differentiated twice"
@@ -96,6 +96,10 @@ def _tried(energy: AnyEnergy, inputs: Sequence[Tensor], num: int, *, right: bool
     finally:  # a forward pass moves the power iteration of spectral norms, for example
         for buffer, before in zip([] if module is None else module.buffers(), buffers, strict=True):
             buffer.copy_(before)
+
+
+def _has_own_gradients(energy: object, rows: Sequence[Tensor]) -> bool:
+    return isinstance(energy, HasTimeGradient) and energy.value_and_grads(*rows) is not None
 
 
 def _differentiates_twice(energy: AnyEnergy, rows: Sequence[Tensor], num: int) -> bool:
