@@ -12,6 +12,7 @@ import thalweg
 from thalweg.core.errors import NotNormalised, UserError
 from thalweg.data.in_memory import given_dataset
 from thalweg.data.transform import Identity
+from thalweg.objective.base import Batch
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.objective.score.score import (
@@ -382,6 +383,30 @@ def test_a_training_has_its_own_modes(rows):
         with mode:
             bundle = train(make, rows, steps=3)
         assert torch.equal(bundle.energy(rows), want)
+
+
+@pytest.mark.parametrize("clears", [True, False])
+def test_a_training_in_bfloat16_goes_on_with_the_weights_of_the_last_step(monkeypatch, clears):
+    """Torch keeps bfloat16 copies of weights until the outermost autocast block ends; with old copies nothing is learned."""
+    if not clears:  # the mutant
+        monkeypatch.setattr(torch, "clear_autocast_cache", lambda: None)
+    x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    settings = {
+        "precision": "bf16",
+        "learning_rate": 0.05,
+        "warmup": 1,
+        "batch_size": 200,
+        "ema": 0.0,
+        "guard": {"policy": "warn"},
+    }
+    network = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 1, bias=False), nn.Flatten(0))
+    nn.init.zeros_(network[2].weight)
+    objective = DenoisingScoreMatching(sigma=0.5)
+    bundle = thalweg.train(network, x, objective=objective, steps=40, settings=settings, progress=False)
+    z = bundle.encode(x)
+    eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    loss, *_ = objective.loss(bundle.model, objective.init(bundle.model, z, None), Batch(z), (eps,))
+    assert (float(loss.detach()) < 0.95) == clears  # 1 is the loss of a flat energy
 
 
 def test_a_bundle_keeps_what_it_loaded_in_a_module_that_serves_another(rows, tmp_path):

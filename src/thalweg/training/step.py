@@ -125,6 +125,9 @@ class Update:
         else:
             state.optimizer.masked_step(bad.float())
             state.objective = unless(bad, state.objective, after)
+        # Torch keeps bfloat16 copies of weights until the outermost autocast block ends, one of the caller's maybe, and
+        # would go on with those from before the step.
+        torch.clear_autocast_cache()
         state.step += 1
         state.update_average(self.settings.ema, bad)
 
