@@ -387,7 +387,7 @@ def test_a_training_has_its_own_modes(rows):
 
 @pytest.mark.parametrize("clears", [True, False])
 def test_a_training_in_bfloat16_goes_on_with_the_weights_of_the_last_step(monkeypatch, clears):
-    """Torch keeps bfloat16 copies of weights until the outermost autocast block ends; with old copies nothing is learned."""
+    """Torch keeps bfloat16 copies of weights until the outermost autocast ends; old copies learn little."""
     if not clears:  # the mutant
         monkeypatch.setattr(torch, "clear_autocast_cache", lambda: None)
     x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
@@ -406,7 +406,7 @@ def test_a_training_in_bfloat16_goes_on_with_the_weights_of_the_last_step(monkey
     z = bundle.encode(x)
     eps = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
     loss, *_ = objective.loss(bundle.model, objective.init(bundle.model, z, None), Batch(z), (eps,))
-    assert (float(loss.detach()) < 0.95) == clears  # 1 is the loss of a flat energy
+    assert (float(loss.detach()) < 0.87) == clears  # the optimum is 0.8; 1 is the loss of a flat energy
 
 
 def test_a_bundle_keeps_what_it_loaded_in_a_module_that_serves_another(rows, tmp_path):
