@@ -50,8 +50,9 @@ def test_train_to_a_bundle_and_its_report_end_to_end(thalweg_command, tmp_path, 
     count(monkeypatch, counts, catalog, "_digest")
     code, out, err = thalweg_command(*words)
     assert code == 0, err
-    # copies: the average, and to time steps on a network that is thrown away, with an average of its own
-    assert counts == {"__init__": 1, "deepcopy": 3, "split": 1, "_digest": 1}
+    # copies: the average; to time steps on a network that is thrown away, with an average of its own; and two for the
+    # trial of a second derivative, in the dry run and in the training
+    assert counts == {"__init__": 1, "deepcopy": 5, "split": 1, "_digest": 1}
     result = json.loads(out)  # one object, nothing else, on standard output
     assert out.count("\n") == 1
     assert result["run"] == "run"

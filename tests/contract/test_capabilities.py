@@ -24,6 +24,8 @@ EXCEPTIONS = {  # (file, name): why
     ("energy/engine/discovery.py", "__dict__"): "any Python object, in which modules are looked for",
     ("energy/engine/known_layers.py", "inplace"): "an option of torch's activations, which not all have",
     ("energy/engine/fused.py", "OptimizedModule"): "a class of torch._dynamo, which not every version has",
+    ("run/module_checks.py", "gradient"): "a setting, for the hint of a message alone",
+    ("training/state.py", "fixed_buffers"): "of any module inside a network, torch's own too",
     ("objective/score/derivatives.py", "variable"): "a field of those nodes of torch's graph that accumulate",
 }
 

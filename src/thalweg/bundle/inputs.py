@@ -111,8 +111,10 @@ def require_numbers(bundle: "Bundle", what: str) -> None:
 def _codes(alphabet: Alphabet, x: Any, where: str) -> Tensor:
     if isinstance(x, str):
         raise UserError("must be a list of str, and is one str", argument=where, hint=f"write [{where}]")
+    if isinstance(x, list | tuple) and not x:
+        return alphabet.encode([], where=where)
     refuse_containers(x, where, "a list of str, or codes")
-    if is_texts(x) or (isinstance(x, list | tuple) and not x):
+    if is_texts(x):
         return alphabet.encode(as_texts(x, where), where=where)
     return alphabet.check_codes(as_tensor(x, where=where), where=where)
 
