@@ -99,7 +99,7 @@ def test_the_channel_prefers_what_a_writer_is_likelier_to_mistype(words):
     text = "bamma"
     (plain,), (channel,) = explain(words, [text]), explain(words, [text], channel=True)
     costs = neighbours(tuple(int(c) for c in words.alphabet.encode([text])[0] if c), words.alphabet.num_states, 6)
-    u = {c: float(v) for c, v in zip(costs, explaining.Energies(words)([*costs]), strict=True)}
+    u = {c: float(v) for c, v in zip(costs, explaining.CachedEnergies(words)([*costs]), strict=True)}
     best = min(costs, key=lambda c: u[c] + costs[c].cost)
     assert channel.repair_energy == pytest.approx(u[best], abs=1e-4)
     assert plain.repair_energy <= channel.repair_energy + 1e-6

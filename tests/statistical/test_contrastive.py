@@ -39,7 +39,7 @@ def with_buffer(old, new):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Altered:
+class AlteredTexts:
     """A sampler that walks uphill, or with its Gaussian noise scaled."""
 
     sampler: Any
@@ -144,7 +144,7 @@ def cd_z(module, num_steps, **alter):
     mean, variance = a + B / LAMBDA * (1 - a), a**2 + 2 * H * (1 - a**2) / (1 - (1 - H * LAMBDA) ** 2)
     want = torch.tensor([0.5 * (2 - variance - mean**2), mean - 1], dtype=torch.float64)
     x = torch.empty(100_000, 1, dtype=torch.float64).exponential_(generator=generator(0, "exponential"))
-    sampler = Altered(sampler=ULA(step_size=H), **alter)
+    sampler = AlteredTexts(sampler=ULA(step_size=H), **alter)
     cd = module.ContrastiveDivergence(sampler=sampler, num_steps=num_steps, start="data", energy_penalty=0.0)
     return z_scores(cd, energy, x.chunk(50), want)
 
@@ -181,7 +181,7 @@ class LogGamma(nn.Module):
 def stationary_z(**alter):
     energy = LogGamma()
     cd = ContrastiveDivergence(
-        sampler=Altered(sampler=MALA(step_size=0.1), **alter), num_steps=3, start="data", energy_penalty=0.0
+        sampler=AlteredTexts(sampler=MALA(step_size=0.1), **alter), num_steps=3, start="data", energy_penalty=0.0
     )
     return z_scores(cd, energy, energy.sample(100_000).chunk(50))
 
@@ -372,7 +372,7 @@ def learned(start, seed, **alter):
     x = torch.randn(1000, 2, generator=generator(0, "x"), dtype=torch.float64) @ scale.T + 0.5
     x = x - x.mean(0) + 0.5
     energy = Quadratic(2)
-    sampler = Altered(sampler=ULA(step_size=0.2), **alter)
+    sampler = AlteredTexts(sampler=ULA(step_size=0.2), **alter)
     cd = ContrastiveDivergence(
         sampler=sampler,
         num_steps=3,

@@ -14,7 +14,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.objective.base import Batch
 from thalweg.objective.score import score
-from thalweg.objective.score.derivatives import HowDerived
+from thalweg.objective.score.derivatives import DerivativeChoice
 
 D = 5
 LOWER = torch.tril_indices(D, D)
@@ -66,7 +66,7 @@ def gaussian(mean, covariance):
 
 
 def gradient(objective, energy, x, noise):
-    loss, _, _ = objective.loss(energy, HowDerived(), Batch(x), noise)
+    loss, _, _ = objective.loss(energy, DerivativeChoice(), Batch(x), noise)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(energy.parameters()))])
 
 
@@ -120,8 +120,8 @@ def sliced_error(module):
     x = sample(32)
     signs = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=D)), dtype=torch.float64)
     probes = signs[:, None, :].expand(-1, len(x), -1)
-    sliced, _, _ = module.SlicedScoreMatching().loss(energy, HowDerived(), Batch(x), (probes,))
-    exact, _, _ = score.ExplicitScoreMatching().loss(energy, HowDerived(), Batch(x), ())
+    sliced, _, _ = module.SlicedScoreMatching().loss(energy, DerivativeChoice(), Batch(x), (probes,))
+    exact, _, _ = score.ExplicitScoreMatching().loss(energy, DerivativeChoice(), Batch(x), ())
     return (sliced / exact - 1).abs()
 
 
@@ -135,7 +135,7 @@ def test_probes_are_white(probe):
     n = 20_000
     x = torch.zeros(n, 3, dtype=torch.float64)
     sliced = score.SlicedScoreMatching(probe=probe, num_projections=2)
-    (v,) = sliced.draw(HowDerived(), Batch(x), generator(0, "v"), 0.0)
+    (v,) = sliced.draw(DerivativeChoice(), Batch(x), generator(0, "v"), 0.0)
     assert v.shape == (2, n, 3)
     flat = v.reshape(-1, 3)
     assert ((flat.T @ flat / len(flat) - torch.eye(3)).abs() < 5 * 2**0.5 / len(flat) ** 0.5).all()
@@ -184,13 +184,13 @@ def test_explicit_and_sliced_find_the_precision():
     want = torch.linalg.inv(x.T.cov(correction=0))
     assert (optimum(score.ExplicitScoreMatching(), x, ()) - want).norm() / want.norm() <= 1e-9
     sliced = score.SlicedScoreMatching(num_projections=16)
-    noise = sliced.draw(HowDerived(), Batch(x), generator(0, "v"), 0.0)
+    noise = sliced.draw(DerivativeChoice(), Batch(x), generator(0, "v"), 0.0)
     assert (optimum(sliced, x, noise) - want).norm() / want.norm() <= 0.01
 
 
 def test_sliced_gradient_vanishes_at_the_true_law():
     x, energy = sample(20_000, 3), gaussian(*population())
-    noise = score.SlicedScoreMatching().draw(HowDerived(), Batch(x), generator(0, "v"), 0.0)
+    noise = score.SlicedScoreMatching().draw(DerivativeChoice(), Batch(x), generator(0, "v"), 0.0)
     assert z_scores(score.SlicedScoreMatching(), energy, x, noise).abs().max() < 5
     flipped = mutant(score, ".sum(1) - trace)", ".sum(1) + trace)").SlicedScoreMatching()
     assert z_scores(flipped, energy, x, noise).abs().max() > 10
@@ -246,7 +246,7 @@ def test_settings_are_checked():
 def test_a_compiled_denoising_loss_has_the_same_gradient():
     energy, x = gaussian(*population()), sample(16)
     eps = torch.randn(16, D, generator=generator(0, "eps"), dtype=torch.float64)
-    loss = lambda x, eps: score.DenoisingScoreMatching().loss(energy, HowDerived(), Batch(x), (eps,))[0]  # noqa: E731
+    loss = lambda x, eps: score.DenoisingScoreMatching().loss(energy, DerivativeChoice(), Batch(x), (eps,))[0]  # noqa: E731
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     parameters = list(energy.parameters())
     for a, b in zip(*(torch.autograd.grad(f(x, eps), parameters) for f in (loss, compiled)), strict=True):

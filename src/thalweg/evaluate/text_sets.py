@@ -9,14 +9,14 @@ import numpy as np
 TRIES = 20  # until an alteration gives a text that is not known
 
 
-class Altered(NamedTuple):
-    """Altered texts, and which text each was made of."""
+class AlteredTexts(NamedTuple):
+    """AlteredTexts texts, and which text each was made of."""
 
     texts: list[str]
     origin: np.ndarray
 
 
-def typos(texts: Sequence[str], known: Collection[str], rng: np.random.Generator, *, most: int) -> Altered:
+def typos(texts: Sequence[str], known: Collection[str], rng: np.random.Generator, *, most: int) -> AlteredTexts:
     """Each text with one letter left out, put in or replaced, or two neighbours swapped, in equal shares.
 
     Letters are drawn as often as the texts have them. A text that cannot be altered into one outside of `known`, of at
@@ -40,12 +40,12 @@ def typos(texts: Sequence[str], known: Collection[str], rng: np.random.Generator
     return _altered(texts, known, one, most)
 
 
-def shuffled(texts: Sequence[str], known: Collection[str], rng: np.random.Generator) -> Altered:
+def shuffled(texts: Sequence[str], known: Collection[str], rng: np.random.Generator) -> AlteredTexts:
     """Each text with its letters in another order; left out where every order is known."""
     return _altered(texts, known, lambda text: "".join(text[i] for i in rng.permutation(len(text))), None)
 
 
-def _altered(texts: Sequence[str], known: Collection[str], one: Callable[[str], str], most: int | None) -> Altered:
+def _altered(texts: Sequence[str], known: Collection[str], one: Callable[[str], str], most: int | None) -> AlteredTexts:
     found, origin = [], []
     for i, text in enumerate(texts):
         for _ in range(TRIES):
@@ -54,7 +54,7 @@ def _altered(texts: Sequence[str], known: Collection[str], one: Callable[[str], 
                 found.append(other)
                 origin.append(i)
                 break
-    return Altered(found, np.array(origin, int))
+    return AlteredTexts(found, np.array(origin, int))
 
 
 def nearest_texts(texts: Sequence[str], train: Sequence[str]) -> list[tuple[str, int]]:

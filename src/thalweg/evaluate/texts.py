@@ -19,7 +19,7 @@ from thalweg.evaluate.chains import NUM_CHAINS, HasChains, chain_figures
 from thalweg.evaluate.detection import auroc, fpr95
 from thalweg.evaluate.ngram import NGram
 from thalweg.evaluate.suite import CURVES, Evaluation, require_finite, versions
-from thalweg.evaluate.text_sets import Altered, nearest_texts, shuffled, typos
+from thalweg.evaluate.text_sets import AlteredTexts, nearest_texts, shuffled, typos
 from thalweg.normaliser.estimate import LogProb
 
 ORDER = 6  # of the n-gram
@@ -79,7 +79,7 @@ def evaluate_texts(
     sets = {
         "one-letter typos": typos(reference, known, rng, most=most),
         "shuffled letters": shuffled(reference, known, rng),
-        "draws of the bigram law": Altered(pseudo[: len(reference)], np.zeros(0, int)),
+        "draws of the bigram law": AlteredTexts(pseudo[: len(reference)], np.zeros(0, int)),
     }
     samples = model.texts(model.sample(num_samples, seed=seed))
     energies = {name: _energies(model, each.texts) for name, each in sets.items() if each.texts}
@@ -127,7 +127,7 @@ def _mean(law: NGram, texts: Sequence[str]) -> float:
 
 
 def _row(
-    name: str, made: Altered, reference: Sequence[str], energies: dict[str, Tensor], bigram: NGram, ngram: NGram
+    name: str, made: AlteredTexts, reference: Sequence[str], energies: dict[str, Tensor], bigram: NGram, ngram: NGram
 ) -> dict[str, Any]:
     """One line of the detection table. `paired`: how often a text has a lower energy than what was made of it."""
     laws = {"bigram": bigram, "ngram": ngram}

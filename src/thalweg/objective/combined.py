@@ -13,7 +13,7 @@ from thalweg.energy.base import AnyEnergy
 from thalweg.objective.base import Batch, LearnsConstant, Objective, after_rollbacks
 
 
-class States(NamedTuple):
+class CombinedState(NamedTuple):
     """The states of the parts, in order."""
 
     parts: tuple[Any, ...]
@@ -74,18 +74,20 @@ class Combined:
         own = [after_rollbacks(part, times) for part in self.parts]
         return self if all(a is b for a, b in zip(own, self.parts, strict=True)) else replace(self, parts=tuple(own))
 
-    def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> States:
+    def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> CombinedState:
         """The states of the parts."""
-        return States(tuple(part.init(energy, x, generator) for part in self.parts))
+        return CombinedState(tuple(part.init(energy, x, generator) for part in self.parts))
 
-    def draw(self, state: States, batch: Batch, generator: Generator, progress: float) -> tuple[tuple[Any, ...], ...]:
+    def draw(
+        self, state: CombinedState, batch: Batch, generator: Generator, progress: float
+    ) -> tuple[tuple[Any, ...], ...]:
         """What each part draws, in order."""
         pairs = zip(self.parts, state.parts, strict=True)
         return tuple(part.draw(own, batch, generator, progress) for part, own in pairs)
 
     def loss(
-        self, energy: AnyEnergy, state: States, batch: Batch, noise: tuple[Any, ...]
-    ) -> tuple[Float[Tensor, ""], States, dict[str, Tensor]]:
+        self, energy: AnyEnergy, state: CombinedState, batch: Batch, noise: tuple[Any, ...]
+    ) -> tuple[Float[Tensor, ""], CombinedState, dict[str, Tensor]]:
         """The weighted sum, in nats where the parts are."""
         total, states, metrics = None, [], {}
         weights = self.weights or [1.0] * len(self.parts)
@@ -95,4 +97,4 @@ class Combined:
             states.append(after)
             metrics |= {f"{type(part).__name__}_{name}": value for name, value in found.items()}
         assert total is not None
-        return total, States(tuple(states)), metrics
+        return total, CombinedState(tuple(states)), metrics

@@ -67,7 +67,7 @@ def explain(bundle: Bundle, x: Any, *, edits: int = 1, channel: bool = False, be
     codes = checked_rows(bundle, x)
     if not len(codes):
         return []
-    energies = Energies(bundle)
+    energies = CachedEnergies(bundle)
     rows = [tuple(int(c) for c in row[row != END]) for row in codes]
     laws = _conditionals(energies, rows)
     repairs = _repairs(energies, rows, edits, channel, beam)
@@ -94,8 +94,8 @@ def _repaired(alphabet: Alphabet, text: str, codes: Codes, path: Sequence[Edit])
     return "".join(letters)
 
 
-class Energies:
-    """Energies of texts given as codes, each evaluated once."""
+class CachedEnergies:
+    """CachedEnergies of texts given as codes, each evaluated once."""
 
     def __init__(self, bundle: Bundle):
         assert bundle.alphabet is not None
@@ -116,7 +116,7 @@ def _padded(texts: Sequence[Codes], length: int) -> Float[Tensor, "b l"]:
     return torch.tensor([[*text, *[END] * (length - len(text))] for text in texts], dtype=torch.float32)
 
 
-def _conditionals(energies: Energies, rows: Sequence[Codes]) -> list[Float[Tensor, "n k"]]:
+def _conditionals(energies: CachedEnergies, rows: Sequence[Codes]) -> list[Float[Tensor, "n k"]]:
     """log p(state | the other units) of each letter and of the first end, -inf where the rest would be no text."""
     length, num_states = energies.alphabet.length, energies.alphabet.num_states
     tables: list[list[tuple[int, int, Codes]]] = []
@@ -144,7 +144,9 @@ def _expected(alphabet: Alphabet, law: Float[Tensor, "n k"]) -> tuple[str, ...]:
     return tuple(alphabet.decode(best.argmax(1, keepdim=True).float())) if len(law) else ()
 
 
-def _repairs(energies: Energies, rows: Sequence[Codes], edits: int, channel: bool, beam: int) -> list[tuple[Edit, ...]]:
+def _repairs(
+    energies: CachedEnergies, rows: Sequence[Codes], edits: int, channel: bool, beam: int
+) -> list[tuple[Edit, ...]]:
     """The edits that lead to the best other text of each row."""
     size = (energies.alphabet.num_states, energies.alphabet.length)
 

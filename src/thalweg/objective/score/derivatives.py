@@ -25,7 +25,7 @@ log = logging.getLogger("thalweg")
 _told: ContextVar[bool] = ContextVar("told", default=True)
 
 
-class HowDerived(NamedTuple):
+class DerivativeChoice(NamedTuple):
     """Whether the loss is differentiated by finite differences: the state of an objective without other memory."""
 
     finite_differences: bool = False

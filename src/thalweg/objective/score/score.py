@@ -26,8 +26,8 @@ from thalweg.energy.base import EnergyFn, NoisyEnergyFn
 from thalweg.energy.engine.attention import double_backward
 from thalweg.objective.base import Batch, Empty, Stateless
 from thalweg.objective.score.derivatives import (
+    DerivativeChoice,
     Gradient,
-    HowDerived,
     check_gradient,
     grad_in_graph,
     pulled,
@@ -68,17 +68,17 @@ class DenoisingScoreMatching:
         check.finite(sigma=self.sigma)
         check_gradient(self.gradient)
 
-    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> HowDerived:
+    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> DerivativeChoice:
         """How the loss is to be differentiated."""
-        return HowDerived(takes_differences(self.gradient, self, energy, (x,)))
+        return DerivativeChoice(takes_differences(self.gradient, self, energy, (x,)))
 
-    def draw(self, state: HowDerived, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
+    def draw(self, state: DerivativeChoice, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(eps,): standard normal, of the batch's shape."""
         return (normal_like(batch.x, generator),)
 
     def loss(
-        self, energy: EnergyFn, state: HowDerived, batch: Batch, noise: tuple[Tensor, ...]
-    ) -> tuple[Float[Tensor, ""], HowDerived, dict[str, Tensor]]:
+        self, energy: EnergyFn, state: DerivativeChoice, batch: Batch, noise: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, ""], DerivativeChoice, dict[str, Tensor]]:
         """The mean over batch and dimensions of the squared error; 1 is the loss of a flat energy."""
         (eps,) = noise
         loss, u, g, metrics = loss_of_gradient(
@@ -193,19 +193,19 @@ class SlicedScoreMatching:
         check.one_of(("rademacher", "normal"), probe=self.probe)
         check_gradient(self.gradient)
 
-    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> HowDerived:
+    def init(self, energy: EnergyFn, x: Float[Tensor, "b *d"], generator: Generator) -> DerivativeChoice:
         """How the loss is to be differentiated."""
-        return HowDerived(takes_differences(self.gradient, self, energy, (x,)))
+        return DerivativeChoice(takes_differences(self.gradient, self, energy, (x,)))
 
-    def draw(self, state: HowDerived, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
+    def draw(self, state: DerivativeChoice, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(v,): probes (num_projections, B, *), independent for each row."""
         v = normal_like(batch.x.expand(self.num_projections, *batch.x.shape), generator)
         # copysign, not sign: sign(0) = 0 would be a probe of the wrong length.
         return (torch.copysign(torch.ones_like(v), v) if self.probe == "rademacher" else v,)
 
     def loss(
-        self, energy: EnergyFn, state: HowDerived, batch: Batch, noise: tuple[Tensor, ...]
-    ) -> tuple[Float[Tensor, ""], HowDerived, dict[str, Tensor]]:
+        self, energy: EnergyFn, state: DerivativeChoice, batch: Batch, noise: tuple[Tensor, ...]
+    ) -> tuple[Float[Tensor, ""], DerivativeChoice, dict[str, Tensor]]:
         """The mean over batch and probes, an unbiased estimate of `ExplicitScoreMatching`'s loss."""
         (probes,) = noise
         if state.finite_differences:
@@ -217,8 +217,8 @@ class SlicedScoreMatching:
 
 
 def _sliced_by_differences(
-    energy: EnergyFn, state: HowDerived, x: Tensor, probes: Tensor
-) -> tuple[Float[Tensor, ""], HowDerived, dict[str, Tensor]]:
+    energy: EnergyFn, state: DerivativeChoice, x: Tensor, probes: Tensor
+) -> tuple[Float[Tensor, ""], DerivativeChoice, dict[str, Tensor]]:
     """The sliced loss, |grad E|² along the gradient itself, v' Hess E v by second differences along v."""
     at, scale = Evaluations(energy), deviation(x)
     u, (g,) = at.value_and_grads((x,))
