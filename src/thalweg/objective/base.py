@@ -6,7 +6,7 @@ keeping the old state. A new objective is one new file.
 """
 
 from dataclasses import fields
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from torch import Generator, Tensor
 
@@ -72,6 +72,36 @@ class HasAfterRollback(Protocol, metaclass=Capability):
 
     def after_rollback(self, times: int) -> "Objective[Any]":
         """The variant after `times` rollbacks."""
+        ...
+
+
+@runtime_checkable
+class HasAfterCollapse(Protocol, metaclass=Capability):
+    """An objective that has a variant of itself for the steps after its samples have lost variety.
+
+    The guard asks (`training.remedy`). The variant is of the same class and continues with the same state;
+    `after_collapse(0)` is the objective itself. A training by any other objective is rolled back instead.
+    """
+
+    def after_collapse(self, times: int) -> "Objective[Any]":
+        """The variant after `times` losses of variety; that of a greater number may be the same."""
+        ...
+
+
+@runtime_checkable
+class HasPersistentChains(Protocol, metaclass=Capability):
+    """An objective that keeps chains from step to step, where `persistent` is true.
+
+    The monitor of a run asks: it looks at these chains then, and need not draw samples.
+    """
+
+    @property
+    def persistent(self) -> bool:
+        """Whether chains are kept."""
+        ...
+
+    def persistent_chains(self, state: Any) -> Tensor:
+        """The chains' positions (N, *) in model units, in an order that stays."""
         ...
 
 
@@ -142,6 +172,18 @@ def after_rollbacks(objective: T, times: int) -> T:
     if times and isinstance(objective, HasAfterRollback):
         return objective.after_rollback(times)  # pyright: ignore[reportReturnType] - of the same class
     return objective
+
+
+def after_collapses(objective: T, times: int) -> T:
+    """The objective after `times` losses of variety: itself, where it has no variant."""
+    if times and isinstance(objective, HasAfterCollapse):
+        return objective.after_collapse(times)  # pyright: ignore[reportReturnType] - of the same class
+    return objective
+
+
+def keeps_chains(objective: object) -> TypeGuard[HasPersistentChains]:
+    """Whether an objective keeps chains from step to step."""
+    return isinstance(objective, HasPersistentChains) and objective.persistent
 
 
 def changes(before: Any, after: Any) -> dict[str, tuple[Any, Any]]:

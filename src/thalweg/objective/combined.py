@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import AnyEnergy
-from thalweg.objective.base import Batch, LearnsConstant, Objective, after_rollbacks
+from thalweg.objective.base import Batch, LearnsConstant, Objective, after_collapses, after_rollbacks, keeps_chains
 
 
 class CombinedState(NamedTuple):
@@ -71,8 +71,26 @@ class Combined:
 
     def after_rollback(self, times: int) -> Self:
         """With the parts' own variants."""
-        own = [after_rollbacks(part, times) for part in self.parts]
-        return self if all(a is b for a, b in zip(own, self.parts, strict=True)) else replace(self, parts=tuple(own))
+        return self._with([after_rollbacks(part, times) for part in self.parts])
+
+    def after_collapse(self, times: int) -> Self:
+        """With the parts' own variants."""
+        return self._with([after_collapses(part, times) for part in self.parts])
+
+    def _with(self, parts: Sequence[Objective[Any]]) -> Self:
+        """The sum of these parts, itself where none is another."""
+        same = all(a is b for a, b in zip(parts, self.parts, strict=True))
+        return self if same else replace(self, parts=tuple(parts))
+
+    @property
+    def persistent(self) -> bool:
+        """Whether a part keeps chains."""
+        return any(keeps_chains(part) for part in self.parts)
+
+    def persistent_chains(self, state: CombinedState) -> Tensor:
+        """Those of the first part that keeps any."""
+        pairs = zip(self.parts, state.parts, strict=True)
+        return next(part.persistent_chains(own) for part, own in pairs if keeps_chains(part))
 
     def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> CombinedState:
         """The states of the parts."""

@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import AnyEnergy, Classifier, lacking
-from thalweg.objective.base import LABELS, Batch, HasLevels, Objective, after_rollbacks
+from thalweg.objective.base import LABELS, Batch, HasLevels, Objective, after_collapses, after_rollbacks, keeps_chains
 from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.sampler.base import normal_like, per_row
 
@@ -87,6 +87,21 @@ class JointLikelihood:
         """With the generative term's own variant."""
         own = after_rollbacks(self.generative, times)
         return self if own is self.generative else replace(self, generative=own)
+
+    def after_collapse(self, times: int) -> "JointLikelihood":
+        """With the generative term's own variant."""
+        own = after_collapses(self.generative, times)
+        return self if own is self.generative else replace(self, generative=own)
+
+    @property
+    def persistent(self) -> bool:
+        """As the generative term is."""
+        return keeps_chains(self.generative)
+
+    def persistent_chains(self, state: Any) -> Tensor:
+        """Those of the generative term."""
+        assert keeps_chains(self.generative)
+        return self.generative.persistent_chains(state)
 
     def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> Any:
         """The generative term's state, from as many rows as it will see."""

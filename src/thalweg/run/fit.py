@@ -30,6 +30,7 @@ from thalweg.data.float32_check import Float32Transform
 from thalweg.data.loader import Loader
 from thalweg.run.checks import Parts, build_parts, check_parts, fit_to_data
 from thalweg.run.finish import as_loaded, finish
+from thalweg.run.monitoring import run_monitor
 from thalweg.run.preview import Previews
 from thalweg.run.request import Request, data_tree, require_same_energy, run_tree
 from thalweg.run.run_config import damaged, new_config, require_same_data, stored_run
@@ -48,13 +49,14 @@ __all__ = ["Fitted", "NothingBegun", "Request", "fit", "fit_with_data", "setting
 
 logger = logging.getLogger("thalweg")
 FIRST = "step-00000000"  # a checkpoint of the first weights, where a network is given: nothing is lost with it
-FOLDERS = (FOLDER, "tensorboard")
+FOLDERS = (FOLDER, "tensorboard", "monitor")
 WRITTEN = (
     *FILES,
     PLAN,
     METRICS,
     "preview.png",
     "preview.txt",
+    "monitor.jsonl",
     "card.md",
     "evaluation.json",
     "report.html",
@@ -278,5 +280,6 @@ def _trainer(
         augment=parts.augment,
         group=group,
         device=context.device,
+        signals=run_monitor(run, data, parts, transform, folder),
     )
     return transform, trainer

@@ -24,12 +24,14 @@ from thalweg.objective.base import Objective
 from thalweg.run.checks import build_parts, check_parts, fit_to_data
 from thalweg.run.finish import calibrated, training_facts
 from thalweg.run.fit import prepared
+from thalweg.run.monitoring import run_monitor
 from thalweg.run.request import Request
 from thalweg.run.run_config import new_config
 from thalweg.training.guard import Guard, finite, not_finite
 from thalweg.training.metrics_log import Progress, Silent
 from thalweg.training.plan import Precision, make_plan
 from thalweg.training.settings import RunSettings, TrainSettings
+from thalweg.training.signals import Signals, Watch, look_every, may_look
 from thalweg.training.state import TrainState
 from thalweg.training.step import Augment, Batches, ToModelUnits, Update, named_memory_errors, run_steps
 
@@ -109,7 +111,8 @@ def fit_in_memory(request: Request, *, progress: Progress | None = None) -> Bund
     loader = Loader(data.train, data.train_labels, batch_size=run.train.batch_size, seed=run.seed)
     device = find_device(request.device)
     update = Update(parts.objective, loader, transform, run.train, run.seed, parts.augment, device=device)
-    state, precision = _trained(update, parts.energy, progress=progress)
+    signals = run_monitor(run, data, parts, transform, None)
+    state, precision = _trained(update, parts.energy, progress=progress, signals=signals)
     config |= {"precision": precision, "training": training_facts(state)}
     return calibrated(config, state.average, data, parts.sampler, Path("the bundle in memory"))
 
@@ -120,6 +123,7 @@ def _trained(
     *,
     progress: Progress | None = None,
     after_step: Callable[[TrainState], bool | None] | None = None,
+    signals: Signals | None = None,
 ) -> tuple[TrainState, Precision]:
     """The state after the last step, and the precision of the steps."""
     settings, bar = update.settings, progress or Silent()
@@ -130,10 +134,10 @@ def _trained(
             raise UserError(text, argument=name, value=value, hint="leave it out")
     state, guard = update.first_state(energy), Guard(update.settings.guard, update.objective)
     with named_memory_errors(state, settings, kept=str), tf32(settings.tf32):
-        num_steps, precision = _budget(update, state)
+        num_steps, precision, watch = _budget(update, state, signals)
         bar.start(num_steps, 0)
         try:
-            for metrics in run_steps(update, state, guard, num_steps, precision):
+            for metrics in run_steps(update, state, guard, num_steps, precision, watch):
                 if progress is not None and metrics and state.step % settings.log_every == 0:
                     bar.advance(state.step, {name: float(value) for name, value in metrics.items()})
                 if after_step is not None and after_step(state):
@@ -150,14 +154,19 @@ def _trained(
     return state, precision
 
 
-def _budget(update: Update, state: TrainState) -> tuple[int, Precision]:
-    """The number of steps and the precision, by timing only where the settings leave them open."""
+def _budget(update: Update, state: TrainState, signals: Signals | None) -> tuple[int, Precision, Watch | None]:
+    """The number of steps, the precision and the watch, by timing only where the settings leave them open."""
     settings = update.settings
-    if settings.steps is not None and settings.precision != "auto":
-        return settings.steps, settings.precision
+    known = settings.steps is not None and settings.precision != "auto"
+    if known and (signals is None or not may_look(signals, settings.steps)):
+        return settings.steps, settings.precision, None
     try:
         plan = make_plan(settings, lambda precision: update.trial(state, precision))
     except Diverged as error:
         text = f"{error.what} is not finite in a trial step, before any training"
         raise error.described(text, step=None) from error
-    return plan.num_steps, plan.precision
+    if signals is None:
+        return plan.num_steps, plan.precision, None
+    signals.begin(0, plan.precision)
+    every = look_every(signals, state, plan.num_steps, plan.step_seconds)
+    return plan.num_steps, plan.precision, Watch(signals, every)

@@ -16,6 +16,7 @@ from thalweg.core.recipes import read_recipe
 from thalweg.energy.base import Anchored, NoiseConditional
 from thalweg.energy.outcomes import Conditional
 from thalweg.run.given import Given
+from thalweg.training.signals import MonitorSettings
 
 BUDGETS = ("steps", "minutes")
 BASE = {"image": "pcd-conv-image", "vector": "pcd-vector", "text": "words"}  # recipes for a network E(x) that is given
@@ -146,6 +147,8 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
         "seed": request.seed or 0,
         "train": {**defaults, **own},
     }
+    watched = recipe.get("monitor", {})
+    tree["monitor"] = {**MonitorSettings.model_validate({}).model_dump(), **watched} if isinstance(watched, dict) else watched
     if isinstance(own.get("guard", {}), dict):
         tree["train"]["guard"] = {**defaults["guard"], **own.get("guard", {})}
     if request.checkpoint_every is not None:

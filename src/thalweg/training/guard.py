@@ -19,7 +19,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,11 +28,12 @@ from torch import Tensor
 from thalweg.core.device import send
 from thalweg.core.errors import Diverged
 from thalweg.core.state_tree import flatten
-from thalweg.objective.base import Objective, after_rollbacks, changes
+from thalweg.objective.base import Objective, after_collapses, after_rollbacks, changes
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.notes import CAUSES, Bounds, Notes, add, read
 
 log = logging.getLogger("thalweg")
+T = TypeVar("T")
 QUIET = 200  # steps without a repetition of a warning
 SOON = 20  # snapshots: where trouble comes back within so many, the good one was bad already
 
@@ -95,6 +96,8 @@ class GuardState(NamedTuple):
     strikes: int = 0  # steps in a row beyond a limit
     skips: int = 0  # steps in a row that were not finite
     notes: Notes | None = None  # of steps on a device since the last reading, with the two counts above
+    varied: Any = None  # the snapshot at the last look of a monitor that found nothing suspicious
+    collapses: int = 0  # losses of variety that the objective's variant was taken for
 
 
 class Guarded(Protocol):
@@ -116,7 +119,7 @@ class Guard:
 
     Args:
         settings: Policy and limits.
-        objective: The objective at the start of the run; steps are those of `after_rollbacks(objective, rollbacks)`.
+        objective: The objective at the start of the run; steps are those of `variant_of(objective, state.guard)`.
         group: The processes of the run.
     """
 
@@ -132,7 +135,7 @@ class Guard:
     def begin(self, state: Guarded) -> None:
         """Take the first snapshot, to which a rollback can always go."""
         if self.settings.policy == "rollback" and state.guard.good is None:
-            first = _snapshot(state)
+            first = snapshot_of(state)
             state.guard = state.guard._replace(origin=first, good=first)
 
     def skip(self, state: Guarded, error: Diverged) -> None:
@@ -237,24 +240,34 @@ class Guard:
         if guard.rollbacks >= settings.max_rollbacks:
             raise trouble.described(f"{trouble}, after {guard.rollbacks} rollbacks")
         again = guard.rollbacks > 0 and state.step - guard.acted <= SOON * settings.every
-        good = guard.origin if again else guard.good
-        state.restore(good)
-        state.guard = GuardState(
-            guard.origin, good, None, guard.factor * settings.slow, guard.rollbacks + 1, acted=state.step
-        )
-        done = [
-            f"went back to the weights, the optimiser and the chains of step {good['step']}",
-            f"lowered the learning rate to {state.guard.factor:.3g} of its schedule",
-        ]
-        before, after = (after_rollbacks(self.objective, times) for times in (guard.rollbacks, state.guard.rollbacks))
-        for name, (old, new) in changes(before, after).items():
-            done.append(f"set objective.{name} from {old} to {new}")
-            if limit and limit.remedy == f"objective.{name}":  # done already
-                advice = ""
+        changed, done = self.go_back(state, guard.origin if again else guard.good)
+        if limit and limit.remedy in changed:  # done already
+            advice = ""
         log.warning(
             "%s; %s and %s (rollback %d of %d)%s",
             trouble, ", ".join(done[:-1]), done[-1], state.guard.rollbacks, settings.max_rollbacks, advice,
         )  # fmt: skip
+
+    def go_back(self, state: Guarded, snapshot: dict[str, Any]) -> tuple[set[str], list[str]]:
+        """Roll back to a snapshot, at a lower learning rate: the settings that change with it, and what was done."""
+        guard = state.guard
+        state.restore(snapshot)
+        state.guard = guard._replace(
+            good=snapshot,
+            candidate=None,
+            factor=guard.factor * self.settings.slow,
+            rollbacks=guard.rollbacks + 1,
+            acted=state.step,
+            strikes=0,
+            skips=0,
+            notes=None,
+        )
+        done = [
+            f"went back to the weights, the optimiser and the chains of step {snapshot['step']}",
+            f"lowered the learning rate to {state.guard.factor:.3g} of its schedule",
+        ]
+        changed = changes(variant_of(self.objective, guard), variant_of(self.objective, state.guard))
+        return {f"objective.{name}" for name in changed}, done + settings_set(changed)
 
     def _remember(self, state: Guarded, metrics: dict[str, Tensor]) -> None:
         """Take a snapshot in good health, which makes the one before good; all of it must be finite.
@@ -266,7 +279,7 @@ class Guard:
 
     def _take(self, state: Guarded) -> None:
         good = state.guard.candidate or state.guard.good
-        state.guard = state.guard._replace(good=good, candidate=_snapshot(state))
+        state.guard = state.guard._replace(good=good, candidate=snapshot_of(state))
 
     def _beyond(self, metrics: Mapping[str, Tensor | float], *, calm: bool) -> tuple[Limit, float] | None:
         """The first signal beyond its limit, with its value; a value that is not finite is beyond."""
@@ -279,6 +292,16 @@ class Guard:
             if not (math.isfinite(number) and inside):
                 return limit, number
         return None
+
+
+def variant_of(objective: T, guard: GuardState) -> T:
+    """The objective of the next step, after the rollbacks and the losses of variety so far."""
+    return after_collapses(after_rollbacks(objective, guard.rollbacks), guard.collapses)
+
+
+def settings_set(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """What was done to the objective, in words."""
+    return [f"set objective.{name} from {old} to {new}" for name, (old, new) in changed.items()]
 
 
 def not_finite(what: str, step: int) -> Diverged:
@@ -311,7 +334,7 @@ def finite(tensors: dict[str, Tensor]) -> str | None:
     return next((name for name, value in tensors.items() if not bool(value.isfinite().all())), None)
 
 
-def _snapshot(state: Guarded) -> dict[str, Any]:
+def snapshot_of(state: Guarded) -> dict[str, Any]:
     """Copies of what an update changes in place: not the objective's state, nor what the energy has beyond its average.
 
     Those are fixed buffers.

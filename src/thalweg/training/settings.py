@@ -9,6 +9,7 @@ from thalweg.core.config import check
 from thalweg.core.errors import UserError, suggestion
 from thalweg.data.validate import Kind
 from thalweg.training.guard import GuardSettings
+from thalweg.training.signals import MonitorSettings
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -54,7 +55,7 @@ class TrainSettings(_Section):
 
 
 class RunSettings(_Section):
-    """A whole run: data, augmentation, transform, energy, objective and sampler (specs), training, seed."""
+    """A whole run: data, augmentation, transform, energy, objective and sampler (specs), training, monitor, seed."""
 
     data: DataSettings
     augment: dict[str, Any] | None = None
@@ -63,6 +64,7 @@ class RunSettings(_Section):
     objective: dict[str, Any]
     sampler: dict[str, Any]
     train: TrainSettings = Field(default_factory=lambda: TrainSettings.model_validate({}))
+    monitor: MonitorSettings = Field(default_factory=lambda: MonitorSettings.model_validate({}))
     seed: int = Field(0, ge=0, lt=2**64)
 
 
@@ -126,7 +128,7 @@ def stored(config: dict[str, Any]) -> RunSettings:
     """The run in a config.json, all of whose sections must be there; UserError with the dotted key."""
     remedy = "the run wrote it"
     checked(Stored, config, missing=remedy)
-    lost = RunSettings.model_fields.keys() - config["run"].keys() - {"augment"}
+    lost = RunSettings.model_fields.keys() - config["run"].keys() - {"augment", "monitor"}
     if lost:
         raise UserError("missing", argument=f"run.{min(lost)}", hint=remedy)
     return validate(config["run"], "run", given=config.get("given") or ())

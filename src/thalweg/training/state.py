@@ -25,6 +25,7 @@ from thalweg.training.notes import Notes, placed
 from thalweg.training.settings import TrainSettings
 
 FOLDER = "checkpoints"
+SNAPSHOTS = ("origin", "good", "candidate", "varied")  # fields of the guard's state
 
 
 @dataclass
@@ -38,6 +39,7 @@ class TrainState:
     step: int = 0
     seconds: float = 0.0
     guard: GuardState = field(default_factory=GuardState)
+    monitor: Any = None  # the memory of `training.signals.Signals`, on rank 0
     saved: str = ""  # the checkpoint that this state was last written to or loaded from
 
     @property
@@ -85,10 +87,10 @@ class TrainState:
         group = group or SingleProcess()
         header = store.read_json(path / "state.json")
         core = self.core()
-        own = {"objective": self.objective, "guard": [self.objective] * 3}
+        own = {"objective": self.objective, "guard": [self.objective] * len(SNAPSHOTS)}
         like = {
             **core,
-            "guard": GuardState(core, core, core, notes=Notes.begin(0, 0, CPU)),
+            "guard": GuardState(core, core, core, notes=Notes.begin(0, 0, CPU), varied=core),
             "others": [own] * (group.size - 1),
         }
         tree = state_tree.unflatten(store.read_tensors(path / "state.safetensors"), header["tree"], like=like)
@@ -100,7 +102,7 @@ class TrainState:
             if group.rank:
                 tree = _of_rank(tree, tree["others"][group.rank - 1])
             self.restore(tree)
-            self.guard = tree["guard"]
+            self.guard, self.monitor = tree["guard"], tree.get("monitor")
             if self.guard.notes is not None:
                 self.guard = self.guard._replace(notes=self.guard.notes.to(self.device))
         except (RuntimeError, ValueError, KeyError) as error:
@@ -137,11 +139,12 @@ class TrainState:
         return [(mine, theirs) for (name, mine), theirs in pairs if name not in fixed]
 
     def _tree(self) -> dict[str, Any]:
-        return {**self.core(), "guard": self.guard}
+        monitor = {} if self.monitor is None else {"monitor": self.monitor}
+        return {**self.core(), "guard": self.guard, **monitor}
 
     def _own(self) -> dict[str, Any]:
         """What differs from rank to rank: the objective's state, now and in the guard's snapshots."""
-        return {"objective": self.objective, "guard": [shot and shot["objective"] for shot in self.guard[:3]]}
+        return {"objective": self.objective, "guard": [shot and shot["objective"] for shot in _snapshots(self.guard)]}
 
     def _write(self, path: Path, tensors: dict[str, Any], structure: Any, keep: int) -> None:
         def write(aside: Path) -> None:
@@ -172,9 +175,14 @@ def _fixed_names(energy: nn.Module) -> set[str]:
 def _of_rank(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """The tree of another rank than 0, which differs in the objective's states."""
     guard: GuardState = tree["guard"]
-    shots = [shot and {**shot, "objective": mine} for shot, mine in zip(guard[:3], own["guard"], strict=True)]
-    guard = guard._replace(origin=shots[0], good=shots[1], candidate=shots[2])
+    pairs = zip(_snapshots(guard), own["guard"], strict=True)
+    shots = [shot and {**shot, "objective": mine} for shot, mine in pairs]
+    guard = guard._replace(**dict(zip(SNAPSHOTS, shots, strict=True)))
     return {**tree, "objective": own["objective"], "guard": guard}
+
+
+def _snapshots(guard: GuardState) -> list[Any]:
+    return [getattr(guard, name) for name in SNAPSHOTS]
 
 
 def fresh(energy: nn.Module, settings: TrainSettings, init: Callable[[nn.Module], Any]) -> TrainState:

@@ -19,12 +19,14 @@ from thalweg.core.device import CPU, autocast, place, synchronise
 from thalweg.core.errors import Diverged, OutOfMemory, UserError
 from thalweg.core.rng import generator, global_draws
 from thalweg.data.loader import Prefetcher
-from thalweg.objective.base import Batch, Compilable, Objective, after_rollbacks
+from thalweg.objective.base import Batch, Compilable, Objective
 from thalweg.training.distributed import ProcessGroup, SingleProcess
-from thalweg.training.guard import Guard, finite, not_finite
+from thalweg.training.guard import Guard, finite, not_finite, variant_of
 from thalweg.training.notes import cause_of, unless
 from thalweg.training.plan import Precision
+from thalweg.training.remedy import heed
 from thalweg.training.settings import TrainSettings
+from thalweg.training.signals import Signals, Verdict, Watch
 from thalweg.training.state import TrainState, fresh
 
 Augment = Callable[[Tensor, torch.Generator, float], Tensor]
@@ -71,7 +73,7 @@ class Update:
     device: torch.device = CPU
 
     def __post_init__(self):
-        self._compiled: dict[int, Any] = {}  # the loss, by the number of rollbacks
+        self._compiled: dict[tuple[int, int], Any] = {}  # the loss, by the numbers of rollbacks and collapses
         compiles = isinstance(self.objective, Compilable) and self.objective.compiles
         if self.settings.compile and not compiles:
             text = f"must be false, as the loss of {type(self.objective).__name__} cannot be compiled"
@@ -95,7 +97,7 @@ class Update:
         rate = self.settings.learning_rate * schedule(state.step, num_steps, self.settings) * state.guard.factor
         for group in state.optimizer.param_groups:
             group["lr"] = rate
-        objective = after_rollbacks(self.objective, state.guard.rollbacks)
+        objective = variant_of(self.objective, state.guard)
         draws = self.generator("objective", state.step)
         noise = objective.draw(state.objective, batch, draws, state.step / num_steps)
         modules = global_draws(self.generator("modules", state.step))  # dropout in a network of the user's
@@ -135,7 +137,7 @@ class Update:
         """The objective's loss, compiled where the settings say so."""
         if not self.settings.compile:
             return objective.loss
-        times = state.guard.rollbacks
+        times = (state.guard.rollbacks, state.guard.collapses)
         if times not in self._compiled:
             self._compiled[times] = torch.compile(objective.loss)
         return self._compiled[times]
@@ -164,11 +166,12 @@ class Update:
 
 
 def run_steps(
-    update: Update, state: TrainState, guard: Guard, num_steps: int, precision: Precision
+    update: Update, state: TrainState, guard: Guard, num_steps: int, precision: Precision, watch: Watch | None = None
 ) -> Iterator[Mapping[str, Tensor | float]]:
     """Update the state up to `num_steps`, guarded; the metrics after each step, none where it was skipped.
 
     On a device there are metrics, numbers, where a step is logged only. Raises Diverged where the guard gives up.
+    `watch`: who looks at the samples after some of the steps.
     """
     guard.begin(state)
     if state.guard.notes is not None and not update.masked:  # of a run that goes on on the CPU
@@ -176,8 +179,23 @@ def run_steps(
     while state.step < num_steps:
         start = time.perf_counter()
         metrics = (_noted if update.masked else _checked)(update, state, guard, num_steps, precision)
+        if watch is not None and watch.due(state.step):
+            _look(watch.signals, state, guard)
         state.seconds += time.perf_counter() - start
         yield metrics
+
+
+def _look(signals: Signals, state: TrainState, guard: Guard) -> None:
+    """One look at the samples, by rank 0, and what all ranks do about it."""
+    found: list[Verdict] = []
+    guard.group.on_rank0(lambda: found.append(Verdict(*signals.look(state))))
+    told = guard.group.broadcast(lambda: list(found[0][:3]))
+    action: str | None = "stopped"
+    try:
+        action = heed(guard, state, Verdict(*told), signals.policy)
+    finally:
+        for verdict in found:
+            state.monitor = signals.settle(verdict.memory, action)
 
 
 def is_logged(step: int, num_steps: int, settings: TrainSettings) -> bool:

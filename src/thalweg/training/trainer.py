@@ -10,6 +10,7 @@ import hashlib
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from thalweg.training.guard import Guard
 from thalweg.training.metrics_log import MetricsLog, NoLog, Progress, Silent, log
 from thalweg.training.plan import Plan, make_plan, num_threads
 from thalweg.training.settings import TrainSettings
+from thalweg.training.signals import Signals, Watch, look_every
 from thalweg.training.state import FOLDER, TrainState
 from thalweg.training.step import Augment, ToModelUnits, Update, is_logged, named_memory_errors, run_steps
 
@@ -58,6 +60,7 @@ class Trainer:
         augment: Alters a batch in data units, given a generator and the share of training done.
         group: The processes of the run, from `thalweg.training.distributed.joined`.
         device: Where the energy is trained, to which it is moved.
+        signals: Looks at the samples after some steps; None: nobody does.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Trainer:
         augment: Augment | None = None,
         group: SingleProcess | ProcessGroup | None = None,
         device: torch.device = CPU,
+        signals: Signals | None = None,
     ):
         self.group = group = group or single_process()
         if (loader.rank, loader.world_size) != (group.rank, group.size):
@@ -83,6 +87,7 @@ class Trainer:
             raise UserError(ranks, argument="loader")
         self.update = Update(objective, loader, transform, settings, seed, augment, group, device)
         self.settings, self.folder = settings, folder
+        self.signals = signals
         self.hooks, self.progress, self.tensorboard = hooks, progress or Silent(), tensorboard
         self.state = self.update.first_state(energy)
         self.guard = Guard(settings.guard, objective, group)
@@ -119,8 +124,9 @@ class Trainer:
         """The loop over steps."""
         metrics_log = self._metrics_log()
         self.progress.start(plan.num_steps, self.state.step)
+        watch = self._watch(plan)
         try:
-            for metrics in run_steps(self.update, self.state, self.guard, plan.num_steps, plan.precision):
+            for metrics in run_steps(self.update, self.state, self.guard, plan.num_steps, plan.precision, watch):
                 self._after_step(plan, metrics_log, metrics, caught)
         except Diverged as error:
             good = self._last_good()
@@ -129,6 +135,12 @@ class Trainer:
         finally:
             metrics_log.close()
             self.progress.stop()
+
+    def _watch(self, plan: Plan) -> Watch | None:
+        if self.signals is None or not plan.look_every:
+            return None
+        self.group.on_rank0(partial(self.signals.begin, self.state.step, plan.precision))
+        return Watch(self.signals, plan.look_every)
 
     def _after_step(
         self, plan: Plan, metrics_log: MetricsLog | NoLog, metrics: Mapping[str, Tensor | float], caught: list[int]
@@ -174,7 +186,9 @@ class Trainer:
             except Diverged as error:
                 text = f"{error.what} is not finite in a trial step, before any training; {error.advice}"
                 raise error.described(text, step=None) from error
-            plan = Plan.model_validate(self.group.broadcast(made.model_dump))
+            looks = lambda: look_every(self.signals, self.state, made.num_steps, made.step_seconds)  # noqa: E731
+            every = self.group.broadcast(looks)
+            plan = Plan.model_validate({**self.group.broadcast(made.model_dump), "look_every": every})
             self.group.on_rank0(lambda: plan.save(self.folder))
         return plan
 

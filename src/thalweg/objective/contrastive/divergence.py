@@ -10,6 +10,7 @@ The chains use the frozen energy in evaluation mode; the loss takes real and fak
 energy's constant stays unknown.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ from thalweg.sampler.langevin import ULA
 from thalweg.sampler.precision import at_precision
 
 ENERGY_PENALTY = 0.1  # by default, and at least after a rollback
+LONGER, MOST_TIMES = 1.5, 2  # factor on the chain's length after a collapse, and the most times that it is applied
+REINIT = 0.1  # least share of restarted chains after a collapse, doubled after the next
 
 
 class Augment(Protocol):
@@ -121,6 +124,27 @@ class ContrastiveDivergence:
         """The same with an energy penalty of at least `ENERGY_PENALTY`, which stops energies that drift apart."""
         weak = times and self.energy_penalty < ENERGY_PENALTY
         return replace(self, energy_penalty=ENERGY_PENALTY) if weak else self
+
+    def after_collapse(self, times: int) -> "ContrastiveDivergence":
+        """The same with longer chains, of which more are restarted: these reach what the others have left."""
+        times = min(times, MOST_TIMES)
+        if not times or self.start == "data":
+            return self
+        factor = LONGER**times
+        lengths = self.num_steps if isinstance(self.num_steps, Sequence) else (self.num_steps,)
+        longer = tuple(math.ceil(factor * length) for length in lengths)
+        reinit = max(self.reinit, REINIT * 2 ** (times - 1)) if self.persistent else self.reinit
+        num_steps = longer if isinstance(self.num_steps, Sequence) else longer[0]
+        return replace(self, num_steps=num_steps, reinit=reinit)
+
+    @property
+    def persistent(self) -> bool:
+        """Whether there is a buffer."""
+        return self.start == "persistent"
+
+    def persistent_chains(self, state: Replay) -> Tensor:
+        """All chains of the buffer."""
+        return state.x
 
     def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> Replay:
         """`buffer_size` chains at noise; an empty buffer unless chains are persistent."""
