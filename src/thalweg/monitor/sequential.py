@@ -66,16 +66,20 @@ def update(memory: Memory, values: Mapping[str, float], reference: Reference) ->
     tracks, excess = {}, {}
     for name, value in values.items():
         if name in FIGURES and name in reference:
-            before = memory["figures"].get(name) or {"recent": [], "changes": [], "best": None, "sum": 0.0, "alarm": False}
+            before = memory["figures"].get(name) or {
+                "recent": [],
+                "changes": [],
+                "best": None,
+                "sum": 0.0,
+                "alarm": False,
+            }
             tracks[name], excess[name] = _track(before, FIGURES[name], value, reference[name], counts=grace == 0)
     begun = [name for name, track in tracks.items() if track["alarm"] and not _alarmed(memory, name)]
     found = Found(
         suspicion={name: min(1.0, track["sum"] / LIMIT) for name, track in tracks.items()},
         alarm=max(begun, key=lambda name: excess[name], default=None),
         going_on=[name for name, track in tracks.items() if track["alarm"]],
-        best={
-            name: _turned(_best(memory, name), FIGURES[name]) for name in tracks
-        },
+        best={name: _turned(_best(memory, name), FIGURES[name]) for name in tracks},
     )
     return {"grace": max(0, grace - 1), "figures": {**memory["figures"], **tracks}}, found
 

@@ -148,7 +148,9 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
         "train": {**defaults, **own},
     }
     watched = recipe.get("monitor", {})
-    tree["monitor"] = {**MonitorSettings.model_validate({}).model_dump(), **watched} if isinstance(watched, dict) else watched
+    tree["monitor"] = (
+        {**MonitorSettings.model_validate({}).model_dump(), **watched} if isinstance(watched, dict) else watched
+    )
     if isinstance(own.get("guard", {}), dict):
         tree["train"]["guard"] = {**defaults["guard"], **own.get("guard", {})}
     if request.checkpoint_every is not None:

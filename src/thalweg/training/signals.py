@@ -22,7 +22,9 @@ class MonitorSettings(BaseModel):
     policy: Policy = "adjust"
     every: int | None = Field(None, ge=1, description="steps between looks; so many that looking is cheap if not given")
     num_samples: int | None = Field(None, ge=16, description="samples of a look; 128 chains or 64 draws if not given")
-    max_cost: float = Field(0.03, gt=0, le=1, description="largest share of the time for looks, where every is not given")
+    max_cost: float = Field(
+        0.03, gt=0, le=1, description="largest share of the time for looks, where every is not given"
+    )
     judge: Literal["statistical", "vision"] = "statistical"
     send_images: StrictBool = False  # whether the vision judge may send pictures of samples and of data to its server
     model: str | None = None  # the vision judge's
