@@ -45,6 +45,7 @@ def train(
     seed: int = 0,
     held_out: Any = None,
     settings: Mapping[str, Any] | None = None,
+    monitor: Mapping[str, Any] | None = None,
     progress: bool = True,
     report: bool = False,
     transform: Transform | None = None,
@@ -72,6 +73,8 @@ def train(
         seed: Of all randomness.
         held_out: The share of rows to hold out, or the rows themselves.
         settings: The recipe's values under `train`, such as {"batch_size": 32, "guard": {"policy": "stop"}}.
+        monitor: The recipe's values under `monitor`, such as {"policy": "warn"}: who watches the samples, and what is
+            done once they are worse.
         progress: Whether a bar is shown on standard error.
         report: Whether report.html and evaluation.json are written to `out`.
         transform: From data units to model units, such as `thalweg.data.transform.Identity()`.
@@ -96,7 +99,11 @@ def train(
             minutes=minutes,
             steps=steps,
             seed=seed,
-            overrides=[*_overrides("train", settings), *([] if in_memory else _of_named_data(labels, held_out))],
+            overrides=[
+                *_overrides("train", settings),
+                *_overrides("monitor", monitor),
+                *([] if in_memory else _of_named_data(labels, held_out)),
+            ],
             command="thalweg.train(…)",
             given=given,
             device=str(find_device(device)),
@@ -146,7 +153,9 @@ def _overrides(path: str, settings: Any) -> Iterator[str]:
         return
     if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
         hint = 'write {"batch_size": 32}'
-        raise UserError("must be a mapping of the recipe's keys under train", argument="settings", hint=hint)
+        section = path.partition(".")[0]
+        name = {"train": "settings"}.get(section, section)
+        raise UserError(f"must be a mapping of the recipe's keys under {section}", argument=name, hint=hint)
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _overrides(f"{path}.{key}", value)

@@ -79,7 +79,7 @@ class RunMonitor:
         num_samples: int,
         least: int,
         folder: Path | None = None,
-        policy: Literal["off", "warn", "adjust", "rollback", "stop"] = "adjust",
+        policy: Literal["none", "warn", "adjust", "rollback", "stop"] = "adjust",
         every: int | None = None,
         max_cost: float = 0.03,
         opinion: SecondOpinion | None = None,
@@ -123,7 +123,7 @@ class RunMonitor:
         return drawn / share + time.perf_counter() - start
 
     def look(self, state: Any) -> tuple[str | None, bool, str, Any]:
-        """(alarm, calm, sentence, memory) after a look at the state's samples, as `training.signals.Verdict` has them."""
+        """(alarm, calm, sentence, memory) after a look at the samples of a training's state."""
         memory, start = state.monitor or sequential.start(), time.perf_counter()
         self._row = {"step": state.step}
         try:
@@ -171,10 +171,10 @@ class RunMonitor:
             best = found.best[name]
             earlier = "" if best is None else f", {best:.2f} at its best"
             own = f"{self.reference[name][0]:.2f} for held-out data"
-            parts.append(f"{FIGURES[name].meaning} ({name} {values[name]:.2f}{earlier}, {own})")
+            parts.append(f"{name} {values[name]:.2f}{earlier}, {own} ({FIGURES[name].meaning})")
         if found.alarm:
             return f"{WHAT[FIGURES[found.alarm].kind]}: {parts[0]}"
-        return ("still: " if found.going_on else "suspicious: ") + "; ".join(parts)
+        return ("still worse: " if found.going_on else "suspicious: ") + "; ".join(parts)
 
     def _write(self, row: dict[str, Any]) -> None:
         if self.folder is None or self._broken:

@@ -47,12 +47,13 @@ def run_monitor(
     """
     settings = run.monitor
     unknown = data.kind == "text" or isinstance(parts.energy, Conditional) or len(data.held_out) < LEAST_HELD_OUT
-    if settings.policy == "off" or unknown:
+    if settings.policy == "none" or unknown:
         return None
     held_out, train = as_float(data.held_out[:HELD_OUT]), as_float(data.train[:TRAIN])
+    labels = None if data.held_out_labels is None else data.held_out_labels[:HELD_OUT]
     chains = keeps_chains(parts.objective)
     return RunMonitor(
-        Diversity(held_out, train, seed=run.seed),
+        Diversity(held_out, train, labels=labels, seed=run.seed),
         Samples(parts.objective, parts.sampler, data, transform, settings.num_samples or (CHAINS if chains else DRAWS)),
         num_samples=settings.num_samples or (CHAINS if chains else DRAWS),
         least=OFTEN if chains else SELDOM,

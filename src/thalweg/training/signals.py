@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-Policy = Literal["off", "warn", "adjust", "rollback", "stop"]
+Policy = Literal["none", "warn", "adjust", "rollback", "stop"]
 LEAST_LOOKS = 4  # a run with fewer has no earlier window to be compared with
 
 
