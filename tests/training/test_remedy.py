@@ -61,7 +61,7 @@ def test_lost_variety_makes_chains_longer_and_restarts_more_of_them(caplog):
     assert variant_of(CHAINS, s.guard) == now
 
 
-@pytest.mark.parametrize("objective, verdict", [(SCORE, LOST), (CHAINS, COPIES)], ids=["no chains", "copies"])
+@pytest.mark.parametrize(("objective", "verdict"), [(SCORE, LOST), (CHAINS, COPIES)], ids=["no chains", "copies"])
 def test_where_longer_chains_cannot_help_the_run_goes_back_to_the_last_calm_look(objective, verdict):
     guard, s = begun(objective)
     trained(s)
@@ -123,7 +123,7 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    "signals, steps, expected",
+    ("signals", "steps", "expected"),
     [
         (None, 10_000, 0),
         (Clock(0.001), 10_000, 25),

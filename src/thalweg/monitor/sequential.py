@@ -7,8 +7,8 @@ more is better, m and s its mean and deviation over held-out sets of the same si
     v' = min(v, m),     d = (b - v' - tolerance) / max(SPREAD s, e),     S <- max(0, S + clip(d, -CAP, CAP) - DRIFT),
 
 the one-sided cumulative sum of Page (1954). Samples better than the data's own do not raise the bar (the minimum).
-`e` is the run's own deviation from look to look, by the median absolute difference of successive looks. An alarm begins where
-S reaches `LIMIT`, which takes two looks or more (the cap), and ends where S is below `CLEAR` (hysteresis).
+`e` is the run's own deviation from look to look, by the median absolute difference of successive looks. An alarm begins
+where S reaches `LIMIT`, which takes two looks or more (the cap), and ends where S is below `CLEAR` (hysteresis).
 
 The constants were set on healthy runs (docs/experiments/monitor.md), on other runs than those that the false-alarm rate
 was measured on. After an action S is 0, and it stays 0 for `GRACE` looks: a run needs time to recover.
