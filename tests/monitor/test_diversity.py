@@ -1,4 +1,4 @@
-"""Figures of samples and the check: planted faults are found and named, the data themselves pass, bad input is refused."""
+"""Figures of samples and the check: planted faults are found and named, the data pass, bad input is refused."""
 
 import math
 
@@ -107,7 +107,7 @@ def test_the_vendi_score_counts_rows_that_differ():
 
 
 def test_the_reference_is_what_fresh_rows_score():
-    """Mean and deviation beside those of 60 fresh sets; the deviation within a factor, as it comes of one held-out set."""
+    """Mean and deviation beside those of 60 fresh sets; within a factor of 2, as there is one held-out set."""
     checked = Diversity(normal(800), normal(1000, stream="train"))
     found = [checked.figures(normal(100, seed=i, stream="fresh")) for i in range(60)]
     for name, (mean, deviation) in checked.reference(100).items():
