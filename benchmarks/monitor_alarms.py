@@ -121,7 +121,7 @@ def runs(folder: Path) -> list[Run]:
     found = []
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            about, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+            about, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
         diversity = Diversity(tensors["held_out"], tensors["train"], labels=tensors.get("held_out_labels"))
         looks = {int(key): x for key, x in tensors.items() if key.isdigit()}
         found.append(Run(about["setup"], int(about["seed"]), diversity, tensors["train"], looks))
