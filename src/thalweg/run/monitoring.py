@@ -1,9 +1,10 @@
 """The monitor of a run, made from its settings and data, and where the samples of its looks come from."""
 
+import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,13 @@ from thalweg.sampler.annealed import anneal
 from thalweg.sampler.base import Sampler, require_annealed, with_num_steps
 from thalweg.sampler.chain import run_chain
 from thalweg.training.settings import RunSettings
+from thalweg.training.signals import MonitorSettings
 
+if TYPE_CHECKING:
+    from thalweg.monitor.vision.opinion import SampleJudge
+
+JUDGED = "judged"  # in the run folder: what a vision judge was asked and said
+log = logging.getLogger("thalweg")
 LEAST_HELD_OUT = 60  # rows, for figures that mean something
 HELD_OUT, TRAIN = 1000, 5000  # rows that the figures are taken against, at most
 CHAINS, DRAWS = 128, 64  # samples of a look: chains cost nothing
@@ -61,7 +68,48 @@ def run_monitor(
         policy=settings.policy,
         every=settings.every,
         max_cost=settings.max_cost,
+        opinion=_second_opinion(settings, data, held_out, train, folder),
     )
+
+
+class VisionOpinion:
+    """Asks a vision-language model about samples whose figures raise an alarm.
+
+    Where it is reliable and finds them good, the alarm is overruled. Its answers are kept in the run folder, so that a
+    resumed run asks nothing twice.
+    """
+
+    def __init__(self, judge: "SampleJudge", real: Tensor):
+        self.judge, self.real = judge, real
+
+    def __call__(self, samples: Tensor, step: int) -> dict[str, Any]:
+        """The opinion, as the log and the checkpoint hold it."""
+        opinion = self.judge.compare(samples, self.real, step=step)
+        kept = opinion.model_dump(mode="json", include={"judge", "reliable", "verdict", "sentence", "model", "cost"})
+        return {**kept, "overrules": opinion.reliable and opinion.verdict == "good"}
+
+
+def _second_opinion(
+    settings: MonitorSettings, data: Dataset, held_out: Tensor, train: Tensor, folder: Path | None
+) -> VisionOpinion | None:
+    """The vision judge, where the settings ask for one; None and a warning where its key is not in the environment."""
+    if settings.judge == "statistical":
+        return None
+    if data.kind != "image" or folder is None:
+        text = "must be statistical, as " + ("there is no run folder" if folder is None else "the data are no images")
+        raise UserError(text, argument="monitor.judge", value=settings.judge)
+    from thalweg.monitor.vision.judge import VisionJudge
+    from thalweg.monitor.vision.settings import VisionSettings
+
+    try:
+        how = VisionSettings.of(**settings.vision)
+        if how.has_key():
+            return VisionOpinion(VisionJudge(how, folder / JUDGED, train=train), held_out)
+    except (UserError, TypeError) as error:
+        name = f"monitor.vision.{error.argument}" if isinstance(error, UserError) else "monitor.vision"
+        raise UserError(str(error), argument=name) from error
+    log.warning("%s is not set: alarms are judged by their figures alone", how.variable())
+    return None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ memory is part of the checkpoint, so a resumed run hears the same verdicts at th
 import math
 from typing import Any, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field
 
 Policy = Literal["none", "warn", "adjust", "rollback", "stop"]
 LEAST_LOOKS = 4  # a run with fewer has no earlier window to be compared with
@@ -26,9 +26,7 @@ class MonitorSettings(BaseModel):
         0.03, gt=0, le=1, description="largest share of the time for looks, where every is not given"
     )
     judge: Literal["statistical", "vision"] = "statistical"
-    send_images: StrictBool = False  # whether the vision judge may send pictures of samples and of data to its server
-    model: str | None = None  # the vision judge's
-    base_url: str | None = None  # of a server that speaks the OpenAI protocol
+    vision: dict[str, Any] = {}  # of the vision judge: `monitor.vision.settings.VisionSettings`
 
 
 class Verdict(NamedTuple):
