@@ -1,0 +1,1 @@
+"""Watching a training: figures of its samples, and those who judge them."""
