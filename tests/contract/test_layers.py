@@ -46,11 +46,12 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "objective": ("core", "energy", "sampler"),
     "normaliser": ("core", "energy", "sampler"),
     "evaluate": ("core", "energy", "sampler", "normaliser"),
+    "monitor": ("core", "energy", "sampler", "evaluate", "normaliser"),
     "training": ("core", "data", "energy", "objective"),  # never sampler: only the objective knows there are chains
     "bundle": ("core", "data", "energy", "sampler", "normaliser"),
     "run": ("core", "data", "energy", "sampler", "objective", "normaliser", "training", "bundle", "evaluate.pictures"),
     "bench": ("core", "energy", "sampler", "objective"),
-    "api": (*APPLICATION, "apps", "training.metrics_log"),
+    "api": (*APPLICATION, "apps", "monitor", "training.metrics_log"),
     "cli": ("",),  # all
     "__main__": ("cli",),
 }

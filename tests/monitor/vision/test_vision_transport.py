@@ -207,7 +207,7 @@ def test_the_temperature_is_sent_only_where_it_is_given(client, server, settings
 
 
 def test_the_cap_holds_before_a_call(server, settings, sheet, tmp_path):
-    with pytest.raises(CapReached, match="\\$0.01"):
+    with pytest.raises(CapReached, match=r"cap of \$0\.01"):
         ask(settings(max_cost=0.01), tmp_path, sheet)
     assert not server.seen
     with pytest.raises(CapReached, match="cap of 0 requests"):

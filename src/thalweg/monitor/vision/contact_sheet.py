@@ -85,7 +85,7 @@ def draw(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], *, injected: 
         _write_over(sheet, where, *injected)
     out = io.BytesIO()
     sheet = sheet if a.shape[1] == 3 else sheet.convert("L")  # a third of the bytes
-    sheet.save(out, format="PNG", compress_level=4)
+    sheet.save(out, format="PNG", compress_level=3)
     return out.getvalue()
 
 

@@ -120,7 +120,7 @@ class VisionJudge:
         wins, problem = np.zeros((len(pool), len(pool))), ""
         controls, failed = list[ControlResult](), ""
         try:
-            controls, failed = self._controls(real, n, 0, asked)
+            failed = self._controls(real, n, 0, asked, controls)
             for names, sheet in self._pairs(pool, n) if not failed else ():
                 asked.append(self._ask("pair", sheet, n))
                 if both := asked[-1].both():
@@ -153,7 +153,7 @@ class VisionJudge:
     def _compare(self, samples: Tensor, real: Tensor, n: int, step: int | None) -> Opinion:
         asked, controls, failed, problem = list[Asked](), list[ControlResult](), "", ""
         try:
-            controls, failed = self._controls(real, n, step or 0, asked)
+            failed = self._controls(real, n, step or 0, asked, controls)
             for kind, sheet in self._main(samples, real, n, step or 0) if not failed else ():
                 asked.append(self._ask(kind, sheet, n))
         except ThalwegError as error:
@@ -171,9 +171,8 @@ class VisionJudge:
             update={"controls": controls, "flip_rate": _flip_rate(asked), "questions": _count(asked)}
         )
 
-    def _controls(self, real: Tensor, n: int, step: int, asked: list[Asked]) -> tuple[list[ControlResult], str]:
-        """The results, and in words which controls the judge failed; the answers are appended to `asked`."""
-        results = []
+    def _controls(self, real: Tensor, n: int, step: int, asked: list[Asked], results: list[ControlResult]) -> str:
+        """Ask all controls; in words, which of them the judge failed. Answers and results are appended as they come."""
         for kind, sheet in control_sheets(real, n, seed=self.settings.seed, step=step, other=self.other).items():
             asked.append(self._ask(kind, sheet, n))
             both, control = asked[-1].both(), CONTROLS[kind]
@@ -181,7 +180,7 @@ class VisionJudge:
             passed = both is not None and control.passed(both)
             problem = [asked[-1].problem] if asked[-1].problem else []
             results.append(ControlResult(kind=kind, meaning=control.meaning, passed=passed, reasons=problem + reasons))
-        return results, failed_controls(results)
+        return failed_controls(results)
 
     def _main(self, samples: Tensor, real: Tensor, n: int, step: int) -> Iterator[tuple[str, Sheet]]:
         """Sheets of samples beside real data, and one of samples beside the nearest real data."""

@@ -4,6 +4,7 @@ The words never say which panel is real, nor that one is: a control shows real d
 asked for rather than numbers, since models give them more steadily.
 """
 
+import functools
 import json
 from typing import Annotated, Any, Literal
 
@@ -108,6 +109,12 @@ def prompt(tiles: int) -> str:
 
 def _choices(field: Any) -> tuple[str, ...]:
     return field.annotation.__args__
+
+
+@functools.cache
+def answer_schema() -> dict[str, Any]:
+    """The JSON schema of an answer, for servers that hold to one."""
+    return Answer.model_json_schema()
 
 
 def read_answer(text: str) -> tuple[Answer | None, str]:

@@ -15,7 +15,7 @@ from thalweg.core.errors import UserError
 from thalweg.monitor.vision.budget import Budget
 from thalweg.monitor.vision.cache import AnswerCache, Record, sha256
 from thalweg.monitor.vision.clients.base import Rejected, Reply, Request, Unavailable, VisionClient, find_client
-from thalweg.monitor.vision.questions import PROMPT_VERSION, REPAIR, SYSTEM, Answer, prompt, read_answer
+from thalweg.monitor.vision.questions import PROMPT_VERSION, REPAIR, SYSTEM, Answer, answer_schema, prompt, read_answer
 from thalweg.monitor.vision.settings import NO_KEY, VisionSettings
 
 log = logging.getLogger("thalweg")
@@ -78,9 +78,7 @@ class Transport:
 
     def _request(self, sheet: bytes, tiles: int) -> Request:
         s = self.settings
-        return Request(
-            s.model, SYSTEM, prompt(tiles), (sheet,), Answer.model_json_schema(), s.temperature, s.max_tokens
-        )
+        return Request(s.model, SYSTEM, prompt(tiles), (sheet,), answer_schema(), s.temperature, s.max_tokens)
 
     def _question(self, request: Request) -> dict[str, Any]:
         """All that makes a question, which addresses its answer."""
