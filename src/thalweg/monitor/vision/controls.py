@@ -184,7 +184,7 @@ def control_sheets(real: Tensor, n: int, *, seed: int, step: int = 0, other: Ten
 
     few = one[torch.arange(n) % NUM_KINDS_OF_TILES]
     copies = (one + JITTER * torch.randn(one.shape, generator=draws)).clamp(0, 1)
-    wrong = _one_kind(real, n, draws) if other is None else other[torch.randperm(len(other), generator=draws)[:n]]
+    wrong = one_kind(real, n, draws) if other is None else other[torch.randperm(len(other), generator=draws)[:n]]
     return {
         "real": Sheet(one, two),
         "noise": Sheet(noise(), two),
@@ -201,8 +201,8 @@ def nearest_rows(x: Tensor, among: Tensor) -> Tensor:
     return among[torch.cdist(x.flatten(1), among.flatten(1)).argmin(1)]
 
 
-def _one_kind(real: Tensor, n: int, draws: torch.Generator) -> Tensor:
-    """The n nearest rows to one row: of some drawn at random, the one whose neighbours lie nearest, less itself."""
+def one_kind(real: Tensor, n: int, draws: torch.Generator) -> Tensor:
+    """The n rows nearest to one row, it among them: of some drawn at random, the row whose neighbours lie nearest."""
     some = torch.randperm(len(real), generator=draws)[:20]
     distances = torch.cdist(real[some].flatten(1), real.flatten(1))
     nearest = distances.topk(min(n, len(real)), largest=False)

@@ -29,7 +29,7 @@ from thalweg.monitor.vision.controls import (
     nearest_rows,
     preferred,
 )
-from thalweg.monitor.vision.opinion import Opinion, Ranking, Strength
+from thalweg.monitor.vision.opinion import Opinion, Ranking, Strength, strength_rows
 from thalweg.monitor.vision.questions import PROMPT_VERSION, Answer
 from thalweg.monitor.vision.settings import VisionSettings
 from thalweg.monitor.vision.transport import Transport
@@ -65,13 +65,21 @@ class VisionJudge:
         settings: The model, what may be sent and spent.
         cache: A folder that keeps answers, opinions, and the ledger of what was sent and spent.
         other: Rows of a wrong class for the control, such as one class alone. None: near neighbours of one row.
+        train: Training rows, among which copies are looked for. None: the real data of the call.
 
     Raises:
         UserError: `send_images` is off, or the key or the client's library is missing.
     """
 
-    def __init__(self, settings: VisionSettings, cache: str | Path, *, other: Tensor | None = None):
-        self.settings, self.folder, self.other = settings, Path(cache), other
+    def __init__(
+        self,
+        settings: VisionSettings,
+        cache: str | Path,
+        *,
+        other: Tensor | None = None,
+        train: Tensor | None = None,
+    ):
+        self.settings, self.folder, self.other, self.train = settings, Path(cache), other, train
         self.transport = Transport(settings, self.folder)
 
     def __repr__(self) -> str:
@@ -189,7 +197,7 @@ class VisionJudge:
             own, data = _some(samples, n, draws), _some(real, n, draws)
             yield "samples", Sheet(own, data)
         own = _some(samples, n, generator(self.settings.seed, "vision-nearest", step))
-        yield "nearest", Sheet(own, nearest_rows(own, real))
+        yield "nearest", Sheet(own, nearest_rows(own, real if self.train is None else self.train))
 
     def _pairs(self, pool: dict[str, Tensor], n: int) -> Iterator[tuple[tuple[str, str], Sheet]]:
         """Every pair of sets, in rounds, so that an early end leaves all sets compared."""
@@ -273,8 +281,6 @@ def _count(asked: Iterable[Asked]) -> int:
 def _strengths(names: Sequence[str], wins: np.ndarray) -> list[Strength]:
     """The strongest first; none where the comparisons made so far do not join all sets."""
     try:
-        found = bradley_terry(wins)
+        return strength_rows(names, bradley_terry(wins))
     except UserError:
         return []
-    rows = [Strength(name=n, strength=s, low=a, high=b) for n, s, a, b in zip(names, *found, strict=True)]
-    return sorted(rows, key=lambda row: -row.strength)

@@ -1,11 +1,13 @@
 """What a judge of samples gives: an opinion about one set, a ranking of several."""
 
+from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, Field
 from torch import Tensor
 
 from thalweg.energy.base import Capability
+from thalweg.monitor.vision.bradley_terry import Strengths
 from thalweg.monitor.vision.controls import ControlResult
 
 Verdict = Literal["good", "alike", "noise", "copies", "other"]
@@ -45,7 +47,8 @@ class Opinion(Facts):
     reliable: Whether the controls were passed and the answers are whole; else nobody should act on it.
     verdict: In one word; `MEANING` says what it means.
     preferred: Share of answers that prefer the samples to real data, a tie as a half; 0.5 for samples as good as data.
-    attributes: Share of answers that say yes of the samples, by question.
+    attributes: Share of answers that see a flaw in the samples and not in the real data, by flaw (vision judge).
+    figures, p_value: Of `Diversity.check` (statistical judge).
     """
 
     verdict: Verdict = "other"
@@ -53,6 +56,8 @@ class Opinion(Facts):
     quality: str = ""
     preferred: float | None = None
     attributes: dict[str, float] = {}
+    figures: dict[str, float] = {}
+    p_value: float | None = None
 
 
 class Strength(BaseModel):
@@ -73,6 +78,12 @@ class Ranking(Facts):
     def order(self) -> list[str]:
         """The names, the strongest first."""
         return [each.name for each in self.strengths]
+
+
+def strength_rows(names: Sequence[str], found: Strengths) -> list[Strength]:
+    """The strengths by name, the strongest first."""
+    rows = [Strength(name=n, strength=s, low=a, high=b) for n, s, a, b in zip(names, *found, strict=True)]
+    return sorted(rows, key=lambda row: -row.strength)
 
 
 @runtime_checkable

@@ -1,9 +1,10 @@
 """Settings of the vision judge: which model is asked, what may leave the machine, and what may be spent."""
 
 import os
+from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from thalweg.core.errors import UserError
 from thalweg.monitor.vision.clients.base import find_client
@@ -29,8 +30,8 @@ class VisionSettings(BaseModel):
         max_wait: The longest wait in seconds; a server that wants more is given up.
         max_cost: Spend cap in US dollars, for all that the judge's cache folder holds.
         max_calls: The most requests, for the same.
-        price_input, price_output: US dollars for a million tokens. The defaults are meant to be above what models
-            cost, so that the cap holds; give those of your model, and 0 for a server of your own.
+        price_input, price_output: US dollars for a million tokens. The defaults are a guess on
+            the high side; give those of your model, and 0 for a server of your own.
         tiles: Samples, and real examples, in one sheet.
         sheets: Independent sheets of samples beside real data; each is asked in both orders.
         seed: Of the rows that are drawn.
@@ -51,8 +52,8 @@ class VisionSettings(BaseModel):
     max_wait: float = Field(60.0, ge=0)
     max_cost: float = Field(1.0, ge=0)
     max_calls: int = Field(200, ge=0)
-    price_input: float = Field(15.0, ge=0)
-    price_output: float = Field(75.0, ge=0)
+    price_input: float = Field(10.0, ge=0)
+    price_output: float = Field(50.0, ge=0)
     tiles: int = Field(36, ge=4, le=100)
     sheets: int = Field(2, ge=1)
     seed: int = Field(0, ge=0)
@@ -64,6 +65,20 @@ class VisionSettings(BaseModel):
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
             raise ValueError("must be an address such as http://127.0.0.1:8080/v1, without a user or a query")
         return url
+
+    @classmethod
+    def of(cls, **given: Any) -> Self:
+        """The settings that are given, those that are None left out; `UserError` for a value that cannot be."""
+        try:
+            return cls(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(map(str, first["loc"]))
+            if first["type"] == "missing":
+                hint = "name a model that the server has and that takes images"
+                raise UserError("must be given", argument=name, hint=hint) from None
+            condition = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
+            raise UserError(condition, argument=name, value=first["input"]) from None
 
     def url(self) -> str:
         """The server's address."""

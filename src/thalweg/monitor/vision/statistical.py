@@ -1,0 +1,172 @@
+"""The judge without a model: figures and a test of samples beside real data, in the form of the vision judge."""
+
+import hashlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.monitor import Diversity
+from thalweg.monitor.figure import FIGURES, Kind
+from thalweg.monitor.vision.bradley_terry import bradley_terry
+from thalweg.monitor.vision.controls import JITTER, NUM_KINDS_OF_TILES, ControlResult, one_kind
+from thalweg.monitor.vision.opinion import Opinion, Ranking, Strength, Verdict, strength_rows
+
+NAME = "Statistical judge (figures and a test, no vision model)"
+VERDICTS: dict[Kind | None, Verdict] = {None: "good", "variety": "alike", "noise": "noise", "memorisation": "copies"}
+MEANINGS = {
+    "real": "real data that are not among those compared with: no alarm",
+    "noise": "points at random in the data's box: an alarm",
+    "duplicates": "three real rows repeated: an alarm",
+    "wrong class": "the nearest neighbours of one real row: an alarm",
+    "copies": "training rows with faint noise: an alarm",
+}
+DRAWS = 2  # of each control
+ROWS = 200  # at most of a control
+LEAST = 60  # real rows: a third is set aside for controls
+PARTS, LEAST_PART = 6, 20  # parts of a set that a ranking compares, and their rows
+FAR = 20.0  # deviations beyond which a figure counts no more
+
+
+class _Prepared(NamedTuple):
+    diversity: Diversity  # what samples are compared with
+    aside: Tensor  # real rows that are not in it
+    controls: list[ControlResult]
+
+
+class StatisticalJudge:
+    """Judges samples by `Diversity`, without a vision model and without sending anything.
+
+    A third of the real data, 200 rows at most, is set aside: its check is a control that must not alarm, and it is
+    "real" in a ranking. Noise, repeated rows, one kind of rows and, with `train`, copies of training rows must alarm.
+    Each control is drawn twice; a judge that tosses a coin passes with probability 2^-8, or 2^-10 with `train`.
+
+    Args:
+        train: Training rows (M, *), for copies of them. None: copies are not looked for.
+        features: As of `Diversity`.
+        seed: Of all draws.
+    """
+
+    def __init__(self, train: Tensor | None = None, features: object = None, *, seed: int = 0):
+        self.train, self.features, self.seed = train, features, seed
+        self._known: tuple[str, _Prepared] | None = None  # of the real data of the last call
+
+    def compare(self, samples: Tensor, real: Tensor, *, step: int | None = None) -> Opinion:
+        """An opinion about samples (n, *) beside real rows (N, *) that no training saw, N >= 60."""
+        diversity, _, controls = self._prepared(real)
+        report = diversity.check(samples)
+        failed = ", ".join(control.kind for control in controls if not control.passed)
+        told = f"is not listened to: it failed the controls {failed}." if failed else report.sentence
+        return Opinion(
+            judge="statistical",
+            reliable=not failed,
+            sentence=f"{NAME} {told}" if failed else f"{NAME}: {told}",
+            reasons=[report.sentence],
+            controls=controls,
+            chance_to_pass=0.5 ** (DRAWS * len(controls)),
+            seed=self.seed,
+            questions=1 + DRAWS * len(controls),
+            verdict=VERDICTS[report.kind],
+            step=step,
+            figures={name: float(value) for name, value in report.figures.items()},
+            p_value=float(report.p_value),
+        )
+
+    def rank(self, sets: dict[str, Tensor], real: Tensor) -> Ranking:
+        """Several sets and real data by Bradley-Terry strength.
+
+        Each set is cut into six parts; of two parts that one wins whose figures lie fewer deviations on the bad side of
+        what real data have, on average. A pair of sets counts as six comparisons.
+
+        Raises:
+            UserError: As `Diversity`; a set of fewer than 40 rows, or one of the name "real".
+        """
+        if not sets or "real" in sets:
+            raise UserError('must hold a set or more, none of the name "real"', argument="sets")
+        diversity, aside, controls = self._prepared(real)
+        pool = {**sets, "real": aside}
+        size = max(LEAST_PART, min(map(len, pool.values())) // PARTS)
+        losses = {name: self._losses(diversity, x, size, name) for name, x in pool.items()}
+        wins = np.zeros((len(pool), len(pool)))
+        for i, one in enumerate(losses.values()):
+            for j, other in enumerate(losses.values()):
+                if i != j:
+                    better = (one[:, None] < other).double() + 0.5 * (one[:, None] == other).double()
+                    wins[i, j] = min(len(one), len(other)) * better.mean().item()
+        failed = ", ".join(control.kind for control in controls if not control.passed)
+        rows: list[Strength] = strength_rows(list(pool), bradley_terry(wins))
+        order = " > ".join(f"{row.name} ({row.strength:+.2f})" for row in rows)
+        told = f" is not listened to: it failed the controls {failed}." if failed else f", strengths in nats: {order}."
+        return Ranking(
+            judge="statistical",
+            reliable=not failed,
+            sentence=f"{NAME}{told}",
+            controls=controls,
+            chance_to_pass=0.5 ** (DRAWS * len(controls)),
+            seed=self.seed,
+            strengths=rows,
+        )
+
+    def _prepared(self, real: Tensor) -> "_Prepared":
+        """What follows from the real data alone, computed once for the same data."""
+        if len(real) < LEAST:
+            raise UserError(f"must hold {LEAST} rows or more, not {len(real)}", argument="real")
+        digest = hashlib.sha256(real.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        if self._known is None or self._known[0] != digest:
+            order = torch.randperm(len(real), generator=generator(self.seed, "statistical-judge"))
+            n = min(ROWS, len(real) // 3)
+            diversity = Diversity(real[order[n:]], self.train, self.features, seed=self.seed)
+            aside = real[order[:n]]
+            self._known = digest, _Prepared(diversity, aside, self._controls(diversity, aside))
+        return self._known[1]
+
+    def _controls(self, diversity: Diversity, aside: Tensor) -> list[ControlResult]:
+        results: dict[str, list[tuple[bool, str]]] = {}
+        for draw in range(DRAWS):
+            for kind, rows in self._control_sets(aside, draw).items():
+                report = diversity.check(rows)
+                results.setdefault(kind, []).append((report.alarm == (kind != "real"), report.sentence))
+        return [
+            ControlResult(
+                kind=kind, meaning=MEANINGS[kind], passed=all(ok for ok, _ in found), reasons=[s for _, s in found]
+            )
+            for kind, found in results.items()
+        ]
+
+    def _control_sets(self, aside: Tensor, draw: int) -> dict[str, Tensor]:
+        draws = generator(self.seed, "statistical-controls", draw)
+        n = len(aside)
+        low, high = aside.amin(0), aside.amax(0)
+        half = torch.randperm(n, generator=draws)
+        found = {
+            "real": aside[half[: max(n // 2, 10)]],
+            "noise": low + (high - low) * torch.rand(aside.shape, generator=draws),
+            "duplicates": aside[half[torch.arange(n) % NUM_KINDS_OF_TILES]],
+            "wrong class": one_kind(aside, max(n // 5, 10), draws),
+        }
+        if self.train is not None:
+            some = self.train[torch.randperm(len(self.train), generator=draws)[:n]]
+            noise = torch.randn(some.shape, generator=draws)
+            found["copies"] = some + JITTER * some.std(0) * noise
+        return found
+
+    def _losses(self, diversity: Diversity, x: Tensor, size: int, name: str) -> Tensor:
+        """(parts,) mean deviations on the bad side of each part of a set."""
+        if len(x) < 2 * size:
+            raise UserError(f"must hold {2 * size} rows or more, not {len(x)}", argument=f"sets[{name!r}]")
+        reference: dict[str, Any] = diversity.reference(size)
+        found = []
+        for part in x.split(size)[:PARTS]:
+            if len(part) == size:
+                off = [_badness(k, v, *reference[k]) for k, v in diversity.figures(part).items() if k in reference]
+                found.append(sum(off) / len(off))
+        return torch.tensor(found, dtype=torch.float64)
+
+
+def _badness(name: str, value: float, mean: float, deviation: float) -> float:
+    """Deviations on the bad side, 20 at most."""
+    gap = value - mean if FIGURES[name].worse == "high" else mean - value
+    return min(max(gap, 0.0) / max(deviation, 1e-6), FAR)
