@@ -49,7 +49,18 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "monitor": ("core", "energy", "sampler", "evaluate", "normaliser"),
     "training": ("core", "data", "energy", "objective"),  # never sampler: only the objective knows there are chains
     "bundle": ("core", "data", "energy", "sampler", "normaliser"),
-    "run": ("core", "data", "energy", "sampler", "objective", "normaliser", "training", "bundle", "evaluate.pictures"),
+    "run": (
+        "core",
+        "data",
+        "energy",
+        "sampler",
+        "objective",
+        "normaliser",
+        "training",
+        "bundle",
+        "evaluate.pictures",
+        "monitor",
+    ),
     "bench": ("core", "energy", "sampler", "objective"),
     "api": (*APPLICATION, "apps", "monitor", "training.metrics_log"),
     "cli": ("",),  # all
