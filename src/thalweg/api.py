@@ -277,7 +277,7 @@ def judge_run(
     from thalweg.monitor.vision.statistical import StatisticalJudge
 
     if settings is not None and not settings.has_key():
-        log.warning("%s holds no key, so the statistical judge answers", settings.variable())
+        log.info("%s holds no key, so the statistical judge answers", settings.variable())
         settings = None
     data = data_of(bundle) if data is None else data
     if data.kind == "text":

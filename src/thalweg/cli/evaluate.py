@@ -94,6 +94,8 @@ def _judge(
     """The opinion, with its sentence and what was sent said to the user."""
     from thalweg import api
 
+    if settings is not None and not settings.has_key():
+        console.say(f"{settings.variable()} holds no key, so the statistical judge answers")
     console.say("asking the judge …")
     opinion = api.judge_run(bundle, bundle.path, settings, num_samples=num_samples, seed=seed)
     console.say(opinion.sentence)

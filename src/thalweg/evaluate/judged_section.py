@@ -63,7 +63,7 @@ def _controls(opinion: Mapping[str, Any]) -> str:
         [
             f"{html.escape(control['kind'])}<small>{html.escape(control['meaning'])}</small>",
             "passed" if control["passed"] else "<b>failed</b>",
-            f"<small>{html.escape(' / '.join(control['reasons']))}</small>",
+            f'<div style="text-align: left"><small>{html.escape(" / ".join(control["reasons"]))}</small></div>',
         ]
         for control in opinion["controls"]
     ]
@@ -74,7 +74,7 @@ def _controls(opinion: Mapping[str, Any]) -> str:
 
 
 def _reasons(opinion: Mapping[str, Any]) -> str:
-    if not opinion["reasons"]:
+    if opinion["judge"] != "vision" or not opinion["reasons"]:  # the statistical judge's is its sentence
         return ""
     items = "".join(f"<li>{html.escape(reason)}</li>" for reason in opinion["reasons"])
     return f"<p>Its reasons, in its own words:</p><ul>{items}</ul>"

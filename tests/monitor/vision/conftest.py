@@ -243,7 +243,14 @@ def settings(server, monkeypatch):
     def make(client="openai", **more):
         url = server.url if client == "anthropic" else f"{server.url}/v1"
         given = {"tiles": TILES, "sheets": 1, "backoff": 0.01, "timeout": 30.0, "max_cost": 5.0, "send_images": True}
-        given |= {"client": client, "model": "tiny", "base_url": url, "key_variable": "TINY_KEY"}
+        given |= {
+            "price_input": 15.0,
+            "price_output": 75.0,
+            "client": client,
+            "model": "tiny",
+            "base_url": url,
+            "key_variable": "TINY_KEY",
+        }
         return VisionSettings(**(given | more))
 
     return make
@@ -260,15 +267,15 @@ def _digits():
 
 
 @pytest.fixture(scope="session")
-def digits():
+def pictures():
     """(images (5000, 1, 28, 28), labels), shuffled."""
     return _digits()
 
 
 @pytest.fixture(scope="session")
-def sets(digits):
+def sets(pictures):
     """Sets of 64 samples by what they are."""
-    x, labels = digits
+    x, labels = pictures
     draws = torch.Generator().manual_seed(1)
     return {
         "good": x[1000:1064],
@@ -280,8 +287,8 @@ def sets(digits):
 
 
 @pytest.fixture(scope="session")
-def real(digits):
-    return digits[0][:400]
+def real(pictures):
+    return pictures[0][:400]
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ def answers(sheet, model):
 
 
 @pytest.fixture(scope="module")
-def sheets(digits):
-    return control_sheets(digits[0][:400], 16, seed=0)
+def sheets(pictures):
+    return control_sheets(pictures[0][:400], 16, seed=0)
 
 
 def failed(sheets, model):
@@ -72,8 +72,8 @@ def test_the_chance_of_a_judge_at_random():
         assert abs(passed - 600 * p) < 4.5 * max(1.0, (600 * p * (1 - p)) ** 0.5), (control.meaning, p)
 
 
-def test_what_the_sheets_hold(digits):
-    x, labels = digits
+def test_what_the_sheets_hold(pictures):
+    x, labels = pictures
     real = x[:400]
     found = control_sheets(real, 16, seed=0, other=x[labels == 3])
     rows = {row.numpy().tobytes() for row in real}
@@ -93,15 +93,15 @@ def test_what_the_sheets_hold(digits):
     assert not (torch.cdist(both[:16], both[16:]) == 0).any(), "a row is not its own neighbour"
 
 
-def test_another_step_draws_other_rows(digits):
-    one, again, other = (control_sheets(digits[0][:400], 16, seed=0, step=step) for step in (1, 1, 2))
+def test_another_step_draws_other_rows(pictures):
+    one, again, other = (control_sheets(pictures[0][:400], 16, seed=0, step=step) for step in (1, 1, 2))
     for kind in CONTROLS:
         assert torch.equal(one[kind].subject, again[kind].subject)
         assert not torch.equal(one[kind].subject, other[kind].subject)
 
 
-def test_without_labels_the_wrong_class_is_narrow(digits):
-    x, labels = digits
+def test_without_labels_the_wrong_class_is_narrow(pictures):
+    x, labels = pictures
     sheet = control_sheets(x[:2000], 36, seed=0)["wrong class"]
     of = {row.numpy().tobytes(): int(label) for row, label in zip(x, labels, strict=True)}
     counts = torch.tensor([of[row.numpy().tobytes()] for row in sheet.subject]).bincount()

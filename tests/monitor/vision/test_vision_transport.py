@@ -21,8 +21,8 @@ CLIENTS = pytest.mark.parametrize("client", ["anthropic", "openai"])
 
 
 @pytest.fixture(scope="module")
-def sheet(digits):
-    x, _ = digits
+def sheet(pictures):
+    x, _ = pictures
     return contact_sheet.draw(x[:16], x[16:32])
 
 
@@ -215,8 +215,8 @@ def test_the_cap_holds_before_a_call(server, settings, sheet, tmp_path):
     assert not server.seen
 
 
-def test_the_caps_count_what_earlier_processes_did(server, settings, digits, tmp_path):
-    x, _ = digits
+def test_the_caps_count_what_earlier_processes_did(server, settings, pictures, tmp_path):
+    x, _ = pictures
     sheets = [contact_sheet.draw(x[16 * i : 16 * i + 16], x[:16]) for i in range(1, 40)]
     limits = settings(max_cost=0.3)
     answered = 0
@@ -248,10 +248,10 @@ def test_a_damaged_record_is_asked_again(server, settings, sheet, tmp_path):
     assert len(server.seen) == 2
 
 
-def test_another_picture_or_model_is_another_question(server, settings, sheet, digits, tmp_path):
+def test_another_picture_or_model_is_another_question(server, settings, sheet, pictures, tmp_path):
     ask(settings(), tmp_path, sheet)
     ask(settings(model="other"), tmp_path, sheet)
-    ask(settings(), tmp_path, contact_sheet.draw(digits[0][:16], torch.zeros(16, 1, 28, 28)))
+    ask(settings(), tmp_path, contact_sheet.draw(pictures[0][:16], torch.zeros(16, 1, 28, 28)))
     assert len(server.seen) == 3
 
 

@@ -5,11 +5,13 @@ prompt, temperature, and the images' hashes. Files appear whole or not at all. T
 """
 
 import hashlib
+import io
 import json
 import logging
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from thalweg.core import store
@@ -63,6 +65,12 @@ def _read(path: Path) -> Record | None:
         return None
 
 
+def image_hash(png: bytes) -> str:
+    """The hash of a picture's pixels, which another version of the PNG writer leaves as they are."""
+    with Image.open(io.BytesIO(png)) as image:
+        return sha256(f"{image.mode} {image.size} ".encode() + image.tobytes())
+
+
 def sha256(data: bytes) -> str:
-    """The hash of an image or a text."""
+    """The hash of bytes."""
     return hashlib.sha256(data).hexdigest()

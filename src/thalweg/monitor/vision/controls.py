@@ -173,7 +173,7 @@ def preferred(answer: Answer, swapped: bool) -> str:
 def control_sheets(real: Tensor, n: int, *, seed: int, step: int = 0, other: Tensor | None = None) -> dict[str, Sheet]:
     """A sheet a kind, with n tiles a panel, from real data (N, C, H, W), N >= 2 n; other rows at another step.
 
-    other: rows of a wrong class. None: the nearest neighbours of one real row, which are mostly of its kind.
+    other: rows of a wrong class. None, or fewer than n: the nearest neighbours of one real row, mostly of its kind.
     """
     draws = generator(seed, "vision-controls", step)
     order = torch.randperm(len(real), generator=draws)
@@ -184,7 +184,10 @@ def control_sheets(real: Tensor, n: int, *, seed: int, step: int = 0, other: Ten
 
     few = one[torch.arange(n) % NUM_KINDS_OF_TILES]
     copies = (one + JITTER * torch.randn(one.shape, generator=draws)).clamp(0, 1)
-    wrong = one_kind(real, n, draws) if other is None else other[torch.randperm(len(other), generator=draws)[:n]]
+    if other is None or len(other) < n:
+        wrong = one_kind(real, n, draws)
+    else:
+        wrong = other[torch.randperm(len(other), generator=draws)[:n]]
     return {
         "real": Sheet(one, two),
         "noise": Sheet(noise(), two),

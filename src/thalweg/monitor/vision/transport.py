@@ -13,7 +13,7 @@ from typing import Any
 
 from thalweg.core.errors import UserError
 from thalweg.monitor.vision.budget import Budget
-from thalweg.monitor.vision.cache import AnswerCache, Record, sha256
+from thalweg.monitor.vision.cache import AnswerCache, Record, image_hash, sha256
 from thalweg.monitor.vision.clients.base import Rejected, Reply, Request, Unavailable, VisionClient, find_client
 from thalweg.monitor.vision.questions import PROMPT_VERSION, REPAIR, SYSTEM, Answer, answer_schema, prompt, read_answer
 from thalweg.monitor.vision.settings import NO_KEY, VisionSettings
@@ -90,7 +90,7 @@ class Transport:
             "prompt": sha256(f"{request.system}\n{request.prompt}".encode()),
             "temperature": request.temperature,
             "max_tokens": request.max_tokens,
-            "images": [sha256(image) for image in request.images],
+            "images": [image_hash(image) for image in request.images],
         }
 
     def _send(self, request: Request) -> Reply:
