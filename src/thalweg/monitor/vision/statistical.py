@@ -1,7 +1,7 @@
 """The judge without a model: figures and a test of samples beside real data, in the form of the vision judge."""
 
 import hashlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.monitor import Diversity
-from thalweg.monitor.figure import FIGURES, Kind
+from thalweg.monitor.figure import Kind, deviations
 from thalweg.monitor.vision.bradley_terry import bradley_terry
 from thalweg.monitor.vision.controls import NUM_KINDS_OF_TILES, ControlResult, one_kind
 from thalweg.monitor.vision.opinion import Opinion, Ranking, Strength, Verdict, strength_rows
@@ -28,7 +28,6 @@ DRAWS = 3  # of each control
 ROWS = 200  # at most of a control
 LEAST = 90  # real rows: a third is set aside for controls
 PARTS, LEAST_PART = 6, 20  # parts of a set that a ranking compares, and their rows
-FAR = 20.0  # deviations beyond which a figure counts no more
 
 
 class _Prepared(NamedTuple):
@@ -155,21 +154,14 @@ class StatisticalJudge:
         """(parts,) mean deviations on the bad side of each part of a set."""
         if len(x) < 2 * size:
             raise UserError(f"must hold {2 * size} rows or more, not {len(x)}", argument=f"sets[{name!r}]")
-        reference: dict[str, Any] = diversity.reference(size)
-        found = []
+        reference, found = diversity.reference(size), []
         for part in x.split(size)[:PARTS]:
             if len(part) == size:
-                off = [_badness(k, v, *reference[k]) for k, v in diversity.figures(part).items() if k in reference]
-                found.append(sum(off) / len(off))
+                off = deviations(diversity.figures(part), reference)
+                found.append(sum(off.values()) / len(off))
         return torch.tensor(found, dtype=torch.float64)
 
 
 def _chance(controls: list[ControlResult]) -> float:
     """The probability that alarms at random, half the time, pass: the first control has 4 good cases of 8."""
     return 0.5 * 0.5 ** (DRAWS * (len(controls) - 1))
-
-
-def _badness(name: str, value: float, mean: float, deviation: float) -> float:
-    """Deviations on the bad side, 20 at most."""
-    gap = value - mean if FIGURES[name].worse == "high" else mean - value
-    return min(max(gap, 0.0) / max(deviation, 1e-6), FAR)
