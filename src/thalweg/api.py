@@ -2,11 +2,12 @@
 
 import functools
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from thalweg.core.config import names_class, plain, type_name
 from thalweg.core.device import find_device
 from thalweg.core.errors import UserError
 from thalweg.core.progress import Bar
+from thalweg.core.store import read_json, write_bytes, write_json
 from thalweg.core.trust import as_names, trusting
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.in_memory import NAME, given_dataset, is_in_memory
@@ -27,7 +29,13 @@ from thalweg.run.given import Given
 from thalweg.run.in_memory import fit_in_memory
 from thalweg.sampler.base import Sampler
 
+if TYPE_CHECKING:
+    from thalweg.monitor.vision.opinion import Opinion
+    from thalweg.monitor.vision.settings import VisionSettings
+
 LEAST_HELD_OUT = 20  # rows for a report
+JUDGED = 200  # samples that a judge is shown a part of, or tests
+log = logging.getLogger("thalweg")
 
 
 def train(
@@ -243,13 +251,70 @@ def evaluate_run(
         labels = data.held_out_labels
         figures, pictures = evaluate_bundle(bundle, train=rows, held_out=held_out, held_out_labels=labels, **how)
         more = of_report(bundle, held_out, labels, seed=seed)
+    judged, sheet = read_opinion(bundle, folder)
     write_figures(folder / "evaluation.json", figures)
     write_report(
         folder / "report.html",
         title=f"An energy of {bundle.config['run']['data']['name']}",
         command=bundle.config["command"] or "thalweg.run.fit.fit(…)",
         figures=figures,
-        pictures=pictures | more,
+        pictures=pictures | more | sheet,
         data=data.source,
+        judged=judged,
     )
     return figures
+
+
+def judge_run(
+    bundle: Bundle,
+    folder: Path,
+    settings: "VisionSettings | None" = None,
+    *,
+    num_samples: int | None = None,
+    seed: int = 0,
+    data: Dataset | None = None,
+) -> "Opinion":
+    """Put samples of a run before a judge; writes `opinion.json`, and of images `opinion.png`, to its folder.
+
+    settings: Of a vision-language model. None, or a server whose key is not in the environment: the statistical judge.
+    The next report of the same training has a section with both files. `UserError` for texts.
+    """
+    from thalweg.bundle.dataset import data_of
+    from thalweg.bundle.inputs import in_float32
+    from thalweg.monitor.vision.contact_sheet import draw
+    from thalweg.monitor.vision.judge import VisionJudge
+    from thalweg.monitor.vision.statistical import StatisticalJudge
+
+    if settings is not None and not settings.has_key():
+        log.info("%s holds no key, so the statistical judge answers", settings.variable())
+        settings = None
+    data = data_of(bundle) if data is None else data
+    if data.kind == "text":
+        raise UserError("must be a run of images or rows for a judge", argument=str(folder))
+    bundle, _, (train, real) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
+    step, labels = bundle.config["training"]["steps"], data.held_out_labels
+    if settings is None:
+        judge = StatisticalJudge(train, seed=seed)
+    else:
+        one_class = None if labels is None else real[labels == labels.mode().values]
+        judge = VisionJudge(settings, folder / "judge", other=one_class, train=train)
+    samples = bundle.sample(num_samples or JUDGED, seed=seed).cpu()
+    opinion = judge.compare(samples, real).model_copy(update={"step": step})  # asked anew where there was no answer
+    if data.kind == "image":
+        some = min(36, len(samples), len(real))
+        vision = isinstance(judge, VisionJudge)
+        sheet = judge.sheet(samples, real) if vision else draw(samples[:some], real[:some])
+        write_bytes(folder / "opinion.png", sheet)
+    write_json(folder / "opinion.json", opinion.model_dump(mode="json"))
+    return opinion
+
+
+def read_opinion(bundle: Bundle, folder: Path) -> tuple[dict[str, Any] | None, dict[str, bytes]]:
+    """The opinion about this training in a run's folder, and its contact sheet; none where it is of another step."""
+    if not (folder / "opinion.json").is_file():
+        return None, {}
+    opinion = read_json(folder / "opinion.json")
+    if opinion.get("step") != bundle.config["training"]["steps"]:
+        return None, {}
+    sheet = folder / "opinion.png"
+    return opinion, {"judged": sheet.read_bytes()} if sheet.is_file() else {}

@@ -11,6 +11,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from thalweg.core.store import write_bytes, write_json
+from thalweg.evaluate.judged_section import judged_section
 from thalweg.evaluate.report_parts import cell, image, nats, table
 from thalweg.evaluate.suite import require_finite
 from thalweg.evaluate.text_page import text_sections
@@ -239,7 +240,7 @@ def _samples(pictures: Mapping[str, Any]) -> str:
 
 def _free(tables: Mapping[str, list[Mapping[str, Any]]], pictures: Mapping[str, Any]) -> str:
     """Tables and pictures that no section knows, under their own names."""
-    known = {"samples", "real", "energies", "neighbours", "agreement", "training"}
+    known = {"samples", "real", "energies", "neighbours", "agreement", "training", "judged"}
     text = ""
     if "training" in pictures:
         text += "<h2>Training</h2>" + image(pictures["training"], "training curves", "Wild first steps are cut off.")
@@ -262,11 +263,13 @@ def write_report(
     pictures: Mapping[str, "Figure | bytes"],
     tables: Mapping[str, list[Mapping[str, Any]]] | None = None,
     data: str = "",
+    judged: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the page and give its path; figures and pictures as `evaluate_bundle` or `evaluate_texts` returns them.
 
     command is what made the run and the report; data says in words on what it was trained and measured;
-    tables (name to rows of one set of keys) come at the end. The file is complete or untouched.
+    tables (name to rows of one set of keys) come at the end; judged is an opinion as `opinion.json` has it, its contact
+    sheet the picture "judged". The file is complete or untouched.
     """
     require_finite(dict(figures))
     about = figures["about"]
@@ -290,6 +293,7 @@ def write_report(
         f"<p>{html.escape(data)}</p>" if data else "",
         *own,
         _chains(figures),
+        judged_section(judged, pictures),
         _free(tables or {}, pictures),
         f"<h2>How this was made</h2><pre>{html.escape(command)}</pre><p class=soft>{about['num_train']:,} training "
         f"examples; {about['num_held_out']:,} unseen ones; seed {about['seed']}; model kind "
