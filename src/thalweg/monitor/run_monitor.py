@@ -21,6 +21,7 @@ from thalweg.monitor.figure import FIGURES
 from thalweg.monitor.sequential import Found, Reference
 
 log = logging.getLogger("thalweg")
+Policy = Literal["none", "warn", "adjust", "rollback", "stop"]  # as `thalweg.training.signals` has it
 NAME, FOLDER = "monitor.jsonl", "monitor"
 MOST_PICTURES, IN_PICTURE = 100, 40  # of a run; samples of one
 WHAT = {
@@ -79,13 +80,14 @@ class RunMonitor:
         num_samples: int,
         least: int,
         folder: Path | None = None,
-        policy: Literal["none", "warn", "adjust", "rollback", "stop"] = "adjust",
+        policy: Policy = "adjust",
         every: int | None = None,
         max_cost: float = 0.03,
         opinion: SecondOpinion | None = None,
     ):
         self.diversity, self.samples, self.num_samples = diversity, samples, num_samples
-        self.least, self.folder, self.policy = least, folder, policy
+        self.least, self.folder = least, folder
+        self.policy: Policy = policy
         self.every, self.max_cost, self.opinion = every, max_cost, opinion
         self.precision = "fp32"
         self._reference: Reference | None = None

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from thalweg.monitor.figure import FIGURES, Figure
 
 WINDOW, CHANGES, GRACE = 3, 12, 4
-SPREAD, CAP, DRIFT, LIMIT, CLEAR = 2.0, 4.0, 1.5, 4.0, 1.0
+SPREAD, CAP, DRIFT, LIMIT, CLEAR = 1.0, 4.0, 1.5, 4.0, 1.0
 MAD_TO_DEVIATION = 1.4826 / 2**0.5  # of independent normal looks, whose differences have twice their variance
 LEAST_DEVIATION = 1e-3  # where held-out sets all have the same figure
 

@@ -157,9 +157,9 @@ def _trained(
 def _budget(update: Update, state: TrainState, signals: Signals | None) -> tuple[int, Precision, Watch | None]:
     """The number of steps, the precision and the watch, by timing only where the settings leave them open."""
     settings = update.settings
-    known = settings.steps is not None and settings.precision != "auto"
-    if known and (signals is None or not may_look(signals, settings.steps)):
-        return settings.steps, settings.precision, None
+    steps = settings.steps
+    if steps is not None and settings.precision != "auto" and (signals is None or not may_look(signals, steps)):
+        return steps, settings.precision, None
     try:
         plan = make_plan(settings, lambda precision: update.trial(state, precision))
     except Diverged as error:

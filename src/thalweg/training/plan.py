@@ -42,7 +42,7 @@ class Plan(BaseModel):
     checkpoint_every: int = Field(ge=1)  # steps
     world_size: int = Field(1, ge=1)  # processes that share a batch
     device: str = "cpu"  # the kind on which the run began
-    look_every: int = Field(0, ge=0)  # steps between looks at the samples; 0: there are none
+    look_every: int = Field(default=0, ge=0)  # steps between looks at the samples; 0: there are none
 
     def require(self, world_size: int, folder: Path) -> None:
         """UserError for another number of processes, which would divide the batch and the chains in another way."""

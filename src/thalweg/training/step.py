@@ -189,10 +189,10 @@ def _look(signals: Signals, state: TrainState, guard: Guard) -> None:
     """One look at the samples, by rank 0, and what all ranks do about it."""
     found: list[Verdict] = []
     guard.group.on_rank0(lambda: found.append(Verdict(*signals.look(state))))
-    told = guard.group.broadcast(lambda: list(found[0][:3]))
+    alarm, calm, sentence = guard.group.broadcast(lambda: found[0][:3])
     action: str | None = "stopped"
     try:
-        action = heed(guard, state, Verdict(*told), signals.policy)
+        action = heed(guard, state, Verdict(alarm, calm, sentence), signals.policy)
     finally:
         for verdict in found:
             state.monitor = signals.settle(verdict.memory, action)
