@@ -46,11 +46,23 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "objective": ("core", "energy", "sampler"),
     "normaliser": ("core", "energy", "sampler"),
     "evaluate": ("core", "energy", "sampler", "normaliser"),
+    "monitor": ("core", "energy", "sampler", "evaluate", "normaliser"),
     "training": ("core", "data", "energy", "objective"),  # never sampler: only the objective knows there are chains
     "bundle": ("core", "data", "energy", "sampler", "normaliser"),
-    "run": ("core", "data", "energy", "sampler", "objective", "normaliser", "training", "bundle", "evaluate.pictures"),
+    "run": (
+        "core",
+        "data",
+        "energy",
+        "sampler",
+        "objective",
+        "normaliser",
+        "training",
+        "bundle",
+        "evaluate.pictures",
+        "monitor",
+    ),
     "bench": ("core", "energy", "sampler", "objective"),
-    "api": (*APPLICATION, "apps", "training.metrics_log"),
+    "api": (*APPLICATION, "apps", "training.metrics_log", "monitor"),
     "cli": ("",),  # all
     "__main__": ("cli",),
 }
@@ -188,8 +200,9 @@ def test_the_pattern_meets_what_it_should(line):
         "import thalweg",
         "import thalweg.cli.main",
         "import sys; sys.argv = ['thalweg', 'train', '--help']; import thalweg.cli.main as c; c.main()",
+        "import thalweg.cli.watch, thalweg.cli.terminal.screen, thalweg.run.status, thalweg.monitor.history",
     ],
-    ids=["package", "cli", "train-help"],
+    ids=["package", "cli", "train-help", "watch"],
 )
 def test_torch_is_imported_only_when_needed(code):
     script = f"import atexit, sys\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n{code}"

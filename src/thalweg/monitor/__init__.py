@@ -1,0 +1,1 @@
+"""Watching a run: figures of its samples, the test of a worsening, and what was found."""
