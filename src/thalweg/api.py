@@ -215,9 +215,11 @@ def evaluate_run(
     from thalweg.apps.landscape.picture_files import of_report
     from thalweg.bundle.dataset import data_of
     from thalweg.bundle.inputs import in_float32
+    from thalweg.evaluate.history_section import history_section
     from thalweg.evaluate.report import write_figures, write_report
     from thalweg.evaluate.suite import evaluate_bundle
     from thalweg.evaluate.texts import evaluate_texts
+    from thalweg.monitor.history import History
     from thalweg.training.metrics_log import read_metrics
 
     data = data_of(bundle) if data is None else data
@@ -235,6 +237,7 @@ def evaluate_run(
         figures, pictures = evaluate_bundle(bundle, train=rows, held_out=held_out, held_out_labels=labels, **how)
         more = of_report(bundle, held_out, labels, seed=seed)
     write_figures(folder / "evaluation.json", figures)
+    seen = History(folder)
     write_report(
         folder / "report.html",
         title=f"An energy of {bundle.config['run']['data']['name']}",
@@ -242,5 +245,6 @@ def evaluate_run(
         figures=figures,
         pictures=pictures | more,
         data=data.source,
+        sections=[history_section([look._asdict() for look in seen.looks()], seen.pictures())],
     )
     return figures

@@ -4,7 +4,7 @@ from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 
-from PIL import Image, ImageChops
+from PIL import Image, ImageChops, ImageOps
 from rich.color import Color
 from rich.style import Style
 from rich.text import Text
@@ -30,11 +30,13 @@ def _drawn(path: Path, changed: int, columns: int, rows: int, colours: bool) -> 
     image = _opened(path)
     if image is None:
         return []
-    image = _of_whole_tiles(image, columns, 2 * rows)
+    image, is_plot = _of_whole_tiles(image, columns, 2 * rows)
     scale = min(columns / image.width, 2 * rows / image.height)
     width, height = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     height += height % 2
     small = image.resize((width, height), Image.Resampling.BOX)
+    if is_plot:  # ink on white, whose points fade into the ground as it shrinks
+        small = ImageOps.autocontrast(ImageOps.invert(small), cutoff=(0, 1))
     return [_line(small, y, colours) for y in range(0, height, 2)]
 
 
@@ -63,14 +65,18 @@ def _style(upper: bytes, lower: bytes) -> Style:
     return Style(color=Color.from_rgb(*upper), bgcolor=Color.from_rgb(*lower))
 
 
-def _of_whole_tiles(image: Image.Image, columns: int, rows: int) -> Image.Image:
-    """The first tiles of a grid, as many as are readable in so many pixels; of another picture what is in a border."""
-    starts = [_tiles(image, axis) for axis in (0, 1)]
-    if not all(starts):
-        box = ImageChops.difference(image, Image.new("RGB", image.size, image.getpixel((0, 0)))).getbbox()
-        return image.crop(box) if box else image
-    across, down = (ends[: max(most // TILE, 1)] for ends, most in zip(starts, (columns, rows), strict=True))
-    return image.crop((0, 0, across[-1], down[-1]))
+def _of_whole_tiles(image: Image.Image, columns: int, rows: int) -> tuple[Image.Image, bool]:
+    """The first tiles of a grid, as many as are readable in so many pixels; False.
+
+    Of another picture what is inside its border; whether that is white.
+    """
+    ends = [_tiles(image, axis) for axis in (0, 1)]
+    if all(ends):
+        across, down = (each[: max(most // TILE, 1)] for each, most in zip(ends, (columns, rows), strict=True))
+        return image.crop((0, 0, across[-1], down[-1])), False
+    ground = image.getpixel((0, 0))
+    box = ImageChops.difference(image, Image.new("RGB", image.size, ground)).getbbox()
+    return image.crop(box), ground == (255, 255, 255)
 
 
 def _tiles(image: Image.Image, axis: int) -> list[int]:
