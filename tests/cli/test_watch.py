@@ -121,6 +121,15 @@ def test_last_figures_beyond_the_limits_are_a_divergence(tmp_path, last, guard, 
     assert state(aged(folder)) == expected
 
 
+def test_a_run_that_the_monitor_ended_has_diverged(run):
+    row = {"step": 800, "alarm": "variety", "sentence": "the samples are alike", "action": "stopped"}
+    with (run / "monitor.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    aged(run)
+    assert state(run) == "diverged"
+    assert "by the monitor" in "\n".join(shown([run], 100))
+
+
 def test_a_run_is_followed_from_its_first_file_to_its_removal(tmp_path):
     """A run begins, logs, is killed, goes on, ends, and is gone."""
     done = write_run(tmp_path / "done", steps=300)

@@ -113,8 +113,9 @@ def chosen(steps: Sequence[int], alarms: Sequence[int], most: int = SHEETS) -> l
     if len(steps) <= most:
         return sorted(steps)
     found = {min(steps), max(steps)}
-    for group in (alarms, steps):
-        others = sorted(set(group) - found)
-        room = min(most - len(found), len(others))
-        found |= {others[(2 * i + 1) * len(others) // (2 * room)] for i in range(room)}
+    others = sorted(set(alarms) - found)
+    room = min(most - len(found), len(others))
+    found |= {others[i * len(others) // room] for i in range(room)}
+    between, room = sorted(set(steps) - found), most - len(found)
+    found |= {between[(i + 1) * len(between) // (room + 1)] for i in range(room)}
     return sorted(found)

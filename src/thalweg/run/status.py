@@ -2,7 +2,7 @@
 
 A run is finished once `manifest.json` is there. Until then it is running where a process has the folder locked (Linux
 lists locks) or has written to it lately. Otherwise it has stopped, or diverged: its last figures are not finite, or
-beyond the guard's limits. torch is not imported.
+beyond the guard's limits, or the monitor has ended it. torch is not imported.
 """
 
 import math
@@ -30,6 +30,7 @@ BOUNDS = {  # signal: the guard's setting, as `training.guard.LIMITS` has them, 
     "lineages": "min_lineages",
 }
 PATIENCE = 10.0, 60.0  # least seconds without a new file till a run has stopped: where locks are listed, where not
+STOPPED = "stopped"  # the action of a look that ended the run
 ROWS = 20  # of the log, from which the speed is computed
 WRITTEN = ("config.json", "plan.json", "metrics.jsonl", "monitor.jsonl", "preview.png", "preview.txt", "checkpoints")
 
@@ -81,7 +82,7 @@ class Follower:
         last = rows[-1] if rows else {}
         return Status(
             folder=self.folder,
-            state=self._state(rows, _mapping(train.get("guard")), time.time() - written),
+            state=self._state(rows, looks, _mapping(train.get("guard")), time.time() - written),
             data=str(data.get("name", "")),
             recipe=config.get("recipe"),
             command=config.get("command"),
@@ -99,7 +100,7 @@ class Follower:
             preview_step=preview_step,
         )
 
-    def _state(self, rows: list[dict[str, Any]], guard: Mapping[str, Any], age: float) -> State:
+    def _state(self, rows: list[dict[str, Any]], looks: list[Look], guard: Mapping[str, Any], age: float) -> State:
         if not (self.folder / "config.json").is_file():
             return "gone"
         if (self.folder / MANIFEST).is_file():
@@ -109,7 +110,8 @@ class Follower:
         patience = max(PATIENCE[locked is None], 5 * median(gaps or [0.0]))
         if locked or age < patience:
             return "running"
-        return "diverged" if rows and _is_beyond(rows[-1], guard) else "stopped"
+        ended = bool(looks) and looks[-1].action == STOPPED
+        return "diverged" if ended or (rows and _is_beyond(rows[-1], guard)) else "stopped"
 
     def _of_checkpoint(self) -> tuple[int | None, int, int | None]:
         """The step of the newest checkpoint, and of the guard's memory in it the rollbacks and the step of the last."""

@@ -12,7 +12,7 @@ from rich.text import Text
 from thalweg.cli.terminal import picture
 from thalweg.cli.terminal.curve import curve
 from thalweg.monitor.history import Look
-from thalweg.run.status import Status
+from thalweg.run.status import STOPPED, Status
 
 FIRST = (
     "loss",
@@ -131,11 +131,13 @@ def _told(status: Status, width: int) -> list[Text]:
     """What the state means for the reader, and the guard's rollbacks."""
     at = f"at step {status.step:,}, {duration(status.age)} ago"
     saved = "no checkpoint" if status.saved is None else f"the newest checkpoint is of step {status.saved:,}"
+    monitor = status.looks and status.looks[-1].action == STOPPED
+    why = "by the monitor" if monitor else "with figures that are not finite or beyond the guard's limits"
     told = {
         "running": "no step is logged yet" if not status.rows else "",
         "finished": "",
         "stopped": f"stopped {at}; {saved}; --resume goes on",
-        "diverged": f"ended {at}, with figures that are not finite or beyond the guard's limits; {saved}",
+        "diverged": f"ended {at}, {why}; {saved}",
         "gone": "the folder holds no run any more",
     }[status.state]
     found = _wrapped(told, width, COLOURS[status.state])
