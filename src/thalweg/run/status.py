@@ -86,7 +86,7 @@ class Follower:
             data=str(data.get("name", "")),
             recipe=config.get("recipe"),
             command=config.get("command"),
-            step=last.get("step", saved or 0),
+            step=max(last.get("step", 0), saved or 0),  # a stopped run saves the step that is not logged
             total=plan.get("num_steps") or train.get("steps"),
             seconds=float(last.get("seconds", 0.0)),
             speed=_speed(rows),
