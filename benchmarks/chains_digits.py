@@ -1,4 +1,5 @@
-"""What runs of the recipe pcd on digits are worth: long chains from noise, seen by the judge, and energies in order.
+"""What runs of the recipe pcd on digits are worth: long chains from noise, read by the digit network, and
+energies in order.
 
     thalweg train mnist --recipe pcd --minutes 20 --seed 0 -o RUN
     python benchmarks/chains_digits.py RUN [RUN ...] --data FOLDER     # FOLDER holds mnist.npz
@@ -20,7 +21,7 @@ from digits import FIRST, images
 
 import thalweg
 from thalweg.core.rng import generator
-from thalweg.evaluate.judge import load_judge
+from thalweg.evaluate.digit_network import load_digit_network
 from thalweg.evaluate.samples import gaussian_noise, quality
 
 WINDOW = 10  # logged rows, each of ten updates
@@ -54,13 +55,13 @@ def single(run: Path, test: torch.Tensor, train: torch.Tensor, args: argparse.Na
     noise = torch.rand(args.num, 1, 28, 28, generator=generator(0, "noise"))
     samples = bundle.sample(args.num, seed=0, num_steps=args.chain_steps)
     sets = {"samples": samples, "real digits": unseen, "gaussian": gaussian_noise(train, args.num), "noise": noise}
-    judge = load_judge()
+    network = load_digit_network()
     return {
         "run": str(run),
         "training": bundle.config.get("training"),
         "throughout": order(run),
         "energies": energies(bundle, sets),
-        "quality": {name: quality(x, reference, train, judge) for name, x in sets.items()},
+        "quality": {name: quality(x, reference, train, network) for name, x in sets.items()},
     }
 
 

@@ -18,7 +18,7 @@ import torch
 import toy2d
 
 from thalweg.core.rng import generator
-from thalweg.evaluate.judge import load_judge
+from thalweg.evaluate.digit_network import load_digit_network
 from thalweg.evaluate.samples import gaussian_noise, quality
 from thalweg.run.fit import Request, fit
 
@@ -92,11 +92,11 @@ def digits(args: argparse.Namespace) -> None:
 
     test, train = images(args.data, "mnist", "x_test"), images(args.data, "mnist", "x_train")[:5000]
     reference, unseen = test[FIRST : FIRST + args.num], test[FIRST + args.num : FIRST + 2 * args.num]
-    judge = load_judge()
+    network = load_digit_network()
     print("| length | updates | CPU seconds | confident | Fréchet |\n|---|---|---|---|---|")
 
     def show(name: str, updates: str, seconds: str, x: torch.Tensor) -> None:
-        found = quality(x, reference, train, judge)
+        found = quality(x, reference, train, network)
         print(line(name, updates, seconds, f"{found['confident']:.3f}", f"{found['frechet']:.1f}"), flush=True)
 
     for arm in args.arms:

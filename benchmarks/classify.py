@@ -31,7 +31,7 @@ from thalweg.data.catalog import load as load_data
 from thalweg.energy.base import marginal
 from thalweg.evaluate.calibration import Reliability, reliability
 from thalweg.evaluate.detection import auroc, fpr95
-from thalweg.evaluate.judge import judged, load_judge
+from thalweg.evaluate.digit_network import features_and_classes, load_digit_network
 from thalweg.evaluate.pictures import grid
 from thalweg.evaluate.samples import nearest, neighbourhoods
 
@@ -143,9 +143,9 @@ def detected(scores: dict[str, Logits], x: Tensor, outs: dict[str, Tensor]) -> l
 
 def sampled(x: Tensor, asked: Tensor, real: Tensor, real_labels: Tensor, name: str) -> dict:
     """Are images of the class that was asked for, and as varied as that class is?"""
-    judge = load_judge()
-    features, p = judged(judge, x)
-    reference, _ = judged(judge, real)
+    network = load_digit_network()
+    features, p = features_and_classes(network, x)
+    reference, _ = features_and_classes(network, real)
     read = p.argmax(1)
     spread = [float(x[asked == k].var(0).sum() / real[real_labels == k].var(0).sum()) for k in range(10)]
     inside = neighbourhoods(features, reference)

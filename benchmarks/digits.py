@@ -21,7 +21,7 @@ import thalweg
 from thalweg.core.rng import generator
 from thalweg.evaluate.corruptions import constants, inverted, shuffled_patches, uniform_noise
 from thalweg.evaluate.detection import detection_table
-from thalweg.evaluate.judge import load_judge
+from thalweg.evaluate.digit_network import load_digit_network
 from thalweg.evaluate.likelihood import bits_per_dim, compare, dequantise, ode_log_prob
 from thalweg.evaluate.samples import quality
 
@@ -42,7 +42,7 @@ def single(run: str, data: Path, num_ode: int) -> dict:
     start = time.perf_counter()
     samples = bundle.sample(1000, seed=0)
     seconds = time.perf_counter() - start
-    judge = load_judge()
+    network = load_digit_network()
     columns = {"samples": samples, "real digits": unseen}
     outs = {
         "fashion": fashion,
@@ -54,7 +54,7 @@ def single(run: str, data: Path, num_ode: int) -> dict:
     figures = {
         "training": bundle.config.get("training"),
         "seconds for 1,000 samples": seconds,
-        "quality": {name: quality(x, reference, train, judge) for name, x in columns.items()},
+        "quality": {name: quality(x, reference, train, network) for name, x in columns.items()},
         "detection": detection_table(bundle.energy, unseen, outs, train),
         "log_p": nats(bundle, unseen),
     }

@@ -4,7 +4,7 @@
 
 FOLDER holds mnist.npz (x_train, y_train, x_test, y_test, uint8 (N, 28, 28)). Official test digits from row 2,000 on,
 which were looked at for no choice; `--held-out` takes training digits from row 30,000 on instead, for choosing. A
-figure is the share of digits that the judge (LeNet) reads rightly, with the binomial 95 % interval (Wilson).
+figure is the share of digits that the digit network (LeNet) reads rightly, with the binomial 95 % interval (Wilson).
 
 Variety: the mean squared distance of two completions, over that of the missing parts of the 20 training digits that are
 nearest on the observed pixels. These agree with what is seen only roughly, so the yardstick is a long one, and for a
@@ -29,7 +29,7 @@ from thalweg.core.rng import generator
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.linear_observation import LinearObservation
 from thalweg.energy.wrappers import AtNoise
-from thalweg.evaluate.judge import judged, load_judge
+from thalweg.evaluate.digit_network import features_and_classes, load_digit_network
 
 MASKS = {
     "random 75 %": "random:0.75",
@@ -118,12 +118,12 @@ def row(name: str, right: torch.Tensor) -> dict:
     return {"method": name, "right": round(share, 4), "low": round(low, 3), "high": round(high, 3)}
 
 
-def measure(bundle, name: str, data: dict, n: int, judge) -> tuple[list[dict], dict]:
+def measure(bundle, name: str, data: dict, n: int, network) -> tuple[list[dict], dict]:
     x, labels, train, train_labels = data["x"], data["y"], data["train"], data["train_y"]
     seen = observed(MASKS[name], (1, 28, 28), len(x), seed=1)
 
     def reads(images: torch.Tensor) -> torch.Tensor:
-        return judged(judge, images)[1].argmax(1)
+        return features_and_classes(network, images)[1].argmax(1)
 
     def fill(content: torch.Tensor) -> torch.Tensor:
         return reads(torch.where(seen, x, content)) == labels
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="append each row to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    bundle, judge, stored = thalweg.load(args.run), load_judge(), np.load(args.data / "mnist.npz")
+    bundle, network, stored = thalweg.load(args.run), load_digit_network(), np.load(args.data / "mnist.npz")
     part, first = ("train", HELD_OUT) if args.held_out else ("test", FIRST)
     chosen = slice(first, first + args.images)
     train = slice(0, HELD_OUT) if args.held_out else slice(None)
@@ -192,7 +192,7 @@ def main() -> None:
     }
     rows, varieties = [], []
     for name in args.masks:
-        found, variety = measure(bundle, name, data, args.n, judge)
+        found, variety = measure(bundle, name, data, args.n, network)
         rows += found
         varieties.append(variety)
         for r in [*found, variety]:

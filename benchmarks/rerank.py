@@ -14,10 +14,10 @@ The ten-minute energy, whose draws are hard to tell from digits:
     python benchmarks/rerank.py draws.npy[:1000] draws.npy[1000:] --data DATA --real 5000 --keep 400
     python benchmarks/rerank.py draws.npy[:4000] draws.npy[4000:] --data DATA --real 12000 --keep 200
 
-Of N candidates `--keep` are kept, or 1 of each 16. The judge (LeNet) is measure and oracle, and no part of any other
-row. Reference: official test digits from row 2,000 on, as many as are kept. `--settle` takes the last 10,000 training
-digits in their place, which neither the DDPM nor the ratio has seen; the settings were chosen with them, on other
-candidates. `--seed` trains another ratio.
+Of N candidates `--keep` are kept, or 1 of each 16. The digit network (LeNet) is measure and oracle, and no part of any
+other row. Reference: official test digits from row 2,000 on, as many as are kept. `--settle` takes the last 10,000
+training digits in their place, which neither the DDPM nor the ratio has seen; the settings were chosen with them, on
+other candidates. `--seed` trains another ratio.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from thalweg.apps.rerank.reranker import EnergyReranker
 from thalweg.apps.rerank.selection import Variety
 from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.core.rng import generator
-from thalweg.evaluate.judge import judged, load_judge
+from thalweg.evaluate.digit_network import features_and_classes, load_digit_network
 from thalweg.evaluate.pictures import BLUE, GREY, ORANGE, grid, png
 from thalweg.evaluate.samples import class_entropy, frechet, nearest, neighbourhoods
 
@@ -63,13 +63,13 @@ def images(paths: list[str]) -> Tensor:
 
 
 class Measure:
-    """The judge's view of all candidates, taken once, and the figures of any choice among them."""
+    """The digit network's view of all candidates, taken once, and the figures of any choice among them."""
 
     def __init__(self, x: Tensor, reference: Tensor):
-        judge = load_judge()
-        self.features, p = judged(judge, x)
+        network = load_digit_network()
+        self.features, p = features_and_classes(network, x)
         self.confidence, self.classes = p.max(1)
-        self.reference = judged(judge, reference)[0]
+        self.reference = features_and_classes(network, reference)[0]
 
     def __call__(self, chosen: Tensor) -> dict[str, float]:
         """Figures of the kept set."""
@@ -85,7 +85,7 @@ class Measure:
 
 
 def energies(x: Tensor, train: Tensor, reranker: EnergyReranker, bundle: str | None) -> dict[str, Tensor]:
-    """An energy of every candidate by each judge that is no oracle."""
+    """An energy of every candidate by each energy that is no oracle."""
     found = {
         "1-NN distance to 5,000 training digits": nearest(x, train[:5000])[0],
         "likelihood ratio": reranker.energies(x),
@@ -104,11 +104,11 @@ def choices(
         keep = len(x) // GROUP
         found["random"] = torch.arange(0, len(x), GROUP)
         oracle = selection.best_of_groups(-measure.confidence, GROUP)
-        found["oracle: the judge's confidence, best of each group"] = oracle
+        found["oracle: the digit network's confidence, best of each group"] = oracle
         found |= {f"{name}, best of each group": selection.best_of_groups(v, GROUP) for name, v in u.items()}
     else:
         found["random"] = torch.arange(keep)
-    found["oracle: the judge's confidence, best of all"] = selection.best(-measure.confidence, keep)
+    found["oracle: the digit network's confidence, best of all"] = selection.best(-measure.confidence, keep)
     for variety in get_args(Variety):
         reranker.variety = variety
         found[f"likelihood ratio, {variety}"] = reranker.rank(x, keep)
@@ -146,9 +146,9 @@ def show(rows: list[dict]) -> str:
 
 def curves(u: dict[str, Tensor], measure: Measure) -> dict[str, list[dict[str, float]]]:
     """Figures of best-of-N for N = 1, 2, 4, 8, 16: the first N of each group of 16."""
-    judges = {"oracle": -measure.confidence, **u}
+    energies = {"oracle": -measure.confidence, **u}
     found: dict[str, list[dict[str, float]]] = {}
-    for name, v in judges.items():
+    for name, v in energies.items():
         groups = v[: len(v) // GROUP * GROUP].view(-1, GROUP)
         starts = torch.arange(len(groups)) * GROUP
         found[name] = [measure(starts + groups[:, :n].argmin(1)) for n in SIZES]
@@ -166,7 +166,7 @@ def draw(found: dict[str, list[dict[str, float]]]) -> bytes:
     for axes, key, label in zip(
         figure.subplots(1, 2),
         ("confidence", "frechet"),
-        ("mean confidence of the judge", "Fréchet distance"),
+        ("mean confidence of the digit network", "Fréchet distance"),
         strict=True,
     ):
         for name, points in found.items():

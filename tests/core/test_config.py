@@ -137,7 +137,12 @@ HOSTILE = [
     *("os:system", "builtins:eval", "builtins:object", "subprocess:Popen", "pathlib:Path", "thalwegevil.x:Y"),
     *("thalweg.core.config:import_module", "thalweg.energy.base:torch.nn.Linear", "thalweg.energy.fake:Path"),
     *("thalweg.run.run_folder:Place", "thalweg.training.trainer:Trainer", "thalweg.core.errors:UserError"),
-    *("thalweg.cli.main:_Unreported", "thalweg.evaluate.judge:Judge", "thalweg.energyy:X", "thalweg.energy:X"),
+    *(
+        "thalweg.cli.main:_Unreported",
+        "thalweg.evaluate.digit_network:DigitNetwork",
+        "thalweg.energyy:X",
+        "thalweg.energy:X",
+    ),
     *(
         "thalweg.energy.fake:system",
         "thalweg.energy.fake:Outer.Inner",

@@ -18,7 +18,7 @@ from thalweg.energy.linear_observation import LinearObservation
 from thalweg.energy.noise_conditional.residual import ResidualEnergy
 from thalweg.evaluate.calibration import reliability
 from thalweg.evaluate.corruptions import corrupted
-from thalweg.evaluate.judge import Judge, judged
+from thalweg.evaluate.digit_network import DigitNetwork, features_and_classes
 from thalweg.evaluate.samples import baselines
 from thalweg.evaluate.suite import evaluate_bundle
 
@@ -146,12 +146,12 @@ def test_an_evaluation_computes_there_and_counts_here(plane):
     assert REAL or found["likelihood"]["ode"] == pytest.approx(wanted["likelihood"]["ode"], rel=1e-3)
 
 
-def test_the_judge_reads_digits_where_it_lies():
+def test_the_digit_network_reads_digits_where_it_lies():
     x = torch.rand(3, 1, 28, 28, generator=generator(0, "pixels"))
-    judge = Judge()
-    wanted = judged(judge, x)[1]
+    network = DigitNetwork()
+    wanted = features_and_classes(network, x)[1]
     with gpu():
-        assert same(judged(judge.to(GPU), x)[1], wanted)
+        assert same(features_and_classes(network.to(GPU), x)[1], wanted)
 
 
 def test_corruptions_baselines_and_calibration_lie_where_the_rows_do():

@@ -127,7 +127,7 @@ def test_the_chosen_looks_are_the_ends_the_alarms_and_some_between(number, alarm
 def test_the_report_of_a_run_has_the_section(tmp_path, monkeypatch):
     """api.evaluate_run reads the monitor's files; without them the page is as before."""
     about = {"kind": "image", "shape": [1], "num_samples": 1, "num_held_out": 1, "num_train": 1, "seed": 0}
-    about |= {"judge": {}, "judge_note": "", "versions": {}}
+    about |= {"digit_network": {}, "digit_network_note": "", "versions": {}}
     figures = {"about": about, "quality": {"samples": {}, "real": {}}, "likelihood": None}
     monkeypatch.setattr(suite, "evaluate_bundle", lambda *_, **__: Evaluation(figures, {}))
     monkeypatch.setattr(picture_files, "of_report", lambda *_, **__: {})

@@ -84,7 +84,7 @@ def test_figures_are_json_and_tell_the_truth_about_a_gaussian(evaluation, tmp_pa
     back = json.loads(write_figures(tmp_path / "evaluation.json", figures).read_text())
     assert back == figures
     assert figures["about"]["num_samples"] == 100
-    assert figures["about"]["judge"]["on_real_accuracy"] > 0.97
+    assert figures["about"]["digit_network"]["on_real_accuracy"] > 0.97
     assert figures["quality"]["real"]["confident"] > 0.9 > 0.5 > figures["quality"]["samples"]["confident"]
     assert figures["likelihood"]["nats"] == pytest.approx(figures["likelihood"]["nats_gaussian"], rel=1e-3)
     assert figures["likelihood"]["ode"]["relative_gap"] < 0.03
@@ -122,11 +122,11 @@ def test_a_model_without_a_constant_has_no_likelihood(digits, tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 8, 8), (1, 28, 28)])
-def test_what_is_not_digits_is_measured_without_the_judge(shape):
+def test_what_is_not_digits_is_measured_without_the_digit_network(shape):
     x = torch.rand(360, *shape, generator=generator(0, "other"))
     found = evaluate_bundle(GaussianModel(x[:300]), train=x[:300], held_out=x[300:], num_ode=2, ode_steps=4)
     assert "confident" not in found.figures["quality"]["samples"]
-    assert "left out" in found.figures["about"]["judge_note"]
+    assert "left out" in found.figures["about"]["digit_network_note"]
     assert "samples" in found.pictures
 
 

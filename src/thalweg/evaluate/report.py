@@ -107,9 +107,9 @@ def _quality(figures: Mapping[str, Any]) -> str:
     about = figures["about"]
     return (
         "<h2>How good are the samples?</h2>"
-        f"<p>{html.escape(about['judge_note'])} Each column has {about['num_samples']:,} examples, compared with as "
-        "many unseen real ones. <b>real, unseen</b> is what perfection scores; <b>plain Gaussian</b> is the simplest "
-        "model there is.</p>" + table(["figure", *(COLUMNS[c] for c in columns)], rows)
+        f"<p>{html.escape(about['digit_network_note'])} Each column has {about['num_samples']:,} examples, compared "
+        "with as many unseen real ones. <b>real, unseen</b> is what perfection scores; <b>plain Gaussian</b> is the "
+        "simplest model there is.</p>" + table(["figure", *(COLUMNS[c] for c in columns)], rows)
     )
 
 

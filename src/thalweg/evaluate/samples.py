@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.core.rng import generator
-from thalweg.evaluate.judge import Judge, judged
+from thalweg.evaluate.digit_network import DigitNetwork, features_and_classes
 
 Features = Float[Tensor, "n f"]
 
@@ -105,24 +105,29 @@ def memorisation(samples: Tensor, reference: Tensor, train: Tensor) -> dict[str,
 
 
 def plain_features(x: Tensor, train: Tensor) -> Features:
-    """Features without a judge: images averaged down to 8 x 8 a channel, columns in training standard deviations."""
+    """Features that need no network: images averaged down to 8 x 8 a channel, columns in training deviations."""
     if x.ndim == 4:
         return F.adaptive_avg_pool2d(x.float(), 8).flatten(1)
     return (x.float() - train.float().mean(0)) / train.float().std(0).clamp(min=1e-12)
 
 
-def quality(samples: Tensor, reference: Tensor, train: Tensor, judge: Judge | None, *, k: int = 5) -> dict[str, float]:
-    """Every sample figure at once; without a judge in plain features, and without the figures that need classes.
+def quality(
+    samples: Tensor, reference: Tensor, train: Tensor, network: DigitNetwork | None, *, k: int = 5
+) -> dict[str, float]:
+    """Every sample figure at once; without a network in plain features, and without the figures that need classes.
 
     samples and reference should have one size (Fréchet's bias and coverage depend on it); train may be any size.
     """
     if not samples.isfinite().all():
         raise ValueError("samples hold values that are not finite: no figure of quality can be taken of them")
     figures: dict[str, float] = {}
-    if judge is None:
+    if network is None:
         own, real = plain_features(samples, train), plain_features(reference, train)
     else:
-        (own, p), (real, _) = judged(judge, samples.clamp(0, 1)), judged(judge, reference)
+        (own, p), (real, _) = (
+            features_and_classes(network, samples.clamp(0, 1)),
+            features_and_classes(network, reference),
+        )
         top = p.max(dim=1)
         figures["confident"] = (top.values > 0.9).double().mean().item()
         figures["mean_confidence"] = top.values.double().mean().item()

@@ -20,7 +20,7 @@ from thalweg.evaluate import vectors
 from thalweg.evaluate.chains import NUM_CHAINS, HasChains, chain_figures
 from thalweg.evaluate.corruptions import corrupted
 from thalweg.evaluate.detection import detection_table, in_blocks
-from thalweg.evaluate.judge import DIGIT_SHAPE, Judge, judge_metadata, judged, load_judge
+from thalweg.evaluate.digit_network import DigitNetwork, digit_network_for
 from thalweg.evaluate.likelihood import bits_per_dim, compare, dequantise, gaussian_prior, ode_log_prob
 from thalweg.evaluate.samples import baselines, nearest, plain_features, quality
 from thalweg.evaluate.states import HasStates, likelihood_of_states
@@ -122,26 +122,7 @@ def _split(bundle: Evaluable, train: Tensor, held_out: Tensor, num_samples: int,
     return _Sets(bundle.sample(n, seed=seed).cpu(), held_out[order[:n]], held_out[order[n : 2 * n]], train)
 
 
-def _fit_judge(real: Tensor, labels: Tensor | None) -> tuple[Judge | None, dict[str, Any], str]:
-    """(judge or None, what it makes of the real data, a sentence about it)."""
-    if tuple(real.shape[1:]) != DIGIT_SHAPE:
-        return None, {}, "The data are not 28 x 28 digits, so the digit judge is left out; features are plain values."
-    judge = load_judge()
-    p = judged(judge, real)[1]
-    facts: dict[str, Any] = {"on_real_confident": (p.amax(1) > 0.9).double().mean().item(), **judge_metadata()}
-    if labels is not None:
-        facts["on_real_accuracy"] = (p.argmax(1) == labels).double().mean().item()
-    if facts["on_real_confident"] < 0.85:
-        note = (
-            f"The digit judge is sure of {facts['on_real_confident']:.0%} of the real pictures only, so they are not "
-            "digits as it knows them; it is left out and features are plain values."
-        )
-        return None, {}, note
-    right = f"{facts['test_accuracy']:.2%}"
-    return judge, facts, f"Digits are read by a small LeNet that is right on {right} of MNIST's official test images."
-
-
-def _quality(sets: _Sets, judge: Judge | None, seed: int) -> dict[str, dict[str, float]]:
+def _quality(sets: _Sets, network: DigitNetwork | None, seed: int) -> dict[str, dict[str, float]]:
     """Figures of the samples and of each baseline; for vectors of few columns the kernel discrepancy too, standardised,
     and points in a box as one more baseline.
     """
@@ -149,7 +130,7 @@ def _quality(sets: _Sets, judge: Judge | None, seed: int) -> dict[str, dict[str,
     plain = sets.reference.ndim == 2 and sets.reference.shape[1] <= vectors.MAX_DIM
     if plain:
         columns |= vectors.baselines(sets.unseen, sets.train, seed=seed)
-    found = {name: quality(x, sets.reference, sets.train, judge) for name, x in columns.items()}
+    found = {name: quality(x, sets.reference, sets.train, network) for name, x in columns.items()}
     if plain:
         wanted = plain_features(sets.reference, sets.train)
         for name, x in columns.items():
@@ -276,7 +257,7 @@ def evaluate_bundle(
     out_sets = {name: x.cpu() for name, x in (out_sets or {}).items()}
     _require_scale(train=train, held_out=held_out, **{f"out_sets[{k!r}]": x for k, x in out_sets.items()})
     sets = _split(bundle, train, held_out, num_samples, seed)
-    judge, judge_facts, judge_note = _fit_judge(
+    network, facts, note = digit_network_for(
         held_out[:2000], None if held_out_labels is None else held_out_labels[:2000]
     )
     pictures: dict[str, bytes] = {}
@@ -295,11 +276,11 @@ def evaluate_bundle(
             "num_held_out": len(held_out),
             "num_train": len(train),
             "seed": seed,
-            "judge": judge_facts,
-            "judge_note": judge_note,
+            "digit_network": facts,
+            "digit_network_note": note,
             "versions": versions(),
         },
-        "quality": _quality(sets, judge, seed),
+        "quality": _quality(sets, network, seed),
         "memory": _memorisation(sets, pictures),
         "detection": detection_table(bundle.energy, sets.reference, outs, train) if outs else [],
         "energy": {name: {"mean": u.mean().item(), "std": u.std().item()} for name, u in energies.items()},

@@ -1,6 +1,6 @@
-"""Train the judge (`thalweg.evaluate.judge`) on MNIST's 60,000 training images and store its weights.
+"""Train the digit network (`thalweg.evaluate.digit_network`) on MNIST's 60,000 training images and store its weights.
 
-    python scripts/train_judge.py --data mnist.npz          # 80 seconds on one thread
+    python scripts/train_digit_network.py --data mnist.npz          # 80 seconds on one thread
 
 The epoch is chosen on 5,000 images cut from the training part; the 10,000 test images are looked at once,
 at the end.
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Generator, Tensor
 
 from thalweg.core.rng import generator
-from thalweg.evaluate.judge import WEIGHTS, Judge, judged
+from thalweg.evaluate.digit_network import WEIGHTS, DigitNetwork, features_and_classes
 
 
 def jitter(x: Tensor, g: Generator) -> Tensor:
@@ -33,37 +33,38 @@ def jitter(x: Tensor, g: Generator) -> Tensor:
     return F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
 
 
-def accuracy(judge: Judge, x: Tensor, y: Tensor) -> tuple[float, float]:
+def accuracy(network: DigitNetwork, x: Tensor, y: Tensor) -> tuple[float, float]:
     """(accuracy, share with confidence above 0.9)."""
-    p = judged(judge, x)[1]
+    p = features_and_classes(network, x)[1]
     return (p.argmax(1) == y).double().mean().item(), (p.amax(1) > 0.9).double().mean().item()
 
 
-def train(x: Tensor, y: Tensor, *, epochs: int, seed: int, batch: int = 100) -> Judge:
+def train(x: Tensor, y: Tensor, *, epochs: int, seed: int, batch: int = 100) -> DigitNetwork:
     """AdamW, one-cycle learning rate, augmented; the best epoch on the validation part wins."""
     torch.manual_seed(seed)  # the initial weights; every other draw has its own address
+    # the names of the streams fix the draws, so with them the weights that ship
     order = torch.randperm(len(x), generator=generator(seed, "judge-split"))
     held, kept = order[:5000], order[5000:]
-    judge = Judge()
-    optimiser = torch.optim.AdamW(judge.parameters(), weight_decay=0.01)
+    network = DigitNetwork()
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=0.01)
     steps = epochs * (len(kept) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=4e-3, total_steps=steps)
-    best, weights, start = 0.0, judge.state_dict(), time.monotonic()
+    best, weights, start = 0.0, network.state_dict(), time.monotonic()
     for epoch in range(epochs):
         g = generator(seed, "judge-epoch", epoch)
         shuffled = kept[torch.randperm(len(kept), generator=g)]
         for rows in shuffled.split(batch):
-            loss = F.cross_entropy(judge(jitter(x[rows], g)), y[rows])
+            loss = F.cross_entropy(network(jitter(x[rows], g)), y[rows])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             schedule.step()
-        right, _ = accuracy(judge, x[held], y[held])
+        right, _ = accuracy(network, x[held], y[held])
         print(f"epoch {epoch + 1:2d}  validation {right:.4f}  {time.monotonic() - start:.0f} s", flush=True)
         if right >= best:
-            best, weights = right, {k: v.clone() for k, v in judge.state_dict().items()}
-    judge.load_state_dict(weights)
-    return judge
+            best, weights = right, {k: v.clone() for k, v in network.state_dict().items()}
+    network.load_state_dict(weights)
+    return network
 
 
 def main() -> None:
@@ -78,10 +79,10 @@ def main() -> None:
     with np.load(path, allow_pickle=False) as file:
         x, x_test = (torch.from_numpy(file[k]).float().div(255).unsqueeze(1) for k in ("x_train", "x_test"))
         y, y_test = (torch.from_numpy(file[k]).long() for k in ("y_train", "y_test"))
-    judge = train(x, y, epochs=args.epochs, seed=args.seed)
-    right, confident = accuracy(judge.eval(), x_test, y_test)
+    network = train(x, y, epochs=args.epochs, seed=args.seed)
+    right, confident = accuracy(network.eval(), x_test, y_test)
     facts = {"test_accuracy": right, "test_confident": confident, "seed": args.seed, "epochs": args.epochs}
-    save_file(judge.state_dict(), args.out, metadata={"thalweg": json.dumps(facts)})
+    save_file(network.state_dict(), args.out, metadata={"thalweg": json.dumps(facts)})
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB, {facts}")
 
 

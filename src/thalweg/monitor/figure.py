@@ -1,0 +1,37 @@
+"""The figures of a set of samples: their names, which way is worse, and what a bad one says."""
+
+from typing import Literal, NamedTuple
+
+Kind = Literal["variety", "noise", "memorisation"]
+
+
+class Figure(NamedTuple):
+    """One figure: `worse` is the bad direction, `kind` what a bad one says of a run, `meaning` what it measures."""
+
+    name: str
+    worse: Literal["low", "high"]
+    kind: Kind
+    meaning: str
+
+
+FIGURES: dict[str, Figure] = {
+    figure.name: figure
+    for figure in (
+        Figure("vendi", "low", "variety", "effective number of different samples, over that of as many held-out rows"),
+        Figure("coverage", "low", "variety", "share of held-out rows that have a sample in their neighbourhood"),
+        Figure(
+            "histogram", "low", "variety", "agreement of the shares of classes or clusters with the data's; 1: equal"
+        ),
+        Figure("duplicates", "high", "variety", "share of samples that nearly repeat another sample"),
+        Figure("lineages", "low", "variety", "share of chains that go back to different beginnings"),
+        Figure(
+            "density",
+            "low",
+            "noise",
+            "neighbourhoods of held-out rows that hold a sample, over the five that hold a row",
+        ),
+        Figure(
+            "nearest_train", "low", "memorisation", "distance to the nearest training row, over that of unseen rows"
+        ),
+    )
+}
