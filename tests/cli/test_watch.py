@@ -21,7 +21,7 @@ from rich.console import Console
 
 from thalweg.cli.terminal import picture
 from thalweg.cli.terminal.curve import curve
-from thalweg.cli.terminal.panel import duration
+from thalweg.cli.terminal.panel import duration, number
 from thalweg.cli.terminal.screen import frame
 from thalweg.cli.watch import as_plain
 from thalweg.run import status as module
@@ -220,15 +220,35 @@ def test_a_frame_says_what_the_monitor_found(tmp_path):
     assert "alarm" in rows["vendi"]
     assert "suspicious" in rows["coverage"]
     assert "1 ± 0.03" in rows["vendi"]
+    assert rows["vendi"].index("±") == rows["coverage"].index("±")
     healthy = "\n".join(shown([write_run(tmp_path / "good", steps=600)], 100))
     assert "calm" in healthy
     assert not re.search("alarm|suspicious|rolled", healthy)
+
+
+def test_long_numbers_keep_their_columns(tmp_path):
+    """Mutant: figures with all their digits, which push the marks out of the panel."""
+    folder, names = write_run(tmp_path / "run"), ("duplicates", "nearest_train")
+    row = {"step": 900, "figures": dict.fromkeys(names, -0.000123456), "suspicion": dict.fromkeys(names, 0.7)}
+    row["reference"] = {"duplicates": [0.009922123, 0.01345678], "nearest_train": [-1.234567e-05, 9.87654e-07]}
+    (folder / "monitor.jsonl").write_text(json.dumps(row))
+    for width in (60, 90):
+        lines = [line for line in shown([folder], width) if line[2:].startswith(("dupl", "near"))]
+        assert [line.rstrip(" │").endswith("suspicious") for line in lines] == [True, True]
 
 
 def test_a_terminal_without_unicode_gets_letters(run):
     console = Console(width=80, file=io.TextIOWrapper(io.BytesIO(), "ascii"), record=True)
     console.print(frame([Follower(run).status()], console, None))
     assert console.export_text().isascii()
+
+
+def test_where_colours_are_off_pictures_are_of_characters(run, monkeypatch):
+    """Mutant: half-blocks without their colours, which are all alike."""
+    monkeypatch.setenv("NO_COLOR", "1")
+    lines = shown([run], 80, force_terminal=True, color_system="truecolor")
+    assert not any("▀" in line for line in lines)
+    assert any("@" in line for line in lines)
 
 
 def test_a_text_of_a_file_does_not_control_the_terminal(tmp_path):
@@ -397,6 +417,12 @@ def test_a_file_that_is_no_picture_is_not_drawn(tmp_path, data):
     (tmp_path / "x.png").write_bytes(data)
     assert picture.lines(tmp_path / "x.png", 20, 10) == []
     assert picture.lines(tmp_path / "none.png", 20, 10) == []
+
+
+def test_numbers_have_the_digits_that_fit():
+    found = [number(value) for value in (0.5, 1234567, -0.000123456, -1.23456e-105, float("nan"), float("inf"))]
+    assert found == ["0.5", "1.235e+06", "-0.000123", "-1.2e-105", "nan", "inf"]
+    assert number(-1.234567e-05, 7, 3) == "-1e-05"
 
 
 def test_durations_are_words():

@@ -38,7 +38,7 @@ def watch(
     from thalweg.cli.terminal.screen import follow, frame
 
     screen = Console()
-    if once or not screen.is_terminal:
+    if once or not screen.is_terminal or screen.is_dumb_terminal:
         screen.print(frame([each.status() for each in followers], screen, None))
     else:
         follow(followers, screen, every)

@@ -118,13 +118,17 @@ def _progress(status: Status, width: int, ascii_only: bool) -> list[Text]:
     done = round(room * min(status.step / status.total, 1.0)) if status.total else 0
     full, empty = ("#", "-") if ascii_only else ("█", "░")
     bar = Text.assemble((full * done, COLOURS[status.state]), (empty * (room - done), SOFT), "  ", count)
-    parts = [plain(f"{status.data}, {status.recipe}" if status.recipe else status.data)]
+    parts = []
     if status.speed and status.state == "running":
         parts.append(f"{status.speed:,.3g} steps a second")
         parts.append("at the last step" if not status.left else f"{duration(status.left)} left")
     if status.seconds:
         parts.append(f"{duration(status.seconds)} trained")
-    return [bar, Text("  ".join(parts)[:width])]
+    what = plain(f"{status.data}, {status.recipe}" if status.recipe else status.data)
+    line = "  ".join(parts)
+    if len(what) + 2 + len(line) > width:  # the name of the data gives way
+        what = what[: max(width - 2 - len(line), 0)]
+    return [bar, Text("  ".join(filter(None, [what, line]))[:width])]
 
 
 def _told(status: Status, width: int) -> list[Text]:
@@ -179,13 +183,13 @@ def _figures(status: Status, width: int, ascii_only: bool) -> list[Text]:
     found = [Text(head[:width], SOFT)]
     for name, value in last.figures.items():
         mean, deviation = last.reference.get(name, (math.nan, math.nan))
-        real = f"{number(mean):>7}{between}{number(deviation)}" if name in last.reference else ""
+        real = f"{number(mean, 7, 3):>7}{between}{number(deviation, 7, 2)}" if name in last.reference else ""
         history = [look.figures[name] for look in status.looks if name in look.figures]
         mark = last.mark(name)
         found.append(
             Text.assemble(
                 set_cell_size(plain(name).replace("_", " "), label),
-                f" {number(value):>9} {real:17} ",
+                f" {number(value):>9} {set_cell_size(real, 17)} ",
                 (f"{curve(history, max(room, 0), ascii_only=ascii_only):{max(room, 0)}}", "cyan"),
                 (f" {mark}", MARKS.get(mark, "")),
             )
@@ -237,9 +241,10 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def number(value: float) -> str:
-    """A figure in at most nine characters."""
-    return f"{value:.4g}" if math.isfinite(value) else str(value)
+def number(value: float, width: int = 9, digits: int = 4) -> str:
+    """A figure of at most so many characters, with fewer digits where it needs more."""
+    texts = [f"{value:.{n}g}" for n in range(digits, 0, -1)]
+    return next((text for text in texts if len(text) <= width), texts[-1])
 
 
 def duration(seconds: float) -> str:

@@ -25,7 +25,8 @@ def frame(statuses: Sequence[Status], console: Console, height: int | None) -> R
         down = min(-(-number // across), max(height // SHORTEST, 1))
         number, each = min(number, down * across), height // down
     width = console.width // across
-    paper = Paper(width, each, console.options.ascii_only, console.color_system is not None)
+    colours = console.color_system is not None and not console.no_color
+    paper = Paper(width, each, console.options.ascii_only, colours)
     table = Table.grid(padding=0)
     for _ in range(across):
         table.add_column(width=width, no_wrap=True)
