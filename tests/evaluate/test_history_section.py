@@ -61,6 +61,14 @@ def test_a_healthy_run_has_its_last_look_and_no_alarm(tmp_path):
     assert "once, at step 100" in one
 
 
+def test_an_alarm_that_was_overruled_is_in_the_table(tmp_path):
+    looks, pictures = seen(write_run(tmp_path / "run", steps=300))
+    looks[1] |= {"sentence": "coverage 0.5; not acted upon: the samples are good", "opinion": {"reliable": True}}
+    text = text_of(history_section(looks, pictures))
+    assert "not acted upon" in text
+    assert "No look raised an alarm." in text
+
+
 def test_the_curves_have_the_band_and_the_marks(collapsed):
     """Mutants: the band of one deviation; a mark at each look; the band of another figure."""
     looks, _ = seen(collapsed)

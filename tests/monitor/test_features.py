@@ -25,7 +25,7 @@ def test_it_is_what_the_last_layer_takes():
     energy = MLPEnergy(shape=(2,), width=7, depth=2)
     x = rows(5, 2)
     assert torch.equal(last_hidden_layer(energy)(x), energy.net[:-1](x).detach())
-    conv = ConvEnergy.example()
+    conv = ConvEnergy.example().eval()
     x = rows(5, *conv.shape)
     assert torch.allclose(last_hidden_layer(conv)(x), conv.features(x).detach())
 

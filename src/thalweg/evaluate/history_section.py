@@ -21,7 +21,8 @@ def history_section(looks: Sequence[Mapping[str, Any]], pictures: Mapping[int, P
 
     Args:
         looks: In the order of their steps, each with `step`, `figures` (name to a finite number), `reference` (name to
-            mean and deviation of real data), `alarm`, `sentence` and `action` (texts or None).
+            mean and deviation of real data), `alarm`, `sentence` and `action` (texts or None), and `opinion` (None where no
+            vision-language model was asked).
         pictures: PNG files of samples, by step.
     """
     if not looks:
@@ -82,8 +83,8 @@ def _widened(band: list[tuple[float, float, float]]) -> list[tuple[float, float,
 
 
 def _verdicts(looks: Sequence[Mapping[str, Any]], most: int = VERDICTS) -> str:
-    """A table of alarms and actions; without any, of the last look."""
-    told = [look for look in looks if look["alarm"] or look["action"]] or list(looks[-1:])
+    """A table of alarms, actions and opinions; without any, of the last look."""
+    told = [look for look in looks if look["alarm"] or look["action"] or look["opinion"]] or list(looks[-1:])
     cells = {"alarm": "none", "sentence": "", "action": ""}  # each with what stands for None
     rows = [
         [f"{look['step']:,}", *(html.escape(look[key] or none) for key, none in cells.items())] for look in told[:most]

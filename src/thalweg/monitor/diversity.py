@@ -19,7 +19,7 @@ HALF = 0.5  # of what data score: a figure beyond names the cause
 BAD = 0.01  # of a figure's own p-value: the sentence of an alarm names it
 MIN_HELD_OUT, MIN_SAMPLES = 20, 10
 MOST = 600  # rows of each half, and samples measured at once
-PERMUTATIONS, SUBSETS = 1999, 200
+PERMUTATIONS, SUBSETS = 999, 200
 CLUSTERS = 10
 LARGEST = 1e15  # of held-out and training values: beyond, squared distances overflow
 Figures = dict[str, float]
@@ -80,6 +80,7 @@ class Diversity:
         self._law = self._reference.rows(held_out[second])
         self._known: dict[int, dict[str, tuple[float, float]]] = {}
         self._scales: dict[int, float] = {}
+        self._drawn: tuple[tuple[int, int], Tensor] | None = None
 
     def figures(self, samples: Tensor, *, lineages: Tensor | None = None) -> dict[str, float]:
         """Each figure of `FIGURES` that can be taken of samples (n, *), n >= 10.
@@ -127,10 +128,7 @@ class Diversity:
         x = self._checked(samples, "samples", MIN_SAMPLES)[:MOST]
         own = self._reference.rows(x)
         pool, n = own.joined(self._law), len(x)
-        first = torch.zeros(1, len(pool.units))
-        first[0, :n] = 1
-        draws = subsets(len(pool.units), n, PERMUTATIONS, generator(self._seed, "diversity-permutations"))
-        values = self._reference.statistics(pool, torch.cat([first, draws]))
+        values = self._reference.statistics(pool, self._permutations(len(pool.units), n))
         outcome = min_rank_test({k: -v if FIGURES[k].worse == "high" else v for k, v in values.items()})
         figures, reference = self._figures(own), self.reference(n)
         if outcome.p_value > ALARM:
@@ -147,9 +145,8 @@ class Diversity:
         """
         far, same = outcome.deviations, figures["duplicates"] - reference["duplicates"][0] > HALF
         unlike = figures["density"] < HALF * reference["density"][0]
-        first: Kind | None = (
-            "variety" if same else "noise" if unlike else "variety" if figures["vendi"] < HALF else None
-        )
+        alike = same or (not unlike and figures["vendi"] < HALF)
+        first: Kind | None = "variety" if alike else "noise" if unlike else None
         order = sorted(far, key=lambda k: (FIGURES[k].kind == first, far[k]), reverse=True)
         return [k for k in order if outcome.single[k] <= BAD] or order[:1]
 
@@ -195,6 +192,14 @@ class Diversity:
         if len(self._law.to_train):
             found["nearest_train"] = torch.stack([self._law.to_train[one].median() for one in members.bool()])
         return found
+
+    def _permutations(self, m: int, n: int) -> Tensor:
+        """The first n of m rows, and random n of them: the same in each call, since the rows are random."""
+        if self._drawn is None or self._drawn[0] != (m, n):
+            first = (torch.arange(m) < n).float()[None]
+            draws = subsets(m, n, PERMUTATIONS, generator(self._seed, "diversity-permutations"))
+            self._drawn = (m, n), torch.cat([first, draws])
+        return self._drawn[1]
 
     def _members(self, n: int) -> Tensor:
         return subsets(len(self._law.units), n, SUBSETS, generator(self._seed, "diversity-subsets", n))

@@ -1,7 +1,10 @@
 """The figures of a set of samples: their names, which way is worse, and what a bad one says."""
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+FARTHEST = 20.0  # deviations: beyond, a figure is ruined and its size says no more
+SMALLEST = 1e-3  # a deviation: a figure that never varies among the data still has a scale
 Kind = Literal["variety", "noise", "memorisation"]
 
 
@@ -35,3 +38,16 @@ FIGURES: dict[str, Figure] = {
         ),
     )
 }
+
+
+def deviations(figures: Mapping[str, float], reference: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """How many deviations each figure lies on the bad side of the data's mean, 0 on the good side and 20 at most.
+
+    Their mean orders sets of samples: 0 is as good as data, and one figure that is ruined counts for a few.
+    """
+    found = {}
+    for name, (mean, deviation) in reference.items():
+        if name in figures:
+            gap = figures[name] - mean if FIGURES[name].worse == "high" else mean - figures[name]
+            found[name] = min(max(gap, 0.0) / max(deviation, SMALLEST), FARTHEST)
+    return found
