@@ -21,8 +21,8 @@ def history_section(looks: Sequence[Mapping[str, Any]], pictures: Mapping[int, P
 
     Args:
         looks: In the order of their steps, each with `step`, `figures` (name to a finite number), `reference` (name to
-            mean and deviation of real data), `alarm`, `sentence` and `action` (texts or None), and `opinion` (None where no
-            vision-language model was asked).
+            mean and deviation of real data), `alarm`, `sentence` and `action` (texts or None), and `opinion` (of a
+            vision-language model, or None).
         pictures: PNG files of samples, by step.
     """
     if not looks:
