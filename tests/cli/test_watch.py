@@ -190,8 +190,8 @@ def test_the_newest_picture_is_shown(run):
     assert Follower(run).status().preview == run / "preview.png"
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 80, 117, 200])
-@pytest.mark.parametrize("number", [1, 2, 6])
+@pytest.mark.parametrize("width", [20, 60, 117, 200])
+@pytest.mark.parametrize("number", [1, 6])
 def test_a_frame_keeps_its_width_and_names_every_run(tmp_path, width, number):
     folders = [write_run(tmp_path / f"run{i}", collapse=200 * i or None) for i in range(number)]
     lines = shown(folders, width)
@@ -200,7 +200,7 @@ def test_a_frame_keeps_its_width_and_names_every_run(tmp_path, width, number):
     assert all(f"run{i}" in text for i in range(number))
 
 
-@pytest.mark.parametrize("height", [6, 12, 24, 40, 60])
+@pytest.mark.parametrize("height", [6, 12, 24, 60])
 def test_a_frame_keeps_its_height(tmp_path, height):
     folders = [write_run(tmp_path / f"run{i}", collapse=300) for i in range(3)]
     for width in (60, 120, 240):

@@ -1,5 +1,7 @@
 """Folders of runs as `thalweg train` and the monitor leave them, without a training."""
 
+import functools
+import io
 import json
 import math
 import random
@@ -76,12 +78,19 @@ def look(step: int, rng: random.Random, collapse: int | None) -> dict[str, Any]:
 def picture(path: Path, kinds: int) -> None:
     """A grid of 5 x 4 tiles of 28 pixels, as `evaluate.pictures.grid` draws it, of so many kinds of bars."""
     path.parent.mkdir(exist_ok=True)
+    path.write_bytes(_drawn(kinds))
+
+
+@functools.cache
+def _drawn(kinds: int) -> bytes:
     sheet = Image.new("RGB", (5 * 30 + 2, 4 * 30 + 2), (128, 128, 128))
     for i in range(20):
         tile, x = Image.new("RGB", (28, 28)), 3 * (i % kinds)
         tile.paste((255, 255, 255), (x, 4, x + 5, 24))
         sheet.paste(tile, (2 + i % 5 * 30, 2 + i // 5 * 30))
-    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(path)
+    out = io.BytesIO()
+    sheet.resize((sheet.width * 2, sheet.height * 2), Image.Resampling.NEAREST).save(out, format="PNG")
+    return out.getvalue()
 
 
 def _row(step: int, rng: random.Random) -> dict[str, Any]:
