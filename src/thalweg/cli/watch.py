@@ -16,7 +16,7 @@ EXAMPLE = "Example: `thalweg watch runs/digits`"
 
 
 def watch(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, going on or ended.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs, going on or ended.")],
     once: Annotated[
         bool, typer.Option("--once", help="Print one frame and end; so where output is no terminal.")
     ] = False,
