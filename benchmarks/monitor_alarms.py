@@ -32,7 +32,7 @@ from thalweg.data.in_memory import given_dataset
 from thalweg.data.toy import TOYS
 from thalweg.monitor import sequential
 from thalweg.monitor.diversity import Diversity
-from thalweg.monitor.run_monitor import Look
+from thalweg.monitor.run_monitor import Drawn
 from thalweg.run import monitoring
 from thalweg.run.given import Given
 from thalweg.run.in_memory import fit_in_memory
@@ -64,8 +64,8 @@ def watched(setup: dict[str, Any], seed: int) -> tuple[Dataset, list[tuple[int, 
     """The data of a run and the samples of its looks, by step. The policy is to warn: a false alarm changes nothing."""
     data, looks = dataset(setup["data"], seed), []
 
-    class Kept(monitoring.Samples):
-        def __call__(self, state: Any, precision: str, share: float) -> Look:
+    class Kept(monitoring.RunSamples):
+        def __call__(self, state: Any, precision: str, share: float) -> Drawn:
             look = super().__call__(state, precision, share)
             looks.append((state.step, look.x))
             return look
@@ -80,7 +80,7 @@ def watched(setup: dict[str, Any], seed: int) -> tuple[Dataset, list[tuple[int, 
         data="the data in memory", recipe=setup["recipe"], steps=setup["steps"], seed=seed, overrides=overrides,
         given=Given(data=data),
     )  # fmt: skip
-    with patch.object(monitoring, "Samples", Kept):
+    with patch.object(monitoring, "RunSamples", Kept):
         fit_in_memory(request)
     return data, looks
 

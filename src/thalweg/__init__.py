@@ -45,6 +45,7 @@ _PACKAGES = (
     "data",
     "energy",
     "evaluate",
+    "monitor",
     "normaliser",
     "objective",
     "run",

@@ -232,9 +232,11 @@ def evaluate_run(
     from thalweg.apps.landscape.picture_files import of_report
     from thalweg.bundle.dataset import data_of
     from thalweg.bundle.inputs import in_float32
+    from thalweg.evaluate.history_section import history_section
     from thalweg.evaluate.report import write_figures, write_report
     from thalweg.evaluate.suite import evaluate_bundle
     from thalweg.evaluate.texts import evaluate_texts
+    from thalweg.monitor.history import History
     from thalweg.training.metrics_log import read_metrics
 
     data = data_of(bundle) if data is None else data
@@ -253,6 +255,7 @@ def evaluate_run(
         more = of_report(bundle, held_out, labels, seed=seed)
     judged, sheet = read_opinion(bundle, folder)
     write_figures(folder / "evaluation.json", figures)
+    seen = History(folder)
     write_report(
         folder / "report.html",
         title=f"An energy of {bundle.config['run']['data']['name']}",
@@ -261,6 +264,7 @@ def evaluate_run(
         pictures=pictures | more | sheet,
         data=data.source,
         judged=judged,
+        sections=[history_section([look._asdict() for look in seen.looks()], seen.pictures())],
     )
     return figures
 

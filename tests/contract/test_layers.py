@@ -200,8 +200,9 @@ def test_the_pattern_meets_what_it_should(line):
         "import thalweg",
         "import thalweg.cli.main",
         "import sys; sys.argv = ['thalweg', 'train', '--help']; import thalweg.cli.main as c; c.main()",
+        "import thalweg.cli.watch, thalweg.cli.terminal.screen, thalweg.run.status, thalweg.monitor.history",
     ],
-    ids=["package", "cli", "train-help"],
+    ids=["package", "cli", "train-help", "watch"],
 )
 def test_torch_is_imported_only_when_needed(code):
     script = f"import atexit, sys\natexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))\n{code}"

@@ -32,7 +32,7 @@ TOP = ("src", "tests", "docs", "benchmarks", "examples", "scripts", ".ci", ".git
 OWN = {"mine"}  # what stands for a reader's own file
 
 FULL = re.compile(r"(?<![\w/.])thalweg((?:\.[A-Za-z_]\w*)+)(?::(\w+))?")
-SHORT = re.compile(r"`([a-z_]\w*(?:\.(?!(?:py|md)\b)\w+)+)(?::(\w+))?")
+SHORT = re.compile(r"`([a-z_]\w*(?:\.(?!(?:py|md|jsonl)\b)\w+)+)(?::(\w+))?")
 SETTING = re.compile(r"(?<![\w.])((?:data|train|training|energy|objective|sampler)(?:\.[a-z_]\w*)+)=")
 FILE = re.compile(r"(?<![\w/.:<-])((?:[\w.-]+/)+[\w-]+\.(?:py|md|ipynb|yaml|yml|png))\b")
 FOLDER = re.compile(r"`((?:[\w.-]+/)*[\w.-]+/?)`")

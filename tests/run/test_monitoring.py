@@ -9,11 +9,11 @@ import torch
 
 from thalweg.core import store
 from thalweg.core.errors import Diverged
+from thalweg.core.json_lines import JsonLines
 from thalweg.core.rng import generator
 from thalweg.data.in_memory import given_dataset
 from thalweg.data.toy import eight_gaussians
 from thalweg.monitor.diversity import Diversity
-from thalweg.monitor.run_monitor import read_rows
 from thalweg.run import fit as module
 from thalweg.run.fit import Request, fit
 from thalweg.run.given import Given
@@ -47,6 +47,10 @@ def hook(monkeypatch, act):
 @pytest.fixture(autouse=True)
 def _no_previews(monkeypatch):
     hook(monkeypatch, lambda state: None)
+
+
+def read_rows(folder):
+    return JsonLines(folder / "monitor.jsonl").read()
 
 
 def weights(folder):

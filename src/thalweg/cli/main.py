@@ -1,4 +1,4 @@
-"""The command line: train, sample, score, classify, detect, inpaint, rerank, landscape, evaluate, bench.
+"""The command line: train, watch, sample, score, classify, detect, inpaint, rerank, landscape, evaluate, bench.
 
 Exit codes: 0 done, 1 the work failed, 2 the input is wrong (one line: what, where, how to mend), 130 and 143 stopped by
 Ctrl-C and SIGTERM with the run saved. With `--json` the result is one JSON object on standard output; progress and
@@ -20,7 +20,14 @@ from thalweg.cli import console
 # How often a waiting thread of libgomp looks before it sleeps. By default it looks so long that beside two busy
 # processes it takes the cores from those it waits for. Where it sleeps at once, steps alone take a third more time.
 THREADS = {"GOMP_SPINCOUNT": "2000"}
-FIRST = ("train", "sample", "score", "evaluate", "bench")  # in the list of `thalweg --help`; the others by name
+FIRST = (
+    "train",
+    "watch",
+    "sample",
+    "score",
+    "evaluate",
+    "bench",
+)  # in the list of `thalweg --help`; the others by name
 
 app = typer.Typer(
     no_args_is_help=True,

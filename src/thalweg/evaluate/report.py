@@ -5,7 +5,7 @@ network. A section appears where the evaluation has figures for it.
 """
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
@@ -264,12 +264,13 @@ def write_report(
     tables: Mapping[str, list[Mapping[str, Any]]] | None = None,
     data: str = "",
     judged: Mapping[str, Any] | None = None,
+    sections: Sequence[str] = (),
 ) -> Path:
     """Write the page and give its path; figures and pictures as `evaluate_bundle` or `evaluate_texts` returns them.
 
     command is what made the run and the report; data says in words on what it was trained and measured;
-    tables (name to rows of one set of keys) come at the end; judged is an opinion as `opinion.json` has it, its contact
-    sheet the picture "judged". The file is complete or untouched.
+    sections are HTML that comes after them; judged is an opinion as `opinion.json` has it, its contact sheet the picture
+    "judged"; tables (name to rows of one set of keys) come at the end. The file is complete or untouched.
     """
     require_finite(dict(figures))
     about = figures["about"]
@@ -294,6 +295,7 @@ def write_report(
         *own,
         _chains(figures),
         judged_section(judged, pictures),
+        *sections,
         _free(tables or {}, pictures),
         f"<h2>How this was made</h2><pre>{html.escape(command)}</pre><p class=soft>{about['num_train']:,} training "
         f"examples; {about['num_held_out']:,} unseen ones; seed {about['seed']}; model kind "

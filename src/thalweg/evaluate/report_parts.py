@@ -18,12 +18,12 @@ def image(picture: "Figure | bytes", alt: str, caption: str = "", *, pixels: boo
     return f'<figure><img{kind} alt="{html.escape(alt)}" src="data:image/png;base64,{data}">{note}</figure>'
 
 
-def table(head: list[str], rows: list[list[str]], *, own: tuple[int, ...] = (1,)) -> str:
-    """An HTML table of ready-made cells; the columns in `own` are the model's."""
-    top = "".join(f"<th>{cell}</th>" for cell in head)
+def table(head: list[str], rows: list[list[str]], *, own: tuple[int, ...] = (1,), text: tuple[int, ...] = ()) -> str:
+    """An HTML table of ready-made cells; the columns in `own` are the model's, those in `text` hold sentences."""
+    kinds = [" class=own" if i in own else " class=text" if i in text else "" for i in range(len(head))]
+    top = "".join(f"<th{' class=text' if i in text else ''}>{cell}</th>" for i, cell in enumerate(head))
     body = "".join(
-        "<tr>" + "".join(f"<td{' class=own' if i in own else ''}>{c}</td>" for i, c in enumerate(row)) + "</tr>"
-        for row in rows
+        "<tr>" + "".join(f"<td{kind}>{c}</td>" for kind, c in zip(kinds, row, strict=True)) + "</tr>" for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 

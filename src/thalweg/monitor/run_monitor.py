@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from thalweg.core.json_lines import JsonLines
 from thalweg.core.store import write_bytes
 from thalweg.monitor import sequential
 from thalweg.monitor.diversity import Diversity
@@ -31,17 +32,17 @@ WHAT = {
 }
 
 
-class Look(NamedTuple):
+class Drawn(NamedTuple):
     """The samples of a look: rows x (N, *) in data units, and for chains the number of each one's lineage (N,)."""
 
     x: Tensor
     lineages: Tensor | None = None
 
 
-class Samples(Protocol):
+class SampleSource(Protocol):
     """Where the samples of a look come from."""
 
-    def __call__(self, state: Any, precision: str, share: float) -> Look:
+    def __call__(self, state: Any, precision: str, share: float) -> Drawn:
         """A share of the samples of a training's state, which is only read."""
         ...
 
@@ -75,7 +76,7 @@ class RunMonitor:
     def __init__(
         self,
         diversity: Diversity,
-        samples: Samples,
+        samples: SampleSource,
         *,
         num_samples: int,
         least: int,
@@ -106,7 +107,7 @@ class RunMonitor:
         self.precision = precision
         if self.folder is None:
             return
-        rows = [row for row in read_rows(self.folder) if row["step"] <= step] if step else []
+        rows = [row for row in JsonLines(self.folder / NAME).read() if row["step"] <= step] if step else []
         write_bytes(self.folder / NAME, "".join(json.dumps(row) + "\n" for row in rows).encode())
         for path in (self.folder / FOLDER).glob("step-*.png"):
             if not path.stem[5:].isdigit() or int(path.stem[5:]) > step:
@@ -201,15 +202,3 @@ class RunMonitor:
             drawn = sorted(folder.glob("step-*.png"))
             for path in drawn[1:-1:2] if len(drawn) > MOST_PICTURES else ():
                 path.unlink(missing_ok=True)
-
-
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of monitor.jsonl; a last line that is incomplete after a kill is skipped."""
-    rows = []
-    with suppress(OSError):
-        for line in (folder / NAME).read_text(encoding="utf-8", errors="replace").splitlines():
-            with suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                if isinstance(row, dict) and isinstance(row.get("step"), int):
-                    rows.append(row)
-    return rows

@@ -19,7 +19,7 @@ from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.outcomes import Conditional
 from thalweg.monitor.diversity import Diversity
-from thalweg.monitor.run_monitor import Look, RunMonitor
+from thalweg.monitor.run_monitor import Drawn, RunMonitor
 from thalweg.objective.base import Objective, keeps_chains
 from thalweg.run.checks import Parts
 from thalweg.sampler.annealed import anneal
@@ -61,7 +61,9 @@ def run_monitor(
     chains = keeps_chains(parts.objective)
     return RunMonitor(
         Diversity(held_out, train, labels=labels, seed=run.seed),
-        Samples(parts.objective, parts.sampler, data, transform, settings.num_samples or (CHAINS if chains else DRAWS)),
+        RunSamples(
+            parts.objective, parts.sampler, data, transform, settings.num_samples or (CHAINS if chains else DRAWS)
+        ),
         num_samples=settings.num_samples or (CHAINS if chains else DRAWS),
         least=OFTEN if chains else SELDOM,
         folder=folder,
@@ -113,7 +115,7 @@ def _second_opinion(
 
 
 @dataclass(frozen=True)
-class Samples:
+class RunSamples:
     """The samples of a look: chains that the objective keeps, else draws from the averaged energy.
 
     Draws come from the same noise at each look, so that two looks differ by the energy alone.
@@ -132,15 +134,15 @@ class Samples:
     transform: Float32Transform
     num: int
 
-    def __call__(self, state: Any, precision: str, share: float) -> Look:
+    def __call__(self, state: Any, precision: str, share: float) -> Drawn:
         """A share of them, in data units on the CPU."""
         num = max(1, round(share * self.num))
         if not keeps_chains(self.objective):
             with frozen(state.average) as energy:
-                return Look(self._units(self._drawn(energy, num, precision)))
+                return Drawn(self._units(self._drawn(energy, num, precision)))
         chains = self.objective.persistent_chains(state.objective)
         x = chains[:num].detach().cpu()  # the same slots at each look; a slot is like any other
-        return Look(self._units(x), torch.unique(x.flatten(1), dim=0, return_inverse=True)[1])
+        return Drawn(self._units(x), torch.unique(x.flatten(1), dim=0, return_inverse=True)[1])
 
     def _units(self, z: Tensor) -> Tensor:
         return decoded(self.data.kind, self.transform, z.detach().cpu())

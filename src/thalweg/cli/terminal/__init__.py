@@ -1,0 +1,1 @@
+"""Drawing in a terminal, by rich: curves, pictures, and the panel of a run."""
