@@ -20,10 +20,9 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-
 from safetensors import safe_open
 from safetensors.torch import save_file
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from thalweg.core.rng import generator

@@ -59,12 +59,11 @@ def run_monitor(
     held_out, train = as_float(data.held_out[:HELD_OUT]), as_float(data.train[:TRAIN])
     labels = None if data.held_out_labels is None else data.held_out_labels[:HELD_OUT]
     chains = keeps_chains(parts.objective)
+    num = settings.num_samples or (CHAINS if chains else DRAWS)
     return RunMonitor(
         Diversity(held_out, train, labels=labels, seed=run.seed),
-        RunSamples(
-            parts.objective, parts.sampler, data, transform, settings.num_samples or (CHAINS if chains else DRAWS)
-        ),
-        num_samples=settings.num_samples or (CHAINS if chains else DRAWS),
+        RunSamples(parts.objective, parts.sampler, data, transform, num),
+        num_samples=num,
         least=OFTEN if chains else SELDOM,
         folder=folder,
         policy=settings.policy,
