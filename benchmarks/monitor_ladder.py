@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--calls", type=int, default=200, help="real sets that are checked for false alarms")
-    parser.add_argument("--out", type=Path, help="a folder for the sets of the first seed, as .npy and pictures")
+    parser.add_argument("--out", type=Path, help="a folder for samples, which another call takes from it, and pictures")
     args = parser.parse_args()
     stored = np.load(args.data / "mnist.npz")
     test = torch.from_numpy(stored["x_test"]).float()[:, None] / 255
@@ -95,20 +95,21 @@ def main() -> None:
         bundles = {f"{step:,} steps": at_step(args.run, step, Path(folder)) for step in args.steps}
         for seed in range(args.seeds):
             found = planted(real, labels, train, args.n, seed)
-            found |= {name: bundle.sample(args.n, seed=seed).cpu() for name, bundle in bundles.items()}
+            for name, bundle in bundles.items():
+                found[name] = drawn(bundle, args.n, seed, args.out and args.out / f"{name} {seed} {args.n}.npy")
             for name, x in found.items():
                 sets.setdefault(name, []).append(x)
-    rows = {name: [measured(judge, reference, x) for x in drawn] for name, drawn in sets.items()}
+    rows = {name: [measured(judge, reference, x) for x in found] for name, found in sets.items()}
     lines = [
         ["uniform noise", *bundles, "real digits"],
         ["one image, jittered", "2 of 10 classes", "real digits"],
         ["training rows", "real digits"],
     ]
-    for name, drawn in rows.items():
-        print(json.dumps({"set": name, **summary(drawn)}, ensure_ascii=False))
+    for name, found in rows.items():
+        print(json.dumps({"set": name, **summary(found)}, ensure_ascii=False))
     print(json.dumps({"reference": {k: [round(v, 4) for v in band] for k, band in reference.items()}}))
     for seed in range(args.seeds):
-        badness = {name: drawn[seed]["badness"] for name, drawn in rows.items()}
+        badness = {name: found[seed]["badness"] for name, found in rows.items()}
         print(json.dumps({"seed": seed, **ordered(badness, lines)}))
     start, alarms = time.perf_counter(), 0
     for call in range(args.calls):
@@ -118,10 +119,19 @@ def main() -> None:
     print(json.dumps({"false alarms": alarms, "calls": args.calls, "seconds a check": round(each, 3)}))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        for name, drawn in sets.items():
-            stem = name.replace(" ", "_").replace(",", "").replace("'", "")
-            np.save(args.out / f"{stem}.npy", drawn[0].numpy())
-            (args.out / f"{stem}.png").write_bytes(grid(drawn[0][:60], columns=12))
+        for name, found in sets.items():
+            (args.out / f"{name}.png").write_bytes(grid(found[0][:60], columns=12))
+
+
+def drawn(bundle, n: int, seed: int, path: Path | None) -> Tensor:
+    """n samples; those of the file where it is there, else stored in it."""
+    if path is not None and path.exists():
+        return torch.from_numpy(np.load(path))
+    x = bundle.sample(n, seed=seed).cpu()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, x.numpy())
+    return x
 
 
 def measured(judge: Diversity, reference: dict[str, tuple[float, float]], x: Tensor) -> dict:
