@@ -59,7 +59,7 @@ class StatisticalJudge:
         diversity, _, controls = self._prepared(real)
         report = diversity.check(samples)
         failed = ", ".join(control.kind for control in controls if not control.passed)
-        told = f"is not listened to: it failed the controls {failed}." if failed else report.sentence
+        told = f"is not listened to: it failed these controls: {failed}." if failed else report.sentence
         return Opinion(
             judge="statistical",
             reliable=not failed,
@@ -99,7 +99,9 @@ class StatisticalJudge:
         failed = ", ".join(control.kind for control in controls if not control.passed)
         rows: list[Strength] = strength_rows(list(pool), bradley_terry(wins))
         order = " > ".join(f"{row.name} ({row.strength:+.2f})" for row in rows)
-        told = f" is not listened to: it failed the controls {failed}." if failed else f", strengths in nats: {order}."
+        told = (
+            f" is not listened to: it failed these controls: {failed}." if failed else f", strengths in nats: {order}."
+        )
         return Ranking(
             judge="statistical",
             reliable=not failed,
@@ -114,7 +116,7 @@ class StatisticalJudge:
         """What follows from the real data alone, computed once for the same data."""
         if len(real) < LEAST:
             raise UserError(f"must hold {LEAST} rows or more, not {len(real)}", argument="real")
-        digest = hashlib.sha256(real.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(real.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
         if self._known is None or self._known[0] != digest:
             order = torch.randperm(len(real), generator=generator(self.seed, "statistical-judge"))
             n = min(ROWS, len(real) // 3)
