@@ -17,15 +17,23 @@ SLACK = 1e-6  # of the median distance: what rounding may add
 Classifier = Callable[[Tensor], Tensor]  # (n, F) features to (n,) classes
 
 
-class Rows(NamedTuple):
-    """What is known of each of n rows by itself."""
+class Measured(NamedTuple):
+    """What n rows are by themselves."""
 
-    units: Float[Tensor, "n d"]  # pixels or standardised columns, centred
+    units: Float[Tensor, "n d"]  # pixels or standardised columns
+    features: Float[Tensor, "n f"]
+    to_train: Float[Tensor, " n"]  # distance to the nearest training row, in units; empty where there are none
+
+
+class Rows(NamedTuple):
+    """What n rows are beside a reference."""
+
+    units: Float[Tensor, "n d"]
     features: Float[Tensor, "n f"]
     classes: Int[Tensor, " n"]
     near: Float[Tensor, "n r"]  # 1 where the row lies in the neighbourhood of a reference row, in features
     near_units: Float[Tensor, "n r"]  # the same in units
-    to_train: Float[Tensor, " n"]  # distance to the nearest training row over the reference's median; empty: no rows
+    to_train: Float[Tensor, " n"]  # distance to the nearest training row over the reference's median
 
     def part(self, index: Tensor) -> "Rows":
         """Some of the rows."""
@@ -36,59 +44,60 @@ class Rows(NamedTuple):
         return Rows(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
 
 
-class Reference:
-    """The half of the held-out rows that all others are taken against, and every scale: nothing else sets one.
+class Ruler:
+    """Rows in the form that is compared.
 
     Args:
-        x: The reference rows (r, *), r above K.
         units: (n, *) to (n, D), in which duplicates and training rows are looked for.
         features: (n, *) to (n, F).
-        classifier: Features to classes 0 … num_classes - 1.
-        num_classes: How many classes.
         train: Training rows (m, *), or None.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        units: FeatureFn,
-        features: FeatureFn,
-        classifier: Classifier,
-        num_classes: int,
-        train: Tensor | None,
-    ):
-        self._to_units, self._to_features, self._classify, self.num_classes = units, features, classifier, num_classes
-        u, self.features = units(x), features(x).double()
-        self._centre = u.mean(0)
-        u = (u - self._centre).double()
-        apart, felt = torch.cdist(u, u), torch.cdist(self.features, self.features)
-        off = ~torch.eye(len(x), dtype=torch.bool)
+    def __init__(self, units: FeatureFn, features: FeatureFn, train: Tensor | None):
+        self.units, self.features = units, features
+        self._train = None if train is None else units(train)
+
+    def measure(self, x: Tensor) -> Measured:
+        """Rows (n, *) in data units."""
+        u = self.units(x)
+        f = u if self.features is self.units else self.features(x)
+        return Measured(u, f, torch.empty(0) if self._train is None else nearest(u, self._train)[0])
+
+
+class Reference:
+    """Held-out rows that all others are taken against, and every scale: nothing else sets one.
+
+    Args:
+        m: The rows, more than K.
+        classifier: Features to classes 0 … num_classes - 1.
+        num_classes: How many classes.
+    """
+
+    def __init__(self, m: Measured, classifier: Classifier, num_classes: int):
+        self._classify, self.num_classes = classifier, num_classes
+        self._units, self._features = m.units.double(), m.features.double()
+        apart, felt = torch.cdist(self._units, self._units), torch.cdist(self._features, self._features)
+        off = ~torch.eye(len(m.units), dtype=torch.bool)
         self._slack = SLACK * max(apart[off].median().item(), 1e-12)
-        self._felt_slack = SLACK * max(felt[off].median().item(), 1e-12)
         self.bandwidth = felt[off].median().item() or 1.0
         nearest_other = apart.masked_fill(~off, torch.inf).amin(1)
         self._repeat = nearest_other.quantile(REPEATS).item() + self._slack
-        self._radii = felt.kthvalue(K + 1, dim=1).values + self._felt_slack
-        self._units, self._unit_radii = u, apart.kthvalue(K + 1, dim=1).values + self._slack
-        self.shares = self.histogram(classifier(self.features.float()))
-        self._train = None if train is None else units(train) - self._centre
-        own = torch.zeros(1) if self._train is None else nearest(u.float(), self._train)[0] + self._slack
-        self._train_scale = own.median().item()
-        self._copy = (own / own.median()).quantile(REPEATS).item()
+        self._radii = felt.kthvalue(K + 1, dim=1).values + SLACK * self.bandwidth
+        self._unit_radii = apart.kthvalue(K + 1, dim=1).values + self._slack
+        self.shares = self.histogram(classifier(m.features))
+        own = m.to_train + self._slack if len(m.to_train) else torch.ones(1)
+        self._train_scale, self._copy = own.median().item(), (own / own.median()).quantile(REPEATS).item()
 
     def histogram(self, classes: Tensor) -> Float[Tensor, " c"]:
         """The share of each class."""
         return torch.bincount(classes, minlength=self.num_classes).float() / len(classes)
 
-    def rows(self, x: Tensor) -> Rows:
-        """All that the statistics need of rows in data units."""
-        units, f = self._to_units(x) - self._centre, self._to_features(x)
-        near = (torch.cdist(f.double(), self.features) <= self._radii).float()
-        near_units = (torch.cdist(units.double(), self._units) <= self._unit_radii).float()
-        to_train = torch.empty(0)
-        if self._train is not None:
-            to_train = (nearest(units, self._train)[0] + self._slack) / self._train_scale
-        return Rows(units, f, self._classify(f), near, near_units, to_train)
+    def rows(self, m: Measured) -> Rows:
+        """All that the statistics need."""
+        near = (torch.cdist(m.features.double(), self._features) <= self._radii).float()
+        near_units = (torch.cdist(m.units.double(), self._units) <= self._unit_radii).float()
+        to_train = (m.to_train + self._slack) / self._train_scale if len(m.to_train) else m.to_train
+        return Rows(m.units, m.features, self._classify(m.features), near, near_units, to_train)
 
     def copied(self, rows: Rows) -> float:
         """The share of rows nearer to a training row than 99 % of reference rows are; 0 without training rows."""
