@@ -122,13 +122,13 @@ class StatisticalJudge:
             n = min(ROWS, len(real) // 3)
             diversity = Diversity(real[order[n:]], self.train, self.features, seed=self.seed)
             aside = real[order[:n]]
-            self._known = digest, _Prepared(diversity, aside, self._controls(diversity, aside))
+            self._known = digest, _Prepared(diversity, aside, self._controls(diversity, aside, real))
         return self._known[1]
 
-    def _controls(self, diversity: Diversity, aside: Tensor) -> list[ControlResult]:
+    def _controls(self, diversity: Diversity, aside: Tensor, real: Tensor) -> list[ControlResult]:
         results: dict[str, list[tuple[bool, str]]] = {}
         for draw in range(DRAWS):
-            for kind, rows in self._control_sets(aside, draw).items():
+            for kind, rows in self._control_sets(aside, real, draw).items():
                 report = diversity.check(rows)
                 results.setdefault(kind, []).append((report.alarm, report.sentence))
         found = []
@@ -138,7 +138,7 @@ class StatisticalJudge:
             found.append(ControlResult(kind=kind, meaning=MEANINGS[kind], passed=passed, reasons=reasons))
         return found
 
-    def _control_sets(self, aside: Tensor, draw: int) -> dict[str, Tensor]:
+    def _control_sets(self, aside: Tensor, real: Tensor, draw: int) -> dict[str, Tensor]:
         draws = generator(self.seed, "statistical-controls", draw)
         n, low, high = len(aside), aside.amin(0), aside.amax(0)
         few = torch.randperm(n, generator=draws)[:NUM_KINDS_OF_TILES]
@@ -146,7 +146,7 @@ class StatisticalJudge:
             "real": aside[draw::DRAWS],
             "noise": low + (high - low) * torch.rand(aside.shape, generator=draws),
             "duplicates": aside[few[torch.arange(n) % len(few)]],
-            "wrong class": one_kind(aside, max(n // 5, 10), draws),
+            "wrong class": one_kind(real, max(n // 5, 10), draws),
         }
         if self.train is not None:
             found["copies"] = self.train[torch.randperm(len(self.train), generator=draws)[:n]]
