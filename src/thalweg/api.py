@@ -233,6 +233,7 @@ def evaluate_run(
     from thalweg.bundle.dataset import data_of
     from thalweg.bundle.inputs import in_float32
     from thalweg.evaluate.history_section import history_section
+    from thalweg.evaluate.judged_section import judged_section
     from thalweg.evaluate.report import write_figures, write_report
     from thalweg.evaluate.suite import evaluate_bundle
     from thalweg.evaluate.texts import evaluate_texts
@@ -261,10 +262,12 @@ def evaluate_run(
         title=f"An energy of {bundle.config['run']['data']['name']}",
         command=bundle.config["command"] or "thalweg.run.fit.fit(…)",
         figures=figures,
-        pictures=pictures | more | sheet,
+        pictures=pictures | more,
         data=data.source,
-        judged=judged,
-        sections=[history_section([look._asdict() for look in seen.looks()], seen.pictures())],
+        sections=[
+            judged_section(judged, sheet),
+            history_section([look._asdict() for look in seen.looks()], seen.pictures()),
+        ],
     )
     return figures
 

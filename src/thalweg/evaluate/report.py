@@ -11,7 +11,6 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from thalweg.core.store import write_bytes, write_json
-from thalweg.evaluate.judged_section import judged_section
 from thalweg.evaluate.report_parts import cell, image, nats, table
 from thalweg.evaluate.suite import require_finite
 from thalweg.evaluate.text_page import text_sections
@@ -240,7 +239,7 @@ def _samples(pictures: Mapping[str, Any]) -> str:
 
 def _free(tables: Mapping[str, list[Mapping[str, Any]]], pictures: Mapping[str, Any]) -> str:
     """Tables and pictures that no section knows, under their own names."""
-    known = {"samples", "real", "energies", "neighbours", "agreement", "training", "judged"}
+    known = {"samples", "real", "energies", "neighbours", "agreement", "training"}
     text = ""
     if "training" in pictures:
         text += "<h2>Training</h2>" + image(pictures["training"], "training curves", "Wild first steps are cut off.")
@@ -263,14 +262,12 @@ def write_report(
     pictures: Mapping[str, "Figure | bytes"],
     tables: Mapping[str, list[Mapping[str, Any]]] | None = None,
     data: str = "",
-    judged: Mapping[str, Any] | None = None,
     sections: Sequence[str] = (),
 ) -> Path:
     """Write the page and give its path; figures and pictures as `evaluate_bundle` or `evaluate_texts` returns them.
 
     command is what made the run and the report; data says in words on what it was trained and measured;
-    sections are HTML that comes after them; judged is an opinion as `opinion.json` has it, its contact sheet the
-    picture "judged"; tables (name to rows of one set of keys) come at the end. The file is complete or untouched.
+    sections are HTML that comes after them; tables (name to rows of one set of keys) come at the end. The file is complete or untouched.
     """
     require_finite(dict(figures))
     about = figures["about"]
@@ -294,7 +291,6 @@ def write_report(
         f"<p>{html.escape(data)}</p>" if data else "",
         *own,
         _chains(figures),
-        judged_section(judged, pictures),
         *sections,
         _free(tables or {}, pictures),
         f"<h2>How this was made</h2><pre>{html.escape(command)}</pre><p class=soft>{about['num_train']:,} training "

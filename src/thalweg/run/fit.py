@@ -49,7 +49,7 @@ __all__ = ["Fitted", "NothingBegun", "Request", "fit", "fit_with_data", "setting
 
 logger = logging.getLogger("thalweg")
 FIRST = "step-00000000"  # a checkpoint of the first weights, where a network is given: nothing is lost with it
-FOLDERS = (FOLDER, "tensorboard", "monitor")
+FOLDERS = (FOLDER, "tensorboard", "monitor", "judge")
 WRITTEN = (
     *FILES,
     PLAN,
@@ -59,6 +59,8 @@ WRITTEN = (
     "monitor.jsonl",
     "card.md",
     "evaluation.json",
+    "opinion.json",
+    "opinion.png",
     "report.html",
     store.MANIFEST,
 )

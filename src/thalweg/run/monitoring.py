@@ -31,7 +31,7 @@ from thalweg.training.signals import MonitorSettings
 if TYPE_CHECKING:
     from thalweg.monitor.vision.opinion import SampleJudge
 
-JUDGED = "judged"  # in the run folder: what a vision judge was asked and said
+JUDGED = "judge"  # in the run folder: what a vision judge was asked and said
 log = logging.getLogger("thalweg")
 LEAST_HELD_OUT = 60  # rows, for figures that mean something
 HELD_OUT, TRAIN = 1000, 5000  # rows that the figures are taken against, at most

@@ -4,6 +4,7 @@ import base64
 import functools
 import io
 import json
+import ssl
 import threading
 import time
 from collections import deque
@@ -221,6 +222,14 @@ def as_completion(text, fault):
     choice = {"index": 0, "finish_reason": "stop", "message": message}
     usage = {"prompt_tokens": 1000, "completion_tokens": 200, "total_tokens": 1200}
     return {"id": "c", "object": "chat.completion", "created": 0, "model": "tiny", "choices": [choice], "usage": usage}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_list_of_authorities():
+    """Each new client reads the list of certificate authorities, a tenth of a second; here all share it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
+        yield
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """`thalweg evaluate RUN --judge`, and the report's section."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from thalweg import api
 from thalweg.cli import evaluate
 from thalweg.core import store
+from thalweg.core.errors import UserError
 from thalweg.evaluate.judged_section import judged_section
 from thalweg.evaluate.suite import Evaluation
 from thalweg.monitor.vision.controls import ControlResult
@@ -37,7 +40,7 @@ def test_the_vision_judge(call, run, server, monkeypatch, tmp_path):
 
     code, out, err = call("evaluate", folder, *words, "--send-images", "--json", "--price", "0", "0", "--max-cost", "0")
     assert code == 0, err
-    assert any("is not listened to: it failed the controls real, noise," in line for line in err), err
+    assert any("is not listened to: it failed these controls: real, noise," in line for line in err), err
     assert "28 images were sent to 127.0.0.1; $0.0000 spent in all, by the prices given" in err
     opinion = json.loads((folder / "opinion.json").read_text())
     assert out["opinion"] == opinion
@@ -91,10 +94,9 @@ def test_what_is_refused_in_one_line(words, argument, call, run):
     assert err[-1].startswith(f"thalweg: {argument}")
 
 
-def test_texts_are_refused(call, words, monkeypatch):
-    code, _, err = call("evaluate", words.path, "--judge", "statistical")
-    assert code == 2
-    assert "images or rows" in err[-1]
+def test_texts_are_refused(tmp_path):
+    with pytest.raises(UserError, match="images or rows"):
+        api.judge_run(None, tmp_path, data=SimpleNamespace(kind="text"))
 
 
 def opinion(**more):

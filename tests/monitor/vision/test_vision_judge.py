@@ -47,7 +47,7 @@ def test_controls_expose_a_judge(name, server, settings, sets, real, judges, tmp
     opinion = VisionJudge(settings(), tmp_path).compare(sets["good"], real)
     assert not opinion.reliable
     failed = [control.kind for control in opinion.controls if not control.passed]
-    words = f"it failed the controls {', '.join(failed)}"
+    words = f"it failed these controls: {', '.join(failed)}"
     assert opinion.sentence == f"Vision judge tiny is not listened to: {words}."
     assert (failed == ["injected text"]) == (name == "obedient")
     assert opinion.questions == 14, "a judge that is not listened to is not asked about the samples"
@@ -72,6 +72,31 @@ def test_a_step_is_asked_once_also_where_there_was_no_answer(server, settings, s
     assert (first.step, first.verdict) == (200, "other")
     other = VisionJudge(settings(), tmp_path).compare(sets["one class"], real, step=200)
     assert (other.reliable, other.verdict) == (True, "alike"), "other samples at this step, as after a rollback"
+
+
+def test_an_interruption_loses_no_answer(server, settings, sets, real, tmp_path, monkeypatch):
+    judge = VisionJudge(settings(), tmp_path)
+    ask, calls = judge.transport._client.ask, iter(range(99))
+
+    def interrupted(request):
+        if next(calls) == 7:
+            raise KeyboardInterrupt
+        return ask(request)
+
+    monkeypatch.setattr(judge.transport._client, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        judge.compare(sets["good"], real, step=3)
+    opinion = VisionJudge(settings(), tmp_path).compare(sets["good"], real, step=3)
+    assert (opinion.reliable, opinion.images_sent) == (True, QUESTIONS - 7)
+    assert len(server.seen) == QUESTIONS
+
+
+def test_bytes_are_the_same_pictures(server, settings, sets, real, tmp_path):
+    """Images as uint8, which the digits are on disk, give the sheets and the answers of their floats."""
+    judge = VisionJudge(settings(), tmp_path)
+    judge.compare(sets["good"], real)
+    judge.compare((255 * sets["good"]).round().byte(), (255 * real).round().byte())
+    assert len(server.seen) == QUESTIONS
 
 
 FAILURES = {
@@ -143,14 +168,14 @@ def test_rank_puts_sets_in_their_order(server, settings, sets, real, tmp_path):
 
 
 def test_rank_ends_politely_at_the_cap(server, settings, sets, real, tmp_path):
-    asked = settings(max_calls=14 + 8, sheets=2)
+    asked = settings(max_calls=14 + 5)
     ranking = VisionJudge(asked, tmp_path).rank({"late": sets["good"], "early": sets["noise"]}, real)
     assert not ranking.reliable
-    assert "cap of 22 requests" in ranking.problem
+    assert "cap of 19 requests" in ranking.problem
     assert ranking.order()[-1] == "early"
-    more = VisionJudge(settings(sheets=2), tmp_path).rank({"late": sets["good"], "early": sets["noise"]}, real)
+    more = VisionJudge(settings(), tmp_path).rank({"late": sets["good"], "early": sets["noise"]}, real)
     assert more.reliable
-    assert len(server.seen) == 14 + 2 * 3 * 2, "what was answered is not asked again"
+    assert len(server.seen) == 14 + 3 * 2, "what was answered is not asked again"
 
 
 def test_rank_does_not_listen_to_a_judge_that_fails(server, settings, sets, real, judges, tmp_path):

@@ -83,6 +83,14 @@ def test_the_environment_cannot_move_the_server(client, server, settings, sheet,
         ask(settings(client, temperature=1.0), tmp_path, sheet)
 
 
+def test_the_account_of_the_environment_is_not_told_to_other_servers(server, settings, sheet, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-mine")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    ask(settings(key_variable=None), tmp_path, sheet)
+    assert "mine" not in str(server.seen[0][1])
+
+
 def test_a_missing_library_names_the_extra(settings, tmp_path, monkeypatch):
     for client in ("anthropic", "openai"):
         monkeypatch.setitem(sys.modules, client, None)

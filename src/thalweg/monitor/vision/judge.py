@@ -53,7 +53,9 @@ class Asked(NamedTuple):
 
 
 class VisionJudge:
-    """A vision-language model that judges samples by contact sheets. Images (N, C, H, W) in [0, 1], C = 1 or 3.
+    """A vision-language model that judges samples by contact sheets.
+
+    Images are (N, C, H, W) in [0, 1] or uint8, C = 1 or 3.
 
     A run of questions begins with seven controls, each in both orders (`controls.py`). Where the model fails one, it is
     not listened to: the opinion is not `reliable`, says which controls, and the samples are not asked about. A model
@@ -79,7 +81,8 @@ class VisionJudge:
         other: Tensor | None = None,
         train: Tensor | None = None,
     ):
-        self.settings, self.folder, self.other, self.train = settings, Path(cache), other, train
+        self.settings, self.folder = settings, Path(cache)
+        self.other, self.train = (None if x is None else _as_images(x) for x in (other, train))
         self.transport = Transport(settings, self.folder)
 
     def __repr__(self) -> str:
@@ -95,6 +98,7 @@ class VisionJudge:
         Raises:
             UserError: The tensors are not images of one size, or fewer than 4 samples and 8 real images.
         """
+        samples, real = _as_images(samples), _as_images(real)
         n = self._tiles(real, samples)
         kept = None if step is None else self._opinion_file(step, samples, real)
         if kept is not None and (known := _read_opinion(kept)) is not None:
@@ -122,6 +126,7 @@ class VisionJudge:
         """
         if not sets or "real" in sets:
             raise UserError('must hold a set or more, none of the name "real"', argument="sets")
+        real, sets = _as_images(real), {name: _as_images(x) for name, x in sets.items()}
         n = self._tiles(real, *sets.values())
         before, asked = self.transport.budget.calls, list[Asked]()
         pool = {**sets, "real": real}
@@ -154,6 +159,7 @@ class VisionJudge:
 
     def sheet(self, samples: Tensor, real: Tensor, *, step: int | None = None) -> bytes:
         """PNG bytes of the first sheet that `compare` draws, samples as panel A, for a report. Nothing is sent."""
+        samples, real = _as_images(samples), _as_images(real)
         n = self._tiles(real, samples)
         _, first = next(self._main(samples, real, n, step or 0))
         return contact_sheet.draw(first.subject, first.beside)
@@ -252,7 +258,7 @@ class VisionJudge:
         how = (s.client, s.model, s.host(), s.temperature, s.tiles, s.sheets, s.seed, PROMPT_VERSION, step)
         digest = hashlib.sha256(repr(how).encode())
         for x in (samples, real):
-            digest.update(x.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(x.contiguous().numpy().tobytes())
         return self.folder / "opinions" / f"step-{step:08d}-{digest.hexdigest()[:16]}.json"
 
 
@@ -263,8 +269,14 @@ def _read_opinion(path: Path) -> Opinion | None:
         return None
 
 
+def _as_images(x: Tensor) -> Tensor:
+    """float32 on the CPU; bytes are brought to [0, 1]."""
+    x = x.detach().cpu()
+    return x.float() / 255 if x.dtype == torch.uint8 else x.float()
+
+
 def _some(x: Tensor, n: int, draws: torch.Generator) -> Tensor:
-    return x[torch.randperm(len(x), generator=draws)[:n]].detach().cpu()
+    return x[torch.randperm(len(x), generator=draws)[:n]]
 
 
 def _flip_rate(asked: Iterable[Asked]) -> float | None:

@@ -59,7 +59,7 @@ class StatisticalJudge:
         diversity, _, controls = self._prepared(real)
         report = diversity.check(samples)
         failed = ", ".join(control.kind for control in controls if not control.passed)
-        told = f"is not listened to: it failed the controls {failed}." if failed else report.sentence
+        told = f"is not listened to: it failed these controls: {failed}." if failed else report.sentence
         return Opinion(
             judge="statistical",
             reliable=not failed,
@@ -99,7 +99,9 @@ class StatisticalJudge:
         failed = ", ".join(control.kind for control in controls if not control.passed)
         rows: list[Strength] = strength_rows(list(pool), bradley_terry(wins))
         order = " > ".join(f"{row.name} ({row.strength:+.2f})" for row in rows)
-        told = f" is not listened to: it failed the controls {failed}." if failed else f", strengths in nats: {order}."
+        told = (
+            f" is not listened to: it failed these controls: {failed}." if failed else f", strengths in nats: {order}."
+        )
         return Ranking(
             judge="statistical",
             reliable=not failed,
@@ -114,19 +116,19 @@ class StatisticalJudge:
         """What follows from the real data alone, computed once for the same data."""
         if len(real) < LEAST:
             raise UserError(f"must hold {LEAST} rows or more, not {len(real)}", argument="real")
-        digest = hashlib.sha256(real.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(real.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()
         if self._known is None or self._known[0] != digest:
             order = torch.randperm(len(real), generator=generator(self.seed, "statistical-judge"))
             n = min(ROWS, len(real) // 3)
             diversity = Diversity(real[order[n:]], self.train, self.features, seed=self.seed)
             aside = real[order[:n]]
-            self._known = digest, _Prepared(diversity, aside, self._controls(diversity, aside))
+            self._known = digest, _Prepared(diversity, aside, self._controls(diversity, aside, real))
         return self._known[1]
 
-    def _controls(self, diversity: Diversity, aside: Tensor) -> list[ControlResult]:
+    def _controls(self, diversity: Diversity, aside: Tensor, real: Tensor) -> list[ControlResult]:
         results: dict[str, list[tuple[bool, str]]] = {}
         for draw in range(DRAWS):
-            for kind, rows in self._control_sets(aside, draw).items():
+            for kind, rows in self._control_sets(aside, real, draw).items():
                 report = diversity.check(rows)
                 results.setdefault(kind, []).append((report.alarm, report.sentence))
         found = []
@@ -136,7 +138,7 @@ class StatisticalJudge:
             found.append(ControlResult(kind=kind, meaning=MEANINGS[kind], passed=passed, reasons=reasons))
         return found
 
-    def _control_sets(self, aside: Tensor, draw: int) -> dict[str, Tensor]:
+    def _control_sets(self, aside: Tensor, real: Tensor, draw: int) -> dict[str, Tensor]:
         draws = generator(self.seed, "statistical-controls", draw)
         n, low, high = len(aside), aside.amin(0), aside.amax(0)
         few = torch.randperm(n, generator=draws)[:NUM_KINDS_OF_TILES]
@@ -144,7 +146,7 @@ class StatisticalJudge:
             "real": aside[draw::DRAWS],
             "noise": low + (high - low) * torch.rand(aside.shape, generator=draws),
             "duplicates": aside[few[torch.arange(n) % len(few)]],
-            "wrong class": one_kind(aside, max(n // 5, 10), draws),
+            "wrong class": one_kind(real, max(n // 5, 10), draws),
         }
         if self.train is not None:
             found["copies"] = self.train[torch.randperm(len(self.train), generator=draws)[:n]]

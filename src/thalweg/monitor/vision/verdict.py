@@ -83,7 +83,7 @@ def failed_controls(results: Sequence[ControlResult]) -> str:
 
 def not_listened_to(model: str, failed: str) -> str:
     """The sentence for a judge that fails controls."""
-    return f"Vision judge {model} is not listened to: it failed the controls {failed}."
+    return f"Vision judge {model} is not listened to: it failed these controls: {failed}."
 
 
 def no_answer(problem: str) -> str:

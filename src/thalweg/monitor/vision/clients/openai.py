@@ -27,6 +27,8 @@ class Client:
         # No redirects: they would take images to a host that was not named. Retries are those of the transport.
         http = openai.DefaultHttpxClient(follow_redirects=False)
         self._client = openai.OpenAI(api_key=key, base_url=url, timeout=timeout, max_retries=0, http_client=http)
+        if url != self.official_url:  # the library takes both from the environment and sends them to any server
+            self._client.organization = self._client.project = None
         self._structured, self._tokens = True, "max_completion_tokens"
 
     def ask(self, request: Request) -> Reply:
