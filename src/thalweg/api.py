@@ -257,6 +257,7 @@ def evaluate_run(
     judged, sheet = read_opinion(bundle, folder)
     write_figures(folder / "evaluation.json", figures)
     seen = History(folder)
+    history = history_section([look._asdict() for look in seen.looks()], seen.pictures())
     write_report(
         folder / "report.html",
         title=f"An energy of {bundle.config['run']['data']['name']}",
@@ -264,10 +265,7 @@ def evaluate_run(
         figures=figures,
         pictures=pictures | more,
         data=data.source,
-        sections=[
-            judged_section(judged, sheet),
-            history_section([look._asdict() for look in seen.looks()], seen.pictures()),
-        ],
+        sections=[judged_section(judged, sheet), history],
     )
     return figures
 

@@ -267,7 +267,8 @@ def write_report(
     """Write the page and give its path; figures and pictures as `evaluate_bundle` or `evaluate_texts` returns them.
 
     command is what made the run and the report; data says in words on what it was trained and measured;
-    sections are HTML that comes after them; tables (name to rows of one set of keys) come at the end. The file is complete or untouched.
+    sections are HTML that comes after them; tables (name to rows of one set of keys) come at the end. The file is
+    complete or untouched.
     """
     require_finite(dict(figures))
     about = figures["about"]
