@@ -118,6 +118,14 @@ class Bundle(HoldsEnergy):
         return cls(config, module, None, folder)
 
     @property
+    def start_law(self) -> MixtureOfFactorAnalyzers | None:
+        """The law, in model units, from which chains start where those of the training did; None: another one.
+
+        A run that has not ended has none yet.
+        """
+        return self.mixture_prior if self.config.get("chains_start") == "mixture" else None
+
+    @property
     def energy_shape(self) -> tuple[int, ...]:
         """The shape of one row in model units: one-hot letters (L, K) of texts, else that of the data."""
         return self.shape if self.alphabet is None else (*self.shape, self.alphabet.num_states)
@@ -182,7 +190,8 @@ class Bundle(HoldsEnergy):
         if self.noisy or isinstance(self.model, HasExactDraws):
             return None
         draws = generator(seed, "chains", device=self.device)
-        start = initial_positions(self.kind, self.transform, (n, *self.shape), draws, self.model)
+        size = (n, *self.shape)
+        start = initial_positions(self.kind, self.transform, size, draws, self.model, self.start_law)
         return self.sampler, self.model, start
 
     @property

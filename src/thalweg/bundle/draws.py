@@ -39,7 +39,7 @@ def chain_blocks(
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = generator(seed, "sample", block, device=bundle.device)
         size = (BLOCK, *bundle.shape)
-        z = initial_positions(bundle.kind, bundle.transform, size, draws, bundle.model)[: n - start]
+        z = initial_positions(bundle.kind, bundle.transform, size, draws, bundle.model, bundle.start_law)[: n - start]
         if exact:
             yield z
             continue
