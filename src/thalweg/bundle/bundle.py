@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from thalweg.bundle import classes, conformal, hub
 from thalweg.bundle import constant as constants
-from thalweg.bundle.draws import annealed_blocks, chain_blocks
+from thalweg.bundle.draws import CHAIN_STEPS, annealed_blocks, chain_blocks
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows, some_rows
@@ -119,11 +119,16 @@ class Bundle(HoldsEnergy):
 
     @property
     def start_law(self) -> MixtureOfFactorAnalyzers | None:
-        """The law, in model units, from which chains start where those of the training did; None: another one.
+        """The law, in model units, from which chains start where those of the training did; None: from noise.
 
         A run that has not ended has none yet.
         """
-        return self.mixture_prior if self.config.get("chains_start") == "mixture" else None
+        return self.mixture_prior if "chains" in self.config else None
+
+    @property
+    def chain_steps(self) -> int:
+        """How many steps a chain has where nobody says: as many as `bundle.chain_length` found, 1,000 from noise."""
+        return CHAIN_STEPS if self.start_law is None else self.config["chains"]["steps"]
 
     @property
     def energy_shape(self) -> tuple[int, ...]:
@@ -269,7 +274,7 @@ class Bundle(HoldsEnergy):
         """n samples in data units (images clamped to [0, 1]), on the bundle's device.
 
         Sample i does not depend on how many follow. A GPU draws other samples by a seed than the CPU.
-        `num_steps`: levels of the annealed sampler, or steps of a chain (1,000 if not given; none after exact draws).
+        `num_steps`: levels of the annealed sampler, or steps of a chain (`chain_steps` if not given; none after exact draws).
         `seed` is a whole number of 64 bits. Blocks of 100 are computed together, so up to rounding where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         Of a model of texts these are codes, which `texts` reads.

@@ -48,4 +48,4 @@ def chain_blocks(
         energy: EnergyFn = bundle.model
         if labels is not None:
             energy = classes.of_classes(bundle.model, labels, strength)(start, start + len(z))
-        yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
+        yield run_chain(sampler, energy, z, num_steps=num_steps or bundle.chain_steps, seed=chain)

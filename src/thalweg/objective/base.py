@@ -164,6 +164,16 @@ class Compilable(Protocol, metaclass=Capability):
         ...
 
 
+def rows_for(objective: object) -> int:
+    """How many rows `init` of an objective is to be given; 1 for one batch."""
+    return objective.init_rows if isinstance(objective, ReadsRows) else 1
+
+
+def start_law_of(objective: object, state: Any, shape: Sequence[int]) -> MixtureOfFactorAnalyzers | None:
+    """The law that an objective's chains begin at, if that was fitted to the data."""
+    return objective.start_law(state, shape) if isinstance(objective, HasStartLaw) else None
+
+
 def after_rollbacks(objective: T, times: int) -> T:
     """The objective after `times` rollbacks: itself, where it has no variant."""
     if times and isinstance(objective, HasAfterRollback):

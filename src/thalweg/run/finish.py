@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.chain_length import chain_length
 from thalweg.bundle.conditional import held_out_figures
 from thalweg.bundle.files import read_config, write_bundle
 from thalweg.bundle.prior import fit_mixture_prior, read_mixture_prior
@@ -15,7 +16,7 @@ from thalweg.core import store
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.outcomes import Conditional
-from thalweg.objective.base import HasStartLaw, Objective
+from thalweg.objective.base import start_law_of
 from thalweg.run.card import card
 from thalweg.run.constant import correct_constant
 from thalweg.sampler.base import Sampler
@@ -35,7 +36,7 @@ def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sa
         "training": training_facts(state),
     }
     with num_threads(plan.threads if plan else torch.get_num_threads()):
-        law = start_law(trainer.update.objective, state, data)
+        law = start_law_of(trainer.update.objective, state.objective, data.energy_shape)
         bundle = calibrated(config, energy, data, sampler, folder, law)
         held_out, prior = bundle.held_out_energies, bundle.mixture_prior
         write_bundle(folder, bundle.config, energy.state_dict(), held_out, prior)
@@ -47,13 +48,6 @@ def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sa
 def training_facts(state: TrainState) -> dict[str, Any]:
     """What config.json says of a training that has ended."""
     return {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks}
-
-
-def start_law(objective: Objective[Any] | None, state: TrainState, data: Dataset) -> MixtureOfFactorAnalyzers | None:
-    """The law that the training's chains began at, if that was fitted to the data."""
-    if not isinstance(objective, HasStartLaw):
-        return None
-    return objective.start_law(state.objective, data.energy_shape)
 
 
 def calibrated(
@@ -71,13 +65,16 @@ def calibrated(
     if isinstance(energy, Conditional):
         config["conditional"] = held_out_figures(bundle, data)
     if law is not None:
-        config["chains_start"], bundle.mixture_prior = "mixture", law
+        bundle.mixture_prior = law
     elif data.kind != "text":  # of which nothing is in-painted
         bundle.mixture_prior = fit_mixture_prior(bundle, data.train)
     correction = correct_constant(bundle, rows_seen=config["training"]["steps"] * config["run"]["train"]["batch_size"])
     if correction is not None:
         config["constant"] = correction
     bundle.held_out_energies = bundle.energy(as_float(data.held_out))
+    if law is not None:
+        config["chains"] = {"start": "mixture"}
+        config["chains"]["steps"] = chain_length(bundle, bundle.held_out_energies)
     return bundle
 
 

@@ -20,9 +20,9 @@ from thalweg.core.state_tree import flatten
 from thalweg.data.catalog import Dataset
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Identity
-from thalweg.objective.base import Objective
+from thalweg.objective.base import Objective, start_law_of
 from thalweg.run.checks import build_parts, check_parts, fit_to_data
-from thalweg.run.finish import calibrated, start_law, training_facts
+from thalweg.run.finish import calibrated, training_facts
 from thalweg.run.fit import prepared
 from thalweg.run.request import Request
 from thalweg.run.run_config import new_config
@@ -111,7 +111,7 @@ def fit_in_memory(request: Request, *, progress: Progress | None = None) -> Bund
     update = Update(parts.objective, loader, transform, run.train, run.seed, parts.augment, device=device)
     state, precision = _trained(update, parts.energy, progress=progress)
     config |= {"precision": precision, "training": training_facts(state)}
-    law = start_law(parts.objective, state, data)
+    law = start_law_of(parts.objective, state.objective, data.energy_shape)
     return calibrated(config, state.average, data, parts.sampler, Path("the bundle in memory"), law)
 
 

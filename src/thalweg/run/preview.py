@@ -20,8 +20,7 @@ from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.outcomes import Conditional
-from thalweg.objective.base import Objective
-from thalweg.run.finish import start_law
+from thalweg.objective.base import Objective, start_law_of
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.base import Sampler, require_annealed
 from thalweg.sampler.chain import run_chain
@@ -95,7 +94,7 @@ class Previews:
         try:
             with frozen(state.average) as energy:
                 path = self.folder / ("preview.txt" if self.data.kind == "text" else "preview.png")
-                law = start_law(self.objective, state, self.data)
+                law = start_law_of(self.objective, state.objective, self.data.energy_shape)
                 draw(energy, self.sampler, self.data, self.transform, path, plan.precision, law)
         except (ValueError, TypeError, RuntimeError, OSError) as error:  # a picture must not end a run
             log.warning("no preview: %s", error)

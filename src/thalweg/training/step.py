@@ -19,7 +19,7 @@ from thalweg.core.device import CPU, autocast, place, synchronise
 from thalweg.core.errors import Diverged, OutOfMemory, UserError
 from thalweg.core.rng import generator, global_draws
 from thalweg.data.loader import Prefetcher
-from thalweg.objective.base import Batch, Compilable, Objective, ReadsRows, after_rollbacks
+from thalweg.objective.base import Batch, Compilable, Objective, after_rollbacks, rows_for
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.guard import Guard, finite, not_finite
 from thalweg.training.notes import cause_of, unless
@@ -89,8 +89,7 @@ class Update:
     def _first_rows(self) -> Tensor:
         """The rows that the objective's state is made from: of the first batches, as many as it asks for."""
         first = self.batch(0, 0.0).x
-        wanted = self.objective.init_rows if isinstance(self.objective, ReadsRows) else 1
-        more = range(1, math.ceil(wanted / max(len(first), 1)))
+        more = range(1, math.ceil(rows_for(self.objective) / len(first)))
         return torch.cat([first, *(self.batch(step, 0.0).x for step in more)])
 
     def __call__(self, state: TrainState, precision: Precision, num_steps: int) -> dict[str, Tensor]:
