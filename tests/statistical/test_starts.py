@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import thalweg
+from thalweg.bundle.chain_length import chain_length
+from thalweg.bundle.from_config import parts_of
+from thalweg.core.errors import DamagedFile
 from thalweg.core.rng import generator
 from thalweg.data.toy import eight_gaussians
 from thalweg.energy.networks.mlp import MLPEnergy
@@ -17,6 +20,7 @@ from thalweg.objective.contrastive.divergence import ContrastiveDivergence
 from thalweg.objective.contrastive.starts import Starts
 from thalweg.run.fit import Request, fit
 from thalweg.run.in_memory import fit_in_memory
+from thalweg.sampler.langevin import ULA
 
 N = 20_000
 
@@ -112,6 +116,27 @@ def test_objectives_of_parts_ask_for_the_rows_and_give_the_law():
     assert start_law_of(ContrastiveDivergence(), state.parts[0], (2,)) is None
 
 
+class Descent:
+    """What `chain_length` asks of a bundle: chains that descend E = |x|² / 2 from |x| = 8, by a factor 0.9 a step."""
+
+    def chains(self, n, *, seed=0):
+        return ULA(step_size=0.1, temperature=0.0), self.energy, torch.full((n, 1), 8.0, dtype=torch.float64)
+
+    def energy(self, x):
+        return 0.5 * x.square().sum(1)
+
+    def decode(self, z):
+        return z
+
+
+@pytest.mark.parametrize(("level", "steps"), [(40.0, 5), (1.0, 15), (0.1, 25), (0.0, 1000)])
+def test_chains_end_before_they_are_below_held_out_energies(level, steps):
+    """E = 32 · 0.81^k; its last multiple of 5 above the level is known. One look later, the mutant, is below it."""
+    assert chain_length(Descent(), torch.tensor([level, level])) == steps
+    if level in (1.0, 0.1):
+        assert 32 * 0.81**steps >= level > 32 * 0.81 ** (steps + 5)
+
+
 SMALL = ["energy.width=8", "train.batch_size=16", "objective.buffer_size=32", "data.limit=2000", "train.precision=fp32"]
 
 
@@ -133,7 +158,20 @@ def test_a_bundle_starts_its_chains_there_and_so_when_loaded(tmp_path):
     assert torch.equal(fit_in_memory(request).sample(5, num_steps=3), bundle.sample(5, num_steps=3))
 
 
+@pytest.mark.parametrize("chains", [3, {"steps": 0}, {"steps": True}, {"steps": "20"}])
+def test_a_length_that_is_none_is_a_damaged_file(tmp_path, chains):
+    config = {
+        "run": {"transform": {"type": "thalweg.data.transform:Identity"}, "energy": {}, "sampler": {"type": "x"}},
+        "data": {"kind": "image", "shape": [1, 8, 8], "dtype": "float32"},
+        "normalised": False,
+        "chains": chains,
+    }
+    with pytest.raises(DamagedFile, match="chains gives no whole number of steps"):
+        parts_of(config, tmp_path / "config.json", ULA(step_size=0.1))
+
+
 def test_a_bundle_of_other_chains_starts_at_noise(tmp_path):
     bundle = fit(Request(data="two-moons", recipe="pcd", steps=2, overrides=SMALL), tmp_path / "run", tensorboard=False)
     assert bundle.mixture_prior is not None
     assert bundle.start_law is None
+    assert bundle.chain_steps == 1000

@@ -274,7 +274,8 @@ class Bundle(HoldsEnergy):
         """n samples in data units (images clamped to [0, 1]), on the bundle's device.
 
         Sample i does not depend on how many follow. A GPU draws other samples by a seed than the CPU.
-        `num_steps`: levels of the annealed sampler, or steps of a chain (`chain_steps` if not given; none after exact draws).
+        `num_steps`: levels of the annealed sampler, or steps of a chain; if not given `chain_steps`, and none after
+        exact draws.
         `seed` is a whole number of 64 bits. Blocks of 100 are computed together, so up to rounding where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         Of a model of texts these are codes, which `texts` reads.

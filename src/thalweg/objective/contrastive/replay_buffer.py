@@ -55,7 +55,7 @@ def fresh(
     high: float,
     law: Starts | tuple[()] = (),
 ) -> Float[Tensor, "n *d"]:
-    """n starts: uniform on [low, high], normal with each coordinate's mean and deviation in `like`, or drawn from `law`.
+    """n starts: uniform on [low, high], normal with each coordinate's mean and deviation in `like`, or draws of `law`.
 
     Images of the law are clamped to [low, high].
     """
