@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from thalweg.bundle import classes, conformal, hub
 from thalweg.bundle import constant as constants
-from thalweg.bundle.draws import CHAIN_STEPS, annealed_blocks, chain_blocks
+from thalweg.bundle.chain_length import start_law
+from thalweg.bundle.draws import annealed_blocks, chain_blocks
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows, some_rows
@@ -118,19 +119,6 @@ class Bundle(HoldsEnergy):
         return cls(config, module, None, folder)
 
     @property
-    def start_law(self) -> MixtureOfFactorAnalyzers | None:
-        """The law, in model units, from which chains start where those of the training did; None: from noise.
-
-        A run that has not ended has none yet.
-        """
-        return self.mixture_prior if "chains" in self.config else None
-
-    @property
-    def chain_steps(self) -> int:
-        """How many steps a chain has where nobody says: as many as `bundle.chain_length` found, 1,000 from noise."""
-        return CHAIN_STEPS if self.start_law is None else self.config["chains"]["steps"]
-
-    @property
     def energy_shape(self) -> tuple[int, ...]:
         """The shape of one row in model units: one-hot letters (L, K) of texts, else that of the data."""
         return self.shape if self.alphabet is None else (*self.shape, self.alphabet.num_states)
@@ -195,9 +183,8 @@ class Bundle(HoldsEnergy):
         if self.noisy or isinstance(self.model, HasExactDraws):
             return None
         draws = generator(seed, "chains", device=self.device)
-        size = (n, *self.shape)
-        start = initial_positions(self.kind, self.transform, size, draws, self.model, self.start_law)
-        return self.sampler, self.model, start
+        given = (self.kind, self.transform, (n, *self.shape), draws, self.model)
+        return self.sampler, self.model, initial_positions(*given, start_law(self))
 
     @property
     def lowest(self) -> EnergyFn:
@@ -274,8 +261,8 @@ class Bundle(HoldsEnergy):
         """n samples in data units (images clamped to [0, 1]), on the bundle's device.
 
         Sample i does not depend on how many follow. A GPU draws other samples by a seed than the CPU.
-        `num_steps`: levels of the annealed sampler, or steps of a chain; if not given `chain_steps`, and none after
-        exact draws.
+        `num_steps`: levels of the annealed sampler, or steps of a chain (if not given 1,000, as many as
+        `bundle.chain_length` found, or none after exact draws).
         `seed` is a whole number of 64 bits. Blocks of 100 are computed together, so up to rounding where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         Of a model of texts these are codes, which `texts` reads.

@@ -73,8 +73,8 @@ def calibrated(
         config["constant"] = correction
     bundle.held_out_energies = bundle.energy(as_float(data.held_out))
     if law is not None:
-        config["chains"] = {"start": "mixture"}
-        config["chains"]["steps"] = chain_length(bundle, bundle.held_out_energies)
+        config["chains"] = {"start": "mixture"}  # which `chain_length` reads
+        config["chains"] = {"start": "mixture", "steps": chain_length(bundle, bundle.held_out_energies)}
     return bundle
 
 
