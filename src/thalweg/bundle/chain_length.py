@@ -1,7 +1,8 @@
 """Where the chains of a trained energy start, and how long they are: until their energies are those of held-out data.
 
-Both are in the bundle where the training's chains began at a law that was fitted to the data. Chains that go on fall below the data's energies. The training has seen no chains so old, so what it left there is not
-the data's law: samples drift away from the data while their energies fall.
+Both are in the bundle where the training's chains began at a law that was fitted to the data. Chains that go on fall
+below the data's energies. The training has seen no chains so old, so what it left there is not the data's law: samples
+drift away from the data while their energies fall.
 """
 
 from typing import TYPE_CHECKING
