@@ -15,7 +15,10 @@ from torch import Generator, Tensor
 
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 
-ROWS = 4096  # that the mixture is fitted to, in a second on one core
+ROWS = 8192  # that the mixture is fitted to, in seconds on one core
+# For a component. Chains cover more of unseen digits the fewer these are: .59 at 150, .69 at 50, .77 at 25, of one energy.
+# At 25 samples are nearer to training digits than unseen digits are.
+EACH = 50
 
 
 class Starts(NamedTuple):
@@ -34,14 +37,14 @@ class Starts(NamedTuple):
 
 
 def fit(x: Float[Tensor, "n *d"], generator: Generator) -> Starts:
-    """The mixture of rows x, two or more, one component for each 150 distinct ones; in the type of x.
+    """The mixture of rows x, two or more, one component for each 50 distinct ones; in the type of x.
 
     Rows that come twice, as of a small set in many batches, would be taken for clusters.
     """
     distinct = torch.unique(x.detach().flatten(1), dim=0).reshape(-1, *x.shape[1:])
     rows = distinct if len(distinct) > 1 else x.detach()
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
-    found = MixtureOfFactorAnalyzers.fit(rows, seed=seed)
+    found = MixtureOfFactorAnalyzers.fit(rows, seed=seed, rows_each=EACH)
     return Starts(*(part.to(x) for part in _tensors(found)))
 
 
