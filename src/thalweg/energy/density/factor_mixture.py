@@ -88,7 +88,7 @@ class MixtureOfFactorAnalyzers(nn.Module):
 
     @classmethod
     def fit(cls, x: Float[Tensor, "n *d"], *, seed: int = 0, rows_each: int = EACH) -> Self:
-        """To rows x, two or more: one component for `rows_each` of them, at most 400, by EM from k-means, on the CPU."""
+        """To rows x, two or more, on the CPU: a component for `rows_each` of them, at most 400, by EM from k-means."""
         from sklearn.decomposition import PCA  # seconds to import, and of no use where a mixture is only read
 
         rows = evenly_spaced_rows(x).flatten(1).cpu()

@@ -16,8 +16,8 @@ from torch import Generator, Tensor
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 
 ROWS = 8192  # that the mixture is fitted to, in seconds on one core
-# For a component. Chains cover more of unseen digits the fewer these are: .59 at 150, .69 at 50, .77 at 25, of one energy.
-# At 25 samples are nearer to training digits than unseen digits are.
+# For a component. The fewer, the more of unseen digits is covered by chains of one energy: .59 at 150, .69 at 50, .77
+# at 25. At 25 samples are nearer to training digits than unseen digits are.
 EACH = 50
 
 
