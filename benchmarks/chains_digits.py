@@ -1,11 +1,11 @@
-"""What runs of the recipe pcd on digits are worth: long chains from noise, read by the digit network, and
-energies in order.
+"""What runs of the recipe pcd on digits are worth: chains as the bundle draws them, read by the digit network.
 
-    thalweg train mnist --recipe pcd --minutes 20 --seed 0 -o RUN
+    thalweg train mnist --recipe pcd --steps 2000 --seed 0 --no-report -o RUN
     python benchmarks/chains_digits.py RUN [RUN ...] --data FOLDER     # FOLDER holds mnist.npz
 
-Each run's samples are chains of `--chain-steps` Langevin steps that begin at uniform noise. Beside their row stand
-unseen test digits, a Gaussian fitted to training digits and the noise that the chains began at. "in order" is the share
+Each run's samples are chains of as many Langevin steps as the bundle says, or of each of `--chain-steps`. They begin at
+the bundle's own law of starts, uniform noise where it has none. Beside their row stand unseen test digits, a Gaussian
+fitted to training digits, the starts themselves and uniform noise. "in order" is the share
 of windows of 100 updates, the whole training through, in which the mean energies were real < chains < noise, and
 "chains < noise" that of the second half alone: once training has converged, real and chains differ by chance only.
 Test digits come from row 2,000 on, as in digits.py.
@@ -20,6 +20,7 @@ import torch
 from digits import FIRST, images
 
 import thalweg
+from thalweg.bundle.chain_length import chain_steps, start_law
 from thalweg.core.rng import generator
 from thalweg.evaluate.digit_network import load_digit_network
 from thalweg.evaluate.samples import gaussian_noise, quality
@@ -53,8 +54,12 @@ def single(run: Path, test: torch.Tensor, train: torch.Tensor, args: argparse.Na
     bundle = thalweg.load(run)
     reference, unseen = test[FIRST : FIRST + 1000], test[FIRST + 1000 : FIRST + 1000 + args.num]
     noise = torch.rand(args.num, 1, 28, 28, generator=generator(0, "noise"))
-    samples = bundle.sample(args.num, seed=0, num_steps=args.chain_steps)
-    sets = {"samples": samples, "real digits": unseen, "gaussian": gaussian_noise(train, args.num), "noise": noise}
+    steps = args.chain_steps or [chain_steps(bundle)]
+    sets = {f"{k} steps": bundle.sample(args.num, seed=0, num_steps=k) for k in steps}
+    law = start_law(bundle)
+    if law is not None:
+        sets["starts"] = bundle.decode(law.draw(args.num, 0.0, generator(0, "starts")).float())
+    sets |= {"real digits": unseen, "gaussian": gaussian_noise(train, args.num), "noise": noise}
     network = load_digit_network()
     return {
         "run": str(run),
@@ -70,7 +75,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--num", type=int, default=500, help="chains")
-    parser.add_argument("--chain-steps", type=int, default=1000)
+    parser.add_argument("--chain-steps", type=int, nargs="+", help="the bundle's own if not given")
     args = parser.parse_args()
     test, train = images(args.data, "mnist", "x_test"), images(args.data, "mnist", "x_train")[:5000]
     print(json.dumps([single(run, test, train, args) for run in args.runs], indent=2))

@@ -80,6 +80,7 @@ CASES = {
     "pcd-vector": (_vectors, _mlp, _chains()),
     "pcd-mala": (_vectors, _mlp, _chains(MALA)),
     "pcd-image": (_images, lambda: ConvEnergy(shape=(1, 8, 8)), _chains(initial="uniform")),
+    "pcd-mixture": (_images, lambda: ConvEnergy(shape=(1, 8, 8)), _chains(initial="mixture")),
     "rollback": (_vectors, _mlp, _chains(energy_penalty=0.0)),  # which the rollback raises
 }
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from thalweg.bundle import classes, conformal, hub
 from thalweg.bundle import constant as constants
+from thalweg.bundle.chain_length import start_law
 from thalweg.bundle.draws import annealed_blocks, chain_blocks
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
@@ -182,8 +183,8 @@ class Bundle(HoldsEnergy):
         if self.noisy or isinstance(self.model, HasExactDraws):
             return None
         draws = generator(seed, "chains", device=self.device)
-        start = initial_positions(self.kind, self.transform, (n, *self.shape), draws, self.model)
-        return self.sampler, self.model, start
+        given = (self.kind, self.transform, (n, *self.shape), draws, self.model)
+        return self.sampler, self.model, initial_positions(*given, start_law(self))
 
     @property
     def lowest(self) -> EnergyFn:
@@ -260,7 +261,8 @@ class Bundle(HoldsEnergy):
         """n samples in data units (images clamped to [0, 1]), on the bundle's device.
 
         Sample i does not depend on how many follow. A GPU draws other samples by a seed than the CPU.
-        `num_steps`: levels of the annealed sampler, or steps of a chain (1,000 if not given; none after exact draws).
+        `num_steps`: levels of the annealed sampler, or steps of a chain (if not given 1,000, as many as
+        `bundle.chain_length` found, or none after exact draws).
         `seed` is a whole number of 64 bits. Blocks of 100 are computed together, so up to rounding where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
         Of a model of texts these are codes, which `texts` reads.

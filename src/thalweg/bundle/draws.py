@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from thalweg.bundle import classes
+from thalweg.bundle.chain_length import chain_steps, start_law
 from thalweg.bundle.model_units import initial_positions
 from thalweg.core.rng import generator
 from thalweg.energy.base import EnergyFn, HasExactDraws, NoiseConditional
@@ -16,7 +17,6 @@ from thalweg.sampler.chain import of_block, run_chain
 if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
 
-CHAIN_STEPS = 1000
 Blocks = Iterator[Tensor]  # of samples in model units, 100 at a time
 
 
@@ -39,7 +39,7 @@ def chain_blocks(
     for block, start in enumerate(range(0, n, BLOCK)):
         draws = generator(seed, "sample", block, device=bundle.device)
         size = (BLOCK, *bundle.shape)
-        z = initial_positions(bundle.kind, bundle.transform, size, draws, bundle.model)[: n - start]
+        z = initial_positions(bundle.kind, bundle.transform, size, draws, bundle.model, start_law(bundle))[: n - start]
         if exact:
             yield z
             continue
@@ -48,4 +48,4 @@ def chain_blocks(
         energy: EnergyFn = bundle.model
         if labels is not None:
             energy = classes.of_classes(bundle.model, labels, strength)(start, start + len(z))
-        yield run_chain(sampler, energy, z, num_steps=num_steps or CHAIN_STEPS, seed=chain)
+        yield run_chain(sampler, energy, z, num_steps=num_steps or chain_steps(bundle), seed=chain)

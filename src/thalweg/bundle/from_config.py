@@ -70,9 +70,19 @@ def parts_of(config: Mapping[str, Any], where: Path, sampler: Sampler[Any] | Non
         raise _damaged(where, "run.transform names no transform")
     if not isinstance(sampler, Sampler):
         raise _damaged(where, "run.sampler names no sampler")
+    if not _well_formed_chains(config.get("chains")):
+        raise _damaged(where, "chains gives no whole number of steps above zero")
     layout, alphabet = _layout(data, run.get("data"), where), _alphabet(data, shape, transform, where)
     fitted = Float32Transform(transform, dtype)
     return Parts(data["kind"], shape, normalised, dtype, layout, fitted, sampler, alphabet)
+
+
+def _well_formed_chains(chains: Any) -> bool:
+    """Whether it is what the end of a run writes, or nothing."""
+    if chains is None:
+        return True
+    steps = chains.get("steps", 1) if isinstance(chains, Mapping) else 0
+    return isinstance(steps, int) and not isinstance(steps, bool) and steps >= 1
 
 
 def _alphabet(data: Mapping[str, Any], shape: tuple[int, ...], transform: Transform, where: Path) -> Alphabet | None:

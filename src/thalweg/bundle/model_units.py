@@ -7,6 +7,7 @@ from thalweg.data.alphabet import END
 from thalweg.data.float32_check import Float32Transform
 from thalweg.data.transform import OneHot
 from thalweg.energy.base import HasBaseLaw, HasExactDraws
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.discovery import device_of
 
 
@@ -19,16 +20,25 @@ def decoded(kind: str, transform: Float32Transform, z: Tensor) -> Tensor:
 
 
 def initial_positions(
-    kind: str, transform: Float32Transform, size: tuple[int, ...], draws: Generator, energy: object = None
+    kind: str,
+    transform: Float32Transform,
+    size: tuple[int, ...],
+    draws: Generator,
+    energy: object = None,
+    law: MixtureOfFactorAnalyzers | None = None,
 ) -> Tensor:
     """Where chains of an energy without noise levels start, of a size, in model units, on the generator's device.
 
-    Images: pixels uniform in [0, 1]. Rows: standard normal in model units. Texts: the energy's exact draws where it has
+    Draws of `law`, where there is one, images cut to [0, 1]. Else images: pixels uniform in [0, 1]. Rows: standard
+    normal in model units. Texts: the energy's exact draws where it has
     any, draws of its base law where it has one, else texts of a uniform length and of uniform letters. The energy lies
     on the generator's device.
     """
     if kind == "text":
         return _texts(transform, size, draws, energy)
+    if law is not None:
+        z = law.draw(size[0], 0.0, draws).to(torch.float32)
+        return transform.forward(decoded(kind, transform, z)) if kind == "image" else z
     if kind == "image":
         return transform.forward(torch.rand(size, generator=draws, dtype=torch.float32, device=draws.device))
     return torch.randn(size, generator=draws, dtype=torch.float32, device=draws.device)

@@ -5,12 +5,14 @@ As with samplers: hyper-parameters frozen, tensors in the state, random draws ou
 keeping the old state. A new objective is one new file.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from torch import Generator, Tensor
 
 from thalweg.energy.base import AnyEnergy, Capability
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.objective.score.noise_levels import NoiseLevels
 from thalweg.sampler.base import Sampler
 
@@ -106,6 +108,31 @@ class HasPersistentChains(Protocol, metaclass=Capability):
 
 
 @runtime_checkable
+class ReadsRows(Protocol, metaclass=Capability):
+    """An objective whose `init` fits something to the data. A training asks, and gives it `init_rows` rows or more.
+
+    `init` of any other objective gets one batch. Rows come twice where the data are fewer.
+    """
+
+    @property
+    def init_rows(self) -> int:
+        """How many rows; 1 for none beyond a batch."""
+        ...
+
+
+@runtime_checkable
+class HasStartLaw(Protocol, metaclass=Capability):
+    """An objective whose chains begin at draws of a law that was fitted to the data.
+
+    A run asks: the trained energy's chains begin there too, so the bundle keeps it.
+    """
+
+    def start_law(self, state: Any, shape: Sequence[int]) -> MixtureOfFactorAnalyzers | None:
+        """The law, of rows of a shape in model units; None where chains begin elsewhere."""
+        ...
+
+
+@runtime_checkable
 class HasLevels(Protocol, metaclass=Capability):
     """An objective over noise levels, whose state is the energy's `NoiseRange`.
 
@@ -165,6 +192,16 @@ class Compilable(Protocol, metaclass=Capability):
     def compiles(self) -> bool:
         """Whether the loss may be compiled."""
         ...
+
+
+def rows_for(objective: object) -> int:
+    """How many rows `init` of an objective is to be given; 1 for one batch."""
+    return objective.init_rows if isinstance(objective, ReadsRows) else 1
+
+
+def start_law_of(objective: object, state: Any, shape: Sequence[int]) -> MixtureOfFactorAnalyzers | None:
+    """The law that an objective's chains begin at, if that was fitted to the data."""
+    return objective.start_law(state, shape) if isinstance(objective, HasStartLaw) else None
 
 
 def after_rollbacks(objective: T, times: int) -> T:

@@ -10,7 +10,17 @@ from torch import Generator, Tensor
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import AnyEnergy
-from thalweg.objective.base import Batch, LearnsConstant, Objective, after_collapses, after_rollbacks, keeps_chains
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
+from thalweg.objective.base import (
+    Batch,
+    LearnsConstant,
+    Objective,
+    after_collapses,
+    after_rollbacks,
+    keeps_chains,
+    rows_for,
+    start_law_of,
+)
 
 
 class CombinedState(NamedTuple):
@@ -95,6 +105,16 @@ class Combined:
     def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> CombinedState:
         """The states of the parts."""
         return CombinedState(tuple(part.init(energy, x, generator) for part in self.parts))
+
+    @property
+    def init_rows(self) -> int:
+        """As many as a part asks for."""
+        return max(rows_for(part) for part in self.parts)
+
+    def start_law(self, state: CombinedState, shape: Sequence[int]) -> MixtureOfFactorAnalyzers | None:
+        """That of the first part that has one."""
+        laws = (start_law_of(part, own, shape) for part, own in zip(self.parts, state.parts, strict=True))
+        return next((law for law in laws if law is not None), None)
 
     def draw(
         self, state: CombinedState, batch: Batch, generator: Generator, progress: float

@@ -10,6 +10,7 @@ gradient step from a random start (Goodfellow et al. 2015; Wong et al. 2020). Th
 small in directions in which the data do not vary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,7 +22,18 @@ from torch import Generator, Tensor
 from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import AnyEnergy, Classifier, lacking
-from thalweg.objective.base import LABELS, Batch, HasLevels, Objective, after_collapses, after_rollbacks, keeps_chains
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
+from thalweg.objective.base import (
+    LABELS,
+    Batch,
+    HasLevels,
+    Objective,
+    after_collapses,
+    after_rollbacks,
+    keeps_chains,
+    rows_for,
+    start_law_of,
+)
 from thalweg.objective.score.dual import DualScoreMatching
 from thalweg.sampler.base import normal_like, per_row
 
@@ -105,7 +117,16 @@ class JointLikelihood:
 
     def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> Any:
         """The generative term's state, from as many rows as it will see."""
-        return self.generative.init(energy, x[: self.rows], generator)
+        return self.generative.init(energy, x if self.init_rows > 1 else x[: self.rows], generator)
+
+    @property
+    def init_rows(self) -> int:
+        """As many as the generative term asks for."""
+        return rows_for(self.generative)
+
+    def start_law(self, state: Any, shape: Sequence[int]) -> MixtureOfFactorAnalyzers | None:
+        """The generative term's."""
+        return start_law_of(self.generative, state, shape)
 
     def draw(self, state: Any, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
         """(starts (W, *) of the worst rows, t (B,), eps (B, *), and the generative term's own draws)."""

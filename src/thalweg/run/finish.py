@@ -7,13 +7,16 @@ import torch
 from torch import nn
 
 from thalweg.bundle.bundle import Bundle
+from thalweg.bundle.chain_length import chain_length
 from thalweg.bundle.conditional import held_out_figures
 from thalweg.bundle.files import read_config, write_bundle
 from thalweg.bundle.prior import fit_mixture_prior, read_mixture_prior
 from thalweg.bundle.temperature import calibrate
 from thalweg.core import store
 from thalweg.data.catalog import Dataset, as_float
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.outcomes import Conditional
+from thalweg.objective.base import start_law_of
 from thalweg.run.card import card
 from thalweg.run.constant import correct_constant
 from thalweg.sampler.base import Sampler
@@ -33,7 +36,8 @@ def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sa
         "training": training_facts(state),
     }
     with num_threads(plan.threads if plan else torch.get_num_threads()):
-        bundle = calibrated(config, energy, data, sampler, folder)
+        law = start_law_of(trainer.update.objective, state.objective, data.energy_shape)
+        bundle = calibrated(config, energy, data, sampler, folder, law)
         held_out, prior = bundle.held_out_energies, bundle.mixture_prior
         write_bundle(folder, bundle.config, energy.state_dict(), held_out, prior)
     config = bundle.config
@@ -46,19 +50,31 @@ def training_facts(state: TrainState) -> dict[str, Any]:
     return {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks}
 
 
-def calibrated(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sampler[Any], path: Path) -> Bundle:
-    """The bundle of an averaged energy, calibrated on held-out data."""
+def calibrated(
+    config: dict[str, Any],
+    energy: nn.Module,
+    data: Dataset,
+    sampler: Sampler[Any],
+    path: Path,
+    law: MixtureOfFactorAnalyzers | None = None,
+) -> Bundle:
+    """The bundle of an averaged energy, calibrated on held-out data. `law`: of the training's starts, and so of its."""
     bundle = Bundle(config, energy, None, path, sampler)
     if bundle.num_classes and data.held_out_labels is not None:
         config["classes"] = calibrate(bundle, as_float(data.held_out), data.held_out_labels)
     if isinstance(energy, Conditional):
         config["conditional"] = held_out_figures(bundle, data)
-    if data.kind != "text":  # of which nothing is in-painted
+    if law is not None:
+        bundle.mixture_prior = law
+    elif data.kind != "text":  # of which nothing is in-painted
         bundle.mixture_prior = fit_mixture_prior(bundle, data.train)
     correction = correct_constant(bundle, rows_seen=config["training"]["steps"] * config["run"]["train"]["batch_size"])
     if correction is not None:
         config["constant"] = correction
     bundle.held_out_energies = bundle.energy(as_float(data.held_out))
+    if law is not None:
+        config["chains"] = {"start": "mixture"}  # which `chain_length` reads
+        config["chains"] = {"start": "mixture", "steps": chain_length(bundle, bundle.held_out_energies)}
     return bundle
 
 

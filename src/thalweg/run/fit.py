@@ -199,7 +199,7 @@ def _train(
     config: dict[str, Any], data: Dataset, sampler: Sampler[Any], transform: Float32Transform, trainer: Trainer
 ) -> Fitted:
     folder, group = trainer.folder, trainer.group
-    trainer.hooks = (Previews(sampler, data, transform, folder, group),)
+    trainer.hooks = (Previews(sampler, data, transform, folder, group, trainer.update.objective),)
     energy = trainer.fit()
     group.on_rank0(lambda: finish(config, energy, data, sampler, trainer))
     return Fitted(as_loaded(folder, energy, sampler), data)

@@ -20,7 +20,7 @@ from thalweg.core.state_tree import flatten
 from thalweg.data.catalog import Dataset
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Identity
-from thalweg.objective.base import Objective
+from thalweg.objective.base import Objective, start_law_of
 from thalweg.run.checks import build_parts, check_parts, fit_to_data
 from thalweg.run.finish import calibrated, training_facts
 from thalweg.run.fit import prepared
@@ -114,7 +114,8 @@ def fit_in_memory(request: Request, *, progress: Progress | None = None) -> Bund
     signals = run_monitor(run, data, parts, transform, None)
     state, precision = _trained(update, parts.energy, progress=progress, signals=signals)
     config |= {"precision": precision, "training": training_facts(state)}
-    return calibrated(config, state.average, data, parts.sampler, Path("the bundle in memory"))
+    law = start_law_of(parts.objective, state.objective, data.energy_shape)
+    return calibrated(config, state.average, data, parts.sampler, Path("the bundle in memory"), law)
 
 
 def _trained(

@@ -16,9 +16,11 @@ from thalweg.core.store import write_bytes
 from thalweg.data.catalog import Dataset
 from thalweg.data.float32_check import Float32Transform
 from thalweg.energy.base import NoiseConditional
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.outcomes import Conditional
+from thalweg.objective.base import Objective, start_law_of
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.base import Sampler, require_annealed
 from thalweg.sampler.chain import run_chain
@@ -39,15 +41,19 @@ def draw(
     transform: Float32Transform,
     path: Path,
     precision: str = "fp32",
+    law: MixtureOfFactorAnalyzers | None = None,
 ) -> None:
-    """Write samples of an energy to `path`: a grid of images or a scatter plot of two columns, or lines of text."""
+    """Write samples of an energy to `path`: a grid of images or a scatter plot of two columns, or lines of text.
+
+    `law`: where chains start, in place of noise.
+    """
     kind = data.kind
     n = {"image": NUM_IMAGES, "vector": NUM_POINTS, "text": NUM_TEXTS}[kind]
     if isinstance(energy, NoiseConditional):
         z = torch.cat(list(anneal(require_annealed(sampler), energy, n, precision=precision)))
     else:
         steps = TEXT_STEPS if kind == "text" else CHAIN_STEPS
-        start = initial_positions(kind, transform, (n, *data.shape), generator(0, "preview"), energy)
+        start = initial_positions(kind, transform, (n, *data.shape), generator(0, "preview"), energy, law)
         z = run_chain(sampler, energy, start.to(device_of(energy)), num_steps=steps, precision=precision)
     x = torch.nan_to_num(decoded(kind, transform, z.cpu()))
     if data.alphabet is not None:
@@ -68,7 +74,9 @@ class Previews:
         transform: Float32Transform,
         folder: Path,
         group: SingleProcess | ProcessGroup,
+        objective: Objective[Any] | None = None,
     ):
+        self.objective = objective
         self.sampler, self.data, self.transform, self.folder = sampler, data, transform, folder
         self.next_seconds, self.group = PREVIEW_SECONDS, group
 
@@ -86,6 +94,7 @@ class Previews:
         try:
             with frozen(state.average) as energy:
                 path = self.folder / ("preview.txt" if self.data.kind == "text" else "preview.png")
-                draw(energy, self.sampler, self.data, self.transform, path, plan.precision)
+                law = start_law_of(self.objective, state.objective, self.data.energy_shape)
+                draw(energy, self.sampler, self.data, self.transform, path, plan.precision, law)
         except (ValueError, TypeError, RuntimeError, OSError) as error:  # a picture must not end a run
             log.warning("no preview: %s", error)

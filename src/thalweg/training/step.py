@@ -19,7 +19,7 @@ from thalweg.core.device import CPU, autocast, place, synchronise
 from thalweg.core.errors import Diverged, OutOfMemory, UserError
 from thalweg.core.rng import generator, global_draws
 from thalweg.data.loader import Prefetcher
-from thalweg.objective.base import Batch, Compilable, Objective
+from thalweg.objective.base import Batch, Compilable, Objective, rows_for
 from thalweg.training.distributed import ProcessGroup, SingleProcess
 from thalweg.training.guard import Guard, finite, not_finite, variant_of
 from thalweg.training.notes import cause_of, unless
@@ -85,8 +85,14 @@ class Update:
     def first_state(self, energy: nn.Module) -> TrainState:
         """The state before step 1, with the energy moved to the device."""
         energy = place(energy, self.device)
-        x, draws = self.batch(0, 0.0).x, self.generator("init", 0)
+        x, draws = self._first_rows(), self.generator("init", 0)
         return fresh(energy, self.settings, lambda energy: self.objective.init(energy, x, draws))
+
+    def _first_rows(self) -> Tensor:
+        """The rows that the objective's state is made from: of the first batches, as many as it asks for."""
+        first = self.batch(0, 0.0).x
+        more = range(1, math.ceil(rows_for(self.objective) / len(first)))
+        return torch.cat([first, *(self.batch(step, 0.0).x for step in more)])
 
     def __call__(self, state: TrainState, precision: Precision, num_steps: int) -> dict[str, Tensor]:
         """Update the state and return the metrics. Raises Diverged before the weights are touched.

@@ -87,8 +87,8 @@ class MixtureOfFactorAnalyzers(nn.Module):
         )
 
     @classmethod
-    def fit(cls, x: Float[Tensor, "n *d"], *, seed: int = 0) -> Self:
-        """To rows x, two or more: one component for each 150 of them, at most 400, by EM from k-means, on the CPU."""
+    def fit(cls, x: Float[Tensor, "n *d"], *, seed: int = 0, rows_each: int = EACH) -> Self:
+        """To rows x, two or more, on the CPU: a component for `rows_each` of them, at most 400, by EM from k-means."""
         from sklearn.decomposition import PCA  # seconds to import, and of no use where a mixture is only read
 
         rows = evenly_spaced_rows(x).flatten(1).cpu()
@@ -101,7 +101,7 @@ class MixtureOfFactorAnalyzers(nn.Module):
         left = (rows - mean - z @ basis.T).square().mean(0).double()
         # The variance where there is any: that of always empty pixels says nothing of the others.
         psi = (left.square().sum() / left.sum().clamp(min=1e-300)).clamp(min=LEAST * most)
-        log_weights, means, factors = _em(z, min(MOST, max(1, len(z) // EACH)), RIDGE * most, seed)
+        log_weights, means, factors = _em(z, min(MOST, max(1, len(z) // rows_each)), RIDGE * most, seed)
         parts = {"log_weights": log_weights, "means": means, "factors": factors}
         return cls(tuple(x.shape[1:]), mean=mean, basis=basis, psi=psi, **parts).to(x.device)
 

@@ -24,13 +24,15 @@ from thalweg.core import check
 from thalweg.core.device import in_autocast
 from thalweg.core.errors import UserError
 from thalweg.energy.base import AnyEnergy, EnergyFn
+from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.attention import double_backward
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.wrappers import FixedLabels
 from thalweg.objective.base import LABELS, Batch
-from thalweg.objective.contrastive import health, replay_buffer
+from thalweg.objective.contrastive import health, replay_buffer, starts
 from thalweg.objective.contrastive.replay_buffer import Initial, Replay, Visit
+from thalweg.objective.contrastive.starts import Starts
 from thalweg.objective.score.derivatives import Gradient, check_gradient, takes_differences
 from thalweg.objective.score.finite_differences import deviation, loss_of_gradient
 from thalweg.sampler.base import HasClamp, Info, Sampler, normal_like
@@ -60,8 +62,9 @@ class ContrastiveDivergence:
         sampler: The sampler of the chains. Its schedules count the steps of one visit, from 0.
         num_steps: The chain's length, or (first, last), changing linearly over training.
         start: Where chains begin: "data", "persistent" (a replay buffer) or "noise".
-        initial: The law of noise: "uniform" on [low, high] or "normal", fitted to the batch. None: uniform for images
-            (B, C, H, W), normal for rows.
+        initial: The law of noise: "uniform" on [low, high]; "normal", fitted to the batch; or "mixture", of factor
+            analysers, fitted to `init_rows` rows of the data before training (`contrastive.starts`). None: uniform for
+            images (B, C, H, W), normal for rows.
         buffer_size: Chains in the replay buffer.
         reinit: Probability that a visited chain of the buffer is restarted at noise.
         augment: Alters a chain's position between two visits, which improves mixing (Du et al. 2021); restarted chains
@@ -102,7 +105,7 @@ class ContrastiveDivergence:
             check.count(num_steps=number)
         check.one_of(("data", "persistent", "noise"), start=self.start)
         if self.initial is not None:
-            check.one_of(("uniform", "normal"), initial=self.initial)
+            check.one_of(("uniform", "normal", "mixture"), initial=self.initial)
         if self.augment is not None and not callable(self.augment):
             hint = "write a spec such as {type: thalweg.data.augment:Warp}"
             raise UserError("must be callable", argument="augment", value=self.augment, hint=hint)
@@ -148,9 +151,19 @@ class ContrastiveDivergence:
 
     def init(self, energy: AnyEnergy, x: Float[Tensor, "b *d"], generator: Generator) -> Replay:
         """`buffer_size` chains at noise; an empty buffer unless chains are persistent."""
+        law = starts.fit(x, generator) if self.initial == "mixture" else ()
         persistent = self.start == "persistent"
-        chains = self._fresh(self.buffer_size, x, generator) if persistent else x.new_empty(0, *x.shape[1:])
-        return replay_buffer.start(chains)._replace(finite_differences=self._takes_differences(energy, x))
+        chains = self._fresh(self.buffer_size, x, law, generator) if persistent else x.new_empty(0, *x.shape[1:])
+        return replay_buffer.start(chains)._replace(finite_differences=self._takes_differences(energy, x), law=law)
+
+    @property
+    def init_rows(self) -> int:
+        """How many rows of the data `init` should be given: enough for the mixture, where there is one."""
+        return starts.ROWS if self.initial == "mixture" else 1
+
+    def start_law(self, state: Replay, shape: Sequence[int]) -> MixtureOfFactorAnalyzers | None:
+        """The mixture that new chains are drawn from, of rows of a shape; None where it is another law."""
+        return state.law.mixture(tuple(shape)) if isinstance(state.law, Starts) else None
 
     def _takes_differences(self, energy: AnyEnergy, x: Tensor) -> bool:
         """Whether the gradient penalty, where there is one, is differentiated by finite differences."""
@@ -210,16 +223,16 @@ class ContrastiveDivergence:
         sign = 1 if last >= first else -1
         return first + sign * int(progress * (abs(last - first) + 1))
 
-    def _fresh(self, n: int, like: Tensor, generator: Generator) -> Tensor:
+    def _fresh(self, n: int, like: Tensor, law: Starts | tuple[()], generator: Generator) -> Tensor:
         initial = self.initial or ("uniform" if like.ndim == 4 else "normal")
-        return replay_buffer.fresh(n, like, generator, initial=initial, low=self.low, high=self.high)
+        return replay_buffer.fresh(n, like, generator, initial=initial, low=self.low, high=self.high, law=law)
 
     def _visit(self, state: Replay, batch: Batch, generator: Generator) -> Visit:
         """The chains to move: of a conditional energy those of the batch's labels, new ones where there are too few."""
         n, labels = len(batch.x), self._labels(batch)
         if self.start == "data":
             return Visit(torch.arange(n, device=labels.device), torch.ones_like(labels).bool(), batch.x, labels)
-        x = self._fresh(n, batch.x, generator)
+        x = self._fresh(n, batch.x, state.law, generator)
         if self.start == "noise":
             return Visit(torch.arange(n, device=labels.device), torch.ones_like(labels).bool(), x, labels)
         slots = (

@@ -15,21 +15,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from thalweg.core.errors import UserError
+from thalweg.objective.contrastive import starts
+from thalweg.objective.contrastive.starts import Starts
 from thalweg.sampler.base import normal_like, per_row
 
-Initial = Literal["uniform", "normal"]
+Initial = Literal["uniform", "normal", "mixture"]
 
 
 class Replay(NamedTuple):
     """N chains: positions (N, *), ages (N,) in sampler steps since each began, labels (N,), -1 for none.
 
     The state of contrastive divergence. `finite_differences`: whether its gradient penalty is differentiated by these.
+    `law`: where new chains begin, if that was fitted to the data; else empty.
     """
 
     x: Tensor
     age: Tensor
     labels: Tensor
     finite_differences: bool = False
+    law: Starts | tuple[()] = ()
 
 
 class Visit(NamedTuple):
@@ -42,9 +46,23 @@ class Visit(NamedTuple):
 
 
 def fresh(
-    n: int, like: Float[Tensor, "b *d"], generator: Generator, *, initial: Initial, low: float, high: float
+    n: int,
+    like: Float[Tensor, "b *d"],
+    generator: Generator,
+    *,
+    initial: Initial,
+    low: float,
+    high: float,
+    law: Starts | tuple[()] = (),
 ) -> Float[Tensor, "n *d"]:
-    """n starts: uniform on [low, high], or normal with each coordinate's mean and deviation in `like`."""
+    """n starts: uniform on [low, high], normal with each coordinate's mean and deviation in `like`, or draws of `law`.
+
+    Images of the law are clamped to [low, high].
+    """
+    if initial == "mixture":
+        assert isinstance(law, Starts)  # which `init` has fitted
+        x = starts.draw(law, n, tuple(like.shape[1:]), generator).to(like)
+        return x.clamp(low, high) if like.ndim == 4 else x
     shape = like.new_empty(()).expand(n, *like.shape[1:])
     if initial == "normal":
         deviation, mean = torch.std_mean(like, dim=0, correction=0)
