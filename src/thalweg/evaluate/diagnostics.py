@@ -10,6 +10,7 @@ ArviZ takes seconds to import, so it is imported when it is needed. Only its fun
 """
 
 import math
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -60,8 +61,9 @@ def _diagnosis(x: np.ndarray) -> Diagnosis:
     """
     if not np.isfinite(x).all():
         return Diagnosis(*[math.nan] * 5)
-    import arviz
-
+    with warnings.catch_warnings():  # it tells once a day that a newer version will be another one
+        warnings.simplefilter("ignore", FutureWarning)
+        import arviz
     x = np.ascontiguousarray(x)
     with np.errstate(invalid="ignore", divide="ignore"):  # of a constant quantity
         squares = (x - x.mean()) ** 2
