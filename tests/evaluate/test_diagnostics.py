@@ -35,6 +35,7 @@ def arrays(seed: int, draws: tuple[int, int]) -> np.ndarray:
 @pytest.fixture
 def arviz(monkeypatch):
     """ArviZ without numba, with which its error of the deviation fails on numpy 2.4."""
+    diagnose(np.zeros((2, 4)))  # imports arviz without its daily notice
     import arviz
 
     monkeypatch.setattr(arviz.utils.Numba, "numba_flag", False)
