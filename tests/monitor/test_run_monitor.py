@@ -35,7 +35,7 @@ def images(state, precision, share):
 
 def watched(rows, folder, **given):
     """A monitor after looks with these figures: (monitor, memory, verdicts as (alarm, calm, sentence))."""
-    monitor = RunMonitor(Figures(rows), images, num_samples=20, least=10, folder=folder, **given)
+    monitor = RunMonitor(lambda: Figures(rows), images, num_samples=20, least=10, folder=folder, **given)
     monitor.begin(0, "fp32")
     memory, found = None, []
     for k in range(len(rows)):

@@ -7,9 +7,11 @@ It fills `thalweg.training.signals.Signals`, which training declares and reads. 
 import json
 import logging
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,9 +19,11 @@ from torch import Tensor
 from thalweg.core.json_lines import JsonLines
 from thalweg.core.store import write_bytes
 from thalweg.monitor import sequential
-from thalweg.monitor.diversity import Diversity
 from thalweg.monitor.figure import FIGURES
 from thalweg.monitor.sequential import Found, Reference
+
+if TYPE_CHECKING:
+    from thalweg.monitor.diversity import Diversity
 
 log = logging.getLogger("thalweg")
 Policy = Literal["none", "warn", "adjust", "rollback", "stop"]  # as `thalweg.training.signals` has it
@@ -62,7 +66,7 @@ class RunMonitor:
     fails is logged and passed over: a monitor never ends a training by an error of its own.
 
     Args:
-        diversity: The figures of a set of samples.
+        diversity: Makes the figures of a set of samples, before the first look: a short run has none.
         samples: Where samples come from.
         num_samples: Of a look.
         least: Steps between two looks, where these cost nothing.
@@ -75,7 +79,7 @@ class RunMonitor:
 
     def __init__(
         self,
-        diversity: Diversity,
+        diversity: Callable[[], "Diversity"],
         samples: SampleSource,
         *,
         num_samples: int,
@@ -86,21 +90,23 @@ class RunMonitor:
         max_cost: float = 0.03,
         opinion: SecondOpinion | None = None,
     ):
-        self.diversity, self.samples, self.num_samples = diversity, samples, num_samples
+        self._make, self.samples, self.num_samples = diversity, samples, num_samples
         self.least, self.folder = least, folder
         self.policy: Policy = policy
         self.every, self.max_cost, self.opinion = every, max_cost, opinion
         self.precision = "fp32"
-        self._reference: Reference | None = None
         self._row: dict[str, Any] = {}
         self._broken = False
 
-    @property
+    @cached_property
+    def diversity(self) -> "Diversity":
+        """The figures of a set of samples."""
+        return self._make()
+
+    @cached_property
     def reference(self) -> Reference:
         """Mean and deviation of each figure over held-out sets of the size of a look."""
-        if self._reference is None:
-            self._reference = self.diversity.reference(self.num_samples)
-        return self._reference
+        return self.diversity.reference(self.num_samples)
 
     def begin(self, step: int, precision: str) -> None:
         """Drop rows and pictures of later steps, which a process that was killed wrote."""

@@ -18,9 +18,8 @@ from thalweg.energy.base import NoiseConditional
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.outcomes import Conditional
-from thalweg.monitor.diversity import Diversity
 from thalweg.monitor.run_monitor import Drawn, RunMonitor
-from thalweg.objective.base import Objective, keeps_chains
+from thalweg.objective.base import Objective, keeps_chains, start_law_of
 from thalweg.run.checks import Parts
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.base import Sampler, require_annealed, with_num_steps
@@ -29,6 +28,7 @@ from thalweg.training.settings import RunSettings
 from thalweg.training.signals import MonitorSettings
 
 if TYPE_CHECKING:
+    from thalweg.monitor.diversity import Diversity
     from thalweg.monitor.vision.opinion import SampleJudge
 
 JUDGED = "judge"  # in the run folder: what a vision judge was asked and said
@@ -58,10 +58,16 @@ def run_monitor(
         return None
     held_out, train = as_float(data.held_out[:HELD_OUT]), as_float(data.train[:TRAIN])
     labels = None if data.held_out_labels is None else data.held_out_labels[:HELD_OUT]
+
+    def diversity() -> "Diversity":
+        from thalweg.monitor.diversity import Diversity  # which brings scikit-learn along
+
+        return Diversity(held_out, train, labels=labels, seed=run.seed)
+
     chains = keeps_chains(parts.objective)
     num = settings.num_samples or (CHAINS if chains else DRAWS)
     return RunMonitor(
-        Diversity(held_out, train, labels=labels, seed=run.seed),
+        diversity,
         RunSamples(parts.objective, parts.sampler, data, transform, num),
         num_samples=num,
         least=OFTEN if chains else SELDOM,
@@ -138,7 +144,7 @@ class RunSamples:
         num = max(1, round(share * self.num))
         if not keeps_chains(self.objective):
             with frozen(state.average) as energy:
-                return Drawn(self._units(self._drawn(energy, num, precision)))
+                return Drawn(self._units(self._drawn(energy, state.objective, num, precision)))
         chains = self.objective.persistent_chains(state.objective)
         x = chains[:num].detach().cpu()  # the same slots at each look; a slot is like any other
         return Drawn(self._units(x), torch.unique(x.flatten(1), dim=0, return_inverse=True)[1])
@@ -146,12 +152,13 @@ class RunSamples:
     def _units(self, z: Tensor) -> Tensor:
         return decoded(self.data.kind, self.transform, z.detach().cpu())
 
-    def _drawn(self, energy: nn.Module, num: int, precision: str) -> Tensor:
+    def _drawn(self, energy: nn.Module, memory: Any, num: int, precision: str) -> Tensor:
         if isinstance(energy, NoiseConditional):
             sampler = require_annealed(self.sampler)
             with suppress(UserError):  # of a class that has no such number
                 sampler = with_num_steps(sampler, ANNEALED_STEPS)
             return torch.cat(list(anneal(sampler, energy, num, precision=precision)))
         draws = generator(0, "monitor")
-        start = initial_positions(self.data.kind, self.transform, (num, *self.data.shape), draws, energy)
+        law = start_law_of(self.objective, memory, self.data.energy_shape)
+        start = initial_positions(self.data.kind, self.transform, (num, *self.data.shape), draws, energy, law)
         return run_chain(self.sampler, energy, start.to(device_of(energy)), num_steps=CHAIN_STEPS, precision=precision)
