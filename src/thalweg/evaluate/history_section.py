@@ -90,7 +90,7 @@ def _verdicts(looks: Sequence[Mapping[str, Any]], most: int = VERDICTS) -> str:
         [f"{look['step']:,}", *(html.escape(look[key] or none) for key, none in cells.items())] for look in told[:most]
     ]
     more = f"<p>{len(told) - most:,} later verdicts are in monitor.jsonl.</p>" if len(told) > most else ""
-    return table(["step", "alarm", "what the monitor said", "what the run did"], rows, text=(1, 2, 3)) + more
+    return table(["step", "alarm", "what the monitor said", "what the run did"], rows, own=(), text=(1, 2, 3)) + more
 
 
 def _sheets(looks: Sequence[Mapping[str, Any]], pictures: Mapping[int, Path]) -> str:
