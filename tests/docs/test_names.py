@@ -27,13 +27,15 @@ PAGES = [
     ROOT / "examples" / "plugin" / "README.md",
 ]
 PACKAGES = {path.name for path in SOURCE.iterdir() if path.is_dir()}
-SECTIONS = {"data": "training", "train": "training"} | {name: name for name in ("energy", "objective", "sampler")}
+SECTIONS = {"data": "training", "train": "training", "monitor": "training"} | {
+    name: name for name in ("energy", "objective", "sampler")
+}
 TOP = ("src", "tests", "docs", "benchmarks", "examples", "scripts", ".ci", ".github")
 OWN = {"mine"}  # what stands for a reader's own file
 
 FULL = re.compile(r"(?<![\w/.])thalweg((?:\.[A-Za-z_]\w*)+)(?::(\w+))?")
 SHORT = re.compile(r"`([a-z_]\w*(?:\.(?!(?:py|md|jsonl)\b)\w+)+)(?::(\w+))?")
-SETTING = re.compile(r"(?<![\w.])((?:data|train|training|energy|objective|sampler)(?:\.[a-z_]\w*)+)=")
+SETTING = re.compile(r"(?<![\w.])((?:data|train|training|monitor|energy|objective|sampler)(?:\.[a-z_]\w*)+)=")
 FILE = re.compile(r"(?<![\w/.:<-])((?:[\w.-]+/)+[\w-]+\.(?:py|md|ipynb|yaml|yml|png))\b")
 FOLDER = re.compile(r"`((?:[\w.-]+/)*[\w.-]+/?)`")
 WORD = re.compile(r"`(?:([A-Z]\w+)\.)?(\w+)[`(=]")
