@@ -160,12 +160,12 @@ def _overrides(path: str, settings: Any) -> Iterator[str]:
     if settings is None:
         return
     if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
-        hint = 'write {"batch_size": 32}'
+        hint = "write " + ('{"policy": "warn"}' if path == "monitor" else '{"batch_size": 32}')
         section = path.partition(".")[0]
         name = {"train": "settings"}.get(section, section)
         raise UserError(f"must be a mapping of the recipe's keys under {section}", argument=name, hint=hint)
     for key, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and path == "train":  # those of `monitor` are given whole
             yield from _overrides(f"{path}.{key}", value)
         else:
             yield f"{path}.{key}={_as_yaml(f'{path}.{key}', value)}"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from thalweg.core import store
-from thalweg.core.errors import Diverged
+from thalweg.core.errors import Diverged, UserError
 from thalweg.core.json_lines import JsonLines
 from thalweg.core.rng import generator
 from thalweg.data.in_memory import given_dataset
@@ -155,3 +155,45 @@ def test_a_look_that_fails_ends_no_run(data, tmp_path, monkeypatch, caplog):
     run(tmp_path, data, "pcd", steps=40)
     assert "no look at the samples at step 20: no room for distances" in caplog.text
     assert json.loads((tmp_path / "monitor.jsonl").read_text().splitlines()[-1])["figures"] == {}
+
+
+@pytest.mark.parametrize(
+    ("asked", "argument", "said"),
+    [
+        ("monitor.policy=shout", "monitor.policy", "must be 'none'"),
+        ("monitor.every=0", "monitor.every", "greater than or equal to 1"),
+        ("monitor.polisy=warn", "monitor.polisy", "no such key"),
+        ("monitor.judge=vision", "monitor.judge", "must be statistical"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(asked, argument, said, data, tmp_path):
+    with pytest.raises(UserError, match=said) as caught:
+        run(tmp_path / "a", data, "pcd", asked)
+    assert caught.value.argument == argument
+    assert not (tmp_path / "a").exists()
+
+
+def test_of_a_vision_judge_a_key_in_the_wrong_place_is_not_repeated(tmp_path, monkeypatch):
+    """And what YAML makes of `off` is the policy `none`."""
+    pictures = given_dataset(torch.rand(700, 1, 8, 8, generator=generator(0, "pictures")), held_out=0.4)
+    for vision in ("{model: X, send_images: true, api_key: sk-SECRET}", "{model: X, key_variable: sk-SECRET}"):
+        asked = Request(
+            data="data in memory", recipe="pcd-conv", steps=4, given=Given(data=pictures),
+            overrides=["monitor.judge=vision", f"monitor.vision={vision}"],
+        )  # fmt: skip
+        with pytest.raises(UserError, match=r"monitor\.vision") as caught:
+            fit(asked, tmp_path / "a")
+        assert "SECRET" not in str(caught.value)
+    off = module.settings(Request(data="two-moons", recipe="pcd", steps=4, overrides=["monitor.policy=off"]), "vector")
+    assert off.monitor.policy == "none"
+
+
+def test_from_python_the_settings_are_a_mapping():
+    import thalweg
+
+    told = {"monitor": {"judge": "vision", "vision": {"model": "X", "send_images": True}}}
+    with pytest.raises(UserError, match="no run folder") as caught:
+        thalweg.train("pcd-conv", torch.rand(700, 1, 8, 8), steps=4, **told)
+    assert caught.value.argument == "monitor.judge"
+    with pytest.raises(UserError, match="policy"):
+        thalweg.train("pcd", "two-moons", steps=4, monitor="warn")

@@ -100,8 +100,8 @@ def _judge(
     opinion = api.judge_run(bundle, bundle.path, settings, num_samples=num_samples, seed=seed)
     console.say(opinion.sentence)
     if opinion.judge == "vision":
-        count, host = opinion.images_sent, opinion.host
-        console.say(f"{count} images were sent to {host}; ${opinion.cost:.4f} spent in all, by the prices given")
+        tried = f"requests with a contact sheet, to {opinion.host}: {opinion.images_sent}"
+        console.say(f"{tried}; ${opinion.cost:.4f} spent in all, by the prices given")
     return opinion.model_dump(mode="json")
 
 

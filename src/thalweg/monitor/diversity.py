@@ -6,6 +6,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
 from thalweg.monitor.comparison import REPEATS, Classifier, K, Measured, Reference, Rows, Ruler, subsets, vendi
@@ -109,9 +110,7 @@ class Diversity:
         Subsets overlap; the deviation is corrected for that, by 1 / sqrt(1 - n / rows), and is taken of subsets of half
         the rows at most, and then scaled by the square root of n.
         """
-        n = min(int(n), len(self._law.units))
-        if n < MIN_SAMPLES:
-            raise UserError(f"must be {MIN_SAMPLES} or more", argument="n", value=n)
+        n = min(check.whole("n", n, MIN_SAMPLES), len(self._law.units))
         if n not in self._known:
             mean = self._subset_figures(n)
             m = min(n, len(self._law.units) // 2)

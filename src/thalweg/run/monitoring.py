@@ -112,10 +112,9 @@ def _second_opinion(
         how = VisionSettings.of(**settings.vision)
         if how.has_key():
             return VisionOpinion(VisionJudge(how, folder / JUDGED, train=train), held_out)
-    except (UserError, TypeError) as error:
-        name = f"monitor.vision.{error.argument}" if isinstance(error, UserError) else "monitor.vision"
-        raise UserError(str(error), argument=name) from error
-    log.warning("%s is not set: alarms are judged by their figures alone", how.variable())
+    except UserError as error:
+        raise error.replace(argument=f"monitor.vision.{error.argument}") from error
+    log.warning("%s is not set: alarms are judged by their figures alone; export it", how.variable())
     return None
 
 

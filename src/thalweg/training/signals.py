@@ -8,7 +8,7 @@ memory is part of the checkpoint, so a resumed run hears the same verdicts at th
 import math
 from typing import Any, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Policy = Literal["none", "warn", "adjust", "rollback", "stop"]
 LEAST_LOOKS = 4  # a run with fewer has no earlier window to be compared with
@@ -27,6 +27,12 @@ class MonitorSettings(BaseModel):
     )
     judge: Literal["statistical", "vision"] = "statistical"
     vision: dict[str, Any] = {}  # of the vision judge: `monitor.vision.settings.VisionSettings`
+
+    @field_validator("policy", mode="before")
+    @classmethod
+    def _off_is_none(cls, value: Any) -> Any:
+        """What YAML makes of `off`."""
+        return "none" if value is False else value
 
 
 class Verdict(NamedTuple):

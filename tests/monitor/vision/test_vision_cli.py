@@ -41,7 +41,7 @@ def test_the_vision_judge(call, run, server, monkeypatch, tmp_path):
     code, out, err = call("evaluate", folder, *words, "--send-images", "--json", "--price", "0", "0", "--max-cost", "0")
     assert code == 0, err
     assert any("is not listened to: it failed these controls: real, noise," in line for line in err), err
-    assert "28 images were sent to 127.0.0.1; $0.0000 spent in all, by the prices given" in err
+    assert "requests with a contact sheet, to 127.0.0.1: 28; $0.0000 spent in all, by the prices given" in err
     opinion = json.loads((folder / "opinion.json").read_text())
     assert out["opinion"] == opinion
     assert opinion["step"] == 25

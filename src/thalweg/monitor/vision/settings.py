@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, suggestion
 from thalweg.monitor.vision.clients.base import find_client
 
 NO_KEY = "none"  # what a server without keys is sent
@@ -43,7 +43,7 @@ class VisionSettings(BaseModel):
     model: str = Field(min_length=1)
     base_url: str | None = None
     send_images: bool = False
-    key_variable: str | None = None
+    key_variable: str | None = Field(None, pattern=r"^[A-Z_][A-Z0-9_]{0,60}$")
     temperature: float | None = Field(None, ge=0, le=2)
     max_tokens: int = Field(1500, ge=200)
     timeout: float = Field(60.0, gt=0)
@@ -77,6 +77,11 @@ class VisionSettings(BaseModel):
             if first["type"] == "missing":
                 hint = "name a model that the server has and that takes images"
                 raise UserError("must be given", argument=name, hint=hint) from None
+            if first["type"] == "extra_forbidden":  # its value may be a key, typed in the wrong place
+                raise UserError("no such key", argument=name, hint=suggestion(name, cls.model_fields)) from None
+            if name == "key_variable":
+                text = "must be the name of an environment variable, in capitals, and not the key itself"
+                raise UserError(text, argument=name) from None
             condition = first["msg"].removeprefix("Value error, ").replace("Input should", "must")
             raise UserError(condition, argument=name, value=first["input"]) from None
 

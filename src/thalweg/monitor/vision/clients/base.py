@@ -105,7 +105,7 @@ def our_errors(library: Any) -> Iterator[None]:
     except library.APITimeoutError:
         raise Unavailable("the server did not answer in time", perhaps_billed=True) from None
     except library.APIConnectionError:
-        raise Unavailable("the server cannot be reached") from None
+        raise Unavailable("the server cannot be reached; check its address and the network") from None
     except Exception as error:  # what a malformed reply gives in the library has no common type
         raise Rejected(f"the server's answer is not of the protocol ({type(error).__name__})") from None
 
