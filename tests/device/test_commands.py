@@ -24,6 +24,7 @@ def commands(found, words=()):
 
 
 COMMANDS = dict(commands(typer.main.get_command(app)))
+del COMMANDS[("watch",)]  # which computes nothing
 
 
 def wanted(command):

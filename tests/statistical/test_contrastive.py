@@ -33,7 +33,7 @@ def mutant(module, old, new):
 
 def with_buffer(old, new):
     """The objective's module over a mutated buffer."""
-    made = mutant(contrastive, "import health, replay_buffer\n", "import health\n")
+    made = mutant(contrastive, "import health, replay_buffer, starts\n", "import health, starts\n")
     made.replay_buffer = mutant(buffer, old, new)
     return made
 
