@@ -25,7 +25,10 @@ class Figures:
         return REFERENCE
 
     def figures(self, x, *, lineages=None):
-        return self.rows.pop(0)
+        return dict(self.rows.pop(0))
+
+    def classes(self, x):
+        return (x[:, 0, 0, 0] * 4).long()
 
 
 def images(state, precision, share):
@@ -75,6 +78,22 @@ def test_a_second_opinion_is_asked_about_alarms_alone_and_may_hold_one_back(over
     assert row["opinion"]["overrules"] is overrules
     assert ("not acted upon: the model finds them varied" in row["sentence"]) is overrules
     assert memory["grace"] > 0
+
+
+def test_of_chains_the_share_that_changed_its_class_is_told(tmp_path):
+    def chains(state, precision, share):
+        x = torch.zeros(20, 1, 8, 8)
+        x[: state.step // 10, 0, 0, 0] = 0.9  # one more at each look
+        return Drawn(x, torch.arange(20))
+
+    monitor = RunMonitor(lambda: Figures([GOOD] * 3), chains, num_samples=20, least=10, folder=tmp_path)
+    monitor.begin(0, "fp32")
+    memory = None
+    for step in (10, 20, 30):
+        *_, after = monitor.look(SimpleNamespace(step=step, monitor=memory))
+        memory = monitor.settle(after, "set objective.reinit from 0 to 0.1" if step == 20 else None)
+    rates = [row["figures"].get("switch_rate") for row in JsonLines(tmp_path / "monitor.jsonl").read()]
+    assert rates == [None, 0.05, 0.05]
 
 
 def test_rows_and_pictures_after_the_step_it_goes_on_at_are_dropped(tmp_path):

@@ -138,11 +138,14 @@ class RunMonitor:
         try:
             look = self.samples(state, self.precision, 1.0)
             values = self.diversity.figures(look.x, lineages=look.lineages)
+            classes = [] if look.lineages is None else self.diversity.classes(look.x).tolist()
         except (ValueError, RuntimeError) as error:  # UserError is the first: not finite samples, say
             log.warning("no look at the samples at step %d: %s", state.step, error)
             self._row |= {"figures": {}, "reference": {}, "suspicion": {}, "alarm": None, "sentence": str(error)}
             return None, False, "", memory
         after, found = sequential.update(memory, values, self.reference)
+        if classes and (before := memory.get("classes")):
+            values |= {"switch_rate": sum(a != b for a, b in zip(classes, before, strict=True)) / len(classes)}
         kind = FIGURES[found.alarm].kind if found.alarm else None
         sentence = self._sentence(values, found)
         opinion = self._ask(look.x, state.step) if kind else None
@@ -160,12 +163,13 @@ class RunMonitor:
             "seconds": round(time.perf_counter() - start, 3),
         }
         self._draw(look.x, state.step)
-        return kind, found.calm, sentence, after
+        return kind, found.calm, sentence, {**after, "classes": classes}
 
     def settle(self, memory: Any, action: str | None) -> Any:
         """The memory after the run acted or not; writes the row of the look."""
         self._write({**self._row, "action": action})
-        return sequential.after_action(memory) if action and action != "warned" else memory
+        acted = bool(action) and action != "warned"
+        return {**memory, **sequential.after_action(memory)} if acted else memory
 
     def _ask(self, x: Tensor, step: int) -> dict[str, Any] | None:
         return self.opinion(x, step) if self.opinion is not None else None
