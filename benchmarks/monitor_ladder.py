@@ -84,8 +84,9 @@ def main() -> None:
     args = parser.parse_args()
     stored = np.load(args.data / "mnist.npz")
     test = torch.from_numpy(stored["x_test"]).float()[:, None] / 255
-    held_out, real = test[FIRST : FIRST + HELD_OUT], test[FIRST + HELD_OUT :]
-    labels = torch.from_numpy(stored["y_test"]).long()[FIRST + HELD_OUT :]
+    rows = FIRST + torch.randperm(len(test) - FIRST, generator=generator(0, "rows"))  # later rows are by other writers
+    held_out, real = test[rows[:HELD_OUT]], test[rows[HELD_OUT:]]
+    labels = torch.from_numpy(stored["y_test"]).long()[rows[HELD_OUT:]]
     train = as_float(catalog.load("mnist").train)
     judge = Diversity(held_out, train)
     reference = judge.reference(args.n)
