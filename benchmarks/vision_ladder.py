@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from thalweg.core.rng import generator
 from thalweg.monitor.vision.judge import VisionJudge
 from thalweg.monitor.vision.settings import VisionSettings
 from thalweg.monitor.vision.statistical import StatisticalJudge
@@ -38,7 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     stored = np.load(args.data / "mnist.npz")
     test = torch.from_numpy(stored["x_test"]).float()[:, None] / 255
-    real, labels = test[FIRST : FIRST + HELD_OUT], torch.from_numpy(stored["y_test"])[FIRST : FIRST + HELD_OUT]
+    rows = FIRST + torch.randperm(len(test) - FIRST, generator=generator(0, "rows"))[:HELD_OUT]
+    real, labels = test[rows], torch.from_numpy(stored["y_test"])[rows]
     sets = {path.stem: torch.from_numpy(np.load(path)) for path in sorted(args.sets.glob("*.npy"))}
     judge = (
         StatisticalJudge()
