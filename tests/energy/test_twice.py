@@ -30,8 +30,9 @@ KINDS = [
 
 def build(kind, dtype=torch.float64, rows=9):
     energy = speed_dual.energy_of(**KINDS[kind]).to(dtype)
+    weights = generator(0, "weights")  # not the global one, whose state is what earlier tests have left
     for p in energy.parameters():
-        nn.init.normal_(p, std=0.2) if p.ndim > 1 else nn.init.normal_(p, std=0.1)
+        nn.init.normal_(p, std=0.2 if p.ndim > 1 else 0.1, generator=weights)
     x = torch.rand(rows, *energy.shape, generator=generator(0, "x")).to(dtype)
     energy.fit(torch.rand(40, *energy.shape, generator=generator(0, "fit")).to(dtype))
     noise = OBJECTIVE.draw(NoiseRange.of(energy), Batch(x), generator(0, "z"), 0.0)
@@ -61,7 +62,7 @@ def test_a_product_of_spectra_is_the_convolution(size):
 
 
 @pytest.mark.parametrize("kind", range(len(KINDS)))
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 3e-5)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_loss_and_gradients_are_autograds(kind, dtype, bound):
     energy, batch, noise = build(kind, dtype)
     assert energy.value_and_grads(batch.x, noise[0]) is not None
