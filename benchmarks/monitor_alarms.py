@@ -31,7 +31,7 @@ from thalweg.data.in_memory import given_dataset
 from thalweg.data.toy import TOYS
 from thalweg.monitor import sequential
 from thalweg.monitor.diversity import Diversity
-from thalweg.monitor.run_monitor import Drawn
+from thalweg.monitor.run_monitor import LookSamples
 from thalweg.run import monitoring
 from thalweg.run.given import Given
 from thalweg.run.in_memory import fit_in_memory
@@ -64,7 +64,7 @@ def watched(setup: dict[str, Any], seed: int) -> tuple[Dataset, list[tuple[int, 
     data, looks = dataset(setup["data"], seed), []
 
     class Kept(monitoring.RunSamples):
-        def __call__(self, state: Any, precision: str, share: float) -> Drawn:
+        def __call__(self, state: Any, precision: str, share: float) -> LookSamples:
             look = super().__call__(state, precision, share)
             looks.append((state.step, look.x))
             return look
@@ -111,7 +111,7 @@ class Run(NamedTuple):
     looks: dict[int, Tensor]
 
     @property
-    def reference(self) -> sequential.Reference:
+    def reference(self) -> sequential.ReferenceFigures:
         return self.diversity.reference(max(map(len, self.looks.values())))
 
 
@@ -127,7 +127,7 @@ def runs(folder: Path) -> list[Run]:
     return found
 
 
-def judged(rows: Sequence[Mapping[str, float]], reference: sequential.Reference) -> list[str | None]:
+def judged(rows: Sequence[Mapping[str, float]], reference: sequential.ReferenceFigures) -> list[str | None]:
     """The alarm of each look, None for most."""
     memory, alarms = sequential.start(), []
     for row in rows:
@@ -244,7 +244,7 @@ def planted(run: Run, slow: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Found, and the median and largest delay in steps, by setup and plant."""
+    """TestResult, and the median and largest delay in steps, by setup and plant."""
     text = "| setup | collapse | found | steps, median | most | by |\n|---|---|---|---|---|---|\n"
     for setup, plant in dict.fromkeys((row["setup"], row["plant"]) for row in rows):
         some = [row for row in rows if (row["setup"], row["plant"]) == (setup, plant)]

@@ -8,7 +8,7 @@ import torch
 from thalweg.core.json_lines import JsonLines
 from thalweg.core.rng import generator
 from thalweg.monitor import run_monitor as module
-from thalweg.monitor.run_monitor import Drawn, RunMonitor
+from thalweg.monitor.run_monitor import LookSamples, RunMonitor
 
 REFERENCE = {"coverage": (0.9, 0.03), "nearest_train": (1.0, 0.03)}
 GOOD = {"coverage": 0.8, "nearest_train": 1.0}
@@ -33,7 +33,7 @@ class Figures:
 
 def images(state, precision, share):
     draws = generator(0, "images", state.step)
-    return Drawn(torch.rand(max(1, round(20 * share)), 1, 8, 8, generator=draws))
+    return LookSamples(torch.rand(max(1, round(20 * share)), 1, 8, 8, generator=draws))
 
 
 def watched(rows, folder, **given):
@@ -84,7 +84,7 @@ def test_of_chains_the_share_that_changed_its_class_is_told(tmp_path):
     def chains(state, precision, share):
         x = torch.zeros(20, 1, 8, 8)
         x[: state.step // 10, 0, 0, 0] = 0.9  # one more at each look
-        return Drawn(x, torch.arange(20))
+        return LookSamples(x, torch.arange(20))
 
     monitor = RunMonitor(lambda: Figures([GOOD] * 3), chains, num_samples=20, least=10, folder=tmp_path)
     monitor.begin(0, "fp32")

@@ -17,7 +17,7 @@ from thalweg.objective.base import Batch, rows_for, start_law_of
 from thalweg.objective.combined import Combined
 from thalweg.objective.contrastive import starts
 from thalweg.objective.contrastive.divergence import ContrastiveDivergence
-from thalweg.objective.contrastive.starts import Starts
+from thalweg.objective.contrastive.starts import StartLaw
 from thalweg.run.fit import Request, fit
 from thalweg.run.in_memory import fit_in_memory
 from thalweg.sampler.langevin import ULA
@@ -27,7 +27,7 @@ N = 20_000
 
 def law():
     """Two components in two of three directions, float64."""
-    return Starts(
+    return StartLaw(
         mean=torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64),
         basis=torch.eye(3, dtype=torch.float64)[:, :2],
         log_weights=torch.tensor([0.3, 0.7], dtype=torch.float64).log(),

@@ -17,7 +17,7 @@ SLACK = 1e-6  # of the median distance: what rounding may add
 Classifier = Callable[[Tensor], Tensor]  # (n, F) features to (n,) classes
 
 
-class Measured(NamedTuple):
+class RowFeatures(NamedTuple):
     """What n rows are by themselves."""
 
     units: Float[Tensor, "n d"]  # pixels or standardised columns
@@ -25,7 +25,7 @@ class Measured(NamedTuple):
     to_train: Float[Tensor, " n"]  # distance to the nearest training row, in units; empty where there are none
 
 
-class Rows(NamedTuple):
+class ComparedRows(NamedTuple):
     """What n rows are beside a reference."""
 
     units: Float[Tensor, "n d"]
@@ -35,16 +35,16 @@ class Rows(NamedTuple):
     near_units: Float[Tensor, "n r"]  # the same in units
     to_train: Float[Tensor, " n"]  # distance to the nearest training row over the reference's median
 
-    def part(self, index: Tensor) -> "Rows":
+    def part(self, index: Tensor) -> "ComparedRows":
         """Some of the rows."""
-        return Rows(*(x[index] if len(x) else x for x in self))
+        return ComparedRows(*(x[index] if len(x) else x for x in self))
 
-    def joined(self, other: "Rows") -> "Rows":
+    def joined(self, other: "ComparedRows") -> "ComparedRows":
         """These rows and then the others."""
-        return Rows(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
+        return ComparedRows(*(torch.cat(pair) for pair in zip(self, other, strict=True)))
 
 
-class Ruler:
+class FeatureExtractor:
     """Rows in the form that is compared.
 
     Args:
@@ -57,14 +57,14 @@ class Ruler:
         self.units, self.features = units, features
         self._train = None if train is None else units(train)
 
-    def measure(self, x: Tensor) -> Measured:
+    def measure(self, x: Tensor) -> RowFeatures:
         """Rows (n, *) in data units."""
         u = self.units(x)
         f = u if self.features is self.units else self.features(x)
-        return Measured(u, f, torch.empty(0) if self._train is None else nearest(u, self._train)[0])
+        return RowFeatures(u, f, torch.empty(0) if self._train is None else nearest(u, self._train)[0])
 
 
-class Reference:
+class ReferenceRows:
     """Held-out rows that all others are taken against, and every scale: nothing else sets one.
 
     Args:
@@ -73,7 +73,7 @@ class Reference:
         num_classes: How many classes.
     """
 
-    def __init__(self, m: Measured, classifier: Classifier, num_classes: int):
+    def __init__(self, m: RowFeatures, classifier: Classifier, num_classes: int):
         self._classify, self.num_classes = classifier, num_classes
         self._units, self._features = m.units.double(), m.features.double()
         apart, felt = torch.cdist(self._units, self._units), torch.cdist(self._features, self._features)
@@ -92,28 +92,28 @@ class Reference:
         """The share of each class."""
         return torch.bincount(classes, minlength=self.num_classes).float() / len(classes)
 
-    def rows(self, m: Measured) -> Rows:
+    def rows(self, m: RowFeatures) -> ComparedRows:
         """All that the statistics need."""
         near = (torch.cdist(m.features.double(), self._features) <= self._radii).float()
         near_units = (torch.cdist(m.units.double(), self._units) <= self._unit_radii).float()
         to_train = (m.to_train + self._slack) / self._train_scale if len(m.to_train) else m.to_train
-        return Rows(m.units, m.features, self._classify(m.features), near, near_units, to_train)
+        return ComparedRows(m.units, m.features, self._classify(m.features), near, near_units, to_train)
 
-    def copied(self, rows: Rows) -> float:
+    def copied(self, rows: ComparedRows) -> float:
         """The share of rows nearer to a training row than 99 % of reference rows are; 0 without training rows."""
         return (rows.to_train < self._copy).double().mean().item() if len(rows.to_train) else 0.0
 
-    def kernel(self, rows: Rows) -> Float[Tensor, "n n"]:
+    def kernel(self, rows: ComparedRows) -> Float[Tensor, "n n"]:
         """The radial kernel exp(-|a - b|² / (2 h²)) of features, h the median distance of reference rows."""
         f = rows.features.double()
         return torch.cdist(f, f).div(self.bandwidth).square().mul(-0.5).exp().float()
 
-    def repeats(self, rows: Rows) -> Float[Tensor, "n n"]:
+    def repeats(self, rows: ComparedRows) -> Float[Tensor, "n n"]:
         """1 where two of the rows are nearer than all but 1 % of reference rows are to any other."""
         u = rows.units.double()
         return (torch.cdist(u, u) <= self._repeat).float().fill_diagonal_(0)
 
-    def statistics(self, rows: Rows, members: Float[Tensor, "p n"]) -> dict[str, Float[Tensor, " p"]]:
+    def statistics(self, rows: ComparedRows, members: Float[Tensor, "p n"]) -> dict[str, Float[Tensor, " p"]]:
         """The statistics of subsets of the rows, one a row of zeros and ones.
 
         The Vendi score is the one of order 2, 1 / mean K² (Pasarkar & Dieng 2023); the distance to training rows is the

@@ -9,10 +9,20 @@ from torch import Tensor
 from thalweg.core import check
 from thalweg.core.errors import UserError, kind_of
 from thalweg.core.rng import generator
-from thalweg.monitor.comparison import REPEATS, Classifier, K, Measured, Reference, Rows, Ruler, subsets, vendi
-from thalweg.monitor.features import FeatureFn, OfDigits, Standardised, choose, pixels
+from thalweg.monitor.comparison import (
+    REPEATS,
+    Classifier,
+    ComparedRows,
+    FeatureExtractor,
+    K,
+    ReferenceRows,
+    RowFeatures,
+    subsets,
+    vendi,
+)
+from thalweg.monitor.features import FeatureFn, OfDigits, StandardisedColumns, choose, pixels
 from thalweg.monitor.figure import FIGURES, Kind
-from thalweg.monitor.permutation import Outcome, min_rank_test
+from thalweg.monitor.permutation import PermutationResult, min_rank_test
 from thalweg.monitor.sentence import fault, of_classes, percent, sentence
 
 ALARM = 0.003  # of the p-value: below the 1 % that is promised, since one held-out set serves many calls
@@ -75,11 +85,11 @@ class Diversity:
             train = self._checked(train, "train", 1)
         first, second = halves(len(held_out), seed)
         given = _labels(labels, len(held_out))
-        ruler = _ruler(held_out, held_out[first], train, features)
-        self._sides = [_Side(ruler, held_out, first, second, given, seed)]
+        extractor = _ruler(held_out, held_out[first], train, features)
+        self._sides = [_Side(extractor, held_out, first, second, given, seed)]
         if train is None and held_out.ndim != 4:  # each reference has the columns' deviations of its own
-            ruler = _ruler(held_out, held_out[second], None, features)
-        self._sides += [_Side(ruler, held_out, second, first, given, seed)]
+            extractor = _ruler(held_out, held_out[second], None, features)
+        self._sides += [_Side(extractor, held_out, second, first, given, seed)]
         self._reference, self._law = self._sides[0].reference, self._sides[0].law
         self._known: dict[int, dict[str, tuple[float, float]]] = {}
         self._scales: dict[int, float] = {}
@@ -143,7 +153,7 @@ class Diversity:
         kind, faults = FIGURES[bad[0]].kind, [self._fault(k, own, figures, reference) for k in bad]
         return Report(True, p_value, figures, sentence(n, faults, kind, p_value), reference, kind)
 
-    def _worst_first(self, outcome: Outcome, figures: Figures, reference: Bands) -> list[str]:
+    def _worst_first(self, outcome: PermutationResult, figures: Figures, reference: Bands) -> list[str]:
         """The bad figures, by how many deviations they lie off, those of the cause before those of its effects.
 
         Where most samples repeat each other, that is it; else low density, as samples that are unlike the data cover
@@ -156,7 +166,7 @@ class Diversity:
         order = sorted(far, key=lambda k: (FIGURES[k].kind == first, far[k]), reverse=True)
         return [k for k in order if outcome.single[k] <= BAD] or order[:1]
 
-    def _fault(self, name: str, own: Rows, figures: Figures, reference: Bands) -> str:
+    def _fault(self, name: str, own: ComparedRows, figures: Figures, reference: Bands) -> str:
         value, usual = figures[name], reference[name][0]
         if name == "histogram":
             return of_classes(value, usual, self._reference.histogram(own.classes), self._reference.shares)
@@ -164,16 +174,16 @@ class Diversity:
             return f"{percent(share)} lie nearer to a training row than {percent(1 - REPEATS)} of unseen rows do"
         return fault(name, value, usual)
 
-    def _measure(self, x: Tensor) -> list[Measured]:
-        """The samples by each side's ruler, once where it is the same."""
-        one, other = (side.ruler for side in self._sides)
+    def _measure(self, x: Tensor) -> list[RowFeatures]:
+        """The samples by each side's extractor, once where it is the same."""
+        one, other = (side.extractor for side in self._sides)
         first = one.measure(x)
         return [first, first if other is one else other.measure(x)]
 
-    def _rows(self, x: Tensor) -> Rows:
-        return self._reference.rows(self._sides[0].ruler.measure(x))
+    def _rows(self, x: Tensor) -> ComparedRows:
+        return self._reference.rows(self._sides[0].extractor.measure(x))
 
-    def _figures(self, rows: Rows) -> dict[str, float]:
+    def _figures(self, rows: ComparedRows) -> dict[str, float]:
         """The figures, of parts that are as large as the half of the law at most."""
         size = len(self._law.units)
         n = len(rows.units)
@@ -181,7 +191,7 @@ class Diversity:
         found = [self._figures_of(rows.part(part)) for part in parts]
         return {k: sum(one[k] for one in found) / len(found) for k in found[0]}
 
-    def _figures_of(self, rows: Rows) -> dict[str, float]:
+    def _figures_of(self, rows: ComparedRows) -> dict[str, float]:
         n = len(rows.units)
         found = {k: v.item() for k, v in self._reference.statistics(rows, torch.ones(1, n)).items()}
         found["vendi"] = vendi(self._reference.kernel(rows)) / self._scale(n)
@@ -262,18 +272,26 @@ def _rows(x: object, name: str, least: int) -> Tensor:
 class _Side:
     """One half of the held-out rows as the reference, and the other as the law."""
 
-    def __init__(self, ruler: Ruler, held_out: Tensor, first: Tensor, second: Tensor, labels: Tensor | None, seed: int):
-        self.ruler = ruler
-        m = ruler.measure(held_out[first])
-        classes = _classifier(ruler.features, m.features, labels, first, seed)
-        self.reference = Reference(m, *classes)
-        self.law = self.reference.rows(ruler.measure(held_out[second]))
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        held_out: Tensor,
+        first: Tensor,
+        second: Tensor,
+        labels: Tensor | None,
+        seed: int,
+    ):
+        self.extractor = extractor
+        m = extractor.measure(held_out[first])
+        classes = _classifier(extractor.features, m.features, labels, first, seed)
+        self.reference = ReferenceRows(m, *classes)
+        self.law = self.reference.rows(extractor.measure(held_out[second]))
 
 
-def _ruler(held_out: Tensor, reference: Tensor, train: Tensor | None, features: object) -> Ruler:
+def _ruler(held_out: Tensor, reference: Tensor, train: Tensor | None, features: object) -> FeatureExtractor:
     """The units and features of these data."""
-    units = pixels if held_out.ndim == 4 else Standardised(reference if train is None else train)
-    return Ruler(units, choose(held_out, units, features), train)
+    units = pixels if held_out.ndim == 4 else StandardisedColumns(reference if train is None else train)
+    return FeatureExtractor(units, choose(held_out, units, features), train)
 
 
 def _labels(labels: Tensor | None, n: int) -> Tensor | None:

@@ -35,7 +35,7 @@ class OfDigits:
             return self.network.head(features).argmax(1)
 
 
-class Standardised:
+class StandardisedColumns:
     """Columns in the deviations of `rows`; a column that is the same in all of them stays in its own units."""
 
     def __init__(self, rows: Tensor):

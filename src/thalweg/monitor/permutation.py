@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 
-class Outcome(NamedTuple):
+class PermutationResult(NamedTuple):
     """p_value: of all statistics together; single: of each by itself; deviations: how far below its mean each is."""
 
     p_value: float
@@ -16,7 +16,7 @@ class Outcome(NamedTuple):
     deviations: dict[str, float]
 
 
-def min_rank_test(statistics: dict[str, Float[Tensor, " p"]]) -> Outcome:
+def min_rank_test(statistics: dict[str, Float[Tensor, " p"]]) -> PermutationResult:
     """The p-value of element 0 among all p permutations, low values of any statistic being bad.
 
     Each permutation's score is the smallest rank among its statistics (Westfall & Young 1993); equal scores are ordered
@@ -30,7 +30,7 @@ def min_rank_test(statistics: dict[str, Float[Tensor, " p"]]) -> Outcome:
     worst = z.amax(1).clamp(min=0)
     score = ranks.amin(1) - worst / (1 + worst)
     names = list(statistics)
-    return Outcome(
+    return PermutationResult(
         (score <= score[0]).double().mean().item(),
         dict(zip(names, (ranks[0] / len(t)).tolist(), strict=True)),
         dict(zip(names, z[0].tolist(), strict=True)),

@@ -20,7 +20,7 @@ from thalweg.core.json_lines import JsonLines
 from thalweg.core.store import write_bytes
 from thalweg.monitor import sequential
 from thalweg.monitor.figure import FIGURES
-from thalweg.monitor.sequential import Found, Reference
+from thalweg.monitor.sequential import ReferenceFigures, TestResult
 
 if TYPE_CHECKING:
     from thalweg.monitor.diversity import Diversity
@@ -36,7 +36,7 @@ WHAT = {
 }
 
 
-class Drawn(NamedTuple):
+class LookSamples(NamedTuple):
     """The samples of a look: rows x (N, *) in data units, and for chains the number of each one's lineage (N,)."""
 
     x: Tensor
@@ -46,7 +46,7 @@ class Drawn(NamedTuple):
 class SampleSource(Protocol):
     """Where the samples of a look come from."""
 
-    def __call__(self, state: Any, precision: str, share: float) -> Drawn:
+    def __call__(self, state: Any, precision: str, share: float) -> LookSamples:
         """A share of the samples of a training's state, which is only read."""
         ...
 
@@ -104,7 +104,7 @@ class RunMonitor:
         return self._make()
 
     @cached_property
-    def reference(self) -> Reference:
+    def reference(self) -> ReferenceFigures:
         """Mean and deviation of each figure over held-out sets of the size of a look."""
         return self.diversity.reference(self.num_samples)
 
@@ -174,7 +174,7 @@ class RunMonitor:
     def _ask(self, x: Tensor, step: int) -> dict[str, Any] | None:
         return self.opinion(x, step) if self.opinion is not None else None
 
-    def _sentence(self, values: dict[str, float], found: Found) -> str:
+    def _sentence(self, values: dict[str, float], found: TestResult) -> str:
         """What is found, in plain words with the figures."""
         names = [found.alarm] if found.alarm else found.going_on or [n for n, s in found.suspicion.items() if s > 0]
         if not names:

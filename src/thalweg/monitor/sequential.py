@@ -30,11 +30,11 @@ TOLERANCES = {  # a loss within these is no fault, as training goes on: samples 
     "nearest_train": 0.15,
 }  # fmt: skip
 
-Reference = Mapping[str, tuple[float, float]]  # mean and deviation of each figure over held-out sets
+ReferenceFigures = Mapping[str, tuple[float, float]]  # mean and deviation of each figure over held-out sets
 Memory = dict[str, Any]  # a tree of numbers and lists, as a checkpoint holds it
 
 
-class Found(NamedTuple):
+class TestResult(NamedTuple):
     """What the test says after a look.
 
     Args:
@@ -60,7 +60,7 @@ def start() -> Memory:
     return {"grace": 0, "figures": {}}
 
 
-def update(memory: Memory, values: Mapping[str, float], reference: Reference) -> tuple[Memory, Found]:
+def update(memory: Memory, values: Mapping[str, float], reference: ReferenceFigures) -> tuple[Memory, TestResult]:
     """The memory after a look with these figures, and what is found. Figures without a reference are passed over."""
     grace = memory["grace"]
     tracks, excess = {}, {}
@@ -75,7 +75,7 @@ def update(memory: Memory, values: Mapping[str, float], reference: Reference) ->
             }
             tracks[name], excess[name] = _track(before, FIGURES[name], value, reference[name], counts=grace == 0)
     begun = [name for name, track in tracks.items() if track["alarm"] and not _alarmed(memory, name)]
-    found = Found(
+    found = TestResult(
         suspicion={name: min(1.0, track["sum"] / LIMIT) for name, track in tracks.items()},
         alarm=max(begun, key=lambda name: excess[name], default=None),
         going_on=[name for name, track in tracks.items() if track["alarm"]],

@@ -18,7 +18,7 @@ from thalweg.energy.base import NoiseConditional
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.outcomes import Conditional
-from thalweg.monitor.run_monitor import Drawn, RunMonitor
+from thalweg.monitor.run_monitor import LookSamples, RunMonitor
 from thalweg.objective.base import Objective, keeps_chains, start_law_of
 from thalweg.run.checks import Parts
 from thalweg.sampler.annealed import anneal
@@ -138,15 +138,15 @@ class RunSamples:
     transform: Float32Transform
     num: int
 
-    def __call__(self, state: Any, precision: str, share: float) -> Drawn:
+    def __call__(self, state: Any, precision: str, share: float) -> LookSamples:
         """A share of them, in data units on the CPU."""
         num = max(1, round(share * self.num))
         if not keeps_chains(self.objective):
             with frozen(state.average) as energy:
-                return Drawn(self._units(self._drawn(energy, state.objective, num, precision)))
+                return LookSamples(self._units(self._drawn(energy, state.objective, num, precision)))
         chains = self.objective.persistent_chains(state.objective)
         x = chains[:num].detach().cpu()  # the same slots at each look; a slot is like any other
-        return Drawn(self._units(x), torch.unique(x.flatten(1), dim=0, return_inverse=True)[1])
+        return LookSamples(self._units(x), torch.unique(x.flatten(1), dim=0, return_inverse=True)[1])
 
     def _units(self, z: Tensor) -> Tensor:
         return decoded(self.data.kind, self.transform, z.detach().cpu())

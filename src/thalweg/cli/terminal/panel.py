@@ -34,7 +34,7 @@ MARKS = {"calm": "green", "suspicious": "yellow", "alarm": "bold red"}
 SOFT = "bright_black"
 
 
-class Paper(NamedTuple):
+class DrawingArea(NamedTuple):
     """What a panel is drawn on."""
 
     width: int  # columns of the panel, its border included
@@ -43,7 +43,7 @@ class Paper(NamedTuple):
     colours: bool = True
 
 
-def panel(status: Status, paper: Paper) -> Panel:
+def panel(status: Status, paper: DrawingArea) -> Panel:
     """The panel of a run."""
     inner = max(paper.width - 4, 20)
     height = None if paper.height is None else max(paper.height - 2, 1)
@@ -66,7 +66,7 @@ def panel(status: Status, paper: Paper) -> Panel:
     )
 
 
-def _text(status: Status, paper: Paper, width: int, height: int | None, beside: bool) -> list[Text]:
+def _text(status: Status, paper: DrawingArea, width: int, height: int | None, beside: bool) -> list[Text]:
     """The sections that fit, in their order on the screen; what matters most gets lines first."""
     head = [*_progress(status, width, paper.ascii_only), *_told(status, width)]
     signals, figures = _signals(status, width, paper.ascii_only), _figures(status, width, paper.ascii_only)
@@ -215,7 +215,7 @@ def _sentence(text: str) -> str:
     return text if not text or text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _preview(status: Status, width: int, height: int, paper: Paper) -> list[Text]:
+def _preview(status: Status, width: int, height: int, paper: DrawingArea) -> list[Text]:
     """The newest picture, or texts, under a line that says what it is."""
     path = status.preview
     if path is None or height < 3:

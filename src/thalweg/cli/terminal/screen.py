@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from thalweg.cli.terminal.panel import SOFT, Paper, panel
+from thalweg.cli.terminal.panel import SOFT, DrawingArea, panel
 from thalweg.run.status import Follower, Status
 
 NARROWEST = 58  # columns of a panel beside another one
@@ -26,7 +26,7 @@ def frame(statuses: Sequence[Status], console: Console, height: int | None) -> R
         number, each = min(number, down * across), height // down
     width = console.width // across
     colours = console.color_system is not None and not console.no_color
-    paper = Paper(width, each, console.options.ascii_only, colours)
+    paper = DrawingArea(width, each, console.options.ascii_only, colours)
     table = Table.grid(padding=0)
     for _ in range(across):
         table.add_column(width=width, no_wrap=True)

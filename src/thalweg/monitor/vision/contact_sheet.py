@@ -20,7 +20,7 @@ MARGIN, GAP, HEADING, NUMBER = 12, 4, 34, 14  # pixels
 PAPER, INK, SOFT = (236, 236, 236), (20, 20, 20), (90, 90, 90)
 
 
-class Layout(NamedTuple):
+class SheetLayout(NamedTuple):
     """Where the tiles of a sheet lie, in pixels; the same for both panels."""
 
     columns: int
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
         return left, MARGIN + HEADING + GAP + row * (self.height + NUMBER + GAP) + NUMBER
 
 
-def layout(num: int, height: int, width: int) -> Layout:
+def layout(num: int, height: int, width: int) -> SheetLayout:
     """The layout of panels of `num` tiles of images of that size: the largest whole scale that fits, else a shrink."""
     columns = math.ceil(math.sqrt(num))
     rows = math.ceil(num / columns)
@@ -55,7 +55,7 @@ def layout(num: int, height: int, width: int) -> Layout:
     down = (MAX_HEIGHT - 2 * MARGIN - HEADING - GAP) // rows - GAP - NUMBER
     scale = min(across / width, down / height, 4.0)
     scale = math.floor(scale) if scale >= 1 else scale
-    return Layout(columns, rows, max(1, int(width * scale)), max(1, int(height * scale)))
+    return SheetLayout(columns, rows, max(1, int(width * scale)), max(1, int(height * scale)))
 
 
 def draw(a: Float[Tensor, "n c h w"], b: Float[Tensor, "n c h w"], *, injected: tuple[int, str] | None = None) -> bytes:
@@ -95,14 +95,14 @@ def _pixels(images: Tensor) -> np.ndarray:
     return x.repeat(3, axis=3) if x.shape[3] == 1 else x
 
 
-def _resized(pixels: np.ndarray, where: Layout) -> Image.Image:
+def _resized(pixels: np.ndarray, where: SheetLayout) -> Image.Image:
     """The tile; whole pixels where it grows, averages where it shrinks."""
     grows = where.width >= pixels.shape[1]
     how = Image.Resampling.NEAREST if grows else Image.Resampling.BOX
     return Image.fromarray(pixels).resize((where.width, where.height), how)
 
 
-def _write_over(sheet: Image.Image, where: Layout, panel: int, text: str) -> None:
+def _write_over(sheet: Image.Image, where: SheetLayout, panel: int, text: str) -> None:
     """A text in black on white across the middle of a panel, in as many lines as it needs."""
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=22)
     left, wide = where.corner(panel, 0)[0], where.panel[0] - 2 * GAP

@@ -39,7 +39,7 @@ LEAST_TILES = 4
 SCORE = {"subject": 1.0, "beside": 0.0, "tie": 0.5}
 
 
-class Asked(NamedTuple):
+class AskedSheet(NamedTuple):
     """A sheet and the answers in both orders; in the second the subject was panel B. None: no valid answer."""
 
     kind: str
@@ -128,7 +128,7 @@ class VisionJudge:
             raise UserError('must hold a set or more, none of the name "real"', argument="sets")
         real, sets = _as_images(real), {name: _as_images(x) for name, x in sets.items()}
         n = self._tiles(real, *sets.values())
-        before, asked = self.transport.budget.calls, list[Asked]()
+        before, asked = self.transport.budget.calls, list[AskedSheet]()
         pool = {**sets, "real": real}
         wins, problem = np.zeros((len(pool), len(pool))), ""
         controls, failed = list[ControlResult](), ""
@@ -165,7 +165,7 @@ class VisionJudge:
         return contact_sheet.draw(first.subject, first.beside)
 
     def _compare(self, samples: Tensor, real: Tensor, n: int, step: int | None) -> Opinion:
-        asked, controls, failed, problem = list[Asked](), list[ControlResult](), "", ""
+        asked, controls, failed, problem = list[AskedSheet](), list[ControlResult](), "", ""
         try:
             failed = self._controls(real, n, step or 0, asked, controls)
             for kind, sheet in self._main(samples, real, n, step or 0) if not failed else ():
@@ -185,7 +185,7 @@ class VisionJudge:
             update={"controls": controls, "flip_rate": _flip_rate(asked), "questions": _count(asked)}
         )
 
-    def _controls(self, real: Tensor, n: int, step: int, asked: list[Asked], results: list[ControlResult]) -> str:
+    def _controls(self, real: Tensor, n: int, step: int, asked: list[AskedSheet], results: list[ControlResult]) -> str:
         """Ask all controls; in words, which of them the judge failed. Answers and results are appended as they come."""
         for kind, sheet in control_sheets(real, n, seed=self.settings.seed, step=step, other=self.other).items():
             asked.append(self._ask(kind, sheet, n))
@@ -213,7 +213,7 @@ class VisionJudge:
                 one, two = (_some(pool[name], n, draws) for name in names)
                 yield names, Sheet(one, two)
 
-    def _ask(self, kind: str, sheet: Sheet, n: int) -> Asked:
+    def _ask(self, kind: str, sheet: Sheet, n: int) -> AskedSheet:
         """Ask about a sheet in both orders."""
         panels, records = (sheet.subject, sheet.beside), []
         for swapped in (0, 1):
@@ -221,7 +221,7 @@ class VisionJudge:
             png = contact_sheet.draw(panels[swapped], panels[1 - swapped], injected=injected)
             records.append(self.transport.ask(png, n))
         problem = next((record.problem for record in records if record.answer is None), "")
-        return Asked(kind, (records[0].answer, records[1].answer), problem)
+        return AskedSheet(kind, (records[0].answer, records[1].answer), problem)
 
     def _tiles(self, real: Tensor, *sets: Tensor) -> int:
         """Tiles a panel: fewer than the settings say where there are not so many rows."""
@@ -279,14 +279,14 @@ def _some(x: Tensor, n: int, draws: torch.Generator) -> Tensor:
     return x[torch.randperm(len(x), generator=draws)[:n]]
 
 
-def _flip_rate(asked: Iterable[Asked]) -> float | None:
+def _flip_rate(asked: Iterable[AskedSheet]) -> float | None:
     """Share of sheets whose preferred panel is the same in both orders, so not the same pictures; a tie is no flip."""
     pairs = [both for each in asked if (both := each.both())]
     flips = [first.better == second.better != "tie" for first, second in pairs]
     return sum(flips) / len(flips) if flips else None
 
 
-def _count(asked: Iterable[Asked]) -> int:
+def _count(asked: Iterable[AskedSheet]) -> int:
     return sum(answer is not None for each in asked for answer in each.answers)
 
 

@@ -10,7 +10,7 @@ from thalweg.energy.base import Capability
 from thalweg.monitor.vision.bradley_terry import Strengths
 from thalweg.monitor.vision.controls import ControlResult
 
-Verdict = Literal["good", "alike", "noise", "copies", "other"]
+OpinionKind = Literal["good", "alike", "noise", "copies", "other"]
 MEANING: dict[str, str] = {
     "good": "good: readable, varied, like the data",
     "alike": "too alike: near-copies of each other, or kinds of data are missing",
@@ -51,7 +51,7 @@ class Opinion(Facts):
     figures, p_value: Of `Diversity.check` (statistical judge).
     """
 
-    verdict: Verdict = "other"
+    verdict: OpinionKind = "other"
     step: int | None = None
     quality: str = ""
     preferred: float | None = None

@@ -13,10 +13,15 @@ from thalweg.monitor import Diversity
 from thalweg.monitor.figure import Kind, deviations
 from thalweg.monitor.vision.bradley_terry import bradley_terry
 from thalweg.monitor.vision.controls import NUM_KINDS_OF_TILES, ControlResult, one_kind
-from thalweg.monitor.vision.opinion import Opinion, Ranking, Strength, Verdict, strength_rows
+from thalweg.monitor.vision.opinion import Opinion, OpinionKind, Ranking, Strength, strength_rows
 
 NAME = "Statistical judge (figures and a test, no vision model)"
-VERDICTS: dict[Kind | None, Verdict] = {None: "good", "variety": "alike", "noise": "noise", "memorisation": "copies"}
+VERDICTS: dict[Kind | None, OpinionKind] = {
+    None: "good",
+    "variety": "alike",
+    "noise": "noise",
+    "memorisation": "copies",
+}
 MEANINGS = {
     "real": "three lots of real data that are not among those compared with: an alarm in one at most",
     "noise": "points at random in the data's box: an alarm",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from thalweg.monitor.vision.controls import ControlResult, preferred
-from thalweg.monitor.vision.opinion import MEANING, Opinion, Strength, Verdict
+from thalweg.monitor.vision.opinion import MEANING, Opinion, OpinionKind, Strength
 from thalweg.monitor.vision.questions import Answer, PanelAnswer
 
 Pair = tuple[Answer, Answer]  # in the second the subject was panel B
@@ -52,7 +52,7 @@ def opinion_of(model: str, main: Sequence[Pair], nearest: Sequence[Pair], failed
     )
 
 
-def _verdict(shares: dict[str, float], weaker: float) -> Verdict:
+def _verdict(shares: dict[str, float], weaker: float) -> OpinionKind:
     if shares["noise"] > 0.5:
         return "noise"
     if shares["copies of the data"] > 0.5:

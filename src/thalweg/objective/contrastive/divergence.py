@@ -32,7 +32,7 @@ from thalweg.energy.wrappers import FixedLabels
 from thalweg.objective.base import LABELS, Batch
 from thalweg.objective.contrastive import health, replay_buffer, starts
 from thalweg.objective.contrastive.replay_buffer import Initial, Replay, Visit
-from thalweg.objective.contrastive.starts import Starts
+from thalweg.objective.contrastive.starts import StartLaw
 from thalweg.objective.score.derivatives import Gradient, check_gradient, takes_differences
 from thalweg.objective.score.finite_differences import deviation, loss_of_gradient
 from thalweg.sampler.base import HasClamp, Info, Sampler, normal_like
@@ -163,7 +163,7 @@ class ContrastiveDivergence:
 
     def start_law(self, state: Replay, shape: Sequence[int]) -> MixtureOfFactorAnalyzers | None:
         """The mixture that new chains are drawn from, of rows of a shape; None where it is another law."""
-        return state.law.mixture(tuple(shape)) if isinstance(state.law, Starts) else None
+        return state.law.mixture(tuple(shape)) if isinstance(state.law, StartLaw) else None
 
     def _takes_differences(self, energy: AnyEnergy, x: Tensor) -> bool:
         """Whether the gradient penalty, where there is one, is differentiated by finite differences."""
@@ -223,7 +223,7 @@ class ContrastiveDivergence:
         sign = 1 if last >= first else -1
         return first + sign * int(progress * (abs(last - first) + 1))
 
-    def _fresh(self, n: int, like: Tensor, law: Starts | tuple[()], generator: Generator) -> Tensor:
+    def _fresh(self, n: int, like: Tensor, law: StartLaw | tuple[()], generator: Generator) -> Tensor:
         initial = self.initial or ("uniform" if like.ndim == 4 else "normal")
         return replay_buffer.fresh(n, like, generator, initial=initial, low=self.low, high=self.high, law=law)
 

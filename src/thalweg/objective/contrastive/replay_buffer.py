@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from thalweg.core.errors import UserError
 from thalweg.objective.contrastive import starts
-from thalweg.objective.contrastive.starts import Starts
+from thalweg.objective.contrastive.starts import StartLaw
 from thalweg.sampler.base import normal_like, per_row
 
 Initial = Literal["uniform", "normal", "mixture"]
@@ -33,7 +33,7 @@ class Replay(NamedTuple):
     age: Tensor
     labels: Tensor
     finite_differences: bool = False
-    law: Starts | tuple[()] = ()
+    law: StartLaw | tuple[()] = ()
 
 
 class Visit(NamedTuple):
@@ -53,14 +53,14 @@ def fresh(
     initial: Initial,
     low: float,
     high: float,
-    law: Starts | tuple[()] = (),
+    law: StartLaw | tuple[()] = (),
 ) -> Float[Tensor, "n *d"]:
     """n starts: uniform on [low, high], normal with each coordinate's mean and deviation in `like`, or draws of `law`.
 
     Images of the law are clamped to [low, high].
     """
     if initial == "mixture":
-        assert isinstance(law, Starts)  # which `init` has fitted
+        assert isinstance(law, StartLaw)  # which `init` has fitted
         x = starts.draw(law, n, tuple(like.shape[1:]), generator).to(like)
         return x.clamp(low, high) if like.ndim == 4 else x
     shape = like.new_empty(()).expand(n, *like.shape[1:])

@@ -21,7 +21,7 @@ ROWS = 8192  # that the mixture is fitted to, in seconds on one core
 EACH = 50
 
 
-class Starts(NamedTuple):
+class StartLaw(NamedTuple):
     """The law of new chains: tensors as `MixtureOfFactorAnalyzers` has them, on the device of the chains."""
 
     mean: Float[Tensor, " d"]
@@ -36,7 +36,7 @@ class Starts(NamedTuple):
         return MixtureOfFactorAnalyzers(shape, **self._asdict())
 
 
-def fit(x: Float[Tensor, "n *d"], generator: Generator) -> Starts:
+def fit(x: Float[Tensor, "n *d"], generator: Generator) -> StartLaw:
     """The mixture of rows x, two or more, one component for each 50 distinct ones; in the type of x.
 
     Rows that come twice, as of a small set in many batches, would be taken for clusters.
@@ -45,14 +45,14 @@ def fit(x: Float[Tensor, "n *d"], generator: Generator) -> Starts:
     rows = distinct if len(distinct) > 1 else x.detach()
     seed = int(torch.randint(2**31, (), generator=generator, device=generator.device))
     found = MixtureOfFactorAnalyzers.fit(rows, seed=seed, rows_each=EACH)
-    return Starts(*(part.to(x) for part in _tensors(found)))
+    return StartLaw(*(part.to(x) for part in _tensors(found)))
 
 
 def _tensors(law: MixtureOfFactorAnalyzers) -> tuple[Tensor, ...]:
     return law.mean, law.basis, law.log_weights, law.means, law.factors, law.psi
 
 
-def draw(starts: Starts, n: int, shape: tuple[int, ...], generator: Generator) -> Float[Tensor, "n *d"]:
+def draw(starts: StartLaw, n: int, shape: tuple[int, ...], generator: Generator) -> Float[Tensor, "n *d"]:
     """n draws of the law, rows of a shape."""
     kind = {"generator": generator, "dtype": starts.mean.dtype, "device": starts.mean.device}
     k = torch.multinomial(starts.log_weights.exp(), n, replacement=True, generator=generator)
