@@ -20,9 +20,10 @@ from thalweg.bundle.chain_length import start_law
 from thalweg.bundle.draws import annealed_blocks, chain_blocks
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
-from thalweg.bundle.inputs import chain_positions, checked_rows, some_rows
+from thalweg.bundle.inputs import chain_positions, checked_rows, some_rows, wants_grad
 from thalweg.bundle.model_units import decoded, initial_positions
 from thalweg.bundle.prior import read_mixture_prior
+from thalweg.bundle.servable import Servable
 from thalweg.core import store
 from thalweg.core.check import fits_memory, share, stated, whole
 from thalweg.core.device import find_device, place
@@ -67,9 +68,8 @@ class Bundle(HoldsEnergy):
         self.kind, self.shape, self.normalised, self.dtype, self.layout, self.transform, self.sampler = parts[:-1]
         self.alphabet = parts.alphabet
         self.model: nn.Module = weights if isinstance(weights, nn.Module) else energy_of(config)
-        self.noisy = isinstance(self.model, NoiseConditional)
+        self.noisy, self.held_out_energies = isinstance(self.model, NoiseConditional), held_out
         self.num_classes = self.model.num_classes if isinstance(self.model, Classifier) else 0
-        self.held_out_energies = held_out
         self.mixture_prior: MixtureOfFactorAnalyzers | None = None  # in model units
         self._warned = False
         if not isinstance(weights, nn.Module):
@@ -196,17 +196,16 @@ class Bundle(HoldsEnergy):
         """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised.
 
         A frame (pandas, polars, Arrow) is matched by the names of its columns. Of a model of texts x is a list of str,
-        or their codes. Differentiable in an x that requires
-        grad, so samplers take it; such an x may leave the range of the data.
+        or their codes. Differentiable in an x that requires grad; such an x may leave the range of the data.
         """
-        wanted = _wants_grad(x)
+        wanted = wants_grad(x)
         with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
             x = self._rows(x)
             u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
             return u.to(x.device) - self.transform.log_abs_det(x)
 
     def _rows(self, x: Any) -> Tensor:
-        return chain_positions(self, x) if _wants_grad(x) else some_rows(self, x)
+        return chain_positions(self, x) if wants_grad(x) else some_rows(self, x)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"] | LogProb:
         """log p(x), (B,) nats, in data units; of a model with noise levels, of data smoothed by the lowest noise.
@@ -395,6 +394,7 @@ class Bundle(HoldsEnergy):
 
         return probabilities(self, checked_rows(self, x))
 
+    def servable(self) -> Servable:
+        from thalweg.bundle.served import ServedBundle
 
-def _wants_grad(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+        return ServedBundle(self)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from thalweg.bundle import hub
+from thalweg.bundle.servable import Servable
 from thalweg.core import config as specs
 from thalweg.core import store, temporary
 from thalweg.core.check import stated
@@ -46,6 +47,10 @@ class StoredType(ABC):
     def to(self, device: str | torch.device) -> Self:
         """The object itself, moved to a device; what computes on none is left as it is."""
         return self
+
+    def servable(self) -> Servable:
+        """What `thalweg serve` and `thalweg export` ask. UserError for a stored type that scores nothing."""
+        raise UserError(f"must be something that scores rows, and is {self.title}", argument="run")
 
 
 class HoldsEnergy(StoredType):

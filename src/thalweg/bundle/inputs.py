@@ -71,6 +71,11 @@ def chain_positions(bundle: "Bundle", x: Tensor, *, where: str = "x") -> Tensor:
     return x.to(torch.float32) if bundle.kind == "image" else as_floats(x)
 
 
+def wants_grad(x: Any) -> bool:
+    """Whether x is a tensor whose gradient is asked for, such as the positions of chains."""
+    return isinstance(x, Tensor) and x.requires_grad and torch.is_grad_enabled()
+
+
 def read_rows(
     bundle: "Bundle", path: Path, *, header: bool | None = None, drop: Sequence[str] = (), finite: bool = True
 ) -> Tensor:

@@ -16,7 +16,9 @@ from thalweg.apps.anomaly.calibration import Calibration, LeaveOneOut, check_rat
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.energies import KINDS, energy_class
 from thalweg.apps.anomaly.missing import PartialRows
+from thalweg.apps.anomaly.served import ServedDetector
 from thalweg.bundle.files import StoredType, heading, holds, require_sealed
+from thalweg.bundle.servable import Servable
 from thalweg.core import state_tree, store
 from thalweg.core.device import CPU
 from thalweg.core.errors import DamagedFile, UserError
@@ -55,6 +57,9 @@ class DetectorBundle(StoredType):
         """The bundle itself, whose energies are computed on a device from now on."""
         self.detector.to(device)
         return self
+
+    def servable(self) -> Servable:
+        return ServedDetector(self)
 
     def energy(self, x: Any) -> Tensor:
         """E(x), (B,) nats, float64; x as the detector takes it, and the result where x lies."""

@@ -23,10 +23,12 @@ from thalweg.apps.rerank.held_out_check import Strictness, strictness
 from thalweg.apps.rerank.ratio_energy import RatioEnergy
 from thalweg.apps.rerank.scoring import Energy, Features, energies_and_features, features_of
 from thalweg.apps.rerank.selection import Variety
+from thalweg.apps.rerank.served import ServedReranker
 from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.files import StoredType, load_as, require_replaceable
 from thalweg.bundle.inputs import require_numbers
+from thalweg.bundle.servable import Servable
 from thalweg.core import check
 from thalweg.core.device import CPU, find_device, place
 from thalweg.core.errors import UserError, kind_of
@@ -124,6 +126,9 @@ class EnergyReranker(StoredType):
                 "more rows may show more"
             )
         return self
+
+    def servable(self) -> Servable:
+        return ServedReranker(self)
 
     def to(self, device: str | torch.device) -> Self:
         """The re-ranker itself, its bundle or module moved to a device; other callables stay where they are."""

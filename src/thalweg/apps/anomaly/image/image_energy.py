@@ -107,6 +107,11 @@ class ImageEnergy:
         """Of so many images the number that calibrate: half of those that training does not see."""
         return self._num_held_out(num_rows) // 2
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of an image."""
+        return tuple(self._model.shape)
+
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Self:
         """From a run of `--recipe contrast`, whose data are read again where the run found them."""

@@ -1,0 +1,62 @@
+"""A detector as a service or an export sees it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thalweg.bundle.servable import Content, TensorSpec
+from thalweg.bundle.served import as_table, checked_alpha, require_inputs
+from thalweg.energy.base import HasShape
+
+if TYPE_CHECKING:
+    from thalweg.apps.anomaly.saved import DetectorBundle
+
+
+class ServedDetector:
+    """The `Servable` of a detector of tables, of arrays or of images."""
+
+    def __init__(self, bundle: "DetectorBundle"):
+        self.bundle, self.detector, self.title = bundle, bundle.detector, bundle.title
+
+    @property
+    def content(self) -> Content:
+        if self.detector.kind_ == "image":
+            return "image"
+        return "rows" if self.detector.columns_ is None else "table"
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        columns = self.detector.columns_
+        if columns is not None:
+            return [TensorSpec(c.name, "FP64" if c.categories is None else "BYTES", (-1,)) for c in columns.columns]
+        return [TensorSpec("x", "FP32" if self.content == "image" else "FP64", (-1, *self._shape()))]
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        return [
+            TensorSpec("energy", "FP64", (-1,)),
+            TensorSpec("p_value", "FP64", (-1,)),
+            TensorSpec("flag", "BOOL", (-1,)),
+        ]
+
+    @property
+    def flag_rate(self) -> float | None:
+        return self.detector.rate_
+
+    @property
+    def calibration_energies(self) -> np.ndarray:
+        return self.detector.calibration_.energies
+
+    def score(self, rows: Mapping[str, np.ndarray], *, alpha: Any = None) -> dict[str, np.ndarray]:
+        u = self.detector.energy(self._rows(rows))
+        p = self.detector.calibration_.p_values(u)
+        return {"energy": u, "p_value": p, "flag": p <= checked_alpha(alpha, self.detector.rate_)}
+
+    def _rows(self, rows: Mapping[str, np.ndarray]) -> Any:
+        require_inputs(self.inputs, rows)
+        return as_table(rows) if self.content == "table" else rows["x"]
+
+    def _shape(self) -> tuple[int, ...]:
+        energy = self.detector.energy_
+        return tuple(energy.shape) if isinstance(energy, HasShape) else (self.detector.n_features_in_,)

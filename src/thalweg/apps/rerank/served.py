@@ -1,0 +1,56 @@
+"""A re-ranker as a service or an export sees it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from thalweg.bundle.servable import Content, TensorSpec
+from thalweg.bundle.served import as_table, require_inputs
+from thalweg.core.errors import UserError
+
+if TYPE_CHECKING:
+    from thalweg.apps.rerank.reranker import EnergyReranker
+
+
+class ServedReranker:
+    """The `Servable` of a re-ranker, whose energies score candidates, and which chooses among them."""
+
+    flag_rate = None
+
+    def __init__(self, reranker: "EnergyReranker"):
+        self.reranker, self.title = reranker, reranker.title
+        shape = reranker.shape
+        if shape is None:
+            raise UserError("must say what a candidate looks like", argument="run", hint="serve a fitted re-ranker")
+        self._shape: tuple[int, ...] = shape
+
+    @property
+    def content(self) -> Content:
+        if len(self._shape) > 1:
+            return "image"
+        return "rows" if self.reranker.layout.names is None else "table"
+
+    @property
+    def inputs(self) -> Sequence[TensorSpec]:
+        if self.content == "table":
+            return [TensorSpec(name, "FP64", (-1,)) for name in self.reranker.layout.names or ()]
+        return [TensorSpec("x", "FP32", (-1, *self._shape))]
+
+    @property
+    def outputs(self) -> Sequence[TensorSpec]:
+        return [TensorSpec("energy", "FP32", (-1,))]
+
+    def score(self, rows: Mapping[str, np.ndarray], *, alpha: Any = None) -> dict[str, np.ndarray]:
+        if alpha is not None:
+            raise UserError("must be left out, as a re-ranker flags nothing", argument="alpha")
+        return {"energy": self.reranker.energies(self._rows(rows)).numpy().astype(np.float32)}
+
+    def rerank(self, rows: Mapping[str, np.ndarray], *, keep: int | None = None) -> dict[str, np.ndarray]:
+        found = self.reranker.ranked(self._rows(rows), keep)
+        order = found.order if keep is None else found.kept
+        return {"order": order.numpy(), "energy": found.energies.numpy().astype(np.float32)}
+
+    def _rows(self, rows: Mapping[str, np.ndarray]) -> Any:
+        require_inputs(self.inputs, rows)
+        return as_table(rows) if self.content == "table" else rows["x"]
