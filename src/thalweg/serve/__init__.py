@@ -1,0 +1,1 @@
+"""What a service asks, answers and refuses: HTTP around servables."""
