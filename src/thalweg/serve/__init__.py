@@ -1,1 +1,1 @@
-"""What a service asks, answers and refuses: HTTP around servables."""
+"""A service of stored models over HTTP."""

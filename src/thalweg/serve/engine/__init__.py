@@ -1,1 +1,1 @@
-"""The work of a service: its queue, batches and workers."""
+"""Batching: many clients' requests, one worker."""
