@@ -22,6 +22,7 @@ from thalweg.serve.safety.headers import Headers
 from thalweg.serve.safety.observed import Observed
 from thalweg.serve.safety.origin import Origin, hosts_of
 from thalweg.serve.safety.tokens import Tokens, require_token
+from thalweg.serve.schema.openapi import cached
 from thalweg.serve.settings import ServeSettings
 from thalweg.serve.v1.requests import of_validation
 from thalweg.serve.v1.routes import plain_routes
@@ -72,6 +73,7 @@ def create_app(
     app.add_exception_handler(Rejected, _rejected)
     app.add_exception_handler(HTTPException, _of_framework)
     app.add_exception_handler(RequestValidationError, _validation)
+    app.openapi = cached(app, context.models, settings)
     return app
 
 
