@@ -79,8 +79,7 @@ def create_app(
 
 def _told(request: Request, error: HttpError) -> Response:
     """The error in the form of the protocol that the path is of."""
-    body = {"error": error.message} if request.url.path.startswith("/v2") else error.body()
-    return answer(body, error.status, error.headers)
+    return answer(error.body_for(request.url.path), error.status, error.headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
