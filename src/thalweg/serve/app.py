@@ -38,13 +38,16 @@ def create_app(
     `app.state.engine` does the work; it starts with the application. UserError for settings that would serve everyone.
     """
     require_token(settings)
-    metrics = Metrics()
+    metrics = Metrics(versions)
     engine = Engine(models, queue=settings.queue, deadline=settings.deadline, metrics=metrics, threads=settings.threads)
     context = Context(Models.of(models, versions), engine, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        if app.state.server is None:
+            await engine.start()
+        else:  # it listens already, and says meanwhile that it is not ready
+            app.state.server.starting(engine.start())
         yield
         await engine.drain(settings.drain)
 
@@ -64,6 +67,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.engine, app.state.metrics, app.state.settings = engine, metrics, settings
+    app.state.server = app.state.requests = None  # a process that serves it has these
     app.include_router(operations(engine, metrics))
     app.include_router(plain_routes(context))
     app.include_router(protocol_routes(context))
