@@ -1,0 +1,91 @@
+// A model of texts: each letter coloured by its surprise, the letter that was expected below it, and the repair.
+
+import { ask, givenUp, newest } from "./api.js";
+import { button, el, field, section, troubleLine } from "./dom.js";
+import { nats, number } from "./format.js";
+import { promise, resultPanel } from "./result.js";
+import { gallery } from "./samples.js";
+
+/** The view of a model whose rows are texts. */
+export function textView(model) {
+  const explains = model.can.includes("explain");
+  const input = el("input", { type: "text", class: "large", autocomplete: "off", autocapitalize: "off", spellcheck: "false", maxlength: 2000 });
+  const panel = resultPanel(model, "Type a text.");
+  const letters = el("p", { class: "letters", "aria-hidden": "true" });
+  const words = el("p", { class: "soft", role: "status", "aria-live": "polite" });
+  const repair = el("p", { class: "row" });
+  const trouble = troubleLine();
+
+  const score = newest(async (text, signal) => {
+    try {
+      const body = { instances: [text] };
+      const query = { model: model.name };
+      const { predictions } = await ask("v1/score", body, { query, signal });
+      if (!input.value) return;
+      panel.show(predictions[0]);
+      trouble.clear();
+      if (!explains || text !== input.value) return;
+      const found = (await ask("v1/explain", body, { query, signal })).predictions[0];
+      if (text === input.value) explain(found, text);
+    } catch (error) {
+      if (!givenUp(error)) trouble.say(error.message);
+    }
+  });
+
+  function explain({ text: said, surprise, expected, repair: meant, repair_energy: u }, given) {
+    const signs = [...(said ?? given)];
+    const most = Math.max(...surprise);
+    letters.replaceChildren(
+      ...signs.map((sign, i) => {
+        const strength = Math.min(1, Math.max(0, surprise[i] / 10));
+        const other = expected?.[i] !== sign;
+        return el(
+          "span",
+          { class: surprise[i] === most && most > 1 ? "letter worst" : "letter", css: { "--surprise": strength.toFixed(3) } },
+          el("span", { class: "sign", text: sign === " " ? "\u00a0" : sign }),
+          el("span", { class: "below", text: other ? expected[i] || "end" : "" }),
+          el("span", { class: "nat", text: number(surprise[i]) }),
+        );
+      }),
+    );
+    const worst = surprise.indexOf(most);
+    words.textContent = signs.length
+      ? `The most surprising letter is number ${worst + 1}, “${signs[worst]}”, with ${nats(most)}${expected[worst] !== signs[worst] ? `; ${expected[worst] ? `“${expected[worst]}”` : "the end"} was expected there` : ""}.`
+      : "";
+    repair.replaceChildren();
+    if (meant && meant !== (said ?? given)) {
+      repair.append(el("span", { class: "soft", text: "Within one edit the likeliest text is" }), button(meant, () => use(meant), { "aria-label": `Use the repair ${meant}` }), el("span", { class: "soft figure", text: nats(u) }));
+    }
+  }
+
+  const forget = () => {
+    letters.replaceChildren();
+    words.textContent = "";
+    repair.replaceChildren();
+  };
+  const changed = () => {
+    forget();
+    if (input.value) score(input.value);
+    else {
+      score.stop();
+      panel.clear();
+      trouble.clear();
+    }
+  };
+  input.addEventListener("input", changed);
+
+  const use = (text) => {
+    input.value = text;
+    changed();
+    input.focus();
+  };
+
+  const one = section(
+    "One text",
+    promise(model),
+    el("div", { class: "two" }, el("div", {}, field("Text", input), letters, words, repair, trouble.element), panel.element),
+  );
+  const parts = [one];
+  if (model.can.includes("sample")) parts.push(gallery(model, use));
+  return { parts, paste: () => {} };
+}
