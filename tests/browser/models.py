@@ -5,7 +5,7 @@ import numpy as np
 from thalweg.bundle.servable import TensorSpec
 
 SIDE = 12
-ATTACK = "<img src=x onerror=\"document.body.dataset.attacked=1\"><script>document.body.dataset.attacked=1</script>"
+ATTACK = '<img src=x onerror="document.body.dataset.attacked=1"><script>document.body.dataset.attacked=1</script>'
 
 
 def _quantiles(u, known):
@@ -18,7 +18,7 @@ class Images:
     title = "an energy of images"
     content = "image"
     inputs = (TensorSpec("x", "FP32", (-1, 1, SIDE, SIDE)),)
-    outputs = (TensorSpec("energy", "FP32", (-1,)), TensorSpec("p_value", "FP32", (-1,)), TensorSpec("flag", "BOOL", (-1,)))
+    outputs = tuple(TensorSpec(n, t, (-1,)) for n, t in (("energy", "FP32"), ("p_value", "FP32"), ("flag", "BOOL")))
     flag_rate = 0.05
     labels = ("left", "right", ATTACK)
 
@@ -71,7 +71,7 @@ class Table:
     outputs = Images.outputs
     flag_rate = 0.05
     columns = ("temperature", ATTACK, "state")
-    inputs = (TensorSpec(columns[0], "FP64", (-1,)), TensorSpec(ATTACK, "FP64", (-1,)), TensorSpec("state", "BYTES", (-1,)))
+    inputs = tuple(TensorSpec(n, t, (-1,)) for n, t in zip(columns, ("FP64", "FP64", "BYTES"), strict=True))
 
     def __init__(self):
         self.calibration_energies = np.random.default_rng(0).chisquare(2, 400) / 2

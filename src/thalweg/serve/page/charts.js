@@ -7,7 +7,7 @@ import { NOUNS, count, nats, number, percent } from "./format.js";
 export function ticks(low, high, n = 5) {
   const span = high - low || 1;
   const power = 10 ** Math.floor(Math.log10(span / n));
-  const step = [1, 2, 5, 10].map((k) => k * power).find((s) => span / s <= n) ?? power * 10;
+  const step = [1, 2, 5, 10].map((k) => k * power).find((s) => span / s <= 1.3 * n) ?? power * 10;
   const found = [];
   for (let k = Math.ceil(low / step); k * step <= high + 1e-9 * span; k++) found.push(k * step);
   return found;
@@ -28,7 +28,12 @@ function responsive(draw) {
   return { element, again };
 }
 
-/** The energies of normal data as bars; `mark(energy, flagged)` says where another lies. Null where there are none. */
+const MOST_STROKES = 600;
+
+/** The energies of normal data as bars. Null where there are none.
+ *
+ * `mark(energy, flagged)` says where another lies; `rug(predictions)` puts a stroke for each of many below the axis.
+ */
 export function histogram(model) {
   const known = model.histogram;
   if (!known || known.counts.length === 0) return null;
@@ -36,6 +41,7 @@ export function histogram(model) {
   const total = counts.reduce((a, b) => a + b, 0);
   const many = NOUNS[model.content][1];
   let here = null;
+  let strokes = [];
   const [low, high] = [edges[0], edges[edges.length - 1]];
   const height = 196;
   const pad = { left: 44, right: 14, top: 30, bottom: 42 };
@@ -43,10 +49,12 @@ export function histogram(model) {
   const draw = (width) => {
     // The axis grows by up to half to show what lies beside the normal ones; what lies further is at its end.
     const span = high - low || 1;
-    const from = here ? Math.max(low - 0.5 * span, Math.min(low, here.energy - 0.05 * span)) : low;
-    const to = here ? Math.min(high + 0.8 * span, Math.max(high, here.energy + 0.05 * span)) : high;
+    const others = here ? [here.energy] : strokes.map(({ energy }) => energy);
+    const from = Math.max(low - 0.5 * span, Math.min(low, ...others.map((u) => u - 0.05 * span)));
+    const to = Math.min(high + 0.8 * span, Math.max(high, ...others.map((u) => u + 0.05 * span)));
     const x = (u) => pad.left + ((u - from) / (to - from)) * (width - pad.left - pad.right);
     const base = height - pad.bottom;
+    const deep = strokes.length ? 13 : 0;
     const most = Math.max(...counts);
     const y = (n) => base - (n / most) * (base - pad.top);
     const bars = counts.map((n, i) =>
@@ -54,17 +62,24 @@ export function histogram(model) {
     );
     const level = ticks(0, most / total, 2).filter((share) => share > 0);
     const labels = [
-      ...ticks(from, to, Math.max(3, Math.floor(width / 90))).map((u) => svg("text", { class: "tick", x: x(u), y: base + 17, "text-anchor": "middle", text: number(u) })),
+      ...ticks(from, to, Math.max(3, Math.floor(width / 90))).map((u) => svg("text", { class: "tick", x: x(u), y: base + deep + 17, "text-anchor": "middle", text: number(u) })),
       ...level.map((share) => svg("text", { class: "tick", x: pad.left - 8, y: y(share * total) + 4, "text-anchor": "end", text: percent(share) })),
-      svg("text", { class: "axis", x: width - pad.right, y: height - 6, "text-anchor": "end", text: "energy, nats (low is normal)" }),
+      svg("text", { class: "axis", x: width - pad.right, y: base + deep + 36, "text-anchor": "end", text: "energy, nats (low is normal)" }),
       svg("text", { class: "axis", x: 0, y: 12, text: `share of ${count(total)} normal ${many}` }),
     ];
     const lines = level.map((share) => svg("line", { class: "grid", x1: pad.left, x2: width - pad.right, y1: y(share * total), y2: y(share * total) }));
     const ground = svg("line", { class: "ground", x1: pad.left, x2: width - pad.right, y1: base, y2: base });
-    const label = here
+    const label = strokes.length
+      ? `Histogram of the energies of ${count(total)} normal ${many}, most between ${number(low)} and ${number(high)} nats; those of this table are strokes below it, the flagged ones in red.`
+      : here
       ? `Histogram of the energies of ${count(total)} normal ${many}, most between ${number(low)} and ${number(high)} nats; this one lies at ${nats(here.energy)}.`
       : `Histogram of the energies of ${count(total)} normal ${many}, most between ${number(low)} and ${number(high)} nats.`;
-    return svg("svg", { role: "img", "aria-label": label, width, height, viewBox: `0 0 ${width} ${height}` }, lines, bars, ground, labels, here ? marker(here, x, from, to, base, width) : []);
+    const rug = strokes.map(({ energy, flag }) => {
+      const at = x(Math.min(to, Math.max(from, energy)));
+      return svg("line", { class: flag ? "stroke flagged" : "stroke", x1: at, x2: at, y1: base + 3, y2: base + 12 });
+    });
+    const tall = height + deep;
+    return svg("svg", { role: "img", "aria-label": label, width, height: tall, viewBox: `0 0 ${width} ${tall}` }, lines, bars, rug, ground, labels, here ? marker(here, x, from, to, base, width) : []);
   };
 
   const marker = ({ energy, flagged }, x, from, to, base, width) => {
@@ -86,6 +101,11 @@ export function histogram(model) {
     element: chart.element,
     mark: (energy, flagged) => {
       here = Number.isFinite(energy) ? { energy, flagged } : null;
+      chart.again();
+    },
+    rug: (predictions) => {
+      const every = Math.max(1, Math.ceil(predictions.length / MOST_STROKES)); // of an order by oddness
+      strokes = predictions.filter((_, i) => i % every === 0).reverse();
       chart.again();
     },
   };

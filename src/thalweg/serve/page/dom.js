@@ -14,7 +14,7 @@ function dress(element, attributes, children) {
     else if (name === "css") for (const [key, style] of Object.entries(value)) element.style.setProperty(key, style);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
   return element;
 }
 

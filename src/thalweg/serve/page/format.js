@@ -6,19 +6,19 @@ const plain = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 /** A count: 12,345. */
 export const count = (n) => plain.format(n);
 
-/** A number with about four digits that matter. */
-export function number(x) {
+/** A number with about three digits that matter; `whole` keeps the zeros at its end, so that figures line up. */
+export function number(x, { whole = false } = {}) {
   if (x === null || x === undefined || !Number.isFinite(x)) return "–";
   const size = Math.abs(x);
   if (size === 0) return "0";
   const small = size !== 0 && size < 0.001;
   const digits = size >= 1000 ? 0 : size >= 100 ? 1 : size >= 1 ? 2 : 3;
-  const text = small || size >= 1e9 ? x.toExponential(1) : new Intl.NumberFormat("en", { maximumFractionDigits: digits }).format(x);
+  const text = small || size >= 1e9 ? x.toExponential(1) : new Intl.NumberFormat("en", { maximumFractionDigits: digits, minimumFractionDigits: whole ? digits : 0 }).format(x);
   return text.replaceAll("-", MINUS);
 }
 
 /** An energy with its unit. */
-export const nats = (x) => `${number(x)} nats`;
+export const nats = (x) => `${number(x, { whole: true })} nats`;
 
 /** A p-value with two digits that matter. */
 export function pValue(p) {

@@ -2,7 +2,7 @@
 
 import { givenUp, stream } from "./api.js";
 import { button, el, field, section, troubleLine } from "./dom.js";
-import { nats, number } from "./format.js";
+import { nats } from "./format.js";
 import { decode, encode, encodeMask, paint } from "./tensors.js";
 
 /** The section of a model that completes images; `use(values, note)` puts one onto the pad. */
@@ -79,7 +79,7 @@ export function completions(model, pad, use) {
         held = image.values;
         found.shown = true;
         paint(canvas, image);
-        energy.textContent = `${number(u)} nats`;
+        energy.textContent = nats(u);
         choose.classList.remove("waiting");
         choose.disabled = false;
         choose.setAttribute("aria-label", `Completion ${i + 1}, ${nats(u)}: put it onto the drawing pad`);

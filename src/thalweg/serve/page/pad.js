@@ -83,6 +83,7 @@ export class Pad extends EventTarget {
   }
 
   show() {
+    this.element.classList.toggle("blank", this.empty);
     paint(this.canvas, this);
     const pen = this.layer.getContext("2d");
     pen.clearRect(0, 0, this.layer.width, this.layer.height);

@@ -56,7 +56,7 @@ export function ranking(model, shape) {
   function tile({ name, values, note }, place, energy) {
     const canvas = el("canvas", { class: "picture", role: "img", "aria-label": `Number ${place + 1}: ${name}, ${nats(energy)}` });
     paint(canvas, { shape, values });
-    return el("li", { title: note }, el("div", { class: place ? "tile" : "tile best" }, canvas, el("span", { class: "figure", text: `${place + 1}` }), el("span", { class: "soft name", text: name }), el("span", { class: "figure soft", text: number(energy) })));
+    return el("li", { title: note }, el("div", { class: place ? "tile" : "tile best" }, canvas, el("span", { class: "figure", text: `${place + 1}` }), el("span", { class: "soft name", text: name }), el("span", { class: "figure soft", text: number(energy, { whole: true }) })));
   }
 
   const clear = button("Clear", () => {

@@ -117,7 +117,7 @@ export function gallery(model, use) {
       show: (row, u, last) => {
         held = row.values;
         paint(canvas, row);
-        energy.textContent = u === undefined ? "" : number(u);
+        energy.textContent = u === undefined ? "" : number(u, { whole: true });
         if (!last) return;
         choose.disabled = false;
         choose.setAttribute("aria-label", `Sample ${i + 1}${u === undefined ? "" : `, ${number(u)} nats`}: put it onto the drawing pad`);

@@ -12,7 +12,8 @@ import { oddTable } from "./table_rows.js";
 
 const MAX_BYTES = 200 * 2 ** 20;
 const PREVIEW = 5;
-const SHOWN = 50; // rows whose reasons are asked for, and the step of "Show more"
+const SHOWN = 20; // rows at first, and more with each "Show more"
+const EXPLAINED = 100; // flagged rows whose reasons are asked for
 
 /** The view of a model whose rows are those of a table, or lists of numbers. */
 export function tableView(model) {
@@ -77,6 +78,7 @@ export function tableView(model) {
     remedy.replaceChildren();
     save.hidden = true;
     table.clear();
+    chart?.rug([]);
     stop.hidden = false;
     bar.hidden = false;
     Object.assign(bar, { max: records.length, value: 0 });
@@ -86,6 +88,7 @@ export function tableView(model) {
       const order = byOddness(predictions);
       result = { predictions, order, reasons: new Map() };
       summarise();
+      chart?.rug(order.map((row) => predictions[row]));
       table.show(sheet, result);
       save.hidden = false;
       bar.hidden = true;
@@ -139,7 +142,7 @@ export function tableView(model) {
 
   async function explain(signal) {
     const { predictions, order, reasons } = result;
-    const asked = order.filter((row) => predictions[row].flag !== false).slice(0, SHOWN);
+    const asked = order.filter((row) => predictions[row].flag !== false).slice(0, EXPLAINED);
     const take = (place, found) => {
       reasons.set(asked[place], found);
       table.reason(asked[place], found);
@@ -177,13 +180,11 @@ export function tableView(model) {
     trouble.element,
     remedy,
     summary,
-    el("div", { class: "row" }, bar, stop),
-    table.element,
-    el("div", { class: "row" }, save),
+    el("div", { class: "row" }, bar, stop, save),
     chart && el("div", { class: "reference" }, chart.element),
+    table.element,
   );
   dropTarget(scores, take);
-  table.onPick((row) => chart?.mark(result.predictions[row].energy, Boolean(result.predictions[row].flag)));
 
   const parts = [scores];
   if (can.has("sample")) parts.push(gallery(model, null));

@@ -45,9 +45,9 @@ export function paint(canvas, { shape, values }) {
   const size = width * height;
   const second = channels >= 3 ? size : 0;
   for (let i = 0; i < size; i++) {
-    picture.data[4 * i] = 255 * values[i] + 0.5;
-    picture.data[4 * i + 1] = 255 * values[i + second] + 0.5;
-    picture.data[4 * i + 2] = 255 * values[i + 2 * second] + 0.5;
+    picture.data[4 * i] = 255 * values[i];
+    picture.data[4 * i + 1] = 255 * values[i + second];
+    picture.data[4 * i + 2] = 255 * values[i + 2 * second];
     picture.data[4 * i + 3] = 255;
   }
   canvas.getContext("2d").putImageData(picture, 0, 0);

@@ -41,8 +41,8 @@ export function textView(model) {
         const other = expected?.[i] !== sign;
         return el(
           "span",
-          { class: surprise[i] === most && most > 1 ? "letter worst" : "letter", css: { "--surprise": strength.toFixed(3) } },
-          el("span", { class: "sign", text: sign === " " ? "\u00a0" : sign }),
+          { class: i === surprise.indexOf(most) && most > 1 ? "letter worst" : "letter", css: { "--surprise": strength.toFixed(3) } },
+          el("span", { class: "sign", text: sign === " " ? "␣" : sign }),
           el("span", { class: "below", text: other ? expected[i] || "end" : "" }),
           el("span", { class: "nat", text: number(surprise[i]) }),
         );
@@ -82,8 +82,11 @@ export function textView(model) {
 
   const one = section(
     "One text",
-    promise(model),
-    el("div", { class: "two" }, el("div", {}, field("Text", input), letters, words, repair, trouble.element), panel.element),
+    `${promise(model)}${explains ? " Below each letter stand the one that was expected and its surprise in nats." : ""}`.trim(),
+    el("div", { class: "narrow" }, field("Text", input), trouble.element),
+    letters,
+    el("div", { class: "narrow" }, words, repair),
+    el("div", { class: "narrow" }, panel.element),
   );
   const parts = [one];
   if (model.can.includes("sample")) parts.push(gallery(model, use));
