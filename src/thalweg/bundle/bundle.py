@@ -395,6 +395,6 @@ class Bundle(HoldsEnergy):
         return probabilities(self, checked_rows(self, x))
 
     def servable(self) -> Servable:
-        from thalweg.bundle.served import ServedBundle
+        from thalweg.bundle.served import served
 
-        return ServedBundle(self)
+        return served(self)

@@ -1,14 +1,20 @@
-"""A trained energy as a service or an export sees it: arrays by name in, arrays by name out."""
+"""A trained energy as a service or an export sees it: arrays by name in, arrays by name out.
 
-from collections.abc import Mapping, Sequence
+`served` composes the class of what the energy can do, so that `isinstance` of a Protocol tells it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from thalweg.bundle.servable import NUMPY, Content, TensorSpec
+from thalweg.bundle.image_reasons import has_reasons, image_reasons
+from thalweg.bundle.servable import NUMPY, Content, Servable, TensorSpec
+from thalweg.bundle.tempered_draws import draw, draw_frames
 from thalweg.core.check import share
 from thalweg.core.errors import UserError
+from thalweg.energy.outcomes import Conditional
 
 if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
@@ -53,11 +59,6 @@ class ServedBundle:
     def flag_rate(self) -> float | None:
         return None if self.bundle.held_out_energies is None else ALPHA
 
-    @property
-    def calibration_energies(self) -> np.ndarray:
-        held_out = self.bundle.held_out_energies
-        return np.empty(0, np.float32) if held_out is None else held_out.cpu().numpy()
-
     def score(self, rows: Mapping[str, np.ndarray], *, alpha: Any = None) -> dict[str, np.ndarray]:
         x = self._rows(rows)
         found = {name: part.cpu().numpy() for name, part in self.bundle.score(x).items()}
@@ -73,6 +74,109 @@ class ServedBundle:
         if self.content == "table":
             return as_table(rows)
         return [str(text) for text in rows["x"]] if self.content == "text" else rows["x"]
+
+
+class CalibratedBundle(ServedBundle):
+    """One with energies of held-out rows."""
+
+    @property
+    def calibration_energies(self) -> np.ndarray:
+        held_out = self.bundle.held_out_energies
+        return np.empty(0, np.float32) if held_out is None else held_out.cpu().numpy()
+
+
+class SamplingBundle(ServedBundle):
+    """One of a law of whole rows."""
+
+    def sample(self, n: int, *, seed: int = 0, temperature: float = 1.0, label: int | None = None) -> np.ndarray:
+        return self._shown(draw(self.bundle, n, seed=seed, temperature=temperature, label=label))
+
+    def sample_frames(
+        self, n: int, *, seed: int = 0, temperature: float = 1.0, label: int | None = None, frames: int = 12
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        how: Any = {"seed": seed, "temperature": temperature, "label": label, "frames": frames}
+        for x, energies in draw_frames(self.bundle, n, **how):
+            yield self._shown(x), energies.cpu().numpy()
+
+    def _shown(self, x: torch.Tensor) -> np.ndarray:
+        if self.content != "text":
+            return x.cpu().numpy()
+        found = np.empty(len(x), object)
+        found[:] = self.bundle.texts(x)
+        return found
+
+
+class InpaintingBundle(ServedBundle):
+    """One of images."""
+
+    def inpaint(self, x: np.ndarray, observed: np.ndarray, *, n: int = 1, seed: int = 0) -> Iterator[np.ndarray]:
+        """As `Inpaints` has it. Completion i is the only one of `Bundle.inpaint` at the i-th seed from `seed`."""
+        for i in range(n):
+            found = self.bundle.inpaint(torch.from_numpy(x), torch.from_numpy(observed), seed=(seed + i) % 2**64)
+            yield found[0].cpu().numpy()
+
+
+class ClassifyingBundle(ServedBundle):
+    """One of a joint energy E(x, y) of rows and classes."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        return [str(label) for label in range(self.bundle.num_classes)]
+
+    def classify(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self.bundle.classify(self._rows(rows)).cpu().numpy()
+
+
+class ExplainingTexts(ServedBundle):
+    """One of texts."""
+
+    def explain(self, rows: Mapping[str, np.ndarray], *, top: int = 3) -> list[dict[str, Any]]:
+        """Of each text its letters with their surprise, the `top` most surprising, and the repair."""
+        return [_letters(found, top) for found in self.bundle.explain(self._rows(rows))]
+
+
+class ExplainingImages(ServedBundle):
+    """One of images near which a likelier image can be found."""
+
+    def explain(self, rows: Mapping[str, np.ndarray], *, top: int = 3) -> list[dict[str, Any]]:
+        """`map` (H, W), nats that each pixel adds to the energy beside `repaired` (C, H, W), a likelier image near."""
+        x = torch.as_tensor(np.asarray(self._rows(rows), np.float32))
+        where, repaired = image_reasons(self.bundle, x)
+        both = zip(where.cpu().numpy(), repaired.cpu().numpy(), strict=True)
+        return [{"map": one, "repaired": other} for one, other in both]
+
+
+def served(bundle: "Bundle") -> Servable:
+    """The `Servable` of a bundle, of a class that has what the bundle can do and nothing else."""
+    conditional = isinstance(bundle.model, Conditional)
+    image = bundle.kind == "image"
+    able: dict[type[ServedBundle], bool] = {
+        CalibratedBundle: bundle.held_out_energies is not None,
+        SamplingBundle: not conditional,
+        InpaintingBundle: image and not conditional,
+        ClassifyingBundle: bool(bundle.num_classes),
+        ExplainingTexts: bundle.kind == "text",
+        ExplainingImages: has_reasons(bundle),
+    }
+    parts = tuple(part for part, holds in able.items() if holds)
+    cls = type("Served", parts, {}) if parts else ServedBundle
+    return cls(bundle)
+
+
+def _letters(found: Any, top: int) -> dict[str, Any]:
+    """What JSON holds of a text's explanation."""
+    order = sorted(range(len(found.surprise)), key=lambda i: -found.surprise[i])[:top]
+    return {
+        "text": found.text,
+        "surprise": list(found.surprise),
+        "reasons": [
+            {"place": i + 1, "letter": found.text[i], "surprise": found.surprise[i], "expected": found.expected[i]}
+            for i in order
+        ],
+        "repair": found.repair,
+        "repair_energy": found.repair_energy,
+        "edits": [str(edit) for edit in found.edits],
+    }
 
 
 def require_inputs(specs: Sequence[TensorSpec], rows: Mapping[str, np.ndarray]) -> None:

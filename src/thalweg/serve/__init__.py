@@ -1,0 +1,1 @@
+"""A service of stored models over HTTP."""

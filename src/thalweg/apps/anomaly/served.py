@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thalweg.apps.anomaly.explain import ImageReasons
 from thalweg.bundle.servable import Content, TensorSpec
 from thalweg.bundle.served import as_table, checked_alpha, require_inputs
 from thalweg.energy.base import HasShape
@@ -53,6 +54,18 @@ class ServedDetector:
         p = self.detector.calibration_.p_values(u)
         return {"energy": u, "p_value": p, "flag": p <= checked_alpha(alpha, self.detector.rate_)}
 
+    def explain(self, rows: Mapping[str, np.ndarray], *, top: int = 3) -> list[dict[str, Any]]:
+        """Of a table `reasons`, the `top` features of each row; of images `map` (H, W) and `repaired` (C, H, W)."""
+        found = self.detector.explain(self._rows(rows), top=top)
+        if isinstance(found, ImageReasons):
+            both = zip(found.where, found.repaired, strict=True)
+            return [{"map": np.asarray(where), "repaired": np.asarray(repaired)} for where, repaired in both]
+        told: list[dict[str, Any]] = [{"reasons": []} for _ in range(found[-1].row + 1)]  # each row has one or more
+        for reason in found:
+            parts = {name: _plain(part) for name, part in reason._asdict().items() if name != "row"}
+            told[reason.row]["reasons"].append(parts)
+        return told
+
     def _rows(self, rows: Mapping[str, np.ndarray]) -> Any:
         require_inputs(self.inputs, rows)
         return as_table(rows) if self.content == "table" else rows["x"]
@@ -60,3 +73,9 @@ class ServedDetector:
     def _shape(self) -> tuple[int, ...]:
         energy = self.detector.energy_
         return tuple(energy.shape) if isinstance(energy, HasShape) else (self.detector.n_features_in_,)
+
+
+def _plain(value: Any) -> Any:
+    """A value of a frame as JSON has it: a missing number is None."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and value != value else value

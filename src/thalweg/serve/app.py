@@ -1,0 +1,100 @@
+"""The service as an ASGI application."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from thalweg import __version__
+from thalweg.bundle.servable import Servable
+from thalweg.serve.answers import Context, answer, of_rejected
+from thalweg.serve.engine.engine import Engine, Rejected
+from thalweg.serve.errors import HttpError, of_status
+from thalweg.serve.metrics import Metrics
+from thalweg.serve.models import Models
+from thalweg.serve.operations import operations
+from thalweg.serve.safety.bodies import Bodies
+from thalweg.serve.safety.headers import Headers
+from thalweg.serve.safety.observed import Observed
+from thalweg.serve.safety.origin import Origin, hosts_of
+from thalweg.serve.safety.tokens import Tokens, require_token
+from thalweg.serve.settings import ServeSettings
+from thalweg.serve.v1.requests import of_validation
+from thalweg.serve.v1.routes import plain_routes
+from thalweg.serve.v2.routes import protocol_routes
+
+
+def create_app(
+    models: Mapping[str, Servable],
+    settings: ServeSettings = ServeSettings(),  # noqa: B008 — frozen
+    *,
+    versions: Mapping[str, str] = {},
+) -> FastAPI:
+    """The service of these models, by the names that clients call them by.
+
+    `app.state.engine` does the work; it starts with the application. UserError for settings that would serve everyone.
+    """
+    require_token(settings)
+    metrics = Metrics()
+    engine = Engine(models, queue=settings.queue, deadline=settings.deadline, metrics=metrics, threads=settings.threads)
+    context = Context(Models.of(models, versions), engine, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+        await engine.drain(settings.drain)
+
+    app = FastAPI(
+        title="Thalweg",
+        version=__version__,
+        docs_url=None,  # its page would load scripts from elsewhere
+        redoc_url=None,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(Observed, metrics=metrics),
+            Middleware(Headers),
+            Middleware(Bodies, max_body=settings.max_body, seconds=settings.deadline),
+            Middleware(Origin, hosts=hosts_of(settings)),
+            Middleware(Tokens, hashes=settings.tokens),
+        ],
+        redirect_slashes=False,
+    )
+    app.state.engine, app.state.metrics, app.state.settings = engine, metrics, settings
+    app.include_router(operations(engine, metrics))
+    app.include_router(plain_routes(context))
+    app.include_router(protocol_routes(context))
+    app.add_exception_handler(HttpError, _http_error)
+    app.add_exception_handler(Rejected, _rejected)
+    app.add_exception_handler(HTTPException, _of_framework)
+    app.add_exception_handler(RequestValidationError, _validation)
+    return app
+
+
+def _told(request: Request, error: HttpError) -> Response:
+    """The error in the form of the protocol that the path is of."""
+    body = {"error": error.message} if request.url.path.startswith("/v2") else error.body()
+    return answer(body, error.status, error.headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HttpError)
+    return _told(request, error)
+
+
+async def _rejected(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Rejected)
+    return _told(request, of_rejected(error))
+
+
+async def _of_framework(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _told(request, of_status(error.status_code, error.headers))
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _told(request, of_validation(error.errors()))

@@ -1,0 +1,1 @@
+"""Batching: many clients' requests, one worker."""

@@ -1,0 +1,90 @@
+"""Which requests are taken: by what waits, in rows and in estimated seconds, and by their deadlines."""
+
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+
+from thalweg.serve.engine.cost import Cost
+from thalweg.serve.engine.job import Kind, Piece
+from thalweg.serve.engine.rejected import Reason
+from thalweg.serve.engine.waiting import LaneName, Waiting
+
+INLINE = 0.0002  # seconds: below, handing a call to a thread and back costs as much as the call
+PATIENCE = 1.0  # seconds that a request may have to wait, by estimate, or so many times its own cost if that is more:
+FAIR = 4
+FIRST_GUESS = 0.05  # seconds of a call or an item before any was seen
+RECENT = 15
+
+
+class Admission:
+    """Estimates of time, and what follows from them.
+
+    Args:
+        waiting: What is in line.
+        queue: Rows that may be.
+        clock: Seconds.
+    """
+
+    def __init__(self, waiting: Waiting, queue: int, clock: Callable[[], float]):
+        self.waiting, self.queue, self.clock = waiting, queue, clock
+        self.costs: dict[str, Cost] = {}
+        self._others: dict[LaneName, deque[float]] = {}  # seconds of recent calls and items
+
+    def cheap(self, model: str, rows: int) -> bool:
+        """Whether such a call is made on the event loop."""
+        return self.costs[model](rows) <= INLINE
+
+    def here(self, model: str, rows: int) -> bool:
+        """Whether to make it there now: nothing else is computed."""
+        return not self.waiting.rows and self.waiting.taken is None and self.cheap(model, rows)
+
+    def refusal(self, model: str, kind: Kind, rows: int, limit: float) -> tuple[Reason, float] | None:
+        """Why such a request is not taken, and when to come back. What finds nothing waiting is always tried."""
+        own = self.seconds(model, kind, rows)
+        if limit <= 0 or (kind == "score" and min(own, self.costs[model].measured(rows)) > limit):
+            return "deadline", 1.0
+        if not self.waiting.rows:
+            return None
+        wait = self.wait(model, kind)
+        if self.waiting.rows + rows > self.queue or wait > max(PATIENCE, FAIR * own) or wait + own > limit:
+            return "full", max(1.0, wait)
+        return None
+
+    def wait(self, model: str, kind: Kind) -> float:
+        """Seconds until a newcomer's turn: what is computed, what is before it in its lane, as much of other lanes."""
+        lanes = dict(self.waiting.lanes())
+        before = self._lane((model, kind), lanes.pop((model, kind), 0))
+        return (
+            self._running()
+            + before
+            + sum(min(self._lane(lane, rows), before + self._piece(lane)) for lane, rows in lanes.items())
+        )
+
+    def seconds(self, model: str, kind: Kind, rows: int) -> float:
+        """Of a piece of work."""
+        if kind == "score":
+            return self.costs[model](rows)
+        recent = self._others.get((model, kind))
+        return median(recent) if recent else FIRST_GUESS
+
+    def took(self, piece: Piece, seconds: float) -> None:
+        """Learn from a piece."""
+        if piece.kind != "score":
+            self._others.setdefault((piece.model, piece.kind), deque(maxlen=RECENT)).append(seconds)
+        elif piece.model in self.costs:
+            self.costs[piece.model].took(piece.rows, seconds)
+
+    def _running(self) -> float:
+        """Seconds that are left of what is computed now."""
+        taken = self.waiting.taken
+        if taken is None:
+            return 0.0
+        piece, since = taken
+        return max(0.0, self.seconds(piece.model, piece.kind, piece.rows) - (self.clock() - since))
+
+    def _piece(self, lane: LaneName) -> float:
+        return self.seconds(*lane, self.waiting.batch.get(lane[0], 1))
+
+    def _lane(self, lane: LaneName, rows: int) -> float:
+        """Seconds that so many waiting rows take, in full calls."""
+        return self._piece(lane) * rows / (self.waiting.batch.get(lane[0], 1) if lane[1] == "score" else 1)

@@ -1,0 +1,105 @@
+"""What a call of a model costs: measured at start, corrected by what later calls took."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from thalweg.bundle.servable import NUMPY, Samples, Servable
+
+LARGEST = 256  # rows of a call that is measured
+BOUND = 0.05  # seconds that a batch may take: what a request waits at most for the one before it
+FLAT = 1.05  # a larger batch is not worth its wait if its cost a row is above the best by less than this
+REPEATS = 5
+BUDGET = 0.02  # seconds after which a size is not repeated
+RECENT = 15  # calls whose cost corrects the estimate
+
+Rows = Mapping[str, np.ndarray]
+
+
+class Cost:
+    """Seconds of a call by its rows: the measured ones, straight lines between, times what recent calls took beside.
+
+    The correction is a median, so that one call that hung does not make the service refuse what comes after it.
+    """
+
+    def __init__(self, sizes: list[int], seconds: list[float]):
+        self.sizes, self.seconds = np.array(sizes, float), np.maximum.accumulate(np.array(seconds, float))
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._ratio = 1.0
+
+    def __call__(self, rows: int) -> float:
+        """The estimate for so many rows."""
+        return self.measured(rows) * self._ratio
+
+    def took(self, rows: int, seconds: float) -> None:
+        """Learn from a call."""
+        self._recent.append(seconds / self.measured(rows))
+        self._ratio = median(self._recent)
+
+    def batch(self) -> int:
+        """Rows of the smallest measured call of nearly the lowest cost a row, within the bound; 1 at least."""
+        fits = np.flatnonzero(self.seconds <= BOUND)
+        if not len(fits):
+            return 1
+        each = self.seconds[fits] / self.sizes[fits]
+        return int(self.sizes[fits][each <= FLAT * each.min()][0])
+
+    def measured(self, rows: int) -> float:
+        """What it was at start."""
+        if rows <= self.sizes[-1]:
+            return float(np.interp(rows, self.sizes, self.seconds))
+        return float(self.seconds[-1] * rows / self.sizes[-1])
+
+
+UNKNOWN = (1, 0.005)  # rows and seconds of a model that none of our rows fits
+
+
+def measure(servable: Servable, clock: Callable[[], float] = time.perf_counter) -> Cost:
+    """The cost at 1, 2, 4 … rows, up to the bound; calls take a fraction of a second together."""
+    row = next(_usable(servable), None)
+    if row is None:
+        return Cost([UNKNOWN[0]], [UNKNOWN[1]])
+    sizes, seconds = [], []
+    size = 1
+    while size <= LARGEST and (not seconds or seconds[-1] < BOUND):
+        rows = {name: np.repeat(value, size, axis=0) for name, value in row.items()}
+        servable.score(rows)  # a first call of a size may allocate and choose kernels
+        took, began = [], clock()
+        while len(took) < REPEATS and (not took or clock() - began < BUDGET):
+            start = clock()
+            servable.score(rows)
+            took.append(clock() - start)
+        sizes.append(size)
+        seconds.append(max(median(took), 1e-7))
+        size *= 2
+    return Cost(sizes, seconds)
+
+
+def _usable(servable: Servable) -> Iterator[dict[str, np.ndarray]]:
+    """Rows, one at a time, that the model scores."""
+    for row in _plain(servable):
+        try:
+            servable.score(row)
+        except Exception:  # it is our row that does not fit: requests have their own
+            continue
+        yield row
+
+
+def _plain(servable: Servable) -> Iterator[dict[str, np.ndarray]]:
+    specs = servable.inputs
+    for number, text in ((0.5, "a"), (0.5, None), (np.nan, None), (0.0, "")):
+        yield {spec.name: _filled(spec.datatype, spec.shape, number, text) for spec in specs}
+    if isinstance(servable, Samples) and len(specs) == 1:
+        yield {specs[0].name: np.asarray(servable.sample(1), NUMPY[specs[0].datatype])}
+
+
+def _filled(datatype: Any, shape: tuple[int, ...], number: float, text: str | None) -> np.ndarray:
+    """One row: a number everywhere, or a text."""
+    if datatype == "BYTES":
+        return np.full((1, *shape[1:]), text, object)
+    value = number if datatype in ("FP32", "FP64") else 0
+    return np.full((1, *shape[1:]), value, NUMPY[datatype])

@@ -1,0 +1,362 @@
+"""The engine: requests of many clients computed by one worker thread, in full calls, in bounded time.
+
+A call that is cheap by measurement is made on the event loop while nothing else is computed. All other work waits in
+line for the worker (`waiting.py`). At most one piece is computed at a time, so no model need be safe for threads.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from thalweg.bundle.servable import Servable
+from thalweg.serve.engine.admission import Admission
+from thalweg.serve.engine.items import END, Items
+from thalweg.serve.engine.job import Gone, Job, Kind, signature_of
+from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost
+from thalweg.serve.engine.start import Measured, measured
+from thalweg.serve.engine.waiting import Waiting
+from thalweg.serve.engine.worker import Outcome, Worker
+from thalweg.serve.metrics import Metrics
+
+T = TypeVar("T")
+TICK = 0.05  # seconds between looks for late requests, clients that left and a worker that ended
+IDLE_TICK = 1.0  # the same while no request is there
+STUCK = 30.0  # seconds of one piece of work after which the process counts as not alive
+FOREVER = float("inf")
+TRIES = 2  # workers that a request may lose
+
+log = logging.getLogger("thalweg.serve")
+
+
+class EngineState(NamedTuple):
+    """Whether requests are taken, whether the process works at all, and why not."""
+
+    ready: bool
+    alive: bool
+    reason: str
+
+
+class Engine:
+    """Computes for many clients what a few models can do. All methods are of the event loop's thread.
+
+    Args:
+        models: By name.
+        queue: Rows that may wait.
+        deadline: Seconds after which a request is answered by `Rejected("deadline")`; one may ask for less.
+        metrics: Where it is counted.
+        threads: torch's threads. None: 1 or 2 by measurement, model by model.
+        clock: Seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Servable],
+        *,
+        queue: int,
+        deadline: float,
+        metrics: Metrics,
+        threads: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.models, self.queue, self.deadline, self.metrics = dict(models), queue, deadline, metrics
+        self.threads, self.clock = threads, clock
+        self.batch: dict[str, int] = {}  # rows of a call, by model
+        self._threads: dict[str, int] = {}
+        self._waiting = Waiting(self.batch, clock)
+        self._admission = Admission(self._waiting, queue, clock)
+        self._jobs: dict[Job, None] = {}  # accepted and not answered
+        self._streams = 0  # begun and not at their end
+        self._some = asyncio.Event()  # there are jobs
+        self._ready = self._draining = False
+        self._worker: Worker | None = None
+        self._watch: asyncio.Task[None] | None = None
+        metrics.depth(lambda: self._waiting.rows)
+
+    async def start(self) -> None:
+        """Measure the models, one after another, in the thread that computes; requests are taken afterwards."""
+        self._loop = asyncio.get_running_loop()
+        self._worker = self._new_worker()
+        self._watch = asyncio.create_task(self._watching())
+        for name, servable in self.models.items():
+            self.metrics.watch(name, servable)
+            job = self._job(name, "call", 1, FOREVER, None)
+            job.work = lambda servable=servable: measured(servable, self.threads)
+            self._learn(name, await self._answer(job))
+        self._ready = True
+
+    async def score(
+        self,
+        model: str,
+        rows: Mapping[str, np.ndarray],
+        *,
+        alpha: float | None = None,
+        deadline: float | None = None,
+        gone: Gone | None = None,
+    ) -> dict[str, np.ndarray]:
+        """`Servable.score` of the rows, maybe in one call with those of others.
+
+        Raises:
+            Rejected: It was not computed.
+            UserError: By the model, of these rows.
+        """
+        signature, size = signature_of(rows)
+        self.admit(model, size, deadline)
+        if self._admission.here(model, size):
+            return self._score_here(model, rows, alpha, size)
+        job = self._job(model, "score", size, self._limit(deadline), gone)
+        job.inputs, job.alpha, job.signature = rows, alpha, signature
+        return await self._answer(job)
+
+    async def call(
+        self, model: str, work: Callable[[], T], *, deadline: float | None = None, gone: Gone | None = None
+    ) -> T:
+        """What `work` returns: one piece of other work of a model."""
+        self.admit(model, 1, deadline, kind="call")
+        job = self._job(model, "call", 1, self._limit(deadline), gone)
+        job.work = work
+        return await self._answer(job)
+
+    def stream(
+        self,
+        model: str,
+        make: Callable[[], Iterator[T]],
+        *,
+        deadline: float | None = None,
+        gone: Gone | None = None,
+    ) -> AsyncIterator[T]:
+        """The items of an iterator, each computed when it is asked for. The deadline is that of an item.
+
+        Raises:
+            Rejected: At once where the stream may not begin; later, by the iteration, for an item that came too late.
+        """
+        self.admit(model, 1, deadline, kind="stream")
+        return self._items(model, Items(make), deadline, gone)
+
+    def admit(self, model: str, rows: int = 1, deadline: float | None = None, *, kind: Kind = "score") -> None:
+        """Rejected where a request of so many rows is not taken now; cheap enough to ask before its body is read."""
+        if not self._ready or self._draining:
+            raise self._rejected("draining" if self._draining else "loading", 1.0)
+        refused = self._admission.refusal(model, kind, rows, self._limit(deadline))
+        if refused is not None:
+            raise self._rejected(*refused)
+
+    def state(self) -> EngineState:
+        """How it stands."""
+        worker = self._worker
+        if worker is not None and not worker.alive():
+            return EngineState(False, False, "the worker has ended")
+        running = self._waiting.taken
+        if running is not None and self.clock() - running[1] > STUCK:
+            return EngineState(False, False, f"the worker is stuck for {self.clock() - running[1]:.0f} s")
+        if self._draining:
+            return EngineState(False, True, "draining")
+        if not self._ready:
+            return EngineState(False, True, "loading")
+        full = self._waiting.rows >= self.queue
+        return EngineState(not full, True, "full" if full else "")
+
+    async def drain(self, timeout: float) -> bool:
+        """Take nothing more, answer what was accepted, stop the worker. Whether all of it was answered in time."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout):
+                while self._jobs or self._streams:
+                    await asyncio.sleep(TICK / 5)
+        except TimeoutError:
+            pass
+        answered = not (self._jobs or self._streams)
+        for job in list(self._jobs):
+            self._finish(job, error=self._rejected("draining", 1.0))
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._worker is not None:
+            self._worker.stop()
+        return answered
+
+    async def look(self) -> None:
+        """Replace a worker that ended, answer requests whose time is over, drop those whose client has gone."""
+        if self._worker is not None and not self._worker.alive():
+            self._replace(self._worker)
+        now = self.clock()
+        for job in [job for job in self._jobs if job.deadline <= now]:
+            self._finish(job, error=self._rejected("deadline"))
+        for job in [job for job in self._jobs if job.gone is not None]:
+            if not job.done and job.gone is not None and await job.gone():
+                self._leave(job)
+
+    # Of a request
+
+    def _limit(self, deadline: float | None) -> float:
+        return self.deadline if deadline is None else min(deadline, self.deadline)
+
+    def _job(self, model: str, kind: Kind, size: int, seconds: float, gone: Gone | None) -> Job:
+        until = self.clock() + seconds
+        return Job(model=model, kind=kind, size=size, deadline=until, future=self._loop.create_future(), gone=gone)
+
+    async def _answer(self, job: Job) -> Any:
+        """Put it in line, and wait."""
+        self._jobs[job] = None
+        self._some.set()
+        self._enqueue(job)
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            self._leave(job)
+            raise
+
+    def _score_here(
+        self, model: str, rows: Mapping[str, np.ndarray], alpha: float | None, size: int
+    ) -> dict[str, np.ndarray]:
+        """A cheap call, on the event loop."""
+        began = time.perf_counter()
+        found = dict(self.models[model].score(rows, alpha=alpha))
+        self._computed(model, size, time.perf_counter() - began, found)
+        return found
+
+    async def _items(self, model: str, items: Items, deadline: float | None, gone: Gone | None) -> AsyncIterator[Any]:
+        self._streams += 1
+        try:
+            while True:
+                job = self._job(model, "stream", 1, self._limit(deadline), gone)
+                job.work = items
+                item = await self._answer(job)
+                if item is END:
+                    return
+                yield item
+        finally:
+            self._streams -= 1
+            if items.begun:  # it may hold what only its own thread may release
+                job = self._job(model, "stream", 1, FOREVER, None)
+                job.work = items.close
+                self._enqueue(job)
+
+    def _leave(self, job: Job) -> None:
+        """Nobody waits for it any more."""
+        if not job.done:
+            job.left = self.clock()
+            self._finish(job, error=self._rejected("gone"))
+
+    def _finish(self, job: Job, answer: Any = None, error: Exception | None = None) -> None:
+        if job.done:
+            return
+        job.done = True
+        self._waiting.discard(job)
+        self._jobs.pop(job, None)
+        if not self._jobs:
+            self._some.clear()
+        if job.future.done():
+            return
+        if error is None:
+            job.future.set_result(answer)
+        else:
+            job.future.set_exception(error)
+
+    def _rejected(self, reason: Reason, retry_after: float = 1.0) -> Rejected:
+        self.metrics.rejected(reason)
+        return Rejected(reason, retry_after)
+
+    # Of the worker
+
+    def _new_worker(self) -> Worker:
+        loop = self._loop
+
+        def report(outcome: Outcome) -> None:
+            piece = outcome.piece
+            if piece is not None and outcome.found is not None:
+                self.metrics.scored(piece.model, outcome.found)
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._settle, outcome)
+
+        worker = Worker(self.models, self._waiting, self._threads, report)
+        worker.start()
+        return worker
+
+    def _enqueue(self, job: Job, *, first: bool = False) -> None:
+        self._waiting.add(job, first=first)
+        if self._worker is not None:
+            self._worker.wake()
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Answer the jobs of a piece; those of a call that failed are scored again, each alone."""
+        for job in outcome.late:
+            self._finish(job, error=self._rejected("deadline"))
+        piece = outcome.piece
+        if piece is None:
+            return
+        self._count(outcome)
+        if outcome.error is not None and len(piece.jobs) > 1:
+            for job, start, _ in reversed(piece.jobs):
+                if not job.done:
+                    job.alone, job.taken = True, start
+                    self._enqueue(job, first=True)
+        elif outcome.error is not None:
+            self._finish(piece.jobs[0][0], error=outcome.error)
+        else:
+            for (job, _, stop), answer in zip(piece.jobs, outcome.answers or (), strict=True):
+                self._part(job, stop, answer)
+
+    def _part(self, job: Job, stop: int, answer: Any) -> None:
+        if job.kind != "score":
+            self._finish(job, answer)
+            return
+        job.parts.append(answer)
+        if stop == job.size:
+            parts = job.parts
+            whole = parts[0]
+            if len(parts) > 1:
+                whole = {name: np.concatenate([part[name] for part in parts]) for name in whole}
+            self._finish(job, whole)
+
+    def _count(self, outcome: Outcome) -> None:
+        """Costs and figures of a piece, and whether it was computed for nobody."""
+        piece = outcome.piece
+        assert piece is not None
+        began = outcome.began
+        if all(job.deadline <= began or (job.left is not None and job.left <= began) for job, _, _ in piece.jobs):
+            self.metrics.wasted(piece.model)
+        if outcome.error is None:
+            self._admission.took(piece, outcome.seconds)
+            if piece.work is None:
+                self.metrics.computed(piece.model, piece.rows, outcome.seconds)
+
+    def _computed(self, model: str, rows: int, seconds: float, found: Mapping[str, np.ndarray]) -> None:
+        self._admission.costs[model].took(rows, seconds)
+        self.metrics.computed(model, rows, seconds)
+        self.metrics.scored(model, found)
+
+    def _replace(self, worker: Worker) -> None:
+        """A new worker for one that has ended; its requests are tried once more, each alone."""
+        log.error("the worker has ended; another one takes its place")
+        running = self._waiting.taken
+        self._waiting.release()
+        self._worker = self._new_worker()
+        for job, start, _ in reversed(running[0].jobs) if running is not None else ():
+            job.tries += 1
+            if job.kind != "score" or job.tries >= TRIES:
+                self._finish(job, error=WorkerLost("the thread that computed this request has ended"))
+            elif not job.done:
+                job.alone, job.taken = True, start
+                self._enqueue(job, first=True)
+        self._worker.wake()
+
+    async def _watching(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_TICK):
+                    await self._some.wait()
+            await asyncio.sleep(TICK)
+            await self.look()
+
+    def _learn(self, name: str, found: Measured) -> None:
+        cost = found.cost
+        self._admission.costs[name], self._threads[name], self.batch[name] = cost, found.threads, cost.batch()
+        if self._admission.cheap(name, 1):
+            how = "on the event loop"
+        else:
+            how = f"by the worker in calls of up to {self.batch[name]} rows, {found.threads} threads"
+        log.info("model %s: %.3f ms a row alone; %s", name, 1e3 * cost(1), how)

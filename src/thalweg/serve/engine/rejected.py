@@ -1,0 +1,27 @@
+"""Why a request was not computed."""
+
+from typing import Literal
+
+from thalweg.core.errors import ThalwegError
+
+Reason = Literal["full", "deadline", "gone", "draining", "loading"]
+REASONS: tuple[Reason, ...] = ("full", "deadline", "gone", "draining", "loading")
+
+
+class Rejected(Exception):
+    """A request that is not computed; the engine has counted it.
+
+    Args:
+        reason: `full`: too much waits; `deadline`: its time is over, or would be; `gone`: nobody waits for it;
+            `draining`, `loading`: the service ends, or has not begun.
+        retry_after: Seconds after which another try makes sense.
+    """
+
+    def __init__(self, reason: Reason, retry_after: float = 1.0):
+        super().__init__(reason)
+        self.reason: Reason = reason
+        self.retry_after = retry_after
+
+
+class WorkerLost(ThalwegError):
+    """The thread that computed this request ended, twice; the request itself may be the cause."""

@@ -1,0 +1,122 @@
+"""The thread that computes: it takes a piece of work whenever it is free, and reports what came of it."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from thalweg.bundle.servable import Servable
+from thalweg.serve.engine.job import Job, Piece, joined, split
+from thalweg.serve.engine.waiting import Waiting
+
+log = logging.getLogger("thalweg.serve")
+
+
+class Outcome(NamedTuple):
+    """What a worker reports: jobs that were late, and a piece with its answers, one a job, or the error instead."""
+
+    late: list[Job]
+    piece: Piece | None = None
+    began: float = 0.0
+    seconds: float = 0.0
+    answers: list[Any] | None = None
+    found: Mapping[str, Any] | None = None
+    error: Exception | None = None
+
+
+class Worker:
+    """One thread. An `Exception` of a model is reported; anything else ends the thread, which the engine replaces.
+
+    Args:
+        models: By name.
+        waiting: Where work is taken from.
+        threads: torch's threads, by model; 1 for one that is not named.
+        report: Called in this thread, after each piece and for jobs that were late.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Servable],
+        waiting: Waiting,
+        threads: Mapping[str, int],
+        report: Callable[[Outcome], None],
+    ):
+        self.models, self.waiting, self.threads, self.report = models, waiting, threads, report
+        self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._idle = False
+        self._threads = 0
+        self._thread = threading.Thread(target=self._run, name="thalweg-inference", daemon=True)
+
+    def start(self) -> None:
+        """Begin to take work."""
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is work."""
+        if self._idle:
+            self._idle = False
+            self._bell.put(True)
+
+    def stop(self) -> None:
+        """End after the running piece."""
+        self._idle = False
+        self._bell.put(False)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for work."""
+        return self._idle
+
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the thread's end."""
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # the engine sees that the thread has ended
+            log.critical("the inference thread has ended by %r", error)
+
+    def _work(self) -> None:
+        while True:
+            self._idle = True  # before the look: what comes after it rings the bell
+            piece, late = self.waiting.take()
+            if piece is not None:
+                self._idle = False
+                self._compute(piece, late)
+                continue
+            if late:
+                self.report(Outcome(late))
+            if not self._bell.get():
+                return
+
+    def _compute(self, piece: Piece, late: list[Job]) -> None:
+        clock = self.waiting.clock
+        began = clock()
+        answers = found = error = None
+        self._use(self.threads.get(piece.model, 1))
+        try:
+            if piece.work is not None:
+                answers = [piece.work()]
+            else:
+                inputs, alpha = joined(piece)
+                found = self.models[piece.model].score(inputs, alpha=alpha)
+                answers = split(piece, found)
+        except Exception as fault:
+            error = fault
+        seconds = clock() - began
+        self.waiting.used(piece, seconds)
+        self.report(Outcome(late, piece, began, seconds, answers, found, error))
+
+    def _use(self, threads: int) -> None:
+        """torch's threads of calls from this one."""
+        if threads != self._threads:
+            torch.set_num_threads(threads)
+            self._threads = threads

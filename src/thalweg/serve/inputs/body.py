@@ -1,0 +1,88 @@
+"""The body of a request on the plain routes as rows of a model: JSON, npy, CSV, or one picture."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+
+from thalweg.serve.errors import HttpError, malformed
+from thalweg.serve.inputs.conform import check_values
+from thalweg.serve.inputs.csv_rows import of_csv
+from thalweg.serve.inputs.instances import of_instances
+from thalweg.serve.inputs.npy import of_array, read_npy
+from thalweg.serve.inputs.pictures import MAGIC, of_picture
+from thalweg.serve.inputs.strict_json import Parsed, parse_object
+from thalweg.serve.models import ServedModel
+from thalweg.serve.settings import ServeSettings
+
+JSON = "application/json"
+NPY = "application/x-npy"
+CSV = "text/csv"
+PICTURES = tuple(MAGIC)
+INLINE = 65_536  # bytes that are read where the request is; more go to a thread, so that others are not delayed
+
+
+class Rows(NamedTuple):
+    """Inputs by name, and what else the body said."""
+
+    rows: dict[str, np.ndarray]
+    options: dict[str, Any]
+
+
+def media_of(request: Request, *taken: str) -> str:
+    """The content type, which must be one of these; 415 for others, and where none is declared."""
+    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media not in taken:
+        text = f"must have the content type {' or '.join(taken)}"
+        raise HttpError(415, "unsupported_media_type", text, field="content-type")
+    return media
+
+
+async def json_body(request: Request, settings: ServeSettings) -> Parsed:
+    """The JSON object that the body is."""
+    media_of(request, JSON)
+    data = await request.body()
+    if len(data) <= INLINE:
+        return parse_object(data, settings.max_depth)
+    return await run_in_threadpool(parse_object, data, settings.max_depth)
+
+
+async def read(
+    request: Request, model: ServedModel, settings: ServeSettings, options: tuple[str, ...], *, fit: bool = False
+) -> Rows:
+    """The rows; `options` are the keys that JSON may have beside `instances`."""
+    media = media_of(request, JSON, NPY, CSV, *PICTURES)
+    data = await request.body()
+
+    def work() -> Rows:
+        found = _read(media, data, model, settings, options, fit)
+        check_values(model, found.rows)
+        return found
+
+    return work() if len(data) <= INLINE and media not in PICTURES else await run_in_threadpool(work)
+
+
+def _read(
+    media: str, data: bytes, model: ServedModel, settings: ServeSettings, options: tuple[str, ...], fit: bool
+) -> Rows:
+    if media in PICTURES:
+        return Rows(of_picture(model, data, media, fit=fit, max_pixels=settings.max_pixels), {})
+    if media == NPY:
+        return Rows(of_array(model, read_npy(data), settings.max_batch), {})
+    if media == CSV:
+        return Rows(of_csv(model, data, settings.max_batch), {})
+    value, literals = parse_object(data, settings.max_depth)
+    require_keys(value, ("instances", *options), ("instances",))
+    rows = of_instances(model, value.pop("instances"), literals, settings.max_batch)
+    return Rows(rows, value)
+
+
+def require_keys(value: dict[str, Any], known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:
+    """400 for a key that is missing, or that the route does not know."""
+    missing = next((name for name in needed if name not in value), None)
+    if missing is not None:
+        raise malformed("must be there", missing)
+    extra = next((name for name in value if name not in known), None)
+    if extra is not None:
+        raise malformed(f"must be one of {', '.join(known)}", extra[:80])

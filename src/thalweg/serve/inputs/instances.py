@@ -1,0 +1,166 @@
+"""Rows of JSON as arrays by name: nested lists, base64 pixels, objects by column, lists in order, or texts."""
+
+import base64
+import binascii
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from thalweg.bundle.servable import TensorSpec
+from thalweg.serve.errors import malformed, unusable
+from thalweg.serve.inputs.conform import check_rows, conform, require_columns
+from thalweg.serve.models import ServedModel
+
+LITERALS = bool | None
+
+
+def of_instances(model: ServedModel, instances: Any, literals: bool, max_batch: int) -> dict[str, np.ndarray]:
+    """The inputs by name. `literals`: true, false or null stand somewhere in the text.
+
+    400 for what is not of the form, 422 for what the model does not take.
+    """
+    if not isinstance(instances, list):
+        raise malformed("must be a list of rows", "instances")
+    check_rows(len(instances), max_batch)
+    content = model.servable.content
+    if content == "text":
+        return {"x": texts(instances)}
+    if content == "table":
+        return table(model.inputs, instances)
+    if content == "image":
+        return {"x": images(instances, model.inputs[0], literals)}
+    return {"x": conform(numbers(instances, "instances", literals, gaps=True), model.inputs[0], rounds=True)}
+
+
+def texts(values: Sequence[Any]) -> np.ndarray:
+    """(B,) objects of str."""
+    if not all(isinstance(value, str) for value in values):
+        raise malformed("must be a list of strings", "instances")
+    return as_objects(values)
+
+
+def as_objects(values: Sequence[Any]) -> np.ndarray:
+    """(B,) objects, whatever they are."""
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found
+
+
+def numbers(values: Any, field: str, literals: bool, *, gaps: bool = False) -> np.ndarray:
+    """Nested lists of one shape as a float64 array of finite numbers. `gaps`: null is a missing value, NaN."""
+    if literals:
+        values = _without_literals(values, field, gaps)
+        gaps = gaps and literals
+    try:
+        found = np.asarray(values)
+    except ValueError as error:
+        raise malformed("must be lists of one length", field) from error
+    if found.dtype.kind == "O" and found.size and all(type(v) is int for v in found.flat):
+        found = _large(found, field)
+    if found.dtype.kind not in "iuf":
+        raise malformed("must hold numbers alone" if found.size else "must not be empty", field)
+    if found.dtype.kind == "f" and (np.isinf(found) if gaps else ~np.isfinite(found)).any():
+        raise malformed("must hold finite numbers", field)
+    return found.astype(np.float64)
+
+
+def table(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Columns (B,) by name, from objects {column: value} or lists of values in the order of the columns."""
+    names = [spec.name for spec in specs]
+    if all(isinstance(row, dict) for row in rows):
+        wanted = set(names)
+        for i, row in enumerate(rows):
+            if row.keys() != wanted:
+                require_columns(specs, row)
+                raise malformed("must have the model's columns in each row", f"instances[{i}]")
+        columns = {name: [row[name] for row in rows] for name in names}
+    elif all(isinstance(row, list) for row in rows):
+        odd = next((i for i, row in enumerate(rows) if len(row) != len(names)), None)
+        if odd is not None:
+            text = f"must hold {len(names)} values, {', '.join(names[:10])}, not {len(rows[odd])}"
+            raise unusable(text, f"instances[{odd}]")
+        columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    else:
+        raise malformed("must be all objects {column: value}, or all lists of values", "instances")
+    return {spec.name: column(spec, columns[spec.name]) for spec in specs}
+
+
+def column(spec: TensorSpec, values: list[Any]) -> np.ndarray:
+    """(B,) of a column: numbers with NaN where null stands, or texts and None."""
+    if spec.datatype == "BYTES":
+        for value in values:
+            if not isinstance(value, str) and value is not None:
+                raise malformed("must be strings, or null where a value is missing", spec.name)
+        return as_objects(values)
+    for value in values:
+        if type(value) not in (int, float) and value is not None:
+            raise malformed("must be numbers, or null where a value is missing", spec.name)
+    try:
+        found = np.array([math.nan if value is None else float(value) for value in values])
+    except OverflowError as error:
+        raise malformed("must hold finite numbers", spec.name) from error
+    if np.isinf(found).any():
+        raise malformed("must hold finite numbers", spec.name)
+    return conform(found, spec, rounds=True)
+
+
+def images(rows: Sequence[Any], spec: TensorSpec, literals: bool) -> np.ndarray:
+    """(B, C, H, W) of nested lists or base64; a grey image may be (H, W)."""
+    if all(isinstance(row, list) for row in rows):
+        return conform(_channels(numbers(rows, "instances", literals), spec), spec, rounds=True)
+    found = np.empty((len(rows), *spec.shape[1:]), np.float32)
+    for i, row in enumerate(rows):
+        found[i] = image(row, spec, f"instances[{i}]", literals)
+    return found
+
+
+def image(value: Any, spec: TensorSpec, field: str, literals: bool) -> np.ndarray:
+    """(C, H, W) of one image: nested lists, or {"shape", "data"} with base64 of uint8, which are divided by 255."""
+    if isinstance(value, dict):
+        return pixels(value, spec, field).astype(np.float32) / np.float32(255)
+    if not isinstance(value, list):
+        raise malformed('must be nested lists, or {"shape": [C, H, W], "data": base64 of uint8}', field)
+    return conform(_channels(numbers(value, field, literals)[None], spec), spec, rounds=True)[0]
+
+
+def pixels(value: Mapping[str, Any], spec: TensorSpec, field: str) -> np.ndarray:
+    """(C, H, W) uint8 of {"shape": [C, H, W], "data": base64}."""
+    shape, data = value.get("shape"), value.get("data")
+    if value.keys() != {"shape", "data"} or not isinstance(data, str) or not isinstance(shape, list):
+        raise malformed('must be nested lists, or {"shape": [C, H, W], "data": base64 of uint8}', field)
+    if any(type(size) is not int for size in shape):
+        raise malformed("must be whole numbers", f"{field}.shape")
+    wanted = list(spec.shape[1:])
+    if shape not in (wanted, *([wanted[1:]] if wanted[0] == 1 else [])):
+        raise unusable(f"must be {wanted}, not {str(shape)[:80]}", f"{field}.shape")
+    try:
+        raw = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise malformed("must be base64", f"{field}.data") from error
+    if len(raw) != math.prod(wanted):
+        raise malformed(f"must be {math.prod(wanted)} bytes, not {len(raw)}", f"{field}.data")
+    return np.frombuffer(raw, np.uint8).reshape(wanted)
+
+
+def _channels(found: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Images (B, H, W) as (B, 1, H, W) where the model is of one channel."""
+    return found[:, None] if found.ndim == len(spec.shape) - 1 and spec.shape[1] == 1 else found
+
+
+def _large(found: np.ndarray, field: str) -> np.ndarray:
+    """Whole numbers beyond 64 bits as floats."""
+    try:
+        return found.astype(np.float64)
+    except OverflowError as error:
+        raise malformed("must hold finite numbers", field) from error
+
+
+def _without_literals(value: Any, field: str, gaps: bool) -> Any:
+    """The same lists with NaN for null; 400 for true and false, and for null where there are no gaps."""
+    if isinstance(value, list):
+        return [_without_literals(v, field, gaps) if isinstance(v, list | LITERALS) else v for v in value]
+    if gaps and value is None:
+        return math.nan
+    raise malformed(f"must hold numbers alone, neither true nor false{'' if gaps else ' nor null'}", field)

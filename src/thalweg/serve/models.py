@@ -1,0 +1,105 @@
+"""The models that are served: by name, with their version, and what each can do."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thalweg.bundle.servable import (
+    Calibrated,
+    Classifies,
+    Explains,
+    Inpaints,
+    Reranks,
+    Samples,
+    Servable,
+    TensorSpec,
+)
+from thalweg.serve.errors import HttpError
+
+CAPABILITIES = {
+    "explain": Explains,
+    "sample": Samples,
+    "inpaint": Inpaints,
+    "rerank": Reranks,
+    "classify": Classifies,
+}
+BINS = 40  # of the histogram of normal energies
+OUTER = 0.5  # per cent of them that the end bins gather
+
+
+class ServedModel(NamedTuple):
+    """A model under the name that clients call it by."""
+
+    name: str
+    version: str
+    servable: Servable
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    can: tuple[str, ...]
+
+    @property
+    def fields(self) -> set[str]:
+        """Names in an error that a client knows."""
+        return {*(spec.name for spec in self.inputs), "alpha", "top", "n", "seed", "temperature", "label", "keep"}
+
+    def lacks(self, what: str) -> HttpError:
+        """501 for a route that this model has not, which says what it has."""
+        text = f"{self.name} cannot {what}; it can {', '.join(self.can)}"
+        return HttpError(501, "not_supported", text, field="model")
+
+    def describe(self) -> dict[str, Any]:
+        """What the page and a client need to know of it."""
+        servable = self.servable
+        return {
+            "name": self.name,
+            "version": self.version,
+            "title": servable.title,
+            "content": servable.content,
+            "inputs": [spec_of(spec) for spec in self.inputs],
+            "outputs": [spec_of(spec) for spec in self.outputs],
+            "flag_rate": servable.flag_rate,
+            "can": list(self.can),
+            "labels": list(servable.labels) if isinstance(servable, Classifies) else None,
+            "histogram": histogram(servable.calibration_energies) if isinstance(servable, Calibrated) else None,
+        }
+
+
+class Models(dict[str, ServedModel]):
+    """All of them by name."""
+
+    @classmethod
+    def of(cls, servables: Mapping[str, Servable], versions: Mapping[str, str]) -> "Models":
+        """Each with its version, "1" where none is given."""
+        return cls({name: _model(name, versions.get(name, "1"), one) for name, one in servables.items()})
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of that name; the only one where none is named. 404 for a name that is not served."""
+        if name is None and len(self) == 1:
+            return next(iter(self.values()))
+        if name is None:
+            raise HttpError(400, "malformed", f"must name one of the models {', '.join(self)}", field="model")
+        if name not in self:
+            raise HttpError(404, "not_found", f"must be one of the models {', '.join(self)}", field="model")
+        return self[name]
+
+
+def spec_of(spec: TensorSpec) -> dict[str, Any]:
+    """A tensor's metadata as JSON holds it."""
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+
+
+def histogram(energies: np.ndarray) -> dict[str, list[float]] | None:
+    """Edges (41,) and counts (40,) of normal energies; the outer 0.5 % lie in the end bins. None: no rows."""
+    energies = np.asarray(energies, np.float64)
+    energies = energies[np.isfinite(energies)]
+    if not len(energies):
+        return None
+    low, high = np.percentile(energies, [OUTER, 100 - OUTER])
+    counts, edges = np.histogram(np.clip(energies, low, high), BINS, (low, high) if high > low else None)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def _model(name: str, version: str, servable: Servable) -> ServedModel:
+    can = ("score", *(word for word, protocol in CAPABILITIES.items() if isinstance(servable, protocol)))
+    return ServedModel(name, version, servable, tuple(servable.inputs), tuple(servable.outputs), can)

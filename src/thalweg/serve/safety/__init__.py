@@ -1,0 +1,1 @@
+"""Limits, tokens, hosts and headers."""

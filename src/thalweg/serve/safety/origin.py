@@ -1,0 +1,65 @@
+"""Who may ask: names of this host, pages of this origin, and content types that a page elsewhere cannot send unasked.
+
+A page of another site can reach a service on loopback in two ways: under a name of its own that it lets point here
+(DNS rebinding), which the Host header tells, and by requests that a browser sends without asking first, which have one
+of three content types. `Origin`, which a browser sets on every POST of a page, must be of an allowed host too.
+"""
+
+from collections.abc import Iterable
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from thalweg.serve.safety.observed import reply
+from thalweg.serve.settings import LOOPBACK, ServeSettings
+
+SIMPLE = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data")
+HEALTH = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")  # asked by address, and hold no data
+ANY = "*"
+
+
+class Origin:
+    """Refuses other hosts and origins, 403, and content types of forms, 415."""
+
+    def __init__(self, app: ASGIApp, hosts: Iterable[str]):
+        self.app, self.hosts = app, frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refused(scope) if scope["type"] == "http" and scope["path"] not in HEALTH else None
+        if refused is None:
+            await self.app(scope, receive, send)
+        else:
+            status, code, message, field = refused
+            await reply(send, scope, status, {"code": code, "field": field, "message": message})
+
+    def _refused(self, scope: Scope) -> tuple[int, str, str, str] | None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if not self._allowed(headers.get(b"host", "")):
+            return 403, "forbidden_host", "must name a host that this service answers to", "host"
+        origin = headers.get(b"origin")
+        if origin is not None and not self._allowed(urlsplit(origin).netloc if "//" in origin else ""):
+            return 403, "forbidden_origin", "must come from a page of this service", "origin"
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            media = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+            protocol = scope["path"].startswith("/v2/") and not media and origin is None  # as tritonclient sends it
+            if media in SIMPLE or (not media and not protocol):
+                return 415, "unsupported_media_type", "must declare a content type that the route reads", "content-type"
+        return None
+
+    def _allowed(self, host: str) -> bool:
+        return ANY in self.hosts or name_of(host) in self.hosts
+
+
+def name_of(host: str) -> str:
+    """The name in a Host header, without its port: `localhost:8000` is localhost, `[::1]:8000` is ::1."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        name, end, port = host[1:].partition("]")
+        return name if end and (not port or (port[0] == ":" and port[1:].isdigit())) else ""
+    name, colon, port = host.partition(":")
+    return name if not colon or port.isdigit() else ""
+
+
+def hosts_of(settings: ServeSettings) -> tuple[str, ...]:
+    """Loopback, the address that is listened on, and what the operator adds."""
+    return (*LOOPBACK, settings.host, *settings.allowed_hosts)

@@ -1,0 +1,67 @@
+"""What the plain routes are asked for, beside rows."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from thalweg.serve.errors import HttpError, malformed
+
+SEEDS = 2**63 - 1
+Alpha = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+B = TypeVar("B", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """An object with these keys and no other, and no value converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ScoreOptions(Strict):
+    """Beside `instances`."""
+
+    alpha: Alpha | None = None
+
+
+class RerankOptions(Strict):
+    """Beside `instances`."""
+
+    keep: Annotated[int, Field(ge=1, le=SEEDS)] | None = None
+
+
+class NoOptions(Strict):
+    """Nothing beside `instances`."""
+
+
+class SampleRequest(Strict):
+    """Draws of a model. `frames` > 0: about so many pictures of the draws on their way, a line each."""
+
+    n: Annotated[int, Field(ge=1)] = 1
+    seed: Annotated[int, Field(ge=0, le=SEEDS)] = 0
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    label: Annotated[int, Field(ge=0, le=SEEDS)] | None = None
+    frames: Annotated[int, Field(ge=0, le=100)] = 0
+
+
+class InpaintRequest(Strict):
+    """An image, and where it is observed (1) or missing (0)."""
+
+    image: Any
+    observed: Any
+    n: Annotated[int, Field(ge=1, le=64)] = 1
+    seed: Annotated[int, Field(ge=0, le=SEEDS)] = 0
+
+
+def read_as(cls: type[B], value: dict[str, Any]) -> B:
+    """The value as such an object; 400 that names the first key that is wrong."""
+    try:
+        return cls.model_validate(value)
+    except ValidationError as error:
+        raise of_validation(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def of_validation(errors: Any) -> HttpError:
+    """400 for the first of pydantic's errors."""
+    first = errors[0]
+    field = ".".join(str(part) for part in first["loc"] if part not in ("query", "path", "body", "header"))
+    return malformed(str(first["msg"])[:200], field[:80] or None)

@@ -1,0 +1,212 @@
+"""The plain routes, for people and their scripts."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+
+from thalweg.bundle.servable import Classifies, Explains, Inpaints, Reranks, Samples
+from thalweg.serve.answers import Context, answer, asking, lines, require_finite
+from thalweg.serve.errors import HttpError, malformed
+from thalweg.serve.inputs import body
+from thalweg.serve.inputs.instances import image
+from thalweg.serve.models import ServedModel
+from thalweg.serve.v1 import wire
+from thalweg.serve.v1.requests import (
+    InpaintRequest,
+    NoOptions,
+    RerankOptions,
+    SampleRequest,
+    ScoreOptions,
+    read_as,
+)
+
+Name = Annotated[str | None, Query(description="Which model, where several are served.", max_length=200)]
+Fit = Annotated[bool, Query(description="Resize a picture of another size, by the mean of each pixel's area.")]
+Encoding = Annotated[
+    Literal["lists", "base64"], Query(description="Arrays as nested lists, or as {shape, data} of uint8.")
+]
+AlphaQuery = Annotated[
+    float | None, Query(gt=0, le=1, allow_inf_nan=False, description="Flag p-values up to this share.")
+]
+
+
+def plain_routes(context: Context) -> APIRouter:
+    """/v1/models, score, explain, sample, inpaint, rerank, classify."""
+    router = APIRouter(prefix="/v1", tags=["plain"])
+    routes = Plain(context)
+    router.get("/models")(routes.models)
+    for route in (routes.score, routes.explain, routes.sample, routes.inpaint, routes.rerank, routes.classify):
+        router.post(f"/{route.__name__}")(route)
+    return router
+
+
+class Plain:
+    """One method a route."""
+
+    def __init__(self, context: Context):
+        self.context, self.engine, self.settings = context, context.engine, context.settings
+        self._described = {"models": [model.describe() for model in context.models.values()]}
+
+    async def models(self) -> Response:
+        """The models that are served, and what each can do."""
+        return answer(self._described)
+
+    async def score(self, request: Request, model: Name = None, alpha: AlphaQuery = None, fit: Fit = False) -> Response:
+        """Energy of each row and, where the model has them, log p, p-value and flag."""
+        served = self.context.models.find(model)
+        rows, options = await body.read(request, served, self.settings, ("alpha",), fit=fit)
+        asked = read_as(ScoreOptions, options).alpha
+        found = await self._scores(request, served, rows, alpha if asked is None else asked)
+        return answer(_head(served) | {"predictions": wire.predictions(found)})
+
+    async def explain(
+        self,
+        request: Request,
+        model: Name = None,
+        top: Annotated[int, Query(ge=1, le=1000, description="Reasons a row.")] = 3,
+        encoding: Encoding = "lists",
+        fit: Fit = False,
+    ) -> Response:
+        """Why each row has its energy, beside its scores."""
+        served = self._able(model, "explain")
+        servable = served.servable
+        assert isinstance(servable, Explains)
+        rows, options = await body.read(request, served, self.settings, (), fit=fit)
+        read_as(NoOptions, options)
+        found = await self._scores(request, served, rows, None)
+        reasons = await self._call(request, served, lambda: servable.explain(rows, top=top))
+        both = zip(wire.predictions(found), reasons, strict=True)
+        told = [wire.explained(why, encoding == "base64") | scores for scores, why in both]
+        return answer(_head(served) | {"predictions": told})
+
+    async def sample(self, request: Request, model: Name = None, encoding: Encoding = "lists") -> Response:
+        """Draws, or with `frames` lines of the draws on their way."""
+        served = self._able(model, "sample")
+        servable = served.servable
+        assert isinstance(servable, Samples)
+        asked = read_as(SampleRequest, (await body.json_body(request, self.settings)).value)
+        if asked.n > self.settings.max_batch:
+            raise HttpError(413, "too_many_rows", f"must be at most {self.settings.max_batch}", field="n")
+        how: dict[str, Any] = {"seed": asked.seed, "temperature": asked.temperature, "label": asked.label}
+        if not asked.frames:
+            drawn = await self._call(request, served, partial(servable.sample, asked.n, **how))
+            _require_numbers(drawn)
+            return answer(_head(served) | {"predictions": wire.rows(served, drawn, encoding == "base64")})
+
+        def make() -> Iterator[dict[str, Any]]:
+            before = None
+            for i, frame in enumerate(servable.sample_frames(asked.n, **how, frames=asked.frames)):
+                if before is not None:
+                    yield _frame(served, *before, last=False)
+                before = (i, *frame)
+            if before is not None:
+                yield _frame(served, *before, last=True)
+
+        return await self._stream(request, served, make)
+
+    async def inpaint(self, request: Request, model: Name = None) -> Response:
+        """Completions of an image's missing part, a line each as they come."""
+        served = self._able(model, "inpaint")
+        servable = served.servable
+        assert isinstance(servable, Inpaints)
+        value, literals = await body.json_body(request, self.settings)
+        asked, spec = read_as(InpaintRequest, value), served.inputs[0]
+        observed = _mask(asked.observed, served, literals)
+        x = image(asked.image, spec, "image", literals)
+        if not (x.min() >= 0 and x.max() <= 1):
+            raise malformed("must be pixels in [0, 1]", "image")
+
+        def make() -> Iterator[dict[str, Any]]:
+            drawn = servable.inpaint(x[None], observed[None], n=asked.n, seed=asked.seed)
+            for i, found in enumerate(drawn):
+                energy = served.servable.score({"x": np.asarray(found, x.dtype)})["energy"]
+                _require_numbers(energy)
+                yield {"completion": i, "image": wire.pixels(found[0]), "energy": float(energy[0])}
+            yield {"done": True}
+
+        return await self._stream(request, served, make)
+
+    async def rerank(self, request: Request, model: Name = None, fit: Fit = False) -> Response:
+        """The order of candidates, best first."""
+        served = self._able(model, "rerank")
+        servable = served.servable
+        assert isinstance(servable, Reranks)
+        rows, options = await body.read(request, served, self.settings, ("keep",), fit=fit)
+        keep = read_as(RerankOptions, options).keep
+        found = await self._call(request, served, lambda: servable.rerank(rows, keep=keep))
+        require_finite({"energy": found["energy"]})
+        predictions = [{"energy": energy} for energy in found["energy"].tolist()]
+        return answer(_head(served) | {"order": found["order"].tolist(), "predictions": predictions})
+
+    async def classify(self, request: Request, model: Name = None, fit: Fit = False) -> Response:
+        """The likeliest label of each row, and the probability of each label."""
+        served = self._able(model, "classify")
+        servable = served.servable
+        assert isinstance(servable, Classifies)
+        rows, options = await body.read(request, served, self.settings, (), fit=fit)
+        read_as(NoOptions, options)
+        found = await self._call(request, served, lambda: servable.classify(rows))
+        require_finite({"probabilities": found})
+        labels = list(servable.labels)
+        told = [
+            {"label": labels[best], "probabilities": dict(zip(labels, row, strict=True))}
+            for best, row in zip(found.argmax(1), found.tolist(), strict=True)
+        ]
+        return answer(_head(served) | {"predictions": told})
+
+    def _able(self, name: str | None, what: str) -> ServedModel:
+        served = self.context.models.find(name)
+        if what not in served.can:
+            raise served.lacks(what)
+        return served
+
+    async def _scores(
+        self, request: Request, served: ServedModel, rows: dict[str, np.ndarray], alpha: float | None
+    ) -> dict[str, np.ndarray]:
+        with asking(served):
+            found = await self.engine.score(served.name, rows, alpha=alpha, **self._how(request))
+        require_finite(found)
+        return found
+
+    async def _call(self, request: Request, served: ServedModel, work: Any) -> Any:
+        with asking(served):
+            return await self.engine.call(served.name, work, **self._how(request))
+
+    async def _stream(self, request: Request, served: ServedModel, make: Any) -> Response:
+        with asking(served):
+            items = self.engine.stream(served.name, make, **self._how(request))
+        return await lines(served, items)
+
+    def _how(self, request: Request) -> dict[str, Any]:
+        return {"deadline": self.context.deadline(request), "gone": request.is_disconnected}
+
+
+def _head(served: ServedModel) -> dict[str, Any]:
+    return {"model": served.name, "version": served.version}
+
+
+def _frame(served: ServedModel, i: int, drawn: np.ndarray, energies: np.ndarray, *, last: bool) -> dict[str, Any]:
+    _require_numbers(energies)
+    _require_numbers(drawn)
+    return {"frame": i, "last": last, "energies": np.asarray(energies).tolist(), "rows": wire.rows(served, drawn, True)}
+
+
+def _require_numbers(value: np.ndarray) -> None:
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise HttpError(422, "non_finite", "the chains have left the finite numbers; lower the temperature")
+
+
+def _mask(value: Any, served: ServedModel, literals: bool) -> np.ndarray:
+    """(C, H, W) bool of 0 and 1, in lists or in bytes."""
+    spec = served.inputs[0]
+    if isinstance(value, dict):
+        from thalweg.serve.inputs.instances import pixels
+
+        return pixels(value, spec, "observed") > 0
+    found = image(value, spec, "observed", literals)
+    if not np.isin(found, (0, 1)).all():
+        raise malformed("must be 0 where a pixel is missing and 1 where it is observed", "observed")
+    return found > 0

@@ -1,0 +1,561 @@
+"""The engine: who shares a call, who gets which answer, and what is never computed (trust rows R21, R27, L7)."""
+
+import asyncio
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from thalweg.core.errors import UserError
+from thalweg.serve.engine.cost import Cost, measure
+from thalweg.serve.engine.engine import STUCK, Engine
+from thalweg.serve.engine.rejected import Rejected, WorkerLost
+from thalweg.serve.metrics import Metrics
+
+from .engine_fakes import SECONDS, Clock, Sums, cost, counted, counting, row, running, settled
+
+
+def run(test):
+    """Run a coroutine function as a test."""
+    return asyncio.run(asyncio.wait_for(test(), 120))
+
+
+def test_a_lone_request_goes_at_once_and_those_that_come_meanwhile_share_a_call(monkeypatch):
+    async def test():
+        model = Sums(open=False)
+        async with running(monkeypatch, {"m": model}) as engine:
+            first = asyncio.create_task(engine.score("m", row(1)))
+            await model.until_entered()  # nothing else was there to wait for
+            others = [asyncio.create_task(engine.score("m", row(value))) for value in range(2, 12)]
+            await settled(lambda: engine._waiting.rows == 10)
+            model.gate.set()
+            found = await asyncio.gather(first, *others)
+            assert [float(answer["energy"][0]) for answer in found] == list(range(1, 12))
+            assert [len(call) for call in model.calls] == [1, 10]
+
+    run(test)
+
+
+def test_a_call_has_no_more_rows_than_its_measured_bound(monkeypatch):
+    async def test():
+        model = Sums(open=False)
+        async with running(monkeypatch, {"m": model}, costs={id(model): cost(most=4)}) as engine:
+            tasks = [asyncio.create_task(engine.score("m", row(0)))]
+            await model.until_entered()
+            tasks += [asyncio.create_task(engine.score("m", row(value))) for value in range(1, 11)]
+            await settled(lambda: engine._waiting.rows == 10)
+            model.gate.set()
+            await asyncio.gather(*tasks)
+            assert [len(call) for call in model.calls] == [1, 4, 4, 2]
+
+    run(test)
+
+
+def test_a_large_request_goes_in_pieces_and_others_between_them(monkeypatch):
+    async def test():
+        model = Sums(open=False)
+        async with running(monkeypatch, {"m": model}, costs={id(model): cost(most=4)}) as engine:
+            large = asyncio.create_task(engine.score("m", row(*range(100, 110))))
+            await model.until_entered()
+            small = asyncio.create_task(engine.score("m", row(1)))
+            await settled(lambda: engine._waiting.rows == 7)
+            model.gate.set()
+            assert (await small)["energy"].tolist() == [1]
+            assert (await large)["energy"].tolist() == list(range(100, 110))
+            firsts = [call[:, 0].tolist() for call in model.calls]
+            assert firsts in (
+                [[100, 101, 102, 103], [1], [104, 105, 106, 107], [108, 109]],
+                [[100, 101, 102, 103], [104, 105, 106, 107], [1, 108, 109]],
+            )
+
+    run(test)
+
+
+def test_alpha_is_that_of_each_request(monkeypatch):
+    async def test():
+        model = Sums(open=False)
+        async with running(monkeypatch, {"m": model}) as engine:
+            first = asyncio.create_task(engine.score("m", row(0)))
+            await model.until_entered()
+            alphas = (0.3, None, 0.7)
+            tasks = [asyncio.create_task(engine.score("m", row(0.5, 0.2), alpha=alpha)) for alpha in alphas]
+            await settled(lambda: engine._waiting.rows == 6)
+            model.gate.set()
+            await first
+            flags = [answer["flag"].tolist() for answer in await asyncio.gather(*tasks)]
+            np.testing.assert_array_equal(model.alphas[1], [0.3, 0.3, np.nan, np.nan, 0.7, 0.7])
+            assert flags[0] == [False, True]
+            assert flags[2] == [True, True]
+
+    run(test)
+
+
+def test_requests_of_other_shapes_types_or_names_do_not_share_a_call(monkeypatch):
+    async def test():
+        model = Sums(open=False)
+        async with running(monkeypatch, {"m": model}) as engine:
+            rows = [
+                row(1),
+                {"x": np.ones((1, 3))},
+                {"x": np.ones((1, 2), np.float32)},
+                {"x": np.ones((1, 2)), "y": np.ones(1)},
+                {"x": np.ones((1, 2)), "y": np.ones(2)},
+            ]
+            first = asyncio.create_task(engine.score("m", row(0)))
+            await model.until_entered()
+            tasks = [asyncio.create_task(engine.score("m", one)) for one in rows * 2]
+            await settled(lambda: engine._waiting.rows == 10)
+            model.gate.set()
+            await asyncio.gather(first, *tasks)
+            assert sorted(len(call) for call in model.calls) == [1, 1, 1, 2, 2, 2, 2]
+
+    run(test)
+
+
+def test_a_fault_reaches_its_own_request_alone(monkeypatch):
+    """A UserError, another error, and answers of a wrong length, each in a call with good requests."""
+
+    def fault(x):
+        if (x[:, 0] == 13).any():
+            raise RuntimeError("thirteen")
+
+    async def test():
+        model = Sums(open=False)
+        model.fault = fault
+        async with running(monkeypatch, {"m": model}) as engine:
+            first = asyncio.create_task(engine.score("m", row(0)))
+            await model.until_entered()
+            values = [1, float("nan"), 2, 13, 3]
+            tasks = [asyncio.create_task(engine.score("m", row(value))) for value in values]
+            await settled(lambda: engine._waiting.rows == 5)
+            model.gate.set()
+            found = await asyncio.gather(first, *tasks, return_exceptions=True)
+            assert [float(found[i]["energy"][0]) for i in (0, 1, 3, 5)] == [0, 1, 2, 3]
+            assert isinstance(found[2], UserError)
+            assert isinstance(found[4], RuntimeError)
+
+    run(test)
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_back(monkeypatch):
+    async def test():
+        model = Sums(open=False)
+        async with running(monkeypatch, {"m": model}, queue=4) as engine:
+            tasks = [asyncio.create_task(engine.score("m", row(0)))]
+            await model.until_entered()
+            tasks += [asyncio.create_task(engine.score("m", row(value))) for value in range(1, 5)]
+            await settled(lambda: engine._waiting.rows == 4)
+            assert engine.state()[:2] == (False, True)
+            with pytest.raises(Rejected) as caught:
+                await engine.score("m", row(9))
+            assert caught.value.reason == "full"
+            assert caught.value.retry_after >= 1
+            model.gate.set()
+            await asyncio.gather(*tasks)
+            assert engine.state().ready
+            assert 9 not in model.seen()
+            assert counted(engine, "thalweg_rejected_total") == 1
+
+    run(test)
+
+
+def test_what_would_wait_too_long_is_refused_at_once(monkeypatch):
+    """By estimate: a call takes a second, so the fourth would wait for longer than it may."""
+
+    async def test():
+        model = Sums(open=False)
+        costs = {id(model): cost(one=1.0, most=1)}
+        async with running(monkeypatch, {"m": model}, costs=costs, deadline=3.5) as engine:
+            tasks = [asyncio.create_task(engine.score("m", row(value))) for value in range(3)]
+            await settled(lambda: engine._waiting.rows == 2)
+            with pytest.raises(Rejected) as caught:
+                await engine.score("m", row(9))
+            assert caught.value.reason == "full"
+            with pytest.raises(Rejected) as caught:
+                await engine.score("m", row(9), deadline=0.5)
+            assert caught.value.reason == "deadline"
+            model.gate.set()
+            await asyncio.gather(*tasks)
+
+    run(test)
+
+
+def test_late_requests_are_answered_and_never_computed(monkeypatch):
+    """L7: a deadline passed in line; no call is made for nobody."""
+
+    async def test():
+        model, clock = Sums(open=False), Clock()
+        async with running(monkeypatch, {"m": model}, clock=clock) as engine:
+            first = asyncio.create_task(engine.score("m", row(1)))
+            await model.until_entered()
+            late = [asyncio.create_task(engine.score("m", row(value), deadline=5)) for value in (2, 3)]
+            good = asyncio.create_task(engine.score("m", row(4)))
+            await settled(lambda: engine._waiting.rows == 3)
+            clock.now = 6.0
+            model.gate.set()
+            assert [float((await task)["energy"][0]) for task in (first, good)] == [1, 4]
+            for task in late:
+                with pytest.raises(Rejected) as caught:
+                    await task
+                assert caught.value.reason == "deadline"
+            assert model.seen() == {1, 4}
+            assert counted(engine, "thalweg_wasted_batches_total") == 0
+
+    run(test)
+
+
+def test_a_deadline_is_answered_while_the_worker_hangs(monkeypatch):
+    async def test():
+        model, clock = Sums(open=False), Clock()
+        async with running(monkeypatch, {"m": model}, clock=clock) as engine:
+            task = asyncio.create_task(engine.score("m", row(1), deadline=5))
+            await model.until_entered()
+            clock.now = 6.0
+            with pytest.raises(Rejected) as caught:
+                await task
+            assert caught.value.reason == "deadline"
+
+    run(test)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "gone"])
+def test_work_whose_client_has_left_is_never_computed(monkeypatch, how):
+    """L7."""
+
+    async def test():
+        model, left = Sums(open=False), False
+
+        async def gone():
+            return left
+
+        async with running(monkeypatch, {"m": model}) as engine:
+            first = asyncio.create_task(engine.score("m", row(1)))
+            await model.until_entered()
+            leaving = [asyncio.create_task(engine.score("m", row(value), gone=gone)) for value in (2, 3)]
+            good = asyncio.create_task(engine.score("m", row(4)))
+            await settled(lambda: engine._waiting.rows == 3)
+            left = how == "gone"
+            if left:
+                await engine.look()
+            else:
+                for task in leaving:
+                    task.cancel()
+            await settled(lambda: engine._waiting.rows == 1)
+            model.gate.set()
+            await asyncio.gather(first, good)
+            results = await asyncio.gather(*leaving, return_exceptions=True)
+            kind = Rejected if how == "gone" else asyncio.CancelledError
+            assert all(isinstance(result, kind) for result in results)
+            assert model.seen() == {1, 4}
+            assert counted(engine, "thalweg_wasted_batches_total") == 0
+            assert counted(engine, "thalweg_rejected_total") == 2
+
+    run(test)
+
+
+@pytest.mark.parametrize("count", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_answer_reaches_another_caller(monkeypatch, count):
+    """R21: mixed requests, a tenth of them poisoned; each good answer is its own, by a nonce, as if scored alone."""
+
+    async def test():
+        generator, model, gone_now = np.random.default_rng(21), Sums(), set()
+        model.fault = lambda x: None
+        order = generator.permutation(count)
+
+        async def one(engine, nonce):
+            size = int(generator.integers(1, 5))
+            x = np.column_stack([np.full(size, nonce), generator.random(size)])
+            poison = nonce % 10 == 0
+            kind = (nonce // 10) % 4 if poison else None
+            if kind == 0:
+                x[0, 1] = np.nan
+            if kind == 1:
+                x = np.column_stack([x, x])
+            alpha = float(generator.random()) * count if nonce % 3 else None
+
+            async def gone():
+                return kind == 2
+
+            task = asyncio.create_task(engine.score("m", {"x": x}, alpha=alpha, gone=gone))
+            await asyncio.sleep(float(generator.random()) * 0.001)
+            if kind == 3:
+                task.cancel()
+            try:
+                found = await task
+            except (UserError, Rejected, asyncio.CancelledError):
+                assert poison
+                gone_now.add(nonce)
+                return 0
+            energy = x.reshape(len(x), -1).sum(1)
+            np.testing.assert_allclose(found["energy"], energy, rtol=1e-5)
+            np.testing.assert_array_equal(
+                found["flag"], energy <= (0.01 if alpha is None else alpha) if alpha else found["flag"]
+            )
+            return 1
+
+        async with running(monkeypatch, {"m": model}, queue=10**6) as engine:
+            engine._admission.queue = 10**6
+            monkeypatch.setattr("thalweg.serve.engine.admission.PATIENCE", SECONDS)
+            good = await asyncio.gather(*[one(engine, int(nonce)) for nonce in order])
+            assert sum(good) >= 0.9 * count
+            assert max(len(call) for call in model.calls) > 1
+
+    run(test)
+
+
+def test_models_and_streams_share_the_worker(monkeypatch):
+    """A backlog of one model, or a long stream, does not keep another model's request waiting for all of it."""
+
+    async def test():
+        busy, other = Sums(open=False), Sums()
+        costs, before = {id(busy): cost(most=1)}, []
+        other.fault = lambda x: before.append(len(busy.calls))
+        async with running(monkeypatch, {"busy": busy, "other": other}, costs=costs) as engine:
+            backlog = [asyncio.create_task(engine.score("busy", row(value))) for value in range(20)]
+            await busy.until_entered()
+            lone = asyncio.create_task(engine.score("other", row(1)))
+            await settled(lambda: engine._waiting.rows == 20)
+            busy.gate.set()
+            await lone
+            assert before == [1]
+            await asyncio.gather(*backlog)
+
+    run(test)
+
+
+def test_scores_go_between_the_items_of_a_stream(monkeypatch):
+    async def test():
+        model, seen = Sums(), []
+
+        def items():
+            with torch.no_grad():  # must not stay on for others
+                for number in range(5):
+                    yield number, torch.is_grad_enabled()
+
+        def grad(x):
+            seen.append(torch.is_grad_enabled())
+
+        model.fault = grad
+        async with running(monkeypatch, {"m": model}) as engine:
+            found = []
+            async for item in engine.stream("m", items):
+                found.append(item)
+                assert (await engine.score("m", row(1)))["energy"].tolist() == [1]
+            assert found == [(number, False) for number in range(5)]
+            assert all(seen)
+
+    run(test)
+
+
+def test_a_stream_that_is_left_is_closed_by_the_worker(monkeypatch):
+    async def test():
+        model, log = Sums(), []
+        async with running(monkeypatch, {"m": model}) as engine:
+            items = engine.stream("m", lambda: counting(10**9, log))
+            assert [await anext(items) for _ in range(3)] == [0, 1, 2]
+            await items.aclose()
+            await settled(lambda: log == ["closed"])
+
+    run(test)
+
+
+def test_an_error_in_a_stream_is_its_readers(monkeypatch):
+    async def test():
+        def items():
+            yield 1
+            raise UserError("must be other")
+
+        model = Sums()
+        async with running(monkeypatch, {"m": model}) as engine:
+            found = engine.stream("m", items)
+            assert await anext(found) == 1
+            with pytest.raises(UserError):
+                await anext(found)
+            assert await engine.call("m", lambda: "on") == "on"
+
+    run(test)
+
+
+def test_a_cheap_model_is_called_on_the_event_loop(monkeypatch):
+    async def test():
+        cheap, dear = Sums(), Sums()
+        costs = {id(cheap): cost(one=5e-5, of_most=6e-5)}
+        async with running(monkeypatch, {"cheap": cheap, "dear": dear}, costs=costs) as engine:
+            await engine.score("cheap", row(1))
+            await engine.score("dear", row(1))
+            assert cheap.threads == [threading.get_ident()]
+            assert dear.threads != [threading.get_ident()]
+
+    run(test)
+
+
+def test_nothing_is_computed_at_the_same_time(monkeypatch):
+    """A cheap call waits in line while the worker computes: no model need be safe for threads."""
+
+    async def test():
+        cheap, dear = Sums(), Sums(open=False)
+        costs = {id(cheap): cost(one=5e-5, of_most=6e-5)}
+        async with running(monkeypatch, {"cheap": cheap, "dear": dear}, costs=costs) as engine:
+            first = asyncio.create_task(engine.score("dear", row(1)))
+            await dear.until_entered()
+            second = asyncio.create_task(engine.score("cheap", row(1)))
+            await asyncio.sleep(0.01)
+            assert not cheap.calls
+            dear.gate.set()
+            await asyncio.gather(first, second)
+            assert cheap.threads == dear.threads
+
+    run(test)
+
+
+def test_a_worker_that_ends_is_replaced_and_its_requests_are_tried_again(monkeypatch):
+    """R27: a request that ends two workers is given up; those that shared its call are answered."""
+
+    def fault(x):
+        if (x[:, 0] == 13).any():
+            raise SystemExit
+
+    async def test():
+        model = Sums(open=False)
+        model.fault = fault
+        async with running(monkeypatch, {"m": model}) as engine:
+            first = asyncio.create_task(engine.score("m", row(0)))
+            await model.until_entered()
+            tasks = [asyncio.create_task(engine.score("m", row(value))) for value in (1, 13, 2)]
+            await settled(lambda: engine._waiting.rows == 3)
+            model.gate.set()
+            found = await asyncio.gather(first, *tasks, return_exceptions=True)
+            assert [float(found[i]["energy"][0]) for i in (0, 1, 3)] == [0, 1, 2]
+            assert isinstance(found[2], WorkerLost)
+            await settled(lambda: engine.state().ready)
+
+    run(test)
+
+
+def test_the_state_while_the_worker_is_dead(monkeypatch):
+    async def test():
+        model = Sums()
+
+        def end(x):
+            raise SystemExit
+
+        model.fault = end
+        async with running(monkeypatch, {"m": model}) as engine:
+            engine._watch.cancel()  # nobody looks
+            task = asyncio.create_task(engine.score("m", row(0)))
+            await settled(lambda: not engine._worker.alive())
+            assert engine.state()[:2] == (False, False)
+            model.fault = lambda x: None
+            await engine.look()
+            assert engine.state()[:2] == (True, True)
+            await task
+
+    run(test)
+
+
+def test_a_worker_that_hangs_is_not_alive(monkeypatch):
+    """R27."""
+
+    async def test():
+        model, clock = Sums(open=False), Clock()
+        async with running(monkeypatch, {"m": model}, clock=clock) as engine:
+            task = asyncio.create_task(engine.score("m", row(0)))
+            await model.until_entered()
+            clock.now = STUCK - 1
+            assert engine.state().alive
+            clock.now = STUCK + 1
+            assert engine.state()[:2] == (False, False)
+            model.gate.set()
+            await task
+            assert engine.state()[:2] == (True, True)
+
+    run(test)
+
+
+def test_before_start_and_while_draining_nothing_is_taken(monkeypatch):
+    """R26, R27: what was accepted is answered, what comes is refused."""
+
+    async def test():
+        model = Sums(open=False)
+        engine = Engine({"m": model}, queue=8, deadline=9.0, metrics=Metrics())
+        assert engine.state() == (False, True, "loading")
+        with pytest.raises(Rejected) as caught:
+            await engine.score("m", row(1))
+        assert caught.value.reason == "loading"
+        async with running(monkeypatch, {"m": model}) as engine:
+            tasks = [asyncio.create_task(engine.score("m", row(value))) for value in range(5)]
+            await model.until_entered()
+            draining = asyncio.create_task(engine.drain(60))
+            await settled(lambda: engine.state().reason == "draining")
+            with pytest.raises(Rejected) as caught:
+                await engine.score("m", row(9))
+            assert caught.value.reason == "draining"
+            assert caught.value.retry_after >= 1
+            model.gate.set()
+            assert len(await asyncio.gather(*tasks)) == 5
+            assert await draining
+            await settled(lambda: not engine._worker.alive())
+
+    run(test)
+
+
+def test_a_drain_that_takes_too_long_gives_up(monkeypatch):
+    async def test():
+        model = Sums(open=False)
+        async with running(monkeypatch, {"m": model}) as engine:
+            task = asyncio.create_task(engine.score("m", row(1)))
+            await model.until_entered()
+            assert not await engine.drain(0.01)
+            with pytest.raises(Rejected) as caught:
+                await task
+            assert caught.value.reason == "draining"
+
+    run(test)
+
+
+def test_a_call_that_hung_once_changes_no_estimate():
+    """L8: the estimate must not refuse what comes after a stall."""
+    of = Cost([1, 8], [0.01, 0.02])
+    for _ in range(5):
+        of.took(1, 0.01)
+    of.took(1, 5.0)
+    assert of(1) == pytest.approx(0.01)
+    for _ in range(15):
+        of.took(8, 0.04)
+    assert of(8) == pytest.approx(0.04)
+    assert of(16) == pytest.approx(0.08)
+
+
+def test_the_measured_size_of_a_call():
+    """Batching pays for one model and not for the other, by a clock that the model moves."""
+
+    class Timed(Sums):
+        def __init__(self, a, b):
+            super().__init__()
+            self.now, self.a, self.b = 0.0, a, b
+
+        def score(self, rows, *, alpha=None):
+            self.now += self.a + self.b * len(rows["x"])
+            return super().score(rows, alpha=alpha)
+
+    for a, b, batch in ((0.002, 0.0001, 256), (0.0, 0.002, 1), (0.1, 0.0, 1)):
+        model = Timed(a, b)
+        found = measure(model, lambda model=model: model.now)
+        assert found(1) == pytest.approx(a + b)
+        assert found.batch() == batch
+
+
+def test_threads_are_those_that_were_asked_for():
+    async def test():
+        model, seen = Sums(), []
+        model.fault = lambda x: seen.append(torch.get_num_threads())
+        before = torch.get_num_threads()
+        engine = Engine({"m": model}, queue=8, deadline=9.0, metrics=Metrics(), threads=min(2, os.cpu_count() or 1))
+        await engine.start()
+        await engine.drain(1)
+        torch.set_num_threads(before)
+        assert set(seen) == {min(2, os.cpu_count() or 1)}
+
+    run(test)
