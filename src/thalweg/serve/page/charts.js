@@ -43,8 +43,8 @@ export function histogram(model) {
   let here = null;
   let strokes = [];
   const [low, high] = [edges[0], edges[edges.length - 1]];
-  const height = 196;
-  const pad = { left: 44, right: 14, top: 30, bottom: 42 };
+  const height = 204;
+  const pad = { left: 44, right: 14, top: 38, bottom: 42 };
 
   const draw = (width) => {
     // The axis grows by up to half to show what lies beside the normal ones; what lies further is at its end.
@@ -92,7 +92,7 @@ export function histogram(model) {
       { class: flagged ? "marker flagged" : "marker" },
       svg("line", { x1: at, x2: at, y1: 24, y2: base }),
       svg("circle", { cx: at, cy: base, r: 4.5 }),
-      svg("text", { x: end ? at - 7 : at + 7, y: 32, "text-anchor": end ? "end" : "start", text }),
+      svg("text", { x: end ? at - 7 : at + 7, y: 31, "text-anchor": end ? "end" : "start", text }),
     );
   };
 
@@ -111,8 +111,8 @@ export function histogram(model) {
   };
 }
 
-/** Energies of chains, frame by frame: one thin line a chain, a strong one for their mean. */
-export function energyCurve() {
+/** Energies of chains, frame by frame: one thin line a chain, a strong one for their mean. `expected`: frames to come. */
+export function energyCurve(expected) {
   let frames = [];
   const height = 170;
   const pad = { left: 58, right: 14, top: 26, bottom: 40 };
@@ -123,12 +123,12 @@ export function energyCurve() {
     if (!all.length) return svg("svg", { width, height, "aria-hidden": "true" });
     let [low, high] = [Math.min(...all), Math.max(...all)];
     if (low === high) [low, high] = [low - 1, high + 1];
-    const last = Math.max(1, ...frames.map((frame) => frame.frame));
+    const newestFrame = frames[frames.length - 1];
+    const last = Math.max(1, newestFrame.frame, newestFrame.last ? 0 : expected - 1);
     const x = (i) => pad.left + (i / last) * (width - pad.left - pad.right);
     const y = (u) => height - pad.bottom - ((u - low) / (high - low)) * (height - pad.top - pad.bottom);
     const line = (take) => frames.map((frame, i) => `${i ? "L" : "M"}${x(frame.frame).toFixed(1)} ${y(take(frame)).toFixed(1)}`).join("");
     const chains = frames[0].energies.map((_, k) => svg("path", { class: "chain", d: line((frame) => frame.energies[k]) }));
-    const newestFrame = frames[frames.length - 1];
     return svg(
       "svg",
       {

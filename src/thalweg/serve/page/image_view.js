@@ -19,8 +19,8 @@ export function imageView(model) {
   const pad = new Pad(shape, { holes: can.has("inpaint") });
   const panel = resultPanel(model, can.has("sample") ? "Draw something, choose an image, or take a sample from below." : "Draw something, or choose an image.");
   const bars = can.has("classify") ? probabilityBars() : null;
-  const reasons = can.has("explain") ? reasonsOf(pad) : null;
   const trouble = troubleLine();
+  const reasons = can.has("explain") ? reasonsOf(model, pad, trouble) : null;
   const note = el("p", { class: "soft note" });
 
   const score = newest(async (version, signal) => {
@@ -35,7 +35,7 @@ export function imageView(model) {
       panel.show(scored.predictions[0]);
       bars?.show(classified.predictions[0].probabilities);
       trouble.clear();
-      if (reasons?.wanted && version === pad.version) await reasons.ask(body, query, signal, () => version === pad.version);
+      if (version === pad.version) reasons?.ask(body, query);
     } catch (error) {
       if (!givenUp(error)) trouble.say(error.message);
     }
@@ -125,8 +125,8 @@ function colourOf(pad) {
   return field("Colour", input, { class: "field inline" });
 }
 
-/** The heat map over the pad and the repaired image beside it, asked for when wanted. */
-function reasonsOf(pad) {
+/** The heat map over the pad and the repaired image beside it. They take longer than a score, so no score waits for them. */
+function reasonsOf(model, pad, trouble) {
   const input = el("input", { type: "checkbox", id: newId("reasons"), checked: true });
   const legend = el("p", { class: "soft", role: "status" });
   const repaired = el("canvas", { class: "picture small", role: "img", "aria-label": "The nearest normal image" });
@@ -138,7 +138,11 @@ function reasonsOf(pad) {
     legend,
     figure,
   );
+  const { edges = [0, 0] } = model.histogram ?? {};
+  const strong = (edges[edges.length - 1] - edges[0]) / 20; // nats; an ordinary image stays pale
+  let control = null;
   const hide = () => {
+    control?.abort(); // it would be of an older image
     pad.heat.hidden = true;
     figure.hidden = true;
     legend.textContent = "";
@@ -146,16 +150,21 @@ function reasonsOf(pad) {
   return {
     element: box,
     hide,
-    get wanted() {
-      return input.checked;
-    },
     onWanted: (work) => input.addEventListener("change", () => (input.checked ? work() : hide())),
-    ask: async (body, query, signal, fresh) => {
-      const { predictions } = await ask("v1/explain", body, { query: { ...query, encoding: "base64" }, signal });
-      if (!fresh() || !input.checked) return; // the reasons of an older image
-      const [found] = predictions;
+    ask: async (body, query) => {
+      if (!input.checked) return;
+      control?.abort();
+      const { signal } = (control = new AbortController());
+      let found;
+      try {
+        [found] = (await ask("v1/explain", body, { query: { ...query, encoding: "base64" }, signal })).predictions;
+      } catch (error) {
+        if (!givenUp(error)) trouble.say(error.message);
+        return;
+      }
+      if (signal.aborted) return;
       if (found.map) {
-        const top = paintHeat(pad.heat, decode(found.map), [255, 84, 56]);
+        const top = paintHeat(pad.heat, decode(found.map), [255, 84, 56], strong);
         pad.heat.hidden = false;
         legend.textContent = `Red raises the energy, by up to ${nats(top)} a pixel.`;
       }

@@ -2,7 +2,7 @@
 
 import { givenUp, stream } from "./api.js";
 import { button, el, field, section, troubleLine } from "./dom.js";
-import { nats } from "./format.js";
+import { nats, number } from "./format.js";
 import { decode, encode, encodeMask, paint } from "./tensors.js";
 
 /** The section of a model that completes images; `use(values, note)` puts one onto the pad. */
@@ -70,7 +70,7 @@ export function completions(model, pad, use) {
     const canvas = el("canvas", { class: "picture", "aria-hidden": "true", width: shape[2], height: shape[1] });
     const energy = el("span", { class: "figure soft", text: "…" });
     let held = null;
-    const choose = button("", () => held && use(held, `Completion ${i + 1}, of ${energy.textContent}.`), { class: "tile waiting", "aria-label": `Completion ${i + 1}, still to come`, disabled: true });
+    const choose = button("", () => held && use(held, `Completion ${i + 1}, of ${energy.textContent} nats.`), { class: "tile waiting", "aria-label": `Completion ${i + 1}, still to come`, disabled: true });
     choose.append(canvas, energy);
     const found = {
       element: el("li", {}, choose),
@@ -79,7 +79,7 @@ export function completions(model, pad, use) {
         held = image.values;
         found.shown = true;
         paint(canvas, image);
-        energy.textContent = nats(u);
+        energy.textContent = number(u, { whole: true });
         choose.classList.remove("waiting");
         choose.disabled = false;
         choose.setAttribute("aria-label", `Completion ${i + 1}, ${nats(u)}: put it onto the drawing pad`);

@@ -15,7 +15,7 @@ export function gallery(model, use) {
   const list = el(image ? "ul" : "ol", { class: image ? "gallery" : "texts" });
   const said = el("p", { class: "soft", role: "status", "aria-live": "polite" });
   const trouble = troubleLine();
-  const curve = energyCurve();
+  const curve = energyCurve(FRAMES);
   const seed = el("input", { type: "number", min: 0, max: 2 ** 31 - 1, step: 1, value: 0, required: true });
   const temperature = el("input", { type: "range", min: 0.2, max: 2, step: 0.05, value: 1 });
   const shown = el("output", { class: "figure", text: "1" });
@@ -45,7 +45,7 @@ export function gallery(model, use) {
     trouble.clear();
     curve.clear();
     stop.hidden = false;
-    said.textContent = "The chains set out.";
+    said.textContent = image ? "The chains set out." : "Drawing.";
     try {
       if (image && !calm()) await descend(body, own.signal);
       else await drawOnce(body, own.signal);
@@ -107,7 +107,8 @@ export function gallery(model, use) {
   }
 
   function tile(i) {
-    const canvas = el("canvas", { class: "picture", "aria-hidden": "true" });
+    const [height, width] = model.inputs[0].shape.slice(-2);
+    const canvas = el("canvas", { class: "picture", "aria-hidden": "true", width, height });
     const energy = el("span", { class: "figure soft", text: "…" });
     let held = null;
     const choose = button("", () => use(held, `Sample ${i + 1} of seed ${seed.value}.`), { class: "tile", disabled: true, "aria-label": `Sample ${i + 1}, on its way` });

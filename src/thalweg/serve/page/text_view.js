@@ -15,6 +15,7 @@ export function textView(model) {
   const words = el("p", { class: "soft", role: "status", "aria-live": "polite" });
   const repair = el("p", { class: "row" });
   const trouble = troubleLine();
+  let control = null;
 
   const score = newest(async (text, signal) => {
     try {
@@ -24,13 +25,23 @@ export function textView(model) {
       if (!input.value) return;
       panel.show(predictions[0]);
       trouble.clear();
-      if (!explains || text !== input.value) return;
-      const found = (await ask("v1/explain", body, { query, signal })).predictions[0];
-      if (text === input.value) explain(found, text);
+      if (explains && text === input.value) reasons(text);
     } catch (error) {
       if (!givenUp(error)) trouble.say(error.message);
     }
   });
+
+  /** They take longer than a score, so no score waits for them. */
+  async function reasons(text) {
+    control = new AbortController();
+    try {
+      const how = { query: { model: model.name }, signal: control.signal };
+      const { predictions } = await ask("v1/explain", { instances: [text] }, how);
+      if (text === input.value) explain(predictions[0], text);
+    } catch (error) {
+      if (!givenUp(error)) trouble.say(error.message);
+    }
+  }
 
   function explain({ text: said, surprise, expected, repair: meant, repair_energy: u }, given) {
     const signs = [...(said ?? given)];
@@ -59,6 +70,7 @@ export function textView(model) {
   }
 
   const forget = () => {
+    control?.abort(); // it would be of an older text
     letters.replaceChildren();
     words.textContent = "";
     repair.replaceChildren();
