@@ -11,7 +11,8 @@ from starlette.middleware import Middleware
 from thalweg import __version__
 from thalweg.bundle.servable import Servable
 from thalweg.serve.answers import Context, answer, of_rejected
-from thalweg.serve.engine.engine import Engine, Rejected
+from thalweg.serve.engine.engine import Engine
+from thalweg.serve.engine.rejected import Rejected
 from thalweg.serve.errors import HttpError, of_status
 from thalweg.serve.metrics import Metrics
 from thalweg.serve.models import Models
@@ -39,7 +40,7 @@ def create_app(
     `app.state.engine` does the work; it starts with the application. UserError for settings that would serve everyone.
     """
     require_token(settings)
-    metrics = Metrics()
+    metrics = Metrics(versions)
     engine = Engine(models, queue=settings.queue, deadline=settings.deadline, metrics=metrics, threads=settings.threads)
     context = Context(Models.of(models, versions), engine, settings)
 

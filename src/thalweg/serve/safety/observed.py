@@ -32,7 +32,8 @@ class Observed:
             await send(message)
 
         try:
-            await self.app(scope, receive, sending)
+            with self.metrics.in_progress():
+                await self.app(scope, receive, sending)
         except Exception:
             log.exception("a request failed")
             if status:  # its headers are gone: the connection is closed by the server
