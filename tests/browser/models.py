@@ -128,7 +128,9 @@ class Texts:
             surprise = [0.1 if letter == "a" else 5.0 for letter in text]
             worst = next((i for i, letter in enumerate(text) if letter != "a"), None)
             repair = text if worst is None else text[:worst] + "a" + text[worst + 1 :]
-            told = {"text": text, "surprise": surprise, "expected": ["a"] * len(text), "repair": repair}
+            places = sorted(range(len(text)), key=lambda i: -surprise[i])[:top]
+            reasons = [{"place": i + 1, "letter": text[i], "surprise": surprise[i], "expected": "a"} for i in places]
+            told = {"text": text, "surprise": surprise, "reasons": reasons, "repair": repair}
             found.append({**told, "repair_energy": 2.0 * sum(letter != "a" for letter in repair)})
         return found
 
@@ -138,6 +140,25 @@ class Texts:
 
     def sample_frames(self, n, *, seed=0, temperature=1.0, label=None, frames=12):
         yield self.sample(n, seed=seed), np.zeros(n)
+
+
+class Points:
+    """E(x) = |x|^2 / 2 in the plane, without calibration."""
+
+    title = "a trained energy"
+    content = "rows"
+    inputs = (TensorSpec("x", "FP64", (-1, 2)),)
+    outputs = (TensorSpec("energy", "FP64", (-1,)),)
+    flag_rate = None
+
+    def score(self, rows, *, alpha=None):
+        return {"energy": (rows["x"] ** 2).sum(1) / 2}
+
+    def sample(self, n, *, seed=0, temperature=1.0, label=None):
+        return np.random.default_rng(seed).normal(0, temperature**0.5, (n, 2))
+
+    def sample_frames(self, n, *, seed=0, temperature=1.0, label=None, frames=12):
+        yield self.sample(n, seed=seed, temperature=temperature), np.zeros(n)
 
 
 class Judge:

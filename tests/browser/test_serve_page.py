@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from .models import ATTACK, SIDE, Images, Judge, Table, Texts
+from .models import ATTACK, SIDE, Images, Judge, Points, Table, Texts
+from .waiting import until
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_a_drawing_is_scored_explained_and_completed(image_page):
     assert page.locator(".pad .layer").first.is_visible()
     assert "this one lies at" in page.locator(".result svg").get_attribute("aria-label")
     best = page.locator(".bars .best")
-    page.wait_for_function("document.querySelector('.bars .best')")
+    until(page, "document.querySelector('.bars .best')")
     assert best.inner_text().split("\n")[0] == "left"
 
     assert page.get_by_role("button", name="Complete").is_disabled()
@@ -196,7 +197,7 @@ def test_files(image_page):
     }
     for line, file in wrong.items():
         page.get_by_label("Choose an image").set_input_files(given(file[0], file[1], file[2]))
-        page.wait_for_function("line => document.querySelector('.drawing .trouble').textContent === line", arg=line)
+        until(page, "line => document.querySelector('.drawing .trouble').textContent === line", line)
         assert np.array_equal(pixels(page), kept)
         assert page.locator(".verdict.empty").count() == 0
 
@@ -269,8 +270,8 @@ def test_a_table(table_page):
     assert page.locator("text=week.csv: 5 rows, 3 columns.").is_visible()
     lines = page.locator(".odd tbody tr")
     assert lines.locator("th").all_inner_texts() == ["3", "4", "2", "5", "1"]  # the oddest first
-    page.wait_for_function("document.querySelector('.odd .why b')?.textContent === 'temperature'")
-    assert lines.nth(0).locator(".why").inner_text() == "temperature 31, normal: 20 (100 %)"
+    until(page, "document.querySelector('.odd .why b')?.textContent === 'temperature'")
+    assert lines.nth(0).locator(".why").inner_text() == "temperature 31, normal: 20 (100\xa0%)"
     assert ATTACK in lines.nth(1).inner_text()  # a column's name, as text
     assert page.locator("svg .stroke.flagged").count() == 2
 
@@ -294,7 +295,7 @@ def test_wrong_tables(serve, new_page):
     choose = page.get_by_label("Choose a CSV file")
     renamed = table_text(ROWS).replace(b"temperature", b"temprature")
     choose.set_input_files(given("a.csv", renamed, "text/csv"))
-    page.wait_for_function("document.querySelector('.trouble').textContent.startsWith('temperature: ')")
+    until(page, "document.querySelector('.trouble').textContent.startsWith('temperature: ')")
     assert page.get_by_role("button", name="Leave out").count() == 0
     for name, content, line in (
         ("e.csv", b"", "e.csv is empty."),
@@ -303,7 +304,7 @@ def test_wrong_tables(serve, new_page):
         ("r.csv", b"a,b\n1,2\n1\n", "r.csv: row 2 has 1 cells; the first line has 2."),
     ):
         choose.set_input_files(given(name, content, "text/csv"))
-        page.wait_for_function("line => document.querySelector('.trouble').textContent === line", arg=line)
+        until(page, "line => document.querySelector('.trouble').textContent === line", line)
 
     more = [(*row, "x") for row in ROWS]
     content = table_text(more).replace(b"state\r\n", b"state,label\r\n", 1)
@@ -332,6 +333,22 @@ def test_a_large_table_goes_in_batches(table_page):
     assert page.locator(".odd tbody tr").count() == 40
 
 
+def test_rows_without_names(serve, new_page):
+    """Lists of numbers need no first line; what is no number is refused by the server, and an empty cell is missing."""
+    page = new_page(serve({"moons": Points()}).address, failures=True)
+    page.get_by_text("Paste or type lines").click()
+    page.get_by_label("Lines of numbers").fill("0.5,1\n3,4\n")
+    page.get_by_role("button", name="Score these lines").click()
+    page.wait_for_selector("text=2 rows, lowest energy first.")
+    assert page.locator(".odd tbody tr").all_inner_texts() == ["1\t0.625\t0.5, 1", "2\t12.50\t3, 4"]
+    page.get_by_label("Lines of numbers").fill("0.5,one\n3,4\n")
+    page.get_by_role("button", name="Score these lines").click()
+    until(page, "document.querySelector('.trouble').textContent.startsWith('instances: ')")
+    page.get_by_role("button", name="Draw samples").click()
+    page.wait_for_selector("text=Draws of seed 0")
+    assert page.locator(".texts li").count() == 10
+
+
 def test_texts_and_candidates(serve, new_page):
     page = new_page(serve({"words": Texts(), "judge": Judge()}).address)
     page.get_by_role("textbox", name="Text").fill("aaxa")
@@ -340,7 +357,7 @@ def test_texts_and_candidates(serve, new_page):
     assert page.locator(".letter.worst .below").inner_text() == "a"
     page.wait_for_selector("text=The most surprising letter is number 3, “x”, with 5.00 nats; “a” was expected there.")
     page.get_by_role("button", name="Use the repair aaaa").click()
-    page.wait_for_function("document.querySelector('input.large').value === 'aaaa'")
+    until(page, "document.querySelector('input.large').value === 'aaaa'")
     settled(page, 0)
 
     page.get_by_label("Model").select_option("judge")

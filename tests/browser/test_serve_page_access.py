@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from thalweg.serve.page.routes import POLICY, page_router
 
 from .models import ATTACK, Images, Judge, Table, Texts
+from .waiting import until
 
 PAGE = Path(sys.modules[page_router.__module__].__file__).parent
 MARKUP = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|localStorage"
@@ -158,7 +159,7 @@ def test_keys_alone(address, new_page):
 def test_nothing_from_outside_runs(serve, new_page):
     """R23: markup in a model's name, a column, a category, a label and an error is shown as text."""
     page = new_page(serve({ATTACK: Table(), "digits": Images()}).address, failures=True)
-    page.wait_for_function("document.title.includes('<img')")
+    until(page, "document.title.includes('<img')")
     assert page.inner_text("h1") == ATTACK
     page.get_by_text("Paste or type lines").click()
     page.get_by_label("Lines of CSV").fill(lines_of(Table.columns, (40, 1000, ATTACK)))
@@ -168,7 +169,7 @@ def test_nothing_from_outside_runs(serve, new_page):
     error = {"code": "x", "field": ATTACK, "message": ATTACK}
     page.route("**/v1/score*", lambda route: route.fulfill(status=422, json=error))
     page.get_by_role("button", name="Score these lines").click()
-    page.wait_for_function("document.querySelector('.trouble').textContent.includes('<img')")
+    until(page, "document.querySelector('.trouble').textContent.includes('<img')")
     page.get_by_label("Model").select_option("digits")
     assert ATTACK in page.locator("option").all_inner_texts()
     assert page.evaluate("document.body.dataset.attacked") is None

@@ -29,8 +29,9 @@ export function pValue(p) {
 
 /** A share as a percentage. */
 export function percent(share) {
-  const digits = share > 0 && share < 0.001 ? 3 : share < 0.1 ? 1 : 0;
-  return `${new Intl.NumberFormat("en", { maximumFractionDigits: digits }).format(100 * share)} %`;
+  if (share > 0 && share < 0.001) return "<\u00a00.1\u00a0%";
+  const digits = share < 0.1 ? 1 : 0;
+  return `${new Intl.NumberFormat("en", { maximumFractionDigits: digits }).format(100 * share)}\u00a0%`;
 }
 
 /** What a row of each kind of model is called: one, several. */

@@ -129,8 +129,8 @@ function colourOf(pad) {
 function reasonsOf(model, pad, trouble) {
   const input = el("input", { type: "checkbox", id: newId("reasons"), checked: true });
   const legend = el("p", { class: "soft", role: "status" });
-  const repaired = el("canvas", { class: "picture small", role: "img", "aria-label": "The nearest normal image" });
-  const figure = el("figure", { class: "repair", hidden: true }, repaired, el("figcaption", { class: "soft", text: "The nearest normal image" }));
+  const repaired = el("canvas", { class: "picture small", role: "img", "aria-label": "A likelier image near it" });
+  const figure = el("figure", { class: "repair", hidden: true }, repaired, el("figcaption", { class: "soft", text: "A likelier image near it" }));
   const box = el(
     "div",
     { class: "reasons" },

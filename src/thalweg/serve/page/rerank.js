@@ -46,7 +46,13 @@ export function ranking(model, shape) {
       const { order, predictions } = await ask("v1/rerank", body, { query: { model: model.name } });
       if (own !== turn) return;
       list.replaceChildren(...order.map((i, place) => tile(asked[i], place, predictions[i].energy)));
-      said.textContent = `${count(asked.length)} ranked, best first; the best is ${asked[order[0]].name}.`;
+      // A re-ranker that found on unseen rows that choosing does not help keeps the order that it is given.
+      const kept = order.every((i, place) => i === place);
+      const sorted = order.every((i, place) => place === 0 || predictions[order[place - 1]].energy <= predictions[i].energy);
+      said.textContent =
+        kept && !sorted
+          ? `${count(asked.length)} scored. The re-ranker keeps the order given, as it has no evidence that choosing helps.`
+          : `${count(asked.length)} ranked, best first; the best is ${asked[order[0]].name}.`;
     } catch (error) {
       if (own === turn) said.textContent = "";
       if (!givenUp(error)) trouble.say(error.message);
@@ -68,7 +74,7 @@ export function ranking(model, shape) {
   });
   const found = section(
     "Best of several",
-    "Drop several images. They are ordered by their energies, the best first.",
+    "Drop several images. The best comes first; the others follow by energy and by variety.",
     el("div", { class: "row" }, fileChooser("Choose candidates", "image/*", take, { multiple: true }), clear),
     said,
     trouble.element,

@@ -44,7 +44,7 @@ export function tableView(model) {
 
   function open(text, title) {
     const { header, records, delimiter } = parse(text);
-    const bare = !names && header.length > 0 && header.every((cell) => cell !== "" && !Number.isNaN(Number(cell)));
+    const bare = !names && header.some((cell) => cell !== "" && !Number.isNaN(Number(cell))); // a number is no name
     const all = bare ? [header, ...records] : records;
     if (!all.length) return trouble.say(`${title} has no row below its first line, which names the columns.`);
     const odd = all.findIndex((record) => record.length !== header.length);

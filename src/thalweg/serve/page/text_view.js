@@ -6,10 +6,12 @@ import { nats, number } from "./format.js";
 import { promise, resultPanel } from "./result.js";
 import { gallery } from "./samples.js";
 
+const LETTERS = 1000; // as many reasons as the server gives
+
 /** The view of a model whose rows are texts. */
 export function textView(model) {
   const explains = model.can.includes("explain");
-  const input = el("input", { type: "text", class: "large", autocomplete: "off", autocapitalize: "off", spellcheck: "false", maxlength: 2000 });
+  const input = el("input", { type: "text", class: "large", autocomplete: "off", autocapitalize: "off", spellcheck: "false", maxlength: LETTERS });
   const panel = resultPanel(model, "Type a text.");
   const letters = el("p", { class: "letters", "aria-hidden": "true" });
   const words = el("p", { class: "soft", role: "status", "aria-live": "polite" });
@@ -35,7 +37,7 @@ export function textView(model) {
   async function reasons(text) {
     control = new AbortController();
     try {
-      const how = { query: { model: model.name }, signal: control.signal };
+      const how = { query: { model: model.name, top: LETTERS }, signal: control.signal };
       const { predictions } = await ask("v1/explain", { instances: [text] }, how);
       if (text === input.value) explain(predictions[0], text);
     } catch (error) {
@@ -43,26 +45,27 @@ export function textView(model) {
     }
   }
 
-  function explain({ text: said, surprise, expected, repair: meant, repair_energy: u }, given) {
+  function explain({ text: said, surprise, reasons: places, repair: meant, repair_energy: u }, given) {
+    const expected = new Map(places.map((one) => [one.place - 1, one.expected]));
     const signs = [...(said ?? given)];
     const most = Math.max(...surprise);
     letters.replaceChildren(
       ...signs.map((sign, i) => {
         const strength = Math.min(1, Math.max(0, surprise[i] / 10));
-        const other = expected?.[i] !== sign;
+        const other = expected.get(i) ?? sign;
         return el(
           "span",
           { class: i === surprise.indexOf(most) && most > 1 ? "letter worst" : "letter", css: { "--surprise": strength.toFixed(3) } },
           el("span", { class: "sign", text: sign === " " ? "␣" : sign }),
-          el("span", { class: "below", text: other ? expected[i] || "end" : "" }),
+          el("span", { class: "below", text: other === sign ? "" : other || "end" }),
           el("span", { class: "nat", text: number(surprise[i]) }),
         );
       }),
     );
     const worst = surprise.indexOf(most);
-    words.textContent = signs.length
-      ? `The most surprising letter is number ${worst + 1}, “${signs[worst]}”, with ${nats(most)}${expected[worst] !== signs[worst] ? `; ${expected[worst] ? `“${expected[worst]}”` : "the end"} was expected there` : ""}.`
-      : "";
+    const better = expected.get(worst) ?? signs[worst];
+    const instead = better === signs[worst] ? "" : `; ${better ? `“${better}”` : "the end"} was expected there`;
+    words.textContent = `The most surprising letter is number ${worst + 1}, “${signs[worst]}”, with ${nats(most)}${instead}.`;
     repair.replaceChildren();
     if (meant && meant !== (said ?? given)) {
       repair.append(el("span", { class: "soft", text: "Within one edit the likeliest text is" }), button(meant, () => use(meant), { "aria-label": `Use the repair ${meant}` }), el("span", { class: "soft figure", text: nats(u) }));
