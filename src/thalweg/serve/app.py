@@ -17,6 +17,7 @@ from thalweg.serve.errors import HttpError, of_status
 from thalweg.serve.metrics import Metrics
 from thalweg.serve.models import Models
 from thalweg.serve.operations import operations
+from thalweg.serve.page.routes import page_router
 from thalweg.serve.safety.bodies import Bodies
 from thalweg.serve.safety.headers import Headers
 from thalweg.serve.safety.observed import Observed
@@ -73,6 +74,8 @@ def create_app(
     app.include_router(operations(engine, metrics))
     app.include_router(plain_routes(context))
     app.include_router(protocol_routes(context))
+    if settings.page:
+        app.include_router(page_router())
     app.add_exception_handler(HttpError, _http_error)
     app.add_exception_handler(Rejected, _rejected)
     app.add_exception_handler(HTTPException, _of_framework)

@@ -1,0 +1,1 @@
+"""The page that `thalweg serve` shows to people."""
