@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 
 Data = Annotated[
     str,
-    typer.Argument(
-        metavar="INPUT", help="A file; with a folder as --out also a folder or a quoted pattern."
-    ),
+    typer.Argument(metavar="INPUT", help="A file; with a folder as --out also a folder or a quoted pattern."),
 ]
 EngineName = Annotated[
     Literal["local", "ray"],

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError, one_line
 from thalweg.scale import addresses
 from thalweg.scale.plan import Block
 
@@ -101,6 +101,18 @@ def _put(folder: str, block: Block, digest: str, table: "pa.Table", about: Found
 
 
 @contextmanager
+def _whole(address: str) -> Iterator[None]:
+    """DamagedFile where a part cannot be read, or the checksum of a page is another."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        hint = "remove it, and give the same command"
+        raise DamagedFile(f"damaged ({one_line(error)})", argument=address, hint=hint) from error
+
+
+@contextmanager
 def _opened(folder: str, block: Block) -> Iterator[tuple[Any, str]]:
     """(what Arrow reads a part from, its address)."""
     address = addresses.inside(folder, block.part)
@@ -115,8 +127,8 @@ def _table(folder: str, block: Block, columns: list[str] | None = None) -> "pa.T
     from pyarrow import parquet
 
     with (
-        _opened(folder, block) as (where, address),
-        addresses.reading(address),
+        _whole(addresses.inside(folder, block.part)),
+        _opened(folder, block) as (where, _),
         parquet.ParquetFile(where, page_checksum_verification=True) as file,
     ):
         return file.read(columns, use_threads=False)

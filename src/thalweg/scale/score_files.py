@@ -115,10 +115,11 @@ def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> Plan:
     for address in found:
         if absolute(address).startswith(home):
             raise UserError(f"must not hold the input {address}", argument=out, hint="name another folder")
-        header = scorer.options.header if address.lower().endswith(".csv") else None
-        source = source_of(address, absolute(address), header=header, known=scorer.known)
+        source = source_of(address, absolute(address), header=scorer.options.header, known=scorer.known)
         scorer.check(source)
         sources.append(source)
+    if scorer.options.header is not None and not any(source.is_text for source in sources):
+        raise UserError("has no effect without a CSV", argument="--header", hint="leave it out")
     rows = scorer.default_block if block_rows is None else block_rows
     options = {
         "alpha": scorer.alpha,

@@ -117,14 +117,11 @@ class CsvSource(Source):
 
     def __init__(self, address: str, path: str, *, header: bool | None, known: Known):
         super().__init__(address, path)
-        with addresses.opened(path) as file, tempfile.TemporaryDirectory() as folder:
-            head = file.read(HEAD)
-            part = Path(folder) / "head.csv"
-            part.write_bytes(head[: head.rfind(b"\n") + 1] if len(head) == HEAD else head)
+        with _head(path) as head:
             try:
-                table = open_table(part, header=header, known=known)
+                table = open_table(head, header=header, known=known)
             except UserError as error:
-                raise error.replace(argument=address) if error.argument == str(part) else error from error
+                raise error.replace(argument=address) if error.argument == str(head) else error from error
         self.names, self.headless = table.names, table.headless
 
     def examine(self, step: int) -> Examined:
@@ -147,6 +144,19 @@ class CsvSource(Source):
                 csv.ConvertOptions(column_types={name: pa.string() for name in self.names}, strings_can_be_null=False),
             )
             return table.slice(0, rows).select(list(names))
+
+
+@contextmanager
+def _head(path: str) -> Iterator[Path]:
+    """A file of this machine that begins as the one at an address does, with whole lines."""
+    if not addresses.is_remote(path):
+        yield Path(path)
+        return
+    with addresses.opened(path) as file, tempfile.TemporaryDirectory() as folder:
+        data = file.read(HEAD)
+        head = Path(folder) / "head.csv"
+        head.write_bytes(data[: data.rfind(b"\n") + 1] if len(data) == HEAD else data)
+        yield head
 
 
 class NpySource(Source):
@@ -176,22 +186,22 @@ class NpySource(Source):
         size = int(np.prod(row, dtype=np.int64)) * self._dtype.itemsize
         with damaged(self.address), addresses.opened(self.path) as file:
             file.seek(self._start + first * size)
-            return np.frombuffer(file.read(rows * size), self._dtype).reshape(rows, *row)
+            return np.frombuffer(bytearray(file.read(rows * size)), self._dtype).reshape(rows, *row)
 
 
 KINDS = (".parquet", ".csv", ".npy")
 
 
 def source_of(address: str, path: str, *, header: bool | None, known: Known) -> Source:
-    """The file at an address, its header read. UserError where it cannot be read, or is of another kind."""
+    """The file at an address, its header read. UserError where it cannot be read, or is of another kind.
+
+    For a CSV alone: `header`, whether the first line names the columns; `known`, what a model knows of its tables.
+    """
     suffix = Path(path).suffix.lower()
     if suffix not in KINDS:
         raise UserError(f"must end in {', '.join(KINDS)}", argument=address)
     if suffix == ".csv":
         return CsvSource(address, path, header=header, known=known)
-    if header is not None:
-        hint = f"leave out --{'' if header else 'no-'}header"
-        raise UserError(f"has no header line, as it ends in {suffix}", argument=address, hint=hint)
     return ParquetSource(address, path) if suffix == ".parquet" else NpySource(address, path)
 
 
