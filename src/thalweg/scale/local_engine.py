@@ -11,6 +11,7 @@ class LocalEngine:
 
     def __init__(self, worker: Worker):
         self.worker = worker
+        self.retried = 0
 
     def run(self, blocks: Sequence[Block], filling: Filling | None) -> Iterator[Failure | None]:
         """Make the parts of blocks one by one; None each, or what went wrong."""

@@ -1,6 +1,6 @@
 """The engine of Ray: actors that hold the model, each with one block at a time.
 
-The driver hands out blocks. The actor of a killed worker is made again by Ray, and the block that it had is handed out
+The driver hands out blocks. A killed worker's actor is replaced by a new one, and the block that it had is handed out
 once more: a part is the same whoever makes it, and replaces itself. A cluster that is started here listens on the
 loopback alone, asks for a token, has no dashboard, reports nothing, and ends with its driver, however that ends.
 """
@@ -49,7 +49,9 @@ class RayEngine:
     def __init__(self, job: Job, *, workers: int | None, address: str | None):
         require_ray()
         self.job, self.on_gpu = job, find_device(job.options.device).type == "cuda"
+        self.retried = 0  # blocks that were handed out again
         self._folder: str | None = None
+        self._free: deque[Any] = deque()
         self._before = {name: os.environ.get(name) for name in (*SETTINGS, "RAY_AUTH_TOKEN")}
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -87,9 +89,8 @@ class RayEngine:
             raise ThalwegError(f"{where}: no cluster could be had ({one_line(error)})") from error
         there = ray.cluster_resources()
         self.count = workers or max(1, int(there.get("GPU" if self.on_gpu else "CPU", 1)))
-        needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self.on_gpu), "max_restarts": -1, "max_task_retries": 0}
-        actor: Any = ray.remote(**needs)(Actor)
-        self.actors = [actor.remote(self.job) for _ in range(self.count)]
+        needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self.on_gpu), "max_restarts": 0, "max_task_retries": 0}
+        self._actor: Any = ray.remote(**needs)(Actor)
 
     def run(self, blocks: Sequence[Block], filling: Filling | None) -> Iterator[Failure | None]:
         """Make the parts of blocks, in any order; None each, or what went wrong."""
@@ -98,22 +99,28 @@ class RayEngine:
 
         shared = None if filling is None else ray.put(filling)
         waiting, deaths, busy = deque(blocks), Counter[int](), {}
-        free = deque(self.actors)
+        if not self._free:
+            self._free.extend(self._actor.remote(self.job) for _ in range(min(self.count, len(blocks))))
+        free = self._free
         while waiting or busy:
             while free and waiting:
                 actor, block = free.popleft(), waiting.popleft()
                 busy[actor.do.remote(block, shared)] = actor, block
             for done in ray.wait([*busy], num_returns=1)[0]:
                 actor, block = busy.pop(done)
-                free.append(actor)
                 try:
-                    yield ray.get(done)
+                    failure = ray.get(done)
                 except (RayActorError, WorkerCrashedError) as error:
                     deaths[block.number] += 1
-                    if deaths[block.number] >= MAX_DEATHS:
-                        yield Failure("work", _died(self.job, block, error), None, None, None)
-                    else:
+                    free.append(self._actor.remote(self.job))  # a call of it waits until it is there
+                    if deaths[block.number] < MAX_DEATHS:
+                        self.retried += 1
                         waiting.appendleft(block)
+                        continue
+                    failure = Failure("work", _died(self.job, block, error), None, None, None)
+                else:
+                    free.append(actor)
+                yield failure
 
     def close(self) -> None:
         """End the cluster that was started here, or leave the one that was there."""

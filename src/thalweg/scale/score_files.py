@@ -44,6 +44,7 @@ class Scored(NamedTuple):
         rows: Rows in the folder.
         parts: Files of them.
         computed: Of these, how many this call has made.
+        retried: Blocks that were handed out again, as their worker had died.
         flagged: Rows flagged; None where the model sets no flags.
         mean_energy: Nats; None where it is not finite.
         discoveries: Rows flagged at a false discovery rate of the same size; None where no q-values are made.
@@ -54,6 +55,7 @@ class Scored(NamedTuple):
     rows: int
     parts: int
     computed: int
+    retried: int
     flagged: int | None
     mean_energy: float | None
     discoveries: int | None = None
@@ -104,7 +106,7 @@ def score_files(
         filling = _finish(scorer, plan, out, running) if scorer.levels else None
     finally:
         running.close()
-    return _summary(scorer, plan, out, len(missing), filling)
+    return _summary(scorer, plan, out, (len(missing), running.retried), filling)
 
 
 def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> Plan:
@@ -161,6 +163,7 @@ class _Running:
     def __init__(self, job: Job, scorer: Scorer, engine: Engine, total: int, advance: Callable[[int, int], None]):
         self.job, self.scorer, self.engine, self.total, self.advance = job, scorer, engine, total, advance
         self.started: LocalEngine | RayEngine | None = None
+        self.retried = 0
 
     def make(self, blocks: Sequence[Block], filling: Filling | None) -> None:
         """Make parts until all are there, or the first error."""
@@ -183,6 +186,7 @@ class _Running:
     def close(self) -> None:
         """End the engine."""
         if self.started is not None:
+            self.retried = self.started.retried
             self.started.close()
 
 
@@ -198,7 +202,7 @@ def _finish(scorer: Scorer, plan: Plan, out: str, running: _Running) -> tuple[np
 
 
 def _summary(
-    scorer: Scorer, plan: Plan, out: str, computed: int, filling: tuple[np.ndarray, np.ndarray] | None
+    scorer: Scorer, plan: Plan, out: str, work: tuple[int, int], filling: tuple[np.ndarray, np.ndarray] | None
 ) -> Scored:
     """The figures of all parts, which are also written beside them: then all is done."""
     found = [each for _, each in _look(plan, out) if each is not None]
@@ -208,7 +212,7 @@ def _summary(
     scored = Scored(
         rows,
         len(found),
-        computed,
+        *work,
         sum(flags) if len(flags) == len(found) else None,
         mean if math.isfinite(mean) else None,
     )
@@ -217,6 +221,6 @@ def _summary(
         least = least_discoveries(rows, scorer.alpha, scorer.levels)
         discoveries = int(counts[q <= scorer.alpha].sum())
         scored = scored._replace(discoveries=discoveries, least_discoveries=least, levels=scorer.levels)
-    about = {"plan": plan.digest, **{k: v for k, v in scored._asdict().items() if k != "computed"}}
+    about = {"plan": plan.digest, **{k: v for k, v in scored._asdict().items() if k not in ("computed", "retried")}}
     addresses.write_bytes(addresses.inside(out, DONE), json.dumps(about, indent=1).encode())
     return scored
