@@ -1,4 +1,4 @@
-"""Many files scored by Ray's workers beside one process that scores the same files: how much faster, what it costs (L9).
+"""Many files scored by Ray's workers beside one process that scores the same: how much faster, what it costs (L9).
 
     python benchmarks/scale.py [--rows 200000] [--model detector,conv] [--rounds 3] [--block-rows 8192] [--json]
 
