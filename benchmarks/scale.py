@@ -60,8 +60,8 @@ def conv(folder, rows):
 
 
 def rate(kind, folder, data, engine, block_rows):
-    """(blocks a second in steady state, seconds until then)."""
-    times, out = [], folder / "out"
+    """(blocks a second in steady state, seconds until then, blocks a second of this process's CPU)."""
+    times, out, cpu = [], folder / "out", []
     shutil.rmtree(out, ignore_errors=True)
     began = time.perf_counter()
     options = Options(str(folder / "run"))
@@ -72,12 +72,13 @@ def rate(kind, folder, data, engine, block_rows):
         str(out),
         engine=engine,
         block_rows=block_rows,
-        advance=lambda done, total: times.append(time.perf_counter()),
+        advance=lambda done, total: (times.append(time.perf_counter()), cpu.append(time.process_time())),
     )
     blocks = len(list(out.glob("part-*")))
     times = times[:blocks]  # what follows fills q-values in
     skip = WARM * (engine.workers or 1)
-    return (len(times) - 1 - skip) / (times[-1] - times[skip]), times[skip] - began
+    num = len(times) - 1 - skip
+    return num / (times[-1] - times[skip]), times[skip] - began, num / (cpu[blocks - 1] - cpu[skip])
 
 
 def main():
@@ -99,14 +100,15 @@ def main():
             for _ in range(a.rounds):
                 for name, engine in engines.items():
                     found[name].append(rate(kind, folder, data, engine, block_rows))
-        alone = [blocks for blocks, _ in found["one process"]]
-        told = {"model": model, "rows_per_second": statistics.median(alone) * block_rows}
+        alone = [blocks for blocks, _, _ in found["one process"]]
+        told = {"model": model, "rows a second, one process": statistics.median(alone) * block_rows}
+        told["rows a CPU second, one process"] = block_rows * max(each[2] for each in found["one process"])
         for name in ("1 worker", "2 workers"):
             told[f"{name}, ratio"] = statistics.median(
-                there / here for (there, _), here in zip(found[name], alone, strict=True)
+                there / here for (there, *_), here in zip(found[name], alone, strict=True)
             )
-            told[f"{name}, seconds to start"] = statistics.median(start for _, start in found[name])
-        told["one process, seconds to start"] = statistics.median(start for _, start in found["one process"])
+            told[f"{name}, seconds to start"] = statistics.median(start for _, start, _ in found[name])
+        told["one process, seconds to start"] = statistics.median(start for _, start, _ in found["one process"])
         if a.json:
             print(json.dumps(told), flush=True)
         else:

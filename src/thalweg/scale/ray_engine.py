@@ -22,6 +22,7 @@ from thalweg.scale.plan import Block
 from thalweg.scale.worker import Failure, Filling, Job, Worker, one_thread
 
 MAX_DEATHS = 5  # of workers at one block: then it is the block
+STARTS = 3
 OBJECT_STORE = 80 << 20  # bytes: blocks are numbers of rows, and results are a few words
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
@@ -72,8 +73,24 @@ class RayEngine:
         quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
         try:
             if address is None:
-                self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
-                cores = workers or len(os.sched_getaffinity(0))
+                self._start_cluster(workers or len(os.sched_getaffinity(0)), quiet)
+            else:
+                ray.init(address=address, **quiet)
+        except Exception as error:  # Ray raises Exception itself for some of these
+            where = "Ray" if address is None else address
+            raise ThalwegError(f"{where}: no cluster could be had ({one_line(error)})") from error
+        there = ray.cluster_resources()
+        self.count = workers or max(1, int(there.get("GPU" if self.on_gpu else "CPU", 1)))
+        needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self.on_gpu), "max_restarts": 0, "max_task_retries": 0}
+        self._actor: Any = ray.remote(**needs)(Actor)
+
+    def _start_cluster(self, cores: int, quiet: dict[str, Any]) -> None:
+        """Start Ray here; on a machine that is busy it is slower than Ray itself waits, so it is tried again."""
+        import ray
+
+        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+        for left in reversed(range(STARTS)):
+            try:
                 ray.init(
                     address="local",
                     num_cpus=cores,
@@ -82,15 +99,11 @@ class RayEngine:
                     _temp_dir=self._folder,
                     **quiet,
                 )
-            else:
-                ray.init(address=address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            where = "Ray" if address is None else address
-            raise ThalwegError(f"{where}: no cluster could be had ({one_line(error)})") from error
-        there = ray.cluster_resources()
-        self.count = workers or max(1, int(there.get("GPU" if self.on_gpu else "CPU", 1)))
-        needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self.on_gpu), "max_restarts": 0, "max_task_retries": 0}
-        self._actor: Any = ray.remote(**needs)(Actor)
+                return
+            except Exception:
+                ray.shutdown()
+                if not left:
+                    raise
 
     def run(self, blocks: Sequence[Block], filling: Filling | None) -> Iterator[Failure | None]:
         """Make the parts of blocks, in any order; None each, or what went wrong."""
