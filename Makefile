@@ -13,13 +13,14 @@ OLDEST := tests/contract tests/core tests/anomaly/test_sklearn.py tests/anomaly/
 LATE := layers or generators or capabilities or declared or yaml or kill or failure or truncation or full_disk or selective or any_tree
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest soak mutants lint clean
+.PHONY: help demo test test-oldest soak extras mutants lint clean
 
 help:
 	@echo 'make demo [MINUTES=10]  install, train an energy of handwritten digits, draw samples, write a report'
 	@echo 'make test               install with the development tools and run the tests'
 	@echo 'make test-oldest        some of the tests, with the oldest versions that pyproject.toml allows'
 	@echo 'make soak               the tests that take minutes each'
+	@echo 'make extras             install the extras, and run the tests of them that take minutes'
 	@echo 'make mutants            plant faults in the package one by one; the tests must reject 95 % of them'
 	@echo 'make lint               ruff and pyright'
 	@echo 'make clean              remove caches; .venv and runs stay'
@@ -40,6 +41,9 @@ test-oldest: .venv/.oldest
 
 soak: .venv/.installed-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST)
+
+extras: .venv/.installed-extras
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m extras $(PYTEST)
 
 mutants: .venv/.installed-dev
 	$(BIN)/python benchmarks/mutants.py
@@ -66,6 +70,10 @@ clean:
 	$(PIP) torch
 	$(PIP) -e '.[dev]'
 	@touch .venv/.installed $@
+
+.venv/.installed-extras: .venv/.installed-dev
+	$(PIP) -e '.[dev,cluster]'
+	@touch $@
 
 .venv/.oldest: constraints-oldest.txt .venv/.installed-dev
 	rm -rf .venv/oldest

@@ -51,7 +51,7 @@ def checked_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
     if isinstance(bundle.model, Conditional):
         outcomes = bundle.model.outcomes
         outcomes.check_columns(found[:, found.shape[1] - outcomes.columns :], f"targets of {where}")
-    return _fine_enough(bundle, found, where, bundle.layout.singles(x) if table else None)
+    return fine_enough(bundle, found, where, bundle.layout.singles(x) if table else None)
 
 
 def some_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
@@ -84,7 +84,7 @@ def read_rows(
         return read_codes(bundle, path, header=header, drop=drop)[1]
     refuse_text_file(bundle, path)
     found = files.read_rows(path, layout=bundle.layout, header=header, drop=drop, shape=bundle.shape, finite=finite)
-    return _fine_enough(bundle, found.x, str(path), found.singles) if finite else found.x
+    return fine_enough(bundle, found.x, str(path), found.singles) if finite else found.x
 
 
 def read_codes(
@@ -124,7 +124,8 @@ def _codes(alphabet: Alphabet, x: Any, where: str) -> Tensor:
     return alphabet.check_codes(as_tensor(x, where=where), where=where)
 
 
-def _fine_enough(bundle: "Bundle", x: Tensor, where: str, singles: Sequence[bool] | None) -> Tensor:
+def fine_enough(bundle: "Bundle", x: Tensor, where: str, singles: Sequence[bool] | None) -> Tensor:
+    """The rows; UserError where they, or the columns that are `singles`, came in a float32 that hides their spread."""
     if bundle.dtype == torch.float64 and (x.dtype == torch.float32 or any(singles or ())):
         check_scored(bundle.transform.inner, x, bundle.layout.names, where, single=singles)
     return x

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli import console
+from thalweg.cli import console, many_files
+from thalweg.cli.many_files import Address, BlockRows, Data, EngineName, Workers
 from thalweg.cli.options import Device, Header, Json, Trust
 from thalweg.core.errors import UserError
 
@@ -89,29 +90,48 @@ def fit(
 @app.command(epilog="Example: `thalweg detect score runs/pumps new.parquet -o scores.csv`")
 def score(
     run: Annotated[str, typer.Argument(help="Folder that `thalweg detect fit` wrote.")],
-    table: Annotated[Path, typer.Argument(help="CSV or Parquet with the columns of the fit, in any order.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="CSV or Parquet to write.")] = Path("scores.csv"),
+    table: Data,
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="CSV or Parquet to write; a folder for many files.")
+    ] = "scores.csv",
     alpha: Annotated[float | None, typer.Option(help="Flag p-values up to this; the fitted rate if not given.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="A column that the fit did not have; repeatable.")] = None,
     header: Header = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    address: Address = None,
+    block_rows: BlockRows = None,
     trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Energy, p-value, q-value, flag and reasons of each row, block by block."""
-    from thalweg.apps.anomaly.tables.score_file import score_file
+    many = many_files.are_many(table, out, engine)
+    many_files.check_options(engine, workers, block_rows, many)
+    if many:
+        from thalweg.scale.scorers import Options
 
-    console.writable(out, (".csv", ".parquet"))
-    bundle = _detector(run, device)
-    with _options():
-        found = score_file(bundle, table, out, alpha=alpha, drop=drop or [], header=header)
-    least, n = found.least_discoveries, len(bundle.detector.calibration_.energies)
-    rare = f", which takes {least} rows at the least p-value, 1/{n + 1} by {n} calibration rows"
+        _require_detector(run)
+        options = Options(many_files.anywhere(run), alpha, tuple(drop or ()), header, tuple(trust or ()), device)
+        how: Any = {"engine": engine, "workers": workers, "address": address, "block_rows": block_rows}
+        with _options():
+            found = many_files.score("detector", options, table, out, **how)
+        levels, where = found.levels, f"{found.parts} parts in {out}"
+    else:
+        from thalweg.apps.anomaly.tables.score_file import score_file
+
+        console.writable(Path(out), (".csv", ".parquet"))
+        bundle = _detector(run, device)
+        with _options():
+            found = score_file(bundle, Path(table), Path(out), alpha=alpha, drop=drop or [], header=header)
+        levels, where = len(bundle.detector.calibration_.energies) + 1, out
+    least = found.least_discoveries
+    rare = f", which takes {least} rows at the least p-value, 1/{levels} by {levels - 1} calibration rows"
     console.say(
-        f"{found.rows} rows in {out}, {found.flagged} flagged; {found.discoveries} by the false discovery "
+        f"{found.rows} rows in {where}, {found.flagged} flagged; {found.discoveries} by the false discovery "
         f"rate{rare if not found.discoveries and found.flagged and least > 1 else ''}"
     )
-    console.emit({**found._asdict(), "file": str(out)}, as_json)
+    console.emit({**found._asdict(), "file": out}, as_json)
 
 
 def _detector(run: str, device: str) -> "DetectorBundle":
@@ -119,11 +139,16 @@ def _detector(run: str, device: str) -> "DetectorBundle":
     from thalweg.apps.anomaly.saved import DetectorBundle
     from thalweg.bundle.files import load_as
 
+    _require_detector(run)
+    return load_as(run, DetectorBundle, device=device)
+
+
+def _require_detector(run: str) -> None:
+    """UserError for no name, and for a folder that holds no run of any kind."""
     folder = Path(run)
     if not run or (folder.is_dir() and not (folder / "config.json").exists()):
         hint = "give the folder that `thalweg detect fit` wrote"
         raise UserError("must hold a detector", argument=run or repr(run), hint=hint)
-    return load_as(run, DetectorBundle, device=device)
 
 
 def _kinds(words: list[str]) -> dict[str, str]:

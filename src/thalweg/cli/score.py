@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli import console
-from thalweg.cli.options import Alpha, Device, Drop, Header, Input, Json, Run, Trust, table_options
+from thalweg.cli import console, many_files
+from thalweg.cli.many_files import Address, BlockRows, Data, EngineName, Workers
+from thalweg.cli.options import Alpha, Device, Drop, Header, Json, Run, Trust, table_options
 from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ EXAMPLE = "Example: `thalweg score runs/digits images/ -o scores.csv`"
 
 def score(
     run: Run,
-    data: Input,
-    out: Annotated[Path, typer.Option("--out", "-o", help="CSV (or .parquet, .npy of energies) to write.")] = Path(
-        "scores.csv"
-    ),
+    data: Data,
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="CSV (or .parquet, .npy of energies) to write; a folder for many files.")
+    ] = "scores.csv",
     alpha: Alpha = 0.01,
     explain: Annotated[
         bool,
@@ -31,11 +32,45 @@ def score(
     ] = False,
     header: Header = None,
     drop: Drop = None,
+    engine: EngineName = "local",
+    workers: Workers = None,
+    address: Address = None,
+    block_rows: BlockRows = None,
     trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Energy, log p, p-value and flag of each row of a file, or of each line of a text."""
+    """Energy, log p, p-value and flag of each row of a file, or of each line of a text; of many files in a folder."""
+    many = many_files.are_many(data, out, engine)
+    many_files.check_options(engine, workers, block_rows, many)
+    if many:
+        if explain:
+            raise UserError("must be left out for a folder of scores", argument="--explain", hint="score one file")
+        from thalweg.scale.scorers import Options
+
+        options = Options(many_files.anywhere(run), alpha, tuple(drop or ()), header, tuple(trust or ()), device)
+        how: Any = {"engine": engine, "workers": workers, "address": address, "block_rows": block_rows}
+        found = many_files.score("energy", options, data, out, **how)
+        flags = "" if found.flagged is None else f", {found.flagged} flagged (p <= {alpha:g})"
+        console.say(f"{found.rows} rows in {found.parts} parts in {out}{flags}")
+        console.emit({**found._asdict(), "file": out}, as_json)
+        return
+    table = table_options(header, drop)
+    _score_one(run, Path(data), Path(out), alpha=alpha, explain=explain, table=table, device=device, as_json=as_json)
+
+
+def _score_one(
+    run: Path,
+    data: Path,
+    out: Path,
+    *,
+    alpha: float,
+    explain: bool,
+    table: dict[str, Any],
+    device: str,
+    as_json: bool,
+) -> None:
+    """One file into one file."""
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
     from thalweg.bundle.inputs import read_codes, read_rows
@@ -48,9 +83,9 @@ def score(
     if explain:
         _require_explainable(bundle, out)
     if bundle.alphabet is not None:
-        names, x = read_codes(bundle, data, **table_options(header, drop))  # texts, and their codes
+        names, x = read_codes(bundle, data, **table)  # texts, and their codes
     else:
-        x = read_rows(bundle, data, **table_options(header, drop))
+        x = read_rows(bundle, data, **table)
         names = read_names(data, len(x))
     scores = bundle.score(x, alpha=alpha)
     more = _explained(bundle, list(names), scores.get("flag")) if explain else {}

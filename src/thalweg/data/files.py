@@ -101,7 +101,12 @@ def _read_arrays(path: Path, shape: tuple[int, ...] | None) -> Tensor:
         )
     with reading_array(path):
         array = _read(path, shape)
-    check_dtype(array.dtype, str(path))
+    return rows_of(array, shape, str(path))
+
+
+def rows_of(array: np.ndarray, shape: tuple[int, ...] | None, where: str) -> Tensor:
+    """An array as a file holds it, as pixels uint8 or float32, or rows float32 or float64, not yet checked further."""
+    check_dtype(array.dtype, where)
     if (array.ndim > 2 or (shape is not None and len(shape) == 3)) and array.dtype != np.uint8:
         with np.errstate(over="ignore"):  # an overflow is reported as infinity, with its row
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
@@ -112,7 +117,7 @@ def _read_arrays(path: Path, shape: tuple[int, ...] | None) -> Tensor:
     rows = as_floats(torch.from_numpy(array))
     if array.dtype.kind in "iu" and array.ndim == 2:
         for i, (values, source) in enumerate(zip(rows.numpy().T, array.T, strict=True)):
-            check_whole_numbers(values, source, f"column {i + 1}", str(path))
+            check_whole_numbers(values, source, f"column {i + 1}", where)
     return rows
 
 

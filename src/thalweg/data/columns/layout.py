@@ -88,16 +88,25 @@ class Layout:
             self.columns.match(names, where, ignore={*self.ignored, *drop}, mend=mend)  # pyright: ignore[reportOptionalMemberAccess]
 
     def encode(
-        self, frame: Any, *, where: str = "x", headless: bool = False, parse: bool = False, drop: Iterable[str] = ()
+        self,
+        frame: Any,
+        *,
+        where: str = "x",
+        first: int = 0,
+        headless: bool = False,
+        parse: bool = False,
+        drop: Iterable[str] = (),
     ) -> np.ndarray:
         """(N, D) float64 in the order of the model, NaN where a value is missing. `headless`: the frame's names are
-        none, so it is taken by order. UserError: a missing or an unknown name, another number of columns, texts.
+        none, so it is taken by order. `first`: the number of the first row, for messages. UserError: a missing or an
+        unknown name, another number of columns, texts.
         """
         present = [name for name in names_of(frame) if name not in {*drop, *self.ignored}]
         if self.names is not None and not headless:
             self.check(names_of(frame), where, drop=drop)
             ignore = {*self.ignored, *drop}
-            return self.columns.encode(frame, where=where, ignore=ignore, parse=parse, offered=False)  # pyright: ignore[reportOptionalMemberAccess]
+            assert self.columns is not None  # as it has names
+            return self.columns.encode(frame, where=where, first=first, ignore=ignore, parse=parse, offered=False)
         if self.columns is None:
             columns = Layout.fit(frame, where=where, headless=True, parse=parse).columns
             assert columns is not None  # of a table
@@ -113,9 +122,8 @@ class Layout:
         elif not headless:
             order = short(present)
             log.warning("%s: the model knows no names, so the columns are taken in this order: %s", where, order)
-        return columns.encode(
-            frame, where=where, ignore=set(names_of(frame)) - set(present), parse=parse, offered=False
-        )
+        ignore = set(names_of(frame)) - set(present)
+        return columns.encode(frame, where=where, first=first, ignore=ignore, parse=parse, offered=False)
 
     def singles(self, frame: Any) -> list[bool]:
         """Which of the model's columns come in float32, in its order."""

@@ -22,8 +22,11 @@ class Npy(ArrayFormat):
             return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def check_header(file: IO[bytes], stored: int, where: str) -> None:
-    """Refuse an npy stream by its header: dtype, declared size, and bytes that are not there."""
+def check_header(file: IO[bytes], stored: int, where: str, *, at_once: bool = True) -> None:
+    """Refuse an npy stream by its header: dtype, declared size, and bytes that are not there.
+
+    `at_once`: it is to be read as a whole, so that its size has a limit.
+    """
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"npy format {version}")
@@ -31,7 +34,8 @@ def check_header(file: IO[bytes], stored: int, where: str) -> None:
     shape, _, dtype = read(file)
     check_dtype(dtype, where)
     needed = math.prod(shape) * dtype.itemsize
-    check_size(needed, where)
+    if at_once:
+        check_size(needed, where)
     stored -= file.tell()
     if needed > stored or min(shape, default=0) < 0:
         what = f"declares {needed:,} bytes, holds {stored:,}"

@@ -62,22 +62,11 @@ def score_file(
     on an array takes columns named x0, x1, … or 0, 1, …, as a table without header has them.
     """
     detector = bundle.detector
-    if detector.kind != "table":
-        raise UserError("must be a detector of tables", argument=str(bundle.path), hint="score images in Python")
-    names = detector.columns_.names if detector.columns_ is not None else []
-    table = open_table(path, header=header, known=Known(names, bundle.about.get("header") is False))
-    columns = detector.columns_for(table.names, str(path))
+    require_tables(bundle)
+    table = open_table(path, header=header, known=known_columns(bundle))
     alpha = detector.rate_ if alpha is None else check_rate(alpha, "alpha")
     table.require(drop)
-    fitted = [name for name in drop if name in columns.names]
-    if fitted:
-        raise UserError("must not name a column of the fit", argument="drop", value=fitted[0])
-    columns.match(
-        table.names,
-        str(path),
-        ignore={*bundle.about.get("ignored", ()), *drop},
-        mend="leave it out with --drop {name!r}",
-    )
+    columns = matched(bundle, table.names, str(path), drop)
     if out.exists() and out.samefile(path):
         raise UserError("must be another file than the table", argument=str(out))
     if bundle.path is not None and out.resolve().is_relative_to(bundle.path.resolve()):
@@ -89,8 +78,35 @@ def score_file(
         with whole_file(out) as file:
             _finish(spool, q, file, out.suffix.lower())
     rows = int(counts.sum())
-    least = max(1, int(np.ceil(rows / (alpha * len(counts)) - 1e-9)))  # k with k alpha / rows >= 1 / len(counts)
-    return Scored(rows, flagged, int(counts[q <= alpha].sum()), least)
+    return Scored(rows, flagged, int(counts[q <= alpha].sum()), least_discoveries(rows, alpha, len(counts)))
+
+
+def least_discoveries(rows: int, alpha: float, levels: int) -> int:
+    """The fewest rows k with k alpha / rows >= 1 / levels, the least p-value."""
+    return max(1, int(np.ceil(rows / (alpha * levels) - 1e-9)))
+
+
+def require_tables(bundle: DetectorBundle) -> None:
+    """UserError for a detector of images."""
+    if bundle.detector.kind != "table":
+        raise UserError("must be a detector of tables", argument=str(bundle.path), hint="score images in Python")
+
+
+def known_columns(bundle: DetectorBundle) -> Known:
+    """What a detector knows of the first line of its tables."""
+    columns = bundle.detector.columns_
+    return Known(columns.names if columns is not None else [], bundle.about.get("header") is False)
+
+
+def matched(bundle: DetectorBundle, names: Sequence[str], where: str, drop: Sequence[str]) -> Columns:
+    """The columns of a table with these names that a detector reads; UserError where they are not those of the fit."""
+    columns = bundle.detector.columns_for(names, where)
+    fitted = [name for name in drop if name in columns.names]
+    if fitted:
+        raise UserError("must not name a column of the fit", argument="drop", value=fitted[0])
+    ignore = {*bundle.about.get("ignored", ()), *drop}
+    columns.match(names, where, ignore=ignore, mend="leave it out with --drop {name!r}")
+    return columns
 
 
 def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: float, spool: IO[bytes]) -> np.ndarray:
@@ -99,11 +115,11 @@ def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: floa
 
     where, first = str(table.path), 0
     counts = np.zeros(len(detector.calibration_.energies) + 1, np.int64)
-    with pa.ipc.new_stream(spool, _schema()) as stream:
+    with pa.ipc.new_stream(spool, score_schema()) as stream:
         for frame in table.blocks(columns.names):
             block = detector.score_block(frame, alpha=alpha, top=REASONS, where=where, first=first, parse=table.is_text)
             np.add.at(counts, block.rank, 1)
-            stream.write_table(pa.table(_columns(block, first), schema=_schema()))
+            stream.write_table(pa.table(score_columns(block, first), schema=score_schema()))
             first += len(block.energy)
     if not first:
         raise UserError("must hold one row or more", argument=where)
@@ -115,7 +131,7 @@ def _finish(spool: IO[bytes], q: np.ndarray, file: IO[bytes], suffix: str) -> No
     import pyarrow as pa
 
     spool.seek(0)
-    out = writer(file, suffix, _schema())
+    out = writer(file, suffix, score_schema())
     for batch in pa.ipc.open_stream(spool):
         rank = np.rint(np.asarray(batch["p_value"]) * len(q)).astype(int) - 1
         block = pa.Table.from_batches([batch])
@@ -123,7 +139,8 @@ def _finish(spool: IO[bytes], q: np.ndarray, file: IO[bytes], suffix: str) -> No
     out.close()
 
 
-def _schema() -> "pa.Schema":
+def score_schema() -> "pa.Schema":
+    """The columns of a table of scores."""
     import pyarrow as pa
 
     fields = [("row", pa.int64()), ("energy", pa.float64()), ("p_value", pa.float64()), ("q_value", pa.float64())]
@@ -134,9 +151,9 @@ def _schema() -> "pa.Schema":
     return pa.schema(fields)
 
 
-def _columns(block: ScoredBlock, first: int) -> dict[str, Any]:
+def score_columns(block: ScoredBlock, first: int) -> dict[str, Any]:
     """A block as columns of the score table: no reasons where a row is not flagged, or has fewer features."""
-    found: dict[str, Any] = {name: [None] * len(block.energy) for name in _schema().names}
+    found: dict[str, Any] = {name: [None] * len(block.energy) for name in score_schema().names}
     found |= {"row": np.arange(first, first + len(block.energy)) + 1, "energy": block.energy}
     found |= {"p_value": block.p_value, "q_value": block.p_value, "flag": block.flag}  # q waits for the last block
     place, before = 0, -1

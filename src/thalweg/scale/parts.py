@@ -1,0 +1,134 @@
+"""Parts of the output: one Parquet file of scores a block, which says of which block and plan it is.
+
+A part is written aside and renamed. One that is not whole, or of another plan, counts as missing.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from thalweg.core.errors import DamagedFile, UserError, one_line
+from thalweg.scale import addresses
+from thalweg.scale.plan import Block
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KEY = b"thalweg"
+
+
+class Found(NamedTuple):
+    """What a part says of itself.
+
+    Args:
+        rows: Rows of scores.
+        flagged: Flags among them; None where the model sets none.
+        energy: The sum of the energies, nats.
+        q: The digest of the q-values that were filled in; empty: they are open.
+    """
+
+    rows: int
+    flagged: int | None
+    energy: float
+    q: str = ""
+
+
+def write(folder: str, block: Block, digest: str, address: str, scores: "pa.Table") -> Found:
+    """Write the scores of a block beside the address of its file."""
+    import pyarrow as pa
+
+    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scores), np.int32)), pa.array([address]))
+    flag = scores["flag"] if "flag" in scores.column_names else None
+    energy = float(np.asarray(scores["energy"]).sum())
+    found = Found(len(scores), None if flag is None else int(np.asarray(flag).sum()), energy)
+    _put(folder, block, digest, scores.add_column(0, "file", names), found)
+    return found
+
+
+def fill(folder: str, block: Block, digest: str, q: np.ndarray, q_digest: str) -> None:
+    """Fill the q-values in, by the rank of each p-value."""
+    import pyarrow as pa
+
+    table = _table(folder, block)
+    q_values = q[ranks(table["p_value"], len(q))]
+    place = table.schema.get_field_index("q_value")
+    about = _about(table.schema.metadata, block, digest)
+    assert about is not None  # as `found` has seen
+    _put(folder, block, digest, table.set_column(place, "q_value", pa.array(q_values)), about._replace(q=q_digest))
+
+
+def ranks(p: Any, levels: int) -> np.ndarray:
+    """The number of calibration energies at least as high, of p-values (1 + k) / levels."""
+    return np.rint(np.asarray(p) * levels).astype(int) - 1
+
+
+def counts(folder: str, block: Block, levels: int) -> np.ndarray:
+    """The rows of a part by rank, (levels,)."""
+    return np.bincount(ranks(_table(folder, block, ["p_value"])["p_value"], levels), minlength=levels)
+
+
+def found(folder: str, block: Block, digest: str) -> Found | None:
+    """What the part of a block says; None where it is not there, not whole, or of another plan."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with _opened(folder, block) as (where, _), parquet.ParquetFile(where) as file:
+            about = _about(file.schema_arrow.metadata, block, digest)
+            return about if about is not None and about.rows == file.metadata.num_rows == block.rows else None
+    except (pa.ArrowException, OSError, ValueError, UserError):
+        return None
+
+
+def _about(metadata: dict[bytes, bytes] | None, block: Block, digest: str) -> Found | None:
+    about = json.loads((metadata or {}).get(KEY, b"{}"))
+    if about.get("plan") != digest or about.get("block") != block.number:
+        return None
+    return Found(about["rows"], about["flagged"], about["energy"], about["q"])
+
+
+def _put(folder: str, block: Block, digest: str, table: "pa.Table", about: Found) -> None:
+    from pyarrow import parquet
+
+    text = json.dumps({"plan": digest, "block": block.number, **about._asdict()})
+    file = io.BytesIO()
+    parquet.write_table(table.replace_schema_metadata({KEY: text}), file, write_page_checksum=True)
+    addresses.write_bytes(addresses.inside(folder, block.part), file.getvalue())
+
+
+@contextmanager
+def _whole(address: str) -> Iterator[None]:
+    """DamagedFile where a part cannot be read, or the checksum of a page is another."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        hint = "remove it, and give the same command"
+        raise DamagedFile(f"damaged ({one_line(error)})", argument=address, hint=hint) from error
+
+
+@contextmanager
+def _opened(folder: str, block: Block) -> Iterator[tuple[Any, str]]:
+    """(what Arrow reads a part from, its address)."""
+    address = addresses.inside(folder, block.part)
+    if not addresses.is_remote(address):
+        yield address, address
+        return
+    with addresses.opened(address) as file:
+        yield file, address
+
+
+def _table(folder: str, block: Block, columns: list[str] | None = None) -> "pa.Table":
+    from pyarrow import parquet
+
+    with (
+        _whole(addresses.inside(folder, block.part)),
+        _opened(folder, block) as (where, _),
+        parquet.ParquetFile(where, page_checksum_verification=True) as file,
+    ):
+        return file.read(columns, use_threads=False)

@@ -1,0 +1,226 @@
+"""Score many files into a folder of parts, by any engine; the same call goes on with what was cut short."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from thalweg.apps.anomaly.calibration import q_by_rank
+from thalweg.apps.anomaly.tables.score_file import least_discoveries
+from thalweg.core.errors import UserError
+from thalweg.scale import addresses, parts
+from thalweg.scale.local_engine import LocalEngine
+from thalweg.scale.plan import DONE, READERS, Block, Plan, absolute, examine, keep
+from thalweg.scale.ray_engine import RayEngine, require_ray
+from thalweg.scale.scorers import SCORERS, Options, Scorer
+from thalweg.scale.sources import KINDS, Source, source_of
+from thalweg.scale.worker import Filling, Job, Worker
+
+Kind = Literal["energy", "detector"]
+
+
+class Engine(NamedTuple):
+    """Who computes.
+
+    Args:
+        name: local: this process; ray: workers of Ray.
+        workers: Of Ray; None: one a core.
+        address: Of a running cluster of Ray.
+    """
+
+    name: Literal["local", "ray"] = "local"
+    workers: int | None = None
+    address: str | None = None
+
+
+class Scored(NamedTuple):
+    """What was scored.
+
+    Args:
+        rows: Rows in the folder.
+        parts: Files of them.
+        computed: Of these, how many this call has made.
+        retried: Blocks that were handed out again, as their worker had died.
+        flagged: Rows flagged; None where the model sets no flags.
+        mean_energy: Nats; None where it is not finite.
+        discoveries: Rows flagged at a false discovery rate of the same size; None where no q-values are made.
+        least_discoveries: The fewest rows that can be.
+        levels: The number of p-values that the calibration allows.
+    """
+
+    rows: int
+    parts: int
+    computed: int
+    retried: int
+    flagged: int | None
+    mean_energy: float | None
+    discoveries: int | None = None
+    least_discoveries: int = 0
+    levels: int = 0
+
+
+def score_files(
+    kind: Kind,
+    options: Options,
+    data: str,
+    out: str,
+    *,
+    engine: Engine = Engine(),  # noqa: B008
+    block_rows: int | None = None,
+    advance: Callable[[int, int], None] | None = None,
+) -> Scored:
+    """Score each row of the files once, into parts in a folder: the file, then the columns of a single file's scores.
+
+    A part is a block of rows; the same call makes only those that are missing. The folder also holds the plan, and,
+    when all is there, what was counted.
+
+    Args:
+        kind: What the folder of the model holds.
+        options: The model, and how it scores.
+        data: A file, a folder or a pattern; a path or an address of fsspec.
+        out: A folder, a path or an address; a new one, or one that a call with the same plan has begun.
+        engine: Who computes.
+        block_rows: Rows of a block. None: 65,536, or fewer of many columns.
+        advance: Is called with the number of parts that are there and of all parts.
+
+    Raises:
+        UserError: No files, other columns than the fit's (before any work), a row that cannot be scored, a plan of
+            other files, options or model. Parts that are there stay.
+        DiskFull: The same.
+    """
+    if engine.name == "ray":
+        require_ray()
+    out = addresses.plain(out)
+    scorer = SCORERS[kind].load(options)
+    plan = _plan(scorer, data, out, block_rows)
+    keep(plan, out)
+    job = Job(kind, options, scorer.fingerprint, absolute(out), plan.digest, tuple(each[:2] for each in plan.inputs))
+    missing = [block for block, found in _look(plan, out) if found is None]
+    running = _Running(job, scorer, engine, len(plan.blocks), advance or (lambda done, total: None))
+    try:
+        running.make(missing, None)
+        filling = _finish(scorer, plan, out, running) if scorer.levels else None
+    finally:
+        running.close()
+    return _summary(scorer, plan, out, (len(missing), running.retried), filling)
+
+
+def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> Plan:
+    """The plan, when the columns of all files have been seen, and a row of each kind of file was scored."""
+    found = addresses.listed(data, KINDS)
+    home = absolute(out).rstrip("/") + "/"
+    sources: list[Source] = []
+    for address in found:
+        if absolute(address).startswith(home):
+            raise UserError(f"must not hold the input {address}", argument=out, hint="name another folder")
+        source = source_of(address, absolute(address), header=scorer.options.header, known=scorer.known)
+        scorer.check(source)
+        sources.append(source)
+    if scorer.options.header is not None and not any(source.is_text for source in sources):
+        raise UserError("has no effect without a CSV", argument="--header", hint="leave it out")
+    rows = scorer.default_block if block_rows is None else block_rows
+    options = {
+        "alpha": scorer.alpha,
+        "drop": sorted(scorer.options.drop),
+        "header": scorer.options.header,
+    }
+    plan = Plan({"kind": scorer.kind, "sha256": scorer.fingerprint}, options, rows, examine(sources, rows))
+    if not plan.blocks:
+        raise UserError("must hold one row or more", argument=data)
+    _try(scorer, plan, sources)
+    return plan
+
+
+def _try(scorer: Scorer, plan: Plan, sources: Sequence[Source]) -> None:
+    """Score the first row of one file of each kind, so that what none of them can be is told before the work."""
+    seen: set[Any] = set()
+    for block in plan.blocks:
+        source = sources[block.file]
+        key = (type(source), tuple(source.names))
+        if block.first == 0 and key not in seen:
+            seen.add(key)
+            scorer.score(source, block._replace(rows=1))
+
+
+def _look(plan: Plan, out: str) -> list[tuple[Block, parts.Found | None]]:
+    """Each block with what its part says, None where that is missing."""
+    there = {*addresses.names_in(out)}
+
+    def one(block: Block) -> tuple[Block, parts.Found | None]:
+        return block, parts.found(out, block, plan.digest) if block.part in there else None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(one, plan.blocks))
+
+
+class _Running:
+    """An engine, which is started when it has something to do."""
+
+    def __init__(self, job: Job, scorer: Scorer, engine: Engine, total: int, advance: Callable[[int, int], None]):
+        self.job, self.scorer, self.engine, self.total, self.advance = job, scorer, engine, total, advance
+        self.started: LocalEngine | RayEngine | None = None
+        self.retried = 0
+
+    def make(self, blocks: Sequence[Block], filling: Filling | None) -> None:
+        """Make parts until all are there, or the first error."""
+        if not blocks:
+            return
+        if self.started is None:
+            self.started = self._start()
+        done = self.total - len(blocks)
+        for failure in self.started.run(blocks, filling):
+            if failure is not None:
+                raise failure.error()
+            done += 1
+            self.advance(done, self.total)
+
+    def _start(self) -> LocalEngine | RayEngine:
+        if self.engine.name == "local":
+            return LocalEngine(Worker(self.job, self.scorer))
+        return RayEngine(self.job, workers=self.engine.workers, address=self.engine.address)
+
+    def close(self) -> None:
+        """End the engine."""
+        if self.started is not None:
+            self.retried = self.started.retried
+            self.started.close()
+
+
+def _finish(scorer: Scorer, plan: Plan, out: str, running: _Running) -> tuple[np.ndarray, np.ndarray]:
+    """Fill the q-values of all parts in; (rows by rank, q by rank)."""
+    with ThreadPoolExecutor(READERS) as pool:
+        counted = pool.map(lambda block: parts.counts(out, block, scorer.levels), plan.blocks)
+        counts = sum(counted, np.zeros(scorer.levels, np.int64))
+    q = q_by_rank(counts)
+    filling = Filling(q, hashlib.sha256(q.tobytes()).hexdigest())
+    running.make([b for b, found in _look(plan, out) if found is not None and found.q != filling.digest], filling)
+    return counts, q
+
+
+def _summary(
+    scorer: Scorer, plan: Plan, out: str, work: tuple[int, int], filling: tuple[np.ndarray, np.ndarray] | None
+) -> Scored:
+    """The figures of all parts, which are also written beside them: then all is done."""
+    found = [each for _, each in _look(plan, out) if each is not None]
+    rows = sum(each.rows for each in found)
+    flags = [each.flagged for each in found if each.flagged is not None]
+    mean = math.fsum(each.energy for each in found) / rows
+    scored = Scored(
+        rows,
+        len(found),
+        *work,
+        sum(flags) if len(flags) == len(found) else None,
+        mean if math.isfinite(mean) else None,
+    )
+    if filling is not None:
+        counts, q = filling
+        least = least_discoveries(rows, scorer.alpha, scorer.levels)
+        discoveries = int(counts[q <= scorer.alpha].sum())
+        scored = scored._replace(discoveries=discoveries, least_discoveries=least, levels=scorer.levels)
+    about = {"plan": plan.digest, **{k: v for k, v in scored._asdict().items() if k not in ("computed", "retried")}}
+    addresses.write_bytes(addresses.inside(out, DONE), json.dumps(about, indent=1).encode())
+    return scored

@@ -1,0 +1,112 @@
+"""What a worker does: it loads the model once and makes parts, whichever engine asks it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from thalweg.core.errors import DiskFull, ThalwegError, UserError
+from thalweg.scale import parts
+from thalweg.scale.plan import Block
+from thalweg.scale.scorers import SCORERS, Options, Scorer
+from thalweg.scale.sources import Source, source_of
+
+
+class Job(NamedTuple):
+    """What every worker is told.
+
+    Args:
+        kind: Of the model.
+        options: How it scores.
+        fingerprint: Of the model.
+        out: The output folder.
+        digest: Of the plan.
+        files: (address, path) of each input.
+    """
+
+    kind: str
+    options: Options
+    fingerprint: str
+    out: str
+    digest: str
+    files: tuple[tuple[str, str], ...]
+
+
+class Filling(NamedTuple):
+    """The q-values by rank, and their digest."""
+
+    q: np.ndarray
+    digest: str
+
+
+class Failure(NamedTuple):
+    """An error of ours as plain values, which pass between processes: its class and what it was made of."""
+
+    kind: str
+    message: str
+    argument: str | None
+    value: Any
+    hint: str | None
+
+    @classmethod
+    def of(cls, error: ThalwegError) -> "Failure":
+        """The error's parts."""
+        if isinstance(error, UserError):
+            return cls("input", error.message, error.argument, error.value, error.hint)
+        return cls("disk" if isinstance(error, DiskFull) else "work", str(error), None, None, None)
+
+    def error(self) -> ThalwegError:
+        """The error again."""
+        if self.kind == "input":
+            return UserError(self.message, argument=self.argument, value=self.value, hint=self.hint)
+        return DiskFull(self.message) if self.kind == "disk" else ThalwegError(self.message)
+
+
+class Worker:
+    """Makes parts. `scorer`: where the caller has loaded it already."""
+
+    def __init__(self, job: Job, scorer: Scorer | None = None):
+        self.job = job
+        self.scorer = scorer or SCORERS[job.kind].load(job.options)
+        if self.scorer.fingerprint != job.fingerprint:
+            raise UserError("must hold the model of the plan, and has changed since", argument=job.options.run)
+        self._source: Source | None = None
+
+    def score(self, block: Block) -> None:
+        """Score a block into its part."""
+        address, path = self.job.files[block.file]
+        if self._source is None or self._source.address != address:
+            self._source = source_of(address, path, header=self.job.options.header, known=self.scorer.known)
+        scores = self.scorer.score(self._source, block)
+        if len(scores) != block.rows:
+            text = f"must hold {block.rows} rows from row {block.first + 1} on, as counted, and gave {len(scores)}"
+            raise UserError(text, argument=address, hint="has the file changed meanwhile?")
+        parts.write(self.job.out, block, self.job.digest, address, scores)
+
+    def fill(self, block: Block, filling: Filling) -> None:
+        """Fill the q-values of a part in."""
+        parts.fill(self.job.out, block, self.job.digest, filling.q, filling.digest)
+
+    def do(self, block: Block, filling: Filling | None) -> Failure | None:
+        """Score or, with q-values, fill; what went wrong as values."""
+        try:
+            self.score(block) if filling is None else self.fill(block, filling)
+        except ThalwegError as error:
+            return Failure.of(error)
+        return None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: another number of them could change the last bits of a sum."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)

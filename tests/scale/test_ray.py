@@ -1,0 +1,112 @@
+"""Scoring by workers of Ray: the bytes of a single process, whoever is killed (R30). Long forms: `make extras`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from thalweg.core.errors import UserError
+from thalweg.scale import ray_engine
+from thalweg.scale.score_files import Engine
+
+JOB = Path(__file__).parent / "ray_job.py"
+
+
+def started(**given):
+    return subprocess.Popen([sys.executable, JOB, json.dumps(given)], stdout=subprocess.PIPE, text=True)
+
+
+def ended(process, timeout=600):
+    out, _ = process.communicate(timeout=timeout)
+    assert process.returncode == 0
+    return json.loads(out.splitlines()[-1])
+
+
+def test_without_ray(monkeypatch, score, tables, tmp_path):
+    """One line, before any work, with what to install."""
+    monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--engine='ray': needs Ray; pip install 'thalweg\[cluster\]'"):
+        score(tables, tmp_path / "out", engine=Engine("ray"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="without the extra `cluster`")
+def test_a_killed_worker(detector, score, tables, bytes_of, tmp_path):
+    """R30: the bytes of a single process; one block is done again; nothing listens but on the loopback."""
+    score(tables, tmp_path / "one")
+    given = {"kind": "detector", "run": str(detector), "data": str(tables), "out": str(tmp_path / "ray")}
+    found = ended(started(**given, workers=2, block_rows=100, kills=1))
+    assert (found["kills"], found["computed"]) == (1, 13)
+    assert found["retried"] <= 1
+    assert found["exposed"] == []
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "one")
+
+
+@pytest.fixture(scope="module")
+def million(tmp_path_factory, rows):
+    """A million rows of a table in ten files."""
+    folder = tmp_path_factory.mktemp("million")
+    for i in range(10):
+        frame = pa.Table.from_pandas(rows(100_000, 100 + i), preserve_index=False)
+        parquet.write_table(frame, folder / f"{i}.parquet", row_group_size=30_000)
+    return folder
+
+
+LONG = [pytest.mark.slow, pytest.mark.extras]
+
+
+@pytest.mark.slow
+@pytest.mark.extras
+def test_twenty_killed_workers_over_a_million_rows(million, detector, score, bytes_of, tmp_path):
+    """R30: 20 SIGKILLs of workers at random; at most one block a kill is done again."""
+    score(million, tmp_path / "one", block_rows=8192)
+    given = {"kind": "detector", "run": str(detector), "data": str(million), "out": str(tmp_path / "ray")}
+    found = ended(started(**given, workers=2, block_rows=8192, kills=20, chance=0.4, within=0.5), 3000)
+    assert (found["kills"], found["rows"]) == (20, 1_000_000)
+    assert found["retried"] <= 20
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.extras
+def test_five_killed_drivers_over_a_million_rows(million, detector, score, bytes_of, tmp_path):
+    """R30: 5 SIGKILLs of the driver; no part that was there is made again, so at most the two in work are."""
+    score(million, tmp_path / "one", block_rows=8192)
+    out, random = tmp_path / "ray", np.random.default_rng(0)
+    given = {"kind": "detector", "run": str(detector), "data": str(million), "out": str(out)}
+    given |= {"workers": 2, "block_rows": 8192}
+    total = len(list((tmp_path / "one").glob("part-*")))
+    for kill in range(5):
+        process, wanted = started(**given), (kill + 1) * total // 6
+        while len(list(out.glob("part-*"))) < wanted and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(random.random() / 2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(2)  # the workers of a dead driver end by themselves; one may finish its block
+        there = {path.name: path.stat().st_ino for path in out.glob("part-*")}
+        assert len(there) >= wanted
+        if kill:
+            assert all(there[name] == inode for name, inode in before.items())
+        before = there
+    found = ended(started(**given), 3000)
+    assert found["computed"] == total - len(before)
+    assert found["rows"] == 1_000_000
+    assert bytes_of(out) == bytes_of(tmp_path / "one")
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if _is_of(pid, str(out))]
+
+
+def _is_of(path: Path, out: str) -> bool:
+    try:
+        return out in (path / "cmdline").read_text() and int(path.name) != os.getpid()
+    except OSError:
+        return False
