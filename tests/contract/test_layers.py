@@ -61,6 +61,7 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
         "evaluate.pictures",
         "monitor",
     ),
+    "export": ("core", "data", "energy", "sampler", "bundle", "apps"),
     "bench": ("core", "energy", "sampler", "objective"),
     "api": (*APPLICATION, "apps", "monitor", "training.metrics_log"),
     "cli": ("",),  # all

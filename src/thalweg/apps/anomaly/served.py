@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thalweg.bundle.exportable import Plan
 from thalweg.bundle.servable import Content, TensorSpec
 from thalweg.bundle.served import as_table, checked_alpha, require_inputs
 from thalweg.energy.base import HasShape
@@ -52,6 +53,21 @@ class ServedDetector:
         u = self.detector.energy(self._rows(rows))
         p = self.detector.calibration_.p_values(u)
         return {"energy": u, "p_value": p, "flag": p <= checked_alpha(alpha, self.detector.rate_)}
+
+    def plan(self) -> Plan:
+        from thalweg.apps.anomaly.graph.programs import plan_of
+
+        return plan_of(self)
+
+    def typical_rows(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        from thalweg.apps.anomaly.graph.programs import typical_rows
+
+        return typical_rows(self.detector, n, seed)
+
+    def encoded(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The numbers (B, D) that the energy of a table takes."""
+        columns = self.detector.columns_
+        return np.asarray(rows["x"], float) if columns is None else columns.encode(as_table(rows))
 
     def _rows(self, rows: Mapping[str, np.ndarray]) -> Any:
         require_inputs(self.inputs, rows)
