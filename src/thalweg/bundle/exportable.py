@@ -42,8 +42,8 @@ class Program:
         units: What an input or output is measured in.
         categories: Of each input of BYTES.
         plain: The module uses none but the operations of `thalweg.export.plain_onnx`.
-        spans: Of rows of inputs the lowest and the highest energies that the library's own rounding may give, (B,)
-            each, for an energy with steps; None for a smooth one.
+        spans: Of inputs the lowest and the highest outputs that the library's own rounding may give, by name, for a
+            function with steps; None for a smooth one.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Program:
     units: Mapping[str, str] = field(default_factory=dict)
     categories: Mapping[str, Categories] = field(default_factory=dict)
     plain: bool = False
-    spans: Callable[[Arrays], tuple[np.ndarray, np.ndarray]] | None = None
+    spans: Callable[[Arrays], Mapping[str, tuple[np.ndarray, np.ndarray]]] | None = None
 
     def tensors(self, rows: Arrays) -> list[Tensor]:
         """The module's arguments."""
         codes = {name: known.of(rows[name]) for name, known in self.categories.items()}
-        return [torch.from_numpy(np.ascontiguousarray(codes.get(i.name, rows[i.name]))) for i in self.inputs]
+        return [torch.from_numpy(np.array(codes.get(i.name, rows[i.name]), order="C")) for i in self.inputs]
 
 
 class Plan(NamedTuple):

@@ -65,7 +65,7 @@ def check(
     compared = _Compared(program, run, inputs, ours, theirs)
     largest = {}
     for spec in program.outputs:
-        if spec.datatype in ("FP32", "FP64") and spec.name != "p_value":
+        if spec.datatype in ("FP32", "FP64") and spec.name != "p_value" and spec.shape:
             largest[spec.name] = compared.numbers(spec)
     if "p_value" in theirs and isinstance(servable, Calibrated) and servable.flag_rate is not None:
         compared.p_values(servable.calibration_energies, servable.flag_rate)
@@ -78,19 +78,22 @@ class _Compared:
     def __init__(self, program: Program, run: Run, inputs: Arrays, ours: Arrays, theirs: Arrays):
         self.program, self.run, self.inputs, self.ours, self.theirs = program, run, inputs, ours, theirs
         self.flags = 0
-        self.stepped = np.zeros(len(next(iter(inputs.values()))), bool)
+        self.stepped = np.zeros(_count(inputs), bool)
 
     def numbers(self, spec: TensorSpec) -> float:
         """The largest relative difference of an output that agrees."""
         a, b = (np.asarray(found[spec.name], np.float64) for found in (self.ours, self.theirs))
         if a.shape != b.shape:
             raise self.fault(spec.name, 0, f"has the shape {b.shape}, where ours is {a.shape}")
-        off = relative(a, b)
+        unit = _unit(a)
+        off = relative(a / unit, b / unit)
         wrong = np.flatnonzero(off > TOLERANCE)
-        if spec.name == "energy" and self.program.spans is not None and 0 < len(wrong) <= STEPS * len(a):
-            low, high = self.program.spans({name: x[wrong] for name, x in self.inputs.items()})
-            room = TOLERANCE * np.maximum(np.abs(a[wrong]), 1.0)
-            self.stepped[wrong] = (low - room <= b[wrong]) & (b[wrong] <= high + room)
+        if self.program.spans is not None and 0 < len(wrong) <= STEPS * len(off):
+            rows = {name: x[wrong] if np.ndim(x) else x for name, x in self.inputs.items()}
+            low, high = (np.asarray(end, np.float64) for end in self.program.spans(rows)[spec.name])
+            room = TOLERANCE * np.maximum(np.abs(a[wrong]), unit)
+            inside = (low - room <= b[wrong]) & (b[wrong] <= high + room)
+            self.stepped[wrong] = inside.reshape(len(wrong), -1).all(1)
             wrong = wrong[~self.stepped[wrong]]
         if len(wrong):
             i = int(wrong[np.nan_to_num(off[wrong], nan=np.inf).argmax()])
@@ -126,23 +129,36 @@ class _Compared:
         return UserError(text, argument=f"graph {self.program.name!r}", hint="report it, and export the other format")
 
 
+def _unit(a: np.ndarray) -> np.ndarray:
+    """What numbers are compared in: 1 nat for energies, the median size of each entry for gradients and positions."""
+    if a.ndim < 2:
+        return np.ones(())
+    size = np.median(np.abs(np.nan_to_num(a, posinf=0.0, neginf=0.0)), axis=0)
+    return np.where(size > 0, size, 1.0)
+
+
 def relative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(B,) differences of b from a, relative to the largest number of the row in a, to 1 where that is smaller.
 
-    Numbers that are not finite agree where they are equal.
+    Numbers that are not finite agree where neither is finite.
     """
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    same = (a == b) | ~(np.isfinite(a) | np.isfinite(b))
     with np.errstate(invalid="ignore", over="ignore"):
         off = np.where(same, 0.0, np.abs(a - b)).reshape(len(a), -1).max(1)
         size = np.abs(np.nan_to_num(a, nan=0.0, posinf=0.0, neginf=0.0)).reshape(len(a), -1).max(1)
         return np.nan_to_num(off / np.maximum(size, 1.0), nan=np.inf)
 
 
+def _count(rows: Arrays) -> int:
+    return max(len(x) for x in rows.values() if np.ndim(x))
+
+
 def _by_blocks(run: Run, rows: Arrays) -> dict[str, np.ndarray]:
-    n = len(next(iter(rows.values())))
+    """Numbers that are the same for all rows, such as a step's, are given to each block as they are."""
+    starts = range(0, _count(rows), BLOCK)
     with np.errstate(all="ignore"):
-        found = [run({name: x[i : i + BLOCK] for name, x in rows.items()}) for i in range(0, n, BLOCK)]
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        found = [run({name: x[i : i + BLOCK] if np.ndim(x) else x for name, x in rows.items()}) for i in starts]
+    return {name: np.concatenate([p[name] for p in found]) if np.ndim(x) else x for name, x in found[0].items()}
 
 
 def _shown(value: Any) -> str:

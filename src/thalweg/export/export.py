@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from thalweg.core import store
 from thalweg.core.config import type_name
 from thalweg.core.errors import UserError
 from thalweg.export.check import check, specs_dict
-from thalweg.export.formats import loaded, require, written
+from thalweg.export.formats import loaded, prepared, require, written
+from thalweg.export.tracing import COUNTS
 
 RANDOM, HOSTILE = 10_000, 1_000
-EXAMPLE = 3  # rows that a graph is made with
 TYPE = "export"  # what the manifest of an exported folder calls itself
 
 
@@ -46,29 +47,39 @@ def export(
     single = out.suffix.lower() in (".onnx", ".pt2")
     require_place(out, format, single)
     servable, plan = exportable(found)
-    programs = plan.programs[:1] if single else plan.programs
-    if not single:
-        for name, why in plan.left_out.items():
-            say(f"{name} is left out: {why}")
+    modules, left_out = _prepared(servable, plan, format, single)
+    for name, why in left_out.items():
+        say(f"{name} is left out: {why}")
     files, graphs = {}, []
-    for program in programs:
-        about = {
-            "graph": program.name,
-            "of": type_name(type(found)),
-            "title": servable.title,
-            "versions": versions(format),
-        }
-        data = written(program, format, _example(program, servable), about)
+    for program, module in modules:
+        about = {"graph": program.name, "of": type_name(type(found)), "title": servable.title}
+        about["versions"] = versions(format)
+        data = written(program, module, format, _example(program, servable, COUNTS[0]), about)
         run = loaded(data, program, format)
         figures = check(program, run, servable, typical_of(servable), (rows, min(HOSTILE, rows)))
         name = f"{program.name}.{format}"
         files[name] = data
         graphs.append({"file": name, **about, **_described(program), "check": figures.to_dict()})
     if single:
-        store.write_bytes(out, files[f"{programs[0].name}.{format}"])
+        store.write_bytes(out, next(iter(files.values())))
     else:
-        _write_folder(out, files, graphs, plan)
-    return {"out": str(out), "graphs": graphs}
+        _write_folder(out, files, graphs, left_out)
+    return {"out": str(out), "graphs": graphs, "left_out": left_out}
+
+
+def _prepared(
+    servable: Servable, plan: Plan, format: str, single: bool
+) -> tuple[list[tuple[Program, torch.nn.Module]], dict[str, str]]:
+    """The programs with the modules that files are made of, and what is left out: why, by name."""
+    found, left_out = [], {} if single else dict(plan.left_out)
+    for program in plan.programs[: 1 if single else None]:
+        try:
+            found.append((program, prepared(program, format, partial(_example, program, servable))))
+        except UserError as error:
+            if not found:  # without its energy there is nothing to export
+                raise
+            left_out[program.name] = error.message
+    return found, left_out
 
 
 def typical_of(servable: Servable) -> Callable[[int, int], Any]:
@@ -77,8 +88,8 @@ def typical_of(servable: Servable) -> Callable[[int, int], Any]:
     return servable.typical_rows
 
 
-def _example(program: Program, servable: Servable) -> Any:
-    return program.of_rows(typical_of(servable)(EXAMPLE, 0), torch.Generator().manual_seed(0))
+def _example(program: Program, servable: Servable, n: int) -> Any:
+    return program.of_rows(typical_of(servable)(n, 0), torch.Generator().manual_seed(0))
 
 
 def _described(program: Program) -> dict[str, Any]:
@@ -90,13 +101,13 @@ def _described(program: Program) -> dict[str, Any]:
     return {**described, "categories": categories} if categories else described
 
 
-def _write_folder(out: Path, files: dict[str, bytes], graphs: list[dict[str, Any]], plan: Plan) -> None:
+def _write_folder(out: Path, files: dict[str, bytes], graphs: list[dict[str, Any]], left_out: dict[str, str]) -> None:
     def write(folder: Path) -> None:
         for name, data in files.items():
             store.write_bytes(folder / name, data)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    store.save_folder(out, write, about={"type": TYPE, "graphs": graphs, "left_out": dict(plan.left_out)})
+    store.save_folder(out, write, about={"type": TYPE, "graphs": graphs, "left_out": left_out})
 
 
 def versions(format: str) -> dict[str, str]:

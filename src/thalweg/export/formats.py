@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,10 +14,11 @@ from thalweg.bundle.exportable import Arrays, Program
 from thalweg.bundle.servable import TensorSpec
 from thalweg.core.errors import UserError
 from thalweg.export.check import Run
+from thalweg.export.plain_onnx import OPSET
+from thalweg.export.tracing import COUNTS, exported, open_rows
 
 FORMATS = ("onnx", "pt2")
 IR_VERSION = 10  # of a file of opset 18, read by ONNX Runtime from 1.18 on
-ML_OPSET = 3  # of ai.onnx.ml, for texts
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -30,9 +32,21 @@ def require(format: str) -> None:
         raise UserError(text, argument="--format onnx", hint="pip install 'thalweg[export]' brings it")
 
 
-def written(program: Program, format: str, example: Arrays, about: Mapping[str, Any]) -> bytes:
+def prepared(program: Program, format: str, example: Callable[[int], Arrays]) -> torch.nn.Module:
+    """The module that a file is made of, traced where need be; `example` gives so many rows of inputs.
+
+    UserError, by name, for a program that has no graph.
+    """
+    if program.plain and format == "onnx":
+        return program.module
+    return open_rows(program, [program.tensors(example(n)) for n in COUNTS])
+
+
+def written(program: Program, module: torch.nn.Module, format: str, example: Arrays, about: Mapping[str, Any]) -> bytes:
     """The file; `example`: a few rows of inputs, `about`: what it says of itself."""
-    return _onnx(program, example, about) if format == "onnx" else _pt2(program, example, about)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of what it will change
+        return (_onnx if format == "onnx" else _pt2)(program, module, program.tensors(example), about)
 
 
 def loaded(data: bytes, program: Program, format: str) -> Run:
@@ -40,13 +54,12 @@ def loaded(data: bytes, program: Program, format: str) -> Run:
     return _onnx_run(data, program) if format == "onnx" else _pt2_run(data, program)
 
 
-def _onnx(program: Program, example: Arrays, about: Mapping[str, Any]) -> bytes:
+def _onnx(program: Program, module: torch.nn.Module, tensors: list[torch.Tensor], about: Mapping[str, Any]) -> bytes:
     from onnx import checker
 
     from thalweg.export.texts import encode_texts
 
-    tensors = program.tensors(example)
-    made = plain(program, tensors) if program.plain else by_torch(program, tensors)
+    made = plain(program, tensors) if program.plain else by_torch(program, module, tensors)
     encode_texts(made, program)
     made.ir_version = IR_VERSION
     made.producer_name = "thalweg"
@@ -61,7 +74,7 @@ def plain(program: Program, tensors: list[torch.Tensor]) -> Any:
     """The model of a program of plain operations."""
     from onnx import helper
 
-    from thalweg.export.plain_onnx import OPSET, translate
+    from thalweg.export.plain_onnx import translate
 
     graph, names = translate(program.module, tensors, [spec.name for spec in program.inputs])
     for name, spec in zip(names, program.outputs, strict=True):
@@ -86,9 +99,19 @@ def _value(spec: TensorSpec, *, coded: bool = False) -> Any:
     return helper.make_tensor_value_info(spec.name, kinds[spec.datatype], ["rows", *spec.shape[1:]])
 
 
-def by_torch(program: Program, tensors: list[torch.Tensor]) -> Any:
+def by_torch(program: Program, module: Any, tensors: list[torch.Tensor]) -> Any:
     """The model of any other program, by torch's own exporter."""
-    raise NotImplementedError
+    made = torch.onnx.export(
+        exported(program, module, tensors),
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        input_names=[spec.name for spec in program.inputs],
+        output_names=[spec.name for spec in program.outputs],
+        opset_version=OPSET,
+    )
+    assert made is not None
+    return made.model_proto
 
 
 def _onnx_run(data: bytes, program: Program) -> Run:
@@ -106,16 +129,11 @@ def _onnx_run(data: bytes, program: Program) -> Run:
     return run
 
 
-def _pt2(program: Program, example: Arrays, about: Mapping[str, Any]) -> bytes:
-    made = torch.export.export(program.module, tuple(program.tensors(example)), dynamic_shapes=_dynamic(program))
+def _pt2(program: Program, module: torch.nn.Module, tensors: list[torch.Tensor], about: Mapping[str, Any]) -> bytes:
     file = io.BytesIO()
-    torch.export.save(made, file, extra_files={"thalweg.json": json.dumps(dict(about), ensure_ascii=False)})
+    text = json.dumps(dict(about), ensure_ascii=False)
+    torch.export.save(exported(program, module, tensors), file, extra_files={"thalweg.json": text})
     return file.getvalue()
-
-
-def _dynamic(program: Program) -> Any:
-    rows = torch.export.Dim("rows", min=1)
-    return (tuple({0: rows} for _ in program.inputs),)
 
 
 def _pt2_run(data: bytes, program: Program) -> Run:

@@ -42,7 +42,7 @@ def plan_of(served: "ServedDetector") -> Plan:
         units={"energy": "nats", "p_value": "share of normal rows", **{c.name: "as in the fit" for c in columns}},
         categories={c.name: _categories(c, words) for c in columns if c.categories is not None},
         plain=True,
-        spans=lambda rows: spans(detector, served.encoded(rows)),
+        spans=lambda rows: {"energy": spans(detector, served.encoded(rows))},
     )
     return Plan([program], {"gradient": NO_GRADIENT, "step": NO_GRADIENT})
 
