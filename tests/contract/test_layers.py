@@ -62,6 +62,7 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
         "monitor",
     ),
     "scale": ("core", "data", "energy", "sampler", "bundle", "apps"),
+    "export": ("core", "data", "energy", "sampler", "bundle", "apps"),
     "bench": ("core", "energy", "sampler", "objective"),
     "serve": ("core", "data", "sampler", "bundle", "apps", "export"),
     "api": (*APPLICATION, "apps", "monitor", "training.metrics_log"),

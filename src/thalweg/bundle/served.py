@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from thalweg.bundle.exportable import Plan
 from thalweg.bundle.image_reasons import has_reasons, image_reasons
 from thalweg.bundle.servable import NUMPY, Content, Servable, TensorSpec
 from thalweg.bundle.tempered_draws import draw, draw_frames
@@ -67,6 +68,21 @@ class ServedBundle:
         if self.bundle.num_classes:
             found["probabilities"] = self.bundle.classify(x).cpu().numpy()
         return {spec.name: np.asarray(found[spec.name], NUMPY[spec.datatype]) for spec in self.outputs}
+
+    def plan(self) -> Plan:
+        from thalweg.bundle.graphs import plan_of
+
+        return plan_of(self)
+
+    def typical_rows(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        from thalweg.bundle.graphs import typical_rows
+
+        return typical_rows(self, n, seed)
+
+    def rows(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The rows (B, *) of numbers by the names of the inputs, in data units."""
+        names = self.bundle.layout.names
+        return rows["x"] if names is None else np.stack([rows[name] for name in names], axis=1)
 
     def _rows(self, rows: Mapping[str, np.ndarray]) -> Any:
         """What the bundle takes: an array, a frame by the names of its columns, or a list of str."""

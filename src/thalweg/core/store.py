@@ -135,8 +135,8 @@ def _header_size(path: str | Path, first: bytes, total: int) -> int:
     return size
 
 
-def seal(folder: str | Path, names: Sequence[str] | None = None) -> None:
-    """Write the manifest of the named files, by default of all files below the folder."""
+def seal(folder: str | Path, names: Sequence[str] | None = None, about: Mapping[str, Any] | None = None) -> None:
+    """Write the manifest of the named files, by default of all files below the folder, and of what is said `about`."""
     folder = Path(folder)
     if names is None:
         found = (Path(root, file) for root, _, files in os.walk(folder) for file in files)
@@ -146,7 +146,7 @@ def seal(folder: str | Path, names: Sequence[str] | None = None) -> None:
         if name != MANIFEST:
             path = inside(folder, name)
             files[name] = {"sha256": _sha256(path), "bytes": path.stat().st_size}
-    write_json(folder / MANIFEST, {"format": FORMAT, "files": files})
+    write_json(folder / MANIFEST, {**(about or {}), "format": FORMAT, "files": files})
 
 
 def verify(folder: str | Path, names: Sequence[str] | None = None) -> list[str]:
@@ -181,13 +181,16 @@ def require_listed(folder: str | Path, names: Iterable[str], listed: Collection[
             )
 
 
-def save_folder(path: str | Path, write: Callable[[Path], None]) -> None:
-    """Fill a temporary folder by `write`, seal it, and rename it to the path; after an error the old one stays."""
+def save_folder(path: str | Path, write: Callable[[Path], None], about: Mapping[str, Any] | None = None) -> None:
+    """Fill a temporary folder by `write`, seal it, and rename it to the path; after an error the old one stays.
+
+    `about`: further entries of the manifest.
+    """
     path = Path(path)
     with write_errors(path, None):
         with temporary.folder(path) as new:
             write(new)
-            seal(new)
+            seal(new, about=about)
             _sync_tree(new)
             temporary.put(new, path)
         _sync_folder(path.parent)

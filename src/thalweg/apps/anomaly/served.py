@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from thalweg.apps.anomaly.explain import ImageReasons
+from thalweg.bundle.exportable import Plan
 from thalweg.bundle.servable import Content, TensorSpec
 from thalweg.bundle.served import as_table, checked_alpha, require_inputs
 from thalweg.energy.base import HasShape
@@ -65,6 +66,21 @@ class ServedDetector:
             parts = {name: _plain(part) for name, part in reason._asdict().items() if name != "row"}
             told[reason.row]["reasons"].append(parts)
         return told
+
+    def plan(self) -> Plan:
+        from thalweg.apps.anomaly.graph.programs import plan_of
+
+        return plan_of(self)
+
+    def typical_rows(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        from thalweg.apps.anomaly.graph.programs import typical_rows
+
+        return typical_rows(self.detector, n, seed)
+
+    def encoded(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The numbers (B, D) that the energy of a table takes."""
+        columns = self.detector.columns_
+        return np.asarray(rows["x"], float) if columns is None else columns.encode(as_table(rows))
 
     def _rows(self, rows: Mapping[str, np.ndarray]) -> Any:
         require_inputs(self.inputs, rows)

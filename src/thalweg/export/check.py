@@ -1,0 +1,181 @@
+"""Whether a written graph gives the library's own numbers: the check that each export must pass.
+
+An energy agrees where it differs by `TOLERANCE` of itself, or of 1 nat where it is smaller. An energy with steps, as
+that of tables is one of ranks, may fall on the other side of a step by the rounding of either program. So a row that
+differs by more agrees where the graph's energy lies within what the library's own rounding spans (`Program.spans`); at
+most `STEPS` of the rows may.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from thalweg.bundle import conformal
+from thalweg.bundle.exportable import Arrays, Program
+from thalweg.bundle.servable import NUMPY, Calibrated, Servable, TensorSpec
+from thalweg.core.errors import UserError
+from thalweg.export.rows import hostile_rows, random_rows
+
+TOLERANCE = 1e-4
+STEPS = 0.01  # share of rows that may lie at a step
+P_VALUES = 1e-6
+BLOCK = 250  # rows of a call
+
+Run = Callable[[Arrays], Arrays]  # a loaded graph
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a check found, over its rows.
+
+    Args:
+        random_rows: Rows of random laws.
+        hostile_rows: Rows that were made to break a graph.
+        largest: By output the largest difference that was allowed, relative as `TOLERANCE` is.
+        at_steps: Rows whose energies differ by more, as a step of the energy lies there.
+        flags: Rows whose flags differ, their energies within the tolerance of the threshold.
+    """
+
+    random_rows: int
+    hostile_rows: int
+    largest: Mapping[str, float]
+    at_steps: int
+    flags: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        return {**vars(self), "largest": dict(self.largest), "tolerance": TOLERANCE}
+
+
+def check(
+    program: Program, run: Run, servable: Servable, typical: Callable[[int, int], Arrays], sizes: tuple[int, int]
+) -> Figures:
+    """The figures of a graph on so many random and hostile rows; UserError, with the row, where it disagrees."""
+    specs, (num_random, num_hostile) = servable.inputs, sizes
+    parts = [
+        random_rows(specs, servable.content, typical(num_random, 1), 2),
+        hostile_rows(specs, servable.content, typical(num_hostile, 3), 4),
+    ]
+    rows = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in specs}
+    inputs = program.of_rows(rows, torch.Generator().manual_seed(5))
+    ours, theirs = _by_blocks(program.reference, inputs), _by_blocks(run, inputs)
+    compared = _Compared(program, run, inputs, ours, theirs)
+    largest = {}
+    for spec in program.outputs:
+        if spec.datatype in ("FP32", "FP64") and spec.name != "p_value" and spec.shape:
+            largest[spec.name] = compared.numbers(spec)
+    if "p_value" in theirs and isinstance(servable, Calibrated) and servable.flag_rate is not None:
+        compared.p_values(servable.calibration_energies, servable.flag_rate)
+    return Figures(num_random, num_hostile, largest, int(compared.stepped.sum()), compared.flags)
+
+
+class _Compared:
+    """The outputs of a graph beside ours, for the same inputs."""
+
+    def __init__(self, program: Program, run: Run, inputs: Arrays, ours: Arrays, theirs: Arrays):
+        self.program, self.run, self.inputs, self.ours, self.theirs = program, run, inputs, ours, theirs
+        self.flags = 0
+        self.stepped = np.zeros(_count(inputs), bool)
+
+    def numbers(self, spec: TensorSpec) -> float:
+        """The largest relative difference of an output that agrees."""
+        a, b = (np.asarray(found[spec.name], np.float64) for found in (self.ours, self.theirs))
+        if a.shape != b.shape:
+            raise self.fault(spec.name, 0, f"has the shape {b.shape}, where ours is {a.shape}")
+        unit = _unit(a)
+        off = relative(a / unit, b / unit)
+        wrong = np.flatnonzero(off > TOLERANCE)
+        if self.program.spans is not None and 0 < len(wrong) <= STEPS * len(off):
+            rows = {name: x[wrong] if np.ndim(x) else x for name, x in self.inputs.items()}
+            low, high = (np.asarray(end, np.float64) for end in self.program.spans(rows)[spec.name])
+            room = TOLERANCE * np.maximum(np.abs(a[wrong]), unit)
+            inside = (low - room <= b[wrong]) & (b[wrong] <= high + room)
+            self.stepped[wrong] = inside.reshape(len(wrong), -1).all(1)
+            wrong = wrong[~self.stepped[wrong]]
+        if len(wrong):
+            i = int(wrong[np.nan_to_num(off[wrong], nan=np.inf).argmax()])
+            raise self.fault(spec.name, i, f"differs by {off[i]:.2g} of its size, at most {TOLERANCE:g} is allowed")
+        return float(off[~self.stepped].max(initial=0.0))
+
+    def p_values(self, calibration: np.ndarray, rate: float) -> None:
+        """The graph's p-values and flags are those of its energies, and the flags ours but near the threshold."""
+        u, p = (np.asarray(self.theirs[name]) for name in ("energy", "p_value"))
+        ranked = np.sort(calibration)
+        wanted = conformal.p_values(ranked, u.astype(ranked.dtype))
+        off = np.abs(p - wanted)
+        if not (off <= P_VALUES).all():
+            i = int(np.nan_to_num(off, nan=np.inf).argmax())
+            raise self.fault("p_value", i, f"is {p[i]:.6g}, where the calibration gives {wanted[i]:.6g}")
+        if "flag" not in self.theirs:
+            return
+        flag, ours = (np.asarray(found["flag"], bool) for found in (self.theirs, self.ours))
+        wrong = flag != (p <= np.asarray(rate, p.dtype))
+        if wrong.any():
+            raise self.fault("flag", int(wrong.argmax()), f"is not p_value <= {rate:g}")
+        e = np.asarray(self.ours["energy"], np.float64)
+        room = TOLERANCE * np.maximum(np.abs(e), 1.0)
+        low, high = (conformal.p_values(ranked, e + sign * room) <= rate for sign in (-1, 1))
+        wrong = (flag != ours) & (low == high) & ~self.stepped
+        if wrong.any():
+            raise self.fault("flag", int(wrong.argmax()), "differs from ours, its energy not at the threshold")
+        self.flags = int((flag != ours).sum())
+
+    def fault(self, output: str, i: int, what: str) -> UserError:
+        row = ", ".join(f"{name}={_shown(x[i])}" for name, x in list(self.inputs.items())[:6])
+        text = f"must agree with ours: {output!r} {what}, in row {i + 1} ({row:.200}); nothing was written"
+        return UserError(text, argument=f"graph {self.program.name!r}", hint="report it, and export the other format")
+
+
+def _unit(a: np.ndarray) -> np.ndarray:
+    """What numbers are compared in: 1 nat for energies, the median size of each entry for gradients and positions."""
+    if a.ndim < 2:
+        return np.ones(())
+    size = np.median(np.abs(np.nan_to_num(a, posinf=0.0, neginf=0.0)), axis=0)
+    return np.where(size > 0, size, 1.0)
+
+
+def relative(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(B,) differences of b from a, relative to the largest number of the row in a, to 1 where that is smaller.
+
+    Numbers that are not finite agree where neither is finite.
+    """
+    same = (a == b) | ~(np.isfinite(a) | np.isfinite(b))
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = np.where(same, 0.0, np.abs(a - b)).reshape(len(a), -1).max(1)
+        size = np.abs(np.nan_to_num(a, nan=0.0, posinf=0.0, neginf=0.0)).reshape(len(a), -1).max(1)
+        return np.nan_to_num(off / np.maximum(size, 1.0), nan=np.inf)
+
+
+def _count(rows: Arrays) -> int:
+    return max(len(x) for x in rows.values() if np.ndim(x))
+
+
+def _by_blocks(run: Run, rows: Arrays) -> dict[str, np.ndarray]:
+    """Numbers that are the same for all rows, such as a step's, are given to each block as they are."""
+    starts = range(0, _count(rows), BLOCK)
+    with np.errstate(all="ignore"):
+        found = [run({name: x[i : i + BLOCK] if np.ndim(x) else x for name, x in rows.items()}) for i in starts]
+    return {name: np.concatenate([p[name] for p in found]) if np.ndim(x) else x for name, x in found[0].items()}
+
+
+def _shown(value: Any) -> str:
+    return (
+        repr(value) if isinstance(value, str) else f"{value:.6g}" if np.ndim(value) == 0 else f"array {np.shape(value)}"
+    )
+
+
+def specs_dict(specs: Sequence[TensorSpec], units: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What a manifest says of inputs or outputs."""
+    return [
+        {
+            "name": s.name,
+            "datatype": s.datatype,
+            "dtype": np.dtype(NUMPY[s.datatype]).name if s.datatype != "BYTES" else "string",
+            "shape": list(s.shape),
+            **({"unit": units[s.name]} if s.name in units else {}),
+        }
+        for s in specs
+    ]

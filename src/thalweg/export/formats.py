@@ -1,0 +1,147 @@
+"""The two formats: a program as bytes of a file, and the file's bytes as something that runs."""
+
+import io
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+
+from thalweg.bundle.exportable import Arrays, Program
+from thalweg.bundle.servable import TensorSpec
+from thalweg.core.errors import UserError
+from thalweg.export.check import Run
+from thalweg.export.plain_onnx import OPSET
+from thalweg.export.tracing import COUNTS, exported, open_rows
+
+FORMATS = ("onnx", "pt2")
+IR_VERSION = 10  # of a file of opset 18, read by ONNX Runtime from 1.18 on
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+def require(format: str) -> None:
+    """UserError for an unknown format, and where a package of the extra is missing."""
+    if format not in FORMATS:
+        raise UserError("must be onnx or pt2", argument="--format", value=format)
+    missing = [name for name in NEEDED if find_spec(name) is None] if format == "onnx" else []
+    if missing:
+        text = f"needs the package {missing[0]}"
+        raise UserError(text, argument="--format onnx", hint="pip install 'thalweg[export]' brings it")
+
+
+def prepared(program: Program, format: str, example: Callable[[int], Arrays]) -> torch.nn.Module:
+    """The module that a file is made of, traced where need be; `example` gives so many rows of inputs.
+
+    UserError, by name, for a program that has no graph.
+    """
+    if program.plain and format == "onnx":
+        return program.module
+    return open_rows(program, [program.tensors(example(n)) for n in COUNTS])
+
+
+def written(program: Program, module: torch.nn.Module, format: str, example: Arrays, about: Mapping[str, Any]) -> bytes:
+    """The file; `example`: a few rows of inputs, `about`: what it says of itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of what it will change
+        return (_onnx if format == "onnx" else _pt2)(program, module, program.tensors(example), about)
+
+
+def loaded(data: bytes, program: Program, format: str) -> Run:
+    """The file's bytes as a function of arrays, computed by ONNX Runtime or torch on one thread."""
+    return _onnx_run(data, program) if format == "onnx" else _pt2_run(data, program)
+
+
+def _onnx(program: Program, module: torch.nn.Module, tensors: list[torch.Tensor], about: Mapping[str, Any]) -> bytes:
+    from onnx import checker
+
+    from thalweg.export.texts import encode_texts
+
+    made = plain(program, tensors) if program.plain else by_torch(program, module, tensors)
+    encode_texts(made, program)
+    made.ir_version = IR_VERSION
+    made.producer_name = "thalweg"
+    for key, value in about.items():
+        entry = made.metadata_props.add()
+        entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    checker.check_model(made, full_check=True)
+    return made.SerializeToString()
+
+
+def plain(program: Program, tensors: list[torch.Tensor]) -> Any:
+    """The model of a program of plain operations."""
+    from onnx import helper
+
+    from thalweg.export.plain_onnx import translate
+
+    graph, names = translate(program.module, tensors, [spec.name for spec in program.inputs])
+    for name, spec in zip(names, program.outputs, strict=True):
+        graph.nodes.append(helper.make_node("Identity", [name], [spec.name]))
+    inputs = [_value(spec, coded=spec.name in program.categories) for spec in program.inputs]
+    outputs = [_value(spec) for spec in program.outputs]
+    made = helper.make_graph(graph.nodes, program.name, inputs, outputs, list(graph.constants.values()))
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)])
+
+
+def _value(spec: TensorSpec, *, coded: bool = False) -> Any:
+    from onnx import TensorProto, helper
+
+    kinds = {
+        "BOOL": TensorProto.BOOL,
+        "UINT8": TensorProto.UINT8,
+        "INT64": TensorProto.INT64,
+        "FP32": TensorProto.FLOAT,
+        "FP64": TensorProto.DOUBLE,
+        "BYTES": TensorProto.INT64 if coded else TensorProto.STRING,
+    }
+    return helper.make_tensor_value_info(spec.name, kinds[spec.datatype], ["rows", *spec.shape[1:]])
+
+
+def by_torch(program: Program, module: Any, tensors: list[torch.Tensor]) -> Any:
+    """The model of any other program, by torch's own exporter."""
+    made = torch.onnx.export(
+        exported(program, module, tensors),
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        input_names=[spec.name for spec in program.inputs],
+        output_names=[spec.name for spec in program.outputs],
+        opset_version=OPSET,
+    )
+    assert made is not None
+    return made.model_proto
+
+
+def _onnx_run(data: bytes, program: Program) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    names = [spec.name for spec in program.outputs]
+
+    def run(rows: Arrays) -> dict[str, np.ndarray]:
+        return dict(zip(names, session.run(names, {s.name: rows[s.name] for s in program.inputs}), strict=True))
+
+    return run
+
+
+def _pt2(program: Program, module: torch.nn.Module, tensors: list[torch.Tensor], about: Mapping[str, Any]) -> bytes:
+    file = io.BytesIO()
+    text = json.dumps(dict(about), ensure_ascii=False)
+    torch.export.save(exported(program, module, tensors), file, extra_files={"thalweg.json": text})
+    return file.getvalue()
+
+
+def _pt2_run(data: bytes, program: Program) -> Run:
+    module = torch.export.load(io.BytesIO(data)).module()
+
+    @torch.no_grad()
+    def run(rows: Arrays) -> dict[str, np.ndarray]:
+        found = module(*program.tensors(rows))
+        return {spec.name: part.numpy() for spec, part in zip(program.outputs, found, strict=True)}
+
+    return run
