@@ -13,7 +13,7 @@ OLDEST := tests/contract tests/core tests/anomaly/test_sklearn.py tests/anomaly/
 LATE := layers or generators or capabilities or declared or yaml or kill or failure or truncation or full_disk or selective or any_tree
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest soak extras mutants lint clean
+.PHONY: help demo test test-oldest soak extras mutants lint docs wheel licences release-bundles clean
 
 help:
 	@echo 'make demo [MINUTES=10]  install, train an energy of handwritten digits, draw samples, write a report'
@@ -23,6 +23,10 @@ help:
 	@echo 'make extras             install the extras, and run the tests of them that take minutes'
 	@echo 'make mutants            plant faults in the package one by one; the tests must reject 95 % of them'
 	@echo 'make lint               ruff and pyright'
+	@echo 'make docs               the documentation site, in build/site'
+	@echo 'make wheel              wheel and sdist in dist; the same bytes from the same commit'
+	@echo 'make licences           THIRD_PARTY.md, the licences of the packages in constraints.txt'
+	@echo 'make release-bundles    trained bundles of digits, in build/release; takes an hour'
 	@echo 'make clean              remove caches; .venv and runs stay'
 
 demo: .venv/.installed
@@ -53,6 +57,21 @@ lint: .venv/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: .venv/.installed-docs
+	OMP_NUM_THREADS=1 $(BIN)/python docs/site/build.py
+
+# hatchling gives every file in an archive the time of the commit, and orders them by name.
+wheel: .venv/.installed-release
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python -m build --no-isolation
+	cd dist && sha256sum *
+
+licences: .venv/.installed-dev .venv/.installed-docs .venv/.installed-release
+	$(BIN)/python scripts/licences.py > THIRD_PARTY.md
+
+release-bundles: .venv/.installed
+	$(BIN)/python scripts/release_bundles.py -o build/release
+
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -73,6 +92,16 @@ clean:
 
 .venv/.installed-extras: .venv/.installed-dev
 	$(PIP) -e '.[dev,cluster]'
+	@touch $@
+
+.venv/.installed-docs: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) torch
+	$(PIP) -e '.[docs]'
+	@touch $@
+
+.venv/.installed-release: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) torch
+	$(PIP) -e '.[release]'
 	@touch $@
 
 .venv/.oldest: constraints-oldest.txt .venv/.installed-dev

@@ -15,6 +15,8 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[2]
 TORCH = Version("2.6"), Version("2.11")  # torch.accelerator came with the first; the floor may not be above the second
 
+TOOLS = ("dev", "docs", "release")  # what no user installs; at the versions of constraints.txt
+
 
 def pins(name: str) -> dict[str, Version]:
     """The versions that a constraints file fixes, by canonical name."""
@@ -44,7 +46,7 @@ def drift(floors: dict[str, dict[str, Version]], oldest: dict[str, Version], new
         for name, floor in bounds.items():
             if name == "torch" or group == "bench":
                 continue
-            if group == "dev" and name not in oldest:
+            if group in TOOLS and name not in oldest:
                 tried = newest[name]
                 if floor.release != tried.release[: len(floor.release)]:
                     told.append(f"{name}>={floor}: constraints.txt has {tried}")

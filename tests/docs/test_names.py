@@ -21,7 +21,8 @@ from thalweg.core.trust import GROUP
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "thalweg"
 PAGES = [
-    *(ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *(ROOT / name for name in ("README.md", "README.zh.md", "llms.txt", "AGENTS.md", "CONTRIBUTING.md", "SECURITY.md")),
+    ROOT / "benchmarks" / "README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").glob("*.ipynb")),
     ROOT / "examples" / "plugin" / "README.md",
