@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from thalweg.apps.anomaly.bucket_search import BLOCK, BucketSearch
 from thalweg.apps.anomaly.calibration import ROUNDING
 
 LEVELS = (0.99, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.02)  # of survival; the tail begins at the last
@@ -89,13 +90,17 @@ class LogPValue:
         return cls(known=known, room=room)
 
     def __call__(self, u: np.ndarray) -> np.ndarray:
-        values, at, between, (edge, excess, start) = self._table
-        u, place = _placed(u, values, self.room)
-        inside = np.where(values[place] == u, at[place], between[place])
-        return np.where(u > edge, (u - edge) / excess + start, inside)
+        search, at, between, (edge, excess, start) = self._table
+        out = np.empty(len(u))
+        for i in range(0, len(u), BLOCK):
+            known, place, part = _placed(u[i : i + BLOCK], search, self.room)
+            out[i : i + BLOCK] = np.where(known, at.take(place), between.take(place))
+            beyond = np.flatnonzero(part > edge)
+            out[i + beyond] = (part[beyond] - edge) / excess + start
+        return out
 
     @cached_property
-    def _table(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[float, float, float]]:
+    def _table(self) -> tuple[BucketSearch, np.ndarray, np.ndarray, tuple[float, float, float]]:
         """Distinct energies and infinity, -log p at them and just below each, and the tail's three numbers."""
         n = len(self.known)
         k = min(max(n // 5, 1), n)
@@ -106,12 +111,15 @@ class LogPValue:
         left = right - counts
         at, between = (-np.log((n - rank / 2 + 0.5) / (n + 1)) for rank in (left + right, 2 * np.append(left, n)))
         tail = edge, excess, float(-np.log((k + 0.5) / (n + 1)))
-        return np.append(values, np.inf), np.append(at, at[-1]), between, tail
+        return BucketSearch(np.append(values, np.inf)), np.append(at, at[-1]), between, tail
 
 
-def _placed(u: np.ndarray, values: np.ndarray, room: float) -> tuple[np.ndarray, np.ndarray]:
-    """(u, its place among the sorted values): a value that u is but for rounding counts as u, lest copies not tie."""
-    place, allowed = np.searchsorted(values, u), room * np.maximum(np.abs(u), 1)
-    above, below = values[place], values[np.maximum(place - 1, 0)]
+def _placed(u: np.ndarray, search: BucketSearch, room: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(Whether u is a value, its place, u): a value that u is but for rounding counts as u, lest copies not tie."""
+    place, allowed = search(u), room * np.maximum(np.abs(u), 1)
+    before = np.maximum(place - 1, 0)
+    above, below = search.values.take(place), search.values.take(before)
     high, low = above - u <= allowed, u - below <= allowed
-    return np.where(high, above, np.where(low, below, u)), np.where(low & ~high, np.maximum(place - 1, 0), place)
+    u = np.where(high, above, np.where(low, below, u))
+    place = np.where(low & ~high, before, place)
+    return search.values.take(place) == u, place, u

@@ -18,15 +18,16 @@ from torch import Tensor
 
 from thalweg.core import check
 from thalweg.energy.density.kde import OfRows, squared_distances
+from thalweg.energy.density.kernel_sums import BITS, TOGETHER, KernelSum, Queries, kernel_sums, lift
 
 SMALL = 1024  # rows; fewer are summed one and all, in float64
 EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
-LENGTHS = (256, 512, 1024, 2048, 4096)
+LENGTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TRIAL = 1000  # stored rows that M and tau are chosen on
 ROUNDS = 10  # of k-means
-ENTRIES = 131_072  # of a block of sums, so that it stays in the processor's cache
-FAINT = -60.0  # log2 of a sum, below which float32 may have lost terms
-BITS = 4096.0  # of squared distance to a centre; float32 keeps their differences to 1e-3 within these
+CELLS = 2.0  # cells over sqrt(N)
+FAR = 16 * BITS  # of squared distance to the middle of the centres
+ROWS = 512  # lifted at once, so that they stay in the processor's cache
 
 
 class SearchParams(NamedTuple):
@@ -86,8 +87,9 @@ class IVFKernelDensityEnergy(OfRows):
             self._lists = self._lists[:, : self.search.num_candidates].clone()
 
     def _begin_sums(self) -> None:
-        self._whole = _Sum(self.rows, self.rows.mean(0), exact=len(self.rows) <= SMALL)
-        self._sums: dict[tuple[int, int], _Sum] = {}
+        self._whole = KernelSum(self.rows, self.rows.mean(0), exact=len(self.rows) <= SMALL)
+        self._sums: dict[tuple[int, int], KernelSum] = {}
+        self._cells, self._middle = _Cells(self.centers), _Cells(self._whole.center[None])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """How a module moves: its buffers; the sums are made anew of these."""
@@ -97,11 +99,11 @@ class IVFKernelDensityEnergy(OfRows):
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """E(x) in nats."""
-        return self._energies(x.double() * self.unit, None, self.search).to(x.dtype)
+        return self._energies(x, None, self.search).to(x.dtype)
 
     def leave_one_out(self) -> Float[Tensor, " n"]:
         """E of each stored row without itself; N >= 2."""
-        return self._energies(self.rows, torch.arange(len(self.rows), device=self.rows.device), self.search)
+        return self._energies(None, torch.arange(len(self.rows), device=self.rows.device), self.search)
 
     def with_distances(self, x: Float[Tensor, "b d"] | None, k: int) -> tuple[Tensor, Tensor]:
         """(E, the mean squared distance to the k nearest rows considered), (B,) each, by one search.
@@ -110,49 +112,48 @@ class IVFKernelDensityEnergy(OfRows):
         distance alone (Livernoche et al. 2024). Neighbours outside L(x) make it too large; rows above tau are exact.
         """
         own = torch.arange(len(self.rows), device=self.rows.device) if x is None else None
-        scaled = self.rows if x is None else x.double() * self.unit
-        u, near = self._sums_of(scaled, own, self.search, k).unbind(1)
+        u, near = self._sums_of(x, own, self.search, k).unbind(1)
         return u, near / self.unit**2
 
-    def _energies(self, x: Tensor, own: Tensor | None, search: SearchParams) -> Tensor:
+    def _energies(self, x: Tensor | None, own: Tensor | None, search: SearchParams) -> Tensor:
         return self._sums_of(x, own, search, 0)[:, 0]
 
-    def _sums_of(self, x: Tensor, own: Tensor | None, search: SearchParams, k: int) -> Tensor:
-        """(B, 2): E and the mean of k squared distances in bits, of scaled rows x (B, D).
+    def _sums_of(self, x: Tensor | None, own: Tensor | None, search: SearchParams, k: int) -> Tensor:
+        """(B, 2): E and the mean of k squared distances in bits, of rows x (B, D) or of the stored rows `own` (B,).
 
-        `own` (B,): their indices among the stored rows, which are left out.
+        The latter are left out of their sums.
         """
         n, d = self.rows.shape
         constant = math.log(n - (own is not None)) + 0.5 * d * math.log(2 * math.pi * self.t)
+        x, unit = (self.rows[own], 1.0) if x is None else (x, self.unit)
         if search.num_candidates:
-            out = self._near(x, own, search.num_candidates, k)
+            out = self._near(x, unit, own, search.num_candidates, k)
             again = (constant - math.log(2) * out[:, 0] > search.exact_above).nonzero().squeeze(1)
             if len(again):
-                own = None if own is None else own[again]
+                some, own = x[again], None if own is None else own[again]
                 few = n <= EXACT
-                out[again] = self._whole(x[again], own, k) if few else self._near(x[again], own, EXACT // 2, k)
+                out[again] = self._all(some, unit, own, k) if few else self._near(some, unit, own, EXACT // 2, k)
         else:
-            out = self._whole(x, own, k)
+            out = self._all(x, unit, own, k)
         return torch.stack([constant - math.log(2) * out[:, 0], out[:, 1]], dim=1)
 
-    def _near(self, x: Tensor, own: Tensor | None, length: int, k: int) -> Tensor:
-        """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell."""
-        cell = torch.cat([squared_distances(block, self.centers).argmin(1) for block in x.split(1024)])
-        order = cell.argsort(stable=True)
-        counts = torch.bincount(cell, minlength=len(self.centers))
-        places = order.split(counts.tolist())
-        out = x.new_empty(len(x), 2)
-        for c in counts.nonzero().squeeze(1).tolist():
-            at = places[c]
-            out[at] = self._sum(c, length)(x[at], None if own is None else own[at], k)
-        return out
+    def _all(self, x: Tensor, unit: float, own: Tensor | None, k: int) -> Tensor:
+        everything = [(self._whole, torch.arange(len(x), device=x.device))] if len(x) else []
+        return kernel_sums(self._middle(x, unit)[1], everything, own, k)
 
-    def _sum(self, c: int, length: int) -> "_Sum":
+    def _near(self, x: Tensor, unit: float, own: Tensor | None, length: int, k: int) -> Tensor:
+        """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell."""
+        cell, queries = self._cells(x, unit)
+        counts = torch.bincount(cell, minlength=len(self.centers)).tolist()
+        places = cell.argsort(stable=True).split(counts)
+        return kernel_sums(queries, ((self._sum(c, length), at) for c, at in enumerate(places) if len(at)), own, k)
+
+    def _sum(self, c: int, length: int) -> KernelSum:
         """Of cell c; kept where the length is that of `search`."""
         if (c, length) in self._sums:
             return self._sums[c, length]
         near = self._lists[c, :length] if length <= self._lists.shape[1] else self._nearest(c, c + 1, length)[0]
-        made = _Sum(self.rows[near], self.centers[c], near)
+        made = KernelSum(self.rows, self.centers[c], near)
         if length == self.search.num_candidates:
             self._sums[c, length] = made
         return made
@@ -166,94 +167,73 @@ class IVFKernelDensityEnergy(OfRows):
         """The cheapest pair of M and tau, by the trial rows' energies with all rows."""
         own = torch.arange(0, len(self.rows), max(1, len(self.rows) // TRIAL), device=self.rows.device)
         x = self.rows[own]
-        exact = self._energies(x, own, WHOLE)
+        exact = self._energies(None, own, WHOLE)
+        lengths = [length for length in LENGTHS if length < len(self.rows) / 2]
         choices = [WHOLE]
-        for length in LENGTHS:
-            if length < len(self.rows) / 2:
-                u, order = self._energies(x, own, SearchParams(length, math.inf, 0, 0)).sort()
-                lost = (u - exact[order]).clamp_min(0).cumsum(0) / len(x)
-                kept = int((lost <= self.gap).sum())
-                if kept:
-                    choices.append(SearchParams(length, float(u[kept - 1]), float(lost[kept - 1]), 1 - kept / len(x)))
+        for length, energies in zip(lengths, self._trials(x, own, lengths), strict=True):
+            u, order = energies.sort()
+            lost = (u - exact[order]).clamp_min(0).cumsum(0) / len(x)
+            kept = int((lost <= self.gap).sum())
+            if kept:
+                choices.append(SearchParams(length, float(u[kept - 1]), float(lost[kept - 1]), 1 - kept / len(x)))
         whole = min(len(self.rows), EXACT // 2 if len(self.rows) > EXACT else EXACT)
         return min(choices, key=lambda r: r.num_candidates + len(self.centers) + r.exact_share * whole)
 
-
-class _Sum:
-    """(log2 sum_j 2^-|x - y_j|², mean of the k least |x - y_j|²) over rows y (M, D), about a center (D,).
-
-    In float32 the product of (x, -|x|², 1) and (2 y, 1, -|y|²) gives -|x - y|², and terms are summed directly. Rows for
-    which that is too coarse are computed in float64, relative to their largest term. `places`: the indices of y among
-    all rows.
-    """
-
-    def __init__(self, y: Tensor, center: Tensor, places: Tensor | None = None, *, exact: bool = False):
-        self.y, self.center, self.places = y - center, center, places
-        self.square = self.y.square().sum(1)
-        self.narrow = not exact and float(self.square.max()) < BITS
-        self.lifted = torch.empty(0)
-        if self.narrow:
-            one = torch.ones_like(self.square)
-            self.lifted = torch.cat([2 * self.y, one[:, None], -self.square[:, None]], dim=1).T.float().contiguous()
-
-    def __call__(self, x: Tensor, own: Tensor | None, k: int) -> Tensor:
-        x, at = x - self.center, None if own is None else self._columns(own)
-        square, k = x.square().sum(1), min(k, len(self.y) - (own is not None))
-        if not self.narrow or x.requires_grad:
-            return self._fine(x, square, at, k)
-        out = self._coarse(x, square, at, k)
-        faint = ((out[:, 0] < FAINT) | (square > BITS)).nonzero().squeeze(1)
-        if len(faint):
-            out[faint] = self._fine(x[faint], square[faint], None if at is None else at[faint], k)
-        return out
-
-    def _coarse(self, x: Tensor, square: Tensor, at: Tensor | None, k: int) -> Tensor:
-        lifted = torch.cat([x, -square[:, None], torch.ones_like(square)[:, None]], dim=1).float()
-        total, near = lifted.new_empty(len(x)), lifted.new_zeros(len(x))
-        for part in self._blocks(len(x)):
-            bits = lifted[part] @ self.lifted
-            _leave_out(bits, at, part)
-            if k:
-                near[part] = bits.topk(k, dim=1, sorted=False).values.mean(1)
-            total[part] = bits.exp2_().sum(1)
-        return torch.stack([total.double().log2(), -near.double().clamp_max(0)], dim=1)
-
-    def _fine(self, x: Tensor, square: Tensor, at: Tensor | None, k: int) -> Tensor:
-        out = []
-        for part in self._blocks(len(x)):
-            bits, near = torch.addmm(-self.square, x[part], self.y.T, alpha=2), torch.zeros_like(square[part])
-            _leave_out(bits, at, part)
-            if k:
-                near = (square[part] - bits.topk(k, dim=1, sorted=False).values.mean(1)).clamp_min(0)
-            most = bits.detach().amax(1, keepdim=True)
-            if bits.requires_grad:
-                total = (bits - most).exp2().sum(1)
-            else:
-                total = bits.sub_(most).clamp_min_(-120.0).exp2_().sum(1)
-            out.append(torch.stack([total.log2() + most.squeeze(1) - square[part], near], dim=1))
-        return torch.cat(out) if out else x.new_zeros(0, 2)
-
-    def _blocks(self, count: int) -> list[slice]:
-        size = max(16, ENTRIES // len(self.y))
-        return [slice(i, i + size) for i in range(0, count, size)]
-
-    def _columns(self, own: Tensor) -> Tensor:
-        if self.places is None:
-            return own
-        column = own.new_full((int(max(self.places.max(), own.max())) + 1,), -1)
-        column[self.places] = torch.arange(len(self.places), device=own.device)
-        return column[own]
+    def _trials(self, x: Tensor, own: Tensor, lengths: list[int]) -> Tensor:
+        """Energies (L, B) by the first of each row's candidates, for each of the lengths, by one search."""
+        n, d = self.rows.shape
+        cell, out = self._cells(x, 1.0)[0], x.new_empty(len(lengths), len(x))
+        for c in cell.unique().tolist():
+            at = (cell == c).nonzero().squeeze(1)
+            near = self._lists[c, : lengths[-1]]
+            bits = squared_distances(x[at], self.rows[near]).mul_(-math.log(2))
+            bits[own[at, None] == near] = -math.inf
+            parts = [part.logsumexp(1) for part in bits.tensor_split(lengths[:-1], dim=1)]
+            out[:, at] = torch.stack(parts).logcumsumexp(0)
+        return math.log(n - 1) + 0.5 * d * math.log(2 * math.pi * self.t) - out
 
 
-def _leave_out(bits: Tensor, at: Tensor | None, part: slice) -> None:
-    if at is not None:
-        here = (at[part] >= 0).nonzero().squeeze(1)
-        bits[here, at[part][here]] = -math.inf
+class _Cells:
+    """The cell of each row, that of the nearest centre; in float32 where that finds it to 0.1 bits."""
+
+    def __init__(self, centers: Tensor):
+        self.centers, self.middle = centers, centers.mean(0)
+        y = centers - self.middle
+        square = y.square().sum(1)
+        self.narrow = float(square.max()) < FAR
+        self.lifted = torch.cat([-2 * y, square[:, None]], dim=1).T.float().contiguous()
+
+    def __call__(self, x: Tensor, unit: float) -> tuple[Tensor, Queries]:
+        """(indices (B,), queries relative to these centres); a row's do not depend on the rows beside it."""
+        cell = torch.empty(len(x), dtype=torch.int64, device=x.device)
+        lifted = torch.empty(len(x), x.shape[1] + 2, device=x.device)
+        for at in range(0, len(x), ROWS):
+            block = x.detach()[at : at + ROWS].double() * unit
+            cell[at : at + ROWS] = found = self._of(block)
+            lift(block - self.centers[found], lifted[at : at + ROWS])
+        return cell, Queries(x, unit, lifted)
+
+    def _of(self, x: Tensor) -> Tensor:
+        if len(self.centers) == 1:
+            return torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        z = x - self.middle
+        lifted = z.new_ones(max(len(z), TOGETHER), z.shape[1] + 1, dtype=torch.float32)
+        lifted[: len(z), :-1] = z
+        cell = _argmin(lifted @ self.lifted)[: len(z)]
+        wide = z.square().sum(1) > FAR if self.narrow else torch.ones_like(cell, dtype=torch.bool)
+        if wide.any():
+            cell[wide] = torch.cdist(x[wide], self.centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+        return cell
+
+
+def _argmin(values: Tensor) -> Tensor:
+    """Of each row; on the CPU NumPy's, which takes a seventh of the time."""
+    return torch.from_numpy(values.numpy().argmin(1)) if values.device.type == "cpu" else values.argmin(1)
 
 
 def _centers(rows: Tensor) -> Tensor:
-    """sqrt(N) centres of k-means (Lloyd 1982) on 60 to 120 rows each, from evenly spaced ones."""
-    k = round(math.sqrt(len(rows)))
+    """2 sqrt(N) centres of k-means (Lloyd 1982) on up to 60 to 120 rows each, from evenly spaced ones."""
+    k = round(CELLS * math.sqrt(len(rows)))
     some = rows[:: max(1, len(rows) // (60 * k))]
     centers = some[torch.linspace(0, len(some) - 1, k).long()].clone()
     for _ in range(ROUNDS):

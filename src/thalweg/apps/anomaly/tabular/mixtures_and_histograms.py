@@ -16,6 +16,7 @@ from thalweg.core.device import CPU
 
 COUNTS = (1, 4, 10)
 ENTRIES = 65_536  # of a block of whitened rows, so that it stays near the processor
+TOGETHER = 4  # rows in a product, at least: its roundings then do not depend on the rows beside
 RIDGE = 0.02  # added to every variance of standardised columns, so that discrete columns do not collapse
 
 
@@ -54,23 +55,25 @@ class Mixture:
         )
 
     def __call__(self, y: np.ndarray, device: torch.device = CPU) -> np.ndarray:
-        whiten, shift, pick, constants = (part.to(device) for part in self._products)
-        out, size = torch.empty(len(y), dtype=torch.float64, device=device), max(16, ENTRIES // len(shift))
+        whiten, constants = (part.to(device) for part in self._products)
+        k, d = self.means.shape
+        out, size = torch.empty(len(y), dtype=torch.float64, device=device), max(16, ENTRIES // whiten.shape[1])
         for i, part in zip(range(0, len(y), size), torch.from_numpy(y).to(device).split(size), strict=True):
-            z = torch.addmm(shift, part, whiten)
-            out[i : i + size] = torch.logsumexp(torch.addmm(constants, z.square_(), pick), dim=1)
+            lifted = whiten.new_ones(max(len(part), TOGETHER), d + 1)
+            lifted[: len(part), :-1] = part
+            z = (lifted @ whiten).square_().view(-1, d, k).sum(1)[: len(part)]
+            out[i : i + size] = torch.logsumexp(constants - 0.5 * z.double(), dim=1)
         return 0.5 * y.shape[1] * np.log(2 * np.pi) - out.cpu().numpy()
 
     @cached_property
-    def _products(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """z = y W + s holds the whitened rows of all components side by side; log w_k p_k = c_k + z² P."""
+    def _products(self) -> tuple[Tensor, Tensor]:
+        """(y, 1) W, in float32, has the whitened rows of all components, by column; log w_k p_k = c_k - |z_k|² / 2."""
         (k, d), eye = self.means.shape, np.eye(self.means.shape[1])
         inverses = [solve_triangular(f, eye, lower=True).T for f in self.factors]
-        shift = -np.concatenate([m @ w for m, w in zip(self.means, inverses, strict=True)])
-        pick = -0.5 * np.kron(np.eye(k), np.ones((d, 1)))
+        lifted = [np.vstack([w, -m @ w]) for m, w in zip(self.means, inverses, strict=True)]
         constants = self.log_weights - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
-        whiten = torch.from_numpy(np.concatenate(inverses, axis=1))
-        return whiten, torch.from_numpy(shift), torch.from_numpy(pick), torch.from_numpy(constants)
+        whiten = np.stack(lifted, axis=2).reshape(d + 1, d * k)
+        return torch.from_numpy(whiten).float(), torch.from_numpy(constants)
 
 
 class Histograms:

@@ -5,7 +5,10 @@ unusual if it is far from all others in these on average; no one is right for ev
 """
 
 import numpy as np
+import torch
 from scipy.special import ndtri
+
+from thalweg.apps.anomaly.bucket_search import BLOCK, BucketSearch
 
 FAR = 1e4  # in standard deviations: values beyond are moved here, so that squares and sums stay finite
 LEAST = 1e-9
@@ -60,7 +63,7 @@ class Arcsinh:
         self.mean, self.sd = y.mean(0), _scale(y)
 
     def _raw(self, x: np.ndarray) -> np.ndarray:
-        return np.arcsinh((x - self.middle) / self.scale)
+        return _arcsinh((x - self.middle) / self.scale)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         return np.clip((self._raw(x) - self.mean) / self.sd, -FAR, FAR)
@@ -77,9 +80,12 @@ class NormalScores:
 
     def _ranks(self, x: np.ndarray) -> np.ndarray:
         out = np.empty(x.shape)
-        for j, (values, at, between) in enumerate(self.tables):
-            place = np.searchsorted(values, x[:, j])
-            out[:, j] = np.where(values[place] == x[:, j], at[place], between[place])
+        for j, (search, at, between) in enumerate(self.tables):
+            for i in range(0, len(x), BLOCK):
+                part = np.ascontiguousarray(x[i : i + BLOCK, j])
+                place = search(part)
+                known = search.values.take(place) == part
+                out[i : i + BLOCK, j] = np.where(known, at.take(place), between.take(place))
         return out
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -92,7 +98,21 @@ class NormalScores:
         return out
 
 
-def _scores(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _arcsinh(z: np.ndarray) -> np.ndarray:
+    """log(|z| + sqrt(z² + 1)) with z's sign, to 1e-16 absolute; NumPy's own, thrice as long, is as close relatively."""
+    out = np.empty(z.shape)
+    for i in range(0, len(z), BLOCK // 16):
+        part = z[i : i + BLOCK // 16]
+        size = np.minimum(np.abs(part), HUGE)
+        size += np.sqrt(size * size + 1)
+        np.copysign(torch.from_numpy(size).log_().numpy(), part, out=out[i : i + BLOCK // 16])
+    beyond = np.abs(z) > HUGE
+    if beyond.any():
+        out[beyond] = np.arcsinh(z[beyond])
+    return out
+
+
+def _scores(column: np.ndarray) -> tuple[BucketSearch, np.ndarray, np.ndarray]:
     """Distinct values and infinity, (K + 1,), the normal scores at them, and those just below each."""
     values, counts = np.unique(column, return_counts=True)
     n, right = len(column), np.cumsum(counts)
@@ -100,7 +120,7 @@ def _scores(column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     at, between = ((k + 1) / (2 * (n + 1)) for k in (left + right, 2 * np.append(left, n)))
     least = 0.5 / (n + 1)
     at, between = (ndtri(np.clip(share, least, 1 - least)) for share in (at, between))
-    return np.append(values, np.inf), np.append(at, at[-1]), between
+    return BucketSearch(np.append(values, np.inf)), np.append(at, at[-1]), between
 
 
 SCALINGS = {"standard": Standard, "arcsinh": Arcsinh, "ranks": NormalScores}

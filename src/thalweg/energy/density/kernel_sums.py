@@ -1,0 +1,176 @@
+"""Sums of Gaussian kernels over a list of rows, in float32 where that is precise enough and in float64 elsewhere.
+
+    log2 sum_j 2^-|z - y_j|²,    and the mean of the k least |z - y_j|²
+
+In float32 the product of (z, -|z|², 1) and (2 y, 1, -|y|²) gives -|z - y|², and terms are summed directly. Terms are
+held at 2^-120: smaller ones would be subnormal, at three times the time. A row's sum does not depend on the rows beside
+it: the matrix product of four rows or more has the same roundings row by row, so fewer rows are filled up to four.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+ENTRIES = 65_536  # of a block of sums, so that it stays in the processor's cache
+WIDTH = 4096  # rows of the list in a block, at most
+TOGETHER = 4  # rows in a product, at least
+LEAST = -120.0  # log2 of a term, below which it is set to that
+FAINT = -60.0  # log2 of a sum, below which float32 may have lost terms
+BITS = 4096.0  # of squared distance to a centre; float32 keeps their differences to 1e-3 within these
+
+
+class Queries(NamedTuple):
+    """Rows x (B, D), the unit that takes them to that of the stored rows, and the same about a centre in float32.
+
+    `lifted`: (z, -|z|², 1) of z = unit x - centre, (B, D + 2). Where that is too coarse x itself is looked at.
+    """
+
+    x: Tensor
+    unit: float
+    lifted: Tensor
+
+    def about(self, center: Tensor, at: Tensor) -> Tensor:
+        """z in float64, of some rows."""
+        return self.x[at].double() * self.unit - center
+
+
+def lift(z: Tensor, out: Tensor) -> None:
+    """Write (z, -|z|², 1) to `out` (B, D + 2)."""
+    out[:, :-2], out[:, -2], out[:, -1] = z, -z.square().sum(1), 1.0
+
+
+class KernelSum:
+    """(log2 sum_j 2^-|z - y_j|², mean of the k least |z - y_j|²) over `rows[places]`, all rows if None.
+
+    Args:
+        rows: All stored rows (N, D), in units in which a squared distance is in bits.
+        center: What lifted queries are relative to, (D,).
+        places: The indices of the list (M,).
+        exact: In float64, relative to the largest term.
+    """
+
+    def __init__(self, rows: Tensor, center: Tensor, places: Tensor | None = None, *, exact: bool = False):
+        self.rows, self.center, self.places = rows, center, places
+        self.length = len(rows) if places is None else len(places)
+        y, square = self._list()
+        self.narrow = not exact and float(square.max()) < BITS
+        parts = _lift_list(y, square).split(WIDTH, dim=1) if self.narrow else ()
+        self.parts = [part.contiguous() for part in parts]
+
+    def coarse(self, queries: Queries, at: Tensor, own: Tensor | None, k: int, total: Tensor, near: Tensor) -> None:
+        """Write sum_j 2^-|z - y_j|² and, for k > 0, the mean of the k largest -|z - y_j|², (b,) each, in float32.
+
+        `at` (b,): which queries; their lifted rows are about this centre. `own` (B,): the indices among all rows of all
+        queries themselves, which are left out. Where it is not `narrow` it writes 0: too faint for float32.
+        """
+        if not self.narrow:
+            total.zero_()
+            return
+        lifted, own, k = queries.lifted[at], *self._left_out(at, own, k)
+        if len(lifted) < TOGETHER:
+            more = torch.cat([lifted, lifted.new_zeros(TOGETHER - len(lifted), lifted.shape[1])])
+            self._write(more, own, k, sums := more.new_empty(TOGETHER), means := more.new_empty(TOGETHER))
+            total.copy_(sums[: len(lifted)])
+            near.copy_(means[: len(lifted)])
+        else:
+            self._write(lifted, own, k, total, near)
+
+    def _write(self, lifted: Tensor, own: Tensor | None, k: int, total: Tensor, near: Tensor) -> None:
+        size = max(16, ENTRIES // self.parts[0].shape[1])
+        for first, last in _blocks(len(lifted), size):
+            block, found = lifted[first:last], []
+            for i, part in enumerate(self.parts):
+                bits = block @ part
+                if own is not None:
+                    _leave_out(bits, own[first:last], i * WIDTH)
+                if k:
+                    found.append(bits.topk(k, dim=1, sorted=False).values)
+                bits.clamp_min_(LEAST).exp2_()
+                if i == 0:
+                    torch.sum(bits, 1, out=total[first:last])
+                else:
+                    total[first:last] += bits.sum(1)
+            if k:
+                most = torch.cat(found, 1).topk(k, dim=1, sorted=False).values if len(found) > 1 else found[0]
+                torch.mean(most, 1, out=near[first:last])
+
+    def fine(self, queries: Queries, at: Tensor, own: Tensor | None, k: int) -> Tensor:
+        """(log2 of the sum, mean of the k least |z - y_j|²), (b, 2) in float64."""
+        (y, norm), z, out = self._list(), queries.about(self.center, at), []
+        own, k = self._left_out(at, own, k)
+        norms = z.square().sum(1)
+        for first, last in _blocks(len(z), max(16, ENTRIES // len(y))):
+            square, bits = norms[first:last], torch.addmm(-norm, z[first:last], y.T, alpha=2)
+            near = torch.zeros_like(square)
+            if own is not None:
+                _leave_out(bits, own[first:last], 0)
+            if k:
+                near = (square - bits.topk(k, dim=1, sorted=False).values.mean(1)).clamp_min(0)
+            most = bits.detach().amax(1, keepdim=True)
+            if bits.requires_grad:
+                total = (bits - most).exp2().sum(1)
+            else:
+                total = bits.sub_(most).clamp_min_(LEAST).exp2_().sum(1)
+            out.append(torch.stack([total.log2() + most.squeeze(1) - square, near], dim=1))
+        return torch.cat(out) if out else z.new_zeros(0, 2)
+
+    def _list(self) -> tuple[Tensor, Tensor]:
+        y = (self.rows if self.places is None else self.rows[self.places]) - self.center
+        return y, y.square().sum(1)
+
+    def _left_out(self, at: Tensor, own: Tensor | None, k: int) -> tuple[Tensor | None, int]:
+        """Where in the list the queries themselves stand, -1: nowhere; and how many of the others are the nearest k."""
+        if own is None:
+            return None, min(k, self.length)
+        own, k = own[at], min(k, self.length - 1)
+        if self.places is None:
+            return own, k
+        column = own.new_full((int(max(self.places.max(), own.max())) + 1,), -1)
+        column[self.places] = torch.arange(len(self.places), device=own.device)
+        return column[own], k
+
+
+def kernel_sums(queries: Queries, groups: Iterable[tuple[KernelSum, Tensor]], own: Tensor | None, k: int) -> Tensor:
+    """(log2 of the sum, mean of the k least squared distances) of each query, (B, 2) in float64.
+
+    `groups`: sums, and the queries whose lifted rows are about their centres.
+    """
+    out = torch.empty(len(queries.x), 2, dtype=torch.float64, device=queries.x.device)
+    groups = list(groups)
+    if queries.x.requires_grad:
+        for part, at in groups:
+            out[at] = part.fine(queries, at, own, k)
+        return out
+    total, near, first = queries.lifted.new_empty(len(out)), queries.lifted.new_zeros(len(out)), 0
+    for part, at in groups:
+        last = first + len(at)
+        part.coarse(queries, at, own, k, total[first:last], near[first:last])
+        first = last
+    order = torch.cat([at for _, at in groups]) if groups else torch.arange(0, device=out.device)
+    out[order] = torch.stack([total.double().log2(), -near.double().clamp_max(0)], dim=1)
+    faint = (out[:, 0] < FAINT) | (queries.lifted[:, -2] < -BITS)
+    if faint.any():
+        for part, at in groups:
+            some = at[faint[at]]
+            if len(some):
+                out[some] = part.fine(queries, some, own, k)
+    return out
+
+
+def _lift_list(y: Tensor, square: Tensor) -> Tensor:
+    """(2 y, 1, -|y|²) by column, (D + 2, M)."""
+    return torch.cat([2 * y, torch.ones_like(square)[:, None], -square[:, None]], dim=1).T.float().contiguous()
+
+
+def _blocks(count: int, size: int) -> list[tuple[int, int]]:
+    """(first, last) of blocks of `size`; the last one has `TOGETHER` or more where there are as many."""
+    starts = list(range(0, max(1, count - TOGETHER + 1), size)) if count else []
+    return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def _leave_out(bits: Tensor, at: Tensor, first: int) -> None:
+    here = ((at >= first) & (at < first + bits.shape[1])).nonzero().squeeze(1)
+    bits[here, at[here] - first] = -math.inf
