@@ -46,7 +46,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        if app.state.server is None:
+            await engine.start()
+        else:  # it listens already, and says meanwhile that it is not ready
+            app.state.server.starting(engine.start())
         yield
         await engine.drain(settings.drain)
 
@@ -66,6 +69,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.engine, app.state.metrics, app.state.settings = engine, metrics, settings
+    app.state.server = app.state.requests = None  # a process that serves it has these
     app.include_router(operations(engine, metrics))
     app.include_router(plain_routes(context))
     app.include_router(protocol_routes(context))
