@@ -64,8 +64,8 @@ def create_app(
             Middleware(Observed, metrics=metrics),
             Middleware(Headers),
             Middleware(Bodies, max_body=settings.max_body, seconds=settings.deadline),
-            Middleware(Origin, hosts=hosts_of(settings)),
             Middleware(Tokens, hashes=settings.tokens),
+            Middleware(Origin, hosts=hosts_of(settings)),
         ],
         redirect_slashes=False,
     )
