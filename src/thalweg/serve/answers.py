@@ -1,6 +1,7 @@
 """How routes ask the engine and write what it found."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from thalweg.core.errors import UserError
-from thalweg.serve.engine.engine import Engine, Rejected
+from thalweg.serve.engine.engine import Engine
+from thalweg.serve.engine.rejected import Rejected
 from thalweg.serve.errors import HttpError, internal, malformed, of_user_error
 from thalweg.serve.models import Models, ServedModel
 from thalweg.serve.settings import ServeSettings
@@ -18,6 +20,7 @@ from thalweg.serve.settings import ServeSettings
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 TIMEOUT_HEADER = "request-timeout-ms"
+log = logging.getLogger("thalweg.serve")
 GONE = 499  # as nginx has it: the client left, and nobody reads the answer
 
 
@@ -89,9 +92,10 @@ async def lines(model: ServedModel, items: AsyncIterator[Any]) -> StreamingRespo
         except HttpError as error:
             yield to_json({"error": error.body()}) + b"\n"
         except Exception:
-            from thalweg.serve.safety.observed import log
-
             log.exception("a stream failed")
             yield to_json({"error": internal().body()}) + b"\n"
+        finally:
+            if isinstance(items, AsyncGenerator):  # so that the engine forgets a stream whose client left
+                await items.aclose()
 
     return StreamingResponse(text(), media_type=NDJSON)

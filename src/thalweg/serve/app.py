@@ -11,7 +11,8 @@ from starlette.middleware import Middleware
 from thalweg import __version__
 from thalweg.bundle.servable import Servable
 from thalweg.serve.answers import Context, answer, of_rejected
-from thalweg.serve.engine.engine import Engine, Rejected
+from thalweg.serve.engine.engine import Engine
+from thalweg.serve.engine.rejected import Rejected
 from thalweg.serve.errors import HttpError, of_status
 from thalweg.serve.metrics import Metrics
 from thalweg.serve.models import Models
@@ -21,9 +22,11 @@ from thalweg.serve.safety.headers import Headers
 from thalweg.serve.safety.observed import Observed
 from thalweg.serve.safety.origin import Origin, hosts_of
 from thalweg.serve.safety.tokens import Tokens, require_token
+from thalweg.serve.schema.openapi import cached
 from thalweg.serve.settings import ServeSettings
+from thalweg.serve.v1.direct import Direct
 from thalweg.serve.v1.requests import of_validation
-from thalweg.serve.v1.routes import plain_routes
+from thalweg.serve.v1.routes import Plain, plain_routes
 from thalweg.serve.v2.routes import protocol_routes
 
 
@@ -63,6 +66,7 @@ def create_app(
             Middleware(Bodies, max_body=settings.max_body, seconds=settings.deadline),
             Middleware(Origin, hosts=hosts_of(settings)),
             Middleware(Tokens, hashes=settings.tokens),
+            Middleware(Direct, plain=Plain(context)),
         ],
         redirect_slashes=False,
     )
@@ -75,13 +79,13 @@ def create_app(
     app.add_exception_handler(Rejected, _rejected)
     app.add_exception_handler(HTTPException, _of_framework)
     app.add_exception_handler(RequestValidationError, _validation)
+    app.openapi = cached(app, context.models, settings)
     return app
 
 
 def _told(request: Request, error: HttpError) -> Response:
     """The error in the form of the protocol that the path is of."""
-    body = {"error": error.message} if request.url.path.startswith("/v2") else error.body()
-    return answer(body, error.status, error.headers)
+    return answer(error.body_for(request.url.path), error.status, error.headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -6,7 +6,7 @@ import time
 from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thalweg.serve.errors import internal
+from thalweg.serve.errors import HttpError, internal
 from thalweg.serve.logs import RequestLog, noting, request_id
 from thalweg.serve.metrics import Metrics
 
@@ -41,7 +41,7 @@ class Observed:
                 log.exception("request %s failed", name)
                 if status:  # its headers are gone: the connection is closed by the server
                     raise
-                await reply(sending, scope, 500, internal().body())
+                await reply(sending, scope, internal())
             finally:
                 seconds, route, code = time.perf_counter() - begun, route_of(scope), status or 500
                 self.metrics.request(route, code, seconds)
@@ -56,11 +56,10 @@ def route_of(scope: Scope) -> str:
     return OTHER if route is None else str(route.path)
 
 
-async def reply(send: Send, scope: Scope, status: int, body: dict, headers: dict[str, str] | None = None) -> None:
+async def reply(send: Send, scope: Scope, error: HttpError) -> None:
     """An error as JSON, in the form of the protocol that the path is of."""
-    value = {"error": body["message"]} if scope["path"].startswith("/v2") else body
-    data = to_json(value)
-    told = {"content-type": "application/json", "content-length": str(len(data)), **(headers or {})}
+    data = to_json(error.body_for(scope["path"]))
+    told = {"content-type": "application/json", "content-length": str(len(data)), **error.headers}
     pairs = [(name.lower().encode(), value.encode()) for name, value in told.items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.start", "status": error.status, "headers": pairs})
     await send({"type": "http.response.body", "body": data, "more_body": False})
