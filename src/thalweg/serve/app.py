@@ -66,9 +66,16 @@ def create_app(
             Middleware(Bodies, max_body=settings.max_body, seconds=settings.deadline),
             Middleware(Origin, hosts=hosts_of(settings)),
             Middleware(Tokens, hashes=settings.tokens),
-            Middleware(Direct, plain=Plain(context)),
         ],
         redirect_slashes=False,
+    )
+    app.add_middleware(
+        Direct,
+        plain=Plain(context),
+        metrics=metrics,
+        origin=Origin(app, hosts_of(settings)),
+        tokens=Tokens(app, settings.tokens),
+        max_body=settings.max_body,
     )
     app.state.engine, app.state.metrics, app.state.settings = engine, metrics, settings
     app.state.server = app.state.requests = None  # a process that serves it has these
