@@ -60,11 +60,13 @@ def serve(
     )
     require_token(settings)
     names = _names(runs, name or [])
+    from thalweg.serve.app import create_app
     from thalweg.serve.loading import load_models
     from thalweg.serve.server import run
 
     models, versions = load_models(dict(zip(names, runs, strict=True)), device=device)
-    run(models, versions, settings, say=console.say, open_page=open_page)
+    app = create_app(models, settings, versions=versions)
+    raise typer.Exit(run(app, settings, say=console.say, open_page=open_page))
 
 
 def _require_extra() -> None:

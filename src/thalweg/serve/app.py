@@ -23,6 +23,7 @@ from thalweg.serve.safety.headers import Headers
 from thalweg.serve.safety.observed import Observed
 from thalweg.serve.safety.origin import Origin, hosts_of
 from thalweg.serve.safety.tokens import Tokens, require_token
+from thalweg.serve.schema.openapi import cached
 from thalweg.serve.settings import ServeSettings
 from thalweg.serve.v1.requests import of_validation
 from thalweg.serve.v1.routes import plain_routes
@@ -46,7 +47,10 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        if app.state.server is None:
+            await engine.start()
+        else:  # it listens already, and says meanwhile that it is not ready
+            app.state.server.starting(engine.start())
         yield
         await engine.drain(settings.drain)
 
@@ -60,12 +64,13 @@ def create_app(
             Middleware(Observed, metrics=metrics),
             Middleware(Headers),
             Middleware(Bodies, max_body=settings.max_body, seconds=settings.deadline),
-            Middleware(Origin, hosts=hosts_of(settings)),
             Middleware(Tokens, hashes=settings.tokens),
+            Middleware(Origin, hosts=hosts_of(settings)),
         ],
         redirect_slashes=False,
     )
     app.state.engine, app.state.metrics, app.state.settings = engine, metrics, settings
+    app.state.server = app.state.requests = None  # a process that serves it has these
     app.include_router(operations(engine, metrics))
     app.include_router(plain_routes(context))
     app.include_router(protocol_routes(context))
@@ -75,13 +80,13 @@ def create_app(
     app.add_exception_handler(Rejected, _rejected)
     app.add_exception_handler(HTTPException, _of_framework)
     app.add_exception_handler(RequestValidationError, _validation)
+    app.openapi = cached(app, context.models, settings)
     return app
 
 
 def _told(request: Request, error: HttpError) -> Response:
     """The error in the form of the protocol that the path is of."""
-    body = {"error": error.message} if request.url.path.startswith("/v2") else error.body()
-    return answer(body, error.status, error.headers)
+    return answer(error.body_for(request.url.path), error.status, error.headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

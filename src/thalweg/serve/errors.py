@@ -43,6 +43,12 @@ class HttpError(Exception):
         """As the plain routes answer."""
         return {"code": self.code, "field": self.field, "message": self.message}
 
+    def body_for(self, path: str) -> dict[str, Any]:
+        """In the form of the protocol that a path is of."""
+        if not path.startswith("/v2"):
+            return self.body()
+        return {"error": f"{self.field}: {self.message}" if self.field else self.message}
+
 
 def malformed(message: str, field: str | None = None) -> HttpError:
     """400: the request is not of the form that the route reads."""

@@ -1,23 +1,228 @@
-"""Stand-in until the branch `engine` is merged."""
+"""The process: uvicorn, signals, and an end that loses no answer.
 
-from collections.abc import Callable, Mapping
+SIGTERM or SIGINT: `/readyz` answers 503, what was accepted is answered, new work gets 503 with Retry-After, connections
+are closed after their answer; then the process ends with 0, or 1 if the time was too short. A second signal ends it at
+once.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import resource
+import socket
+import sys
+import webbrowser
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from thalweg.bundle.servable import Servable
-from thalweg.serve.app import create_app
+from thalweg.core.errors import UserError
+from thalweg.serve.engine.engine import Engine
+from thalweg.serve.logs import set_up
 from thalweg.serve.settings import ServeSettings
 
+KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than a load balancer keeps it
+HEAD = 10.0  # seconds in which a request's head must come in
+NOTICE = 1.0  # seconds between a signal and the close, in which load balancers see /readyz
+FILES = 65_536  # open files that are asked for; a connection is one
+SWITCH = 0.0005  # seconds after which a thread that wants the interpreter gets it: the worker, between torch's calls
+BACKLOG = 2048
 
-def run(
-    models: Mapping[str, Servable],
-    versions: Mapping[str, str],
-    settings: ServeSettings,
-    *,
-    say: Callable[[str], None],
-    open_page: bool = False,
-) -> None:
-    """Serve until stopped."""
-    app = create_app(models, settings, versions=versions)
-    say(f"http://{settings.host}:{settings.port}")
-    uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", server_header=False)
+log = logging.getLogger("thalweg.serve")
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP/1.1 that knows since when a request's head is due."""
+
+    due: float | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.due = self.loop.time() + HEAD
+
+    def on_message_begin(self) -> None:
+        self.due = self.loop.time() + HEAD
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self.due = None
+        super().on_headers_complete()
+
+
+class Closing:
+    """ASGI that ends each connection after its answer once the service ends."""
+
+    def __init__(self, app: ASGIApp):
+        self.app, self.closing = app, False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            if self.closing and message["type"] == "http.response.start":
+                given = [pair for pair in message.get("headers", []) if pair[0].lower() != b"connection"]
+                message = {**message, "headers": [*given, (b"connection", b"close")]}
+            await send(message)
+
+        await self.app(scope, receive, sending)
+
+
+class Server(uvicorn.Server):
+    """uvicorn whose signals drain the engine first.
+
+    Args:
+        app: The application.
+        engine: Its engine.
+        settings: Of the service.
+        listener: The socket, bound.
+    """
+
+    def __init__(self, app: FastAPI, engine: Engine, settings: ServeSettings, listener: socket.socket):
+        self.app, self.engine, self.drain, self.listener = Closing(app), engine, settings.drain, listener
+        config = uvicorn.Config(
+            self.app,
+            http=Protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE,
+            limit_concurrency=_raise_files(),
+            backlog=BACKLOG,
+        )
+        super().__init__(config)
+        self.code, self._signals = 0, 0
+        self._ending: asyncio.Task[None] | None = None
+
+    def starting(self, start: Coroutine[Any, Any, None]) -> None:
+        """Let the engine start while the service listens and says that it is not ready."""
+        self._starting = self.loop.create_task(start)
+        self._starting.add_done_callback(self._started)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second one ends the process."""
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(128 + sig)
+        self.loop.call_soon_threadsafe(self._end)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % 10 == 0:
+            now = self.loop.time()
+            for connection in list(self.server_state.connections):
+                if isinstance(connection, Protocol) and connection.due is not None and connection.due < now:
+                    connection.transport.abort()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, answer who has connected already, close what idles."""
+        self._accept_all()
+        for server in self.servers:
+            server.close()
+        until = self.loop.time() + NOTICE
+        while self.server_state.connections and self.loop.time() < until:
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+    def _started(self, start: asyncio.Task[None]) -> None:
+        if start.cancelled():
+            return
+        if start.exception() is None:
+            log.info("ready")
+        else:
+            log.critical("the models cannot be computed", exc_info=start.exception())
+            self.code, self.should_exit = 1, True
+
+    def _end(self) -> None:
+        if self._ending is None:
+            self._ending = self.loop.create_task(self._drained())
+
+    async def _drained(self) -> None:
+        """Answer what was accepted, then let uvicorn end."""
+        log.info("draining")
+        began = self.loop.time()
+        self.app.closing = True
+        if not await self.engine.drain(max(0.0, self.drain - NOTICE)):
+            self.code = 1
+            log.warning("requests were given up: they took longer than drain=%g s", self.drain)
+        await asyncio.sleep(max(0.0, began + min(NOTICE, self.drain) - self.loop.time()))
+        left = max(0.1, began + self.drain - self.loop.time())
+        self.config.timeout_graceful_shutdown = max(1, round(left))
+        self.should_exit = True
+
+    def _accept_all(self) -> None:
+        """Take the connections that wait in the listener's backlog: closing it would reset them."""
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            connection.setblocking(False)
+            task = self.loop.create_task(self.loop.connect_accepted_socket(self._protocol, connection))
+            self.server_state.tasks.add(task)  # pyright: ignore[reportArgumentType]
+            task.add_done_callback(self.server_state.tasks.discard)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return Protocol(self.config, self.server_state, self.lifespan.state, self.loop)
+
+
+def run(app: FastAPI, settings: ServeSettings, *, say: Callable[[str], None], open_page: bool = False) -> int:
+    """Serve until a signal, and return the exit code.
+
+    Args:
+        app: Of `create_app`.
+        settings: The same that it was made with.
+        say: Is told the address.
+        open_page: Whether a browser is told too.
+
+    Raises:
+        UserError: For an address that is not to be had.
+    """
+    listener = _bound(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    app.state.requests = set_up()
+    app.state.server = server = Server(app, app.state.engine, settings, listener)
+    sys.setswitchinterval(SWITCH)
+    gc.freeze()  # what was imported and loaded is never looked through again
+    say(address)
+    if open_page:
+        webbrowser.open(address)
+    server.run(sockets=[listener])
+    return server.code
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        text = f"must be an address of this machine and a free port ({error.strerror})"
+        raise UserError(text, argument="--port", value=port, hint="pass --port 0 for a free one") from error
+    found.setblocking(False)
+    return found
+
+
+def _raise_files() -> int:
+    """The connections that the process may have."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(64, wanted - 256)

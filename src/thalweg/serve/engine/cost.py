@@ -14,7 +14,8 @@ LARGEST = 256  # rows of a call that is measured
 BOUND = 0.05  # seconds that a batch may take: what a request waits at most for the one before it
 FLAT = 1.05  # a larger batch is not worth its wait if its cost a row is above the best by less than this
 REPEATS = 5
-BUDGET = 0.02  # seconds after which a size is not repeated
+BUDGET = 0.03  # seconds after which a size is not repeated, beyond one time
+WAITS = 10  # times its CPU time: a call that takes longer waits for something else than a processor
 RECENT = 15  # calls whose cost corrects the estimate
 
 Rows = Mapping[str, np.ndarray]
@@ -58,9 +59,15 @@ class Cost:
 UNKNOWN = (1, 0.005)  # rows and seconds of a model that none of our rows fits
 
 
-def measure(servable: Servable, clock: Callable[[], float] = time.perf_counter) -> Cost:
-    """The cost at 1, 2, 4 … rows, up to the bound; calls take a fraction of a second together."""
-    row = next(_usable(servable), None)
+def measure(servable: Servable, seconds_of: Callable[[Callable[[], Any]], float] | None = None) -> Cost:
+    """The cost at 1, 2, 4 … rows, up to the bound; calls take a fraction of a second together.
+
+    Args:
+        servable: What is measured.
+        seconds_of: How long a call takes. None: `cpu_seconds`, which other processes do not change.
+    """
+    timed = cpu_seconds if seconds_of is None else seconds_of
+    row = example(servable)
     if row is None:
         return Cost([UNKNOWN[0]], [UNKNOWN[1]])
     sizes, seconds = [], []
@@ -68,25 +75,39 @@ def measure(servable: Servable, clock: Callable[[], float] = time.perf_counter) 
     while size <= LARGEST and (not seconds or seconds[-1] < BOUND):
         rows = {name: np.repeat(value, size, axis=0) for name, value in row.items()}
         servable.score(rows)  # a first call of a size may allocate and choose kernels
-        took, began = [], clock()
-        while len(took) < REPEATS and (not took or clock() - began < BUDGET):
-            start = clock()
-            servable.score(rows)
-            took.append(clock() - start)
+        took, began = [], time.perf_counter()
+        while len(took) < 2 or (len(took) < REPEATS and time.perf_counter() - began < BUDGET):
+            took.append(timed(lambda rows=rows: servable.score(rows)))
         sizes.append(size)
-        seconds.append(max(median(took), 1e-7))
+        seconds.append(max(min(took), 1e-7))
         size *= 2
     return Cost(sizes, seconds)
 
 
-def _usable(servable: Servable) -> Iterator[dict[str, np.ndarray]]:
-    """Rows, one at a time, that the model scores."""
+def cpu_seconds(call: Callable[[], Any]) -> float:
+    """CPU time of this thread in a call, or its wall time if that is far longer: it waits for a device, say."""
+    wall, cpu = time.perf_counter(), time.thread_time()
+    call()
+    wall, cpu = time.perf_counter() - wall, time.thread_time() - cpu
+    return wall if wall > WAITS * cpu else cpu
+
+
+def wall_seconds(call: Callable[[], Any]) -> float:
+    """Wall time of a call."""
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def example(servable: Servable) -> dict[str, np.ndarray] | None:
+    """A row that the model scores; None where none of ours fits."""
     for row in _plain(servable):
         try:
             servable.score(row)
         except Exception:  # it is our row that does not fit: requests have their own
             continue
-        yield row
+        return row
+    return None
 
 
 def _plain(servable: Servable) -> Iterator[dict[str, np.ndarray]]:

@@ -21,6 +21,7 @@ from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost
 from thalweg.serve.engine.start import Measured, measured
 from thalweg.serve.engine.waiting import Waiting
 from thalweg.serve.engine.worker import Outcome, Worker
+from thalweg.serve.logs import note
 from thalweg.serve.metrics import Metrics
 
 T = TypeVar("T")
@@ -105,6 +106,7 @@ class Engine:
             UserError: By the model, of these rows.
         """
         signature, size = signature_of(rows)
+        note(model, size)
         self.admit(model, size, deadline)
         if self._admission.here(model, size):
             return self._score_here(model, rows, alpha, size)
@@ -116,6 +118,7 @@ class Engine:
         self, model: str, work: Callable[[], T], *, deadline: float | None = None, gone: Gone | None = None
     ) -> T:
         """What `work` returns: one piece of other work of a model."""
+        note(model, 1)
         self.admit(model, 1, deadline, kind="call")
         job = self._job(model, "call", 1, self._limit(deadline), gone)
         job.work = work
@@ -134,6 +137,7 @@ class Engine:
         Raises:
             Rejected: At once where the stream may not begin; later, by the iteration, for an item that came too late.
         """
+        note(model, 1)
         self.admit(model, 1, deadline, kind="stream")
         return self._items(model, Items(make), deadline, gone)
 

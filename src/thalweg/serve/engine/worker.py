@@ -105,6 +105,7 @@ class Worker:
         try:
             if piece.work is not None:
                 answers = [piece.work()]
+                self._threads = 0  # it may have set them
             else:
                 inputs, alpha = joined(piece)
                 found = self.models[piece.model].score(inputs, alpha=alpha)

@@ -45,7 +45,7 @@ class Bodies:
         except HttpError as error:
             if body.started:
                 raise
-            await reply(body.send, scope, error.status, error.body())
+            await reply(body.send, scope, error)
 
 
 class _Body:

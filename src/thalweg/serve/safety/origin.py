@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from thalweg.serve.errors import HttpError
 from thalweg.serve.safety.observed import reply
 from thalweg.serve.settings import LOOPBACK, ServeSettings
 
@@ -29,21 +30,25 @@ class Origin:
         if refused is None:
             await self.app(scope, receive, send)
         else:
-            status, code, message, field = refused
-            await reply(send, scope, status, {"code": code, "field": field, "message": message})
+            await reply(send, scope, refused)
 
-    def _refused(self, scope: Scope) -> tuple[int, str, str, str] | None:
+    def _refused(self, scope: Scope) -> HttpError | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if not self._allowed(headers.get(b"host", "")):
-            return 403, "forbidden_host", "must name a host that this service answers to", "host"
+            return HttpError(403, "forbidden_host", "must name a host that this service answers to", field="host")
         origin = headers.get(b"origin")
         if origin is not None and not self._allowed(urlsplit(origin).netloc if "//" in origin else ""):
-            return 403, "forbidden_origin", "must come from a page of this service", "origin"
+            return HttpError(403, "forbidden_origin", "must come from a page of this service", field="origin")
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
             media = headers.get(b"content-type", "").partition(";")[0].strip().lower()
             protocol = scope["path"].startswith("/v2/") and not media and origin is None  # as tritonclient sends it
             if media in SIMPLE or (not media and not protocol):
-                return 415, "unsupported_media_type", "must declare a content type that the route reads", "content-type"
+                return HttpError(
+                    415,
+                    "unsupported_media_type",
+                    "must declare a content type that the route reads",
+                    field="content-type",
+                )
         return None
 
     def _allowed(self, host: str) -> bool:

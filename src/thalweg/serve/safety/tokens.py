@@ -13,6 +13,7 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from thalweg.core.errors import UserError
+from thalweg.serve.errors import HttpError
 from thalweg.serve.safety.observed import reply
 from thalweg.serve.safety.origin import HEALTH
 from thalweg.serve.settings import LOOPBACK, ServeSettings
@@ -33,8 +34,8 @@ class Tokens:
         if scope["type"] != "http" or not self.hashes or self._open(scope) or self._known(scope):
             await self.app(scope, receive, send)
             return
-        body = {"code": "unauthorized", "field": "authorization", "message": "must have a valid bearer token"}
-        await reply(send, scope, 401, body, {"www-authenticate": "Bearer"})
+        text, told = "must have a valid bearer token", {"WWW-Authenticate": "Bearer"}
+        await reply(send, scope, HttpError(401, "unauthorized", text, field="authorization", headers=told))
 
     def _open(self, scope: Scope) -> bool:
         path = scope["path"]

@@ -15,7 +15,7 @@ from thalweg.serve.settings import ServeSettings
 from thalweg.serve.v2 import tensors
 
 LENGTH_HEADER = "Inference-Header-Content-Length"
-KEYS = {"id", "parameters", "inputs", "outputs"}
+KEYS = {"id", "parameters", "inputs", "outputs", "model_name"}  # the last, which the path says too, is kserve's
 LONGEST_TIMEOUT = 10**12  # microseconds
 
 
@@ -45,6 +45,8 @@ def read(data: bytes, header: str | None, model: ServedModel, settings: ServeSet
     name = value.get("id")
     if name is not None and not (isinstance(name, str) and len(name) <= 1000):
         raise malformed("must be a string of at most 1000 characters", "id")
+    if value.get("model_name", model.name) != model.name:
+        raise malformed(f"must be {model.name}, as in the path", "model_name")
     parameters = _parameters(value, "parameters")
     rows = _inputs(value.get("inputs"), memoryview(data)[length:], model, settings)
     wanted = _outputs(value.get("outputs"), model, _flag(parameters, "binary_data_output"))
@@ -147,7 +149,8 @@ def _outputs(outputs: Any, model: ServedModel, binary: bool) -> list[Wanted]:
 
 def _parameters(value: dict[str, Any], field: str) -> dict[str, Any]:
     """Parameters, which the protocol allows to be strings, numbers and booleans; unknown ones are passed over."""
-    found = value.get("parameters", {})
+    found = value.get("parameters")
+    found = {} if found is None else found
     if not isinstance(found, dict) or any(isinstance(part, dict | list | None) for part in found.values()):
         raise malformed("must have parameters that are an object of strings, numbers and booleans", field)
     return found

@@ -1,0 +1,386 @@
+"""Load on the service: closed loops beside plain FastAPI and LitServe, and open loops that do not wait for answers.
+
+    python benchmarks/serving.py closed RUN [--litserve PYTHON] [--connections 64] [--rounds 5] [--seconds 5]
+    python benchmarks/serving.py open RUN [--seconds 60]
+
+`closed` starts the servers of serving_beside.py, lets each run alone for some seconds a round by `wrk`
+(`apt-get install wrk`), and prints medians of the rounds' ratios. `open` sends on a fixed schedule from a process of
+its own, and counts latency from the time that a request was due, so that a server that falls behind cannot hide it: at
+.5, 2 and 4 times the capacity, in a storm of 1,000 connections that try again at once, and over a stall of 5 s. It
+fails if the sender itself was late: its p99 must be below 20 ms.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter, deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+HERE = Path(__file__).parent
+SLIP = 0.02  # seconds that the sender may be late, p99
+BEHIND = 20.0  # seconds after the last request in which answers are waited for
+SOCKETS = 4000
+LUA = """
+wrk.method, wrk.headers["Content-Type"] = "POST", "{media}"
+local file = io.open("{body}", "rb"); wrk.body = file:read("*a"); file:close()
+done = function(s, latency, requests)
+  local e = s.errors
+  io.write(string.format("RESULT %d %d %d %d %d %d\\n", s.requests, s.duration, e.status,
+    e.connect + e.read + e.write + e.timeout, latency:percentile(50), latency:percentile(99)))
+end
+"""
+
+
+class Body(NamedTuple):
+    """A request's body, and where it goes."""
+
+    media: str
+    data: bytes
+    path: str = "/v1/score"
+
+
+class Closed(NamedTuple):
+    """What a closed loop gave: answers a second, milliseconds, errors, and the server's CPU milliseconds an answer."""
+
+    rate: float
+    p50: float
+    p99: float
+    errors: int
+    cpu: float
+
+
+class Server:
+    """A process that serves, until the block ends."""
+
+    def __init__(self, kind: str, model: str, port: int, python: str = sys.executable, options: tuple[str, ...] = ()):
+        self.kind, self.port = kind, port
+        script = "serving_litserve.py" if kind == "litserve" else "serving_beside.py"
+        command = [python, str(HERE / script), kind, model, str(port), *options]
+        env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log, env=env, start_new_session=True)
+
+    def wait(self, body: Body, seconds: float = 240) -> None:
+        """Until it answers."""
+        until = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(OSError):
+                request = urllib.request.Request(self.url(body), body.data, {"Content-Type": body.media})
+                return urllib.request.urlopen(request, timeout=10).close()
+            if time.monotonic() > until or self.process.poll() is not None:
+                self.log.seek(0)
+                raise SystemExit(f"{self.kind} does not answer: {self.log.read().decode()[-2000:]}")
+            time.sleep(0.3)
+
+    def url(self, body: Body) -> str:
+        """Where a body goes."""
+        path = "/npy" if body.media == "application/x-npy" and self.kind in ("blocking", "threadpool") else body.path
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def pids(self) -> list[int]:
+        """Of all processes of the server."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                if int(path.read_text().rpartition(")")[2].split()[3]) == self.process.pid:
+                    found.append(int(path.parent.name))
+        return found
+
+    def cpu(self) -> float:
+        """Seconds of CPU so far."""
+        total = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                total += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        return total / os.sysconf("SC_CLK_TCK")
+
+    def rss(self) -> float:
+        """MiB of memory of the first process."""
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(text.partition("VmRSS:")[2].split()[0]) / 1024
+
+    def stop(self) -> None:
+        """End it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def body_of(model: str, kind: str) -> Body:
+    """One row: a digit's size in uint8 (base64 in JSON) or float32 (npy), or 8 numbers."""
+    generator = np.random.default_rng(0)
+    if model == "tiny":
+        x = generator.random((1, 8), dtype=np.float32)
+        instances: Any = x.tolist()
+    else:
+        x = generator.random((1, 1, 28, 28), dtype=np.float32)
+        pixels = (255 * x[0]).astype(np.uint8)
+        instances = [{"shape": list(pixels.shape), "data": base64.b64encode(pixels.tobytes()).decode()}]
+    if kind == "npy":
+        file = io.BytesIO()
+        np.save(file, x)
+        return Body("application/x-npy", file.getvalue())
+    return Body("application/json", json.dumps({"instances": instances}).encode())
+
+
+def closed(server: Server, body: Body, connections: int, seconds: float) -> Closed:
+    """A closed loop by wrk: each connection asks again once it is answered."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "body").write_bytes(body.data)
+        script = Path(folder) / "post.lua"
+        script.write_text(LUA.replace("{media}", body.media).replace("{body}", f"{folder}/body"))
+        began = server.cpu()
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s", "-s", str(script)]
+        told = subprocess.run([*command, server.url(body)], capture_output=True, text=True, check=True).stdout
+        used = server.cpu() - began
+    numbers = [int(word) for word in told.partition("RESULT ")[2].split()]
+    requests, duration, status, broken, p50, p99 = numbers
+    good = requests - status
+    return Closed(1e6 * good / duration, p50 / 1e3, p99 / 1e3, status + broken, 1e3 * used / max(good, 1))
+
+
+class Connection(asyncio.Protocol):
+    """One keep-alive connection of the open loop."""
+
+    def __init__(self, load: "Open"):
+        self.load, self.data, self.due, self.transport = load, b"", 0.0, None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def ask(self, due: float) -> None:
+        """Send the request that was due then."""
+        self.due, self.data = due, b""
+        self.transport.write(self.load.request)
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        head, end, rest = self.data.partition(b"\r\n\r\n")
+        if not end:
+            return
+        lower = head.lower()
+        length = int(lower.partition(b"content-length:")[2].split(b"\r\n")[0])
+        if len(rest) >= length:
+            due, self.due = self.due, 0.0
+            self.load.answered(due, int(head[9:12]), b"retry-after:" in lower)
+            if b"connection: close" in lower:
+                self.transport.close()
+            else:
+                self.load.free.append(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.due:
+            self.load.answered(self.due, 0, False)
+        with contextlib.suppress(ValueError):
+            self.load.free.remove(self)
+
+
+class Open:
+    """Requests on a fixed schedule."""
+
+    def __init__(self, url: str, body: Body, headers: dict[str, str]):
+        host, _, path = url.removeprefix("http://").partition("/")
+        self.host, _, port = host.partition(":")
+        self.port = int(port)
+        told = {"Host": host, "Content-Type": body.media, "Content-Length": str(len(body.data)), **headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+        self.request = f"POST /{path} HTTP/1.1\r\n{lines}\r\n".encode() + body.data
+        self.free: deque[Connection] = deque()
+        self.answers: list[tuple[float, float, int, bool]] = []  # due, latency, status, Retry-After
+        self.slips: list[float] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    def answered(self, due: float, status: int, retry: bool) -> None:
+        """Count an answer."""
+        self.answers.append((due, time.perf_counter() - due, status, retry))
+
+    async def run(self, rate: float, seconds: float) -> dict[str, Any]:
+        """Send, wait for the answers, and say what came."""
+        begin = time.perf_counter() + 0.1
+        total = int(rate * seconds)
+        for number in range(total):
+            due = begin + number / rate
+            wait = due - time.perf_counter()
+            if wait > 0:
+                await asyncio.sleep(wait)
+            elif number % 50 == 0:
+                await asyncio.sleep(0)
+            self.slips.append(time.perf_counter() - due)
+            if self.free:
+                self.free.pop().ask(due)
+            else:
+                task = asyncio.create_task(self._new(due))
+                self.tasks.add(task)
+                task.add_done_callback(self.tasks.discard)
+        until = time.perf_counter() + BEHIND
+        while len(self.answers) < total and time.perf_counter() < until:
+            await asyncio.sleep(0.05)
+        answers = [(due - begin, latency, status, retry) for due, latency, status, retry in self.answers]
+        return {"sent": total, "answers": answers, "slip": float(np.percentile(self.slips, 99))}
+
+    async def _new(self, due: float) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            _, connection = await loop.create_connection(lambda: Connection(self), self.host, self.port)
+            connection.ask(due)
+        except OSError:
+            self.answered(due, 0, False)
+
+
+def open_loop(server: Server, body: Body, rate: float, seconds: float, deadline: float) -> dict[str, Any]:
+    """An open loop in a process of its own."""
+    told = {"url": server.url(body), "media": body.media, "data": base64.b64encode(body.data).decode()}
+    told |= {"rate": rate, "seconds": seconds, "headers": {"Request-Timeout-Ms": str(int(1e3 * deadline))}}
+    command = [sys.executable, __file__, "send"]
+    done = subprocess.run(command, input=json.dumps(told), capture_output=True, text=True, check=True)
+    return summary(json.loads(done.stdout), seconds, deadline)
+
+
+def summary(found: dict[str, Any], seconds: float, deadline: float) -> dict[str, Any]:
+    """Figures of an open loop."""
+    answers = found["answers"]
+    good = [latency for _, latency, status, _ in answers if status == 200]
+    refused = [(latency, retry) for _, latency, status, retry in answers if status == 429]
+    counts = Counter(status for _, _, status, _ in answers)
+    return {
+        "goodput": sum(latency <= deadline for latency in good) / seconds,
+        "p50_ms": 1e3 * float(np.percentile(good, 50)) if good else None,
+        "p99_ms": 1e3 * float(np.percentile(good, 99)) if good else None,
+        "refused_p99_ms": 1e3 * float(np.percentile([one for one, _ in refused], 99)) if refused else None,
+        "refused_without_retry_after": sum(not retry for _, retry in refused),
+        "statuses": {str(status): count for status, count in sorted(counts.items())},
+        "unanswered": found["sent"] - len(answers),
+        "slip_p99_ms": 1e3 * found["slip"],
+        "valid": found["slip"] <= SLIP,
+        "by_second": by_second(answers),
+    }
+
+
+def by_second(answers: list[list[Any]]) -> list[float | None]:
+    """p99 in ms of the requests that were due in each second."""
+    seconds: dict[int, list[float]] = {}
+    for due, latency, status, _ in answers:
+        if status == 200:
+            seconds.setdefault(int(due), []).append(1e3 * latency)
+    return [
+        round(float(np.percentile(seconds[i], 99)), 1) if i in seconds else None
+        for i in range(max(seconds, default=-1) + 1)
+    ]
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Closed loops of all servers by turns."""
+    kinds = ["ours", "blocking", "threadpool", *(["litserve"] if options.litserve else [])]
+    body = body_of(options.model, options.body)
+    servers = []
+    try:
+        for i, kind in enumerate(kinds):
+            python = options.litserve if kind == "litserve" else sys.executable
+            servers.append(Server(kind, options.model, options.port + i, python))
+            servers[-1].wait(body)
+            closed(servers[-1], body, options.connections, 1)
+        rounds: list[dict[str, Closed]] = []
+        for number in range(options.rounds):
+            turn = servers[number % len(servers) :] + servers[: number % len(servers)]
+            found = {server.kind: closed(server, body, options.connections, options.seconds) for server in turn}
+            rounds.append(found)
+            print({kind: [round(v, 2) for v in one] for kind, one in found.items()}, file=sys.stderr, flush=True)
+    finally:
+        for server in servers:
+            server.stop()
+    return {"connections": options.connections, "body": options.body, "model": options.model, **ratios(rounds, kinds)}
+
+
+def ratios(rounds: list[dict[str, Closed]], kinds: list[str]) -> dict[str, Any]:
+    """Medians over the rounds, and of the rounds' ratios to ours."""
+    table = {}
+    for kind in kinds:
+        own = {name: statistics.median(getattr(one[kind], name) for one in rounds) for name in Closed._fields}
+        beside = {
+            f"ours / it, {name}": statistics.median(
+                getattr(one["ours"], name) / getattr(one[kind], name) for one in rounds
+            )
+            for name in ("rate", "p50", "p99", "cpu")
+        }
+        table[kind] = {name: round(value, 3) for name, value in {**own, **beside}.items()}
+    return table
+
+
+def overload(options: argparse.Namespace) -> dict[str, Any]:
+    """Open loops on our server: L4 to L6 and L8."""
+    body, seconds, deadline = body_of(options.model, options.body), options.seconds, options.deadline
+    server = Server("ours", options.model, options.port)
+    table: dict[str, Any] = {}
+
+    def row(name: str, found: dict[str, Any]) -> None:
+        table[name] = found | {"rss_mib": round(server.rss(), 1)}
+        shown = {key: value for key, value in table[name].items() if key != "by_second"}
+        print(name, json.dumps(shown), file=sys.stderr, flush=True)
+
+    try:
+        server.wait(body)
+        closed(server, body, 64, 2)
+        alone = closed(server, body, 1, 2)
+        full = closed(server, body, 64, min(seconds, 10))
+        table["capacity"], table["alone"] = full._asdict(), alone._asdict()
+        print(table, file=sys.stderr, flush=True)
+        for factor in options.factors:
+            row(f"{factor} x capacity", open_loop(server, body, factor * full.rate, seconds, deadline))
+        storm = closed(server, body, 1000, min(seconds, 15))
+        table["storm"] = storm._asdict() | {"goodput / capacity": storm.rate / full.rate}
+        print("storm", table["storm"], file=sys.stderr, flush=True)
+        row("0.5 x capacity after the storm", open_loop(server, body, 0.5 * full.rate, max(8, seconds / 4), deadline))
+        stall = subprocess.Popen(["sh", "-c", f"sleep 5; kill -USR1 {server.process.pid}"])
+        row("0.8 x capacity, a stall of 5 s after 5 s", open_loop(server, body, 0.8 * full.rate, 25, deadline))
+        stall.wait()
+        print("p99 by second", table["0.8 x capacity, a stall of 5 s after 5 s"]["by_second"], file=sys.stderr)
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics") as told:
+            lines = told.read().decode().splitlines()
+        table["wasted batches"] = next(line for line in lines if line.startswith("thalweg_wasted_batches_total"))
+    finally:
+        server.stop()
+    return table
+
+
+def main() -> None:
+    """Run one of them and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["closed", "open", "send"])
+    parser.add_argument("model", nargs="?", default="tiny", help="a folder that thalweg.load reads, or tiny")
+    parser.add_argument("--body", choices=["json", "npy"], default="json")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5)
+    parser.add_argument("--deadline", type=float, default=2.0, help="of each request of the open loops")
+    parser.add_argument("--factors", type=float, nargs="*", default=[0.5, 2, 4])
+    parser.add_argument("--litserve", help="the python of an environment with litserve 0.2.19, for `closed` with json")
+    parser.add_argument("--port", type=int, default=8770)
+    options = parser.parse_args()
+    if options.what == "send":
+        told = json.load(sys.stdin)
+        body = Body(told["media"], base64.b64decode(told["data"]))
+        load = Open(told["url"], body, told["headers"])
+        print(json.dumps(asyncio.run(load.run(told["rate"], told["seconds"]))))
+    else:
+        print(json.dumps(compare(options) if options.what == "closed" else overload(options), indent=1))
+
+
+if __name__ == "__main__":
+    main()

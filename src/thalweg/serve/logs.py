@@ -1,0 +1,102 @@
+"""Log lines: JSON for machines, plain words on a terminal. No token, no body, no query string.
+
+One line a request says when, which route, which code, how long, how many rows of which model, and the request's id.
+"""
+
+import json
+import logging
+import re
+import secrets
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TextIO
+
+ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request, as a client or a proxy may give it
+PLAIN = "%(asctime)s %(levelname)s %(message)s"
+OWN = ("thalweg.serve", "uvicorn", "asyncio")  # loggers that are heard
+
+Notes = dict[str, Any]
+_notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": _time(record.created), "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class RequestLog:
+    """Writes a line a request.
+
+    Args:
+        stream: Where to. None: standard error.
+        readable: Plain words. None: if the stream is a terminal.
+    """
+
+    def __init__(self, stream: TextIO | None = None, *, readable: bool | None = None):
+        self.stream = sys.stderr if stream is None else stream
+        self.readable = self.stream.isatty() if readable is None else readable
+
+    def write(
+        self, method: str, route: str, code: int, seconds: float, request_id: str, notes: Mapping[str, Any]
+    ) -> None:
+        """One request that was answered."""
+        model, rows = notes.get("model"), notes.get("rows")
+        milliseconds = round(1e3 * seconds, 3)
+        if self.readable:
+            what = "" if model is None else f"  {rows} {'row' if rows == 1 else 'rows'} of {model}"
+            line = f"{time.strftime('%H:%M:%S')}  {method} {route}  {code}  {milliseconds:g} ms{what}"
+        else:
+            told = {"time": _time(time.time()), "method": method, "route": route, "code": code, "ms": milliseconds}
+            line = json.dumps(told | {"model": model, "rows": rows, "id": request_id})
+        self.stream.write(f"{line}\n")
+
+
+def set_up(stream: TextIO | None = None, *, readable: bool | None = None) -> RequestLog:
+    """Send the service's and the server's log to a stream; the log of requests goes there too."""
+    requests = RequestLog(stream, readable=readable)
+    handler = logging.StreamHandler(requests.stream)
+    handler.setFormatter(logging.Formatter(PLAIN, "%H:%M:%S") if requests.readable else JsonFormatter())
+    for name in OWN:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO if name == OWN[0] else logging.WARNING)
+    return requests
+
+
+@contextmanager
+def noting() -> Iterator[Notes]:
+    """A block in which `note` writes what the line of this request says of it."""
+    notes: Notes = {}
+    token = _notes.set(notes)
+    try:
+        yield notes
+    finally:
+        _notes.reset(token)
+
+
+def note(model: str, rows: int) -> None:
+    """The request at hand asks so many rows of a model."""
+    notes = _notes.get()
+    if notes is not None:
+        notes["model"], notes["rows"] = model, rows
+
+
+def request_id(headers: list[tuple[bytes, bytes]]) -> str:
+    """The id that a request came with, if it is plain, or a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and ID.fullmatch(value):
+            return value.decode()
+    return secrets.token_hex(8)
+
+
+def _time(seconds: float) -> str:
+    whole, part = divmod(seconds, 1)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int(1e3 * part):03d}Z"

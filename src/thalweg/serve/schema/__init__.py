@@ -1,0 +1,1 @@
+"""The OpenAPI description of a service: exact requests and answers of the models that it serves."""

@@ -1,0 +1,167 @@
+"""JSON schemas of rows, predictions and errors, for a model as it is: its shapes, columns and labels."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from thalweg.bundle.servable import Classifies, TensorSpec
+from thalweg.serve.models import ServedModel
+from thalweg.serve.v2.tensors import DTYPES
+
+Schema = dict[str, Any]
+LARGEST = {"FP32": float(np.finfo(np.float32).max), "FP64": float(np.finfo(np.float64).max)}
+NUMBER: Schema = {"type": "number"}
+STRING: Schema = {"type": "string"}
+BOOLEAN: Schema = {"type": "boolean"}
+WHOLE: Schema = {"type": "integer"}
+PIXEL: Schema = {"type": "number", "minimum": 0, "maximum": 1}
+
+
+def obj(properties: Schema, optional: Sequence[str] = (), **more: Any) -> Schema:
+    """An object with these keys and no other."""
+    required = [name for name in properties if name not in optional]
+    found = {"type": "object", "properties": properties, "additionalProperties": False}
+    return found | ({"required": required} if required else {}) | more
+
+
+def listed(item: Schema, size: int | None = None, most: int | None = None) -> Schema:
+    """An array: of `size` items, or of one to `most`."""
+    if size is not None:
+        return {"type": "array", "items": item, "minItems": size, "maxItems": size}
+    return {"type": "array", "items": item, "minItems": 1} | ({} if most is None else {"maxItems": most})
+
+
+def nested(shape: Sequence[int], item: Schema) -> Schema:
+    """Arrays in arrays."""
+    for size in reversed(shape):
+        item = listed(item, size)
+    return item
+
+
+def instances(model: ServedModel, most: int) -> Schema:
+    """Rows as JSON has them."""
+    spec, content = model.inputs[0], model.servable.content
+    if content == "text":
+        return listed(STRING, most=most)
+    if content == "image":
+        return listed(image(spec), most=most)
+    if content == "table":
+        row = obj({one.name: cell(one) for one in model.inputs})
+        return listed(row, most=most) | {"description": "Lists of values in the order of the columns are taken too."}
+    return listed(nested(spec.shape[1:], bounded(spec)), most=most)
+
+
+def image(spec: TensorSpec) -> Schema:
+    """An image: nested lists, or base64 of uint8."""
+    shape = spec.shape[1:]
+    return {"anyOf": [nested(shape, PIXEL), base64_image(shape)]}
+
+
+def base64_image(shape: Sequence[int]) -> Schema:
+    """{"shape", "data"} of uint8 in that shape."""
+    whole, rest = divmod(math.prod(shape), 3)
+    letters = 4 * whole + (rest + 1 if rest else 0)
+    pattern = f"^[A-Za-z0-9+/]{{{letters}}}{'=' * (3 - rest) if rest else ''}$"
+    return obj({"shape": {"const": list(shape)}, "data": {"type": "string", "pattern": pattern}})
+
+
+def bounded(spec: TensorSpec) -> Schema:
+    """A number that the datatype holds."""
+    largest = LARGEST.get(spec.datatype)
+    return NUMBER if largest is None else {"type": "number", "minimum": -largest, "maximum": largest}
+
+
+def cell(spec: TensorSpec) -> Schema:
+    """A value of a column; null where it is missing."""
+    return {"type": ["string", "null"]} if spec.datatype == "BYTES" else bounded(spec) | {"type": ["number", "null"]}
+
+
+def example_row(model: ServedModel) -> Any:
+    """A row of the right form."""
+    spec, content = model.inputs[0], model.servable.content
+    if content == "text":
+        return "text"
+    if content == "table":
+        return {one.name: "a" if one.datatype == "BYTES" else 0.0 for one in model.inputs}
+    return np.zeros(spec.shape[1:]).tolist()
+
+
+def output(spec: TensorSpec) -> Schema:
+    """An output of one row."""
+    item = BOOLEAN if spec.datatype == "BOOL" else NUMBER if spec.datatype.startswith("FP") else WHOLE
+    return nested(spec.shape[1:], item)
+
+
+def scores(model: ServedModel) -> dict[str, Schema]:
+    """All outputs of one row by name."""
+    return {spec.name: output(spec) for spec in model.outputs}
+
+
+def array(shape: Sequence[int]) -> Schema:
+    """Numbers as lists, or packed into uint8 with the lowest and the highest of them."""
+    packed = obj({"shape": listed(WHOLE), "data": STRING, "low": NUMBER, "high": NUMBER})
+    return {"anyOf": [nested(shape, NUMBER), packed]}
+
+
+def reasons(model: ServedModel) -> dict[str, Schema]:
+    """What is explained of one row, by name."""
+    content, value = model.servable.content, {"type": ["number", "string", "boolean", "null"]}
+    if content == "image":
+        shape = model.inputs[0].shape[1:]
+        return {"map": array(shape[1:]), "repaired": array(shape)}
+    if content == "text":
+        letter = obj({"place": WHOLE, "letter": STRING, "surprise": NUMBER, "expected": STRING})
+        listed_as = {"type": "array", "items": letter}
+        texts = {"text": STRING, "surprise": {"type": "array", "items": NUMBER}, "reasons": listed_as}
+        return texts | {"repair": STRING, "repair_energy": NUMBER, "edits": {"type": "array", "items": STRING}}
+    return {"reasons": listed(obj({"feature": STRING, "share": NUMBER, "value": value, "repair": value}))}
+
+
+def drawn(model: ServedModel) -> Schema:
+    """Rows that were drawn."""
+    spec, content = model.inputs[0], model.servable.content
+    if content == "text":
+        return listed(STRING)
+    if content == "table":
+        return listed(obj({one.name: NUMBER for one in model.inputs}))
+    lists = listed(nested(spec.shape[1:], NUMBER))
+    return lists if content == "rows" else {"anyOf": [lists, obj({"shape": listed(WHOLE), "data": STRING})]}
+
+
+def classified(model: ServedModel) -> Schema:
+    """The label of one row, and all probabilities."""
+    servable = model.servable
+    labels = list(servable.labels) if isinstance(servable, Classifies) else []
+    return obj({"label": {"enum": labels}, "probabilities": obj(dict.fromkeys(labels, NUMBER))})
+
+
+def predictions(model: ServedModel, of_row: Schema, **more: Schema) -> Schema:
+    """An answer of a plain route."""
+    head = {"model": {"const": model.name}, "version": {"const": model.version}}
+    return obj({**head, **more, "predictions": of_row})
+
+
+def tensor(spec: TensorSpec) -> Schema:
+    """An input of the protocol; `data` has as many values as `shape` says."""
+    values = {"type": "array", "items": {"type": ["number", "boolean", "string", "array", "null"]}}
+    shape = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "maxItems": 8}
+    properties = {"name": {"const": spec.name}, "datatype": {"enum": list(DTYPES)}, "shape": shape, "data": values}
+    return obj({**properties, "parameters": parameters()}, optional=("data", "parameters"))
+
+
+def parameters() -> Schema:
+    """Parameters of the protocol."""
+    return {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+
+
+def metadata(specs: Sequence[TensorSpec]) -> Schema:
+    """Names, datatypes and shapes of tensors."""
+    parts = {"name": {"enum": [s.name for s in specs]}, "datatype": {"enum": list(DTYPES)}, "shape": listed(WHOLE)}
+    return listed(obj(parts), len(specs))
+
+
+def error() -> Schema:
+    """An error of a plain route."""
+    return obj({"code": STRING, "field": {"type": ["string", "null"]}, "message": STRING})
