@@ -66,7 +66,7 @@ export function paintHeat(canvas, { shape, values }, [red, green, blue], strong 
   const full = Math.max(strong, ranked[Math.floor((1 - FEW) * (ranked.length - 1))]);
   for (let i = 0; i < width * height; i++) {
     const dense = full > 0 ? Math.min(1, Math.max(0, values[i]) / full) : 0;
-    picture.data.set([red, green, blue, 235 * Math.sqrt(dense)], 4 * i);
+    picture.data.set([red, green, blue, 235 * Math.max(0, (dense - 0.04) / 0.96)], 4 * i);
   }
   canvas.getContext("2d").putImageData(picture, 0, 0);
   canvas.classList.toggle("pixels", Math.max(width, height) <= 96);
