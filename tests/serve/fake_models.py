@@ -11,6 +11,7 @@ RATE = 0.1
 SCORES = (TensorSpec("energy", "FP32", (-1,)), TensorSpec("p_value", "FP32", (-1,)), TensorSpec("flag", "BOOL", (-1,)))
 
 
+@np.errstate(all="ignore")
 def scored(energy, alpha):
     p = 1 / (1 + np.abs(energy))
     return {

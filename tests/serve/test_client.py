@@ -13,7 +13,7 @@ IMAGE = np.linspace(0, 1, 16).reshape(1, 4, 4)
 
 @pytest.fixture(scope="module")
 def client():
-    with serving() as service, ScoringClient(HOST, transport=service._transport) as client:
+    with serving() as service, ScoringClient(HOST, http=service) as client:
         yield client
 
 
@@ -66,10 +66,14 @@ def test_it_comes_again_when_it_is_told_to():
             )
         return httpx2.Response(200, json={"models": []})
 
-    with ScoringClient(HOST, retries=2, transport=httpx2.MockTransport(answer)) as client:
+    with ScoringClient(
+        HOST, retries=2, http=httpx2.Client(base_url=HOST, transport=httpx2.MockTransport(answer))
+    ) as client:
         assert client.models() == []
     asked.clear()
-    with ScoringClient(HOST, "a-token-of-mine-here", transport=httpx2.MockTransport(answer)) as client:
+    with ScoringClient(
+        HOST, "a-token-of-mine-here", http=httpx2.Client(base_url=HOST, transport=httpx2.MockTransport(answer))
+    ) as client:
         with pytest.raises(ServiceError) as caught:
             client.models()
         assert caught.value.code == "full"

@@ -70,22 +70,22 @@ class ScoringClient:
         token: The bearer token, where it asks for one.
         timeout: Seconds for an answer, which the service is told too.
         retries: Tries after an answer that says when to come again (429, 503).
-        transport: In place of the network, for tests: a transport of httpx2.
+        http: A client of httpx2 in place of its own, such as starlette's `TestClient` of an application.
     """
 
     def __init__(
-        self, url: str, token: str | None = None, *, timeout: float = 30.0, retries: int = 0, transport: Any = None
+        self, url: str, token: str | None = None, *, timeout: float = 30.0, retries: int = 0, http: Any = None
     ):
         try:
             import httpx2
         except ImportError as error:
             hint = "pip install 'thalweg[serve]'"
             raise UserError("needs the package httpx2", argument="ScoringClient", hint=hint) from error
-        headers = {"Request-Timeout-Ms": str(max(1, round(timeout * 1000)))}
+        self._headers = {"Request-Timeout-Ms": str(max(1, round(timeout * 1000)))}
         if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
+            self._headers["Authorization"] = f"Bearer {token}"
         self.retries, self._failed = retries, httpx2.HTTPError
-        self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
+        self._http = httpx2.Client(base_url=url, timeout=timeout) if http is None else http
 
     def __enter__(self) -> Self:
         return self
@@ -185,7 +185,8 @@ class ScoringClient:
     @contextmanager
     def _answered(self, method: str, path: str, query: Mapping[str, Any], media: str, body: bytes) -> Iterator[Any]:
         words = "&".join(f"{quote(k)}={quote(str(v))}" for k, v in query.items() if v is not None)
-        address, headers = f"{path}?{words}" if words else path, {"Content-Type": media} if body else {}
+        address = f"{path}?{words}" if words else path
+        headers = self._headers | ({"Content-Type": media} if body else {})
         for tried in range(self.retries + 1):
             try:
                 with self._http.stream(method, address, content=body or None, headers=headers) as answer:

@@ -130,8 +130,8 @@ def pixels(value: Mapping[str, Any], spec: TensorSpec, field: str) -> np.ndarray
     shape, data = value.get("shape"), value.get("data")
     if value.keys() != {"shape", "data"} or not isinstance(data, str) or not isinstance(shape, list):
         raise malformed('must be nested lists, or {"shape": [C, H, W], "data": base64 of uint8}', field)
-    if any(type(size) is not int for size in shape):
-        raise malformed("must be whole numbers", f"{field}.shape")
+    if any(isinstance(size, bool) or not isinstance(size, int | float) for size in shape):
+        raise malformed("must be numbers", f"{field}.shape")
     wanted = list(spec.shape[1:])
     if shape not in (wanted, *([wanted[1:]] if wanted[0] == 1 else [])):
         raise unusable(f"must be {wanted}, not {str(shape)[:80]}", f"{field}.shape")

@@ -2,11 +2,19 @@
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from thalweg.serve.errors import HttpError, malformed
 
 SEEDS = 2**63 - 1
+
+
+def whole(value: Any) -> Any:
+    """2.0 as 2, which JSON Schema takes for an integer; anything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = BeforeValidator(whole)
 Alpha = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 B = TypeVar("B", bound=BaseModel)
 
@@ -26,7 +34,7 @@ class ScoreOptions(Strict):
 class RerankOptions(Strict):
     """Beside `instances`."""
 
-    keep: Annotated[int, Field(ge=1, le=SEEDS)] | None = None
+    keep: Annotated[int, Field(ge=1, le=SEEDS), Whole] | None = None
 
 
 class NoOptions(Strict):
@@ -36,11 +44,11 @@ class NoOptions(Strict):
 class SampleRequest(Strict):
     """Draws of a model. `frames` > 0: about so many pictures of the draws on their way, a line each."""
 
-    n: Annotated[int, Field(ge=1)] = 1
-    seed: Annotated[int, Field(ge=0, le=SEEDS)] = 0
+    n: Annotated[int, Field(ge=1), Whole] = 1
+    seed: Annotated[int, Field(ge=0, le=SEEDS), Whole] = 0
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
-    label: Annotated[int, Field(ge=0, le=SEEDS)] | None = None
-    frames: Annotated[int, Field(ge=0, le=100)] = 0
+    label: Annotated[int, Field(ge=0, le=SEEDS), Whole] | None = None
+    frames: Annotated[int, Field(ge=0, le=100), Whole] = 0
 
 
 class InpaintRequest(Strict):
@@ -48,8 +56,8 @@ class InpaintRequest(Strict):
 
     image: Any
     observed: Any
-    n: Annotated[int, Field(ge=1, le=64)] = 1
-    seed: Annotated[int, Field(ge=0, le=SEEDS)] = 0
+    n: Annotated[int, Field(ge=1, le=64), Whole] = 1
+    seed: Annotated[int, Field(ge=0, le=SEEDS), Whole] = 0
 
 
 def read_as(cls: type[B], value: dict[str, Any]) -> B:
