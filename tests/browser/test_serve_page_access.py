@@ -156,6 +156,22 @@ def test_keys_alone(address, new_page):
     page.wait_for_selector("text=Choose a CSV file")
 
 
+def test_a_finger_draws_and_does_not_scroll(serve, new_page):
+    how = {"has_touch": True, "is_mobile": True, "viewport": {"width": 390, "height": 600}}
+    page = new_page(serve({"digits": Images()}).address, **how)
+    box = page.locator(".pad").bounding_box()
+    session = page.context.new_cdp_session(page)
+    for step in range(6):
+        kind = "touchStart" if step == 0 else "touchMove"
+        point = {"x": box["x"] + 100, "y": box["y"] + 60 + 30 * step}
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    session.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    page.wait_for_selector(".verdict.flagged")
+    column = "[...document.querySelector('.pad canvas').getContext('2d').getImageData(3, 0, 1, 12).data]"
+    assert sum(value > 100 for value in page.evaluate(column)[::4]) >= 5
+    assert page.evaluate("scrollY") == 0
+
+
 def test_nothing_from_outside_runs(serve, new_page):
     """R23: markup in a model's name, a column, a category, a label and an error is shown as text."""
     page = new_page(serve({ATTACK: Table(), "digits": Images()}).address, failures=True)

@@ -16,6 +16,7 @@ export function gallery(model, use) {
   const said = el("p", { class: "soft", role: "status", "aria-live": "polite" });
   const trouble = troubleLine();
   const curve = energyCurve(FRAMES);
+  curve.element.hidden = true;
   const seed = el("input", { type: "number", min: 0, max: 2 ** 31 - 1, step: 1, value: 0, required: true });
   const temperature = el("input", { type: "range", min: 0.2, max: 2, step: 0.05, value: 1 });
   const shown = el("output", { class: "figure", text: "1" });

@@ -82,11 +82,13 @@ export function tableView(model) {
     stop.hidden = false;
     bar.hidden = false;
     Object.assign(bar, { max: records.length, value: 0 });
+    let scored = false;
     say(`Scoring ${count(records.length)} ${records.length === 1 ? "row" : "rows"}.`, "empty");
     try {
       const predictions = await scoreAll(model, header, records, (done) => (bar.value = done), own.signal);
       const order = byOddness(predictions);
       result = { predictions, order, reasons: new Map() };
+      scored = true;
       summarise();
       chart?.rug(order.map((row) => predictions[row]));
       table.show(sheet, result);
@@ -95,12 +97,10 @@ export function tableView(model) {
       if (can.has("explain")) await explain(own.signal);
     } catch (error) {
       if (own !== control) return; // another table took its place
-      if (givenUp(error)) say(result && !save.hidden ? summary.textContent : "Stopped.", summary.className.replace("verdict", "").trim());
-      else {
-        say("Not scored.", "empty");
-        trouble.say(error.message);
-        offer();
-      }
+      if (!scored) say(givenUp(error) ? "Stopped." : "Not scored.", "empty");
+      if (givenUp(error)) return;
+      trouble.say(error.message);
+      if (!scored) offer();
     } finally {
       if (own === control) {
         control = null;

@@ -54,16 +54,19 @@ export function paint(canvas, { shape, values }) {
   canvas.classList.toggle("pixels", Math.max(width, height) <= 96);
 }
 
-/** Shows how much each pixel raises the energy, (H, W), in one colour that is dense from `strong` on. Gives the most. */
+const FEW = 0.02; // the share of pixels that are shown in full colour
+
+/** Shows how much each pixel raises the energy, (H, W), in one colour; below `strong` it stays pale. Gives the most. */
 export function paintHeat(canvas, { shape, values }, [red, green, blue], strong = 0) {
   const [height, width] = shape.slice(-2);
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   const picture = new ImageData(width, height);
-  let top = 0;
-  for (const value of values) top = Math.max(top, value);
+  const ranked = Float32Array.from(values).sort();
+  const top = Math.max(0, ranked[ranked.length - 1]);
+  const full = Math.max(strong, ranked[Math.floor((1 - FEW) * (ranked.length - 1))]);
   for (let i = 0; i < width * height; i++) {
-    const dense = top > 0 ? Math.max(0, values[i]) / Math.max(top, strong) : 0;
-    picture.data.set([red, green, blue, 235 * Math.sqrt(dense)], 4 * i);
+    const dense = full > 0 ? Math.min(1, Math.max(0, values[i]) / full) : 0;
+    picture.data.set([red, green, blue, 235 * Math.max(0, (dense - 0.04) / 0.96)], 4 * i);
   }
   canvas.getContext("2d").putImageData(picture, 0, 0);
   canvas.classList.toggle("pixels", Math.max(width, height) <= 96);

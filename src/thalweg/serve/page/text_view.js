@@ -2,7 +2,7 @@
 
 import { ask, givenUp, newest } from "./api.js";
 import { button, el, field, section, troubleLine } from "./dom.js";
-import { nats, number } from "./format.js";
+import { nats } from "./format.js";
 import { promise, resultPanel } from "./result.js";
 import { gallery } from "./samples.js";
 
@@ -58,7 +58,7 @@ export function textView(model) {
           { class: i === surprise.indexOf(most) && most > 1 ? "letter worst" : "letter", css: { "--surprise": strength.toFixed(3) } },
           el("span", { class: "sign", text: sign === " " ? "␣" : sign }),
           el("span", { class: "below", text: other === sign ? "" : other || "end" }),
-          el("span", { class: "nat", text: number(surprise[i]) }),
+          el("span", { class: "nat", text: surprise[i].toFixed(1) }),
         );
       }),
     );
