@@ -166,6 +166,14 @@ class TestRefused:
         names = addresses.names_in(str(tmp_path / "out"))
         assert names == ["_plan.json", *(f"part-{i:06d}.parquet" for i in range(3))]
 
+    def test_a_text_among_numbers(self, score, plane, tmp_path):
+        """Its number in the file, not in the block."""
+        frame = pd.DataFrame(np.random.default_rng(0).normal(size=(600, 2)), columns=["u", "v"]).astype(object)
+        frame.loc[555, "v"] = "oops"
+        frame.to_csv(tmp_path / "x.csv", index=False)
+        with pytest.raises(UserError, match="'oops' in row 556"):
+            score(tmp_path / "x.csv", tmp_path / "out", kind="energy", run=plane.path, block_rows=256)
+
     def test_a_row_of_an_array_that_cannot_be_scored(self, score, plane, tmp_path):
         x = np.zeros((700, 2))
         x[600] = np.inf
@@ -241,6 +249,10 @@ class TestChanged:
         score(tmp_path / "a.csv", tmp_path / "out")
         os.utime(tmp_path / "a.csv", (1, 1))
         assert score(tmp_path / "a.csv", tmp_path / "out").computed == 0
+        data = (tmp_path / "a.csv").read_bytes()
+        (tmp_path / "a.csv").write_bytes(data[:-40].replace(b"1", b"2") + data[-40:])  # as long as it was
+        with pytest.raises(UserError, match=r"a\.csv has changed since"):
+            score(tmp_path / "a.csv", tmp_path / "out")
 
 
 class TestParts:
