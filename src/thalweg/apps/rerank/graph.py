@@ -39,7 +39,7 @@ def plan_of(served: "ServedReranker") -> Plan:
 
     @torch.no_grad()
     def reference(rows: Arrays) -> dict[str, np.ndarray]:
-        """The energy itself: `served.score` refuses NaN, and puts infinite energies one nat beyond the batch's others."""
+        """The energy itself: `served.score` refuses NaN, and puts infinite energies a nat beyond the batch's others."""
         return {"energy": graph(*(torch.from_numpy(rows[spec.name]) for spec in served.inputs))[0].numpy()}
 
     program = Program(
