@@ -85,7 +85,8 @@ class _Compared:
         a, b = (np.asarray(found[spec.name], np.float64) for found in (self.ours, self.theirs))
         if a.shape != b.shape:
             raise self.fault(spec.name, 0, f"has the shape {b.shape}, where ours is {a.shape}")
-        unit = _unit(a)
+        before = self.inputs.get(spec.name.removeprefix("next_"))  # a step's output is a change of its input
+        unit = _unit(a) if before is None else np.maximum(_unit(a), _unit(np.asarray(before, np.float64)))
         off = relative(a / unit, b / unit)
         wrong = np.flatnonzero(off > TOLERANCE)
         if self.program.spans is not None and 0 < len(wrong) <= STEPS * len(off):

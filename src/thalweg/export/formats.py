@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import warnings
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -101,6 +102,7 @@ def _value(spec: TensorSpec, *, coded: bool = False) -> Any:
 
 def by_torch(program: Program, module: Any, tensors: list[torch.Tensor]) -> Any:
     """The model of any other program, by torch's own exporter."""
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # names torchvision's
     made = torch.onnx.export(
         exported(program, module, tensors),
         dynamo=True,

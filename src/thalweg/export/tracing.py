@@ -104,7 +104,7 @@ def _is_rows(node: fx.Node) -> bool:
 
 def _sized(program: Program, graph: fx.Graph, rows: fx.Node) -> Callable[[Any, Any], Any]:
     def sized(x: Any, y: Any) -> Any:
-        if isinstance(x, fx.Node | bool) or x is None or x == y:
+        if isinstance(x, fx.Node | bool) or x is None or x == y or (x != x and y != y):  # two NaN are alike
             return x
         times, left = divmod(x, COUNTS[0]) if isinstance(x, int) else (0, 1)
         if left or y != times * COUNTS[1]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thalweg.bundle.exportable import Plan
 from thalweg.bundle.servable import Content, TensorSpec
 from thalweg.bundle.served import as_table, require_inputs
 from thalweg.core.errors import UserError
@@ -50,6 +51,16 @@ class ServedReranker:
         found = self.reranker.ranked(self._rows(rows), keep)
         order = found.order if keep is None else found.kept
         return {"order": order.numpy(), "energy": found.energies.numpy().astype(np.float32)}
+
+    def plan(self) -> Plan:
+        from thalweg.apps.rerank.graph import plan_of
+
+        return plan_of(self)
+
+    def typical_rows(self, n: int, seed: int) -> dict[str, np.ndarray]:
+        from thalweg.apps.rerank.graph import typical_rows
+
+        return typical_rows(self, n, seed)
 
     def _rows(self, rows: Mapping[str, np.ndarray]) -> Any:
         require_inputs(self.inputs, rows)

@@ -1,0 +1,155 @@
+"""`thalweg export`: what is refused, in one line and before any work, and that nothing half-written stays."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from thalweg.apps.anomaly.detector import EnergyDetector
+from thalweg.apps.anomaly.graph import table as table_graph
+from thalweg.apps.anomaly.graph.kernels import KernelGraph
+from thalweg.apps.anomaly.graph.lookup import PValueGraph
+from thalweg.apps.anomaly.graph.scalings import StandardGraph
+from thalweg.apps.anomaly.saved import DetectorBundle
+from thalweg.bundle.files import load
+from thalweg.core.errors import DiskFull, UserError
+from thalweg.export import formats
+from thalweg.export.export import export
+
+
+def test_a_folder_with_a_manifest_and_a_table_for_machines(small, call, tmp_path):
+    code, found, err = call("export", small, "-o", "out", "--rows", "200", "--json")
+    assert code == 0
+    assert [line for line in err if line.startswith("energy.onnx in out")]
+    (graph,) = found["graphs"]
+    assert [i["name"] for i in graph["inputs"]][-2:] == ["color", "site"]
+    assert graph["inputs"][-1]["dtype"] == "string"
+    assert graph["categories"]["color"]["codes"]["блю"] in range(4)
+    assert set(found["left_out"]) == {"gradient", "step"}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["energy.onnx", "manifest.json"]
+    assert call("export", small, "-o", "out", "--rows", "200")[0] == 0  # an export is replaced by an export
+
+
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        (["--format", "tf", "-o", "out"], "--format='tf'"),
+        (["-o", "full"], "full"),
+        (["-o", "model.pt2"], "--out='model.pt2'"),
+        (["-o", "folder.onnx"], "folder.onnx"),
+    ],
+    ids=["format", "full folder", "suffix", "a folder"],
+)
+def test_what_is_refused_before_any_work(small, call, tmp_path, words, argument, monkeypatch):
+    monkeypatch.setattr("thalweg.export.export.exportable", lambda *args: pytest.fail("worked"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    (tmp_path / "folder.onnx").mkdir()
+    code, _, err = call("export", small, *words)
+    assert (code, len(err)) == (2, 1)
+    assert err[0].startswith(f"thalweg: {argument}: must")
+    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_bundle_and_a_missing_package(small, call, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    assert call("export", "empty", "-o", "out")[0] == 2
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxruntime" else name)
+    code, _, err = call("export", small, "-o", "out")
+    assert (code, len(err)) == (2, 1)
+    assert "thalweg[export]" in err[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_leaves_nothing(small, tmp_path, monkeypatch):
+    def full(path, data):
+        raise DiskFull("no room")
+
+    monkeypatch.setattr("thalweg.core.store.write_bytes", full)
+    with pytest.raises(DiskFull):
+        export(load(small, device="cpu"), tmp_path / "out", format="onnx", rows=100)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_with_gaps_and_a_column_with_an_output_s_name_are_refused(make_table, tmp_path):
+    rows = make_table(60).drop(columns=["wide"])
+    for frame, options, argument in (
+        (rows, {"missing": "marginalise"}, "run"),
+        (rows.rename(columns={"flow": "energy"}), {}, "energy"),
+    ):
+        bundle = DetectorBundle(EnergyDetector(random_state=0, **options).fit(frame))
+        with pytest.raises(UserError) as error:
+            export(bundle, tmp_path / "out", format="onnx")
+        assert error.value.argument == argument
+
+
+def test_a_row_that_the_detector_refuses_is_flagged(small, tmp_path, elsewhere):
+    """A graph cannot raise an error, and an unknown row must not pass."""
+    bundle = load(small, device="cpu")
+    export(bundle, tmp_path / "d.onnx", format="onnx", rows=100)
+    rows = bundle.servable().typical_rows(3, 0)
+    rows["flow"] = np.array([np.nan, np.inf, rows["flow"][2]])
+    found = elsewhere(tmp_path / "d.onnx", rows)
+    assert np.isnan(found["energy"]).tolist() == [True, True, False]
+    assert found["flag"][:2].tolist() == [True, True]
+
+
+def _rounded(self, x):
+    mean = self.mean.to(torch.float32).to(torch.float64)
+    return torch.maximum(torch.minimum((x - mean) / self.scale, self.bound), -self.bound)
+
+
+def _without_one(self, u):
+    below = self.lists.places(u[:, None]).squeeze(1)
+    return (self.n - below).double() / (self.lists.lengths + 1).double()
+
+
+def _to_the_first(column):
+    known, _, missing = _code_of(column)
+    return known, 0, missing
+
+
+_code_of = table_graph.code_of
+FAULTS = {
+    "mean in float32": (StandardGraph, "forward", _rounded),
+    "p-value without + 1": (PValueGraph, "forward", _without_one),
+    "a new category is the first": ("thalweg.apps.anomaly.graph.programs", "code_of", _to_the_first),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_graph_that_disagrees_is_not_written(fault, small, tmp_path, monkeypatch):
+    """The written check rejects mutants of a detector's graph, and says where."""
+    place, name, wrong = FAULTS[fault]
+    if isinstance(place, str):
+        monkeypatch.setattr(f"{place}.{name}", wrong)
+    else:
+        monkeypatch.setattr(place, name, wrong)
+    with pytest.raises(UserError) as error:
+        export(load(small, device="cpu"), tmp_path / "out", format="onnx", rows=400)
+    assert error.value.argument == "graph 'energy'"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_that_is_left_out_is_found(searched, tmp_path, monkeypatch):
+    """Exact sums in the place of the stored search differ by more than the check allows."""
+    made = KernelGraph.__init__
+
+    def exact(self, kernel, k=0):
+        made(self, kernel, k)
+        self.searches = False
+
+    monkeypatch.setattr(KernelGraph, "__init__", exact)
+    with pytest.raises(UserError):
+        export(load(searched, device="cpu"), tmp_path / "out", format="onnx", rows=400)
+
+
+def test_a_column_of_whole_numbers_that_are_codes(tmp_path, elsewhere):
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"code": random.integers(0, 4, 80), "v": random.normal(size=80)})
+    bundle = DetectorBundle(EnergyDetector(random_state=0, dtype={"code": "category"}).fit(frame))
+    export(bundle, tmp_path / "d.onnx", format="onnx", rows=100)
+    rows = bundle.servable().typical_rows(20, 1)
+    found = elsewhere(tmp_path / "d.onnx", rows)
+    assert np.allclose(found["energy"], bundle.servable().score(rows)["energy"], rtol=1e-6)

@@ -1,0 +1,84 @@
+"""Trained energies as graphs: energy, gradient and sampler step agree with the library's, for any number of rows."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from thalweg.apps.rerank.reranker import EnergyReranker
+from thalweg.apps.rerank.settings import RatioSettings
+from thalweg.bundle.exportable import Program
+from thalweg.bundle.files import load
+from thalweg.bundle.servable import TensorSpec
+from thalweg.core import store
+from thalweg.core.errors import UserError
+from thalweg.core.rng import generator
+from thalweg.export.export import export
+from thalweg.export.tracing import COUNTS, open_rows
+
+ROWS = 200
+
+
+def test_energy_gradient_and_step_of_chains_in_onnx_runtime(chains, tmp_path, elsewhere):
+    bundle = load(chains.path, device="cpu")
+    found = export(bundle, tmp_path / "out", format="onnx", rows=ROWS)
+    assert [graph["graph"] for graph in found["graphs"]] == ["energy", "gradient", "step"]
+    store.verify(tmp_path / "out")
+    manifest = store.read_json(tmp_path / "out" / "manifest.json")
+    assert manifest["graphs"][2]["outputs"][0]["name"] == "next_x"
+    assert manifest["graphs"][0]["check"]["random_rows"] == ROWS
+    x = bundle.servable().typical_rows(9, 3)
+    ours, theirs = bundle.servable().score(x), elsewhere(tmp_path / "out" / "energy.onnx", x)
+    assert set(theirs) == set(ours)
+    assert np.allclose(theirs["energy"], ours["energy"], rtol=1e-4, atol=1e-4)
+    at = torch.from_numpy(x["x"]).requires_grad_(True)
+    (g,) = torch.autograd.grad(bundle.energy(at).sum(), at)
+    assert np.allclose(elsewhere(tmp_path / "out" / "gradient.onnx", x)["energy_gradient"], g.numpy(), atol=1e-4)
+
+
+def test_an_energy_of_images_as_pt2_with_any_number_of_rows(digits, tmp_path):
+    bundle = load(digits.path, device="cpu")
+    file = tmp_path / "digits.pt2"
+    found = export(bundle, file, format="pt2", rows=ROWS)
+    assert [graph["graph"] for graph in found["graphs"]] == ["energy"]
+    module = torch.export.load(file).module()
+    for rows in (1, 2, 6):
+        x = torch.rand(rows, *bundle.shape, generator=generator(rows, "pt2"))
+        assert torch.allclose(module(x)[0], bundle.energy(x), rtol=1e-4)
+
+
+def test_the_energy_of_a_reranker(tmp_path):
+    draws = generator(0, "rerank")
+    real, generated = torch.randn(300, 2, generator=draws), torch.randn(300, 2, generator=draws) + 1
+    reranker = EnergyReranker(settings=RatioSettings(ensemble=2, hidden=8, steps=30), device="cpu")
+    reranker.fit(real, generated)
+    found = export(reranker, tmp_path / "out", format="onnx", rows=ROWS)
+    assert [graph["graph"] for graph in found["graphs"]] == ["energy"]
+
+
+class Loop(nn.Module):
+    def forward(self, x):
+        return (torch.stack([row.sum() for row in x]),)
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return (x.sum(1) if bool(x.sum() > 0) else -x.sum(1),)
+
+
+@pytest.mark.parametrize("module", [Loop(), Branch()], ids=["loop over rows", "branch on a value"])
+def test_what_depends_on_the_number_of_rows_or_on_a_value_is_refused_by_name(module):
+    """A trace with one number of rows would keep that number, and the branch, for ever."""
+    specs = [TensorSpec("x", "FP32", (-1, 3))], [TensorSpec("energy", "FP32", (-1,))]
+    program = Program(name="odd", module=module, inputs=specs[0], outputs=specs[1], reference=lambda rows: rows)
+    with pytest.raises(UserError) as error:
+        open_rows(program, [[torch.ones(n, 3)] for n in COUNTS])
+    assert error.value.argument == "graph 'odd'"
+
+
+def test_texts_are_refused_before_any_work(words, tmp_path, monkeypatch):
+    monkeypatch.setattr("thalweg.export.export.prepared", lambda *args: pytest.fail("worked"))
+    with pytest.raises(UserError) as error:
+        export(load(words.path, device="cpu"), tmp_path / "out", format="onnx")
+    assert error.value.argument == "run"
+    assert not (tmp_path / "out").exists()
