@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from markup import escaped
 from names import Module, Name, first_use, modules
 from sphinx.cmd.build import main as sphinx
 from sphinx.util.inventory import InventoryFile
@@ -170,7 +171,7 @@ def page_of_module(module: Module, known: list[Module]) -> str:
         out += [".. list-table::", "   :widths: auto", "   :header-rows: 1", "", "   * - module", "     - holds"]
         for other in inside:
             name = other.name.removeprefix(f"{module.name}.")
-            out += [f"   * - :doc:`{name} <{other.name}>`", f"     - {plain(other.summary)}"]
+            out += [f"   * - :doc:`{name} <{other.name}>`", f"     - {escaped(other.summary)}"]
         out.append("")
     out += [f".. py:currentmodule:: {module.name}", ""]
     for name in module.names:
@@ -195,14 +196,7 @@ def entry(name: Name) -> list[str]:
     if name.kind != "data":
         return [f".. auto{name.kind}:: {name.name}", ""]
     value = [f"   :value: {name.value}"] * bool(name.value)
-    return [f".. py:data:: {name.name}", *value, "", f"   {plain(name.comment)}", ""]
-
-
-def plain(text: str) -> str:
-    """Text without markup, for reStructuredText."""
-    from docstrings import escaped
-
-    return escaped(text)
+    return [f".. py:data:: {name.name}", *value, "", f"   {escaped(name.comment)}", ""]
 
 
 def index_of(known: list[Module]) -> str:
