@@ -178,10 +178,10 @@ def page_of_module(module: Module, known: list[Module]) -> str:
         out += entry(name)
     if module.name == "thalweg":
         kinds = {f"{other.name}.{name.name}": name.kind for other in known for name in other.names}
-        for name, home in first_use().items():
-            full = f"{home}.{name}"
-            out += [f".. py:{kinds[full]}:: {name}", "   :no-typesetting:", "", ""]
-            out += [f"- :py:obj:`thalweg.{name} <{full}>`, defined in :py:mod:`{home}`", ""]
+        here = [(name, f"{home}.{name}", home) for name, home in first_use().items()]
+        for name, full, _ in here:
+            out += [f".. py:{kinds[full]}:: {name}", "   :no-typesetting:", ""]
+        out += [f"- :py:obj:`thalweg.{name} <{full}>`, defined in :py:mod:`{home}`" for name, full, home in here]
     return "\n".join(out) + "\n"
 
 
