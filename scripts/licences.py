@@ -94,7 +94,9 @@ def table(rows: dict[str, dict[str, str]], names: list[str], title: str) -> None
     """A section of the page."""
     print(f"## {title}\n\n| package | version | licence |\n|---|---|---|")
     for name in names:
-        print(f"| [{name}]({rows[name]['URL']}) | {rows[name]['Version']} | {licence_of(name, rows)} |")
+        url, version = rows[name]["URL"], rows[name]["Version"]
+        linked = name if url == "UNKNOWN" else f"[{name}]({url})"
+        print(f"| {linked} | {version} | {licence_of(name, rows)} |")
     print()
 
 

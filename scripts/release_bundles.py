@@ -11,9 +11,10 @@ is read by `thalweg.load("build/release/digits-dual")`. `release.json` says how 
 
 import argparse
 import hashlib
+import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,7 +64,7 @@ def made(plan: Plan, folder: Path, num_samples: int | None) -> dict[str, Any]:
             steps=plan.steps,
             seed=SEED,
             overrides=plan.overrides,
-            command=" ".join(["thalweg train", plan.data, "--recipe", plan.recipe, *map(repr, plan.overrides)]),
+            command=command(plan),
         )
         bundle = fit(request, run, tensorboard=False)
         figures = api.evaluate_run(bundle, run, num_samples=num_samples, seed=SEED)
@@ -80,8 +81,24 @@ def made(plan: Plan, folder: Path, num_samples: int | None) -> dict[str, Any]:
         "seconds": training["seconds"],
         "normalised": bundle.normalised,
         "bytes": sum(path.stat().st_size for path in folder.iterdir()),
-        "figures": {key: value for key, value in figures.items() if isinstance(value, int | float)},
+        "figures": dict(leaves(figures)),
     }
+
+
+def command(plan: Plan) -> str:
+    """What trains the same on the command line."""
+    limits = [("--minutes", plan.minutes), ("--steps", plan.steps), ("--seed", SEED)]
+    given = [word for name, value in limits if value is not None for word in (name, str(value))]
+    return shlex.join(["thalweg", "train", plan.data, "--recipe", plan.recipe, *given, *plan.overrides])
+
+
+def leaves(figures: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of nested figures, under dotted names; lists of them are in evaluation.json."""
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{above}{key}.")
+        elif isinstance(value, int | float):
+            yield f"{above}{key}", value
 
 
 def check(folder: Path) -> list[str]:

@@ -16,13 +16,14 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+from markup import escaped
 from names import Module, Name, first_use, modules
 from sphinx.cmd.build import main as sphinx
 from sphinx.util.inventory import InventoryFile
 
 ROOT = Path(__file__).parents[2]
 SOURCES, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
-PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "AGENTS.md")
+PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "THIRD_PARTY.md", "AGENTS.md")
 GUIDES = {
     "Train": ("train", "your-own", "runs", "monitor", "vision", "devices", "gotchas"),
     "Apply": ("detect", "detect_images", "detect_columns", "detect_input", "detect_energy", "tables", "classify",
@@ -161,26 +162,33 @@ def page_of_module(module: Module, known: list[Module]) -> str:
 
     No part of the navigation: it would be formed anew for each of some hundred pages. The first line leads up.
     """
-    line, parts = "=" * len(module.name), module.name.split(".")
-    above = [".".join(parts[:n]) for n in range(1, len(parts))]
+    line, names = "=" * len(module.name), {other.name for other in known}
+    above = packages_of(module.name, names)
     path = " / ".join([":doc:`API <index>`", *(f":doc:`{name.rpartition('.')[2]} <{name}>`" for name in above)])
     out = [":orphan:", "", module.name, line, "", path, "", f".. automodule:: {module.name}", "   :no-members:", ""]
-    inside = [other for other in known if other.name.rpartition(".")[0] == module.name]
+    inside = [other for other in known if packages_of(other.name, names)[-1:] == [module.name]]
     if inside:
         out += [".. list-table::", "   :widths: auto", "   :header-rows: 1", "", "   * - module", "     - holds"]
         for other in inside:
-            out += [f"   * - :doc:`{other.name.rpartition('.')[2]} <{other.name}>`", f"     - {plain(other.summary)}"]
+            name = other.name.removeprefix(f"{module.name}.")
+            out += [f"   * - :doc:`{name} <{other.name}>`", f"     - {escaped(other.summary)}"]
         out.append("")
     out += [f".. py:currentmodule:: {module.name}", ""]
     for name in module.names:
         out += entry(name)
     if module.name == "thalweg":
         kinds = {f"{other.name}.{name.name}": name.kind for other in known for name in other.names}
-        for name, home in first_use().items():
-            full = f"{home}.{name}"
-            out += [f".. py:{kinds[full]}:: {name}", "   :no-typesetting:", "", ""]
-            out += [f"- :py:obj:`thalweg.{name} <{full}>`, defined in :py:mod:`{home}`", ""]
+        here = [(name, f"{home}.{name}", home) for name, home in first_use().items()]
+        for name, full, _ in here:
+            out += [f".. py:{kinds[full]}:: {name}", "   :no-typesetting:", ""]
+        out += [f"- :py:obj:`thalweg.{name} <{full}>`, defined in :py:mod:`{home}`" for name, full, home in here]
     return "\n".join(out) + "\n"
+
+
+def packages_of(name: str, known: set[str]) -> list[str]:
+    """The packages that a module lies in, the outermost first; a folder without `__init__.py` is none."""
+    parts = name.split(".")
+    return [above for n in range(1, len(parts)) if (above := ".".join(parts[:n])) in known]
 
 
 def entry(name: Name) -> list[str]:
@@ -188,14 +196,7 @@ def entry(name: Name) -> list[str]:
     if name.kind != "data":
         return [f".. auto{name.kind}:: {name.name}", ""]
     value = [f"   :value: {name.value}"] * bool(name.value)
-    return [f".. py:data:: {name.name}", *value, "", f"   {plain(name.comment)}", ""]
-
-
-def plain(text: str) -> str:
-    """Text without markup, for reStructuredText."""
-    from docstrings import escaped
-
-    return escaped(text)
+    return [f".. py:data:: {name.name}", *value, "", f"   {escaped(name.comment)}", ""]
 
 
 def index_of(known: list[Module]) -> str:

@@ -10,11 +10,11 @@ import thalweg
 project, author, release = "Thalweg", "the Thalweg authors", thalweg.__version__
 project_copyright = author
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "docstrings"]
-nitpicky = False
+nitpicky = smartquotes = False
 myst_heading_anchors = 6  # as GitHub forms them; a link to an anchor that is not there is a warning
 highlight_language = "text"
 pygments_style, pygments_dark_style = "friendly", "monokai"
-suppress_warnings = ["misc.highlighting_failure"]
+suppress_warnings = ["misc.highlighting_failure", "ref.python"]  # the latter: a type's name that two modules define
 
 add_module_names = False
 autodoc_typehints = "signature"
