@@ -19,13 +19,14 @@ class BucketSearch:
         self.buckets = 4 * count
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
             unit = (self.buckets - 2) / (high - low)
-        # one bucket for all where a unit is beyond numbers
-        self.low, self.unit = low, unit if np.isfinite(unit) and np.isfinite(low * unit) else 0.0
-        self.first = np.searchsorted(self._bucket(values[:-1]), np.arange(self.buckets)).astype(np.int32)
+            useful = len(values) > FEW and 0 < unit < np.inf and np.isfinite(low * unit)
+        self.low, self.unit, self.first = low, unit, None
+        if useful:
+            self.first = np.searchsorted(self._bucket(values[:-1]), np.arange(self.buckets)).astype(np.int32)
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """(B,) places: the number of values below each."""
-        if len(self.values) <= FEW:
+        if self.first is None:
             return np.searchsorted(self.values, x)
         out = np.empty(len(x), dtype=np.int32)
         for i in range(0, len(x), BLOCK):
@@ -40,6 +41,6 @@ class BucketSearch:
 
     def _bucket(self, x: np.ndarray) -> np.ndarray:
         """Rising with x."""
-        with np.errstate(over="ignore", invalid="ignore"):
+        with np.errstate(over="ignore"):
             at = (x - self.low) * self.unit
         return np.clip(at + 1.0, 0.0, self.buckets - 1.0, out=at).astype(np.int64)

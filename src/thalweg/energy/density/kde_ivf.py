@@ -27,7 +27,7 @@ TRIAL = 1000  # stored rows that M and tau are chosen on
 ROUNDS = 10  # of k-means
 CELLS = 2.0  # cells over sqrt(N)
 FAR = 16 * BITS  # of squared distance to the middle of the centres
-ROWS = 512  # lifted at once, so that they stay in the processor's cache
+ROWS = 2048  # lifted at once, so that they stay in the processor's cache
 
 
 class SearchParams(NamedTuple):

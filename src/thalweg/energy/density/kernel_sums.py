@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-ENTRIES = 65_536  # of a block of sums, so that it stays in the processor's cache
+ENTRIES = 262_144  # of a block of sums: so that it stays in the cache, and the calls are few
 WIDTH = 4096  # rows of the list in a block, at most
 TOGETHER = 4  # rows in a product, at least
 LEAST = -120.0  # log2 of a term, below which it is set to that
@@ -87,7 +87,7 @@ class KernelSum:
                 if own is not None:
                     _leave_out(bits, own[first:last], i * WIDTH)
                 if k:
-                    found.append(bits.topk(k, dim=1, sorted=False).values)
+                    found.append(_largest(bits, k))
                 bits.clamp_min_(LEAST).exp2_()
                 if i == 0:
                     torch.sum(bits, 1, out=total[first:last])
@@ -169,6 +169,14 @@ def _blocks(count: int, size: int) -> list[tuple[int, int]]:
     """(first, last) of blocks of `size`; the last one has `TOGETHER` or more where there are as many."""
     starts = list(range(0, max(1, count - TOGETHER + 1), size)) if count else []
     return list(zip(starts, [*starts[1:], count], strict=True))
+
+
+def _largest(bits: Tensor, k: int) -> Tensor:
+    """The k largest of each row; on the CPU by NumPy's partition, which reorders the row and takes half as long."""
+    if bits.device.type != "cpu":
+        return bits.topk(k, dim=1, sorted=False).values
+    bits.numpy().partition(bits.shape[1] - k, axis=1)
+    return bits[:, -k:].clone()
 
 
 def _leave_out(bits: Tensor, at: Tensor, first: int) -> None:

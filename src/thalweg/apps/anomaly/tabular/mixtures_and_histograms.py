@@ -55,25 +55,25 @@ class Mixture:
         )
 
     def __call__(self, y: np.ndarray, device: torch.device = CPU) -> np.ndarray:
-        whiten, constants = (part.to(device) for part in self._products)
-        k, d = self.means.shape
+        (whiten, pick, constants), d = (part.to(device) for part in self._products), self.means.shape[1]
         out, size = torch.empty(len(y), dtype=torch.float64, device=device), max(16, ENTRIES // whiten.shape[1])
         for i, part in zip(range(0, len(y), size), torch.from_numpy(y).to(device).split(size), strict=True):
             lifted = whiten.new_ones(max(len(part), TOGETHER), d + 1)
             lifted[: len(part), :-1] = part
-            z = (lifted @ whiten).square_().view(-1, d, k).sum(1)[: len(part)]
-            out[i : i + size] = torch.logsumexp(constants - 0.5 * z.double(), dim=1)
+            logs = torch.addmm(constants, (lifted @ whiten).square_(), pick).T.double()
+            out[i : i + size] = torch.logsumexp(logs, dim=0)[: len(part)]
         return 0.5 * y.shape[1] * np.log(2 * np.pi) - out.cpu().numpy()
 
     @cached_property
-    def _products(self) -> tuple[Tensor, Tensor]:
-        """(y, 1) W, in float32, has the whitened rows of all components, by column; log w_k p_k = c_k - |z_k|² / 2."""
+    def _products(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(y, 1) W holds the whitened rows z of all components side by side; log w_k p_k = c_k + z² P. In float32."""
         (k, d), eye = self.means.shape, np.eye(self.means.shape[1])
         inverses = [solve_triangular(f, eye, lower=True).T for f in self.factors]
-        lifted = [np.vstack([w, -m @ w]) for m, w in zip(self.means, inverses, strict=True)]
+        whiten = np.concatenate([np.vstack([w, -m @ w]) for m, w in zip(self.means, inverses, strict=True)], axis=1)
+        pick = -0.5 * np.kron(np.eye(k), np.ones((d, 1)))
         constants = self.log_weights - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
-        whiten = np.stack(lifted, axis=2).reshape(d + 1, d * k)
-        return torch.from_numpy(whiten).float(), torch.from_numpy(constants)
+        whiten, pick, constants = (torch.from_numpy(part).float() for part in (whiten, pick, constants))
+        return whiten, pick, constants
 
 
 class Histograms:

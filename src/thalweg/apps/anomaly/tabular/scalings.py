@@ -80,12 +80,14 @@ class NormalScores:
 
     def _ranks(self, x: np.ndarray) -> np.ndarray:
         out = np.empty(x.shape)
-        for j, (search, at, between) in enumerate(self.tables):
-            for i in range(0, len(x), BLOCK):
-                part = np.ascontiguousarray(x[i : i + BLOCK, j])
-                place = search(part)
-                known = search.values.take(place) == part
-                out[i : i + BLOCK, j] = np.where(known, at.take(place), between.take(place))
+        for i in range(0, len(x), BLOCK):
+            columns = x[i : i + BLOCK].T.copy()
+            for column, (search, at, between) in zip(columns, self.tables, strict=True):
+                place = search(column)
+                known = search.values.take(place) == column
+                column[:] = between.take(place)
+                np.copyto(column, at.take(place), where=known)
+            out[i : i + BLOCK] = columns.T
         return out
 
     def __call__(self, x: np.ndarray) -> np.ndarray:

@@ -265,7 +265,11 @@ class TabularEnergy:
         return out
 
     def _fuse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
-        return np.mean([self.scales_[name](u) for name, u in parts.items()], axis=0)
+        out = np.zeros(len(next(iter(parts.values()))))
+        for name, u in parts.items():
+            out += self.scales_[name](u)
+        out /= len(parts)
+        return out
 
     def _nearest(self, y: np.ndarray) -> list[np.ndarray]:
         stored = self._tensor(self._stored["arcsinh"])
