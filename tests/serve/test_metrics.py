@@ -86,11 +86,13 @@ def test_the_flagged_share_is_that_of_recent_rows_at_the_promised_rate():
     watch = ModelWatch(model)
     watch.update(model.scored(1, 300, shift=9.0))
     watch.update(model.scored(2, ROWS))  # pushes them out
+    watch.flush()
     figures = watch.figures()
     p = model.scored(2, ROWS)["p_value"]
     assert figures["thalweg_flagged_share"] == pytest.approx((p <= 0.05).mean())
     assert figures["thalweg_flagged_share_low"] < 0.05 < figures["thalweg_flagged_share_high"]
     watch.update(model.scored(3, 500, shift=9.0))
+    watch.flush()
     assert watch.figures()["thalweg_flagged_share_low"] > 0.05
 
 
@@ -123,12 +125,15 @@ def test_the_drift_alarm_is_silent_until_energies_move():
     watch = ModelWatch(model)
     for seed in range(20):
         watch.update(model.scored(seed, 250))
+    watch.flush()
     assert watch.figures()["thalweg_drift_alarm"] == 0
     for seed in range(8):
         watch.update(model.scored(seed, 250, shift=1.0))
+    watch.flush()
     assert watch.figures()["thalweg_drift_alarm"] == 1
     for seed in range(20):
         watch.update(model.scored(seed, 250))
+    watch.flush()
     assert watch.figures()["thalweg_drift_alarm"] == 1  # it stays
 
 

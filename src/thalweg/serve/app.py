@@ -24,8 +24,9 @@ from thalweg.serve.safety.origin import Origin, hosts_of
 from thalweg.serve.safety.tokens import Tokens, require_token
 from thalweg.serve.schema.openapi import cached
 from thalweg.serve.settings import ServeSettings
+from thalweg.serve.v1.direct import Direct
 from thalweg.serve.v1.requests import of_validation
-from thalweg.serve.v1.routes import plain_routes
+from thalweg.serve.v1.routes import Plain, plain_routes
 from thalweg.serve.v2.routes import protocol_routes
 
 
@@ -67,6 +68,14 @@ def create_app(
             Middleware(Origin, hosts=hosts_of(settings)),
         ],
         redirect_slashes=False,
+    )
+    app.add_middleware(
+        Direct,
+        plain=Plain(context),
+        metrics=metrics,
+        origin=Origin(app, hosts_of(settings)),
+        tokens=Tokens(app, settings.tokens),
+        max_body=settings.max_body,
     )
     app.state.engine, app.state.metrics, app.state.settings = engine, metrics, settings
     app.state.server = app.state.requests = None  # a process that serves it has these

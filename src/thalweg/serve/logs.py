@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any, TextIO
 
 ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request, as a client or a proxy may give it
@@ -54,8 +55,9 @@ class RequestLog:
             what = "" if model is None else f"  {rows} {'row' if rows == 1 else 'rows'} of {model}"
             line = f"{time.strftime('%H:%M:%S')}  {method} {route}  {code}  {milliseconds:g} ms{what}"
         else:
-            told = {"time": _time(time.time()), "method": method, "route": route, "code": code, "ms": milliseconds}
-            line = json.dumps(told | {"model": model, "rows": rows, "id": request_id})
+            what = f'"method": {_quoted(method)}, "route": {_quoted(route)}, "code": {code}, "ms": {milliseconds}'
+            told = 'null, "rows": null' if model is None else f'{_quoted(model)}, "rows": {rows}'
+            line = f'{{"time": "{_time(time.time())}", {what}, "model": {told}, "id": "{request_id}"}}'
         self.stream.write(f"{line}\n")
 
 
@@ -97,6 +99,16 @@ def request_id(headers: list[tuple[bytes, bytes]]) -> str:
     return secrets.token_hex(8)
 
 
+@lru_cache(256)
+def _quoted(text: str) -> str:
+    return json.dumps(text)
+
+
+@lru_cache(2)
+def _second(whole: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole))
+
+
 def _time(seconds: float) -> str:
-    whole, part = divmod(seconds, 1)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(whole))}.{int(1e3 * part):03d}Z"
+    whole = int(seconds)
+    return f"{_second(whole)}.{int(1e3 * (seconds - whole)):03d}Z"

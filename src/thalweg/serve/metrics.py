@@ -62,6 +62,7 @@ class Metrics:
         for reason in REASONS:
             self._rejected.labels(reason)
         self._routes: dict[str, Histogram] = {}
+        self._calls: dict[str, tuple[Histogram, Histogram]] = {}
         self._codes: dict[tuple[str, int], Counter] = {}
 
     def request(self, route: str, code: int, seconds: float) -> None:
@@ -101,8 +102,11 @@ class Metrics:
 
     def computed(self, model: str, rows: int, seconds: float) -> None:
         """A call of a model."""
-        self._rows.labels(model).observe(rows)
-        self._inference.labels(model).observe(seconds)
+        both = self._calls.get(model)
+        if both is None:
+            both = self._calls.setdefault(model, (self._rows.labels(model), self._inference.labels(model)))
+        both[0].observe(rows)
+        both[1].observe(seconds)
 
     def wasted(self, model: str) -> None:
         """A call that was made for nobody."""
@@ -110,13 +114,17 @@ class Metrics:
 
     def scored(self, model: str, found: Mapping[str, np.ndarray]) -> None:
         """What a model gave."""
-        bad = self.watches[model].update(found)
-        if bad:
-            self._non_finite.labels(model).inc(bad)
+        self._bad(model, self.watches[model].update(found))
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
+        for model, watch in list(self.watches.items()):
+            self._bad(model, watch.flush())
         return generate_latest(self.registry)
+
+    def _bad(self, model: str, rows: int) -> None:
+        if rows:
+            self._non_finite.labels(model).inc(rows)
 
 
 class _Watched(Collector):

@@ -15,6 +15,7 @@ from thalweg.bundle.servable import Calibrated, Servable
 ROWS = 1000  # recent ones that figures are of, and those of one drift test
 DRIFT_LEVEL = 0.01  # the chance of a false alarm, ever
 SHARE_LEVEL = 0.99  # of the interval of the flagged share
+PENDING = 128  # rows that are looked at together
 ROUNDING = 1e-6  # of p-values in float32
 
 
@@ -42,21 +43,37 @@ class ModelWatch:
         self._drift = None if self._calibration is None else DriftAlarm(self._calibration, level=DRIFT_LEVEL)
         self._p = np.empty(0)
         self._energies = np.empty(0)
+        self._pending: list[Mapping[str, np.ndarray]] = []
+        self._count = 0
         self._lock = threading.Lock()
 
     def update(self, found: Mapping[str, np.ndarray]) -> int:
-        """Take in the answer of a call; rows of it that are not finite, which count nowhere else."""
-        numbers = [value for value in found.values() if value.dtype.kind == "f" and value.ndim]
-        if not numbers:
-            return 0
-        finite = np.all([np.isfinite(value).reshape(len(value), -1).all(1) for value in numbers], axis=0)
+        """Take in the answer of a call. Rows that were not finite, of those that were looked at since the last time."""
         with self._lock:
+            self._pending.append(found)
+            self._count += len(next(iter(found.values()), ()))
+            return self._look() if self._count >= PENDING else 0
+
+    def flush(self) -> int:
+        """Look at what came since; rows of it that are not finite, which count nowhere else."""
+        with self._lock:
+            return self._look()
+
+    def _look(self) -> int:
+        bad = 0
+        for found in _joined(self._pending):
+            numbers = [value for value in found.values() if value.dtype.kind == "f" and value.ndim]
+            if not numbers:
+                continue
+            finite = np.all([np.isfinite(value).reshape(len(value), -1).all(1) for value in numbers], axis=0)
+            bad += int((~finite).sum())
             if "p_value" in found:
                 self._p = np.append(self._p, found["p_value"][finite])[-self.rows :]
             if self._drift is not None and "energy" in found:
                 self._energies = np.append(self._energies, found["energy"][finite])
                 self._test()
-        return int((~finite).sum())
+        self._pending, self._count = [], 0
+        return bad
 
     def figures(self) -> dict[str, float]:
         """By the name of their metric, those that there are."""
@@ -81,6 +98,13 @@ class ModelWatch:
         while len(self._energies) >= self.rows and self._drift is not None:
             batch, self._energies = self._energies[: self.rows], self._energies[self.rows :]
             self.alarm |= self._drift.update(batch).alarm
+
+
+def _joined(answers: list[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
+    """Answers one after another as one; they have the same outputs."""
+    if len(answers) < 2:
+        return answers
+    return [{name: np.concatenate([one[name] for one in answers]) for name in answers[0]}]
 
 
 def uniformity(p: np.ndarray, calibration: Calibration | None) -> Uniformity:

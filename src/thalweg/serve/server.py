@@ -11,9 +11,8 @@ import logging
 import os
 import resource
 import socket
-import sys
 import webbrowser
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from types import FrameType
 from typing import Any
 
@@ -31,7 +30,6 @@ KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than a load b
 HEAD = 10.0  # seconds in which a request's head must come in
 NOTICE = 1.0  # seconds between a signal and the close, in which load balancers see /readyz
 FILES = 65_536  # open files that are asked for; a connection is one
-SWITCH = 0.0005  # seconds after which a thread that wants the interpreter gets it: the worker, between torch's calls
 BACKLOG = 2048
 
 log = logging.getLogger("thalweg.serve")
@@ -122,11 +120,15 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
-            now = self.loop.time()
-            for connection in list(self.server_state.connections):
-                if isinstance(connection, Protocol) and connection.due is not None and connection.due < now:
-                    connection.transport.abort()
+            self.cut(self.server_state.connections)
         return await super().on_tick(counter)
+
+    def cut(self, connections: Iterable[Any]) -> None:
+        """Close connections whose request's head is overdue."""
+        now = self.loop.time()
+        for one in list(connections):
+            if isinstance(one, Protocol) and one.due is not None and one.due < now:
+                one.transport.abort()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listener, answer who has connected already, close what idles."""
@@ -197,7 +199,6 @@ def run(app: FastAPI, settings: ServeSettings, *, say: Callable[[str], None], op
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     app.state.requests = set_up()
     app.state.server = server = Server(app, app.state.engine, settings, listener)
-    sys.setswitchinterval(SWITCH)
     gc.freeze()  # what was imported and loaded is never looked through again
     say(address)
     if open_page:

@@ -40,12 +40,11 @@ class Admission:
 
     def refusal(self, model: str, kind: Kind, rows: int, limit: float) -> tuple[Reason, float] | None:
         """Why such a request is not taken, and when to come back. What finds nothing waiting is always tried."""
-        own = self.seconds(model, kind, rows)
-        if limit <= 0 or (kind == "score" and min(own, self.costs[model].measured(rows)) > limit):
+        if limit <= 0 or (kind == "score" and self.costs[model].least(rows) > limit):
             return "deadline", 1.0
         if not self.waiting.rows:
             return None
-        wait = self.wait(model, kind)
+        own, wait = self.seconds(model, kind, rows), self.wait(model, kind)
         if self.waiting.rows + rows > self.queue or wait > max(PATIENCE, FAIR * own) or wait + own > limit:
             return "full", max(1.0, wait)
         return None

@@ -31,6 +31,7 @@ class Cost:
         self.sizes, self.seconds = np.array(sizes, float), np.maximum.accumulate(np.array(seconds, float))
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._ratio = 1.0
+        self._known: dict[int, float] = {}  # by rows, of which a request has at most some thousand
 
     def __call__(self, rows: int) -> float:
         """The estimate for so many rows."""
@@ -40,6 +41,10 @@ class Cost:
         """Learn from a call."""
         self._recent.append(seconds / self.measured(rows))
         self._ratio = median(self._recent)
+
+    def least(self, rows: int) -> float:
+        """The lower of both: what is refused by it cannot be a matter of a slow moment."""
+        return self.measured(rows) * min(1.0, self._ratio)
 
     def batch(self) -> int:
         """Rows of the smallest measured call of nearly the lowest cost a row, within the bound; 1 at least."""
@@ -51,6 +56,12 @@ class Cost:
 
     def measured(self, rows: int) -> float:
         """What it was at start."""
+        found = self._known.get(rows)
+        if found is None:
+            found = self._known[rows] = self._between(rows)
+        return found
+
+    def _between(self, rows: int) -> float:
         if rows <= self.sizes[-1]:
             return float(np.interp(rows, self.sizes, self.seconds))
         return float(self.seconds[-1] * rows / self.sizes[-1])

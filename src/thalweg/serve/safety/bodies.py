@@ -62,7 +62,8 @@ class _Body:
             return await self._receive()
         left = self._end - asyncio.get_running_loop().time()
         try:
-            message = await asyncio.wait_for(self._receive(), max(left, 0.001))
+            async with asyncio.timeout(max(left, 0.001)):
+                message = await self._receive()
         except TimeoutError as error:
             text = f"must send its body within {self._limits.seconds:g} seconds"
             raise HttpError(408, "slow_body", text) from error

@@ -32,6 +32,10 @@ class Origin:
         else:
             await reply(send, scope, refused)
 
+    def allows(self, scope: Scope) -> bool:
+        """Whether a request is let in."""
+        return self._refused(scope) is None
+
     def _refused(self, scope: Scope) -> HttpError | None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         if not self._allowed(headers.get(b"host", "")):

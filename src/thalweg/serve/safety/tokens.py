@@ -37,6 +37,10 @@ class Tokens:
         text, told = "must have a valid bearer token", {"WWW-Authenticate": "Bearer"}
         await reply(send, scope, HttpError(401, "unauthorized", text, field="authorization", headers=told))
 
+    def allows(self, scope: Scope) -> bool:
+        """Whether a request is let in."""
+        return not self.hashes or self._known(scope)
+
     def _open(self, scope: Scope) -> bool:
         path = scope["path"]
         return scope["method"] in ("GET", "HEAD") and (path in OPEN or path.startswith(STATIC))

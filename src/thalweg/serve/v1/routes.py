@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from thalweg.bundle.servable import Classifies, Explains, Inpaints, Reranks, Samples
 from thalweg.serve.answers import Context, answer, asking, lines, require_finite
+from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.errors import HttpError, malformed
 from thalweg.serve.inputs import body
 from thalweg.serve.inputs.instances import image
@@ -181,7 +182,7 @@ class Plain:
         return await lines(served, items)
 
     def _how(self, request: Request) -> dict[str, Any]:
-        return {"deadline": self.context.deadline(request), "gone": request.is_disconnected}
+        return {"deadline": self.context.deadline(request), "gone": gone_of(request.receive)}
 
 
 def _head(served: ServedModel) -> dict[str, Any]:

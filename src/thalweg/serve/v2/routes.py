@@ -7,6 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from thalweg import __version__
 from thalweg.serve.answers import Context, answer, asking, require_finite
+from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.errors import HttpError
 from thalweg.serve.inputs.body import INLINE
 from thalweg.serve.models import ServedModel, spec_of
@@ -75,7 +76,7 @@ class Protocol2:
         how: dict[str, Any] = {
             "alpha": asked.alpha,
             "deadline": self.context.deadline(request, asked.timeout),
-            "gone": request.is_disconnected,
+            "gone": gone_of(request.receive),
         }
         with asking(served):
             found = await self.engine.score(served.name, asked.rows, **how)

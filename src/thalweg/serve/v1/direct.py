@@ -1,0 +1,120 @@
+"""The short way of scores: a plain POST to /v1/score, which is what loads a service.
+
+Finding a route and its parameters and passing eight layers costs more than reading a small body and scoring it. This
+layer stands before all others, and makes the same checks by the same functions. Whatever is not plain, or is not let
+in, takes the ordinary way, which answers it; both ways give the same answers.
+"""
+
+import logging
+import time
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from thalweg.serve.answers import answer, asking
+from thalweg.serve.errors import HttpError, internal
+from thalweg.serve.inputs.body import INLINE, JSON, NPY
+from thalweg.serve.logs import noting, request_id
+from thalweg.serve.metrics import Metrics
+from thalweg.serve.safety.headers import CACHE, HEADERS
+from thalweg.serve.safety.observed import ID
+from thalweg.serve.safety.origin import Origin
+from thalweg.serve.safety.tokens import Tokens
+from thalweg.serve.v1.routes import Plain
+
+PATH = "/v1/score"
+MEDIA = (JSON.encode(), NPY.encode())
+SPECIAL = {b"transfer-encoding", b"content-encoding", b"expect"}  # headers that other layers deal with
+FIXED = [*HEADERS, CACHE]
+
+log = logging.getLogger("thalweg.serve")
+
+
+class Direct:
+    """Pure ASGI, the outermost layer.
+
+    Args:
+        app: The ordinary way.
+        plain: The plain routes.
+        metrics: Where requests are counted.
+        origin, tokens: Who is let in.
+        max_body: Bytes.
+    """
+
+    def __init__(self, app: ASGIApp, plain: Plain, metrics: Metrics, origin: Origin, tokens: Tokens, max_body: int):
+        self.app, self.plain, self.metrics, self.origin, self.tokens = app, plain, metrics, origin, tokens
+        self.limit = min(max_body, INLINE)
+        models = list(plain.context.models.values())
+        self.only = models[0] if len(models) == 1 else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.only is None or scope["type"] != "http" or scope["path"] != PATH or not self._plain(scope):
+            await self.app(scope, receive, send)
+            return
+        begun, name = time.perf_counter(), request_id(scope["headers"])
+        message = await _at_once(receive)
+        if message is None or message["type"] != "http.request" or message.get("more_body"):
+            await self.app(scope, _again(message, receive), send)
+            return
+        with self.metrics.in_progress(), noting() as notes:
+            found = await self._answer(scope, receive, message.get("body", b""), name)
+            seconds = time.perf_counter() - begun
+            self.metrics.request(PATH, found.status_code, seconds)
+            requests = scope["app"].state.requests
+            if requests is not None:
+                requests.write("POST", PATH, found.status_code, seconds, name, notes)
+        headers = [*found.raw_headers, *FIXED, (ID, name.encode())]
+        await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": found.body})
+
+    def _plain(self, scope: Scope) -> bool:
+        if scope["method"] != "POST" or scope["query_string"]:
+            return False
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        return (
+            headers.get(b"content-type") in MEDIA
+            and 0 < len(length) <= 6
+            and length.isdigit()
+            and 0 < int(length) <= self.limit
+            and SPECIAL.isdisjoint(headers)
+            and len(headers) == len(scope["headers"])
+            and self.origin.allows(scope)
+            and self.tokens.allows(scope)
+        )
+
+    async def _answer(self, scope: Scope, receive: Receive, body: bytes, name: str) -> Response:
+        assert self.only is not None
+        request = Request(scope, receive)
+        request._body = body  # it was read
+        try:
+            with asking(self.only):
+                self.plain.engine.admit(self.only.name)  # before the body is understood: refusals must be cheap
+            return await self.plain.score(request)
+        except HttpError as error:
+            return answer(error.body(), error.status, error.headers)
+        except Exception:
+            log.exception("request %s failed", name)
+            return answer(internal().body(), 500)
+
+
+async def _at_once(receive: Receive) -> Message | None:
+    """The next message if it is there; None, and nothing is lost, if it would have to be waited for."""
+    waiting = receive().__await__()
+    try:
+        next(waiting)
+    except StopIteration as end:
+        return end.value
+    waiting.close()
+    return None
+
+
+def _again(message: Message | None, receive: Receive) -> Receive:
+    """A `receive` that begins with a message that was taken."""
+    taken = [] if message is None else [message]
+
+    async def replay() -> Message:
+        return taken.pop() if taken else await receive()
+
+    return replay

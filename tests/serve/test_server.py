@@ -1,0 +1,258 @@
+"""The process: what is answered while it ends, and how it ends (trust rows R26, R27, R28, R29)."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+PROCESS = Path(__file__).with_name("process.py")
+SOAK = float(os.environ.get("THALWEG_SOAK", "1800"))  # seconds of the long run
+FULL = 1800.0
+
+
+@contextmanager
+def serving(folder, seconds=0.02, drain=10.0):
+    """(process, address) of a service that is ready."""
+    place = folder / "address"
+    command = [sys.executable, str(PROCESS), str(place), str(seconds), str(drain)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stderr=log, stdout=log)
+    try:
+        until(lambda: place.exists() or process.poll() is not None)
+        address = place.read_text()
+        until(lambda: get(address, "/readyz")[0] == 200)
+        yield process, address
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+
+
+def until(condition):
+    for _ in range(6000):
+        try:
+            if condition():
+                return
+        except OSError:
+            pass
+        time.sleep(0.01)
+    raise AssertionError("it never came to hold")
+
+
+def connect(address):
+    parts = urlsplit(address)
+    return http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+
+
+def ended(address):
+    """Ask, and be cut off."""
+    with pytest.raises((OSError, http.client.HTTPException)):
+        post(connect(address), 1.0)
+
+
+def get(address, path):
+    connection = connect(address)
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    return answer.status, answer.read().decode()
+
+
+def post(connection, *values, headers=None):
+    body = json.dumps({"instances": [[value, 0.0] for value in values]})
+    connection.request("POST", "/v1/score", body, {"Content-Type": "application/json", **(headers or {})})
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read()), answer.headers
+
+
+def client(address, number, seen, stop):
+    """Ask again and again, each answer checked by its nonce; a refused connection is told from a reset one."""
+    connection = connect(address)
+    while not stop.is_set():
+        nonce = float(number * 1_000_000 + len(seen))
+        try:
+            status, body, headers = post(connection, nonce)
+        except ConnectionRefusedError:
+            seen.append("refused")
+            return
+        except (ConnectionError, http.client.HTTPException) as error:
+            seen.append(repr(error))
+            return
+        if status == 200:
+            assert body["predictions"][0]["energy"] == nonce
+        if status == 503:
+            assert int(headers["Retry-After"]) >= 1
+        seen.append(status)
+        if headers.get("Connection") == "close":
+            connection.close()
+
+
+@pytest.mark.parametrize("repetitions", [2, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_signal_under_load_loses_no_answer(tmp_path, repetitions):
+    """R26: 50 clients; every accepted request is answered, later ones get 503 with Retry-After or are refused."""
+    for repetition in range(repetitions):
+        folder = tmp_path / str(repetition)
+        folder.mkdir()
+        with serving(folder) as (process, address):
+            seen, stop = [[] for _ in range(50)], threading.Event()
+            threads = [threading.Thread(target=client, args=(address, i, seen[i], stop)) for i in range(50)]
+            for thread in threads:
+                thread.start()
+            until(lambda seen=seen: all(len(one) >= 2 for one in seen))
+            process.send_signal(signal.SIGTERM)
+            until(lambda address=address: get(address, "/readyz")[0] == 503)
+            assert get(address, "/livez")[0] == 200
+            assert process.wait(15) == 0
+            stop.set()
+            for thread in threads:
+                thread.join(30)
+            counts = Counter(word for one in seen for word in one)
+            assert set(counts) <= {200, 503, "refused"}, counts
+            assert counts[503] > 0
+
+
+def test_a_second_signal_ends_at_once(tmp_path):
+    """R26."""
+    with serving(tmp_path, seconds=5, drain=60) as (process, address):
+        thread = threading.Thread(target=ended, args=(address,))
+        thread.start()
+        until(lambda: "thalweg_requests_in_progress 2" in get(address, "/metrics")[1])
+        process.send_signal(signal.SIGTERM)
+        until(lambda: get(address, "/readyz")[0] == 503)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
+        thread.join(30)
+
+
+def test_work_that_takes_too_long_is_given_up_and_the_code_says_so(tmp_path):
+    with serving(tmp_path, seconds=4, drain=1.5) as (process, address):
+        found = []
+        thread = threading.Thread(target=lambda: found.append(post(connect(address), 1.0)[0]))
+        thread.start()
+        until(lambda: "thalweg_requests_in_progress 2" in get(address, "/metrics")[1])
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 1
+        thread.join(30)
+        assert found == [503]
+
+
+def test_a_worker_that_ends_is_replaced_and_the_service_goes_on(tmp_path):
+    """R27: alive again within seconds; the request that ended it gets an error, the next one its answer."""
+    with serving(tmp_path) as (process, address):
+        connection = connect(address)
+        assert post(connection, -1.0)[0] == 500
+        until(lambda: get(address, "/livez")[0] == 200)
+        assert post(connection, 3.0)[1]["predictions"][0]["energy"] == 3
+        assert process.poll() is None
+
+
+def test_counters_are_what_clients_saw(tmp_path):
+    """R28: good requests, wrong ones and unknown paths, by route and code, exactly; log lines are as many."""
+    with serving(tmp_path, seconds=0.001) as (_, address):
+        told, lock = Counter(), threading.Lock()
+
+        def ask(seed):
+            generator, connection = np.random.default_rng(seed), connect(address)
+            for _ in range(100):
+                if generator.random() < 0.05:
+                    connection.request("GET", f"/{generator.integers(1000)}")
+                    answer = connection.getresponse()
+                    answer.read()
+                    found = ("other", answer.status)
+                else:
+                    good = generator.random() > 0.05
+                    status, _, _ = post(connection, *([1.0] if good else []))
+                    found = ("/v1/score", status)
+                with lock:
+                    told[found] += 1
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        text = get(address, "/metrics")[1]
+        for (route, code), count in told.items():
+            assert f'thalweg_requests_total{{code="{code}",route="{route}"}} {count:.1f}' in text
+        assert sum(told.values()) == 800
+        assert len({code for _, code in told}) == 3
+        lines = (tmp_path / "log").read_text().splitlines()
+        requests = [json.loads(line) for line in lines if '"route"' in line]
+        assert sum(one["route"] in ("/v1/score", "other") for one in requests) == 800
+        assert {one["rows"] for one in requests if one["code"] == 200 and one["route"] == "/v1/score"} == {1}
+
+
+def test_a_head_that_never_ends_is_cut_off():
+    """A connection without a whole head is not kept."""
+    import asyncio
+
+    from thalweg.serve import server
+
+    class Transport:
+        aborted = False
+
+        def abort(self):
+            self.aborted = True
+
+    async def test():
+        one = server.Server.__new__(server.Server)
+        one.loop = asyncio.get_running_loop()
+        late, early = (server.Protocol.__new__(server.Protocol) for _ in range(2))
+        late.due, early.due = one.loop.time() - 1, one.loop.time() + 60
+        late.transport, early.transport = Transport(), Transport()
+        one.cut([late, early])
+        assert (late.transport.aborted, early.transport.aborted) == (True, False)
+
+    asyncio.run(test())
+
+
+def figures(process):
+    """(MiB of memory, open files, threads) of a process."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    rss, threads = (int(status.partition(f"{name}:")[2].split()[0]) for name in ("VmRSS", "Threads"))
+    return rss / 1024, len(os.listdir(f"/proc/{process.pid}/fd")), threads
+
+
+@pytest.mark.slow
+def test_hours_of_load_leave_nothing_behind(tmp_path):
+    """R29, for THALWEG_SOAK seconds: memory grows by 1 MB in 10 minutes at most, files and threads not at all."""
+    with serving(tmp_path, seconds=0.005) as (process, address):
+        errors, stop, samples = [], threading.Event(), []
+
+        def ask():
+            connection = connect(address)
+            while not stop.is_set():
+                status = post(connection, 1.0)[0]
+                if status != 200:
+                    errors.append(status)
+                time.sleep(0.01)
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        time.sleep(SOAK / 5)  # warm-up
+        end = time.monotonic() + SOAK * 4 / 5
+        while time.monotonic() < end:
+            samples.append((time.monotonic(), *figures(process)))
+            time.sleep(SOAK / 300)
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+        when, rss, files, workers = np.array(samples).T
+        slope = 600 * np.polyfit(when, rss, 1)[0]
+        told = f"{slope:+.2f} MiB in 10 minutes, {files.min():g} to {files.max():g} files, {workers.max():g} threads"
+        sys.stderr.write(f"{SOAK:.0f} s: {told}\n")
+        assert not errors
+        assert slope <= 1 if SOAK >= FULL else rss[-1] - rss[0] <= 4
+        assert np.ptp(files) <= 1
+        assert np.ptp(workers) == 0
