@@ -27,6 +27,7 @@ from thalweg.sampler.langevin import ULA
 from thalweg.serve.models import CAPABILITIES, Models
 
 ROWS = 5
+SMALL = ("energy.widths=[96,48]", "energy.embed=16", "train.batch_size=16", "train.precision=fp32", "train.warmup=1")
 JEM = ["energy.widths=[8,16]", "energy.num_blocks=[1,1]", "energy.embed=16", "energy.hidden=16", "data.limit=300"]
 
 
@@ -40,7 +41,8 @@ def table():
 @pytest.fixture(scope="module")
 def grey():
     images = np.random.default_rng(0).random((60, 1, 8, 8), np.float32)
-    return DetectorBundle(EnergyDetector(kind="image", random_state=0).fit(images))
+    detector = EnergyDetector(kind="image", random_state=0, options={"steps": 3, "overrides": SMALL})
+    return DetectorBundle(detector.fit(images))
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +208,7 @@ def test_draws_at_a_temperature_tend_to_its_law(monkeypatch):
 def test_a_kernel_with_a_temperature_gets_another_one():
     kernel, energy = tempered_draws._tempered(ULA(step_size=0.1, temperature=0.5), torch.sum, 2.0)
     assert (kernel.temperature, energy) == (1.0, torch.sum)
-    gibbs = Gibbs()
+    gibbs = Gibbs(num_hidden=2)
     kernel, energy = tempered_draws._tempered(gibbs, lambda x: x.sum(1), 2.0)
     assert kernel is gibbs
     assert float(energy(torch.ones(1, 4))) == 2.0

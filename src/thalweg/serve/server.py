@@ -208,12 +208,15 @@ def run(app: FastAPI, settings: ServeSettings, *, say: Callable[[str], None], op
 
 
 def _bound(host: str, port: int) -> socket.socket:
+    found: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         found = socket.socket(family, socket.SOCK_STREAM)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
     except OSError as error:
+        if found is not None:
+            found.close()
         text = f"must be an address of this machine and a free port ({error.strerror})"
         raise UserError(text, argument="--port", value=port, hint="pass --port 0 for a free one") from error
     found.setblocking(False)
