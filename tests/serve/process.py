@@ -10,9 +10,14 @@ import numpy as np
 
 from thalweg.bundle.servable import TensorSpec
 
+LONG, SLOW = 0.1, 7.0
+
 
 class Slow:
-    """E(x) = sum of x, after some seconds; a batch takes as long as a row. A row of -1 stands for a dead worker."""
+    """E(x) = sum of x, after some seconds; a batch takes as long as a row. A row of -1 ends the worker.
+
+    Where it is LONG, only a row of SLOW takes that time, so that the measurement at start does not.
+    """
 
     title, content, flag_rate = "slow", "rows", None
     inputs = (TensorSpec("x", "FP64", (-1, 2)),)
@@ -22,7 +27,7 @@ class Slow:
         self.seconds = seconds
 
     def score(self, rows, *, alpha=None):
-        time.sleep(self.seconds)
+        time.sleep(self.seconds if self.seconds < LONG or (rows["x"] == SLOW).any() else 0.001)
         if (rows["x"] == -1).any():
             raise SystemExit
         return {"energy": np.asarray(rows["x"].sum(1))}

@@ -77,22 +77,36 @@ def until(condition):
     raise AssertionError("it never came to hold")
 
 
+OPENED = []
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    while OPENED:
+        OPENED.pop().close()
+
+
 def connect(address):
+    """A connection that is closed after the test."""
     parts = urlsplit(address)
-    return http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+    OPENED.append(http.client.HTTPConnection(parts.hostname, parts.port, timeout=60))
+    return OPENED[-1]
 
 
 def ended(address):
     """Ask, and be cut off."""
     with pytest.raises((OSError, http.client.HTTPException)):
-        post(connect(address), 1.0)
+        post(connect(address), 7.0)
 
 
 def get(address, path):
     connection = connect(address)
     connection.request("GET", path)
     answer = connection.getresponse()
-    return answer.status, answer.read().decode()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, text
 
 
 def post(connection, *values, headers=None):
@@ -150,7 +164,7 @@ def test_a_signal_under_load_loses_no_answer(parent, tmp_path, repetitions):
 
 def test_a_second_signal_ends_at_once(parent, tmp_path):
     """R26."""
-    with serving(parent, tmp_path, seconds=5, drain=60) as (process, address):
+    with serving(parent, tmp_path, seconds=40, drain=60) as (process, address):
         thread = threading.Thread(target=ended, args=(address,))
         thread.start()
         until(lambda: "thalweg_requests_in_progress 2" in get(address, "/metrics")[1])
@@ -164,7 +178,7 @@ def test_a_second_signal_ends_at_once(parent, tmp_path):
 def test_work_that_takes_too_long_is_given_up_and_the_code_says_so(parent, tmp_path):
     with serving(parent, tmp_path, seconds=4, drain=1.5) as (process, address):
         found = []
-        thread = threading.Thread(target=lambda: found.append(post(connect(address), 1.0)[0]))
+        thread = threading.Thread(target=lambda: found.append(post(connect(address), 7.0)[0]))
         thread.start()
         until(lambda: "thalweg_requests_in_progress 2" in get(address, "/metrics")[1])
         process.signal(signal.SIGTERM)
