@@ -1,5 +1,7 @@
-"""A service in a process of its own, over a model of the tests: `python process.py PORT_FILE SECONDS_A_CALL`."""
+"""Services in processes of their own, over a model of the tests; told on standard input which to start and wait for."""
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -8,9 +10,14 @@ import numpy as np
 
 from thalweg.bundle.servable import TensorSpec
 
+LONG, SLOW = 0.1, 7.0
+
 
 class Slow:
-    """E(x) = sum of x, after some seconds; a batch takes as long as a row. A row of -1 stands for a dead worker."""
+    """E(x) = sum of x, after some seconds; a batch takes as long as a row. A row of -1 ends the worker.
+
+    Where it is LONG, only a row of SLOW takes that time, so that the measurement at start does not.
+    """
 
     title, content, flag_rate = "slow", "rows", None
     inputs = (TensorSpec("x", "FP64", (-1, 2)),)
@@ -20,21 +27,42 @@ class Slow:
         self.seconds = seconds
 
     def score(self, rows, *, alpha=None):
-        time.sleep(self.seconds)
+        time.sleep(self.seconds if self.seconds < LONG or (rows["x"] == SLOW).any() else 0.001)
         if (rows["x"] == -1).any():
             raise SystemExit
         return {"energy": np.asarray(rows["x"].sum(1))}
 
 
-if __name__ == "__main__":
+def serve(place, log, seconds, drain):
+    """Serve until a signal, and end this process."""
     from thalweg.serve.app import create_app
     from thalweg.serve.server import run
     from thalweg.serve.settings import ServeSettings
 
-    def say(address):
-        place = Path(sys.argv[1])
-        place.with_suffix(".tmp").write_text(address)
-        place.with_suffix(".tmp").rename(place)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
 
-    settings = ServeSettings(port=0, page=False, drain=float(sys.argv[3]) if len(sys.argv) > 3 else 10.0)
-    sys.exit(run(create_app({"slow": Slow(float(sys.argv[2]))}, settings), settings, say=say))
+    def say(address):
+        Path(f"{place}.tmp").write_text(address)
+        Path(f"{place}.tmp").rename(place)
+
+    settings = ServeSettings(port=0, page=False, drain=drain)
+    os._exit(run(create_app({"slow": Slow(seconds)}, settings), settings, say=say))
+
+
+if __name__ == "__main__":  # it imports once, and forks a process a service: imports take most of a test's time
+    import thalweg.serve.app
+    import thalweg.serve.server  # noqa: F401
+
+    for line in sys.stdin:
+        what, *values = json.loads(line)
+        if what == "start":
+            pid = os.fork()
+            if not pid:
+                serve(*values)
+            answer = pid
+        else:
+            answer = os.waitstatus_to_exitcode(os.waitpid(values[0], 0)[1])
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()

@@ -497,6 +497,7 @@ def test_before_start_and_while_draining_nothing_is_taken(monkeypatch):
             assert len(await asyncio.gather(*tasks)) == 5
             assert await draining
             await settled(lambda: not engine._worker.alive())
+            assert engine.state()[:2] == (False, True)  # it has ended as it should
 
     run(test)
 

@@ -3,14 +3,15 @@
 import math
 import threading
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from scipy.stats import kstwobign
 
-from thalweg.apps.anomaly.calibration import Calibration, clopper_pearson
-from thalweg.apps.anomaly.drift import DriftAlarm
 from thalweg.bundle.servable import Calibrated, Servable
+
+if TYPE_CHECKING:  # SciPy, which these import, is loaded for models that are calibrated
+    from thalweg.apps.anomaly.calibration import Calibration
+    from thalweg.apps.anomaly.drift import DriftAlarm
 
 ROWS = 1000  # recent ones that figures are of, and those of one drift test
 DRIFT_LEVEL = 0.01  # the chance of a false alarm, ever
@@ -24,7 +25,7 @@ class HasCalibration(Protocol):
     """A servable that says how its calibration energies came about: a drift test must know whether rows were new."""
 
     @property
-    def calibration(self) -> Calibration: ...
+    def calibration(self) -> "Calibration": ...
 
 
 class Uniformity(NamedTuple):
@@ -40,7 +41,7 @@ class ModelWatch:
     def __init__(self, servable: Servable, *, rows: int = ROWS):
         self.rate, self.rows, self.alarm = servable.flag_rate, rows, False
         self._calibration = _calibration(servable)
-        self._drift = None if self._calibration is None else DriftAlarm(self._calibration, level=DRIFT_LEVEL)
+        self._drift = _alarm(self._calibration)
         self._p = np.empty(0)
         self._energies = np.empty(0)
         self._pending: list[Mapping[str, np.ndarray]] = []
@@ -88,6 +89,8 @@ class ModelWatch:
         found["thalweg_watched_rows"] = float(len(p))
         found["thalweg_p_value_uniformity"], found["thalweg_p_value_uniformity_p"] = law
         if self.rate is not None:
+            from thalweg.apps.anomaly.calibration import clopper_pearson
+
             flagged = int((p <= self.rate * (1 + ROUNDING)).sum())
             found["thalweg_flagged_share"] = flagged / len(p)
             low, high = clopper_pearson(flagged, len(p), level=SHARE_LEVEL)
@@ -107,7 +110,7 @@ def _joined(answers: list[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.nda
     return [{name: np.concatenate([one[name] for one in answers]) for name in answers[0]}]
 
 
-def uniformity(p: np.ndarray, calibration: Calibration | None) -> Uniformity:
+def uniformity(p: np.ndarray, calibration: "Calibration | None") -> Uniformity:
     """Kolmogorov-Smirnov distance of p-values (N,) from uniform on those that the calibration's n energies can give.
 
         D = max_g |#{p <= g} / N - g|,    g the attainable p-values,    p_value = P(K > sqrt(m) D),   m = n N / (n + N):
@@ -115,6 +118,8 @@ def uniformity(p: np.ndarray, calibration: Calibration | None) -> Uniformity:
     at an attainable value the law of a normal row is g itself, so steps are no deviation (the test of Kolmogorov on
     a grid, which is cautious; Conover 1972). Without a calibration every number is attainable, and m = N.
     """
+    from scipy.stats import kstwobign
+
     p, total = np.sort(p), len(p)
     if calibration is None:
         rank = np.arange(1, total + 1)
@@ -127,10 +132,20 @@ def uniformity(p: np.ndarray, calibration: Calibration | None) -> Uniformity:
     return Uniformity(distance, float(kstwobign.sf(math.sqrt(n * total / (n + total)) * distance)))
 
 
-def _calibration(servable: Servable) -> Calibration | None:
+def _calibration(servable: Servable) -> "Calibration | None":
     if isinstance(servable, HasCalibration):
         return servable.calibration
     if not isinstance(servable, Calibrated):
         return None
+    from thalweg.apps.anomaly.calibration import Calibration
+
     energies = np.asarray(servable.calibration_energies, float)
     return Calibration(energies) if len(energies) and np.isfinite(energies).all() else None
+
+
+def _alarm(calibration: "Calibration | None") -> "DriftAlarm | None":
+    if calibration is None:
+        return None
+    from thalweg.apps.anomaly.drift import DriftAlarm
+
+    return DriftAlarm(calibration, level=DRIFT_LEVEL)

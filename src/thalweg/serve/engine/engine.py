@@ -73,7 +73,7 @@ class Engine:
         self._jobs: dict[Job, None] = {}  # accepted and not answered
         self._streams = 0  # begun and not at their end
         self._some = asyncio.Event()  # there are jobs
-        self._ready = self._draining = False
+        self._ready = self._draining = self._stopped = False
         self._worker: Worker | None = None
         self._watch: asyncio.Task[None] | None = None
         metrics.depth(lambda: self._waiting.rows)
@@ -152,7 +152,7 @@ class Engine:
     def state(self) -> EngineState:
         """How it stands."""
         worker = self._worker
-        if worker is not None and not worker.alive():
+        if worker is not None and not self._stopped and not worker.alive():
             return EngineState(False, False, "the worker has ended")
         running = self._waiting.taken
         if running is not None and self.clock() - running[1] > STUCK:
@@ -176,6 +176,7 @@ class Engine:
         answered = not (self._jobs or self._streams)
         for job in list(self._jobs):
             self._finish(job, error=self._rejected("draining", 1.0))
+        self._stopped = True
         if self._watch is not None:
             self._watch.cancel()
         if self._worker is not None:
