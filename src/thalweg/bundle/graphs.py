@@ -184,7 +184,7 @@ def _step(served: "ServedBundle") -> Program:
 
 
 def _spec(name: str, x: Tensor) -> TensorSpec:
-    kind = next(kind for kind, dtype in NUMPY.items() if np.dtype(dtype) == x.numpy().dtype)
+    kind: Datatype = next(kind for kind, dtype in NUMPY.items() if np.dtype(dtype) == x.numpy().dtype)
     return TensorSpec(name, kind, (-1, *x.shape[1:]) if x.ndim else ())
 
 

@@ -59,6 +59,8 @@ def check(
         random_rows(specs, servable.content, typical(num_random, 1), 2),
         hostile_rows(specs, servable.content, typical(num_hostile, 3), 4),
     ]
+    parts = [_accepted(servable, part) for part in parts]
+    num_random, num_hostile = map(_count, parts)
     rows = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in specs}
     inputs = program.of_rows(rows, torch.Generator().manual_seed(5))
     ours, theirs = _by_blocks(program.reference, inputs), _by_blocks(run, inputs)
@@ -70,6 +72,23 @@ def check(
     if "p_value" in theirs and isinstance(servable, Calibrated) and servable.flag_rate is not None:
         compared.p_values(servable.calibration_energies, servable.flag_rate)
     return Figures(num_random, num_hostile, largest, int(compared.stepped.sum()), compared.flags)
+
+
+def _accepted(servable: Servable, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The rows that the library does not refuse, found by halving."""
+
+    def kept(at: np.ndarray) -> list[np.ndarray]:
+        try:
+            with np.errstate(all="ignore"):
+                servable.score({name: x[at] for name, x in rows.items()})
+            return [at]
+        except UserError:
+            half = len(at) // 2
+            return [] if len(at) == 1 else kept(at[:half]) + kept(at[half:])
+
+    found = kept(np.arange(_count(rows)))
+    at = np.concatenate(found) if found else np.arange(0)
+    return {name: x[at] for name, x in rows.items()}
 
 
 class _Compared:

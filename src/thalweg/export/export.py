@@ -52,7 +52,7 @@ def export(
         say(f"{name} is left out: {why}")
     files, graphs = {}, []
     for program, module in modules:
-        about = {"graph": program.name, "of": type_name(type(found)), "title": servable.title}
+        about: dict[str, Any] = {"graph": program.name, "of": type_name(type(found)), "title": servable.title}
         about["versions"] = versions(format)
         data = written(program, module, format, _example(program, servable, COUNTS[0]), about)
         run = loaded(data, program, format)

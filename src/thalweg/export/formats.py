@@ -126,7 +126,8 @@ def _onnx_run(data: bytes, program: Program) -> Run:
     names = [spec.name for spec in program.outputs]
 
     def run(rows: Arrays) -> dict[str, np.ndarray]:
-        return dict(zip(names, session.run(names, {s.name: rows[s.name] for s in program.inputs}), strict=True))
+        found: Any = session.run(names, {s.name: rows[s.name] for s in program.inputs})
+        return dict(zip(names, found, strict=True))
 
     return run
 

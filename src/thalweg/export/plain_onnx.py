@@ -4,12 +4,15 @@
 module uses few operations, so that they are translated one by one: `OPERATIONS` lists them.
 """
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+from torch.fx.proxy import Scope
 
 OPSET = 18
 
@@ -18,7 +21,7 @@ def traced(module: nn.Module, examples: Sequence[Tensor]) -> fx.GraphModule:
     """The operations of a module's forward; each node's value for the examples is in its `meta["value"]`."""
     tracer = fx.Tracer()
     tracer.root, tracer.graph, tracer.tensor_attrs, tracer.submodule_paths = module, fx.Graph(), {}, None
-    tracer.scope, tracer.module_stack, tracer.node_name_to_scope = fx.proxy.Scope("", None), {}, {}
+    tracer.scope, tracer.module_stack, tracer.node_name_to_scope = Scope("", None), OrderedDict(), {}
     inputs = [tracer.create_proxy("placeholder", f"in{i}", (), {}) for i in range(len(examples))]
     outputs = module.forward(*inputs)
     tracer.create_node("output", "output", (tracer.create_arg(outputs),), {})
@@ -91,7 +94,7 @@ def translate(module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[st
 
 
 def _named(value: Any, names: dict[fx.Node, Any]) -> Any:
-    return fx.node.map_aggregate(value, lambda part: names[part] if isinstance(part, fx.Node) else part)
+    return map_aggregate(value, lambda part: names[part] if isinstance(part, fx.Node) else part)
 
 
 def _operation(node: fx.Node) -> Callable[..., Any]:

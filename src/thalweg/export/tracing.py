@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from thalweg.bundle.exportable import Program
@@ -47,7 +48,7 @@ def _traced(module: nn.Module, inputs: Sequence[Tensor]) -> fx.GraphModule:
     module(*inputs)  # what it keeps from its first call is no part of the graph
     table: Any = {
         aten.convolution_backward.default: _convolution_backward,
-        **torch._decomp.core_aten_decompositions(),
+        **core_aten_decompositions(),
     }
     with double_backward():  # attention as products and a softmax
         return make_fx(lambda *x: module(*x), decomposition_table=table, tracing_mode="real")(*inputs)

@@ -29,6 +29,10 @@ class Powers(nn.Module):
 class StandardGraph(nn.Module):
     """z = (x - mean) / sd within ±FAR; the mean is subtracted in float64."""
 
+    mean: Tensor
+    scale: Tensor
+    bound: Tensor
+
     def __init__(self, scaling: Standard):
         super().__init__()
         hold(self, mean=scaling.mean, scale=scaling.scale, bound=FAR)
@@ -40,6 +44,12 @@ class StandardGraph(nn.Module):
 
 class ArcsinhGraph(nn.Module):
     """The standardised arcsinh of (x - median) / s within ±FAR."""
+
+    middle: Tensor
+    scale: Tensor
+    mean: Tensor
+    sd: Tensor
+    bound: Tensor
 
     def __init__(self, scaling: Arcsinh):
         super().__init__()
@@ -54,6 +64,13 @@ class ArcsinhGraph(nn.Module):
 
 class NormalScoresGraph(nn.Module):
     """The normal score of x's mid-rank, plus the arcsinh of how far x lies outside the stored range."""
+
+    at_value: Tensor
+    between: Tensor
+    low: Tensor
+    high: Tensor
+    scale: Tensor
+    sd: Tensor
 
     def __init__(self, scaling: NormalScores):
         super().__init__()
@@ -74,6 +91,10 @@ class NormalScoresGraph(nn.Module):
 
 class Arcsinhs(nn.Module):
     """arcsinh(x) by logarithms, as not every runtime has it in float64; within 1e-15 for all finite x."""
+
+    large: Tensor
+    log2: Tensor
+    one: Tensor
 
     def __init__(self):
         super().__init__()

@@ -17,6 +17,8 @@ from thalweg.data.columns.column_reader import Column
 class TabularGraph(nn.Module):
     """`TabularEnergy` of rows x (B, D) float64: energies (B,), nats; NaN where a number is NaN or infinite."""
 
+    largest: Tensor
+
     def __init__(self, energy: TabularEnergy):
         super().__init__()
         hold(self, largest=np.finfo(np.float64).max)
@@ -56,6 +58,8 @@ class TableGraph(nn.Module):
     this order, "other" where there is one, a new category, and a missing value. A row that the detector would refuse,
     with a missing or an infinite number, has the energy and the p-value NaN, and is flagged.
     """
+
+    rate: Tensor
 
     def __init__(self, detector: EnergyDetector):
         super().__init__()
