@@ -24,6 +24,7 @@ SMALL = 1024  # rows; fewer are summed one and all, in float64
 EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
 LENGTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 TRIAL = 1000  # stored rows that M and tau are chosen on
+MARGIN = 0.65  # of the gap: centres lie nearer to stored rows than to new ones, which lose up to half as much again
 ROUNDS = 10  # of k-means
 CELLS = 2.0  # cells over sqrt(N)
 FAR = 16 * BITS  # of squared distance to the middle of the centres
@@ -173,7 +174,7 @@ class IVFKernelDensityEnergy(OfRows):
         for length, energies in zip(lengths, self._trials(x, own, lengths), strict=True):
             u, order = energies.sort()
             lost = (u - exact[order]).clamp_min(0).cumsum(0) / len(x)
-            kept = int((lost <= self.gap).sum())
+            kept = int((lost <= MARGIN * self.gap).sum())
             if kept:
                 choices.append(SearchParams(length, float(u[kept - 1]), float(lost[kept - 1]), 1 - kept / len(x)))
         whole = min(len(self.rows), EXACT // 2 if len(self.rows) > EXACT else EXACT)

@@ -76,8 +76,8 @@ class LogPValueGraph(nn.Module):
 
     def __init__(self, scale: LogPValue):
         super().__init__()
-        values, at, between, tail = scale._table
-        self.lists = SortedLists([values[:-1]])
+        search, at, between, tail = scale._table
+        self.lists = SortedLists([search.values[:-1]])
         hold(self, at_value=at, between=between, tail=tail, room=scale.room, one=1.0)
 
     def forward(self, u: Tensor) -> Tensor:

@@ -74,8 +74,8 @@ class NormalScoresGraph(nn.Module):
 
     def __init__(self, scaling: NormalScores):
         super().__init__()
-        values, at, between = zip(*scaling.tables, strict=True)
-        self.lists = SortedLists([part[:-1] for part in values])
+        searches, at, between = zip(*scaling.tables, strict=True)
+        self.lists = SortedLists([search.values[:-1] for search in searches])
         hold(self, at_value=np.concatenate(at), between=np.concatenate(between))
         hold(self, low=scaling.low, high=scaling.high, scale=scaling.scale, sd=scaling.sd)
         self.arcsinh = Arcsinhs()

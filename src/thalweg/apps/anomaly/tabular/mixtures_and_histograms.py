@@ -16,7 +16,6 @@ from thalweg.core.device import CPU
 
 COUNTS = (1, 4, 10)
 ENTRIES = 65_536  # of a block of whitened rows, so that it stays near the processor
-TOGETHER = 4  # rows in a product, at least: its roundings then do not depend on the rows beside
 RIDGE = 0.02  # added to every variance of standardised columns, so that discrete columns do not collapse
 
 
@@ -55,25 +54,23 @@ class Mixture:
         )
 
     def __call__(self, y: np.ndarray, device: torch.device = CPU) -> np.ndarray:
-        (whiten, pick, constants), d = (part.to(device) for part in self._products), self.means.shape[1]
-        out, size = torch.empty(len(y), dtype=torch.float64, device=device), max(16, ENTRIES // whiten.shape[1])
+        whiten, shift, pick, constants = (part.to(device) for part in self._products)
+        out, size = torch.empty(len(y), dtype=torch.float64, device=device), max(16, ENTRIES // len(shift))
         for i, part in zip(range(0, len(y), size), torch.from_numpy(y).to(device).split(size), strict=True):
-            lifted = whiten.new_ones(max(len(part), TOGETHER), d + 1)
-            lifted[: len(part), :-1] = part
-            logs = torch.addmm(constants, (lifted @ whiten).square_(), pick).T.double()
-            out[i : i + size] = torch.logsumexp(logs, dim=0)[: len(part)]
+            z = torch.addmm(shift, part, whiten)
+            out[i : i + size] = torch.logsumexp(torch.addmm(constants, z.square_(), pick), dim=1)
         return 0.5 * y.shape[1] * np.log(2 * np.pi) - out.cpu().numpy()
 
     @cached_property
-    def _products(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(y, 1) W holds the whitened rows z of all components side by side; log w_k p_k = c_k + z² P. In float32."""
+    def _products(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """z = y W + s holds the whitened rows of all components side by side; log w_k p_k = c_k + z² P."""
         (k, d), eye = self.means.shape, np.eye(self.means.shape[1])
         inverses = [solve_triangular(f, eye, lower=True).T for f in self.factors]
-        whiten = np.concatenate([np.vstack([w, -m @ w]) for m, w in zip(self.means, inverses, strict=True)], axis=1)
+        shift = -np.concatenate([m @ w for m, w in zip(self.means, inverses, strict=True)])
         pick = -0.5 * np.kron(np.eye(k), np.ones((d, 1)))
         constants = self.log_weights - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
-        whiten, pick, constants = (torch.from_numpy(part).float() for part in (whiten, pick, constants))
-        return whiten, pick, constants
+        whiten = torch.from_numpy(np.concatenate(inverses, axis=1))
+        return whiten, torch.from_numpy(shift), torch.from_numpy(pick), torch.from_numpy(constants)
 
 
 class Histograms:
