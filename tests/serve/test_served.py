@@ -86,7 +86,7 @@ def test_the_contract_of_a_servable(name, request):
     for i in range(ROWS):
         alone = servable.score({name: value[i : i + 1] for name, value in rows.items()})
         for output, value in alone.items():
-            np.testing.assert_allclose(value[0], found[output][i], rtol=1e-5, atol=1e-6, err_msg=output)
+            np.testing.assert_allclose(value[0], found[output][i], rtol=1e-5, atol=1e-5, err_msg=output)
     can = {word for word, protocol in CAPABILITIES.items() if isinstance(servable, protocol)}
     assert can | ({"calibrated"} if isinstance(servable, Calibrated) else set()) == CAN[name]
     described = Models.of({name: servable}, {})[name].describe()

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from thalweg.apps.anomaly.calibration import Calibration
 from thalweg.apps.anomaly.explain import ImageReasons
 from thalweg.bundle.exportable import Plan
 from thalweg.bundle.servable import Content, TensorSpec
@@ -49,6 +50,11 @@ class ServedDetector:
     @property
     def calibration_energies(self) -> np.ndarray:
         return self.detector.calibration_.energies
+
+    @property
+    def calibration(self) -> Calibration:
+        """How these energies came about, which a watch for drift must know."""
+        return self.detector.calibration_
 
     def score(self, rows: Mapping[str, np.ndarray], *, alpha: Any = None) -> dict[str, np.ndarray]:
         u = self.detector.energy(self._rows(rows))
