@@ -147,7 +147,16 @@ def closed(server: Server, body: Body, connections: int, seconds: float) -> Clos
         script = Path(folder) / "post.lua"
         script.write_text(LUA.replace("{media}", body.media).replace("{body}", f"{folder}/body"))
         began = server.cpu()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--timeout", "30s", "-s", str(script)]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{max(1, round(seconds))}s",
+            "--timeout",
+            "30s",
+            "-s",
+            str(script),
+        ]
         told = subprocess.run([*command, server.url(body)], capture_output=True, text=True, check=True).stdout
         used = server.cpu() - began
     numbers = [int(word) for word in told.partition("RESULT ")[2].split()]
