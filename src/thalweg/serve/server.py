@@ -11,6 +11,7 @@ import logging
 import os
 import resource
 import socket
+import time
 import webbrowser
 from collections.abc import Callable, Coroutine, Iterable
 from types import FrameType
@@ -25,6 +26,7 @@ from thalweg.core.errors import UserError
 from thalweg.serve.engine.engine import Engine
 from thalweg.serve.logs import set_up
 from thalweg.serve.settings import ServeSettings
+from thalweg.serve.v1.direct import BEGUN
 
 KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than a load balancer keeps it
 HEAD = 10.0  # seconds in which a request's head must come in
@@ -47,6 +49,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self.due = self.loop.time() + HEAD
         super().on_message_begin()
+        self.scope["state"][BEGUN] = time.perf_counter()  # pyright: ignore[reportTypedDictNotRequiredAccess]
 
     def on_headers_complete(self) -> None:
         self.due = None
@@ -211,7 +214,9 @@ def _bound(host: str, port: int) -> socket.socket:
     found: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        found = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.socket(
+            family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+        )  # named, else asyncio leaves Nagle's delay on
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
     except OSError as error:

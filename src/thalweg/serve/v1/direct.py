@@ -12,13 +12,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thalweg.serve.answers import answer, asking
+from thalweg.serve.answers import answer, asking, of_rejected
+from thalweg.serve.engine.rejected import Rejected
 from thalweg.serve.errors import HttpError, internal
 from thalweg.serve.inputs.body import INLINE, JSON, NPY
 from thalweg.serve.logs import noting, request_id
 from thalweg.serve.metrics import Metrics
 from thalweg.serve.safety.headers import CACHE, HEADERS
-from thalweg.serve.safety.observed import ID
+from thalweg.serve.safety.observed import ID, OTHER
 from thalweg.serve.safety.origin import Origin
 from thalweg.serve.safety.tokens import Tokens
 from thalweg.serve.v1.routes import Plain
@@ -27,6 +28,8 @@ PATH = "/v1/score"
 MEDIA = (JSON.encode(), NPY.encode())
 SPECIAL = {b"transfer-encoding", b"content-encoding", b"expect"}  # headers that other layers deal with
 FIXED = [*HEADERS, CACHE]
+BEGUN = "thalweg.begun"  # in a scope's state: when the server read the request's first bytes
+BEHIND = 0.25  # seconds that a request may have waited for the event loop itself
 
 log = logging.getLogger("thalweg.serve")
 
@@ -49,13 +52,18 @@ class Direct:
         self.only = models[0] if len(models) == 1 else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.only is None or scope["type"] != "http" or scope["path"] != PATH or not self._plain(scope):
+        plain = self.only is not None and scope["type"] == "http" and scope["path"] == PATH and self._plain(scope)
+        behind = scope["type"] == "http" and scope["method"] == "POST" and self._behind(scope)
+        if not plain and not behind:
             await self.app(scope, receive, send)
             return
         begun, name = time.perf_counter(), request_id(scope["headers"])
         message = await _at_once(receive)
         if message is None or message["type"] != "http.request" or message.get("more_body"):
             await self.app(scope, _again(message, receive), send)
+            return
+        if behind:
+            await self._refuse(scope, send, name)
             return
         with self.metrics.in_progress(), noting() as notes:
             found = await self._answer(scope, receive, message.get("body", b""), name)
@@ -64,6 +72,20 @@ class Direct:
             requests = scope["app"].state.requests
             if requests is not None:
                 requests.write("POST", PATH, found.status_code, seconds, name, notes)
+        headers = [*found.raw_headers, *FIXED, (ID, name.encode())]
+        await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": found.body})
+
+    def _behind(self, scope: Scope) -> bool:
+        """Whether the event loop came to a request so late that it should refuse some to keep up."""
+        begun = scope.get("state", {}).get(BEGUN)
+        return begun is not None and time.perf_counter() - begun > BEHIND
+
+    async def _refuse(self, scope: Scope, send: Send, name: str) -> None:
+        self.metrics.rejected("full")
+        self.metrics.request(PATH if scope["path"] == PATH else OTHER, 429, time.perf_counter() - scope["state"][BEGUN])
+        error = of_rejected(Rejected("full"))
+        found = answer(error.body_for(scope["path"]), error.status, error.headers)
         headers = [*found.raw_headers, *FIXED, (ID, name.encode())]
         await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": found.body})
