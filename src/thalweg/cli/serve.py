@@ -62,11 +62,14 @@ def serve(
     names = _names(runs, name or [])
     from thalweg.serve.app import create_app
     from thalweg.serve.loading import load_models
-    from thalweg.serve.server import run
+    from thalweg.serve.server import flush_and_exit, run
 
     models, versions = load_models(dict(zip(names, runs, strict=True)), device=device)
     app = create_app(models, settings, versions=versions)
-    raise typer.Exit(run(app, settings, say=console.say, open_page=open_page))
+    code = run(app, settings, say=console.say, open_page=open_page)
+    if app.state.engine.busy:  # a thread inside torch cannot be stopped, and Python's own end would crash on it
+        flush_and_exit(code)
+    raise typer.Exit(code)
 
 
 def _require_extra() -> None:

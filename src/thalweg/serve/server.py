@@ -11,11 +11,12 @@ import logging
 import os
 import resource
 import socket
+import sys
 import time
 import webbrowser
 from collections.abc import Callable, Coroutine, Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
@@ -103,6 +104,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.code, self._signals = 0, 0
+        engine.alone(lambda: len(self.server_state.connections) == 1)
         self._ending: asyncio.Task[None] | None = None
 
     def starting(self, start: Coroutine[Any, Any, None]) -> None:
@@ -210,13 +212,20 @@ def run(app: FastAPI, settings: ServeSettings, *, say: Callable[[str], None], op
     return server.code
 
 
+def flush_and_exit(code: int) -> NoReturn:
+    """End the process at once, with its log lines written."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _bound(host: str, port: int) -> socket.socket:
     found: socket.socket | None = None
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        found = socket.socket(
-            family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-        )  # named, else asyncio leaves Nagle's delay on
+        # The protocol is named: else asyncio leaves Nagle's delay on.
+        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind((host, port))
     except OSError as error:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.admission import Admission
@@ -81,6 +82,7 @@ class Engine:
     async def start(self) -> None:
         """Measure the models, one after another, in the thread that computes; requests are taken afterwards."""
         self._loop = asyncio.get_running_loop()
+        torch.set_num_threads(self.threads or 1)  # of calls on the event loop: each thread of the process has its own
         self._worker = self._new_worker()
         self._watch = asyncio.create_task(self._watching())
         for name, servable in self.models.items():
@@ -141,6 +143,10 @@ class Engine:
         self.admit(model, 1, deadline, kind="stream")
         return self._items(model, Items(make), deadline, gone)
 
+    def alone(self, told: Callable[[], bool]) -> None:
+        """Who says whether there is one client alone: its calls of some milliseconds are made on the event loop."""
+        self._admission.alone = told
+
     def admit(self, model: str, rows: int = 1, deadline: float | None = None, *, kind: Kind = "score") -> None:
         """Rejected where a request of so many rows is not taken now; cheap enough to ask before its body is read."""
         if not self._ready or self._draining:
@@ -148,6 +154,11 @@ class Engine:
         refused = self._admission.refusal(model, kind, rows, self._limit(deadline))
         if refused is not None:
             raise self._rejected(*refused)
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is computed at this moment."""
+        return self._waiting.taken is not None
 
     def state(self) -> EngineState:
         """How it stands."""
