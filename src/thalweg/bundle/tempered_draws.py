@@ -12,6 +12,7 @@ to exp(-U(y, t_min) / T); with the few that are taken it lies between that one a
 
 import dataclasses
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,11 +73,16 @@ def _block(
 ) -> Iterator[Tensor]:
     """Positions of the first rows of a block of 100 in model units, about so many times."""
     labels = None if label is None else classes.check_labels(bundle, label, rows)
-    with torch.inference_mode(False), torch.no_grad():
-        if isinstance(bundle.model, NoiseConditional):
-            yield from _annealed(bundle, bundle.model, block, rows, seed, temperature, labels, frames)
-        else:
-            yield from _chain(bundle, block, rows, seed, temperature, labels, frames)
+    if isinstance(bundle.model, NoiseConditional):
+        made = _annealed(bundle, bundle.model, block, rows, seed, temperature, labels, frames)
+    else:
+        made = _chain(bundle, block, rows, seed, temperature, labels, frames)
+    while True:
+        with torch.inference_mode(False), torch.no_grad():  # not around a yield, which the caller's loop would be under
+            x = next(made, None)
+        if x is None:
+            return
+        yield x
 
 
 def _annealed(
@@ -93,16 +99,19 @@ def _annealed(
     x = model.prior(BLOCK, draws)[:rows]
     sampler: Any = require_annealed(bundle.sampler) if temperature == 1 else Heun(num_steps=LEVELS)
     given: Any = model if labels is None else classes.of_classes(bundle.model, labels, 1.0)(0, rows)
+    kernel, shown = of_block(sampler, BLOCK), _shown(sampler.num_steps, frames)
+    state = sampler.init(given, x)
+    for first, last in pairwise([*shown, sampler.num_steps]):
+        yield state.x
+        with frozen(given) as energy:
+            for i in range(first, last):
+                state, _ = kernel.step(energy, state, kernel.draw(state, draws))
+                if temperature != 1:
+                    level = sampler.sigma(energy, torch.as_tensor(i + 1, device=x.device), x) ** 2
+                    state = state._replace(x=_corrected(energy, state.x, level, temperature, draws))
     with frozen(given) as energy:
-        kernel, state = of_block(sampler, BLOCK), sampler.init(energy, x)
-        for i in range(sampler.num_steps):
-            if i in _shown(sampler.num_steps, frames):
-                yield state.x
-            state, _ = kernel.step(energy, state, kernel.draw(state, draws))
-            if temperature != 1:
-                level = sampler.sigma(energy, torch.as_tensor(i + 1, device=x.device), x) ** 2
-                state = state._replace(x=_corrected(energy, state.x, level, temperature, draws))
-        yield denoise(energy, state.x, x.new_full((), model.t_min))
+        x = denoise(energy, state.x, x.new_full((), model.t_min))
+    yield x
 
 
 def _corrected(energy: AnyEnergy, x: Tensor, level: Tensor, temperature: float, draws: torch.Generator) -> Tensor:
