@@ -43,15 +43,24 @@ class Layout:
 
     @classmethod
     def fit_encode(
-        cls, frame: Any, *, where: str, headless: bool = False, parse: bool = False, ignored: Iterable[str] = ()
+        cls,
+        frame: Any,
+        *,
+        where: str,
+        first: int = 0,
+        headless: bool = False,
+        parse: bool = False,
+        ignored: Iterable[str] = (),
     ) -> tuple[Self, np.ndarray]:
         """Learn the columns of a frame; with the rows (N, D) float64. `parse`: texts may be numbers, as in a CSV.
+        `first`: the number of the first row, for messages.
 
         UserError: a column of texts, whole numbers that float64 takes for one another, or numbers in float32 whose
         spread that hides.
         """
-        columns, ignored = Columns.fit(frame, where=where, parse=parse), list(ignored)
-        x = columns.encode(frame, where=where, parse=parse)
+        rows = range(first, first + len(as_frame(frame, where))) if first else None
+        columns, ignored = Columns.fit(frame, where=where, parse=parse, rows=rows), list(ignored)
+        x = columns.encode(frame, where=where, parse=parse, rows=rows)
         if not headless and (index := _index(columns, x)) is not None:
             log.warning("%s: the first column, %r, is left out, as it numbers the rows", where, index)
             columns, x, ignored = columns.without([(index, "numbers the rows")]), x[:, 1:], [*ignored, index]
@@ -108,7 +117,7 @@ class Layout:
             assert self.columns is not None  # as it has names
             return self.columns.encode(frame, where=where, first=first, ignore=ignore, parse=parse, offered=False)
         if self.columns is None:
-            columns = Layout.fit(frame, where=where, headless=True, parse=parse).columns
+            columns = Layout.fit(frame, where=where, first=first, headless=True, parse=parse).columns
             assert columns is not None  # of a table
         elif len(present) != len(self.columns.columns):
             condition = f"must have {len(self.columns.columns)} columns, as the model; it has {len(present)}"
