@@ -60,20 +60,19 @@ class Mixture:
         for i, part in zip(range(0, len(y), size), torch.from_numpy(y).to(device).split(size), strict=True):
             lifted = whiten.new_ones(max(len(part), TOGETHER), d + 1)
             lifted[: len(part), :-1] = part
-            logs = torch.addmm(constants, (lifted @ whiten).square_(), pick).T.double()
+            logs = torch.addmm(constants, (lifted @ whiten).square_().double(), pick).T.contiguous()
             out[i : i + size] = torch.logsumexp(logs, dim=0)[: len(part)]
         return 0.5 * y.shape[1] * np.log(2 * np.pi) - out.cpu().numpy()
 
     @cached_property
     def _products(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(y, 1) W holds the whitened rows z of all components side by side; log w_k p_k = c_k + z² P. In float32."""
+        """(y, 1) W holds the whitened rows z of all components; log w_k p_k = c_k + z² P. W: float32."""
         (k, d), eye = self.means.shape, np.eye(self.means.shape[1])
         inverses = [solve_triangular(f, eye, lower=True).T for f in self.factors]
         whiten = np.concatenate([np.vstack([w, -m @ w]) for m, w in zip(self.means, inverses, strict=True)], axis=1)
         pick = -0.5 * np.kron(np.eye(k), np.ones((d, 1)))
         constants = self.log_weights - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
-        whiten, pick, constants = (torch.from_numpy(part).float() for part in (whiten, pick, constants))
-        return whiten, pick, constants
+        return torch.from_numpy(whiten).float(), torch.from_numpy(pick), torch.from_numpy(constants)
 
 
 class Histograms:
