@@ -39,7 +39,11 @@ class Numbers:
 
     def sample_frames(self, n, *, seed=0, temperature=1.0, label=None, frames=12):
         for i in range(frames):
-            x = np.full((n, 2), [i, temperature])
+            x = (
+                np.full((n, 2), [i, temperature])
+                if i < frames - 1
+                else self.sample(n, seed=seed, temperature=temperature)
+            )
             yield x, x.sum(1)
 
     def rerank(self, rows, *, keep=None):
@@ -91,8 +95,9 @@ class Pictures:
         return np.full((n, 1, 4, 4), (seed % 256) / 255, np.float32)
 
     def sample_frames(self, n, *, seed=0, temperature=1.0, label=None, frames=12):
+        drawn = self.sample(n, seed=seed, label=label)
         for i in range(frames):
-            x = np.full((n, 1, 4, 4), i / frames, np.float32)
+            x = np.full((n, 1, 4, 4), i / frames, np.float32) if i < frames - 1 else drawn
             yield x, x.sum((1, 2, 3))
 
     def inpaint(self, x, observed, *, n=1, seed=0):

@@ -62,6 +62,8 @@ class ServedBundle:
 
     def score(self, rows: Mapping[str, np.ndarray], *, alpha: Any = None) -> dict[str, np.ndarray]:
         x = self._rows(rows)
+        if alpha is not None and self.bundle.held_out_energies is None:
+            raise UserError("must be left out, as the model has no calibration and flags nothing", argument="alpha")
         found = {name: part.cpu().numpy() for name, part in self.bundle.score(x).items()}
         if "p_value" in found:
             found["flag"] = found["p_value"] <= checked_alpha(alpha, ALPHA)

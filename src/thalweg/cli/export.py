@@ -7,6 +7,7 @@ import typer
 
 from thalweg.cli import console
 from thalweg.cli.options import Device, Json, Trust
+from thalweg.core.errors import UserError
 
 EXAMPLE = "Example: `thalweg export runs/detector --format onnx -o exported`"
 
@@ -24,7 +25,17 @@ def export(
     from thalweg.bundle.files import StoredType, load_as
     from thalweg.export.export import export as write
 
-    found = write(load_as(run, StoredType, device=device), out, format=format, rows=rows, say=console.say)
+    if not out.is_dir() and out.suffix.lower() not in ("", ".onnx", ".pt2"):
+        hint = "name a folder, or a file that ends in .onnx or .pt2"
+        raise UserError("must be a folder, a .onnx or a .pt2 file", argument="--out", value=str(out), hint=hint)
+    if not out.absolute().parent.is_dir():
+        raise UserError("must lie in a folder that is there", argument="--out", value=str(out), hint="make it first")
+    try:
+        found = write(load_as(run, StoredType, device=device), out, format=format, rows=rows, say=console.say)
+    except UserError as error:
+        if error.argument != "run":
+            raise
+        raise error.replace(argument=str(run)) from error
     for graph in found["graphs"]:
         largest = max(graph["check"]["largest"].values())
         figures = f"largest difference {largest:.1g} over {graph['check']['random_rows']} random rows"

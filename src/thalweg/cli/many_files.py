@@ -87,6 +87,8 @@ def score(
     """Score files into a folder, and say how to go on where that is stopped."""
     from thalweg.scale.score_files import Engine, score_files
 
+    if out.startswith("memory://"):
+        raise UserError("must outlive this command", argument="--out", value=out, hint="name a folder or a store")
     progress = _Progress()
     with_what = Engine(engine, workers, address)
     try:

@@ -41,6 +41,7 @@ def serve(
 ) -> None:
     """Score over HTTP: Open Inference Protocol v2, plain routes, and a page."""
     _require_extra()
+    from thalweg.serve.listener import bound
     from thalweg.serve.safety.tokens import read_tokens, require_token
     from thalweg.serve.settings import ServeSettings
 
@@ -60,13 +61,14 @@ def serve(
     )
     require_token(settings)
     names = _names(runs, name or [])
+    listener = bound(settings.host, settings.port)  # what cannot work is said before the models are loaded
     from thalweg.serve.app import create_app
     from thalweg.serve.loading import load_models
     from thalweg.serve.server import flush_and_exit, run
 
     models, versions = load_models(dict(zip(names, runs, strict=True)), device=device)
     app = create_app(models, settings, versions=versions)
-    code = run(app, settings, say=console.say, open_page=open_page)
+    code = run(app, settings, say=console.say, open_page=open_page, listener=listener)
     if app.state.engine.busy:  # a thread inside torch cannot be stopped, and Python's own end would crash on it
         flush_and_exit(code)
     raise typer.Exit(code)

@@ -113,7 +113,25 @@ def by_torch(program: Program, module: Any, tensors: list[torch.Tensor]) -> Any:
         opset_version=OPSET,
     )
     assert made is not None
-    return made.model_proto
+    model = made.model_proto  # made anew at each access
+    _widen_places(model.graph)
+    return model
+
+
+def _widen_places(graph: Any) -> None:
+    """Give each ScatterND its places in int64, as ONNX wants them; torch writes those that a buffer holds in int32."""
+    from onnx import TensorProto, helper
+
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "ScatterND":
+            wide = f"{node.input[1]}/{len(nodes)}/int64"
+            nodes.append(helper.make_node("Cast", [node.input[1]], [wide], to=TensorProto.INT64))
+            node.input[1] = wide
+        nodes.append(node)
+    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _onnx_run(data: bytes, program: Program) -> Run:

@@ -186,4 +186,4 @@ def _difference(old: dict[str, Any], new: dict[str, Any], before: dict[str, Any]
             return f"the file {address} has come since"
         if before[address] != each:
             return f"the file {address} has changed since"
-    return f"the file {next(name for name in before if name not in now)} is gone"
+    return f"the file {next(name for name in before if name not in now)} is no longer among the input"

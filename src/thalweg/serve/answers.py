@@ -15,13 +15,13 @@ from thalweg.serve.engine.engine import Engine
 from thalweg.serve.engine.rejected import Rejected
 from thalweg.serve.errors import HttpError, internal, malformed, of_user_error
 from thalweg.serve.models import Models, ServedModel
+from thalweg.serve.safety.observed import GONE
 from thalweg.serve.settings import ServeSettings
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
 TIMEOUT_HEADER = "request-timeout-ms"
 log = logging.getLogger("thalweg.serve")
-GONE = 499  # as nginx has it: the client left, and nobody reads the answer
 
 
 class Context:

@@ -29,6 +29,8 @@ def operations(engine: Engine, metrics: Metrics) -> APIRouter:
         """Figures in Prometheus' text format."""
         return Response(metrics.text(), media_type=TEXT)
 
+    for path, route in (("/livez", livez), ("/readyz", readyz)):  # some balancers probe by HEAD
+        router.add_api_route(path, route, methods=["HEAD"], include_in_schema=False)
     return router
 
 

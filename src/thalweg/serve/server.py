@@ -23,8 +23,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from thalweg.core.errors import UserError
 from thalweg.serve.engine.engine import Engine
+from thalweg.serve.listener import bound
 from thalweg.serve.logs import set_up
 from thalweg.serve.settings import ServeSettings
 from thalweg.serve.v1.direct import BEGUN
@@ -187,7 +187,14 @@ class Server(uvicorn.Server):
         return Protocol(self.config, self.server_state, self.lifespan.state, self.loop)
 
 
-def run(app: FastAPI, settings: ServeSettings, *, say: Callable[[str], None], open_page: bool = False) -> int:
+def run(
+    app: FastAPI,
+    settings: ServeSettings,
+    *,
+    say: Callable[[str], None],
+    open_page: bool = False,
+    listener: socket.socket | None = None,
+) -> int:
     """Serve until a signal, and return the exit code.
 
     Args:
@@ -195,11 +202,12 @@ def run(app: FastAPI, settings: ServeSettings, *, say: Callable[[str], None], op
         settings: The same that it was made with.
         say: Is told the address.
         open_page: Whether a browser is told too.
+        listener: Of `bound`, where the address was taken before. None: it is taken now.
 
     Raises:
         UserError: For an address that is not to be had.
     """
-    listener = _bound(settings.host, settings.port)
+    listener = bound(settings.host, settings.port) if listener is None else listener
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     app.state.requests = set_up()
@@ -218,23 +226,6 @@ def flush_and_exit(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    found: socket.socket | None = None
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        # The protocol is named: else asyncio leaves Nagle's delay on.
-        found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((host, port))
-    except OSError as error:
-        if found is not None:
-            found.close()
-        text = f"must be an address of this machine and a free port ({error.strerror})"
-        raise UserError(text, argument="--port", value=port, hint="pass --port 0 for a free one") from error
-    found.setblocking(False)
-    return found
 
 
 def _raise_files() -> int:

@@ -7,7 +7,7 @@ line for the worker (`waiting.py`). At most one piece is computed at a time, so 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
@@ -133,7 +133,7 @@ class Engine:
         *,
         deadline: float | None = None,
         gone: Gone | None = None,
-    ) -> AsyncIterator[T]:
+    ) -> AsyncGenerator[T]:
         """The items of an iterator, each computed when it is asked for. The deadline is that of an item.
 
         Raises:
@@ -142,6 +142,27 @@ class Engine:
         note(model, 1)
         self.admit(model, 1, deadline, kind="stream")
         return self._items(model, Items(make), deadline, gone)
+
+    async def last(
+        self,
+        model: str,
+        make: Callable[[], Iterator[T]],
+        *,
+        deadline: float | None = None,
+        gone: Gone | None = None,
+    ) -> T:
+        """The last item of an iterator; other work goes on between items, and the deadline is that of all together."""
+        until = self.clock() + self._limit(deadline)
+        items, found = self.stream(model, make, deadline=deadline, gone=gone), None
+        try:
+            async for item in items:
+                found = item
+                if self.clock() > until:
+                    raise self._rejected("deadline")
+        finally:
+            await items.aclose()
+        assert found is not None
+        return found
 
     def alone(self, told: Callable[[], bool]) -> None:
         """Who says whether there is one client alone: its calls of some milliseconds are made on the event loop."""
@@ -234,7 +255,7 @@ class Engine:
         self._computed(model, size, time.perf_counter() - began, found)
         return found
 
-    async def _items(self, model: str, items: Items, deadline: float | None, gone: Gone | None) -> AsyncIterator[Any]:
+    async def _items(self, model: str, items: Items, deadline: float | None, gone: Gone | None) -> AsyncGenerator[Any]:
         self._streams += 1
         try:
             while True:

@@ -93,7 +93,7 @@ def column(spec: TensorSpec, values: list[Any]) -> np.ndarray:
         for value in values:
             if not isinstance(value, str) and value is not None:
                 raise malformed("must be strings, or null where a value is missing", spec.name)
-        return as_objects(values)
+        return as_objects([value or None for value in values])  # an empty one is missing, as in a CSV
     for value in values:
         if type(value) not in (int, float) and value is not None:
             raise malformed("must be numbers, or null where a value is missing", spec.name)

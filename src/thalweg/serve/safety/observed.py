@@ -4,6 +4,7 @@ import logging
 import time
 
 from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thalweg.serve.errors import HttpError, internal
@@ -12,6 +13,7 @@ from thalweg.serve.metrics import Metrics
 
 log = logging.getLogger("thalweg.serve")
 ID = b"x-request-id"
+GONE = 499  # as nginx has it: the client left, and nobody reads the answer
 OTHER = "other"  # the route of a path that there is not
 
 
@@ -37,6 +39,8 @@ class Observed:
         with self.metrics.in_progress(), noting() as notes:
             try:
                 await self.app(scope, receive, sending)
+            except ClientDisconnect:
+                status = status or GONE
             except Exception:
                 log.exception("request %s failed", name)
                 if status:  # its headers are gone: the connection is closed by the server

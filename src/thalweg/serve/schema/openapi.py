@@ -131,7 +131,6 @@ def _bodies(path: str, models: Models, settings: ServeSettings) -> Schema:
         return {JSON: {"schema": _each(models, "score", _inference), "example": _inference_example(models)}}
     if word == "sample":
         schema = SampleRequest.model_json_schema()
-        schema["properties"]["n"]["maximum"] = settings.max_batch
         return {JSON: {"schema": schema, "example": {"n": 2}}}
     if word == "inpaint":
         return {JSON: {"schema": _each(models, word, _inpaint)}}

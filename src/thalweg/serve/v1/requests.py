@@ -3,6 +3,7 @@
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 
 from thalweg.serve.errors import HttpError, malformed
 
@@ -44,7 +45,7 @@ class NoOptions(Strict):
 class SampleRequest(Strict):
     """Draws of a model. `frames` > 0: about so many pictures of the draws on their way, a line each."""
 
-    n: Annotated[int, Field(ge=1), Whole] = 1
+    n: Annotated[int, Field(ge=1, le=100), Whole] = 1
     seed: Annotated[int, Field(ge=0, le=SEEDS), Whole] = 0
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     label: Annotated[int, Field(ge=0, le=SEEDS), Whole] | None = None
@@ -66,6 +67,16 @@ def read_as(cls: type[B], value: dict[str, Any]) -> B:
         return cls.model_validate(value)
     except ValidationError as error:
         raise of_validation(error.errors(include_url=False, include_context=False, include_input=False)) from error
+
+
+def require_query(request: Request, *known: str) -> None:
+    """400 for a query parameter that the route does not have, or that comes twice."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    extra = next((name for name in names if name not in known), None)
+    if extra is not None:
+        raise malformed(f"must be one of {', '.join(known)}", extra[:80])
+    if len(set(names)) < len(names):
+        raise malformed("must be given once", next(name for name in names if names.count(name) > 1))
 
 
 def of_validation(errors: Any) -> HttpError:

@@ -22,6 +22,7 @@ from thalweg.serve.v1.requests import (
     SampleRequest,
     ScoreOptions,
     read_as,
+    require_query,
 )
 
 Name = Annotated[str | None, Query(description="Which model, where several are served.", max_length=200)]
@@ -32,6 +33,10 @@ Encoding = Annotated[
 AlphaQuery = Annotated[
     float | None, Query(gt=0, le=1, allow_inf_nan=False, description="Flag p-values up to this share.")
 ]
+
+
+PIECES = 30  # of draws that are asked for whole
+TOGETHER = 64  # rows of numbers that are explained in one piece; an image or a text is a piece of its own
 
 
 def plain_routes(context: Context) -> APIRouter:
@@ -57,6 +62,7 @@ class Plain:
 
     async def score(self, request: Request, model: Name = None, alpha: AlphaQuery = None, fit: Fit = False) -> Response:
         """Energy of each row and, where the model has them, log p, p-value and flag."""
+        require_query(request, "model", "alpha", "fit")
         served = self.context.models.find(model)
         rows, options = await body.read(request, served, self.settings, ("alpha",), fit=fit)
         asked = read_as(ScoreOptions, options).alpha
@@ -72,28 +78,36 @@ class Plain:
         fit: Fit = False,
     ) -> Response:
         """Why each row has its energy, beside its scores."""
+        require_query(request, "model", "top", "encoding", "fit")
         served = self._able(model, "explain")
         servable = served.servable
         assert isinstance(servable, Explains)
         rows, options = await body.read(request, served, self.settings, (), fit=fit)
         read_as(NoOptions, options)
         found = await self._scores(request, served, rows, None)
-        reasons = await self._call(request, served, lambda: servable.explain(rows, top=top))
+        at_once = TOGETHER if served.servable.content in ("rows", "table") else 1
+
+        def make() -> Iterator[list[dict[str, Any]]]:
+            told = []
+            for i in range(0, len(found["energy"]), at_once):
+                told += servable.explain({name: value[i : i + at_once] for name, value in rows.items()}, top=top)
+                yield told
+
+        reasons = await self._last(request, served, make)
         both = zip(wire.predictions(found), reasons, strict=True)
         told = [wire.explained(why, encoding == "base64") | scores for scores, why in both]
         return answer(_head(served) | {"predictions": told})
 
     async def sample(self, request: Request, model: Name = None, encoding: Encoding = "lists") -> Response:
         """Draws, or with `frames` lines of the draws on their way."""
+        require_query(request, "model", "encoding")
         served = self._able(model, "sample")
         servable = served.servable
         assert isinstance(servable, Samples)
         asked = read_as(SampleRequest, (await body.json_body(request, self.settings)).value)
-        if asked.n > self.settings.max_batch:
-            raise HttpError(413, "too_many_rows", f"must be at most {self.settings.max_batch}", field="n")
         how: dict[str, Any] = {"seed": asked.seed, "temperature": asked.temperature, "label": asked.label}
-        if not asked.frames:
-            drawn = await self._call(request, served, partial(servable.sample, asked.n, **how))
+        if not asked.frames:  # in pieces all the same, so that scores go on beside it
+            drawn, _ = await self._last(request, served, partial(servable.sample_frames, asked.n, **how, frames=PIECES))
             _require_numbers(drawn)
             return answer(_head(served) | {"predictions": wire.rows(served, drawn, encoding == "base64")})
 
@@ -110,6 +124,7 @@ class Plain:
 
     async def inpaint(self, request: Request, model: Name = None) -> Response:
         """Completions of an image's missing part, a line each as they come."""
+        require_query(request, "model")
         served = self._able(model, "inpaint")
         servable = served.servable
         assert isinstance(servable, Inpaints)
@@ -132,6 +147,7 @@ class Plain:
 
     async def rerank(self, request: Request, model: Name = None, fit: Fit = False) -> Response:
         """The order of candidates, best first."""
+        require_query(request, "model", "fit")
         served = self._able(model, "rerank")
         servable = served.servable
         assert isinstance(servable, Reranks)
@@ -144,6 +160,7 @@ class Plain:
 
     async def classify(self, request: Request, model: Name = None, fit: Fit = False) -> Response:
         """The likeliest label of each row, and the probability of each label."""
+        require_query(request, "model", "fit")
         served = self._able(model, "classify")
         servable = served.servable
         assert isinstance(servable, Classifies)
@@ -175,6 +192,10 @@ class Plain:
     async def _call(self, request: Request, served: ServedModel, work: Any) -> Any:
         with asking(served):
             return await self.engine.call(served.name, work, **self._how(request))
+
+    async def _last(self, request: Request, served: ServedModel, make: Any) -> Any:
+        with asking(served):
+            return await self.engine.last(served.name, make, **self._how(request))
 
     async def _stream(self, request: Request, served: ServedModel, make: Any) -> Response:
         with asking(served):
