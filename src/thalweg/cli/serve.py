@@ -66,7 +66,11 @@ def serve(
     from thalweg.serve.loading import load_models
     from thalweg.serve.server import flush_and_exit, run
 
-    models, versions = load_models(dict(zip(names, runs, strict=True)), device=device)
+    try:
+        models, versions = load_models(dict(zip(names, runs, strict=True)), device=device)
+    except UserError:
+        listener.close()
+        raise
     app = create_app(models, settings, versions=versions)
     code = run(app, settings, say=console.say, open_page=open_page, listener=listener)
     if app.state.engine.busy:  # a thread inside torch cannot be stopped, and Python's own end would crash on it
