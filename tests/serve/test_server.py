@@ -66,6 +66,14 @@ def serving(parent, folder, seconds=0.02, drain=10.0):
             process.wait()
 
 
+def beside(address):
+    """A connection that stays open: the calls of one client alone are made on the event loop."""
+    found = connect(address)
+    found.request("GET", "/livez")
+    assert found.getresponse().read() == b"ok"
+    return found
+
+
 def until(condition):
     for _ in range(6000):
         try:
@@ -165,6 +173,7 @@ def test_a_signal_under_load_loses_no_answer(parent, tmp_path, repetitions):
 def test_a_second_signal_ends_at_once(parent, tmp_path):
     """R26."""
     with serving(parent, tmp_path, seconds=40, drain=60) as (process, address):
+        other = beside(address)
         thread = threading.Thread(target=ended, args=(address,))
         thread.start()
         until(lambda: "thalweg_requests_in_progress 2" in get(address, "/metrics")[1])
@@ -173,17 +182,19 @@ def test_a_second_signal_ends_at_once(parent, tmp_path):
         process.signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
         thread.join(30)
+        other.close()
 
 
 def test_work_that_takes_too_long_is_given_up_and_the_code_says_so(parent, tmp_path):
     with serving(parent, tmp_path, seconds=4, drain=1.5) as (process, address):
-        found = []
+        found, other = [], beside(address)
         thread = threading.Thread(target=lambda: found.append(post(connect(address), 7.0)[0]))
         thread.start()
         until(lambda: "thalweg_requests_in_progress 2" in get(address, "/metrics")[1])
         process.signal(signal.SIGTERM)
         assert process.wait() == 1
         thread.join(30)
+        other.close()
         assert found == [503]
 
 

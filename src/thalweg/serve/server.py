@@ -104,6 +104,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.code, self._signals = 0, 0
+        engine.alone(lambda: len(self.server_state.connections) == 1)
         self._ending: asyncio.Task[None] | None = None
 
     def starting(self, start: Coroutine[Any, Any, None]) -> None:

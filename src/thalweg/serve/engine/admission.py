@@ -10,6 +10,7 @@ from thalweg.serve.engine.rejected import Reason
 from thalweg.serve.engine.waiting import LaneName, Waiting
 
 INLINE = 0.0002  # seconds: below, handing a call to a thread and back costs as much as the call
+LONE = 0.004  # seconds: the same while there is one connection, whose client waits for the answer anyway
 PATIENCE = 1.0  # seconds that a request may have to wait, by estimate, or so many times its own cost if that is more:
 FAIR = 4
 FIRST_GUESS = 0.05  # seconds of a call or an item before any was seen
@@ -27,12 +28,13 @@ class Admission:
 
     def __init__(self, waiting: Waiting, queue: int, clock: Callable[[], float]):
         self.waiting, self.queue, self.clock = waiting, queue, clock
+        self.alone: Callable[[], bool] = lambda: False  # whether there is one client; the server says so
         self.costs: dict[str, Cost] = {}
         self._others: dict[LaneName, deque[float]] = {}  # seconds of recent calls and items
 
     def cheap(self, model: str, rows: int) -> bool:
         """Whether such a call is made on the event loop."""
-        return self.costs[model](rows) <= INLINE
+        return self.costs[model](rows) <= (LONE if self.alone() else INLINE)
 
     def here(self, model: str, rows: int) -> bool:
         """Whether to make it there now: nothing else is computed."""

@@ -164,6 +164,10 @@ class Engine:
         assert found is not None
         return found
 
+    def alone(self, told: Callable[[], bool]) -> None:
+        """Who says whether there is one client alone: its calls of some milliseconds are made on the event loop."""
+        self._admission.alone = told
+
     def admit(self, model: str, rows: int = 1, deadline: float | None = None, *, kind: Kind = "score") -> None:
         """Rejected where a request of so many rows is not taken now; cheap enough to ask before its body is read."""
         if not self._ready or self._draining:

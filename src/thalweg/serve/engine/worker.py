@@ -101,7 +101,8 @@ class Worker:
         clock = self.waiting.clock
         began = clock()
         answers = found = error = None
-        self._use(self.threads.get(piece.model, 1))
+        large = piece.kind == "score" and 2 * piece.rows >= self.waiting.batch.get(piece.model, 1)
+        self._use(self.threads.get(piece.model, 1) if large else 1)  # a second thread gains on full calls only
         try:
             if piece.work is not None:
                 answers = [piece.work()]
