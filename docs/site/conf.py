@@ -1,11 +1,19 @@
 """Sphinx's configuration. `python docs/site/build.py` writes the sources of the site and calls Sphinx with it."""
 
 import sys
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import thalweg
+
+# Autodoc imports modules as a type checker would, with TYPE_CHECKING true, and under that pydantic's models of OpenAPI
+# cannot be made. What is imported before stays as it is.
+for package in ("fastapi", "fastapi.openapi.models", "uvicorn", "prometheus_client"):
+    with suppress(ImportError):
+        import_module(package)
 
 project, author, release = "Thalweg", "the Thalweg authors", thalweg.__version__
 project_copyright = author
