@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from thalweg.serve.v1.direct import Direct
+from thalweg.serve.v1.direct import ScoreFastPath
 
 from .service import npy, posted, serving
 
@@ -28,13 +28,13 @@ BODIES = {
 @pytest.fixture
 def taken(monkeypatch):
     """The number of requests that took the short way."""
-    count, answer = [], Direct._answer
+    count, answer = [], ScoreFastPath._answer
 
     async def counted(self, *given):
         count.append(1)
         return await answer(self, *given)
 
-    monkeypatch.setattr(Direct, "_answer", counted)
+    monkeypatch.setattr(ScoreFastPath, "_answer", counted)
     return count
 
 

@@ -15,7 +15,7 @@ from thalweg.core.errors import UserError
 from thalweg.serve.app import create_app
 from thalweg.serve.errors import public
 from thalweg.serve.safety import tokens
-from thalweg.serve.safety.bodies import BEYOND, Bodies
+from thalweg.serve.safety.bodies import BEYOND, BodyLimitMiddleware
 from thalweg.serve.safety.origin import name_of
 from thalweg.serve.safety.tokens import hashed, read_tokens
 from thalweg.serve.settings import ServeSettings
@@ -72,7 +72,9 @@ def endless(size):
 def test_a_stream_that_is_too_large_is_refused_within_64_KiB(part):
     """R19: on what has come, whatever is declared."""
     limit = 3000 if part == 1 else 200_000
-    status, read, headers = asked(Bodies(reads_all, limit, 30), [(b"transfer-encoding", b"chunked")], endless(part))
+    status, read, headers = asked(
+        BodyLimitMiddleware(reads_all, limit, 30), [(b"transfer-encoding", b"chunked")], endless(part)
+    )
     assert status == 413
     assert read <= limit + BEYOND + part
     assert headers[b"connection"] == b"close"
@@ -86,19 +88,19 @@ def test_a_body_that_is_declared_too_large_is_refused_before_it_is_read():
         seen.append(True)
         yield {"type": "http.disconnect"}
 
-    status, read, _ = asked(Bodies(reads_all, 1000, 30), [(b"content-length", b"1001")], parts())
+    status, read, _ = asked(BodyLimitMiddleware(reads_all, 1000, 30), [(b"content-length", b"1001")], parts())
     assert (status, read) == (413, 0)
 
 
 @pytest.mark.parametrize("length", [b"-1", b"1e3", b"9" * 30, b"0x10", b" "])
 def test_a_length_that_is_no_number_is_refused(length):
-    status, read, _ = asked(Bodies(reads_all, 1000, 30), [(b"content-length", length)], endless(1))
+    status, read, _ = asked(BodyLimitMiddleware(reads_all, 1000, 30), [(b"content-length", length)], endless(1))
     assert (status, read <= 1000 + BEYOND) == (413, True)
 
 
 def test_a_body_of_the_limit_is_taken():
     whole = iter([{"type": "http.request", "body": bytes(1000), "more_body": False}])
-    assert asked(Bodies(reads_all, 1000, 30), [(b"content-length", b"1000")], whole)[:2] == (200, 1000)
+    assert asked(BodyLimitMiddleware(reads_all, 1000, 30), [(b"content-length", b"1000")], whole)[:2] == (200, 1000)
 
 
 def test_a_slow_body_is_refused():
@@ -112,7 +114,7 @@ def test_a_slow_body_is_refused():
             told.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/v1/x", "headers": [(b"content-length", b"5")]}
-        task = asyncio.create_task(Bodies(reads_all, 1000, 0.05)(scope, slow, send))
+        task = asyncio.create_task(BodyLimitMiddleware(reads_all, 1000, 0.05)(scope, slow, send))
         while not told:
             await asyncio.sleep(0.01)
         task.cancel()

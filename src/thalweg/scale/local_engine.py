@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from thalweg.scale.plan import Block
-from thalweg.scale.worker import Failure, Filling, Worker, one_thread
+from thalweg.scale.worker import Failure, QValues, Worker, one_thread
 
 
 class LocalEngine:
@@ -13,7 +13,7 @@ class LocalEngine:
         self.worker = worker
         self.retried = 0
 
-    def run(self, blocks: Sequence[Block], filling: Filling | None) -> Iterator[Failure | None]:
+    def run(self, blocks: Sequence[Block], filling: QValues | None) -> Iterator[Failure | None]:
         """Make the parts of blocks one by one; None each, or what went wrong."""
         with one_thread():
             for block in blocks:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.scale import addresses
-from thalweg.scale.sources import Examined, Source
+from thalweg.scale.sources import FileFacts, Source
 
 PLAN, DONE = "_plan.json", "_done.json"
 FORMAT = 1
@@ -39,7 +39,7 @@ class Input(NamedTuple):
     path: str
     size: int
     modified: str
-    examined: Examined
+    examined: FileFacts
 
 
 class Block(NamedTuple):

@@ -18,7 +18,7 @@ from thalweg.scale.plan import DONE, READERS, Block, Plan, absolute, examine, ke
 from thalweg.scale.ray_engine import RayEngine, require_ray
 from thalweg.scale.scorers import SCORERS, Options, Scorer
 from thalweg.scale.sources import KINDS, Source, source_of
-from thalweg.scale.worker import Filling, Job, Worker
+from thalweg.scale.worker import Job, QValues, Worker
 
 Kind = Literal["energy", "detector"]
 
@@ -165,7 +165,7 @@ class _Running:
         self.started: LocalEngine | RayEngine | None = None
         self.retried = 0
 
-    def make(self, blocks: Sequence[Block], filling: Filling | None) -> None:
+    def make(self, blocks: Sequence[Block], filling: QValues | None) -> None:
         """Make parts until all are there, or the first error."""
         if not blocks:
             return
@@ -196,7 +196,7 @@ def _finish(scorer: Scorer, plan: Plan, out: str, running: _Running) -> tuple[np
         counted = pool.map(lambda block: parts.counts(out, block, scorer.levels), plan.blocks)
         counts = sum(counted, np.zeros(scorer.levels, np.int64))
     q = q_by_rank(counts)
-    filling = Filling(q, hashlib.sha256(q.tobytes()).hexdigest())
+    filling = QValues(q, hashlib.sha256(q.tobytes()).hexdigest())
     running.make([b for b, found in _look(plan, out) if found is not None and found.q != filling.digest], filling)
     return counts, q
 

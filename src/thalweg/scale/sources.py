@@ -23,7 +23,7 @@ HEAD = 1 << 20  # bytes of a CSV in which its first two lines must end
 MAX_FOOTER = 256 << 20
 
 
-class Examined(NamedTuple):
+class FileFacts(NamedTuple):
     """What a file is known by.
 
     Args:
@@ -54,7 +54,7 @@ class Source(ABC):
         self.headless = False
 
     @abstractmethod
-    def examine(self, step: int) -> Examined:
+    def examine(self, step: int) -> FileFacts:
         """Count the rows, in one pass over what that needs; blocks are to be of `step` rows."""
 
     @abstractmethod
@@ -82,14 +82,14 @@ class ParquetSource(Source):
             with parquet.ParquetFile(where, buffer_size=HEAD, page_checksum_verification=True) as file:
                 yield file
 
-    def examine(self, step: int) -> Examined:
+    def examine(self, step: int) -> FileFacts:
         with damaged(self.address), addresses.opened(self.path) as file:
             file.seek(-8, io.SEEK_END)
             size = int.from_bytes(file.read(4), "little")
             if size > min(MAX_FOOTER, file.tell()):
                 raise DamagedFile("declares a footer that it has no room for", argument=self.address)
             file.seek(-8 - size, io.SEEK_END)
-            return Examined(self._rows, hashlib.sha256(file.read(size)).hexdigest())
+            return FileFacts(self._rows, hashlib.sha256(file.read(size)).hexdigest())
 
     def read(self, first: int, rows: int, names: Sequence[str], span: tuple[int, int]) -> Any:
         import pyarrow as pa
@@ -124,10 +124,10 @@ class CsvSource(Source):
                 raise error.replace(argument=address) if error.argument == str(head) else error from error
         self.names, self.headless = table.names, table.headless
 
-    def examine(self, step: int) -> Examined:
+    def examine(self, step: int) -> FileFacts:
         with damaged(self.address), addresses.opened(self.path) as file:
             found: Offsets = offsets(file, step, headless=self.headless, where=self.address)
-            return Examined(found.rows, found.sha256, found.starts)
+            return FileFacts(found.rows, found.sha256, found.starts)
 
     def read(self, first: int, rows: int, names: Sequence[str], span: tuple[int, int]) -> Any:
         import pyarrow as pa
@@ -178,8 +178,8 @@ class NpySource(Source):
             wanted = "must be rows (N, …) in C order"
             raise UserError(wanted, argument=address, hint="save numpy.ascontiguousarray(x)")
 
-    def examine(self, step: int) -> Examined:
-        return Examined(self._shape[0], hashlib.sha256(self._head).hexdigest())
+    def examine(self, step: int) -> FileFacts:
+        return FileFacts(self._shape[0], hashlib.sha256(self._head).hexdigest())
 
     def read(self, first: int, rows: int, names: Sequence[str], span: tuple[int, int]) -> Any:
         row = self._shape[1:]

@@ -33,7 +33,7 @@ class Job(NamedTuple):
     files: tuple[tuple[str, str], ...]
 
 
-class Filling(NamedTuple):
+class QValues(NamedTuple):
     """The q-values by rank, and their digest."""
 
     q: np.ndarray
@@ -84,11 +84,11 @@ class Worker:
             raise UserError(text, argument=address, hint="has the file changed meanwhile?")
         parts.write(self.job.out, block, self.job.digest, address, scores)
 
-    def fill(self, block: Block, filling: Filling) -> None:
+    def fill(self, block: Block, filling: QValues) -> None:
         """Fill the q-values of a part in."""
         parts.fill(self.job.out, block, self.job.digest, filling.q, filling.digest)
 
-    def do(self, block: Block, filling: Filling | None) -> Failure | None:
+    def do(self, block: Block, filling: QValues | None) -> Failure | None:
         """Score or, with q-values, fill; what went wrong as values."""
         try:
             self.score(block) if filling is None else self.fill(block, filling)

@@ -18,14 +18,14 @@ from thalweg.serve.metrics import Metrics
 from thalweg.serve.models import Models
 from thalweg.serve.operations import operations
 from thalweg.serve.page.routes import page_router
-from thalweg.serve.safety.bodies import Bodies
+from thalweg.serve.safety.bodies import BodyLimitMiddleware
 from thalweg.serve.safety.headers import Headers
-from thalweg.serve.safety.observed import Observed
+from thalweg.serve.safety.observed import MetricsMiddleware
 from thalweg.serve.safety.origin import Origin, hosts_of
 from thalweg.serve.safety.tokens import Tokens, require_token
 from thalweg.serve.schema.openapi import cached
 from thalweg.serve.settings import ServeSettings
-from thalweg.serve.v1.direct import Direct
+from thalweg.serve.v1.direct import ScoreFastPath
 from thalweg.serve.v1.requests import of_validation
 from thalweg.serve.v1.routes import Plain, plain_routes
 from thalweg.serve.v2.routes import protocol_routes
@@ -62,16 +62,16 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
         middleware=[
-            Middleware(Observed, metrics=metrics),
+            Middleware(MetricsMiddleware, metrics=metrics),
             Middleware(Headers),
-            Middleware(Bodies, max_body=settings.max_body, seconds=settings.deadline),
+            Middleware(BodyLimitMiddleware, max_body=settings.max_body, seconds=settings.deadline),
             Middleware(Tokens, hashes=settings.tokens),
             Middleware(Origin, hosts=hosts_of(settings)),
         ],
         redirect_slashes=False,
     )
     app.add_middleware(
-        Direct,
+        ScoreFastPath,
         plain=Plain(context),
         metrics=metrics,
         origin=Origin(app, hosts_of(settings)),

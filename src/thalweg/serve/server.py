@@ -57,7 +57,7 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
 
-class Closing:
+class CloseConnections:
     """ASGI that ends each connection after its answer once the service ends."""
 
     def __init__(self, app: ASGIApp):
@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, engine: Engine, settings: ServeSettings, listener: socket.socket):
-        self.app, self.engine, self.drain, self.listener = Closing(app), engine, settings.drain, listener
+        self.app, self.engine, self.drain, self.listener = CloseConnections(app), engine, settings.drain, listener
         config = uvicorn.Config(
             self.app,
             http=Protocol,

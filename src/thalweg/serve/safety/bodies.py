@@ -17,7 +17,7 @@ BEYOND = 65_536  # bytes that are read after the limit
 LINGER = 2.0  # seconds for what comes after an early answer
 
 
-class Bodies:
+class BodyLimitMiddleware:
     """Limits of bodies.
 
     Args:
@@ -51,7 +51,7 @@ class Bodies:
 class _Body:
     """One request's body and its answer."""
 
-    def __init__(self, limits: Bodies, receive: Receive, send: Send, *, there: bool):
+    def __init__(self, limits: BodyLimitMiddleware, receive: Receive, send: Send, *, there: bool):
         self._limits, self._receive, self._send = limits, receive, send
         self._read, self._open, self.started = 0, there, False
         self._end = asyncio.get_running_loop().time() + limits.seconds

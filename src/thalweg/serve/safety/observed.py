@@ -17,7 +17,7 @@ GONE = 499  # as nginx has it: the client left, and nobody reads the answer
 OTHER = "other"  # the route of a path that there is not
 
 
-class Observed:
+class MetricsMiddleware:
     """Pure ASGI, so that streams are not held back."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics):

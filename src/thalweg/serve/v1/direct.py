@@ -34,7 +34,7 @@ BEHIND = 0.25  # seconds that a request may have waited for the event loop itsel
 log = logging.getLogger("thalweg.serve")
 
 
-class Direct:
+class ScoreFastPath:
     """Pure ASGI, the outermost layer.
 
     Args:

@@ -18,7 +18,7 @@ BINARY = "application/octet-stream"
 
 def protocol_routes(context: Context) -> APIRouter:
     """/v2 and what lies below it."""
-    router, routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"]), Protocol2(context)
+    router, routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"]), InferenceRoutes(context)
     router.get("")(routes.server)
     router.get("/health/live")(routes.live)
     router.get("/health/ready")(routes.ready)
@@ -29,7 +29,7 @@ def protocol_routes(context: Context) -> APIRouter:
     return router
 
 
-class Protocol2:
+class InferenceRoutes:
     """One method a route."""
 
     def __init__(self, context: Context):
