@@ -32,7 +32,10 @@ class Context:
 
     def deadline(self, request: Request, asked: float | None = None) -> float:
         """Seconds that a request has: what it asks for in its header or by `asked`, at most the service's own."""
-        header = request.headers.get(TIMEOUT_HEADER)
+        return self.limit(request.headers.get(TIMEOUT_HEADER), asked)
+
+    def limit(self, header: str | None, asked: float | None = None) -> float:
+        """The same by the header's value, None where there is none."""
         if header is not None:
             if not (header.isascii() and header.isdigit() and 1 <= len(header) <= 9):
                 raise malformed("must be a whole number of milliseconds", "Request-Timeout-Ms")

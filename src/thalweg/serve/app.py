@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.types import Receive, Scope, Send
 
 from thalweg import __version__
 from thalweg.bundle.servable import Servable
@@ -31,12 +32,25 @@ from thalweg.serve.v1.routes import Plain, plain_routes
 from thalweg.serve.v2.routes import protocol_routes
 
 
+class ServiceApp(FastAPI):
+    """FastAPI behind the short way of scores, which comes before what the framework does for each request."""
+
+    fast: ScoreFastPath
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.fast(scope, receive, send)
+
+    async def ordinary(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The framework's way."""
+        await super().__call__(scope, receive, send)
+
+
 def create_app(
     models: Mapping[str, Servable],
     settings: ServeSettings = ServeSettings(),  # noqa: B008 — frozen
     *,
     versions: Mapping[str, str] = {},
-) -> FastAPI:
+) -> ServiceApp:
     """The service of these models, by the names that clients call them by.
 
     `app.state.engine` does the work; it starts with the application. UserError for settings that would serve everyone.
@@ -55,7 +69,7 @@ def create_app(
         yield
         await engine.drain(settings.drain)
 
-    app = FastAPI(
+    app = ServiceApp(
         title="Thalweg",
         version=__version__,
         docs_url=None,  # its page would load scripts from elsewhere
@@ -70,13 +84,14 @@ def create_app(
         ],
         redirect_slashes=False,
     )
-    app.add_middleware(
-        ScoreFastPath,
-        plain=Plain(context),
-        metrics=metrics,
-        origin=Origin(app, hosts_of(settings)),
-        tokens=Tokens(app, settings.tokens),
-        max_body=settings.max_body,
+    app.fast = ScoreFastPath(
+        app.ordinary,
+        Plain(context),
+        metrics,
+        Origin(app, hosts_of(settings)),
+        Tokens(app, settings.tokens),
+        settings.max_body,
+        requests=lambda: app.state.requests,
     )
     app.state.engine, app.state.metrics, app.state.settings = engine, metrics, settings
     app.state.server = app.state.requests = None  # a process that serves it has these

@@ -49,7 +49,9 @@ class Metrics:
         self._seconds = Histogram(
             "thalweg_request_seconds", "From request to answer", ["route"], buckets=SECONDS, registry=own
         )
-        self._in_progress = Gauge("thalweg_requests_in_progress", "Requests without an answer so far", registry=own)
+        self.running = 0  # requests without an answer so far
+        in_progress = Gauge("thalweg_requests_in_progress", "Requests without an answer so far", registry=own)
+        in_progress.set_function(lambda: self.running)
         self._rejected = Counter("thalweg_rejected", "Requests that were not computed", ["reason"], registry=own)
         self._depth = Gauge("thalweg_queue_depth", "Rows that wait", registry=own)
         self._rows = Histogram("thalweg_batch_rows", "Rows of a call", ["model"], buckets=ROWS, registry=own)
@@ -80,11 +82,11 @@ class Metrics:
     @contextmanager
     def in_progress(self) -> Iterator[None]:
         """A request on its way."""
-        self._in_progress.inc()
+        self.running += 1
         try:
             yield
         finally:
-            self._in_progress.dec()
+            self.running -= 1
 
     def rejected(self, reason: str) -> None:
         """A request that is not computed."""

@@ -15,6 +15,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -26,8 +27,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from thalweg.serve.engine.engine import Engine
 from thalweg.serve.listener import bound
 from thalweg.serve.logs import set_up
+from thalweg.serve.overload import BEGUN, Overload
 from thalweg.serve.settings import ServeSettings
-from thalweg.serve.v1.direct import BEGUN
 
 KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than a load balancer keeps it
 HEAD = 10.0  # seconds in which a request's head must come in
@@ -39,9 +40,19 @@ log = logging.getLogger("thalweg.serve")
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 that knows since when a request's head is due."""
+    """HTTP/1.1 that knows since when a request's head is due, and refuses what should not be taken now.
+
+    Args:
+        overload: Who says what is refused.
+        given: Of uvicorn's protocol.
+    """
 
     due: float | None = None
+    refused = False  # whether the request that is read now was answered already
+
+    def __init__(self, overload: Overload, **given: Any):
+        super().__init__(**given)
+        self.overload = overload
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -54,19 +65,46 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self.due = None
+        parser: Any = self.parser
+        free = self.cycle is None or self.cycle.response_complete  # else it follows another one that is not answered
+        if free and parser.get_method() == b"POST" and parser.should_keep_alive() and self._small():
+            error = self.overload.refusal(self.url)
+            if error is not None:
+                self.refused = True
+                self.transport.write(self.overload.response(error, self.url, self.server_state.default_headers))
+                return
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self.refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.refused:
+            super().on_message_complete()
+            return
+        self.refused = False
+        self.server_state.total_requests += 1
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _small(self) -> bool:
+        """Whether the body is one that may be passed over: its length is told, and is short."""
+        lengths = [value for name, value in self.headers if name in (b"content-length", b"transfer-encoding")]
+        return len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) <= 6
 
 
 class CloseConnections:
-    """ASGI that ends each connection after its answer once the service ends."""
+    """ASGI that ends each connection after its answer once the service ends; tells how late requests are begun."""
 
-    def __init__(self, app: ASGIApp):
-        self.app, self.closing = app, False
+    def __init__(self, app: ASGIApp, overload: Overload):
+        self.app, self.overload, self.closing = app, overload, False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        self.overload.started(scope["state"][BEGUN])
 
         async def sending(message: Message) -> None:
             if self.closing and message["type"] == "http.response.start":
@@ -88,10 +126,12 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, engine: Engine, settings: ServeSettings, listener: socket.socket):
-        self.app, self.engine, self.drain, self.listener = CloseConnections(app), engine, settings.drain, listener
+        self.overload = Overload(engine, engine.metrics)
+        self.app, self.engine = CloseConnections(app, self.overload), engine
+        self.drain, self.listener = settings.drain, listener
         config = uvicorn.Config(
             self.app,
-            http=Protocol,
+            http=partial(Protocol, self.overload),  # pyright: ignore[reportArgumentType]
             ws="none",
             lifespan="on",
             log_config=None,
@@ -184,7 +224,8 @@ class Server(uvicorn.Server):
             task.add_done_callback(self.server_state.tasks.discard)
 
     def _protocol(self) -> asyncio.Protocol:
-        return Protocol(self.config, self.server_state, self.lifespan.state, self.loop)
+        given = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}
+        return Protocol(self.overload, **given, _loop=self.loop)
 
 
 def run(

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from thalweg.serve.engine.items import END, Items
 from thalweg.serve.engine.job import Gone, Job, Kind, signature_of
 from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost
 from thalweg.serve.engine.start import Measured, measured
+from thalweg.serve.engine.state import EngineState
 from thalweg.serve.engine.waiting import Waiting
 from thalweg.serve.engine.worker import Outcome, Worker
 from thalweg.serve.logs import note
@@ -33,14 +34,6 @@ FOREVER = float("inf")
 TRIES = 2  # workers that a request may lose
 
 log = logging.getLogger("thalweg.serve")
-
-
-class EngineState(NamedTuple):
-    """Whether requests are taken, whether the process works at all, and why not."""
-
-    ready: bool
-    alive: bool
-    reason: str
 
 
 class Engine:
@@ -170,11 +163,21 @@ class Engine:
 
     def admit(self, model: str, rows: int = 1, deadline: float | None = None, *, kind: Kind = "score") -> None:
         """Rejected where a request of so many rows is not taken now; cheap enough to ask before its body is read."""
-        if not self._ready or self._draining:
+        if not self.taking:
             raise self._rejected("draining" if self._draining else "loading", 1.0)
         refused = self._admission.refusal(model, kind, rows, self._limit(deadline))
         if refused is not None:
             raise self._rejected(*refused)
+
+    def full(self, model: str) -> float | None:
+        """Seconds after which to come back where a row would be refused now, as too much waits; nothing is counted."""
+        refused = self._admission.refusal(model, "score", 1, self.deadline)
+        return None if refused is None or refused[0] != "full" else refused[1]
+
+    @property
+    def taking(self) -> bool:
+        """Whether requests are taken at all: the models are measured, and the end has not begun."""
+        return self._ready and not self._draining
 
     @property
     def busy(self) -> bool:
@@ -189,10 +192,8 @@ class Engine:
         running = self._waiting.taken
         if running is not None and self.clock() - running[1] > STUCK:
             return EngineState(False, False, f"the worker is stuck for {self.clock() - running[1]:.0f} s")
-        if self._draining:
-            return EngineState(False, True, "draining")
-        if not self._ready:
-            return EngineState(False, True, "loading")
+        if not self.taking:
+            return EngineState(False, True, "draining" if self._draining else "loading")
         full = self._waiting.rows >= self.queue
         return EngineState(not full, True, "full" if full else "")
 

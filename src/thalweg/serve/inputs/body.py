@@ -55,12 +55,24 @@ async def read(
     media = media_of(request, JSON, NPY, CSV, *PICTURES)
     data = await request.body()
 
-    def work() -> Rows:
-        found = _read(media, data, model, settings, options, fit)
-        check_values(model, found.rows)
-        return found
+    if len(data) <= INLINE and media not in PICTURES:
+        return rows_of(media, data, model, settings, options)
+    return await run_in_threadpool(rows_of, media, data, model, settings, options, fit=fit)
 
-    return work() if len(data) <= INLINE and media not in PICTURES else await run_in_threadpool(work)
+
+def rows_of(
+    media: str,
+    data: bytes,
+    model: ServedModel,
+    settings: ServeSettings,
+    options: tuple[str, ...],
+    *,
+    fit: bool = False,
+) -> Rows:
+    """A body of this content type as rows, checked."""
+    found = _read(media, data, model, settings, options, fit)
+    check_values(model, found.rows)
+    return found
 
 
 def _read(

@@ -63,7 +63,7 @@ def numbers(values: Any, field: str, literals: bool, *, gaps: bool = False) -> n
         raise malformed("must hold numbers alone" if found.size else "must not be empty", field)
     if found.dtype.kind == "f" and (np.isinf(found) if gaps else ~np.isfinite(found)).any():
         raise malformed("must hold finite numbers", field)
-    return found.astype(np.float64)
+    return np.asarray(found, np.float64)
 
 
 def table(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> dict[str, np.ndarray]:

@@ -31,18 +31,19 @@ class Parsed(NamedTuple):
 def parse(data: bytes, max_depth: int) -> Parsed:
     """The value of a JSON text in UTF-8; 400 for anything else."""
     bare = STRING.sub(b"", data)
-    brackets = bare.translate(None, OTHERS)
-    depth = np.cumsum(OPENING[np.frombuffer(brackets, np.uint8)])
-    if len(depth) and depth.max() > max_depth:
-        raise malformed(f"must be JSON that is nested at most {max_depth} deep")
-    if LONGEST_NUMBER in bare.translate(DIGITS):
+    objects = bare.count(b"{")
+    if objects + bare.count(b"[") > max_depth:  # else it cannot be deeper, in whatever order they come
+        depth = np.cumsum(OPENING[np.frombuffer(bare.translate(None, OTHERS), np.uint8)])
+        if depth.max() > max_depth:
+            raise malformed(f"must be JSON that is nested at most {max_depth} deep")
+    if len(bare) >= len(LONGEST_NUMBER) and LONGEST_NUMBER in bare.translate(DIGITS):
         raise malformed("must be JSON with numbers of at most 309 digits")
     try:
         value = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise malformed(f"must be JSON: {str(error)[:200]}") from error
     keys = bare.count(b":")
-    if keys and keys != _count_keys(value, brackets.count(b"{")):
+    if keys > 1 and keys != _count_keys(value, objects):
         raise malformed("must be JSON in which no key comes twice in one object")
     return Parsed(value, any(word in bare for word in (b"true", b"false", b"null")))
 

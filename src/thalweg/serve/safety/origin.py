@@ -5,7 +5,8 @@ A page of another site can reach a service on loopback in two ways: under a name
 of three content types. `Origin`, which a browser sets on every POST of a page, must be of an allowed host too.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -26,25 +27,25 @@ class Origin:
         self.app, self.hosts = app, frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = self._refused(scope) if scope["type"] == "http" and scope["path"] not in HEALTH else None
+        known = scope["type"] != "http" or scope["path"] in HEALTH
+        refused = None if known else self._refused(scope, dict(scope["headers"]))
         if refused is None:
             await self.app(scope, receive, send)
         else:
             await reply(send, scope, refused)
 
-    def allows(self, scope: Scope) -> bool:
-        """Whether a request is let in."""
-        return self._refused(scope) is None
+    def allows(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a request is let in; `headers`: the scope's, by name."""
+        return self._refused(scope, headers) is None
 
-    def _refused(self, scope: Scope) -> HttpError | None:
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        if not self._allowed(headers.get(b"host", "")):
+    def _refused(self, scope: Scope, headers: Mapping[bytes, bytes]) -> HttpError | None:
+        if not self._allowed(headers.get(b"host", b"").decode("latin-1")):
             return HttpError(403, "forbidden_host", "must name a host that this service answers to", field="host")
         origin = headers.get(b"origin")
-        if origin is not None and not self._allowed(urlsplit(origin).netloc if "//" in origin else ""):
+        if origin is not None and not self._allowed(_netloc(origin.decode("latin-1"))):
             return HttpError(403, "forbidden_origin", "must come from a page of this service", field="origin")
         if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            media = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+            media = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
             protocol = scope["path"].startswith("/v2/") and not media and origin is None  # as tritonclient sends it
             if media in SIMPLE or (not media and not protocol):
                 return HttpError(
@@ -59,6 +60,11 @@ class Origin:
         return ANY in self.hosts or name_of(host) in self.hosts
 
 
+def _netloc(origin: str) -> str:
+    return urlsplit(origin).netloc if "//" in origin else ""
+
+
+@lru_cache(256)
 def name_of(host: str) -> str:
     """The name in a Host header, without its port: `localhost:8000` is localhost, `[::1]:8000` is ::1."""
     host = host.strip().lower()

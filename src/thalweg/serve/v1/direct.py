@@ -7,17 +7,18 @@ in, takes the ordinary way, which answers it; both ways give the same answers.
 
 import logging
 import time
+from collections.abc import Callable, Mapping
 
-from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thalweg.serve.answers import answer, asking, of_rejected
-from thalweg.serve.engine.rejected import Rejected
+from thalweg.serve.answers import TIMEOUT_HEADER, answer, asking
+from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.errors import HttpError, internal
-from thalweg.serve.inputs.body import INLINE, JSON, NPY
-from thalweg.serve.logs import noting, request_id
+from thalweg.serve.inputs.body import INLINE, JSON, NPY, rows_of
+from thalweg.serve.logs import RequestLog, noting, request_id
 from thalweg.serve.metrics import Metrics
+from thalweg.serve.overload import BEGUN, LATE, refused
 from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
 from thalweg.serve.safety.origin import Origin
@@ -25,13 +26,13 @@ from thalweg.serve.safety.tokens import Tokens
 from thalweg.serve.v1.routes import Plain
 
 PATH = "/v1/score"
-MEDIA = (JSON.encode(), NPY.encode())
+MEDIA = {JSON.encode(): JSON, NPY.encode(): NPY}
 SPECIAL = {b"transfer-encoding", b"content-encoding", b"expect"}  # headers that other layers deal with
+TIMEOUT = TIMEOUT_HEADER.encode()
 FIXED = [*HEADERS, CACHE]
-BEGUN = "thalweg.begun"  # in a scope's state: when the server read the request's first bytes
-BEHIND = 0.25  # seconds that a request may have waited for the event loop itself
 
 log = logging.getLogger("thalweg.serve")
+Headers = Mapping[bytes, bytes]
 
 
 class ScoreFastPath:
@@ -43,18 +44,30 @@ class ScoreFastPath:
         metrics: Where requests are counted.
         origin, tokens: Who is let in.
         max_body: Bytes.
+        requests: Where a line is written for each request, if anywhere.
     """
 
-    def __init__(self, app: ASGIApp, plain: Plain, metrics: Metrics, origin: Origin, tokens: Tokens, max_body: int):
+    def __init__(
+        self,
+        app: ASGIApp,
+        plain: Plain,
+        metrics: Metrics,
+        origin: Origin,
+        tokens: Tokens,
+        max_body: int,
+        requests: Callable[[], RequestLog | None],
+    ):
         self.app, self.plain, self.metrics, self.origin, self.tokens = app, plain, metrics, origin, tokens
+        self.requests = requests
         self.limit = min(max_body, INLINE)
         models = list(plain.context.models.values())
         self.only = models[0] if len(models) == 1 else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        plain = self.only is not None and scope["type"] == "http" and scope["path"] == PATH and self._plain(scope)
-        behind = scope["type"] == "http" and scope["method"] == "POST" and self._behind(scope)
-        if not plain and not behind:
+        post = scope["type"] == "http" and scope["method"] == "POST"
+        behind = post and self._behind(scope)
+        headers = dict(scope["headers"]) if post and scope["path"] == PATH and self.only is not None else None
+        if not behind and (headers is None or not self._plain(scope, headers)):
             await self.app(scope, receive, send)
             return
         begun, name = time.perf_counter(), request_id(scope["headers"])
@@ -62,63 +75,63 @@ class ScoreFastPath:
         if message is None or message["type"] != "http.request" or message.get("more_body"):
             await self.app(scope, _again(message, receive), send)
             return
-        if behind:
+        if behind or headers is None:
             await self._refuse(scope, send, name)
             return
         with self.metrics.in_progress(), noting() as notes:
-            found = await self._answer(scope, receive, message.get("body", b""), name)
+            found = await self._answer(headers, receive, message.get("body", b""), name)
             seconds = time.perf_counter() - begun
             self.metrics.request(PATH, found.status_code, seconds)
-            requests = scope["app"].state.requests
+            requests = self.requests()
             if requests is not None:
                 requests.write("POST", PATH, found.status_code, seconds, name, notes)
-        headers = [*found.raw_headers, *FIXED, (ID, name.encode())]
-        await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": found.body})
+        await _send(send, found, name)
 
     def _behind(self, scope: Scope) -> bool:
         """Whether the event loop came to a request so late that it should refuse some to keep up."""
         begun = scope.get("state", {}).get(BEGUN)
-        return begun is not None and time.perf_counter() - begun > BEHIND
+        return begun is not None and time.perf_counter() - begun > LATE
 
     async def _refuse(self, scope: Scope, send: Send, name: str) -> None:
         self.metrics.rejected("full")
         self.metrics.request(PATH if scope["path"] == PATH else OTHER, 429, time.perf_counter() - scope["state"][BEGUN])
-        error = of_rejected(Rejected("full"))
-        found = answer(error.body_for(scope["path"]), error.status, error.headers)
-        headers = [*found.raw_headers, *FIXED, (ID, name.encode())]
-        await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": found.body})
+        error = refused(1.0)
+        await _send(send, answer(error.body_for(scope["path"]), error.status, error.headers), name)
 
-    def _plain(self, scope: Scope) -> bool:
-        if scope["method"] != "POST" or scope["query_string"]:
-            return False
-        headers = dict(scope["headers"])
+    def _plain(self, scope: Scope, headers: Headers) -> bool:
         length = headers.get(b"content-length", b"")
         return (
-            headers.get(b"content-type") in MEDIA
+            not scope["query_string"]
+            and headers.get(b"content-type") in MEDIA
             and 0 < len(length) <= 6
             and length.isdigit()
             and 0 < int(length) <= self.limit
             and SPECIAL.isdisjoint(headers)
             and len(headers) == len(scope["headers"])
-            and self.origin.allows(scope)
+            and self.origin.allows(scope, headers)
             and self.tokens.allows(scope)
         )
 
-    async def _answer(self, scope: Scope, receive: Receive, body: bytes, name: str) -> Response:
+    async def _answer(self, headers: Headers, receive: Receive, body: bytes, name: str) -> Response:
         assert self.only is not None
-        request = Request(scope, receive)
-        request._body = body  # it was read
         try:
             with asking(self.only):
                 self.plain.engine.admit(self.only.name)  # before the body is understood: refusals must be cheap
-            return await self.plain.score(request)
+            found = rows_of(MEDIA[headers[b"content-type"]], body, self.only, self.plain.settings, ("alpha",))
+            told = headers.get(TIMEOUT)
+            limit = self.plain.context.limit(None if told is None else told.decode("latin-1"))
+            return await self.plain.scored(self.only, found, limit, gone_of(receive))
         except HttpError as error:
             return answer(error.body(), error.status, error.headers)
         except Exception:
             log.exception("request %s failed", name)
             return answer(internal().body(), 500)
+
+
+async def _send(send: Send, found: Response, name: str) -> None:
+    headers = [*found.raw_headers, *FIXED, (ID, name.encode())]
+    await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": found.body})
 
 
 async def _at_once(receive: Receive) -> Message | None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from thalweg.bundle.servable import Classifies, Explains, Inpaints, Reranks, Samples
 from thalweg.serve.answers import Context, answer, asking, lines, require_finite
 from thalweg.serve.engine.gone import gone_of
+from thalweg.serve.engine.job import Gone
 from thalweg.serve.errors import HttpError, malformed
 from thalweg.serve.inputs import body
 from thalweg.serve.inputs.instances import image
@@ -64,9 +65,19 @@ class Plain:
         """Energy of each row and, where the model has them, log p, p-value and flag."""
         require_query(request, "model", "alpha", "fit")
         served = self.context.models.find(model)
-        rows, options = await body.read(request, served, self.settings, ("alpha",), fit=fit)
-        asked = read_as(ScoreOptions, options).alpha
-        found = await self._scores(request, served, rows, alpha if asked is None else asked)
+        found = await body.read(request, served, self.settings, ("alpha",), fit=fit)
+        return await self.scored(served, found, alpha=alpha, **self._how(request))
+
+    async def scored(
+        self, served: ServedModel, body: body.Rows, deadline: float, gone: Gone, *, alpha: float | None = None
+    ) -> Response:
+        """The answer of `score` for a body that was read."""
+        asked = read_as(ScoreOptions, body.options).alpha if body.options else None
+        with asking(served):
+            found = await self.engine.score(
+                served.name, body.rows, alpha=alpha if asked is None else asked, deadline=deadline, gone=gone
+            )
+        require_finite(found)
         return answer(_head(served) | {"predictions": wire.predictions(found)})
 
     async def explain(
