@@ -26,20 +26,24 @@ def ended(address):
 
 def client(address, number, seen, stop):
     """Ask again and again, each answer checked by its nonce; a refused connection is told from a reset one."""
-    connection = connect(address)
+    connection, opened = connect(address), time.monotonic()
     while not stop.is_set():
-        nonce = float(number * 1_000_000 + len(seen))
+        nonce, asked = float(number * 1_000_000 + len(seen)), time.monotonic()
         try:
+            if connection.sock is None:
+                connection.connect()
+                opened = time.monotonic()
             status, body, headers = post(connection, nonce)
         except ConnectionRefusedError:
             seen.append("refused")
             return
         except (ConnectionError, http.client.HTTPException) as error:
-            seen.append(repr(error))
+            now = time.monotonic()
+            seen.append(f"{error!r}, asked at {asked:.3f}, opened at {opened:.3f}, lost at {now:.3f}")
             return
         if status == 200:
             assert body["predictions"][0]["energy"] == nonce
-        if status == 503:
+        if status in (429, 503):
             assert int(headers["Retry-After"]) >= 1
         seen.append(status)
         if headers.get("Connection") == "close":
@@ -59,14 +63,17 @@ def test_a_signal_under_load_loses_no_answer(parent, tmp_path, repetitions):
                 thread.start()
             until(lambda seen=seen: all(len(one) >= 2 for one in seen))
             process.signal(signal.SIGTERM)
+            told = time.monotonic()
             until(lambda address=address: get(address, "/readyz")[0] == 503)
             assert get(address, "/livez")[0] == 200
             assert process.wait() == 0
+            over = time.monotonic()
             stop.set()
             for thread in threads:
                 thread.join(30)
             counts = Counter(word for one in seen for word in one)
-            assert set(counts) <= {200, 503, "refused"}, counts
+            # 429: on a busy machine too much may have waited before the signal.
+            assert set(counts) <= {200, 429, 503, "refused"}, (repetition, f"{told:.3f} to {over:.3f}", counts)
             assert counts[503] > 0
 
 
