@@ -17,9 +17,9 @@ from thalweg.serve.metrics import Metrics
 from .engine_fakes import SECONDS, Clock, Sums, cost, counted, counting, row, running, settled
 
 
-def run(test):
-    """Run a coroutine function as a test."""
-    return asyncio.run(asyncio.wait_for(test(), 120))
+def run(test, longest=20):
+    """Run a coroutine function as a test, so many seconds at most: a fault may make it wait for ever."""
+    return asyncio.run(asyncio.wait_for(test(), longest))
 
 
 def test_a_lone_request_goes_at_once_and_those_that_come_meanwhile_share_a_call(monkeypatch):
@@ -302,7 +302,7 @@ def test_no_answer_reaches_another_caller(monkeypatch, count):
             assert sum(good) >= 0.9 * count
             assert max(len(call) for call in model.calls) > 1
 
-    run(test)
+    run(test, 120)
 
 
 def test_models_and_streams_share_the_worker(monkeypatch):
