@@ -38,17 +38,18 @@ def test_a_lone_request_goes_at_once_and_those_that_come_meanwhile_share_a_call(
     run(test)
 
 
-def test_a_call_has_no_more_rows_than_its_measured_bound(monkeypatch):
+@pytest.mark.parametrize(("size", "requests", "calls"), [(1, 10, [1, 4, 4, 2]), (3, 3, [1, 3, 3, 3])])
+def test_a_call_has_no_more_rows_than_its_measured_bound(monkeypatch, size, requests, calls):
     async def test():
         model = Sums(open=False)
         async with running(monkeypatch, {"m": model}, costs={id(model): cost(most=4)}) as engine:
             tasks = [asyncio.create_task(engine.score("m", row(0)))]
             await model.until_entered()
-            tasks += [asyncio.create_task(engine.score("m", row(value))) for value in range(1, 11)]
-            await settled(lambda: engine._waiting.rows == 10)
+            tasks += [asyncio.create_task(engine.score("m", row(*[value] * size))) for value in range(requests)]
+            await settled(lambda: engine._waiting.rows == size * requests)
             model.gate.set()
             await asyncio.gather(*tasks)
-            assert [len(call) for call in model.calls] == [1, 4, 4, 2]
+            assert [len(call) for call in model.calls] == calls
 
     run(test)
 
