@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import sys
 from collections import Counter
@@ -15,6 +16,7 @@ from .service import npy, picture, posted, serving
 
 MODELS = ("numbers", "table", "pictures", "words")
 CLIENTS = 10  # most of their time they wait for what does not come
+MANY = int(os.environ.get("THALWEG_REQUESTS", "100000"))  # of the long form on the wire
 QUICK, LONG = 400, pytest.param(5000, marks=pytest.mark.slow)
 NUMBERS = [
     "NaN",
@@ -276,7 +278,7 @@ def test_binary_tensors_have_the_bytes_that_they_say():
         assert ask(client, good, np.float64(np.inf).tobytes() + city).status_code == 422
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_bytes_on_the_wire(count):
     """R18: mangled requests of HTTP itself; the service answers them or closes, and goes on."""
     good = request(json.dumps(ROW).encode())
