@@ -137,12 +137,18 @@ def tensors(good: bytes) -> dict[str, bytes]:
         "renamed": headed({(f"x{n}" if n == first else n): v for n, v in header.items()}, data),
         "one missing": headed({n: v for n, v in header.items() if n != first}, data),
         "all NaN": headed(header, b"\xff" * len(data)),
-        "all infinite": headed(header, b"\x7f\x80\x00\x00"[::-1] * (len(data) // 4) + b"\0" * (len(data) % 4)),
-        "all huge": headed(header, b"\x7f\x7f\xff\xff"[::-1] * (len(data) // 4) + b"\0" * (len(data) % 4)),
+        "all infinite": headed(header, _filled(b"\0\0\0\0\0\0\xf0\x7f", data)),
+        "all huge": headed(header, _filled(b"\0\0\x80\x7f", data)),  # infinite as F32, 1e306 as F64
+        "all tiny": headed(header, _filled(b"\1\0\0\0\0\0\0\0", data)),
         "nothing but zeros": headed(header, bytes(len(data))),
         "rest": good + b"x",
         "cut": good[:-1],
     }
+
+
+def _filled(pattern: bytes, data: bytes) -> bytes:
+    """As many bytes of a pattern."""
+    return (pattern * (len(data) // len(pattern) + 1))[: len(data)]
 
 
 CLASSES = (

@@ -15,10 +15,14 @@ from starlette.testclient import TestClient
 
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.saved import DetectorBundle
+from thalweg.bundle.files import load
 from thalweg.cli import main as cli
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile, UserError
 from thalweg.serve import server
+from thalweg.serve.loading import load_models
 
-from .hostile_runs import FILES, MODULE, Runs, arrays, bombs, cases, mutations
+from .hostile_runs import FILES, MODULE, Runs, arrays, bombs, cases, mutations, tensors
 from .service import npy, posted, serving
 
 CPU, WALL = 5, 60  # seconds of a case; the wall is of a machine with other work
@@ -126,6 +130,32 @@ def test_folders_that_mean_harm_are_refused_in_a_line(forked, good, tmp_path, co
     sys.stderr.write(f"R15: {len(chosen)} folders, exit codes {codes}\n")
     assert troubles == []
     assert codes[2] > 0.6 * len(chosen)  # the others are served: what lies beside is not read
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("what", ["all NaN", "all infinite"])
+def test_numbers_that_are_not_finite_are_no_detector(good, tmp_path, name, what):
+    folder = tmp_path / "run"
+    shutil.copytree(good, folder)
+    (folder / name).write_bytes(tensors((good / name).read_bytes())[what])
+    store.seal(folder)
+    with pytest.raises(DamagedFile) as caught:
+        load(folder)
+    assert caught.value.argument == str(folder / name)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("what", ["all huge", "all tiny"])
+def test_a_model_that_fails_at_every_row_is_not_served(good, tmp_path, what):
+    """Whole files of the right form, with which nothing can be computed."""
+    folder = tmp_path / "run"
+    shutil.copytree(good, folder)
+    (folder / "model.safetensors").write_bytes(tensors((good / "model.safetensors").read_bytes())[what])
+    store.seal(folder)
+    with pytest.raises(UserError, match="must hold a model that scores, and fails by an IndexError") as caught:
+        load_models({"m": folder})
+    assert caught.value.argument == str(folder)
+    assert load_models({"m": good})[0].keys() == {"m"}
 
 
 @pytest.mark.slow
