@@ -166,6 +166,31 @@ def call(capfd, monkeypatch, tmp_path):
     return run
 
 
+@pytest.fixture
+def thalweg_command(capfd, monkeypatch, tmp_path):
+    """Call main() in an empty folder: (exit code, standard output, lines of standard error)."""
+
+    from thalweg.cli import main as cli
+
+    def call(*words):
+        root = logging.getLogger()
+        handlers, root.handlers = root.handlers, []
+        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/thalweg", *map(str, words)])
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            root.handlers = handlers
+        out, err = capfd.readouterr()
+        return code, out, err.splitlines()
+
+    return call
+
+
 class Forked:
     """`thalweg WORDS` in a process of its own, with what it writes; a fork, so that nothing is imported anew."""
 

@@ -1,42 +1,16 @@
-"""The command line in the process of the tests, three small runs, and a folder with everything that can be wrong."""
+"""Three small runs, and a folder with everything that can be wrong."""
 
-import logging
 import shutil
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from thalweg.bundle.files import FILES
-from thalweg.cli import main as cli
 from thalweg.core import store
 
 VECTOR = ["train.batch_size=16", "train.precision=fp32", "energy.embed=8"]
 VECTOR += ["energy.width=16", "energy.num_blocks=1", "data.limit=300"]
-
-
-@pytest.fixture
-def thalweg_command(capfd, monkeypatch, tmp_path):
-    """Call main() in an empty folder: (exit code, standard output, lines of standard error)."""
-
-    def call(*words):
-        root = logging.getLogger()
-        handlers, root.handlers = root.handlers, []
-        monkeypatch.setattr(sys, "argv", ["/somewhere/bin/thalweg", *map(str, words)])
-        monkeypatch.chdir(tmp_path)
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            root.handlers = handlers
-        out, err = capfd.readouterr()
-        return code, out, err.splitlines()
-
-    return call
 
 
 @pytest.fixture(scope="session")

@@ -11,45 +11,20 @@ import pytest
 from thalweg.scale.worker import Worker
 
 
-@pytest.fixture
-def command(capfd, monkeypatch, tmp_path):
-    """Call main() in an empty folder: (exit code, standard output, lines of standard error)."""
-    import logging
-    import sys
-
-    from thalweg.cli import main as cli
-
-    def call(*words):
-        root = logging.getLogger()
-        handlers, root.handlers = root.handlers, []
-        monkeypatch.setattr(sys, "argv", ["thalweg", *map(str, words)])
-        monkeypatch.chdir(tmp_path)
-        capfd.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            root.handlers = handlers
-        out, err = capfd.readouterr()
-        return code, out, err.splitlines()
-
-    return call
-
-
-def test_a_pattern_into_a_folder(command, detector, tables, tmp_path):
-    code, out, err = command("detect", "score", detector, f"{tables}/*", "-o", "out", "--block-rows", 100, "--json")
+def test_a_pattern_into_a_folder(thalweg_command, detector, tables, tmp_path):
+    code, out, err = thalweg_command(
+        "detect", "score", detector, f"{tables}/*", "-o", "out", "--block-rows", 100, "--json"
+    )
     found = json.loads(out)
     assert (code, found["rows"], found["parts"]) == (0, 1260, 13)
     assert err[0].startswith(f"1260 rows in 13 parts in out, {found['flagged']} flagged; ")
     assert len(pd.read_parquet(tmp_path / "out")) == 1260
 
 
-def test_an_energy_of_a_folder(command, plane, tmp_path):
+def test_an_energy_of_a_folder(thalweg_command, plane, tmp_path):
     (tmp_path / "in").mkdir()
     np.save(tmp_path / "in" / "x.npy", np.random.default_rng(0).normal(size=(300, 2)))
-    code, out, err = command("score", plane.path, "in", "-o", "scores/", "--json")
+    code, out, err = thalweg_command("score", plane.path, "in", "-o", "scores/", "--json")
     assert (code, json.loads(out)["rows"]) == (0, 300)
     assert err[0].startswith("300 rows in 1 parts in scores/, ")
     assert set(pd.read_parquet(tmp_path / "scores")["file"]) == {"in/x.npy"}
@@ -67,16 +42,16 @@ def test_an_energy_of_a_folder(command, plane, tmp_path):
         (["in/*", "-o", "out", "--engine", "spark"], "'spark' is not one of"),
     ],
 )
-def test_what_does_not_go_together(words, part, command, detector, rows, tmp_path):
+def test_what_does_not_go_together(words, part, thalweg_command, detector, rows, tmp_path):
     (tmp_path / "in").mkdir()
     rows(30, 1).to_csv(tmp_path / "in" / "a.csv", index=False)
-    code, _, err = command("detect", "score", detector, *words)
+    code, _, err = thalweg_command("detect", "score", detector, *words)
     assert (code, len(err)) == (2, 1), err
     assert part in err[0]
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
 
 
-def test_stopped_by_ctrl_c(command, detector, tables, tmp_path, monkeypatch):
+def test_stopped_by_ctrl_c(thalweg_command, detector, tables, tmp_path, monkeypatch):
     """What is there stays; a line says how to go on, and the same command does."""
     words = ["detect", "score", detector, tables, "-o", "out", "--block-rows", 100]
     calls, work = iter(range(100)), Worker.score
@@ -88,14 +63,14 @@ def test_stopped_by_ctrl_c(command, detector, tables, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "score", stopped)
-        code, _, err = command(*words)
+        code, _, err = thalweg_command(*words)
     assert code == 130
     assert err[0] == "3 of 13 parts in out; to go on, give the same command"
-    assert command(*words, "--json")[0] == 0
+    assert thalweg_command(*words, "--json")[0] == 0
 
 
 @pytest.mark.parametrize("group", [["score"], ["detect", "score"]], ids=" ".join)
-def test_the_options_are_in_the_help(group, command):
-    code, out, _ = command(*group, "--help")
+def test_the_options_are_in_the_help(group, thalweg_command):
+    code, out, _ = thalweg_command(*group, "--help")
     assert code == 0
     assert all(name in out for name in ("--engine", "--workers", "--address", "--block-rows"))

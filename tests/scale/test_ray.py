@@ -26,7 +26,8 @@ def started(**given):
 
 
 def ended(process, timeout=600):
-    out, _ = process.communicate(timeout=timeout)
+    with process:
+        out, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0
     return json.loads(out.splitlines()[-1])
 
@@ -61,9 +62,6 @@ def million(tmp_path_factory, rows):
     return folder
 
 
-LONG = [pytest.mark.slow, pytest.mark.extras]
-
-
 @pytest.mark.slow
 @pytest.mark.extras
 def test_twenty_killed_workers_over_a_million_rows(million, detector, score, bytes_of, tmp_path):
@@ -90,8 +88,8 @@ def test_five_killed_drivers_over_a_million_rows(million, detector, score, bytes
         while len(list(out.glob("part-*"))) < wanted and process.poll() is None:
             time.sleep(0.05)
         time.sleep(random.random() / 2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        with process:
+            process.send_signal(signal.SIGKILL)
         time.sleep(2)  # the workers of a dead driver end by themselves; one may finish its block
         there = {path.name: path.stat().st_ino for path in out.glob("part-*")}
         assert len(there) >= wanted

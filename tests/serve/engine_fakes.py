@@ -85,6 +85,16 @@ async def running(monkeypatch, models, *, queue=1024, deadline=SECONDS, costs=No
         await engine.drain(10)
 
 
+@asynccontextmanager
+async def busy(monkeypatch, *, value=0, deadline=None, **more):
+    """(engine, model, the first request): a call has begun, and lasts until the test opens the model's gate."""
+    model = Sums(open=False)
+    async with running(monkeypatch, {"m": model}, **more) as engine:
+        first = asyncio.create_task(engine.score("m", row(value), deadline=deadline))
+        await model.until_entered()
+        yield engine, model, first
+
+
 def row(*values: float) -> dict[str, np.ndarray]:
     """Rows [value, 0]."""
     return {"x": np.array([[value, 0.0] for value in values])}

@@ -11,6 +11,7 @@ import numpy as np
 from thalweg.bundle.servable import TensorSpec
 
 LONG, SLOW = 0.1, 7.0
+OTHERS = 0.01  # seconds of other rows than SLOW: so many that no machine takes the wait for a cheap call
 
 
 class Slow:
@@ -23,19 +24,25 @@ class Slow:
     inputs = (TensorSpec("x", "FP64", (-1, 2)),)
     outputs = (TensorSpec("energy", "FP64", (-1,)),)
 
-    def __init__(self, seconds):
-        self.seconds = seconds
+    def __init__(self, seconds, loading):
+        self.seconds, self.loading = seconds, loading
 
     def score(self, rows, *, alpha=None):
-        time.sleep(self.seconds if self.seconds < LONG or (rows["x"] == SLOW).any() else 0.001)
+        time.sleep(self.loading)
+        self.loading = 0.0
+        time.sleep(self.seconds if self.seconds < LONG or (rows["x"] == SLOW).any() else OTHERS)
         if (rows["x"] == -1).any():
             raise SystemExit
         return {"energy": np.asarray(rows["x"].sum(1))}
 
 
-def serve(place, log, seconds, drain):
-    """Serve until a signal, and end this process."""
+def serve(place, log, seconds, more):
+    """Serve until a signal, and end this process.
+
+    `more`: settings; `loading`: seconds of the model's first call; `stuck`: in place of the engine's constant.
+    """
     from thalweg.serve.app import create_app
+    from thalweg.serve.engine import engine
     from thalweg.serve.server import run
     from thalweg.serve.settings import ServeSettings
 
@@ -47,8 +54,10 @@ def serve(place, log, seconds, drain):
         Path(f"{place}.tmp").write_text(address)
         Path(f"{place}.tmp").rename(place)
 
-    settings = ServeSettings(port=0, page=False, drain=drain)
-    os._exit(run(create_app({"slow": Slow(seconds)}, settings), settings, say=say))
+    model = Slow(seconds, more.pop("loading", 0.0))
+    engine.STUCK = more.pop("stuck", engine.STUCK)
+    settings = ServeSettings(port=0, page=False, **more)
+    os._exit(run(create_app({"slow": model}, settings), settings, say=say))
 
 
 if __name__ == "__main__":  # it imports once, and forks a process a service: imports take most of a test's time

@@ -14,20 +14,18 @@ from thalweg.serve.engine.engine import STUCK, Engine
 from thalweg.serve.engine.rejected import Rejected, WorkerLost
 from thalweg.serve.metrics import Metrics
 
-from .engine_fakes import SECONDS, Clock, Sums, cost, counted, counting, row, running, settled
+from .engine_fakes import SECONDS, Clock, Sums, busy, cost, counted, counting, row, running, settled
 
 
-def run(test):
-    """Run a coroutine function as a test."""
-    return asyncio.run(asyncio.wait_for(test(), 120))
+def run(test, longest=20):
+    """Run a coroutine function as a test, so many seconds at most: a fault may make it wait for ever."""
+    return asyncio.run(asyncio.wait_for(test(), longest))
 
 
 def test_a_lone_request_goes_at_once_and_those_that_come_meanwhile_share_a_call(monkeypatch):
     async def test():
-        model = Sums(open=False)
-        async with running(monkeypatch, {"m": model}) as engine:
-            first = asyncio.create_task(engine.score("m", row(1)))
-            await model.until_entered()  # nothing else was there to wait for
+        async with busy(monkeypatch, value=1) as (engine, model, first):
+            # nothing else was there to wait for
             others = [asyncio.create_task(engine.score("m", row(value))) for value in range(2, 12)]
             await settled(lambda: engine._waiting.rows == 10)
             model.gate.set()
@@ -38,17 +36,18 @@ def test_a_lone_request_goes_at_once_and_those_that_come_meanwhile_share_a_call(
     run(test)
 
 
-def test_a_call_has_no_more_rows_than_its_measured_bound(monkeypatch):
+@pytest.mark.parametrize(("size", "requests", "calls"), [(1, 10, [1, 4, 4, 2]), (3, 3, [1, 3, 3, 3])])
+def test_a_call_has_no_more_rows_than_its_measured_bound(monkeypatch, size, requests, calls):
     async def test():
         model = Sums(open=False)
         async with running(monkeypatch, {"m": model}, costs={id(model): cost(most=4)}) as engine:
             tasks = [asyncio.create_task(engine.score("m", row(0)))]
             await model.until_entered()
-            tasks += [asyncio.create_task(engine.score("m", row(value))) for value in range(1, 11)]
-            await settled(lambda: engine._waiting.rows == 10)
+            tasks += [asyncio.create_task(engine.score("m", row(*[value] * size))) for value in range(requests)]
+            await settled(lambda: engine._waiting.rows == size * requests)
             model.gate.set()
             await asyncio.gather(*tasks)
-            assert [len(call) for call in model.calls] == [1, 4, 4, 2]
+            assert [len(call) for call in model.calls] == calls
 
     run(test)
 
@@ -75,10 +74,7 @@ def test_a_large_request_goes_in_pieces_and_others_between_them(monkeypatch):
 
 def test_alpha_is_that_of_each_request(monkeypatch):
     async def test():
-        model = Sums(open=False)
-        async with running(monkeypatch, {"m": model}) as engine:
-            first = asyncio.create_task(engine.score("m", row(0)))
-            await model.until_entered()
+        async with busy(monkeypatch) as (engine, model, first):
             alphas = (0.3, None, 0.7)
             tasks = [asyncio.create_task(engine.score("m", row(0.5, 0.2), alpha=alpha)) for alpha in alphas]
             await settled(lambda: engine._waiting.rows == 6)
@@ -122,11 +118,8 @@ def test_a_fault_reaches_its_own_request_alone(monkeypatch):
             raise RuntimeError("thirteen")
 
     async def test():
-        model = Sums(open=False)
-        model.fault = fault
-        async with running(monkeypatch, {"m": model}) as engine:
-            first = asyncio.create_task(engine.score("m", row(0)))
-            await model.until_entered()
+        async with busy(monkeypatch) as (engine, model, first):
+            model.fault = fault
             values = [1, float("nan"), 2, 13, 3]
             tasks = [asyncio.create_task(engine.score("m", row(value))) for value in values]
             await settled(lambda: engine._waiting.rows == 5)
@@ -186,10 +179,8 @@ def test_late_requests_are_answered_and_never_computed(monkeypatch):
     """L7: a deadline passed in line; no call is made for nobody."""
 
     async def test():
-        model, clock = Sums(open=False), Clock()
-        async with running(monkeypatch, {"m": model}, clock=clock) as engine:
-            first = asyncio.create_task(engine.score("m", row(1)))
-            await model.until_entered()
+        clock = Clock()
+        async with busy(monkeypatch, value=1, clock=clock) as (engine, model, first):
             late = [asyncio.create_task(engine.score("m", row(value), deadline=5)) for value in (2, 3)]
             good = asyncio.create_task(engine.score("m", row(4)))
             await settled(lambda: engine._waiting.rows == 3)
@@ -208,10 +199,8 @@ def test_late_requests_are_answered_and_never_computed(monkeypatch):
 
 def test_a_deadline_is_answered_while_the_worker_hangs(monkeypatch):
     async def test():
-        model, clock = Sums(open=False), Clock()
-        async with running(monkeypatch, {"m": model}, clock=clock) as engine:
-            task = asyncio.create_task(engine.score("m", row(1), deadline=5))
-            await model.until_entered()
+        clock = Clock()
+        async with busy(monkeypatch, value=1, deadline=5, clock=clock) as (_, _, task):
             clock.now = 6.0
             with pytest.raises(Rejected) as caught:
                 await task
@@ -302,7 +291,7 @@ def test_no_answer_reaches_another_caller(monkeypatch, count):
             assert sum(good) >= 0.9 * count
             assert max(len(call) for call in model.calls) > 1
 
-    run(test)
+    run(test, 120)
 
 
 def test_models_and_streams_share_the_worker(monkeypatch):
@@ -418,11 +407,8 @@ def test_a_worker_that_ends_is_replaced_and_its_requests_are_tried_again(monkeyp
             raise SystemExit
 
     async def test():
-        model = Sums(open=False)
-        model.fault = fault
-        async with running(monkeypatch, {"m": model}) as engine:
-            first = asyncio.create_task(engine.score("m", row(0)))
-            await model.until_entered()
+        async with busy(monkeypatch) as (engine, model, first):
+            model.fault = fault
             tasks = [asyncio.create_task(engine.score("m", row(value))) for value in (1, 13, 2)]
             await settled(lambda: engine._waiting.rows == 3)
             model.gate.set()
@@ -459,10 +445,8 @@ def test_a_worker_that_hangs_is_not_alive(monkeypatch):
     """R27."""
 
     async def test():
-        model, clock = Sums(open=False), Clock()
-        async with running(monkeypatch, {"m": model}, clock=clock) as engine:
-            task = asyncio.create_task(engine.score("m", row(0)))
-            await model.until_entered()
+        clock = Clock()
+        async with busy(monkeypatch, clock=clock) as (engine, model, task):
             clock.now = STUCK - 1
             assert engine.state().alive
             clock.now = STUCK + 1
@@ -504,10 +488,7 @@ def test_before_start_and_while_draining_nothing_is_taken(monkeypatch):
 
 def test_a_drain_that_takes_too_long_gives_up(monkeypatch):
     async def test():
-        model = Sums(open=False)
-        async with running(monkeypatch, {"m": model}) as engine:
-            task = asyncio.create_task(engine.score("m", row(1)))
-            await model.until_entered()
+        async with busy(monkeypatch, value=1) as (engine, _, task):
             assert not await engine.drain(0.01)
             with pytest.raises(Rejected) as caught:
                 await task

@@ -1,5 +1,7 @@
 """R18: schemathesis finds no answer that the description of the service does not allow, and no wrong request taken."""
 
+import os
+
 import hypothesis
 import pytest
 import schemathesis
@@ -12,7 +14,8 @@ from .live import listening
 from .service import npy, picture
 
 TOKEN = "correct-horse-battery-staple"
-QUICK, LONG = 6, pytest.param(1000, marks=pytest.mark.slow)
+EXAMPLES = int(os.environ.get("THALWEG_EXAMPLES", "1000"))  # of the long form, of each kind, an operation
+QUICK, LONG = 6, pytest.param(EXAMPLES, marks=pytest.mark.slow)
 # A tensor's shape says how many values follow, which JSON Schema cannot; so what it allows may be refused there.
 SHAPES = "/infer"
 TAKEN = ["2xx", "422", "429", "503", "504"]  # 422: the form is right, and the model cannot take what it says

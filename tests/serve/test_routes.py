@@ -211,3 +211,25 @@ def test_a_shorter_deadline_may_be_asked_for(client):
     for wrong in ("0.5", "-1", "x", "1" * 20):
         refused = posted(client, "/v1/score?model=numbers", body, **{"request-timeout-ms": wrong})
         assert (refused.status_code, refused.json()["field"]) == (400, "Request-Timeout-Ms")
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({"n": 0}, "n", "must be 1 or more"),
+        ({"n": 101}, "n", "must be 100 or less"),
+        ({"n": "two"}, "n", "must be a whole number"),
+        ({"seed": 2**63}, "seed", f"must be {2**63 - 1} or less"),
+        ({"temperature": 0}, "temperature", "must be greater than 0"),
+        ({"temperature": "hot"}, "temperature", "must be a number"),
+        ({"warmth": 1}, "warmth", "must be left out, as this route does not know it"),
+    ],
+)
+def test_what_must_hold_is_said_in_our_words(body, field, message):
+    with serving("numbers") as client:
+        answer = client.post("/v1/sample", json=body)
+        assert (answer.status_code, answer.json()) == (400, {"code": "malformed", "field": field, "message": message})
+        answer = client.post("/v1/explain?top=many&model=numbers", json={"instances": [[1, 1]]})
+        assert answer.json()["message"] == "must be a whole number"
+        answer = client.post("/v1/sample?encoding=x", json={})
+        assert answer.json()["message"] == "must be 'lists' or 'base64'"

@@ -4,102 +4,18 @@ import http.client
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
-PROCESS = Path(__file__).with_name("process.py")
+from .forked import beside, connect, get, post, serving, until
+
 SOAK = float(os.environ.get("THALWEG_SOAK", "1800"))  # seconds of the long run
 FULL = 1800.0
-
-
-class Process:
-    """A service that was forked."""
-
-    def __init__(self, parent, *values):
-        self.parent = parent
-        self.pid, self.code = self._ask("start", *values), None
-
-    def _ask(self, *words):
-        self.parent.stdin.write(json.dumps(words) + "\n")
-        self.parent.stdin.flush()
-        return int(self.parent.stdout.readline())
-
-    def signal(self, signum):
-        os.kill(self.pid, signum)
-
-    def wait(self):
-        if self.code is None:
-            self.code = self._ask("wait", self.pid)
-        return self.code
-
-
-@pytest.fixture(scope="module")
-def parent():
-    command = [sys.executable, str(PROCESS)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.stdin.close()
-
-
-@contextmanager
-def serving(parent, folder, seconds=0.02, drain=10.0):
-    """(process, address) of a service that is ready."""
-    place = folder / "address"
-    process = Process(parent, str(place), str(folder / "log"), seconds, drain)
-    try:
-        until(place.exists)
-        address = place.read_text()
-        until(lambda: get(address, "/readyz")[0] == 200)
-        yield process, address
-    finally:
-        if process.code is None:
-            process.signal(signal.SIGKILL)
-            process.wait()
-
-
-def beside(address):
-    """A connection that stays open: the calls of one client alone are made on the event loop."""
-    found = connect(address)
-    found.request("GET", "/livez")
-    assert found.getresponse().read() == b"ok"
-    return found
-
-
-def until(condition):
-    for _ in range(6000):
-        try:
-            if condition():
-                return
-        except OSError:
-            pass
-        time.sleep(0.01)
-    raise AssertionError("it never came to hold")
-
-
-OPENED = []
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    while OPENED:
-        OPENED.pop().close()
-
-
-def connect(address):
-    """A connection that is closed after the test."""
-    parts = urlsplit(address)
-    OPENED.append(http.client.HTTPConnection(parts.hostname, parts.port, timeout=60))
-    return OPENED[-1]
 
 
 def ended(address):
@@ -108,38 +24,26 @@ def ended(address):
         post(connect(address), 7.0)
 
 
-def get(address, path):
-    connection = connect(address)
-    connection.request("GET", path)
-    answer = connection.getresponse()
-    text = answer.read().decode()
-    connection.close()
-    return answer.status, text
-
-
-def post(connection, *values, headers=None):
-    body = json.dumps({"instances": [[value, 0.0] for value in values]})
-    connection.request("POST", "/v1/score", body, {"Content-Type": "application/json", **(headers or {})})
-    answer = connection.getresponse()
-    return answer.status, json.loads(answer.read()), answer.headers
-
-
 def client(address, number, seen, stop):
     """Ask again and again, each answer checked by its nonce; a refused connection is told from a reset one."""
-    connection = connect(address)
+    connection, opened = connect(address), time.monotonic()
     while not stop.is_set():
-        nonce = float(number * 1_000_000 + len(seen))
+        nonce, asked = float(number * 1_000_000 + len(seen)), time.monotonic()
         try:
+            if connection.sock is None:
+                connection.connect()
+                opened = time.monotonic()
             status, body, headers = post(connection, nonce)
         except ConnectionRefusedError:
             seen.append("refused")
             return
         except (ConnectionError, http.client.HTTPException) as error:
-            seen.append(repr(error))
+            now = time.monotonic()
+            seen.append(f"{error!r}, asked at {asked:.3f}, opened at {opened:.3f}, lost at {now:.3f}")
             return
         if status == 200:
             assert body["predictions"][0]["energy"] == nonce
-        if status == 503:
+        if status in (429, 503):
             assert int(headers["Retry-After"]) >= 1
         seen.append(status)
         if headers.get("Connection") == "close":
@@ -159,21 +63,23 @@ def test_a_signal_under_load_loses_no_answer(parent, tmp_path, repetitions):
                 thread.start()
             until(lambda seen=seen: all(len(one) >= 2 for one in seen))
             process.signal(signal.SIGTERM)
+            told = time.monotonic()
             until(lambda address=address: get(address, "/readyz")[0] == 503)
             assert get(address, "/livez")[0] == 200
             assert process.wait() == 0
+            over = time.monotonic()
             stop.set()
             for thread in threads:
                 thread.join(30)
             counts = Counter(word for one in seen for word in one)
-            assert set(counts) <= {200, 503, "refused"}, counts
+            # 429: on a busy machine too much may have waited before the signal.
+            assert set(counts) <= {200, 429, 503, "refused"}, (repetition, f"{told:.3f} to {over:.3f}", counts)
             assert counts[503] > 0
 
 
 def test_a_second_signal_ends_at_once(parent, tmp_path):
     """R26."""
-    with serving(parent, tmp_path, seconds=40, drain=60) as (process, address):
-        other = beside(address)
+    with serving(parent, tmp_path, seconds=40, drain=60) as (process, address), beside(address):
         thread = threading.Thread(target=ended, args=(address,))
         thread.start()
         until(lambda: "thalweg_requests_in_progress 2" in get(address, "/metrics")[1])
@@ -182,19 +88,17 @@ def test_a_second_signal_ends_at_once(parent, tmp_path):
         process.signal(signal.SIGTERM)
         assert process.wait() == 128 + signal.SIGTERM
         thread.join(30)
-        other.close()
 
 
 def test_work_that_takes_too_long_is_given_up_and_the_code_says_so(parent, tmp_path):
-    with serving(parent, tmp_path, seconds=4, drain=1.5) as (process, address):
-        found, other = [], beside(address)
+    with serving(parent, tmp_path, seconds=4, drain=1.5) as (process, address), beside(address):
+        found = []
         thread = threading.Thread(target=lambda: found.append(post(connect(address), 7.0)[0]))
         thread.start()
         until(lambda: "thalweg_requests_in_progress 2" in get(address, "/metrics")[1])
         process.signal(signal.SIGTERM)
         assert process.wait() == 1
         thread.join(30)
-        other.close()
         assert found == [503]
 
 
@@ -208,21 +112,23 @@ def test_a_worker_that_ends_is_replaced_and_the_service_goes_on(parent, tmp_path
         assert process.code is None
 
 
-def test_counters_are_what_clients_saw(parent, tmp_path):
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_counters_are_what_clients_saw(parent, tmp_path, seconds):
     """R28: good requests, wrong ones and unknown paths, by route and code, exactly; log lines are as many."""
     with serving(parent, tmp_path, seconds=0.001) as (_, address):
         told, lock = Counter(), threading.Lock()
 
         def ask(seed):
             generator, connection = np.random.default_rng(seed), connect(address)
-            for _ in range(100):
-                if generator.random() < 0.05:
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                if generator.random() < 0.025:
                     connection.request("GET", f"/{generator.integers(1000)}")
                     answer = connection.getresponse()
                     answer.read()
                     found = ("other", answer.status)
                 else:
-                    good = generator.random() > 0.05
+                    good = generator.random() > 0.025
                     status, _, _ = post(connection, *([1.0] if good else []))
                     found = ("/v1/score", status)
                 with lock:
@@ -232,16 +138,43 @@ def test_counters_are_what_clients_saw(parent, tmp_path):
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(60)
+            thread.join(seconds + 60)
         text = get(address, "/metrics")[1]
         for (route, code), count in told.items():
             assert f'thalweg_requests_total{{code="{code}",route="{route}"}} {count:.1f}' in text
-        assert sum(told.values()) == 800
-        assert len({code for _, code in told}) == 3
+        total, good = sum(told.values()), told["/v1/score", 200]
+        sys.stderr.write(f"R28: {total} requests, {1 - good / total:.1%} wrong: {dict(told)}\n")
+        assert {200, 400, 404} <= {code for _, code in told}
         lines = (tmp_path / "log").read_text().splitlines()
         requests = [json.loads(line) for line in lines if '"route"' in line]
-        assert sum(one["route"] in ("/v1/score", "other") for one in requests) == 800
+        assert sum(one["route"] in ("/v1/score", "other") for one in requests) == total
         assert {one["rows"] for one in requests if one["code"] == 200 and one["route"] == "/v1/score"} == {1}
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_unknown_paths_make_no_label(parent, tmp_path):
+    """R28: at most 200 series of any metric; `test_metrics.py` has the short form."""
+    with serving(parent, tmp_path, seconds=0.0) as (_, address):
+
+        def ask(seed):
+            generator, connection = np.random.default_rng(seed), connect(address)
+            for _ in range(100_000 // 8):
+                path = "".join(generator.choice([*"ab/%.01"], 6))
+                method = str(generator.choice(["GET", "POST", "PUT", "DELETE", "X", "OPTIONS"]))
+                connection.request(method, f"/v{generator.integers(4)}/{path}".replace("%", "%25"))
+                connection.getresponse().read()
+
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        text = get(address, "/metrics")[1]
+    names = Counter(line.partition("{")[0] for line in text.splitlines() if "{" in line)
+    counted = sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if "requests_total{" in line)
+    sys.stderr.write(f"R28: {counted:.0f} requests, at most {max(names.values())} series of a metric\n")
+    assert max(names.values()) <= 200
+    assert counted >= 100_000
 
 
 def test_a_head_that_never_ends_is_cut_off():
@@ -268,13 +201,6 @@ def test_a_head_that_never_ends_is_cut_off():
     asyncio.run(test())
 
 
-def figures(process):
-    """(MiB of memory, open files, threads) of a process."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    rss, threads = (int(status.partition(f"{name}:")[2].split()[0]) for name in ("VmRSS", "Threads"))
-    return rss / 1024, len(os.listdir(f"/proc/{process.pid}/fd")), threads
-
-
 @pytest.mark.slow
 def test_hours_of_load_leave_nothing_behind(parent, tmp_path):
     """R29, for THALWEG_SOAK seconds: memory grows by 1 MB in 10 minutes at most, files and threads not at all."""
@@ -295,7 +221,7 @@ def test_hours_of_load_leave_nothing_behind(parent, tmp_path):
         time.sleep(SOAK / 5)  # warm-up
         end = time.monotonic() + SOAK * 4 / 5
         while time.monotonic() < end:
-            samples.append((time.monotonic(), *figures(process)))
+            samples.append((time.monotonic(), *process.figures()))
             time.sleep(SOAK / 300)
         stop.set()
         for thread in threads:

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from thalweg.serve.engine.engine import Engine
-from thalweg.serve.listener import bound
+from thalweg.serve.listener import bound, stop_beginning
 from thalweg.serve.logs import set_up
 from thalweg.serve.overload import BEGUN, Overload
 from thalweg.serve.settings import ServeSettings
@@ -33,6 +33,7 @@ from thalweg.serve.settings import ServeSettings
 KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than a load balancer keeps it
 HEAD = 10.0  # seconds in which a request's head must come in
 NOTICE = 1.0  # seconds between a signal and the close, in which load balancers see /readyz
+HANDSHAKE = 0.05  # seconds in which connections that have begun come to stand
 FILES = 65_536  # open files that are asked for; a connection is one
 BACKLOG = 2048
 
@@ -177,6 +178,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listener, answer who has connected already, close what idles."""
+        stop_beginning(self.listener)
+        await asyncio.sleep(HANDSHAKE)
         self._accept_all()
         for server in self.servers:
             server.close()

@@ -26,6 +26,7 @@ from thalweg.data.columns.encoding import Columns
 from thalweg.data.columns.reading_options import Reading
 
 OWN = ("config.json", "model.safetensors", "calibration.safetensors", store.MANIFEST)
+UNBOUNDED = "search."  # parameters of the search among stored rows: infinite where it has no bound
 PLAIN = ("kind", "contamination", "false_alarm_rate", "missing", "calibration", "held_out", "options")
 
 
@@ -43,10 +44,13 @@ class DetectorBundle(StoredType):
         require_sealed(folder)
         tensors = store.read_tensors(folder / "model.safetensors")
         arrays = _arrays(store.read_tensors(folder / "calibration.safetensors"))
+        _require_finite(arrays, folder / "calibration.safetensors")
         try:
             if config["parameters"]["kind"] not in KINDS:
                 raise ValueError("kind")
-            return cls(_detector(config, tensors, _calibration(config, arrays)), config["about"], folder)
+            tree = state_tree.unflatten(tensors, config["structure"])
+            _require_finite(_arrays(tree["energy"]), folder / "model.safetensors")
+            return cls(_detector(config, tree, _calibration(config, arrays)), config["about"], folder)
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -159,11 +163,18 @@ def _calibration(config: dict[str, Any], arrays: dict[str, np.ndarray]) -> Calib
     return Calibration(energies, LeaveOneOut(own, equals, counts))
 
 
-def _detector(config: dict[str, Any], tensors: dict[str, Tensor], calibration: Calibration) -> EnergyDetector:
+def _require_finite(arrays: dict[str, np.ndarray], file: Path) -> None:
+    """DamagedFile where a number is not: what is computed from it could be anything, and an error at any place."""
+    known = {name: a for name, a in arrays.items() if a.dtype.kind == "f" and not name.startswith(UNBOUNDED)}
+    name = next((name for name, a in known.items() if not np.isfinite(a).all()), None)
+    if name is not None:
+        raise DamagedFile(f"must hold finite numbers, and {name} holds others", argument=str(file), hint=store.REMEDY)
+
+
+def _detector(config: dict[str, Any], tree: dict[str, Any], calibration: Calibration) -> EnergyDetector:
     reading = config.get("reading") or {}  # none in a detector of arrays
     detector = EnergyDetector(**{name: config["parameters"][name] for name in PLAIN}, **reading)
     detector.random_state = config.get("random_state")
-    tree = state_tree.unflatten(tensors, config["structure"])
     detector.energy_ = energy_class(detector.kind).from_state(_arrays(tree["energy"]))
     detector.train_scores_ = tree["train_scores"].numpy()
     detector.calibration_ = calibration

@@ -18,7 +18,7 @@ from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.admission import Admission
 from thalweg.serve.engine.items import END, Items
 from thalweg.serve.engine.job import Gone, Job, Kind, signature_of
-from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost
+from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost, exit_as_lost
 from thalweg.serve.engine.start import Measured, measured
 from thalweg.serve.engine.state import EngineState
 from thalweg.serve.engine.waiting import Waiting
@@ -252,7 +252,8 @@ class Engine:
     ) -> dict[str, np.ndarray]:
         """A cheap call, on the event loop."""
         began = time.perf_counter()
-        found = dict(self.models[model].score(rows, alpha=alpha))
+        with exit_as_lost():
+            found = dict(self.models[model].score(rows, alpha=alpha))
         self._computed(model, size, time.perf_counter() - began, found)
         return found
 

@@ -1,5 +1,7 @@
 """Why a request was not computed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 from thalweg.core.errors import ThalwegError
@@ -24,4 +26,13 @@ class Rejected(Exception):
 
 
 class WorkerLost(ThalwegError):
-    """The thread that computed this request ended, twice; the request itself may be the cause."""
+    """What computed this request ended, a thread twice; the request itself may be the cause."""
+
+
+@contextmanager
+def exit_as_lost() -> Iterator[None]:
+    """SystemExit of a model as `WorkerLost`: on the event loop it would be an answer of the server's, without JSON."""
+    try:
+        yield
+    except SystemExit as error:
+        raise WorkerLost("the computation has asked to end the process") from error

@@ -66,7 +66,7 @@ def read_as(cls: type[B], value: dict[str, Any]) -> B:
     try:
         return cls.model_validate(value)
     except ValidationError as error:
-        raise of_validation(error.errors(include_url=False, include_context=False, include_input=False)) from error
+        raise of_validation(error.errors(include_url=False, include_input=False)) from error
 
 
 def require_query(request: Request, *known: str) -> None:
@@ -79,8 +79,31 @@ def require_query(request: Request, *known: str) -> None:
         raise malformed("must be given once", next(name for name in names if names.count(name) > 1))
 
 
+# What must hold, by the type of pydantic's error and with what it says of the bound.
+CONDITIONS = {
+    "missing": "must be there",
+    "extra_forbidden": "must be left out, as this route does not know it",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be {le} or less",
+    "string_too_long": "must have {max_length} characters or fewer",
+    "literal_error": "must be {expected}",
+}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "a text",
+    "model": "an object",
+}
+
+
 def of_validation(errors: Any) -> HttpError:
-    """400 for the first of pydantic's errors."""
+    """400 for the first of pydantic's errors, in our words."""
     first = errors[0]
     field = ".".join(str(part) for part in first["loc"] if part not in ("query", "path", "body", "header"))
-    return malformed(str(first["msg"])[:200], field[:80] or None)
+    kind, bounds = str(first["type"]), {name: whole(value) for name, value in first.get("ctx", {}).items()}
+    default = f"must be {KINDS.get(kind.partition('_')[0], 'of the form that this route describes')}"
+    return malformed(CONDITIONS.get(kind, default).format_map(bounds)[:200], field[:80] or None)
