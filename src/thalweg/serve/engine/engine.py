@@ -299,8 +299,6 @@ class Engine:
         self.metrics.rejected(reason)
         return Rejected(reason, retry_after)
 
-    # Of the worker
-
     def _new_worker(self) -> Worker:
         loop = self._loop
 
