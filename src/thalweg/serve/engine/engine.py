@@ -227,8 +227,6 @@ class Engine:
             if not job.done and job.gone is not None and await job.gone():
                 self._leave(job)
 
-    # Of a request
-
     def _limit(self, deadline: float | None) -> float:
         return self.deadline if deadline is None else min(deadline, self.deadline)
 
