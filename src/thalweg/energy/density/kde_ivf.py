@@ -18,7 +18,17 @@ from torch import Tensor
 
 from thalweg.core import check
 from thalweg.energy.density.kde import OfRows, squared_distances
-from thalweg.energy.density.kernel_sums import BITS, TOGETHER, KernelSum, Queries, kernel_sums, lift
+from thalweg.energy.density.kernel_sums import (
+    BITS,
+    ROWS,
+    TOGETHER,
+    KernelSum,
+    Queries,
+    kernel_sums,
+    lift,
+    lift_list,
+    lifted_about,
+)
 
 SMALL = 1024  # rows; fewer are summed one and all, in float64
 EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
@@ -28,7 +38,6 @@ MARGIN = 0.65  # of the gap: centres lie nearer to stored rows than to new ones,
 ROUNDS = 10  # of k-means
 CELLS = 2.0  # cells over sqrt(N)
 FAR = 16 * BITS  # of squared distance to the middle of the centres
-ROWS = 2048  # lifted at once, so that they stay in the processor's cache
 
 
 class SearchParams(NamedTuple):
@@ -90,7 +99,7 @@ class IVFKernelDensityEnergy(OfRows):
     def _begin_sums(self) -> None:
         self._whole = KernelSum(self.rows, self.rows.mean(0), exact=len(self.rows) <= SMALL)
         self._sums: dict[tuple[int, int], KernelSum] = {}
-        self._cells, self._middle = _Cells(self.centers), _Cells(self._whole.center[None])
+        self._cells, self._near_cells = _Cells(self.centers), _NearCells(self.centers, self._whole.center)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """How a module moves: its buffers; the sums are made anew of these."""
@@ -140,21 +149,28 @@ class IVFKernelDensityEnergy(OfRows):
 
     def _all(self, x: Tensor, unit: float, own: Tensor | None, k: int) -> Tensor:
         everything = [(self._whole, torch.arange(len(x), device=x.device))] if len(x) else []
-        return kernel_sums(self._middle(x, unit)[1], everything, own, k)
+        return kernel_sums(lifted_about(self._whole.center, x, unit), everything, own, k)
 
     def _near(self, x: Tensor, unit: float, own: Tensor | None, length: int, k: int) -> Tensor:
         """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell."""
-        cell, queries = self._cells(x, unit)
+        cell, queries = self._placed(x, unit)
         counts = torch.bincount(cell, minlength=len(self.centers)).tolist()
         places = cell.argsort(stable=True).split(counts)
         return kernel_sums(queries, ((self._sum(c, length), at) for c, at in enumerate(places) if len(at)), own, k)
+
+    def _placed(self, x: Tensor, unit: float) -> tuple[Tensor, Queries]:
+        """(cells (B,), queries): about the middle of all rows where float32 keeps them apart from there, as a rule."""
+        if not self._whole.narrow:
+            return self._cells(x, unit)
+        queries = lifted_about(self._whole.center, x, unit)
+        return self._near_cells(queries), queries
 
     def _sum(self, c: int, length: int) -> KernelSum:
         """Of cell c; kept where the length is that of `search`."""
         if (c, length) in self._sums:
             return self._sums[c, length]
         near = self._lists[c, :length] if length <= self._lists.shape[1] else self._nearest(c, c + 1, length)[0]
-        made = KernelSum(self.rows, self.centers[c], near)
+        made = KernelSum(self.rows, self._whole.center if self._whole.narrow else self.centers[c], near)
         if length == self.search.num_candidates:
             self._sums[c, length] = made
         return made
@@ -202,7 +218,7 @@ class _Cells:
         y = centers - self.middle
         square = y.square().sum(1)
         self.narrow = float(square.max()) < FAR
-        self.lifted = torch.cat([-2 * y, square[:, None]], dim=1).T.float().contiguous()
+        self.lifted = torch.cat([2 * y, -square[:, None]], dim=1).T.float().contiguous()
 
     def __call__(self, x: Tensor, unit: float) -> tuple[Tensor, Queries]:
         """(indices (B,), queries relative to these centres); a row's do not depend on the rows beside it."""
@@ -215,21 +231,46 @@ class _Cells:
         return cell, Queries(x, unit, lifted)
 
     def _of(self, x: Tensor) -> Tensor:
-        if len(self.centers) == 1:
-            return torch.zeros(len(x), dtype=torch.int64, device=x.device)
         z = x - self.middle
         lifted = z.new_ones(max(len(z), TOGETHER), z.shape[1] + 1, dtype=torch.float32)
         lifted[: len(z), :-1] = z
-        cell = _argmin(lifted @ self.lifted)[: len(z)]
+        cell = _argmax(lifted @ self.lifted)[: len(z)]
         wide = z.square().sum(1) > FAR if self.narrow else torch.ones_like(cell, dtype=torch.bool)
         if wide.any():
-            cell[wide] = torch.cdist(x[wide], self.centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+            cell[wide] = _exact_cells(x[wide], self.centers)
         return cell
 
 
-def _argmin(values: Tensor) -> Tensor:
+class _NearCells:
+    """The cell of queries about a `middle`, by the products that their sums have; in float64 for those far from it."""
+
+    def __init__(self, centers: Tensor, middle: Tensor):
+        y = centers - middle
+        self.centers, self.middle, self.lifted = centers, middle, lift_list(y, y.square().sum(1))
+
+    def __call__(self, queries: Queries) -> Tensor:
+        lifted, count = queries.lifted, len(self.centers)
+        cell = torch.empty(len(lifted), dtype=torch.int64, device=lifted.device)
+        products = lifted.new_empty(ROWS, count)
+        for at in range(0, len(lifted), ROWS):
+            block = lifted[at : at + ROWS]
+            rows = len(block)
+            if rows < TOGETHER:
+                block = torch.cat([block, block.new_zeros(TOGETHER - rows, block.shape[1])])
+            cell[at : at + rows] = _argmax(torch.mm(block, self.lifted, out=products[: len(block)]))[:rows]
+        far = (lifted[:, -2] < -BITS).nonzero().squeeze(1)
+        if len(far):
+            cell[far] = _exact_cells(queries.x[far].detach().double() * queries.unit, self.centers)
+        return cell
+
+
+def _exact_cells(x: Tensor, centers: Tensor) -> Tensor:
+    return torch.cdist(x, centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+
+def _argmax(values: Tensor) -> Tensor:
     """Of each row; on the CPU NumPy's, which takes a seventh of the time."""
-    return torch.from_numpy(values.numpy().argmin(1)) if values.device.type == "cpu" else values.argmin(1)
+    return torch.from_numpy(values.numpy().argmax(1)) if values.device.type == "cpu" else values.argmax(1)
 
 
 def _centers(rows: Tensor) -> Tensor:
