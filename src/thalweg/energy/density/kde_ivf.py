@@ -33,8 +33,9 @@ from thalweg.energy.density.kernel_sums import (
 SMALL = 1024  # rows; fewer are summed one and all, in float64
 EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
 LENGTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-TRIAL = 1000  # stored rows that M and tau are chosen on
-MARGIN = 0.65  # of the gap: centres lie nearer to stored rows than to new ones, which lose up to half as much again
+TRIAL = 2000  # stored rows that M and tau are chosen on, a fifth of all at most; the centres have not seen them
+MARGIN = 0.9  # of the gap
+RARE = 0.002  # of the rows at least are summed over all: those of the highest energies, lest an outlier set tau
 ROUNDS = 10  # of k-means
 CELLS = 2.0  # cells over sqrt(N)
 FAR = 16 * BITS  # of squared distance to the middle of the centres
@@ -84,7 +85,7 @@ class IVFKernelDensityEnergy(OfRows):
         self.rows = self.rows * self.unit
         few = len(rows) <= SMALL or gap == 0
         middle = self.rows.mean(0, keepdim=True)
-        centers = known[1] if known else middle if few else _centers(self.rows)
+        centers = known[1] if known else middle if few else _centers(_without(self.rows, self._trial()))
         self.register_buffer("centers", centers, persistent=False)
         self.register_buffer("_squares", self.rows.square().sum(1), persistent=False)
         self.register_buffer("_lists", torch.empty(0, 0, dtype=torch.int64, device=rows.device), persistent=False)
@@ -181,20 +182,28 @@ class IVFKernelDensityEnergy(OfRows):
         return squared.topk(min(length, len(self.rows)), largest=False).indices
 
     def _choose(self) -> SearchParams:
-        """The cheapest pair of M and tau, by the trial rows' energies with all rows."""
-        own = torch.arange(0, len(self.rows), max(1, len(self.rows) // TRIAL), device=self.rows.device)
+        """The cheapest pair of M and tau, by the trial rows' energies with all rows.
+
+        Losses have long tails: one row more may lose as much as the most that a trial row loses with the length before.
+        """
+        own = self._trial()
         x = self.rows[own]
         exact = self._energies(None, own, WHOLE)
         lengths = [length for length in LENGTHS if length < len(self.rows) / 2]
-        choices = [WHOLE]
+        choices, before, most = [WHOLE], None, len(x) - math.ceil(RARE * len(x))
         for length, energies in zip(lengths, self._trials(x, own, lengths), strict=True):
             u, order = energies.sort()
-            lost = (u - exact[order]).clamp_min(0).cumsum(0) / len(x)
-            kept = int((lost <= MARGIN * self.gap).sum())
+            losses = (energies - exact).clamp_min(0)
+            unseen = (losses if before is None else before)[order].cummax(0).values
+            lost, before = (losses[order].cumsum(0) + unseen) / len(x), losses
+            kept = min(int((lost <= MARGIN * self.gap).sum()), most)
             if kept:
                 choices.append(SearchParams(length, float(u[kept - 1]), float(lost[kept - 1]), 1 - kept / len(x)))
         whole = min(len(self.rows), EXACT // 2 if len(self.rows) > EXACT else EXACT)
         return min(choices, key=lambda r: r.num_candidates + len(self.centers) + r.exact_share * whole)
+
+    def _trial(self) -> Tensor:
+        return torch.arange(0, len(self.rows), max(5, len(self.rows) // TRIAL), device=self.rows.device)
 
     def _trials(self, x: Tensor, own: Tensor, lengths: list[int]) -> Tensor:
         """Energies (L, B) by the first of each row's candidates, for each of the lengths, by one search."""
@@ -271,6 +280,12 @@ def _exact_cells(x: Tensor, centers: Tensor) -> Tensor:
 def _argmax(values: Tensor) -> Tensor:
     """Of each row; on the CPU NumPy's, which takes a seventh of the time."""
     return torch.from_numpy(values.numpy().argmax(1)) if values.device.type == "cpu" else values.argmax(1)
+
+
+def _without(rows: Tensor, some: Tensor) -> Tensor:
+    kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    kept[some] = False
+    return rows[kept]
 
 
 def _centers(rows: Tensor) -> Tensor:
