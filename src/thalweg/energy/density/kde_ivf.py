@@ -32,7 +32,7 @@ from thalweg.energy.density.kernel_sums import (
 
 SMALL = 1024  # rows; fewer are summed one and all, in float64
 EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
-LENGTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+LENGTHS = tuple(part * 2**k for k in range(5, 11) for part in (4, 5, 6, 7))  # 128, 160, 192, 224, 256, 320 ...
 TRIAL = 2000  # stored rows that M and tau are chosen on, a fifth of all at most; the centres have not seen them
 MARGIN = 0.9  # of the gap
 RARE = 0.002  # of the rows at least are summed over all: those of the highest energies, lest an outlier set tau

@@ -203,7 +203,7 @@ def _largest(numbers: Tensor, k: int) -> Tensor:
     if numbers.device.type != "cpu":
         return numbers.topk(k, dim=1, sorted=False).values
     size = m // groups
-    if k < groups and size >= 8 and m == size * groups:
+    if k < groups and size >= 6 and m == size * groups:
         maxima = numbers.view(b, size, groups).amax(1).numpy()
         least = np.partition(maxima, groups - k, axis=1)[:, groups - k]
         which = np.flatnonzero(maxima >= least[:, None])
