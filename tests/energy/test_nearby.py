@@ -140,7 +140,7 @@ def test_the_largest_of_a_row_are_found_among_groups_of_columns():
 
 
 def test_clusters_keep_the_gap_on_new_rows():
-    """These laws lost up to .025 nats when the centres had seen the rows of the trial; the mutant has too short lists."""
+    """With centres that had seen the rows of the trial, up to .025 nats were lost; the mutant has too short lists."""
     r = np.random.default_rng(0)
     centers, shapes = 4 * r.normal(size=(12, 8)), r.normal(size=(12, 3, 8))
     which, z = r.integers(0, 12, 5000), r.normal(size=(5000, 3))
