@@ -18,17 +18,27 @@ from torch import Tensor
 
 from thalweg.core import check
 from thalweg.energy.density.kde import OfRows, squared_distances
-from thalweg.energy.density.kernel_sums import BITS, TOGETHER, KernelSum, Queries, kernel_sums, lift
+from thalweg.energy.density.kernel_sums import (
+    BITS,
+    ROWS,
+    TOGETHER,
+    KernelSum,
+    Queries,
+    kernel_sums,
+    lift,
+    lift_list,
+    lifted_about,
+)
 
 SMALL = 1024  # rows; fewer are summed one and all, in float64
 EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
-LENGTHS = (128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
-TRIAL = 1000  # stored rows that M and tau are chosen on
-MARGIN = 0.65  # of the gap: centres lie nearer to stored rows than to new ones, which lose up to half as much again
+LENGTHS = tuple(part * 2**k for k in range(5, 11) for part in (4, 5, 6, 7))  # 128, 160, 192, 224, 256, 320 ...
+TRIAL = 2000  # stored rows that M and tau are chosen on, a fifth of all at most; the centres have not seen them
+MARGIN = 0.9  # of the gap
+RARE = 0.002  # of the rows at least are summed over all: those of the highest energies, lest an outlier set tau
 ROUNDS = 10  # of k-means
 CELLS = 2.0  # cells over sqrt(N)
 FAR = 16 * BITS  # of squared distance to the middle of the centres
-ROWS = 2048  # lifted at once, so that they stay in the processor's cache
 
 
 class SearchParams(NamedTuple):
@@ -75,7 +85,7 @@ class IVFKernelDensityEnergy(OfRows):
         self.rows = self.rows * self.unit
         few = len(rows) <= SMALL or gap == 0
         middle = self.rows.mean(0, keepdim=True)
-        centers = known[1] if known else middle if few else _centers(self.rows)
+        centers = known[1] if known else middle if few else _centers(_without(self.rows, self._trial()))
         self.register_buffer("centers", centers, persistent=False)
         self.register_buffer("_squares", self.rows.square().sum(1), persistent=False)
         self.register_buffer("_lists", torch.empty(0, 0, dtype=torch.int64, device=rows.device), persistent=False)
@@ -90,7 +100,7 @@ class IVFKernelDensityEnergy(OfRows):
     def _begin_sums(self) -> None:
         self._whole = KernelSum(self.rows, self.rows.mean(0), exact=len(self.rows) <= SMALL)
         self._sums: dict[tuple[int, int], KernelSum] = {}
-        self._cells, self._middle = _Cells(self.centers), _Cells(self._whole.center[None])
+        self._cells, self._near_cells = _Cells(self.centers), _NearCells(self.centers, self._whole.center)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """How a module moves: its buffers; the sums are made anew of these."""
@@ -140,21 +150,28 @@ class IVFKernelDensityEnergy(OfRows):
 
     def _all(self, x: Tensor, unit: float, own: Tensor | None, k: int) -> Tensor:
         everything = [(self._whole, torch.arange(len(x), device=x.device))] if len(x) else []
-        return kernel_sums(self._middle(x, unit)[1], everything, own, k)
+        return kernel_sums(lifted_about(self._whole.center, x, unit), everything, own, k)
 
     def _near(self, x: Tensor, unit: float, own: Tensor | None, length: int, k: int) -> Tensor:
         """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell."""
-        cell, queries = self._cells(x, unit)
+        cell, queries = self._placed(x, unit)
         counts = torch.bincount(cell, minlength=len(self.centers)).tolist()
         places = cell.argsort(stable=True).split(counts)
         return kernel_sums(queries, ((self._sum(c, length), at) for c, at in enumerate(places) if len(at)), own, k)
+
+    def _placed(self, x: Tensor, unit: float) -> tuple[Tensor, Queries]:
+        """(cells (B,), queries): about the middle of all rows where float32 keeps them apart from there, as a rule."""
+        if not self._whole.narrow:
+            return self._cells(x, unit)
+        queries = lifted_about(self._whole.center, x, unit)
+        return self._near_cells(queries), queries
 
     def _sum(self, c: int, length: int) -> KernelSum:
         """Of cell c; kept where the length is that of `search`."""
         if (c, length) in self._sums:
             return self._sums[c, length]
         near = self._lists[c, :length] if length <= self._lists.shape[1] else self._nearest(c, c + 1, length)[0]
-        made = KernelSum(self.rows, self.centers[c], near)
+        made = KernelSum(self.rows, self._whole.center if self._whole.narrow else self.centers[c], near)
         if length == self.search.num_candidates:
             self._sums[c, length] = made
         return made
@@ -165,20 +182,28 @@ class IVFKernelDensityEnergy(OfRows):
         return squared.topk(min(length, len(self.rows)), largest=False).indices
 
     def _choose(self) -> SearchParams:
-        """The cheapest pair of M and tau, by the trial rows' energies with all rows."""
-        own = torch.arange(0, len(self.rows), max(1, len(self.rows) // TRIAL), device=self.rows.device)
+        """The cheapest pair of M and tau, by the trial rows' energies with all rows.
+
+        Losses have long tails: one row more may lose as much as the most that a trial row loses with the length before.
+        """
+        own = self._trial()
         x = self.rows[own]
         exact = self._energies(None, own, WHOLE)
         lengths = [length for length in LENGTHS if length < len(self.rows) / 2]
-        choices = [WHOLE]
+        choices, before, most = [WHOLE], None, len(x) - math.ceil(RARE * len(x))
         for length, energies in zip(lengths, self._trials(x, own, lengths), strict=True):
             u, order = energies.sort()
-            lost = (u - exact[order]).clamp_min(0).cumsum(0) / len(x)
-            kept = int((lost <= MARGIN * self.gap).sum())
+            losses = (energies - exact).clamp_min(0)
+            unseen = (losses if before is None else before)[order].cummax(0).values
+            lost, before = (losses[order].cumsum(0) + unseen) / len(x), losses
+            kept = min(int((lost <= MARGIN * self.gap).sum()), most)
             if kept:
                 choices.append(SearchParams(length, float(u[kept - 1]), float(lost[kept - 1]), 1 - kept / len(x)))
         whole = min(len(self.rows), EXACT // 2 if len(self.rows) > EXACT else EXACT)
         return min(choices, key=lambda r: r.num_candidates + len(self.centers) + r.exact_share * whole)
+
+    def _trial(self) -> Tensor:
+        return torch.arange(0, len(self.rows), max(5, len(self.rows) // TRIAL), device=self.rows.device)
 
     def _trials(self, x: Tensor, own: Tensor, lengths: list[int]) -> Tensor:
         """Energies (L, B) by the first of each row's candidates, for each of the lengths, by one search."""
@@ -202,7 +227,7 @@ class _Cells:
         y = centers - self.middle
         square = y.square().sum(1)
         self.narrow = float(square.max()) < FAR
-        self.lifted = torch.cat([-2 * y, square[:, None]], dim=1).T.float().contiguous()
+        self.lifted = torch.cat([2 * y, -square[:, None]], dim=1).T.float().contiguous()
 
     def __call__(self, x: Tensor, unit: float) -> tuple[Tensor, Queries]:
         """(indices (B,), queries relative to these centres); a row's do not depend on the rows beside it."""
@@ -215,21 +240,52 @@ class _Cells:
         return cell, Queries(x, unit, lifted)
 
     def _of(self, x: Tensor) -> Tensor:
-        if len(self.centers) == 1:
-            return torch.zeros(len(x), dtype=torch.int64, device=x.device)
         z = x - self.middle
         lifted = z.new_ones(max(len(z), TOGETHER), z.shape[1] + 1, dtype=torch.float32)
         lifted[: len(z), :-1] = z
-        cell = _argmin(lifted @ self.lifted)[: len(z)]
+        cell = _argmax(lifted @ self.lifted)[: len(z)]
         wide = z.square().sum(1) > FAR if self.narrow else torch.ones_like(cell, dtype=torch.bool)
         if wide.any():
-            cell[wide] = torch.cdist(x[wide], self.centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+            cell[wide] = _exact_cells(x[wide], self.centers)
         return cell
 
 
-def _argmin(values: Tensor) -> Tensor:
+class _NearCells:
+    """The cell of queries about a `middle`, by the products that their sums have; in float64 for those far from it."""
+
+    def __init__(self, centers: Tensor, middle: Tensor):
+        y = centers - middle
+        self.centers, self.middle, self.lifted = centers, middle, lift_list(y, y.square().sum(1))
+
+    def __call__(self, queries: Queries) -> Tensor:
+        lifted, count = queries.lifted, len(self.centers)
+        cell = torch.empty(len(lifted), dtype=torch.int64, device=lifted.device)
+        products = lifted.new_empty(ROWS, count)
+        for at in range(0, len(lifted), ROWS):
+            block = lifted[at : at + ROWS]
+            rows = len(block)
+            if rows < TOGETHER:
+                block = torch.cat([block, block.new_zeros(TOGETHER - rows, block.shape[1])])
+            cell[at : at + rows] = _argmax(torch.mm(block, self.lifted, out=products[: len(block)]))[:rows]
+        far = (lifted[:, -2] < -BITS).nonzero().squeeze(1)
+        if len(far):
+            cell[far] = _exact_cells(queries.x[far].detach().double() * queries.unit, self.centers)
+        return cell
+
+
+def _exact_cells(x: Tensor, centers: Tensor) -> Tensor:
+    return torch.cdist(x, centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+
+def _argmax(values: Tensor) -> Tensor:
     """Of each row; on the CPU NumPy's, which takes a seventh of the time."""
-    return torch.from_numpy(values.numpy().argmin(1)) if values.device.type == "cpu" else values.argmin(1)
+    return torch.from_numpy(values.numpy().argmax(1)) if values.device.type == "cpu" else values.argmax(1)
+
+
+def _without(rows: Tensor, some: Tensor) -> Tensor:
+    kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    kept[some] = False
+    return rows[kept]
 
 
 def _centers(rows: Tensor) -> Tensor:

@@ -2,22 +2,29 @@
 
     log2 sum_j 2^-|z - y_j|²,    and the mean of the k least |z - y_j|²
 
-In float32 the product of (z, -|z|², 1) and (2 y, 1, -|y|²) gives -|z - y|², and terms are summed directly. Terms are
-held at 2^-120: smaller ones would be subnormal, at three times the time. A row's sum does not depend on the rows beside
-it: the matrix product of four rows or more has the same roundings row by row, so fewer rows are filled up to four.
+In float32 the product of (z, -|z|², 1) and (2 y, 1, -|y|²) log 2 gives -|z - y|² log 2, whose powers of e are summed
+directly: they take three quarters of the time of powers of two. Terms are held at e^-83: smaller ones would be
+subnormal, at three times the time. All blocks use one buffer, as fresh ones take longer to come by than to fill. A
+row's sum does not depend on the rows beside it: the matrix product of four rows or more has the same roundings row by
+row, so fewer rows are filled up to four.
 """
 
 import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 ENTRIES = 262_144  # of a block of sums: so that it stays in the cache, and the calls are few
 WIDTH = 4096  # rows of the list in a block, at most
+ROWS = 2048  # lifted at once, so that they stay in the processor's cache
 TOGETHER = 4  # rows in a product, at least
 LEAST = -120.0  # log2 of a term, below which it is set to that
+NATS = math.log(2)  # in a bit
+GROUPS = 64  # of columns, among whose maxima the largest numbers are sought; twice as many from FEW columns each on
+FEW = 16
 FAINT = -60.0  # log2 of a sum, below which float32 may have lost terms
 BITS = 4096.0  # of squared distance to a centre; float32 keeps their differences to 1e-3 within these
 
@@ -42,6 +49,14 @@ def lift(z: Tensor, out: Tensor) -> None:
     out[:, :-2], out[:, -2], out[:, -1] = z, -z.square().sum(1), 1.0
 
 
+def lifted_about(center: Tensor, x: Tensor, unit: float) -> Queries:
+    """Rows x (B, D), whose `unit` takes them to that of the centre (D,), about it."""
+    lifted = torch.empty(len(x), x.shape[1] + 2, device=x.device)
+    for at in range(0, len(x), ROWS):
+        lift(x.detach()[at : at + ROWS].double() * unit - center, lifted[at : at + ROWS])
+    return Queries(x, unit, lifted)
+
+
 class KernelSum:
     """(log2 sum_j 2^-|z - y_j|², mean of the k least |z - y_j|²) over `rows[places]`, all rows if None.
 
@@ -57,50 +72,53 @@ class KernelSum:
         self.length = len(rows) if places is None else len(places)
         y, square = self._list()
         self.narrow = not exact and float(square.max()) < BITS
-        parts = _lift_list(y, square).split(WIDTH, dim=1) if self.narrow else ()
+        parts = lift_list(y, square).split(WIDTH, dim=1) if self.narrow else ()
         self.parts = [part.contiguous() for part in parts]
 
-    def coarse(self, queries: Queries, at: Tensor, own: Tensor | None, k: int, total: Tensor, near: Tensor) -> None:
+    def coarse(self, lifted: Tensor, own: Tensor | None, k: int, total: Tensor, near: Tensor, buffer: Tensor) -> None:
         """Write sum_j 2^-|z - y_j|² and, for k > 0, the mean of the k largest -|z - y_j|², (b,) each, in float32.
 
-        `at` (b,): which queries; their lifted rows are about this centre. `own` (B,): the indices among all rows of all
-        queries themselves, which are left out. Where it is not `narrow` it writes 0: too faint for float32.
+        `lifted` (b, D + 2): the queries about this centre. `own` (b,): their own indices among all rows, which are left
+        out. `buffer`: what is overwritten, `buffer_size()` numbers. Where it is not `narrow` it writes 0: too faint for
+        float32.
         """
         if not self.narrow:
             total.zero_()
             return
-        lifted, own, k = queries.lifted[at], *self._left_out(at, own, k)
+        own, k = self._left_out(own, k)
         if len(lifted) < TOGETHER:
             more = torch.cat([lifted, lifted.new_zeros(TOGETHER - len(lifted), lifted.shape[1])])
-            self._write(more, own, k, sums := more.new_empty(TOGETHER), means := more.new_empty(TOGETHER))
+            sums, means = more.new_empty(TOGETHER), more.new_empty(TOGETHER)
+            self._write(more, own, k, sums, means, buffer)
             total.copy_(sums[: len(lifted)])
             near.copy_(means[: len(lifted)])
         else:
-            self._write(lifted, own, k, total, near)
+            self._write(lifted, own, k, total, near, buffer)
 
-    def _write(self, lifted: Tensor, own: Tensor | None, k: int, total: Tensor, near: Tensor) -> None:
+    def _write(self, lifted: Tensor, own: Tensor | None, k: int, total: Tensor, near: Tensor, buffer: Tensor) -> None:
         size = max(16, ENTRIES // self.parts[0].shape[1])
         for first, last in _blocks(len(lifted), size):
-            block, found = lifted[first:last], []
+            block, found, sums = lifted[first:last], [], total[first:last]
             for i, part in enumerate(self.parts):
-                bits = block @ part
+                nats = buffer[: len(block) * part.shape[1]].view(len(block), part.shape[1])
+                torch.mm(block, part, out=nats)
                 if own is not None:
-                    _leave_out(bits, own[first:last], i * WIDTH)
+                    _leave_out(nats, own[first:last], i * WIDTH)
                 if k:
-                    found.append(_largest(bits, k))
-                bits.clamp_min_(LEAST).exp2_()
+                    found.append(_largest(nats, k))
+                nats.clamp_min_(LEAST * NATS).exp_()
                 if i == 0:
-                    torch.sum(bits, 1, out=total[first:last])
+                    torch.sum(nats, 1, out=sums)
                 else:
-                    total[first:last] += bits.sum(1)
+                    sums += nats.sum(1)
             if k:
                 most = torch.cat(found, 1).topk(k, dim=1, sorted=False).values if len(found) > 1 else found[0]
-                torch.mean(most, 1, out=near[first:last])
+                torch.mean(most, 1, out=near[first:last]).div_(NATS)
 
     def fine(self, queries: Queries, at: Tensor, own: Tensor | None, k: int) -> Tensor:
         """(log2 of the sum, mean of the k least |z - y_j|²), (b, 2) in float64."""
         (y, norm), z, out = self._list(), queries.about(self.center, at), []
-        own, k = self._left_out(at, own, k)
+        own, k = self._left_out(None if own is None else own[at], k)
         norms = z.square().sum(1)
         for first, last in _blocks(len(z), max(16, ENTRIES // len(y))):
             square, bits = norms[first:last], torch.addmm(-norm, z[first:last], y.T, alpha=2)
@@ -121,11 +139,11 @@ class KernelSum:
         y = (self.rows if self.places is None else self.rows[self.places]) - self.center
         return y, y.square().sum(1)
 
-    def _left_out(self, at: Tensor, own: Tensor | None, k: int) -> tuple[Tensor | None, int]:
+    def _left_out(self, own: Tensor | None, k: int) -> tuple[Tensor | None, int]:
         """Where in the list the queries themselves stand, -1: nowhere; and how many of the others are the nearest k."""
         if own is None:
             return None, min(k, self.length)
-        own, k = own[at], min(k, self.length - 1)
+        k = min(k, self.length - 1)
         if self.places is None:
             return own, k
         column = own.new_full((int(max(self.places.max(), own.max())) + 1,), -1)
@@ -144,12 +162,15 @@ def kernel_sums(queries: Queries, groups: Iterable[tuple[KernelSum, Tensor]], ow
         for part, at in groups:
             out[at] = part.fine(queries, at, own, k)
         return out
-    total, near, first = queries.lifted.new_empty(len(out)), queries.lifted.new_zeros(len(out)), 0
-    for part, at in groups:
-        last = first + len(at)
-        part.coarse(queries, at, own, k, total[first:last], near[first:last])
-        first = last
     order = torch.cat([at for _, at in groups]) if groups else torch.arange(0, device=out.device)
+    lifted, left_out = queries.lifted[order], None if own is None else own[order]
+    total, near, first = lifted.new_empty(len(out)), lifted.new_zeros(len(out)), 0
+    buffer = lifted.new_empty(ENTRIES + TOGETHER * WIDTH)
+    for part, at in groups:
+        here = slice(first, first + len(at))
+        mine = None if left_out is None else left_out[here]
+        part.coarse(lifted[here], mine, k, total[here], near[here], buffer)
+        first = here.stop
     out[order] = torch.stack([total.double().log2(), -near.double().clamp_max(0)], dim=1)
     faint = (out[:, 0] < FAINT) | (queries.lifted[:, -2] < -BITS)
     if faint.any():
@@ -160,9 +181,10 @@ def kernel_sums(queries: Queries, groups: Iterable[tuple[KernelSum, Tensor]], ow
     return out
 
 
-def _lift_list(y: Tensor, square: Tensor) -> Tensor:
-    """(2 y, 1, -|y|²) by column, (D + 2, M)."""
-    return torch.cat([2 * y, torch.ones_like(square)[:, None], -square[:, None]], dim=1).T.float().contiguous()
+def lift_list(y: Tensor, square: Tensor) -> Tensor:
+    """(2 y, 1, -|y|²) log 2 by column, (D + 2, M)."""
+    columns = torch.cat([2 * y, torch.ones_like(square)[:, None], -square[:, None]], dim=1)
+    return (NATS * columns).T.float().contiguous()
 
 
 def _blocks(count: int, size: int) -> list[tuple[int, int]]:
@@ -171,12 +193,31 @@ def _blocks(count: int, size: int) -> list[tuple[int, int]]:
     return list(zip(starts, [*starts[1:], count], strict=True))
 
 
-def _largest(bits: Tensor, k: int) -> Tensor:
-    """The k largest of each row; on the CPU by NumPy's partition, which reorders the row and takes half as long."""
-    if bits.device.type != "cpu":
-        return bits.topk(k, dim=1, sorted=False).values
-    bits.numpy().partition(bits.shape[1] - k, axis=1)
-    return bits[:, -k:].clone()
+def _largest(numbers: Tensor, k: int) -> Tensor:
+    """The k largest of each row, (b, k).
+
+    They are in those k groups of columns whose maxima are largest. On the CPU these are sought among fewer numbers, by
+    NumPy's partition, which takes half as long as `topk`; what is found is the same.
+    """
+    (b, m), groups = numbers.shape, GROUPS if numbers.shape[1] < FEW * GROUPS else 2 * GROUPS
+    if numbers.device.type != "cpu":
+        return numbers.topk(k, dim=1, sorted=False).values
+    size = m // groups
+    if k < groups and size >= 6 and m == size * groups:
+        maxima = numbers.view(b, size, groups).amax(1).numpy()
+        least = np.partition(maxima, groups - k, axis=1)[:, groups - k]
+        which = np.flatnonzero(maxima >= least[:, None])
+        if len(which) == b * k:  # no two maxima are equal there
+            first = which + np.repeat(np.arange(0, b * (m - groups), m - groups), k)
+            found = numbers.numpy().ravel().take(first[:, None] + np.arange(0, m, groups))
+            return _partitioned(torch.from_numpy(found.reshape(b, k * size)), k)
+    return _partitioned(numbers, k).clone()
+
+
+def _partitioned(numbers: Tensor, k: int) -> Tensor:
+    """The k largest of each row, which is reordered."""
+    numbers.numpy().partition(numbers.shape[1] - k, axis=1)
+    return numbers[:, numbers.shape[1] - k :]
 
 
 def _leave_out(bits: Tensor, at: Tensor, first: int) -> None:

@@ -56,9 +56,12 @@ class Mixture:
     def __call__(self, y: np.ndarray, device: torch.device = CPU) -> np.ndarray:
         whiten, shift, pick, constants = (part.to(device) for part in self._products)
         out, size = torch.empty(len(y), dtype=torch.float64, device=device), max(16, ENTRIES // len(shift))
+        buffers = out.new_empty(min(size, len(y)), len(shift)), out.new_empty(min(size, len(y)), len(constants))
         for i, part in zip(range(0, len(y), size), torch.from_numpy(y).to(device).split(size), strict=True):
-            z = torch.addmm(shift, part, whiten)
-            out[i : i + size] = torch.logsumexp(torch.addmm(constants, z.square_(), pick), dim=1)
+            z, logs = (buffer[: len(part)] for buffer in buffers)
+            torch.addmm(shift, part, whiten, out=z)
+            torch.addmm(constants, z.square_(), pick, out=logs)
+            torch.logsumexp(logs, dim=1, out=out[i : i + size])
         return 0.5 * y.shape[1] * np.log(2 * np.pi) - out.cpu().numpy()
 
     @cached_property
