@@ -16,6 +16,7 @@ from thalweg.core.errors import UserError, one_line
 
 Kind = Literal["image", "vector", "text"]
 LEAST_ROWS = 20
+ONES = 0.01  # share of pixels; a dark photograph has fewer ones and no more
 ROUNDS = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  # more than float32 holds
 
 
@@ -83,12 +84,20 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
         bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten()
         what = f"must be finite in float32; {len(bad)} of {len(x)} rows are not, first at index {int(bad[0])}"
         raise UserError(what, argument=where, hint="drop or fill them")
+    if kind == "image" and values.dtype == torch.uint8 and int(values.max()) == 1 and _share_of_ones(values) >= ONES:
+        what = "must be uint8 in 0..255 or float in [0, 1]; these uint8 hold 0 and 1 alone, which is black"
+        raise UserError(what, argument=where, hint="multiply by 255, or give them as bool or float")
     if kind == "image" and values.is_floating_point():
         low, high = (float(v) for v in values.aminmax())
         if low < -1e-6 or high > 1 + 1e-6:
             move = "(x + 1) / 2" if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6 else "divide by 255"
             what = f"must be uint8 in 0..255 or float in [0, 1]; these floats span [{low:g}, {high:g}]"
             raise UserError(what, argument=where, hint=f"{move}?")
+
+
+def _share_of_ones(x: Tensor) -> float:
+    """Of pixels 0 and 1."""
+    return int(x.count_nonzero()) / x.numel()
 
 
 def check_cells(
