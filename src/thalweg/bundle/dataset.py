@@ -15,7 +15,7 @@ from thalweg.data.sets.base import named_sets
 def read_dataset(spec: Mapping[str, Any], seed: int) -> Dataset:
     """The data set that the section `data` of a run describes; `seed` splits it."""
     options = {key: spec[key] for key in ("hub", "held_out", "limit", "header", "drop", "targets")}
-    options["length"] = spec.get("length")  # runs from before texts have none
+    options |= {key: spec.get(key) for key in ("dtype", "length")}  # which older runs lack
     return load(spec["name"], data=spec["path"], seed=seed, **options)
 
 

@@ -8,10 +8,11 @@ figures.
 
 import difflib
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,7 @@ def load(
     header: bool | None = None,
     drop: Sequence[str] = (),
     targets: Sequence[str] = (),
+    dtype: Mapping[str, str] | None = None,
     length: int | None = None,
 ) -> Dataset:
     """A named set (`data.sets`), any path that `files.read_rows` reads, or a .txt of texts, shuffled and split.
@@ -105,6 +107,7 @@ def load(
         header: As in `files.read_rows`, for tables alone.
         drop: The same.
         targets: Columns of a table that become the last of a row, in this order.
+        dtype: As in `files.read_rows`.
         length: Of texts alone: the most letters that the model takes; None: the longest text's, and some room.
     """
     if held_out is not None and not 0 < held_out < 1:
@@ -113,6 +116,7 @@ def load(
         check.count(limit=limit)
     if _is_text(name):
         _refuse_of_texts(name, data=data, hub=hub or None, header=header, drop=drop or None, targets=targets or None)
+        _refuse_of_texts(name, **{"data.dtype": dtype or None})
         found = text_rows.read_texts(Path(name))
         share = HELD_OUT if held_out is None else held_out
         source = f"{name}, {len(found.texts):,} texts"
@@ -128,7 +132,7 @@ def load(
         )
     if length is not None:
         raise UserError(f"has no effect on {name!r}, only on texts", argument="data.length", hint="leave it out")
-    x, labels, source, share, layout = _rows(name, data, hub, seed, header, drop)
+    x, labels, source, share, layout = _rows(name, data, hub, seed, {"header": header, "drop": drop, "dtype": dtype})
     if targets:
         layout, order = layout.with_last(targets, name)
         x = x[:, order]
@@ -148,9 +152,7 @@ def _refuse_of_texts(name: str, **options: object) -> None:
         raise UserError(f"has no effect on {name!r}, which holds texts", argument=given, hint="leave it out")
 
 
-def _rows(
-    name: str, data: str | Path | None, hub: bool, seed: int, header: bool | None, drop: Sequence[str]
-) -> RawData:
+def _rows(name: str, data: str | Path | None, hub: bool, seed: int, table: Mapping[str, Any]) -> RawData:
     """All rows of a named set or a path, from where the options say."""
     sets = named_sets()
     named = set_at(name) if names_class(name) and not Path(name).exists() else sets.get(name)
@@ -160,12 +162,13 @@ def _rows(
         raise UserError(f"has no effect on {name!r}, only on {located}", argument=setting, hint="leave it out")
     if data is not None and hub:
         raise UserError("must not be given together", argument="data and hub", hint="leave one of them out")
-    if (header is not None or drop) and (named is not None or not is_table(Path(name))):
-        setting = "drop" if header is None else "header"
+    given = next((key for key, value in table.items() if value not in (None, (), [], {})), None)
+    if given is not None and (named is not None or not is_table(Path(name))):
+        setting = "data.dtype" if given == "dtype" else given
         raise UserError(f"has no effect on {name!r}, only on a table", argument=setting, hint="leave it out")
     if isinstance(named, LocatedSet):
         return named.locate(data, hub)
-    return _from_path(name, sets, header, drop) if named is None else named.load(seed)
+    return _from_path(name, sets, table) if named is None else named.load(seed)
 
 
 def split(
@@ -257,13 +260,23 @@ def _split(n: int, labels: Tensor | None, share: float, seed: int) -> tuple[Tens
     return order[~chosen], order[chosen]
 
 
-def _from_path(name: str, names: Collection[str], header: bool | None, drop: Sequence[str]) -> RawData:
+def _from_path(name: str, names: Collection[str], table: Mapping[str, Any]) -> RawData:
     path = Path(name)
     if path.exists():
-        x, layout, _ = read_rows(path, header=header, drop=drop)
+        x, layout, _ = read_rows(path, **table)
         size = " x ".join(map(str, x.shape[1:]))
-        what = f"images of {size}" if x.ndim == 4 else f"rows of {size} numbers"
+        what = f"images of {size}" if x.ndim == 4 else f"rows of {_contents(layout, size)}"
         return RawData(x, read_labels(path, len(x)), f"{path}, {len(x):,} {what}", layout=layout)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError("no such data set or path", argument=repr(name), hint=f"{hint}the names are {', '.join(names)}")
+
+
+def _contents(layout: Layout, size: str) -> str:
+    """`3 numbers`, `2 numbers and 1 category`: what a row of a table or an array holds."""
+    texts = len(layout.categories)
+    if layout.columns is None or not texts:
+        return f"{size} numbers"
+    numbers = len(layout.columns.columns) - texts
+    found = f"{texts} {'categories' if texts > 1 else 'category'}"
+    return f"{numbers} number{'s' * (numbers != 1)} and {found}" if numbers else found

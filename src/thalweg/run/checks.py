@@ -116,7 +116,7 @@ def fit_to_data(parts: Parts, data: Dataset) -> Float32Transform:
     some = as_float(data.train[: max(1, min(ANCHOR_ROWS, ANCHOR_NUMBERS // math.prod(data.energy_shape)))])
     fitted = parts.transform.fit(some)
     if data.kind == "vector":
-        check_fitted(fitted, some, data.layout.names, data.name)
+        check_fitted(fitted, some, data.layout.owners, data.name)
     transform = Float32Transform(fitted, some.dtype)
     if isinstance(parts.energy, Fittable):
         try:

@@ -154,7 +154,7 @@ def _begin(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
     request, run, data, parts = prepared(request)
     config = new_config(request, run, data, parts)
     transform, trainer = _trainer(run, data, parts, run_folder.folder, context)
-    context.log(f"data: {data.source}")  # after all that can be wrong with the input: an error is one line
+    _tell(data, context)  # after all that can be wrong with the input: an error is one line
     config["run"]["transform"] = specs.plain(transform.to_dict())  # fitted, so that an unfinished run can be read
     context.group.assert_equal("data, settings or versions", lambda: json.dumps(config))
 
@@ -182,7 +182,7 @@ def _go_on(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
         plan.require(context.group.size, folder)
     data = request.given.data or read_dataset(run.data.model_dump(), run.seed)
     require_same_data(folder, config, data)
-    context.log(f"data: {data.source}")
+    _tell(data, context)
     if not _has_checkpoint(folder):
         context.log(f"{folder} holds no checkpoint yet: it begins at step 0")
     request = replace(request, given=request.given.of_data(data, run.seed))
@@ -193,6 +193,12 @@ def _go_on(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
     except UserError as error:  # these values did build when the run began
         raise damaged(folder, error) from error
     return _train(config, data, parts.sampler, transform, trainer)
+
+
+def _tell(data: Dataset, context: RunContext) -> None:
+    context.log(f"data: {data.source}")
+    if data.layout.told is not None:
+        context.log(data.layout.told)
 
 
 def _train(

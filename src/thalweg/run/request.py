@@ -128,7 +128,7 @@ def data_tree(request: Request) -> dict[str, Any]:
         if key in WHOLE:
             raise UserError("must be overridden by key, not whole", argument=key, hint=f"override {WHOLE[key]}")
     data = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
-    data |= {"header": request.header, "drop": list(request.drop), "targets": [], "length": None}
+    data |= {"header": request.header, "drop": list(request.drop), "targets": [], "dtype": {}, "length": None}
     mine = [text for text in request.overrides if text.strip().startswith("data.")]
     return specs.override({"data": data}, mine)["data"]
 
