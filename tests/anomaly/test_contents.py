@@ -11,8 +11,8 @@ import pytest
 
 import thalweg
 from thalweg.apps.anomaly.saved import DetectorBundle
-from thalweg.apps.anomaly.tables.column_selection import describe, learn
 from thalweg.core.errors import UserError
+from thalweg.data.columns.contents import describe, learn
 from thalweg.data.columns.reading_options import NA_WORDS, Reading
 
 

@@ -399,3 +399,8 @@ def test_the_same_command_twice_gives_the_same_bundle(digits, tmp_path):
     x = np.asarray(pixels())
     assert torch.equal(again.energy(x), digits.energy(x))
     assert torch.equal(again.held_out_energies, digits.held_out_energies)
+
+
+def test_only_rows_make_a_frame(digits):
+    with pytest.raises(UserError, match="must be a model of rows"):
+        digits.frame(torch.zeros(1, *digits.shape))

@@ -7,8 +7,7 @@ MESSAGES = {
     "mnist, fashion-mnist, two-moons, eight-gaussians, checkerboard, rings",
     "train cut.npy --steps 2": "cut.npy: declares 320 bytes, holds 311; it is truncated, so fetch it again",
     "train object.npy --steps 2": "object.npy: holds Python objects, and pickles are not opened; save float32 or uint8",
-    "train words.csv --steps 2": "words.csv: not numbers in columns 'a', 'b'; encode them as numbers, or leave them "
-    "out, as by --drop 'a'",
+    "train words.csv --steps 2": "words.csv: holds 1 row, training needs at least 20; give more data",
     "train one.npy --steps 2": "one.npy: holds 1 row, training needs at least 20; give more data",
     "train nan.npy --steps 2": "nan.npy: must be finite in float32; 4 of 4 rows are not, first at index 0; drop or "
     "fill them",

@@ -7,6 +7,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.columns.layout import Layout
@@ -73,17 +74,60 @@ def test_names_on_one_side_only_are_told(layout, caplog):
         assert not caplog.records
 
 
-def test_texts_and_lost_whole_numbers_are_refused():
+def test_a_model_of_arrays_takes_no_texts():
     with pytest.raises(UserError, match="not numbers in column 'site'") as caught:
-        Layout.fit(FRAME.assign(site=["u", "v", "u"]), where="t.csv")
+        Layout().encode(FRAME.assign(site=["u", "v", "u"]), where="t.csv")
     assert caught.value.argument == "t.csv"
+
+
+def test_categories_there_and_back():
+    frame = pd.DataFrame({"b": [1.0, 2.0, 3.0, 4.0], "site": [*"uvuv"], "a": [True, False, True, True]})
+    layout, x = Layout.fit_encode(frame, where="t.csv")
+    np.testing.assert_array_equal(x, [[1, 1, 0, 1], [2, 0, 1, 0], [3, 1, 0, 1], [4, 0, 1, 1]])
+    assert (layout.categories, layout.owners) == (["site"], ["b", "site", "site", "a"])
+    noisy = torch.from_numpy(x) + torch.tensor([0.0, 0.3, -0.2, 0.1])
+    pd.testing.assert_frame_equal(pd.DataFrame(layout.decode(noisy)), frame)
+    assert layout.decode(noisy[:0]) == {"b": [], "site": [], "a": []}
+    assert layout.widened(torch.tensor([True, False, True])).tolist() == [True, False, False, True]
+    turned, order = layout.with_last(["b"], "t.csv")
+    np.testing.assert_array_equal(turned.encode(frame), x[:, order])
+    assert Layout.from_list(layout.to_list()).decode(noisy) == layout.decode(noisy)
+
+
+@pytest.mark.parametrize(
+    ("column", "part"),
+    [
+        ([f"{i},{i % 10}" for i in range(40)], "a number in another writing"),
+        ([f"1,{i:03}.5" if i % 4 else f"{i}.5" for i in range(40)], "a number in another writing"),
+        ([f"{1 + i % 28:02}-Jan-24" for i in range(40)], "holds dates or times such as"),
+    ],
+)
+def test_texts_in_doubt_are_no_categories(column, part):
+    with pytest.raises(UserError, match=part):
+        Layout.fit(pd.DataFrame({"a": np.arange(40) % 7, "b": column}), where="t.csv", parse=True)
+
+
+def test_columns_that_count_or_tell_the_time_as_for_a_detector(caplog):
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": random.normal(size=40), "n": np.arange(40), "day": 20240101 + np.arange(40) % 28})
+    for given in (frame, pl.from_pandas(frame)):
+        caplog.clear()
+        with pytest.raises(UserError, match=r"column 'day' holds dates .*leave it out.*data.dtype={day: num"):
+            Layout.fit(given, where="t.csv")
+        found = Layout.fit(given, where="t.csv", dtype={"day": "number"})
+        assert (found.names, found.ignored) == (["x", "day"], ("n",))
+        assert "t.csv: column 'n' is left out, as it counts the rows, in steps of 1" in caplog.text
+    assert Layout.fit(frame, where="t.csv", dtype={"day": "category", "n": "number"}).categories == ["day"]
+
+
+def test_lost_whole_numbers_are_refused():
     ticks = 1_700_000_000_000_000_000 + np.arange(3)
     for frame in (FRAME.assign(ns=ticks), pa.table({"x": [1.0, 2, 3], "ns": pa.array(ticks)})):
         with pytest.raises(UserError, match="column 'ns' holds numbers near"):
             Layout.fit(frame, where="t.csv")
     with pytest.raises(UserError, match="column 'ns'"):
         Layout.fit(FRAME.assign(ns=ticks.astype(str)), where="t.csv", parse=True)
-    Layout.fit(FRAME.assign(ns=ticks[0] + 10**9 * np.arange(3)), where="t.csv")  # seconds apart: all there
+    Layout.fit(FRAME.assign(ns=ticks[0] + 10**9 * np.array([0, 2, 1])), where="t.csv")  # seconds apart: all there
     Layout.fit(FRAME.assign(ns=ticks[0]), where="t.csv")
 
 
@@ -103,11 +147,12 @@ def test_the_row_numbers_that_pandas_writes_are_left_out_and_said(caplog):
     frame = pd.DataFrame({"": np.arange(40), "a": np.random.default_rng(0).normal(size=40)})
     found = Layout.fit(frame, where="t.csv")
     assert (found.names, found.ignored) == (["a"], ("",))
-    assert "t.csv: the first column, '', is left out" in caplog.text
+    assert "t.csv: column '' is left out, as it is an index without a name" in caplog.text
     np.testing.assert_array_equal(found.encode(frame)[:, 0], frame["a"])
     caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        assert Layout.fit(frame[["a", ""]].set_axis(["a", "n"], axis=1), where="t").names == ["a", "n"]
+    with caplog.at_level(logging.WARNING):  # names that are no names are matched by order: none is left out
+        bare = Layout.fit(frame.set_axis(["0", "1"], axis=1), where="t", headless=True)
+    assert bare.columns.names == ["0", "1"]
     assert not caplog.records
 
 

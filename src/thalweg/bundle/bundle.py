@@ -20,7 +20,7 @@ from thalweg.bundle.chain_length import start_law
 from thalweg.bundle.draws import annealed_blocks, chain_blocks
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
-from thalweg.bundle.inputs import chain_positions, checked_rows, some_rows, wants_grad
+from thalweg.bundle.inputs import chain_positions, checked_rows, decoded_frame, some_rows, wants_grad
 from thalweg.bundle.model_units import decoded, initial_positions
 from thalweg.bundle.prior import read_mixture_prior
 from thalweg.bundle.servable import Servable
@@ -30,7 +30,7 @@ from thalweg.core.device import find_device, place
 from thalweg.core.errors import DamagedFile, NotNormalised, ThalwegError, UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import Kind
-from thalweg.energy.base import Anchored, Classifier, EnergyFn, HasExactDraws, HasExactLogZ, NoiseConditional
+from thalweg.energy.base import Classifier, EnergyFn, HasExactDraws, HasExactLogZ, NoiseConditional
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
@@ -166,8 +166,9 @@ class Bundle(HoldsEnergy):
     def prior_log_prob(self, y: Tensor) -> Tensor:
         """log p of y at t_max, (B,) nats, in model units."""
         if not isinstance(self.model, NoiseConditional):
-            text = "must be a model with noise levels, whose law at t_max is known"
-            raise NotNormalised(text, argument=str(self.path))
+            raise NotNormalised(
+                "must be a model with noise levels, whose law at t_max is known", argument=str(self.path)
+            )
         return self.model.prior_log_prob(y)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -208,7 +209,8 @@ class Bundle(HoldsEnergy):
         return chain_positions(self, x) if wants_grad(x) else some_rows(self, x)
 
     def log_prob(self, x: Any) -> Float[Tensor, " b"] | LogProb:
-        """log p(x), (B,) nats, in data units; of a model with noise levels, of data smoothed by the lowest noise.
+        """log p(x), (B,) nats, in data units; of a model with noise levels, of data smoothed by the lowest noise. Of
+        categories it is the density of the columns of 0 and 1 that they become (docs/guide/tables.md).
 
         Where the constant was estimated by `log_z` it is a `LogProb` of (B,) tensors, with that interval, for
         exp(-E(x) / T); -inf outside the box that it integrated over. NotNormalised where the constant is not known.
@@ -219,13 +221,7 @@ class Bundle(HoldsEnergy):
             log_p = constants.log_prob(self, self._rows(x), self.energy(x))
             assert log_p is not None
             return log_p
-        objective = self.config["run"]["objective"]["type"].split(":")[1]
-        text = f"must be a normalised model: {objective} leaves the energy's constant unknown"
-        hint = "estimate it by bundle.log_z() or `thalweg evaluate --log-z`, or use .energy(x)"
-        if isinstance(self.model, NoiseConditional) and not isinstance(self.model, Anchored):
-            text = "must be a normalised model, and this network's law at the highest noise level is not known"
-            hint = "use .energy(x), or train thalweg.anchored(network, shape=…) by dual score matching"
-        raise NotNormalised(text, argument=str(self.path), hint=hint)
+        raise constants.not_normalised(self)
 
     def log_z(self, *, seed: int = 0, store: bool = True, support: str | None = None, **options: Any) -> LogZ:
         """log Z in nats with an interval, for log p(x) = -E(x) / T - log Z; E is `energy`, so x is in data units.
@@ -264,7 +260,7 @@ class Bundle(HoldsEnergy):
         `bundle.chain_length` found, or none after exact draws).
         `seed` is a whole number of 64 bits. Blocks of 100 are computed together, so up to rounding where n cuts one.
         `labels`, n of them or one for all, ask a classifier's energy for classes; `strength` above 1 for typical ones.
-        Of a model of texts these are codes, which `texts` reads.
+        Of a model of texts these are codes, which `texts` reads; of a table `frame` gives its columns.
         """
         if isinstance(self.model, Conditional):
             text = "must be a law of whole rows, and this one is p(y | x)"
@@ -278,8 +274,7 @@ class Bundle(HoldsEnergy):
             hint = "give the classes to draw as labels"
             raise UserError("must be 1 without labels", argument="strength", value=strength, hint=hint)
         with torch.inference_mode(False):  # gradients of the energy are wanted whatever the caller's mode
-            draw = annealed_blocks if self.noisy else chain_blocks
-            blocks = list(draw(self, n, seed, num_steps, given, strength))
+            blocks = list((annealed_blocks if self.noisy else chain_blocks)(self, n, seed, num_steps, given, strength))
         z = torch.cat(blocks) if blocks else torch.zeros(0, *self.energy_shape, dtype=torch.float32, device=self.device)
         return self.decode(z)
 
@@ -289,6 +284,10 @@ class Bundle(HoldsEnergy):
             text, hint = f"must be a model of texts; it is one of {self.kind} data", "take the samples as they are"
             raise UserError(text, argument=str(self.path), hint=hint)
         return self.alphabet.decode(checked_rows(self, codes, where="codes"))
+
+    def frame(self, x: Any) -> Any:
+        """Rows (B, D), such as samples, as a pandas frame of the columns of the run's table, its categories by name."""
+        return decoded_frame(self, x)
 
     def inpaint(self, x: Any, observed: Any, *, n: int = 1, seed: int = 0) -> Float[Tensor, "n b *d"]:
         """n completions of each x where `observed` (bool, broadcastable to x) is false, lowest energy first.

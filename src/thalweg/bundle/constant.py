@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from thalweg.core.check import one_of
-from thalweg.core.errors import DamagedFile, UserError
-from thalweg.energy.base import Discrete, EnergyFn, NoiseConditional
+from thalweg.core.errors import DamagedFile, NotNormalised, UserError
+from thalweg.energy.base import Anchored, Discrete, EnergyFn, NoiseConditional
 from thalweg.energy.outcomes import Conditional
 from thalweg.energy.wrappers import Tempered
 from thalweg.normaliser.counted import counted
@@ -121,6 +121,17 @@ def _temperature(sampler: object) -> float:
         text, hint = "must be positive: at temperature 0 a chain has no law", "give another sampler"
         raise UserError(text, argument="sampler.temperature", value=temperature, hint=hint)
     return temperature
+
+
+def not_normalised(bundle: "Bundle") -> NotNormalised:
+    """The error of a log p whose constant is not known, with what can be done."""
+    objective = bundle.config["run"]["objective"]["type"].split(":")[1]
+    text = f"must be a normalised model: {objective} leaves the energy's constant unknown"
+    hint = "estimate it by bundle.log_z() or `thalweg evaluate --log-z`, or use .energy(x)"
+    if isinstance(bundle.model, NoiseConditional) and not isinstance(bundle.model, Anchored):
+        text = "must be a normalised model, and this network's law at the highest noise level is not known"
+        hint = "use .energy(x), or train thalweg.anchored(network, shape=…) by dual score matching"
+    return NotNormalised(text, argument=str(bundle.path), hint=hint)
 
 
 def _support(bundle: "Bundle") -> str:

@@ -177,7 +177,8 @@ def _layout(data: Mapping[str, Any], asked: Any, where: Path) -> Layout:
     if not isinstance(asked, Mapping) or not isinstance(ignored, list):
         raise _damaged(where, "run.data is no mapping, or data.ignored no list")
     try:
-        return Layout.from_list(data.get("encoding"), headless=asked.get("header") is False, ignored=map(str, ignored))
+        how: Any = {"headless": asked.get("header") is False, "ignored": map(str, ignored), "dtype": asked.get("dtype")}
+        return Layout.from_list(data.get("encoding"), **how)
     except DamagedFile as error:
         raise _damaged(where, error.message) from error
 

@@ -106,6 +106,7 @@ def plan_of(served: "ServedBundle") -> Plan:
     if bundle.alphabet is not None:
         text = "must be a model of numbers or images, as a graph has no alphabet for texts"
         raise UserError(text, argument="run", hint="`thalweg score` takes texts")
+    bundle.layout.require_numbers("run", "`thalweg serve` and `thalweg score` take categories, which a graph does not")
     if isinstance(bundle.model, Conditional):
         text = "must be a law of whole rows, and this one is p(y | x)"
         raise UserError(text, argument="run", hint="use thalweg.apps.conditional.model:ConditionalModel")
@@ -198,5 +199,7 @@ def typical_rows(served: "ServedBundle", n: int, seed: int) -> dict[str, np.ndar
     else:
         x = bundle.transform.inverse(torch.randn(n, *bundle.energy_shape, generator=draws))
     if bundle.layout.names is not None:
-        return {name: x[:, i].double().numpy() for i, name in enumerate(bundle.layout.names)}
+        texts = bundle.layout.categories
+        found = bundle.layout.decode(x)
+        return {name: np.array(values, object if name in texts else float) for name, values in found.items()}
     return {"x": x.to(bundle.dtype).numpy()}

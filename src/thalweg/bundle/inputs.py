@@ -22,6 +22,8 @@ from thalweg.data.validate import as_floats, as_tensor, check_cells, check_input
 from thalweg.energy.outcomes import Conditional
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from thalweg.bundle.bundle import Bundle
 
 
@@ -33,7 +35,7 @@ def as_rows(layout: Layout, x: Any, *, where: str = "x", gaps: bool = False) -> 
     if not is_frame(x):
         return as_tensor(x, where=where)
     values = layout.encode(x, where=where)
-    check_cells(values, [str(name) for name in layout.names or range(values.shape[1])], where, gaps=gaps)
+    check_cells(values, layout.owners or [*map(str, range(values.shape[1]))], where, gaps=gaps)
     return torch.from_numpy(values)
 
 
@@ -54,6 +56,18 @@ def checked_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
         outcomes = bundle.model.outcomes
         outcomes.check_columns(found[:, found.shape[1] - outcomes.columns :], f"targets of {where}")
     return fine_enough(bundle, found, where, bundle.layout.singles(x) if table else None)
+
+
+def decoded_frame(bundle: "Bundle", x: Any) -> "pd.DataFrame":
+    """Rows (B, D) in data units as the columns of the table that the model learned; UserError for other data."""
+    import pandas as pd
+
+    if bundle.kind != "vector":
+        text, hint = f"must be a model of rows; it is one of {bundle.kind} data", "take the samples as they are"
+        raise UserError(text, argument=str(bundle.path), hint=hint)
+    rows = as_tensor(x)
+    check_shape(rows, bundle.shape, "vector", where="x")
+    return pd.DataFrame(bundle.layout.decode(rows))
 
 
 def some_rows(bundle: "Bundle", x: Any, *, where: str = "x") -> Tensor:
@@ -136,7 +150,7 @@ def _codes(alphabet: Alphabet, x: Any, where: str) -> Tensor:
 def fine_enough(bundle: "Bundle", x: Tensor, where: str, singles: Sequence[bool] | None) -> Tensor:
     """The rows; UserError where they, or the columns that are `singles`, came in a float32 that hides their spread."""
     if bundle.dtype == torch.float64 and (x.dtype == torch.float32 or any(singles or ())):
-        check_scored(bundle.transform.inner, x, bundle.layout.names, where, single=singles)
+        check_scored(bundle.transform.inner, x, bundle.layout.owners, where, single=singles)
     return x
 
 

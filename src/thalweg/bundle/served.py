@@ -41,7 +41,8 @@ class ServedBundle:
     def inputs(self) -> Sequence[TensorSpec]:
         names = self.bundle.layout.names
         if self.content == "table" and names is not None:
-            return [TensorSpec(name, "FP64", (-1,)) for name in names]
+            texts = self.bundle.layout.categories
+            return [TensorSpec(name, "BYTES" if name in texts else "FP64", (-1,)) for name in names]
         if self.content == "text":
             return [TensorSpec("x", "BYTES", (-1,))]
         return [TensorSpec("x", "FP64" if self.bundle.dtype == torch.float64 else "FP32", (-1, *self.bundle.shape))]
@@ -83,7 +84,7 @@ class ServedBundle:
         return typical_rows(self, n, seed)
 
     def rows(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The rows (B, *) of numbers by the names of the inputs, in data units."""
+        """The rows (B, *) of a model of numbers, by the names of the inputs, in data units."""
         names = self.bundle.layout.names
         return rows["x"] if names is None else np.stack([rows[name] for name in names], axis=1)
 
@@ -118,6 +119,8 @@ class SamplingBundle(ServedBundle):
             yield self._shown(x), energies.cpu().numpy()
 
     def _shown(self, x: torch.Tensor) -> np.ndarray:
+        if self.bundle.layout.categories:
+            return np.array([*self.bundle.layout.decode(x).values()], object).T
         if self.content != "text":
             return x.cpu().numpy()
         found = np.empty(len(x), object)

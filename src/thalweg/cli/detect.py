@@ -52,9 +52,9 @@ def fit(
 ) -> None:
     """Learn what normal rows look like, and calibrate the alarm."""
     from thalweg.apps.anomaly.saved import replaceable
-    from thalweg.apps.anomaly.tables.column_selection import describe
     from thalweg.apps.anomaly.tables.fit_file import fit_file
     from thalweg.apps.anomaly.tables.training_rows import Source
+    from thalweg.data.columns.contents import describe
 
     replaceable(out)
     source = Source(

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
     from thalweg.apps.inpaint.operators import Operator
     from thalweg.apps.inpaint.ranking import Completions
+    from thalweg.bundle.bundle import Bundle
 
 EXAMPLE = "Example: `thalweg inpaint runs/digits --image torn.png --mask right-half -n 8 -o repaired.png`"
 NOISE = "Standard deviation of the noise on what is given; with --operator at least 0.0011 for images of 8 bits."
 SHOWN = 16  # images in a picture
+PICTURES, TABLES = (".png", ".npy"), (".npy", ".csv", ".parquet")  # files of images, of rows
 MISFIT = 0.02  # root mean square, in pixels of [0, 1]
 
 
@@ -33,14 +35,20 @@ def inpaint(
         typer.Option(
             "--mask",
             help="What is missing: a .png or .npy (white is missing), box:LEFT,TOP,RIGHT,BOTTOM, right-half, "
-            "left-half, top-half, bottom-half, random:SHARE, all or none.",
+            "left-half, top-half, bottom-half, random:SHARE, all or none; of rows a table of marks, or gaps: what it "
+            "lacks.",
         ),
     ] = None,
     operator: Annotated[
         str | None, typer.Option(help="In place of a mask, how the image was made: blur:WIDTH or downsample:FACTOR.")
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="PNG: a table of pictures; .npy: (n, B, C, H, W); else a folder of PNG.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            help="PNG: a table of pictures; .npy: (n, B, C, H, W); of rows also CSV or Parquet; else a folder of PNG.",
+        ),
     ] = Path("inpainted.png"),
     n: Annotated[int, typer.Option("-n", help="Completions of each image.", min=1)] = 4,
     noise: Annotated[float, typer.Option(help=NOISE, min=0)] = 0.0,
@@ -71,10 +79,11 @@ def inpaint(
         raise UserError("must be one of the two", argument="--mask and --operator", hint=hint)
     bundle = load_as(run, Bundle, device=device)
     require_numbers(bundle, "in-painting")
-    if bundle.kind != "image" and out.suffix.lower() != ".npy":
-        raise UserError("must end in .npy, as the model is of rows of numbers, not of images", argument=str(out))
+    if bundle.kind != "image" and out.suffix.lower() not in TABLES:
+        text = f"must end in {' or '.join(TABLES)}, as the model is of rows, not of images"
+        raise UserError(text, argument=str(out))
     app.check_rank_by(rank_by)
-    _check_out(out, image, run, None if mask is None else Path(mask))
+    _check_out(out, TABLES if bundle.kind == "vector" else PICTURES, image, run, None if mask is None else Path(mask))
     linear_map = None if operator is None else _operator(operator)
     shape = bundle.shape if linear_map is None else _shape_after(linear_map, bundle.shape)
     size = image_size(bundle) if linear_map is None else None  # else another size is what the operator leaves
@@ -82,7 +91,10 @@ def inpaint(
     images = read_damaged_images(image, shape, skip_bad=skip_bad, flat=linear_map is not None, **table)
     known = None
     if linear_map is None:
-        known = read_mask(mask or "", bundle.shape, images.count, seed=seed, layout=bundle.layout)
+        if mask == "gaps" and bundle.kind == "vector":
+            known = ~images.x.isnan()
+        else:
+            known = read_mask(mask or "", bundle.shape, images.count, seed=seed, layout=bundle.layout)
     images = images.usable(known, skip_bad)
     for line in images.notes:
         console.say(line)
@@ -99,7 +111,10 @@ def inpaint(
             console.say(f"pixels of 8 bits are rounded by {noise:.4f}, which is taken for their noise")
         found = app.restore(bundle, x.flatten(1), linear_map, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
         _warn_of_misfit(operator, linear_map, x, found, noise)
-    _write(out, names, x, known, found)
+    if out.suffix.lower() in TABLES[1:]:
+        _write_rows(bundle, out, names, found)
+    else:
+        _write(out, names, x, known, found)
     alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
     console.say(f"{_count(n, 'completion')} of {_count(len(x), 'image')} in {out}{alone}")
     result: dict[str, Any] = {
@@ -157,17 +172,27 @@ def _shape_after(linear_map: "Operator", shape: tuple[int, ...]) -> tuple[int, .
     return (shape[0], shape[1] // factor, shape[2] // factor)
 
 
-def _check_out(out: Path, *inputs: Path | None) -> None:
+def _check_out(out: Path, files: tuple[str, ...], *inputs: Path | None) -> None:
     """UserError where it cannot be written, or is one of the inputs or a folder where they lie."""
     console.refuse_overwrite(out, *inputs)
-    if out.suffix.lower() in (".png", ".npy"):
-        console.writable(out, (".png", ".npy"))
+    if out.suffix.lower() in files:
+        console.writable(out, files)
     elif out.suffix or out == Path() or (out.exists() and not out.is_dir()):
         raise UserError("must be a .png, an .npy, or a folder", argument=str(out))
     else:
         console.require_parent(out)
         console.refuse_overwrite(out, *(path.parent for path in inputs if path is not None and path.is_file()))
         console.writable_folder(out)
+
+
+def _write_rows(bundle: "Bundle", out: Path, names: list[str], found: "Completions") -> None:
+    """A table of the completions of rows, the best of each row first, with the names of columns and categories."""
+    from thalweg.data.score_table import write_table
+
+    n = len(found.images)
+    about = {"row": [name for name in names for _ in range(n)], "rank": [*range(1, n + 1)] * len(names)}
+    columns = bundle.layout.decode(found.images.transpose(0, 1).flatten(0, 1))
+    write_table(out, {**{k: v for k, v in about.items() if k not in columns}, **columns})
 
 
 def _write(out: Path, names: list[str], x: "Tensor", known: "Tensor | None", found: "Completions") -> None:

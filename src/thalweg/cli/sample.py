@@ -78,7 +78,7 @@ def sample(
 
 
 def _write_samples(bundle: "Bundle", x: "Tensor", out: Path) -> int:
-    """A picture, a table with the names of the columns, or texts; how many of the samples are in it."""
+    """A picture, a table with the names of columns and categories, or texts; how many of the samples are in it."""
     from thalweg.core.store import write_bytes
     from thalweg.data.score_table import write_table
     from thalweg.evaluate.pictures import grid, png, scatter
@@ -91,8 +91,7 @@ def _write_samples(bundle: "Bundle", x: "Tensor", out: Path) -> int:
             write_table(out, {"text": texts, "energy": bundle.energy(x)})
         return len(x)
     if out.suffix.lower() != ".png":
-        names = bundle.layout.names or [f"x{i}" for i in range(x.shape[1])]
-        write_table(out, dict(zip(names, x.T, strict=True)))
+        write_table(out, bundle.layout.decode(x))
         return len(x)
     some = x[:400] if bundle.kind == "image" else x[:10_000]
     write_bytes(out, grid(some) if bundle.kind == "image" else png(scatter(some, some[:0])))

@@ -26,6 +26,7 @@ from thalweg.data.columns.layout import Layout
 from thalweg.data.files import is_table, read_labels, read_rows
 from thalweg.data.formats.images import is_image
 from thalweg.data.image_folders import read_images
+from thalweg.data.labelled_tables import read_table
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import LocatedSet, NamedSet, RawData, named_sets, set_at
 from thalweg.data.validate import Kind, as_float, require_trainable
@@ -268,10 +269,12 @@ def _from_path(name: str, names: Collection[str], options: DataOptions) -> RawDa
             options.require_effect(name, "images")
             return read_images(path, options)
         options.require_effect(name, "table" if is_table(path) else "array")
-        x, layout, _ = read_rows(path, header=options.header, drop=options.drop)
+        if is_table(path):
+            return read_table(path, options)
+        x = read_rows(path).x
         size = " x ".join(map(str, x.shape[1:]))
         what = f"images of {size}" if x.ndim == 4 else f"rows of {size} numbers"
-        return RawData(x, read_labels(path, len(x)), f"{path}, {len(x):,} {what}", layout=layout)
+        return RawData(x, read_labels(path, len(x)), f"{path}, {len(x):,} {what}")
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError("no such data set or path", argument=repr(name), hint=f"{hint}the names are {', '.join(names)}")

@@ -4,7 +4,7 @@ Which kinds of files there are is said by the modules of `data.formats`.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +52,9 @@ def read_array(
     `finite=False` lets rows with NaN or infinity pass, for the caller to drop; `bounded=False` lets images have any
     values, as masks do, whose transparent parts are black; those of images are white (`data.formats.images`).
     """
-    return read_rows(path, shape=shape, finite=finite, bounded=bounded).x
+    found = read_rows(path, shape=shape, finite=finite, bounded=bounded)
+    found.layout.require_numbers(str(path), "encode them as numbers")
+    return found.x
 
 
 def read_rows(
@@ -65,6 +67,7 @@ def read_rows(
     finite: bool = True,
     bounded: bool = True,
     size: int | None = None,
+    dtype: Mapping[str, str] | None = None,
 ) -> Rows:
     """As `read_array`, with the names of a table's columns.
 
@@ -75,16 +78,17 @@ def read_rows(
         drop: Columns of a table to leave out.
         shape: As in `read_array`, like `finite` and `bounded`.
         size: The side of the square to which pictures are resized and cropped; arrays are not.
+        dtype: By the names of a table's columns "number" or "category", where the values alone do not tell.
     """
     path = Path(path)
     if path.is_file() and is_table(path):
-        x, found, singles = _read_table(path, layout, header, drop)
+        x, found, singles = _read_table(path, layout, header, drop, dtype)
         if finite:
-            names = found.names or [str(i) for i in range(x.shape[1])]
+            names = found.owners or [str(i) for i in range(x.shape[1])]
             check_cells(x.numpy(), names, str(path), largest=LARGEST)
     else:
-        if header is not None or drop:
-            option = "drop" if header is None else "header"
+        if header is not None or drop or dtype:
+            option = "header" if header is not None else "drop" if drop else "data.dtype"
             raise UserError(f"has no effect on {path.name}, which is no table", argument=option, hint="leave it out")
         x, found, singles = _read_arrays(path, shape, size, WHITE if bounded else BLACK), Layout(), None
     x = arrange(x, shape, str(path))
@@ -142,8 +146,10 @@ def rows_of(array: np.ndarray, shape: tuple[int, ...] | None, where: str) -> Ten
     return rows
 
 
-def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Sequence[str]) -> Rows:
-    """A table of numbers as float64 (N, D), matched to a model's columns or with those that it has itself."""
+def _read_table(
+    path: Path, layout: Layout | None, header: bool | None, drop: Sequence[str], dtype: Mapping[str, str] | None
+) -> Rows:
+    """A table as float64 (N, D), matched to a model's columns or with those that it has itself."""
     import pyarrow as pa
 
     where = str(path)
@@ -160,7 +166,7 @@ def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Se
     frame = pa.concat_tables(blocks)
     how = {"where": where, "headless": table.headless, "parse": table.is_text}
     if layout is None:
-        layout, x = Layout.fit_encode(frame, ignored=drop, **how)
+        layout, x = Layout.fit_encode(frame, ignored=drop, dtype=dtype, **how)
     else:
         x = layout.encode(frame, **how)
     return Rows(torch.from_numpy(x), layout, None if table.is_text else layout.singles(frame))

@@ -1,7 +1,7 @@
 """How data are read, beside their name: the options of `catalog.load`, and which of them have an effect on what."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,15 +15,16 @@ EFFECT: dict[str, tuple[What, ...]] = {  # options that have an effect on some d
     "header": ("table",),
     "drop": ("table",),
     "targets": ("table",),
+    "dtype": ("table",),
     "length": ("text",),
     "size": ("images",),
-    "labels": ("images",),
+    "labels": ("images", "table"),
     "skip_bad": ("images",),
     "column": (),
     "split": (),
     "config": (),
 }
-BY_KEY = ("targets", "length", "column", "split", "config")  # given as an override, `data.length=12`
+BY_KEY = ("targets", "dtype", "length", "column", "split", "config")  # given as an override, `data.length=12`
 LARGEST_SIZE = 4096  # pixels, of an image that a network is to learn
 FOLDER = "folder"  # as `labels`: the folder below the one given, in which an image lies, is its class
 
@@ -40,9 +41,10 @@ class DataOptions:
         header: Whether the first line of a CSV names its columns; None: the lines must tell.
         drop: Columns of a table to leave out.
         targets: Columns of a table that become the last of a row, in this order.
+        dtype: Of a table: by the names of columns "number" or "category", where the values alone do not tell.
         length: Of texts: the most letters that the model takes; None: the longest text's, and some room.
         size: Of images: the side of the square, in pixels, to which each is resized and cropped.
-        labels: Where classes come from: "folder", or a CSV of names and classes.
+        labels: Where classes come from: of images "folder", or a CSV of names and classes; of a table a column.
         skip_bad: Leave out images that cannot be read, and name them, rather than stop.
         column: Of images as bytes in a table: the column that holds them.
         split: Of a set on the Hub: which split.
@@ -57,6 +59,7 @@ class DataOptions:
     header: bool | None = None
     drop: Sequence[str] = ()
     targets: Sequence[str] = ()
+    dtype: Mapping[str, str] = field(default_factory=dict)
     length: int | None = None
     size: int | None = None
     labels: str | None = None
@@ -84,7 +87,7 @@ class DataOptions:
     def require_effect(self, name: str, what: What) -> None:
         """UserError about the first option that is given and has no effect on data of this kind."""
         for option, kinds in EFFECT.items():
-            if getattr(self, option) in (None, False, (), []) and not (option == "header" and self.header is False):
+            if getattr(self, option) in (None, False, (), [], {}) and not (option == "header" and self.header is False):
                 continue
             if what not in kinds:
                 where = ", only on " + " or ".join(WORDS[kind] for kind in kinds) if kinds else ""

@@ -17,6 +17,7 @@ def card(config: dict[str, Any], examples: Sequence[str] = ()) -> str:
         f"# An energy of {config['run']['data']['name']}\n\n"
         f"Data: {data['source']}.\n\n"
         f"{_texts(data.get('alphabet'), examples)}"
+        f"{_sentence(config.get('chosen'))}"
         f"The energy is {claim}. {_constant(config.get('constant'))}"
         f"Trained {training.get('steps')} steps in {training.get('seconds')} s with "
         f"thalweg {config['thalweg']}, torch {config['torch']}.\n\n"
@@ -36,6 +37,10 @@ def _texts(alphabet: dict[str, Any] | None, examples: Sequence[str]) -> str:
         f"It takes texts of up to {alphabet['length']} letters. Its {len(alphabet['letters'])} letters, any other of "
         f"which counts as unseen:\n\n{blocks[0]}\n\nSome texts that it was trained on:\n\n{blocks[1]}\n\n"
     )
+
+
+def _sentence(text: str | None) -> str:
+    return "" if text is None else f"{text[0].upper()}{text[1:]}.\n\n"
 
 
 def _constant(found: dict[str, Any] | None) -> str:

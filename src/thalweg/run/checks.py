@@ -37,13 +37,15 @@ PART = 4096  # rows that are given at a time to an energy that takes all of them
 
 
 class Parts(NamedTuple):
-    """What the specs of a run describe. `augment`: None where the run has none."""
+    """What the specs of a run describe. `augment`: None where the run has none; `chosen`: why it is this one, where the
+    images decided."""
 
     energy: nn.Module
     objective: Objective[Any]
     sampler: Sampler[Any]
     augment: Augment | None
     transform: Transform
+    chosen: str | None = None
 
 
 def build_parts(run: RunSettings, data: Dataset, given: Given | None = None) -> Parts:
@@ -116,7 +118,7 @@ def fit_to_data(parts: Parts, data: Dataset) -> Float32Transform:
     some = as_float(data.train[: max(1, min(ANCHOR_ROWS, ANCHOR_NUMBERS // math.prod(data.energy_shape)))])
     fitted = parts.transform.fit(some)
     if data.kind == "vector":
-        check_fitted(fitted, some, data.layout.names, data.name)
+        check_fitted(fitted, some, data.layout.owners, data.name)
     transform = Float32Transform(fitted, some.dtype)
     if isinstance(parts.energy, Fittable):
         try:

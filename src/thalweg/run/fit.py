@@ -28,6 +28,7 @@ from thalweg.core.errors import Diverged, StopSignal, ThalwegError, UserError
 from thalweg.data.catalog import Dataset
 from thalweg.data.float32_check import Float32Transform
 from thalweg.data.loader import Loader
+from thalweg.run.augmentation import resolved
 from thalweg.run.checks import Parts, build_parts, check_parts, fit_to_data
 from thalweg.run.finish import as_loaded, finish
 from thalweg.run.monitoring import run_monitor
@@ -155,6 +156,8 @@ def _begin(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
     config = new_config(request, run, data, parts)
     transform, trainer = _trainer(run, data, parts, run_folder.folder, context)
     _tell(data, context)  # after all that can be wrong with the input: an error is one line
+    if parts.chosen is not None:
+        context.log(parts.chosen)
     config["run"]["transform"] = specs.plain(transform.to_dict())  # fitted, so that an unfinished run can be read
     context.group.assert_equal("data, settings or versions", lambda: json.dumps(config))
 
@@ -199,6 +202,8 @@ def _tell(data: Dataset, context: RunContext) -> None:
     """Which data these are, and how they were read."""
     for line in (f"data: {data.source}", *data.notes):
         context.log(line)
+    if data.layout.told is not None:
+        context.log(data.layout.told)
 
 
 def _train(
@@ -262,7 +267,8 @@ def prepared(request: Request) -> tuple[Request, RunSettings, Dataset, Parts]:
         fits_memory(run.train.batch_size, data.energy_shape)
     except UserError as error:
         raise error.replace(argument="train.batch_size", hint="take fewer rows") from error
-    parts = build_parts(run, data, request.given)
+    run, chosen = resolved(run, data)
+    parts = build_parts(run, data, request.given)._replace(chosen=chosen)
     check_parts(parts, run, data)
     return request, run, data, parts
 

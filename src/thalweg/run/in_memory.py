@@ -21,6 +21,7 @@ from thalweg.data.catalog import Dataset
 from thalweg.data.loader import Loader
 from thalweg.data.transform import Identity
 from thalweg.objective.base import Objective, start_law_of
+from thalweg.run.augmentation import resolved
 from thalweg.run.checks import build_parts, check_parts, fit_to_data
 from thalweg.run.finish import calibrated, training_facts
 from thalweg.run.fit import prepared
@@ -86,6 +87,7 @@ def optimise(
 
 def train_in_memory(run: RunSettings, data: Dataset, *, device: torch.device = CPU) -> nn.Module:
     """The averaged energy of a run, built, checked and trained as `run.fit` does, without its folder."""
+    run, _ = resolved(run, data)
     parts = build_parts(run, data)
     check_parts(parts, run, data)
     transform = fit_to_data(parts, data)

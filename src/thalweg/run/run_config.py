@@ -27,6 +27,7 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
         "python": platform.python_version(),
         "command": request.command,
         "normalised": normalised(parts),
+        **({} if parts.chosen is None else {"chosen": parts.chosen}),
         **origin(request, data.kind),
         "data": {
             "source": data.source,

@@ -161,7 +161,7 @@ class EnergyScorer(Scorer):
         how = {"first": block.first, "headless": headless, "parse": source.is_text}
         x = layout.encode(frame, where=source.address, **how)
         numbers = range(block.first, block.first + len(x))
-        names = [str(name) for name in layout.names or source.names]
+        names = layout.owners or [str(name) for name in source.names]
         check_cells(x, names, source.address, rows=numbers, largest=files.LARGEST)
         singles = None if source.is_text else layout.singles(frame)
         return self._fit(torch.from_numpy(x), source.address, singles)

@@ -30,6 +30,7 @@ class DataSettings(_Section):
     header: bool | None = None  # whether the first line of a CSV names its columns
     drop: list[str] = []  # columns of a table to leave out
     targets: list[str] = []  # columns of a table that are y of p(y | x): they become the last of a row
+    dtype: dict[str, Literal["number", "category"]] = {}  # what columns of a table hold, where they do not tell
     length: int | None = Field(None, ge=1, description="most letters of a text")
     size: int | None = Field(None, ge=1, le=LARGEST_SIZE, description="side of the square that images are resized to")
     labels: str | None = Field(None, min_length=1)  # "folder", a CSV of names and classes, or a column

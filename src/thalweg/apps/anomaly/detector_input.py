@@ -10,8 +10,8 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from thalweg.apps.anomaly.input_arrays import array_errors, check_rows, checked_pixels, numbered
-from thalweg.apps.anomaly.tables.column_selection import Contents, describe, learn
 from thalweg.core.errors import UserError
+from thalweg.data.columns.contents import Contents, describe, learn
 from thalweg.data.columns.encoding import Columns
 from thalweg.data.columns.reading_options import Reading
 from thalweg.data.frames import is_frame

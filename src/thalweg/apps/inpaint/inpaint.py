@@ -50,9 +50,11 @@ def inpaint(
 ) -> Completions:
     """n completions of images x (B, *shape) in data units where `observed` (bool, broadcastable to x) is false.
 
-    What x holds at missing pixels is not looked at, so it may be NaN. Observed pixels come back exactly; with `noise`
-    > 0, their standard deviation in data units, they are repaired too. An image with nothing observed is a sample; one
-    with nothing missing is returned. Image i's completions do not depend on the images beside it, up to rounding.
+    Of a table x may be a frame, and `observed` have a mark a column; a missing category is drawn (`Bundle.frame` names
+    it). What x holds at missing pixels is not looked at, so it may be NaN. Observed pixels come back exactly; with
+    `noise` > 0, their standard deviation in data units, they are repaired too. An image with nothing observed is a
+    sample; one with nothing missing is returned. Image i's completions do not depend on the images beside it, up to
+    rounding.
     The best come first: by their expected error, or by energy (`apps.inpaint.ranking`). They lie where x does.
     """
     check_rank_by(rank_by)
@@ -249,6 +251,8 @@ def _mask(observed: Any, x: Tensor, bundle: Bundle) -> Tensor:
     if observed.dtype != torch.bool:
         text = f"must be bool, true where a pixel is known, not {observed.dtype}"
         raise UserError(text, argument="observed")
+    if bundle.kind == "vector" and observed.ndim and observed.shape[-1] == bundle.layout.num_columns:
+        observed = bundle.layout.widened(observed)
     try:
         return observed.expand(x.shape)
     except RuntimeError as error:

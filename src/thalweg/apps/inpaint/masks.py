@@ -22,7 +22,7 @@ from torch import Tensor
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.columns.layout import Layout
-from thalweg.data.files import read_rows
+from thalweg.data.files import is_table, read_rows
 from thalweg.data.formats.images import is_image, probe
 
 log = logging.getLogger("thalweg")
@@ -100,7 +100,11 @@ def _random(text: str, rest: str, shape: tuple[int, ...], num_images: int, seed:
 
 def _stored(path: Path, shape: tuple[int, ...], num_images: int, layout: Layout | None) -> Tensor:
     """Where a stored mask is white: one mask for all images, or one each."""
-    found = read_rows(path, layout=layout, shape=shape if len(shape) == 1 else None, bounded=False).x
+    of_columns = layout.of_marks() if layout is not None and path.is_file() and is_table(path) else None
+    size = shape if len(shape) == 1 and of_columns is None else None
+    found = read_rows(path, layout=of_columns, shape=size, bounded=False).x
+    if len(shape) == 1 and layout is not None and found.shape[1:] != shape:
+        found = layout.widened(found)  # a mark a column, of which one of categories takes several numbers
     if len(shape) == 3:
         found = found[None, None] if found.ndim == 2 else found
         wanted, size = shape[1:], tuple(found.shape[2:])

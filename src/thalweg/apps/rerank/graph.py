@@ -32,6 +32,7 @@ class RerankGraph(nn.Module):
 def plan_of(served: "ServedReranker") -> Plan:
     """The energy alone. UserError, before any work, for an energy that is no module."""
     energy = served.reranker.energy
+    served.reranker.layout.require_numbers("run", "serve it: a graph does not take categories")
     if not isinstance(energy, nn.Module):
         text = "must have an energy that is a network, fitted by `thalweg rerank fit` or a module"
         raise UserError(text, argument="run", hint="export the bundle itself")

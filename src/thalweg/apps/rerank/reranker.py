@@ -112,7 +112,7 @@ class EnergyReranker(StoredType):
         if is_frame(real):
             self.layout = Layout.fit(real, where=names[0])
         real, generated = (
-            as_float32(as_candidates(x, where=name, layout=self.layout), self.layout.names, name)
+            as_float32(as_candidates(x, where=name, layout=self.layout), self.layout.owners, name)
             for x, name in zip((real, generated), names, strict=True)
         )
         features = None if self.features is None else partial(features_of, features=self.features)

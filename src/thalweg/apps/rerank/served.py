@@ -35,7 +35,9 @@ class ServedReranker:
     @property
     def inputs(self) -> Sequence[TensorSpec]:
         if self.content == "table":
-            return [TensorSpec(name, "FP64", (-1,)) for name in self.reranker.layout.names or ()]
+            layout = self.reranker.layout
+            texts = layout.categories
+            return [TensorSpec(name, "BYTES" if name in texts else "FP64", (-1,)) for name in layout.names or ()]
         return [TensorSpec("x", "FP32", (-1, *self._shape))]
 
     @property

@@ -42,6 +42,7 @@ class Columns:
         parse: bool = False,
         rows: Sequence[int] | None = None,
         reading: Reading | None = None,
+        offered: bool | None = None,
     ) -> Self:
         """Learn what the columns hold.
 
@@ -52,7 +53,8 @@ class Columns:
             where: What messages call it.
             parse: Texts that are all numbers are numbers, and some words are missing values, as in a CSV.
             rows: Numbers of the rows from 0, for messages, where they are some of a file's.
-            reading: How texts are read; None: as usual, and messages offer no option to change it.
+            reading: How texts are read; None: as usual.
+            offered: Whether messages offer the options that change it; None: where `reading` is given.
         """
         names = names_of(frame)
         if not names:
@@ -63,7 +65,8 @@ class Columns:
             raise UserError(f"no column {unknown[0]!r} in {where}", argument="dtype")
         series = as_frame(frame, where)
         rows = range(len(series)) if rows is None else rows
-        read = ColumnReader(where, parse, rows, reading or Reading(), reading is not None)
+        offered = reading is not None if offered is None else offered
+        read = ColumnReader(where, parse, rows, reading or Reading(), offered)
         return cls(tuple(read.column(series[name], name) for name in names), read.reading)
 
     def without(self, left_out: Iterable[tuple[str, str]]) -> Self:

@@ -1,19 +1,25 @@
-"""The columns of a model's rows, by which tables in files and in memory are read.
+"""The columns of a model's rows, by which tables in files and in memory are read, and samples become tables.
+
+A column of numbers is one number of a row, a column of K categories K of them (`data.columns.encoding`).
 
 Columns are matched by name, in any order. Where one side has no names (an array, a CSV without a header) they are
 matched by order, with a warning in the log.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from thalweg.core.errors import DamagedFile, UserError, suggestion
-from thalweg.data.columns.counters import UNNAMED, verdict
+from thalweg.data.columns.column_reader import Column
+from thalweg.data.columns.contents import describe, learn
 from thalweg.data.columns.encoding import Columns
+from thalweg.data.columns.reading_options import Reading
 from thalweg.data.csv_header import Known
 from thalweg.data.float32_check import check_single, check_whole_numbers
 from thalweg.data.frames import as_frame, names_of
@@ -30,11 +36,13 @@ class Layout:
         columns: The content of each column of the table; None for arrays.
         headless: The names are 0, 1, 2, … since the table had none.
         ignored: Columns that were left out; a later table may have them or not.
+        told: One line of what the columns held when they were learned.
     """
 
     columns: Columns | None = None
     headless: bool = False
     ignored: tuple[str, ...] = ()
+    told: str | None = field(default=None, compare=False)
 
     @classmethod
     def fit(cls, frame: Any, **how: Any) -> Self:
@@ -47,38 +55,62 @@ class Layout:
         frame: Any,
         *,
         where: str,
-        first: int = 0,
         headless: bool = False,
         parse: bool = False,
         ignored: Iterable[str] = (),
+        dtype: Mapping[str, str] | None = None,
     ) -> tuple[Self, np.ndarray]:
-        """Learn the columns of a frame; with the rows (N, D) float64. `parse`: texts may be numbers, as in a CSV.
-        `first`: the number of the first row, for messages.
+        """Learn the columns of a frame by the rules of `data.columns.contents`; with the rows (N, D) float64.
 
-        UserError: a column of texts, whole numbers that float64 takes for one another, or numbers in float32 whose
+        UserError: a column in doubt, whole numbers that float64 takes for one another, or numbers in float32 whose
         spread that hides.
+
+        Args:
+            frame: The table.
+            where: What messages call it.
+            headless: The names are none; then no column is left out.
+            parse: Texts may be numbers, as in a CSV.
+            ignored: Columns that were left out before.
+            dtype: By name "number" or "category", where the values alone do not tell.
         """
-        rows = range(first, first + len(as_frame(frame, where))) if first else None
-        columns, ignored = Columns.fit(frame, where=where, parse=parse, rows=rows), list(ignored)
-        x = columns.encode(frame, where=where, parse=parse, rows=rows)
-        if not headless and (index := _index(columns, x)) is not None:
-            log.warning("%s: the first column, %r, is left out, as it numbers the rows", where, index)
-            columns, x, ignored = columns.without([(index, "numbers the rows")]), x[:, 1:], [*ignored, index]
-        texts = [column.name for column in columns.columns if column.categories is not None]
-        if texts:
-            hint = f"encode them as numbers, or leave them out, as by --drop {texts[0]!r}"
-            raise UserError(f"not numbers in {listed(texts)}", argument=where, hint=hint)
-        series = as_frame(frame, where)
-        for name, values, single in zip(columns.names, x.T, _singles(series, columns.names), strict=True):
-            check_whole_numbers(values, series[name], f"column {name!r}", where)
-            if single:
-                check_single(values, f"column {name!r}", where)
-        return cls(columns, headless, tuple(ignored)), x
+        how: Any = {"where": where, "parse": parse, "offered": False, "named": not headless}
+        contents = learn(frame, Reading.of(dtype=dtype), **how)
+        columns, x = contents.columns, contents.x
+        for name, why in columns.left_out:
+            log.warning("%s: column %r is left out, as it %s", where, name, why)
+        for note in contents.notes:
+            log.warning("%s: %s", where, note)
+        series, owners = as_frame(frame, where), columns.owners
+        for i, column in enumerate(columns.columns):
+            if column.categories is None:
+                values = x[:, owners == i][:, 0]
+                check_whole_numbers(values, series[column.name], f"column {column.name!r}", where)
+                if _is_single(series, column):
+                    check_single(values, f"column {column.name!r}", where)
+        left_out = [name for name, _ in columns.left_out]
+        return cls(columns, headless, (*ignored, *left_out), describe(contents.to_dict())), x
 
     @property
     def names(self) -> list[str] | None:
         """The names of the columns, where they have any."""
         return None if self.columns is None or self.headless else self.columns.names
+
+    @property
+    def owners(self) -> list[str] | None:
+        """For each of the D numbers of a row the name of its column, where columns have any."""
+        if self.columns is None or (self.headless and not self.categories):
+            return None
+        return [self.columns.names[i] for i in self.columns.owners]
+
+    @property
+    def categories(self) -> list[str]:
+        """The names of the columns of categories."""
+        return [column.name for column in self.columns.columns if column.categories is not None] if self.columns else []
+
+    def require_numbers(self, where: str, hint: str) -> None:
+        """UserError where a column holds categories."""
+        if self.categories:
+            raise UserError(f"not numbers in {listed(self.categories)}", argument=where, hint=hint)
 
     @property
     def known(self) -> Known:
@@ -117,14 +149,13 @@ class Layout:
             assert self.columns is not None  # as it has names
             return self.columns.encode(frame, where=where, first=first, ignore=ignore, parse=parse, offered=False)
         if self.columns is None:
-            columns = Layout.fit(frame, where=where, first=first, headless=True, parse=parse).columns
-            assert columns is not None  # of a table
+            columns = _of_numbers(frame, where, first, parse)
         elif len(present) != len(self.columns.columns):
             condition = f"must have {len(self.columns.columns)} columns, as the model; it has {len(present)}"
             raise UserError(condition, argument=where)
         else:
             pairs = zip(self.columns.columns, present, strict=True)
-            columns = Columns(tuple(column._replace(name=name) for column, name in pairs))
+            columns = replace(self.columns, columns=tuple(column._replace(name=name) for column, name in pairs))
         if self.names is not None:
             order = short(self.names)
             log.warning("%s: no names, so its columns are taken in the order of the model's: %s", where, order)
@@ -135,12 +166,42 @@ class Layout:
         return columns.encode(frame, where=where, first=first, ignore=ignore, parse=parse, offered=False)
 
     def singles(self, frame: Any) -> list[bool]:
-        """Which of the model's columns come in float32, in its order."""
-        names = self.names or [name for name in names_of(frame) if name not in self.ignored]
-        return _singles(as_frame(frame, "x"), names)
+        """Which of the D numbers of a row come in float32, in the model's order."""
+        series = as_frame(frame, "x")
+        if self.names is None or self.columns is None:
+            return [_is_single(series, Column(name)) for name in names_of(frame) if name not in self.ignored]
+        return [_is_single(series, self.columns.columns[i]) for i in self.columns.owners]
+
+    def decode(self, x: Tensor) -> dict[str, list[Any]]:
+        """Rows (B, D) as columns by name: numbers, True and False, and of categories the names of the nearest ones.
+
+        Arrays have no names: they are x0, x1, … then.
+        """
+        if self.columns is None:
+            return {f"x{i}": values.tolist() for i, values in enumerate(x.T)}
+        columns = self.columns.columns
+        values = [*zip(*self.columns.decode(x.double().numpy(force=True)), strict=True)] or [[] for _ in columns]
+        names = self.names or [f"x{i}" for i in range(len(columns))]
+        found = zip(names, columns, values, strict=True)
+        return {name: [v > 0.5 for v in part] if column.truth else [*part] for name, column, part in found}
+
+    @property
+    def num_columns(self) -> int | None:
+        """C, the columns of the table; None for arrays."""
+        return None if self.columns is None else len(self.columns.columns)
+
+    def widened(self, cells: Tensor) -> Tensor:
+        """Marks of the columns of a table, (…, C), as marks of the numbers of a row, (…, D)."""
+        return cells if self.columns is None else cells[..., torch.from_numpy(self.columns.owners).to(cells.device)]
+
+    def of_marks(self) -> "Layout":
+        """The columns of a table of marks beside one of these: the same names, numbers everywhere."""
+        if self.columns is None:
+            return self
+        return Layout(Columns(tuple(Column(name) for name in self.columns.names)), self.headless, self.ignored)
 
     def with_last(self, names: Sequence[str], where: str) -> tuple[Self, list[int]]:
-        """The same columns with these ones last, in the order given; with where each column was before.
+        """The same columns with these ones last, in the order given; with where each number of a row was before.
 
         UserError: a table without names, a name that is not there or comes twice, all columns.
         """
@@ -154,36 +215,48 @@ class Layout:
         if len({*names}) < len(names) or len(names) == len(self.names):
             text = "must be names that differ, and leave a column for x"
             raise UserError(text, argument="data.targets", value=[*names])
+        texts = [name for name in names if name in self.categories]
+        if texts:
+            text, hint = f"must be columns of numbers, and {texts[0]!r} holds categories", "number its classes from 0"
+            raise UserError(text, argument="data.targets", value=texts[0], hint=hint)
         order = [i for i, name in enumerate(self.names) if name not in names]
         order += [self.names.index(name) for name in names]
         columns = replace(self.columns, columns=tuple(self.columns.columns[i] for i in order))
-        return replace(self, columns=columns), order
+        places = [np.flatnonzero(self.columns.owners == i) for i in order]
+        return replace(self, columns=columns), np.concatenate(places).tolist()
 
     def to_list(self) -> list[list[Any]] | None:
         """What JSON holds of the columns."""
         return None if self.columns is None else self.columns.to_list()
 
     @classmethod
-    def from_list(cls, stored: Any, *, headless: bool = False, ignored: Iterable[str] = ()) -> Self:
+    def from_list(
+        cls,
+        stored: Any,
+        *,
+        headless: bool = False,
+        ignored: Iterable[str] = (),
+        dtype: Mapping[str, str] | None = None,
+    ) -> Self:
         """The inverse of `to_list`; DamagedFile for anything else."""
         if not (stored is None or isinstance(stored, list)):
             raise DamagedFile("must be a list", argument="columns")
-        return cls(None if stored is None else Columns.from_list(stored), headless, tuple(ignored))
+        reading = Reading.from_dict({"dtype": dtype})
+        return cls(None if stored is None else Columns.from_list(stored, reading), headless, tuple(ignored))
 
 
-def _singles(series: Any, names: Iterable[str]) -> list[bool]:
+def _is_single(series: Any, column: Column) -> bool:
     import narwhals as nw
 
-    return [series[name].dtype == nw.Float32 for name in names]
+    return column.categories is None and series[column.name].dtype == nw.Float32
 
 
-def _index(columns: Columns, x: np.ndarray) -> str | None:
-    """The name of a first column that is the row numbers pandas writes, or reads back under a name of its own."""
-    first = columns.columns[0]
-    if first.categories is not None or len(columns.columns) < 2 or not UNNAMED.fullmatch(first.name):
-        return None
-    found = verdict(x[:, 0], first.name, range(len(x)), first=True)
-    return first.name if found is not None and found.action == "leave" else None
+def _of_numbers(frame: Any, where: str, first: int, parse: bool) -> Columns:
+    """The columns of a table for a model of arrays; UserError for texts."""
+    rows = range(first, first + len(as_frame(frame, where)))
+    columns = Columns.fit(frame, where=where, parse=parse, rows=rows)
+    Layout(columns).require_numbers(where, "give numbers, as the model was trained on an array")
+    return columns
 
 
 def short(names: Iterable[str]) -> str:

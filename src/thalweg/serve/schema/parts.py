@@ -125,7 +125,7 @@ def drawn(model: ServedModel) -> Schema:
     if content == "text":
         return listed(STRING)
     if content == "table":
-        return listed(obj({one.name: NUMBER for one in model.inputs}))
+        return listed(obj({one.name: STRING if one.datatype == "BYTES" else NUMBER for one in model.inputs}))
     lists = listed(nested(spec.shape[1:], NUMBER))
     return lists if content == "rows" else {"anyOf": [lists, obj({"shape": listed(WHOLE), "data": STRING})]}
 

@@ -6,9 +6,9 @@ import numpy as np
 
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.saved import DetectorBundle
-from thalweg.apps.anomaly.tables.column_selection import learn
 from thalweg.apps.anomaly.tables.training_rows import Source, draw
 from thalweg.core.errors import UserError
+from thalweg.data.columns.contents import learn
 from thalweg.data.tables import open_table
 
 

@@ -1,4 +1,4 @@
-"""What a table for a detector holds: columns of numbers and of categories, columns that are left out, gaps.
+"""What a table to learn from holds: columns of numbers and of categories, columns that are left out, gaps.
 
 A column that only counts the rows or tells the time is left out or refused (`data.columns.counters`), as rows of the
 next table would all be strange in it.
@@ -92,13 +92,23 @@ def describe(contents: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def learn(
-    frame: Any, reading: Reading, *, where: str = IN_MEMORY, parse: bool = False, rows: Sequence[int] | None = None
+    frame: Any,
+    reading: Reading,
+    *,
+    where: str = IN_MEMORY,
+    parse: bool = False,
+    rows: Sequence[int] | None = None,
+    offered: bool = True,
+    named: bool = True,
 ) -> Contents:
-    """What the table holds; arguments as of `Columns.fit`. UserError for what cannot be used, or is in doubt."""
-    columns = Columns.fit(frame, where=where, parse=parse, rows=rows, reading=reading)
+    """What the table holds; arguments as of `Columns.fit`. UserError for what cannot be used, or is in doubt.
+
+    `named`: whether the columns have names; of those that have none, which are matched by order, none is left out.
+    """
+    columns = Columns.fit(frame, where=where, parse=parse, rows=rows, reading=reading, offered=offered)
     rows = range(len(as_frame(frame, where))) if rows is None else rows
-    x = columns.encode(frame, where=where, rows=rows, parse=parse)
-    left_out, notes = _useless(columns, x, names_of(frame), rows, where)
+    x = columns.encode(frame, where=where, rows=rows, parse=parse, offered=offered)
+    left_out, notes = _useless(columns, x, names_of(frame), rows, where, offered) if named else ([], [])
     if len(left_out) == len(columns.columns):
         name, why = left_out[0]
         raise UserError(f"must hold a column of measurements: {name!r} {why}", argument=where)
@@ -109,7 +119,7 @@ def learn(
 
 
 def _useless(
-    columns: Columns, x: np.ndarray, names: Sequence[str], rows: Sequence[int], where: str
+    columns: Columns, x: np.ndarray, names: Sequence[str], rows: Sequence[int], where: str, offered: bool
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """The columns to leave out, and what to warn of. UserError for one that the user must tell about."""
     left_out, notes, named = [], [], False
@@ -125,10 +135,13 @@ def _useless(
         if found.action == "leave":
             left_out.append((column.name, found.why))
             continue
-        keep = option(where, "dtype", {column.name: "number"})
-        drop = "drop it" if where == IN_MEMORY else f"leave it out with {option(where, 'drop', column.name)}"
+        if offered:
+            keep = f"say {option(where, 'dtype', {column.name: 'number'})}"
+            drop = "drop it" if where == IN_MEMORY else f"leave it out with {option(where, 'drop', column.name)}"
+        else:
+            keep, drop = f"for a file say data.dtype={{{column.name}: number}}", "leave it out"
         if found.action == "refuse":
-            hint = f"{drop}, turn it into an age, or say {keep} to take it for a measurement"
+            hint = f"{drop}, turn it into an age, or {keep} to take it for a measurement"
             raise UserError(f"column {column.name!r} {found.why}", argument=where, hint=hint)
         notes.append(f"column {column.name!r} {found.why}; {drop} if so")
     return left_out, notes

@@ -1,0 +1,205 @@
+"""Tables with categories through every command that takes a run on a table."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+
+import thalweg
+from thalweg.apps.conditional.model import ConditionalModel
+from thalweg.core.errors import UserError
+from thalweg.run.fit import Request, fit
+
+TINY = ["train.batch_size=64", "train.precision=fp32", "energy.width=32", "energy.num_blocks=1", "energy.embed=8"]
+FAST = ["train.ema=0.95", "train.learning_rate=0.01", "train.warmup=20"]
+NAMES = ["site", "temp", "kind", "open"]
+MEAN = {"north": 10.0, "south": 20.0, "east": 30.0}
+
+
+def normal(n=400, seed=0):
+    """`kind` is that of the site in 9 of 10 rows, `temp` the site's ± 1; "oddity" comes once."""
+    random = np.random.default_rng(seed)
+    site = random.choice([*MEAN], n, p=[0.5, 0.3, 0.2])
+    kind = np.where((random.random(n) < 0.9) == (site == "north"), "A", "B")
+    temp = np.vectorize(MEAN.get)(site) + random.normal(size=n)
+    frame = pd.DataFrame({"site": site, "temp": temp, "kind": kind, "open": random.random(n) < 0.7})
+    return frame if seed else pd.concat([frame, frame[:1].assign(kind="oddity")], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("categories")
+    normal().to_csv(folder / "train.csv", index=False)
+    request = Request(data=folder / "train.csv", steps=250, overrides=[*TINY, *FAST])
+    fit(request, folder / "run", tensorboard=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(folder):
+    return thalweg.load(folder / "run")
+
+
+def refused(found, *parts):
+    code, *_, err = found
+    assert (code, len(err)) == (2, 1), err
+    for part in parts:
+        assert part in err[0]
+
+
+class TestTraining:
+    def test_the_run_keeps_the_columns(self, bundle):
+        stored = json.loads((bundle.path / "config.json").read_text())["data"]
+        kinds = [[n, c and sorted(c), other, *truth] for n, c, other, *truth in stored["encoding"]]
+        site, temp, kind, opened = kinds
+        assert (site, temp) == (["site", sorted(MEAN), False], ["temp", None, False])
+        assert (kind, opened) == (["kind", ["A", "B"], True], ["open", None, False, True])
+        assert (stored["columns"], stored["shape"]) == (NAMES, [8])
+        assert "401 rows of 2 numbers and 2 categories" in stored["source"]
+
+    def test_one_line_says_what_the_columns_hold(self, folder, call):
+        code, _, err = call("train", folder / "train.csv", "--steps", 1, "--no-report", "-o", "r", *TINY)
+        assert code == 0, err
+        line = next(line for line in err if line.startswith("columns"))
+        assert "1 of numbers (temp: 400), 1 of true and false (open: 2), 2 of categories (site: 3, kind: 3)" in line
+
+    @pytest.mark.parametrize("kind", [pd.DataFrame, pl.from_pandas, pa.Table.from_pandas])
+    def test_a_frame_trains_the_same(self, kind, bundle, tmp_path):
+        """Kept columns, and after one step the same energies, whatever made the table."""
+        bundles = []
+        normal().to_parquet(tmp_path / "t.parquet")
+        for data in (kind(normal()), tmp_path / "t.parquet"):
+            how = {"steps": 1, "settings": {"precision": "fp32"}, "progress": False}
+            bundles.append(thalweg.train("dual", data, **how))
+        assert bundles[0].layout.to_list() == bundle.layout.to_list()
+        assert torch.equal(*(each.energy(normal(9, seed=1)) for each in bundles))
+
+    def test_targets_are_numbers_and_measures_may_be_categories(self, folder, call):
+        words = ["train", folder / "train.csv", "--recipe", "conditional-labels", "--steps", 20, "-o", "c"]
+        refused(call(*words, "data.targets=[site]"), "data.targets='site'", "'site' holds categories")
+        code, _, err = call(*words, "data.targets=[open]")
+        assert code == 0, err
+        model = ConditionalModel(thalweg.load("c"))
+        p = model.probabilities(normal(5, seed=2).drop(columns="open"))
+        assert list(p) == ["open"]
+        assert ((p > 0) & (p < 1)).all(axis=None)
+
+
+class TestScores:
+    def test_by_name_in_any_order_and_kind(self, bundle, call, tmp_path):
+        new = normal(30, seed=1)
+        u = bundle.energy(new)
+        for kind in (pd.DataFrame, pl.from_pandas, pa.Table.from_pandas):
+            assert torch.equal(bundle.energy(kind(new[NAMES[::-1]])), u)
+        new[NAMES[::-1]].to_csv(tmp_path / "new.csv", index=False)
+        assert call("score", bundle.path, "new.csv", "-o", "s.csv")[0] == 0
+        np.testing.assert_array_equal(pd.read_csv(tmp_path / "s.csv").energy.to_numpy(), u.double().numpy())
+        (tmp_path / "many").mkdir()
+        new.to_csv(tmp_path / "many" / "a.csv", index=False)
+        assert call("score", bundle.path, "many", "-o", "scores")[0] == 0
+        (part,) = (tmp_path / "scores").rglob("*.parquet")
+        np.testing.assert_array_equal(pd.read_parquet(part).energy.to_numpy(), u.double().numpy())
+
+    def test_a_wrong_pair_is_less_likely(self, bundle):
+        """Rejects the mutant that encodes every category as the first."""
+        good = pd.DataFrame({"site": ["north"], "temp": [10.0], "kind": ["A"], "open": [True]})
+        swapped = good.assign(site="east")
+        assert float(bundle.energy(swapped) - bundle.energy(good)) > 3
+
+    def test_new_categories(self, bundle):
+        """Where there is an "other" it is that; where there is none the row is far from all."""
+        good = pd.DataFrame({"site": ["north"], "temp": [10.0], "kind": ["A"], "open": [True]})
+        assert torch.equal(bundle.energy(good.assign(kind="new")), bundle.energy(good.assign(kind="oddity")))
+        worst = max(float(bundle.energy(good.assign(site=site))) for site in MEAN)
+        assert float(bundle.energy(good.assign(site="west"))) > worst
+        assert float(bundle.score(good.assign(site="west"))["p_value"]) < 0.05
+
+    def test_what_is_refused(self, bundle, call, tmp_path):
+        good = normal(3, seed=1)
+        for bad, part in (
+            (good.drop(columns="site"), "lacks column 'site'"),
+            (good.assign(site=[None, "north", "east"]), "column 'site' is missing .* in row 1"),
+            (good.assign(site=[1, 2, 3]), "column 'site' holds numbers where categories were in the fit"),
+        ):
+            with pytest.raises(UserError, match=part):
+                bundle.energy(bad)
+        with pytest.raises(UserError, match=r"must have the shape \(N, 8\)"):
+            bundle.energy(np.zeros((2, 4)))
+        refused(call("export", bundle.path, "-o", "g"), "not numbers in columns 'site', 'kind'")
+
+
+class TestSamples:
+    @pytest.mark.parametrize("suffix", ["csv", "parquet"])
+    def test_categories_have_their_names(self, suffix, bundle, call, tmp_path):
+        code, _, err = call("sample", bundle.path, "-n", 300, "-o", f"x.{suffix}")
+        assert code == 0, err
+        found = pd.read_csv(tmp_path / "x.csv") if suffix == "csv" else pd.read_parquet(tmp_path / "x.parquet")
+        pd.testing.assert_frame_equal(found, bundle.frame(bundle.sample(300)), check_exact=True)
+        assert {*found.site} <= {*MEAN}
+        assert {*found.kind} <= {"A", "B", "other"}
+        assert found["open"].dtype == bool
+        share = (found.site == "north").mean()
+        assert abs(share - 0.5) < 0.15  # five standard errors, of a short training
+        gap = found[found.site == "east"].temp.median() - found[found.site == "north"].temp.median()
+        assert abs(gap - 20) < 3
+
+
+class TestInpaint:
+    def test_a_missing_category_is_drawn(self, bundle, call, tmp_path):
+        """North is 10 degrees: rejects the mutant that draws from the marginal, of which half is not north."""
+        gaps = pd.DataFrame({"site": [None, None], "temp": [10.0, 30.0], "kind": ["A", "B"], "open": [True, False]})
+        observed = gaps.notna().to_numpy()
+        found = bundle.inpaint(gaps, torch.from_numpy(observed), n=20)
+        sites = [bundle.frame(rows).site for rows in found]
+        assert np.mean([site[0] == "north" for site in sites]) > 0.8
+        assert np.mean([site[1] == "east" for site in sites]) > 0.8
+        assert all(bundle.frame(rows).temp.tolist() == [10, 30] for rows in found)
+        gaps.to_csv(tmp_path / "gaps.csv", index=False)
+        marks = (~gaps.notna()).astype(int)
+        marks[NAMES[::-1]].to_csv(tmp_path / "marks.csv", index=False)
+        tables = []
+        for mask in ("gaps", "marks.csv"):
+            words = ["--image", "gaps.csv", "--mask", mask, "-n", 3, "-o", "out.csv"]
+            code, _, err = call("inpaint", bundle.path, *words)
+            assert code == 0, err
+            tables.append((tmp_path / "out.csv").read_text())
+        assert tables[0] == tables[1]
+        table = pd.read_csv(tmp_path / "out.csv")
+        assert list(table) == ["row", "rank", *NAMES]
+        assert table["row"].tolist() == [0] * 3 + [1] * 3
+        assert {*table.site} <= {*MEAN}
+
+
+class TestOthers:
+    def test_serve(self, bundle):
+        served = bundle.servable()
+        assert [spec.datatype for spec in served.inputs] == ["BYTES", "FP64", "BYTES", "FP64"]
+        new = normal(6, seed=3)
+        rows = {name: new[name].to_numpy(object if name in ("site", "kind") else float) for name in NAMES}
+        np.testing.assert_array_equal(served.score(rows)["energy"], bundle.energy(new).numpy())
+        drawn = served.sample(5)
+        assert drawn.shape == (5, 4)
+        assert {*drawn[:, 0]} <= {*MEAN}
+
+    def test_rerank(self, call, tmp_path):
+        real, made = normal(seed=0), normal(200, seed=4)
+        made["site"] = np.random.default_rng(0).permutation(made.site)
+        real.to_csv(tmp_path / "real.csv", index=False)
+        made[NAMES[::-1]].to_csv(tmp_path / "made.csv", index=False)
+        words = ["--steps", 60, "--ensemble", 2]
+        code, _, err = call("rerank", "fit", "real.csv", "made.csv", "-o", "judge", *words)
+        assert code == 0, err
+        judge = thalweg.load(tmp_path / "judge")
+        assert float(judge.energies(made).mean()) > float(judge.energies(real).mean())
+        assert call("rerank", "judge", "made.csv", "--keep", 5, "--table", "t.csv")[0] == 0
+        refused(call("export", "judge", "-o", "g"), "not numbers in columns 'site', 'kind'")
+
+    @pytest.mark.slow
+    def test_report_and_landscape(self, bundle, call, tmp_path):
+        assert call("evaluate", bundle.path, "-n", 60)[0] == 0
+        code, _, err = call("landscape", bundle.path, "-o", "l.png", "--size", 8)
+        assert code == 0, err
