@@ -17,7 +17,7 @@ def card(config: dict[str, Any], examples: Sequence[str] = ()) -> str:
         f"# An energy of {config['run']['data']['name']}\n\n"
         f"Data: {data['source']}.\n\n"
         f"{_texts(data.get('alphabet'), examples)}"
-        f"The energy is {claim}. {_constant(config.get('constant'))}"
+        f"The energy is {claim}. {_anchor(config.get('anchor'))}{_constant(config.get('constant'))}"
         f"Trained {training.get('steps')} steps in {training.get('seconds')} s with "
         f"thalweg {config['thalweg']}, torch {config['torch']}.\n\n"
         f"Command: `{config['command']}`\n\n"
@@ -35,6 +35,16 @@ def _texts(alphabet: dict[str, Any] | None, examples: Sequence[str]) -> str:
     return (
         f"It takes texts of up to {alphabet['length']} letters. Its {len(alphabet['letters'])} letters, any other of "
         f"which counts as unseen:\n\n{blocks[0]}\n\nSome texts that it was trained on:\n\n{blocks[1]}\n\n"
+    )
+
+
+def _anchor(chosen: dict[str, Any] | None) -> str:
+    if chosen is None:
+        return ""
+    nats = ", ".join(f"{value} at {share}" for share, value in chosen["nats_per_number"].items())
+    return (
+        f"The covariance of its Gaussian is {chosen['covariance']}: nats a number of {chosen['held_out_rows']} "
+        f"training rows left out, by the share of shrinkage, {nats}. "
     )
 
 

@@ -122,6 +122,13 @@ def _observations(bundle: Bundle, measured: Sequence[Measurements], noise: float
     scale, offset = _affine(bundle)
     observations = []
     for part in measured:
+        if isinstance(part.operator, Pixels):
+            pixels = part.operator.observed.flatten().nonzero()[:, 0]
+            if len(pixels):
+                linear = LinearObservation.from_pixels(pixels, len(scale), noise / scale[pixels])
+                values = ((part.values - offset[pixels]) / scale[pixels]).to(torch.float32)
+                observations.append(Observation(part.rows, linear.to(bundle.device), values.to(bundle.device)))
+            continue
         a = matrix(part.operator, bundle.shape)
         if len(a):
             linear = LinearObservation.from_matrix(a * scale, noise)

@@ -12,8 +12,8 @@ exact. `thalweg.energy.density.gaussian` has what follows from l and V.
 """
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from thalweg.energy.base import Capability
 from thalweg.energy.density.gaussian import SmoothedGaussian, SpectralGaussian, require_rows, require_variance
 from thalweg.energy.shape import check_shape
 
@@ -50,7 +51,8 @@ class _Moments(NamedTuple):
     products: Tensor
 
     def plus(self, other: "_Moments") -> "_Moments":
-        return _Moments(*(a + b for a, b in zip(self, other, strict=True)))
+        first, second, products = (a + b for a, b in zip(self[1:], other[1:], strict=True))
+        return _Moments(self.n + other.n, first, second, products)
 
     def around(self, centre: Tensor) -> tuple[Tensor, Tensor]:
         """(mean squares (D,), mean products (K, K)) of the coefficients minus a centre."""
@@ -59,6 +61,16 @@ class _Moments(NamedTuple):
         a, c = mean[:k], centre[:k]
         cross = torch.outer(a, c)
         return second.clamp(min=0), self.products / self.n - cross - cross.T + torch.outer(c, c)
+
+
+@runtime_checkable
+class Chosen(Protocol, metaclass=Capability):
+    """A part that chose its own form when it was fitted. A run asks, and config.json and the card keep the figures."""
+
+    @property
+    def choice(self) -> Mapping[str, Any] | None:
+        """What was chosen and by which figures, fit for JSON; None where there was nothing to choose."""
+        ...
 
 
 class StationaryGaussian(SpectralGaussian):
@@ -135,12 +147,12 @@ class StationaryGaussian(SpectralGaussian):
         require_rows(x)
         for name, side in (("vertical", self.shape[1]), ("horizontal", self.shape[2])):
             self.get_buffer(name).copy_(torch.from_numpy(cosines(side)))  # exact again, where it is float64 now
-        self.mean.copy_(sum(part.double().sum(0) for part in x.split(BLOCK)) / len(x))
+        self.mean.copy_(torch.stack([part.double().sum(0) for part in x.split(BLOCK)]).sum(0) / len(x))
         self.colours.copy_(self._colour_rotation(x))
         held_out = torch.arange(len(x), device=x.device) % HELD_OUT == HELD_OUT - 1
-        parts = [self._moments(x[rows]) for rows in ((~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0])]
-        share = self._chosen(*parts, t) if len(x) >= LEAST_ROWS else 1.0
-        together = parts[0].plus(parts[1])
+        fitted, others = (self._moments(x, which.nonzero()[:, 0]) for which in (~held_out, held_out))
+        share = self._chosen(fitted, others, t) if len(x) >= LEAST_ROWS else 1.0
+        together = fitted.plus(others)
         variance, products = together.around(together.first / together.n)
         require_variance(float(variance.max()))
         variance = self._steadied(variance, together.n)
@@ -153,23 +165,21 @@ class StationaryGaussian(SpectralGaussian):
         self.spectrum.copy_(variance)
         return self
 
-    def _centred(self, x: Tensor) -> Iterator[Tensor]:
-        for part in x.split(BLOCK):
-            yield part.to(self.mean) - self.mean
-
     def _colour_rotation(self, x: Tensor) -> Tensor:
         """Eigenvectors of the channels' covariance over all pixels (C, C), the largest variance first."""
         channels = self.shape[0]
         total = torch.zeros(channels, channels, dtype=torch.float64, device=x.device)
-        for part in self._centred(x):
+        for some in x.split(BLOCK):
+            part = some.to(self.mean) - self.mean
             flat = part.view(len(part), channels, -1).transpose(0, 1).reshape(channels, -1)
             total += (flat @ flat.T).double()
         return torch.linalg.eigh(total)[1].flip(1)
 
-    def _moments(self, x: Tensor) -> _Moments:
-        kind = {"dtype": torch.float64, "device": x.device}
-        found = _Moments(0, *(torch.zeros(size, **kind) for size in (self.dim, self.dim, (self.low, self.low))))
-        for part in self._centred(x):
+    def _moments(self, x: Tensor, rows: Tensor) -> _Moments:
+        first, second = torch.zeros(2, self.dim, dtype=torch.float64, device=x.device)
+        found = _Moments(0, first, second, first.new_zeros(self.low, self.low))
+        for some in rows.split(BLOCK):
+            part = x[some].to(self.mean) - self.mean
             z = self._frequencies_of(part)
             low = z[:, : self.low]
             squares = z.square().sum(0).double()
