@@ -5,10 +5,11 @@
     python benchmarks/large_images.py photos.npy -o build/photos --out blurred.npy digits.npz --held-out test.npy --json
 
 `photos.npy` (N, C, H, W), or whatever `thalweg train` reads. The run's own held-out rows are used unless `--held-out`
-names others; neither is seen by the network or by the Gaussian. Small images take `--recipe dual-image`. Bits per dimension are of dequantised pixels at the lowest noise level, as in
-`thalweg evaluate`; uniform is 8. Beside the network stand its anchor, and, up to 3,072 numbers an image, the Gaussian
-of full covariance. AUROC tells held-out images from the files of `--out`, which must have the model's shape. Samples go
-to OUT/samples.png, held-out images to OUT/real.png. One thread: OMP_NUM_THREADS=1.
+names others; neither is seen by the network or by the Gaussian. Small images take `--recipe dual-image`. Bits per
+dimension are of dequantised pixels at the lowest noise level, as in `thalweg evaluate`; uniform is 8. Beside the
+network stand its anchor, and, up to 3,072 numbers an image, the Gaussian of full covariance. AUROC tells held-out
+images from the files of `--out`, which must have the model's shape. Samples go to OUT/samples.png, held-out images to
+OUT/real.png, all figures to OUT/large_images.json. One thread: OMP_NUM_THREADS=1.
 """
 
 import argparse
