@@ -1,4 +1,4 @@
-"""Which Gaussian fits images best: full covariance, the stationary one, low frequencies correlated, rank k and a sphere.
+"""Which Gaussian fits images best: full, stationary, with low frequencies correlated, of rank k and a sphere.
 
     python benchmarks/covariances.py FILE.npz --rows 500 2000 8000
 
