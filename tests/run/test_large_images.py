@@ -6,6 +6,9 @@ import pytest
 import torch
 
 import thalweg
+from thalweg.apps.inpaint import inpaint as inpainting
+from thalweg.apps.inpaint.operators import Blur
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.density.stationary import StationaryGaussian
 from thalweg.evaluate.likelihood import gaussian_prior
@@ -76,6 +79,14 @@ def test_completions_keep_what_is_observed(run, no_large_matrix):
     missing = ~observed.expand_as(found)
     error = (found - x)[missing].square().mean()
     assert float(error) < 0.5 * float((x.mean() - x)[missing[0]].square().mean())  # gradients go on; noise does not
+
+
+def test_an_operator_that_would_be_a_large_matrix_is_refused(run, monkeypatch):
+    monkeypatch.setattr(inpainting, "LARGEST_MATRIX", 1000)
+    x = gradients_and_blobs(1, seed=2).float().flatten(1) / 255
+    with pytest.raises(UserError, match="must be a mask") as raised:
+        inpainting.restore(thalweg.load(run), x, Blur(width=1.0))
+    assert raised.value.argument == "operator"
 
 
 def test_baselines_make_no_large_matrix(no_large_matrix):

@@ -109,11 +109,6 @@ class StationaryGaussian(SpectralGaussian):
             self.register_buffer(name, torch.from_numpy(known).to(kind), persistent=False)
         self.choice: dict[str, Any] | None = None  # what `fit` has chosen, and by which figures
 
-    @classmethod
-    def example(cls) -> "StationaryGaussian":
-        """A small instance for tests and documentation."""
-        return cls((3, 4, 5))
-
     def coordinates(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """V' x of each row."""
         return self._rotated(self._frequencies_of(x), self.block)
@@ -129,7 +124,7 @@ class StationaryGaussian(SpectralGaussian):
     def _frequencies_of(self, x: Tensor) -> Tensor:
         """Cosine coefficients of each row, lowest frequencies first."""
         channels, height, width = self.shape
-        x = self.colours.T @ x.view(-1, channels, height * width)
+        x = self.colours.T @ x.reshape(-1, channels, height * width)
         x = (x.view(-1, width) @ self.horizontal.T).view(-1, channels, height, width).transpose(2, 3)
         return (x.reshape(-1, height) @ self.vertical.T).view(-1, self.dim)[:, self.order]
 
@@ -171,7 +166,7 @@ class StationaryGaussian(SpectralGaussian):
         total = torch.zeros(channels, channels, dtype=torch.float64, device=x.device)
         for some in x.split(BLOCK):
             part = some.to(self.mean) - self.mean
-            flat = part.view(len(part), channels, -1).transpose(0, 1).reshape(channels, -1)
+            flat = part.reshape(len(part), channels, -1).transpose(0, 1).reshape(channels, -1)
             total += (flat @ flat.T).double()
         return torch.linalg.eigh(total)[1].flip(1)
 
