@@ -203,8 +203,9 @@ def test_directions_say_what_the_operator_says(pixels):
         a = matrix(operator, SHAPE)
         assert torch.allclose(operator(pixels), pixels.flatten(1) @ a.T, atol=1e-5)
         d = LinearObservation.from_matrix(a, 0.1)
-        assert torch.allclose(d.basis.T @ d.basis, torch.eye(d.basis.shape[1]), atol=1e-4)
-        assert torch.allclose(d.project(operator(pixels)), pixels.flatten(1) @ d.basis, atol=2e-2)
+        basis = d.spread(torch.eye(len(d.noise)))
+        assert torch.allclose(basis @ basis.T, torch.eye(len(basis)), atol=1e-4)
+        assert torch.allclose(d.project(operator(pixels)), d.projections_of(pixels.flatten(1)), atol=2e-2)
     with pytest.raises(UserError, match="must be a linear map"):
         matrix(lambda x: x.flatten(1).square(), SHAPE)
 

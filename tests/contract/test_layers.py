@@ -28,7 +28,7 @@ ALLOWED = {  # a package, or a module, and what it may import beside itself; the
     "energy.rbm": (*CONTRACT, "energy.enumeration"),
     "energy.ising": (*CONTRACT, "energy.enumeration"),
     "energy.potts": (*CONTRACT, "energy.enumeration", "energy.ising"),
-    "energy.with_constant": (*CONTRACT, "energy.density.gaussian"),
+    "energy.with_constant": (*CONTRACT, "energy.density.stationary"),
     "energy.outcomes": (*CONTRACT, "energy.enumeration"),
     "energy.linear_observation": CONTRACT,
     "energy.wrappers": (*CONTRACT, "energy.analytic"),

@@ -5,9 +5,11 @@ import torch
 
 from thalweg.apps.inpaint import posterior
 from thalweg.apps.inpaint.operators import Blur, Downsample, Pixels, matrix
-from thalweg.apps.inpaint.posterior import Observation, RowNoise, Schedule, sample_posterior
+from thalweg.apps.inpaint.posterior import GaussianPrior, Observation, RowNoise, Schedule, sample_posterior
 from thalweg.core.rng import generator
+from thalweg.energy import linear_observation
 from thalweg.energy.density.gaussian import SmoothedGaussian
+from thalweg.energy.density.stationary import StationaryGaussian
 from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy
 from thalweg.energy.wrappers import AtNoise
 from thalweg.sampler.chain import run_chain
@@ -41,9 +43,21 @@ class GaussianData(torch.nn.Module):
         return self.anchor(y.flatten(1), t)[0]
 
 
-def case(operator, noise):
+class StationaryData(GaussianData):
+    """The same of a law whose covariance is known by its products alone, with a condition number of 400."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchor = StationaryGaussian(SHAPE)
+        self.anchor.spectrum.copy_(2 / (1 + torch.arange(16.0)) ** 1.5 + 0.005)
+        self.anchor.mean.copy_(torch.linspace(-1, 1, 16))
+        v = self.anchor.coordinates(torch.eye(16))
+        self.covariance = (v * self.anchor.spectrum) @ v.T
+
+
+def case(operator, noise, data=GaussianData):
     """One image's observation, for N rows: (energy, observations, conditional mean, conditional covariance)."""
-    energy = GaussianData()
+    energy = data()
     a = matrix(operator, SHAPE)
     gen = generator(5, "case")
     truth = energy.anchor.draw(1, 0.0, gen)
@@ -105,6 +119,29 @@ def test_corrections_keep_the_law(case_name):
     energy, observations, mean, covariance = case(*CASES[case_name])
     x = drawn(energy, observations, HOWS["corrected"])
     assert_law(x, uniformise(mean, covariance), power=0.05)
+
+
+@pytest.mark.parametrize("case_name", ["pixels", "noisy pixels", "blur"])
+def test_the_conditional_law_where_the_covariance_is_products(case_name, monkeypatch):
+    """The mutant ends conjugate gradients after one round."""
+    energy, observations, mean, covariance = case(*CASES[case_name], StationaryData)
+    x = drawn(energy, observations, PLAIN)
+    assert_law(x, uniformise(mean, covariance), power=0.05)
+    if case_name == "noisy pixels":
+        monkeypatch.setattr(linear_observation, "ITERATIONS", 1)
+        with pytest.raises(AssertionError, match="exceed"):
+            assert_law(drawn(energy, observations, PLAIN), uniformise(mean, covariance), power=0.05)
+
+
+@pytest.mark.parametrize("case_name", CASES)
+def test_products_condition_as_the_matrix_does(case_name):
+    energy, observations, _, _ = case(*CASES[case_name], StationaryData)
+    linear = observations[0].linear
+    residual = torch.randn(5, len(linear.noise), generator=generator(0, "residual"))
+    for t in (None, 0.3, 1e-3):
+        products = GaussianPrior.of(energy).covariance(t)
+        want = linear.update(products(torch.eye(16)), residual)
+        assert torch.allclose(linear.update(products, residual), want, atol=2e-3 * float(want.abs().max()))
 
 
 def replaced(guess, covariance, observations, z=None):

@@ -112,13 +112,13 @@ def test_minutes_become_steps_by_the_median_time(monkeypatch):
         def step():
             calls.append(precision)
             slow = len(calls) <= 2 * planning.WARM or len(calls) % 9 == 0  # warm-up and stray hiccups do not count
-            clock[0] += 5.0 if slow else {"fp32": 0.1, "bf16": 0.2}[precision]
+            clock[0] += 0.08 if slow else {"fp32": 0.025, "bf16": 0.05}[precision]
 
         return step
 
     made = make_plan(given(steps=None, minutes=2, precision="auto"), trial)
-    assert (made.num_steps, made.precision, made.step_seconds) == (1200, "fp32", pytest.approx(0.1))
-    assert made.checkpoint_every == 600  # a minute's worth
+    assert (made.num_steps, made.precision, made.step_seconds) == (4800, "fp32", pytest.approx(0.025))
+    assert made.checkpoint_every == 2400  # a minute's worth
     assert {calls.count(name) for name in ("fp32", "bf16")} == {planning.WARM + planning.TIMED}
 
 
@@ -132,13 +132,29 @@ def test_a_hopeless_precision_is_dropped_after_the_warm_up(monkeypatch, cost, wo
         def step():
             calls.append(precision)
             slow = calls.count(precision) == 2  # a hiccup
-            clock[0] += 500 if slow else {"fp32": 1.0, "bf16": cost}[precision]
+            clock[0] += 0.5 if slow else {"fp32": 0.01, "bf16": 0.01 * cost}[precision]
 
         return step
 
     made = make_plan(given(precision="auto"), trial, world_size)
-    assert (made.precision, made.step_seconds) == ("fp32", 1.0)
+    assert (made.precision, made.step_seconds) == ("fp32", pytest.approx(0.01))
     assert (calls.count("bf16"), calls.count("fp32")) == (times, 15)
+
+
+@pytest.mark.parametrize(("world_size", "times"), [(1, 2), (2, 15)])
+def test_steps_that_take_seconds_are_timed_twice(monkeypatch, world_size, times):
+    clock, calls = [0.0], []
+    monkeypatch.setattr(planning.time, "perf_counter", lambda: clock[0])
+
+    def trial(precision):
+        def step():
+            calls.append(precision)
+            clock[0] += {"fp32": 2.0, "bf16": 1.0}[precision]
+
+        return step
+
+    made = make_plan(given(steps=None, minutes=2, precision="auto"), trial, world_size)
+    assert (made.num_steps, made.precision, len(calls)) == (120, "bf16", 2 * times)
 
 
 @pytest.mark.parametrize(("cost", "chosen"), [(0.5, "bf16"), (0.89, "bf16"), (0.95, "fp32"), (1.5, "fp32")])

@@ -130,11 +130,18 @@ class NoiseConditional(HasNoiseLevels, Protocol, metaclass=Capability):
 
 
 class GaussianMoments(Protocol):
-    """A Gaussian N(m, V diag(l) V'): `mean` m (D,), `basis` V (D, D), `spectrum` l (D,)."""
+    """A Gaussian N(m, V diag(l) V') with V orthogonal: `mean` m (D,), `spectrum` l (D,), and products with V."""
 
     mean: Tensor
-    basis: Tensor
     spectrum: Tensor
+
+    def coordinates(self, x: Tensor, /) -> Tensor:
+        """V' x of each row, (B, D)."""
+        ...
+
+    def combination(self, z: Tensor, /) -> Tensor:
+        """V z of each row, (B, D)."""
+        ...
 
 
 @runtime_checkable
@@ -143,7 +150,7 @@ class Anchored(Protocol, metaclass=Capability):
 
     @property
     def anchor(self) -> GaussianMoments:
-        """The Gaussian of the data in model units, such as `energy.density.gaussian.SmoothedGaussian`."""
+        """The Gaussian of the data in model units, such as an `energy.density.gaussian.SpectralGaussian`."""
         ...
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from thalweg.energy.base import Fittable
-from thalweg.energy.density.gaussian import SmoothedGaussian
+from thalweg.energy.density.stationary import anchor_of
 from thalweg.energy.shape import check_shape
 
 
@@ -41,7 +41,7 @@ class WithConstantEnergy(nn.Module):
             self.inner.fit(x)
         rows = x.flatten(1)
         if len(rows) > 1 and bool((rows != rows[0]).any()):
-            gaussian = SmoothedGaussian(rows.shape[1]).fit(rows)
+            gaussian = anchor_of(self.shape).fit(rows)
             level = gaussian(rows.float(), torch.zeros(len(rows)))[0].mean()
             self.constant.copy_(level - torch.cat([self.inner(part) for part in x.split(256)]).mean())
         return self

@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 
 from thalweg.core.rng import generator
 from thalweg.energy.base import NoisyEnergyFn
+from thalweg.energy.density.stationary import BLOCK, StationaryGaussian, anchor_of
 from thalweg.energy.engine.attention import double_backward
 
 EXACT_DIMENSIONS = 16
@@ -95,8 +96,16 @@ def ode_log_prob(
 
 def gaussian_prior(x: Tensor, t: float) -> LogProb:
     """log N(y; mean, C + t I) in nats, with mean and covariance C of the rows of x: the law of x + sqrt(t)
-    eps if x were Gaussian.
+    eps if x were Gaussian. Of images of more than 1,536 numbers C is `StationaryGaussian`'s.
     """
+    if isinstance(found := anchor_of(tuple(x.shape[1:])), StationaryGaussian):
+        law = found.double().fit(x.flatten(1), t=t)
+        return lambda y: torch.cat(
+            [
+                -law(part.flatten(1).double(), part.new_full((len(part),), t, dtype=torch.float64))[0]
+                for part in y.split(BLOCK)
+            ]
+        )
     flat = x.flatten(1).double()
     mean = flat.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov(flat.T).view(flat.shape[1], -1))

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.core.rng import generator
+from thalweg.energy.density.stationary import StationaryGaussian, anchor_of
 from thalweg.evaluate.digit_network import DigitNetwork, features_and_classes
 
 Features = Float[Tensor, "n f"]
@@ -137,7 +138,13 @@ def quality(
 
 
 def gaussian_noise(train: Tensor, n: int, *, seed: int = 0) -> Tensor:
-    """n draws of the Gaussian with the training data's mean and covariance; images are clamped to [0, 1]."""
+    """n draws of the Gaussian with the training data's mean and covariance; images are clamped to [0, 1].
+
+    Of images of more than 1,536 numbers the covariance is `StationaryGaussian`'s.
+    """
+    if isinstance(found := anchor_of(tuple(train.shape[1:])), StationaryGaussian):
+        x = found.fit(train.flatten(1)).draw(n, 0.0, generator(seed, "gaussian-noise"))
+        return x.view(n, *train.shape[1:]).clamp(0, 1)
     flat = train.flatten(1).double()
     z = torch.randn(n, flat.shape[1], generator=generator(seed, "gaussian-noise"), dtype=torch.float64).to(flat)
     x = (flat.mean(0) + z @ _root(torch.cov(flat.T))).float().view(n, *train.shape[1:])

@@ -18,7 +18,7 @@ def card(config: dict[str, Any], examples: Sequence[str] = ()) -> str:
         f"Data: {data['source']}.\n\n"
         f"{_texts(data.get('alphabet'), examples)}"
         f"{_sentence(config.get('chosen'))}"
-        f"The energy is {claim}. {_constant(config.get('constant'))}"
+        f"The energy is {claim}. {_anchor(config.get('anchor'))}{_constant(config.get('constant'))}"
         f"Trained {training.get('steps')} steps in {training.get('seconds')} s with "
         f"thalweg {config['thalweg']}, torch {config['torch']}.\n\n"
         f"Command: `{config['command']}`\n\n"
@@ -41,6 +41,16 @@ def _texts(alphabet: dict[str, Any] | None, examples: Sequence[str]) -> str:
 
 def _sentence(text: str | None) -> str:
     return "" if text is None else f"{text[0].upper()}{text[1:]}.\n\n"
+
+
+def _anchor(chosen: dict[str, Any] | None) -> str:
+    if chosen is None:
+        return ""
+    nats = ", ".join(f"{value} at {share}" for share, value in chosen["nats_per_number"].items())
+    return (
+        f"The covariance of its Gaussian is {chosen['covariance']}: nats a number of {chosen['held_out_rows']} "
+        f"training rows left out, by the share of shrinkage, {nats}. "
+    )
 
 
 def _constant(found: dict[str, Any] | None) -> str:

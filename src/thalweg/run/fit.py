@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.dataset import read_dataset
@@ -28,6 +29,8 @@ from thalweg.core.errors import Diverged, StopSignal, ThalwegError, UserError
 from thalweg.data.catalog import Dataset
 from thalweg.data.float32_check import Float32Transform
 from thalweg.data.loader import Loader
+from thalweg.energy.base import Anchored
+from thalweg.energy.density.stationary import Chosen
 from thalweg.run.augmentation import resolved
 from thalweg.run.checks import Parts, build_parts, check_parts, fit_to_data
 from thalweg.run.finish import as_loaded, finish
@@ -158,6 +161,7 @@ def _begin(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
     _tell(data, context)  # after all that can be wrong with the input: an error is one line
     if parts.chosen is not None:
         context.log(parts.chosen)
+    config |= _anchor_choice(parts.energy, context)
     config["run"]["transform"] = specs.plain(transform.to_dict())  # fitted, so that an unfinished run can be read
     context.group.assert_equal("data, settings or versions", lambda: json.dumps(config))
 
@@ -232,6 +236,15 @@ def _stoppable(run_folder: RunFolder, started: bool) -> Iterator[None]:
         raise NothingBegun(
             "stopped before the first checkpoint, nothing is kept; the same command starts anew", signum
         ) from stop
+
+
+def _anchor_choice(energy: nn.Module, context: RunContext) -> dict[str, Any]:
+    """What config.json keeps of the choice of a covariance for the anchor, if there was one; it is told too."""
+    choice = energy.anchor.choice if isinstance(energy, Anchored) and isinstance(energy.anchor, Chosen) else None
+    if choice is None:
+        return {}
+    context.log(f"anchor: {choice['covariance']} ({choice['nats_per_number'][str(choice['share'])]} nats a number)")
+    return {"anchor": dict(choice)}
 
 
 def _has_checkpoint(folder: Path) -> bool:

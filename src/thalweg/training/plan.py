@@ -24,6 +24,7 @@ from thalweg.training.settings import TrainSettings
 NAME = "plan.json"
 Precision = Literal["fp32", "bf16"]
 WARM, TIMED = 3, 12
+TRIAL_SECONDS = 3.0  # after which two steps of each kind are enough: of large images each takes seconds
 CHECKPOINT_SECONDS = 60.0
 BF16_MUST_SAVE = 0.9  # of fp32's time: for less it is not worth the lost digits
 FEWER_MUST_SAVE = 0.9  # of the time on all threads
@@ -108,15 +109,20 @@ def make_plan(
     names: tuple[Precision, ...] = ("fp32", "bf16") if settings.precision == "auto" else (settings.precision,)
     steps = {name: trial(name) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    began, alone = time.perf_counter(), world_size == 1  # several ranks meet in each step, and their clocks differ
     for i in range(WARM + TIMED):  # interleaved, so that a drift of the machine's speed hits both
+        if i > 1 and alone and time.perf_counter() - began > TRIAL_SECONDS:
+            break
         for name in tuple(steps):
             start = time.perf_counter()
             steps[name]()
             seconds[name].append(time.perf_counter() - start)
-        alone = world_size == 1  # several ranks meet in each step, and their clocks differ
-        if alone and i == WARM - 1 and min(seconds[names[-1]]) > HOPELESS * min(seconds[names[0]]):
+        if not alone or len(steps) == 1:
+            continue
+        told = i == WARM - 1 or (i == 0 and time.perf_counter() - began > TRIAL_SECONDS)
+        if told and min(seconds[names[-1]]) > HOPELESS * min(seconds[names[0]]):
             del steps["bf16"]
-    median = {name: statistics.median(seconds[name][WARM:]) for name in steps}
+    median = {name: statistics.median(seconds[name][min(WARM, len(seconds[name]) - 1) :]) for name in steps}
     precision: Precision = names[0]
     if len(median) > 1 and median["bf16"] < BF16_MUST_SAVE * median["fp32"]:
         precision = "bf16"
@@ -151,12 +157,15 @@ def _faster(step: Callable[[], object], threads: int, fewer: int) -> tuple[int, 
     Threads meet many times a step, and all wait for the one that shares its core with other work.
     """
     seconds: dict[int, list[float]] = {threads: [], fewer: []}
-    for _ in range(WARM + TIMED):
+    began = time.perf_counter()
+    for i in range(WARM + TIMED):
+        if i > 1 and time.perf_counter() - began > TRIAL_SECONDS:
+            break
         for number, found in seconds.items():
             with num_threads(number):
                 start = time.perf_counter()
                 step()
                 found.append(time.perf_counter() - start)
-    median = {number: statistics.median(found[WARM:]) for number, found in seconds.items()}
+    median = {number: statistics.median(found[min(WARM, len(found) - 1) :]) for number, found in seconds.items()}
     chosen = fewer if median[fewer] < FEWER_MUST_SAVE * median[threads] else threads
     return chosen, median[chosen]

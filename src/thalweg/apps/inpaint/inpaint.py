@@ -34,6 +34,7 @@ from thalweg.sampler.base import HasStepSize
 from thalweg.sampler.chain import SamplerWrapper, run_chain
 from thalweg.sampler.schedule import value_at
 
+LARGEST_MATRIX = 6144  # numbers of an image, up to which an operator is written out as a matrix
 IMAGES = 64  # in a block: bounds the memory
 
 
@@ -124,6 +125,16 @@ def _observations(bundle: Bundle, measured: Sequence[Measurements], noise: float
     scale, offset = _affine(bundle)
     observations = []
     for part in measured:
+        if isinstance(part.operator, Pixels):
+            pixels = part.operator.observed.flatten().nonzero()[:, 0]
+            if len(pixels):
+                linear = LinearObservation.from_pixels(pixels, len(scale), noise / scale[pixels])
+                values = ((part.values - offset[pixels]) / scale[pixels]).to(torch.float32)
+                observations.append(Observation(part.rows, linear.to(bundle.device), values.to(bundle.device)))
+            continue
+        if len(scale) > LARGEST_MATRIX:
+            text = f"must be a mask, as the images have more than {LARGEST_MATRIX} numbers"
+            raise UserError(text, argument="operator", value=type(part.operator).__name__)
         a = matrix(part.operator, bundle.shape)
         if len(a):
             linear = LinearObservation.from_matrix(a * scale, noise)

@@ -29,9 +29,10 @@ from torch import Generator, Tensor
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
-from thalweg.energy.base import Anchored, HasNoiseLevels, HasShape, NoisyEnergyFn, lacking
+from thalweg.energy.base import Anchored, GaussianMoments, HasNoiseLevels, HasShape, NoisyEnergyFn, lacking
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
-from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy
+from thalweg.energy.density.gaussian import SmoothedGaussian
+from thalweg.energy.linear_observation import CovarianceProduct, LinearObservation, PosteriorEnergy
 from thalweg.energy.wrappers import AtNoise
 from thalweg.sampler.annealed import denoise, karras_level
 from thalweg.sampler.langevin import MALA
@@ -114,14 +115,10 @@ class GaussianPrior:
     """The Gaussian N(m, C) of the data, whose covariance given y stands for the denoiser's uncertainty.
 
     Args:
-        mean: m, (D,), in model units.
-        basis: Eigenvectors of C, (D, D).
-        spectrum: Eigenvalues of C, (D,).
+        moments: m and C, in model units.
     """
 
-    mean: Tensor
-    basis: Tensor
-    spectrum: Tensor
+    moments: GaussianMoments
 
     @classmethod
     def of(cls, energy: object) -> "GaussianPrior":
@@ -129,16 +126,40 @@ class GaussianPrior:
         if not isinstance(energy, Anchored):
             text = f"must keep a Gaussian of the data; {lacking(energy, Anchored)}"
             raise UserError(text, argument="energy", hint="give `gaussian`")
-        return cls(energy.anchor.mean, energy.anchor.basis, energy.anchor.spectrum)
+        return cls(energy.anchor)
 
-    def covariance(self, t: float | None = None) -> Float[Tensor, "d d"]:
-        """(C^-1 + I/t)^-1; C itself without a t."""
-        kept = self.spectrum if t is None else self.spectrum * t / (self.spectrum + t)
-        return (self.basis * kept) @ self.basis.T
+    def covariance(self, t: float | None = None) -> Float[Tensor, "d d"] | CovarianceProduct:
+        """(C^-1 + I/t)^-1; C itself without a t. A matrix where the Gaussian keeps one."""
+        moments, spectrum = self.moments, self.moments.spectrum
+        kept = spectrum if t is None else spectrum * t / (spectrum + t)
+        if isinstance(moments, SmoothedGaussian):
+            return (moments.basis * kept) @ moments.basis.T
+        return SpectralCovariance(moments, kept)
 
     def sample(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         """m + C^(1/2) z."""
-        return self.mean + (z * self.spectrum.sqrt()) @ self.basis.T
+        return self.moments.mean + self.moments.combination(z * self.moments.spectrum.sqrt())
+
+
+@dataclass(frozen=True)
+class SpectralCovariance:
+    """V diag(values) V' as its products; V is that of the moments."""
+
+    moments: GaussianMoments
+    values: Tensor
+
+    @property
+    def scale(self) -> float:
+        """The mean of the values."""
+        return float(self.values.mean())
+
+    def __call__(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """The product with each row."""
+        return self.moments.combination(self.values * self.moments.coordinates(x))
+
+    def solve(self, x: Float[Tensor, "b d"], noise: float) -> Float[Tensor, "b d"]:
+        """The product of the inverse, after noise I is added, with each row."""
+        return self.moments.combination(self.moments.coordinates(x) / (self.values + noise))
 
 
 class RowNoise:
@@ -200,7 +221,7 @@ def sample_mixture(
 
 
 def _conditioned(
-    mean: Tensor, covariance: Tensor, observations: Sequence[Observation], z: Tensor | None = None
+    mean: Tensor, covariance: Tensor | CovarianceProduct, observations: Sequence[Observation], z: Tensor | None = None
 ) -> Tensor:
     """A Gaussian N(mean, covariance) conditioned on the observations: its mean or, given noise z, a draw.
 
@@ -208,9 +229,9 @@ def _conditioned(
     """
     updated = mean.clone()
     for rows, linear, projections in observations:
-        residual = projections - mean[rows] @ linear.basis
+        residual = projections - linear.projections_of(mean[rows])
         if z is not None:
-            residual = residual + linear.noise * (z[rows] @ linear.basis)
+            residual = residual + linear.noise * linear.projections_of(z[rows])
         updated[rows] += linear.update(covariance, residual)
     return updated
 
@@ -244,5 +265,5 @@ def _corrected(
 def set_noisy_projections(y: Tensor, t: float, linear: LinearObservation, projections: Tensor, z: Tensor) -> Tensor:
     """y, its projections with noise below sqrt(t) set to the known values plus noise up to variance t."""
     missing = (t - linear.noise.square()).clamp(min=0).sqrt()
-    wanted = projections + missing * (z @ linear.basis)
-    return linear.set_projections(y, torch.where(linear.noise.square() <= t, wanted, y @ linear.basis))
+    wanted = projections + missing * linear.projections_of(z)
+    return linear.set_projections(y, torch.where(linear.noise.square() <= t, wanted, linear.projections_of(y)))

@@ -125,8 +125,11 @@ class MixtureOfFactorAnalyzers(nn.Module):
         One Cholesky factor of R x R numbers for each component. `noise_inflation` multiplies psi: the residuals that W
         leaves out are correlated, so many projections tell less than as many independent ones.
         """
-        v, residual = observation.basis.double(), projections.double() - self.mean @ observation.basis.double()
-        view, noise = v.T @ self.basis, observation.noise.double().square() + noise_inflation * self.psi
+        residual = projections.double() - observation.projections_of(self.mean)
+        view, noise = (
+            observation.projections_of(self.basis.T).T,
+            observation.noise.double().square() + noise_inflation * self.psi,
+        )
         inverse = torch.cholesky_inverse(self.factors)
         factor = torch.linalg.cholesky(inverse + (view.T / noise) @ view)
         prior = (inverse @ self.means[..., None])[..., 0]

@@ -10,6 +10,7 @@ Far from the data, where no network is trained, U0 grows quadratically.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float
@@ -18,69 +19,51 @@ from torch import Generator, Tensor, nn
 from thalweg.core.errors import UserError
 
 
-class SmoothedGaussian(nn.Module):
-    """N(m, C + t I) in the eigenbasis of C; `fit` sets m and C from data, (N, D).
+class SpectralGaussian(nn.Module, ABC):
+    """Abstract N(m, C + t I) with C = V diag(l) V', V orthogonal: noise of variance t adds t to each l.
 
-    Costs one (B, D) x (D, D) product an evaluation and D² numbers of storage: meant for D up to a few thousand.
-    Unfitted it is the isotropic N(0, (1 + t) I).
+    A subclass says how V is stored. Every function of C, its inverse and its determinant among them, is then two
+    products with V and a scaling by numbers, whatever t is. Unfitted, C is the identity.
     """
 
+    dim: int
     mean: Tensor
-    basis: Tensor
     spectrum: Tensor
 
-    def __init__(self, dim: int):
-        super().__init__()
-        self.dim = dim
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("basis", torch.eye(dim))
-        self.register_buffer("spectrum", torch.ones(dim))
+    @abstractmethod
+    def coordinates(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """V' x of each row."""
 
-    @torch.no_grad()
-    def fit(self, x: Float[Tensor, "n d"]) -> "SmoothedGaussian":
-        """Set the mean to the sample's, C to its covariance S shrunk towards a sphere: C = (1 - a) S + a (tr S / d) I.
+    @abstractmethod
+    def combination(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """V z of each row, the inverse of `coordinates`."""
 
-        a is Ledoit and Wolf's (2004) estimate of the best share. It keeps the variance of a coordinate that is constant
-        in the data above zero. UserError on fewer than two rows, or where all rows are the same.
-        """
-        if x.shape[0] < 2:
-            raise UserError(f"must have 2 rows or more for a covariance; it has {len(x)}", argument="x")
-        from sklearn.covariance import ledoit_wolf_shrinkage
-
-        mean = x.double().mean(0)
-        centred = x.double() - mean
-        spectrum, basis = torch.linalg.eigh(centred.T @ centred / x.shape[0])
-        if float(spectrum[-1]) <= 0:
-            raise UserError("must vary; every training row is the same", argument="x", hint="give other data")
-        share = float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
-        spectrum = (1 - share) * spectrum.clamp(min=0) + share * spectrum.mean()
-        self.mean.copy_(mean)
-        self.basis.copy_(basis)
-        self.spectrum.copy_(spectrum)
-        return self
+    @abstractmethod
+    def fit(self, x: Float[Tensor, "n d"], *, t: float = 0.0) -> "SpectralGaussian":
+        """Set m and C from rows of data; `t`: the noise variance at which candidates for C are compared, if any are."""
 
     def forward(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor]:
         """(U0 (B,), the linear (Wiener) denoiser's estimate of x - m (B, D))."""
-        z = (y - self.mean) @ self.basis
+        z = self.coordinates(y - self.mean)
         total = self.spectrum + t[:, None]
         whitened = z / total
         u = 0.5 * (z * whitened).sum(1) + 0.5 * total.log().sum(1) + 0.5 * self.dim * math.log(2 * math.pi)
-        return u, (self.spectrum * whitened) @ self.basis.T
+        return u, self.combination(self.spectrum * whitened)
 
     @torch.no_grad()
     def derivatives(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, ...]:
         """(U0, dU0/dy, dU0/dt, the linear denoiser's estimate e, de/dt) by formula: two products for all of them."""
         total = self.spectrum + t[:, None]
-        z = (y - self.mean) @ self.basis
+        z = self.coordinates(y - self.mean)
         whitened = z / total
         kept = self.spectrum * whitened
-        slope, wiener, fall = (torch.cat([whitened, kept, kept / total]) @ self.basis.T).chunk(3)
+        slope, wiener, fall = self.combination(torch.cat([whitened, kept, kept / total])).chunk(3)
         u = 0.5 * ((z * whitened).sum(1) + total.log().sum(1)) + 0.5 * self.dim * math.log(2 * math.pi)
         return u, slope, 0.5 * (total.reciprocal().sum(1) - whitened.square().sum(1)), wiener, -fall
 
     def wiener_jacobian(self, g: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """C (C + t I)^-1 g: the linear denoiser's Jacobian, which is symmetric, times g."""
-        return ((self.spectrum / (self.spectrum + t[:, None])) * (g @ self.basis)) @ self.basis.T
+        return self.combination((self.spectrum / (self.spectrum + t[:, None])) * self.coordinates(g))
 
     def residual_scale(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
         """c(t) = sqrt(mean_i l_i / (l_i + t)), (B,): the linear denoiser's error in units of the noise.
@@ -92,4 +75,62 @@ class SmoothedGaussian(nn.Module):
     def draw(self, n: int, t: float, generator: Generator) -> Float[Tensor, "n d"]:
         """n exact draws from N(m, C + t I)."""
         z = torch.randn(n, self.dim, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + (z * (self.spectrum + t).sqrt()) @ self.basis.T
+        return self.mean + self.combination(z * (self.spectrum + t).sqrt())
+
+
+class SmoothedGaussian(SpectralGaussian):
+    """N(m, C + t I) in the eigenbasis of a full C; `fit` sets m and C from data, (N, D).
+
+    Costs one (B, D) x (D, D) product an evaluation and D² numbers of storage: meant for D up to some 1,500. Of larger
+    images there is `thalweg.energy.density.stationary`.
+    """
+
+    basis: Tensor
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("basis", torch.eye(dim))
+        self.register_buffer("spectrum", torch.ones(dim))
+
+    def coordinates(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """V' x of each row."""
+        return x @ self.basis
+
+    def combination(self, z: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        """V z of each row."""
+        return z @ self.basis.T
+
+    @torch.no_grad()
+    def fit(self, x: Float[Tensor, "n d"], *, t: float = 0.0) -> "SmoothedGaussian":
+        """Set the mean to the sample's, C to its covariance S shrunk towards a sphere: C = (1 - a) S + a (tr S / d) I.
+
+        a is Ledoit and Wolf's (2004) estimate of the best share. It keeps the variance of a coordinate that is constant
+        in the data above zero. `t` is not looked at. UserError on fewer than two rows, or where all rows are the same.
+        """
+        require_rows(x)
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
+        mean = x.double().mean(0)
+        centred = x.double() - mean
+        spectrum, basis = torch.linalg.eigh(centred.T @ centred / x.shape[0])
+        require_variance(float(spectrum[-1]))
+        share = float(ledoit_wolf_shrinkage(centred.cpu().numpy(), assume_centered=True))
+        spectrum = (1 - share) * spectrum.clamp(min=0) + share * spectrum.mean()
+        self.mean.copy_(mean)
+        self.basis.copy_(basis)
+        self.spectrum.copy_(spectrum)
+        return self
+
+
+def require_rows(x: Tensor) -> None:
+    """UserError unless there are two rows or more."""
+    if x.shape[0] < 2:
+        raise UserError(f"must have 2 rows or more for a covariance; it has {len(x)}", argument="x")
+
+
+def require_variance(largest: float) -> None:
+    """UserError unless the largest variance is above zero."""
+    if largest <= 0:
+        raise UserError("must vary; every training row is the same", argument="x", hint="give other data")

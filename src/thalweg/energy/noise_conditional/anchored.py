@@ -20,7 +20,7 @@ from torch import Generator, Tensor, nn
 from thalweg.core import check
 from thalweg.core.device import autocast, in_autocast
 from thalweg.core.errors import UserError
-from thalweg.energy.density.gaussian import SmoothedGaussian
+from thalweg.energy.density.stationary import anchor_of
 from thalweg.energy.engine.fused import keep_memory
 from thalweg.energy.shape import check_rows, check_shape
 
@@ -69,7 +69,7 @@ class AnchoredEnergy(nn.Module, ABC):
             raise UserError(condition, argument="sigma_max", value=sigma_max)
         self.shape = check_shape(shape)
         self.t_min, self.t_max = sigma_min**2, sigma_max**2
-        self.anchor = SmoothedGaussian(math.prod(self.shape))
+        self.anchor = anchor_of(self.shape)
         self.embedding = nn.Sequential(nn.Linear(NUM_FEATURES, embed), nn.SiLU(), nn.Linear(embed, embed), nn.SiLU())
         self.constant = nn.Linear(NUM_FEATURES, 1)
         nn.init.zeros_(self.constant.weight)
@@ -81,7 +81,7 @@ class AnchoredEnergy(nn.Module, ABC):
 
     def fit(self, x: Float[Tensor, "n *d"]) -> "AnchoredEnergy":
         """Set the anchor's mean and covariance from training data in model units."""
-        self.anchor.fit(x.flatten(1))
+        self.anchor.fit(x.flatten(1), t=self.t_min)
         return self
 
     def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from thalweg.core import check
-from thalweg.energy.density.gaussian import SmoothedGaussian
+from thalweg.energy.density.gaussian import SpectralGaussian
 from thalweg.energy.noise_conditional.unet import UNetEnergy
 
 
@@ -78,7 +78,7 @@ class JointUNetEnergy(nn.Module):
         return cls(shape=(1, 8, 8), num_classes=3, hidden=8, widths=(8, 16), num_blocks=(1, 1), embed=16)
 
     @property
-    def anchor(self) -> SmoothedGaussian:
+    def anchor(self) -> SpectralGaussian:
         """The density's own: the data's mean and covariance, smoothed."""
         return self.density.anchor
 

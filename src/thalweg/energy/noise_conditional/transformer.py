@@ -18,8 +18,8 @@ from thalweg.energy.shape import check_shape
 class NoiseConditionalTransformerEnergy(AnchoredEnergy):
     """U(y, t): noisy images (B, C, H, W) or rows (B, D) to energies in nats (B,).
 
-    The anchor keeps D² numbers, D = C H W. Attention is on a fused kernel, which has first derivatives only, except in
-    `energy.engine.attention.double_backward`.
+    The anchor keeps D² numbers up to D = C H W = 1,536. Attention is on a fused kernel, which has first derivatives
+    only, except in `energy.engine.attention.double_backward`.
 
     Args:
         shape: (C, H, W) or (D,).

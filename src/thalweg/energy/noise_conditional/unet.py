@@ -98,7 +98,8 @@ def _stage(width: int, num_blocks: int, embed: int) -> nn.ModuleList:
 class UNetEnergy(AnchoredEnergy):
     """U(y, t): noisy images (B, C, H, W), pixels of the clean ones in [0, 1], to energies in nats (B,).
 
-    Images are padded inside to a multiple of 2^len(widths). The anchor keeps D² numbers, D = C H W.
+    Images are padded inside to a multiple of 2^len(widths). The anchor keeps D² numbers, D =
+    C H W, up to D = 1,536, and some 10^6 above (`energy.density.stationary`).
 
     Args:
         shape: (C, H, W).

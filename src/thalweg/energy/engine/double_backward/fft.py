@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LARGEST = 32  # pixels a side: a transform's cost grows with it, and the library's convolution catches up
+LARGEST = 64  # pixels a side; beyond, a transform costs more than it saves (docs/experiments/large_images.md)
 
 
 class Steps(NamedTuple):
