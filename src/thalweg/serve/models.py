@@ -90,16 +90,16 @@ def spec_of(spec: TensorSpec) -> dict[str, Any]:
 
 
 def histogram(energies: np.ndarray) -> dict[str, list[float]] | None:
-    """Edges (41,) and counts (40,) of normal energies; the outer 0.5 % lie in the end bins. None: no rows, or none that bins can be made of."""
+    """Edges (41,) and counts (40,) of normal energies; the outer 0.5 % lie in the end bins. None: no rows, or no bins."""
     energies = np.asarray(energies, np.float64)
     energies = energies[np.isfinite(energies)]
     if not len(energies):
         return None
-    low, high = np.percentile(energies, [OUTER, 100 - OUTER])
     try:
         with np.errstate(all="ignore"):
+            low, high = np.percentile(energies, [OUTER, 100 - OUTER])
             counts, edges = np.histogram(np.clip(energies, low, high), BINS, (low, high) if high > low else None)
-    except ValueError:  # too far apart, or too close
+    except ValueError:  # too far apart, or too close together
         return None
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
