@@ -90,7 +90,7 @@ def spec_of(spec: TensorSpec) -> dict[str, Any]:
 
 
 def histogram(energies: np.ndarray) -> dict[str, list[float]] | None:
-    """Edges (41,) and counts (40,) of normal energies; the outer 0.5 % lie in the end bins. None: no rows, or no bins."""
+    """Edges (41,) and counts (40,) of normal energies; the outer 0.5 % lie in the end bins. None: none can be made."""
     energies = np.asarray(energies, np.float64)
     energies = energies[np.isfinite(energies)]
     if not len(energies):
