@@ -20,7 +20,6 @@ from thalweg.cli import main as cli
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.serve import server
-from thalweg.serve.loading import load_models
 
 from .hostile_runs import FILES, MODULE, Runs, arrays, bombs, cases, mutations, tensors
 from .service import npy, posted, serving
@@ -146,16 +145,15 @@ def test_numbers_that_are_not_finite_are_no_detector(good, tmp_path, name, what)
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("what", ["all huge", "all tiny"])
-def test_a_model_that_fails_at_every_row_is_not_served(good, tmp_path, what):
-    """Whole files of the right form, with which nothing can be computed."""
+def test_numbers_with_which_nothing_can_be_computed_are_told(good, tmp_path, what):
+    """Whole files of the right form."""
     folder = tmp_path / "run"
     shutil.copytree(good, folder)
     (folder / "model.safetensors").write_bytes(tensors((good / "model.safetensors").read_bytes())[what])
     store.seal(folder)
-    with pytest.raises(UserError, match="must hold a model that scores, and fails by an IndexError") as caught:
-        load_models({"m": folder})
-    assert caught.value.argument == str(folder)
-    assert load_models({"m": good})[0].keys() == {"m"}
+    row = {name: np.array([value]) for name, value in ROW["instances"][0].items()}
+    with pytest.raises(UserError, match="must be rows whose energy can be computed"):
+        load(folder).servable().score(row)
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from thalweg.core.errors import UserError
 from thalweg.sampler.annealed import Heun
 from thalweg.sampler.gibbs import Gibbs
 from thalweg.sampler.langevin import ULA
-from thalweg.serve.models import CAPABILITIES, Models
+from thalweg.serve.models import CAPABILITIES, Models, histogram
 
 ROWS = 5
 SMALL = ("energy.widths=[96,48]", "energy.embed=16", "train.batch_size=16", "train.precision=fp32", "train.warmup=1")
@@ -212,3 +212,10 @@ def test_a_kernel_with_a_temperature_gets_another_one():
     kernel, energy = tempered_draws._tempered(gibbs, lambda x: x.sum(1), 2.0)
     assert kernel is gibbs
     assert float(energy(torch.ones(1, 4))) == 2.0
+
+
+@pytest.mark.parametrize("energies", [[1.4e306] * 9, [-1e308, 1e308], [1e306, 1.0000000000000002e306], []])
+def test_no_bins_of_numbers_that_have_none(energies):
+    """R15: a stored calibration may hold any finite numbers; the service starts without a histogram."""
+    assert histogram(np.array(energies)) is None
+    assert histogram(np.linspace(0, 1, 50)) is not None

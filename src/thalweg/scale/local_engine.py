@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from thalweg.scale.plan import Block
+from thalweg.scale.plan import RowBlock
 from thalweg.scale.worker import Failure, QValues, Worker, one_thread
 
 
@@ -13,7 +13,7 @@ class LocalEngine:
         self.worker = worker
         self.retried = 0
 
-    def run(self, blocks: Sequence[Block], filling: QValues | None) -> Iterator[Failure | None]:
+    def run(self, blocks: Sequence[RowBlock], filling: QValues | None) -> Iterator[Failure | None]:
         """Make the parts of blocks one by one; None each, or what went wrong."""
         with one_thread():
             for block in blocks:

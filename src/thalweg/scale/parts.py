@@ -13,7 +13,7 @@ import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError, one_line
 from thalweg.scale import addresses
-from thalweg.scale.plan import Block
+from thalweg.scale.plan import RowBlock
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KEY = b"thalweg"
 
 
-class Found(NamedTuple):
+class PartFacts(NamedTuple):
     """What a part says of itself.
 
     Args:
@@ -37,19 +37,19 @@ class Found(NamedTuple):
     q: str = ""
 
 
-def write(folder: str, block: Block, digest: str, address: str, scores: "pa.Table") -> Found:
+def write(folder: str, block: RowBlock, digest: str, address: str, scores: "pa.Table") -> PartFacts:
     """Write the scores of a block beside the address of its file."""
     import pyarrow as pa
 
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scores), np.int32)), pa.array([address]))
     flag = scores["flag"] if "flag" in scores.column_names else None
     energy = float(np.asarray(scores["energy"]).sum())
-    found = Found(len(scores), None if flag is None else int(np.asarray(flag).sum()), energy)
+    found = PartFacts(len(scores), None if flag is None else int(np.asarray(flag).sum()), energy)
     _put(folder, block, digest, scores.add_column(0, "file", names), found)
     return found
 
 
-def fill(folder: str, block: Block, digest: str, q: np.ndarray, q_digest: str) -> None:
+def fill(folder: str, block: RowBlock, digest: str, q: np.ndarray, q_digest: str) -> None:
     """Fill the q-values in, by the rank of each p-value."""
     import pyarrow as pa
 
@@ -66,12 +66,12 @@ def ranks(p: Any, levels: int) -> np.ndarray:
     return np.rint(np.asarray(p) * levels).astype(int) - 1
 
 
-def counts(folder: str, block: Block, levels: int) -> np.ndarray:
+def counts(folder: str, block: RowBlock, levels: int) -> np.ndarray:
     """The rows of a part by rank, (levels,)."""
     return np.bincount(ranks(_table(folder, block, ["p_value"])["p_value"], levels), minlength=levels)
 
 
-def found(folder: str, block: Block, digest: str) -> Found | None:
+def found(folder: str, block: RowBlock, digest: str) -> PartFacts | None:
     """What the part of a block says; None where it is not there, not whole, or of another plan."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -84,14 +84,14 @@ def found(folder: str, block: Block, digest: str) -> Found | None:
         return None
 
 
-def _about(metadata: dict[bytes, bytes] | None, block: Block, digest: str) -> Found | None:
+def _about(metadata: dict[bytes, bytes] | None, block: RowBlock, digest: str) -> PartFacts | None:
     about = json.loads((metadata or {}).get(KEY, b"{}"))
     if about.get("plan") != digest or about.get("block") != block.number:
         return None
-    return Found(about["rows"], about["flagged"], about["energy"], about["q"])
+    return PartFacts(about["rows"], about["flagged"], about["energy"], about["q"])
 
 
-def _put(folder: str, block: Block, digest: str, table: "pa.Table", about: Found) -> None:
+def _put(folder: str, block: RowBlock, digest: str, table: "pa.Table", about: PartFacts) -> None:
     from pyarrow import parquet
 
     text = json.dumps({"plan": digest, "block": block.number, **about._asdict()})
@@ -113,7 +113,7 @@ def _whole(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(folder: str, block: Block) -> Iterator[tuple[Any, str]]:
+def _opened(folder: str, block: RowBlock) -> Iterator[tuple[Any, str]]:
     """(what Arrow reads a part from, its address)."""
     address = addresses.inside(folder, block.part)
     if not addresses.is_remote(address):
@@ -123,7 +123,7 @@ def _opened(folder: str, block: Block) -> Iterator[tuple[Any, str]]:
         yield file, address
 
 
-def _table(folder: str, block: Block, columns: list[str] | None = None) -> "pa.Table":
+def _table(folder: str, block: RowBlock, columns: list[str] | None = None) -> "pa.Table":
     from pyarrow import parquet
 
     with (

@@ -42,7 +42,7 @@ class Input(NamedTuple):
     examined: FileFacts
 
 
-class Block(NamedTuple):
+class RowBlock(NamedTuple):
     """Rows first … first + rows - 1 of a file, which become one part of the output.
 
     Args:
@@ -82,14 +82,15 @@ class Plan:
     inputs: tuple[Input, ...]
 
     @cached_property
-    def blocks(self) -> list[Block]:
+    def blocks(self) -> list[RowBlock]:
         """All blocks, in the order of files and rows."""
-        found: list[Block] = []
+        found: list[RowBlock] = []
         for number, each in enumerate(self.inputs):
             starts = each.examined.starts
             for k, first in enumerate(range(0, each.examined.rows, self.block_rows)):
                 rows = min(self.block_rows, each.examined.rows - first)
-                found.append(Block(len(found), number, first, rows, (starts[k], starts[k + 1]) if starts else (0, 0)))
+                span = (starts[k], starts[k + 1]) if starts else (0, 0)
+                found.append(RowBlock(len(found), number, first, rows, span))
         return found
 
     def to_dict(self) -> dict[str, Any]:

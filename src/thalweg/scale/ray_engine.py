@@ -19,7 +19,7 @@ from typing import Any
 
 from thalweg.core.device import find_device
 from thalweg.core.errors import ThalwegError, UserError, one_line
-from thalweg.scale.plan import Block
+from thalweg.scale.plan import RowBlock
 from thalweg.scale.worker import Failure, Job, QValues, Worker, one_thread
 
 MAX_DEATHS = 5  # of workers at one block: then it is the block
@@ -112,7 +112,7 @@ class RayEngine:
                 if not left:
                     raise
 
-    def run(self, blocks: Sequence[Block], filling: QValues | None) -> Iterator[Failure | None]:
+    def run(self, blocks: Sequence[RowBlock], filling: QValues | None) -> Iterator[Failure | None]:
         """Make the parts of blocks, in any order; None each, or what went wrong."""
         import ray
         from ray.exceptions import RayActorError, WorkerCrashedError
@@ -163,7 +163,7 @@ class Actor:
         self.job = job
         self.worker: Worker | None = None
 
-    def do(self, block: Block, filling: QValues | None) -> Failure | None:
+    def do(self, block: RowBlock, filling: QValues | None) -> Failure | None:
         """As `Worker.do`."""
         try:
             self.worker = self.worker or Worker(self.job)
@@ -172,7 +172,7 @@ class Actor:
         return self.worker.do(block, filling)
 
 
-def _died(job: Job, block: Block, error: Exception) -> str:
+def _died(job: Job, block: RowBlock, error: Exception) -> str:
     where, last = job.files[block.file][0], block.first + block.rows
     return (
         f"{where}, rows {block.first + 1} to {last}: {MAX_DEATHS} workers died at them; if memory is short, give fewer "

@@ -14,7 +14,7 @@ from thalweg.apps.anomaly.tables.score_file import least_discoveries
 from thalweg.core.errors import UserError
 from thalweg.scale import addresses, parts
 from thalweg.scale.local_engine import LocalEngine
-from thalweg.scale.plan import DONE, READERS, Block, Plan, absolute, examine, keep
+from thalweg.scale.plan import DONE, READERS, Plan, RowBlock, absolute, examine, keep
 from thalweg.scale.ray_engine import RayEngine, require_ray
 from thalweg.scale.scorers import SCORERS, Options, Scorer
 from thalweg.scale.sources import KINDS, Source, source_of
@@ -146,11 +146,11 @@ def _try(scorer: Scorer, plan: Plan, sources: Sequence[Source]) -> None:
             scorer.score(source, block._replace(rows=1))
 
 
-def _look(plan: Plan, out: str) -> list[tuple[Block, parts.Found | None]]:
+def _look(plan: Plan, out: str) -> list[tuple[RowBlock, parts.PartFacts | None]]:
     """Each block with what its part says, None where that is missing."""
     there = {*addresses.names_in(out)}
 
-    def one(block: Block) -> tuple[Block, parts.Found | None]:
+    def one(block: RowBlock) -> tuple[RowBlock, parts.PartFacts | None]:
         return block, parts.found(out, block, plan.digest) if block.part in there else None
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -165,7 +165,7 @@ class _Running:
         self.started: LocalEngine | RayEngine | None = None
         self.retried = 0
 
-    def make(self, blocks: Sequence[Block], filling: QValues | None) -> None:
+    def make(self, blocks: Sequence[RowBlock], filling: QValues | None) -> None:
         """Make parts until all are there, or the first error."""
         if not blocks:
             return

@@ -21,7 +21,7 @@ from thalweg.data import files
 from thalweg.data.csv_header import Known
 from thalweg.data.formats.base import BLOCK_ROWS
 from thalweg.data.validate import arrange, check_cells, verify
-from thalweg.scale.plan import Block, block_rows_for
+from thalweg.scale.plan import RowBlock, block_rows_for
 from thalweg.scale.sources import NpySource, Source
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class Scorer(ABC):
         """UserError where the columns of a file are not those of the model."""
 
     @abstractmethod
-    def score(self, source: Source, block: Block) -> "pa.Table":
+    def score(self, source: Source, block: RowBlock) -> "pa.Table":
         """The scores of a block, one row each."""
 
     @property
@@ -140,7 +140,7 @@ class EnergyScorer(Scorer):
         left_out = {*self.options.drop, *self.bundle.layout.ignored}
         return [name for name in source.names if name not in left_out]
 
-    def score(self, source: Source, block: Block) -> "pa.Table":
+    def score(self, source: Source, block: RowBlock) -> "pa.Table":
         import pyarrow as pa
 
         names = self._used(source)
@@ -152,7 +152,7 @@ class EnergyScorer(Scorer):
         columns = {"name": pa.array(name), **{key: pa.array(value.tolist()) for key, value in scores.items()}}
         return pa.table(columns)
 
-    def _of_table(self, frame: "pa.Table", source: Source, block: Block) -> Any:
+    def _of_table(self, frame: "pa.Table", source: Source, block: RowBlock) -> Any:
         import torch
 
         layout, headless = self.bundle.layout, source.headless or self.bundle.layout.names is None
@@ -166,7 +166,7 @@ class EnergyScorer(Scorer):
         singles = None if source.is_text else layout.singles(frame)
         return self._fit(torch.from_numpy(x), source.address, singles)
 
-    def _of_array(self, array: np.ndarray, source: Source, block: Block) -> Any:
+    def _of_array(self, array: np.ndarray, source: Source, block: RowBlock) -> Any:
         if array.dtype.kind == "f":
             bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
             if bad.any():
@@ -211,7 +211,7 @@ class TableScorer(Scorer):
         _require(source, self.options.drop)
         score_file.matched(self.bundle, source.names, source.address, self.options.drop)
 
-    def score(self, source: Source, block: Block) -> "pa.Table":
+    def score(self, source: Source, block: RowBlock) -> "pa.Table":
         import pyarrow as pa
 
         detector, where = self.bundle.detector, source.address

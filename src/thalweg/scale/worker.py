@@ -8,7 +8,7 @@ import numpy as np
 
 from thalweg.core.errors import DiskFull, ThalwegError, UserError
 from thalweg.scale import parts
-from thalweg.scale.plan import Block
+from thalweg.scale.plan import RowBlock
 from thalweg.scale.scorers import SCORERS, Options, Scorer
 from thalweg.scale.sources import Source, source_of
 
@@ -73,7 +73,7 @@ class Worker:
             raise UserError("must hold the model of the plan, and has changed since", argument=job.options.run)
         self._source: Source | None = None
 
-    def score(self, block: Block) -> None:
+    def score(self, block: RowBlock) -> None:
         """Score a block into its part."""
         address, path = self.job.files[block.file]
         if self._source is None or self._source.address != address:
@@ -84,11 +84,11 @@ class Worker:
             raise UserError(text, argument=address, hint="has the file changed meanwhile?")
         parts.write(self.job.out, block, self.job.digest, address, scores)
 
-    def fill(self, block: Block, filling: QValues) -> None:
+    def fill(self, block: RowBlock, filling: QValues) -> None:
         """Fill the q-values of a part in."""
         parts.fill(self.job.out, block, self.job.digest, filling.q, filling.digest)
 
-    def do(self, block: Block, filling: QValues | None) -> Failure | None:
+    def do(self, block: RowBlock, filling: QValues | None) -> Failure | None:
         """Score or, with q-values, fill; what went wrong as values."""
         try:
             self.score(block) if filling is None else self.fill(block, filling)

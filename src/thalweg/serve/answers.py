@@ -24,7 +24,7 @@ TIMEOUT_HEADER = "request-timeout-ms"
 log = logging.getLogger("thalweg.serve")
 
 
-class Context:
+class RouteContext:
     """What every route needs."""
 
     def __init__(self, models: Models, engine: Engine, settings: ServeSettings):

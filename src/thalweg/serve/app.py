@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from thalweg import __version__
 from thalweg.bundle.servable import Servable
-from thalweg.serve.answers import Context, answer, of_rejected
+from thalweg.serve.answers import RouteContext, answer, of_rejected
 from thalweg.serve.engine.engine import Engine
 from thalweg.serve.engine.rejected import Rejected
 from thalweg.serve.errors import HttpError, of_status
@@ -58,7 +58,7 @@ def create_app(
     require_token(settings)
     metrics = Metrics(versions)
     engine = Engine(models, queue=settings.queue, deadline=settings.deadline, metrics=metrics, threads=settings.threads)
-    context = Context(Models.of(models, versions), engine, settings)
+    context = RouteContext(Models.of(models, versions), engine, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -41,7 +41,7 @@ class Completion(NamedTuple):
     energy: float
 
 
-class Frame(NamedTuple):
+class SampleFrame(NamedTuple):
     """Draws on their way: rows as `ScoringClient.sample` gives them, images in uint8, and energies (n,) in nats."""
 
     rows: Any
@@ -49,7 +49,7 @@ class Frame(NamedTuple):
     last: bool
 
 
-class Choice(NamedTuple):
+class Reranking(NamedTuple):
     """Candidates in order, best first, and the energy of each as they were given, (B,) nats."""
 
     order: np.ndarray
@@ -130,13 +130,13 @@ class ScoringClient:
         label: int | None = None,
         frames: int = 12,
         model: str | None = None,
-    ) -> Iterator[Frame]:
+    ) -> Iterator[SampleFrame]:
         """The same draws on their way, about so many times, the draws last."""
         asked = {"n": n, "seed": seed, "temperature": temperature, "label": label, "frames": frames}
         for line in self._lines("/v1/sample", model, asked):
             rows = line["rows"]
             shown = _unpacked(rows) if isinstance(rows, dict) else _drawn(rows)
-            yield Frame(shown, np.array(line["energies"]), line["last"])
+            yield SampleFrame(shown, np.array(line["energies"]), line["last"])
 
     def inpaint(
         self, image: ArrayLike, observed: ArrayLike, *, n: int = 1, seed: int = 0, model: str | None = None
@@ -148,11 +148,11 @@ class ScoringClient:
             if "completion" in line:
                 yield Completion(_unpacked(line["image"]), line["energy"])
 
-    def rerank(self, x: Any, *, keep: int | None = None, model: str | None = None) -> Choice:
+    def rerank(self, x: Any, *, keep: int | None = None, model: str | None = None) -> Reranking:
         """The order of candidates, best first, all or the best `keep`."""
         media, body = _json({"instances": _instances(x), "keep": keep})
         with self._asking("POST", "/v1/rerank", _of(model), media, body) as answer:
-            return Choice(np.array(answer["order"]), _columns(answer["predictions"])["energy"])
+            return Reranking(np.array(answer["order"]), _columns(answer["predictions"])["energy"])
 
     def classify(self, x: Any, *, model: str | None = None) -> list[dict[str, Any]]:
         """`label` and `probabilities` by label of each row."""

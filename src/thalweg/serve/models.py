@@ -90,13 +90,17 @@ def spec_of(spec: TensorSpec) -> dict[str, Any]:
 
 
 def histogram(energies: np.ndarray) -> dict[str, list[float]] | None:
-    """Edges (41,) and counts (40,) of normal energies; the outer 0.5 % lie in the end bins. None: no rows."""
+    """Edges (41,) and counts (40,) of normal energies; the outer 0.5 % lie in the end bins. None: none can be made."""
     energies = np.asarray(energies, np.float64)
     energies = energies[np.isfinite(energies)]
     if not len(energies):
         return None
-    low, high = np.percentile(energies, [OUTER, 100 - OUTER])
-    counts, edges = np.histogram(np.clip(energies, low, high), BINS, (low, high) if high > low else None)
+    try:
+        with np.errstate(all="ignore"):
+            low, high = np.percentile(energies, [OUTER, 100 - OUTER])
+            counts, edges = np.histogram(np.clip(energies, low, high), BINS, (low, high) if high > low else None)
+    except ValueError:  # too far apart, or too close together
+        return None
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 

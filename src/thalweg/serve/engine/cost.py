@@ -112,7 +112,7 @@ def wall_seconds(call: Callable[[], Any]) -> float:
 
 def example(servable: Servable) -> dict[str, np.ndarray] | None:
     """A row that the model scores; None where none of ours fits."""
-    for row in plain_rows(servable):
+    for row in _plain(servable):
         try:
             servable.score(row)
         except Exception:  # it is our row that does not fit: requests have their own
@@ -121,8 +121,7 @@ def example(servable: Servable) -> dict[str, np.ndarray] | None:
     return None
 
 
-def plain_rows(servable: Servable) -> Iterator[dict[str, np.ndarray]]:
-    """A few rows of the stated inputs, of which most models take one."""
+def _plain(servable: Servable) -> Iterator[dict[str, np.ndarray]]:
     specs = servable.inputs
     for number, text in ((0.5, "a"), (0.5, None), (np.nan, None), (0.0, "")):
         yield {spec.name: _filled(spec.datatype, spec.shape, number, text) for spec in specs}

@@ -16,7 +16,7 @@ import torch
 
 from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.admission import Admission
-from thalweg.serve.engine.items import END, Items
+from thalweg.serve.engine.items import END, ItemStream
 from thalweg.serve.engine.job import Gone, Job, Kind, signature_of
 from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost, exit_as_lost
 from thalweg.serve.engine.start import Measured, measured
@@ -134,7 +134,7 @@ class Engine:
         """
         note(model, 1)
         self.admit(model, 1, deadline, kind="stream")
-        return self._items(model, Items(make), deadline, gone)
+        return self._items(model, ItemStream(make), deadline, gone)
 
     async def last(
         self,
@@ -255,11 +255,13 @@ class Engine:
         self._computed(model, size, time.perf_counter() - began, found)
         return found
 
-    async def _items(self, model: str, items: Items, deadline: float | None, gone: Gone | None) -> AsyncGenerator[Any]:
+    async def _items(
+        self, model: str, items: ItemStream, limit: float | None, gone: Gone | None
+    ) -> AsyncGenerator[Any]:
         self._streams += 1
         try:
             while True:
-                job = self._job(model, "stream", 1, self._limit(deadline), gone)
+                job = self._job(model, "stream", 1, self._limit(wait), gone)
                 job.work = items
                 item = await self._answer(job)
                 if item is END:

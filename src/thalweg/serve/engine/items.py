@@ -8,7 +8,7 @@ import torch
 END: Any = object()  # what comes after the last item
 
 
-class Items:
+class ItemStream:
     """The items of a generator, one a call.
 
     A generator that yields inside `torch.no_grad()` would leave gradients off for what the thread computes next: each

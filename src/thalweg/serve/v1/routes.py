@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 
 from thalweg.bundle.servable import Classifies, Explains, Inpaints, Reranks, Samples
-from thalweg.serve.answers import Context, answer, asking, lines, require_finite
+from thalweg.serve.answers import RouteContext, answer, asking, lines, require_finite
 from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.engine.job import Gone
 from thalweg.serve.errors import HttpError, malformed
@@ -40,7 +40,7 @@ PIECES = 30  # of draws that are asked for whole
 TOGETHER = 64  # rows of numbers that are explained in one piece; an image or a text is a piece of its own
 
 
-def plain_routes(context: Context) -> APIRouter:
+def plain_routes(context: RouteContext) -> APIRouter:
     """/v1/models, score, explain, sample, inpaint, rerank, classify."""
     router = APIRouter(prefix="/v1", tags=["plain"])
     routes = Plain(context)
@@ -53,7 +53,7 @@ def plain_routes(context: Context) -> APIRouter:
 class Plain:
     """One method a route."""
 
-    def __init__(self, context: Context):
+    def __init__(self, context: RouteContext):
         self.context, self.engine, self.settings = context, context.engine, context.settings
         self._described = {"models": [model.describe() for model in context.models.values()]}
 

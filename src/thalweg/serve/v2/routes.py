@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from thalweg import __version__
-from thalweg.serve.answers import Context, answer, asking, require_finite
+from thalweg.serve.answers import RouteContext, answer, asking, require_finite
 from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.errors import HttpError
 from thalweg.serve.inputs.body import INLINE
@@ -16,7 +16,7 @@ from thalweg.serve.v2 import inference
 BINARY = "application/octet-stream"
 
 
-def protocol_routes(context: Context) -> APIRouter:
+def protocol_routes(context: RouteContext) -> APIRouter:
     """/v2 and what lies below it."""
     router, routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"]), InferenceRoutes(context)
     router.get("")(routes.server)
@@ -32,7 +32,7 @@ def protocol_routes(context: Context) -> APIRouter:
 class InferenceRoutes:
     """One method a route."""
 
-    def __init__(self, context: Context):
+    def __init__(self, context: RouteContext):
         self.context, self.engine, self.settings = context, context.engine, context.settings
 
     async def server(self) -> Response:

@@ -23,6 +23,7 @@ from thalweg.apps.anomaly.tabular.mixtures_and_histograms import Histograms, Mix
 from thalweg.apps.anomaly.tabular.scalings import SCALINGS, exponents, scaled
 from thalweg.core import check
 from thalweg.core.device import CPU
+from thalweg.core.errors import UserError
 from thalweg.energy.density.kde import KernelDensityEnergy, leave_one_out, loo_bandwidth, squared_distances
 from thalweg.energy.density.kde_ivf import SMALL, IVFKernelDensityEnergy, SearchParams
 
@@ -267,6 +268,9 @@ class TabularEnergy:
     def _fuse(self, parts: dict[str, np.ndarray]) -> np.ndarray:
         out = np.zeros(len(next(iter(parts.values()))))
         for name, u in parts.items():
+            if np.isnan(u).any():  # stored numbers of the right form, with which nothing can be computed
+                hint = "restore the detector from a copy, or fit again"
+                raise UserError(f"must be rows whose energy can be computed, and {name} is no number", hint=hint)
             out += self.scales_[name](u)
         out /= len(parts)
         return out
