@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from thalweg.core import check
 from thalweg.core.config import names_class
 from thalweg.core.errors import UserError
-from thalweg.core.rng import generator
 from thalweg.data import texts as text_rows
 from thalweg.data.alphabet import Alphabet, with_room
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import is_table, read_labels, read_rows
 from thalweg.data.sets.base import LocatedSet, RawData, named_sets, set_at
+from thalweg.data.splitting import StoredParts, split_rows, split_stored
+from thalweg.data.stored_rows import HELD_OUT_NUMBERS, Columns, StoredRows
 from thalweg.data.validate import Kind, as_float, require_trainable
 
 __all__ = ["Dataset", "as_float", "load", "split", "split_texts"]
@@ -41,7 +41,7 @@ class Dataset:
     name: str
     source: str  # one sentence for humans: which data these are, and how many of them
     kind: Kind
-    train: Tensor
+    train: Tensor | StoredRows  # shuffled, unless they stay where they are stored
     held_out: Tensor
     train_labels: Tensor | None  # int64 (N,)
     held_out_labels: Tensor | None
@@ -72,10 +72,13 @@ class Dataset:
         return _digest(self.train_labels, self.held_out_labels)
 
 
-def _digest(*parts: Tensor, more: bytes = b"") -> str:
+def _digest(*parts: Tensor | StoredRows, more: bytes = b"") -> str:
     digest = hashlib.sha256(more)
     for x in parts:
         digest.update(f"{tuple(x.shape)} {x.dtype}".encode())
+        if isinstance(x, StoredRows):
+            digest.update(x.digest().encode())
+            continue
         digest.update(x.contiguous().numpy().data.cast("B"))
     return digest.hexdigest()
 
@@ -131,7 +134,7 @@ def load(
     x, labels, source, share, layout = _rows(name, data, hub, seed, header, drop)
     if targets:
         layout, order = layout.with_last(targets, name)
-        x = x[:, order]
+        x = Columns(x, order) if isinstance(x, StoredRows) else x[:, order]
     share = share if held_out is None else held_out
     return split(x, labels, name=name, source=source, held_out=share, seed=seed, limit=limit, layout=layout)
 
@@ -169,7 +172,7 @@ def _rows(
 
 
 def split(
-    x: Tensor,
+    x: Tensor | StoredRows,
     labels: Tensor | None = None,
     *,
     name: str,
@@ -181,7 +184,9 @@ def split(
 ) -> Dataset:
     """Rows in data units, shuffled and split as `load` does: the same rows and seed give the same parts."""
     require_trainable(x, where=name)
-    train, rest = _split(len(x), labels, held_out, seed)
+    if isinstance(x, StoredRows):
+        return _split_stored(x, labels, name, source, split_stored(x, labels, held_out, seed, limit), layout)
+    train, rest = split_rows(len(x), labels, held_out, seed)
     train = train[:limit]
     return Dataset(
         name=name,
@@ -191,6 +196,23 @@ def split(
         held_out=x[rest],
         train_labels=None if labels is None else labels[train],
         held_out_labels=None if labels is None else labels[rest],
+        layout=layout or Layout(),
+    )
+
+
+def _split_stored(
+    x: StoredRows, labels: Tensor | None, name: str, source: str, parts: StoredParts, layout: Layout | None
+) -> Dataset:
+    bound = f" (at most {HELD_OUT_NUMBERS:,} numbers are)" if parts.bounded else ""
+    sizes = f"{len(parts.train):,} to train on, read while it trains, {len(parts.rest):,} held out{bound}"
+    return Dataset(
+        name=name,
+        source=f"{source}: {sizes}",
+        kind="image" if x.ndim == 4 else "vector",
+        train=parts.train,
+        held_out=parts.held_out,
+        train_labels=parts.train_labels,
+        held_out_labels=None if labels is None else labels[parts.rest],
         layout=layout or Layout(),
     )
 
@@ -213,7 +235,7 @@ def split_texts(
     """
     text_rows.require_trainable(texts, name)
     text_rows.require_alike(texts, length, name, lines)
-    order, rest = _split(len(texts), None, held_out, seed)
+    order, rest = split_rows(len(texts), None, held_out, seed)
     train = order[:limit]
     kept, apart = ([texts[int(i)] for i in part] for part in (train, rest))
     return texts_dataset(kept, apart, name=name, source=source, length=length)
@@ -239,22 +261,6 @@ def texts_dataset(
         held_out_labels=None,
         alphabet=alphabet,
     )
-
-
-def _split(n: int, labels: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Shuffled row numbers to train on and to hold out, the same share of each class; O(n log n) for any number."""
-    order = torch.randperm(n, generator=generator(seed, "split"))
-    count = min(max(1, round(n * share)), n - 1)
-    if labels is None:
-        return order[count:], order[:count]
-    place = torch.empty(n, dtype=torch.float64)  # a row's quantile within its class, in shuffled order
-    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
-    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # of a row's class, once the rows are sorted by class
-    rank = torch.arange(n) - first
-    place[classes.argsort(stable=True)] = (rank.double() + 0.5) / sizes.repeat_interleave(sizes)
-    chosen = torch.zeros(n, dtype=torch.bool)
-    chosen[place.argsort(stable=True)[:count]] = True
-    return order[~chosen], order[chosen]
 
 
 def _from_path(name: str, names: Collection[str], header: bool | None, drop: Sequence[str]) -> RawData:

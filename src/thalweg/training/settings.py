@@ -30,6 +30,7 @@ class DataSettings(_Section):
     drop: list[str] = []  # columns of a table to leave out
     targets: list[str] = []  # columns of a table that are y of p(y | x): they become the last of a row
     length: int | None = Field(None, ge=1, description="most letters of a text")
+    workers: int = Field(2, ge=0, le=64, description="threads that read rows which are not in memory")
 
 
 class TrainSettings(_Section):
