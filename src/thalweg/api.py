@@ -46,6 +46,8 @@ def train(
     objective: Objective[Any] | None = None,
     sampler: Sampler[Any] | None = None,
     labels: Any = None,
+    size: int | None = None,
+    skip_bad: bool = False,
     steps: int | None = None,
     minutes: float | None = None,
     out: str | os.PathLike[str] | None = None,
@@ -73,7 +75,10 @@ def train(
         objective: The loss. None: that of the recipe; contrastive divergence for E(x), dual score matching for an
             energy from `thalweg.anchored`, denoising score matching for another U(y, t).
         sampler: What `bundle.sample` draws by. None: the objective's, or the recipe's.
-        labels: Whole numbers (N,), for objectives that learn classes, where `data` are rows.
+        labels: For objectives that learn classes: whole numbers (N,) where `data` are rows; where they are a folder of
+            images "folder", each folder in it a class, or the path of a CSV of names and classes.
+        size: Of images in files: the side of the square to which they are resized and cropped.
+        skip_bad: Whether images in files that cannot be read are left out.
         steps: Number of steps.
         minutes: Time to train, turned into steps at the start. Without either: ten minutes.
         out: A run folder, with checkpoints, log and bundle. None: nothing is written.
@@ -97,6 +102,7 @@ def train(
     _check(energy, out, resume, report)
     seed = check.whole("seed", seed, 0, 2**64 - 1)
     in_memory = is_in_memory(data)
+    _check_of_files(in_memory, labels, size, skip_bad)
     rows = given_dataset(data, labels, held_out=held_out, seed=seed) if in_memory else None
     with trusting(*as_names(trust)), _own_modes():
         given = _given(energy, rows, objective, sampler, transform)
@@ -111,8 +117,11 @@ def train(
             overrides=[
                 *_overrides("train", settings),
                 *_overrides("monitor", monitor),
-                *([] if in_memory else _of_named_data(labels, held_out)),
+                *([] if in_memory else _of_named_data(held_out)),
             ],
+            size=size,
+            labels=None if in_memory else labels,
+            skip_bad=skip_bad,
             command="thalweg.train(…)",
             given=given,
             device=str(find_device(device)),
@@ -211,11 +220,22 @@ def _check(energy: Any, out: Any, resume: bool, report: bool) -> None:
         raise UserError("must be the path of a folder", argument="out", value=check.stated(out))
 
 
-def _of_named_data(labels: Any, held_out: Any) -> list[str]:
-    """The override that a share makes; UserError for what belongs to rows in memory."""
-    if labels is not None:
-        text = "must be None where data is a name or a path, which bring their own"
+def _check_of_files(in_memory: bool, labels: Any, size: Any, skip_bad: Any) -> None:
+    """UserError for options of files where the rows are in memory, and labels in memory where they are in files."""
+    if in_memory:
+        given = next((name for name, value in {"size": size, "skip_bad": skip_bad}.items() if value), None)
+        if given is not None:
+            raise UserError("has no effect on rows in memory, only on images in files", argument=given)
+        if isinstance(labels, str | os.PathLike):
+            text = "must be whole numbers, one a row, where data are rows in memory"
+            raise UserError(text, argument="labels", value=check.stated(labels))
+    elif not (labels is None or isinstance(labels, str | os.PathLike)):
+        text = 'must be "folder" or the path of a CSV where data is a name or a path'
         raise UserError(text, argument="labels")
+
+
+def _of_named_data(held_out: Any) -> list[str]:
+    """The override that a share makes; UserError for what belongs to rows in memory."""
     if held_out is None:
         return []
     if isinstance(held_out, bool) or not isinstance(held_out, int | float):

@@ -12,6 +12,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data import splitting
 from thalweg.data.catalog import Dataset, load
+from thalweg.data.options import DataOptions
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_the_embedded_digits(embedded: Dataset) -> None:
 
 
 def test_the_full_set_by_argument_or_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_file = load("mnist", data=folder / "mnist.npz")
+    by_file = load("mnist", DataOptions(path=folder / "mnist.npz"))
     monkeypatch.setenv("THALWEG_DATA", str(folder))
     by_folder = load("mnist")
     assert by_file.fingerprint == by_folder.fingerprint
@@ -68,7 +69,7 @@ def test_splits_are_disjoint_and_depend_on_the_seed_alone() -> None:
     assert a.fingerprint == b.fingerprint != c.fingerprint
     assert (len(a.train), len(a.held_out), a.shape) == (1617, 180, (1, 8, 8))
     assert float(a.train.max()) == 1.0
-    few = load("digits", limit=7)
+    few = load("digits", DataOptions(limit=7))
     assert torch.equal(few.train, a.train[:7])
     assert torch.equal(few.held_out, a.held_out)
     assert few.train_labels is not None
@@ -80,13 +81,13 @@ def test_toy_sets(name: str) -> None:
     toy = load(name)
     assert (len(toy.train), len(toy.held_out), toy.kind, toy.shape) == (20_000, 4_000, "vector", (2,))
     assert toy.fingerprint == load(name).fingerprint
-    assert len(load(name, held_out=0.5).held_out) == 12_000
+    assert len(load(name, DataOptions(held_out=0.5)).held_out) == 12_000
 
 
 def test_any_path(tmp_path: Path) -> None:
     rows = np.arange(60, dtype=np.float64).reshape(20, 3)
     np.savez(tmp_path / "t.npz", X=rows, y=np.arange(20) % 2)
-    table = load(str(tmp_path / "t.npz"), held_out=0.2)
+    table = load(str(tmp_path / "t.npz"), DataOptions(held_out=0.2))
     assert (table.kind, table.shape, len(table.held_out)) == ("vector", (3,), 4)
     assert table.held_out_labels is not None
     assert table.held_out_labels.tolist() == (table.held_out[:, 0] / 3 % 2).long().tolist()
@@ -122,10 +123,10 @@ def test_labels_are_whole_numbers_of_64_bits(tmp_path: Path, dtype: type) -> Non
 
 def test_mnist_from_a_folder_of_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither"):
-        load("mnist", data=tmp_path)
+        load("mnist", DataOptions(path=tmp_path))
     for i in range(24):
         Image.new("RGB", (28, 28), (i, i, i)).save(tmp_path / f"{i}.png")
-    assert len(load("mnist", data=tmp_path).train) == 22
+    assert len(load("mnist", DataOptions(path=tmp_path)).train) == 22
 
 
 @pytest.mark.parametrize(
@@ -133,10 +134,10 @@ def test_mnist_from_a_folder_of_images(tmp_path: Path) -> None:
     [
         ("mnits", {}, "did you mean mnist"),
         ("zzz", {}, "no such data set or path; the names are digits, mnist"),
-        ("rings", {"data": "x.npy"}, "no effect"),
+        ("rings", {"path": "x.npy"}, "no effect"),
         ("digits", {"hub": True}, "no effect"),
-        ("mnist", {"hub": True, "data": "x"}, "must not be given together"),
-        ("mnist", {"data": "/nowhere.npz"}, "no such file"),
+        ("mnist", {"hub": True, "path": "x"}, "must not be given together"),
+        ("mnist", {"path": "/nowhere.npz"}, "no such file"),
         ("fashion-mnist", {}, "THALWEG_DATA"),
         ("rings", {"held_out": 1.5}, "held_out=1.5"),
         ("rings", {"limit": 0}, "limit=0"),
@@ -144,19 +145,19 @@ def test_mnist_from_a_folder_of_images(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line(name: str, settings: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        load(name, **settings)
+        load(name, DataOptions(**settings))
     assert "\n" not in str(caught.value)
 
 
 def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r"pip install thalweg\[images\]"):
-        load("mnist", hub=True)
+        load("mnist", DataOptions(hub=True))
     fake = ModuleType("datasets")
     rows = {"image": [Image.new("L", (28, 28), i) for i in range(24)], "label": [i % 2 for i in range(24)]}
     monkeypatch.setattr(fake, "load_dataset", lambda name, split: rows, raising=False)
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    fetched = load("fashion-mnist", hub=True)
+    fetched = load("fashion-mnist", DataOptions(hub=True))
     assert (len(fetched.train), len(fetched.held_out)) == (22, 2)
     assert "from the Hub" in fetched.source
 
@@ -165,7 +166,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fake, "load_dataset", offline)
     with pytest.raises(UserError, match=r"cannot fetch .* \(no route\)"):
-        load("mnist", hub=True)
+        load("mnist", DataOptions(hub=True))
 
 
 def split_class_by_class(labels: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from thalweg.data.catalog import load
+from thalweg.data.options import DataOptions
 
 OLDEST = "THALWEG_OLDEST" in os.environ  # where it must be installed
 
@@ -32,7 +33,7 @@ def test_a_set_of_the_hub_is_read(tmp_path, monkeypatch):
         return real("parquet", data_files={"train": str(tmp_path / "train.parquet")}, split=split, cache_dir=tmp_path)
 
     monkeypatch.setattr(datasets, "load_dataset", fetch)
-    found = load("mnist", hub=True)
+    found = load("mnist", DataOptions(hub=True))
     assert found.shape == (1, 28, 28)
     assert len(found.train) + len(found.held_out) == n
     assert "from the Hub" in found.source

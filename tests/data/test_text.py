@@ -16,6 +16,7 @@ from thalweg.data.alphabet import END, MARK, UNSEEN, Alphabet
 from thalweg.data.catalog import load
 from thalweg.data.files import read_array
 from thalweg.data.in_memory import given_dataset
+from thalweg.data.options import DataOptions
 from thalweg.data.texts import read_texts
 from thalweg.data.transform import OneHot
 
@@ -137,7 +138,7 @@ def test_the_split_holds_out_a_tenth_and_the_letters_are_those_of_training(tmp_p
     assert "6 repeat an earlier one" in data.source
     again, other = load(str(path), seed=3), load(str(path), seed=4)
     assert again.fingerprint == data.fingerprint != other.fingerprint
-    few = load(str(path), seed=3, limit=5, held_out=0.5)
+    few = load(str(path), DataOptions(limit=5, held_out=0.5), seed=3)
     assert (len(few.train), len(few.held_out)) == (5, 33)
     assert few.alphabet is not None
     assert set(few.alphabet.letters) == {c for text in few.alphabet.decode(few.train) for c in text}
@@ -154,27 +155,39 @@ def test_a_length_may_be_given_and_long_lines_are_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError) as error:
         load(str(path))
     assert error.value.argument == f"{path}, line 62"
-    assert load(str(path), length=90).shape == (90,)
+    assert load(str(path), DataOptions(length=90)).shape == (90,)
     with pytest.raises(UserError) as error:
-        load(str(path), length=20)
+        load(str(path), DataOptions(length=20))
     assert error.value.argument == f"{path}, line 62"
     with pytest.raises(UserError):
-        load(str(path), length=0)
+        load(str(path), DataOptions(length=0))
 
 
 @pytest.mark.parametrize(
-    "option", [{"header": True}, {"drop": ["a"]}, {"targets": ["a"]}, {"hub": True}, {"data": "x"}]
+    ("options", "argument"),
+    [
+        (DataOptions(header=True), "header"),
+        (DataOptions(header=False), "header"),
+        (DataOptions(drop=["a"]), "drop"),
+        (DataOptions(targets=["a"]), "data.targets"),
+        (DataOptions(hub=True), "hub"),
+        (DataOptions(path="x"), "data"),
+        (DataOptions(size=8), "size"),
+        (DataOptions(labels="folder"), "labels"),
+        (DataOptions(skip_bad=True), "skip_bad"),
+        (DataOptions(column="image"), "data.column"),
+    ],
 )
-def test_options_of_other_data_are_refused_for_texts(tmp_path: Path, option: dict[str, object]) -> None:
+def test_options_of_other_data_are_refused_for_texts(tmp_path: Path, options: DataOptions, argument: str) -> None:
     path = write(tmp_path / "a.txt", "\n".join(WORDS))
     with pytest.raises(UserError) as error:
-        load(str(path), **option)  # pyright: ignore[reportArgumentType]
-    assert error.value.argument == next(iter(option))
+        load(str(path), options)
+    assert error.value.argument == argument
 
 
 def test_the_length_is_an_option_of_texts_alone() -> None:
     with pytest.raises(UserError) as error:
-        load("two-moons", length=4)
+        load("two-moons", DataOptions(length=4))
     assert error.value.argument == "data.length"
 
 
@@ -243,7 +256,7 @@ def test_hints_about_long_lines_can_be_followed(tmp_path: Path) -> None:
     ):
         path = write(tmp_path / "a.txt", "\n".join([*WORDS, *long]))
         with pytest.raises(UserError) as error:
-            load(str(path), length=length)
+            load(str(path), DataOptions(length=length))
         assert error.value.hint == hint
 
 

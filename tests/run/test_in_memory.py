@@ -12,6 +12,7 @@ from thalweg.core.errors import Diverged, OutOfMemory, UserError
 from thalweg.core.rng import generator
 from thalweg.data import catalog
 from thalweg.data.loader import Loader
+from thalweg.data.options import DataOptions
 from thalweg.data.toy import two_moons
 from thalweg.data.transform import Identity, Standardize
 from thalweg.energy.networks.mlp import MLPEnergy
@@ -104,7 +105,7 @@ def test_a_recipe_in_memory_is_the_run_that_fit_makes(tmp_path):
     overrides = ["train.batch_size=16", "train.precision=fp32", "energy.width=16", "energy.num_blocks=1"]
     request = Request(data="two-moons", steps=3, seed=5, overrides=[*overrides, "data.limit=60"])
     bundle = fit(request, tmp_path / "run", tensorboard=False)
-    model = train_in_memory(settings(request, "vector"), catalog.load("two-moons", seed=5, limit=60))
+    model = train_in_memory(settings(request, "vector"), catalog.load("two-moons", DataOptions(limit=60), seed=5))
     if (correction := bundle.config.get("constant")) is not None:
         model.shift(correction["shift"])  # what a run does when it has ended, and `train_in_memory` does not
     assert same(model, bundle.model)
@@ -255,7 +256,7 @@ def test_what_has_no_effect_in_memory_is_refused(argument, act):
 def test_the_dry_run_leaves_the_network_as_it_was():
     """A forward in train mode moves the power iteration of a spectral norm; its buffers are put back."""
     request = Request(data="digits", recipe="pcd-conv", overrides=["objective.num_steps=2", "data.limit=60"])
-    run, data = settings(request, "image"), catalog.load("digits", limit=60)
+    run, data = settings(request, "image"), catalog.load("digits", DataOptions(limit=60))
     before = torch.get_rng_state()
     parts, twin = (build_parts(run, data) for _ in range(2))
     check_parts(parts, run, data)
@@ -277,7 +278,7 @@ def test_the_dry_run_leaves_the_network_as_it_was():
 def test_parts_that_do_not_fit_are_named(override, argument):
     """The first by its constructor's complaint about a shape that the data gave, the others by one another."""
     run = settings(Request(data="two-moons", overrides=[override]), "vector")
-    data = catalog.load("two-moons", limit=60)
+    data = catalog.load("two-moons", DataOptions(limit=60))
     with pytest.raises(UserError) as caught:
         check_parts(build_parts(run, data), run, data)
     assert caught.value.argument == argument

@@ -9,14 +9,13 @@ from thalweg.bundle.from_config import given_parts
 from thalweg.core.config import names_class
 from thalweg.core.errors import UserError
 from thalweg.data.catalog import Dataset, load
+from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import named_sets
 
 
 def read_dataset(spec: Mapping[str, Any], seed: int) -> Dataset:
     """The data set that the section `data` of a run describes; `seed` splits it."""
-    options = {key: spec[key] for key in ("hub", "held_out", "limit", "header", "drop", "targets")}
-    options["length"] = spec.get("length")  # runs from before texts have none
-    return load(spec["name"], data=spec["path"], seed=seed, **options)
+    return load(spec["name"], DataOptions.of(spec), seed=seed)
 
 
 def data_of(bundle: Bundle) -> Dataset:

@@ -43,6 +43,13 @@ def train(
     report: Annotated[bool, typer.Option(help="Evaluate at the end and write report.html.")] = True,
     header: Header = None,
     drop: Drop = None,
+    size: Annotated[
+        int | None, typer.Option(help="Images: resize the shorter side to so many pixels, and crop the middle.", min=1)
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Images: `folder`, each subfolder a class, or a CSV of names and classes.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
     trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -66,6 +73,9 @@ def train(
         overrides=overrides or [],
         command=console.command(),
         device=device,
+        size=size,
+        labels=labels,
+        skip_bad=skip_bad,
         **table_options(header, drop),
     )
     try:

@@ -22,9 +22,11 @@ from thalweg.data import texts as text_rows
 from thalweg.data.alphabet import Alphabet, with_room
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import is_table, read_labels, read_rows
-from thalweg.data.sets.base import LocatedSet, RawData, named_sets, set_at
-from thalweg.data.splitting import StoredParts, split_rows, split_stored
-from thalweg.data.stored_rows import HELD_OUT_NUMBERS, Columns, StoredRows
+from thalweg.data.image_folders import is_image, read_images
+from thalweg.data.options import DataOptions
+from thalweg.data.sets.base import LocatedSet, NamedSet, RawData, named_sets, set_at
+from thalweg.data.splitting import split_rows, split_stored, split_tensor
+from thalweg.data.stored_rows import Columns, StoredRows
 from thalweg.data.validate import Kind, as_float, require_trainable
 
 __all__ = ["Dataset", "as_float", "load", "split", "split_texts"]
@@ -47,6 +49,8 @@ class Dataset:
     held_out_labels: Tensor | None
     layout: Layout = field(default_factory=Layout)
     alphabet: Alphabet | None = None  # of texts
+    class_names: tuple[str, ...] = ()  # of the labels 0, 1, …, where the data name them
+    notes: tuple[str, ...] = ()  # lines for people about how the data were read, such as what was left out
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,60 +87,35 @@ def _digest(*parts: Tensor | StoredRows, more: bytes = b"") -> str:
     return digest.hexdigest()
 
 
-def load(
-    name: str,
-    *,
-    data: str | Path | None = None,
-    hub: bool = False,
-    seed: int = 0,
-    held_out: float | None = None,
-    limit: int | None = None,
-    header: bool | None = None,
-    drop: Sequence[str] = (),
-    targets: Sequence[str] = (),
-    length: int | None = None,
-) -> Dataset:
+def load(name: str, options: DataOptions | None = None, *, seed: int = 0) -> Dataset:
     """A named set (`data.sets`), any path that `files.read_rows` reads, or a .txt of texts, shuffled and split.
 
     Args:
         name: The set, the path, or the class of a set in a trusted package, `my_plugin.rings:Rings`.
-        data: The file or folder of a set that has no fixed place (`LocatedSet`).
-        hub: Fetch such a set from the Hugging Face Hub.
+        options: How the data are read and split, `DataOptions(limit=500)`. UserError for one that has no effect on
+            these data.
         seed: Seed of the split, and of a set that is generated.
-        held_out: The share of rows held out; by default the set's own, 1/10 of a path.
-        limit: Keep so many rows of the shuffled training part.
-        header: As in `files.read_rows`, for tables alone.
-        drop: The same.
-        targets: Columns of a table that become the last of a row, in this order.
-        length: Of texts alone: the most letters that the model takes; None: the longest text's, and some room.
     """
-    if held_out is not None and not 0 < held_out < 1:
-        raise UserError("must be in (0, 1)", argument="held_out", value=held_out)
-    if limit is not None:
-        check.count(limit=limit)
+    options = options or DataOptions()
     if _is_text(name):
-        _refuse_of_texts(name, data=data, hub=hub or None, header=header, drop=drop or None, targets=targets or None)
-        found = text_rows.read_texts(Path(name))
-        share = HELD_OUT if held_out is None else held_out
-        source = f"{name}, {len(found.texts):,} texts"
-        return split_texts(
-            found.texts,
-            lines=found.numbers,
-            name=name,
-            source=source,
-            held_out=share,
-            seed=seed,
-            limit=limit,
-            length=length,
-        )
-    if length is not None:
-        raise UserError(f"has no effect on {name!r}, only on texts", argument="data.length", hint="leave it out")
-    x, labels, source, share, layout = _rows(name, data, hub, seed, header, drop)
-    if targets:
-        layout, order = layout.with_last(targets, name)
+        return _texts(name, options, seed)
+    rows = _rows(name, options, seed)
+    x, layout = rows.x, rows.layout
+    if options.targets:
+        layout, order = layout.with_last(options.targets, name)
         x = Columns(x, order) if isinstance(x, StoredRows) else x[:, order]
-    share = share if held_out is None else held_out
-    return split(x, labels, name=name, source=source, held_out=share, seed=seed, limit=limit, layout=layout)
+    return split(
+        x,
+        rows.labels,
+        name=name,
+        source=rows.what,
+        held_out=rows.share if options.held_out is None else options.held_out,
+        seed=seed,
+        limit=options.limit,
+        layout=layout,
+        class_names=rows.class_names,
+        notes=rows.notes,
+    )
 
 
 def _is_text(name: str) -> bool:
@@ -144,31 +123,42 @@ def _is_text(name: str) -> bool:
     return text_rows.is_text_file(Path(name)) and Path(name).exists()
 
 
-def _refuse_of_texts(name: str, **options: object) -> None:
-    """UserError about the first option that is given, as it has no effect on texts."""
-    given = next((option for option, value in options.items() if value is not None), None)
-    if given is not None:
-        raise UserError(f"has no effect on {name!r}, which holds texts", argument=given, hint="leave it out")
+def _texts(name: str, options: DataOptions, seed: int) -> Dataset:
+    """The texts of a file, shuffled and split."""
+    _require_located(name, options, None)
+    options.require_effect(name, "text")
+    found = text_rows.read_texts(Path(name))
+    return split_texts(
+        found.texts,
+        lines=found.numbers,
+        name=name,
+        source=f"{name}, {len(found.texts):,} texts",
+        held_out=HELD_OUT if options.held_out is None else options.held_out,
+        seed=seed,
+        limit=options.limit,
+        length=options.length,
+    )
 
 
-def _rows(
-    name: str, data: str | Path | None, hub: bool, seed: int, header: bool | None, drop: Sequence[str]
-) -> RawData:
+def _rows(name: str, options: DataOptions, seed: int) -> RawData:
     """All rows of a named set or a path, from where the options say."""
     sets = named_sets()
     named = set_at(name) if names_class(name) and not Path(name).exists() else sets.get(name)
-    if (data is not None or hub) and not isinstance(named, LocatedSet):
-        setting = "hub" if data is None else "data"
-        located = ", ".join(other.name for other in sets.values() if isinstance(other, LocatedSet))
+    _require_located(name, options, named)
+    if named is None:
+        return _from_path(name, sets, options)
+    options.require_effect(name, "set")
+    return named.locate(options.path, options.hub) if isinstance(named, LocatedSet) else named.load(seed)
+
+
+def _require_located(name: str, options: DataOptions, named: NamedSet | None) -> None:
+    """UserError for a place that is given for data that have one."""
+    if (options.path is not None or options.hub) and not isinstance(named, LocatedSet):
+        setting = "hub" if options.path is None else "data"
+        located = ", ".join(other.name for other in named_sets().values() if isinstance(other, LocatedSet))
         raise UserError(f"has no effect on {name!r}, only on {located}", argument=setting, hint="leave it out")
-    if data is not None and hub:
+    if options.path is not None and options.hub:
         raise UserError("must not be given together", argument="data and hub", hint="leave one of them out")
-    if (header is not None or drop) and (named is not None or not is_table(Path(name))):
-        setting = "drop" if header is None else "header"
-        raise UserError(f"has no effect on {name!r}, only on a table", argument=setting, hint="leave it out")
-    if isinstance(named, LocatedSet):
-        return named.locate(data, hub)
-    return _from_path(name, sets, header, drop) if named is None else named.load(seed)
 
 
 def split(
@@ -181,39 +171,24 @@ def split(
     seed: int = 0,
     limit: int | None = None,
     layout: Layout | None = None,
+    class_names: tuple[str, ...] = (),
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
     """Rows in data units, shuffled and split as `load` does: the same rows and seed give the same parts."""
     require_trainable(x, where=name)
-    if isinstance(x, StoredRows):
-        return _split_stored(x, labels, name, source, split_stored(x, labels, held_out, seed, limit), layout)
-    train, rest = split_rows(len(x), labels, held_out, seed)
-    train = train[:limit]
+    how = (labels, held_out, seed, limit)
+    parts = split_stored(x, *how) if isinstance(x, StoredRows) else split_tensor(x, *how)
     return Dataset(
         name=name,
-        source=f"{source}: {len(train):,} to train on, {len(rest):,} held out",
-        kind="image" if x.ndim == 4 else "vector",
-        train=x[train],
-        held_out=x[rest],
-        train_labels=None if labels is None else labels[train],
-        held_out_labels=None if labels is None else labels[rest],
-        layout=layout or Layout(),
-    )
-
-
-def _split_stored(
-    x: StoredRows, labels: Tensor | None, name: str, source: str, parts: StoredParts, layout: Layout | None
-) -> Dataset:
-    bound = f" (at most {HELD_OUT_NUMBERS:,} numbers are)" if parts.bounded else ""
-    sizes = f"{len(parts.train):,} to train on, read while it trains, {len(parts.rest):,} held out{bound}"
-    return Dataset(
-        name=name,
-        source=f"{source}: {sizes}",
+        source=f"{source}: {parts.sizes}",
         kind="image" if x.ndim == 4 else "vector",
         train=parts.train,
         held_out=parts.held_out,
         train_labels=parts.train_labels,
-        held_out_labels=None if labels is None else labels[parts.rest],
+        held_out_labels=parts.held_out_labels,
         layout=layout or Layout(),
+        class_names=class_names,
+        notes=notes,
     )
 
 
@@ -263,10 +238,14 @@ def texts_dataset(
     )
 
 
-def _from_path(name: str, names: Collection[str], header: bool | None, drop: Sequence[str]) -> RawData:
+def _from_path(name: str, names: Collection[str], options: DataOptions) -> RawData:
     path = Path(name)
     if path.exists():
-        x, layout, _ = read_rows(path, header=header, drop=drop)
+        if path.is_dir() or is_image(path):
+            options.require_effect(name, "images")
+            return read_images(path, options)
+        options.require_effect(name, "table" if is_table(path) else "array")
+        x, layout, _ = read_rows(path, header=options.header, drop=options.drop)
         size = " x ".join(map(str, x.shape[1:]))
         what = f"images of {size}" if x.ndim == 4 else f"rows of {size} numbers"
         return RawData(x, read_labels(path, len(x)), f"{path}, {len(x):,} {what}", layout=layout)

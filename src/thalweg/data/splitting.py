@@ -11,14 +11,14 @@ from thalweg.data.permutation import Permutation
 from thalweg.data.stored_rows import HELD_OUT_NUMBERS, AllBut, Chosen, StoredRows, Subset
 
 
-class StoredParts(NamedTuple):
-    """The parts of a stored set. `rest`: numbers of the held-out rows, in the order of `held_out`."""
+class SplitRows(NamedTuple):
+    """The parts of a set. `sizes`: in words."""
 
-    train: Subset
+    train: Tensor | StoredRows
     held_out: Tensor
     train_labels: Tensor | None
-    rest: Tensor
-    bounded: bool  # whether fewer are held out than the share, as they are in memory
+    held_out_labels: Tensor | None
+    sizes: str
 
 
 def split_rows(n: int, labels: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,15 @@ def num_held_out(n: int, share: float) -> int:
     return min(max(1, round(n * share)), n - 1)
 
 
-def split_stored(x: StoredRows, labels: Tensor | None, share: float, seed: int, limit: int | None) -> StoredParts:
+def split_tensor(x: Tensor, labels: Tensor | None, share: float, seed: int, limit: int | None) -> SplitRows:
+    """The parts of rows in memory, both shuffled."""
+    train, rest = split_rows(len(x), labels, share, seed)
+    train = train[:limit]
+    own, others = (None if labels is None else labels[part] for part in (train, rest))
+    return SplitRows(x[train], x[rest], own, others, f"{len(train):,} to train on, {len(rest):,} held out")
+
+
+def split_stored(x: StoredRows, labels: Tensor | None, share: float, seed: int, limit: int | None) -> SplitRows:
     """The parts of rows that stay where they are stored, of which the held-out ones are read now.
 
     Without labels the memory that this takes does not grow with the number of rows. Held-out rows are shuffled;
@@ -52,12 +60,17 @@ def split_stored(x: StoredRows, labels: Tensor | None, share: float, seed: int, 
     count = max(2, min(wanted, HELD_OUT_NUMBERS // max(1, math.prod(x.shape[1:]))))
     if labels is None:
         order = Permutation(len(x), generator(seed, "split"))
-        rest, more = order[:count], order[count : count + (limit or 0)]
+        rest, some = order[:count], order[count : count + (limit or 0)]
     else:
-        train, rest = split_rows(len(x), labels, count / len(x), seed)
-        more = train[: limit or 0]
-    rows = (
-        AllBut(len(x), rest.sort().values) if limit is None or limit >= len(x) - count else Chosen(more.sort().values)
+        shuffled, rest = split_rows(len(x), labels, count / len(x), seed)
+        some = shuffled[: limit or 0]
+    whole = limit is None or limit >= len(x) - count
+    rows = AllBut(len(x), rest.sort().values) if whole else Chosen(some.sort().values)
+    bound = f" (at most {HELD_OUT_NUMBERS:,} numbers are)" if count < wanted else ""
+    return SplitRows(
+        Subset(x, rows),
+        x[rest],
+        None if labels is None else labels[rows[torch.arange(len(rows))]],
+        None if labels is None else labels[rest],
+        f"{len(rows):,} to train on, read while it trains, {len(rest):,} held out{bound}",
     )
-    kept = None if labels is None else labels[rows[torch.arange(len(rows))]]
-    return StoredParts(Subset(x, rows), x[rest], kept, rest, count < wanted)

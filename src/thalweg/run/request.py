@@ -13,9 +13,11 @@ from thalweg.core import check
 from thalweg.core import config as specs
 from thalweg.core.errors import UserError, shown
 from thalweg.core.recipes import read_recipe
+from thalweg.data.options import LARGEST_SIZE
 from thalweg.energy.base import Anchored, NoiseConditional
 from thalweg.energy.outcomes import Conditional
 from thalweg.run.given import Given
+from thalweg.training.settings import DataSettings
 from thalweg.training.signals import MonitorSettings
 
 BUDGETS = ("steps", "minutes")
@@ -23,7 +25,8 @@ BASE = {"image": "pcd-conv-image", "vector": "pcd-vector", "text": "words"}  # r
 TRANSFORM = {"text": "thalweg.data.transform:OneHot"}  # of a recipe that names none: Identity for other kinds
 CONDITIONAL = {True: "conditional-labels", False: "conditional-continuous"}  # for an energy E(x, y) that is given
 MINUTES = 10.0  # where neither the command, nor an override, nor the recipe has a budget
-ARGUMENTS = ("data.name", "data.path", "data.hub", "data.header", "data.drop", "seed")
+OF_DATA = ("path", "hub", "header", "drop", "size", "labels", "skip_bad")  # fields of a request, and of its data
+ARGUMENTS = ("data.name", *(f"data.{name}" for name in OF_DATA), "seed")
 WHOLE = {"data": "data.held_out or data.limit", "train": "its keys, as in train.batch_size=32"}
 ANOTHER = "resume without, or start another run"
 
@@ -45,6 +48,9 @@ class Request:
         command: What made the run, for its config.
         header: Whether a CSV's first line names the columns. None: it must be clear from the lines.
         drop: Columns to leave out.
+        size: Of images: the side of the square to which they are resized and cropped.
+        labels: Of images: "folder", or a CSV of names and classes.
+        skip_bad: Whether images that cannot be read are left out.
         given: Parts that are objects, in place of the recipe's and the data's names.
         device: Where the energy is trained, as `core.device.find_device` takes it. No property of the run: it may go on
             on another one.
@@ -62,16 +68,21 @@ class Request:
     command: str | None = None
     header: bool | None = None
     drop: Sequence[str] = ()
+    size: int | None = None
+    labels: str | os.PathLike[str] | None = None
+    skip_bad: bool = False
     given: Given = field(default_factory=Given)
     device: str = "auto"
 
     def __post_init__(self):
-        for name in ("data", "recipe", "path"):
+        for name in ("data", "recipe", "path", "labels"):
             object.__setattr__(self, name, _text(name, getattr(self, name)))
         if self.data is None:
             raise UserError("must be the name of a data set, or a path", argument="data")
         if self.seed is not None:
             object.__setattr__(self, "seed", check.whole("seed", self.seed, 0, 2**64 - 1))
+        if self.size is not None:
+            object.__setattr__(self, "size", check.whole("size", self.size, 1, LARGEST_SIZE))
         if isinstance(self.overrides, str) or not all(isinstance(text, str) for text in self.overrides):
             condition = "must be a list of texts, as in ['train.batch_size=32']"
             raise UserError(condition, argument="overrides", value=self.overrides)
@@ -127,8 +138,9 @@ def data_tree(request: Request) -> dict[str, Any]:
             raise UserError(text, argument=key, hint="see `thalweg train --help`")
         if key in WHOLE:
             raise UserError("must be overridden by key, not whole", argument=key, hint=f"override {WHOLE[key]}")
-    data = {"name": request.data, "path": request.path, "hub": request.hub, "held_out": None, "limit": None}
-    data |= {"header": request.header, "drop": list(request.drop), "targets": [], "length": None}
+    asked = {name: getattr(request, name) for name in OF_DATA}
+    defaults = DataSettings.model_validate({"name": request.data}).model_dump()
+    data = {**defaults, **asked, "drop": list(request.drop)}
     mine = [text for text in request.overrides if text.strip().startswith("data.")]
     return specs.override({"data": data}, mine)["data"]
 
@@ -241,6 +253,9 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
     require(not request.hub or data["hub"], "hub", True, False)
     require(request.header in (None, data["header"]), "header", request.header, data["header"])
     require(not request.drop or [*request.drop] == data["drop"], "drop", [*request.drop], data["drop"])
+    require(request.size in (None, data["size"]), "size", request.size, data["size"])
+    require(request.labels in (None, data["labels"]), "labels", request.labels, data["labels"])
+    require(not request.skip_bad or data["skip_bad"], "skip_bad", True, False)
     require(request.seed in (None, run["seed"]), "seed", request.seed, run["seed"])
     _compare_recipe(request, config, folder)
     # The very overrides it began with pass: a value may be stored in another form than the one it was given in.

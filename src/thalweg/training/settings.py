@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from thalweg.core.config import check
 from thalweg.core.errors import UserError, suggestion
+from thalweg.data.options import LARGEST_SIZE
 from thalweg.data.validate import Kind
 from thalweg.training.guard import GuardSettings
 from thalweg.training.signals import MonitorSettings
@@ -30,7 +31,13 @@ class DataSettings(_Section):
     drop: list[str] = []  # columns of a table to leave out
     targets: list[str] = []  # columns of a table that are y of p(y | x): they become the last of a row
     length: int | None = Field(None, ge=1, description="most letters of a text")
-    workers: int = Field(2, ge=0, le=64, description="threads that read rows which are not in memory")
+    size: int | None = Field(None, ge=1, le=LARGEST_SIZE, description="side of the square that images are resized to")
+    labels: str | None = Field(None, min_length=1)  # "folder", a CSV of names and classes, or a column
+    skip_bad: bool = False  # whether images that cannot be read are left out
+    column: str | None = Field(None, min_length=1)  # of images as bytes, in a table or on the Hub
+    split: str | None = Field(None, min_length=1)  # of a set on the Hub
+    config: str | None = Field(None, min_length=1)  # of a set on the Hub
+    workers: int = Field(2, ge=0, le=64, description="threads that read rows that stay on disk")
 
 
 class TrainSettings(_Section):

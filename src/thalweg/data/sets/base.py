@@ -23,6 +23,8 @@ class RawData(NamedTuple):
         what: Which data these are, in a few words.
         share: The share of rows that is held out, where the caller does not say.
         layout: The columns of a table.
+        class_names: Of the labels 0, 1, …, where the data name them.
+        notes: Lines for people about how the data were read, such as what was left out.
     """
 
     x: Tensor | StoredRows
@@ -30,6 +32,8 @@ class RawData(NamedTuple):
     what: str
     share: float = 0.1
     layout: Layout = Layout()
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class NamedSet(ABC):
