@@ -26,6 +26,8 @@ from thalweg.data.image_folders import is_image, read_images
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import LocatedSet, NamedSet, RawData, named_sets, set_at
 from thalweg.data.splitting import split_rows, split_stored, split_tensor
+from thalweg.data.stored.hub import PREFIX, read_hub
+from thalweg.data.stored.opening import column_labels, stored_at
 from thalweg.data.stored_rows import Columns, StoredRows
 from thalweg.data.validate import Kind, as_float, require_trainable
 
@@ -142,6 +144,10 @@ def _texts(name: str, options: DataOptions, seed: int) -> Dataset:
 
 def _rows(name: str, options: DataOptions, seed: int) -> RawData:
     """All rows of a named set or a path, from where the options say."""
+    if name.startswith(PREFIX):
+        _require_located(name, options, None)
+        options.require_effect(name, "hub")
+        return read_hub(name, options)
     sets = named_sets()
     named = set_at(name) if names_class(name) and not Path(name).exists() else sets.get(name)
     _require_located(name, options, named)
@@ -241,14 +247,19 @@ def texts_dataset(
 def _from_path(name: str, names: Collection[str], options: DataOptions) -> RawData:
     path = Path(name)
     if path.exists():
+        if (found := stored_at(path, options)) is not None:
+            return found
         if path.is_dir() or is_image(path):
             options.require_effect(name, "images")
             return read_images(path, options)
         options.require_effect(name, "table" if is_table(path) else "array")
-        x, layout, _ = read_rows(path, header=options.header, drop=options.drop)
+        labels, names = column_labels([path], options.labels, options.header)
+        drop = [*options.drop, *([] if options.labels is None else [options.labels])]
+        x, layout, _ = read_rows(path, header=options.header, drop=drop)
         size = " x ".join(map(str, x.shape[1:]))
         what = f"images of {size}" if x.ndim == 4 else f"rows of {size} numbers"
-        return RawData(x, read_labels(path, len(x)), f"{path}, {len(x):,} {what}", layout=layout)
+        labels = read_labels(path, len(x)) if labels is None else labels
+        return RawData(x, labels, f"{path}, {len(x):,} {what}", layout=layout, class_names=names)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]}? " if close else ""
     raise UserError("no such data set or path", argument=repr(name), hint=f"{hint}the names are {', '.join(names)}")

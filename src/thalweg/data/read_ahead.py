@@ -15,11 +15,11 @@ class ReadAhead(Generic[T]):
 
     Args:
         read: The batch of a step.
-        workers: Number of threads. One batch more than that is held.
+        workers: Number of threads. Twice as many batches are held, for times when other work takes the cores.
     """
 
     def __init__(self, read: Callable[[int], T], workers: int):
-        self.read, self.depth = read, workers + 1
+        self.read, self.depth = read, 2 * workers
         self._pool = ThreadPoolExecutor(workers, "thalweg-data")
         self._coming: dict[int, Future[T]] = {}
 

@@ -195,13 +195,6 @@ def some_rows(x: Tensor | StoredRows, most: int, numbers: int | None = None) -> 
     return x[torch.arange(most) * len(x) // most]
 
 
-def whole_if_small(x: StoredRows) -> Tensor | StoredRows:
-    """All rows as a tensor, where they take no more than `KEPT_BYTES`."""
-    if x.nbytes > KEPT_BYTES:
-        return x
-    return torch.cat([*x.split(len(x))])
-
-
 class Unchanged:
     """Files that must stay as they were when they were opened, by their size and time of change.
 

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import math
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,11 @@ class NpyRows(StoredRows):
     def __init__(self, path: Path):
         self.path = path
         with reading_array(path):
-            self._file = path.open("rb")
-            check_header(self._file, path.stat().st_size, str(path), at_once=False)
-            self._start = self._file.tell()
+            with path.open("rb") as file:
+                check_header(file, path.stat().st_size, str(path), at_once=False)
+                self._start = file.tell()
+            self._file = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._file)
             raw, fortran, self._raw_dtype = npy_header(path)
         if fortran:
             hint = "save it by numpy.save(…, numpy.ascontiguousarray(x))"
@@ -67,7 +70,7 @@ class NpyRows(StoredRows):
         """Put rows, as they are stored, into an array: as many as it has, from `first` on."""
         view, place = raw.reshape(-1).view(np.uint8).data, self._start + first * self._bytes
         while view:
-            count = os.preadv(self._file.fileno(), [view[: 1 << 30]], place)  # a call gives 2 GiB at most
+            count = os.preadv(self._file, [view[: 1 << 30]], place)  # a call gives 2 GiB at most
             if not count:
                 hint = "put it back as it was, then go on with --resume"
                 raise UserError("has been cut since the run began", argument=str(self.path), hint=hint)
