@@ -81,7 +81,13 @@ def tiny(monkeypatch):
 def request_of(path, workers):
     kind = VECTOR if path.suffix == ".npy" or (path.stem == "x" and "a" in parquet.read_schema(path).names) else IMAGE
     column = ["data.column=image"] if path.suffix == ".parquet" and kind is IMAGE else []
-    small = ["train.batch_size=16", "train.log_every=1", "train.precision=fp32", "monitor.policy=none"]
+    small = [
+        "train.batch_size=16",
+        "train.log_every=1",
+        "train.precision=fp32",
+        "monitor.policy=none",
+        "sampler.num_steps=2",
+    ]
     return Request(
         data=path, steps=STEPS, checkpoint_every=4, overrides=[*kind, *column, *small, f"data.workers={workers}"]
     )
