@@ -23,6 +23,7 @@ from thalweg.core.store import read_json, write_bytes, write_json
 from thalweg.core.trust import as_names, trusting
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.in_memory import NAME, given_dataset, is_in_memory
+from thalweg.data.stored_rows import some_rows
 from thalweg.data.transform import Transform
 from thalweg.objective.base import HasSampler, Objective
 from thalweg.run.fit import Request, fit_with_data
@@ -272,10 +273,12 @@ def evaluate_run(
     how: dict[str, Any] = {"history": read_metrics(folder), "num_samples": num_samples, "seed": seed}
     how |= {"num_ode": LARGE_ODE} if large else {}
     if data.alphabet is not None:
-        train, unseen = (data.alphabet.decode(part) for part in (data.train, data.held_out))
+        train, unseen = (data.alphabet.decode(part) for part in (some_rows(data.train, len(data.train)), data.held_out))
         (figures, pictures), more = evaluate_texts(bundle, train=train, held_out=unseen, **how), {}
     else:
-        bundle, _, (rows, held_out) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
+        bundle, _, (rows, held_out) = in_float32(
+            bundle, as_float(some_rows(data.train, 10_000)), as_float(data.held_out)
+        )
         labels = data.held_out_labels
         figures, pictures = evaluate_bundle(bundle, train=rows, held_out=held_out, held_out_labels=labels, **how)
         more = of_report(bundle, held_out, labels, seed=seed)
@@ -321,7 +324,7 @@ def judge_run(
     data = data_of(bundle) if data is None else data
     if data.kind == "text":
         raise UserError("must be a run of images or rows for a judge", argument=str(folder))
-    bundle, _, (train, real) = in_float32(bundle, as_float(data.train[:10_000]), as_float(data.held_out))
+    bundle, _, (train, real) = in_float32(bundle, as_float(some_rows(data.train, 10_000)), as_float(data.held_out))
     step, labels = bundle.config["training"]["steps"], data.held_out_labels
     if settings is None:
         judge = StatisticalJudge(train, seed=seed)

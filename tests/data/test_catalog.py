@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
-from thalweg.data import catalog
+from thalweg.data import splitting
 from thalweg.data.catalog import Dataset, load
 from thalweg.data.options import DataOptions
 
@@ -189,7 +189,7 @@ def test_the_split_is_the_one_of_a_loop_over_the_classes(classes: int) -> None:
     labels = (torch.rand(300, generator=draw).square() * classes).long() - 3 if classes < 300 else torch.arange(300)
     for seed in range(3):
         wanted = split_class_by_class(labels, 0.15, seed)
-        found = catalog._split(300, labels, 0.15, seed)
+        found = splitting.split_rows(300, labels, 0.15, seed)
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
@@ -214,5 +214,5 @@ def test_the_split_takes_as_many_operations_for_any_number_of_labels() -> None:
         return counting.calls
 
     few, many = torch.arange(2000) % 2, torch.arange(2000)
-    assert calls(catalog._split, 2000, few, 0.1, 0) == calls(catalog._split, 2000, many, 0.1, 0) < 40
+    assert calls(splitting.split_rows, 2000, few, 0.1, 0) == calls(splitting.split_rows, 2000, many, 0.1, 0) < 40
     assert calls(split_class_by_class, many[:50], 0.1, 0) > calls(split_class_by_class, few[:50], 0.1, 0) + 100

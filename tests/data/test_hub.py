@@ -3,11 +3,17 @@
 import importlib
 import io
 import os
+import sys
+import types
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
+from thalweg.core.errors import UserError
+from thalweg.data import stored_rows
 from thalweg.data.catalog import load
 from thalweg.data.options import DataOptions
 
@@ -37,3 +43,105 @@ def test_a_set_of_the_hub_is_read(tmp_path, monkeypatch):
     assert found.shape == (1, 28, 28)
     assert len(found.train) + len(found.held_out) == n
     assert "from the Hub" in found.source
+
+
+class Feature:
+    """A column of the fake package: `datasets` tells columns apart by their classes' names."""
+
+    def __init__(self, decode=True, names=()):
+        self.decode, self.names = decode, names
+
+
+class FakeSet:
+    """What is used of a set of `datasets`, on an Arrow table."""
+
+    def __init__(self, table, features):
+        self.table, self.features = table, features
+
+    column_names = property(lambda self: self.table.column_names)
+
+    def __len__(self):
+        return len(self.table)
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            return self.table[key].to_pylist()
+        return self.table.take(key) if isinstance(key, list) else self.table[key]
+
+    def cast_column(self, name, feature):
+        assert feature.decode is False
+        return self
+
+    def select_columns(self, names):
+        return FakeSet(self.table.select(names), self.features)
+
+    def with_format(self, name):
+        assert name == "arrow"
+        return self
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """The package, with one set, `user/digits`."""
+    image, kind = type("Image", (Feature,), {}), type("ClassLabel", (Feature,), {})
+    rows = {"image": [_png(i) for i in range(40)], "label": [i % 2 for i in range(40)], "n": list(range(40))}
+    found = FakeSet(pa.table(rows), {"image": image(), "label": kind(names=["even", "odd"]), "n": Feature()})
+
+    def load_dataset(name, config, split):
+        if (name, config, split) != ("user/digits", "small", "test"):
+            raise ConnectionError("cannot reach\nthe Hub")
+        return found
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset
+    monkeypatch.setitem(sys.modules, "datasets", module)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 28])
+def test_a_set_of_the_hub_by_its_name(fake, kept, monkeypatch) -> None:
+    monkeypatch.setattr(stored_rows, "KEPT_BYTES", kept)
+    where = {"config": "small", "split": "test"}
+    data = load("hub:user/digits", DataOptions(**where, labels="label"))
+    assert data.shape == (1, 28, 28)
+    assert isinstance(data.train, stored_rows.StoredRows) == (kept == 0)
+    assert data.class_names == ("even", "odd")
+    assert torch.equal(data.train[:][:, 0, 0, 0] % 2, data.train_labels)
+    assert "hub:user/digits, split test" in data.source
+    numbers = load("hub:user/digits", DataOptions(**where, drop=["image"]))
+    assert numbers.layout.names == ["label", "n"]
+    small = load("hub:user/digits", DataOptions(**where, column="image", size=8))
+    assert small.shape == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"split": "train", "config": "small"}, r"cannot be fetched \(cannot reach the Hub\); check its name"),
+        ({"split": "test", "config": "small", "column": "photo"}, "no column 'photo'; there are image, label, n"),
+        ({"split": "test", "config": "small", "labels": "kind"}, "no column 'kind'"),
+        ({"split": "test", "config": "small", "column": "n"}, "must hold the bytes of image files, and holds int64"),
+        ({"length": 3}, "data.length: has no effect"),
+    ],
+)
+def test_what_is_wrong_with_a_set_of_the_hub_is_one_line(fake, options, what) -> None:
+    with pytest.raises(UserError, match=what) as caught:
+        load("hub:user/digits", DataOptions(**options))
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_package_a_set_of_the_hub_is_refused(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="needs the package datasets; pip install"):
+        load("hub:user/digits")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::ResourceWarning")
+def test_a_folder_that_the_package_has_saved_is_read_by_the_same_code(tmp_path, monkeypatch) -> None:
+    datasets = importlib.import_module("datasets") if OLDEST else pytest.importorskip("datasets")
+    monkeypatch.setattr(stored_rows, "KEPT_BYTES", 0)
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["even", "odd"]))
+    rows = {"image": [_png(i) for i in range(40)], "label": [i % 2 for i in range(40)]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
+    data = load(f"hub:{tmp_path / 'saved'}", DataOptions(labels="label"))
+    assert data.class_names == ("even", "odd")
+    assert torch.equal(data.train[:][:, 0, 0, 0] % 2, data.train_labels)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.data.catalog import Dataset, as_float
+from thalweg.data.stored_rows import some_rows
 from thalweg.energy.networks.conditional import RegressionEnergy
 from thalweg.energy.outcomes import Classes, Conditional, Continuous
 from thalweg.normaliser.conditional import MOST_WEIGHED, conditional_log_prob_interval
@@ -31,7 +32,7 @@ def held_out_figures(bundle: "Bundle", data: Dataset) -> dict[str, Any]:
     """
     model = bundle.model
     assert isinstance(model, Conditional)  # asked for by whoever calls
-    train, held_out = as_float(data.train[:MOST_ROWS]), as_float(data.held_out)
+    train, held_out = as_float(some_rows(data.train, MOST_ROWS)), as_float(data.held_out)
     found: dict[str, Any] = {"targets": _target_names(bundle, model), "held_out_rows": len(held_out), "log_prob": None}
     k = train.shape[1] - model.outcomes.columns
     if isinstance(model.outcomes, Continuous):

@@ -11,6 +11,7 @@ from thalweg.core.errors import UserError
 from thalweg.data.catalog import Dataset, load
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import named_sets
+from thalweg.data.stored.hub import PREFIX
 
 
 def read_dataset(spec: Mapping[str, Any], seed: int) -> Dataset:
@@ -35,7 +36,7 @@ def data_of(bundle: Bundle) -> Dataset:
 def _require_there(bundle: Bundle, spec: Mapping[str, Any]) -> None:
     """UserError for a run on a file or folder that is gone: it is no misspelt name."""
     name, path = spec["name"], spec["path"]
-    known = name in named_sets() or names_class(name)
+    known = name.startswith(PREFIX) or name in named_sets() or names_class(name)
     gone = path if path is not None and not Path(path).exists() else name
     if Path(gone).exists() or (gone == name and known):
         return

@@ -13,13 +13,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from thalweg.core import check
 from thalweg.core.config import names_class
 from thalweg.core.errors import UserError
-from thalweg.core.rng import generator
 from thalweg.data import texts as text_rows
 from thalweg.data.alphabet import Alphabet, with_room
 from thalweg.data.columns.layout import Layout
@@ -29,6 +27,10 @@ from thalweg.data.image_folders import read_images
 from thalweg.data.labelled_tables import read_table
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import LocatedSet, NamedSet, RawData, named_sets, set_at
+from thalweg.data.splitting import split_rows, split_stored, split_tensor
+from thalweg.data.stored.hub import PREFIX, read_hub
+from thalweg.data.stored.opening import stored_at
+from thalweg.data.stored_rows import Columns, StoredRows
 from thalweg.data.validate import Kind, as_float, require_trainable
 
 __all__ = ["Dataset", "as_float", "load", "split", "split_texts"]
@@ -45,7 +47,7 @@ class Dataset:
     name: str
     source: str  # one sentence for humans: which data these are, and how many of them
     kind: Kind
-    train: Tensor
+    train: Tensor | StoredRows  # shuffled, unless they stay where they are stored
     held_out: Tensor
     train_labels: Tensor | None  # int64 (N,)
     held_out_labels: Tensor | None
@@ -87,10 +89,13 @@ class Dataset:
         return _digest(self.train_labels, self.held_out_labels)
 
 
-def _digest(*parts: Tensor, more: bytes = b"") -> str:
+def _digest(*parts: Tensor | StoredRows, more: bytes = b"") -> str:
     digest = hashlib.sha256(more)
     for x in parts:
         digest.update(f"{tuple(x.shape)} {x.dtype}".encode())
+        if isinstance(x, StoredRows):
+            digest.update(x.digest().encode())
+            continue
         digest.update(x.contiguous().numpy().data.cast("B"))
     return digest.hexdigest()
 
@@ -111,7 +116,7 @@ def load(name: str, options: DataOptions | None = None, *, seed: int = 0) -> Dat
     x, layout = rows.x, rows.layout
     if options.targets:
         layout, order = layout.with_last(options.targets, name)
-        x = x[:, order]
+        x = Columns(x, order) if isinstance(x, StoredRows) else x[:, order]
     return split(
         x,
         rows.labels,
@@ -150,6 +155,10 @@ def _texts(name: str, options: DataOptions, seed: int) -> Dataset:
 
 def _rows(name: str, options: DataOptions, seed: int) -> RawData:
     """All rows of a named set or a path, from where the options say."""
+    if name.startswith(PREFIX):
+        _require_located(name, options, None)
+        options.require_effect(name, "hub")
+        return read_hub(name, options)
     sets = named_sets()
     named = set_at(name) if names_class(name) and not Path(name).exists() else sets.get(name)
     _require_located(name, options, named)
@@ -170,7 +179,7 @@ def _require_located(name: str, options: DataOptions, named: NamedSet | None) ->
 
 
 def split(
-    x: Tensor,
+    x: Tensor | StoredRows,
     labels: Tensor | None = None,
     *,
     name: str,
@@ -184,16 +193,16 @@ def split(
 ) -> Dataset:
     """Rows in data units, shuffled and split as `load` does: the same rows and seed give the same parts."""
     require_trainable(x, where=name)
-    train, rest = _split(len(x), labels, held_out, seed)
-    train = train[:limit]
+    how = (labels, held_out, seed, limit)
+    parts = split_stored(x, *how) if isinstance(x, StoredRows) else split_tensor(x, *how)
     return Dataset(
         name=name,
-        source=f"{source}: {len(train):,} to train on, {len(rest):,} held out",
+        source=f"{source}: {parts.sizes}",
         kind="image" if x.ndim == 4 else "vector",
-        train=x[train],
-        held_out=x[rest],
-        train_labels=None if labels is None else labels[train],
-        held_out_labels=None if labels is None else labels[rest],
+        train=parts.train,
+        held_out=parts.held_out,
+        train_labels=parts.train_labels,
+        held_out_labels=parts.held_out_labels,
         layout=layout or Layout(),
         class_names=class_names,
         notes=notes,
@@ -218,7 +227,7 @@ def split_texts(
     """
     text_rows.require_trainable(texts, name)
     text_rows.require_alike(texts, length, name, lines)
-    order, rest = _split(len(texts), None, held_out, seed)
+    order, rest = split_rows(len(texts), None, held_out, seed)
     train = order[:limit]
     kept, apart = ([texts[int(i)] for i in part] for part in (train, rest))
     return texts_dataset(kept, apart, name=name, source=source, length=length)
@@ -246,25 +255,11 @@ def texts_dataset(
     )
 
 
-def _split(n: int, labels: Tensor | None, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Shuffled row numbers to train on and to hold out, the same share of each class; O(n log n) for any number."""
-    order = torch.randperm(n, generator=generator(seed, "split"))
-    count = min(max(1, round(n * share)), n - 1)
-    if labels is None:
-        return order[count:], order[:count]
-    place = torch.empty(n, dtype=torch.float64)  # a row's quantile within its class, in shuffled order
-    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
-    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)  # of a row's class, once the rows are sorted by class
-    rank = torch.arange(n) - first
-    place[classes.argsort(stable=True)] = (rank.double() + 0.5) / sizes.repeat_interleave(sizes)
-    chosen = torch.zeros(n, dtype=torch.bool)
-    chosen[place.argsort(stable=True)[:count]] = True
-    return order[~chosen], order[chosen]
-
-
 def _from_path(name: str, names: Collection[str], options: DataOptions) -> RawData:
     path = Path(name)
     if path.exists():
+        if (found := stored_at(path, options)) is not None:
+            return found
         if path.is_dir() or is_image(path):
             options.require_effect(name, "images")
             return read_images(path, options)

@@ -7,10 +7,13 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset
 
-from thalweg.core.errors import UserError, kind_of, one_line
+from thalweg.core.errors import UserError, kind_of
+from thalweg.data import stored_rows
 from thalweg.data.catalog import Dataset, split, split_texts, texts_dataset
 from thalweg.data.columns.layout import Layout
 from thalweg.data.frames import is_frame
+from thalweg.data.stored.items import ItemRows, row_of
+from thalweg.data.stored_rows import HELD_OUT_NUMBERS, StoredRows, some_rows
 from thalweg.data.texts import given_texts, is_texts, refuse_containers, require_alike
 from thalweg.data.texts import require_trainable as require_trainable_texts
 from thalweg.data.validate import arrange, as_floats, as_tensor, require_trainable, verify
@@ -83,9 +86,12 @@ def is_in_memory(data: Any) -> bool:
     return not isinstance(data, str | bytes) and not hasattr(data, "__fspath__")
 
 
-def _held_out(given: Any, x: Tensor, labels: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor | None]:
+def _held_out(
+    given: Any, x: Tensor | StoredRows, labels: Tensor | None, layout: Layout
+) -> tuple[Tensor, Tensor | None]:
     rows, own = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     rest, found, _ = _rows(rows, "held_out", layout)
+    rest = some_rows(rest, len(rest), HELD_OUT_NUMBERS)
     own = _labels(own, found, len(rest), "held_out")
     if rest.shape[1:] != x.shape[1:] or rest.dtype != x.dtype:
         text = f"must be rows of {tuple(x.shape[1:])} in {x.dtype}, as the data are"
@@ -95,7 +101,7 @@ def _held_out(given: Any, x: Tensor, labels: Tensor | None, layout: Layout) -> t
     return rest, None if labels is None else own
 
 
-def _rows(data: Any, where: str, layout: Layout | None) -> tuple[Tensor, Tensor | None, Layout]:
+def _rows(data: Any, where: str, layout: Layout | None) -> tuple[Tensor | StoredRows, Tensor | None, Layout]:
     """(rows in data units, labels where the items have them, the columns of a frame)."""
     if is_frame(data):
         if layout is not None:
@@ -115,26 +121,25 @@ def _is_map(data: Any) -> bool:
     return hasattr(data, "__len__") and not isinstance(data, list | tuple | dict | Tensor)
 
 
-def _items(data: Any, where: str) -> tuple[Tensor, Tensor | None]:
-    """The rows, and the labels, of a map-style data set; read once, in order."""
+def _items(data: Any, where: str) -> tuple[Tensor | StoredRows, Tensor | None]:
+    """The rows, and the labels, of a map-style data set; read once, in order, and kept unless they are many."""
     if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
         hint = "give one with __len__ and __getitem__"
         raise UserError(f"must be a map-style data set; it is {kind_of(data)}", argument=where, hint=hint)
-    try:
-        items = [data[i] for i in range(len(data))]
-    except (ValueError, TypeError, IndexError, KeyError) as error:
-        raise UserError(f"must give its items ({one_line(error)})", argument=where) from error
-    if not items:
+    if len(data) == 0:
         raise UserError("must have one row or more", argument=where)
-    paired = isinstance(items[0], tuple | list) and len(items[0]) == 2
-    alone = isinstance(items[0], tuple) and len(items[0]) == 1  # as of TensorDataset(x)
-    rows = [as_tensor(item[0] if paired or alone else item, where=f"{where}[{i}]") for i, item in enumerate(items)]
-    sizes = {tuple(row.shape) for row in rows}
+    first, label = row_of(data, 0, where)
+    paired = label is not None
+    if len(data) * first.nbytes > stored_rows.KEPT_BYTES:
+        stored = ItemRows(data, where)
+        return stored, None if stored.labels is None else _labels(stored.labels, None, len(stored), where)
+    pairs = [row_of(data, i, where) for i in range(len(data))]
+    sizes = {tuple(row.shape) for row, _ in pairs}
     if len(sizes) > 1:
         found = ", ".join(map(str, sorted(sizes)[:3]))
         raise UserError(f"must have items of one shape; it has {found}", argument=where, hint="resize them")
-    x = _checked(torch.stack(rows), where)
-    return x, _labels([item[1] for item in items], None, len(x), where) if paired else None
+    x = _checked(torch.stack([row for row, _ in pairs]), where)
+    return x, _labels([label for _, label in pairs], None, len(x), where) if paired else None
 
 
 def _checked(x: Tensor, where: str) -> Tensor:

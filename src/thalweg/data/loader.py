@@ -1,9 +1,11 @@
 """Batches of rows, addressed by step; on another device the next step's rows are sent ahead.
 
 Step k takes the rows at positions k b … (k + 1) b - 1 of the sequence of all epochs' permutations, each drawn at the
-address (seed, "shuffle", epoch). So the step number is the loader's only state.
+address (seed, "shuffle", epoch). So the step number is the loader's only state. Rows that are not in memory are read by
+threads while earlier steps compute; which rows a step has does not depend on their number.
 """
 
+from threading import Lock
 from typing import Any
 
 import torch
@@ -14,7 +16,11 @@ from thalweg.core import check
 from thalweg.core.device import send
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
+from thalweg.data.read_ahead import ReadAhead
+from thalweg.data.stored_rows import Order, StoredRows
 from thalweg.data.validate import as_float, as_floats
+
+MOST_WORKERS = 64
 
 
 class Loader:
@@ -27,17 +33,19 @@ class Loader:
         seed: Seed of the permutations.
         rank: The rank, which takes its own consecutive share of each batch.
         world_size: Number of ranks.
+        workers: Threads that read the rows of the next steps, where x is stored; 0: each step reads its own.
     """
 
     def __init__(
         self,
-        x: Tensor,
+        x: Tensor | StoredRows,
         labels: Tensor | None = None,
         *,
         batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        workers: int = 2,
     ) -> None:
         if len(x) == 0:
             raise UserError("must have one row or more", argument="x")
@@ -49,31 +57,46 @@ class Loader:
         check.whole("rank", rank, 0, world_size - 1)
         self.x, self.labels = x, labels
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self._orders: dict[int, Tensor] = {}  # the last two epochs' permutations
+        check.whole("data.workers", workers, 0, MOST_WORKERS)
+        self.is_stored = isinstance(x, StoredRows)
+        self._ahead = ReadAhead(self._read, workers) if self.is_stored and workers else None
+        self._one_at_a_time = Lock()  # of the threads that read
+        self._orders: dict[int, Tensor | Order] = {}  # the last two epochs' permutations
 
     def batch(self, step: int) -> tuple[Float[Tensor, "b *d"], Int[Tensor, " b"] | None]:
         """This rank's rows of the batch at `step` >= 0, in data units, and their labels."""
+        rows, x = self._read(step) if self._ahead is None else self._ahead.get(step)
+        return as_floats(as_float(x)), None if self.labels is None else self.labels[rows]
+
+    def _read(self, step: int) -> tuple[Tensor, Tensor]:
+        """Which rows a step has, and the rows as they are stored."""
         rows = self.indices(step)
-        return as_floats(as_float(self.x[rows])), None if self.labels is None else self.labels[rows]
+        return rows, self.x[rows]
 
     def indices(self, step: int) -> Int[Tensor, " b"]:
         """Which rows of x this rank takes at `step`."""
         check.whole("step", step, 0)
         share = self.batch_size // self.world_size
         position = step * self.batch_size + self.rank * share
-        pieces = []
+        pieces: list[Tensor] = []
         while share > 0:
             epoch, offset = divmod(position, len(self.x))
             pieces.append(self._order(epoch)[offset : offset + share])
             position, share = position + len(pieces[-1]), share - len(pieces[-1])
         return torch.cat(pieces)
 
-    def _order(self, epoch: int) -> Tensor:
-        if epoch not in self._orders:
-            if len(self._orders) > 1:
-                del self._orders[min(self._orders)]
-            self._orders[epoch] = torch.randperm(len(self.x), generator=generator(self.seed, "shuffle", epoch))
-        return self._orders[epoch]
+    def _order(self, epoch: int) -> Tensor | Order:
+        with self._one_at_a_time:
+            if epoch not in self._orders:
+                if len(self._orders) > 1:
+                    del self._orders[min(self._orders)]
+                self._orders[epoch] = self._shuffled(epoch)
+            return self._orders[epoch]
+
+    def _shuffled(self, epoch: int) -> Tensor | Order:
+        if isinstance(self.x, StoredRows):
+            return self.x.epoch(self.seed, epoch)
+        return torch.randperm(len(self.x), generator=generator(self.seed, "shuffle", epoch))
 
 
 class Prefetcher:

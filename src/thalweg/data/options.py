@@ -8,21 +8,22 @@ from typing import Any, Literal
 from thalweg.core import check
 from thalweg.core.errors import UserError
 
-What = Literal["set", "text", "table", "images", "array"]  # what a name turns out to be
+What = Literal["set", "text", "table", "images", "array", "packed", "hub"]  # what a name turns out to be
 
 WORDS: dict[What, str] = {"text": "texts", "table": "a table", "images": "images in files"}
+WORDS |= {"packed": "images as bytes in Parquet", "hub": "a set on the Hub (hub:user/name)"}
 EFFECT: dict[str, tuple[What, ...]] = {  # options that have an effect on some data alone
     "header": ("table",),
-    "drop": ("table",),
+    "drop": ("table", "hub"),
     "targets": ("table",),
     "dtype": ("table",),
     "length": ("text",),
-    "size": ("images",),
-    "labels": ("images", "table"),
-    "skip_bad": ("images",),
-    "column": (),
-    "split": (),
-    "config": (),
+    "size": ("images", "packed", "hub"),
+    "labels": ("images", "table", "packed", "hub"),
+    "skip_bad": ("images", "packed", "hub"),
+    "column": ("packed", "hub"),
+    "split": ("hub",),
+    "config": ("hub",),
 }
 BY_KEY = ("targets", "dtype", "length", "column", "split", "config")  # given as an override, `data.length=12`
 LARGEST_SIZE = 4096  # pixels, of an image that a network is to learn
@@ -49,7 +50,7 @@ class DataOptions:
         column: Of images as bytes in a table: the column that holds them.
         split: Of a set on the Hub: which split.
         config: Of a set on the Hub: which configuration.
-        workers: Processes that decode while a step is computed, of rows that stay on disk.
+        workers: Threads that read the next steps' rows while a step is computed, of rows that stay on disk.
     """
 
     path: str | Path | None = None

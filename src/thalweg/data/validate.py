@@ -5,7 +5,7 @@ Rows stay float64 where float32 would round them, until a transform has standard
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Any, Literal
 
 import numpy as np
@@ -65,7 +65,7 @@ def check_rows(x: Tensor, shape: tuple[int, ...] | None, *, where: str = "x") ->
     return as_floats(x)
 
 
-def require_trainable(x: Tensor, *, where: str = "x") -> None:
+def require_trainable(x: Sized, *, where: str = "x") -> None:
     """UserError for fewer rows than a training and a held-out part need."""
     if len(x) < LEAST_ROWS:
         rows = "1 row" if len(x) == 1 else f"{len(x)} rows"
@@ -82,17 +82,27 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
     values = x.detach() if x.dtype in (torch.float32, torch.uint8) else x.detach().to(torch.float32)
     if values.is_floating_point() and not bool(values.isfinite().all()):
         bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten()
-        what = f"must be finite in float32; {len(bad)} of {len(x)} rows are not, first at index {int(bad[0])}"
-        raise UserError(what, argument=where, hint="drop or fill them")
+        refuse_not_finite(len(bad), len(x), int(bad[0]), where)
     if kind == "image" and values.dtype == torch.uint8 and int(values.max()) == 1 and _share_of_ones(values) >= ONES:
         what = "must be uint8 in 0..255 or float in [0, 1]; these uint8 hold 0 and 1 alone, which is black"
         raise UserError(what, argument=where, hint="multiply by 255, or give them as bool or float")
     if kind == "image" and values.is_floating_point():
         low, high = (float(v) for v in values.aminmax())
-        if low < -1e-6 or high > 1 + 1e-6:
-            move = "(x + 1) / 2" if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6 else "divide by 255"
-            what = f"must be uint8 in 0..255 or float in [0, 1]; these floats span [{low:g}, {high:g}]"
-            raise UserError(what, argument=where, hint=f"{move}?")
+        refuse_pixels(low, high, where)
+
+
+def refuse_not_finite(num_bad: int, num_rows: int, first: int, where: str) -> None:
+    """UserError about rows with NaN, infinity, or numbers beyond float32."""
+    what = f"must be finite in float32; {num_bad} of {num_rows} rows are not, first at index {first}"
+    raise UserError(what, argument=where, hint="drop or fill them")
+
+
+def refuse_pixels(low: float, high: float, where: str) -> None:
+    """UserError where pixels in floats, from `low` to `high`, are not in [0, 1] up to rounding."""
+    if low < -1e-6 or high > 1 + 1e-6:
+        move = "(x + 1) / 2" if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6 else "divide by 255"
+        what = f"must be uint8 in 0..255 or float in [0, 1]; these floats span [{low:g}, {high:g}]"
+        raise UserError(what, argument=where, hint=f"{move}?")
 
 
 def _share_of_ones(x: Tensor) -> float:

@@ -11,6 +11,7 @@ from thalweg.core.errors import UserError, one_line
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform, check_fitted
+from thalweg.data.stored_rows import some_rows
 from thalweg.data.transform import Identity, OneHot, Transform
 from thalweg.energy.base import (
     Classifier,
@@ -115,7 +116,8 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
 
 def fit_to_data(parts: Parts, data: Dataset) -> Float32Transform:
     """Fit the transform, which is returned, and the energy where it has something to fit, to some training rows."""
-    some = as_float(data.train[: max(1, min(ANCHOR_ROWS, ANCHOR_NUMBERS // math.prod(data.energy_shape)))])
+    most = max(1, min(ANCHOR_ROWS, ANCHOR_NUMBERS // math.prod(data.energy_shape)))
+    some = as_float(some_rows(data.train, most))
     fitted = parts.transform.fit(some)
     if data.kind == "vector":
         check_fitted(fitted, some, data.layout.owners, data.name)
@@ -138,7 +140,7 @@ def _trial_rows(data: Dataset, x: Tensor) -> Tensor:
     """Two rows in model units to try parts on: x; of texts two of the data, as an energy of states takes no others."""
     if data.alphabet is None:
         return x
-    return OneHot(num_states=data.alphabet.num_states).forward(data.train[:2])
+    return OneHot(num_states=data.alphabet.num_states).forward(some_rows(data.train, 2))
 
 
 def _require_states(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
@@ -187,8 +189,9 @@ def _check_targets(parts: Parts, run: RunSettings, data: Dataset) -> None:
     if named and len(named) != energy.outcomes.columns:
         text = f"must be {energy.outcomes.columns}, as many as the energy's targets"
         raise UserError(text, argument="data.targets", value=named)
-    for rows in (data.train, data.held_out):
-        energy.outcomes.check_columns(rows[:, data.shape[0] - energy.outcomes.columns :], f"targets of {data.name}")
+    first = data.shape[0] - energy.outcomes.columns
+    for rows in (*data.train.split(PART), data.held_out):
+        energy.outcomes.check_columns(rows[:, first:], f"targets of {data.name}")
 
 
 def _check_noise(parts: Parts, run: RunSettings) -> None:

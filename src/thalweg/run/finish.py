@@ -14,6 +14,7 @@ from thalweg.bundle.prior import fit_mixture_prior, read_mixture_prior
 from thalweg.bundle.temperature import calibrate
 from thalweg.core import store
 from thalweg.data.catalog import Dataset, as_float
+from thalweg.data.stored_rows import some_rows
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.outcomes import Conditional
 from thalweg.objective.base import start_law_of
@@ -33,7 +34,7 @@ def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sa
     config = {
         **config,
         "precision": plan.precision if plan else "fp32",
-        "training": training_facts(state),
+        "training": training_facts(state, trainer.update.data_wait),
     }
     with num_threads(plan.threads if plan else torch.get_num_threads()):
         law = start_law_of(trainer.update.objective, state.objective, data.energy_shape)
@@ -41,13 +42,15 @@ def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sa
         held_out, prior = bundle.held_out_energies, bundle.mixture_prior
         write_bundle(folder, bundle.config, energy.state_dict(), held_out, prior)
     config = bundle.config
-    some = data.alphabet.decode(data.train[:EXAMPLES]) if data.alphabet is not None else []
+    some = data.alphabet.decode(some_rows(data.train, EXAMPLES)) if data.alphabet is not None else []
     store.write_bytes(folder / "card.md", card(config, some).encode("utf-8", "backslashreplace"))
 
 
-def training_facts(state: TrainState) -> dict[str, Any]:
-    """What config.json says of a training that has ended."""
-    return {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks}
+def training_facts(state: TrainState, data_wait: float | None) -> dict[str, Any]:
+    """What config.json says of a training that has ended. `data_wait`: of rows that are not in memory, the share of
+    the time in which steps waited for them."""
+    facts = {"steps": state.step, "seconds": round(state.seconds, 1), "rollbacks": state.guard.rollbacks}
+    return facts if data_wait is None else {**facts, "data_wait": round(data_wait, 4)}
 
 
 def calibrated(
@@ -67,7 +70,7 @@ def calibrated(
     if law is not None:
         bundle.mixture_prior = law
     elif data.kind != "text":  # of which nothing is in-painted
-        bundle.mixture_prior = fit_mixture_prior(bundle, data.train)
+        bundle.mixture_prior = fit_mixture_prior(bundle, some_rows(data.train, len(data.train)))
     correction = correct_constant(bundle, rows_seen=config["training"]["steps"] * config["run"]["train"]["batch_size"])
     if correction is not None:
         config["constant"] = correction

@@ -313,6 +313,7 @@ def _trainer(
             seed=run.seed,
             rank=group.rank,
             world_size=group.size,
+            workers=run.data.workers,
         ),
         transform=transform,
         settings=run.train,

@@ -19,6 +19,7 @@ from thalweg.core.errors import Diverged, UserError
 from thalweg.core.state_tree import flatten
 from thalweg.data.catalog import Dataset
 from thalweg.data.loader import Loader
+from thalweg.data.stored_rows import StoredRows
 from thalweg.data.transform import Identity
 from thalweg.objective.base import Objective, start_law_of
 from thalweg.run.augmentation import resolved
@@ -42,7 +43,7 @@ FOR_FOLDERS = {"checkpoint_every", "keep", "log_every"}
 def optimise(
     energy: nn.Module,
     objective: Objective[Any],
-    x: Tensor | Batches,
+    x: Tensor | StoredRows | Batches,
     settings: TrainSettings,
     *,
     labels: Tensor | None = None,
@@ -75,7 +76,7 @@ def optimise(
         Diverged: A loss, gradient or health signal went wrong more often than `settings.guard` forgives.
         OutOfMemory: Memory ran out; the message names the batch size.
     """
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor | StoredRows):
         batches: Batches = Loader(x, labels, batch_size=settings.batch_size, seed=seed)
     elif labels is not None:
         raise UserError("must be None where x gives the batches", argument="labels", hint="let `batch` return them")
@@ -110,12 +111,13 @@ def fit_in_memory(request: Request, *, progress: Progress | None = None) -> Bund
     config = new_config(request, run, data, parts)
     transform = fit_to_data(parts, data)
     config["run"]["transform"] = specs.plain(transform.to_dict())
-    loader = Loader(data.train, data.train_labels, batch_size=run.train.batch_size, seed=run.seed)
+    how = {"batch_size": run.train.batch_size, "seed": run.seed, "workers": run.data.workers}
+    loader = Loader(data.train, data.train_labels, **how)
     device = find_device(request.device)
     update = Update(parts.objective, loader, transform, run.train, run.seed, parts.augment, device=device)
     signals = run_monitor(run, data, parts, transform, None)
     state, precision = _trained(update, parts.energy, progress=progress, signals=signals)
-    config |= {"precision": precision, "training": training_facts(state)}
+    config |= {"precision": precision, "training": training_facts(state, update.data_wait)}
     law = start_law_of(parts.objective, state.objective, data.energy_shape)
     return calibrated(config, state.average, data, parts.sampler, Path("the bundle in memory"), law)
 

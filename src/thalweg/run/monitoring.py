@@ -14,6 +14,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.float32_check import Float32Transform
+from thalweg.data.stored_rows import some_rows
 from thalweg.energy.base import NoiseConditional
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
@@ -56,7 +57,7 @@ def run_monitor(
     unknown = data.kind == "text" or isinstance(parts.energy, Conditional) or len(data.held_out) < LEAST_HELD_OUT
     if settings.policy == "none" or unknown:
         return None
-    held_out, train = as_float(data.held_out[:HELD_OUT]), as_float(data.train[:TRAIN])
+    held_out, train = as_float(data.held_out[:HELD_OUT]), as_float(some_rows(data.train, TRAIN))
     labels = None if data.held_out_labels is None else data.held_out_labels[:HELD_OUT]
 
     def diversity() -> "Diversity":

@@ -38,7 +38,7 @@ class DataSettings(_Section):
     column: str | None = Field(None, min_length=1)  # of images as bytes, in a table or on the Hub
     split: str | None = Field(None, min_length=1)  # of a set on the Hub
     config: str | None = Field(None, min_length=1)  # of a set on the Hub
-    workers: int = Field(2, ge=0, le=64, description="processes that decode rows that stay on disk")
+    workers: int = Field(2, ge=0, le=64, description="threads that read rows that stay on disk")
 
 
 class TrainSettings(_Section):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,13 @@ class Batches(Protocol):
     """The data of a training: rows x (B, *) in data units of any step >= 0, and their labels (B,) or None."""
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None]: ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """Batches of rows that may not be in memory (`is_stored`), for which a step may have to wait."""
+
+    is_stored: bool
 
 
 class ToModelUnits(Protocol):
@@ -78,6 +85,8 @@ class Update:
         if self.settings.compile and not compiles:
             text = f"must be false, as the loss of {type(self.objective).__name__} cannot be compiled"
             raise UserError(text, argument="train.compile", value=True)
+        self.is_stored = isinstance(self.batches, ReadsAhead) and self.batches.is_stored
+        self.waited, self.worked = 0.0, 0.0  # seconds: for the rows of steps, and of the steps in all
         self.masked = self.device.type != "cpu"
         if self.masked:
             self.batches = Prefetcher(self.batches, self.device)
@@ -154,10 +163,17 @@ class Update:
 
     def batch(self, step: int, progress: float) -> Batch:
         """This rank's rows of a step, altered and in model units."""
+        start = time.perf_counter()
         x, labels = self.batches.batch(step)
+        self.waited += time.perf_counter() - start
         if self.augment is not None:
             x = self.augment(x, self.generator("augment", step), progress)
         return Batch(self.transform.forward(x), labels)
+
+    @property
+    def data_wait(self) -> float | None:
+        """The share of the steps' time that went by until their rows were there; None for rows in memory."""
+        return self.waited / max(self.worked, 1e-9) if self.is_stored else None
 
     def trial(self, state: TrainState, precision: Precision) -> Callable[[], object]:
         """A step on a copy of the state, so that timing leaves no trace."""
@@ -182,13 +198,16 @@ def run_steps(
     guard.begin(state)
     if state.guard.notes is not None and not update.masked:  # of a run that goes on on the CPU
         guard.look(state, {})
+    update.waited = update.worked = 0.0  # without those of trial steps
     while state.step < num_steps:
         start = time.perf_counter()
         metrics = (_noted if update.masked else _checked)(update, state, guard, num_steps, precision)
         if watch is not None and watch.due(state.step):
             _look(watch.signals, state, guard)
-        state.seconds += time.perf_counter() - start
-        yield metrics
+        spent = time.perf_counter() - start
+        state.seconds, update.worked = state.seconds + spent, update.worked + spent
+        wait = update.data_wait
+        yield metrics if wait is None or not metrics else {**metrics, "data_wait": wait}
 
 
 def _look(signals: Signals, state: TrainState, guard: Guard) -> None:

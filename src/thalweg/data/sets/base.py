@@ -10,6 +10,7 @@ from thalweg.core.config import build
 from thalweg.core.discover import by_name, instances
 from thalweg.core.errors import UserError
 from thalweg.data.columns.layout import Layout
+from thalweg.data.stored_rows import StoredRows
 
 
 class RawData(NamedTuple):
@@ -17,6 +18,7 @@ class RawData(NamedTuple):
 
     Args:
         x: Images (N, C, H, W), uint8 or float32 in [0, 1], or rows (N, D), float32 or float64.
+            They may stay where they are stored.
         labels: int64 (N,); None where there are none.
         what: Which data these are, in a few words.
         share: The share of rows that is held out, where the caller does not say.
@@ -25,7 +27,7 @@ class RawData(NamedTuple):
         notes: Lines for people about how the data were read, such as what was left out.
     """
 
-    x: Tensor
+    x: Tensor | StoredRows
     labels: Tensor | None
     what: str
     share: float = 0.1

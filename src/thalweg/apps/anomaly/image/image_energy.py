@@ -28,6 +28,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.core.weights import Stored, require_fit
 from thalweg.data.catalog import Dataset, split
+from thalweg.data.stored_rows import some_rows
 from thalweg.data.validate import as_float, check_images
 from thalweg.energy.base import energy_and_grad
 from thalweg.energy.density.feature_kde import FeatureKernelEnergy
@@ -210,7 +211,7 @@ class ImageEnergy:
 
     def _set_scales(self, model: AutoencoderEnergy, spec: dict[str, Any], data: Dataset, seed: int) -> Tensor:
         """Bank, scales and calibration from the rows that the model was trained on and not; the banked rows."""
-        train, held_out = as_float(data.train), as_float(data.held_out)
+        train, held_out = as_float(some_rows(data.train, len(data.train))), as_float(data.held_out)
         _require_held_out(len(held_out))
         chosen = torch.randperm(len(train), generator=generator(seed, "bank"))[:BANK]
         model.to(self.device)

@@ -1,0 +1,150 @@
+"""Images as the bytes of image files, in a column of Parquet files or of a set on the Hub, decoded when a step needs
+them."""
+
+import hashlib
+import io
+from abc import abstractmethod
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thalweg.core.errors import UserError
+from thalweg.data.formats.images import decode, probe
+from thalweg.data.stored.row_groups import RowGroups
+from thalweg.data.stored_rows import Order, Rows, StoredRows, hash_file
+
+
+class EncodedImageRows(StoredRows):
+    """Abstract: the images of a column, uint8 (N, C, H, W), by the rule of `formats.images`.
+
+    Their headers are read once, at first: grey if none has colour, and one size, that of most.
+
+    Args:
+        where: What messages call the column.
+        size: The side of the square to which all are resized and cropped; None: they must have one size.
+        skip_bad: Leave out rows whose header cannot be used; `left_out` says which and why, `kept` which are left.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, where: str, size: int | None, skip_bad: bool):
+        self.where, self.size, self.skip_bad = where, size, skip_bad
+        self.left_out: list[str] = []
+        self.kept, self.shape = self._survey()
+
+    @abstractmethod
+    def all_bytes(self) -> Iterable[bytes]:
+        """The bytes of every row, in order."""
+
+    @abstractmethod
+    def bytes_of(self, rows: Tensor) -> Iterator[tuple[int, bytes]]:
+        """The bytes of some rows, each with its place in `rows`, in any order."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Decoded in the calling thread."""
+        numbers = self.kept[rows]
+        x = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for place, data in self.bytes_of(numbers):
+            x[place] = self._decoded(data, int(numbers[place]))
+        return torch.from_numpy(x)
+
+    def _decoded(self, data: bytes, row: int) -> np.ndarray:
+        channels, height, width = self.shape[1:]
+        pixels = decode(io.BytesIO(data), channels=channels, size=self.size, where=self._name(row))
+        if pixels.shape != tuple(self.shape[1:]):
+            what = f"is {pixels.shape[2]} x {pixels.shape[1]} pixels, the others are {width} x {height}"
+            raise UserError(what, argument=self._name(row), hint="resize it")
+        return pixels
+
+    def _name(self, row: int) -> str:
+        return f"{self.where}, row {row + 1}"
+
+    def _survey(self) -> tuple[Tensor, torch.Size]:
+        """Which rows are used, and the shape of them all, by their headers."""
+        rows, widths, heights, greys = array("q"), array("I"), array("I"), array("b")
+        for row, data in enumerate(self.all_bytes()):
+            try:
+                header = probe(io.BytesIO(data), where=self._name(row))
+            except UserError as error:
+                self._leave_out(error)
+                continue
+            rows.append(row)
+            widths.append(header.width)
+            heights.append(header.height)
+            greys.append(header.grey)
+        sizes = np.stack([np.array(widths), np.array(heights)], 1)
+        good = np.full(len(rows), True)
+        if len(rows) and self.size is None:
+            most = np.array(Counter(zip(widths, heights, strict=True)).most_common(1)[0][0])
+            good = (sizes == most).all(1)
+            for i in np.flatnonzero(~good).tolist():
+                what = f"is {widths[i]} x {heights[i]} pixels, most are {most[0]} x {most[1]}"
+                hint = "size=64 (--size 64) resizes and crops all"
+                self._leave_out(UserError(what, argument=self._name(rows[i]), hint=hint))
+        if not good.any():
+            raise UserError("holds no image that can be used", argument=self.where, hint="name another column")
+        width, height = sizes[good][0].tolist() if self.size is None else (self.size, self.size)
+        kept = torch.from_numpy(np.array(rows)[good])
+        return kept, torch.Size([len(kept), 1 if np.array(greys)[good].all() else 3, height, width])
+
+    def _leave_out(self, error: UserError) -> None:
+        if not self.skip_bad:
+            raise error
+        self.left_out.append(" ".join(str(error).split()))
+
+
+class ParquetImageRows(EncodedImageRows):
+    """The images of a column of Parquet files.
+
+    Args:
+        files: Files of one schema.
+        column: Holds the bytes of image files, or the Hub's pairs of bytes and path.
+        size: As in `EncodedImageRows`, like `skip_bad`.
+    """
+
+    def __init__(self, files: Sequence[Path], column: str, *, size: int | None = None, skip_bad: bool = False):
+        self.files, self.column = [*files], column
+        place = files[0] if len(files) == 1 else files[0].parent
+        where = f"{place}, column {column!r}"
+        self._groups = RowGroups(files, [column], 1, lambda table, _: bytes_in(table[column], where))
+        super().__init__(where, size, skip_bad)
+
+    def all_bytes(self) -> Iterator[bytes]:
+        """Piece by piece."""
+        for i in range(len(self._groups.pieces)):
+            yield from self._groups.piece(i)
+
+    def bytes_of(self, rows: Tensor) -> Iterator[tuple[int, bytes]]:
+        """Piece by piece."""
+        for piece, places, inside in self._groups.of(rows):
+            yield from ((place, piece[i]) for place, i in zip(places.tolist(), inside.tolist(), strict=True))
+
+    def digest(self) -> str:
+        """Of the files' bytes, and of how they are read."""
+        digest = hashlib.sha256(f"{self.column} {self.size} {len(self.left_out)}".encode())
+        for file in self.files:
+            hash_file(file, digest)
+        return digest.hexdigest()
+
+    def order(self, rows: Rows, seed: int, epoch: int) -> Order:
+        """Row groups are shuffled, then the rows of some at a time (`row_groups`)."""
+        return self._groups.order(lambda row: rows.before(torch.searchsorted(self.kept, row)), seed, epoch)
+
+
+def bytes_in(column: Any, where: str) -> list[bytes]:
+    """The bytes of each image of an Arrow column, empty where there are none; UserError for other things."""
+    import pyarrow as pa
+
+    column = column.combine_chunks()
+    if pa.types.is_struct(column.type) and (i := column.type.get_field_index("bytes")) >= 0:
+        column = column.flatten()[i]
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        what = f"must hold the bytes of image files, and holds {column.type}"
+        raise UserError(what, argument=where, hint="name the column of images, as by data.column=image")
+    return [data or b"" for data in column.to_pylist()]
