@@ -348,8 +348,8 @@ def test_a_part_without_a_method_is_refused(added, mutant, tmp_path, path, metho
 )
 def test_a_set_or_format_that_is_not_whole_is_refused(mutant, path, old, new, lacks):
     mutant(path, old, new)
+    options = DataOptions(limit=5) if "sets" in path else DataOptions(drop=["a"])
     with pytest.raises(UserError) as caught:
-        options = DataOptions(limit=5) if "sets" in path else DataOptions(drop=["a"])
         load_data("rings" if "sets" in path else "rows.mat", options)
     assert lacks in str(caught.value)
     assert "\n" not in str(caught.value)
