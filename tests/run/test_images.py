@@ -93,3 +93,14 @@ def test_a_layer_is_a_mask_where_it_is_painted_white(tmp_path):
     Image.fromarray(layer).save(tmp_path / "black.png")
     with pytest.raises(UserError, match="no opaque one is white"):
         observed(tmp_path / "black.png", (1, 8, 8), 1)
+
+
+def test_completions_lie_in_folders_as_the_images_do(run, photos, tmp_path, call):
+    for name in ("dark", "light"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "0.png").write_bytes((photos / name / "0.png").read_bytes())
+    code, _, told = call("inpaint", run, "--image", "in", "--mask", "right-half", "-n", 1, "-o", "out")
+    assert code == 0, told
+    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert found == ["dark/0-1.png", "light/0-1.png"]
+    assert "in: 2 of 2 images resized to 8 x 8 pixels, the middle kept, as in training" in told
