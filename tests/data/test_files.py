@@ -241,8 +241,8 @@ BAD: list[tuple[str, Callable[[Path], Path], type[UserError], str]] = [
     ("none.png", text, DamagedFile, "damaged"),
     ("cut.png", cut_png, DamagedFile, "damaged"),
     ("vast.png", vast_png, UserError, "64 megapixels"),
-    ("deep.png", lambda p: png(p, np.zeros((2, 2), np.uint16)), UserError, "8 bits"),
-    ("empty", folder, UserError, "directly in this folder"),
+    ("deep.tif", lambda p: png(p, np.zeros((2, 2), np.float32)), UserError, "8 or 16 bits a channel"),
+    ("empty", folder, UserError, "in this folder"),
     ("what.pkl", text, UserError, r"cannot read \.pkl; give"),
 ]
 

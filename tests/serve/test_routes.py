@@ -90,9 +90,28 @@ def test_images_as_npy(client, array):
     ("format", "mode"), [("PNG", "L"), ("PNG", "RGB"), ("PNG", "P"), ("PNG", "RGBA"), ("JPEG", "L")]
 )
 def test_a_picture(client, format, mode):
-    body = picture((4, 4), format, mode)
+    body = picture((4, 4), format, mode, colour=(0, 0, 0, 255) if mode == "RGBA" else 0)
     answer = posted(client, "/v1/score?model=pictures", body, f"image/{format.lower()}")
     assert answer.json()["predictions"][0]["energy"] == 0
+
+
+def test_a_picture_is_read_as_a_viewer_shows_it(client):
+    """Transparent parts are white; the orientation of EXIF is applied before the size is asked; 16 bits are scaled."""
+    from PIL import Image
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    bodies = {
+        "clear": (picture((4, 4), "PNG", "RGBA", colour=(9, 9, 9, 0)), 16),
+        "deep": (picture((4, 4), "PNG", "I;16", colour=0x80FF), 16 * 0x80 / 255),
+        "turned": (picture((8, 4), "PNG", colour=255, exif=turned), None),
+    }
+    for body, energy in bodies.values():
+        answer = posted(client, "/v1/score?model=pictures", body, "image/png")
+        if energy is None:
+            assert "is 4 x 8" in answer.json()["message"]
+        else:
+            assert answer.json()["predictions"][0]["energy"] == pytest.approx(energy, rel=1e-6)
 
 
 def test_a_picture_of_another_size_is_refused_or_fitted(client):

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from thalweg.core import check
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError
 from thalweg.energy.base import Classifier
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
@@ -19,6 +19,17 @@ if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
 
 BLOCK = 250
+
+
+def class_names(bundle: "Bundle") -> list[str]:
+    """The names of classes 0 … K - 1 as the data gave them, else the numbers; DamagedFile where they are not K."""
+    names = bundle.config.get("data", {}).get("classes")
+    if names is None:
+        return [str(label) for label in range(bundle.num_classes)]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DamagedFile("must be a list of texts", argument=f"{bundle.path / 'config.json'}, data.classes")
+    rest = range(len(names), bundle.num_classes)  # where energy.num_classes was given, and is more
+    return [*names[: bundle.num_classes], *map(str, rest)]
 
 
 def check_labels(bundle: "Bundle", labels: Any, n: int) -> Int[Tensor, " n"]:

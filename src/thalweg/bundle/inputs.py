@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.data import files
 from thalweg.data.alphabet import Alphabet
 from thalweg.data.columns.layout import Layout
 from thalweg.data.float32_check import COARSE, Float32Transform, check_scored, spacing
 from thalweg.data.frames import is_frame
+from thalweg.data.options import LARGEST_SIZE
 from thalweg.data.texts import as_texts, is_text_file, is_texts, read_texts, refuse_containers
 from thalweg.data.transform import ROUNDING
 from thalweg.data.validate import as_floats, as_tensor, check_cells, check_input, check_shape
@@ -83,8 +85,15 @@ def read_rows(
     if bundle.alphabet is not None:
         return read_codes(bundle, path, header=header, drop=drop)[1]
     refuse_text_file(bundle, path)
-    found = files.read_rows(path, layout=bundle.layout, header=header, drop=drop, shape=bundle.shape, finite=finite)
+    how = {"layout": bundle.layout, "shape": bundle.shape, "size": image_size(bundle)}
+    found = files.read_rows(path, header=header, drop=drop, finite=finite, **how)
     return fine_enough(bundle, found.x, str(path), found.singles) if finite else found.x
+
+
+def image_size(bundle: "Bundle") -> int | None:
+    """The side to which pictures are resized and cropped for a model, as its training data were; None: they are not."""
+    size = bundle.config.get("run", {}).get("data", {}).get("size")
+    return None if size is None else check.whole("run.data.size", size, 1, LARGEST_SIZE)
 
 
 def read_codes(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from thalweg.bundle.classes import class_names
 from thalweg.bundle.exportable import Plan
 from thalweg.bundle.image_reasons import has_reasons, image_reasons
 from thalweg.bundle.servable import NUMPY, Content, Servable, TensorSpec
@@ -139,7 +140,7 @@ class ClassifyingBundle(ServedBundle):
 
     @property
     def labels(self) -> Sequence[str]:
-        return [str(label) for label in range(self.bundle.num_classes)]
+        return class_names(self.bundle)
 
     def classify(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:
         return self.bundle.classify(self._rows(rows)).cpu().numpy()

@@ -24,6 +24,7 @@ def classify(
 ) -> None:
     """Class, calibrated confidence and all probabilities of each row, beside its energy, p-value and flag."""
     from thalweg.bundle.bundle import Bundle
+    from thalweg.bundle.classes import class_names
     from thalweg.bundle.files import load_as
     from thalweg.bundle.inputs import read_rows, require_numbers
     from thalweg.data.files import read_names
@@ -34,14 +35,18 @@ def classify(
     console.writable(out, (".csv", ".parquet"))
     console.refuse_overwrite(out, data, run)
     x = read_rows(bundle, data, **table_options(header, drop))
-    p = bundle.classify(x)
+    p, names = bundle.classify(x), class_names(bundle)
     confidence, label = p.max(1)
-    columns = {"label": label, "confidence": confidence, **bundle.score(x, alpha=alpha)}
-    columns |= {f"p_{k}": p[:, k] for k in range(bundle.num_classes)}
+    named = {} if bundle.config["data"].get("classes") is None else {"class": [names[k] for k in label.tolist()]}
+    columns = {"label": label, **named, "confidence": confidence, **bundle.score(x, alpha=alpha)}
+    columns |= {f"p_{name}": p[:, k] for k, name in enumerate(names)}
     write_scores(out, read_names(data, len(x)), columns)
     flagged = int(columns["flag"].sum()) if "flag" in columns else None
     odd = "" if flagged is None else f", {flagged} flagged as unlike the training data (p <= {alpha:g})"
     console.say(f"{len(x)} rows in {out}{odd}")
     counts = label.bincount(minlength=bundle.num_classes).tolist()
-    found = {"rows": len(x), "file": str(out), "flagged": flagged, "labels": counts}
+    if named:
+        told = ", ".join(f"{n} {name}" for name, n in zip(names, counts, strict=True))
+        console.say(f"classes: {told}")
+    found = {"rows": len(x), "file": str(out), "flagged": flagged, "labels": counts, "classes": names}
     console.emit(found | {"mean_confidence": float(confidence.mean())}, as_json)

@@ -169,7 +169,7 @@ def _files_of(folder: Path) -> list[Path]:
     """The files of an input that is a folder; the pictures that lie in a run's own are no inputs."""
     if not folder.is_dir():
         return []
-    from thalweg.data.formats.images import image_files
+    from thalweg.data.image_files import image_files
 
     a_run = (folder / "config.json").is_file()
     found = [folder / name for name in OF_A_RUN] if a_run else image_files(folder)

@@ -63,7 +63,7 @@ def inpaint(
     from thalweg.apps.inpaint.masks import observed as read_mask
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
-    from thalweg.bundle.inputs import require_numbers
+    from thalweg.bundle.inputs import image_size, require_numbers
     from thalweg.data.validate import as_float
 
     if (mask is None) == (operator is None):
@@ -77,7 +77,8 @@ def inpaint(
     _check_out(out, image, run, None if mask is None else Path(mask))
     linear_map = None if operator is None else _operator(operator)
     shape = bundle.shape if linear_map is None else _shape_after(linear_map, bundle.shape)
-    table = {"layout": bundle.layout, **table_options(header, drop)}
+    size = image_size(bundle) if linear_map is None else None  # else another size is what the operator leaves
+    table = {"layout": bundle.layout, "size": size, **table_options(header, drop)}
     images = read_damaged_images(image, shape, skip_bad=skip_bad, flat=linear_map is not None, **table)
     known = None
     if linear_map is None:

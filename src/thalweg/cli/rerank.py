@@ -116,6 +116,8 @@ def choose(
     as_json: Json = False,
 ) -> None:
     """Rank candidates and keep the best."""
+    from thalweg.bundle.bundle import Bundle
+    from thalweg.bundle.inputs import image_size
     from thalweg.data.score_table import write_scores
 
     console.writable(table, (".csv", ".parquet"))
@@ -128,7 +130,9 @@ def choose(
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety, device)
-    found = _read(candidates, reranker.shape, skip_bad, layout=reranker.layout, **table_options(header, drop))
+    size = image_size(reranker.energy) if isinstance(reranker.energy, Bundle) else None
+    how = {"layout": reranker.layout, "size": size, **table_options(header, drop)}
+    found = _read(candidates, reranker.shape, skip_bad, **how)
     if out is not None and not out.suffix and found.x.ndim != 4:
         raise UserError("must end in .npy, as the candidates are rows, not images", argument=str(out))
     ranking = reranker.ranked(found.x, keep, force=force)
@@ -162,7 +166,7 @@ def _words(noise: "NoiseSetting") -> str:
 
 def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool, **table: Any) -> "Candidates":
     from thalweg.apps.rerank.candidates import read_candidates
-    from thalweg.data.formats.images import image_files
+    from thalweg.data.image_files import image_files
 
     try:
         found = read_candidates(path, shape, skip_bad=skip_bad, **table)

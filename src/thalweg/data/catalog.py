@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from thalweg.core import check
@@ -22,7 +23,8 @@ from thalweg.data import texts as text_rows
 from thalweg.data.alphabet import Alphabet, with_room
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import is_table, read_labels, read_rows
-from thalweg.data.image_folders import is_image, read_images
+from thalweg.data.formats.images import is_image
+from thalweg.data.image_folders import read_images
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import LocatedSet, NamedSet, RawData, named_sets, set_at
 from thalweg.data.splitting import split_rows, split_stored, split_tensor
@@ -63,6 +65,14 @@ class Dataset:
     def energy_shape(self) -> tuple[int, ...]:
         """The shape that an energy of these data is built with, in model units: (L, K) of texts, else that of a row."""
         return self.shape if self.alphabet is None else (*self.shape, self.alphabet.num_states)
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the labels 0, 1, … are of; None without labels, or where one is negative."""
+        if self.train_labels is None or self.held_out_labels is None:
+            return None
+        labels = torch.cat([self.train_labels, self.held_out_labels])
+        return max(int(labels.max()) + 1, len(self.class_names), 2) if int(labels.min()) >= 0 else None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 Which kinds of files there are is said by the modules of `data.formats`.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +24,12 @@ from thalweg.data.formats.base import (
     reading_array,
     suffixes,
 )
-from thalweg.data.formats.images import IMAGE_SUFFIXES, image_files, read_folder
+from thalweg.data.formats.images import BLACK, WHITE, decode, is_image
+from thalweg.data.image_files import names_of, pictures_of, read_pixels, survey
 from thalweg.data.tables import open_table
 from thalweg.data.validate import arrange, as_floats, check_cells, verify
 
+log = logging.getLogger("thalweg")
 LARGEST = float(torch.finfo(torch.float32).max)  # that a network takes
 
 
@@ -47,7 +50,7 @@ def read_array(
     `shape`, (C, H, W) or (D,), is what each row must have: it picks grey or colour, and lets a file hold one row
     without its batch axis. Where a 4-D array could be read both ways, axis 1 is taken for the channels.
     `finite=False` lets rows with NaN or infinity pass, for the caller to drop; `bounded=False` lets images have any
-    values, as masks do.
+    values, as masks do, whose transparent parts are black; those of images are white (`data.formats.images`).
     """
     return read_rows(path, shape=shape, finite=finite, bounded=bounded).x
 
@@ -61,6 +64,7 @@ def read_rows(
     shape: tuple[int, ...] | None = None,
     finite: bool = True,
     bounded: bool = True,
+    size: int | None = None,
 ) -> Rows:
     """As `read_array`, with the names of a table's columns.
 
@@ -70,6 +74,7 @@ def read_rows(
         header: Whether the first line of a CSV names its columns; None: the lines must tell (`data.csv_header`).
         drop: Columns of a table to leave out.
         shape: As in `read_array`, like `finite` and `bounded`.
+        size: The side of the square to which pictures are resized and cropped; arrays are not.
     """
     path = Path(path)
     if path.is_file() and is_table(path):
@@ -81,7 +86,7 @@ def read_rows(
         if header is not None or drop:
             option = "drop" if header is None else "header"
             raise UserError(f"has no effect on {path.name}, which is no table", argument=option, hint="leave it out")
-        x, found, singles = _read_arrays(path, shape), Layout(), None
+        x, found, singles = _read_arrays(path, shape, size, WHITE if bounded else BLACK), Layout(), None
     x = arrange(x, shape, str(path))
     if not bounded and x.ndim == 4:
         verify(x.flatten(1), None, "vector", where=str(path))
@@ -93,12 +98,28 @@ def read_rows(
     return Rows(x, found, singles)
 
 
-def _read_arrays(path: Path, shape: tuple[int, ...] | None) -> Tensor:
+def read_picture(file: Path, *, shape: tuple[int, ...], size: int | None = None) -> Tensor:
+    """One picture as uint8 (1, C, H, W) of a shape (C, H, W), and no word of how it was altered; UserError else."""
+    pixels = torch.from_numpy(decode(file, channels=shape[0], size=size))[None]
+    verify(pixels, shape, "image", where=str(file))
+    return pixels
+
+
+def _read_arrays(path: Path, shape: tuple[int, ...] | None, size: int | None, background: int) -> Tensor:
     """Pixels uint8 or float32, rows float32 or float64; what is what is told by the axes, or by `shape`."""
     if not path.exists():
         raise UserError(
             "no such file or folder", argument=str(path), hint="check the spelling and the working directory"
         )
+    if path.is_dir() or is_image(path):
+        found = pictures_of(path)
+        if found.passed_over:
+            log.warning("%s: %s passed over", path, found.passed_over)
+        read = survey(found.files, path, shape=shape, size=size, background=background)
+        pixels = torch.from_numpy(read_pixels(read, path)[0])
+        for line in read.altered(resized=True):
+            log.warning("%s: %s", path, line)
+        return pixels
     with reading_array(path):
         array = _read(path, shape)
     return rows_of(array, shape, str(path))
@@ -146,15 +167,13 @@ def _read_table(path: Path, layout: Layout | None, header: bool | None, drop: Se
 
 
 def read_names(path: str | Path, num_rows: int | None = None) -> list[str]:
-    """One name a row, for score tables: file names for images, else row numbers.
+    """One name a row, for score tables: of images the path of the file from the folder given, else row numbers.
 
     `num_rows`, where the caller has it, spares reading the file again to count.
     """
     path = Path(path)
-    if path.is_dir():
-        return [p.name for p in image_files(path)]
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        return [path.name]
+    if path.is_dir() or is_image(path):
+        return names_of(path)
     return [str(i) for i in range(len(read_array(path)) if num_rows is None else num_rows)]
 
 
@@ -182,8 +201,6 @@ def is_table(path: Path) -> bool:
 
 
 def _read(path: Path, shape: tuple[int, ...] | None) -> np.ndarray:
-    if path.is_dir():
-        return read_folder(path, shape)
     found = format_of(path)
     if not isinstance(found, ArrayFormat):
         hint = f"give a folder or one of {', '.join(suffixes())}"

@@ -1,22 +1,59 @@
-"""Images in files as data to train on: a folder of them, their classes, and what is left out."""
+"""Images in files as data to train on: a folder of them, their classes, and what is left out or altered."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
-from thalweg.core.errors import UserError
-from thalweg.data.files import read_rows
-from thalweg.data.formats.images import IMAGE_SUFFIXES
+import torch
+
+from thalweg.data import stored_rows
+from thalweg.data.image_files import Listing, Survey, pictures_of, read_pixels, survey
+from thalweg.data.image_labels import labelled
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import RawData
+from thalweg.data.stored.folder import FolderRows
 
-
-def is_image(path: Path) -> bool:
-    """Whether a file's ending is that of an image."""
-    return path.suffix.lower() in IMAGE_SUFFIXES
+PROPOSED = 64  # pixels, the most that is proposed for images of several sizes
 
 
 def read_images(path: Path, options: DataOptions) -> RawData:
-    """The images of a folder, or in a file, as `options` say: `size`, `labels`, `skip_bad`."""
-    if options.size is not None or options.labels is not None or options.skip_bad:
-        raise UserError("is not read yet", argument="size, labels, skip_bad")
-    x = read_rows(path).x
-    return RawData(x, None, f"{path}, {len(x):,} images of {' x '.join(map(str, x.shape[1:]))}")
+    """The images of a folder, or in a file, as `options` say: `size`, `labels`, `skip_bad`.
+
+    UserError: a folder without images; without `size` images of several sizes; without `skip_bad` one that cannot be
+    read; labels as `image_labels.labelled` says.
+    """
+    listed = pictures_of(path)
+    classes = None if options.labels is None else labelled(listed.files, path, options.labels)
+    found = surveyed(listed.files, path, options)
+    if len(found.files) * math.prod(found.shape) > stored_rows.KEPT_BYTES:
+        x = FolderRows(found, path)
+    else:
+        pixels, found = read_pixels(found, path, skip_bad=options.skip_bad)
+        x = torch.from_numpy(pixels)
+    lost = f", {len(found.left_out):,} left out" if found.left_out else ""
+    what = f"{path}, {len(x):,} images of {' x '.join(map(str, found.shape))}{resized(options.size)}{lost}"
+    labels, names = (None, ()) if classes is None else classes.of(found.files)
+    notes = tuple(notes_on(path, listed, found, names))
+    return RawData(x, labels, what, class_names=names, notes=notes)
+
+
+def surveyed(files: Sequence[Path], path: Path, options: DataOptions) -> Survey:
+    """The headers of images to train on; images of several sizes are refused with the option that mends it."""
+    mend = f"size={PROPOSED} (--size {PROPOSED}) resizes and crops all"
+    return survey(files, path, size=options.size, skip_bad=options.skip_bad, mend=mend)
+
+
+def resized(size: int | None) -> str:
+    """What was done to images of other sizes, in a few words."""
+    return "" if size is None else f" (the shorter side resized to {size} pixels, the middle kept)"
+
+
+def notes_on(path: Path, listed: Listing, found: Survey, names: Sequence[str]) -> list[str]:
+    """Lines for people: what was passed over and left out, and what of the images is not as it is stored."""
+    notes = [f"{path}: {listed.passed_over} passed over"] if listed.passed_over else []
+    if names:
+        notes.append(f"classes: {', '.join(f'{i} {name}' for i, name in enumerate(names))}")
+    notes += [f"left out {each.name}: {each.reason}" for each in found.left_out]
+    if found.left_out:
+        notes.append(f"{path}: {len(found.left_out):,} of {len(listed.files):,} images left out")
+    return [*notes, *(f"{path}: {line}" for line in found.altered())]

@@ -16,6 +16,7 @@ from thalweg.core.errors import UserError, one_line
 
 Kind = Literal["image", "vector", "text"]
 LEAST_ROWS = 20
+ONES = 0.01  # share of pixels; a dark photograph has fewer ones and no more
 ROUNDS = (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)  # more than float32 holds
 
 
@@ -82,6 +83,8 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
     if values.is_floating_point() and not bool(values.isfinite().all()):
         bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten()
         refuse_not_finite(len(bad), len(x), int(bad[0]), where)
+    if kind == "image" and values.dtype == torch.uint8:
+        refuse_black(int(values.max()), int(values.count_nonzero()), values.numel(), where)
     if kind == "image" and values.is_floating_point():
         low, high = (float(v) for v in values.aminmax())
         refuse_pixels(low, high, where)
@@ -91,6 +94,13 @@ def refuse_not_finite(num_bad: int, num_rows: int, first: int, where: str) -> No
     """UserError about rows with NaN, infinity, or numbers beyond float32."""
     what = f"must be finite in float32; {num_bad} of {num_rows} rows are not, first at index {first}"
     raise UserError(what, argument=where, hint="drop or fill them")
+
+
+def refuse_black(largest: int, count: int, total: int, where: str) -> None:
+    """UserError for masks as uint8, of which `count` of `total` pixels are 1 and no other is above 0."""
+    if largest == 1 and count >= ONES * total:
+        what = "must be uint8 in 0..255 or float in [0, 1]; these uint8 hold 0 and 1 alone, which is black"
+        raise UserError(what, argument=where, hint="multiply by 255, or give them as bool or float")
 
 
 def refuse_pixels(low: float, high: float, where: str) -> None:

@@ -154,7 +154,7 @@ def _begin(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
     request, run, data, parts = prepared(request)
     config = new_config(request, run, data, parts)
     transform, trainer = _trainer(run, data, parts, run_folder.folder, context)
-    context.log(f"data: {data.source}")  # after all that can be wrong with the input: an error is one line
+    _tell(data, context)  # after all that can be wrong with the input: an error is one line
     config["run"]["transform"] = specs.plain(transform.to_dict())  # fitted, so that an unfinished run can be read
     context.group.assert_equal("data, settings or versions", lambda: json.dumps(config))
 
@@ -182,7 +182,7 @@ def _go_on(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
         plan.require(context.group.size, folder)
     data = request.given.data or read_dataset(run.data.model_dump(), run.seed)
     require_same_data(folder, config, data)
-    context.log(f"data: {data.source}")
+    _tell(data, context)
     if not _has_checkpoint(folder):
         context.log(f"{folder} holds no checkpoint yet: it begins at step 0")
     request = replace(request, given=request.given.of_data(data, run.seed))
@@ -193,6 +193,12 @@ def _go_on(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
     except UserError as error:  # these values did build when the run began
         raise damaged(folder, error) from error
     return _train(config, data, parts.sampler, transform, trainer)
+
+
+def _tell(data: Dataset, context: RunContext) -> None:
+    """Which data these are, and how they were read."""
+    for line in (f"data: {data.source}", *data.notes):
+        context.log(line)
 
 
 def _train(
@@ -236,9 +242,12 @@ def _unused(run_folder: RunFolder) -> None:
         raise UserError(text, argument=str(path), hint="move it away, or name another folder")
 
 
-def settings(request: Request, kind: str) -> RunSettings:
-    """The validated run that a request describes on data of a kind ("image", "vector", "text")."""
-    tree = run_tree(request, kind, TrainSettings.model_validate({}).model_dump())
+def settings(request: Request, kind: str, num_classes: int | None = None) -> RunSettings:
+    """The validated run that a request describes on data of a kind ("image", "vector", "text").
+
+    `num_classes`: that of the data's labels, which the energy's follows where no override says otherwise.
+    """
+    tree = run_tree(request, kind, TrainSettings.model_validate({}).model_dump(), num_classes)
     return validate(tree, given=request.given.names)
 
 
@@ -247,7 +256,8 @@ def prepared(request: Request) -> tuple[Request, RunSettings, Dataset, Parts]:
     spec = checked(DataSettings, data_tree(request), "data").model_dump()
     data = request.given.data or read_dataset(spec, request.seed or 0)
     request = replace(request, given=request.given.of_data(data, request.seed or 0))
-    run = settings(request, data.kind)
+    run = settings(request, data.kind, data.num_classes)
+    data = _with_classes_told(request, run, data)
     try:
         fits_memory(run.train.batch_size, data.energy_shape)
     except UserError as error:
@@ -255,6 +265,18 @@ def prepared(request: Request) -> tuple[Request, RunSettings, Dataset, Parts]:
     parts = build_parts(run, data, request.given)
     check_parts(parts, run, data)
     return request, run, data, parts
+
+
+def _with_classes_told(request: Request, run: RunSettings, data: Dataset) -> Dataset:
+    """The data, with a line where the number of classes is not the recipe's."""
+    if request.given.energy is not None:
+        return data
+    before = settings(request, data.kind).energy.get("num_classes")
+    now = run.energy.get("num_classes")
+    if before == now:
+        return data
+    line = f"energy.num_classes is {now}, as many as the data have; the recipe says {before}"
+    return replace(data, notes=(*data.notes, line))
 
 
 def _trainer(

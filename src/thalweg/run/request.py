@@ -145,8 +145,13 @@ def data_tree(request: Request) -> dict[str, Any]:
     return specs.override({"data": data}, mine)["data"]
 
 
-def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The run that a request describes on data of a kind, not yet validated; `defaults` are those of `train`."""
+def run_tree(
+    request: Request, kind: str, defaults: Mapping[str, Any], num_classes: int | None = None
+) -> dict[str, Any]:
+    """The run that a request describes on data of a kind, not yet validated; `defaults` are those of `train`.
+
+    `num_classes`: that of the data's labels, in place of a recipe's.
+    """
     name, recipe = _recipe(request, kind)
     own = recipe.get("train", {})
     if not isinstance(own, dict) or {"data", "seed"} & recipe.keys():
@@ -167,6 +172,9 @@ def run_tree(request: Request, kind: str, defaults: Mapping[str, Any]) -> dict[s
         tree["train"]["guard"] = {**defaults["guard"], **own.get("guard", {})}
     if request.checkpoint_every is not None:
         tree["train"]["checkpoint_every"] = request.checkpoint_every
+    energy = tree.get("energy")
+    if num_classes is not None and isinstance(energy, dict) and "num_classes" in energy and not request.given.energy:
+        tree["energy"] = {**energy, "num_classes": num_classes}
     tree = specs.override(tree, request.overrides)
     if tree["data"]["targets"] and isinstance(tree.get("energy"), dict) and request.given.energy is None:
         tree["energy"] = {"num_targets": len(tree["data"]["targets"]), **tree["energy"]}

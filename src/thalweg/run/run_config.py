@@ -39,6 +39,7 @@ def new_config(request: Request, run: RunSettings, data: Dataset, parts: Parts) 
             "ignored": list(data.layout.ignored),
             "encoding": data.layout.to_list(),
             **({} if data.alphabet is None else {"alphabet": data.alphabet.to_dict()}),
+            **({"classes": list(data.class_names)} if data.class_names else {}),
             "num_train": len(data.train),
             "num_held_out": len(data.held_out),
         },

@@ -91,6 +91,7 @@ class DataFacts(BaseModel):
     ignored: list[StrictStr]  # columns that were left out
     encoding: list[Any] | None  # what the columns hold, as `data.columns.encoding.Columns.to_list` says it
     alphabet: dict[str, Any] | None = None  # of texts, as `data.alphabet.Alphabet.to_dict` says it
+    classes: list[StrictStr] | None = None  # names of the labels 0, 1, …, where the data name them
     num_train: StrictInt
     num_held_out: StrictInt
 

@@ -10,12 +10,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from thalweg.core.errors import UserError
-from thalweg.data.files import read_array, read_names, read_rows
+from thalweg.data.files import read_array, read_names, read_picture, read_rows
 from thalweg.data.formats.base import format_of
-from thalweg.data.formats.images import IMAGE_SUFFIXES, image_files, probe
+from thalweg.data.formats.images import is_image, probe
+from thalweg.data.image_files import pictures_of, relative, survey
 from thalweg.data.validate import verify
 
-PLAIN = ("1", "L")  # modes of images with neither colour nor transparency
 ROUNDING = 1 / (255 * math.sqrt(12))  # standard deviation of what 8 bits leave out
 
 
@@ -65,19 +65,26 @@ class DamagedImages:
 
 
 def read_damaged_images(
-    path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False, **table: Any
+    path: Path,
+    shape: tuple[int, ...],
+    *,
+    skip_bad: bool = False,
+    flat: bool = False,
+    size: int | None = None,
+    **table: Any,
 ) -> DamagedImages:
     """The images in a file, a folder or an array, each of `shape`; with `flat` also arrays ([N,] prod(shape)).
 
-    `table`: keywords of `data.files.read_rows` for rows in a table.
+    `size`: the side to which pictures are resized and cropped. `table`: keywords of `data.files.read_rows` for rows in
+    a table.
 
     UserError for a file of a folder that cannot be used, unless `skip_bad` passes over it.
     """
     if path.is_dir():
-        return _folder(path, shape, skip_bad)
+        return _folder(path, shape, skip_bad, size)
     x = _flat(path, shape) if flat else None
-    x = read_rows(path, shape=shape, finite=False, **table).x if x is None else x
-    notes = _coloured([path], shape) if path.suffix.lower() in IMAGE_SUFFIXES else []
+    x = read_rows(path, shape=shape, finite=False, size=size, **table).x if x is None else x
+    notes = _coloured([path], shape) if is_image(path) else []
     names, rows = read_names(path, len(x)), torch.arange(len(x))
     return DamagedImages(x=x, names=names, rows=rows, count=len(x), rounded=x.dtype == torch.uint8, notes=notes)
 
@@ -94,18 +101,17 @@ def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     return x
 
 
-def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> DamagedImages:
-    files, good, skipped = image_files(path), [], []
-    if not files:
-        read_array(path, shape=shape)  # which says what is wanted
+def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool, size: int | None) -> DamagedImages:
+    found = pictures_of(path)
+    files, good, skipped = found.files, [], []
     for i, file in enumerate(files):
         try:
-            good.append((i, read_array(file, shape=shape)))
+            good.append((i, read_picture(file, shape=shape, size=size)))
         except UserError as error:
             if not skip_bad:
                 hint = "; ".join([*([error.hint] if error.hint else []), "--skip-bad skips such files"])
                 raise error.replace(hint=hint) from error
-            skipped.append({"file": file.name, "reason": " ".join(str(error).split())})
+            skipped.append({"file": relative(file, path), "reason": " ".join(str(error).split())})
     if not good:
         first = skipped[0]["reason"]
         raise UserError(
@@ -113,13 +119,15 @@ def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool) -> DamagedImages
         )
     rows = torch.tensor([i for i, _ in good])
     used = [files[i] for i, _ in good]
-    notes = [*(f"skipped {bad['reason']}" for bad in skipped), *_coloured(used, shape)]
-    x, names = torch.cat([image for _, image in good]), [file.name for file in used]
+    altered = survey(used, path, shape=shape, size=size, skip_bad=True).altered(resized=True)
+    notes = [f"{path}: {found.passed_over} passed over"] if found.passed_over else []
+    notes += [*(f"skipped {bad['reason']}" for bad in skipped), *_coloured(used, shape), *altered]
+    x, names = torch.cat([image for _, image in good]), [relative(file, path) for file in used]
     return DamagedImages(x=x, names=names, rows=rows, count=len(files), rounded=True, skipped=skipped, notes=notes)
 
 
 def _coloured(files: list[Path], shape: tuple[int, ...]) -> list[str]:
     """A line where a model of grey images is given others."""
-    odd = [file for file in files if probe(file)[1] not in PLAIN] if len(shape) == 3 and shape[0] == 1 else []
+    odd = [file for file in files if not probe(file).grey] if len(shape) == 3 and shape[0] == 1 else []
     more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
-    return [f"{odd[0].name}{more}: colour or transparency, left out: the model is of grey images"] if odd else []
+    return [f"{odd[0].name}{more}: colour becomes grey, as the model is of grey images"] if odd else []

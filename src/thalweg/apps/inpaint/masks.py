@@ -7,7 +7,8 @@
     mask.png, mask.npy       **white, or true: missing**; black, or 0: observed. The convention of in-painting tools.
 
 A stored mask holds 0 and 1, or 0 and 255. A grey above one half counts as white, and a warning says so. In a mask of
-several channels a pixel is missing where any channel is white.
+several channels a pixel is missing where any channel is white. A picture is read as images are (`data.formats.images`),
+but for its transparent parts: these count as black, so that the mask of a layer is what is painted white on it.
 """
 
 import logging
@@ -22,7 +23,7 @@ from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import read_rows
-from thalweg.data.formats.images import IMAGE_SUFFIXES
+from thalweg.data.formats.images import is_image, probe
 
 log = logging.getLogger("thalweg")
 WORDS = ("right-half", "left-half", "top-half", "bottom-half", "all", "none")
@@ -113,6 +114,9 @@ def _stored(path: Path, shape: tuple[int, ...], num_images: int, layout: Layout 
         wrong = f"must hold one mask, or {num_images}, one for each image, not {len(found)}"
         raise UserError(wrong, argument=str(path))
     missing = _white(found, path)
+    if is_image(path) and not bool(missing.any()) and probe(path).alpha:
+        wrong = "must have white where pixels are missing: transparent parts count as black, and no opaque one is white"
+        raise UserError(wrong, argument=str(path), hint="paint it white")
     missing = missing.any(1, keepdim=True) if len(shape) == 3 else missing
     return missing.expand(num_images, *shape)
 
@@ -122,7 +126,7 @@ def _white(found: Tensor, path: Path) -> Tensor:
     low, high = (float(v) for v in found.aminmax())
     white = 1 if high <= 1 else 255
     odd = low < 0 or high > 255 or (low == high and high not in (0, white))
-    picture = path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES
+    picture = path.is_dir() or is_image(path)
     if odd or (white == 255 and high <= white / 2 and not picture):  # numbers of classes, say
         values = f"{low:g} to {high:g}" if low < high else f"{low:g} everywhere"
         wrong = f"must hold 0 and 1, or 0 and 255, where white is missing, not {values}"

@@ -20,9 +20,10 @@ from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.columns.layout import Layout
-from thalweg.data.files import read_array, read_names, read_rows
+from thalweg.data.files import read_names, read_picture, read_rows
 from thalweg.data.formats.base import suffixes
-from thalweg.data.formats.images import image_files
+from thalweg.data.formats.images import decode
+from thalweg.data.image_files import listing, relative
 from thalweg.data.validate import arrange, check_images, check_rows
 
 log = logging.getLogger("thalweg")
@@ -87,19 +88,25 @@ def generate(pipeline: Any, n: int, *, batch: int = 64, seed: int = 0, **options
 
 
 def read_candidates(
-    path: str | Path, shape: tuple[int, ...] | None = None, *, skip_bad: bool = False, **table: Any
+    path: str | Path,
+    shape: tuple[int, ...] | None = None,
+    *,
+    skip_bad: bool = False,
+    size: int | None = None,
+    **table: Any,
 ) -> Candidates:
     """Candidates in a folder of images, or in any file that `data.files.read_rows` reads; `table` are its keywords.
 
+    `size`: the side of the square to which pictures are resized and cropped.
     `skip_bad` leaves out images that cannot be read or are of another size than `shape` (than most, if not given), and
     rows of an array that are not finite. UserError where nothing is left.
     """
     path = Path(path)
     _require_kind(path, shape)
     if not skip_bad:
-        x, layout, _ = read_rows(path, shape=shape, **table)
+        x, layout, _ = read_rows(path, shape=shape, size=size, **table)
         return Candidates(as_candidates(x, shape, where=str(path)), read_names(path, len(x)), [], layout)
-    found = _folder(path, shape) if path.is_dir() else _rows(path, shape, table)
+    found = _folder(path, shape, size) if path.is_dir() else _rows(path, shape, table)
     for name, reason in found.skipped:
         log.info("skipped %s: %s", name, reason)
     if not len(found.x):
@@ -117,13 +124,16 @@ def _require_kind(path: Path, shape: tuple[int, ...] | None) -> None:
         raise UserError(f"must be {folder}a file of {', '.join(kinds)}", argument=str(path))
 
 
-def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:
-    read, skipped = [], []
-    for file in image_files(path):
+def _folder(path: Path, shape: tuple[int, ...] | None, size: int | None) -> Candidates:
+    read, skipped, found = [], [], listing(path)
+    if found.passed_over:
+        log.warning("%s: %s passed over", path, found.passed_over)
+    for file in found.files:
+        name = relative(file, path)
         try:
-            read.append((file.name, as_candidates(read_array(file, shape=shape), shape)))
+            read.append((name, as_candidates(_picture(file, shape, size), shape)))
         except UserError as error:
-            skipped.append((file.name, str(error)))
+            skipped.append((name, str(error)))
     sizes = Counter(tuple(x.shape[2:]) for _, x in read)
     most = sizes.most_common(1)[0][0] if sizes else ()
     good = [(name, x) for name, x in read if tuple(x.shape[2:]) == most]
@@ -134,6 +144,13 @@ def _folder(path: Path, shape: tuple[int, ...] | None) -> Candidates:
     channels = max((x.shape[1] for _, x in good), default=1)
     images = [x.expand(-1, channels, -1, -1) for _, x in good]
     return Candidates(torch.cat(images) if images else torch.zeros(0), [name for name, _ in good], sorted(skipped))
+
+
+def _picture(file: Path, shape: tuple[int, ...] | None, size: int | None) -> Tensor:
+    """One picture (1, C, H, W), of any shape where none is given."""
+    if shape is not None and len(shape) == 3:
+        return read_picture(file, shape=shape, size=size)
+    return torch.from_numpy(decode(file, size=size))[None]
 
 
 def _rows(path: Path, shape: tuple[int, ...] | None, table: dict[str, Any]) -> Candidates:

@@ -158,7 +158,7 @@ def check_size(num_bytes: int, where: str) -> None:
 
 
 @contextmanager
-def reading_array(path: Path) -> Iterator[None]:
+def reading_array(path: Path | str) -> Iterator[None]:
     """Turn whatever a reader of arrays or images raises on this file into one line."""
     try:
         yield

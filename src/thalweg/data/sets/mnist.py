@@ -9,7 +9,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.data.files import read_array, read_labels
-from thalweg.data.formats.images import image_files
+from thalweg.data.image_files import image_files
 from thalweg.data.sets.base import LocatedSet, RawData
 
 

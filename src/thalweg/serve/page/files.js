@@ -32,6 +32,8 @@ function fitted(bitmap, [channels, height, width], name) {
   if (w * h > MAX_PIXELS) throw new WrongFile(`${name} has ${count(w)} × ${count(h)} pixels; at most 16 million are read.`);
   const canvas = new OffscreenCanvas(w, h);
   const pen = canvas.getContext("2d");
+  pen.fillStyle = "#fff"; // what shows through transparent parts, as the server reads them
+  pen.fillRect(0, 0, w, h);
   pen.drawImage(bitmap, 0, 0);
   const { data } = pen.getImageData(0, 0, w, h);
   const planes = Array.from({ length: channels }, (_, c) => plane(data, w * h, channels === 1 ? -1 : Math.min(c, 2)));
