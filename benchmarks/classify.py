@@ -28,6 +28,7 @@ from thalweg.bundle.bundle import Bundle
 from thalweg.core.rng import generator
 from thalweg.data.catalog import as_float
 from thalweg.data.catalog import load as load_data
+from thalweg.data.options import DataOptions
 from thalweg.energy.base import marginal
 from thalweg.evaluate.calibration import Reliability, reliability
 from thalweg.evaluate.detection import auroc, fpr95
@@ -216,7 +217,7 @@ def main() -> None:
     x, y = read(args.data, "mnist", "test")
     x, y = x[FIRST_TEST_ROW:], y[FIRST_TEST_ROW:]
     spec = joint.config["run"]["data"]
-    data = load_data(spec["name"], data=spec["path"], seed=joint.config["run"]["seed"])
+    data = load_data(spec["name"], DataOptions(path=spec["path"]), seed=joint.config["run"]["seed"])
     if args.held_out:
         x, y = as_float(data.held_out), data.held_out_labels
         assert y is not None

@@ -156,7 +156,7 @@ def _npz(path, y, n=40, key="y"):
         (np.arange(40) / 3, "must have labels, which are whole numbers"),
         (np.array(["a", "b"] * 20), "must have labels, which are whole numbers"),
         (np.full(40, 3), "labels of two classes or more, and all are 3"),
-        (np.arange(40) % 12, "has 0 to 11.*energy.num_classes=12"),
+        (np.arange(40) % 12 * 2, "has 0 to 22.*energy.num_classes=23"),
         (np.arange(40) % 3 - 1, "has -1 to 1"),
         (np.arange(39), "39 labels for 40 rows"),
     ],

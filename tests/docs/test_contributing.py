@@ -28,6 +28,7 @@ from thalweg.core.config import class_at
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.rng import generator
 from thalweg.data.catalog import load as load_data
+from thalweg.data.options import DataOptions
 from thalweg.run.fit import Request, fit
 from thalweg.sampler.annealed import anneal
 from thalweg.sampler.chain import run_chain
@@ -347,8 +348,9 @@ def test_a_part_without_a_method_is_refused(added, mutant, tmp_path, path, metho
 )
 def test_a_set_or_format_that_is_not_whole_is_refused(mutant, path, old, new, lacks):
     mutant(path, old, new)
+    options = DataOptions(limit=5) if "sets" in path else DataOptions(drop=["a"])
     with pytest.raises(UserError) as caught:
-        load_data("rings", limit=5) if "sets" in path else load_data("rows.mat", drop=["a"])
+        load_data("rings" if "sets" in path else "rows.mat", options)
     assert lacks in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -188,6 +188,7 @@ def _write(out: Path, names: list[str], x: "Tensor", known: "Tensor | None", fou
     lines = csv.writer(table)
     lines.writerow(["image", "rank", "ranking", "energy", "file"])
     for i, (name, stem) in enumerate(zip(names, _stems(names), strict=True)):
+        (out / stem).parent.mkdir(parents=True, exist_ok=True)
         for k in range(len(found.images)):
             file = f"{stem}-{k + 1}.png"
             write_bytes(out / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
@@ -199,7 +200,7 @@ def _write(out: Path, names: list[str], x: "Tensor", known: "Tensor | None", fou
 
 def _stems(names: list[str]) -> list[str]:
     """File names without their endings, where that leaves them distinct."""
-    stems = [Path(name).stem for name in names]
+    stems = [Path(name).with_suffix("").as_posix() for name in names]
     return stems if len(set(stems)) == len(stems) else [name.replace(".", "-") for name in names]
 
 

@@ -261,6 +261,7 @@ def _fill(folder: Path, found: "Candidates", source: Path, kept: list[int]) -> N
     digits = len(str(len(kept)))
     for rank, i in enumerate(kept, 1):
         if source.is_dir():
-            write_bytes(folder / f"{rank:0{digits}}-{found.names[i]}", (source / found.names[i]).read_bytes())
+            name = found.names[i].replace("/", "-")  # of a folder in the folder
+            write_bytes(folder / f"{rank:0{digits}}-{name}", (source / found.names[i]).read_bytes())
             continue
         write_bytes(folder / f"{rank:0{digits}}-{i}.png", image_png(found.x[i]))

@@ -68,11 +68,12 @@ class Dataset:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes the labels 0, 1, … are of; None without labels, or where one is negative."""
+        """How many classes there are, two or more; None where labels are not 0, 1, …, without a gap."""
         if self.train_labels is None or self.held_out_labels is None:
             return None
-        labels = torch.cat([self.train_labels, self.held_out_labels])
-        return max(int(labels.max()) + 1, len(self.class_names), 2) if int(labels.min()) >= 0 else None
+        found = torch.cat([self.train_labels, self.held_out_labels]).unique()
+        num = len(self.class_names) or len(found)
+        return num if num > 1 and int(found[0]) >= 0 and int(found[-1]) < num else None
 
     @cached_property
     def fingerprint(self) -> str:

@@ -121,7 +121,11 @@ def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool, size: int | None
     used = [files[i] for i, _ in good]
     altered = survey(used, path, shape=shape, size=size, skip_bad=True).altered(resized=True)
     notes = [f"{path}: {found.passed_over} passed over"] if found.passed_over else []
-    notes += [*(f"skipped {bad['reason']}" for bad in skipped), *_coloured(used, shape), *altered]
+    notes += [
+        *(f"skipped {bad['reason']}" for bad in skipped),
+        *_coloured(used, shape),
+        *(f"{path}: {line}" for line in altered),
+    ]
     x, names = torch.cat([image for _, image in good]), [relative(file, path) for file in used]
     return DamagedImages(x=x, names=names, rows=rows, count=len(files), rounded=True, skipped=skipped, notes=notes)
 

@@ -129,7 +129,7 @@ def as_pixels(
     if size is not None:
         shown = fill(shown, size)
     pixels = np.asarray(shown, np.uint8).reshape(shown.height, shown.width, -1)
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return np.array(pixels.transpose(2, 0, 1), order="C")  # a copy: Pillow's memory is not to be written
 
 
 def fill(image: "Image.Image", size: tuple[int, int]) -> "Image.Image":
