@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 MOST = 1.5e9  # bytes
 SIZE = 4 << 30
-SMALL = ["train.precision=fp32", "monitor.policy=none"]
+SMALL = ["--no-report", "train.precision=fp32", "monitor.policy=none"]
 IMAGE = ["--recipe", "pcd-conv-image", "energy.channels=[4,4,4]", "objective.num_steps=[2,3]", "train.batch_size=8"]
 VECTOR = ["--recipe", "pcd-vector", "train.batch_size=64"]
 

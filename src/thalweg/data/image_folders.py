@@ -1,14 +1,17 @@
 """Images in files as data to train on: a folder of them, their classes, and what is left out or altered."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from thalweg.data import stored_rows
 from thalweg.data.image_files import Listing, Survey, pictures_of, read_pixels, survey
 from thalweg.data.image_labels import labelled
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import RawData
+from thalweg.data.stored.folder import FolderRows
 
 PROPOSED = 64  # pixels, the most that is proposed for images of several sizes
 
@@ -22,12 +25,16 @@ def read_images(path: Path, options: DataOptions) -> RawData:
     listed = pictures_of(path)
     classes = None if options.labels is None else labelled(listed.files, path, options.labels)
     found = surveyed(listed.files, path, options)
-    pixels, found = read_pixels(found, path, skip_bad=options.skip_bad)
+    if len(found.files) * math.prod(found.shape) > stored_rows.KEPT_BYTES:
+        x = FolderRows(found, path)
+    else:
+        pixels, found = read_pixels(found, path, skip_bad=options.skip_bad)
+        x = torch.from_numpy(pixels)
     lost = f", {len(found.left_out):,} left out" if found.left_out else ""
-    what = f"{path}, {len(pixels):,} images of {' x '.join(map(str, found.shape))}{resized(options.size)}{lost}"
+    what = f"{path}, {len(x):,} images of {' x '.join(map(str, found.shape))}{resized(options.size)}{lost}"
     labels, names = (None, ()) if classes is None else classes.of(found.files)
     notes = tuple(notes_on(path, listed, found, names))
-    return RawData(torch.from_numpy(pixels), labels, what, class_names=names, notes=notes)
+    return RawData(x, labels, what, class_names=names, notes=notes)
 
 
 def surveyed(files: Sequence[Path], path: Path, options: DataOptions) -> Survey:

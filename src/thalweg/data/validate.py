@@ -83,9 +83,8 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
     if values.is_floating_point() and not bool(values.isfinite().all()):
         bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten()
         refuse_not_finite(len(bad), len(x), int(bad[0]), where)
-    if kind == "image" and values.dtype == torch.uint8 and int(values.max()) == 1 and _share_of_ones(values) >= ONES:
-        what = "must be uint8 in 0..255 or float in [0, 1]; these uint8 hold 0 and 1 alone, which is black"
-        raise UserError(what, argument=where, hint="multiply by 255, or give them as bool or float")
+    if kind == "image" and values.dtype == torch.uint8:
+        refuse_black(int(values.max()), int(values.count_nonzero()), values.numel(), where)
     if kind == "image" and values.is_floating_point():
         low, high = (float(v) for v in values.aminmax())
         refuse_pixels(low, high, where)
@@ -97,17 +96,19 @@ def refuse_not_finite(num_bad: int, num_rows: int, first: int, where: str) -> No
     raise UserError(what, argument=where, hint="drop or fill them")
 
 
+def refuse_black(largest: int, count: int, total: int, where: str) -> None:
+    """UserError for masks as uint8, of which `count` of `total` pixels are 1 and no other is above 0."""
+    if largest == 1 and count >= ONES * total:
+        what = "must be uint8 in 0..255 or float in [0, 1]; these uint8 hold 0 and 1 alone, which is black"
+        raise UserError(what, argument=where, hint="multiply by 255, or give them as bool or float")
+
+
 def refuse_pixels(low: float, high: float, where: str) -> None:
     """UserError where pixels in floats, from `low` to `high`, are not in [0, 1] up to rounding."""
     if low < -1e-6 or high > 1 + 1e-6:
         move = "(x + 1) / 2" if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6 else "divide by 255"
         what = f"must be uint8 in 0..255 or float in [0, 1]; these floats span [{low:g}, {high:g}]"
         raise UserError(what, argument=where, hint=f"{move}?")
-
-
-def _share_of_ones(x: Tensor) -> float:
-    """Of pixels 0 and 1."""
-    return int(x.count_nonzero()) / x.numel()
 
 
 def check_cells(

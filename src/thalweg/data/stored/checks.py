@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from thalweg.data.validate import Kind, refuse_not_finite, refuse_pixels, verify
+from thalweg.data.validate import Kind, refuse_black, refuse_not_finite, refuse_pixels, verify
 
 
 class ContentCheck:
@@ -20,9 +20,15 @@ class ContentCheck:
         self.kind: Kind = kind
         self.seen, self.num_bad, self.first_bad = 0, 0, 0
         self.low, self.high = 0.0, 0.0
+        self.largest, self.count, self.total = 0, 0, 0  # of pixels in bytes
 
     def add(self, x: Tensor) -> None:
         """The next rows (B, *). UserError at once for a wrong type or shape."""
+        if x.dtype == torch.uint8 and self.kind == "image":
+            self.largest = max(self.largest, int(x.max()))
+            self.count, self.total = self.count + int(x.count_nonzero()), self.total + x.numel()
+            self.seen += len(x)
+            return
         if not x.is_floating_point():
             verify(x, None, self.kind, where=self.where)
             self.seen += len(x)
@@ -43,4 +49,5 @@ class ContentCheck:
         if self.num_bad:
             refuse_not_finite(self.num_bad, self.num_rows, self.first_bad, self.where)
         if self.kind == "image":
+            refuse_black(self.largest, self.count, self.total, self.where)
             refuse_pixels(self.low, self.high, self.where)
