@@ -256,12 +256,12 @@ class Engine:
         return found
 
     async def _items(
-        self, model: str, items: ItemStream, limit: float | None, gone: Gone | None
+        self, model: str, items: ItemStream, deadline: float | None, gone: Gone | None
     ) -> AsyncGenerator[Any]:
         self._streams += 1
         try:
             while True:
-                job = self._job(model, "stream", 1, self._limit(wait), gone)
+                job = self._job(model, "stream", 1, self._limit(deadline), gone)
                 job.work = items
                 item = await self._answer(job)
                 if item is END:
