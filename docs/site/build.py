@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES, SITE = ROOT / "build" / "site-source", ROOT / "build" / "site"
 PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "THIRD_PARTY.md", "AGENTS.md")
 GUIDES = {
-    "Train": ("train", "images", "your-own", "runs", "monitor", "vision", "devices", "gotchas"),
+    "Train": ("train", "images", "large-data", "your-own", "runs", "monitor", "vision", "devices", "gotchas"),
     "Apply": ("detect", "detect_images", "detect_columns", "detect_input", "detect_energy", "tables", "classify",
               "conditional", "words", "inpaint", "rerank", "landscape"),
     "Understand and extend": ("concepts", "likelihood", "samplers", "attention", "components", "benchmarks"),
