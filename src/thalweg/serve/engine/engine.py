@@ -256,9 +256,7 @@ class Engine:
         self._computed(model, size, time.perf_counter() - began, found)
         return found
 
-    async def _items(
-        self, model: str, items: ItemStream, limit: float | None, gone: Gone | None
-    ) -> AsyncGenerator[Any]:
+    async def _items(self, model: str, items: ItemStream, wait: float | None, gone: Gone | None) -> AsyncGenerator[Any]:
         self._streams += 1
         try:
             while True:
