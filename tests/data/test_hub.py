@@ -108,7 +108,7 @@ def test_a_set_of_the_hub_by_its_name(fake, kept, monkeypatch) -> None:
     assert torch.equal(data.train[:][:, 0, 0, 0] % 2, data.train_labels)
     assert "hub:user/digits, split test" in data.source
     numbers = load("hub:user/digits", DataOptions(**where, drop=["image"]))
-    assert numbers.layout.names == ["label", "n"]
+    assert numbers.layout.names == ["label"]  # `n` counts the rows, which is said
     small = load("hub:user/digits", DataOptions(**where, column="image", size=8))
     assert small.shape == (1, 8, 8)
 

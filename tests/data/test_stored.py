@@ -220,7 +220,7 @@ def test_images_as_bytes_that_cannot_be_used(tmp_path) -> None:
         (DataOptions(column="photo"), "no column 'photo'"),
         (DataOptions(column="image", labels="kind"), "no column 'kind'"),
         (DataOptions(column="n"), "must hold the bytes of image files"),
-        (DataOptions(column="image", labels="n"), "gives 0 one"),
+        (DataOptions(column="image", labels="n"), "has one row of the class '0'"),
     ):
         with pytest.raises(UserError, match=what):
             load(path, options)
@@ -283,3 +283,21 @@ def test_all_but_a_few_numbers() -> None:
     rows = AllBut(10, torch.tensor([0, 3, 4, 9]))
     assert rows[torch.arange(6)].tolist() == [1, 2, 5, 6, 7, 8]
     assert rows.before(torch.arange(11)).tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 6]
+
+
+def test_categories_of_a_table_that_stays_on_disk(tmp_path, monkeypatch) -> None:
+    """The first piece says which there are; a later row of another one is an error, and not taken for one of them."""
+    monkeypatch.setattr(stored_rows, "KEPT_BYTES", 0)
+    monkeypatch.setattr(row_groups, "PIECE_BYTES", 8 * 2 * 30)
+    x = np.random.default_rng(0).normal(size=90)
+    sites = np.array(["north", "south", "west"])[np.arange(90) * 7 % 3]
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pa.table({"x": x, "site": sites}), path, row_group_size=30)
+    data = load(str(path))
+    assert isinstance(data.train, stored_rows.StoredRows)
+    assert data.shape == (4,)
+    whole = torch.cat([data.train[:], data.held_out])
+    assert whole[:, 1:].sum(0).tolist() == [30, 30, 30]
+    parquet.write_table(pa.table({"x": x, "site": [*sites[:80], *["east"] * 10]}), path, row_group_size=30)
+    with pytest.raises(UserError, match="row 81"):
+        load(str(path))

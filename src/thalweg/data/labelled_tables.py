@@ -41,13 +41,16 @@ def read_table(path: Path, options: DataOptions) -> RawData:
     import pyarrow as pa
 
     x, layout, _ = read_rows(path, drop=[*options.drop, name], **table)
-    labels, names = _classes(pa.concat_tables([*opened.blocks([name])]), name, where, parse=opened.is_text)
+    labels, names = classes(pa.concat_tables([*opened.blocks([name])]), name, where, parse=opened.is_text)
     what = f"{path}, {len(x):,} rows of {contents(layout, x)} in {len(names)} classes by {name}"
     return RawData(x, labels, what, layout=layout, class_names=names)
 
 
-def _classes(frame: Any, name: str, where: str, *, parse: bool) -> tuple[Tensor, tuple[str, ...]]:
-    """(labels (N,) int64, the name of each class) of a column."""
+def classes(frame: Any, name: str, where: str, *, parse: bool = False) -> tuple[Tensor, tuple[str, ...]]:
+    """(labels (N,) int64, the name of each class) of a column; errors as of `read_table`.
+
+    `parse`: texts may be numbers, as in a CSV.
+    """
     series = as_frame(frame, where)[name]
     given = texts(series, name, where, Reading().words(parse))
     lost = next((i for i, value in enumerate(given) if value is None), None)
@@ -61,6 +64,9 @@ def _classes(frame: Any, name: str, where: str, *, parse: bool) -> tuple[Tensor,
     keys = given if values is None else values.astype(np.int64).tolist()
     found, codes, counts = np.unique(np.array(keys), return_inverse=True, return_counts=True)
     names = tuple(str(key) for key in found.tolist())
+    if len(names) < 2:
+        text, hint = f"column {name!r}, of labels, holds {names[0]!r} alone", "name a column of two classes or more"
+        raise UserError(text, argument=where, hint=hint)
     rare = next((key for key, count in zip(names, counts, strict=True) if count == 1), None)
     if rare is not None:
         text = f"column {name!r}, of labels, has one row of the class {rare!r}, and training and held-out rows need it"

@@ -1,4 +1,4 @@
-"""The labels of rows from a column: whole numbers as they are, other values numbered in the order of their names."""
+"""Labels from a column of the Hub: whole numbers as they are, others numbered in the order of their names."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,8 +22,6 @@ def coded(values: Sequence[Any], where: str, names: Sequence[str] = ()) -> tuple
         where: What messages call the column.
         names: Of the classes that whole numbers stand for.
     """
-    if all(isinstance(value, str) and value.lstrip("-").isdecimal() for value in {*values}):  # as in a CSV
-        values = [int(value) for value in values]
     counts = Counter(values)
     if None in counts:
         raise UserError(f"has no label in row {[*values].index(None) + 1}", argument=where, hint="fill or drop it")

@@ -11,9 +11,9 @@ from thalweg.data import stored_rows
 from thalweg.data.formats.base import reading_array
 from thalweg.data.formats.npy import Npy
 from thalweg.data.formats.parquet import Parquet
+from thalweg.data.labelled_tables import classes
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import RawData
-from thalweg.data.stored.column_labels import coded
 from thalweg.data.stored.encoded_images import EncodedImageRows, ParquetImageRows
 from thalweg.data.stored.npy import NpyRows, npy_header
 from thalweg.data.stored.parquet_table import ParquetTableRows
@@ -86,18 +86,19 @@ def images_data(x: EncodedImageRows, labels: Tensor | None, names: tuple[str, ..
     return RawData(kept_if_small(x), own, f"{what}, {described(x)}{resized}", class_names=names, notes=tuple(notes))
 
 
-def column_labels(
-    files: Sequence[Path], column: str | None, header: bool | None = None
-) -> tuple[Tensor | None, tuple[str, ...]]:
+def column_labels(files: Sequence[Path], column: str | None) -> tuple[Tensor | None, tuple[str, ...]]:
     """The labels in a column of tables, and the names of the classes."""
     if column is None:
         return None, ()
-    values = []
+    import pyarrow as pa
+
+    blocks = []
     for file in files:
-        table = open_table(file, header=header)
+        table = open_table(file)
         table.require([column])
-        values += [value for block in table.blocks([column]) for value in block[column].to_pylist()]
-    return coded(values, f"{files[0] if len(files) == 1 else files[0].parent}, column {column!r}")
+        blocks += table.blocks([column])
+    where = files[0] if len(files) == 1 else files[0].parent
+    return classes(pa.concat_tables(blocks), column, str(where))
 
 
 def described(x: stored_rows.StoredRows) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from thalweg.core.errors import UserError
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import LARGEST
 from thalweg.data.stored.row_groups import RowGroups
@@ -60,6 +61,17 @@ class ParquetTableRows(StoredRows):
     def _encoded(self, table: Any, first: int) -> Tensor:
         where = str(self.path)
         x = self.layout.encode(table, where=where, first=first)
-        names = self.layout.names or [str(i) for i in range(x.shape[1])]
+        names = self.layout.owners or [str(i) for i in range(x.shape[1])]
         check_cells(x, names, where, rows=range(first, first + len(x)), largest=LARGEST)
+        self._refuse_new(x, names, first)
         return torch.from_numpy(np.ascontiguousarray(x))
+
+    def _refuse_new(self, x: np.ndarray, names: Sequence[str], first: int) -> None:
+        """UserError for a category that the first piece does not have, where none of its columns stands for others."""
+        known = self.layout.categories
+        new = (x == -1) & np.isin(names, known)
+        if new.any():
+            row, column = (int(i) for i in np.argwhere(new)[0])
+            text = f"column {names[column]!r} has a new category in row {first + row + 1}"
+            hint = "shuffle the rows of the file, so that its first rows have all categories"
+            raise UserError(text, argument=str(self.path), hint=hint)
