@@ -275,7 +275,7 @@ def test_a_changed_file_is_not_gone_on_with(words, word_files, tmp_path):
         ("words.txt", "words.yaml", ["transform.type=thalweg.data.transform:Standardize"], "transform"),
         ("words.txt", "words.yaml", ["transform.num_states=99"], "transform"),
         ("words.txt", "words.yaml", ["data.length=3"], "words.txt, line 1"),
-        ("words.txt", "words.yaml", ["data.targets=[a]"], "targets"),
+        ("words.txt", "words.yaml", ["data.targets=[a]"], "data.targets"),
         ("words.txt", "words.yaml", ["energy.type=thalweg.energy.potts:PottsEnergy"], None),
         ("two-moons", "toy2d", ["data.length=3"], "data.length"),
     ],

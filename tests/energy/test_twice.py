@@ -119,8 +119,8 @@ def test_where_there_is_no_short_way_autograd_serves():
     assert normed.value_and_grad(y, t) is None
     assert energy.value_and_grads(y, t) is not None
     assert (
-        UNetEnergy(shape=(1, 80, 80), widths=(4,), num_blocks=(1,), embed=4).value_and_grads(
-            torch.rand(1, 1, 80, 80), t[:1]
+        UNetEnergy(shape=(1, 136, 136), widths=(4,), num_blocks=(1,), embed=4).value_and_grads(
+            torch.rand(1, 1, 136, 136), t[:1]
         )
         is None
     )

@@ -142,7 +142,9 @@ def test_the_report_of_a_run_has_the_section(tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "in_float32", lambda bundle, *parts: (bundle, None, parts))
     bundle = SimpleNamespace(config={"command": "thalweg train", "run": {"data": {"name": "mnist"}}})
     rows = torch.zeros(50, 1)
-    data = SimpleNamespace(train=rows, held_out=rows, held_out_labels=None, alphabet=None, source="digits")
+    data = SimpleNamespace(
+        train=rows, held_out=rows, held_out_labels=None, alphabet=None, source="digits", kind="image", shape=(1, 8, 8)
+    )
     empty, seen = tmp_path / "empty", write_run(tmp_path / "run", collapse=300)
     empty.mkdir()
     for folder, number in ((empty, 0), (seen, 1)):

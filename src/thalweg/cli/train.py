@@ -22,7 +22,10 @@ EXAMPLE = "Example: `thalweg train mnist --minutes 10 -o runs/digits`"
 
 def train(
     data: Annotated[
-        str, typer.Argument(help="mnist, fashion-mnist, two-moons, … or a path: npz, npy, CSV, folder, .txt.")
+        str,
+        typer.Argument(
+            help="mnist, fashion-mnist, two-moons, … or a path: npz, npy, CSV, Parquet, folder, .txt; hub:USER/NAME."
+        ),
     ],
     overrides: Annotated[list[str] | None, typer.Argument(help="Changes to the recipe: `energy.embed=32`.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Time to train, turned into steps at the start.")] = None,
@@ -47,7 +50,10 @@ def train(
         int | None, typer.Option(help="Images: resize the shorter side to so many pixels, and crop the middle.", min=1)
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Images: `folder`, each subfolder a class, or a CSV of names and classes.")
+        str | None,
+        typer.Option(
+            help="`folder`: each subfolder a class; a CSV of names and classes; of a table or the Hub a COLUMN."
+        ),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read.")] = False,
     trust: Trust = None,

@@ -107,6 +107,7 @@ class ByKind:
 
     def __call__(self, x: Tensor, generator: Generator, progress: float) -> Any:
         """UserError: the choice needs the training images."""
+        _require_images(x, "ByKind")
         hint = "call choose(x) with training images, or take Warp or Flip"
         raise UserError("must be resolved by a run", argument="augment", hint=hint)
 

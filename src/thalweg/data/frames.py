@@ -53,7 +53,7 @@ def texts(series: Any, name: str, where: str, words: Collection[str] = ()) -> li
         check_kinds(values, f"column {name!r}", where)
     if series.dtype in (nw.Binary, nw.Unknown) and any(value is not None for value in values):
         kind = "bytes" if isinstance(next(v for v in values if v is not None), bytes) else "neither numbers nor texts"
-        hint = "drop it, or store it as texts or numbers"
+        hint = "drop it, or store it as texts or numbers; images are trained on by data.column=NAME"
         raise UserError(f"column {name!r} holds {kind}", argument=where, hint=hint)
     return [None if missing(value) or (isinstance(value, str) and value in words) else str(value) for value in values]
 

@@ -175,10 +175,13 @@ def survey(
         except UserError as error:
             _leave_out(left_out, error, relative(file, root), skip_bad)
     if good and size is None:
-        (most, _), *_ = Counter((h.width, h.height) for _, h in good).most_common(1)
+        known = shape is not None and len(shape) == 3
+        (common, _), *_ = Counter((h.width, h.height) for _, h in good).most_common(1)
+        most = (shape[2], shape[1]) if known and skip_bad is False else common
+        others = "the model's are" if known else "most are"
         for file, header in good:
             if (header.width, header.height) != most:
-                what = f"is {header.width} x {header.height} pixels, most are {most[0]} x {most[1]}"
+                what = f"is {header.width} x {header.height} pixels, {others} {most[0]} x {most[1]}"
                 _leave_out(left_out, UserError(what, argument=str(file), hint=mend), relative(file, root), skip_bad)
         good = [(file, header) for file, header in good if (header.width, header.height) == most]
     _require_some(good, root, len(files), left_out)
@@ -243,7 +246,7 @@ def _first_faults(work: Callable[[int], UserError | None], n: int, *, every: boo
 def _leave_out(left_out: list[LeftOut], error: UserError, name: str, skip_bad: bool) -> None:
     if not skip_bad:
         raise error
-    left_out.append(LeftOut(name, " ".join(str(error).split())))
+    left_out.append(LeftOut(name, " ".join(str(error.replace(argument=None, hint=None)).split())))
 
 
 def _require_some(good: Sequence[object], root: Path, count: int, left_out: Sequence[LeftOut]) -> None:

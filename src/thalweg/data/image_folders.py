@@ -6,13 +6,16 @@ from pathlib import Path
 
 import torch
 
+from thalweg.core.errors import UserError
 from thalweg.data import stored_rows
 from thalweg.data.image_files import Listing, Survey, pictures_of, read_pixels, survey
 from thalweg.data.image_labels import labelled
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import RawData
 from thalweg.data.stored.folder import FolderRows
+from thalweg.data.validate import LEAST_ROWS
 
+SHOWN = 5  # names in a message
 PROPOSED = 64  # pixels, the most that is proposed for images of several sizes
 
 
@@ -30,6 +33,10 @@ def read_images(path: Path, options: DataOptions) -> RawData:
     else:
         pixels, found = read_pixels(found, path, skip_bad=options.skip_bad)
         x = torch.from_numpy(pixels)
+    if found.left_out and len(x) < LEAST_ROWS:
+        lost = ", ".join(each.name for each in found.left_out[:SHOWN]) + (", …" if len(found.left_out) > SHOWN else "")
+        text = f"holds {len(x)} images that can be used, training needs at least {LEAST_ROWS}, and "
+        raise UserError(f"{text}{len(found.left_out)} were left out: {lost}", argument=str(path), hint="give more")
     lost = f", {len(found.left_out):,} left out" if found.left_out else ""
     what = f"{path}, {len(x):,} images of {' x '.join(map(str, found.shape))}{resized(options.size)}{lost}"
     labels, names = (None, ()) if classes is None else classes.of(found.files)

@@ -21,7 +21,7 @@ def resolved(run: RunSettings, data: Dataset) -> tuple[RunSettings, str | None]:
 
     The line is None where the run names its augmentation, or has none.
     """
-    if run.augment is None or run.augment.get("type") != BY_KIND:
+    if run.augment is None or run.augment.get("type") != BY_KIND or data.kind != "image":  # which others refuse
         return run, None
     by_kind = specs.build(run.augment, "augment")
     some = torch.randperm(len(data.train), generator=generator(run.seed, "augment-by-kind"))[:MOST_ROWS]

@@ -1,6 +1,7 @@
 """The parts that a run is made of: built, checked against the data and each other, and fitted to the data."""
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from thalweg.core import config as specs
 from thalweg.core.errors import UserError, one_line
 from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
+from thalweg.data.files import is_table
 from thalweg.data.float32_check import Float32Transform, check_fitted
 from thalweg.data.stored_rows import some_rows
 from thalweg.data.transform import Identity, OneHot, Transform
@@ -251,6 +253,10 @@ def _require_labels(objective: Objective[Any], energy: nn.Module, data: Dataset)
     if data.train_labels is None or data.held_out_labels is None:
         text = "must have labels, which are whole numbers, for the objective to learn"
         hint = "give an npz with y_train, y or labels beside the rows, or train without classes by --recipe dual"
+        if Path(data.name).is_dir():
+            hint = "add --labels folder, if its folders are classes, or --labels FILE.csv; --recipe dual needs none"
+        elif is_table(Path(data.name)):
+            hint = "add --labels COLUMN"
         raise UserError(text, argument=data.name, hint=hint)
     found = torch.cat([data.train_labels, data.held_out_labels]).unique()
     low, high = int(found[0]), int(found[-1])

@@ -145,6 +145,9 @@ def _fit(request: Request, folder: Path, resume: bool, context: RunContext) -> F
         bundle = load_as(folder, Bundle, energy=request.given.energy, device=context.device)
         context.log(f"{folder} is complete; nothing left to do")
         return Fitted(bundle, None)
+    if not started and os.path.isdir(request.data) and os.path.realpath(request.data) == os.path.realpath(folder):
+        text, hint = "must not be the folder of the data, among which a run would write", "name another one with -o"
+        raise UserError(text, argument=str(folder), hint=hint)
     run_folder = RunFolder(folder, folders=FOLDERS, files=WRITTEN, owner=group.rank == 0)
     try:
         with _stoppable(run_folder, started):

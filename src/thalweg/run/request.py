@@ -20,6 +20,7 @@ from thalweg.run.given import Given
 from thalweg.training.settings import DataSettings
 from thalweg.training.signals import MonitorSettings
 
+KINDS = {"image": "images", "vector": "rows of numbers", "text": "texts"}  # of data, in words
 BUDGETS = ("steps", "minutes")
 BASE = {"image": "pcd-conv-image", "vector": "pcd-vector", "text": "words"}  # recipes for a network E(x) that is given
 TRANSFORM = {"text": "thalweg.data.transform:OneHot"}  # of a recipe that names none: Identity for other kinds
@@ -106,12 +107,15 @@ def recipe_name(request: Request, kind: str) -> str:
     known = {p.stem for p in (Path(thalweg.__file__).parent / "recipes").glob("*.yaml")}
     if kind == "text" and name not in known and {f"{name}-image", f"{name}-vector"} & known:
         raise _of_another_kind(name, kind, of_texts=False)
+    other = next((k for k in KINDS if f"{name}-{k}" in known), None)
+    if other is not None and name not in known and f"{name}-{kind}" not in known:
+        text = f"must be a recipe for {KINDS[kind]}, as the data are; {name} is for {KINDS[other]}"
+        raise UserError(text, argument="recipe", hint="take dual, or leave it out")
     return f"{name}-{kind}" if f"{name}-{kind}" in known else name
 
 
 def _of_another_kind(name: str, kind: str, *, of_texts: bool) -> UserError:
-    what = {"image": "images", "vector": "rows of numbers", "text": "texts"}[kind]
-    text = f"must be a recipe for {what}, as the data are; {name} is for {'texts' if of_texts else 'numbers'}"
+    text = f"must be a recipe for {KINDS[kind]}, as the data are; {name} is for {'texts' if of_texts else 'numbers'}"
     return UserError(text, argument="recipe", hint="take words" if kind == "text" else "take dual, or leave it out")
 
 

@@ -5,6 +5,7 @@ taken, pickles are never opened, and whatever is wrong becomes one line: what, w
 """
 
 import csv
+import re
 import struct
 import zipfile
 import zlib
@@ -33,6 +34,7 @@ PACKED = {
 _DAMAGED = (OSError, ValueError, EOFError, SyntaxError, ArithmeticError, RuntimeError, Warning)
 _DAMAGED += (zipfile.BadZipFile, zlib.error, struct.error)
 Kind = Literal["image", "vector", "text"]
+STREAM = re.compile(r"\s*<_io\.[^>]*>")  # an open file, as messages of others show it
 
 
 class FileFormat(ABC):
@@ -168,7 +170,7 @@ def reading_array(path: Path | str) -> Iterator[None]:
         hint = "change its mode or its owner"
         raise UserError("no permission to read it", argument=str(path), hint=hint) from error
     except _DAMAGED as error:
-        why = " ".join(str(error).split())[:200] or type(error).__name__
+        why = STREAM.sub("", " ".join(str(error).split()))[:200] or type(error).__name__
         what = f"damaged or not what its name says ({why})"
         raise DamagedFile(what, argument=str(path), hint="fetch it again") from error
 

@@ -28,7 +28,8 @@ class EncodedImageRows(StoredRows):
     Args:
         where: What messages call the column.
         size: The side of the square to which all are resized and cropped; None: they must have one size.
-        skip_bad: Leave out rows whose header cannot be used; `left_out` says which and why, `kept` which are left.
+        skip_bad: Leave out rows that cannot be used, for which each is decoded once; `left_out` says which and why,
+            `kept` which are left.
     """
 
     dtype = torch.uint8
@@ -71,6 +72,8 @@ class EncodedImageRows(StoredRows):
         for row, data in enumerate(self.all_bytes()):
             try:
                 header = probe(io.BytesIO(data), where=self._name(row))
+                if self.skip_bad:  # what lies behind a header is known by decoding it
+                    decode(io.BytesIO(data), where=self._name(row))
             except UserError as error:
                 self._leave_out(error)
                 continue
