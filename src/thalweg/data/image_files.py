@@ -175,10 +175,10 @@ def survey(
         except UserError as error:
             _leave_out(left_out, error, relative(file, root), skip_bad)
     if good and size is None:
-        known = shape is not None and len(shape) == 3
-        (common, _), *_ = Counter((h.width, h.height) for _, h in good).most_common(1)
-        most = (shape[2], shape[1]) if known and skip_bad is False else common
-        others = "the model's are" if known else "most are"
+        (most, _), *_ = Counter((h.width, h.height) for _, h in good).most_common(1)
+        others = "most are"
+        if shape is not None and len(shape) == 3 and not skip_bad:
+            most, others = (shape[2], shape[1]), "the model's are"
         for file, header in good:
             if (header.width, header.height) != most:
                 what = f"is {header.width} x {header.height} pixels, {others} {most[0]} x {most[1]}"

@@ -64,8 +64,11 @@ def classes(frame: Any, name: str, where: str, *, parse: bool = False) -> tuple[
     keys = given if values is None else values.astype(np.int64).tolist()
     found, codes, counts = np.unique(np.array(keys), return_inverse=True, return_counts=True)
     names = tuple(str(key) for key in found.tolist())
-    if len(names) < 2:
-        text, hint = f"column {name!r}, of labels, holds {names[0]!r} alone", "name a column of two classes or more"
+    if len(found) < 2:
+        text, hint = (
+            f"column {name!r}, of labels, holds {str(found[0])!r} alone",
+            "name a column of two classes or more",
+        )
         raise UserError(text, argument=where, hint=hint)
     rare = next((key for key, count in zip(names, counts, strict=True) if count == 1), None)
     if rare is not None:
