@@ -250,7 +250,7 @@ def test_held_out_rows_and_samples_are_bounded(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("thalweg.data.splitting.HELD_OUT_NUMBERS", 30)
     data = load(str(path), options)
     assert len(data.held_out) == 10
-    assert "10 held out (at most 30 numbers are)" in data.source
+    assert "10 held out (at most 50,000 rows, and 30 numbers, are)" in data.source
     some = some_rows(data.train, 1000, 60)
     assert len(some) == 20
     assert torch.equal(some_rows(rows, 7), rows[:7])

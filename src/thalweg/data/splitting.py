@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thalweg.core.rng import generator
 from thalweg.data.permutation import Permutation
-from thalweg.data.stored_rows import HELD_OUT_NUMBERS, AllBut, Chosen, StoredRows, Subset
+from thalweg.data.stored_rows import HELD_OUT_NUMBERS, HELD_OUT_ROWS, AllBut, Chosen, StoredRows, Subset
 
 
 class SplitRows(NamedTuple):
@@ -57,7 +57,7 @@ def split_stored(x: StoredRows, labels: Tensor | None, share: float, seed: int, 
     training rows keep the order in which they are stored, and `StoredRows.order` shuffles each epoch.
     """
     wanted = num_held_out(len(x), share)
-    count = max(2, min(wanted, HELD_OUT_NUMBERS // max(1, math.prod(x.shape[1:]))))
+    count = max(2, min(wanted, HELD_OUT_ROWS, HELD_OUT_NUMBERS // max(1, math.prod(x.shape[1:]))))
     if labels is None:
         order = Permutation(len(x), generator(seed, "split"))
         rest, some = order[:count], order[count : count + (limit or 0)]
@@ -66,7 +66,7 @@ def split_stored(x: StoredRows, labels: Tensor | None, share: float, seed: int, 
         some = shuffled[: limit or 0]
     whole = limit is None or limit >= len(x) - count
     rows = AllBut(len(x), rest.sort().values) if whole else Chosen(some.sort().values)
-    bound = f" (at most {HELD_OUT_NUMBERS:,} numbers are)" if count < wanted else ""
+    bound = f" (at most {HELD_OUT_ROWS:,} rows, and {HELD_OUT_NUMBERS:,} numbers, are)" if count < wanted else ""
     return SplitRows(
         Subset(x, rows),
         x[rest],

@@ -20,6 +20,7 @@ from thalweg.core.rng import generator
 from thalweg.data.permutation import Permutation
 
 KEPT_BYTES = 256 << 20  # of rows in data units: as many are read whole, and stay in memory
+HELD_OUT_ROWS = 50_000  # of a stored set, at most: more make no figure sharper than its other errors
 HELD_OUT_NUMBERS = 2**25  # of all held-out rows of a stored set, at most: 128 MiB as float32
 SOME_NUMBERS = 2**25  # of the training rows that a part of a run is fitted to or compared with
 PART_NUMBERS = 2**22  # of the rows that are read at a time where all are

@@ -24,7 +24,9 @@ class ParquetTable(Table):
     def batches(self, names: list[str]) -> Iterator[Any]:
         from pyarrow import parquet
 
-        with parquet.ParquetFile(self.path, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file:
+        with parquet.ParquetFile(
+            self.path, buffer_size=BUFFER_BYTES, page_checksum_verification=True, pre_buffer=False
+        ) as file:
             yield from file.iter_batches(batch_size=BLOCK_ROWS, columns=names, use_threads=False)
 
 

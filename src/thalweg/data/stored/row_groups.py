@@ -137,7 +137,9 @@ class RowGroups:
 
         size = max(1, min(BATCH_ROWS, PIECE_BYTES * piece.rows // max(1, piece.nbytes)))
         file = self.files[piece.file]
-        with parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as opened:
+        with parquet.ParquetFile(
+            file, buffer_size=BUFFER_BYTES, page_checksum_verification=True, pre_buffer=False
+        ) as opened:
             yield from opened.iter_batches(
                 batch_size=size, row_groups=[piece.group], columns=self.columns, use_threads=False
             )
