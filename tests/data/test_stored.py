@@ -24,7 +24,7 @@ from thalweg.data.stored import row_groups
 from thalweg.data.stored.items import ItemRows
 from thalweg.data.stored.npy import NpyRows
 from thalweg.data.stored.parquet_table import ParquetTableRows
-from thalweg.data.stored_rows import AllBut, StoredRows, some_rows
+from thalweg.data.stored_rows import RowsExcept, StoredRows, some_rows
 
 N = 230
 DRAWS = np.random.default_rng(0)
@@ -280,7 +280,7 @@ def test_permutations_are_uniform_at_each_place(monkeypatch) -> None:
 
 
 def test_all_but_a_few_numbers() -> None:
-    rows = AllBut(10, torch.tensor([0, 3, 4, 9]))
+    rows = RowsExcept(10, torch.tensor([0, 3, 4, 9]))
     assert rows[torch.arange(6)].tolist() == [1, 2, 5, 6, 7, 8]
     assert rows.before(torch.arange(11)).tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 5, 6, 6]
 

@@ -31,7 +31,7 @@ from thalweg.data.sets.base import LocatedSet, NamedSet, RawData, named_sets, se
 from thalweg.data.splitting import split_rows, split_stored, split_tensor
 from thalweg.data.stored.hub import PREFIX, read_hub
 from thalweg.data.stored.opening import stored_at
-from thalweg.data.stored_rows import Columns, StoredRows
+from thalweg.data.stored_rows import ColumnSubset, StoredRows
 from thalweg.data.validate import Kind, as_float, require_trainable
 
 __all__ = ["Dataset", "as_float", "load", "split", "split_texts"]
@@ -117,7 +117,7 @@ def load(name: str, options: DataOptions | None = None, *, seed: int = 0) -> Dat
     x, layout = rows.x, rows.layout
     if options.targets:
         layout, order = layout.with_last(options.targets, name)
-        x = Columns(x, order) if isinstance(x, StoredRows) else x[:, order]
+        x = ColumnSubset(x, order) if isinstance(x, StoredRows) else x[:, order]
     return split(
         x,
         rows.labels,

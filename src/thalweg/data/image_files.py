@@ -14,12 +14,12 @@ import numpy as np
 from thalweg.core.errors import UserError
 from thalweg.core.store import MANIFEST
 from thalweg.data.formats.base import check_size
-from thalweg.data.formats.images import IMAGE_SUFFIXES, WHITE, Header, decode, probe
+from thalweg.data.formats.images import IMAGE_SUFFIXES, WHITE, ImageHeader, decode, probe
 
 THREADS = min(8, os.cpu_count() or 1)  # decoders release Python's lock
 
 
-class Listing(NamedTuple):
+class ImageListing(NamedTuple):
     """What a folder holds.
 
     Args:
@@ -47,7 +47,7 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class ImageSurvey:
     """Pictures whose headers have been read, and which agree; none is decoded yet.
 
     Attributes:
@@ -60,7 +60,7 @@ class Survey:
     """
 
     files: list[Path]
-    headers: list[Header]
+    headers: list[ImageHeader]
     shape: tuple[int, int, int]
     size: int | None = None
     background: int = WHITE
@@ -90,7 +90,7 @@ class Survey:
         return [f"{n:,} of {len(self.headers):,} images {what}" for what, n in counts.items() if n]
 
 
-def listing(folder: Path) -> Listing:
+def listing(folder: Path) -> ImageListing:
     """The pictures of a folder and of the folders in it. Linked folders are followed once; runs are not entered."""
     found: list[tuple[str, str]] = []  # as strings: 100,000 paths are slow to compare
     hidden = foreign = 0
@@ -116,7 +116,7 @@ def listing(folder: Path) -> Listing:
                 found.append((prefix + entry.name, entry.path))
             else:
                 foreign += 1
-    return Listing([Path(path) for _, path in sorted(found)], hidden, foreign)
+    return ImageListing([Path(path) for _, path in sorted(found)], hidden, foreign)
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -134,10 +134,10 @@ def relative(file: Path, root: Path) -> str:
     return file.relative_to(root).as_posix() if file != root and root in file.parents else file.name
 
 
-def pictures_of(path: Path) -> Listing:
+def pictures_of(path: Path) -> ImageListing:
     """The pictures of a folder, or one picture; UserError where there is none."""
     if not path.is_dir():
-        return Listing([path], 0, 0)
+        return ImageListing([path], 0, 0)
     found = listing(path)
     if not found.files:
         also = f", {found.passed_over} passed over" if found.passed_over else ""
@@ -155,7 +155,7 @@ def survey(
     background: int = WHITE,
     skip_bad: bool = False,
     mend: str = "resize it",
-) -> Survey:
+) -> ImageSurvey:
     """Read the headers of pictures and settle what all are read as: grey if none has colour, and one size.
 
     Args:
@@ -167,7 +167,7 @@ def survey(
         skip_bad: Leave out those that cannot be used; else the first is a UserError.
         mend: What to do about another size.
     """
-    good: list[tuple[Path, Header]] = []
+    good: list[tuple[Path, ImageHeader]] = []
     left_out: list[LeftOut] = []
     for file in files:
         try:
@@ -188,7 +188,7 @@ def survey(
     channels = shape[0] if shape is not None and len(shape) == 3 else None
     grey = channels == 1 or (channels != 3 and all(header.grey for _, header in good))
     height, width = (good[0][1].height, good[0][1].width) if size is None else (size, size)
-    return Survey(
+    return ImageSurvey(
         files=[file for file, _ in good],
         headers=[header for _, header in good],
         shape=(1 if grey else 3, height, width),
@@ -198,7 +198,7 @@ def survey(
     )
 
 
-def read_pixels(found: Survey, root: Path, *, skip_bad: bool = False) -> tuple[np.ndarray, Survey]:
+def read_pixels(found: ImageSurvey, root: Path, *, skip_bad: bool = False) -> tuple[np.ndarray, ImageSurvey]:
     """All pictures, uint8 (N, C, H, W), and the survey without those that cannot be decoded, if `skip_bad`."""
     check_size(len(found.files) * math.prod(found.shape), str(root))
     pixels = np.empty((len(found.files), *found.shape), np.uint8)

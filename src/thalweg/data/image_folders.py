@@ -8,7 +8,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.data import stored_rows
-from thalweg.data.image_files import Listing, Survey, pictures_of, read_pixels, survey
+from thalweg.data.image_files import ImageListing, ImageSurvey, pictures_of, read_pixels, survey
 from thalweg.data.image_labels import labelled
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import RawData
@@ -44,7 +44,7 @@ def read_images(path: Path, options: DataOptions) -> RawData:
     return RawData(x, labels, what, class_names=names, notes=notes)
 
 
-def surveyed(files: Sequence[Path], path: Path, options: DataOptions) -> Survey:
+def surveyed(files: Sequence[Path], path: Path, options: DataOptions) -> ImageSurvey:
     """The headers of images to train on; images of several sizes are refused with the option that mends it."""
     mend = f"size={PROPOSED} (--size {PROPOSED}) resizes and crops all"
     return survey(files, path, size=options.size, skip_bad=options.skip_bad, mend=mend)
@@ -55,7 +55,7 @@ def resized(size: int | None) -> str:
     return "" if size is None else f" (the shorter side resized to {size} pixels, the middle kept)"
 
 
-def notes_on(path: Path, listed: Listing, found: Survey, names: Sequence[str]) -> list[str]:
+def notes_on(path: Path, listed: ImageListing, found: ImageSurvey, names: Sequence[str]) -> list[str]:
     """Lines for people: what was passed over and left out, and what of the images is not as it is stored."""
     notes = [f"{path}: {listed.passed_over} passed over"] if listed.passed_over else []
     if names:

@@ -21,7 +21,7 @@ SHOWN = 3  # names in an error
 
 
 @dataclass(frozen=True)
-class Labelled:
+class ImageLabels:
     """The class of each picture, by its path from the folder `root`, and where classes come from."""
 
     classes: Mapping[str, str]
@@ -47,7 +47,7 @@ class Labelled:
         return torch.tensor([number[name] for name in found]), tuple(order)
 
 
-def labelled(files: Sequence[Path], root: Path, labels: str) -> Labelled:
+def labelled(files: Sequence[Path], root: Path, labels: str) -> ImageLabels:
     """The classes of pictures in the folder `root`: `labels` is "folder", or a CSV or Parquet of names and classes.
 
     UserError: a picture without a class, or with two; a name in the table that is no picture; no second class.
@@ -58,7 +58,7 @@ def labelled(files: Sequence[Path], root: Path, labels: str) -> Labelled:
     return _by_folder(names, root) if labels == FOLDER else _by_table(names, root, Path(labels))
 
 
-def _by_folder(names: Sequence[str], root: Path) -> Labelled:
+def _by_folder(names: Sequence[str], root: Path) -> ImageLabels:
     """The first folder of each path: `cats/2024/1.png` is one of cats."""
     bare = [name for name in names if "/" not in name]
     if bare:
@@ -71,10 +71,10 @@ def _by_folder(names: Sequence[str], root: Path) -> Labelled:
     if empty:
         what = f"must have images in each of its folders, which are the classes, and has none in {_some(empty)}"
         raise UserError(what, argument=str(root), hint="remove it, or add images")
-    return Labelled(classes, root, str(root))
+    return ImageLabels(classes, root, str(root))
 
 
-def _by_table(names: Sequence[str], root: Path, table: Path) -> Labelled:
+def _by_table(names: Sequence[str], root: Path, table: Path) -> ImageLabels:
     """Two columns, the name of an image and its class, whatever they are called; a name is the path from the folder."""
     where = str(table)
     if not table.is_file():
@@ -95,7 +95,7 @@ def _by_table(names: Sequence[str], root: Path, table: Path) -> Labelled:
     if unknown:
         what = f"must name images of {root} alone, and names {_some(unknown)}, which is not there"
         raise UserError(what, argument=where, hint="remove it; a name is the path from that folder")
-    return Labelled(classes, root, where)
+    return ImageLabels(classes, root, where)
 
 
 def _pairs(path: Path, names: set[str]) -> list[tuple[str, str]]:

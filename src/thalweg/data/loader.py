@@ -17,7 +17,7 @@ from thalweg.core.device import send
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.read_ahead import ReadAhead
-from thalweg.data.stored_rows import Order, StoredRows
+from thalweg.data.stored_rows import EpochOrder, StoredRows
 from thalweg.data.validate import as_float, as_floats
 
 MOST_WORKERS = 64
@@ -61,7 +61,7 @@ class Loader:
         self.is_stored = isinstance(x, StoredRows)
         self._ahead = ReadAhead(self._read, workers) if self.is_stored and workers else None
         self._one_at_a_time = Lock()  # of the threads that read
-        self._orders: dict[int, Tensor | Order] = {}  # the last two epochs' permutations
+        self._orders: dict[int, Tensor | EpochOrder] = {}  # the last two epochs' permutations
 
     def batch(self, step: int) -> tuple[Float[Tensor, "b *d"], Int[Tensor, " b"] | None]:
         """This rank's rows of the batch at `step` >= 0, in data units, and their labels."""
@@ -85,7 +85,7 @@ class Loader:
             position, share = position + len(pieces[-1]), share - len(pieces[-1])
         return torch.cat(pieces)
 
-    def _order(self, epoch: int) -> Tensor | Order:
+    def _order(self, epoch: int) -> Tensor | EpochOrder:
         with self._one_at_a_time:
             if epoch not in self._orders:
                 if len(self._orders) > 1:
@@ -93,7 +93,7 @@ class Loader:
                 self._orders[epoch] = self._shuffled(epoch)
             return self._orders[epoch]
 
-    def _shuffled(self, epoch: int) -> Tensor | Order:
+    def _shuffled(self, epoch: int) -> Tensor | EpochOrder:
         if isinstance(self.x, StoredRows):
             return self.x.epoch(self.seed, epoch)
         return torch.randperm(len(self.x), generator=generator(self.seed, "shuffle", epoch))

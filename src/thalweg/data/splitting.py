@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thalweg.core.rng import generator
 from thalweg.data.permutation import Permutation
-from thalweg.data.stored_rows import HELD_OUT_NUMBERS, HELD_OUT_ROWS, AllBut, Chosen, StoredRows, Subset
+from thalweg.data.stored_rows import HELD_OUT_NUMBERS, HELD_OUT_ROWS, ListedRows, RowsExcept, StoredRows, Subset
 
 
 class SplitRows(NamedTuple):
@@ -65,7 +65,7 @@ def split_stored(x: StoredRows, labels: Tensor | None, share: float, seed: int, 
         shuffled, rest = split_rows(len(x), labels, count / len(x), seed)
         some = shuffled[: limit or 0]
     whole = limit is None or limit >= len(x) - count
-    rows = AllBut(len(x), rest.sort().values) if whole else Chosen(some.sort().values)
+    rows = RowsExcept(len(x), rest.sort().values) if whole else ListedRows(some.sort().values)
     bound = f" (at most {HELD_OUT_ROWS:,} rows, and {HELD_OUT_NUMBERS:,} numbers, are)" if count < wanted else ""
     return SplitRows(
         Subset(x, rows),

@@ -26,7 +26,7 @@ SOME_NUMBERS = 2**25  # of the training rows that a part of a run is fitted to o
 PART_NUMBERS = 2**22  # of the rows that are read at a time where all are
 
 
-class Order(Protocol):
+class EpochOrder(Protocol):
     """The places of an epoch's rows, computed when they are asked for."""
 
     def __getitem__(self, places: slice, /) -> Tensor: ...
@@ -52,11 +52,11 @@ class StoredRows(ABC):
     def digest(self) -> str:
         """SHA-256, in hex, of the content: of the files, or of all rows."""
 
-    def epoch(self, seed: int, epoch: int) -> Order:
+    def epoch(self, seed: int, epoch: int) -> EpochOrder:
         """The order of all rows in an epoch."""
-        return self.order(AllBut(len(self), torch.empty(0, dtype=torch.int64)), seed, epoch)
+        return self.order(RowsExcept(len(self), torch.empty(0, dtype=torch.int64)), seed, epoch)
 
-    def order(self, rows: "Rows", seed: int, epoch: int) -> Order:
+    def order(self, rows: "Rows", seed: int, epoch: int) -> EpochOrder:
         """The order in which an epoch visits these rows of the source: their places in `rows`, by the address.
 
         Here each order is as likely as any other. A source that reads some orders faster gives one of those.
@@ -87,7 +87,7 @@ class StoredRows(ABC):
             yield self[start : start + size]
 
 
-class Chosen:
+class ListedRows:
     """Numbers of some rows.
 
     Args:
@@ -109,7 +109,7 @@ class Chosen:
         return torch.searchsorted(self.rows, row)
 
 
-class AllBut:
+class RowsExcept:
     """The numbers 0 … n - 1 but a few, in rising order; the few are all that is held.
 
     Args:
@@ -133,7 +133,7 @@ class AllBut:
         return row - torch.searchsorted(self.without, row)
 
 
-Rows = Chosen | AllBut
+Rows = ListedRows | RowsExcept
 
 
 class Subset(StoredRows):
@@ -156,12 +156,12 @@ class Subset(StoredRows):
         """Of the source: all of it. The held-out rows, which are hashed beside it, tell which these are."""
         return self.base.digest()
 
-    def epoch(self, seed: int, epoch: int) -> Order:
+    def epoch(self, seed: int, epoch: int) -> EpochOrder:
         """The order of an epoch, as the source reads it fast."""
         return self.base.order(self.rows, seed, epoch)
 
 
-class Columns(StoredRows):
+class ColumnSubset(StoredRows):
     """The rows of a source with their columns in another order.
 
     Args:
@@ -181,7 +181,7 @@ class Columns(StoredRows):
         """Of the source and the order."""
         return f"{self.base.digest()} {self._order.tolist()}"
 
-    def order(self, rows: Rows, seed: int, epoch: int) -> Order:
+    def order(self, rows: Rows, seed: int, epoch: int) -> EpochOrder:
         """The source's."""
         return self.base.order(rows, seed, epoch)
 
@@ -196,7 +196,7 @@ def some_rows(x: Tensor | StoredRows, most: int, numbers: int | None = None) -> 
     return x[torch.arange(most) * len(x) // most]
 
 
-class Unchanged:
+class UnchangedFiles:
     """Files that must stay as they were when they were opened, by their size and time of change.
 
     A file that is written anew under the same name is found as well.

@@ -30,7 +30,7 @@ from thalweg.data.catalog import Dataset
 from thalweg.data.float32_check import Float32Transform
 from thalweg.data.loader import Loader
 from thalweg.energy.base import Anchored
-from thalweg.energy.density.stationary import Chosen
+from thalweg.energy.density.stationary import RecordsChoice
 from thalweg.run.augmentation import resolved
 from thalweg.run.checks import Parts, build_parts, check_parts, fit_to_data
 from thalweg.run.finish import as_loaded, finish
@@ -243,7 +243,7 @@ def _stoppable(run_folder: RunFolder, started: bool) -> Iterator[None]:
 
 def _anchor_choice(energy: nn.Module, context: RunContext) -> dict[str, Any]:
     """What config.json keeps of the choice of a covariance for the anchor, if there was one; it is told too."""
-    choice = energy.anchor.choice if isinstance(energy, Anchored) and isinstance(energy.anchor, Chosen) else None
+    choice = energy.anchor.choice if isinstance(energy, Anchored) and isinstance(energy.anchor, RecordsChoice) else None
     if choice is None:
         return {}
     context.log(f"anchor: {choice['covariance']} ({choice['nats_per_number'][str(choice['share'])]} nats a number)")

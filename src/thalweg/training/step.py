@@ -43,7 +43,7 @@ class Batches(Protocol):
 
 
 @runtime_checkable
-class ReadsAhead(Protocol):
+class StoredBatches(Protocol):
     """Batches of rows that may not be in memory (`is_stored`), for which a step may have to wait."""
 
     is_stored: bool
@@ -85,7 +85,7 @@ class Update:
         if self.settings.compile and not compiles:
             text = f"must be false, as the loss of {type(self.objective).__name__} cannot be compiled"
             raise UserError(text, argument="train.compile", value=True)
-        self.is_stored = isinstance(self.batches, ReadsAhead) and self.batches.is_stored
+        self.is_stored = isinstance(self.batches, StoredBatches) and self.batches.is_stored
         self.waited, self.worked = 0.0, 0.0  # seconds: for the rows of steps, and of the steps in all
         self.masked = self.device.type != "cpu"
         if self.masked:

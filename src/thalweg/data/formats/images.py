@@ -39,7 +39,7 @@ ORIENTATION = 0x0112
 REDUCE = 2  # a JPEG that is resized is decoded at no less than twice the size
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     """What the header of a picture says.
 
     Args:
@@ -74,7 +74,7 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def probe(file: str | Path | IO[bytes], *, where: str | None = None) -> Header:
+def probe(file: str | Path | IO[bytes], *, where: str | None = None) -> ImageHeader:
     """What a picture's header says; UserError for one that the rule refuses, `where` its name."""
     with _opened(file, where) as image:
         width, height = image.size
@@ -82,7 +82,7 @@ def probe(file: str | Path | IO[bytes], *, where: str | None = None) -> Header:
         if turn >= 5:  # turned by 90 degrees
             width, height = height, width
         deep = image.mode.startswith("I")
-        return Header(width, height, image.mode in GREY, image.has_transparency_data, turn > 1, deep)
+        return ImageHeader(width, height, image.mode in GREY, image.has_transparency_data, turn > 1, deep)
 
 
 def decode(

@@ -17,7 +17,7 @@ from torch import Tensor
 from thalweg.core.errors import UserError
 from thalweg.data.formats.images import decode, probe
 from thalweg.data.stored.row_groups import RowGroups
-from thalweg.data.stored_rows import Order, Rows, StoredRows, hash_file
+from thalweg.data.stored_rows import EpochOrder, Rows, StoredRows, hash_file
 
 
 class EncodedImageRows(StoredRows):
@@ -135,7 +135,7 @@ class ParquetImageRows(EncodedImageRows):
             hash_file(file, digest)
         return digest.hexdigest()
 
-    def order(self, rows: Rows, seed: int, epoch: int) -> Order:
+    def order(self, rows: Rows, seed: int, epoch: int) -> EpochOrder:
         """Row groups are shuffled, then the rows of some at a time (`row_groups`)."""
         return self._groups.order(lambda row: rows.before(torch.searchsorted(self.kept, row)), seed, epoch)
 

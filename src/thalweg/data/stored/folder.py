@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.data.image_files import Survey, relative
-from thalweg.data.stored_rows import StoredRows, Unchanged, hash_file
+from thalweg.data.image_files import ImageSurvey, relative
+from thalweg.data.stored_rows import StoredRows, UnchangedFiles, hash_file
 
 
 class FolderRows(StoredRows):
@@ -21,10 +21,10 @@ class FolderRows(StoredRows):
 
     dtype = torch.uint8
 
-    def __init__(self, found: Survey, root: Path):
+    def __init__(self, found: ImageSurvey, root: Path):
         self.found, self.root = found, root
         self.shape = torch.Size([len(found.files), *found.shape])
-        self._unchanged = Unchanged(found.files)
+        self._unchanged = UnchangedFiles(found.files)
 
     def read(self, rows: Tensor) -> Tensor:
         """Decoded in the calling thread; Pillow lets others run meanwhile."""

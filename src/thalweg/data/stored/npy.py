@@ -20,7 +20,7 @@ from thalweg.data.files import rows_of
 from thalweg.data.formats.base import reading_array
 from thalweg.data.formats.npy import check_header
 from thalweg.data.stored.checks import ContentCheck
-from thalweg.data.stored_rows import StoredRows, Unchanged
+from thalweg.data.stored_rows import StoredRows, UnchangedFiles
 from thalweg.data.validate import arrange
 
 BLOCK_BYTES = 16 << 20  # that are checked at a time
@@ -47,7 +47,7 @@ class NpyRows(StoredRows):
             raise UserError(
                 "is stored column by column, so its rows cannot be read alone", argument=str(path), hint=hint
             )
-        self._unchanged = Unchanged([path])
+        self._unchanged = UnchangedFiles([path])
         self._row, self._bytes = raw[1:], math.prod(raw[1:]) * self._raw_dtype.itemsize
         first = self._units(np.zeros((1, *self._row), self._raw_dtype))
         self.shape, self.dtype = torch.Size([raw[0], *first.shape[1:]]), first.dtype

@@ -13,7 +13,7 @@ from thalweg.core.errors import UserError
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import LARGEST
 from thalweg.data.stored.row_groups import RowGroups
-from thalweg.data.stored_rows import Order, Rows, StoredRows, hash_file
+from thalweg.data.stored_rows import EpochOrder, Rows, StoredRows, hash_file
 from thalweg.data.tables import open_table
 from thalweg.data.validate import check_cells
 
@@ -54,7 +54,7 @@ class ParquetTableRows(StoredRows):
         hash_file(self.path, digest)
         return digest.hexdigest()
 
-    def order(self, rows: Rows, seed: int, epoch: int) -> Order:
+    def order(self, rows: Rows, seed: int, epoch: int) -> EpochOrder:
         """Row groups are shuffled, then the rows of some at a time (`row_groups`)."""
         return self._groups.order(rows.before, seed, epoch)
 

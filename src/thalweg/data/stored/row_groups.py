@@ -18,14 +18,14 @@ from torch import Tensor
 from thalweg.core.rng import generator
 from thalweg.data.formats.base import reading_table
 from thalweg.data.formats.parquet import BUFFER_BYTES
-from thalweg.data.stored_rows import Unchanged
+from thalweg.data.stored_rows import UnchangedFiles
 
 PIECE_BYTES, WINDOW_BYTES = 16 << 20, 64 << 20
 KEPT_PIECES = 3 * WINDOW_BYTES  # bytes of pieces that are kept, the last used ones: steps are read ahead over a border
 BATCH_ROWS = 4096  # that Arrow decodes at a time, at most
 
 
-class Piece(NamedTuple):
+class RowGroupPiece(NamedTuple):
     """Consecutive rows of a row group."""
 
     file: int
@@ -50,7 +50,7 @@ class RowGroups:
         self, files: Sequence[Path], columns: Sequence[str], row_bytes: int, read_as: Callable[[Any, int], Any]
     ):
         self.files, self.columns, self.read_as = [*files], [*columns], read_as
-        self.unchanged = Unchanged(self.files)
+        self.unchanged = UnchangedFiles(self.files)
         self.pieces = [*self._pieces(row_bytes)]
         self.starts = torch.tensor([piece.start for piece in self.pieces], dtype=torch.int64)
         self.num_rows = sum(piece.rows for piece in self.pieces)
@@ -81,19 +81,19 @@ class RowGroups:
 
     def order(self, before: Callable[[Tensor], Tensor], seed: int, epoch: int) -> "WindowOrder":
         """The order of an epoch over some rows; `before` says how many of them come before others."""
-        groups: dict[tuple[int, int], list[Piece]] = {}
+        groups: dict[tuple[int, int], list[RowGroupPiece]] = {}
         for piece in self.pieces:
             groups.setdefault((piece.file, piece.group), []).append(piece)
         shuffled = torch.randperm(len(groups), generator=generator(seed, "shuffle", epoch)).tolist()
         names = [*groups]
-        windows: list[list[Piece]] = [[]]
+        windows: list[list[RowGroupPiece]] = [[]]
         for piece in (piece for i in shuffled for piece in groups[names[i]]):
             if windows[-1] and sum(other.nbytes for other in windows[-1]) + piece.nbytes > WINDOW_BYTES:
                 windows.append([])
             windows[-1].append(piece)
         return WindowOrder(windows, before, seed, epoch)
 
-    def _pieces(self, row_bytes: int) -> Iterator[Piece]:
+    def _pieces(self, row_bytes: int) -> Iterator[RowGroupPiece]:
         from pyarrow import parquet
 
         start = 0
@@ -111,10 +111,10 @@ class RowGroups:
                 most = max(1, PIECE_BYTES // each)
                 for first in range(0, group.num_rows, most):
                     rows = min(most, group.num_rows - first)
-                    yield Piece(f, g, first, start + first, rows, rows * each)
+                    yield RowGroupPiece(f, g, first, start + first, rows, rows * each)
                 start += group.num_rows
 
-    def _table(self, piece: Piece) -> Any:
+    def _table(self, piece: RowGroupPiece) -> Any:
         """The rows of a piece as an Arrow table; the group is read on where the piece before it was the last."""
         import pyarrow as pa
 
@@ -132,7 +132,7 @@ class RowGroups:
             place = after
         return pa.Table.from_batches(found)
 
-    def _batches(self, piece: Piece) -> Iterator[Any]:
+    def _batches(self, piece: RowGroupPiece) -> Iterator[Any]:
         from pyarrow import parquet
 
         size = max(1, min(BATCH_ROWS, PIECE_BYTES * piece.rows // max(1, piece.nbytes)))
@@ -160,7 +160,9 @@ class WindowOrder:
         epoch: The epoch.
     """
 
-    def __init__(self, windows: Sequence[Sequence[Piece]], before: Callable[[Tensor], Tensor], seed: int, epoch: int):
+    def __init__(
+        self, windows: Sequence[Sequence[RowGroupPiece]], before: Callable[[Tensor], Tensor], seed: int, epoch: int
+    ):
         self.seed, self.epoch, self.num_windows = seed, epoch, len(windows)
         pieces = [piece for window in windows for piece in window]
         starts = torch.tensor([piece.start for piece in pieces], dtype=torch.int64)

@@ -64,7 +64,7 @@ class _Moments(NamedTuple):
 
 
 @runtime_checkable
-class Chosen(Protocol, metaclass=Capability):
+class RecordsChoice(Protocol, metaclass=Capability):
     """A part that chose its own form when it was fitted. A run asks, and config.json and the card keep the figures."""
 
     @property
