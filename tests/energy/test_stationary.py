@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.fft import dctn
+from scipy.linalg import sqrtm
 from scipy.stats import multivariate_normal
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -74,24 +75,30 @@ def test_the_basis_is_orthogonal_and_combination_inverts_coordinates(law):
     assert torch.allclose(law.coordinates(z).norm(dim=1), z.norm(dim=1), atol=1e-12)
 
 
-def test_derivatives_denoiser_and_its_jacobian(law):
+def test_derivatives_denoiser_whitened_point_and_their_jacobians(law):
     y, t = rows(4, seed=3).requires_grad_(True), torch.tensor([0.01, 0.1, 1.0, 9.0]).double().requires_grad_(True)
     assert gradcheck(lambda y, t: law(y, t)[0], (y, t))
     assert gradgradcheck(lambda y, t: law(y[:1], t[:1])[0], (y, t))
-    u, wiener = law(y, t)
+    u, wiener, white = law(y, t)
     of_y, of_t = torch.autograd.grad(u.sum(), (y, t), retain_graph=True)
     found = law.derivatives(y.detach(), t.detach())
-    for value, want in zip(found[:4], (u, of_y, of_t, wiener), strict=True):
+    for value, want in zip((*found[:4], found[5]), (u, of_y, of_t, wiener, white), strict=True):
         assert torch.allclose(value, want, atol=1e-10)
     step = 1e-6
-    moved = law(y, t + step)[1] - law(y, t - step)[1]
-    assert torch.allclose(found[4], moved / (2 * step), atol=1e-5)
-    g = rows(4, seed=4)
+    for k, fall in ((1, found[4]), (2, found[6])):
+        moved = law(y, t + step)[k] - law(y, t - step)[k]
+        assert torch.allclose(fall, moved / (2 * step), atol=1e-4, rtol=1e-6)
+    g, h = rows(4, seed=4), rows(4, seed=5)
     c = covariance(law)
     gain = [c @ torch.linalg.inv(c + s * EYE) for s in t.detach()]
-    want = torch.stack([a @ b for a, b in zip(gain, g, strict=True)])
-    assert torch.allclose(law.wiener_jacobian(g, t), want, atol=1e-9)
-    assert torch.allclose(wiener, torch.stack([a @ b for a, b in zip(gain, y - law.mean, strict=True)]), atol=1e-9)
+    roots = [torch.from_numpy(sqrtm((c + s * EYE).numpy())).real for s in t.detach()]
+    want = torch.stack([a @ b for a, b in zip(gain, y - law.mean, strict=True)])
+    assert torch.allclose(wiener, want, atol=1e-9)
+    back = torch.stack([a @ b for a, b in zip(roots, white, strict=True)])
+    assert torch.allclose(back, y - law.mean, atol=1e-9)
+    (want,) = torch.autograd.grad((wiener * g + white * h).sum(), y)
+    assert torch.allclose(law.pull_back(g, h, t), want, atol=1e-9)
+    assert not torch.allclose(law.pull_back(h, g, t), want, atol=1e-3)  # the two exchanged
     scale = torch.stack([a.trace() / D for a in gain]).sqrt()
     assert torch.allclose(law.residual_scale(t), scale, atol=1e-10)
 

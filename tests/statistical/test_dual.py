@@ -10,6 +10,7 @@ import types
 
 import pytest
 import torch
+from scipy.linalg import sqrtm
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -170,9 +171,12 @@ def test_smoothed_gaussian_against_torch():
     y = 5 * torch.randn(30, 4, generator=generator(5, "y")).double()
     for t in (1e-4, 0.3, 50.0):
         law = torch.distributions.MultivariateNormal(anchor.mean, covariance + t * torch.eye(4).double())
-        u, wiener = anchor(y, torch.full((30,), t, dtype=torch.float64))
+        u, wiener, white = anchor(y, torch.full((30,), t, dtype=torch.float64))
         assert torch.allclose(u, -law.log_prob(y), rtol=1e-9, atol=1e-9)
-        gain = covariance @ torch.linalg.inv(covariance + t * torch.eye(4).double())
+        total = covariance + t * torch.eye(4).double()
+        root = torch.from_numpy(sqrtm(total.numpy())).real
+        assert torch.allclose(white @ root, y - anchor.mean, atol=1e-9)
+        gain = covariance @ torch.linalg.inv(total)
         assert torch.allclose(wiener, (y - anchor.mean) @ gain.T, atol=1e-9)
         share = anchor.residual_scale(torch.tensor([t], dtype=torch.float64))
         assert float(share) == pytest.approx(float((gain.trace() / 4).sqrt()))

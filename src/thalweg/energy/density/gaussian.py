@@ -42,31 +42,45 @@ class SpectralGaussian(nn.Module, ABC):
     def fit(self, x: Float[Tensor, "n d"], *, t: float = 0.0) -> "SpectralGaussian":
         """Set m and C from rows of data; `t`: the noise variance at which candidates for C are compared, if any are."""
 
-    def forward(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor]:
-        """(U0 (B,), the linear (Wiener) denoiser's estimate of x - m (B, D))."""
-        z = self.coordinates(y - self.mean)
+    def forward(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor, Tensor]:
+        """(U0 (B,), w, v): the linear (Wiener) denoiser's estimate of x - m, and the whitened point, both (B, D).
+
+        w = C (C + t I)^-1 (y - m), and v = (C + t I)^-1/2 (y - m), whose law is N(0, I) under this Gaussian.
+        """
         total = self.spectrum + t[:, None]
-        whitened = z / total
-        u = 0.5 * (z * whitened).sum(1) + 0.5 * total.log().sum(1) + 0.5 * self.dim * math.log(2 * math.pi)
-        return u, self.combination(self.spectrum * whitened)
+        root = total.rsqrt()
+        white = self.coordinates(y - self.mean) * root
+        denoised, whitened = self.combination(torch.cat([self.spectrum * root * white, white])).chunk(2)
+        return self._energy(white, total), denoised, whitened
 
     @torch.no_grad()
     def derivatives(self, y: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> tuple[Tensor, ...]:
-        """(U0, dU0/dy, dU0/dt, the linear denoiser's estimate e, de/dt) by formula: two products for all of them."""
+        """(U0, dU0/dy, dU0/dt, w, dw/dt, v, dv/dt) by formula: two products with V for all of them."""
         total = self.spectrum + t[:, None]
-        z = self.coordinates(y - self.mean)
-        whitened = z / total
-        kept = self.spectrum * whitened
-        slope, wiener, fall = self.combination(torch.cat([whitened, kept, kept / total])).chunk(3)
-        u = 0.5 * ((z * whitened).sum(1) + total.log().sum(1)) + 0.5 * self.dim * math.log(2 * math.pi)
-        return u, slope, 0.5 * (total.reciprocal().sum(1) - whitened.square().sum(1)), wiener, -fall
+        root = total.rsqrt()
+        white = self.coordinates(y - self.mean) * root
+        slope = white * root
+        kept = self.spectrum * slope
+        of_y, w, w_fall, v, v_fall = self.combination(
+            torch.cat([slope, kept, kept / total, white, 0.5 * white / total])
+        ).chunk(5)
+        of_t = 0.5 * (total.reciprocal().sum(1) - slope.square().sum(1))
+        return self._energy(white, total), of_y, of_t, w, -w_fall, v, -v_fall
 
-    def wiener_jacobian(self, g: Float[Tensor, "b d"], t: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
-        """C (C + t I)^-1 g: the linear denoiser's Jacobian, which is symmetric, times g."""
-        return self.combination((self.spectrum / (self.spectrum + t[:, None])) * self.coordinates(g))
+    def pull_back(
+        self, of_denoised: Float[Tensor, "b d"], of_whitened: Float[Tensor, "b d"], t: Float[Tensor, " b"]
+    ) -> Float[Tensor, "b d"]:
+        """The gradient in y of a function of w and v, from its gradients in these, whose Jacobians are symmetric."""
+        total = self.spectrum + t[:, None]
+        of_w, of_v = self.coordinates(torch.cat([of_denoised, of_whitened])).chunk(2)
+        return self.combination(self.spectrum / total * of_w + total.rsqrt() * of_v)
+
+    def _energy(self, white: Tensor, total: Tensor) -> Tensor:
+        """U0 from the whitened coordinates and the variances l + t, both (B, D)."""
+        return 0.5 * (white.square().sum(1) + total.log().sum(1)) + 0.5 * self.dim * math.log(2 * math.pi)
 
     def residual_scale(self, t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """c(t) = sqrt(mean_i l_i / (l_i + t)), (B,): the linear denoiser's error in units of the noise.
+        """c(t) = sqrt(mean_i l_i / (l_i + t)), (B,): the error of the linear denoiser in units of the noise.
 
         It scales the network's output, which corrects that error.
         """

@@ -1,12 +1,16 @@
 """A learned noise-conditional energy anchored to the data's own smoothed Gaussian.
 
-    U(y, t) = U0(y, t) + r(t) [ c(t) / (sqrt(t) k(t)) <y~, F(y~, w, t)> + b(t) ],    y~ = k(t) (y - m)
+    U(y, t) = U0(y, t) + r(t) [ c(t) <v, F(y~, w, v, t)> + b(t) ],    v = (C + t I)^-1/2 (y - m),    y~ = k(t) (y - m)
 
-U0 is the smoothed Gaussian (`thalweg.energy.density.gaussian`) and F a network that sees the scaled point y~ and the
-linear denoiser's estimate w. k(t) = 1/sqrt(s² + t) scales the input to unit variance. c(t) is the linear denoiser's
-error, so the target of F has unit variance (Karras et al. 2022). r(t) = 1 - t/t_max makes the correction vanish at
-t_max, where the smoothed data are nearly Gaussian: that fixes the additive constant. The inner product is Guth,
-Kadkhodaie and Simoncelli's (2025): its gradient is F plus a term that makes the field conservative.
+U0 is the smoothed Gaussian N(m, C + t I) (`thalweg.energy.density.gaussian`) and F a network. It sees the point scaled
+to unit variance, y~, with k(t) = 1/sqrt(s² + t), the linear denoiser's estimate w, and the point whitened by the
+Gaussian, v. c(t) is the linear denoiser's error, so the target of F has unit variance (Karras et al. 2022).
+r(t) = 1 - t/t_max makes the correction vanish at t_max, where the smoothed data are nearly Gaussian: that fixes the
+additive constant.
+
+Guth, Kadkhodaie and Simoncelli (2025) take <y, F>, whose gradient is F plus a term that makes the field conservative:
+the point times the Jacobian of F. Nearly all variance of a photograph lies in its lowest frequencies, and there that
+term drowns what F says of edges. v has the same variance in every direction (docs/decisions.md).
 """
 
 import math
@@ -31,19 +35,26 @@ LARGEST_SIGMA = 1e15
 FEW_ROWS = 8  # for fewer, transforming the weights takes longer than it saves
 
 
+class Points(NamedTuple):
+    """What the network sees, each (B, D)."""
+
+    scaled: Tensor  # y~
+    denoised: Tensor  # w / s
+    whitened: Tensor  # v
+
+
 class Terms(NamedTuple):
     """The parts of U(y, t) that need no network."""
 
     u0: Tensor  # U0 (B,)
-    scaled: Tensor  # y~ (B, D)
-    wiener: Tensor  # w / s (B, D)
+    points: Points
     level: Tensor  # features of t (B, NUM_FEATURES)
-    output_scale: Tensor  # r c / (sqrt(t) k) (B,)
+    output_scale: Tensor  # r c (B,)
     level_weight: Tensor  # r (B,)
 
     def cotangent(self) -> Tensor:
         """dU/dF, (B, D)."""
-        return (self.output_scale[:, None] * self.scaled).detach()
+        return (self.output_scale[:, None] * self.points.whitened).detach()
 
 
 class AnchoredEnergy(nn.Module, ABC):
@@ -76,8 +87,8 @@ class AnchoredEnergy(nn.Module, ABC):
         nn.init.zeros_(self.constant.bias)
 
     @abstractmethod
-    def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
-        """F: two images of the flat input (B, D) and the level's embedding (B, embed) to (B, D)."""
+    def network(self, points: Points, level: Tensor) -> Tensor:
+        """F: the points, flat, and the level's embedding (B, embed) to (B, D)."""
 
     def fit(self, x: Float[Tensor, "n *d"]) -> "AnchoredEnergy":
         """Set the anchor's mean and covariance from training data in model units."""
@@ -91,7 +102,7 @@ class AnchoredEnergy(nn.Module, ABC):
         with autocast(y.device, False):
             terms = self._terms(y, t)
         with autocast(y.device, low):
-            f = self.network(terms.scaled, terms.wiener, self.embedding(terms.level))
+            f = self.network(terms.points, self.embedding(terms.level))
         with autocast(y.device, False):
             return self._energy(terms, f.to(y.dtype))
 
@@ -105,33 +116,25 @@ class AnchoredEnergy(nn.Module, ABC):
         check_rows(y, self.shape)
         keep_memory()
         flat, t = y.detach().flatten(1), t.detach().requires_grad_(True)
-        u0, u0_y, u0_t, wiener, wiener_t = self.anchor.derivatives(flat, t.detach())
+        u0, u0_y, u0_t, denoised, denoised_t, whitened, whitened_t = self.anchor.derivatives(flat, t.detach())
         with torch.enable_grad():
             s2, output_scale = self.anchor.spectrum.mean(), self._output_scale(t)
-            k, weight = (s2 + t.detach()).rsqrt(), output_scale.detach()
-            scaled, root = (flat - self.anchor.mean) * k[:, None], s2.rsqrt()
-            scaled_t, (weight_t,) = -0.5 * k[:, None].square() * scaled, torch.autograd.grad(output_scale.sum(), t)
-            scaled.requires_grad_(True)
-            wiener = (wiener * root).requires_grad_(True)
+            k, root, weight = (s2 + t.detach()).rsqrt()[:, None], s2.rsqrt(), output_scale.detach()[:, None]
+            scaled, (weight_t,) = k * (flat - self.anchor.mean), torch.autograd.grad(output_scale.sum(), t)
+            points = Points(*(point.detach().requires_grad_(True) for point in (scaled, root * denoised, whitened)))
+            points_t = (-0.5 * k.square() * scaled, root * denoised_t, whitened_t)
             features = self._features(t)
             levels = (self.embedding(features.detach()), self.embedding(features))  # f must not lead back to t
-            f, inner_inputs, cotangents = self.network_vjp(scaled, wiener, levels, weight[:, None] * scaled.detach())
+            f, inner_inputs, cotangents = self.network_vjp(points, levels, weight * whitened)
             own = (1 - t / self.t_max) * CONSTANT_SCALE * self.constant(features)[:, 0]
             outputs, ones = (*inner_inputs, own.sum()), torch.ones_like(t[0])
-            of_scaled, of_wiener, of_t = torch.autograd.grad(
-                outputs, (scaled, wiener, t), (*cotangents, ones), create_graph=True
-            )
-            inner = (scaled.detach() * f).sum(1)
-            grad_y = (
-                u0_y
-                + k[:, None] * (weight[:, None] * f + of_scaled)
-                + root * self.anchor.wiener_jacobian(of_wiener, t.detach())
-            )
+            *of_points, of_t = torch.autograd.grad(outputs, (*points, t), (*cotangents, ones), create_graph=True)
+            of_points[2] = of_points[2] + weight * f
+            inner = (whitened * f).sum(1)
+            grad_y = u0_y + k * of_points[0] + self.anchor.pull_back(root * of_points[1], of_points[2], t.detach())
             grad_t = u0_t + of_t + weight_t * inner
-            grad_t = (
-                grad_t + (scaled_t * (weight[:, None] * f + of_scaled)).sum(1) + root * (wiener_t * of_wiener).sum(1)
-            )
-        return u0 + weight * inner + own, grad_y.reshape(y.shape), grad_t
+            grad_t = grad_t + sum((a * b).sum(1) for a, b in zip(points_t, of_points, strict=True))
+        return u0 + weight[:, 0] * inner + own, grad_y.reshape(y.shape), grad_t
 
     def value_and_grad(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> tuple[Tensor, Tensor] | None:
         """(U, dU/dy), both detached; None where there is no short way, or too few rows for it to be one."""
@@ -144,7 +147,7 @@ class AnchoredEnergy(nn.Module, ABC):
             terms = self._terms(y, t.detach())
             with torch.no_grad():
                 level = self.embedding(terms.level)
-            f, inputs, cotangents = self.network_vjp(terms.scaled, terms.wiener, (level,), terms.cotangent())
+            f, inputs, cotangents = self.network_vjp(terms.points, (level,), terms.cotangent())
             u = self._energy(terms, f)
             (g,) = torch.autograd.grad((u.sum(), *inputs), y, (torch.ones_like(u[0]), *cotangents))
         return u.detach(), g
@@ -154,7 +157,7 @@ class AnchoredEnergy(nn.Module, ABC):
         return False
 
     def network_vjp(
-        self, scaled: Tensor, wiener: Tensor, levels: tuple[Tensor, ...], cotangent: Tensor
+        self, points: Points, levels: tuple[Tensor, ...], cotangent: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(f, inputs, cotangents): the network's value, and the gradient of <cotangent, f> in its inputs.
 
@@ -166,19 +169,17 @@ class AnchoredEnergy(nn.Module, ABC):
 
     def _terms(self, y: Tensor, t: Tensor) -> Terms:
         flat = y.flatten(1)
-        u0, wiener = self.anchor(flat, t)
+        u0, denoised, whitened = self.anchor(flat, t)
         s2 = self.anchor.spectrum.mean()
-        k = (s2 + t).rsqrt()
-        scaled = (flat - self.anchor.mean) * k[:, None]
-        return Terms(u0, scaled, wiener * s2.rsqrt(), self._features(t), self._output_scale(t), 1 - t / self.t_max)
+        points = Points((flat - self.anchor.mean) * (s2 + t).rsqrt()[:, None], denoised * s2.rsqrt(), whitened)
+        return Terms(u0, points, self._features(t), self._output_scale(t), 1 - t / self.t_max)
 
     def _output_scale(self, t: Tensor) -> Tensor:
-        """r c / (sqrt(t) k), the weight of <y~, F>."""
-        spread = self.anchor.spectrum.mean() + t
-        return (1 - t / self.t_max) * self.anchor.residual_scale(t) * (spread / t).sqrt()
+        """r c, the weight of <v, F>."""
+        return (1 - t / self.t_max) * self.anchor.residual_scale(t)
 
     def _energy(self, terms: Terms, f: Tensor) -> Tensor:
-        inner = (terms.scaled * f).sum(1)
+        inner = (terms.points.whitened * f).sum(1)
         return (
             terms.u0
             + terms.output_scale * inner

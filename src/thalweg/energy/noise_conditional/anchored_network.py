@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core.errors import UserError, kind_of
-from thalweg.energy.noise_conditional.anchored import AnchoredEnergy
+from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, Points
 
 
 class AnchoredNetworkEnergy(AnchoredEnergy):
@@ -39,10 +39,10 @@ class AnchoredNetworkEnergy(AnchoredEnergy):
             torch.default_generator.manual_seed(0)
             return cls(network=_Example(), shape=(3,))
 
-    def network(self, scaled: Tensor, wiener: Tensor, level: Tensor) -> Tensor:
+    def network(self, points: Points, level: Tensor) -> Tensor:
         """F(y, t), (B, D); t is read from the first feature of the level, 2 log(t / t_min) / log(t_max / t_min) - 1."""
         t = self.t_min * (self.t_max / self.t_min) ** ((level[:, 0] + 1) / 2)
-        y = scaled.reshape(-1, *self.shape)
+        y = points.scaled.reshape(-1, *self.shape)
         f = self.inner(y, t)
         if f.shape != y.shape:
             text = f"must give one number for each of its inputs, {tuple(y.shape)}; it gives {tuple(f.shape)}"
