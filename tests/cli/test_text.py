@@ -25,7 +25,8 @@ def suspects(tmp_path):
     return path
 
 
-def test_train_and_evaluate_leave_a_report(call, word_files, tmp_path):
+def test_train_and_evaluate_leave_a_report(call, word_files, tmp_path, monkeypatch):
+    monkeypatch.setattr("thalweg.bundle.chain_length.MOST", 50)  # steps of a chain, 1,000 of which take ten seconds
     recipe = word_files / "words.yaml"
     code, result, err = call("train", word_files / "words.txt", "--recipe", recipe, "--steps", 3, "-o", "run", "--json")
     assert code == 0, err
