@@ -11,8 +11,9 @@ from thalweg.core import config as specs
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile
 from thalweg.core.rng import generator
+from thalweg.data.stored_rows import StoredRows, some_rows
 from thalweg.data.validate import as_float
-from thalweg.energy.density.factor_mixture import NUMBERS, MixtureOfFactorAnalyzers, evenly_spaced_rows
+from thalweg.energy.density.factor_mixture import NUMBERS, MixtureOfFactorAnalyzers, evenly_spaced_rows, most_rows
 
 if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
 COPIES, ROWS = 4, 25_000  # altered copies of each row, at most, and rows with them; of 55,000 digits none is needed
 
 
-def fit_mixture_prior(bundle: "Bundle", train: Tensor) -> MixtureOfFactorAnalyzers:
-    """Fitted to the training rows (N, *shape) in stored units, and to altered copies of a small set; on the CPU.
+def fit_mixture_prior(bundle: "Bundle", train: Tensor | StoredRows) -> MixtureOfFactorAnalyzers:
+    """Fitted to some of the training rows (N, *shape) in stored units, and to altered copies of a small set; on the CPU.
 
     The copies are those that the network learned from (the run's `augment`): they buy components, of which 4,500 digits
     alone support few.
     """
     run = bundle.config["run"]
-    rows = _with_copies(as_float(evenly_spaced_rows(train).cpu()), run)
+    some = some_rows(train, most_rows(train.shape)) if isinstance(train, StoredRows) else evenly_spaced_rows(train)
+    rows = _with_copies(as_float(some.cpu()), run)
     return MixtureOfFactorAnalyzers.fit(bundle.transform.forward(rows), seed=run["seed"]).to(bundle.device)
 
 

@@ -70,7 +70,7 @@ def calibrated(
     if law is not None:
         bundle.mixture_prior = law
     elif data.kind != "text":  # of which nothing is in-painted
-        bundle.mixture_prior = fit_mixture_prior(bundle, some_rows(data.train, len(data.train)))
+        bundle.mixture_prior = fit_mixture_prior(bundle, data.train)
     correction = correct_constant(bundle, rows_seen=config["training"]["steps"] * config["run"]["train"]["batch_size"])
     if correction is not None:
         config["constant"] = correction

@@ -56,7 +56,7 @@ class RowGroups:
         self.num_rows = sum(piece.rows for piece in self.pieces)
         self._lock = RLock()
         self._kept: OrderedDict[int, Any] = OrderedDict()
-        self._open: tuple[int, int, int, Iterator[Any]] | None = None  # (file, group, next row, batches that follow)
+        self._open: GroupReader | None = None  # of the last piece, which the next one may follow
 
     def piece(self, i: int) -> Any:
         """Piece i, as `read_as` makes it; the last used ones are kept."""
@@ -118,19 +118,14 @@ class RowGroups:
         """The rows of a piece as an Arrow table; the group is read on where the piece before it was the last."""
         import pyarrow as pa
 
-        going_on = self._open is not None and self._open[:2] == piece[:2] and self._open[2] <= piece.first
-        place, batches = self._open[2:] if going_on and self._open else (0, self._batches(piece))
-        self._open, found, end = None, [], piece.first + piece.rows
-        for batch in batches:
-            after = place + batch.num_rows
-            if after > piece.first:
-                found.append(batch.slice(max(0, piece.first - place), min(after, end) - max(place, piece.first)))
-            if after >= end:
-                rest = batch.slice(end - place)
-                self._open = (piece.file, piece.group, end, _joined(rest, batches))
-                break
-            place = after
-        return pa.Table.from_batches(found)
+        reader = self._open
+        if reader is None or (reader.file, reader.group) != piece[:2] or reader.place > piece.first:
+            reader = GroupReader(piece.file, piece.group, self._batches(piece))
+        self._open = None  # an error leaves none that goes on
+        reader.skip(piece.first)
+        table = pa.Table.from_batches(reader.take(piece.rows))
+        self._open = reader
+        return table
 
     def _batches(self, piece: RowGroupPiece) -> Iterator[Any]:
         from pyarrow import parquet
@@ -145,9 +140,34 @@ class RowGroups:
             )
 
 
-def _joined(first: Any, others: Iterator[Any]) -> Iterator[Any]:
-    yield first
-    yield from others
+class GroupReader:
+    """Reads a row group on, in order. Of what was read it holds the rest of the last batch.
+
+    Args:
+        file: The number of the file.
+        group: The number of the group in it.
+        batches: Its batches, in order.
+    """
+
+    def __init__(self, file: int, group: int, batches: Iterator[Any]):
+        self.file, self.group, self.place = file, group, 0
+        self._batches, self._rest = batches, None
+
+    def skip(self, row: int) -> None:
+        """Go on to a row of the group, past those before it."""
+        for _ in self.take(row - self.place):
+            pass
+
+    def take(self, rows: int) -> Iterator[Any]:
+        """The next rows, in batches, as long as there are some."""
+        while rows > 0:
+            batch = next(self._batches, None) if self._rest is None else self._rest
+            if batch is None:
+                return
+            self._rest = batch.slice(rows) if batch.num_rows > rows else None
+            batch = batch.slice(0, rows)
+            self.place, rows = self.place + batch.num_rows, rows - batch.num_rows
+            yield batch
 
 
 class WindowOrder:

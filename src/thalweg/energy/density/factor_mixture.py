@@ -26,7 +26,7 @@ ROUNDS = 1  # of EM
 PRIOR = 5.0  # rows' worth of the common covariance in each component's own
 RIDGE = 2e-4  # of the largest variance, added to every variance in the subspace
 LEAST = 1e-6  # of the largest variance: the smallest psi
-BLOCK = 2000
+BLOCK_NUMBERS = 1 << 23  # of whitened coordinates that are held at a time, 32 MiB
 
 
 class MixtureOfFactorAnalyzers(nn.Module):
@@ -181,9 +181,14 @@ class Posterior(NamedTuple):
         return (self.weights[..., None] * self.means).sum(1)
 
 
+def most_rows(shape: tuple[int, ...]) -> int:
+    """The number of rows (N, *shape) that `fit` uses, at most."""
+    return max(2, min(shape[0], ROWS, NUMBERS // max(1, math.prod(shape[1:]))))
+
+
 def evenly_spaced_rows(x: Float[Tensor, "n *d"]) -> Float[Tensor, "m *d"]:
     """At most the number of rows that `fit` uses, spaced evenly through x."""
-    most = max(2, min(len(x), ROWS, NUMBERS // max(1, x[0].numel())))
+    most = most_rows(x.shape)
     return x if most >= len(x) else x[torch.linspace(0, len(x) - 1, most).long()]
 
 
@@ -198,10 +203,13 @@ def _em(z: Float[Tensor, "n r"], count: int, ridge: float, seed: int) -> tuple[T
         from sklearn.cluster import MiniBatchKMeans
 
         labels = MiniBatchKMeans(count, random_state=seed % 2**32, batch_size=4096).fit(z.numpy()).labels_
-    share = torch.nn.functional.one_hot(torch.from_numpy(np.asarray(labels)).long(), count).to(z)
+    share = z.new_zeros(len(z), count).scatter_(1, torch.from_numpy(np.asarray(labels)).long()[:, None], 1)
     found = _of_shares(z, share, ridge)
     for _ in range(ROUNDS if count > 1 else 0):
-        share = torch.cat([_log_terms(part, *found).softmax(1) for part in z.split(BLOCK)])
+        log_terms = _LogTerms(*found)
+        block = max(1, BLOCK_NUMBERS // (count * z.shape[1]))
+        for part, row in zip(share.split(block), z.split(block), strict=True):
+            part.copy_(log_terms(row).softmax(1))
         found = _of_shares(z, share, ridge)
     return found
 
@@ -220,9 +228,16 @@ def _of_shares(z: Tensor, share: Tensor, ridge: float) -> tuple[Tensor, Tensor, 
     return ((size + 1) / (size + 1).sum()).log().to(z), means, torch.linalg.cholesky(covariances).to(z)
 
 
-def _log_terms(z: Tensor, log_weights: Tensor, means: Tensor, factors: Tensor) -> Float[Tensor, "n k"]:
-    """log w_k N(z; mu_k, S_k) up to a constant."""
-    (k, r), inverse = means.shape, torch.linalg.inv(factors.double()).to(z)
-    white = z @ inverse.permute(2, 0, 1).reshape(r, -1) - (inverse @ means[..., None]).reshape(-1)
-    size = factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return log_weights - size - 0.5 * white.square_().view(len(z), k, r).sum(-1)
+class _LogTerms:
+    """log w_k N(z; mu_k, S_k) up to a constant, (n, r) to (n, k)."""
+
+    def __init__(self, log_weights: Tensor, means: Tensor, factors: Tensor):
+        inverse = torch.linalg.inv(factors.double()).to(means)
+        self.size = means.shape
+        self.whiten = inverse.permute(2, 0, 1).reshape(means.shape[1], -1)
+        self.centres = (inverse @ means[..., None]).reshape(-1)
+        self.log = log_weights - factors.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def __call__(self, z: Tensor) -> Float[Tensor, "n k"]:
+        white = (z @ self.whiten).sub_(self.centres)
+        return self.log - 0.5 * white.square_().view(len(z), *self.size).sum(-1)
