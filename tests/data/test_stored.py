@@ -301,3 +301,21 @@ def test_categories_of_a_table_that_stays_on_disk(tmp_path, monkeypatch) -> None
     parquet.write_table(pa.table({"x": x, "site": [*sites[:80], *["east"] * 10]}), path, row_group_size=30)
     with pytest.raises(UserError, match="row 81"):
         load(str(path))
+
+
+def test_a_row_group_of_many_pieces_is_read_on_from_each_to_the_next(tmp_path, monkeypatch) -> None:
+    """As of a row group of 32 GB, whose pieces are 16 MB; some are passed over."""
+    monkeypatch.setattr(row_groups, "PIECE_BYTES", 30)
+    monkeypatch.setattr(row_groups, "KEPT_PIECES", 0)
+    opened, x = [], np.arange(6000.0)
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pa.table({"x": x}), path, row_group_size=len(x))
+    groups = row_groups.RowGroups([path], ["x"], 10, lambda table, first: (first, table["x"].to_pylist()))
+    batches = groups._batches
+    monkeypatch.setattr(groups, "_batches", lambda piece: opened.append(piece) or batches(piece))
+    assert len(groups.pieces) == 2000
+    for i in [*range(1500), *range(1500, 2000, 7)]:
+        assert groups.piece(i) == (3 * i, x[3 * i : 3 * i + 3].tolist())
+    assert len(opened) == 1
+    assert groups.piece(2) == (6, [6, 7, 8])  # from the start of the group again
+    assert len(opened) == 2

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from thalweg.core.rng import generator
+from thalweg.energy.density import factor_mixture
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers, evenly_spaced_rows
 from thalweg.energy.linear_observation import LinearObservation
 
@@ -108,6 +109,15 @@ def test_of_large_tables_some_rows_are_taken(monkeypatch):
     assert evenly_spaced_rows(torch.arange(100.0)[:, None].expand(100, 2))[:, 0].tolist() == [
         math.floor(99 * i / 19) for i in range(20)
     ]
+
+
+def test_the_rows_of_em_are_whitened_a_block_at_a_time(rows, monkeypatch):
+    whole, sizes, white = MixtureOfFactorAnalyzers.fit(rows[:1000]), [], factor_mixture._LogTerms.__call__
+    monkeypatch.setattr(factor_mixture, "BLOCK_NUMBERS", 100 * 6 * 6)  # of 6 components in 6 directions
+    monkeypatch.setattr(factor_mixture._LogTerms, "__call__", lambda terms, z: sizes.append(len(z)) or white(terms, z))
+    parts = MixtureOfFactorAnalyzers.fit(rows[:1000])
+    assert sizes == [100] * 10
+    assert torch.allclose(parts.factors, whole.factors, atol=1e-4)
 
 
 def test_parts_that_do_not_fit_are_refused(rows):

@@ -15,8 +15,10 @@ import pytest
 import torch
 
 import thalweg
+from thalweg.bundle.prior import fit_mixture_prior
 from thalweg.core import store
 from thalweg.core.errors import DamagedFile, NotTrusted, UserError
+from thalweg.data.stored.npy import NpyRows
 from thalweg.run import finish as finish_module
 from thalweg.run import fit as module
 from thalweg.run.fit import NothingBegun, Request, fit, fit_with_data, settings
@@ -478,3 +480,13 @@ def test_a_folder_in_which_another_process_trains_is_refused(tmp_path):
         other.kill()
     run(tmp_path / "run", resume=True, steps=2)
     assert (tmp_path / "run" / store.MANIFEST).is_file()
+
+
+def test_the_mixture_reads_no_more_of_a_stored_set_than_it_is_fitted_to(plane, tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(900, 2)).astype(np.float32))
+    x, seen = NpyRows(tmp_path / "x.npy"), []
+    read = x.read
+    monkeypatch.setattr(x, "read", lambda rows: seen.extend(rows.tolist()) or read(rows))
+    monkeypatch.setattr("thalweg.energy.density.factor_mixture.ROWS", 300)
+    assert len(fit_mixture_prior(plane, x).means) == 2
+    assert seen == [*range(0, 900, 3)]

@@ -14,6 +14,8 @@ from thalweg.scale import addresses, parts, plan
 from thalweg.scale.sources import ParquetSource
 from thalweg.scale.worker import Worker
 
+COUNTED = pa.proxy_memory_pool(pa.default_memory_pool())  # lives as long as any buffer of it
+
 
 def written(folder):
     """All parts as one frame; files whose names begin with _ are passed over by readers."""
@@ -287,3 +289,18 @@ def test_ranks_are_what_the_p_values_were_made_of():
     """A mutant that cuts in place of rounding loses a rank for some of 5,001 levels."""
     levels = 5001
     assert (parts.ranks((1 + np.arange(levels)) / levels, levels) == np.arange(levels)).all()
+
+
+def test_a_block_of_a_large_row_group_takes_little_memory(tmp_path):
+    """Arrow holds batches and a buffer a column, not the 32 MB of the row group."""
+    path, n = tmp_path / "x.parquet", 2_000_000
+    column = np.random.default_rng(0).normal(size=n)
+    parquet.write_table(pa.table({"a": column, "b": column}), path, row_group_size=n, compression="none")
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(COUNTED)
+    try:
+        block = ParquetSource(str(path), str(path)).read(n - 256, 256, ["a"], (0, 0))
+    finally:
+        pa.set_memory_pool(before)
+    assert np.array_equal(block["a"].to_numpy(), column[-256:])
+    assert 0 < COUNTED.max_memory() < 8e6

@@ -22,7 +22,7 @@ COPIES, ROWS = 4, 25_000  # altered copies of each row, at most, and rows with t
 
 
 def fit_mixture_prior(bundle: "Bundle", train: Tensor | StoredRows) -> MixtureOfFactorAnalyzers:
-    """Fitted to some of the training rows (N, *shape) in stored units, and to altered copies of a small set; on the CPU.
+    """Fitted on the CPU to some training rows (N, *shape) in stored units, and to altered copies of a small set.
 
     The copies are those that the network learned from (the run's `augment`): they buy components, of which 4,500 digits
     alone support few.

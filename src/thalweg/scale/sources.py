@@ -77,10 +77,15 @@ class ParquetSource(Source):
     def _open(self) -> Iterator[Any]:
         from pyarrow import parquet
 
-        with damaged(self.address), addresses.opened(self.path) as stream:
-            where = stream if addresses.is_remote(self.path) else self.path
-            with parquet.ParquetFile(where, buffer_size=HEAD, page_checksum_verification=True) as file:
-                yield file
+        remote = addresses.is_remote(self.path)
+        # Read ahead, whole row groups are in memory. It pays where each request waits for a network.
+        how = {"buffer_size": HEAD, "page_checksum_verification": True, "pre_buffer": remote}
+        with (
+            damaged(self.address),
+            addresses.opened(self.path) as stream,
+            parquet.ParquetFile(stream if remote else self.path, **how) as file,
+        ):
+            yield file
 
     def examine(self, step: int) -> FileFacts:
         with damaged(self.address), addresses.opened(self.path) as file:
