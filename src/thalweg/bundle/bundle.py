@@ -34,6 +34,7 @@ from thalweg.energy.base import Classifier, EnergyFn, HasExactDraws, HasExactLog
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.engine.fused import keep_memory
 from thalweg.energy.outcomes import Conditional
 from thalweg.energy.wrappers import AtNoise
 from thalweg.normaliser.estimate import LogProb, LogZ
@@ -200,6 +201,7 @@ class Bundle(HoldsEnergy):
         or their codes. Differentiable in an x that requires grad; such an x may leave the range of the data.
         """
         wanted = wants_grad(x)
+        keep_memory()  # the same sizes are asked for block by block, call by call
         with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
             x = self._rows(x)
             u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])

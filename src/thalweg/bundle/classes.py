@@ -13,6 +13,7 @@ from thalweg.core.errors import DamagedFile, UserError
 from thalweg.energy.base import Classifier
 from thalweg.energy.engine.discovery import device_of
 from thalweg.energy.engine.freeze import frozen
+from thalweg.energy.engine.fused import keep_memory
 from thalweg.energy.wrappers import ClassifierGuidance
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def of_classes(
 @torch.no_grad()
 def scores_of(bundle: "Bundle", x: Tensor) -> Float[Tensor, "n k"]:
     """The calibrated scores (N, K) whose softmax is p(label | x); x in data units, and they lie where it does."""
+    keep_memory()
     with frozen(bundle.model) as model:
         assert isinstance(model, Classifier)  # asked for by whoever calls
         return torch.cat([model.logits(bundle.encode(part)) for part in x.split(BLOCK)]).to(x.device)

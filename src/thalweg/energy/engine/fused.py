@@ -221,8 +221,9 @@ def keep_memory() -> None:
     """Make glibc keep freed blocks of up to 32 MiB, by freeing one such block (it adapts its threshold; see mallopt).
 
     Otherwise activations are returned to the system at each step, and page faults cost a step of a small network 15 to
-    25 % of its time. The block itself is never written, so it takes no memory. The threshold stays for the life of the
-    process, which may then keep up to 64 MiB more than it uses.
+    25 % of its time, and energies of 28 x 28 images by convolutions 40 %. The block itself is never written, so it
+    takes no memory. The threshold stays for the life of the process, which may then keep up to 64 MiB more than it
+    uses.
     """
     torch.empty(_MAPPED_FROM - (1 << 13), dtype=torch.uint8, device="cpu")
 
