@@ -38,6 +38,7 @@ def test_an_energy_of_a_folder(thalweg_command, plane, tmp_path):
         (["in/a.csv", "-o", "s.csv", "--engine", "ray"], "must be a folder with --engine ray"),
         (["in/a.csv", "-o", "out", "--workers", "2"], "--workers=2: has no effect without --engine ray; leave it out"),
         (["in/a.csv", "--block-rows", "9"], "--block-rows=9: has no effect without a folder as --out; leave it out"),
+        (["in/a.csv", "--only-changed"], "--only-changed=True: has no effect without a folder as --out; leave it out"),
         (["in/*.txt", "-o", "out"], "must match files that end in .parquet, .csv, .npy"),
         (["in/*", "-o", "out", "--engine", "spark"], "'spark' is not one of"),
     ],
@@ -49,6 +50,18 @@ def test_what_does_not_go_together(words, part, thalweg_command, detector, rows,
     assert (code, len(err)) == (2, 1), err
     assert part in err[0]
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
+def test_only_the_parts_whose_rows_have_changed(thalweg_command, detector, rows, tmp_path):
+    frame, words = rows(300, 1), ["detect", "score", detector, "a.csv", "-o", "out", "--block-rows", 100, "--json"]
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    assert json.loads(thalweg_command(*words)[1])["computed"] == 3
+    frame.loc[210, "flow"] += 1
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    code, _, err = thalweg_command(*words)
+    assert code == 2
+    assert "--only-changed" in err[0]
+    assert json.loads(thalweg_command(*words, "--only-changed")[1])["computed"] == 1
 
 
 def test_stopped_by_ctrl_c(thalweg_command, detector, tables, tmp_path, monkeypatch):
@@ -73,4 +86,4 @@ def test_stopped_by_ctrl_c(thalweg_command, detector, tables, tmp_path, monkeypa
 def test_the_options_are_in_the_help(group, thalweg_command):
     code, out, _ = thalweg_command(*group, "--help")
     assert code == 0
-    assert all(name in out for name in ("--engine", "--workers", "--address", "--block-rows"))
+    assert all(name in out for name in ("--engine", "--workers", "--address", "--block-rows", "--only-changed"))

@@ -1,5 +1,6 @@
 """Many files scored into a folder: the same numbers as one file after the other, each row once (R30)."""
 
+import os
 import subprocess
 import sys
 
@@ -246,8 +247,6 @@ class TestChanged:
 
     def test_a_csv_that_was_only_touched(self, score, rows, tmp_path):
         """It is hashed as a whole, so its time does not count."""
-        import os
-
         rows(300, 1).to_csv(tmp_path / "a.csv", index=False)
         score(tmp_path / "a.csv", tmp_path / "out")
         os.utime(tmp_path / "a.csv", (1, 1))
@@ -256,6 +255,96 @@ class TestChanged:
         (tmp_path / "a.csv").write_bytes(data[:-40].replace(b"1", b"2") + data[-40:])  # as long as it was
         with pytest.raises(UserError, match=r"a\.csv has changed since"):
             score(tmp_path / "a.csv", tmp_path / "out")
+
+
+class TestOnlyChanged:
+    """Rows that were corrected in their places: the parts that have them are made again, and no other."""
+
+    @pytest.fixture
+    def made(self, monkeypatch):
+        """The numbers of the parts that are made from now on."""
+        made, work = [], Worker.score
+        monkeypatch.setattr(Worker, "score", lambda self, block: made.append(block.number) or work(self, block))
+        return made
+
+    @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+    def test_a_bad_row_is_corrected(self, score, rows, suffix, bytes_of, made, tmp_path):
+        """Of 5 + 3 parts the bad one ends the work; then it and those after it are made, and the bytes are a new
+        folder's."""
+        frame, folder = rows(500, 1), tmp_path / "in"
+        folder.mkdir()
+        rows(300, 2).to_parquet(folder / "a.parquet")
+        path = folder / f"b{suffix}"
+        write = {".csv": lambda: frame.to_csv(path, index=False), ".parquet": lambda: frame.to_parquet(path)}[suffix]
+        good, frame.loc[333, "flow"] = frame.loc[333, "flow"], np.nan
+        write()
+        with pytest.raises(UserError, match="in row 334"):
+            score(folder, tmp_path / "out")
+        frame.loc[333, "flow"] = good
+        write()
+        with pytest.raises(UserError, match=r"b\.\w+ has changed since.*--only-changed"):
+            score(folder, tmp_path / "out")
+        made.clear()
+        assert score(folder, tmp_path / "out", only_changed=True).computed == 2
+        assert made == [6, 7]
+        score(folder, tmp_path / "new")
+        assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "new")
+
+    def test_of_a_whole_folder_one_part_and_the_q_values(self, score, rows, bytes_of, made, tmp_path):
+        path, frame = tmp_path / "a.parquet", rows(500, 1)
+        frame.to_parquet(path)
+        score(path, tmp_path / "out")
+        frame.loc[333, "flow"] += 40
+        frame.to_parquet(path)
+        made.clear()
+        score(path, tmp_path / "out", only_changed=True)
+        assert made == [3]
+        score(path, tmp_path / "new")
+        assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "new")
+        assert score(path, tmp_path / "out", only_changed=True).computed == 0
+
+    def test_of_an_array(self, score, plane, bytes_of, made, tmp_path):
+        path, x = tmp_path / "x.npy", np.random.default_rng(0).normal(size=(900, 2)).astype(np.float32)
+        np.save(path, x)
+        given = {"kind": "energy", "run": plane.path, "block_rows": 256}
+        score(path, tmp_path / "out", **given)
+        x[600] = 0
+        np.save(path, x)
+        made.clear()
+        score(path, tmp_path / "out", only_changed=True, **given)
+        assert made == [2]
+        score(path, tmp_path / "new", **given)
+        assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "new")
+
+    def test_a_kill_on_the_way(self, score, rows, bytes_of, forked, made, tmp_path, monkeypatch):
+        """The plan is the old one until all parts that stay are taken; nothing says that all is done."""
+        path, frame = tmp_path / "a.parquet", rows(500, 1)
+        frame.to_parquet(path)
+        score(path, tmp_path / "out")
+        frame.loc[333, "flow"] += 40
+        frame.to_parquet(path)
+        adopt = parts.adopt
+        dies = iter([adopt, adopt, lambda *_: os._exit(9)])
+        with monkeypatch.context() as patch:
+            patch.setattr(parts, "adopt", lambda *given: next(dies)(*given))
+            assert forked(lambda: score(path, tmp_path / "out", only_changed=True)) == 9
+        assert not (tmp_path / "out" / "_done.json").exists()
+        made.clear()
+        score(path, tmp_path / "out", only_changed=True)
+        assert made == [3]
+        score(path, tmp_path / "new")
+        assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "new")
+
+    def test_another_number_of_rows_or_other_options_are_refused(self, score, rows, tmp_path):
+        path = tmp_path / "a.parquet"
+        rows(300, 1).to_parquet(path)
+        score(path, tmp_path / "out")
+        with pytest.raises(UserError, match=r"alpha was 0\.05"):
+            score(path, tmp_path / "out", options=(0.2,), only_changed=True)
+        rows(299, 1).to_parquet(path)
+        with pytest.raises(UserError, match=r"a\.parquet has changed since") as caught:
+            score(path, tmp_path / "out", only_changed=True)
+        assert "--only-changed" not in str(caught.value)
 
 
 class TestParts:

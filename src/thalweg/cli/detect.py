@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console, many_files
-from thalweg.cli.many_files import Address, BlockRows, Data, EngineName, Workers
+from thalweg.cli.many_files import Address, BlockRows, Data, EngineName, OnlyChanged, Workers
 from thalweg.cli.options import Device, Header, Json, Trust
 from thalweg.core.errors import UserError
 
@@ -101,19 +101,21 @@ def score(
     workers: Workers = None,
     address: Address = None,
     block_rows: BlockRows = None,
+    only_changed: OnlyChanged = False,
     trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Energy, p-value, q-value, flag and reasons of each row, block by block."""
     many = many_files.are_many(table, out, engine)
-    many_files.check_options(engine, workers, block_rows, many)
+    many_files.check_options(engine, workers, block_rows, only_changed, many=many)
     if many:
         from thalweg.scale.scorers import Options
 
         _require_detector(run)
         options = Options(many_files.anywhere(run), alpha, tuple(drop or ()), header, tuple(trust or ()), device)
-        how: Any = {"engine": engine, "workers": workers, "address": address, "block_rows": block_rows}
+        how: Any = {"engine": engine, "workers": workers, "address": address}
+        how |= {"block_rows": block_rows, "only_changed": only_changed}
         with _options():
             found = many_files.score("detector", options, table, out, **how)
         levels, where = found.levels, f"{found.parts} parts in {out}"

@@ -3,7 +3,7 @@
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -30,6 +30,12 @@ Address = Annotated[
 BlockRows = Annotated[
     int | None,
     typer.Option(help="Rows that are scored at once and lost with a worker; by the columns if not given.", min=1),
+]
+OnlyChanged = Annotated[
+    bool,
+    typer.Option(
+        "--only-changed", help="Rows were corrected in their places: score again only the parts whose rows changed."
+    ),
 ]
 EVERY = 30.0  # seconds between lines of progress
 
@@ -83,6 +89,7 @@ def score(
     workers: int | None,
     address: str | None,
     block_rows: int | None,
+    only_changed: bool,
 ) -> "Scored":
     """Score files into a folder, and say how to go on where that is stopped."""
     from thalweg.scale.score_files import Engine, score_files
@@ -90,20 +97,20 @@ def score(
     if out.startswith("memory://"):
         raise UserError("must outlive this command", argument="--out", value=out, hint="name a folder or a store")
     progress = _Progress()
-    with_what = Engine(engine, workers, address)
+    how: Any = {"engine": Engine(engine, workers, address), "block_rows": block_rows, "only_changed": only_changed}
     try:
-        return score_files(kind, options, data, out, engine=with_what, block_rows=block_rows, advance=progress)
+        return score_files(kind, options, data, out, **how, advance=progress)
     except StopSignal:
         if progress.total:
             console.say(f"{progress.done} of {progress.total} parts in {out}; to go on, give the same command")
         raise
 
 
-def check_options(engine: str, workers: int | None, block_rows: int | None, many: bool) -> None:
+def check_options(engine: str, workers: int | None, block_rows: int | None, only_changed: bool, *, many: bool) -> None:
     """UserError for an option that has no effect."""
     given = {"--workers": workers} if engine == "local" else {}
     if not many:
-        given["--block-rows"] = block_rows
+        given |= {"--block-rows": block_rows, "--only-changed": only_changed or None}
     wrong = next((name for name, value in given.items() if value is not None), None)
     if wrong is not None:
         what = "--engine ray" if wrong == "--workers" else "a folder as --out"

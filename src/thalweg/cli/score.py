@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from thalweg.cli import console, many_files
-from thalweg.cli.many_files import Address, BlockRows, Data, EngineName, Workers
+from thalweg.cli.many_files import Address, BlockRows, Data, EngineName, OnlyChanged, Workers
 from thalweg.cli.options import Alpha, Device, Drop, Header, Json, Run, Trust, table_options
 from thalweg.core.errors import UserError
 
@@ -36,20 +36,22 @@ def score(
     workers: Workers = None,
     address: Address = None,
     block_rows: BlockRows = None,
+    only_changed: OnlyChanged = False,
     trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Energy, log p, p-value and flag of each row of a file, or of each line of a text; of many files in a folder."""
     many = many_files.are_many(data, out, engine)
-    many_files.check_options(engine, workers, block_rows, many)
+    many_files.check_options(engine, workers, block_rows, only_changed, many=many)
     if many:
         if explain:
             raise UserError("must be left out for a folder of scores", argument="--explain", hint="score one file")
         from thalweg.scale.scorers import Options
 
         options = Options(many_files.anywhere(run), alpha, tuple(drop or ()), header, tuple(trust or ()), device)
-        how: Any = {"engine": engine, "workers": workers, "address": address, "block_rows": block_rows}
+        how: Any = {"engine": engine, "workers": workers, "address": address}
+        how |= {"block_rows": block_rows, "only_changed": only_changed}
         found = many_files.score("energy", options, data, out, **how)
         flags = "" if found.flagged is None else f", {found.flagged} flagged (p <= {alpha:g})"
         console.say(f"{found.rows} rows in {found.parts} parts in {out}{flags}")

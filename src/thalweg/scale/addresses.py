@@ -143,6 +143,13 @@ def read_bytes(address: str) -> bytes:
         return file.read()
 
 
+def remove(address: str) -> None:
+    """Remove a file."""
+    fs, path = file_system(address)
+    with reading(address):
+        fs.rm_file(path)
+
+
 def write_bytes(address: str, data: bytes) -> None:
     """Write a file whole or not at all: aside and renamed on this machine, in one call elsewhere."""
     if not is_remote(address):

@@ -28,23 +28,25 @@ class PartFacts(NamedTuple):
         rows: Rows of scores.
         flagged: Flags among them; None where the model sets none.
         energy: The sum of the energies, nats.
+        content: The digest of the rows that were scored (`sources.rows_digest`).
         q: The digest of the q-values that were filled in; empty: they are open.
     """
 
     rows: int
     flagged: int | None
     energy: float
+    content: str
     q: str = ""
 
 
-def write(folder: str, block: RowBlock, digest: str, address: str, scores: "pa.Table") -> PartFacts:
+def write(folder: str, block: RowBlock, digest: str, address: str, scores: "pa.Table", content: str) -> PartFacts:
     """Write the scores of a block beside the address of its file."""
     import pyarrow as pa
 
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scores), np.int32)), pa.array([address]))
     flag = scores["flag"] if "flag" in scores.column_names else None
     energy = float(np.asarray(scores["energy"]).sum())
-    found = PartFacts(len(scores), None if flag is None else int(np.asarray(flag).sum()), energy)
+    found = PartFacts(len(scores), None if flag is None else int(np.asarray(flag).sum()), energy, content)
     _put(folder, block, digest, scores.add_column(0, "file", names), found)
     return found
 
@@ -59,6 +61,14 @@ def fill(folder: str, block: RowBlock, digest: str, q: np.ndarray, q_digest: str
     about = _about(table.schema.metadata, block, digest)
     assert about is not None  # as `found` has seen
     _put(folder, block, digest, table.set_column(place, "q_value", pa.array(q_values)), about._replace(q=q_digest))
+
+
+def adopt(folder: str, block: RowBlock, old: str, new: str) -> None:
+    """Make the part of an old plan one of a new plan, which has the same rows in this block."""
+    table = _table(folder, block)
+    about = _about(table.schema.metadata, block, old)
+    assert about is not None  # as `found` has seen
+    _put(folder, block, new, table, about)
 
 
 def ranks(p: Any, levels: int) -> np.ndarray:
@@ -88,7 +98,7 @@ def _about(metadata: dict[bytes, bytes] | None, block: RowBlock, digest: str) ->
     about = json.loads((metadata or {}).get(KEY, b"{}"))
     if about.get("plan") != digest or about.get("block") != block.number:
         return None
-    return PartFacts(about["rows"], about["flagged"], about["energy"], about["q"])
+    return PartFacts(about["rows"], about["flagged"], about["energy"], about["content"], about["q"])
 
 
 def _put(folder: str, block: RowBlock, digest: str, table: "pa.Table", about: PartFacts) -> None:

@@ -18,7 +18,7 @@ from thalweg.scale import addresses
 from thalweg.scale.sources import FileFacts, Source
 
 PLAN, DONE = "_plan.json", "_done.json"
-FORMAT = 1
+FORMAT = 2
 READERS = 16  # files that are examined at a time
 EVALUATED = 256  # rows that a network takes at once: blocks are multiples of it
 BLOCK_CELLS, MAX_BLOCK = 4 << 20, 65_536
@@ -113,7 +113,7 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the JSON."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+        return _digest(self.to_dict())
 
 
 def block_rows_for(cells: int) -> int:
@@ -139,10 +139,15 @@ def absolute(address: str) -> str:
     return address if addresses.is_remote(address) else os.path.abspath(address)
 
 
-def keep(plan: Plan, folder: str) -> None:
-    """Write the plan into the output folder, or see that the one that is there is the same.
+def _digest(plan: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
-    UserError: another plan, which it names by what differs, or a folder that holds something else.
+
+def earlier(plan: Plan, folder: str, *, only_changed: bool) -> str | None:
+    """The digest of the plan in the output folder, which is to be made this one; None where there is none.
+
+    UserError: another plan, which it names by what differs, or a folder that holds something else. `only_changed`: the
+    files of the other plan may have changed, but for their numbers of rows.
     """
     names = addresses.names_in(folder)
     if PLAN not in names:
@@ -150,21 +155,32 @@ def keep(plan: Plan, folder: str) -> None:
         if foreign:
             text = f"must be empty or hold a scoring that was begun, and holds {foreign[0]!r}"
             raise UserError(text, argument=folder, hint="name another folder")
-        addresses.make_folder(folder)
-        addresses.write_bytes(addresses.inside(folder, PLAN), json.dumps(plan.to_dict(), indent=1).encode())
-        return
+        return None
     where = addresses.inside(folder, PLAN)
     try:
         old = json.loads(addresses.read_bytes(where))
         before = {each["address"]: each for each in old["inputs"]}
+        new = plan.to_dict()
+        same = _shape(old) == _shape(new)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile("must be the plan of a scoring", argument=where, hint="remove the folder") from error
-    new = plan.to_dict()
-    if old == new:
-        return
+    if old == new or (same and only_changed):
+        return _digest(old)
     changed = _difference(old, new, before)
-    hint = "name another folder for these scores, or remove this one to begin again"
+    more = "; or give --only-changed, if rows were corrected in their places" if same else ""
+    hint = f"name another folder for these scores, or remove this one to begin again{more}"
     raise UserError(f"holds scores of another plan: {changed}", argument=folder, hint=hint)
+
+
+def keep(plan: Plan, folder: str) -> None:
+    """Write the plan into the output folder."""
+    addresses.make_folder(folder)
+    addresses.write_bytes(addresses.inside(folder, PLAN), json.dumps(plan.to_dict(), indent=1).encode())
+
+
+def _shape(plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan without what the files hold: what makes its blocks."""
+    return {**plan, "inputs": [(each["address"], each["rows"]) for each in plan["inputs"]]}
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], before: dict[str, Any]) -> str:

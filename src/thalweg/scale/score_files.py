@@ -14,10 +14,10 @@ from thalweg.apps.anomaly.tables.score_file import least_discoveries
 from thalweg.core.errors import UserError
 from thalweg.scale import addresses, parts
 from thalweg.scale.local_engine import LocalEngine
-from thalweg.scale.plan import DONE, READERS, Plan, RowBlock, absolute, examine, keep
+from thalweg.scale.plan import DONE, READERS, Plan, RowBlock, absolute, earlier, examine, keep
 from thalweg.scale.ray_engine import RayEngine, require_ray
 from thalweg.scale.scorers import SCORERS, Options, Scorer
-from thalweg.scale.sources import KINDS, Source, source_of
+from thalweg.scale.sources import KINDS, Source, rows_digest, source_of
 from thalweg.scale.worker import Job, QValues, Worker
 
 Kind = Literal["energy", "detector"]
@@ -71,6 +71,7 @@ def score_files(
     *,
     engine: Engine = Engine(),  # noqa: B008
     block_rows: int | None = None,
+    only_changed: bool = False,
     advance: Callable[[int, int], None] | None = None,
 ) -> Scored:
     """Score each row of the files once, into parts in a folder: the file, then the columns of a single file's scores.
@@ -85,6 +86,8 @@ def score_files(
         out: A folder, a path or an address; a new one, or one that a call with the same plan has begun.
         engine: Who computes.
         block_rows: Rows of a block. None: 65,536, or fewer of many columns.
+        only_changed: The folder may be of the same files with other values. They are read, and only the parts whose
+            rows have changed are made again; q-values are filled in anew.
         advance: Is called with the number of parts that are there and of all parts.
 
     Raises:
@@ -96,8 +99,12 @@ def score_files(
         require_ray()
     out = addresses.plain(out)
     scorer = SCORERS[kind].load(options)
-    plan = _plan(scorer, data, out, block_rows)
-    keep(plan, out)
+    plan, sources = _plan(scorer, data, out, block_rows)
+    before = earlier(plan, out, only_changed=only_changed)
+    if before != plan.digest:
+        if before is not None:
+            _adopt(scorer, plan, sources, out, before)
+        keep(plan, out)
     job = Job(kind, options, scorer.fingerprint, absolute(out), plan.digest, tuple(each[:2] for each in plan.inputs))
     missing = [block for block, found in _look(plan, out) if found is None]
     running = _Running(job, scorer, engine, len(plan.blocks), advance or (lambda done, total: None))
@@ -109,8 +116,8 @@ def score_files(
     return _summary(scorer, plan, out, (len(missing), running.retried), filling)
 
 
-def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> Plan:
-    """The plan, when the columns of all files have been seen, and a row of each kind of file was scored."""
+def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> tuple[Plan, list[Source]]:
+    """The plan and its files, when the columns of all have been seen, and a row of each kind of file was scored."""
     found = addresses.listed(data, KINDS)
     home = absolute(out).rstrip("/") + "/"
     sources: list[Source] = []
@@ -132,7 +139,7 @@ def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> Plan:
     if not plan.blocks:
         raise UserError("must hold one row or more", argument=data)
     _try(scorer, plan, sources)
-    return plan
+    return plan, sources
 
 
 def _try(scorer: Scorer, plan: Plan, sources: Sequence[Source]) -> None:
@@ -143,7 +150,22 @@ def _try(scorer: Scorer, plan: Plan, sources: Sequence[Source]) -> None:
         key = (type(source), tuple(source.names))
         if block.first == 0 and key not in seen:
             seen.add(key)
-            scorer.score(source, block._replace(rows=1))
+            first = block._replace(rows=1)
+            scorer.score(scorer.read(source, first), source, first)
+
+
+def _adopt(scorer: Scorer, plan: Plan, sources: Sequence[Source], out: str, before: str) -> None:
+    """Take the parts of an earlier plan, by its digest, whose rows are as they were.
+
+    The new plan is written after that. So where this is cut short, the same call does the rest.
+    """
+    there = {*addresses.names_in(out)}
+    if DONE in there:
+        addresses.remove(addresses.inside(out, DONE))
+    for block in plan.blocks:
+        about = parts.found(out, block, before) if block.part in there else None
+        if about is not None and about.content == rows_digest(scorer.read(sources[block.file], block)):
+            parts.adopt(out, block, before, plan.digest)
 
 
 def _look(plan: Plan, out: str) -> list[tuple[RowBlock, parts.PartFacts | None]]:

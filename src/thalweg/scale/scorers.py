@@ -85,8 +85,12 @@ class Scorer(ABC):
         """UserError where the columns of a file are not those of the model."""
 
     @abstractmethod
-    def score(self, source: Source, block: RowBlock) -> "pa.Table":
-        """The scores of a block, one row each."""
+    def read(self, source: Source, block: RowBlock) -> Any:
+        """The rows of a block, an Arrow table or an array, with what the model uses of them."""
+
+    @abstractmethod
+    def score(self, rows: Any, source: Source, block: RowBlock) -> "pa.Table":
+        """The scores of the rows of a block, one each."""
 
     @property
     def default_block(self) -> int:
@@ -140,11 +144,12 @@ class EnergyScorer(Scorer):
         left_out = {*self.options.drop, *self.bundle.layout.ignored}
         return [name for name in source.names if name not in left_out]
 
-    def score(self, source: Source, block: RowBlock) -> "pa.Table":
+    def read(self, source: Source, block: RowBlock) -> Any:
+        return source.read(block.first, block.rows, self._used(source), block.span)
+
+    def score(self, rows: Any, source: Source, block: RowBlock) -> "pa.Table":
         import pyarrow as pa
 
-        names = self._used(source)
-        rows = source.read(block.first, block.rows, names, block.span)
         is_array = isinstance(source, NpySource)
         x = self._of_array(rows, source, block) if is_array else self._of_table(rows, source, block)
         scores = self.bundle.score(x, alpha=self.alpha)
@@ -211,17 +216,18 @@ class TableScorer(Scorer):
         _require(source, self.options.drop)
         score_file.matched(self.bundle, source.names, source.address, self.options.drop)
 
-    def score(self, source: Source, block: RowBlock) -> "pa.Table":
+    def read(self, source: Source, block: RowBlock) -> Any:
+        wanted = set(self.bundle.detector.columns_for(source.names, source.address).names)
+        names = [name for name in source.names if name in wanted]
+        return source.read(block.first, block.rows, names, block.span)
+
+    def score(self, rows: Any, source: Source, block: RowBlock) -> "pa.Table":
         import pyarrow as pa
 
-        detector, where = self.bundle.detector, source.address
-        wanted = set(detector.columns_for(source.names, where).names)
-        names = [name for name in source.names if name in wanted]
-        frame = source.read(block.first, block.rows, names, block.span)
-        found = []
-        for start in range(0, len(frame), BLOCK_ROWS):
+        detector, where, found = self.bundle.detector, source.address, []
+        for start in range(0, len(rows), BLOCK_ROWS):
             first = block.first + start
-            part = frame.slice(start, BLOCK_ROWS)
+            part = rows.slice(start, BLOCK_ROWS)
             scored = detector.score_block(
                 part, alpha=self.alpha, top=score_file.REASONS, where=where, first=first, parse=source.is_text
             )

@@ -197,6 +197,18 @@ class NpySource(Source):
 KINDS = (".parquet", ".csv", ".npy")
 
 
+def rows_digest(rows: Any) -> str:
+    """SHA-256 of the rows that a source gave: names, types and values."""
+    import pyarrow as pa
+
+    if isinstance(rows, np.ndarray):
+        return hashlib.sha256(f"{rows.shape} {rows.dtype.str}".encode() + rows.tobytes()).hexdigest()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema.remove_metadata()) as stream:
+        stream.write_table(rows.replace_schema_metadata(None).combine_chunks())
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
 def source_of(address: str, path: str, *, header: bool | None, known: Known) -> Source:
     """The file at an address, its header read. UserError where it cannot be read, or is of another kind.
 

@@ -10,7 +10,7 @@ from thalweg.core.errors import DiskFull, ThalwegError, UserError
 from thalweg.scale import parts
 from thalweg.scale.plan import RowBlock
 from thalweg.scale.scorers import SCORERS, Options, Scorer
-from thalweg.scale.sources import Source, source_of
+from thalweg.scale.sources import Source, rows_digest, source_of
 
 
 class Job(NamedTuple):
@@ -78,11 +78,12 @@ class Worker:
         address, path = self.job.files[block.file]
         if self._source is None or self._source.address != address:
             self._source = source_of(address, path, header=self.job.options.header, known=self.scorer.known)
-        scores = self.scorer.score(self._source, block)
+        rows = self.scorer.read(self._source, block)
+        scores = self.scorer.score(rows, self._source, block)
         if len(scores) != block.rows:
             text = f"must hold {block.rows} rows from row {block.first + 1} on, as counted, and gave {len(scores)}"
             raise UserError(text, argument=address, hint="has the file changed meanwhile?")
-        parts.write(self.job.out, block, self.job.digest, address, scores)
+        parts.write(self.job.out, block, self.job.digest, address, scores, rows_digest(rows))
 
     def fill(self, block: RowBlock, filling: QValues) -> None:
         """Fill the q-values of a part in."""
