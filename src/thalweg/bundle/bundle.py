@@ -200,9 +200,8 @@ class Bundle(HoldsEnergy):
         A frame (pandas, polars, Arrow) is matched by the names of its columns. Of a model of texts x is a list of str,
         or their codes. Differentiable in an x that requires grad; such an x may leave the range of the data.
         """
-        wanted = wants_grad(x)
         keep_memory()  # the same sizes are asked for block by block, call by call
-        with torch.set_grad_enabled(wanted), frozen(self.lowest) as energy:
+        with torch.set_grad_enabled(wants_grad(x)), frozen(self.lowest) as energy:
             x = self._rows(x)
             u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
             return u.to(x.device) - self.transform.log_abs_det(x)
