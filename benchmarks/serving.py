@@ -4,14 +4,14 @@
     python benchmarks/serving.py open RUN [--seconds 60]
 
 `closed` starts the servers of serving_beside.py, lets each run alone for some seconds a round by `wrk`
-(`apt-get install wrk`), and prints medians of the rounds' ratios. `open` sends on a fixed schedule from a process of
-its own, and counts latency from the time that a request was due, so that a server that falls behind cannot hide it: at
-.5, 2 and 4 times the capacity, in a storm of 1,000 connections that try again at once, and over a stall of 5 s. It
-fails if the sender itself was late: its p99 must be below 20 ms.
+(`apt-get install wrk`), and prints medians of the rounds' ratios. `open` sends on a fixed schedule by
+serving_sender.py,
+and counts latency from the time that a request was due, so that a server that falls behind cannot hide it: at .5, 2 and
+4 times the capacity, in a storm of 1,000 connections that try again at once, and over a stall of 5 s. A row is not
+valid where the sender itself was late: its p99 must be below 20 ms.
 """
 
 import argparse
-import asyncio
 import base64
 import contextlib
 import io
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections import Counter, deque
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,8 +32,6 @@ import numpy as np
 
 HERE = Path(__file__).parent
 SLIP = 0.02  # seconds that the sender may be late, p99
-BEHIND = 20.0  # seconds after the last request in which answers are waited for
-SOCKETS = 4000
 LUA = """
 wrk.method, wrk.headers["Content-Type"] = "POST", "{media}"
 local file = io.open("{body}", "rb"); wrk.body = file:read("*a"); file:close()
@@ -165,133 +163,53 @@ def closed(server: Server, body: Body, connections: int, seconds: float) -> Clos
     return Closed(1e6 * good / duration, p50 / 1e3, p99 / 1e3, status + broken, 1e3 * used / max(good, 1))
 
 
-class Connection(asyncio.Protocol):
-    """One keep-alive connection of the open loop."""
-
-    def __init__(self, load: "Open"):
-        self.load, self.data, self.due, self.transport = load, b"", 0.0, None
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-
-    def ask(self, due: float) -> None:
-        """Send the request that was due then."""
-        self.due, self.data = due, b""
-        self.transport.write(self.load.request)
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
-        head, end, rest = self.data.partition(b"\r\n\r\n")
-        if not end:
-            return
-        lower = head.lower()
-        length = int(lower.partition(b"content-length:")[2].split(b"\r\n")[0])
-        if len(rest) >= length:
-            due, self.due = self.due, 0.0
-            self.load.answered(due, int(head[9:12]), b"retry-after:" in lower)
-            if b"connection: close" in lower:
-                self.transport.close()
-            else:
-                self.load.free.append(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.due:
-            self.load.answered(self.due, 0, False)
-        with contextlib.suppress(ValueError):
-            self.load.free.remove(self)
-
-
-class Open:
-    """Requests on a fixed schedule."""
-
-    def __init__(self, url: str, body: Body, headers: dict[str, str]):
-        host, _, path = url.removeprefix("http://").partition("/")
-        self.host, _, port = host.partition(":")
-        self.port = int(port)
-        told = {"Host": host, "Content-Type": body.media, "Content-Length": str(len(body.data)), **headers}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
-        self.request = f"POST /{path} HTTP/1.1\r\n{lines}\r\n".encode() + body.data
-        self.free: deque[Connection] = deque()
-        self.answers: list[tuple[float, float, int, bool]] = []  # due, latency, status, Retry-After
-        self.slips: list[float] = []
-        self.tasks: set[asyncio.Task[None]] = set()
-
-    def answered(self, due: float, status: int, retry: bool) -> None:
-        """Count an answer."""
-        self.answers.append((due, time.perf_counter() - due, status, retry))
-
-    async def run(self, rate: float, seconds: float) -> dict[str, Any]:
-        """Send, wait for the answers, and say what came."""
-        begin = time.perf_counter() + 0.1
-        total = int(rate * seconds)
-        for number in range(total):
-            due = begin + number / rate
-            wait = due - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            elif number % 50 == 0:
-                await asyncio.sleep(0)
-            self.slips.append(time.perf_counter() - due)
-            if self.free:
-                self.free.pop().ask(due)
-            else:
-                task = asyncio.create_task(self._new(due))
-                self.tasks.add(task)
-                task.add_done_callback(self.tasks.discard)
-        until = time.perf_counter() + BEHIND
-        while len(self.answers) < total and time.perf_counter() < until:
-            await asyncio.sleep(0.05)
-        answers = [(due - begin, latency, status, retry) for due, latency, status, retry in self.answers]
-        return {"sent": total, "answers": answers, "slip": float(np.percentile(self.slips, 99))}
-
-    async def _new(self, due: float) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-            _, connection = await loop.create_connection(lambda: Connection(self), self.host, self.port)
-            connection.ask(due)
-        except OSError:
-            self.answered(due, 0, False)
+def request_of(server: Server, body: Body, deadline: float) -> bytes:
+    """The bytes of a request."""
+    host, _, path = server.url(body).removeprefix("http://").partition("/")
+    told = {"Host": host, "Content-Type": body.media, "Content-Length": str(len(body.data))}
+    told["Request-Timeout-Ms"] = str(int(1e3 * deadline))
+    lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+    return f"POST /{path} HTTP/1.1\r\n{lines}\r\n".encode() + body.data
 
 
 def open_loop(server: Server, body: Body, rate: float, seconds: float, deadline: float) -> dict[str, Any]:
     """An open loop in a process of its own."""
-    told = {"url": server.url(body), "media": body.media, "data": base64.b64encode(body.data).decode()}
-    told |= {"rate": rate, "seconds": seconds, "headers": {"Request-Timeout-Ms": str(int(1e3 * deadline))}}
-    command = [sys.executable, __file__, "send"]
+    data = base64.b64encode(request_of(server, body, deadline)).decode()
+    told = {"host": "127.0.0.1", "port": server.port, "data": data, "rate": rate, "seconds": seconds}
+    command, began = [sys.executable, str(HERE / "serving_sender.py")], server.cpu()
     done = subprocess.run(command, input=json.dumps(told), capture_output=True, text=True, check=True)
-    return summary(json.loads(done.stdout), seconds, deadline)
+    return summary(json.loads(done.stdout), seconds, deadline) | {"server_cpu": (server.cpu() - began) / seconds}
 
 
 def summary(found: dict[str, Any], seconds: float, deadline: float) -> dict[str, Any]:
-    """Figures of an open loop."""
-    answers = found["answers"]
-    good = [latency for _, latency, status, _ in answers if status == 200]
-    refused = [(latency, retry) for _, latency, status, retry in answers if status == 429]
-    counts = Counter(status for _, _, status, _ in answers)
+    """Figures of an open loop. CPU is in cores."""
+    latency, status, retry = (np.array(found[name]) for name in ("latency", "status", "retry"))
+    good, refused = latency[status == 200], latency[status == 429]
     return {
-        "goodput": sum(latency <= deadline for latency in good) / seconds,
-        "p50_ms": 1e3 * float(np.percentile(good, 50)) if good else None,
-        "p99_ms": 1e3 * float(np.percentile(good, 99)) if good else None,
-        "refused_p99_ms": 1e3 * float(np.percentile([one for one, _ in refused], 99)) if refused else None,
-        "refused_without_retry_after": sum(not retry for _, retry in refused),
-        "statuses": {str(status): count for status, count in sorted(counts.items())},
-        "unanswered": found["sent"] - len(answers),
+        "goodput": float((good <= deadline).sum() / seconds),
+        "p50_ms": quantile(good, 50),
+        "p99_ms": quantile(good, 99),
+        "refused_p99_ms": quantile(refused, 99),
+        "refused_without_retry_after": int((~retry[status == 429]).sum()),
+        "statuses": dict(sorted(Counter(map(str, found["status"])).items())),
+        "unanswered": found["sent"] - len(status),
+        "connections": found["connections"],
+        "sender_cpu": found["cpu"],
         "slip_p99_ms": 1e3 * found["slip"],
         "valid": found["slip"] <= SLIP,
-        "by_second": by_second(answers),
+        "by_second": by_second(np.array(found["due"])[status == 200], good),
     }
 
 
-def by_second(answers: list[list[Any]]) -> list[float | None]:
+def quantile(seconds: np.ndarray, percent: float) -> float | None:
+    """In ms; None of nothing."""
+    return 1e3 * float(np.percentile(seconds, percent)) if len(seconds) else None
+
+
+def by_second(due: np.ndarray, latency: np.ndarray) -> list[float | None]:
     """p99 in ms of the requests that were due in each second."""
-    seconds: dict[int, list[float]] = {}
-    for due, latency, status, _ in answers:
-        if status == 200:
-            seconds.setdefault(int(due), []).append(1e3 * latency)
-    return [
-        round(float(np.percentile(seconds[i], 99)), 1) if i in seconds else None
-        for i in range(max(seconds, default=-1) + 1)
-    ]
+    each = [latency[due.astype(int) == i] for i in range(int(due.max(initial=-1)) + 1)]
+    return [None if (found := quantile(one, 99)) is None else round(found, 1) for one in each]
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -371,7 +289,7 @@ def overload(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Run one of them and print its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["closed", "open", "send"])
+    parser.add_argument("what", choices=["closed", "open"])
     parser.add_argument("model", nargs="?", default="tiny", help="a folder that thalweg.load reads, or tiny")
     parser.add_argument("--body", choices=["json", "npy"], default="json")
     parser.add_argument("--connections", type=int, default=64)
@@ -382,13 +300,7 @@ def main() -> None:
     parser.add_argument("--litserve", help="the python of an environment with litserve 0.2.19, for `closed` with json")
     parser.add_argument("--port", type=int, default=8770)
     options = parser.parse_args()
-    if options.what == "send":
-        told = json.load(sys.stdin)
-        body = Body(told["media"], base64.b64decode(told["data"]))
-        load = Open(told["url"], body, told["headers"])
-        print(json.dumps(asyncio.run(load.run(told["rate"], told["seconds"]))))
-    else:
-        print(json.dumps(compare(options) if options.what == "closed" else overload(options), indent=1))
+    print(json.dumps(compare(options) if options.what == "closed" else overload(options), indent=1))
 
 
 if __name__ == "__main__":

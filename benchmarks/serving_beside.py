@@ -10,6 +10,7 @@ next call of the model take 5 s.
 import base64
 import contextlib
 import io
+import json
 import signal
 import sys
 import time
@@ -122,7 +123,7 @@ def ours(servable: Any, port: int, options: list[str]) -> None:
     from thalweg.serve.server import run
     from thalweg.serve.settings import ServeSettings
 
-    values = {name: float(value) for name, value in (option.split("=") for option in options)}
+    values = {name: json.loads(value) for name, value in (option.split("=") for option in options)}
     settings = ServeSettings(port=port, page=False, **values)  # pyright: ignore[reportArgumentType]
     sys.exit(run(create_app({"m": servable}, settings), settings, say=print))
 

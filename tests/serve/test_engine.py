@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from thalweg.core.errors import UserError
 from thalweg.serve.engine.cost import Cost, measure
 from thalweg.serve.engine.engine import STUCK, Engine
 from thalweg.serve.engine.rejected import Rejected, WorkerLost
+from thalweg.serve.engine.start import measured
 from thalweg.serve.metrics import Metrics
 
 from .engine_fakes import SECONDS, Clock, Sums, busy, cost, counted, counting, row, running, settled
@@ -541,3 +543,16 @@ def test_threads_are_those_that_were_asked_for():
         assert set(seen) == {min(2, os.cpu_count() or 1)}
 
     run(test)
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(2, 1), (4, 2)])
+def test_the_event_loop_keeps_a_core(monkeypatch, cores, threads):
+    """A second thread that would gain is not tried on two cores."""
+    model = Sums()
+    model.fault = lambda x: time.sleep(0.01 / torch.get_num_threads())
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    before = torch.get_num_threads()
+    try:
+        assert measured(model, None).threads == threads
+    finally:
+        torch.set_num_threads(before)

@@ -3,13 +3,13 @@
 import asyncio
 import json
 import socket
-import time
 
 import pytest
 
 from thalweg.serve.app import create_app
-from thalweg.serve.overload import LATE, RECENT
-from thalweg.serve.server import Protocol, Server
+from thalweg.serve.overload import AGAIN, BEHIND, FEW, ROWS
+from thalweg.serve.protocol import Protocol, whole_post
+from thalweg.serve.server import Server
 from thalweg.serve.settings import ServeSettings
 
 from .fake_models import MODELS
@@ -23,10 +23,14 @@ class Wire(asyncio.Transport):
 
     def __init__(self):
         super().__init__()
-        self.data = b""
+        self.data, self.writes = b"", 0
 
     def write(self, data):
         self.data += bytes(data)
+        self.writes += 1
+
+    def close(self):
+        pass
 
     def is_closing(self):
         return False
@@ -52,10 +56,14 @@ class Loaded:
         self.server = Server(self.app, self.engine, settings, listener)
         self.overload, self.wire = self.server.overload, Wire()
         self.server.config.load()
-        self.protocol = Protocol(
-            self.overload, config=self.server.config, server_state=self.server.server_state, app_state={}
-        )
-        self.protocol.connection_made(self.wire)
+        self.protocol = self.connection(self.wire)
+
+    def connection(self, wire):
+        """One more."""
+        state = self.server.server_state
+        found = Protocol(self.overload, config=self.server.config, server_state=state, app_state={})
+        found.connection_made(wire)
+        return found
 
     async def told(self, *parts):
         """Status and body of the answer to these bytes; headers in lower case."""
@@ -69,13 +77,19 @@ class Loaded:
         head, _, body = self.wire.data.partition(b"\r\n\r\n")
         return int(head.split()[1]), json.loads(body) if body[:1] == b"{" else body, head.lower()
 
-    def late(self):
-        """The loop came to a request just now, too late."""
-        self.overload.started(time.perf_counter() - 2 * LATE)
+    def behind(self):
+        """As many requests as may be wait for the loop."""
+        self.overload.behind = BEHIND
 
     def full(self):
         """The engine would refuse a row."""
         self.engine._admission.refusal = lambda *_: ("full", 3.0)
+
+    async def recovers(self):
+        """Neither holds any longer."""
+        self.overload.behind = 0
+        vars(self.engine._admission).pop("refusal", None)
+        await asyncio.sleep(3 * AGAIN)
 
 
 def loaded(run):
@@ -93,7 +107,7 @@ def loaded(run):
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("cause", ["late", "full"])
+@pytest.mark.parametrize("cause", ["behind", "full"])
 @pytest.mark.parametrize("cut", [None, 30, 10], ids=["whole", "head in two parts", "body in two parts"])
 def test_a_refused_request_leaves_the_connection_as_it_was(cause, cut):
     data = request(BODY)
@@ -102,19 +116,21 @@ def test_a_refused_request_leaves_the_connection_as_it_was(cause, cut):
     async def run(service):
         assert (await service.told(data))[0] == 200
         getattr(service, cause)()
-        status, body, head = await service.told(*parts)
-        assert status == 429
-        assert body["code"] == "full"
-        assert b"retry-after: " in head
-        assert b"connection: close" not in head
-        assert b"x-content-type-options: nosniff" in head
-        service.overload._late = 0.0
-        vars(service.engine._admission).pop("refusal", None)
+        service.protocol = service.connection(service.wire)  # nothing was asked there before
+        for _ in range(3):  # the first one is parsed, those that follow it need not be
+            status, body, head = await service.told(*parts)
+            assert (status, body["code"]) == (429, "full")
+            assert b"retry-after: " in head
+            assert b"connection: close" not in head
+            assert b"x-content-type-options: nosniff" in head
+            assert service.protocol.timeout_keep_alive_task.when() > asyncio.get_running_loop().time() + 60
+        await service.recovers()
         status, body, _ = await service.told(data)
         assert (status, len(body["predictions"])) == (200, 1)
+        assert service.overload.behind == 0
         text = service.app.state.metrics.text().decode()
-        assert 'thalweg_rejected_total{reason="full"} 1.0' in text
-        assert 'thalweg_requests_total{code="429",route="/v1/score"} 1.0' in text
+        assert 'thalweg_rejected_total{reason="full"} 3.0' in text
+        assert 'thalweg_requests_total{code="429",route="/v1/score"} 3.0' in text
 
     loaded(run)
 
@@ -123,24 +139,15 @@ def test_what_is_no_load_is_never_refused_by_its_head():
     """Reads, long bodies and bodies of unknown length go the ordinary way, and so does all once the end has begun."""
 
     async def run(service):
-        service.late()
+        service.behind()
         assert (await service.told(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"))[0] == 200
-        service.late()
+        service.behind()
         long = request(b'{"instances": [' + b"[1, 2]," * 150_000 + b"[1, 2]]}")
         assert (await service.told(long))[1]["code"] == "too_many_rows"
         service.engine._draining = True
-        service.late()
+        service.behind()
         status, body, _ = await service.told(request(BODY))
         assert (status, body["code"]) == (503, "draining")
-
-    loaded(run)
-
-
-def test_a_delay_that_was_long_ago_tells_nothing(monkeypatch):
-    async def run(service):
-        service.late()
-        service.overload._seen -= 2 * RECENT
-        assert service.overload.refusal(b"/v1/score") is None
 
     loaded(run)
 
@@ -148,7 +155,80 @@ def test_a_delay_that_was_long_ago_tells_nothing(monkeypatch):
 def test_a_full_engine_refuses_scores_alone():
     async def run(service):
         service.full()
-        assert service.overload.refusal(b"/v1/score").status == 429
-        assert service.overload.refusal(b"/v1/sample") is None
+        assert service.overload.refusal(b"/v1/score", []).startswith(b"HTTP/1.1 429 ")
+        assert service.overload.refusal(b"/v1/sample", []) is None
+
+    loaded(run)
+
+
+@pytest.mark.parametrize(("rows", "most"), [(0, BEHIND), (ROWS, FEW)])
+def test_what_waits_for_the_loop_is_counted(rows, most):
+    """Many connections ask in one turn of the loop: those beyond the bound are refused, the others are scored.
+
+    Fewer are let in where many rows wait for the engine.
+    """
+
+    async def run(service):
+        data, wires = request(BODY), []
+        service.engine.rows = lambda: rows
+        for _ in range(BEHIND + 10):
+            wires.append(Wire())
+            service.connection(wires[-1]).data_received(data)
+        async with asyncio.timeout(20):
+            while not all(complete(wire.data) for wire in wires):
+                await asyncio.sleep(0.001)
+        statuses = [int(wire.data.split()[1]) for wire in wires]
+        assert statuses == [200] * most + [429] * (BEHIND + 10 - most)
+
+    loaded(run)
+
+
+@pytest.mark.parametrize(
+    ("data", "path"),
+    [
+        (request(BODY), b"/v1/score"),
+        (request(BODY)[:-1], None),
+        (request(BODY) + b"x", None),
+        (request(BODY, transfer_encoding="chunked"), None),
+        (request(BODY, connection="close"), None),
+        (request(BODY, expect="100-continue"), None),
+        (request(BODY, **{"Content_Length": str(len(BODY))}), None),
+        (request(BODY, content_length=None), None),
+        (request(BODY, path="/v1/score?model=numbers"), None),
+        (request(BODY).replace(b"POST", b"PUT"), None),
+    ],
+)
+def test_only_whole_and_plain_requests_are_not_parsed(data, path):
+    assert whole_post(data) == path
+
+
+def test_an_answer_leaves_in_one_write():
+    """Head and body, and a head that has no body."""
+
+    async def run(service):
+        for data in (request(BODY), b"HEAD /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"):
+            service.wire.writes, service.wire.data = 0, b""
+            service.protocol.data_received(data)
+            async with asyncio.timeout(20):
+                while not service.wire.data:
+                    await asyncio.sleep(0.001)
+            assert service.wire.writes == 1
+
+    loaded(run)
+
+
+def test_a_body_in_crumbs_is_given_up():
+    """Chunks of a byte cost the loop microseconds each: 400 once there are many; larger ones are read."""
+
+    async def run(service):
+        head = request(b"", content_length=None, transfer_encoding="chunked")
+        status, body, answer = await service.told(head, b"1\r\nx\r\n" * 40_000)
+        assert (status, body["code"]) == (400, "malformed")
+        assert "16 bytes" in body["message"]
+        assert b"connection: close" in answer
+        service.protocol = service.connection(service.wire)
+        parts = [b'{"instances": [', *[b"[1, 2],"] * 1023, b"[1, 2]]}", b""]  # a row a chunk
+        lines = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+        assert (await service.told(head, lines))[0] == 200
 
     loaded(run)

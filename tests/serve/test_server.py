@@ -182,6 +182,7 @@ def test_a_head_that_never_ends_is_cut_off():
     import asyncio
 
     from thalweg.serve import server
+    from thalweg.serve.protocol import Protocol
 
     class Transport:
         aborted = False
@@ -192,7 +193,7 @@ def test_a_head_that_never_ends_is_cut_off():
     async def test():
         one = server.Server.__new__(server.Server)
         one.loop = asyncio.get_running_loop()
-        late, early = (server.Protocol.__new__(server.Protocol) for _ in range(2))
+        late, early = (Protocol.__new__(Protocol) for _ in range(2))
         late.due, early.due = one.loop.time() - 1, one.loop.time() + 60
         late.transport, early.transport = Transport(), Transport()
         one.cut([late, early])

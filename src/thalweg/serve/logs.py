@@ -3,8 +3,10 @@
 One line a request says when, which route, which code, how long, how many rows of which model, and the request's id.
 """
 
+import asyncio
 import json
 import logging
+import random
 import re
 import secrets
 import sys
@@ -20,6 +22,7 @@ PLAIN = "%(asctime)s %(levelname)s %(message)s"
 OWN = ("thalweg.serve", "uvicorn", "asyncio")  # loggers that are heard
 
 Notes = dict[str, Any]
+_ids = random.Random(secrets.randbits(128))
 _notes: ContextVar[Notes | None] = ContextVar("notes", default=None)
 
 
@@ -43,12 +46,13 @@ class RequestLog:
 
     def __init__(self, stream: TextIO | None = None, *, readable: bool | None = None):
         self.stream = sys.stderr if stream is None else stream
+        self._lines: list[str] = []
         self.readable = self.stream.isatty() if readable is None else readable
 
     def write(
         self, method: str, route: str, code: int, seconds: float, request_id: str, notes: Mapping[str, Any]
     ) -> None:
-        """One request that was answered."""
+        """One request that was answered. Lines of one turn of an event loop are written together, at its end."""
         model, rows = notes.get("model"), notes.get("rows")
         milliseconds = round(1e3 * seconds, 3)
         if self.readable:
@@ -58,7 +62,16 @@ class RequestLog:
             what = f'"method": {_quoted(method)}, "route": {_quoted(route)}, "code": {code}, "ms": {milliseconds}'
             told = 'null, "rows": null' if model is None else f'{_quoted(model)}, "rows": {rows}'
             line = f'{{"time": "{_time(time.time())}", {what}, "model": {told}, "id": "{request_id}"}}'
-        self.stream.write(f"{line}\n")
+        self._lines.append(line)
+        if len(self._lines) == 1:
+            try:
+                asyncio.get_running_loop().call_soon(self._flush)
+            except RuntimeError:  # outside a loop
+                self._flush()
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        self.stream.write("\n".join([*lines, ""]))
 
 
 def set_up(stream: TextIO | None = None, *, readable: bool | None = None) -> RequestLog:
@@ -96,7 +109,12 @@ def request_id(headers: list[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == b"x-request-id" and ID.fullmatch(value):
             return value.decode()
-    return secrets.token_hex(8)
+    return new_id()
+
+
+def new_id() -> str:
+    """An id of a request: no secret, so it is drawn without asking the system."""
+    return f"{_ids.getrandbits(64):016x}"
 
 
 @lru_cache(256)

@@ -61,8 +61,7 @@ class Metrics:
         )
         self._non_finite = Counter("thalweg_non_finite", "Rows whose scores are not finite", ["model"], registry=own)
         self._info = Gauge("thalweg_model_info", "1", ["model", "version", "content", "title"], registry=own)
-        for reason in REASONS:
-            self._rejected.labels(reason)
+        self._reasons = {reason: self._rejected.labels(reason) for reason in REASONS}
         self._routes: dict[str, Histogram] = {}
         self._calls: dict[str, tuple[Histogram, Histogram]] = {}
         self._codes: dict[tuple[str, int], Counter] = {}
@@ -90,7 +89,7 @@ class Metrics:
 
     def rejected(self, reason: str) -> None:
         """A request that is not computed."""
-        self._rejected.labels(reason if reason in REASONS else OTHER).inc()
+        (self._reasons.get(reason) or self._rejected.labels(OTHER)).inc()
 
     def depth(self, rows: Callable[[], int]) -> None:
         """Where to read how many rows wait."""

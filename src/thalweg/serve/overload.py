@@ -1,28 +1,33 @@
 """What is refused while the service cannot keep up, at the price of reading a request's head.
 
-Requests that wait for the event loop wait before the engine knows of them, and an answer that refuses costs the loop
-nearly as much as one that scores. So the protocol asks here as soon as a head is read. A request is refused where the
-loop came to recent ones late, or where the engine would refuse a row of the only model now.
+A request that is let in waits for the event loop, then for the engine. Neither wait may grow, and an answer by the
+framework that refuses costs the loop nearly as much as one that scores. So the protocol asks here as soon as a head is
+read. A request is refused where as many wait for the loop as it gets through in some hundredths of a second, or where
+the engine would refuse a row of the only model now.
 """
 
-import secrets
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from functools import lru_cache
 
 from pydantic_core import to_json
 
 from thalweg.serve.answers import of_rejected
 from thalweg.serve.engine.engine import Engine
 from thalweg.serve.engine.rejected import Rejected
-from thalweg.serve.errors import HttpError
+from thalweg.serve.logs import new_id
 from thalweg.serve.metrics import Metrics
 from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
 
-BEGUN = "thalweg.begun"  # in a scope's state: when the server read the request's first bytes
-LATE = 0.25  # seconds from a request's first bytes to the loop's turn for it, from which others are refused
-RECENT = 0.05  # seconds that such a delay tells of: the next request that is let in measures it anew
+BEHIND = 64  # requests that may wait for the loop: it takes some .2 ms to read and answer one
+ROWS = 128  # that wait for the engine, from which it has enough to do, and
+FEW = 16  # requests may wait for the loop, so that refusals wait little
 SCORES = {b"/v1/score": "/v1/score"}  # paths that are asked of the engine, and their routes
+STATUS = b"HTTP/1.1 429 Too Many Requests\r\n"
+AGAIN = 0.002  # seconds for which the engine's refusal stands: it computes no call in less under such a load
+
+Pairs = Iterable[tuple[bytes, bytes]]
 
 
 class Overload:
@@ -36,39 +41,64 @@ class Overload:
     def __init__(self, engine: Engine, metrics: Metrics):
         self.engine, self.metrics = engine, metrics
         self.only = next(iter(engine.models)) if len(engine.models) == 1 else None
-        self._late, self._seen = 0.0, 0.0
+        self.behind = 0  # requests that were let in and that the loop has not come to
+        self._full: tuple[float, float] = 0.0, 0.0  # until when the engine counts as full, and when to come again
 
-    def started(self, begun: float) -> None:
-        """The loop has come to a request whose first bytes were read then, by `time.perf_counter`."""
-        self._seen = time.perf_counter()
-        self._late = self._seen - begun
+    def let_in(self) -> None:
+        """The loop has a request to come to."""
+        self.behind += 1
 
-    def refusal(self, path: bytes) -> HttpError | None:
-        """The answer for a POST that should not be taken now."""
+    def come_to(self) -> None:
+        """The loop has come to one."""
+        self.behind -= 1
+
+    def full(self) -> bool:
+        """Whether something was refused just now, or would be: worth a look at a request before it is parsed."""
+        return self._behind() or time.perf_counter() < self._full[0] + AGAIN
+
+    def refusal(self, path: bytes, common: Pairs) -> bytes | None:
+        """The answer for a POST that should not be taken now, counted, as bytes of HTTP/1.1.
+
+        Args:
+            path: As it is asked for.
+            common: Headers of every answer of the server.
+        """
         if not self.engine.taking:
             return None
-        if self._late > LATE and time.perf_counter() - self._seen < RECENT:
-            return refused(1.0)
+        wait = 1.0 if self._behind() else self._wait(path)
+        if wait is None:
+            return None
+        self.metrics.rejected("full")
+        self.metrics.request(SCORES.get(path, OTHER), 429, 0.0)
+        own, body = refusal_of(max(1, round(wait)), path.startswith(b"/v2"))
+        return b"".join((STATUS, *_lines(common), own, new_id().encode(), b"\r\n\r\n", body))
+
+    def _behind(self) -> bool:
+        """Whether as many requests as may be wait for the loop."""
+        return self.behind >= (FEW if self.engine.rows() >= ROWS else BEHIND)
+
+    def _wait(self, path: bytes) -> float | None:
+        """Seconds after which to ask the engine again, where it would refuse a row now."""
         if self.only is None or path not in SCORES:
             return None
-        wait = self.engine.full(self.only)
-        return None if wait is None else refused(wait)
-
-    def response(self, error: HttpError, path: bytes, common: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """A refusal as the bytes of HTTP/1.1, counted. `common`: headers of every answer of the server."""
-        self.metrics.rejected("full")
-        self.metrics.request(SCORES.get(path, OTHER), error.status, 0.0)
-        body = to_json(error.body_for(path.decode("latin-1")))
-        own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        pairs = [*common, *own, *_raw(error.headers), *HEADERS, CACHE, (ID, secrets.token_hex(8).encode())]
-        head = b"".join(name + b": " + value + b"\r\n" for name, value in pairs)
-        return b"HTTP/1.1 429 Too Many Requests\r\n" + head + b"\r\n" + body
+        now = time.perf_counter()
+        if now >= self._full[0]:
+            wait = self.engine.full(self.only, 1 + self.behind)
+            if wait is None:
+                return None
+            self._full = now + AGAIN, wait
+        return self._full[1]
 
 
-def refused(retry_after: float) -> HttpError:
-    """429."""
-    return of_rejected(Rejected("full", retry_after))
+@lru_cache(256)
+def refusal_of(retry_after: int, protocol: bool) -> tuple[bytes, bytes]:
+    """(the headers of a 429 up to the value of its id, its body); `protocol`: in the form of the version 2."""
+    error = of_rejected(Rejected("full", retry_after))
+    body = to_json(error.body_for("/v2" if protocol else "/v1"))
+    own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    own += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
+    return b"".join(_lines([*own, *HEADERS, CACHE])) + ID + b": ", body
 
 
-def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+def _lines(pairs: Pairs) -> list[bytes]:
+    return [name + b": " + value + b"\r\n" for name, value in pairs]

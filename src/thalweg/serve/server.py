@@ -12,7 +12,6 @@ import os
 import resource
 import socket
 import sys
-import time
 import webbrowser
 from collections.abc import Callable, Coroutine, Iterable
 from functools import partial
@@ -22,81 +21,26 @@ from typing import Any, NoReturn
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from thalweg.serve.engine.engine import Engine
 from thalweg.serve.listener import bound, stop_beginning
 from thalweg.serve.logs import set_up
-from thalweg.serve.overload import BEGUN, Overload
+from thalweg.serve.overload import Overload
+from thalweg.serve.protocol import Protocol
 from thalweg.serve.settings import ServeSettings
 
 KEEP_ALIVE = 75  # seconds that an idle connection is kept: longer than a load balancer keeps it
-HEAD = 10.0  # seconds in which a request's head must come in
 NOTICE = 1.0  # seconds between a signal and the close, in which load balancers see /readyz
 HANDSHAKE = 0.05  # seconds in which connections that have begun come to stand
 FILES = 65_536  # open files that are asked for; a connection is one
-BACKLOG = 2048
+BACKLOG = 2048  # connections that may wait to be accepted
+ACCEPTED = 256  # connections that are accepted in one turn of the loop
 
 log = logging.getLogger("thalweg.serve")
 
 
-class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 that knows since when a request's head is due, and refuses what should not be taken now.
-
-    Args:
-        overload: Who says what is refused.
-        given: Of uvicorn's protocol.
-    """
-
-    due: float | None = None
-    refused = False  # whether the request that is read now was answered already
-
-    def __init__(self, overload: Overload, **given: Any):
-        super().__init__(**given)
-        self.overload = overload
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self.due = self.loop.time() + HEAD
-
-    def on_message_begin(self) -> None:
-        self.due = self.loop.time() + HEAD
-        super().on_message_begin()
-        self.scope["state"][BEGUN] = time.perf_counter()  # pyright: ignore[reportTypedDictNotRequiredAccess]
-
-    def on_headers_complete(self) -> None:
-        self.due = None
-        parser: Any = self.parser
-        free = self.cycle is None or self.cycle.response_complete  # else it follows another one that is not answered
-        if free and parser.get_method() == b"POST" and parser.should_keep_alive() and self._small():
-            error = self.overload.refusal(self.url)
-            if error is not None:
-                self.refused = True
-                self.transport.write(self.overload.response(error, self.url, self.server_state.default_headers))
-                return
-        super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        if not self.refused:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if not self.refused:
-            super().on_message_complete()
-            return
-        self.refused = False
-        self.server_state.total_requests += 1
-        self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-
-    def _small(self) -> bool:
-        """Whether the body is one that may be passed over: its length is told, and is short."""
-        lengths = [value for name, value in self.headers if name in (b"content-length", b"transfer-encoding")]
-        return len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) <= 6
-
-
 class CloseConnections:
-    """ASGI that ends each connection after its answer once the service ends; tells how late requests are begun."""
+    """ASGI that ends each connection after its answer once the service ends; says when the loop comes to a request."""
 
     def __init__(self, app: ASGIApp, overload: Overload):
         self.app, self.overload, self.closing = app, overload, False
@@ -105,7 +49,7 @@ class CloseConnections:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        self.overload.started(scope["state"][BEGUN])
+        self.overload.come_to()
 
         async def sending(message: Message) -> None:
             if self.closing and message["type"] == "http.response.start":
@@ -141,7 +85,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
             limit_concurrency=_raise_files(),
-            backlog=BACKLOG,
+            backlog=ACCEPTED,  # asyncio takes as many at once
         )
         super().__init__(config)
         self.code, self._signals = 0, 0
@@ -163,6 +107,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self.listener.listen(BACKLOG)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:

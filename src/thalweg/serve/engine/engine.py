@@ -70,7 +70,8 @@ class Engine:
         self._ready = self._draining = self._stopped = False
         self._worker: Worker | None = None
         self._watch: asyncio.Task[None] | None = None
-        metrics.depth(lambda: self._waiting.rows)
+        self.rows = lambda: self._waiting.rows  # that wait
+        metrics.depth(self.rows)
 
     async def start(self) -> None:
         """Measure the models, one after another, in the thread that computes; requests are taken afterwards."""
@@ -169,9 +170,9 @@ class Engine:
         if refused is not None:
             raise self._rejected(*refused)
 
-    def full(self, model: str) -> float | None:
-        """Seconds after which to come back where a row would be refused now, as too much waits; nothing is counted."""
-        refused = self._admission.refusal(model, "score", 1, self.deadline)
+    def full(self, model: str, rows: int = 1) -> float | None:
+        """Seconds after which to come back where rows would be refused now, as too much waits; nothing is counted."""
+        refused = self._admission.refusal(model, "score", rows, self.deadline)
         return None if refused is None or refused[0] != "full" else refused[1]
 
     @property

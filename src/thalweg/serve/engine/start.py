@@ -23,10 +23,13 @@ class Measured(NamedTuple):
 
 
 def measured(servable: Servable, threads: int | None) -> Measured:
-    """The cost with so many threads. None: 1, or 2 where full calls are faster by a quarter, by turns."""
+    """The cost with so many threads. None: 1, or 2 where full calls are faster by a quarter, by turns.
+
+    Two are tried on three cores or more: the event loop needs one, and threads that wait for it slow a call tenfold.
+    """
     torch.set_num_threads(threads or 1)
     cost = measure(servable, wall_seconds if (threads or 1) > 1 else None)
-    if threads is not None or min(MOST_THREADS, os.cpu_count() or 1) < MOST_THREADS:
+    if threads is not None or (os.cpu_count() or 1) <= MOST_THREADS:
         return Measured(cost, threads or 1)
     row, took = example(servable), {1: [], MOST_THREADS: []}
     if row is None or cost(1) < THREADED:

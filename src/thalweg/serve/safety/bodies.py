@@ -6,15 +6,18 @@ it writes would lose the answer.
 """
 
 import asyncio
+from collections.abc import MutableMapping
 from contextlib import suppress
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thalweg.serve.errors import HttpError
+from thalweg.serve.errors import HttpError, malformed
 from thalweg.serve.safety.observed import reply
 
 BEYOND = 65_536  # bytes that are read after the limit
 LINGER = 2.0  # seconds for what comes after an early answer
+CRUMBS = "thalweg.crumbs"  # in a scope's state: the server has given the body up, as its chunks are too small
 
 
 class BodyLimitMiddleware:
@@ -36,6 +39,7 @@ class BodyLimitMiddleware:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"")
         body = _Body(self, receive, send, there=bool(length.strip(b"0")) or b"transfer-encoding" in headers)
+        body.state = scope.get("state", {})
         try:
             if headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise HttpError(415, "unsupported_media_type", "must not be compressed", field="content-encoding")
@@ -55,9 +59,10 @@ class _Body:
         self._limits, self._receive, self._send = limits, receive, send
         self._read, self._open, self.started = 0, there, False
         self._end = asyncio.get_running_loop().time() + limits.seconds
+        self.state: MutableMapping[str, Any] = {}
 
     async def receive(self) -> Message:
-        """The next part; HttpError 413 or 408 for a body that is too large or too slow."""
+        """The next part; HttpError 413, 408 or 400 for a body that is too large, too slow or in crumbs."""
         if not self._open:
             return await self._receive()
         left = self._end - asyncio.get_running_loop().time()
@@ -68,6 +73,8 @@ class _Body:
             text = f"must send its body within {self._limits.seconds:g} seconds"
             raise HttpError(408, "slow_body", text) from error
         self._take(message)
+        if CRUMBS in self.state:
+            raise malformed("must come in chunks of 16 bytes or more on average, or with a Content-Length")
         if self._read > self._limits.max_body:
             raise too_large(self._limits.max_body)
         return message

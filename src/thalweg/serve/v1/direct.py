@@ -18,9 +18,8 @@ from thalweg.serve.errors import HttpError, internal
 from thalweg.serve.inputs.body import INLINE, JSON, NPY, rows_of
 from thalweg.serve.logs import RequestLog, noting, request_id
 from thalweg.serve.metrics import Metrics
-from thalweg.serve.overload import BEGUN, LATE, refused
 from thalweg.serve.safety.headers import CACHE, HEADERS
-from thalweg.serve.safety.observed import ID, OTHER
+from thalweg.serve.safety.observed import ID
 from thalweg.serve.safety.origin import Origin
 from thalweg.serve.safety.tokens import Tokens
 from thalweg.serve.v1.routes import Plain
@@ -65,18 +64,14 @@ class ScoreFastPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         post = scope["type"] == "http" and scope["method"] == "POST"
-        behind = post and self._behind(scope)
         headers = dict(scope["headers"]) if post and scope["path"] == PATH and self.only is not None else None
-        if not behind and (headers is None or not self._plain(scope, headers)):
+        if headers is None or not self._plain(scope, headers):
             await self.app(scope, receive, send)
             return
         begun, name = time.perf_counter(), request_id(scope["headers"])
         message = await _at_once(receive)
         if message is None or message["type"] != "http.request" or message.get("more_body"):
             await self.app(scope, _again(message, receive), send)
-            return
-        if behind or headers is None:
-            await self._refuse(scope, send, name)
             return
         with self.metrics.in_progress(), noting() as notes:
             found = await self._answer(headers, receive, message.get("body", b""), name)
@@ -86,17 +81,6 @@ class ScoreFastPath:
             if requests is not None:
                 requests.write("POST", PATH, found.status_code, seconds, name, notes)
         await _send(send, found, name)
-
-    def _behind(self, scope: Scope) -> bool:
-        """Whether the event loop came to a request so late that it should refuse some to keep up."""
-        begun = scope.get("state", {}).get(BEGUN)
-        return begun is not None and time.perf_counter() - begun > LATE
-
-    async def _refuse(self, scope: Scope, send: Send, name: str) -> None:
-        self.metrics.rejected("full")
-        self.metrics.request(PATH if scope["path"] == PATH else OTHER, 429, time.perf_counter() - scope["state"][BEGUN])
-        error = refused(1.0)
-        await _send(send, answer(error.body_for(scope["path"]), error.status, error.headers), name)
 
     def _plain(self, scope: Scope, headers: Headers) -> bool:
         length = headers.get(b"content-length", b"")

@@ -1,0 +1,183 @@
+"""HTTP/1.1 of one connection: uvicorn's, with what a service under load needs.
+
+A head that is not there in time is seen, what should not be taken is refused by its head, a body in crumbs is given up,
+and head and body of an answer leave in one call of the system.
+"""
+
+import asyncio
+import re
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from thalweg.serve.overload import Overload
+from thalweg.serve.safety.bodies import CRUMBS
+
+HEAD = 10.0  # seconds in which a request's head must come in
+CHUNKS = (
+    1100  # of a chunked body; beyond, they must not be crumbs. A line of CSV a chunk, of --max-batch rows, has less
+)
+CRUMB = 16  # bytes that a chunk must have on average
+RENEW = 5.0  # seconds by which the time that an idle connection is kept may be short after a refusal
+PLAIN = re.compile(rb"POST (/[\w/.-]{1,200}) HTTP/1\.1\r\n")
+LENGTH = re.compile(rb"\r\ncontent-length: (\d{1,6})(?:\r\n|$)", re.IGNORECASE)
+SPECIAL = {b"transfer-encoding", b"connection", b"expect", b"upgrade"}  # headers that change what follows
+
+
+class Protocol(HttpToolsProtocol):
+    """The protocol of a connection.
+
+    Args:
+        overload: Who says what is refused.
+        given: Of uvicorn's protocol.
+    """
+
+    due: float | None = None  # until when the head that is read must be there
+    between = True  # whether no part of a request was read that is not whole
+    refused = False  # whether the request that is read now was answered already
+    dropped = False  # whether what still comes is forgotten
+    chunks = bytes_of_chunks = 0  # of the body that is read now
+
+    def __init__(self, overload: Overload, **given: Any):
+        super().__init__(**given)
+        self.overload = overload
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.due = self.loop.time() + HEAD
+
+    def data_received(self, data: bytes) -> None:
+        if self.dropped:
+            return
+        if self.between and self.overload.full() and (self.cycle is None or self.cycle.response_complete):
+            path = whole_post(data)
+            answer = None if path is None else self.overload.refusal(path, self.server_state.default_headers)
+            if answer is not None:
+                self._refuse(answer)
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self.due = self.loop.time() + HEAD
+        self.between = False
+        self.chunks = self.bytes_of_chunks = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self.due = None
+        parser: Any = self.parser
+        free = self.cycle is None or self.cycle.response_complete  # else it follows another one that is not answered
+        if free and parser.get_method() == b"POST" and parser.should_keep_alive() and self._small():
+            answer = self.overload.refusal(self.url, self.server_state.default_headers)
+            if answer is not None:
+                self.refused = True
+                self._refuse(answer)
+                return
+        super().on_headers_complete()
+        self.cycle.transport = OneWrite(self.transport)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def on_chunk_header(self) -> None:
+        """Give up a body of more than `CHUNKS` that are crumbs: each costs the event loop some microseconds."""
+        self.chunks += 1
+        if self.chunks > CHUNKS and self.bytes_of_chunks < CRUMB * self.chunks:
+            raise ValueError("crumbs")
+
+    def on_body(self, body: bytes) -> None:
+        if self.refused:
+            return
+        self.bytes_of_chunks += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.between = True
+        if not self.refused:
+            super().on_message_complete()
+            return
+        self.refused = False
+        self._keep()
+
+    def on_response_complete(self) -> None:
+        writer: Any = self.cycle.transport
+        writer.flush()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is answered here; a body in crumbs by the layer that limits bodies."""
+        if self.chunks <= CHUNKS or self.cycle is None or self.cycle.response_complete:
+            super().send_400_response(msg)
+            return
+        self.dropped = True
+        self.cycle.scope["state"][CRUMBS] = True  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        self.cycle.message_event.set()
+
+    def _refuse(self, answer: bytes) -> None:
+        """Answer a request by its head; the connection is kept for the next one."""
+        self.due = None
+        self.transport.write(answer)
+        self.server_state.total_requests += 1
+        self._keep()
+
+    def _keep(self) -> None:
+        """Wait for the next request."""
+        until = self.loop.time() + self.timeout_keep_alive
+        if self.timeout_keep_alive_task is None or self.timeout_keep_alive_task.when() < until - RENEW:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_at(until, self.timeout_keep_alive_handler)
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        if app is self.app:
+            self.overload.let_in()
+        super()._start_asgi_task(cycle, app)
+
+    def _small(self) -> bool:
+        """Whether the body is one that may be passed over: its length is told, and is short."""
+        lengths = [value for name, value in self.headers if name in (b"content-length", b"transfer-encoding")]
+        return len(lengths) == 1 and lengths[0].isdigit() and len(lengths[0]) <= 6
+
+
+def whole_post(data: bytes) -> bytes | None:
+    """The path of a POST of the plainest form that was read whole, found at a tenth of a parser's price; else None."""
+    head, end, body = data.partition(b"\r\n\r\n")
+    found = PLAIN.match(head) if end else None
+    if found is None:
+        return None
+    names = [line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:]]
+    if names.count(b"content-length") != 1 or not SPECIAL.isdisjoint(names):
+        return None
+    length = LENGTH.search(head)
+    return found[1] if length is not None and int(length[1]) == len(body) else None
+
+
+class OneWrite:
+    """A connection as the writer of an answer sees it: the head waits for what follows it.
+
+    Args:
+        transport: The connection.
+    """
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport):
+        self._transport, self._head = transport, b""
+
+    def write(self, data: bytes) -> None:
+        """Send it, or keep it if it is the head of an answer."""
+        if not self._head and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._head = data
+            return
+        self._transport.write(self._head + data)
+        self._head = b""
+
+    def flush(self) -> None:
+        """Send what is kept: the head of an answer without a body."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        """End the connection after what was written."""
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is sent."""
+        return self._transport.is_closing()
