@@ -122,7 +122,7 @@ class TestScores:
         good = normal(3, seed=1)
         for bad, part in (
             (good.drop(columns="site"), "lacks column 'site'"),
-            (good.assign(site=[None, "north", "east"]), "column 'site' is missing .* in row 1"),
+            (good.assign(site=[None, "north", "east"]), "column 'site' is missing .* in row 0"),
             (good.assign(site=[1, 2, 3]), "column 'site' holds numbers where categories were in the fit"),
         ):
             with pytest.raises(UserError, match=part):

@@ -113,7 +113,7 @@ class TestNames:
         for bad, part in (
             (normal(3).rename(columns={"load": "x"}), "lacks column 'load'"),
             (normal(3).assign(x=1), "column 'x' not among"),
-            (normal(3).assign(load=np.nan), "column 'load' is missing .* in row 1"),
+            (normal(3).assign(load=np.nan), "column 'load' is missing .* in row 0"),
         ):
             with pytest.raises(UserError, match=part):
                 bundle.energy(bad)

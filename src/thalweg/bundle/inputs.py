@@ -93,15 +93,30 @@ def wants_grad(x: Any) -> bool:
 
 
 def read_rows(
-    bundle: "Bundle", path: Path, *, header: bool | None = None, drop: Sequence[str] = (), finite: bool = True
-) -> Tensor:
-    """The rows of a file for a model; a table's columns are matched by their names, texts become codes."""
+    bundle: "Bundle",
+    path: Path,
+    *,
+    header: bool | None = None,
+    drop: Sequence[str] = (),
+    skip_bad: bool = False,
+) -> files.Rows:
+    """The rows of a file for a model; a table's columns are matched by their names, texts become codes, named by
+    themselves. `skip_bad`: as `data.files.read_rows` has it."""
     if bundle.alphabet is not None:
-        return read_codes(bundle, path, header=header, drop=drop)[1]
+        if skip_bad:
+            raise UserError("has no effect on texts", argument="skip_bad", hint="leave it out")
+        texts, codes = read_codes(bundle, path, header=header, drop=drop)
+        return files.Rows(codes, files=texts)
     refuse_text_file(bundle, path)
-    how = {"layout": bundle.layout, "shape": bundle.shape, "size": image_size(bundle)}
-    found = files.read_rows(path, header=header, drop=drop, finite=finite, **how)
-    return fine_enough(bundle, found.x, str(path), found.singles) if finite else found.x
+    how: Any = {"header": header, "drop": drop, "layout": bundle.layout, **of_images(bundle)}
+    found = files.read_rows(path, skip_bad=skip_bad, **how)
+    return found._replace(x=fine_enough(bundle, found.x, str(path), found.singles))
+
+
+def of_images(bundle: "Bundle") -> dict[str, Any]:
+    """Keywords of `data.files.read_rows` for a model: the shape of a row, and how its images were read."""
+    column = bundle.config.get("run", {}).get("data", {}).get("column")
+    return {"shape": bundle.shape, "size": image_size(bundle), "column": column}
 
 
 def image_size(bundle: "Bundle") -> int | None:

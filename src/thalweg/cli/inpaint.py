@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli import console
+from thalweg.cli import bad_rows, console
 from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, Trust, table_options
 from thalweg.core.errors import UserError
 
@@ -56,9 +56,7 @@ def inpaint(
         str, typer.Option(help="What comes first: the least expected_error, or the lowest energy.")
     ] = "expected_error",
     seed: Seed = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Name and pass over images that cannot be used.")
-    ] = False,
+    skip_bad: bad_rows.SkipBad = False,
     header: Header = None,
     drop: Drop = None,
     trust: Trust = None,
@@ -71,7 +69,7 @@ def inpaint(
     from thalweg.apps.inpaint.masks import observed as read_mask
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
-    from thalweg.bundle.inputs import image_size, require_numbers
+    from thalweg.bundle.inputs import of_images, require_numbers
     from thalweg.data.validate import as_float
 
     if (mask is None) == (operator is None):
@@ -86,9 +84,11 @@ def inpaint(
     _check_out(out, TABLES if bundle.kind == "vector" else PICTURES, image, run, None if mask is None else Path(mask))
     linear_map = None if operator is None else _operator(operator)
     shape = bundle.shape if linear_map is None else _shape_after(linear_map, bundle.shape)
-    size = image_size(bundle) if linear_map is None else None  # else another size is what the operator leaves
-    table = {"layout": bundle.layout, "size": size, **table_options(header, drop)}
-    images = read_damaged_images(image, shape, skip_bad=skip_bad, flat=linear_map is not None, **table)
+    how = {**of_images(bundle), "layout": bundle.layout, **table_options(header, drop), "shape": shape}
+    if linear_map is not None:
+        how["size"] = None  # another size is what the operator leaves
+    with bad_rows.offered(skip_bad):
+        images = read_damaged_images(image, skip_bad=skip_bad, flat=linear_map is not None, **how)
     known = None
     if linear_map is None:
         if mask == "gaps" and bundle.kind == "vector":

@@ -72,7 +72,8 @@ def score_file(
     if bundle.path is not None and out.resolve().is_relative_to(bundle.path.resolve()):
         raise UserError("must lie outside of the detector's folder", argument=str(out))
     with write_errors(out, None), tempfile.TemporaryFile(dir=out.parent) as spool:  # has no name, so nothing stays
-        counts = _score(detector, columns, table, alpha, spool)
+        with table.naming_rows():
+            counts = _score(detector, columns, table, alpha, spool)
         q = q_by_rank(counts)
         flagged = int(counts[: detector.calibration_.rank_of(alpha)].sum())
         with whole_file(out) as file:
