@@ -51,6 +51,42 @@ def refused(found, *parts):
         assert part in err[0]
 
 
+class TestNewCategories:
+    NEW = "site,temp,kind,open\nnorth,10,A,True\nmars,11,A,True\nmars,12,C,False\nvenus,9,B,True\n"
+    LINE = (
+        "categories that the model does not know: 'site' in 3 rows ('mars', 'venus'), taken for unlike every known one"
+        "; 'kind' in 1 row ('C'), taken for \"other\", as the rare ones of the training are"
+    )
+
+    def test_a_line_says_how_many_and_what_they_are_taken_for(self, folder, call, tmp_path, caplog):
+        (tmp_path / "new.csv").write_text(self.NEW)
+        assert call("score", folder / "run", "new.csv", "--alpha", 0.05)[0] == 0
+        assert [record.message for record in caplog.records] == [f"new.csv: {self.LINE}"]
+        caplog.clear()
+        (tmp_path / "new.csv").write_text("\n".join(self.NEW.splitlines()[1:]))
+        assert call("score", folder / "run", "new.csv", "--no-header", "--alpha", 0.05)[0] == 0
+        names = "no names, so its columns are taken in the order of the model's: site, temp, kind, open"
+        line = self.LINE.replace("'site' in", "'0' in").replace("'kind' in", "'2' in")
+        assert [record.message for record in caplog.records] == [f"new.csv: {names}", f"new.csv: {line}"]
+
+    def test_one_that_the_training_had_once_counts_as_new(self, folder, call, caplog):
+        assert call("score", folder / "run", folder / "train.csv", "--alpha", 0.05)[0] == 0
+        line = "'kind' in 1 row ('oddity'), taken for \"other\", as the rare ones of the training are"
+        told = [record.message for record in caplog.records]
+        assert told == [f"{folder / 'train.csv'}: categories that the model does not know: {line}"]  # it came once
+
+    def test_of_a_detector_over_all_blocks(self, call, tmp_path, caplog, monkeypatch):
+        from thalweg.data.formats import base
+
+        normal()[["site", "temp", "kind"]].to_csv(tmp_path / "train.csv", index=False)
+        assert call("detect", "fit", "train.csv", "-o", "detector")[0] == 0
+        monkeypatch.setattr(base, "BLOCK_ROWS", 2)
+        (tmp_path / "new.csv").write_text(self.NEW)
+        caplog.clear()
+        assert call("detect", "score", "detector", "new.csv", "--drop", "open")[0] == 0
+        assert [record.message for record in caplog.records] == [f"new.csv: {self.LINE}"]
+
+
 class TestTraining:
     def test_the_run_keeps_the_columns(self, bundle):
         stored = json.loads((bundle.path / "config.json").read_text())["data"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError, counted
 from thalweg.data.columns.layout import Layout
+from thalweg.data.columns.new_categories import count_new, told
 from thalweg.data.float32_check import check_whole_numbers
 from thalweg.data.formats.base import (
     ArrayFormat,
@@ -245,7 +246,19 @@ def _read_table(
             layout, x = Layout.fit_encode(frame, ignored=drop, dtype=dtype, **how)
         else:
             x = layout.encode(frame, **how)
+            _tell_new(layout, table, frame)
     return Rows(torch.from_numpy(x), layout, None if table.is_text else layout.singles(frame)), table
+
+
+def _tell_new(layout: Layout, table: Table, frame: Any) -> None:
+    """Say which categories of a table the columns of a model do not know."""
+    if layout.columns is None or not layout.categories:
+        return
+    named = layout.names is not None and not table.headless
+    columns = layout.columns if named else layout.columns_called(frame.column_names)
+    line = told(columns, count_new(columns, frame, str(table.path), parse=table.is_text))
+    if line is not None:
+        log.warning("%s: %s", table.path, line)
 
 
 def read_labels(path: Path, num_rows: int) -> Tensor | None:
