@@ -137,3 +137,17 @@ def test_a_file_that_is_cut_while_a_run_reads_it_ends_the_run_in_one_line(tmp_pa
     with pytest.raises(UserError, match="has changed since the run began; put it back"):
         fit(request_of(path, 2), tmp_path / "run", progress=Cutter(), tensorboard=False)
     assert any((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 30])
+def test_the_files_that_changed_are_named(kept_bytes, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(stored_rows, "KEPT_BYTES", kept_bytes)
+    path = photos(tmp_path)
+    request = request_of(path, 1)
+    fit(request, tmp_path / "run", tensorboard=False)
+    (tmp_path / "run" / store.MANIFEST).unlink()  # as if it had not ended
+    Image.fromarray(255 - PICTURES[7]).save(path / "7.png")
+    Image.fromarray(255 - PICTURES[8]).save(path / "8.png")
+    (path / "5.png").rename(path / "new.png")
+    with pytest.raises(UserError, match=r"files changed: 7\.png and 1 more; gone: 5\.png; new: new\.png\)"):
+        fit(request, tmp_path / "run", resume=True, tensorboard=False)

@@ -82,7 +82,9 @@ def require_same_data(folder: Path, config: dict[str, Any], data: Dataset) -> No
     same["labels"] = began.get("labels") in (None, data.label_fingerprint)
     for what, unchanged in same.items():
         if not unchanged:
-            text = f"must have the {what} that the run began with, and they have changed ({data.source})"
+            files = data.files and data.files.changes(folder)
+            how = f"{data.source}; files {files}" if files else data.source
+            text = f"must have the {what} that the run began with, and they have changed ({how})"
             raise UserError(text, argument=str(folder), hint="put back the old ones")
 
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from thalweg.core.errors import UserError, counted
+from thalweg.data.file_digests import FileDigests
 from thalweg.data.formats.base import reading_table
 from thalweg.data.formats.images import decode, probe
 from thalweg.data.formats.parquet import Parquet
 from thalweg.data.image_files import LeftOut
 from thalweg.data.stored.row_groups import RowGroups
-from thalweg.data.stored_rows import EpochOrder, Rows, StoredRows, hash_file
+from thalweg.data.stored_rows import EpochOrder, Rows, StoredRows
 
 
 class EncodedImageRows(StoredRows):
@@ -132,8 +133,8 @@ class ParquetImageRows(EncodedImageRows):
         skip_bad: bool = False,
         wanted: tuple[int, ...] | None = None,
     ):
-        self.files, self.column = [*files], column
         place = files[0] if len(files) == 1 else files[0].parent
+        self.files, self.column = FileDigests(files, place), column
         where = f"{place}, column {column!r}"
         self._groups = RowGroups(files, [column], 1, lambda table, _: bytes_in(table[column], where))
         super().__init__(where, size, skip_bad, wanted)
@@ -150,10 +151,8 @@ class ParquetImageRows(EncodedImageRows):
 
     def digest(self) -> str:
         """Of the files' bytes, and of how they are read."""
-        digest = hashlib.sha256(f"{self.column} {self.size} {len(self.left_out)}".encode())
-        for file in self.files:
-            hash_file(file, digest)
-        return digest.hexdigest()
+        how = f"{self.column} {self.size} {len(self.left_out)} {self.files.together}"
+        return hashlib.sha256(how.encode()).hexdigest()
 
     def order(self, rows: Rows, seed: int, epoch: int) -> EpochOrder:
         """Row groups are shuffled, then the rows of some at a time (`row_groups`)."""

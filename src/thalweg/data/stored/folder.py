@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.data.image_files import ImageSurvey, relative
-from thalweg.data.stored_rows import StoredRows, UnchangedFiles, hash_file
+from thalweg.data.file_digests import FileDigests
+from thalweg.data.image_files import ImageSurvey
+from thalweg.data.stored_rows import StoredRows, UnchangedFiles
 
 
 class FolderRows(StoredRows):
@@ -22,7 +23,7 @@ class FolderRows(StoredRows):
     dtype = torch.uint8
 
     def __init__(self, found: ImageSurvey, root: Path):
-        self.found, self.root = found, root
+        self.found, self.root, self.files = found, root, FileDigests(found.files, root)
         self.shape = torch.Size([len(found.files), *found.shape])
         self._unchanged = UnchangedFiles(found.files)
 
@@ -35,9 +36,6 @@ class FolderRows(StoredRows):
         return torch.from_numpy(x)
 
     def digest(self) -> str:
-        """Of the files' names, sizes and bytes, and of how they are read."""
-        digest = hashlib.sha256(f"{tuple(self.shape)} {self.found.size} {self.found.background}".encode())
-        for file in self.found.files:
-            digest.update(f"{relative(file, self.root)}\0{file.stat().st_size}\0".encode())
-            hash_file(file, digest)
-        return digest.hexdigest()
+        """Of the files' names and bytes, and of how they are read."""
+        how = f"{tuple(self.shape)} {self.found.size} {self.found.background} {self.files.together}"
+        return hashlib.sha256(how.encode()).hexdigest()

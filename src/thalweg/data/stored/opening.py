@@ -67,7 +67,7 @@ def _images(files: Sequence[Path], path: Path, options: DataOptions) -> RawData:
         open_table(file).require([name for name in (options.column, options.labels) if name is not None])
     labels, names = column_labels(files, options.labels)
     x = ParquetImageRows(files, options.column, size=options.size, skip_bad=options.skip_bad)
-    return images_data(x, labels, names, f"{path}, column {options.column}")
+    return images_data(x, labels, names, f"{path}, column {options.column}")._replace(files=x.files)
 
 
 def images_data(x: EncodedImageRows, labels: Tensor | None, names: tuple[str, ...], what: str) -> RawData:
