@@ -75,7 +75,7 @@ def test_classes_come_with_their_names(run, photos, tmp_path, call, caplog):
     assert "28 of 28 images resized to 8 x 8 pixels" in caplog.text + "".join(told)
 
 
-@pytest.mark.parametrize("words", [{"size": 9}, {"labels": "other.csv"}, {"skip_bad": True}])
+@pytest.mark.parametrize("words", [{"size": 9}, {"labels": "other.csv"}])
 def test_a_resumed_run_is_asked_for_the_same(run, photos, words):
     with pytest.raises(UserError, match=r"as when the run in .* began"):
         fit(Request(data=photos, **words), run, resume=True)

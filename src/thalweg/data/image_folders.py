@@ -30,7 +30,8 @@ def read_images(path: Path, options: DataOptions) -> RawData:
     classes = None if options.labels is None else labelled(listed.files, path, options.labels)
     found = surveyed(listed.files, path, options)
     if len(found.files) * math.prod(found.shape) > stored_rows.KEPT_BYTES:
-        x = FolderRows(found, path)
+        codes = None if classes is None else classes.of(found.files)[0]
+        x = FolderRows(found, path, codes, skip_bad=options.skip_bad)
     else:
         pixels, found = read_pixels(found, path, skip_bad=options.skip_bad)
         x = torch.from_numpy(pixels)

@@ -196,6 +196,9 @@ def _go_on(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
         plan.require(context.group.size, folder)
     data = request.given.data or read_dataset(run.data.model_dump(), run.seed)
     require_same_data(folder, config, data)
+    if run.data.skip_bad != config["run"]["data"].get("skip_bad", False):
+        config["run"]["data"]["skip_bad"] = run.data.skip_bad
+        context.group.on_rank0(lambda: store.write_json(folder / "config.json", config))
     _tell(data, context)
     if not _has_checkpoint(folder):
         context.log(f"{folder} holds no checkpoint yet: it begins at step 0")

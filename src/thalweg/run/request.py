@@ -267,7 +267,7 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
     require(not request.drop or [*request.drop] == data["drop"], "drop", [*request.drop], data["drop"])
     require(request.size in (None, data["size"]), "size", request.size, data["size"])
     require(request.labels in (None, data["labels"]), "labels", request.labels, data["labels"])
-    require(not request.skip_bad or data["skip_bad"], "skip_bad", True, False)
+    require(not request.skip_bad or data["skip_bad"] or data["column"] is None, "skip_bad", True, False)
     require(request.seed in (None, run["seed"]), "seed", request.seed, run["seed"])
     _compare_recipe(request, config, folder)
     # The very overrides it began with pass: a value may be stored in another form than the one it was given in.

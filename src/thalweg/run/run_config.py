@@ -72,6 +72,8 @@ def stored_run(folder: Path, config: dict[str, Any], request: Request) -> RunSet
     except UserError as error:
         raise damaged(folder, error) from error
     compare(request, {**config, "run": run.model_dump(mode="json")}, folder)
+    if request.skip_bad and not run.data.skip_bad:  # the same rows, but where one turns out to be damaged
+        return run.model_copy(update={"data": run.data.model_copy(update={"skip_bad": True})})
     return run
 
 
