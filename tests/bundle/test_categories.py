@@ -209,6 +209,22 @@ class TestInpaint:
         assert table["row"].tolist() == [0] * 3 + [1] * 3
         assert {*table.site} <= {*MEAN}
 
+    def test_messages_speak_of_rows(self, bundle, call, tmp_path):
+        whole = pd.DataFrame(
+            {"site": ["north", "east"], "temp": [10.0, 30.0], "kind": ["A", "B"], "open": [True, False]}
+        )
+        whole.to_csv(tmp_path / "whole.csv", index=False)
+        code, _, told = call("inpaint", bundle.path, "--image", "whole.csv", "--mask", "gaps", "-n", 1, "-o", "out.csv")
+        assert code == 0, told
+        assert "nothing is missing of 2 of 2 rows; they come back as they are" in told
+        assert told[-1].startswith("1 completion of 2 rows in out.csv")
+        np.save(tmp_path / "marks.npy", np.zeros((2, 8), np.uint8))
+        whole.assign(temp=[None, 30.0]).to_csv(tmp_path / "gap.csv", index=False)
+        words = ["--image", "gap.csv", "--mask", "marks.npy", "-o", "out.csv"]
+        assert (
+            "row 0 (counted from 0): must be finite where it is observed" in call("inpaint", bundle.path, *words)[2][-1]
+        )
+
 
 class TestOthers:
     def test_serve(self, bundle):

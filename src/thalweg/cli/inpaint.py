@@ -63,7 +63,7 @@ def inpaint(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Complete images where a mask says that pixels are missing, several times, best first."""
+    """Complete images, or rows of numbers, where a mask says what is missing, several times, best first."""
     from thalweg.apps.inpaint import inpaint as app
     from thalweg.apps.inpaint.damaged_images import ROUNDING, read_damaged_images
     from thalweg.apps.inpaint.masks import observed as read_mask
@@ -73,7 +73,7 @@ def inpaint(
     from thalweg.data.validate import as_float
 
     if (mask is None) == (operator is None):
-        hint = "give one: which pixels are missing, or how the image was made"
+        hint = "give one: what is missing, or how the image was made"
         raise UserError("must be one of the two", argument="--mask and --operator", hint=hint)
     bundle = load_as(run, Bundle, device=device)
     require_numbers(bundle, "in-painting")
@@ -103,7 +103,7 @@ def inpaint(
         assert known is not None  # the mask
         known = known[images.rows]
         if bare := int(known.flatten(1).all(1).sum()):
-            console.say(f"nothing is missing of {bare} of {len(x)} images; they come back as they are")
+            console.say(f"nothing is missing of {bare} of {_count(len(x), images.noun)}; they come back as they are")
         found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
     else:
         if images.rounded and noise < ROUNDING:
@@ -116,7 +116,7 @@ def inpaint(
     else:
         _write(out, names, x, known, found)
     alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
-    console.say(f"{_count(n, 'completion')} of {_count(len(x), 'image')} in {out}{alone}")
+    console.say(f"{_count(n, 'completion')} of {_count(len(x), images.noun)} in {out}{alone}")
     result: dict[str, Any] = {
         "file": str(out),
         "images": names,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, counted
 from thalweg.data.files import Rows, read_array, read_rows
 from thalweg.data.formats.base import format_of
 from thalweg.data.formats.images import is_image, probe
@@ -38,6 +38,19 @@ class DamagedImages:
     skipped: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def noun(self) -> str:
+        """What messages call one of them: images, or rows of numbers."""
+        return "image" if self.x.ndim == 4 else "row"
+
+    @property
+    def numbers(self) -> str:
+        """What messages call the numbers of one."""
+        return "pixels" if self.x.ndim == 4 else "values"
+
+    def _called(self, name: str) -> str:
+        return f"image {name}" if self.noun == "image" else counted(int(name))
+
     def usable(self, known: Bool[Tensor, "count *d"] | None, skip_bad: bool) -> Self:
         """Those without NaN or infinity where `known` (everywhere without it); UserError, or `skipped`, for others."""
         finite = self.x.isfinite() if self.x.is_floating_point() else torch.ones_like(self.x, dtype=torch.bool)
@@ -49,17 +62,17 @@ class DamagedImages:
         if lost and not skip_bad:
             more = f", and so must {len(lost) - 1} more" if len(lost) > 1 else ""
             hint = "mask it, fill it, or skip it with --skip-bad"
-            raise UserError(f"{reason}{more}", argument=f"image {lost[0]}", hint=hint)
+            raise UserError(f"{reason}{more}", argument=self._called(lost[0]), hint=hint)
         if not bool(good.any()):
-            what = f"must be finite in one of the {self.count} images at least"
-            raise UserError(what, argument="images", hint="mask or fill other pixels")
+            what = f"must be finite in one of the {self.count} {self.noun}s at least"
+            raise UserError(what, argument=f"{self.noun}s", hint=f"mask or fill other {self.numbers}")
         return replace(
             self,
             x=self.x[good],
             rows=self.rows[good],
             names=[name for name, fine in zip(self.names, good.tolist(), strict=True) if fine],
             skipped=[*self.skipped, *({"file": name, "reason": reason} for name in lost)],
-            notes=[*self.notes, *(f"left out image {name}: {reason}" for name in lost)],
+            notes=[*self.notes, *(f"left out {self._called(name)}: {reason}" for name in lost)],
         )
 
 
