@@ -130,7 +130,7 @@ def test_columns_are_left_out_and_matched(tmp_path: Path) -> None:
             read_rows(tmp_path / "t.csv", **words)
         assert caught.value.argument == str(tmp_path / "t.csv")
     for words in ({"header": True}, {"drop": ["a"]}):
-        with pytest.raises(UserError, match=r"has no effect on a\.npy"):
+        with pytest.raises(UserError, match=r"is for tables, and a\.npy is none"):
             read_rows(save(tmp_path / "a.npy", np.zeros((2, 2))), **words)
 
 

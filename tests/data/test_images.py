@@ -273,8 +273,8 @@ def test_labels_that_do_not_match_are_one_line(tmp_path: Path, change, message: 
         ({"a": 20, ".": 2}, {"labels": "folder"}, r"'0\.png', '1\.png' lie beside"),
         ({"a": 20}, {"labels": "none.csv"}, "no such file"),
         ({}, {}, r"no \.png, .* in this folder"),
-        ({"a": 20}, {"header": True}, "only on a table"),
-        ({"a": 20}, {"column": "image"}, "has no effect"),
+        ({"a": 20}, {"header": True}, "is for tables, and .* is images in files; leave it out"),
+        ({"a": 20}, {"column": "image"}, "is for images in Parquet"),
         ({"a": 20}, {"size": 0}, r"size=0: must be a whole number in \[1, 4096\]"),
     ],
 )

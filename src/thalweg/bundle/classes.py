@@ -35,8 +35,8 @@ def class_names(bundle: "Bundle") -> list[str]:
 def check_labels(bundle: "Bundle", labels: Any, n: int) -> Int[Tensor, " n"]:
     """n labels in 0 … K - 1, from n whole numbers or one; UserError for anything else."""
     if not bundle.num_classes:
-        found = "must be None for a model without classes"
-        raise UserError(found, argument="labels", value=labels, hint="train a model with --recipe jem")
+        found = "is for models with classes, and this one has none"
+        raise UserError(found, argument="labels", value=labels, hint="leave it out, or train with --recipe jem")
     try:
         given = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
         whole = not given.is_floating_point() and not given.is_complex() and given.dtype != torch.bool

@@ -104,7 +104,11 @@ def read_rows(
     themselves. `skip_bad`: as `data.files.read_rows` has it."""
     if bundle.alphabet is not None:
         if skip_bad:
-            raise UserError("has no effect on texts", argument="skip_bad", hint="leave it out")
+            raise UserError(
+                "is for images and rows of numbers, and the model is one of texts",
+                argument="skip_bad",
+                hint="leave it out",
+            )
         texts, codes = read_codes(bundle, path, header=header, drop=drop)
         return files.Rows(codes, files=texts)
     refuse_text_file(bundle, path)
@@ -131,7 +135,7 @@ def read_codes(
     """(texts, codes) of a file, for a model of texts. UserError by its line for a text that the model does not take."""
     if header is not None or drop:
         option = "drop" if header is None else "header"
-        raise UserError("has no effect on texts, only on a table", argument=option, hint="leave it out")
+        raise UserError("is for tables, and the model is one of texts", argument=option, hint="leave it out")
     assert bundle.alphabet is not None
     found = read_texts(path)
     return found.texts, bundle.alphabet.encode(found.texts, where=str(path), lines=found.numbers)

@@ -177,7 +177,7 @@ def _require_located(name: str, options: DataOptions, named: NamedSet | None) ->
     if (options.path is not None or options.hub) and not isinstance(named, LocatedSet):
         setting = "hub" if options.path is None else "data"
         located = ", ".join(other.name for other in named_sets().values() if isinstance(other, LocatedSet))
-        raise UserError(f"has no effect on {name!r}, only on {located}", argument=setting, hint="leave it out")
+        raise UserError(f"is for {located}, and not for {name!r}", argument=setting, hint="leave it out")
     if options.path is not None and options.hub:
         raise UserError("must not be given together", argument="data and hub", hint="leave one of them out")
 

@@ -123,7 +123,7 @@ def read_rows(
         return _checked(found, str(path), shape, finite, bounded, table if skip_bad and finite else None)
     if header is not None or drop or dtype:
         option = "header" if header is not None else "drop" if drop else "data.dtype"
-        raise UserError(f"has no effect on {path.name}, which is no table", argument=option, hint="leave it out")
+        raise UserError(f"is for tables, and {path.name} is none", argument=option, hint="leave it out")
     if packed:
         return _read_packed(packed, shape or (), size, column, skip_bad)
     if path.is_dir() or is_image(path):

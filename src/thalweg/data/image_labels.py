@@ -54,7 +54,7 @@ def labelled(files: Sequence[Path], root: Path, labels: str) -> ImageLabels:
     UserError: a picture without a class, or with two; a name in the table that is no picture; no second class.
     """
     if not root.is_dir():
-        raise UserError(f"has no effect on {root.name}, only on a folder of images", argument="labels", value=labels)
+        raise UserError(f"is for folders of images, and {root.name} is none", argument="labels", value=labels)
     names = [relative(file, root) for file in files]
     return _by_folder(names, root) if labels == FOLDER else _by_table(names, root, Path(labels))
 

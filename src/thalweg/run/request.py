@@ -257,8 +257,10 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
 
     def require(same: bool, argument: str, asked: object, began: object) -> None:
         if not same:
-            text = f"must be {began!r}, as when the run in {folder} began"
-            raise UserError(text, argument=argument, value=asked, hint=ANOTHER)
+            without = began is None or began == [] or (began is False and argument != "header")
+            text = "must be left out" if without else f"must be {began!r}"
+            what = f", as the run in {folder} began without it" if without else f", as when the run in {folder} began"
+            raise UserError(text + what, argument=argument, value=asked, hint=ANOTHER)
 
     places = {None if path is None else os.path.realpath(path) for path in (request.path, data["path"])}
     require(request.path is None or len(places) == 1, "path", request.path, data["path"])

@@ -276,5 +276,5 @@ def _ordered(chosen: Tensor, u: Tensor) -> Tensor:
 def _count(keep: Any, n: int) -> int:
     """`keep` from 1 to the number of candidates."""
     if not n:
-        raise UserError("must be None where there are no candidates", argument="keep", value=keep)
+        raise UserError("is for candidates, of which there are none", argument="keep", value=keep)
     return check.whole("keep", keep, 1, n)
