@@ -192,3 +192,33 @@ def test_a_run_on_parquet_scores_its_own_file(tmp_path, photos, call):
     assert thalweg.load(tmp_path / "own").score(x)["energy"].shape == (len(files),)
     code, found, told = call("inpaint", "own", "--image", "own.parquet", "--mask", "right-half", "-o", "x.npy", "-n", 1)
     assert code == 0, told
+
+
+def test_classes_are_drawn_by_their_names(run, tmp_path, call):
+    words = ["sample", run, "-n", 3, "--num-steps", 2, "--npy"]
+    assert call(*words, "named.npy", "--label", "light", "--label", "dark")[0] == 0
+    assert call(*words, "numbered.npy", "--label", 1, "--label", 0)[0] == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "named.npy"), np.load(tmp_path / "numbered.npy"))
+    code, _, told = call(*words, "x.npy", "--label", "bird")
+    assert code == 2
+    assert told[-1].endswith("--label='bird': must be a class of the model; there are: dark, light")
+    bundle = thalweg.load(run)
+    x = bundle.sample(2, num_steps=2, labels=["light", "dark"])
+    torch.testing.assert_close(x, bundle.sample(2, num_steps=2, labels=[1, 0]))
+
+
+def test_a_judge_reads_pictures_of_any_size_as_it_was_fitted(photos, tmp_path, call):
+    (tmp_path / "made").mkdir()
+    draws = np.random.default_rng(1)
+    for i in range(28):
+        Image.fromarray(draws.integers(0, 255, (20 + i % 3, 20, 3), np.uint8)).save(tmp_path / "made" / f"{i}.png")
+    few = ["--steps", 4, "--ensemble", 2, "--view", "pixels", "--noise", 0.3]
+    code, _, told = call("rerank", "fit", photos, "made", "-o", "judge", *few)
+    assert code == 2
+    code, _, told = call("rerank", "fit", photos, "made", "-o", "judge", *few, "--size", 8)
+    assert code == 0, told
+    code, found, told = call("rerank", "judge", "made", "--json")
+    assert (code, found["candidates"]) == (0, 28), told
+    np.save(tmp_path / "rows.npy", draws.normal(size=(40, 2)))
+    told = call("rerank", "fit", "rows.npy", "rows.npy", "-o", "rows", "--size", 8)[2]
+    assert told[-1].endswith("--size=8: is for images, and rows.npy holds rows; leave it out")

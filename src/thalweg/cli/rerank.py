@@ -52,6 +52,10 @@ def fit(
     view: Annotated[
         str, typer.Option(help="auto; or what is shown of images: pixels, quantile_match or binarize.")
     ] = "auto",
+    size: Annotated[
+        int | None,
+        typer.Option(help="Images: resize the shorter side to so many pixels, and crop the middle.", min=1, max=4096),
+    ] = None,
     skip_bad: bad_rows.SkipBad = False,
     header: Header = None,
     drop: Drop = None,
@@ -65,11 +69,13 @@ def fit(
 
     options: dict[str, Any] = {"steps": steps, "ensemble": ensemble, "noise": _noise(noise), "view": view}
     reranker = EnergyReranker(variety=cast(Any, variety), seed=seed, settings=RatioSettings(**options), device=device)
-    x = _read(real, skip_bad, **table_options(header, drop))
-    y = _read(generated, skip_bad, header=header, layout=x.layout)
+    x = _read(real, skip_bad, size=size, **table_options(header, drop))
+    y = _read(generated, skip_bad, size=size, header=header, layout=x.layout)
+    if size is not None and x.x.ndim != 4:
+        raise UserError(f"is for images, and {real} holds rows", argument="--size", value=size, hint="leave it out")
     reranker.require_savable(out)
     replaces = (out / "config.json").exists()
-    reranker.layout = x.layout
+    reranker.layout, reranker.size = x.layout, size
     reranker.fit(x.x, y.x, names=(str(real), str(generated)))
     reranker.save_pretrained(out)
     if replaces:
@@ -129,7 +135,7 @@ def choose(
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety, device)
-    how = of_images(reranker.energy) if isinstance(reranker.energy, Bundle) else {}
+    how = of_images(reranker.energy) if isinstance(reranker.energy, Bundle) else {"size": reranker.size}
     how |= {"shape": reranker.shape, "layout": reranker.layout, **table_options(header, drop)}
     found = _read(candidates, skip_bad, **how)
     if out is not None and not out.suffix and found.x.ndim != 4:
