@@ -75,6 +75,15 @@ class TestNewCategories:
         told = [record.message for record in caplog.records]
         assert told == [f"{folder / 'train.csv'}: categories that the model does not know: {line}"]  # it came once
 
+    def test_one_comes_back_as_other_and_not_as_a_known_one(self, folder, call, tmp_path):
+        (tmp_path / "new.csv").write_text(self.NEW)
+        words = ["--image", "new.csv", "--mask", "gaps", "-n", 1, "-o", "out.csv"]
+        code, _, told = call("inpaint", folder / "run", *words)
+        assert code == 0, told
+        table = pd.read_csv(tmp_path / "out.csv")
+        assert table.site.tolist() == ["north", "other", "other", "other"]
+        assert table.kind.tolist() == ["A", "A", "other", "B"]
+
     def test_of_a_detector_over_all_blocks(self, call, tmp_path, caplog, monkeypatch):
         from thalweg.data.formats import base
 

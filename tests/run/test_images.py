@@ -157,10 +157,11 @@ def _packed(files, path, column="image"):
 
 @pytest.mark.parametrize("command", ["score", "classify"])
 @pytest.mark.parametrize("column", ["image", "photo"])
-def test_pictures_in_parquet_are_scored_as_those_in_files(command, column, run, photos, tmp_path, call):
+def test_pictures_in_parquet_are_scored_as_those_in_files(command, column, run, photos, tmp_path, call, caplog):
     files = sorted((photos / "light").iterdir())
     _packed([file.read_bytes() for file in files], tmp_path / "new.parquet", column)
     assert call(command, run, "new.parquet", "-o", "packed.csv")[0] == 0
+    assert f"new.parquet, column {column!r}: 14 of 14 images resized to 8 x 8 pixels" in caplog.text
     assert call(command, run, photos / "light", "-o", "files.csv")[0] == 0
     packed, whole = ([*csv.DictReader((tmp_path / n).read_text().splitlines())] for n in ("packed.csv", "files.csv"))
     assert [row["name"] for row in packed] == [str(i) for i in range(14)]

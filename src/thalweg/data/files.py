@@ -186,6 +186,9 @@ def _read_packed(
     """The images in a column of Parquet files, for a model of images of a shape."""
     found = ParquetImageRows(files, image_column(files[0], column), size=size, skip_bad=skip_bad, wanted=shape)
     check_size(found.nbytes, found.where)
+    if found.num_resized:
+        how = f"resized to {size} x {size} pixels, the middle kept, as in training"
+        log.warning("%s: %s of %s images %s", found.where, f"{found.num_resized:,}", f"{len(found):,}", how)
     x = torch.cat([*found.split(len(found))])
     verify(x, shape, "image", where=found.where)
     return Rows(x, numbers=found.kept, left_out=found.left_out)

@@ -16,6 +16,7 @@ from thalweg.data.frames import is_categorical, is_numeric, numbers, texts
 
 MOST = 100  # categories of a column that are told apart
 OTHER = "other"
+NEW = -1.0  # all numbers of a category that is new, where none stands for others
 TRUTH = {"false": 0.0, "true": 1.0}  # in any case: pandas writes True, Arrow and polars true, spreadsheets TRUE
 
 
@@ -108,7 +109,7 @@ class ColumnReader:
         values = self._categories(series, column, words)
         index = {value: i for i, value in enumerate(column.categories)}
         codes = np.eye(column.width + 2, column.width)
-        codes[column.width], codes[column.width + 1] = -1.0, np.nan  # a new category; missing
+        codes[column.width], codes[column.width + 1] = NEW, np.nan  # a new category; missing
         unknown = len(column.categories) if column.other else column.width
         return codes[[column.width + 1 if text is None else index.get(text, unknown) for text in values]]
 

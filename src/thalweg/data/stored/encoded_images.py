@@ -91,6 +91,7 @@ class EncodedImageRows(StoredRows):
             greys.append(header.grey)
         sizes = np.stack([np.array(widths), np.array(heights)], 1)
         good = np.full(len(rows), True)
+        self.num_resized = 0 if self.size is None else int((sizes != self.size).any(1).sum())
         if len(rows) and self.size is None:
             most = np.array(Counter(zip(widths, heights, strict=True)).most_common(1)[0][0])
             others = "most are"
