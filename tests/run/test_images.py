@@ -151,6 +151,14 @@ def test_rows_that_are_not_finite_are_left_out_with_their_lines(tmp_path, call):
     assert [line.split(",")[0] for line in (tmp_path / "scores.csv").read_text().splitlines()] == ["name", "0", "2"]
 
 
+def test_data_of_another_kind_than_the_model_s_are_refused_as_such(run, photos, tmp_path, call):
+    (tmp_path / "t.csv").write_text("a,b\nx,1\n")
+    assert "t.csv: must hold images, as the model's data are, and is a table" in call("score", run, "t.csv")[2][-1]
+    fit(Request(data="two-moons", recipe="pcd", steps=2), tmp_path / "moons", tensorboard=False)
+    told = call("score", "moons", photos)[2][-1]
+    assert "must hold rows of 2 numbers, as the model's data are, and is a folder" in told
+
+
 def _packed(files, path, column="image"):
     parquet.write_table(pa.table({"n": range(len(files)), column: files}), path)
 
