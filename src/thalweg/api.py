@@ -227,7 +227,7 @@ def _check_of_files(in_memory: bool, labels: Any, size: Any, skip_bad: Any) -> N
     if in_memory:
         given = next((name for name, value in {"size": size, "skip_bad": skip_bad}.items() if value), None)
         if given is not None:
-            raise UserError("has no effect on rows in memory, only on images in files", argument=given)
+            raise UserError("is for images in files, and the data are rows in memory", argument=given)
         if isinstance(labels, str | os.PathLike):
             text = "must be whole numbers, one a row, where data are rows in memory"
             raise UserError(text, argument="labels", value=check.stated(labels))

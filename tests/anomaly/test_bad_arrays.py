@@ -53,9 +53,9 @@ def test_arrays_that_cannot_be_scored(bad, part, x, detector):
 @pytest.mark.parametrize(
     ("bad", "at", "mend"),
     [
-        (lambda x: with_value(x, np.nan), "row 3, column 2 (X[2, 1]) is missing", "missing='marginalise'"),
-        (lambda x: with_value(x, -np.inf), "row 3, column 2 (X[2, 1]) is infinite", "mend it"),
-        (lambda x: with_value(x.astype(object), "red"), "row 3, column 2 (X[2, 1]) holds 'red'", "table with names"),
+        (lambda x: with_value(x, np.nan), "X[2, 1] is missing", "missing='marginalise'"),
+        (lambda x: with_value(x, -np.inf), "X[2, 1] is infinite", "mend it"),
+        (lambda x: with_value(x.astype(object), "red"), "X[2, 1] holds 'red'", "table with names"),
         (lambda x: x + 1j, "Complex data", "two columns"),
         (lambda x: x[0], "1D array", "reshape(-1, 1)"),
     ],
@@ -102,7 +102,7 @@ def test_few_and_constant_rows(x):
         (lambda t: t.drop(columns="heat"), "lacks column 'heat'"),
         (lambda t: t.assign(age=1), "'age' not among"),
         (lambda t: t.assign(site=1.0), "numbers where categories were"),
-        (lambda t: t.assign(heat="hot"), "'heat' holds 'hot' in row 1"),
+        (lambda t: t.assign(heat="hot"), "'heat' holds 'hot' in row 0"),
         (lambda t: t.set_axis(["flow", "flow", "site"], axis=1), "there twice"),
         (lambda t: t.to_numpy(), "table with the columns of the fit by name"),
         (lambda t: t.assign(heat=np.nan), "'heat' is missing"),

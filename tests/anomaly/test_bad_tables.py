@@ -47,12 +47,12 @@ CASES = {
     "empty file": (lambda t: b"", "an empty file"),
     "blank lines": (lambda t: b"\n\n\n", "no columns"),
     "a column without values": (lambda t: t.assign(heat=np.nan), "'heat' has no value at all", "'heat' is missing"),
-    "a gap": (lambda t: with_value(t, np.nan), "'flow' is missing (NaN) in row 8"),
-    "a gap among categories": (lambda t: with_value(t, None, "site"), "'site' is missing (NaN) in row 8"),
+    "a gap": (lambda t: with_value(t, np.nan), "'flow' is missing (NaN) in line 9"),
+    "a gap among categories": (lambda t: with_value(t, None, "site"), "'site' is missing (NaN) in line 9"),
     "an infinite value": (lambda t: with_value(t, np.inf), "'flow' is infinite"),
     "a minus infinite value": (lambda t: with_value(t, -np.inf), "'flow' is infinite"),
-    "a text among numbers": (lambda t: with_value(t, "oops"), "'flow' holds 'oops' in row 8"),
-    "a text in a column of numbers": (lambda t: t.assign(heat="hot"), None, "'heat' holds 'hot' in row 1"),
+    "a text among numbers": (lambda t: with_value(t, "oops"), "'flow' holds 'oops' in line 9"),
+    "a text in a column of numbers": (lambda t: t.assign(heat="hot"), None, "'heat' holds 'hot' in line 2"),
     "numbers for categories": (lambda t: t.assign(site=np.arange(len(t))), None, "holds numbers where categories"),
     "numbers for categories, typed": (
         lambda t: parquet(t.assign(site=np.arange(len(t)))), None, "holds numbers where categories",
@@ -69,8 +69,8 @@ CASES = {
     "bytes of one length": (
         lambda t: arrow(t, "site", pa.array([*t.site.str.encode("utf8")], pa.binary(1))), "'site' holds bytes",
     ),
-    "numbers as Python writes them": (lambda t: with_value(t, "1_000"), "'flow' holds '1_000' in row 8"),
-    "digits of another script": (lambda t: with_value(t, "\uff11"), "'flow' holds '\uff11' in row 8"),
+    "numbers as Python writes them": (lambda t: with_value(t, "1_000"), "'flow' holds '1_000' in line 9"),
+    "digits of another script": (lambda t: with_value(t, "\uff11"), "'flow' holds '\uff11' in line 9"),
     "whole numbers beyond 2^53": (lambda t: arrow(t, "flow", [2**60 + i for i in range(len(t))]), None, None),
     "whole numbers beyond 2^63": (
         lambda t: arrow(t, "flow", pa.array([2**64 - 1] * len(t), pa.uint64())), None, None,

@@ -125,7 +125,7 @@ class TestRows:
         chosen = ["--max-rows", "100", "--drop", "label"] if drawn else ["--target-column", "label", "--normal", "ok"]
         call = thalweg_command("detect", "fit", tmp_path / "t.csv", "-o", tmp_path / "run", *chosen)
         refused(call, part)
-        assert f"in row {where + 1}" in call[2][0]
+        assert f"in line {where + 2}" in call[2][0]
 
     def test_the_rows_that_were_used(self, normal_rows, thalweg_command, tmp_path):
         frame = normal_rows(100)
@@ -209,12 +209,12 @@ class TestValues:
         )
         frame.astype({"open": object}).replace({"open": {True: "yes"}}).to_csv(tmp_path / "new.csv", index=False)
         call = thalweg_command("detect", "score", tmp_path / "run", tmp_path / "new.csv", "-o", tmp_path / "s.csv")
-        refused(call, "column 'open' holds 'yes' in row 1, where True or False was in the fit")
+        refused(call, "column 'open' holds 'yes' in line 2, where True or False was in the fit")
 
     def test_a_truth_value_is_no_number(self, run, normal_rows, thalweg_command, tmp_path):
         normal_rows(2).assign(flow=["True", "1"]).to_csv(tmp_path / "t.csv", index=False)
         call = thalweg_command("detect", "score", run, tmp_path / "t.csv", "-o", tmp_path / "s.csv")
-        refused(call, "column 'flow' holds 'True' in row 1, where numbers were")
+        refused(call, "column 'flow' holds 'True' in line 2, where numbers were")
 
     def test_codes_with_underscores_are_categories(self, normal_rows, thalweg_command, tmp_path):
         """The mutant that reads texts by Python's float takes them for 0, 110 and 220."""

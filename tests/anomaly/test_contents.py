@@ -81,7 +81,7 @@ class TestWriting:
         for value in ("95,0", "2,500,000.00", "$4", "5 %"):
             code, err = score(thalweg_command, tmp_path, rows(3).astype({"heat": object}).assign(heat=value))
             assert (code, len(err)) == (2, 1)
-            assert f"column 'heat' holds {value!r} in row 1" in err[0]
+            assert f"column 'heat' holds {value!r} in line 2" in err[0]
 
     def test_a_wrong_option(self, thalweg_command, tmp_path):
         for words, option in (
@@ -165,7 +165,7 @@ class TestMissing:
     def test_a_word_is_named_with_its_rows(self, garages, thalweg_command, tmp_path):
         code, _, err = fit(thalweg_command, tmp_path, garages)
         assert (code, len(err)) == (2, 1)
-        for part in ("column 'site'", "'NA' in 120 rows", "in row 1", "--missing marginalise", "--na-values ''"):
+        for part in ("column 'site'", "'NA' in 120 rows", "in line 2", "--missing marginalise", "--na-values ''"):
             assert part in err[0]
 
     def test_a_word_may_be_a_category(self, garages, thalweg_command, tmp_path):
@@ -199,7 +199,7 @@ class TestMissing:
         assert len(score(thalweg_command, tmp_path, table)) == 200
         code, err = score(thalweg_command, tmp_path, table.assign(heat="NA"))
         assert code == 2
-        assert "'NA' in row 1" in err[0]
+        assert "'NA' in line 2" in err[0]
 
     def test_a_label_that_means_missing_is_none(self, thalweg_command, tmp_path):
         table = rows().assign(label=["NA", "ok"] * 100)

@@ -218,7 +218,7 @@ def test_a_block_has_what_the_public_methods_say(normal_rows, run):
         assert [r.share for r in block.reasons] == [r.share for r in expected]
         assert block.reasons[-3].value == -9.0
     assert not detector.score_block(new[:3], alpha=1e-3).reasons
-    with pytest.raises(UserError, match=r"new\.csv: column 'flow' is missing \(NaN\) in row 107"):
+    with pytest.raises(UserError, match=r"new\.csv: column 'flow' is missing \(NaN\) in row 106"):
         detector.score_block(new[:9].assign(flow=[0.0] * 6 + [np.nan] * 3), where="new.csv", first=100)
     with pytest.raises(UserError, match="alpha=2"):
         detector.score_block(new, alpha=2)

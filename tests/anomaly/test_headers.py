@@ -64,7 +64,7 @@ def test_a_table_without_header(thalweg_command, tmp_path):
         assert f"with {names[0]!r}, could be names or data" in err[0]
         code, _, err = thalweg_command("detect", "score", run, table, "-o", out, *words)
         assert code == (0 if words == ["--header"] else 2), err
-    assert "column '0' holds 'a' in row 1" in err[0]
+    assert "column '0' holds 'a' in line 1" in err[0]
 
 
 @pytest.mark.parametrize(

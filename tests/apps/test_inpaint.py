@@ -149,7 +149,7 @@ def test_missing_values_are_not_looked_at(digits, pixels):
         inpaint(digits, torn, known, schedule=QUICK).images, inpaint(digits, pixels, known, schedule=QUICK).images
     )
     torn[3, 0, 0, 0] = torch.nan
-    with pytest.raises(UserError, match=r"observed: must be finite in float32; 1 of 5 rows are not.* index 3"):
+    with pytest.raises(UserError, match=r"observed: must be finite in float32; 1 of 5 rows are not.* row 3"):
         inpaint(digits, torn, known)
 
 
@@ -349,7 +349,7 @@ def test_rows_with_nan_are_skipped_with_their_masks(command, tmp_path, pixels):
     assert (code, len(err)) == (2, 1)
     assert "image 1: must be finite where it is observed" in err[0]
     code, _, err = command(*words, "--skip-bad")
-    assert (code, err[0]) == (0, "skipped image 1: must be finite where it is observed"), err
+    assert (code, err[0]) == (0, "left out image 1: must be finite where it is observed"), err
     found, kept = np.load(tmp_path / "y.npy")[0], [0, 2, 3, 4]
     for row, i in enumerate(kept):
         assert np.array_equal(found[row, 0, :, i], x[i, 0, :, i])
@@ -366,7 +366,7 @@ def test_bad_files_are_named_and_skipped_only_if_asked(command, folder):
     assert code == 0
     assert [s["file"] for s in json.loads(out)["skipped"]] == ["1.png", "3.png"]
     assert json.loads(out)["images"] == ["0.png", "2.png"]
-    assert sum("skipped" in line and name in line for line in err for name in ("1.png", "3.png")) == 2
+    assert sum("left out" in line and name in line for line in err for name in ("1.png", "3.png")) == 2
 
 
 @pytest.mark.parametrize(

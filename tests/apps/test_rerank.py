@@ -106,7 +106,7 @@ def test_keep_that_cannot_be(keep):
 def test_bad_candidates_are_named(fitted):
     x = images(5)
     x[3, 0, 0, 0] = torch.nan
-    with pytest.raises(UserError, match=r"1 of 5 rows are not.* index 3"):
+    with pytest.raises(UserError, match=r"1 of 5 rows are not.* row 3"):
         fitted.rank(x)
     with pytest.raises(UserError, match=r"must have the shape \(N, 1, 8, 8\); it has \(5, 1, 9, 9\)"):
         fitted.rank(images(5, 9))
@@ -251,13 +251,13 @@ def test_rows_of_an_array_that_are_not_finite(tmp_path):
     x = images(4).numpy()
     x[2] = np.inf
     np.save(tmp_path / "x.npy", x)
-    with pytest.raises(UserError, match="index 2"):
+    with pytest.raises(UserError, match="row 2"):
         read_candidates(tmp_path / "x.npy")
     found = read_candidates(tmp_path / "x.npy", skip_bad=True)
     assert found.names == ["0", "1", "3"]
-    assert found.skipped == [("row 2", "holds NaN or infinity")]
+    assert found.skipped == [("row 2 (counted from 0)", "holds NaN or infinity")]
     np.save(tmp_path / "x.npy", x[2:3])
-    with pytest.raises(UserError, match="must hold rows"):
+    with pytest.raises(UserError, match="must hold a row that is finite"):
         read_candidates(tmp_path / "x.npy", skip_bad=True)
 
 

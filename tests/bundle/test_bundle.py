@@ -202,7 +202,7 @@ def test_bad_input_is_one_clear_line(digits, name, method):
 
 
 def test_bad_requests_for_samples(digits):
-    with pytest.raises(UserError, match="must be None for a model without classes"):
+    with pytest.raises(UserError, match="is for models with classes, and this one has none"):
         digits.sample(2, labels=[1, 2])
 
 

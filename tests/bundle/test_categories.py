@@ -51,6 +51,51 @@ def refused(found, *parts):
         assert part in err[0]
 
 
+class TestNewCategories:
+    NEW = "site,temp,kind,open\nnorth,10,A,True\nmars,11,A,True\nmars,12,C,False\nvenus,9,B,True\n"
+    LINE = (
+        "categories that the model does not know: 'site' in 3 rows ('mars', 'venus'), taken for unlike every known one"
+        "; 'kind' in 1 row ('C'), taken for \"other\", as the rare ones of the training are"
+    )
+
+    def test_a_line_says_how_many_and_what_they_are_taken_for(self, folder, call, tmp_path, caplog):
+        (tmp_path / "new.csv").write_text(self.NEW)
+        assert call("score", folder / "run", "new.csv", "--alpha", 0.05)[0] == 0
+        assert [record.message for record in caplog.records] == [f"new.csv: {self.LINE}"]
+        caplog.clear()
+        (tmp_path / "new.csv").write_text("\n".join(self.NEW.splitlines()[1:]))
+        assert call("score", folder / "run", "new.csv", "--no-header", "--alpha", 0.05)[0] == 0
+        names = "no names, so its columns are taken in the order of the model's: site, temp, kind, open"
+        line = self.LINE.replace("'site' in", "'0' in").replace("'kind' in", "'2' in")
+        assert [record.message for record in caplog.records] == [f"new.csv: {names}", f"new.csv: {line}"]
+
+    def test_one_that_the_training_had_once_counts_as_new(self, folder, call, caplog):
+        assert call("score", folder / "run", folder / "train.csv", "--alpha", 0.05)[0] == 0
+        line = "'kind' in 1 row ('oddity'), taken for \"other\", as the rare ones of the training are"
+        told = [record.message for record in caplog.records]
+        assert told == [f"{folder / 'train.csv'}: categories that the model does not know: {line}"]  # it came once
+
+    def test_one_comes_back_as_other_and_not_as_a_known_one(self, folder, call, tmp_path):
+        (tmp_path / "new.csv").write_text(self.NEW)
+        words = ["--image", "new.csv", "--mask", "gaps", "-n", 1, "-o", "out.csv"]
+        code, _, told = call("inpaint", folder / "run", *words)
+        assert code == 0, told
+        table = pd.read_csv(tmp_path / "out.csv")
+        assert table.site.tolist() == ["north", "other", "other", "other"]
+        assert table.kind.tolist() == ["A", "A", "other", "B"]
+
+    def test_of_a_detector_over_all_blocks(self, call, tmp_path, caplog, monkeypatch):
+        from thalweg.data.formats import base
+
+        normal()[["site", "temp", "kind"]].to_csv(tmp_path / "train.csv", index=False)
+        assert call("detect", "fit", "train.csv", "-o", "detector")[0] == 0
+        monkeypatch.setattr(base, "BLOCK_ROWS", 2)
+        (tmp_path / "new.csv").write_text(self.NEW)
+        caplog.clear()
+        assert call("detect", "score", "detector", "new.csv", "--drop", "open")[0] == 0
+        assert [record.message for record in caplog.records] == [f"new.csv: {self.LINE}"]
+
+
 class TestTraining:
     def test_the_run_keeps_the_columns(self, bundle):
         stored = json.loads((bundle.path / "config.json").read_text())["data"]
@@ -122,7 +167,7 @@ class TestScores:
         good = normal(3, seed=1)
         for bad, part in (
             (good.drop(columns="site"), "lacks column 'site'"),
-            (good.assign(site=[None, "north", "east"]), "column 'site' is missing .* in row 1"),
+            (good.assign(site=[None, "north", "east"]), "column 'site' is missing .* in row 0"),
             (good.assign(site=[1, 2, 3]), "column 'site' holds numbers where categories were in the fit"),
         ):
             with pytest.raises(UserError, match=part):
@@ -172,6 +217,22 @@ class TestInpaint:
         assert list(table) == ["row", "rank", *NAMES]
         assert table["row"].tolist() == [0] * 3 + [1] * 3
         assert {*table.site} <= {*MEAN}
+
+    def test_messages_speak_of_rows(self, bundle, call, tmp_path):
+        whole = pd.DataFrame(
+            {"site": ["north", "east"], "temp": [10.0, 30.0], "kind": ["A", "B"], "open": [True, False]}
+        )
+        whole.to_csv(tmp_path / "whole.csv", index=False)
+        code, _, told = call("inpaint", bundle.path, "--image", "whole.csv", "--mask", "gaps", "-n", 1, "-o", "out.csv")
+        assert code == 0, told
+        assert "nothing is missing of 2 of 2 rows; they come back as they are" in told
+        assert told[-1].startswith("1 completion of 2 rows in out.csv")
+        np.save(tmp_path / "marks.npy", np.zeros((2, 8), np.uint8))
+        whole.assign(temp=[None, 30.0]).to_csv(tmp_path / "gap.csv", index=False)
+        words = ["--image", "gap.csv", "--mask", "marks.npy", "-o", "out.csv"]
+        assert (
+            "row 0 (counted from 0): must be finite where it is observed" in call("inpaint", bundle.path, *words)[2][-1]
+        )
 
 
 class TestOthers:

@@ -113,7 +113,7 @@ class TestNames:
         for bad, part in (
             (normal(3).rename(columns={"load": "x"}), "lacks column 'load'"),
             (normal(3).assign(x=1), "column 'x' not among"),
-            (normal(3).assign(load=np.nan), "column 'load' is missing .* in row 1"),
+            (normal(3).assign(load=np.nan), "column 'load' is missing .* in row 0"),
         ):
             with pytest.raises(UserError, match=part):
                 bundle.energy(bad)
@@ -229,10 +229,22 @@ class TestHeaders:
         for command in commands if "x" in text else [*commands, ["detect", "fit", "t.csv", "-o", "d"]]:
             refused(call(*command), "t.csv", part)
 
+    def test_options_of_images_are_refused_for_a_table_in_plain_words(self, folder, call):
+        found = call("train", folder / "train.csv", "--size", 16, "--steps", 2)
+        wanted = "--size: is for images, images in Parquet and sets of the Hub, and "
+        refused(found, f"{wanted}{folder / 'train.csv'} is a table; leave it out")
+        for words, option in ((["--size", 16], "size=16"), (["--labels", "a"], "labels='a'")):
+            found = call("train", folder / "train.csv", *words, "--resume", "-o", folder / "run")
+            refused(found, f"--{option}: must be left out, as the run in {folder / 'run'} began without it")
+
     def test_options_of_tables_have_no_effect_elsewhere(self, folder, call):
         for words in (["--header"], ["--drop", "a"]):
-            refused(call("train", "two-moons", *words, "--steps", 2), "has no effect on 'two-moons'")
-            refused(call("score", folder / "run", folder / "train.npy", *words), "has no effect on train.npy")
+            refused(
+                call("train", "two-moons", *words, "--steps", 2),
+                "is for tables",
+                "and two-moons is a named set; leave it out",
+            )
+            refused(call("score", folder / "run", folder / "train.npy", *words), "is for tables, and train.npy is none")
 
 
 class TestFarFromZero:

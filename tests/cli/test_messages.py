@@ -9,8 +9,8 @@ MESSAGES = {
     "train object.npy --steps 2": "object.npy: holds Python objects, and pickles are not opened; save float32 or uint8",
     "train words.csv --steps 2": "words.csv: holds 1 row, training needs at least 20; give more data",
     "train one.npy --steps 2": "one.npy: holds 1 row, training needs at least 20; give more data",
-    "train nan.npy --steps 2": "nan.npy: must be finite in float32; 4 of 4 rows are not, first at index 0; drop or "
-    "fill them",
+    "train nan.npy --steps 2": "nan.npy: must be finite in float32; 4 of 4 rows are not, first row 0 (counted "
+    "from 0); drop or fill them",
     "train two-moons --steps 2 --recipe nothing.yaml": "nothing.yaml: cannot be read (No such file or directory)",
     "train two-moons --steps 2 energy.widht=3": "energy.widht: no such key; did you mean 'width'?",
     "train two-moons --steps 2 energy.width=many": "energy.width='many': must be a whole number",

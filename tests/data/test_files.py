@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.files import read_array, read_names, read_rows
+from thalweg.data.files import read_array, read_rows
 from thalweg.data.formats import images
 from thalweg.data.validate import check_input, require_trainable
 
@@ -72,8 +72,8 @@ def test_a_folder_of_images_in_grey_or_colour(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     assert torch.equal(read_array(tmp_path), torch.from_numpy(PIXELS)[:, None])
     assert read_array(tmp_path, shape=(3, 4, 5)).shape == (2, 3, 4, 5)
-    assert read_names(tmp_path) == ["a.png", "b.png"]
-    assert read_names(tmp_path / "a.png") == ["a.png"]
+    assert read_rows(tmp_path).names == ["a.png", "b.png"]
+    assert read_rows(tmp_path / "a.png").names == ["a.png"]
     png(tmp_path / "c.png", np.zeros((4, 5, 3), np.uint8))
     assert read_array(tmp_path).shape == (3, 3, 4, 5)
     assert read_array(tmp_path / "c.png", shape=(1, 4, 5)).shape == (1, 1, 4, 5)
@@ -89,10 +89,10 @@ def test_tables_with_and_without_a_header(tmp_path: Path) -> None:
     frame.to_parquet(tmp_path / "t.parquet")
     pd.DataFrame(frame.to_numpy()).to_csv(tmp_path / "numbered.csv", index=False)
     for name, header in (("t.csv", None), ("bare.csv", False), ("t.parquet", None), ("numbered.csv", True)):
-        x, layout, _ = read_rows(tmp_path / name, header=header)
+        x, layout, *_ = read_rows(tmp_path / name, header=header)
         assert x.tolist() == [[1.5, 3.0], [2.0, 4.0]]
         assert layout.names == {"bare.csv": None, "numbered.csv": ["0", "1"]}.get(name, ["a", "b"])
-    assert read_names(tmp_path / "t.csv") == ["0", "1"]
+    assert read_rows(tmp_path / "t.csv").names == ["0", "1"]
     for name in ("bare.csv", "numbered.csv"):  # which could be either
         with pytest.raises(UserError, match="--no-header"):
             read_array(tmp_path / name)
@@ -116,21 +116,21 @@ def test_numbers_that_float32_rounds_stay_as_they_are(tmp_path: Path) -> None:
 def test_columns_are_left_out_and_matched(tmp_path: Path) -> None:
     frame = pd.DataFrame({"id": ["u", "v"], "a": [1.0, 2.0], "b": [3.0, np.nan]})
     frame.to_csv(tmp_path / "t.csv", index=False)
-    x, layout, _ = read_rows(tmp_path / "t.csv", drop=["id"], finite=False)
+    x, layout, *_ = read_rows(tmp_path / "t.csv", drop=["id"], finite=False)
     assert layout.names == ["a", "b"]
     np.testing.assert_array_equal(x, frame[["a", "b"]])
     frame[["b", "id", "a"]].to_csv(tmp_path / "other.csv", index=False)
     np.testing.assert_array_equal(read_rows(tmp_path / "other.csv", layout=layout, finite=False).x, x)
     for words, message in (
         ({"drop": ["x"]}, "no column 'x'; there are id, a, b"),
-        ({"drop": ["id"]}, r"column 'b' is missing \(NaN\) in row 2"),
+        ({"drop": ["id"]}, r"column 'b' is missing \(NaN\) in line 3"),
         ({"layout": layout, "drop": ["a"]}, "the model needs it"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             read_rows(tmp_path / "t.csv", **words)
         assert caught.value.argument == str(tmp_path / "t.csv")
     for words in ({"header": True}, {"drop": ["a"]}):
-        with pytest.raises(UserError, match=r"has no effect on a\.npy"):
+        with pytest.raises(UserError, match=r"is for tables, and a\.npy is none"):
             read_rows(save(tmp_path / "a.npy", np.zeros((2, 2))), **words)
 
 
@@ -141,15 +141,15 @@ def test_columns_are_left_out_and_matched(tmp_path: Path) -> None:
         ("a,b\n", "no rows"),
         ("a,b\n1,x\n2,3\n", "column 'b'"),
         ("a,b\n1,u\n2,v\n", "not numbers in column 'b'"),
-        ("a,b\n1,2\n3,\n", "column 'b' is missing .* in row 2"),
+        ("a,b\n1,2\n3,\n", "column 'b' is missing .* in line 3"),
         ("a,b\n1,2\n3\n", "too many or too few values"),
         ("a,b\n1,2\n3,4,5\n", "too many or too few values"),
         ("a,b\n1,2,3\n3,4,5\n", "too many or too few values"),
         ("a,b,\n1,2,\n3,4,\n", "column '' has no value"),
         ("a,a\n1,2\n3,4\n", "column 'a' there twice"),
         ("a;b\n1,5;2,5\n", "separated by semicolons"),
-        ("a,b\n1,1e300\n", r"column 'b' is 1e\+300 in row 1; rescale"),
-        ("a,b\n1,inf\n", r"column 'b' is infinite \(infinity\) in row 1"),
+        ("a,b\n1,1e300\n", r"column 'b' is 1e\+300 in line 2; rescale"),
+        ("a,b\n1,inf\n", r"column 'b' is infinite \(infinity\) in line 2"),
         ("\xff\xfe\x00", "not UTF-8"),
     ],
 )
@@ -232,7 +232,7 @@ BAD: list[tuple[str, Callable[[Path], Path], type[UserError], str]] = [
     ("words.npy", lambda p: save(p, np.array([["a"]])), UserError, "dtype <U1"),
     ("five.npy", lambda p: save(p, np.zeros((1, 1, 1, 1, 1))), UserError, "5-D"),
     ("axes.npy", lambda p: save(p, np.zeros((2, 7, 5, 6))), UserError, "channels"),
-    ("nan.npy", lambda p: save(p, np.array([[1.0], [np.nan]])), UserError, "first at index 1"),
+    ("nan.npy", lambda p: save(p, np.array([[1.0], [np.nan]])), UserError, "first row 1 \\(counted from 0\\)"),
     ("range.npy", lambda p: save(p, PIXELS.astype(np.float32)), UserError, "divide by 255"),
     ("none.npz", text, DamagedFile, "damaged"),
     ("none.npy", text, DamagedFile, "damaged"),

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from thalweg.core.errors import UserError
 from thalweg.data.catalog import load
-from thalweg.data.files import read_names, read_rows
+from thalweg.data.files import read_rows
 from thalweg.data.formats.images import decode, probe
 from thalweg.data.image_files import listing
 from thalweg.data.options import DataOptions
@@ -183,7 +183,7 @@ def test_folders_in_the_folder_are_read_and_others_counted(tmp_path: Path) -> No
     (root / "again").symlink_to(root)
     found = listing(root)
     names = ["a/deep/0.png", "a/deep/1.png", "b/0.png", "b/1.png"]
-    assert [file.relative_to(root).as_posix() for file in found.files] == names == read_names(root)
+    assert [file.relative_to(root).as_posix() for file in found.files] == names == read_rows(root).names
     assert (found.hidden, found.foreign) == (2, 1 + 3)
     assert found.passed_over == "2 hidden and 4 of other kinds"
 
@@ -233,7 +233,9 @@ def test_folders_are_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["file,kind\n", ""], ids=["header", "no header"])
 def test_a_table_gives_classes(tmp_path: Path, head: str) -> None:
     root, table = photos(tmp_path / "in", {"a": 12, "b": 12}), tmp_path / "labels.csv"
-    lines = [f"{'./' * (i % 2)}{name},{'even' if i % 2 == 0 else 'odd'}" for i, name in enumerate(read_names(root))]
+    lines = [
+        f"{'./' * (i % 2)}{name},{'even' if i % 2 == 0 else 'odd'}" for i, name in enumerate(read_rows(root).names)
+    ]
     table.write_text(head + "\n".join(lines) + "\n")
     data = load(str(root), DataOptions(labels=str(table)))
     assert data.class_names == ("even", "odd")
@@ -246,7 +248,7 @@ def test_a_table_gives_classes(tmp_path: Path, head: str) -> None:
     [
         (lambda lines: lines[:-1], r"must name each image of .*, and lacks 'b/9\.png'"),
         (lambda lines: [*lines, "c/1.png,x"], r"names 'c/1\.png', which is not there"),
-        (lambda lines: [*lines, lines[3]], r"row 21: must name each image once, and names 'a/3\.png' twice"),
+        (lambda lines: [*lines, lines[3]], r"line 22: must name each image once, and names 'a/3\.png' twice"),
         (lambda lines: [lines[0].replace("x", ""), *lines[1:]], r"must give each image a class, .*'a/0\.png' none"),
         (lambda lines: [f"{line},1" for line in lines], "too many"),
         (lambda lines: [line.replace("y", "x") for line in lines], "two classes or more, and gives 'x' alone"),
@@ -255,7 +257,7 @@ def test_a_table_gives_classes(tmp_path: Path, head: str) -> None:
 )
 def test_labels_that_do_not_match_are_one_line(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
     root, table = photos(tmp_path / "in", {"a": 10, "b": 10}), tmp_path / "labels.csv"
-    lines = [f"{name},{'xy'[i // 10]}" for i, name in enumerate(read_names(root))]
+    lines = [f"{name},{'xy'[i // 10]}" for i, name in enumerate(read_rows(root).names)]
     table.write_text("name,class\n" + "\n".join(change(lines)) + "\n")
     with pytest.raises(UserError, match=message) as caught:
         load(str(root), DataOptions(labels=str(table)))
@@ -271,8 +273,8 @@ def test_labels_that_do_not_match_are_one_line(tmp_path: Path, change, message: 
         ({"a": 20, ".": 2}, {"labels": "folder"}, r"'0\.png', '1\.png' lie beside"),
         ({"a": 20}, {"labels": "none.csv"}, "no such file"),
         ({}, {}, r"no \.png, .* in this folder"),
-        ({"a": 20}, {"header": True}, "only on a table"),
-        ({"a": 20}, {"column": "image"}, "has no effect"),
+        ({"a": 20}, {"header": True}, "is for tables, and .* is images in files; leave it out"),
+        ({"a": 20}, {"column": "image"}, "is for images in Parquet"),
         ({"a": 20}, {"size": 0}, r"size=0: must be a whole number in \[1, 4096\]"),
     ],
 )

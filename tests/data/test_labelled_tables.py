@@ -47,7 +47,7 @@ def test_whole_numbers_keep_their_order(values, wanted, tmp_path):
 @pytest.mark.parametrize(
     ("change", "options", "part"),
     [
-        ({"kind": [*KIND[:-1], None]}, {}, "column 'kind', of labels, is missing in row 60"),
+        ({"kind": [*KIND[:-1], None]}, {}, "column 'kind', of labels, is missing in line 61"),
         ({"kind": [*KIND[:-1], "emu"]}, {}, "one row of the class 'emu'"),
         ({"kind": FRAME.wing}, {}, "holds numbers with fractions"),
         ({}, {"drop": ["kind"]}, "must not be left out too"),

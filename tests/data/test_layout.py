@@ -37,7 +37,7 @@ def test_the_order_of_the_columns_does_not_matter(kind, order, layout, caplog):
         (lambda t: t[["a", "b"]], "lacks column 'c'"),
         (lambda t: t.assign(d=1.0), "column 'd' not among"),
         (lambda t: t.set_axis(["a", "b", "b"], axis=1), "column 'b' there twice"),
-        (lambda t: t.assign(b=["x", "y", "z"]), "column 'b' holds 'x' in row 1"),
+        (lambda t: t.assign(b=["x", "y", "z"]), "column 'b' holds 'x' in row 0"),
     ],
 )
 def test_other_columns_are_refused_by_name(change, part, layout):

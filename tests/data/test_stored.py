@@ -190,14 +190,14 @@ def test_bad_content_is_told_of_all_rows_before_any_is_used(tmp_path) -> None:
     x = NUMBERS.copy()
     x[[70, 200]] = np.nan
     np.save(tmp_path / "x.npy", x)
-    with pytest.raises(UserError, match="2 of 230 rows are not, first at index 70"):
+    with pytest.raises(UserError, match="2 of 230 rows are not, first row 70"):
         load(str(tmp_path / "x.npy"))
     np.save(tmp_path / "y.npy", PICTURES.astype(np.float32))
     with pytest.raises(UserError, match="divide by 255"):
         load(str(tmp_path / "y.npy"))
     columns = {name: x[:, i] for i, name in enumerate("abc")}
     parquet.write_table(pa.table(columns), tmp_path / "x.parquet", row_group_size=37)
-    with pytest.raises(UserError, match=r"column 'a' is missing \(NaN\) in row 71"):
+    with pytest.raises(UserError, match=r"column 'a' is missing \(NaN\) in row 70"):
         load(str(tmp_path / "x.parquet"))
     np.save(tmp_path / "f.npy", np.asfortranarray(NUMBERS))
     with pytest.raises(UserError, match="column by column"):
@@ -210,11 +210,11 @@ def test_images_as_bytes_that_cannot_be_used(tmp_path) -> None:
     column[35] = encoded(PICTURES[0][:3])
     parquet.write_table(pa.table({"image": column, "n": range(40)}), tmp_path / "x.parquet", row_group_size=9)
     path = str(tmp_path / "x.parquet")
-    with pytest.raises(UserError, match="row 33"):
+    with pytest.raises(UserError, match="row 32"):
         load(path, DataOptions(column="image"))
     data = load(path, DataOptions(column="image", skip_bad=True))
     assert len(data.train) + len(data.held_out) == 38
-    assert ["row 33" in data.notes[0], "row 36" in data.notes[1]] == [True, True]
+    assert ["row 32" in data.notes[0], "row 35" in data.notes[1]] == [True, True]
     assert len(torch.unique(data.train[:], dim=0)) == len(data.train)
     for options, what in (
         (DataOptions(column="photo"), "no column 'photo'"),
@@ -299,7 +299,7 @@ def test_categories_of_a_table_that_stays_on_disk(tmp_path, monkeypatch) -> None
     whole = torch.cat([data.train[:], data.held_out])
     assert whole[:, 1:].sum(0).tolist() == [30, 30, 30]
     parquet.write_table(pa.table({"x": x, "site": [*sites[:80], *["east"] * 10]}), path, row_group_size=30)
-    with pytest.raises(UserError, match="row 81"):
+    with pytest.raises(UserError, match="row 80"):
         load(str(path))
 
 

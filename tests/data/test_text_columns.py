@@ -184,7 +184,7 @@ def test_points_where_the_numbers_have_commas():
     for options in ({"decimal": ","}, {"decimal": ",", "thousands": "."}):
         with pytest.raises(UserError) as caught:
             fit(FLOATS, **options)
-        assert f"{FLOATS[0]!r} in row 1" in str(caught.value)
+        assert f"{FLOATS[0]!r} in row 0" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ class TestDtype:
             Columns.fit(frame * 1.5, reading=Reading.of(dtype={"v": "category"}))
 
     def test_texts_that_are_no_numbers(self):
-        with pytest.raises(UserError, match="'oops' in row 3"):
+        with pytest.raises(UserError, match="'oops' in row 2"):
             fit(["1", "2", "oops", "4"], dtype={"v": "number"})
 
     def test_a_column_that_is_not_there(self):
@@ -255,7 +255,7 @@ def test_a_column_is_read_again_as_it_was_fitted():
     assert again == columns
     np.testing.assert_array_equal(again.encode(frame, parse=True)[:, 0], [1234.5, 7, np.nan, 8])
     np.testing.assert_array_equal(again.encode(frame, parse=True)[:, 1:], [[1, 0], [0, 1], [1, 0], [0, 1]])
-    with pytest.raises(UserError, match=r"'1\.5' in row 1"):
+    with pytest.raises(UserError, match=r"'1\.5' in row 0"):
         again.encode(frame.assign(a="1.5"), parse=True)
     in_memory = Columns.fit(frame.assign(a=[1.0, 2, 3, 4]))
     csv = frame.assign(a=["1", "NA", "3", "4"])

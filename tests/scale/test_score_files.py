@@ -164,7 +164,7 @@ class TestRefused:
         (tmp_path / "in").mkdir()
         write = frame.to_parquet if suffix == ".parquet" else frame.to_csv
         write(tmp_path / "in" / f"bad{suffix}", index=False)
-        with pytest.raises(UserError, match=r"'flow' is missing.* in row 334") as caught:
+        with pytest.raises(UserError, match=r"'flow' is missing.* in row 333") as caught:
             score(tmp_path / "in", tmp_path / "out")
         assert caught.value.argument.endswith(f"bad{suffix}")
         names = addresses.names_in(str(tmp_path / "out"))
@@ -175,7 +175,7 @@ class TestRefused:
         frame = pd.DataFrame(np.random.default_rng(0).normal(size=(600, 2)), columns=["u", "v"]).astype(object)
         frame.loc[555, "v"] = "oops"
         frame.to_csv(tmp_path / "x.csv", index=False)
-        with pytest.raises(UserError, match="'oops' in row 556"):
+        with pytest.raises(UserError, match="'oops' in row 555"):
             score(tmp_path / "x.csv", tmp_path / "out", kind="energy", run=plane.path, block_rows=256)
 
     def test_a_row_of_an_array_that_cannot_be_scored(self, score, plane, tmp_path):

@@ -174,3 +174,24 @@ def test_settings_are_checked(wrong, argument):
     with pytest.raises(UserError) as caught:
         NoiseContrastive(**wrong)
     assert caught.value.argument == argument
+
+
+def test_the_noise_of_larger_images_is_a_gaussian_without_a_dense_matrix() -> None:
+    """Its log-density is that of its dense covariance; the draws have it. The state takes K² numbers, not D²."""
+    shape, widening = (3, 23, 23), 1.5
+    size = math.prod(shape)
+    x = torch.randn(80, *shape, generator=generator(25, "images")).double().cumsum(3).cumsum(2)
+    objective = NoiseContrastive(widening=widening)
+    state = objective.init(lambda x: x.flatten(1).sum(1), x, generator(25, "init"))
+    assert isinstance(state, noise_contrastive.StationaryNoise)
+    assert sum(part.numel() for part in state) < size**2 / 2
+    (y,) = objective.draw(state, Batch(x), generator(25, "noise"), 0.0)
+    assert y.shape == x.shape
+    law = noise_contrastive._stationary(state, x)
+    basis = law.combination(torch.eye(size).double())  # row i is column i of V
+    covariance = basis.T @ (state.spectrum[:, None] * basis)
+    dense = torch.distributions.MultivariateNormal(state.mean, covariance)
+    log_q = objective._log_noise(state, lambda x: x)
+    torch.testing.assert_close(log_q(y), dense.log_prob(y.flatten(1)), rtol=1e-6, atol=1e-4)
+    whitened = law.coordinates(y.flatten(1) - state.mean) / state.spectrum.sqrt()
+    assert abs(float(whitened.square().mean()) - 1) < 5 * math.sqrt(2 / whitened.numel())

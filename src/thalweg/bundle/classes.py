@@ -1,6 +1,6 @@
 """The classes of a joint energy E(x, y): its scores, the check of labels, and energies of given classes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
 
 BLOCK = 250
+SHOWN = 12  # names of classes in a message
 
 
 def class_names(bundle: "Bundle") -> list[str]:
@@ -33,11 +34,33 @@ def class_names(bundle: "Bundle") -> list[str]:
     return [*names[: bundle.num_classes], *map(str, rest)]
 
 
+def numbers_of(bundle: "Bundle", words: Sequence[str], argument: str = "labels") -> list[int]:
+    """The numbers of classes by their names, or by their numbers where these are no names; UserError, about
+    `argument`, for others."""
+    if words and not bundle.num_classes:
+        raise _without_classes(list(words), argument)
+    names = class_names(bundle)
+    known = {**{str(number): number for number in range(len(names))}, **{name: i for i, name in enumerate(names)}}
+    wrong = next((word for word in words if word not in known), None)
+    if wrong is not None:
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        raise UserError("must be a class of the model", argument=argument, value=wrong, hint=f"there are: {shown}")
+    return [known[word] for word in words]
+
+
+def _without_classes(labels: Any, argument: str = "labels") -> UserError:
+    what, hint = "is for models with classes, and this one has none", "leave it out, or train with --recipe jem"
+    return UserError(what, argument=argument, value=labels, hint=hint)
+
+
 def check_labels(bundle: "Bundle", labels: Any, n: int) -> Int[Tensor, " n"]:
-    """n labels in 0 … K - 1, from n whole numbers or one; UserError for anything else."""
+    """n labels in 0 … K - 1, from n whole numbers or names of classes, or one; UserError for anything else."""
     if not bundle.num_classes:
-        found = "must be None for a model without classes"
-        raise UserError(found, argument="labels", value=labels, hint="train a model with --recipe jem")
+        raise _without_classes(labels)
+    words = [labels] if isinstance(labels, str) else labels
+    if isinstance(words, list | tuple) and words and all(isinstance(word, str) for word in words):
+        numbers = numbers_of(bundle, words)
+        labels = numbers[0] if isinstance(labels, str) else numbers
     try:
         given = labels if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
         whole = not given.is_floating_point() and not given.is_complex() and given.dtype != torch.bool

@@ -28,7 +28,9 @@ def data_of(bundle: Bundle) -> Dataset:
     _require_there(bundle, run["data"])
     data = read_dataset(run["data"], run["seed"])
     if data.fingerprint != bundle.config["data"]["fingerprint"]:
-        text = f"must be the data that the run was trained on, and {data.source} has changed since"
+        files = data.files and data.files.changes(bundle.path)
+        how = f" (files {files})" if files else ""
+        text = f"must be the data that the run was trained on, and {data.source} has changed since{how}"
         raise UserError(text, argument=str(bundle.path), hint="put back the old data")
     return data
 

@@ -130,7 +130,7 @@ def _load(
     if not folder.exists():
         folder = hub.download(str(path_or_id), revision)  # the text as given: Path takes the ./ away
     elif revision is not None:
-        text = f"must be None for {path_or_id}, which is a folder on this machine"
+        text = f"is for the Hub, and {path_or_id} is a folder on this machine"
         raise UserError(text, argument="revision", value=revision, hint="leave it out")
     if not folder.is_dir():
         raise UserError("must be the folder of a run, and is a file", argument=str(folder))
@@ -154,7 +154,7 @@ def _opened(folder: Path, wanted: type[StoredType] | None, energy: Any) -> Any:
     if energy is None:
         return cls.read(folder, config)
     if not issubclass(cls, HoldsEnergy):
-        text = f"must be None for {folder}, which holds {cls.title}"
+        text = f"is for a trained energy, and {folder} holds {cls.title}"
         raise UserError(text, argument="energy", value=energy, hint="leave it out")
     return cls.read(folder, config, energy)
 

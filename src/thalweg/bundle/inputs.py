@@ -14,8 +14,10 @@ from thalweg.data import files
 from thalweg.data.alphabet import Alphabet
 from thalweg.data.columns.layout import Layout
 from thalweg.data.float32_check import COARSE, Float32Transform, check_scored, spacing
+from thalweg.data.formats.images import is_image
 from thalweg.data.frames import is_frame
 from thalweg.data.options import LARGEST_SIZE
+from thalweg.data.stored.encoded_images import parquet_files
 from thalweg.data.texts import as_texts, is_text_file, is_texts, read_texts, refuse_containers
 from thalweg.data.transform import ROUNDING
 from thalweg.data.validate import as_floats, as_tensor, check_cells, check_input, check_shape
@@ -93,15 +95,45 @@ def wants_grad(x: Any) -> bool:
 
 
 def read_rows(
-    bundle: "Bundle", path: Path, *, header: bool | None = None, drop: Sequence[str] = (), finite: bool = True
-) -> Tensor:
-    """The rows of a file for a model; a table's columns are matched by their names, texts become codes."""
+    bundle: "Bundle",
+    path: Path,
+    *,
+    header: bool | None = None,
+    drop: Sequence[str] = (),
+    skip_bad: bool = False,
+) -> files.Rows:
+    """The rows of a file for a model; a table's columns are matched by their names, texts become codes, named by
+    themselves. `skip_bad`: as `data.files.read_rows` has it."""
     if bundle.alphabet is not None:
-        return read_codes(bundle, path, header=header, drop=drop)[1]
+        if skip_bad:
+            raise UserError(
+                "is for images and rows of numbers, and the model is one of texts",
+                argument="skip_bad",
+                hint="leave it out",
+            )
+        texts, codes = read_codes(bundle, path, header=header, drop=drop)
+        return files.Rows(codes, files=texts)
     refuse_text_file(bundle, path)
-    how = {"layout": bundle.layout, "shape": bundle.shape, "size": image_size(bundle)}
-    found = files.read_rows(path, header=header, drop=drop, finite=finite, **how)
-    return fine_enough(bundle, found.x, str(path), found.singles) if finite else found.x
+    _refuse_other_kind(bundle, Path(path))
+    how: Any = {"header": header, "drop": drop, "layout": bundle.layout, **of_images(bundle)}
+    found = files.read_rows(path, skip_bad=skip_bad, **how)
+    return found._replace(x=fine_enough(bundle, found.x, str(path), found.singles))
+
+
+def _refuse_other_kind(bundle: "Bundle", path: Path) -> None:
+    """UserError for a CSV, where the model is of images, and for pictures where it is of rows."""
+    if bundle.kind == "image" and path.is_file() and files.is_table(path) and not parquet_files(path):
+        text, hint = "must hold images, as the model's data are, and is a table", "give a folder, an npy or Parquet"
+        raise UserError(text, argument=str(path), hint=hint)
+    if bundle.kind == "vector" and (path.is_dir() or (path.is_file() and is_image(path))):
+        text = f"must hold rows of {bundle.shape[0]} numbers, as the model's data are, and is "
+        raise UserError(f"{text}{'a folder' if path.is_dir() else 'an image'}", argument=str(path), hint="give a file")
+
+
+def of_images(bundle: "Bundle") -> dict[str, Any]:
+    """Keywords of `data.files.read_rows` for a model: the shape of a row, and how its images were read."""
+    column = bundle.config.get("run", {}).get("data", {}).get("column")
+    return {"shape": bundle.shape, "size": image_size(bundle), "column": column}
 
 
 def image_size(bundle: "Bundle") -> int | None:
@@ -116,7 +148,7 @@ def read_codes(
     """(texts, codes) of a file, for a model of texts. UserError by its line for a text that the model does not take."""
     if header is not None or drop:
         option = "drop" if header is None else "header"
-        raise UserError("has no effect on texts, only on a table", argument=option, hint="leave it out")
+        raise UserError("is for tables, and the model is one of texts", argument=option, hint="leave it out")
     assert bundle.alphabet is not None
     found = read_texts(path)
     return found.texts, bundle.alphabet.encode(found.texts, where=str(path), lines=found.numbers)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from thalweg.cli import console
+from thalweg.cli import bad_rows, console
 from thalweg.cli.options import Alpha, Device, Drop, Header, Input, Json, Trust, table_options
 
 EXAMPLE = "Example: `thalweg classify runs/jem images/ -o classes.csv`"
@@ -16,6 +16,7 @@ def classify(
     data: Input,
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV or .parquet to write.")] = Path("classes.csv"),
     alpha: Alpha = 0.01,
+    skip_bad: bad_rows.SkipBad = False,
     header: Header = None,
     drop: Drop = None,
     trust: Trust = None,
@@ -27,26 +28,28 @@ def classify(
     from thalweg.bundle.classes import class_names
     from thalweg.bundle.files import load_as
     from thalweg.bundle.inputs import read_rows, require_numbers
-    from thalweg.data.files import read_names
     from thalweg.data.score_table import write_scores
 
     bundle = load_as(run, Bundle, device=device)
     require_numbers(bundle, "classes")
     console.writable(out, (".csv", ".parquet"))
     console.refuse_overwrite(out, data, run)
-    x = read_rows(bundle, data, **table_options(header, drop))
+    with bad_rows.offered(skip_bad):
+        found = read_rows(bundle, data, skip_bad=skip_bad, **table_options(header, drop))
+    x, lost = found.x, bad_rows.say(found.left_out)
     p, names = bundle.classify(x), class_names(bundle)
     confidence, label = p.max(1)
     named = {} if bundle.config["data"].get("classes") is None else {"class": [names[k] for k in label.tolist()]}
     columns = {"label": label, **named, "confidence": confidence, **bundle.score(x, alpha=alpha)}
     columns |= {f"p_{name}": p[:, k] for k, name in enumerate(names)}
-    write_scores(out, read_names(data, len(x)), columns)
+    write_scores(out, found.names, columns)
     flagged = int(columns["flag"].sum()) if "flag" in columns else None
     odd = "" if flagged is None else f", {flagged} flagged as unlike the training data (p <= {alpha:g})"
-    console.say(f"{len(x)} rows in {out}{odd}")
+    left = f", {len(lost)} of {found.total} left out" if lost else ""
+    console.say(f"{len(x)} rows in {out}{left}{odd}")
     counts = label.bincount(minlength=bundle.num_classes).tolist()
     if named:
         told = ", ".join(f"{n} {name}" for name, n in zip(names, counts, strict=True))
         console.say(f"classes: {told}")
-    found = {"rows": len(x), "file": str(out), "flagged": flagged, "labels": counts, "classes": names}
-    console.emit(found | {"mean_confidence": float(confidence.mean())}, as_json)
+    result = {"rows": len(x), "file": str(out), "left_out": lost, "flagged": flagged, "labels": counts}
+    console.emit(result | {"classes": names, "mean_confidence": float(confidence.mean())}, as_json)

@@ -1,7 +1,5 @@
 """The commands `thalweg detect fit` and `thalweg detect score`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +7,7 @@ import typer
 
 from thalweg.cli import console, many_files
 from thalweg.cli.many_files import Address, BlockRows, Data, EngineName, OnlyChanged, Workers
-from thalweg.cli.options import Device, Header, Json, Trust
+from thalweg.cli.options import Device, Header, Json, Trust, by_option
 from thalweg.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ def fit(
     source = Source(
         path=table, target=target_column, normal=normal, drop=drop or [], max_rows=max_rows, seed=seed, header=header
     )
-    with _options():
+    with by_option(*OPTIONS):
         bundle = fit_file(
             source,
             false_alarm_rate=false_alarm_rate,
@@ -116,7 +114,7 @@ def score(
         options = Options(many_files.anywhere(run), alpha, tuple(drop or ()), header, tuple(trust or ()), device)
         how: Any = {"engine": engine, "workers": workers, "address": address}
         how |= {"block_rows": block_rows, "only_changed": only_changed}
-        with _options():
+        with by_option(*OPTIONS):
             found = many_files.score("detector", options, table, out, **how)
         levels, where = found.levels, f"{found.parts} parts in {out}"
     else:
@@ -124,7 +122,7 @@ def score(
 
         console.writable(Path(out), (".csv", ".parquet"))
         bundle = _detector(run, device)
-        with _options():
+        with by_option(*OPTIONS):
             found = score_file(bundle, Path(table), Path(out), alpha=alpha, drop=drop or [], header=header)
         levels, where = len(bundle.detector.calibration_.energies) + 1, out
     least = found.least_discoveries
@@ -159,14 +157,3 @@ def _kinds(words: list[str]) -> dict[str, str]:
     if wrong is not None:
         raise UserError("must be NAME=category or NAME=number", argument="dtype", value=wrong)
     return {name: kind for name, _, kind in (text.rpartition("=") for text in words)}
-
-
-@contextmanager
-def _options() -> Iterator[None]:
-    """Errors of parameters name the option of the command line."""
-    try:
-        yield
-    except UserError as error:
-        if error.argument not in OPTIONS:
-            raise
-        raise error.replace(argument=f"--{error.argument.replace('_', '-')}") from error

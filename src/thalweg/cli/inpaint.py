@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli import console
+from thalweg.cli import bad_rows, console
 from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, Trust, table_options
 from thalweg.core.errors import UserError
 
@@ -56,26 +56,24 @@ def inpaint(
         str, typer.Option(help="What comes first: the least expected_error, or the lowest energy.")
     ] = "expected_error",
     seed: Seed = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Name and pass over images that cannot be used.")
-    ] = False,
+    skip_bad: bad_rows.SkipBad = False,
     header: Header = None,
     drop: Drop = None,
     trust: Trust = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Complete images where a mask says that pixels are missing, several times, best first."""
+    """Complete images, or rows of numbers, where a mask says what is missing, several times, best first."""
     from thalweg.apps.inpaint import inpaint as app
     from thalweg.apps.inpaint.damaged_images import ROUNDING, read_damaged_images
     from thalweg.apps.inpaint.masks import observed as read_mask
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
-    from thalweg.bundle.inputs import image_size, require_numbers
+    from thalweg.bundle.inputs import of_images, require_numbers
     from thalweg.data.validate import as_float
 
     if (mask is None) == (operator is None):
-        hint = "give one: which pixels are missing, or how the image was made"
+        hint = "give one: what is missing, or how the image was made"
         raise UserError("must be one of the two", argument="--mask and --operator", hint=hint)
     bundle = load_as(run, Bundle, device=device)
     require_numbers(bundle, "in-painting")
@@ -86,9 +84,11 @@ def inpaint(
     _check_out(out, TABLES if bundle.kind == "vector" else PICTURES, image, run, None if mask is None else Path(mask))
     linear_map = None if operator is None else _operator(operator)
     shape = bundle.shape if linear_map is None else _shape_after(linear_map, bundle.shape)
-    size = image_size(bundle) if linear_map is None else None  # else another size is what the operator leaves
-    table = {"layout": bundle.layout, "size": size, **table_options(header, drop)}
-    images = read_damaged_images(image, shape, skip_bad=skip_bad, flat=linear_map is not None, **table)
+    how = {**of_images(bundle), "layout": bundle.layout, **table_options(header, drop), "shape": shape}
+    if linear_map is not None:
+        how["size"] = None  # another size is what the operator leaves
+    with bad_rows.offered(skip_bad):
+        images = read_damaged_images(image, skip_bad=skip_bad, flat=linear_map is not None, **how)
     known = None
     if linear_map is None:
         if mask == "gaps" and bundle.kind == "vector":
@@ -103,7 +103,7 @@ def inpaint(
         assert known is not None  # the mask
         known = known[images.rows]
         if bare := int(known.flatten(1).all(1).sum()):
-            console.say(f"nothing is missing of {bare} of {len(x)} images; they come back as they are")
+            console.say(f"nothing is missing of {bare} of {_count(len(x), images.noun)}; they come back as they are")
         found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
     else:
         if images.rounded and noise < ROUNDING:
@@ -116,7 +116,7 @@ def inpaint(
     else:
         _write(out, names, x, known, found)
     alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
-    console.say(f"{_count(n, 'completion')} of {_count(len(x), 'image')} in {out}{alone}")
+    console.say(f"{_count(n, 'completion')} of {_count(len(x), images.noun)} in {out}{alone}")
     result: dict[str, Any] = {
         "file": str(out),
         "images": names,

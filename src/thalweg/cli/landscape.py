@@ -50,7 +50,7 @@ def landscape(
     console.writable(out, (".png", ".gif", ".html"))
     console.refuse_overwrite(out, examples, run)
     options = table_options(header, drop)
-    rows = [] if examples is None else [as_float(read_rows(bundle, examples, **options))]
+    rows = [] if examples is None else [as_float(read_rows(bundle, examples, **options).x)]
     data = data_of(bundle)
     bundle, shift, (held_out, *rows) = in_float32(bundle, as_float(data.held_out), *rows)
     if shift is not None:

@@ -1,10 +1,14 @@
 """Options that several commands have."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from thalweg.core.errors import UserError
 
 SEEDS = 2**64 - 1
 Seed = Annotated[int, typer.Option(help="Seed of all randomness.", min=0, max=SEEDS)]
@@ -51,6 +55,17 @@ Trust = Annotated[
     typer.Option(help="A package whose classes may be imported and built; repeatable.", callback=_trust),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, for machines.")]
+
+
+@contextmanager
+def by_option(*names: str) -> Iterator[None]:
+    """Errors about these arguments name the options of the command line: `--skip-bad` for skip_bad."""
+    try:
+        yield
+    except UserError as error:
+        if error.argument not in names:
+            raise
+        raise error.replace(argument=f"--{error.argument.replace('_', '-')}") from error
 
 
 def table_options(header: bool | None, drop: list[str] | None) -> dict[str, Any]:

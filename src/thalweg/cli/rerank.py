@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-from thalweg.cli import console
+from thalweg.cli import bad_rows, console
 from thalweg.cli.options import Device, Drop, Header, Json, Seed, Trust, table_options
 from thalweg.core.errors import DamagedFile, UserError
 
@@ -34,7 +34,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Keep the best of many candidates: `thalweg rerank RUN CANDIDATES --keep K`; `fit` learns what is best.",
 )
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read, and name it.")]
 VARIETIES = "maximal_marginal_relevance, or none: by energy alone."
 KINDS = "npy, npz, a folder of images or, of rows, csv or parquet"
 
@@ -53,7 +52,11 @@ def fit(
     view: Annotated[
         str, typer.Option(help="auto; or what is shown of images: pixels, quantile_match or binarize.")
     ] = "auto",
-    skip_bad: SkipBad = False,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Images: resize the shorter side to so many pixels, and crop the middle.", min=1, max=4096),
+    ] = None,
+    skip_bad: bad_rows.SkipBad = False,
     header: Header = None,
     drop: Drop = None,
     seed: Seed = 0,
@@ -66,11 +69,13 @@ def fit(
 
     options: dict[str, Any] = {"steps": steps, "ensemble": ensemble, "noise": _noise(noise), "view": view}
     reranker = EnergyReranker(variety=cast(Any, variety), seed=seed, settings=RatioSettings(**options), device=device)
-    x = _read(real, None, skip_bad, **table_options(header, drop))
-    y = _read(generated, None, skip_bad, header=header, layout=x.layout)
+    x = _read(real, skip_bad, size=size, **table_options(header, drop))
+    y = _read(generated, skip_bad, size=size, header=header, layout=x.layout)
+    if size is not None and x.x.ndim != 4:
+        raise UserError(f"is for images, and {real} holds rows", argument="--size", value=size, hint="leave it out")
     reranker.require_savable(out)
     replaces = (out / "config.json").exists()
-    reranker.layout = x.layout
+    reranker.layout, reranker.size = x.layout, size
     reranker.fit(x.x, y.x, names=(str(real), str(generated)))
     reranker.save_pretrained(out)
     if replaces:
@@ -108,7 +113,7 @@ def choose(
     force: Annotated[bool, typer.Option("--force", help="Rank by energy even where that was not shown to help.")] = (
         False
     ),
-    skip_bad: SkipBad = False,
+    skip_bad: bad_rows.SkipBad = False,
     header: Header = None,
     drop: Drop = None,
     trust: Trust = None,
@@ -117,7 +122,7 @@ def choose(
 ) -> None:
     """Rank candidates and keep the best."""
     from thalweg.bundle.bundle import Bundle
-    from thalweg.bundle.inputs import image_size
+    from thalweg.bundle.inputs import of_images
     from thalweg.data.score_table import write_scores
 
     console.writable(table, (".csv", ".parquet"))
@@ -130,9 +135,9 @@ def choose(
     if out is not None:
         _require_out(out)
     reranker = _reranker(run, variety, device)
-    size = image_size(reranker.energy) if isinstance(reranker.energy, Bundle) else None
-    how = {"layout": reranker.layout, "size": size, **table_options(header, drop)}
-    found = _read(candidates, reranker.shape, skip_bad, **how)
+    how = of_images(reranker.energy) if isinstance(reranker.energy, Bundle) else {"size": reranker.size}
+    how |= {"shape": reranker.shape, "layout": reranker.layout, **table_options(header, drop)}
+    found = _read(candidates, skip_bad, **how)
     if out is not None and not out.suffix and found.x.ndim != 4:
         raise UserError("must end in .npy, as the candidates are rows, not images", argument=str(out))
     ranking = reranker.ranked(found.x, keep, force=force)
@@ -164,17 +169,11 @@ def _words(noise: "NoiseSetting") -> str:
     return ":".join(f"{part:g}" for part in noise) if isinstance(noise, tuple) else f"{noise:g}"
 
 
-def _read(path: Path, shape: tuple[int, ...] | None, skip_bad: bool, **table: Any) -> "Candidates":
+def _read(path: Path, skip_bad: bool, **how: Any) -> "Candidates":
     from thalweg.apps.rerank.candidates import read_candidates
-    from thalweg.data.image_files import image_files
 
-    try:
-        found = read_candidates(path, shape, skip_bad=skip_bad, **table)
-    except UserError as error:
-        if skip_bad or not path.is_dir() or not image_files(path):
-            raise
-        hints = filter(None, (error.hint, "--skip-bad leaves out such files"))
-        raise error.replace(hint="; ".join(hints)) from error
+    with bad_rows.offered(skip_bad):
+        found = read_candidates(path, skip_bad=skip_bad, **how)
     for name, reason in found.skipped:
         console.say(f"skipped {name}: {reason}")
     return found

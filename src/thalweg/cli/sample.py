@@ -32,7 +32,10 @@ def sample(
     ] = None,
     npy: Annotated[Path | None, typer.Option(help="All samples in the data's own units, as .npy.")] = None,
     num_steps: Annotated[int | None, typer.Option(help="Sampling steps.", min=1)] = None,
-    label: Annotated[list[int] | None, typer.Option(help="A class to draw, repeatable: they take turns.")] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="A class to draw, by its name or number, repeatable: they take turns."),
+    ] = None,
     strength: Annotated[float, typer.Option(help="With --label: 1 is the class's law, above it typical ones.")] = 1.0,
     seed: Seed = 0,
     trust: Trust = None,
@@ -41,6 +44,7 @@ def sample(
 ) -> None:
     """Draw samples from a trained energy; texts, one a line, on standard output."""
     from thalweg.bundle.bundle import Bundle
+    from thalweg.bundle.classes import numbers_of
     from thalweg.bundle.files import load_as
     from thalweg.core.atomic_write import write_array
     from thalweg.core.check import fits_memory
@@ -52,7 +56,8 @@ def sample(
             console.writable(path, suffixes)
             console.refuse_overwrite(path, run)
     fits_memory(n, bundle.energy_shape)
-    labels = [label[i % len(label)] for i in range(n)] if label else None
+    numbers = numbers_of(bundle, label or [], "--label")
+    labels = [numbers[i % len(numbers)] for i in range(n)] if numbers else None
     x = bundle.sample(n, seed=seed, num_steps=num_steps, labels=labels, strength=strength).cpu()
     if npy is not None:
         write_array(npy, x)

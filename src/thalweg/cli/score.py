@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli import console, many_files
+from thalweg.cli import bad_rows, console, many_files
 from thalweg.cli.many_files import Address, BlockRows, Data, EngineName, OnlyChanged, Workers
 from thalweg.cli.options import Alpha, Device, Drop, Header, Json, Run, Trust, table_options
 from thalweg.core.errors import UserError
@@ -30,6 +30,7 @@ def score(
         bool,
         typer.Option("--explain", help="Of flagged texts the least likely letter and a repair; --alpha 1: of all."),
     ] = False,
+    skip_bad: bad_rows.SkipBad = False,
     header: Header = None,
     drop: Drop = None,
     engine: EngineName = "local",
@@ -47,6 +48,8 @@ def score(
     if many:
         if explain:
             raise UserError("must be left out for a folder of scores", argument="--explain", hint="score one file")
+        if skip_bad:
+            raise UserError("must be left out for a folder of scores", argument="--skip-bad", hint="score one file")
         from thalweg.scale.scorers import Options
 
         options = Options(many_files.anywhere(run), alpha, tuple(drop or ()), header, tuple(trust or ()), device)
@@ -57,8 +60,8 @@ def score(
         console.say(f"{found.rows} rows in {found.parts} parts in {out}{flags}")
         console.emit({**found._asdict(), "file": out}, as_json)
         return
-    table = table_options(header, drop)
-    _score_one(run, Path(data), Path(out), alpha=alpha, explain=explain, table=table, device=device, as_json=as_json)
+    how = {"skip_bad": skip_bad, **table_options(header, drop)}
+    _score_one(run, Path(data), Path(out), alpha=alpha, explain=explain, how=how, device=device, as_json=as_json)
 
 
 def _score_one(
@@ -68,15 +71,14 @@ def _score_one(
     *,
     alpha: float,
     explain: bool,
-    table: dict[str, Any],
+    how: dict[str, Any],
     device: str,
     as_json: bool,
 ) -> None:
-    """One file into one file."""
+    """One file into one file; `how` it is read."""
     from thalweg.bundle.bundle import Bundle
     from thalweg.bundle.files import load_as
-    from thalweg.bundle.inputs import read_codes, read_rows
-    from thalweg.data.files import read_names
+    from thalweg.bundle.inputs import read_rows
     from thalweg.data.score_table import write_scores
 
     bundle = load_as(run, Bundle, device=device)
@@ -84,19 +86,23 @@ def _score_one(
     console.refuse_overwrite(out, data, run)
     if explain:
         _require_explainable(bundle, out)
-    if bundle.alphabet is not None:
-        names, x = read_codes(bundle, data, **table)  # texts, and their codes
-    else:
-        x = read_rows(bundle, data, **table)
-        names = read_names(data, len(x))
+    with bad_rows.offered(how["skip_bad"]):
+        found = read_rows(bundle, data, **how)
+    x, names = found.x, found.names
+    lost = bad_rows.say(found.left_out)
+    if lost and out.suffix.lower() == ".npy":
+        text = f"must not be an .npy, as {len(lost)} of {found.total} rows are left out and it has no names"
+        raise UserError(text, argument=str(out), hint="write a .csv or .parquet")
     scores = bundle.score(x, alpha=alpha)
-    more = _explained(bundle, list(names), scores.get("flag")) if explain else {}
+    more = _explained(bundle, names, scores.get("flag")) if explain else {}
     write_scores(out, names, {**scores, **more}, heading="name" if bundle.alphabet is None else "text")
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
-    console.say(f"{len(x)} rows in {out}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
+    left = f", {len(lost)} of {found.total} left out" if lost else ""
+    console.say(f"{len(x)} rows in {out}{left}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
     mean = float(scores["energy"].mean())
     mean_energy = mean if math.isfinite(mean) else None  # JSON knows no infinity
-    console.emit({"rows": len(x), "file": str(out), "flagged": flagged, "mean_energy": mean_energy}, as_json)
+    result = {"rows": len(x), "file": str(out), "left_out": lost, "flagged": flagged, "mean_energy": mean_energy}
+    console.emit(result, as_json)
 
 
 def _require_explainable(bundle: "Bundle", out: Path) -> None:

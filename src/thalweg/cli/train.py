@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli import console
+from thalweg.cli import bad_rows, console
 from thalweg.cli.evaluate import evaluate_run
-from thalweg.cli.options import SEEDS, Device, Drop, Header, Json, Trust, table_options
+from thalweg.cli.options import SEEDS, Device, Drop, Header, Json, Trust, by_option, table_options
 from thalweg.core.errors import StopSignal, ThalwegError
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from thalweg.data.catalog import Dataset
 
 
+OF_DATA = ("header", "drop", "size", "labels", "skip_bad", "hub")
 EXAMPLE = "Example: `thalweg train mnist --minutes 10 -o runs/digits`"
 
 
@@ -85,7 +86,8 @@ def train(
         **table_options(header, drop),
     )
     try:
-        bundle, rows = fit_with_data(request, folder, resume=resume, progress=Bar(folder), log=console.say)
+        with bad_rows.offered(skip_bad), by_option(*OF_DATA):
+            bundle, rows = fit_with_data(request, folder, resume=resume, progress=Bar(folder), log=console.say)
     except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
         raise ThalwegError(
             f"{folder}: standard error was closed, which ends the run; resume it with --resume"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 SHOWN = 60  # characters of a value
+ROW = "{row}"  # in a message, stands for what a row is called
 # Names that begin with the sound of a vowel; M in MLP is spelled out, "em", in MALA it is not.
 _AN = re.compile(r"[AEIaei]|[Oo](?!ne)|[Uu](?![A-Zs]|ni)|ndarray|[FHLMNRSX](?=[B-DF-HJ-NP-TV-Z])")
 
@@ -49,11 +50,27 @@ class UserError(ThalwegError, ValueError):
         argument: Where it is: an argument, a dotted key of a recipe, a file, a column.
         value: The value that was found there. None: it says nothing, and is left out.
         hint: The remedy.
+        row: The number of the row that it is about, from 0. The message has `ROW` in its place: the number, or what the
+            reader of a file calls the row (`in_row`).
+
+    `skippable`: it is about one row or file among others, which `skip_bad` leaves out.
     """
 
-    def __init__(self, message: str, *, argument: str | None = None, value: Any = None, hint: str | None = None):
-        super().__init__(message)
-        self.message, self.argument, self.value, self.hint = message, argument, value, hint
+    skippable = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        argument: str | None = None,
+        value: Any = None,
+        hint: str | None = None,
+        row: int | None = None,
+    ):
+        self.message = message if row is None else message.replace(ROW, counted(row))
+        super().__init__(self.message)
+        self.argument, self.value, self.hint = argument, value, hint
+        self.row, self._with_row = row, message
 
     def __str__(self) -> str:
         """The parts in one line."""
@@ -61,22 +78,37 @@ class UserError(ThalwegError, ValueError):
         where = f"{self.argument or ''}{value}"
         return f"{where}: {self._rest()}" if where else self._rest()
 
+    @property
+    def reason(self) -> str:
+        """The fault alone, in one line."""
+        return " ".join(self.message.split())
+
     def _rest(self) -> str:
         return f"{self.message}; {self.hint}" if self.hint else self.message
 
     def replace(self, **parts: Any) -> Self:
-        """The same error with other parts (`message`, `argument`, `value`, `hint`)."""
+        """The same error with other parts (`message`, `argument`, `value`, `hint`, `skippable`)."""
         other = copy(self)
         for name, part in parts.items():
-            if name not in ("message", "argument", "value", "hint"):
+            if name not in ("message", "argument", "value", "hint", "skippable"):
                 raise TypeError(f"a UserError has no {name}")
             setattr(other, name, part)
         other.args = (other.message,)
+        other._with_row = parts.get("message", other._with_row)
         return other
+
+    def in_row(self, name: str) -> Self:
+        """The same error, which calls its row so: `line 7`."""
+        return self.replace(message=self._with_row.replace(ROW, name))
 
     def within(self, where: str) -> Self:
         """The same error at a longer address: `width` within `energy` is `energy.width`."""
         return self.replace(argument=f"{where}.{self.argument}" if self.argument else where)
+
+
+def counted(row: int) -> str:
+    """What messages call row number `row` of an array, a frame or a Parquet file, as numpy and pandas index it."""
+    return f"row {row} (counted from 0)"
 
 
 def shown(value: Any) -> str:

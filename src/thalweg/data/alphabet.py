@@ -113,7 +113,9 @@ class Alphabet:
             raise UserError(f"must be whole numbers from 0 to {self.num_states - 1}", argument=where)
         if bool(((x[:, :-1] == END) & (x[:, 1:] != END)).any()):
             row = int(((x[:, :-1] == END) & (x[:, 1:] != END)).any(1).nonzero()[0])
-            text = f"must have only 0 after the first 0, the end of a text; row {row} has a letter there"
+            text = (
+                f"must have only 0 after the first 0, the end of a text; row {row} (counted from 0) has a letter there"
+            )
             raise UserError(text, argument=where, hint="give the texts themselves")
         return x.to(torch.float32)
 

@@ -22,6 +22,7 @@ from thalweg.core.errors import UserError
 from thalweg.data import texts as text_rows
 from thalweg.data.alphabet import Alphabet, with_room
 from thalweg.data.columns.layout import Layout
+from thalweg.data.file_digests import FileDigests
 from thalweg.data.files import is_table, read_labels, read_rows
 from thalweg.data.formats.images import is_image
 from thalweg.data.image_folders import read_images
@@ -56,6 +57,7 @@ class Dataset:
     alphabet: Alphabet | None = None  # of texts
     class_names: tuple[str, ...] = ()  # of the labels 0, 1, …, where the data name them
     notes: tuple[str, ...] = ()  # lines for people about how the data were read, such as what was left out
+    files: FileDigests | None = None  # of the files that they lie in, where they are many
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,6 +131,7 @@ def load(name: str, options: DataOptions | None = None, *, seed: int = 0) -> Dat
         layout=layout,
         class_names=rows.class_names,
         notes=rows.notes,
+        files=rows.files,
     )
 
 
@@ -174,7 +177,7 @@ def _require_located(name: str, options: DataOptions, named: NamedSet | None) ->
     if (options.path is not None or options.hub) and not isinstance(named, LocatedSet):
         setting = "hub" if options.path is None else "data"
         located = ", ".join(other.name for other in named_sets().values() if isinstance(other, LocatedSet))
-        raise UserError(f"has no effect on {name!r}, only on {located}", argument=setting, hint="leave it out")
+        raise UserError(f"is for {located}, and not for {name!r}", argument=setting, hint="leave it out")
     if options.path is not None and options.hub:
         raise UserError("must not be given together", argument="data and hub", hint="leave one of them out")
 
@@ -191,6 +194,7 @@ def split(
     layout: Layout | None = None,
     class_names: tuple[str, ...] = (),
     notes: tuple[str, ...] = (),
+    files: FileDigests | None = None,
 ) -> Dataset:
     """Rows in data units, shuffled and split as `load` does: the same rows and seed give the same parts."""
     require_trainable(x, where=name)
@@ -207,6 +211,7 @@ def split(
         layout=layout or Layout(),
         class_names=class_names,
         notes=notes,
+        files=files,
     )
 
 

@@ -6,17 +6,19 @@ Which kinds of files there are is said by the modules of `data.formats`.
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, counted
 from thalweg.data.columns.layout import Layout
+from thalweg.data.columns.new_categories import count_new, told
 from thalweg.data.float32_check import check_whole_numbers
 from thalweg.data.formats.base import (
     ArrayFormat,
+    Table,
     TableFormat,
     check_dtype,
     check_size,
@@ -24,8 +26,9 @@ from thalweg.data.formats.base import (
     reading_array,
     suffixes,
 )
-from thalweg.data.formats.images import BLACK, WHITE, decode, is_image
-from thalweg.data.image_files import names_of, pictures_of, read_pixels, survey
+from thalweg.data.formats.images import BLACK, WHITE, is_image
+from thalweg.data.image_files import LeftOut, pictures_of, read_pixels, relative, survey
+from thalweg.data.stored.encoded_images import ParquetImageRows, image_column, parquet_files
 from thalweg.data.tables import open_table
 from thalweg.data.validate import arrange, as_floats, check_cells, verify
 
@@ -34,11 +37,33 @@ LARGEST = float(torch.finfo(torch.float32).max)  # that a network takes
 
 
 class Rows(NamedTuple):
-    """What a file holds, and the columns it was read from if it is a table."""
+    """What a file holds.
 
-    x: Tensor  # (N, *)
-    layout: Layout
-    singles: list[bool] | None = None  # which columns of a table came in float32
+    Args:
+        x: (N, *).
+        layout: The columns that it was read from, if it is a table.
+        singles: Which columns of a table came in float32.
+        files: Of images in files the path of each from the folder given; empty for others.
+        numbers: Which of the rows or files that there are these are, (N,), rising; None: all.
+        left_out: What else there was, and why it is not used.
+    """
+
+    x: Tensor
+    layout: Layout = Layout()
+    singles: list[bool] | None = None
+    files: Sequence[str] = ()
+    numbers: Tensor | None = None
+    left_out: Sequence[LeftOut] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """One name a row, for score tables: of images the path of the file, else the row's number, from 0."""
+        return [*self.files] or list(map(str, range(len(self.x)) if self.numbers is None else self.numbers.tolist()))
+
+    @property
+    def total(self) -> int:
+        """How many rows or files there are, with those that are left out."""
+        return len(self.x) + len(self.left_out)
 
 
 def read_array(
@@ -68,8 +93,12 @@ def read_rows(
     bounded: bool = True,
     size: int | None = None,
     dtype: Mapping[str, str] | None = None,
+    column: str | None = None,
+    skip_bad: bool = False,
 ) -> Rows:
-    """As `read_array`, with the names of a table's columns.
+    """As `read_array`, with the names of rows and of a table's columns.
+
+    For a model of images, `shape` (C, H, W), Parquet holds the bytes of image files in a column.
 
     Args:
         path: The file or folder.
@@ -79,54 +108,104 @@ def read_rows(
         shape: As in `read_array`, like `finite` and `bounded`.
         size: The side of the square to which pictures are resized and cropped; arrays are not.
         dtype: By the names of a table's columns "number" or "category", where the values alone do not tell.
+        column: Of images in Parquet: the column that holds them; None, or not there: the only one of bytes.
+        skip_bad: Leave out, and name, images that cannot be read and, if `finite`, rows that are not; else the first is
+            a UserError, `skippable`.
     """
     path = Path(path)
-    if path.is_file() and is_table(path):
-        x, found, singles = _read_table(path, layout, header, drop, dtype)
-        if finite:
-            names = found.owners or [str(i) for i in range(x.shape[1])]
-            check_cells(x.numpy(), names, str(path), largest=LARGEST)
-    else:
-        if header is not None or drop or dtype:
-            option = "header" if header is not None else "drop" if drop else "data.dtype"
-            raise UserError(f"has no effect on {path.name}, which is no table", argument=option, hint="leave it out")
-        x, found, singles = _read_arrays(path, shape, size, WHITE if bounded else BLACK), Layout(), None
-    x = arrange(x, shape, str(path))
-    if not bounded and x.ndim == 4:
-        verify(x.flatten(1), None, "vector", where=str(path))
-        return Rows(x, found, singles)
-    some = finite or not x.is_floating_point() or x.ndim < 2
-    wanted = x if some else x[x.flatten(1).isfinite().all(1)]
-    if len(wanted) or finite:
-        verify(wanted, shape, "image" if x.ndim == 4 else "vector", where=str(path))
-    return Rows(x, found, singles)
-
-
-def read_picture(file: Path, *, shape: tuple[int, ...], size: int | None = None) -> Tensor:
-    """One picture as uint8 (1, C, H, W) of a shape (C, H, W), and no word of how it was altered; UserError else."""
-    pixels = torch.from_numpy(decode(file, channels=shape[0], size=size))[None]
-    verify(pixels, shape, "image", where=str(file))
-    return pixels
-
-
-def _read_arrays(path: Path, shape: tuple[int, ...] | None, size: int | None, background: int) -> Tensor:
-    """Pixels uint8 or float32, rows float32 or float64; what is what is told by the axes, or by `shape`."""
-    if not path.exists():
-        raise UserError(
-            "no such file or folder", argument=str(path), hint="check the spelling and the working directory"
-        )
+    packed = parquet_files(path) if shape is not None and len(shape) == 3 else []
+    if path.is_file() and is_table(path) and not packed:
+        found, table = _read_table(path, layout, header, drop, dtype)
+        names = found.layout.owners or [str(i) for i in range(found.x.shape[1])]
+        if finite and not skip_bad:
+            with table.naming_rows():
+                check_cells(found.x.numpy(), names, str(path), largest=LARGEST, skippable=True)
+        return _checked(found, str(path), shape, finite, bounded, table if skip_bad and finite else None)
+    if header is not None or drop or dtype:
+        option = "header" if header is not None else "drop" if drop else "data.dtype"
+        raise UserError(f"is for tables, and {path.name} is none", argument=option, hint="leave it out")
+    if packed:
+        return _read_packed(packed, shape or (), size, column, skip_bad)
     if path.is_dir() or is_image(path):
-        found = pictures_of(path)
-        if found.passed_over:
-            log.warning("%s: %s passed over", path, found.passed_over)
-        read = survey(found.files, path, shape=shape, size=size, background=background)
-        pixels = torch.from_numpy(read_pixels(read, path)[0])
-        for line in read.altered(resized=True):
-            log.warning("%s: %s", path, line)
-        return pixels
+        found = _read_pictures(path, shape, size, WHITE if bounded else BLACK, skip_bad)
+        return _checked(found, str(path), shape, finite, bounded, None)
+    return _checked(Rows(_read_array(path, shape)), str(path), shape, finite, bounded, skip_bad and finite)
+
+
+def _checked(
+    found: Rows,
+    where: str,
+    shape: tuple[int, ...] | None,
+    finite: bool,
+    bounded: bool,
+    skip_bad: "Table | bool | None",
+) -> Rows:
+    """The rows, arranged as `shape` asks and checked; `skip_bad`: without those that are not finite."""
+    x = arrange(found.x, shape, where)
+    found = found._replace(x=x)
+    if not bounded and x.ndim == 4:
+        verify(x.flatten(1), None, "vector", where=where)
+        return found
+    good = x.to(torch.float32).flatten(1).isfinite().all(1) if x.is_floating_point() and x.ndim > 1 else None
+    if skip_bad and good is not None and not bool(good.all()):
+        name = skip_bad.row_name if isinstance(skip_bad, Table) else counted
+        lost = [LeftOut(name(i), "holds NaN or infinity") for i in (~good).nonzero()[:, 0].tolist()]
+        found, x, good = found._replace(x=x[good], numbers=good.nonzero()[:, 0], left_out=lost), x[good], None
+        if not len(x):
+            raise UserError("must hold a row that is finite", argument=where, hint="fill what is missing")
+    wanted = x if finite or good is None else x[good]
+    if len(wanted) or finite:
+        verify(wanted, shape, "image" if x.ndim == 4 else "vector", where=where)
+    return found
+
+
+def _read_pictures(
+    path: Path, shape: tuple[int, ...] | None, size: int | None, background: int, skip_bad: bool
+) -> Rows:
+    """A picture, or those of a folder, uint8."""
+    _require_there(path)
+    listed = pictures_of(path)
+    if listed.passed_over:
+        log.warning("%s: %s passed over", path, listed.passed_over)
+    how: Any = {"shape": shape, "size": size, "background": background, "skip_bad": skip_bad}
+    pixels, found = read_pixels(survey(listed.files, path, **how), path, skip_bad=skip_bad)
+    for line in found.altered(resized=True):
+        log.warning("%s: %s", path, line)
+    place = {file: i for i, file in enumerate(listed.files)}
+    return Rows(
+        torch.from_numpy(pixels),
+        files=[relative(file, path) for file in found.files],
+        numbers=torch.tensor([place[file] for file in found.files]),
+        left_out=found.left_out,
+    )
+
+
+def _read_packed(
+    files: Sequence[Path], shape: tuple[int, ...], size: int | None, column: str | None, skip_bad: bool
+) -> Rows:
+    """The images in a column of Parquet files, for a model of images of a shape."""
+    found = ParquetImageRows(files, image_column(files[0], column), size=size, skip_bad=skip_bad, wanted=shape)
+    check_size(found.nbytes, found.where)
+    if found.num_resized:
+        how = f"resized to {size} x {size} pixels, the middle kept, as in training"
+        log.warning("%s: %s of %s images %s", found.where, f"{found.num_resized:,}", f"{len(found):,}", how)
+    x = torch.cat([*found.split(len(found))])
+    verify(x, shape, "image", where=found.where)
+    return Rows(x, numbers=found.kept, left_out=found.left_out)
+
+
+def _read_array(path: Path, shape: tuple[int, ...] | None) -> Tensor:
+    """Pixels uint8 or float32, rows float32 or float64; what is what is told by the axes, or by `shape`."""
+    _require_there(path)
     with reading_array(path):
         array = _read(path, shape)
     return rows_of(array, shape, str(path))
+
+
+def _require_there(path: Path) -> None:
+    if not path.exists():
+        hint = "check the spelling and the working directory"
+        raise UserError("no such file or folder", argument=str(path), hint=hint)
 
 
 def rows_of(array: np.ndarray, shape: tuple[int, ...] | None, where: str) -> Tensor:
@@ -148,7 +227,7 @@ def rows_of(array: np.ndarray, shape: tuple[int, ...] | None, where: str) -> Ten
 
 def _read_table(
     path: Path, layout: Layout | None, header: bool | None, drop: Sequence[str], dtype: Mapping[str, str] | None
-) -> Rows:
+) -> tuple[Rows, Table]:
     """A table as float64 (N, D), matched to a model's columns or with those that it has itself."""
     import pyarrow as pa
 
@@ -165,22 +244,24 @@ def _read_table(
         raise UserError("no rows", argument=where, hint="give a table with at least one")
     frame = pa.concat_tables(blocks)
     how = {"where": where, "headless": table.headless, "parse": table.is_text}
-    if layout is None:
-        layout, x = Layout.fit_encode(frame, ignored=drop, dtype=dtype, **how)
-    else:
-        x = layout.encode(frame, **how)
-    return Rows(torch.from_numpy(x), layout, None if table.is_text else layout.singles(frame))
+    with table.naming_rows():
+        if layout is None:
+            layout, x = Layout.fit_encode(frame, ignored=drop, dtype=dtype, **how)
+        else:
+            x = layout.encode(frame, **how)
+            _tell_new(layout, table, frame)
+    return Rows(torch.from_numpy(x), layout, None if table.is_text else layout.singles(frame)), table
 
 
-def read_names(path: str | Path, num_rows: int | None = None) -> list[str]:
-    """One name a row, for score tables: of images the path of the file from the folder given, else row numbers.
-
-    `num_rows`, where the caller has it, spares reading the file again to count.
-    """
-    path = Path(path)
-    if path.is_dir() or is_image(path):
-        return names_of(path)
-    return [str(i) for i in range(len(read_array(path)) if num_rows is None else num_rows)]
+def _tell_new(layout: Layout, table: Table, frame: Any) -> None:
+    """Say which categories of a table the columns of a model do not know."""
+    if layout.columns is None or not layout.categories:
+        return
+    named = layout.names is not None and not table.headless
+    columns = layout.columns if named else layout.columns_called(frame.column_names)
+    line = told(columns, count_new(columns, frame, str(table.path), parse=table.is_text))
+    if line is not None:
+        log.warning("%s: %s", table.path, line)
 
 
 def read_labels(path: Path, num_rows: int) -> Tensor | None:

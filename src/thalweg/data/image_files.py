@@ -124,11 +124,6 @@ def image_files(folder: Path) -> list[Path]:
     return listing(folder).files
 
 
-def names_of(path: Path) -> list[str]:
-    """The names of the pictures in a folder, their paths from it; of one picture its own."""
-    return [relative(file, path) for file in image_files(path)] if path.is_dir() else [path.name]
-
-
 def relative(file: Path, root: Path) -> str:
     """The path of a file from a folder, with slashes; the name of a file that is not in it."""
     return file.relative_to(root).as_posix() if file != root and root in file.parents else file.name
@@ -164,7 +159,7 @@ def survey(
         shape: (C, H, W) picks grey or colour.
         size: The side to which all are resized and cropped; None: they must have one size, which is that of most.
         background: As `decode` takes it.
-        skip_bad: Leave out those that cannot be used; else the first is a UserError.
+        skip_bad: Leave out those that cannot be used; else the first is a UserError, `skippable` where there are more.
         mend: What to do about another size.
     """
     good: list[tuple[Path, ImageHeader]] = []
@@ -173,16 +168,16 @@ def survey(
         try:
             good.append((file, probe(file)))
         except UserError as error:
-            _leave_out(left_out, error, relative(file, root), skip_bad)
+            _leave_out(left_out, error, file, root, skip_bad)
     if good and size is None:
         (most, _), *_ = Counter((h.width, h.height) for _, h in good).most_common(1)
         others = "most are"
-        if shape is not None and len(shape) == 3 and not skip_bad:
+        if shape is not None and len(shape) == 3:
             most, others = (shape[2], shape[1]), "the model's are"
         for file, header in good:
             if (header.width, header.height) != most:
                 what = f"is {header.width} x {header.height} pixels, {others} {most[0]} x {most[1]}"
-                _leave_out(left_out, UserError(what, argument=str(file), hint=mend), relative(file, root), skip_bad)
+                _leave_out(left_out, UserError(what, argument=str(file), hint=mend), file, root, skip_bad)
         good = [(file, header) for file, header in good if (header.width, header.height) == most]
     _require_some(good, root, len(files), left_out)
     channels = shape[0] if shape is not None and len(shape) == 3 else None
@@ -215,7 +210,7 @@ def read_pixels(found: ImageSurvey, root: Path, *, skip_bad: bool = False) -> tu
         return pixels, found
     left_out = [*found.left_out]
     for i, error in bad.items():
-        _leave_out(left_out, error, relative(found.files[i], root), skip_bad)
+        _leave_out(left_out, error, found.files[i], root, skip_bad)
     kept = [i for i in range(len(found.files)) if i not in bad]
     _require_some(kept, root, len(found.files), left_out)
     rest = replace(
@@ -243,13 +238,14 @@ def _first_faults(work: Callable[[int], UserError | None], n: int, *, every: boo
     return faults
 
 
-def _leave_out(left_out: list[LeftOut], error: UserError, name: str, skip_bad: bool) -> None:
+def _leave_out(left_out: list[LeftOut], error: UserError, file: Path, root: Path, skip_bad: bool) -> None:
     if not skip_bad:
-        raise error
-    left_out.append(LeftOut(name, " ".join(str(error.replace(argument=None, hint=None)).split())))
+        raise error.replace(skippable=file != root)
+    left_out.append(LeftOut(relative(file, root), error.reason))
 
 
 def _require_some(good: Sequence[object], root: Path, count: int, left_out: Sequence[LeftOut]) -> None:
     if not good:
-        what = f"must hold an image that can be used, and the first of {count} is: {left_out[0].reason}"
-        raise UserError(what, argument=str(root))
+        first = left_out[0]
+        which = "it" if root.name == first.name else f"the first of {count}, {first.name},"
+        raise UserError(f"must hold an image that can be used, and {which} is not: {first.reason}", argument=str(root))

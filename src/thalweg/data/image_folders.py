@@ -8,6 +8,7 @@ import torch
 
 from thalweg.core.errors import UserError
 from thalweg.data import stored_rows
+from thalweg.data.file_digests import FileDigests
 from thalweg.data.image_files import ImageListing, ImageSurvey, pictures_of, read_pixels, survey
 from thalweg.data.image_labels import labelled
 from thalweg.data.options import DataOptions
@@ -29,7 +30,8 @@ def read_images(path: Path, options: DataOptions) -> RawData:
     classes = None if options.labels is None else labelled(listed.files, path, options.labels)
     found = surveyed(listed.files, path, options)
     if len(found.files) * math.prod(found.shape) > stored_rows.KEPT_BYTES:
-        x = FolderRows(found, path)
+        codes = None if classes is None else classes.of(found.files)[0]
+        x = FolderRows(found, path, codes, skip_bad=options.skip_bad)
     else:
         pixels, found = read_pixels(found, path, skip_bad=options.skip_bad)
         x = torch.from_numpy(pixels)
@@ -41,7 +43,8 @@ def read_images(path: Path, options: DataOptions) -> RawData:
     what = f"{path}, {len(x):,} images of {' x '.join(map(str, found.shape))}{resized(options.size)}{lost}"
     labels, names = (None, ()) if classes is None else classes.of(found.files)
     notes = tuple(notes_on(path, listed, found, names))
-    return RawData(x, labels, what, class_names=names, notes=notes)
+    files = x.files if isinstance(x, FolderRows) else FileDigests(found.files, path)
+    return RawData(x, labels, what, class_names=names, notes=notes, files=files)
 
 
 def surveyed(files: Sequence[Path], path: Path, options: DataOptions) -> ImageSurvey:

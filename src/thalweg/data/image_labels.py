@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from thalweg.core.errors import UserError
+from thalweg.data.formats.base import Table
 from thalweg.data.image_files import relative
 from thalweg.data.options import FOLDER
 from thalweg.data.tables import open_table
@@ -53,7 +54,7 @@ def labelled(files: Sequence[Path], root: Path, labels: str) -> ImageLabels:
     UserError: a picture without a class, or with two; a name in the table that is no picture; no second class.
     """
     if not root.is_dir():
-        raise UserError(f"has no effect on {root.name}, only on a folder of images", argument="labels", value=labels)
+        raise UserError(f"is for folders of images, and {root.name} is none", argument="labels", value=labels)
     names = [relative(file, root) for file in files]
     return _by_folder(names, root) if labels == FOLDER else _by_table(names, root, Path(labels))
 
@@ -81,12 +82,15 @@ def _by_table(names: Sequence[str], root: Path, table: Path) -> ImageLabels:
         hint = 'give "folder", or the path of a CSV of names and classes'
         raise UserError("no such file", argument="labels", value=where, hint=hint)
     classes: dict[str, str] = {}
-    for line, (name, label) in enumerate(_pairs(table, {*names}), 1):
+    opened, pairs = _pairs(table, {*names})
+    for row, (name, label) in enumerate(pairs):
         key = _normal(name)
         if not label:
-            raise UserError(f"must give each image a class, and gives {name!r} none", argument=where)
+            at = f"{where}, {opened.row_name(row)}"
+            raise UserError(f"must give each image a class, and gives {name!r} none", argument=at)
         if key in classes:
-            raise UserError(f"must name each image once, and names {name!r} twice", argument=f"{where}, row {line}")
+            at = f"{where}, {opened.row_name(row)}"
+            raise UserError(f"must name each image once, and names {name!r} twice", argument=at)
         classes[key] = label
     unknown, missing = sorted(classes.keys() - {*names}), [name for name in names if name not in classes]
     if missing:
@@ -98,8 +102,8 @@ def _by_table(names: Sequence[str], root: Path, table: Path) -> ImageLabels:
     return ImageLabels(classes, root, where)
 
 
-def _pairs(path: Path, names: set[str]) -> list[tuple[str, str]]:
-    """The rows of a table of two columns as texts. A first line that names an image is a row."""
+def _pairs(path: Path, names: set[str]) -> tuple[Table, list[tuple[str, str]]]:
+    """A table of two columns, and its rows as texts. A first line that names an image is a row."""
     first = None
     if path.suffix.lower() == ".csv":
         with path.open(encoding="utf-8-sig", newline="", errors="replace") as file:
@@ -109,7 +113,7 @@ def _pairs(path: Path, names: set[str]) -> list[tuple[str, str]]:
     if len(table.names) != 2:
         what = f"must have two columns, the name of an image and its class, and has {len(table.names)}"
         raise UserError(what, argument=str(path))
-    return [pair for block in table.blocks() for pair in zip(*_texts(block), strict=True)]
+    return table, [pair for block in table.blocks() for pair in zip(*_texts(block), strict=True)]
 
 
 def _texts(block: Any) -> list[list[str]]:

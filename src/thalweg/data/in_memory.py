@@ -67,7 +67,7 @@ def _share(held_out: Any) -> float:
 def _texts(data: Any, labels: Any, held_out: Any, seed: int) -> Dataset:
     """Texts in memory; `held_out` a share, or the texts themselves."""
     if labels is not None:
-        raise UserError("must be None for texts, which have none", argument="labels", hint="leave it out")
+        raise UserError("is for images and rows of numbers; texts have none", argument="labels", hint="leave it out")
     texts = given_texts(data, "data")
     source = f"{kind_of(data)} of {len(texts):,} texts"
     if held_out is None or isinstance(held_out, int | float):

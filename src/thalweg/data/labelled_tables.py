@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError, suggestion
+from thalweg.core.errors import ROW, UserError, suggestion
 from thalweg.data.columns.layout import Layout
 from thalweg.data.columns.reading_options import Reading
 from thalweg.data.files import read_rows
@@ -28,7 +28,7 @@ def read_table(path: Path, options: DataOptions) -> RawData:
     name, where = options.labels, str(path)
     table: Any = {"header": options.header, "dtype": options.dtype}
     if name is None:
-        x, layout, _ = read_rows(path, drop=options.drop, **table)
+        x, layout, *_ = read_rows(path, drop=options.drop, **table)
         return RawData(x, None, f"{path}, {len(x):,} rows of {contents(layout, x)}", layout=layout)
     opened = open_table(path, header=options.header)
     if name not in opened.names:
@@ -40,8 +40,9 @@ def read_table(path: Path, options: DataOptions) -> RawData:
         raise UserError("must not be a target too", argument="labels", value=name, hint="give one of the two")
     import pyarrow as pa
 
-    x, layout, _ = read_rows(path, drop=[*options.drop, name], **table)
-    labels, names = classes(pa.concat_tables([*opened.blocks([name])]), name, where, parse=opened.is_text)
+    x, layout, *_ = read_rows(path, drop=[*options.drop, name], **table)
+    with opened.naming_rows():
+        labels, names = classes(pa.concat_tables([*opened.blocks([name])]), name, where, parse=opened.is_text)
     what = f"{path}, {len(x):,} rows of {contents(layout, x)} in {len(names)} classes by {name}"
     return RawData(x, labels, what, layout=layout, class_names=names)
 
@@ -55,8 +56,8 @@ def classes(frame: Any, name: str, where: str, *, parse: bool = False) -> tuple[
     given = texts(series, name, where, Reading().words(parse))
     lost = next((i for i, value in enumerate(given) if value is None), None)
     if lost is not None:
-        text, hint = f"column {name!r}, of labels, is missing in row {lost + 1}", "drop the row, or give its class"
-        raise UserError(text, argument=where, hint=hint)
+        text, hint = f"column {name!r}, of labels, is missing in {ROW}", "drop the row, or give its class"
+        raise UserError(text, argument=where, hint=hint, row=lost)
     values = _whole(series, given, parse)
     if values is not None and bool((values != np.round(values)).any()):
         text = f"column {name!r}, of labels, holds numbers with fractions, which are no classes"

@@ -10,8 +10,15 @@ from thalweg.core.errors import UserError
 
 What = Literal["set", "text", "table", "images", "array", "packed", "hub"]  # what a name turns out to be
 
-WORDS: dict[What, str] = {"text": "texts", "table": "a table", "images": "images in files"}
-WORDS |= {"packed": "images as bytes in Parquet", "hub": "a set on the Hub (hub:user/name)"}
+WORDS: dict[What, tuple[str, str]] = {  # what an option is for, and what data are
+    "set": ("named sets", "a named set"),
+    "text": ("texts", "texts"),
+    "table": ("tables", "a table"),
+    "images": ("images", "images in files"),
+    "array": ("arrays", "an array"),
+    "packed": ("images in Parquet", "images in Parquet"),
+    "hub": ("sets of the Hub", "a set of the Hub"),
+}
 EFFECT: dict[str, tuple[What, ...]] = {  # options that have an effect on some data alone
     "header": ("table",),
     "drop": ("table", "hub"),
@@ -91,6 +98,8 @@ class DataOptions:
             if getattr(self, option) in (None, False, (), [], {}) and not (option == "header" and self.header is False):
                 continue
             if what not in kinds:
-                where = ", only on " + " or ".join(WORDS[kind] for kind in kinds) if kinds else ""
+                *others, last = [WORDS[kind][0] for kind in kinds]
+                wanted = f"{', '.join(others)} and {last}" if others else last
                 argument = f"data.{option}" if option in BY_KEY else option
-                raise UserError(f"has no effect on {name!r}{where}", argument=argument, hint="leave it out")
+                text = f"is for {wanted}, and {name} is {WORDS[what][1]}"
+                raise UserError(text, argument=argument, hint="leave it out")

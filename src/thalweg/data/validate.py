@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError, one_line
+from thalweg.core.errors import ROW, UserError, one_line
 
 Kind = Literal["image", "vector", "text"]
 LEAST_ROWS = 20
@@ -92,8 +92,8 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
 
 def refuse_not_finite(num_bad: int, num_rows: int, first: int, where: str) -> None:
     """UserError about rows with NaN, infinity, or numbers beyond float32."""
-    what = f"must be finite in float32; {num_bad} of {num_rows} rows are not, first at index {first}"
-    raise UserError(what, argument=where, hint="drop or fill them")
+    what = f"must be finite in float32; {num_bad} of {num_rows} rows are not, first {ROW}"
+    raise UserError(what, argument=where, hint="drop or fill them", row=first)
 
 
 def refuse_black(largest: int, count: int, total: int, where: str) -> None:
@@ -120,10 +120,11 @@ def check_cells(
     gaps: bool = False,
     hint: str = "drop the row, or fill the value",
     largest: float = math.inf,
+    skippable: bool = False,
 ) -> None:
     """UserError, with column and row, for infinity, for what is beyond `largest` and, unless `gaps` are taken, for NaN.
 
-    `rows`: numbers of the rows, from 0. `hint`: the remedy for NaN.
+    `rows`: numbers of the rows, from 0. `hint`: the remedy for NaN. `skippable`: of the error, where it is no number.
     """
     bad = np.isinf(x) | (np.abs(x) > largest)
     bad = bad if gaps else bad | np.isnan(x)
@@ -131,11 +132,12 @@ def check_cells(
         return
     i, column = np.argwhere(bad)[0]
     value = x[i, column]
-    row = (i if rows is None else rows[i]) + 1
+    row = int(i if rows is None else rows[i])
     what = "missing (NaN)" if np.isnan(value) else "infinite (infinity)" if np.isinf(value) else f"{value:g}"
     if not np.isnan(value):
         hint = "correct it" if np.isinf(value) else f"rescale the column to numbers up to {largest:.0e}"
-    raise UserError(f"column {names[column]!r} is {what} in row {row}", argument=where, hint=hint)
+    error = UserError(f"column {names[column]!r} is {what} in {ROW}", argument=where, hint=hint, row=row)
+    raise error.replace(skippable=skippable and not np.isfinite(value))
 
 
 def check_shape(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:

@@ -110,7 +110,7 @@ class Binary(OutcomeSet):
         outside = (y != 0) & (y != 1)  # NaN too
         if bool(outside.any()):
             row, column = (int(i) for i in outside.nonzero()[0])
-            text = f"must be 0 or 1, and number {column + 1} of row {row + 1} is {float(y[row, column]):g}"
+            text = f"must be 0 or 1, and [{row}, {column}] is {float(y[row, column]):g}"
             raise UserError(text, argument=where)
 
 

@@ -79,7 +79,7 @@ def log_z(
     if support != "real" and isinstance(energy, Discrete):
         raise UserError("must be left out for an energy of states, which is summed", argument="support", value=support)
     if base is not None and (support != "real" or isinstance(energy, Discrete)):
-        raise UserError("must be None, except for real positions", argument="base", hint="leave it out")
+        raise UserError("is for real positions", argument="base", hint="leave it out")
     with FrozenEnergy.of(energy) as frozen_energy:
         like = type_of_positions(energy, shape, isinstance(energy, Discrete))
         given, begin = rows("samples", samples, like), rows("start", start, like)

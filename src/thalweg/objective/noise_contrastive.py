@@ -19,6 +19,7 @@ from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.energy.base import Capability, EnergyFn, HasBaseLaw, lacking
 from thalweg.energy.density.gaussian import SmoothedGaussian
+from thalweg.energy.density.stationary import StationaryGaussian, anchor_of
 from thalweg.objective.base import Batch
 
 
@@ -48,13 +49,22 @@ class GaussianNoise(NamedTuple):
     spectrum: Tensor
 
 
+class StationaryNoise(NamedTuple):
+    """A `StationaryGaussian` of larger images, whose covariance takes K² numbers: the tensors that it stores."""
+
+    mean: Tensor
+    spectrum: Tensor
+    colours: Tensor
+    block: Tensor
+
+
 class BaseNoise(NamedTuple):
     """The state where the energy's own base law is the noise: `like` (1, U), zeros for the numbers that make a draw."""
 
     like: Tensor
 
 
-State = GaussianNoise | BaseNoise
+State = GaussianNoise | StationaryNoise | BaseNoise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +76,8 @@ class NoiseContrastive:
 
     Args:
         noise: q. None: the energy's own base law, where it has one (`HasBaseLaw`). Else a Gaussian fitted to the first
-            batch, its covariance full and shrunk as `SmoothedGaussian` does.
+            batch, its covariance full and shrunk as `SmoothedGaussian` does; of images of more than 1,536 numbers
+            that of `StationaryGaussian`.
         ratio: nu, noise rows for each row of data.
         widening: Factor on the deviations of the fitted Gaussian. Above 1 the energy is trained around the data too.
     """
@@ -90,12 +101,15 @@ class NoiseContrastive:
         """The Gaussian of the first batch; an empty one where another law is given, or the batch is one row."""
         if self.noise is None and isinstance(energy, HasBaseLaw):
             return BaseNoise(x.new_zeros(1, energy.num_uniforms))
-        rows, d = x.flatten(1), x[0].numel()
+        rows = x.flatten(1)
         if self.noise is not None:
             return GaussianNoise(x.new_zeros(0), x.new_zeros(0, 0), x.new_zeros(0))
         varies = len(rows) > 1 and bool((rows != rows[0]).any())
-        fitted = SmoothedGaussian(d).to(x.device)
+        fitted = anchor_of(tuple(x.shape[1:])).to(x.device)
         fitted = fitted.fit(rows) if varies else fitted
+        if isinstance(fitted, StationaryGaussian):
+            return StationaryNoise(fitted.mean, self.widening**2 * fitted.spectrum, fitted.colours, fitted.block)
+        assert isinstance(fitted, SmoothedGaussian)
         return GaussianNoise(fitted.mean.to(x), fitted.basis.to(x), self.widening**2 * fitted.spectrum.to(x))
 
     def draw(self, state: State, batch: Batch, generator: Generator, progress: float) -> tuple[Tensor, ...]:
@@ -107,6 +121,9 @@ class NoiseContrastive:
         if self.noise is not None:
             return (self.noise.draw(n, generator).to(x).reshape(n, *x.shape[1:]),)
         z = torch.randn(n, len(state.mean), generator=generator, dtype=x.dtype, device=x.device)
+        if isinstance(state, StationaryNoise):
+            law = _stationary(state, x)
+            return ((state.mean + law.combination(z * state.spectrum.sqrt())).reshape(n, *x.shape[1:]),)
         return ((state.mean + (z * state.spectrum.sqrt()) @ state.basis.T).reshape(n, *x.shape[1:]),)
 
     def loss(
@@ -136,10 +153,19 @@ class NoiseContrastive:
         constant = 0.5 * (2 * torch.pi * state.spectrum).log().sum()
 
         def gaussian(x: Tensor) -> Tensor:
-            z = (x.flatten(1) - state.mean) @ state.basis
+            z = x.flatten(1) - state.mean
+            z = _stationary(state, x).coordinates(z) if isinstance(state, StationaryNoise) else z @ state.basis
             return -0.5 * (z.square() / state.spectrum).sum(1) - constant
 
         return gaussian
+
+
+def _stationary(state: StationaryNoise, x: Tensor) -> StationaryGaussian:
+    """The law of images like x whose tensors a state holds."""
+    law = StationaryGaussian(tuple(x.shape[1:])).to(x)
+    for name, value in state._asdict().items():
+        law.get_buffer(name).copy_(value)
+    return law
 
 
 def _with_base_law(energy: EnergyFn) -> HasBaseLaw:

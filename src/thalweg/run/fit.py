@@ -26,6 +26,7 @@ from thalweg.core import store
 from thalweg.core.check import fits_memory
 from thalweg.core.device import find_device, of_process
 from thalweg.core.errors import Diverged, StopSignal, ThalwegError, UserError
+from thalweg.data import file_digests
 from thalweg.data.catalog import Dataset
 from thalweg.data.float32_check import Float32Transform
 from thalweg.data.loader import Loader
@@ -58,6 +59,7 @@ WRITTEN = (
     *FILES,
     PLAN,
     METRICS,
+    file_digests.NAME,
     "preview.png",
     "preview.txt",
     "monitor.jsonl",
@@ -172,6 +174,8 @@ def _begin(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
 
     try:
         context.group.on_rank0(lambda: store.write_json(run_folder.folder / "config.json", config))
+        if data.files is not None:
+            context.group.on_rank0(lambda: data.files and data.files.write(run_folder.folder))
         if request.given.energy is not None:
             trainer.save()  # its first weights are the caller's, not the seed's
         return _train(config, data, parts.sampler, transform, trainer)
@@ -192,6 +196,9 @@ def _go_on(request: Request, run_folder: RunFolder, context: RunContext) -> Fitt
         plan.require(context.group.size, folder)
     data = request.given.data or read_dataset(run.data.model_dump(), run.seed)
     require_same_data(folder, config, data)
+    if run.data.skip_bad != config["run"]["data"].get("skip_bad", False):
+        config["run"]["data"]["skip_bad"] = run.data.skip_bad
+        context.group.on_rank0(lambda: store.write_json(folder / "config.json", config))
     _tell(data, context)
     if not _has_checkpoint(folder):
         context.log(f"{folder} holds no checkpoint yet: it begins at step 0")

@@ -79,7 +79,7 @@ def optimise(
     if isinstance(x, Tensor | StoredRows):
         batches: Batches = Loader(x, labels, batch_size=settings.batch_size, seed=seed)
     elif labels is not None:
-        raise UserError("must be None where x gives the batches", argument="labels", hint="let `batch` return them")
+        raise UserError("is for rows, and x gives batches", argument="labels", hint="let `batch` return them")
     else:
         batches = x
     update = Update(objective, batches, transform or Identity(), settings, seed, augment, device=device)

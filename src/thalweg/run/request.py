@@ -257,8 +257,10 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
 
     def require(same: bool, argument: str, asked: object, began: object) -> None:
         if not same:
-            text = f"must be {began!r}, as when the run in {folder} began"
-            raise UserError(text, argument=argument, value=asked, hint=ANOTHER)
+            without = began is None or began == [] or (began is False and argument != "header")
+            text = "must be left out" if without else f"must be {began!r}"
+            what = f", as the run in {folder} began without it" if without else f", as when the run in {folder} began"
+            raise UserError(text + what, argument=argument, value=asked, hint=ANOTHER)
 
     places = {None if path is None else os.path.realpath(path) for path in (request.path, data["path"])}
     require(request.path is None or len(places) == 1, "path", request.path, data["path"])
@@ -267,7 +269,7 @@ def compare(request: Request, config: Mapping[str, Any], folder: Path) -> None:
     require(not request.drop or [*request.drop] == data["drop"], "drop", [*request.drop], data["drop"])
     require(request.size in (None, data["size"]), "size", request.size, data["size"])
     require(request.labels in (None, data["labels"]), "labels", request.labels, data["labels"])
-    require(not request.skip_bad or data["skip_bad"], "skip_bad", True, False)
+    require(not request.skip_bad or data["skip_bad"] or data["column"] is None, "skip_bad", True, False)
     require(request.seed in (None, run["seed"]), "seed", request.seed, run["seed"])
     _compare_recipe(request, config, folder)
     # The very overrides it began with pass: a value may be stored in another form than the one it was given in.

@@ -72,6 +72,8 @@ def stored_run(folder: Path, config: dict[str, Any], request: Request) -> RunSet
     except UserError as error:
         raise damaged(folder, error) from error
     compare(request, {**config, "run": run.model_dump(mode="json")}, folder)
+    if request.skip_bad and not run.data.skip_bad:  # the same rows, but where one turns out to be damaged
+        return run.model_copy(update={"data": run.data.model_copy(update={"skip_bad": True})})
     return run
 
 
@@ -82,7 +84,9 @@ def require_same_data(folder: Path, config: dict[str, Any], data: Dataset) -> No
     same["labels"] = began.get("labels") in (None, data.label_fingerprint)
     for what, unchanged in same.items():
         if not unchanged:
-            text = f"must have the {what} that the run began with, and they have changed ({data.source})"
+            files = data.files and data.files.changes(folder)
+            how = f"{data.source}; files {files}" if files else data.source
+            text = f"must have the {what} that the run began with, and they have changed ({how})"
             raise UserError(text, argument=str(folder), hint="put back the old ones")
 
 

@@ -132,9 +132,21 @@ class Trainer:
             good = self._last_good()
             text = f"{error}; {_described(good)}; {error.advice}{ANOTHER_FOLDER}"
             raise error.described(text, last_good=good) from error
+        except UserError as error:  # rows that cannot be read: nothing of the state has changed
+            raise self._saved_before(error) from error
         finally:
             metrics_log.close()
             self.progress.stop()
+
+    def _saved_before(self, error: UserError) -> UserError:
+        """The error of a step whose rows cannot be read, once all steps before it are saved."""
+        step = self.state.step
+        if not step or self.group.size > 1:  # the others wait for this step, not for a save
+            return error
+        self._save()
+        hint = "--resume --skip-bad goes on, with another image in its place" if error.skippable else error.hint
+        text = f"{error.message} (all up to step {step} is saved in {self.folder})"
+        return error.replace(message=text, hint=hint, skippable=False)
 
     def _watch(self, plan: Plan) -> Watch | None:
         if self.signals is None or not plan.look_every:

@@ -67,7 +67,7 @@ def check_rows(
     bad = np.isinf(x) if gaps else ~np.isfinite(x)
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        at = f"row {row + 1}, column {column + 1} (X[{row}, {column}]) is"
+        at = f"X[{row}, {column}] is"
         infinite = np.isinf(x[row, column])
         what = "infinite (infinity)" if infinite else "missing (NaN)"
         raise UserError(f"{at} {what}", argument=where, hint="mend it" if infinite else hint)
@@ -95,7 +95,7 @@ def _first_text(x: Any) -> str | None:
             try:
                 float(value)
             except (TypeError, ValueError):
-                return f"row {i + 1}, column {j + 1} (X[{i}, {j}]) holds {value!r:.60}"
+                return f"X[{i}, {j}] holds {value!r:.60}"
     return None
 
 

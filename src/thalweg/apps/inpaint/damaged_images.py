@@ -9,11 +9,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from thalweg.core.errors import UserError
-from thalweg.data.files import read_array, read_names, read_picture, read_rows
+from thalweg.core.errors import UserError, counted
+from thalweg.data.files import Rows, read_array, read_rows
 from thalweg.data.formats.base import format_of
 from thalweg.data.formats.images import is_image, probe
-from thalweg.data.image_files import pictures_of, relative, survey
 from thalweg.data.validate import verify
 
 ROUNDING = 1 / (255 * math.sqrt(12))  # standard deviation of what 8 bits leave out
@@ -39,6 +38,19 @@ class DamagedImages:
     skipped: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def noun(self) -> str:
+        """What messages call one of them: images, or rows of numbers."""
+        return "image" if self.x.ndim == 4 else "row"
+
+    @property
+    def numbers(self) -> str:
+        """What messages call the numbers of one."""
+        return "pixels" if self.x.ndim == 4 else "values"
+
+    def _called(self, name: str) -> str:
+        return f"image {name}" if self.noun == "image" else counted(int(name))
+
     def usable(self, known: Bool[Tensor, "count *d"] | None, skip_bad: bool) -> Self:
         """Those without NaN or infinity where `known` (everywhere without it); UserError, or `skipped`, for others."""
         finite = self.x.isfinite() if self.x.is_floating_point() else torch.ones_like(self.x, dtype=torch.bool)
@@ -50,43 +62,40 @@ class DamagedImages:
         if lost and not skip_bad:
             more = f", and so must {len(lost) - 1} more" if len(lost) > 1 else ""
             hint = "mask it, fill it, or skip it with --skip-bad"
-            raise UserError(f"{reason}{more}", argument=f"image {lost[0]}", hint=hint)
+            raise UserError(f"{reason}{more}", argument=self._called(lost[0]), hint=hint)
         if not bool(good.any()):
-            what = f"must be finite in one of the {self.count} images at least"
-            raise UserError(what, argument="images", hint="mask or fill other pixels")
+            what = f"must be finite in one of the {self.count} {self.noun}s at least"
+            raise UserError(what, argument=f"{self.noun}s", hint=f"mask or fill other {self.numbers}")
         return replace(
             self,
             x=self.x[good],
             rows=self.rows[good],
             names=[name for name, fine in zip(self.names, good.tolist(), strict=True) if fine],
             skipped=[*self.skipped, *({"file": name, "reason": reason} for name in lost)],
-            notes=[*self.notes, *(f"skipped image {name}: {reason}" for name in lost)],
+            notes=[*self.notes, *(f"left out {self._called(name)}: {reason}" for name in lost)],
         )
 
 
 def read_damaged_images(
-    path: Path,
-    shape: tuple[int, ...],
-    *,
-    skip_bad: bool = False,
-    flat: bool = False,
-    size: int | None = None,
-    **table: Any,
+    path: Path, shape: tuple[int, ...], *, skip_bad: bool = False, flat: bool = False, **how: Any
 ) -> DamagedImages:
     """The images in a file, a folder or an array, each of `shape`; with `flat` also arrays ([N,] prod(shape)).
 
-    `size`: the side to which pictures are resized and cropped. `table`: keywords of `data.files.read_rows` for rows in
-    a table.
-
-    UserError for a file of a folder that cannot be used, unless `skip_bad` passes over it.
+    `how`: other keywords of `data.files.read_rows`. UserError for a picture that cannot be used, unless `skip_bad`
+    leaves it out.
     """
-    if path.is_dir():
-        return _folder(path, shape, skip_bad, size)
     x = _flat(path, shape) if flat else None
-    x = read_rows(path, shape=shape, finite=False, size=size, **table).x if x is None else x
-    notes = _coloured([path], shape) if is_image(path) else []
-    names, rows = read_names(path, len(x)), torch.arange(len(x))
-    return DamagedImages(x=x, names=names, rows=rows, count=len(x), rounded=x.dtype == torch.uint8, notes=notes)
+    found = read_rows(path, shape=shape, finite=False, skip_bad=skip_bad, **how) if x is None else Rows(x)
+    files = [path / name for name in found.files] if path.is_dir() else [path]
+    return DamagedImages(
+        x=found.x,
+        names=found.names,
+        rows=torch.arange(len(found.x)) if found.numbers is None else found.numbers,
+        count=found.total,
+        rounded=found.x.dtype == torch.uint8,
+        skipped=[{"file": each.name, "reason": each.reason} for each in found.left_out],
+        notes=[*(f"left out {each.name}: {each.reason}" for each in found.left_out), *_coloured(files, shape)],
+    )
 
 
 def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
@@ -101,37 +110,9 @@ def _flat(path: Path, shape: tuple[int, ...]) -> Tensor | None:
     return x
 
 
-def _folder(path: Path, shape: tuple[int, ...], skip_bad: bool, size: int | None) -> DamagedImages:
-    found = pictures_of(path)
-    files, good, skipped = found.files, [], []
-    for i, file in enumerate(files):
-        try:
-            good.append((i, read_picture(file, shape=shape, size=size)))
-        except UserError as error:
-            if not skip_bad:
-                hint = "; ".join([*([error.hint] if error.hint else []), "--skip-bad skips such files"])
-                raise error.replace(hint=hint) from error
-            skipped.append({"file": relative(file, path), "reason": " ".join(str(error).split())})
-    if not good:
-        first = skipped[0]["reason"]
-        raise UserError(
-            f"must hold an image that can be used, and the first of {len(files)} is: {first}", argument=str(path)
-        )
-    rows = torch.tensor([i for i, _ in good])
-    used = [files[i] for i, _ in good]
-    altered = survey(used, path, shape=shape, size=size, skip_bad=True).altered(resized=True)
-    notes = [f"{path}: {found.passed_over} passed over"] if found.passed_over else []
-    notes += [
-        *(f"skipped {bad['reason']}" for bad in skipped),
-        *_coloured(used, shape),
-        *(f"{path}: {line}" for line in altered),
-    ]
-    x, names = torch.cat([image for _, image in good]), [relative(file, path) for file in used]
-    return DamagedImages(x=x, names=names, rows=rows, count=len(files), rounded=True, skipped=skipped, notes=notes)
-
-
 def _coloured(files: list[Path], shape: tuple[int, ...]) -> list[str]:
     """A line where a model of grey images is given others."""
-    odd = [file for file in files if not probe(file).grey] if len(shape) == 3 and shape[0] == 1 else []
+    grey = len(shape) == 3 and shape[0] == 1
+    odd = [file for file in files if is_image(file) and not probe(file).grey] if grey else []
     more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
     return [f"{odd[0].name}{more}: colour becomes grey, as the model is of grey images"] if odd else []

@@ -115,7 +115,8 @@ def _stored(path: Path, shape: tuple[int, ...], num_images: int, layout: Layout 
         wrong = f"must be a mask of {asked}, as the model's data, not of {got}"
         raise UserError(wrong, argument=str(path), hint="resize the mask")
     if len(found) not in (1, num_images):
-        wrong = f"must hold one mask, or {num_images}, one for each image, not {len(found)}"
+        noun = "image" if len(shape) == 3 else "row"
+        wrong = f"must hold one mask, or {num_images}, one for each {noun}, not {len(found)}"
         raise UserError(wrong, argument=str(path))
     missing = _white(found, path)
     if is_image(path) and not bool(missing.any()) and probe(path).alpha:

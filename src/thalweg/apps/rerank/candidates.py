@@ -5,7 +5,6 @@ is left out and reported.
 """
 
 import inspect
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +19,9 @@ from thalweg.core import check
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.columns.layout import Layout
-from thalweg.data.files import read_names, read_picture, read_rows
+from thalweg.data.files import read_rows
 from thalweg.data.formats.base import suffixes
-from thalweg.data.formats.images import decode
-from thalweg.data.image_files import listing, relative
 from thalweg.data.validate import arrange, check_images, check_rows
-
-log = logging.getLogger("thalweg")
 
 
 class Candidates(NamedTuple):
@@ -88,79 +83,27 @@ def generate(pipeline: Any, n: int, *, batch: int = 64, seed: int = 0, **options
 
 
 def read_candidates(
-    path: str | Path,
-    shape: tuple[int, ...] | None = None,
-    *,
-    skip_bad: bool = False,
-    size: int | None = None,
-    **table: Any,
+    path: str | Path, shape: tuple[int, ...] | None = None, *, skip_bad: bool = False, **how: Any
 ) -> Candidates:
-    """Candidates in a folder of images, or in any file that `data.files.read_rows` reads; `table` are its keywords.
+    """Candidates in a folder of images, or in any file that `data.files.read_rows` reads; `how` are its keywords.
 
-    `size`: the side of the square to which pictures are resized and cropped.
     `skip_bad` leaves out images that cannot be read or are of another size than `shape` (than most, if not given), and
-    rows of an array that are not finite. UserError where nothing is left.
+    rows that are not finite. UserError where nothing is left.
     """
     path = Path(path)
     _require_kind(path, shape)
-    if not skip_bad:
-        x, layout, _ = read_rows(path, shape=shape, size=size, **table)
-        return Candidates(as_candidates(x, shape, where=str(path)), read_names(path, len(x)), [], layout)
-    found = _folder(path, shape, size) if path.is_dir() else _rows(path, shape, table)
-    for name, reason in found.skipped:
-        log.info("skipped %s: %s", name, reason)
-    if not len(found.x):
-        why = f", and the first skipped {found.skipped[0][1]}" if found.skipped else ""
-        wanted = "rows without NaN" if shape is None or len(shape) == 1 else f"images of shape {shape}"
-        raise UserError(f"must hold {wanted}{why}", argument=str(path), hint="mend or replace what was skipped")
-    return found
+    found = read_rows(path, shape=shape, skip_bad=skip_bad, **how)
+    x = as_candidates(found.x, shape, where=str(path))
+    return Candidates(x, found.names, [(each.name, each.reason) for each in found.left_out], found.layout)
 
 
 def _require_kind(path: Path, shape: tuple[int, ...] | None) -> None:
-    """Refuse a file of a kind that never holds such rows: tables hold no images, pictures no rows."""
+    """Refuse a file of a kind that never holds such rows: pictures hold no rows, CSV no images."""
     kinds = suffixes(None if shape is None else "image" if len(shape) == 3 else "vector")
+    kinds += [".parquet"] if shape is not None and len(shape) == 3 else []
     if path.is_file() and path.suffix.lower() not in kinds:
         folder = "" if shape is not None and len(shape) == 1 else "a folder of images or "
         raise UserError(f"must be {folder}a file of {', '.join(kinds)}", argument=str(path))
-
-
-def _folder(path: Path, shape: tuple[int, ...] | None, size: int | None) -> Candidates:
-    read, skipped, found = [], [], listing(path)
-    if found.passed_over:
-        log.warning("%s: %s passed over", path, found.passed_over)
-    for file in found.files:
-        name = relative(file, path)
-        try:
-            read.append((name, as_candidates(_picture(file, shape, size), shape)))
-        except UserError as error:
-            skipped.append((name, str(error)))
-    sizes = Counter(tuple(x.shape[2:]) for _, x in read)
-    most = sizes.most_common(1)[0][0] if sizes else ()
-    good = [(name, x) for name, x in read if tuple(x.shape[2:]) == most]
-    for name, x in read:
-        if tuple(x.shape[2:]) != most:
-            h, w, height, width = *x.shape[2:], *most
-            skipped.append((name, f"is {w} x {h} pixels, most are {width} x {height}"))
-    channels = max((x.shape[1] for _, x in good), default=1)
-    images = [x.expand(-1, channels, -1, -1) for _, x in good]
-    return Candidates(torch.cat(images) if images else torch.zeros(0), [name for name, _ in good], sorted(skipped))
-
-
-def _picture(file: Path, shape: tuple[int, ...] | None, size: int | None) -> Tensor:
-    """One picture (1, C, H, W), of any shape where none is given."""
-    if shape is not None and len(shape) == 3:
-        return read_picture(file, shape=shape, size=size)
-    return torch.from_numpy(decode(file, size=size))[None]
-
-
-def _rows(path: Path, shape: tuple[int, ...] | None, table: dict[str, Any]) -> Candidates:
-    x, layout, _ = read_rows(path, shape=shape, finite=False, **table)
-    good = x.flatten(1).isfinite().all(1) if x.is_floating_point() else torch.ones(len(x), dtype=torch.bool)
-    skipped = [(f"row {i}", "holds NaN or infinity") for i in (~good).nonzero().flatten().tolist()]
-    names = [name for name, fine in zip(read_names(path, len(x)), good.tolist(), strict=True) if fine]
-    kept = x[good]
-    kept = as_candidates(kept, shape, where=str(path)) if len(kept) else torch.zeros(0)
-    return Candidates(kept, names, skipped, layout)
 
 
 def _stacked(images: Sequence[Any], where: str) -> np.ndarray:

@@ -78,6 +78,7 @@ class EnergyReranker(StoredType):
     variety: Variety
     check_: HeldOutCheck | None = None
     layout: Layout = Layout()  # the columns of the table that the rows came from, by which candidates are matched
+    size: int | None = None  # to which pictures in files were resized and cropped, as those of candidates are
 
     def __init__(
         self,
@@ -195,7 +196,7 @@ class EnergyReranker(StoredType):
         energy = self._require_energy()
         if not isinstance(energy, RatioEnergy):
             raise UserError("must be a fitted likelihood ratio to be saved", argument="energy", hint="call fit first")
-        stored = saved.Stored(energy, self.check_, self.variety, self.seed, self.layout)
+        stored = saved.Stored(energy, self.check_, self.variety, self.seed, self.layout, self.size)
         saved.write(Path(folder), stored, type(self))
 
     @classmethod
@@ -209,7 +210,7 @@ class EnergyReranker(StoredType):
         stored = saved.read(folder, config)
         settings = stored.energy.settings
         found = cls(stored.energy, variety=stored.variety, seed=stored.seed, settings=settings)
-        found.check_, found.layout = stored.check, stored.layout
+        found.check_, found.layout, found.size = stored.check, stored.layout, stored.size
         return found
 
     @property
@@ -276,5 +277,5 @@ def _ordered(chosen: Tensor, u: Tensor) -> Tensor:
 def _count(keep: Any, n: int) -> int:
     """`keep` from 1 to the number of candidates."""
     if not n:
-        raise UserError("must be None where there are no candidates", argument="keep", value=keep)
+        raise UserError("is for candidates, of which there are none", argument="keep", value=keep)
     return check.whole("keep", keep, 1, n)

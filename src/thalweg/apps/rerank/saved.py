@@ -17,6 +17,7 @@ from thalweg.bundle.files import StoredType, heading, require_sealed, write_stor
 from thalweg.core import check, store
 from thalweg.core.errors import DamagedFile
 from thalweg.data.columns.layout import Layout
+from thalweg.data.options import LARGEST_SIZE
 
 
 class Stored(NamedTuple):
@@ -27,6 +28,7 @@ class Stored(NamedTuple):
     variety: Variety
     seed: int
     layout: Layout
+    size: int | None = None
 
 
 def write(folder: Path, stored: Stored, cls: type[StoredType]) -> None:
@@ -42,6 +44,7 @@ def write(folder: Path, stored: Stored, cls: type[StoredType]) -> None:
         "settings": asdict(s),
         "variety": stored.variety,
         "seed": stored.seed,
+        "size": stored.size,
         "check": None if stored.check is None else stored.check._asdict(),
     }
 
@@ -73,7 +76,8 @@ def _stored(config: dict[str, Any], weights: dict[str, Tensor]) -> Stored:
     layout = Layout.from_list(
         config["encoding"], headless=bool(config["headless"]), ignored=map(str, config["ignored"])
     )
-    return Stored(energy.eval().requires_grad_(False), held_out, variety, seed, layout)
+    size = None if config.get("size") is None else check.whole("size", config["size"], 1, LARGEST_SIZE)
+    return Stored(energy.eval().requires_grad_(False), held_out, variety, seed, layout, size)
 
 
 def _held_out_check(config: dict[str, Any]) -> HeldOutCheck:

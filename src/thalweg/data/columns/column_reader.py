@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import ROW, UserError
 from thalweg.data.columns.number_formats import Writing, near
 from thalweg.data.columns.reading_options import Reading, option
 from thalweg.data.columns.text_columns import doubt, refuse_doubt, refuse_moments
@@ -16,6 +16,7 @@ from thalweg.data.frames import is_categorical, is_numeric, numbers, texts
 
 MOST = 100  # categories of a column that are told apart
 OTHER = "other"
+NEW = -1.0  # all numbers of a category that is new, where none stands for others
 TRUTH = {"false": 0.0, "true": 1.0}  # in any case: pandas writes True, Arrow and polars true, spreadsheets TRUE
 
 
@@ -51,9 +52,9 @@ class ColumnReader:
     reading: Reading
     offered: bool = False
 
-    def refuse(self, message: str, hint: str) -> UserError:
-        """The error of a column of this table."""
-        return UserError(message, argument=self.where, hint=hint)
+    def refuse(self, message: str, hint: str, row: int | None = None) -> UserError:
+        """The error of a column of this table, about a row of those given."""
+        return UserError(message, argument=self.where, hint=hint, row=None if row is None else int(self.rows[row]))
 
     def column(self, series: Any, name: str) -> Column:
         """The content of a column; UserError where it has no value, or is in doubt."""
@@ -90,8 +91,8 @@ class ColumnReader:
             return Column(name, truth=True)
         if declared == "number":
             i = next(i for i, v in enumerate(values) if v is not None and writing.number(v) is None)
-            message = f"column {name!r} holds {values[i]!r:.60} in row {self.rows[i] + 1}, which is no number"
-            raise self.refuse(message, "correct the value")
+            message = f"column {name!r} holds {values[i]!r:.60} in {ROW}, which is no number"
+            raise self.refuse(message, "correct the value", i)
         found = doubt(values, writing, declared=not parse)
         if found is not None:
             refuse_doubt(found, values, name, self.where, self.rows, offered=self.offered)
@@ -108,7 +109,7 @@ class ColumnReader:
         values = self._categories(series, column, words)
         index = {value: i for i, value in enumerate(column.categories)}
         codes = np.eye(column.width + 2, column.width)
-        codes[column.width], codes[column.width + 1] = -1.0, np.nan  # a new category; missing
+        codes[column.width], codes[column.width + 1] = NEW, np.nan  # a new category; missing
         unknown = len(column.categories) if column.other else column.width
         return codes[[column.width + 1 if text is None else index.get(text, unknown) for text in values]]
 
@@ -145,14 +146,14 @@ class ColumnReader:
                 number = TRUTH.get(text.strip().lower())
             if number is None:
                 wanted = "True or False was" if column.truth else "numbers were"
-                at = f"column {column.name!r} holds {text!r:.60} in row {self.rows[i] + 1}"
+                at = f"column {column.name!r} holds {text!r:.60} in {ROW}"
                 hint = "correct the value"
                 if self.offered:
                     hint += f", or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
                 if near(text) is not None:
                     mark = f" and {writing.thousands!r} between thousands" if writing.thousands else ""
                     hint = f"write it as in the fit, with {writing.decimal!r} as decimal point{mark}"
-                raise self.refuse(f"{at}, where {wanted} in the fit", hint)
+                raise self.refuse(f"{at}, where {wanted} in the fit", hint, i)
             found[i] = number
         return found
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import ROW, UserError
 from thalweg.data.columns.counters import UNNAMED, verdict
 from thalweg.data.columns.encoding import Columns
 from thalweg.data.columns.reading_options import IN_MEMORY, Reading, option
@@ -63,20 +63,19 @@ class Contents(NamedTuple):
             return
         i, place = np.argwhere(bad)[0]
         name = self.columns.names[self.columns.owners[place]]
-        row = f"in row {self.rows[i] + 1}"
+        row = int(self.rows[i])
         if np.isinf(self.x[i, place]):
-            raise UserError(
-                f"must be finite, and column {name!r} is infinite {row}", argument=self.where, hint="mend it"
-            )
+            text = f"must be finite, and column {name!r} is infinite in {ROW}"
+            raise UserError(text, argument=self.where, hint="mend it", row=row)
         hint = f"drop the row, or fit with {option(self.where, 'missing', 'marginalise')}"
         words = Counter({word: rows for word, rows in self.gaps[name].items() if word})
         if words:
             none = () if self.where == IN_MEMORY else ("",)
             hint += f"; if {next(iter(words))!r} is a value of its own, say {option(self.where, 'na_values', *none)}"
         more = int(np.isnan(self.x[:, place]).sum()) - 1
-        where = f"{row} and {more} more" if more else row
+        where = f"in {ROW} and {more} more" if more else f"in {ROW}"
         message = f"must hold a value in each row, and column {name!r} is missing ({_words(words) or 'NaN'}) {where}"
-        raise UserError(message, argument=self.where, hint=hint)
+        raise UserError(message, argument=self.where, hint=hint, row=row)
 
 
 def describe(contents: Mapping[str, Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError
-from thalweg.data.columns.column_reader import OTHER, Column, ColumnReader
+from thalweg.data.columns.column_reader import NEW, OTHER, Column, ColumnReader
 from thalweg.data.columns.reading_options import Reading
 from thalweg.data.frames import as_frame, names_of
 
@@ -130,7 +130,7 @@ class Columns:
         return np.concatenate(parts, axis=1)
 
     def decode(self, x: np.ndarray) -> list[list[float | str]]:
-        """Rows (B, D) as values by column: a number, or the category that is nearest."""
+        """Rows (B, D) as values by column: a number, or the category that is nearest; "other" for a new one."""
         start, found = 0, []
         for column in self.columns:
             part = x[:, start : start + column.width]
@@ -138,8 +138,8 @@ class Columns:
             if column.categories is None:
                 found.append(part[:, 0].tolist())
             else:
-                names = [*column.categories, *([OTHER] if column.other else [])]
-                found.append([names[i] for i in part.argmax(1)])
+                names, new = [*column.categories, OTHER], (part == NEW).all(1)  # which no sample is
+                found.append([OTHER if is_new else names[i] for i, is_new in zip(part.argmax(1), new, strict=True)])
         return [list(row) for row in zip(*found, strict=True)]
 
     def values(self, frame: Any) -> list[list[Any]]:

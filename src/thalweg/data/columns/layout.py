@@ -154,8 +154,7 @@ class Layout:
             condition = f"must have {len(self.columns.columns)} columns, as the model; it has {len(present)}"
             raise UserError(condition, argument=where)
         else:
-            pairs = zip(self.columns.columns, present, strict=True)
-            columns = replace(self.columns, columns=tuple(column._replace(name=name) for column, name in pairs))
+            columns = self.columns_called(present)
         if self.names is not None:
             order = short(self.names)
             log.warning("%s: no names, so its columns are taken in the order of the model's: %s", where, order)
@@ -164,6 +163,12 @@ class Layout:
             log.warning("%s: the model knows no names, so the columns are taken in this order: %s", where, order)
         ignore = set(names_of(frame)) - set(present)
         return columns.encode(frame, where=where, first=first, ignore=ignore, parse=parse, offered=False)
+
+    def columns_called(self, names: Sequence[str]) -> Columns:
+        """The columns by the names that a table without names, or for a model without, has in their order."""
+        assert self.columns is not None  # asked by the caller
+        pairs = zip(self.columns.columns, names, strict=True)
+        return replace(self.columns, columns=tuple(column._replace(name=name) for column, name in pairs))
 
     def singles(self, frame: Any) -> list[bool]:
         """Which of the D numbers of a row come in float32, in the model's order."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import ROW, UserError
 from thalweg.data.columns.dates import is_moment, moments
 from thalweg.data.columns.number_formats import OTHER_MARKS, Near, Writing, near, readings
 from thalweg.data.columns.reading_options import IN_MEMORY, option
@@ -79,8 +79,8 @@ def refuse_doubt(
     more = f" and {found.like - 1} more" if found.like > 1 else ""
     if offered:
         hint += f", or say {option(where, 'dtype', {name: 'category'})} to take its texts for categories"
-    at = f"column {name!r} holds {text!r:.60} in row {rows[found.row] + 1}{more}"
-    raise UserError(f"{at}, {what}", argument=where, hint=hint)
+    at = f"column {name!r} holds {text!r:.60} in {ROW}{more}"
+    raise UserError(f"{at}, {what}", argument=where, hint=hint, row=int(rows[found.row]))
 
 
 def refuse_moments(values: Sequence[str | None], name: str, where: str, *, offered: bool) -> None:

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from thalweg.core.discover import by_name, instances
-from thalweg.core.errors import DamagedFile, ThalwegError, UserError
+from thalweg.core.errors import DamagedFile, ThalwegError, UserError, counted
 from thalweg.data.csv_header import EXPECTED, Known
 
 LIMIT_BYTES = 8 << 30  # the most an array may declare; a larger one belongs in shards
@@ -85,6 +85,20 @@ class Table(ABC):
     @abstractmethod
     def batches(self, names: list[str]) -> Iterator[Any]:
         """The rows in order, as Arrow record batches of these columns, in that order."""
+
+    def row_name(self, row: int) -> str:
+        """What messages call a row, from 0."""
+        return counted(row)
+
+    @contextmanager
+    def naming_rows(self) -> Iterator[None]:
+        """Errors about a row of this table call it as `row_name` does."""
+        try:
+            yield
+        except UserError as error:
+            if error.row is None:
+                raise
+            raise error.in_row(self.row_name(error.row)) from error
 
     def require(self, names: Iterable[str]) -> None:
         """UserError unless the table has columns of these names."""

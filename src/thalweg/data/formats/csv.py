@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, counted
 from thalweg.data.csv_header import Known, check_separator, is_header
 from thalweg.data.formats.base import Table, TableFormat
 
@@ -27,6 +27,17 @@ class CsvTable(Table):
     @property
     def num_bytes(self) -> int:
         return self.path.stat().st_size
+
+    def row_name(self, row: int) -> str:
+        """The line in which the row begins, as an editor counts it: blank lines are none, a row may take several."""
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            reader, begins = csv.reader(file), 1
+            number = row if self.headless else row + 1
+            for cells in reader:
+                if cells and number == 0:
+                    return f"line {begins}"
+                number, begins = number - bool(cells), reader.line_num + 1
+        return counted(row)
 
     def batches(self, names: list[str]) -> Iterator[Any]:
         import pyarrow as pa

@@ -10,6 +10,7 @@ from thalweg.core.config import build
 from thalweg.core.discover import by_name, instances
 from thalweg.core.errors import UserError
 from thalweg.data.columns.layout import Layout
+from thalweg.data.file_digests import FileDigests
 from thalweg.data.stored_rows import StoredRows
 
 
@@ -25,6 +26,7 @@ class RawData(NamedTuple):
         layout: The columns of a table.
         class_names: Of the labels 0, 1, …, where the data name them.
         notes: Lines for people about how the data were read, such as what was left out.
+        files: Digests of the files that they lie in, where they are many.
     """
 
     x: Tensor | StoredRows
@@ -34,6 +36,7 @@ class RawData(NamedTuple):
     layout: Layout = Layout()
     class_names: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    files: FileDigests | None = None
 
 
 class NamedSet(ABC):

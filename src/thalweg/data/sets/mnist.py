@@ -2,15 +2,19 @@
 
 import os
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
 from thalweg.core.errors import UserError
 from thalweg.data.files import read_array, read_labels
+from thalweg.data.formats.images import as_pixels, require_shown
 from thalweg.data.image_files import image_files
 from thalweg.data.sets.base import LocatedSet, RawData
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class _Images28(LocatedSet):
@@ -67,10 +71,16 @@ class _Images28(LocatedSet):
             why = " ".join(str(error).split())[:200] or type(error).__name__
             what, hint = f"cannot fetch {self.hub_id} ({why})", "check the network, or give data=FILE"
             raise UserError(what, argument="hub", hint=hint) from error
-        images = np.stack([np.asarray(image.convert("L")) for image in rows["image"]])
+        images = np.stack([_grey(image, self.hub_id) for image in rows["image"]])
         labels = torch.tensor(list(rows["label"]))
         what = f"{self.title} from the Hub ({self.hub_id})"
-        return RawData(torch.from_numpy(images)[:, None], labels, what, 1 / 12)
+        return RawData(torch.from_numpy(images), labels, what, 1 / 12)
+
+
+def _grey(image: "Image.Image", where: str) -> np.ndarray:
+    """A picture that `datasets` has opened, (1, H, W), by the rule of `formats.images`."""
+    require_shown(image, where)
+    return as_pixels(image, channels=1)
 
 
 class Mnist(_Images28):

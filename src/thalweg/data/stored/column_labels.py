@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import ROW, UserError
 
 LEAST = 2  # rows of a class: one to train on, one held out
 
@@ -24,7 +24,7 @@ def coded(values: Sequence[Any], where: str, names: Sequence[str] = ()) -> tuple
     """
     counts = Counter(values)
     if None in counts:
-        raise UserError(f"has no label in row {[*values].index(None) + 1}", argument=where, hint="fill or drop it")
+        raise UserError(f"has no label in {ROW}", argument=where, hint="fill or drop it", row=[*values].index(None))
     if len(counts) < 2:
         only = next(iter(counts), "none")
         raise UserError(f"must give two classes or more, and gives {only!r} alone", argument=where)

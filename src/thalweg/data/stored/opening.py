@@ -14,7 +14,7 @@ from thalweg.data.formats.parquet import Parquet
 from thalweg.data.labelled_tables import classes
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import RawData
-from thalweg.data.stored.encoded_images import EncodedImageRows, ParquetImageRows
+from thalweg.data.stored.encoded_images import EncodedImageRows, ParquetImageRows, parquet_files
 from thalweg.data.stored.npy import NpyRows, npy_header
 from thalweg.data.stored.parquet_table import ParquetTableRows
 from thalweg.data.tables import open_table
@@ -34,14 +34,6 @@ def stored_at(path: Path, options: DataOptions) -> RawData | None:
     if path.is_file() and path.suffix.lower() in Parquet.suffixes:
         return _table(path, options)
     return None
-
-
-def parquet_files(path: Path) -> list[Path]:
-    """A Parquet file, or those that lie directly in a folder, sorted by name."""
-    if path.is_dir():
-        found = (file for file in path.iterdir() if file.suffix.lower() in Parquet.suffixes)
-        return sorted(file for file in found if not file.name.startswith("."))
-    return [path] if path.is_file() and path.suffix.lower() in Parquet.suffixes else []
 
 
 def _npy(path: Path, options: DataOptions) -> RawData | None:
@@ -75,13 +67,13 @@ def _images(files: Sequence[Path], path: Path, options: DataOptions) -> RawData:
         open_table(file).require([name for name in (options.column, options.labels) if name is not None])
     labels, names = column_labels(files, options.labels)
     x = ParquetImageRows(files, options.column, size=options.size, skip_bad=options.skip_bad)
-    return images_data(x, labels, names, f"{path}, column {options.column}")
+    return images_data(x, labels, names, f"{path}, column {options.column}")._replace(files=x.files)
 
 
 def images_data(x: EncodedImageRows, labels: Tensor | None, names: tuple[str, ...], what: str) -> RawData:
     """Images as bytes, with the labels of those that are used."""
     resized = "" if x.size is None else f" (the shorter side resized to {x.size} pixels, the middle kept)"
-    notes = [f"left out {line}" for line in x.left_out]
+    notes = [f"left out {each.name}: {each.reason}" for each in x.left_out]
     own = None if labels is None else labels[x.kept]
     return RawData(kept_if_small(x), own, f"{what}, {described(x)}{resized}", class_names=names, notes=tuple(notes))
 

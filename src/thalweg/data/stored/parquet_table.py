@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import ROW, UserError
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import LARGEST
 from thalweg.data.stored.row_groups import RowGroups
@@ -72,6 +72,6 @@ class ParquetTableRows(StoredRows):
         new = (x == -1) & np.isin(names, known)
         if new.any():
             row, column = (int(i) for i in np.argwhere(new)[0])
-            text = f"column {names[column]!r} has a new category in row {first + row + 1}"
+            text = f"column {names[column]!r} has a new category in {ROW}"
             hint = "shuffle the rows of the file, so that its first rows have all categories"
-            raise UserError(text, argument=str(self.path), hint=hint)
+            raise UserError(text, argument=str(self.path), hint=hint, row=first + row)

@@ -27,9 +27,10 @@ def fit_file(source: Source, **parameters: Any) -> DetectorBundle:
     reading = detector.reading
     drawn = draw(table, source, reading.words(table.is_text))
     kept = drawn.frame.select([name for name in table.names if name not in ignored])
-    contents = learn(kept, reading, where=where, parse=table.is_text, rows=drawn.rows.tolist())
     try:
-        detector.fit(contents)
+        with table.naming_rows():
+            contents = learn(kept, reading, where=where, parse=table.is_text, rows=drawn.rows.tolist())
+            detector.fit(contents)
     except UserError as error:
         if error.argument != "X":
             raise

@@ -5,7 +5,9 @@ take n + 1 values only, so that the counts give every row's q-value over the who
 is read. Then the output is written, and put in place when it is whole. Memory: one block, n counts and the detector.
 """
 
+import logging
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +22,7 @@ from thalweg.core.atomic_write import whole_file
 from thalweg.core.errors import UserError
 from thalweg.core.store import write_errors
 from thalweg.data.columns.encoding import Columns
+from thalweg.data.columns.new_categories import count_new, told
 from thalweg.data.csv_header import Known
 from thalweg.data.score_table import writer
 from thalweg.data.tables import Table, open_table
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 REASONS = 3
+log = logging.getLogger("thalweg")
 
 
 class Scored(NamedTuple):
@@ -72,7 +76,8 @@ def score_file(
     if bundle.path is not None and out.resolve().is_relative_to(bundle.path.resolve()):
         raise UserError("must lie outside of the detector's folder", argument=str(out))
     with write_errors(out, None), tempfile.TemporaryFile(dir=out.parent) as spool:  # has no name, so nothing stays
-        counts = _score(detector, columns, table, alpha, spool)
+        with table.naming_rows():
+            counts = _score(detector, columns, table, alpha, spool)
         q = q_by_rank(counts)
         flagged = int(counts[: detector.calibration_.rank_of(alpha)].sum())
         with whole_file(out) as file:
@@ -113,16 +118,21 @@ def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: floa
     """Write each block's scores to the spool; the number of rows by #{u_i >= E(x)}, (n + 1,)."""
     import pyarrow as pa
 
-    where, first = str(table.path), 0
+    where, first, new = str(table.path), 0, defaultdict[str, Counter[str]](Counter)
     counts = np.zeros(len(detector.calibration_.energies) + 1, np.int64)
     with pa.ipc.new_stream(spool, score_schema()) as stream:
         for frame in table.blocks(columns.names):
             block = detector.score_block(frame, alpha=alpha, top=REASONS, where=where, first=first, parse=table.is_text)
             np.add.at(counts, block.rank, 1)
+            for name, found in count_new(columns, frame, where, parse=table.is_text).items():
+                new[name] += found
             stream.write_table(pa.table(score_columns(block, first), schema=score_schema()))
             first += len(block.energy)
     if not first:
         raise UserError("must hold one row or more", argument=where)
+    line = told(columns, new)
+    if line is not None:
+        log.warning("%s: %s", where, line)
     return counts
 
 

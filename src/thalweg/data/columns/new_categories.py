@@ -1,0 +1,46 @@
+"""Categories of a later table that a model does not know, in a line for people."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from thalweg.data.columns.column_reader import OTHER
+from thalweg.data.columns.encoding import Columns
+from thalweg.data.frames import as_frame, texts
+
+SHOWN = 3  # categories of a column in the line
+
+
+def count_new(columns: Columns, frame: Any, where: str, *, parse: bool = False) -> dict[str, Counter[str]]:
+    """By column the categories that the model has no number for, with their rows; arguments as of `Columns.encode`.
+
+    Those are new, or so rare in the training that they had none of their own.
+    """
+    series, found = as_frame(frame, where), dict[str, Counter[str]]()
+    words = columns.reading.words(parse)
+    for column in columns.columns:
+        if column.categories is None:
+            continue
+        counted = series[column.name].value_counts(name="rows of a category")
+        values = texts(counted[column.name], column.name, where, words.difference(column.categories))
+        counts = zip(values, counted["rows of a category"].to_list(), strict=True)
+        new = {value: rows for value, rows in counts if value is not None and value not in column.categories}
+        if new:
+            found[column.name] = Counter(new)
+    return found
+
+
+def told(columns: Columns, new: Mapping[str, Counter[str]]) -> str | None:
+    """One line: in how many rows of each column, and what they are taken for; None where there is none."""
+    if not new:
+        return None
+    parts = []
+    for column in columns.columns:
+        if column.name in new:
+            counts = new[column.name]
+            more = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
+            names = ", ".join(f"{text!r:.40}" for text, _ in counts.most_common(SHOWN))
+            rows = counts.total()
+            taken = f'"{OTHER}", as the rare ones of the training are' if column.other else "unlike every known one"
+            parts.append(f"{column.name!r} in {rows:,} row{'s' * (rows > 1)} ({names}{more}), taken for {taken}")
+    return f"categories that the model does not know: {'; '.join(parts)}"
