@@ -26,7 +26,7 @@ GROUPS = 64  # of columns, among whose maxima the largest numbers are sought; tw
 FEW = 16
 SORTED = 192  # numbers that are sorted sooner than parted
 NEVER = -1e30  # log2 of a term of a column that fills a list up
-FAINT = -60.0  # log2 of a sum, below which float32 may have lost terms
+FAINT = -85.0  # log2 of a sum, below which float32 may have lost more than 1e-6 of it
 BITS = 4096.0  # of squared distance to a centre; float32 keeps their differences to 1e-3 within these
 
 
