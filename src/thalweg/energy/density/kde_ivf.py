@@ -154,9 +154,7 @@ class IVFKernelDensityEnergy(OfRows):
         everything = [(self._whole, torch.arange(len(x), device=x.device))] if len(x) else []
         return kernel_sums(lifted_about(self._whole.center, x, unit), everything, own, k)
 
-    def _near(
-        self, x: Tensor, unit: float, own: Tensor | None, length: int, k: int, faint: bool = True
-    ) -> Tensor:
+    def _near(self, x: Tensor, unit: float, own: Tensor | None, length: int, k: int, faint: bool = True) -> Tensor:
         """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell.
 
         `faint`: whether sums that float32 finds faint are computed in float64.
