@@ -3,7 +3,7 @@
     log2 sum_j 2^-|z - y_j|²,    and the mean of the k least |z - y_j|²
 
 In float32 the product of (z, -|z|², 1) and (2 y, 1, -|y|²) gives -|z - y|², whose powers of two are summed directly.
-Powers of e take as long to 0.8 times as long where a processor's maker wrote them, and 2.7 times as long on others.
+Powers of e take three quarters of their time on an Intel Xeon, and 2.9 times as long on an AMD EPYC.
 Terms are held at 2^-120: smaller ones would be subnormal, at twice the time. All blocks use one buffer, as fresh ones
 take longer to come by than to fill. A row's sum does not depend on the rows beside it: the matrix product of four rows
 or more has the same roundings row by row, so fewer rows are filled up to four.
