@@ -80,6 +80,22 @@ def test_faint_rows_are_as_exact_as_others(rows, monkeypatch):
     assert float(lost.abs().max()) > 1
 
 
+def test_lists_of_cells_need_no_float64(rows, energy, monkeypatch):
+    """Rows whose sums float32 cannot hold lie above tau: float64 is asked for with all rows, once."""
+    taken, fine = [], kernel_sums.KernelSum.fine
+
+    def noted(self, queries, at, own, k):
+        taken.append((self.places is None, len(at)))
+        return fine(self, queries, at, own, k)
+
+    monkeypatch.setattr(kernel_sums.KernelSum, "fine", noted)
+    far = rows[:30] + 2.5 * math.sqrt(energy.t) * torch.arange(1, 16, 0.5)[:, None]
+    near_enough = (far * energy.unit - energy._whole.center).square().sum(1) < 0.9 * kernel_sums.BITS
+    far = far[near_enough]
+    energy(far)
+    assert taken == [(True, len(far))]
+
+
 def test_left_out_leaves_exactly_one_out(energy, rows):
     """Against all other rows; the mutant that keeps the row itself is lower by far."""
     u, own = leave_one_out(rows, [energy.t])[0], energy(rows)

@@ -20,6 +20,7 @@ from thalweg.core import check
 from thalweg.energy.density.kde import OfRows, squared_distances
 from thalweg.energy.density.kernel_sums import (
     BITS,
+    FAINT,
     ROWS,
     TOGETHER,
     KernelSum,
@@ -138,7 +139,8 @@ class IVFKernelDensityEnergy(OfRows):
         constant = math.log(n - (own is not None)) + 0.5 * d * math.log(2 * math.pi * self.t)
         x, unit = (self.rows[own], 1.0) if x is None else (x, self.unit)
         if search.num_candidates:
-            out = self._near(x, unit, own, search.num_candidates, k)
+            faint = constant - math.log(2) * FAINT <= search.exact_above  # or else such sums are computed again
+            out = self._near(x, unit, own, search.num_candidates, k, faint)
             again = (constant - math.log(2) * out[:, 0] > search.exact_above).nonzero().squeeze(1)
             if len(again):
                 some, own = x[again], None if own is None else own[again]
@@ -152,12 +154,16 @@ class IVFKernelDensityEnergy(OfRows):
         everything = [(self._whole, torch.arange(len(x), device=x.device))] if len(x) else []
         return kernel_sums(lifted_about(self._whole.center, x, unit), everything, own, k)
 
-    def _near(self, x: Tensor, unit: float, own: Tensor | None, length: int, k: int) -> Tensor:
-        """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell."""
+    def _near(self, x: Tensor, unit: float, own: Tensor | None, length: int, k: int, faint: bool = True) -> Tensor:
+        """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell.
+
+        `faint`: whether sums that float32 finds faint are computed in float64.
+        """
         cell, queries = self._placed(x, unit)
         counts = torch.bincount(cell, minlength=len(self.centers)).tolist()
         places = cell.argsort(stable=True).split(counts)
-        return kernel_sums(queries, ((self._sum(c, length), at) for c, at in enumerate(places) if len(at)), own, k)
+        sums = ((self._sum(c, length), at) for c, at in enumerate(places) if len(at))
+        return kernel_sums(queries, sums, own, k, faint=faint)
 
     def _placed(self, x: Tensor, unit: float) -> tuple[Tensor, Queries]:
         """(cells (B,), queries): about the middle of all rows where float32 keeps them apart from there, as a rule."""

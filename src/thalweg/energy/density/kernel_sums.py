@@ -2,11 +2,11 @@
 
     log2 sum_j 2^-|z - y_j|²,    and the mean of the k least |z - y_j|²
 
-In float32 the product of (z, -|z|², 1) and (2 y, 1, -|y|²) log 2 gives -|z - y|² log 2, whose powers of e are summed
-directly: they take three quarters of the time of powers of two. Terms are held at e^-83: smaller ones would be
-subnormal, at three times the time. All blocks use one buffer, as fresh ones take longer to come by than to fill. A
-row's sum does not depend on the rows beside it: the matrix product of four rows or more has the same roundings row by
-row, so fewer rows are filled up to four.
+In float32 the product of (z, -|z|², 1) and (2 y, 1, -|y|²) gives -|z - y|², whose powers of two are summed directly.
+Powers of e take three quarters of their time on an Intel Xeon, and 2.9 times as long on an AMD EPYC.
+Terms are held at 2^-120: smaller ones would be subnormal, at twice the time. All blocks use one buffer, as fresh ones
+take longer to come by than to fill. A row's sum does not depend on the rows beside it: the matrix product of four rows
+or more has the same roundings row by row, so fewer rows are filled up to four.
 """
 
 import math
@@ -22,10 +22,11 @@ WIDTH = 4096  # rows of the list in a block, at most
 ROWS = 2048  # lifted at once, so that they stay in the processor's cache
 TOGETHER = 4  # rows in a product, at least
 LEAST = -120.0  # log2 of a term, below which it is set to that
-NATS = math.log(2)  # in a bit
 GROUPS = 64  # of columns, among whose maxima the largest numbers are sought; twice as many from FEW columns each on
 FEW = 16
-FAINT = -60.0  # log2 of a sum, below which float32 may have lost terms
+SORTED = 192  # numbers that are sorted sooner than parted
+NEVER = -1e30  # log2 of a term of a column that fills a list up
+FAINT = -85.0  # log2 of a sum, below which float32 may have lost more than 1e-6 of it
 BITS = 4096.0  # of squared distance to a centre; float32 keeps their differences to 1e-3 within these
 
 
@@ -72,8 +73,7 @@ class KernelSum:
         self.length = len(rows) if places is None else len(places)
         y, square = self._list()
         self.narrow = not exact and float(square.max()) < BITS
-        parts = lift_list(y, square).split(WIDTH, dim=1) if self.narrow else ()
-        self.parts = [part.contiguous() for part in parts]
+        self.parts = _parted(lift_list(y, square)) if self.narrow else []
 
     def coarse(self, lifted: Tensor, own: Tensor | None, k: int, total: Tensor, near: Tensor, buffer: Tensor) -> None:
         """Write sum_j 2^-|z - y_j|² and, for k > 0, the mean of the k largest -|z - y_j|², (b,) each, in float32.
@@ -100,20 +100,20 @@ class KernelSum:
         for first, last in _blocks(len(lifted), size):
             block, found, sums = lifted[first:last], [], total[first:last]
             for i, part in enumerate(self.parts):
-                nats = buffer[: len(block) * part.shape[1]].view(len(block), part.shape[1])
-                torch.mm(block, part, out=nats)
+                bits = buffer[: len(block) * part.shape[1]].view(len(block), part.shape[1])
+                torch.mm(block, part, out=bits)
                 if own is not None:
-                    _leave_out(nats, own[first:last], i * WIDTH)
+                    _leave_out(bits, own[first:last], i * part.shape[1])
                 if k:
-                    found.append(_largest(nats, k))
-                nats.clamp_min_(LEAST * NATS).exp_()
+                    found.append(_largest(bits, k))
+                bits.clamp_min_(LEAST).exp2_()
                 if i == 0:
-                    torch.sum(nats, 1, out=sums)
+                    torch.sum(bits, 1, out=sums)
                 else:
-                    sums += nats.sum(1)
+                    sums += bits.sum(1)
             if k:
                 most = torch.cat(found, 1).topk(k, dim=1, sorted=False).values if len(found) > 1 else found[0]
-                torch.mean(most, 1, out=near[first:last]).div_(NATS)
+                torch.mean(most, 1, out=near[first:last])
 
     def fine(self, queries: Queries, at: Tensor, own: Tensor | None, k: int) -> Tensor:
         """(log2 of the sum, mean of the k least |z - y_j|²), (b, 2) in float64."""
@@ -151,10 +151,18 @@ class KernelSum:
         return column[own], k
 
 
-def kernel_sums(queries: Queries, groups: Iterable[tuple[KernelSum, Tensor]], own: Tensor | None, k: int) -> Tensor:
+def kernel_sums(
+    queries: Queries,
+    groups: Iterable[tuple[KernelSum, Tensor]],
+    own: Tensor | None,
+    k: int,
+    *,
+    faint: bool = True,
+) -> Tensor:
     """(log2 of the sum, mean of the k least squared distances) of each query, (B, 2) in float64.
 
-    `groups`: sums, and the queries whose lifted rows are about their centres.
+    `groups`: sums, and the queries whose lifted rows are about their centres. Not `faint`: a sum below 2^`FAINT` need
+    not be right, only as small.
     """
     out = torch.empty(len(queries.x), 2, dtype=torch.float64, device=queries.x.device)
     groups = list(groups)
@@ -163,7 +171,7 @@ def kernel_sums(queries: Queries, groups: Iterable[tuple[KernelSum, Tensor]], ow
             out[at] = part.fine(queries, at, own, k)
         return out
     order = torch.cat([at for _, at in groups]) if groups else torch.arange(0, device=out.device)
-    lifted, left_out = queries.lifted[order], None if own is None else own[order]
+    lifted, left_out = queries.lifted.index_select(0, order), None if own is None else own[order]
     total, near, first = lifted.new_empty(len(out)), lifted.new_zeros(len(out)), 0
     buffer = lifted.new_empty(ENTRIES + TOGETHER * WIDTH)
     for part, at in groups:
@@ -172,19 +180,34 @@ def kernel_sums(queries: Queries, groups: Iterable[tuple[KernelSum, Tensor]], ow
         part.coarse(lifted[here], mine, k, total[here], near[here], buffer)
         first = here.stop
     out[order] = torch.stack([total.double().log2(), -near.double().clamp_max(0)], dim=1)
-    faint = (out[:, 0] < FAINT) | (queries.lifted[:, -2] < -BITS)
-    if faint.any():
+    again = queries.lifted[:, -2] < -BITS
+    if faint or not all(part.narrow for part, _ in groups):
+        again |= out[:, 0] < FAINT
+    if again.any():
         for part, at in groups:
-            some = at[faint[at]]
+            some = at[again[at]]
             if len(some):
                 out[some] = part.fine(queries, some, own, k)
     return out
 
 
 def lift_list(y: Tensor, square: Tensor) -> Tensor:
-    """(2 y, 1, -|y|²) log 2 by column, (D + 2, M)."""
-    columns = torch.cat([2 * y, torch.ones_like(square)[:, None], -square[:, None]], dim=1)
-    return (NATS * columns).T.float().contiguous()
+    """(2 y, 1, -|y|²) by column, (D + 2, M)."""
+    return torch.cat([2 * y, torch.ones_like(square)[:, None], -square[:, None]], dim=1).T.float().contiguous()
+
+
+def _parted(lifted: Tensor) -> list[Tensor]:
+    """A list (D + 2, M) in equal parts of `WIDTH` at most; filled up to whole groups where there are `GROUPS`."""
+    length = lifted.shape[1]
+    count = math.ceil(length / WIDTH)
+    step = 2 * GROUPS if length > FEW * GROUPS else GROUPS if length > 4 * GROUPS else 1
+    width = step * math.ceil(length / (count * step))
+    if count * width > length:
+        filled = lifted.new_zeros(len(lifted), count * width)
+        filled[-1] = NEVER
+        filled[:, :length] = lifted
+        lifted = filled
+    return [part.contiguous() for part in lifted.split(width, dim=1)]
 
 
 def _blocks(count: int, size: int) -> list[tuple[int, int]]:
@@ -197,27 +220,31 @@ def _largest(numbers: Tensor, k: int) -> Tensor:
     """The k largest of each row, (b, k).
 
     They are in those k groups of columns whose maxima are largest. On the CPU these are sought among fewer numbers, by
-    NumPy's partition, which takes half as long as `topk`; what is found is the same.
+    NumPy, which takes half as long as `topk`; what is found is the same.
     """
     (b, m), groups = numbers.shape, GROUPS if numbers.shape[1] < FEW * GROUPS else 2 * GROUPS
     if numbers.device.type != "cpu":
         return numbers.topk(k, dim=1, sorted=False).values
     size = m // groups
-    if k < groups and size >= 6 and m == size * groups:
+    if k < groups and size >= 4 and m == size * groups:
         maxima = numbers.view(b, size, groups).amax(1).numpy()
-        least = np.partition(maxima, groups - k, axis=1)[:, groups - k]
+        least = np.sort(maxima, axis=1)[:, groups - k]
         which = np.flatnonzero(maxima >= least[:, None])
         if len(which) == b * k:  # no two maxima are equal there
             first = which + np.repeat(np.arange(0, b * (m - groups), m - groups), k)
             found = numbers.numpy().ravel().take(first[:, None] + np.arange(0, m, groups))
-            return _partitioned(torch.from_numpy(found.reshape(b, k * size)), k)
-    return _partitioned(numbers, k).clone()
+            return _last(torch.from_numpy(found.reshape(b, k * size)), k)
+    return _last(numbers, k).clone()
 
 
-def _partitioned(numbers: Tensor, k: int) -> Tensor:
+def _last(numbers: Tensor, k: int) -> Tensor:
     """The k largest of each row, which is reordered."""
-    numbers.numpy().partition(numbers.shape[1] - k, axis=1)
-    return numbers[:, numbers.shape[1] - k :]
+    m = numbers.shape[1]
+    if m <= SORTED:
+        numbers.numpy().sort(axis=1)
+    else:
+        numbers.numpy().partition(m - k, axis=1)
+    return numbers[:, m - k :]
 
 
 def _leave_out(bits: Tensor, at: Tensor, first: int) -> None:

@@ -7,6 +7,7 @@ the sum is the same one.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -126,14 +127,15 @@ class MixtureGraph(nn.Module):
 
     def __init__(self, mixture: Mixture):
         super().__init__()
-        whiten, shift, pick, constants = mixture._products
-        constant = 0.5 * mixture.means.shape[1] * math.log(2 * math.pi)
+        (whiten, shift, constants), (k, d) = mixture._products, mixture.means.shape
+        pick = np.kron(np.eye(k), np.ones((d, 1)))  # sums each component's numbers
+        constant = 0.5 * d * math.log(2 * math.pi)
         hold(self, whiten=whiten, shift=shift, pick=pick, constants=constants, constant=constant)
 
     def forward(self, y: Tensor) -> Tensor:
         """-log sum_k w_k N(y; m_k, C_k)."""
         z = y @ self.whiten + self.shift
-        logs = z.square() @ self.pick + self.constants
+        logs = self.constants - z.square() @ self.pick
         top = logs.amax(1, keepdim=True)
         return (self.constant - top - torch.log(torch.exp(logs - top).sum(1, keepdim=True))).squeeze(1)
 
