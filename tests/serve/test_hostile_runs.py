@@ -29,7 +29,12 @@ GROWTH = 256  # MiB
 ROW = {"instances": [{"flow": 0.5, "heat": 1.0, "site": "u"}]}
 WATCHED = {"pickle.find_class", "exec", "compile", "os.system", "os.exec", "os.posix_spawn", "os.fork", "code.__new__"}
 WATCHED |= {"os.forkpty", "subprocess.Popen", "ctypes.dlopen"}
-SHORT, MUTATIONS = 10, 300
+SHORT, MUTATIONS = 7, 300
+ONCE_WRONG = (
+    "config ('features', 2) = 1180591620717411303424",
+    "config ('features',) = [[[[]]]]",
+    "model.safetensors leads to itself",
+)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +130,7 @@ def test_folders_that_mean_harm_are_refused_in_a_line(forked, good, tmp_path, co
     assert len(every) >= 300
     assert len({case.name for case in every}) == len(every)
     chosen = every if count is None else random.Random(0).sample(every, count)
+    chosen += [case for case in every if case.name in ONCE_WRONG and case not in chosen]
     troubles, codes = judged(forked, good, tmp_path, chosen)
     sys.stderr.write(f"R15: {len(chosen)} folders, exit codes {codes}\n")
     assert troubles == []

@@ -258,7 +258,10 @@ def inside(folder: Path, name: str) -> Path:
     if bad or "\\" in name or ":" in name or {"", ".", ".."} & set(name.split("/")):
         raise DamagedFile(f"lists {name[:MAX_NAME]!r}, no name of a file inside", argument=str(folder / MANIFEST))
     path, home = folder / name, folder.resolve()
-    target = path.resolve()
+    try:
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 raise RuntimeError; later ones resolve such a link
+        raise DamagedFile("a link leads to itself", argument=str(path), hint="copy the folder again") from error
     if not target.is_relative_to(home) and not _is_blob(target, home):
         raise DamagedFile(
             f"a link leads to {str(target)!r}, outside the folder",

@@ -191,8 +191,17 @@ def _detector(config: dict[str, Any], tree: dict[str, Any], calibration: Calibra
     if config["num_features"] is not None:
         detector.n_features_in_ = int(config["num_features"])
     if config["features"] is not None:
-        detector.feature_names_in_ = np.array(config["features"], dtype=object)
+        detector.feature_names_in_ = np.array(_names(config["features"], detector.columns_), dtype=object)
     return detector
+
+
+def _names(features: Any, columns: Columns | None) -> list[str]:
+    """The stored names of the columns, which scikit-learn compares with those of later tables."""
+    if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
+        raise ValueError("features")
+    if columns is not None and features != list(columns.names):
+        raise ValueError("features")
+    return features
 
 
 def _seed(random_state: Any) -> int | None:
