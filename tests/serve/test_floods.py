@@ -1,4 +1,4 @@
-"""R19: clients that send too much, too slowly or in crumbs cost the service neither memory nor the others their time.
+"""R19: clients that send too much, too slowly or in tiny chunks cost neither memory nor the others' time.
 
 Long; `test_safety.py` has the short forms, of what is read before a refusal.
 """

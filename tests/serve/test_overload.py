@@ -217,7 +217,7 @@ def test_an_answer_leaves_in_one_write():
     loaded(run)
 
 
-def test_a_body_in_crumbs_is_given_up():
+def test_a_body_in_tiny_chunks_is_given_up():
     """Chunks of a byte cost the loop microseconds each: 400 once there are many; larger ones are read."""
 
     async def run(service):

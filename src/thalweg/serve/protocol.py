@@ -1,7 +1,7 @@
 """HTTP/1.1 of one connection: uvicorn's, with what a service under load needs.
 
-A head that is not there in time is seen, what should not be taken is refused by its head, a body in crumbs is given up,
-and head and body of an answer leave in one call of the system.
+A head that is not there in time is seen, what should not be taken is refused by its head, a body in tiny chunks is
+given up, and head and body of an answer leave in one call of the system.
 """
 
 import asyncio
@@ -11,13 +11,11 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from thalweg.serve.overload import Overload
-from thalweg.serve.safety.bodies import CRUMBS
+from thalweg.serve.safety.bodies import TINY_CHUNKS
 
 HEAD = 10.0  # seconds in which a request's head must come in
-CHUNKS = (
-    1100  # of a chunked body; beyond, they must not be crumbs. A line of CSV a chunk, of --max-batch rows, has less
-)
-CRUMB = 16  # bytes that a chunk must have on average
+CHUNKS = 1100  # of a chunked body; beyond, they may not be tiny. A line of CSV a chunk, of --max-batch rows, has less
+LEAST_MEAN = 16  # bytes that a chunk must have on average
 RENEW = 5.0  # seconds by which the time that an idle connection is kept may be short after a refusal
 PLAIN = re.compile(rb"POST (/[\w/.-]{1,200}) HTTP/1\.1\r\n")
 LENGTH = re.compile(rb"\r\ncontent-length: (\d{1,6})(?:\r\n|$)", re.IGNORECASE)
@@ -77,10 +75,10 @@ class Protocol(HttpToolsProtocol):
         self.cycle.transport = OneWrite(self.transport)  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_chunk_header(self) -> None:
-        """Give up a body of more than `CHUNKS` that are crumbs: each costs the event loop some microseconds."""
+        """Give up a body of more than `CHUNKS` chunks that are tiny: each costs the event loop some microseconds."""
         self.chunks += 1
-        if self.chunks > CHUNKS and self.bytes_of_chunks < CRUMB * self.chunks:
-            raise ValueError("crumbs")
+        if self.chunks > CHUNKS and self.bytes_of_chunks < LEAST_MEAN * self.chunks:
+            raise ValueError("tiny chunks")
 
     def on_body(self, body: bytes) -> None:
         if self.refused:
@@ -102,12 +100,12 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is answered here; a body in crumbs by the layer that limits bodies."""
+        """What is no HTTP is answered here; a body in tiny chunks by the layer that limits bodies."""
         if self.chunks <= CHUNKS or self.cycle is None or self.cycle.response_complete:
             super().send_400_response(msg)
             return
         self.dropped = True
-        self.cycle.scope["state"][CRUMBS] = True  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        self.cycle.scope["state"][TINY_CHUNKS] = True  # pyright: ignore[reportTypedDictNotRequiredAccess]
         self.cycle.message_event.set()
 
     def _refuse(self, answer: bytes) -> None:

@@ -17,7 +17,7 @@ from thalweg.serve.safety.observed import reply
 
 BEYOND = 65_536  # bytes that are read after the limit
 LINGER = 2.0  # seconds for what comes after an early answer
-CRUMBS = "thalweg.crumbs"  # in a scope's state: the server has given the body up, as its chunks are too small
+TINY_CHUNKS = "thalweg.tiny_chunks"  # in a scope's state: the server has given the body up, as its chunks are too small
 
 
 class BodyLimitMiddleware:
@@ -62,7 +62,7 @@ class _Body:
         self.state: MutableMapping[str, Any] = {}
 
     async def receive(self) -> Message:
-        """The next part; HttpError 413, 408 or 400 for a body that is too large, too slow or in crumbs."""
+        """The next part; HttpError 413, 408 or 400 for a body that is too large, too slow or in tiny chunks."""
         if not self._open:
             return await self._receive()
         left = self._end - asyncio.get_running_loop().time()
@@ -73,7 +73,7 @@ class _Body:
             text = f"must send its body within {self._limits.seconds:g} seconds"
             raise HttpError(408, "slow_body", text) from error
         self._take(message)
-        if CRUMBS in self.state:
+        if TINY_CHUNKS in self.state:
             raise malformed("must come in chunks of 16 bytes or more on average, or with a Content-Length")
         if self._read > self._limits.max_body:
             raise too_large(self._limits.max_body)
