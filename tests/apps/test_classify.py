@@ -106,7 +106,7 @@ def test_samples_of_a_class_do_not_depend_on_how_many_follow(joint):
         ([True, False, True], "must be 3 whole numbers"),
         ([0, 1], "must be 3 whole numbers, or one for all"),
         ([[0, 1, 2]], "must be 3 whole numbers"),
-        ("three", "must be 3 whole numbers"),
+        ("three", "must be a class of the model; there are: 0, 1"),
         ([0, [1], 2], "must be 3 whole numbers"),
         (None, ""),
     ],
@@ -248,7 +248,7 @@ def test_the_command_draws_classes(joint, tmp_path, monkeypatch, capfd):
     assert (tmp_path / "s.png").stat().st_size > 100
     code, _, err = _command(monkeypatch, capfd, *words[:4], "--label", 10, "-o", tmp_path / "s.png")
     assert code == 2
-    assert "labels=10: must be classes" in err[-1]
+    assert "--label='10': must be a class of the model; there are: 0, 1" in err[-1]
     picture = (tmp_path / "s.png").read_bytes()
     for asked, said in (
         (("-n", 10**12, "--label", 1), "must fit in this machine's memory"),

@@ -120,7 +120,7 @@ def test_a_set_of_the_hub_by_its_name(fake, kept, monkeypatch) -> None:
         ({"split": "test", "config": "small", "column": "photo"}, "no column 'photo'; there are image, label, n"),
         ({"split": "test", "config": "small", "labels": "kind"}, "no column 'kind'"),
         ({"split": "test", "config": "small", "column": "n"}, "must hold the bytes of image files, and holds int64"),
-        ({"length": 3}, "data.length: has no effect"),
+        ({"length": 3}, "data.length: is for texts, and hub:user/digits is a set of the Hub; leave it out"),
     ],
 )
 def test_what_is_wrong_with_a_set_of_the_hub_is_one_line(fake, options, what) -> None:

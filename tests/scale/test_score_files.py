@@ -278,7 +278,7 @@ class TestOnlyChanged:
         write = {".csv": lambda: frame.to_csv(path, index=False), ".parquet": lambda: frame.to_parquet(path)}[suffix]
         good, frame.loc[333, "flow"] = frame.loc[333, "flow"], np.nan
         write()
-        with pytest.raises(UserError, match="in row 334"):
+        with pytest.raises(UserError, match=r"in row 333 \(counted from 0\)"):
             score(folder, tmp_path / "out")
         frame.loc[333, "flow"] = good
         write()
