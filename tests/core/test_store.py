@@ -170,7 +170,7 @@ def _killed_at(call: int, act: Callable[[], None]) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("swaps", [True, False])
+@pytest.mark.parametrize("swaps", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_kill_at_any_call_leaves_the_old_or_the_new_folder_and_no_orphan(
     swaps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

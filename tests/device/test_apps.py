@@ -56,7 +56,8 @@ def test_completions_come_back_to_where_the_images_were(name, request):
             assert same(found.images[:, 0], x[:1].expand(2, *x.shape[1:]))
             assert REAL or same(found.images, wanted.images)
             assert REAL or same(found.ranking, wanted.ranking)
-        assert there.inpaint(x.to(GPU), mask).device == GPU
+        if name == "plane":  # the method has the whole schedule, which takes chains ten seconds
+            assert there.inpaint(x.to(GPU), mask).device == GPU
 
 
 def test_restored_images_come_back_to_where_the_measurements_were(digits):
