@@ -10,7 +10,7 @@ from thalweg.core.errors import UserError
 from thalweg.data.catalog import load
 from thalweg.data.files import read_rows
 from thalweg.data.formats.images import decode, probe
-from thalweg.data.image_files import listing
+from thalweg.data.image_files import list_images
 from thalweg.data.options import DataOptions
 
 ORIENTATION = 0x0112
@@ -181,7 +181,7 @@ def test_folders_in_the_folder_are_read_and_others_counted(tmp_path: Path) -> No
     for name in ("config.json", "manifest.json"):
         (root / "run" / name).write_text("{}")
     (root / "again").symlink_to(root)
-    found = listing(root)
+    found = list_images(root)
     names = ["a/deep/0.png", "a/deep/1.png", "b/0.png", "b/1.png"]
     assert [file.relative_to(root).as_posix() for file in found.files] == names == read_rows(root).names
     assert (found.hidden, found.foreign) == (2, 1 + 3)

@@ -323,10 +323,10 @@ class TestOnlyChanged:
         score(path, tmp_path / "out")
         frame.loc[333, "flow"] += 40
         frame.to_parquet(path)
-        adopt = parts.adopt
-        dies = iter([adopt, adopt, lambda *_: os._exit(9)])
+        move_to_plan = parts.move_to_plan
+        dies = iter([move_to_plan, move_to_plan, lambda *_: os._exit(9)])
         with monkeypatch.context() as patch:
-            patch.setattr(parts, "adopt", lambda *given: next(dies)(*given))
+            patch.setattr(parts, "move_to_plan", lambda *given: next(dies)(*given))
             assert forked(lambda: score(path, tmp_path / "out", only_changed=True)) == 9
         assert not (tmp_path / "out" / "_done.json").exists()
         made.clear()

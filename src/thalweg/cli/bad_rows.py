@@ -19,7 +19,7 @@ SkipBad = Annotated[
 
 
 @contextmanager
-def offered(given: bool) -> Iterator[None]:
+def offering_skip_bad(given: bool) -> Iterator[None]:
     """Errors about what `--skip-bad` would leave out name it, where it is not `given`."""
     try:
         yield

@@ -34,7 +34,7 @@ def classify(
     require_numbers(bundle, "classes")
     console.writable(out, (".csv", ".parquet"))
     console.refuse_overwrite(out, data, run)
-    with bad_rows.offered(skip_bad):
+    with bad_rows.offering_skip_bad(skip_bad):
         found = read_rows(bundle, data, skip_bad=skip_bad, **table_options(header, drop))
     x, lost = found.x, bad_rows.say(found.left_out)
     p, names = bundle.classify(x), class_names(bundle)

@@ -87,7 +87,7 @@ def inpaint(
     how = {**of_images(bundle), "layout": bundle.layout, **table_options(header, drop), "shape": shape}
     if linear_map is not None:
         how["size"] = None  # another size is what the operator leaves
-    with bad_rows.offered(skip_bad):
+    with bad_rows.offering_skip_bad(skip_bad):
         images = read_damaged_images(image, skip_bad=skip_bad, flat=linear_map is not None, **how)
     known = None
     if linear_map is None:

@@ -172,7 +172,7 @@ def _words(noise: "NoiseSetting") -> str:
 def _read(path: Path, skip_bad: bool, **how: Any) -> "Candidates":
     from thalweg.apps.rerank.candidates import read_candidates
 
-    with bad_rows.offered(skip_bad):
+    with bad_rows.offering_skip_bad(skip_bad):
         found = read_candidates(path, skip_bad=skip_bad, **how)
     for name, reason in found.skipped:
         console.say(f"skipped {name}: {reason}")

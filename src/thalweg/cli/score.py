@@ -86,7 +86,7 @@ def _score_one(
     console.refuse_overwrite(out, data, run)
     if explain:
         _require_explainable(bundle, out)
-    with bad_rows.offered(how["skip_bad"]):
+    with bad_rows.offering_skip_bad(how["skip_bad"]):
         found = read_rows(bundle, data, **how)
     x, names = found.x, found.names
     lost = bad_rows.say(found.left_out)

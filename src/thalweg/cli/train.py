@@ -86,7 +86,7 @@ def train(
         **table_options(header, drop),
     )
     try:
-        with bad_rows.offered(skip_bad), by_option(*OF_DATA):
+        with bad_rows.offering_skip_bad(skip_bad), by_option(*OF_DATA):
             bundle, rows = fit_with_data(request, folder, resume=resume, progress=Bar(folder), log=console.say)
     except SystemExit as stop:  # the bar found nobody reading; to end with 0 would say that the run had
         raise ThalwegError(

@@ -67,7 +67,7 @@ class UserError(ThalwegError, ValueError):
         hint: str | None = None,
         row: int | None = None,
     ):
-        self.message = message if row is None else message.replace(ROW, counted(row))
+        self.message = message if row is None else message.replace(ROW, row_from_zero(row))
         super().__init__(self.message)
         self.argument, self.value, self.hint = argument, value, hint
         self.row, self._with_row = row, message
@@ -106,7 +106,7 @@ class UserError(ThalwegError, ValueError):
         return self.replace(argument=f"{where}.{self.argument}" if self.argument else where)
 
 
-def counted(row: int) -> str:
+def row_from_zero(row: int) -> str:
     """What messages call row number `row` of an array, a frame or a Parquet file, as numpy and pandas index it."""
     return f"row {row} (counted from 0)"
 

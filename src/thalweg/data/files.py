@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError, counted
+from thalweg.core.errors import UserError, row_from_zero
 from thalweg.data.columns.layout import Layout
 from thalweg.data.columns.new_categories import count_new, told
 from thalweg.data.float32_check import check_whole_numbers
@@ -148,7 +148,7 @@ def _checked(
         return found
     good = x.to(torch.float32).flatten(1).isfinite().all(1) if x.is_floating_point() and x.ndim > 1 else None
     if skip_bad and good is not None and not bool(good.all()):
-        name = skip_bad.row_name if isinstance(skip_bad, Table) else counted
+        name = skip_bad.row_name if isinstance(skip_bad, Table) else row_from_zero
         lost = [LeftOut(name(i), "holds NaN or infinity") for i in (~good).nonzero()[:, 0].tolist()]
         found, x, good = found._replace(x=x[good], numbers=good.nonzero()[:, 0], left_out=lost), x[good], None
         if not len(x):

@@ -90,7 +90,7 @@ class ImageSurvey:
         return [f"{n:,} of {len(self.headers):,} images {what}" for what, n in counts.items() if n]
 
 
-def listing(folder: Path) -> ImageListing:
+def list_images(folder: Path) -> ImageListing:
     """The pictures of a folder and of the folders in it. Linked folders are followed once; runs are not entered."""
     found: list[tuple[str, str]] = []  # as strings: 100,000 paths are slow to compare
     hidden = foreign = 0
@@ -121,7 +121,7 @@ def listing(folder: Path) -> ImageListing:
 
 def image_files(folder: Path) -> list[Path]:
     """The pictures of a folder and of the folders in it, sorted by their path from it; `listing` counts the others."""
-    return listing(folder).files
+    return list_images(folder).files
 
 
 def relative(file: Path, root: Path) -> str:
@@ -133,7 +133,7 @@ def pictures_of(path: Path) -> ImageListing:
     """The pictures of a folder, or one picture; UserError where there is none."""
     if not path.is_dir():
         return ImageListing([path], 0, 0)
-    found = listing(path)
+    found = list_images(path)
     if not found.files:
         also = f", {found.passed_over} passed over" if found.passed_over else ""
         what = f"no {', '.join(IMAGE_SUFFIXES)} in this folder{also}"

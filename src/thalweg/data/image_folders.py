@@ -10,7 +10,7 @@ from thalweg.core.errors import UserError
 from thalweg.data import stored_rows
 from thalweg.data.file_digests import FileDigests
 from thalweg.data.image_files import ImageListing, ImageSurvey, pictures_of, read_pixels, survey
-from thalweg.data.image_labels import labelled
+from thalweg.data.image_labels import classes_of_images
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import RawData
 from thalweg.data.stored.folder import FolderRows
@@ -24,10 +24,10 @@ def read_images(path: Path, options: DataOptions) -> RawData:
     """The images of a folder, or in a file, as `options` say: `size`, `labels`, `skip_bad`.
 
     UserError: a folder without images; without `size` images of several sizes; without `skip_bad` one that cannot be
-    read; labels as `image_labels.labelled` says.
+    read; labels as `image_labels.classes_of_images` says.
     """
     listed = pictures_of(path)
-    classes = None if options.labels is None else labelled(listed.files, path, options.labels)
+    classes = None if options.labels is None else classes_of_images(listed.files, path, options.labels)
     found = surveyed(listed.files, path, options)
     if len(found.files) * math.prod(found.shape) > stored_rows.KEPT_BYTES:
         codes = None if classes is None else classes.of(found.files)[0]
@@ -42,7 +42,7 @@ def read_images(path: Path, options: DataOptions) -> RawData:
     lost = f", {len(found.left_out):,} left out" if found.left_out else ""
     what = f"{path}, {len(x):,} images of {' x '.join(map(str, found.shape))}{resized(options.size)}{lost}"
     labels, names = (None, ()) if classes is None else classes.of(found.files)
-    notes = tuple(notes_on(path, listed, found, names))
+    notes = tuple(reading_notes(path, listed, found, names))
     files = x.files if isinstance(x, FolderRows) else FileDigests(found.files, path)
     return RawData(x, labels, what, class_names=names, notes=notes, files=files)
 
@@ -58,7 +58,7 @@ def resized(size: int | None) -> str:
     return "" if size is None else f" (the shorter side resized to {size} pixels, the middle kept)"
 
 
-def notes_on(path: Path, listed: ImageListing, found: ImageSurvey, names: Sequence[str]) -> list[str]:
+def reading_notes(path: Path, listed: ImageListing, found: ImageSurvey, names: Sequence[str]) -> list[str]:
     """Lines for people: what was passed over and left out, and what of the images is not as it is stored."""
     notes = [f"{path}: {listed.passed_over} passed over"] if listed.passed_over else []
     if names:

@@ -48,7 +48,7 @@ class ImageLabels:
         return torch.tensor([number[name] for name in found]), tuple(order)
 
 
-def labelled(files: Sequence[Path], root: Path, labels: str) -> ImageLabels:
+def classes_of_images(files: Sequence[Path], root: Path, labels: str) -> ImageLabels:
     """The classes of pictures in the folder `root`: `labels` is "folder", or a CSV or Parquet of names and classes.
 
     UserError: a picture without a class, or with two; a name in the table that is no picture; no second class.

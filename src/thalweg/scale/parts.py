@@ -63,7 +63,7 @@ def fill(folder: str, block: RowBlock, digest: str, q: np.ndarray, q_digest: str
     _put(folder, block, digest, table.set_column(place, "q_value", pa.array(q_values)), about._replace(q=q_digest))
 
 
-def adopt(folder: str, block: RowBlock, old: str, new: str) -> None:
+def move_to_plan(folder: str, block: RowBlock, old: str, new: str) -> None:
     """Make the part of an old plan one of a new plan, which has the same rows in this block."""
     table = _table(folder, block)
     about = _about(table.schema.metadata, block, old)

@@ -143,8 +143,8 @@ def _digest(plan: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
 
 
-def earlier(plan: Plan, folder: str, *, only_changed: bool) -> str | None:
-    """The digest of the plan in the output folder, which is to be made this one; None where there is none.
+def resumable_plan_digest(plan: Plan, folder: str, *, only_changed: bool) -> str | None:
+    """The digest of the plan that the output folder has, if this plan may go on from it; None where there is none.
 
     UserError: another plan, which it names by what differs, or a folder that holds something else. `only_changed`: the
     files of the other plan may have changed, but for their numbers of rows.
@@ -172,7 +172,7 @@ def earlier(plan: Plan, folder: str, *, only_changed: bool) -> str | None:
     raise UserError(f"holds scores of another plan: {changed}", argument=folder, hint=hint)
 
 
-def keep(plan: Plan, folder: str) -> None:
+def write_plan(plan: Plan, folder: str) -> None:
     """Write the plan into the output folder."""
     addresses.make_folder(folder)
     addresses.write_bytes(addresses.inside(folder, PLAN), json.dumps(plan.to_dict(), indent=1).encode())

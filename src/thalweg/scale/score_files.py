@@ -14,7 +14,7 @@ from thalweg.apps.anomaly.tables.score_file import least_discoveries
 from thalweg.core.errors import UserError
 from thalweg.scale import addresses, parts
 from thalweg.scale.local_engine import LocalEngine
-from thalweg.scale.plan import DONE, READERS, Plan, RowBlock, absolute, earlier, examine, keep
+from thalweg.scale.plan import DONE, READERS, Plan, RowBlock, absolute, examine, resumable_plan_digest, write_plan
 from thalweg.scale.ray_engine import RayEngine, require_ray
 from thalweg.scale.scorers import SCORERS, Options, Scorer
 from thalweg.scale.sources import KINDS, Source, rows_digest, source_of
@@ -100,11 +100,11 @@ def score_files(
     out = addresses.plain(out)
     scorer = SCORERS[kind].load(options)
     plan, sources = _plan(scorer, data, out, block_rows)
-    before = earlier(plan, out, only_changed=only_changed)
+    before = resumable_plan_digest(plan, out, only_changed=only_changed)
     if before != plan.digest:
         if before is not None:
             _adopt(scorer, plan, sources, out, before)
-        keep(plan, out)
+        write_plan(plan, out)
     job = Job(kind, options, scorer.fingerprint, absolute(out), plan.digest, tuple(each[:2] for each in plan.inputs))
     missing = [block for block, found in _look(plan, out) if found is None]
     running = _Running(job, scorer, engine, len(plan.blocks), advance or (lambda done, total: None))
@@ -165,7 +165,7 @@ def _adopt(scorer: Scorer, plan: Plan, sources: Sequence[Source], out: str, befo
     for block in plan.blocks:
         about = parts.found(out, block, before) if block.part in there else None
         if about is not None and about.content == rows_digest(scorer.read(sources[block.file], block)):
-            parts.adopt(out, block, before, plan.digest)
+            parts.move_to_plan(out, block, before, plan.digest)
 
 
 def _look(plan: Plan, out: str) -> list[tuple[RowBlock, parts.PartFacts | None]]:

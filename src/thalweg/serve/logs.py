@@ -109,10 +109,10 @@ def request_id(headers: list[tuple[bytes, bytes]]) -> str:
     for name, value in headers:
         if name == b"x-request-id" and ID.fullmatch(value):
             return value.decode()
-    return new_id()
+    return new_request_id()
 
 
-def new_id() -> str:
+def new_request_id() -> str:
     """An id of a request: no secret, so it is drawn without asking the system."""
     return f"{_ids.getrandbits(64):016x}"
 

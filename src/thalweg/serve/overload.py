@@ -1,6 +1,6 @@
 """What is refused while the service cannot keep up, at the price of reading a request's head.
 
-A request that is let in waits for the event loop, then for the engine. Neither wait may grow, and an answer by the
+A request that is admitted waits for the event loop, then for the engine. Neither wait may grow, and an answer by the
 framework that refuses costs the loop nearly as much as one that scores. So the protocol asks here as soon as a head is
 read. A request is refused where as many wait for the loop as it gets through in some hundredths of a second, or where
 the engine would refuse a row of the only model now.
@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from thalweg.serve.answers import of_rejected
 from thalweg.serve.engine.engine import Engine
 from thalweg.serve.engine.rejected import Rejected
-from thalweg.serve.logs import new_id
+from thalweg.serve.logs import new_request_id
 from thalweg.serve.metrics import Metrics
 from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
@@ -41,18 +41,18 @@ class Overload:
     def __init__(self, engine: Engine, metrics: Metrics):
         self.engine, self.metrics = engine, metrics
         self.only = next(iter(engine.models)) if len(engine.models) == 1 else None
-        self.behind = 0  # requests that were let in and that the loop has not come to
+        self.behind = 0  # requests that were admitted and that the loop has not started
         self._full: tuple[float, float] = 0.0, 0.0  # until when the engine counts as full, and when to come again
 
-    def let_in(self) -> None:
-        """The loop has a request to come to."""
+    def request_admitted(self) -> None:
+        """One more request waits for the loop."""
         self.behind += 1
 
-    def come_to(self) -> None:
-        """The loop has come to one."""
+    def request_started(self) -> None:
+        """The loop has started one."""
         self.behind -= 1
 
-    def full(self) -> bool:
+    def may_refuse(self) -> bool:
         """Whether something was refused just now, or would be: worth a look at a request before it is parsed."""
         return self._behind() or time.perf_counter() < self._full[0] + AGAIN
 
@@ -71,7 +71,7 @@ class Overload:
         self.metrics.rejected("full")
         self.metrics.request(SCORES.get(path, OTHER), 429, 0.0)
         own, body = refusal_of(max(1, round(wait)), path.startswith(b"/v2"))
-        return b"".join((STATUS, *_lines(common), own, new_id().encode(), b"\r\n\r\n", body))
+        return b"".join((STATUS, *_lines(common), own, new_request_id().encode(), b"\r\n\r\n", body))
 
     def _behind(self) -> bool:
         """Whether as many requests as may be wait for the loop."""
@@ -83,7 +83,7 @@ class Overload:
             return None
         now = time.perf_counter()
         if now >= self._full[0]:
-            wait = self.engine.full(self.only, 1 + self.behind)
+            wait = self.engine.retry_after_if_full(self.only, 1 + self.behind)
             if wait is None:
                 return None
             self._full = now + AGAIN, wait

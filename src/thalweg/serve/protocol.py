@@ -47,7 +47,7 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.dropped:
             return
-        if self.between and self.overload.full() and (self.cycle is None or self.cycle.response_complete):
+        if self.between and self.overload.may_refuse() and (self.cycle is None or self.cycle.response_complete):
             path = whole_post(data)
             answer = None if path is None else self.overload.refusal(path, self.server_state.default_headers)
             if answer is not None:
@@ -72,7 +72,7 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(answer)
                 return
         super().on_headers_complete()
-        self.cycle.transport = OneWrite(self.transport)  # pyright: ignore[reportAttributeAccessIssue]
+        self.cycle.transport = BufferedHeadTransport(self.transport)  # pyright: ignore[reportAttributeAccessIssue]
 
     def on_chunk_header(self) -> None:
         """Give up a body of more than `CHUNKS` chunks that are tiny: each costs the event loop some microseconds."""
@@ -124,7 +124,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if app is self.app:
-            self.overload.let_in()
+            self.overload.request_admitted()
         super()._start_asgi_task(cycle, app)
 
     def _small(self) -> bool:
@@ -146,7 +146,7 @@ def whole_post(data: bytes) -> bytes | None:
     return found[1] if length is not None and int(length[1]) == len(body) else None
 
 
-class OneWrite:
+class BufferedHeadTransport:
     """A connection as the writer of an answer sees it: the head waits for what follows it.
 
     Args:

@@ -49,7 +49,7 @@ class CloseConnections:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        self.overload.come_to()
+        self.overload.request_started()
 
         async def sending(message: Message) -> None:
             if self.closing and message["type"] == "http.response.start":

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from thalweg.core.errors import UserError, counted
+from thalweg.core.errors import UserError, row_from_zero
 from thalweg.data.files import Rows, read_array, read_rows
 from thalweg.data.formats.base import format_of
 from thalweg.data.formats.images import is_image, probe
@@ -49,7 +49,7 @@ class DamagedImages:
         return "pixels" if self.x.ndim == 4 else "values"
 
     def _called(self, name: str) -> str:
-        return f"image {name}" if self.noun == "image" else counted(int(name))
+        return f"image {name}" if self.noun == "image" else row_from_zero(int(name))
 
     def usable(self, known: Bool[Tensor, "count *d"] | None, skip_bad: bool) -> Self:
         """Those without NaN or infinity where `known` (everywhere without it); UserError, or `skipped`, for others."""

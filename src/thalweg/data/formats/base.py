@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from thalweg.core.discover import by_name, instances
-from thalweg.core.errors import DamagedFile, ThalwegError, UserError, counted
+from thalweg.core.errors import DamagedFile, ThalwegError, UserError, row_from_zero
 from thalweg.data.csv_header import EXPECTED, Known
 
 LIMIT_BYTES = 8 << 30  # the most an array may declare; a larger one belongs in shards
@@ -88,7 +88,7 @@ class Table(ABC):
 
     def row_name(self, row: int) -> str:
         """What messages call a row, from 0."""
-        return counted(row)
+        return row_from_zero(row)
 
     @contextmanager
     def naming_rows(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from thalweg.core.errors import UserError, counted
+from thalweg.core.errors import UserError, row_from_zero
 from thalweg.data.csv_header import Known, check_separator, is_header
 from thalweg.data.formats.base import Table, TableFormat
 
@@ -37,7 +37,7 @@ class CsvTable(Table):
                 if cells and number == 0:
                     return f"line {begins}"
                 number, begins = number - bool(cells), reader.line_num + 1
-        return counted(row)
+        return row_from_zero(row)
 
     def batches(self, names: list[str]) -> Iterator[Any]:
         import pyarrow as pa

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError, counted
+from thalweg.core.errors import UserError, row_from_zero
 from thalweg.data.file_digests import FileDigests
 from thalweg.data.formats.base import reading_table
 from thalweg.data.formats.images import decode, probe
@@ -72,7 +72,7 @@ class EncodedImageRows(StoredRows):
         return pixels
 
     def _name(self, row: int) -> str:
-        return f"{self.where}, {counted(row)}"
+        return f"{self.where}, {row_from_zero(row)}"
 
     def _survey(self) -> tuple[Tensor, torch.Size]:
         """Which rows are used, and the shape of them all, by their headers."""
@@ -113,7 +113,7 @@ class EncodedImageRows(StoredRows):
     def _leave_out(self, row: int, error: UserError) -> None:
         if not self.skip_bad:
             raise error.replace(skippable=True)
-        self.left_out.append(LeftOut(counted(row), error.reason))
+        self.left_out.append(LeftOut(row_from_zero(row), error.reason))
 
 
 class ParquetImageRows(EncodedImageRows):

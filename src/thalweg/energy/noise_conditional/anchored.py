@@ -35,7 +35,7 @@ LARGEST_SIGMA = 1e15
 FEW_ROWS = 8  # for fewer, transforming the weights takes longer than it saves
 
 
-class Points(NamedTuple):
+class NetworkInputs(NamedTuple):
     """What the network sees, each (B, D)."""
 
     scaled: Tensor  # y~
@@ -47,7 +47,7 @@ class Terms(NamedTuple):
     """The parts of U(y, t) that need no network."""
 
     u0: Tensor  # U0 (B,)
-    points: Points
+    points: NetworkInputs
     level: Tensor  # features of t (B, NUM_FEATURES)
     output_scale: Tensor  # r c (B,)
     level_weight: Tensor  # r (B,)
@@ -87,7 +87,7 @@ class AnchoredEnergy(nn.Module, ABC):
         nn.init.zeros_(self.constant.bias)
 
     @abstractmethod
-    def network(self, points: Points, level: Tensor) -> Tensor:
+    def network(self, points: NetworkInputs, level: Tensor) -> Tensor:
         """F: the points, flat, and the level's embedding (B, embed) to (B, D)."""
 
     def fit(self, x: Float[Tensor, "n *d"]) -> "AnchoredEnergy":
@@ -121,7 +121,9 @@ class AnchoredEnergy(nn.Module, ABC):
             s2, output_scale = self.anchor.spectrum.mean(), self._output_scale(t)
             k, root, weight = (s2 + t.detach()).rsqrt()[:, None], s2.rsqrt(), output_scale.detach()[:, None]
             scaled, (weight_t,) = k * (flat - self.anchor.mean), torch.autograd.grad(output_scale.sum(), t)
-            points = Points(*(point.detach().requires_grad_(True) for point in (scaled, root * denoised, whitened)))
+            points = NetworkInputs(
+                *(point.detach().requires_grad_(True) for point in (scaled, root * denoised, whitened))
+            )
             points_t = (-0.5 * k.square() * scaled, root * denoised_t, whitened_t)
             features = self._features(t)
             levels = (self.embedding(features.detach()), self.embedding(features))  # f must not lead back to t
@@ -157,7 +159,7 @@ class AnchoredEnergy(nn.Module, ABC):
         return False
 
     def network_vjp(
-        self, points: Points, levels: tuple[Tensor, ...], cotangent: Tensor
+        self, points: NetworkInputs, levels: tuple[Tensor, ...], cotangent: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """(f, inputs, cotangents): the network's value, and the gradient of <cotangent, f> in its inputs.
 
@@ -171,7 +173,7 @@ class AnchoredEnergy(nn.Module, ABC):
         flat = y.flatten(1)
         u0, denoised, whitened = self.anchor(flat, t)
         s2 = self.anchor.spectrum.mean()
-        points = Points((flat - self.anchor.mean) * (s2 + t).rsqrt()[:, None], denoised * s2.rsqrt(), whitened)
+        points = NetworkInputs((flat - self.anchor.mean) * (s2 + t).rsqrt()[:, None], denoised * s2.rsqrt(), whitened)
         return Terms(u0, points, self._features(t), self._output_scale(t), 1 - t / self.t_max)
 
     def _output_scale(self, t: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.core.errors import UserError, kind_of
-from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, Points
+from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, NetworkInputs
 
 
 class AnchoredNetworkEnergy(AnchoredEnergy):
@@ -39,7 +39,7 @@ class AnchoredNetworkEnergy(AnchoredEnergy):
             torch.default_generator.manual_seed(0)
             return cls(network=_Example(), shape=(3,))
 
-    def network(self, points: Points, level: Tensor) -> Tensor:
+    def network(self, points: NetworkInputs, level: Tensor) -> Tensor:
         """F(y, t), (B, D); t is read from the first feature of the level, 2 log(t / t_min) / log(t_max / t_min) - 1."""
         t = self.t_min * (self.t_max / self.t_min) ** ((level[:, 0] + 1) / 2)
         y = points.scaled.reshape(-1, *self.shape)

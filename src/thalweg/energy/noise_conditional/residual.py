@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from thalweg.energy.engine.silu import silu
-from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, Points
+from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, NetworkInputs
 from thalweg.energy.shape import check_shape
 
 
@@ -47,7 +47,7 @@ class ResidualEnergy(AnchoredEnergy):
     ):
         (dim,) = check_shape(shape, "D")
         super().__init__(shape=shape, embed=embed, sigma_min=sigma_min, sigma_max=sigma_max)
-        self.stem = nn.Linear(len(Points._fields) * dim, width)
+        self.stem = nn.Linear(len(NetworkInputs._fields) * dim, width)
         self.blocks = nn.ModuleList(Block(width, embed) for _ in range(num_blocks))
         self.head = nn.Linear(width, dim, bias=False)
         nn.init.zeros_(self.head.weight)
@@ -57,7 +57,7 @@ class ResidualEnergy(AnchoredEnergy):
         """A small instance for tests and documentation."""
         return cls(shape=(3,), width=16, num_blocks=1, embed=16)
 
-    def network(self, points: Points, level: Tensor) -> Tensor:
+    def network(self, points: NetworkInputs, level: Tensor) -> Tensor:
         """F(y~, w, v, t), (B, D)."""
         h = self.stem(torch.cat(points, dim=1))
         for block in self.blocks:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from thalweg.energy.networks.encoder import Encoder
 from thalweg.energy.networks.patches import Embedding, Patches, default_patch
 from thalweg.energy.networks.transformer import check_heads
-from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, Points
+from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, NetworkInputs
 from thalweg.energy.shape import check_shape
 
 
@@ -54,7 +54,7 @@ class NoiseConditionalTransformerEnergy(AnchoredEnergy):
         super().__init__(shape=size, embed=embed, sigma_min=sigma_min, sigma_max=sigma_max)
         self.patches = Patches(size, patch if patch is not None else default_patch(size))
         check_heads(width, num_heads, self.patches)
-        self.stem = Embedding(self.patches, len(Points._fields) * self.patches.numbers, width)
+        self.stem = Embedding(self.patches, len(NetworkInputs._fields) * self.patches.numbers, width)
         self.encoder = Encoder(
             width,
             depth,
@@ -72,7 +72,7 @@ class NoiseConditionalTransformerEnergy(AnchoredEnergy):
         """A small instance for tests and documentation."""
         return cls(shape=(1, 6, 5), width=16, depth=1, num_heads=2, patch=2, embed=16)
 
-    def network(self, points: Points, level: Tensor) -> Tensor:
+    def network(self, points: NetworkInputs, level: Tensor) -> Tensor:
         """F(y~, w, v, t), flat as the input."""
         parts = [part.reshape(-1, *self.shape) for part in points]
         positions = self.patches.positions(parts[0])

@@ -21,7 +21,7 @@ from thalweg.energy.engine.double_backward.fft import LARGEST
 from thalweg.energy.engine.double_backward.passes import Modulate, Node, Residual, Sequential, SiLU, forward_and_vjp
 from thalweg.energy.engine.fused import hooked
 from thalweg.energy.engine.silu import silu
-from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, Points
+from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, NetworkInputs
 from thalweg.energy.shape import check_rows, check_shape
 
 FLOATS = (torch.float32, torch.float64)
@@ -125,14 +125,14 @@ class UNetEnergy(AnchoredEnergy):
             condition = f"must have one number for each of the {len(widths)} widths"
             raise UserError(condition, argument="num_blocks", value=list(num_blocks))
         self.multiple = 2 ** len(widths)
-        self.net = UNet(4 * len(Points._fields) * shape[0], 4 * shape[0], widths, num_blocks, embed)
+        self.net = UNet(4 * len(NetworkInputs._fields) * shape[0], 4 * shape[0], widths, num_blocks, embed)
 
     @classmethod
     def example(cls) -> "UNetEnergy":
         """A small instance for tests and documentation."""
         return cls(shape=(1, 8, 8), widths=(8, 16), num_blocks=(1, 1), embed=16)
 
-    def network(self, points: Points, level: Tensor) -> Tensor:
+    def network(self, points: NetworkInputs, level: Tensor) -> Tensor:
         """F(y~, w, v, t), flat as the input."""
         image = self._image(torch.cat(points, dim=1))
         if in_autocast(image.device) and not self.net.head.weight.requires_grad:
@@ -163,7 +163,7 @@ class UNetEnergy(AnchoredEnergy):
         return y.device.type == "cpu" and y.dtype in FLOATS and small and own and plain and not special
 
     def network_vjp(
-        self, points: Points, levels: tuple[Tensor, ...], cotangent: Tensor
+        self, points: NetworkInputs, levels: tuple[Tensor, ...], cotangent: Tensor
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """By `energy.engine.double_backward.passes`."""
         image = self._image(torch.cat(points, dim=1)).permute(2, 3, 0, 1)

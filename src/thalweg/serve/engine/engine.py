@@ -170,7 +170,7 @@ class Engine:
         if refused is not None:
             raise self._rejected(*refused)
 
-    def full(self, model: str, rows: int = 1) -> float | None:
+    def retry_after_if_full(self, model: str, rows: int = 1) -> float | None:
         """Seconds after which to come back where rows would be refused now, as too much waits; nothing is counted."""
         refused = self._admission.refusal(model, "score", rows, self.deadline)
         return None if refused is None or refused[0] != "full" else refused[1]
