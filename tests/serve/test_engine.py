@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import threading
 import time
 
@@ -14,6 +15,7 @@ from thalweg.serve.engine.cost import Cost, measure
 from thalweg.serve.engine.engine import STUCK, Engine
 from thalweg.serve.engine.rejected import Rejected, WorkerLost
 from thalweg.serve.engine.start import measured
+from thalweg.serve.engine.worker import NICER
 from thalweg.serve.metrics import Metrics
 
 from .engine_fakes import SECONDS, Clock, Sums, busy, cost, counted, counting, row, running, settled
@@ -378,6 +380,20 @@ def test_a_cheap_model_is_called_on_the_event_loop(monkeypatch):
             await engine.score("dear", row(1))
             assert cheap.threads == [threading.get_ident()]
             assert dear.threads != [threading.get_ident()]
+
+    run(test)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one priority for all threads of a process")
+def test_the_event_loop_goes_before_the_worker(monkeypatch):
+    async def test():
+        dear, found = Sums(), []
+        dear.fault = lambda x: found.append(os.getpriority(os.PRIO_PROCESS, 0))
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        async with running(monkeypatch, {"dear": dear}) as engine:
+            await engine.score("dear", row(1))
+        assert found == [min(19, own + NICER)]
+        assert os.getpriority(os.PRIO_PROCESS, 0) == own
 
     run(test)
 

@@ -34,7 +34,7 @@ NOTICE = 1.0  # seconds between a signal and the close, in which load balancers 
 HANDSHAKE = 0.05  # seconds in which connections that have begun come to stand
 FILES = 65_536  # open files that are asked for; a connection is one
 BACKLOG = 2048  # connections that may wait to be accepted
-ACCEPTED = 256  # connections that are accepted in one turn of the loop
+ACCEPTED = 128  # connections that are accepted in one turn of the loop
 
 log = logging.getLogger("thalweg.serve")
 
