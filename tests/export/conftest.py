@@ -55,6 +55,15 @@ def searched(tmp_path_factory):
     return _saved(EnergyDetector(random_state=0).fit(x), tmp_path_factory.mktemp("searched") / "detector")
 
 
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory):
+    """A detector beyond 1,024 rows with a category, which makes noise levels narrow beside the rows' distances."""
+    random = np.random.default_rng(3)
+    site = random.choice(["nord", "süd", "ost"], 1100)
+    frame = pd.DataFrame({"flow": random.normal(5, 1, 1100), "heat": random.gamma(2, 3, 1100), "site": site})
+    return _saved(EnergyDetector(random_state=0).fit(frame), tmp_path_factory.mktemp("narrow") / "detector")
+
+
 def _saved(detector, folder):
     assert isinstance(detector.energy_, TabularEnergy)
     DetectorBundle(detector).save_pretrained(folder)

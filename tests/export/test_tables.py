@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
+from thalweg.apps.anomaly.graph.table import TabularGraph
+from thalweg.apps.anomaly.tabular.tabular_energy import SINGLE
 from thalweg.bundle.files import load
 from thalweg.core import store
 from thalweg.export.export import export
@@ -11,13 +14,30 @@ from thalweg.export.rows import hostile_rows, random_rows
 ROWS = 600  # of a check; the command's 10,000 are in test_soak
 
 
+def test_rounding_of_sums_in_float32_covers_what_a_graph_in_float64_gives(narrow):
+    """Where rows lie many noise widths from the middle, float32 loses more than 1e-5 nats; the export allows for it."""
+    energy = load(narrow, device="cpu").detector.energy_
+    x = energy._checked(energy.rows_).copy()
+    x[:, :2] += 0.3 * np.random.default_rng(5).normal(size=(len(x), 2))
+    parts, rooms, graph = energy._parts(x), energy.rounding(x), TabularGraph(energy).eval()
+    with torch.no_grad():
+        for name, scaling in graph.scalings.items():
+            theirs, distance = graph.kernels[name](scaling(graph.powers(torch.from_numpy(x))))
+            off = np.abs(theirs.numpy() - parts[name])
+            assert (off <= rooms[name]).all()
+            assert (off > SINGLE * np.maximum(1, np.abs(parts[name]))).mean() > 0.05  # a constant room is too small
+            assert (rooms[name] < 0.01).all()
+            if distance is not None:
+                assert (np.abs(distance.numpy() - parts["distance"]) <= rooms["distance"]).all()
+
+
 def rows_of(servable, num=200):
     typical = servable.typical_rows(num, 8)
     parts = [make(servable.inputs, servable.content, typical, 9) for make in (random_rows, hostile_rows)]
     return {name: np.concatenate([part[name] for part in parts]) for name in typical}
 
 
-@pytest.mark.parametrize("name", ["small", "searched"])
+@pytest.mark.parametrize("name", ["small", "searched", "narrow"])
 def test_onnx_runtime_without_torch_and_thalweg_gives_the_same_scores(name, request, tmp_path, elsewhere):
     found = load(request.getfixturevalue(name), device="cpu")
     export(found, tmp_path / "out", format="onnx", rows=ROWS)
@@ -26,7 +46,8 @@ def test_onnx_runtime_without_torch_and_thalweg_gives_the_same_scores(name, requ
     theirs, ours = elsewhere(tmp_path / "out" / "energy.onnx", rows), servable.score(rows)
     assert list(theirs) == ["energy", "p_value", "flag"]
     off = np.abs(theirs["energy"] - ours["energy"]) / np.maximum(1, np.abs(ours["energy"]))
-    assert (off > 1e-4).sum() <= (0 if name == "small" else 2)  # float32 sums may fall on the other side of a step
+    at_steps = {"small": 0, "searched": 2, "narrow": 20}[name]  # float32 sums may fall on the other side of a step
+    assert (off > 1e-4).sum() <= at_steps
     assert (theirs["flag"] == ours["flag"]).all()
     assert np.isclose(theirs["p_value"], ours["p_value"], atol=2e-3).all()
     assert 0.05 < theirs["flag"].mean() < 0.95

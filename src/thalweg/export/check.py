@@ -20,7 +20,7 @@ from thalweg.core.errors import UserError
 from thalweg.export.rows import hostile_rows, random_rows
 
 TOLERANCE = 1e-4
-STEPS = 0.01  # share of rows that may lie at a step
+STEPS = 0.05  # share of rows that may lie at a step
 P_VALUES = 1e-6
 SCORES = ("energy", "log_prob", "probabilities")  # that must agree where they are not finite, too
 BLOCK = 250  # rows of a call

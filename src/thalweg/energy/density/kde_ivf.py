@@ -39,6 +39,7 @@ MARGIN = 0.9  # of the gap
 RARE = 0.002  # of the rows at least are summed over all: those of the highest energies, lest an outlier set tau
 ROUNDS = 10  # of k-means
 CELLS = 2.0  # cells over sqrt(N)
+SINGLE = 2.0**-21  # of a squared distance to the middle: what float32 may put a sum off by, in bits
 FAR = 16 * BITS  # of squared distance to the middle of the centres
 
 
@@ -126,6 +127,14 @@ class IVFKernelDensityEnergy(OfRows):
         own = torch.arange(len(self.rows), device=self.rows.device) if x is None else None
         u, near = self._sums_of(x, own, self.search, k).unbind(1)
         return u, near / self.unit**2
+
+    def rounding(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
+        """Nats that sums in float32 may put E(x) off by; 0 where they are in float64."""
+        if not self._whole.narrow and not self.search.num_candidates:
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        queries = self._placed(x, self.unit)[1] if self.search.num_candidates else None
+        lifted = (lifted_about(self._whole.center, x, self.unit) if queries is None else queries).lifted
+        return math.log(2) * SINGLE * -lifted[:, -2].double()
 
     def _energies(self, x: Tensor | None, own: Tensor | None, search: SearchParams) -> Tensor:
         return self._sums_of(x, own, search, 0)[:, 0]

@@ -6,7 +6,7 @@ import numpy as np
 
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.graph.table import TableGraph, code_of
-from thalweg.apps.anomaly.tabular.tabular_energy import SINGLE, TabularEnergy
+from thalweg.apps.anomaly.tabular.tabular_energy import TabularEnergy
 from thalweg.bundle.exportable import Categories, Plan, Program
 from thalweg.core.errors import UserError
 from thalweg.data.columns.column_reader import Column
@@ -54,18 +54,15 @@ def _categories(column: Column, words: frozenset[str]) -> Categories:
 
 
 def spans(detector: EnergyDetector, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lowest and the highest energies, (B,) each, of encoded rows whose parts' energies are off by `SINGLE` nats.
+    """The lowest and the highest energies, (B,) each, of encoded rows whose parts' energies are off by rounding.
 
     Beyond 1,024 rows the library sums in float32, and each part's -log p is a step function of its energy.
     """
     energy = detector.energy_
     assert isinstance(energy, TabularEnergy)
-    parts = energy._parts(energy._checked(x))
-    units = {name: 10 * energy.noises_["standard"] if name == "distance" else 1.0 for name in parts}
-    found = []
-    for sign in (-1, 1):
-        off = {n: sign * SINGLE * units[n] * np.maximum(np.abs(u), 1.0) for n, u in parts.items()}
-        found.append(energy._fuse({name: u + off[name] for name, u in parts.items()}))
+    x = energy._checked(x)
+    parts, rooms = energy._parts(x), energy.rounding(x)
+    found = [energy._fuse({name: u + sign * rooms[name] for name, u in parts.items()}) for sign in (-1, 1)]
     return found[0], found[1]
 
 

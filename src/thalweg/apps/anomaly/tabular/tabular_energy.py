@@ -254,6 +254,21 @@ class TabularEnergy:
         out |= {f"{name}.mixture": part(y[name], self.device) for name, part in self.mixtures_.items()}
         return {name: out[name] for name in self.scales_} if self.scales_ else out
 
+    def rounding(self, x: np.ndarray) -> dict[str, np.ndarray]:
+        """By part, how far rounding may put its energies off, (B,) nats, of rows that `_checked` gives.
+
+        At least `SINGLE` of an energy. Where a row lies many noise widths from the middle, float32 gives more.
+        """
+        parts, unit = self._parts(x), self.noises_["standard"]
+        rooms = {name: SINGLE * np.maximum(np.abs(u), 1.0) for name, u in parts.items()}
+        rooms["distance"] *= 10 * unit
+        for name, kernel in self.kernels_.items():
+            off = kernel.rounding(self._tensor(self.scalings_[name](x))).cpu().numpy()
+            rooms[name] = np.maximum(rooms[name], off)
+            if name == "standard":  # a squared distance is 2 t times its nats
+                rooms["distance"] = np.maximum(rooms["distance"], 2 * unit * off)
+        return rooms
+
     def _kernels(self, y: Mapping[str, torch.Tensor | None]) -> dict[str, np.ndarray]:
         """The kernels' energies and the neighbours' distance, of rows by scaling; None: of stored rows, left out."""
         out = {}
