@@ -84,7 +84,7 @@ class KernelSum:
         (y, norm), z, out = self._list(), queries.about(self.center, at), []
         own, k = None if own is None else self.left_out(own[at]), min(k, self.length - (own is not None))
         norms = z.square().sum(1)
-        for first, last in _blocks(len(z), max(16, ENTRIES // len(y))):
+        for first, last in blocks(len(z), max(16, ENTRIES // len(y))):
             square, bits = norms[first:last], torch.addmm(-norm, z[first:last], y.T, alpha=2)
             near = torch.zeros_like(square)
             if own is not None:
@@ -243,7 +243,7 @@ def _parted(lifted: Tensor) -> list[Tensor]:
     return [part.contiguous() for part in lifted.split(width, dim=1)]
 
 
-def _blocks(count: int, size: int) -> list[tuple[int, int]]:
+def blocks(count: int, size: int) -> list[tuple[int, int]]:
     """(first, last) of blocks of `size`; the last one has `TOGETHER` or more where there are as many."""
     starts = list(range(0, max(1, count - TOGETHER + 1), size)) if count else []
     return list(zip(starts, [*starts[1:], count], strict=True))
