@@ -291,7 +291,7 @@ def _argmax(values: Tensor) -> Tensor:
 
 def _order(cells: Tensor) -> Tensor:
     """Rows by cell, in their order; by NumPy on the CPU, which counts numbers of 16 bits rather than compares them."""
-    if cells.device.type != "cpu" or len(cells) and int(cells.max()) > np.iinfo(np.uint16).max:
+    if cells.device.type != "cpu" or (len(cells) and int(cells.max()) > np.iinfo(np.uint16).max):
         return cells.argsort(stable=True)
     return torch.from_numpy(cells.numpy().astype(np.uint16).argsort(kind="stable"))
 
