@@ -36,7 +36,8 @@ class BucketSearch:
             return place, self.values.take(place)
         places, values = np.empty(len(x), dtype=np.int32), np.empty(len(x))
         for i in range(0, len(x), BLOCK):
-            part, place, value = (a[i : i + BLOCK] for a in (x, places, values))
+            here = slice(i, i + BLOCK)
+            part, place, value = x[here], places[here], values[here]
             self.first.take(self._bucket(part), out=place, mode="clip")  # "raise" would copy `out`
             self.values.take(place, out=value, mode="clip")
             place += value < part
