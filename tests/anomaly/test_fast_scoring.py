@@ -7,8 +7,9 @@ import pytest
 
 from thalweg.apps.anomaly import bucket_search
 from thalweg.apps.anomaly.bucket_search import BucketSearch
+from thalweg.apps.anomaly.tabular.mixtures_and_histograms import NEAR, Mixture
 from thalweg.apps.anomaly.tabular.scalings import _arcsinh
-from thalweg.apps.anomaly.tabular.tabular_energy import TabularEnergy
+from thalweg.apps.anomaly.tabular.tabular_energy import SINGLE, TabularEnergy
 
 
 def table(n, seed):
@@ -107,3 +108,17 @@ def test_arcsinh_is_that_of_numpy():
     z = np.concatenate([[0.0, -0.0, 1e-300, 1e-9, 1e160, np.inf], np.geomspace(1e-6, 1e150, 500)])
     z = np.stack([z, -z], axis=1)
     np.testing.assert_allclose(_arcsinh(z), np.arcsinh(z), rtol=1e-14, atol=3e-16)
+
+
+def test_mixtures_in_float32_lose_no_more_than_the_room_for_ties(monkeypatch):
+    """Far means keep float64; the mutant that has them in float32 loses more."""
+    y = np.random.default_rng(0).normal(size=(2000, 6))
+    mixture, far = Mixture.fit(y, 0, 4), Mixture.fit(y + 1000, 0, 4)
+    exact, found = mixture(y), mixture(y, single=True)
+    assert 0 < np.abs(found - exact).max() < SINGLE
+    for size in (1, 2, 3, 5):
+        np.testing.assert_array_equal(mixture(y[:size], single=True), found[:size])
+    np.testing.assert_array_equal(far(y + 1000, single=True), far(y + 1000))
+    monkeypatch.setattr("thalweg.apps.anomaly.tabular.mixtures_and_histograms.NEAR", 1e9 * NEAR)
+    mutant = Mixture(log_weights=far.log_weights, means=far.means, factors=far.factors)
+    assert np.abs(mutant(y + 1000, single=True) - exact).max() > 10 * SINGLE

@@ -94,9 +94,11 @@ class LogPValue:
         out = np.empty(len(u))
         for i in range(0, len(u), BLOCK):
             known, place, part = _placed(u[i : i + BLOCK], search, self.room)
-            out[i : i + BLOCK] = np.where(known, at.take(place), between.take(place))
+            some = out[i : i + BLOCK]
+            between.take(place, out=some, mode="clip")  # "raise" would copy `out`
+            some[known] = at.take(place[known])
             beyond = np.flatnonzero(part > edge)
-            out[i + beyond] = (part[beyond] - edge) / excess + start
+            some[beyond] = (part[beyond] - edge) / excess + start
         return out
 
     @cached_property
@@ -115,11 +117,12 @@ class LogPValue:
 
 
 def _placed(u: np.ndarray, search: BucketSearch, room: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(Whether u is a value, its place, u): a value that u is but for rounding counts as u, lest copies not tie."""
-    place, allowed = search(u), room * np.maximum(np.abs(u), 1)
-    before = np.maximum(place - 1, 0)
-    above, below = search.values.take(place), search.values.take(before)
-    high, low = above - u <= allowed, u - below <= allowed
-    u = np.where(high, above, np.where(low, below, u))
-    place = np.where(low & ~high, before, place)
-    return search.values.take(place) == u, place, u
+    """(Which are values, places, u): a value that u is but for rounding counts as u, lest copies not tie."""
+    (place, above), allowed = search.with_values(u), room * np.maximum(np.abs(u), 1)
+    high = above - u <= allowed
+    known = np.flatnonzero(high | (u - search.values.take(place - 1, mode="clip") <= allowed))  # few, as a rule
+    if len(known):
+        place[known] -= ~high[known] & (place[known] > 0)
+        u = u.copy()
+        u[known] = search.values.take(place[known])
+    return known, place, u

@@ -10,14 +10,17 @@ or more has the same roundings row by row, so fewer rows are filled up to four.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-ENTRIES = 262_144  # of a block of sums: so that it stays in the cache, and the calls are few
+from thalweg.energy.density.subnormal import subnormals_as_zeros
+
+ENTRIES = 524_288  # of a block of sums: two MiB, as calls for smaller blocks cost more than a faster cache saves
+FINE = 262_144  # the same in float64
 WIDTH = 4096  # rows of the list in a block, at most
 ROWS = 2048  # lifted at once, so that they stay in the processor's cache
 TOGETHER = 4  # rows in a product, at least
@@ -61,6 +64,8 @@ def lifted_about(center: Tensor, x: Tensor, unit: float) -> Queries:
 class KernelSum:
     """(log2 sum_j 2^-|z - y_j|², mean of the k least |z - y_j|²) over `rows[places]`, all rows if None.
 
+    `parts`: the list for products in float32, where it is `narrow`.
+
     Args:
         rows: All stored rows (N, D), in units in which a squared distance is in bits.
         center: What lifted queries are relative to, (D,).
@@ -75,52 +80,12 @@ class KernelSum:
         self.narrow = not exact and float(square.max()) < BITS
         self.parts = _parted(lift_list(y, square)) if self.narrow else []
 
-    def coarse(self, lifted: Tensor, own: Tensor | None, k: int, total: Tensor, near: Tensor, buffer: Tensor) -> None:
-        """Write sum_j 2^-|z - y_j|² and, for k > 0, the mean of the k largest -|z - y_j|², (b,) each, in float32.
-
-        `lifted` (b, D + 2): the queries about this centre. `own` (b,): their own indices among all rows, which are left
-        out. `buffer`: what is overwritten, `buffer_size()` numbers. Where it is not `narrow` it writes 0: too faint for
-        float32.
-        """
-        if not self.narrow:
-            total.zero_()
-            return
-        own, k = self._left_out(own, k)
-        if len(lifted) < TOGETHER:
-            more = torch.cat([lifted, lifted.new_zeros(TOGETHER - len(lifted), lifted.shape[1])])
-            sums, means = more.new_empty(TOGETHER), more.new_empty(TOGETHER)
-            self._write(more, own, k, sums, means, buffer)
-            total.copy_(sums[: len(lifted)])
-            near.copy_(means[: len(lifted)])
-        else:
-            self._write(lifted, own, k, total, near, buffer)
-
-    def _write(self, lifted: Tensor, own: Tensor | None, k: int, total: Tensor, near: Tensor, buffer: Tensor) -> None:
-        size = max(16, ENTRIES // self.parts[0].shape[1])
-        for first, last in _blocks(len(lifted), size):
-            block, found, sums = lifted[first:last], [], total[first:last]
-            for i, part in enumerate(self.parts):
-                bits = buffer[: len(block) * part.shape[1]].view(len(block), part.shape[1])
-                torch.mm(block, part, out=bits)
-                if own is not None:
-                    _leave_out(bits, own[first:last], i * part.shape[1])
-                if k:
-                    found.append(_largest(bits, k))
-                bits.clamp_min_(LEAST).exp2_()
-                if i == 0:
-                    torch.sum(bits, 1, out=sums)
-                else:
-                    sums += bits.sum(1)
-            if k:
-                most = torch.cat(found, 1).topk(k, dim=1, sorted=False).values if len(found) > 1 else found[0]
-                torch.mean(most, 1, out=near[first:last])
-
     def fine(self, queries: Queries, at: Tensor, own: Tensor | None, k: int) -> Tensor:
         """(log2 of the sum, mean of the k least |z - y_j|²), (b, 2) in float64."""
         (y, norm), z, out = self._list(), queries.about(self.center, at), []
-        own, k = self._left_out(None if own is None else own[at], k)
+        own, k = None if own is None else self.left_out(own[at]), min(k, self.length - (own is not None))
         norms = z.square().sum(1)
-        for first, last in _blocks(len(z), max(16, ENTRIES // len(y))):
+        for first, last in blocks(len(z), max(16, FINE // len(y))):
             square, bits = norms[first:last], torch.addmm(-norm, z[first:last], y.T, alpha=2)
             near = torch.zeros_like(square)
             if own is not None:
@@ -139,16 +104,13 @@ class KernelSum:
         y = (self.rows if self.places is None else self.rows[self.places]) - self.center
         return y, y.square().sum(1)
 
-    def _left_out(self, own: Tensor | None, k: int) -> tuple[Tensor | None, int]:
-        """Where in the list the queries themselves stand, -1: nowhere; and how many of the others are the nearest k."""
-        if own is None:
-            return None, min(k, self.length)
-        k = min(k, self.length - 1)
+    def left_out(self, own: Tensor) -> Tensor:
+        """Where in the list rows of these indices stand, (b,); -1: nowhere."""
         if self.places is None:
-            return own, k
+            return own
         column = own.new_full((int(max(self.places.max(), own.max())) + 1,), -1)
         column[self.places] = torch.arange(len(self.places), device=own.device)
-        return column[own], k
+        return column[own]
 
 
 def kernel_sums(
@@ -166,29 +128,109 @@ def kernel_sums(
     """
     out = torch.empty(len(queries.x), 2, dtype=torch.float64, device=queries.x.device)
     groups = list(groups)
-    if queries.x.requires_grad:
+    if queries.x.requires_grad or not groups:
         for part, at in groups:
             out[at] = part.fine(queries, at, own, k)
         return out
-    order = torch.cat([at for _, at in groups]) if groups else torch.arange(0, device=out.device)
-    lifted, left_out = queries.lifted.index_select(0, order), None if own is None else own[order]
-    total, near, first = lifted.new_empty(len(out)), lifted.new_zeros(len(out)), 0
-    buffer = lifted.new_empty(ENTRIES + TOGETHER * WIDTH)
-    for part, at in groups:
-        here = slice(first, first + len(at))
-        mine = None if left_out is None else left_out[here]
-        part.coarse(lifted[here], mine, k, total[here], near[here], buffer)
-        first = here.stop
-    out[order] = torch.stack([total.double().log2(), -near.double().clamp_max(0)], dim=1)
-    again = queries.lifted[:, -2] < -BITS
-    if faint or not all(part.narrow for part, _ in groups):
-        again |= out[:, 0] < FAINT
-    if again.any():
-        for part, at in groups:
+    with torch.inference_mode():
+        order = torch.cat([at for _, at in groups])
+        _put(out, order, _coarse(queries.lifted, order, groups, own, k))
+        again = queries.lifted[:, -2] < -BITS
+        if faint or not all(part.narrow for part, _ in groups):
+            again |= out[:, 0] < FAINT
+        ends = torch.tensor([len(at) for _, at in groups], device=out.device).cumsum(0)
+        places = again[order].nonzero().squeeze(1)
+        for i in torch.bucketize(places, ends, right=True).unique().tolist():
+            part, at = groups[i]
             some = at[again[at]]
-            if len(some):
-                out[some] = part.fine(queries, some, own, k)
+            out[some] = part.fine(queries, some, own, k)
     return out
+
+
+class _Piece(NamedTuple):
+    """Queries of one list: the place of the first in the order of all, and the indices of all of them."""
+
+    part: KernelSum
+    first: int
+    at: Tensor
+
+
+def _coarse(
+    lifted: Tensor, order: Tensor, groups: Sequence[tuple[KernelSum, Tensor]], own: Tensor | None, k: int
+) -> Tensor:
+    """(log2 sum_j 2^-|z - y_j|², mean of the k least |z - y_j|²) in this order, (B, 2), by float32.
+
+    Where a sum is not `narrow` it is 0: too faint for float32.
+    """
+    rows = lifted.new_zeros(len(order) + TOGETHER, lifted.shape[1])
+    torch.index_select(lifted, 0, order, out=rows[: len(order)])
+    total, near = rows.new_zeros(len(order)), rows.new_zeros(len(order))
+    buffer = rows.new_empty(ENTRIES + TOGETHER * WIDTH)
+    with subnormals_as_zeros(lifted.device) as flushed:
+        for batch in _batches(groups):
+            first, last = batch[0].first, batch[-1].first + len(batch[-1].at)
+            found: list[Tensor] = []
+            sums, part = total[first:last], batch[0].part
+            left_out = None if own is None else torch.cat([p.part.left_out(own[p.at]) for p in batch])
+            most = min(k, part.length - (own is not None))
+            for i in range(len(part.parts)):
+                bits = _products(batch, i, rows, buffer)
+                if left_out is not None:
+                    _leave_out(bits, left_out, i * bits.shape[1])
+                if most:
+                    found.append(_largest(bits, most))
+                if not flushed:
+                    bits.clamp_min_(LEAST)
+                if i == 0:
+                    torch.sum(bits.exp2_(), 1, out=sums)
+                else:
+                    sums += bits.exp2_().sum(1)
+            if most:
+                largest = torch.cat(found, 1).topk(most, dim=1, sorted=False).values if len(found) > 1 else found[0]
+                torch.mean(largest, 1, out=near[first:last])
+    return torch.stack([total.double().log2(), -near.double().clamp_max(0)], dim=1)
+
+
+def _batches(groups: Sequence[tuple[KernelSum, Tensor]]) -> Iterator[list[_Piece]]:
+    """Queries whose lists are equally long, together as many as `ENTRIES` terms allow."""
+    batch: list[_Piece] = []
+    first = end = 0
+    for part, at in groups:
+        if not part.narrow:
+            first += len(at)
+            continue
+        size = max(16, ENTRIES // part.parts[0].shape[1])
+        for some in at.split(size):
+            fits = batch and batch[0].part.length == part.length and end == first
+            if batch and not (fits and first + len(some) - batch[0].first <= size):
+                yield batch
+                batch = []
+            batch.append(_Piece(part, first, some))
+            first = end = first + len(some)
+    if batch:
+        yield batch
+
+
+def _products(batch: Sequence[_Piece], i: int, rows: Tensor, buffer: Tensor) -> Tensor:
+    """-|z - y_j|² of the i-th parts of the lists, (b, M).
+
+    Fewer than `TOGETHER` queries are multiplied with the ones behind, whose products are then written anew.
+    """
+    width, first = batch[0].part.parts[i].shape[1], batch[0].first
+    last = batch[-1].first + len(batch[-1].at)
+    out = buffer[: (last - first + TOGETHER) * width].view(-1, width)
+    for part, at, indices in batch:
+        count = max(len(indices), TOGETHER)
+        torch.mm(rows.narrow(0, at, count), part.parts[i], out=out.narrow(0, at - first, count))
+    return out[: last - first]
+
+
+def _put(out: Tensor, order: Tensor, values: Tensor) -> None:
+    """out[order] = values; on the CPU by NumPy, in less time."""
+    if out.device.type == "cpu":
+        out.numpy()[order.numpy()] = values.numpy()
+    else:
+        out[order] = values
 
 
 def lift_list(y: Tensor, square: Tensor) -> Tensor:
@@ -210,7 +252,7 @@ def _parted(lifted: Tensor) -> list[Tensor]:
     return [part.contiguous() for part in lifted.split(width, dim=1)]
 
 
-def _blocks(count: int, size: int) -> list[tuple[int, int]]:
+def blocks(count: int, size: int) -> list[tuple[int, int]]:
     """(first, last) of blocks of `size`; the last one has `TOGETHER` or more where there are as many."""
     starts = list(range(0, max(1, count - TOGETHER + 1), size)) if count else []
     return list(zip(starts, [*starts[1:], count], strict=True))
@@ -231,8 +273,8 @@ def _largest(numbers: Tensor, k: int) -> Tensor:
         least = np.sort(maxima, axis=1)[:, groups - k]
         which = np.flatnonzero(maxima >= least[:, None])
         if len(which) == b * k:  # no two maxima are equal there
-            first = which + np.repeat(np.arange(0, b * (m - groups), m - groups), k)
-            found = numbers.numpy().ravel().take(first[:, None] + np.arange(0, m, groups))
+            first = which.reshape(b, k, 1) + (m - groups) * np.arange(b)[:, None, None]
+            found = numbers.numpy().ravel().take(first + np.arange(0, m, groups))
             return _last(torch.from_numpy(found.reshape(b, k * size)), k)
     return _last(numbers, k).clone()
 

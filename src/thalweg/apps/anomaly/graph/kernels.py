@@ -129,7 +129,8 @@ class MixtureGraph(nn.Module):
         super().__init__()
         (whiten, shift, constants), (k, d) = mixture._products, mixture.means.shape
         pick = np.kron(np.eye(k), np.ones((d, 1)))  # sums each component's numbers
-        constant = 0.5 * d * math.log(2 * math.pi)
+        constant, nats = 0.5 * d * math.log(2 * math.pi), math.log(2)
+        whiten, shift, constants = whiten * math.sqrt(nats), shift * math.sqrt(nats), constants * nats
         hold(self, whiten=whiten, shift=shift, pick=pick, constants=constants, constant=constant)
 
     def forward(self, y: Tensor) -> Tensor:

@@ -13,9 +13,12 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from thalweg.core.device import CPU
+from thalweg.energy.density.kernel_sums import TOGETHER, blocks
 
 COUNTS = (1, 4, 10)
 ENTRIES = 65_536  # of a block of whitened rows, so that it stays near the processor
+ROWS = 2048  # of which the components' terms are summed at once
+NEAR = 8.0  # standard deviations
 RIDGE = 0.02  # added to every variance of standardised columns, so that discrete columns do not collapse
 
 
@@ -53,29 +56,50 @@ class Mixture:
             factors=np.linalg.cholesky(np.asarray(model.covariances_)),
         )
 
-    def __call__(self, y: np.ndarray, device: torch.device = CPU) -> np.ndarray:
+    @cached_property
+    def near(self) -> bool:
+        """Whether means lie so near the origin that float32 keeps the energies of normal rows to 1e-5 nats."""
+        return bool(np.abs(self.means).max() < NEAR)
+
+    def __call__(self, y: np.ndarray, device: torch.device = CPU, *, single: bool = False) -> np.ndarray:
+        """(B,) nats. `single`: by products in float32, where means are `near`; else in float64."""
+        kind = torch.float32 if single and self.near else torch.float64
         whiten, shift, constants = (part.to(device) for part in self._products)
-        (k, d), size = self.means.shape, max(16, ENTRIES // len(shift))
-        out = torch.empty(len(y), dtype=torch.float64, device=device)
-        buffers = out.new_empty(min(size, len(y)), k * d), out.new_empty(min(size, len(y)), k)
-        for i, part in zip(range(0, len(y), size), torch.from_numpy(y).to(device).split(size), strict=True):
-            z, logs = (buffer[: len(part)] for buffer in buffers)
-            torch.addmm(shift, part, whiten, out=z)
-            torch.sum(z.square_().view(-1, k, d), 2, out=logs)  # a product with ones takes four times as long
-            torch.logsumexp(torch.sub(constants, logs, out=logs), dim=1, out=out[i : i + size])
-        return 0.5 * y.shape[1] * np.log(2 * np.pi) - out.cpu().numpy()
+        whiten, shift, (k, d) = whiten.to(kind), shift.to(kind), self.means.shape
+        out, size = torch.empty(len(y), dtype=torch.float64, device=device), max(16, ENTRIES // len(shift))
+        z, logs = out.new_empty(size + TOGETHER, k * d, dtype=kind), out.new_empty(ROWS + TOGETHER, k, dtype=kind)
+        for first, last in blocks(len(y), ROWS):
+            part = torch.zeros(max(last - first, TOGETHER), d, dtype=kind, device=device)
+            part[: last - first] = torch.from_numpy(y[first:last])
+            for at, end in blocks(len(part), size):
+                white = torch.addmm(shift, part[at:end], whiten, out=z[: end - at])
+                _squares(white.view(-1, k, d), logs[at:end])
+            found = constants - logs[: last - first]
+            most = found.amax(1)
+            torch.sum(found.sub_(most[:, None]).exp2_(), 1, out=out[first:last])
+            out[first:last].log2_().add_(most)
+        return 0.5 * y.shape[1] * np.log(2 * np.pi) - np.log(2) * out.cpu().numpy()
 
     @cached_property
     def _products(self) -> tuple[Tensor, Tensor, Tensor]:
-        """z = y W + s: whitened rows over sqrt(2) of all components side by side, (D, K D), (K D,); log w_k p_k =
+        """z = y W + s: whitened rows of all components side by side, (D, K D), (K D,), in units in which log2 w_k p_k =
         c_k - sum z_k².
         """
-        eye = np.sqrt(0.5) * np.eye(self.means.shape[1])
+        eye = np.sqrt(0.5 * np.log2(np.e)) * np.eye(self.means.shape[1])
         inverses = [solve_triangular(f, eye, lower=True).T for f in self.factors]
         shift = -np.concatenate([m @ w for m, w in zip(self.means, inverses, strict=True)])
         constants = self.log_weights - np.log(np.diagonal(self.factors, axis1=1, axis2=2)).sum(1)
+        constants = constants * np.log2(np.e)
         whiten = torch.from_numpy(np.concatenate(inverses, axis=1))
         return whiten, torch.from_numpy(shift), torch.from_numpy(constants)
+
+
+def _squares(z: Tensor, out: Tensor) -> None:
+    """Write the sums of squares (b, k) of z (b, k, d); by NumPy on the CPU, in one pass and two thirds of the time."""
+    if z.device.type == "cpu":
+        np.einsum("bkd,bkd->bk", z.numpy(), z.numpy(), out=out.numpy())
+    else:
+        torch.sum(z.square_(), 2, out=out)
 
 
 class Histograms:

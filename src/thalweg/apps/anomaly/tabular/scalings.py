@@ -75,29 +75,32 @@ class NormalScores:
     def __init__(self, rows: np.ndarray):
         self.low, self.high, self.scale = rows.min(0), rows.max(0), _scale(rows)
         self.tables = [_scores(column) for column in rows.T]
-        self.sd = np.ones(rows.shape[1])
-        self.sd = _scale(self._ranks(rows))
+        self._over_sd = [(at, between) for _, at, between in self.tables]
+        self.sd = _scale(self(rows))
+        self._over_sd = [(at / sd, between / sd) for (at, between), sd in zip(self._over_sd, self.sd, strict=True)]
 
-    def _ranks(self, x: np.ndarray) -> np.ndarray:
+    def __call__(self, x: np.ndarray) -> np.ndarray:
         out = np.empty(x.shape)
         for i in range(0, len(x), BLOCK):
             columns = x[i : i + BLOCK].T.copy()
-            for column, (search, at, between) in zip(columns, self.tables, strict=True):
-                place = search(column)
-                known = search.values.take(place) == column
-                column[:] = between.take(place)
-                np.copyto(column, at.take(place), where=known)
+            for j, column in enumerate(columns):
+                self._score(j, column)
             out[i : i + BLOCK] = columns.T
         return out
 
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        out = self._ranks(x) / self.sd
-        outside = np.nonzero((x < self.low) | (x > self.high))
-        if len(outside[0]):  # few, as a rule
-            at, j = x[outside], outside[1]
-            edge = np.where(at < self.low[j], self.low[j], self.high[j])
-            out[outside] += np.arcsinh((at - edge) / self.scale[j])
-        return out
+    def _score(self, j: int, x: np.ndarray) -> None:
+        """Write the scores of numbers of column j (B,) over them."""
+        at, between = self._over_sd[j]
+        place, value = self.tables[j][0].with_values(x)
+        known = np.flatnonzero(value == x)
+        outside = np.flatnonzero((x < self.low[j]) | (x > self.high[j]))  # few, as a rule
+        beyond = x[outside]
+        between.take(place, out=x, mode="clip")
+        if len(known):
+            x[known] = at[place[known]]
+        if len(outside):
+            edge = np.where(beyond < self.low[j], self.low[j], self.high[j])
+            x[outside] += np.arcsinh((beyond - edge) / self.scale[j])
 
 
 def _arcsinh(z: np.ndarray) -> np.ndarray:

@@ -207,13 +207,13 @@ class TabularEnergy:
 
     def _rooms(self) -> dict[str, float]:
         """How far apart the parts' energies may be and count as equal, where equal rows make that matter: beyond 1,024
-        rows the kernels' sums are in float32. Empty for tables of distinct rows.
+        rows the kernels' sums and the mixtures' products are in float32. Empty for tables of distinct rows.
         """
         if len(equal_rows(self.rows_)[1]) == len(self.rows_):
             return {}
         rooms = dict.fromkeys((*SCALINGS, "distance", *(f"{name}.mixture" for name in MIXED)), ROUNDING)
         if len(self.rows_) > SMALL:
-            rooms |= dict.fromkeys(SCALINGS, SINGLE) | {"distance": 10 * SINGLE * self.noises_["standard"]}
+            rooms = dict.fromkeys(rooms, SINGLE) | {"distance": 10 * SINGLE * self.noises_["standard"]}
         return rooms
 
     def _cross_fitted(self, left_out: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
@@ -251,7 +251,9 @@ class TabularEnergy:
     def _parts(self, x: np.ndarray) -> dict[str, np.ndarray]:
         y = {name: scaling(x) for name, scaling in self.scalings_.items()}
         out = self._kernels({name: self._tensor(part) for name, part in y.items()})
-        out |= {f"{name}.mixture": part(y[name], self.device) for name, part in self.mixtures_.items()}
+        single = len(self.rows_) > SMALL
+        mixed = {n: part(y[n], self.device, single=single) for n, part in self.mixtures_.items()}
+        out |= {f"{name}.mixture": u for name, u in mixed.items()}
         return {name: out[name] for name in self.scales_} if self.scales_ else out
 
     def rounding(self, x: np.ndarray) -> dict[str, np.ndarray]:
