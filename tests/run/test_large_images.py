@@ -1,6 +1,7 @@
 """Images of more than 1,536 numbers, from training to completions, with no matrix of D x D numbers."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -87,6 +88,11 @@ def test_an_operator_that_would_be_a_large_matrix_is_refused(run, monkeypatch):
     with pytest.raises(UserError, match="must be a mask") as raised:
         inpainting.restore(thalweg.load(run), x, Blur(width=1.0))
     assert raised.value.argument == "operator"
+    size = " x ".join(map(str, SHAPE))
+    assert f"has {math.prod(SHAPE):,} numbers ({size})" in raised.value.message
+    assert raised.value.message.endswith("for at most 1,000")
+    side = math.isqrt(1000 // SHAPE[0])
+    assert f"at most {side} x {side} pixels (--size {side})" in str(raised.value.hint)
 
 
 def test_baselines_make_no_large_matrix(no_large_matrix):

@@ -133,8 +133,7 @@ def _observations(bundle: Bundle, measured: Sequence[Measurements], noise: float
                 observations.append(Observation(part.rows, linear.to(bundle.device), values.to(bundle.device)))
             continue
         if len(scale) > LARGEST_MATRIX:
-            text = f"must be a mask, as the images have more than {LARGEST_MATRIX} numbers"
-            raise UserError(text, argument="operator", value=type(part.operator).__name__)
+            raise _too_large(bundle.shape, type(part.operator).__name__)
         a = matrix(part.operator, bundle.shape)
         if len(a):
             linear = LinearObservation.from_matrix(a * scale, noise)
@@ -142,6 +141,19 @@ def _observations(bundle: Bundle, measured: Sequence[Measurements], noise: float
             projections = linear.project(values).to(bundle.device)
             observations.append(Observation(part.rows, linear.to(bundle.device), projections))
     return observations
+
+
+def _too_large(shape: tuple[int, ...], operator: str) -> UserError:
+    """The refusal of an operator other than a mask on images of this shape."""
+    text = (
+        f"must be a mask, as a row of the model has {math.prod(shape):,} numbers ({' x '.join(map(str, shape))}), "
+        f"and other operators are written out as matrices, for at most {LARGEST_MATRIX:,}"
+    )
+    hint = "give what is missing as a mask"
+    if len(shape) == 3:
+        side = math.isqrt(LARGEST_MATRIX // shape[0])
+        hint = f"{hint}, or train on images of at most {side} x {side} pixels (--size {side})"
+    return UserError(text, argument="operator", value=operator, hint=hint)
 
 
 def _complete(
