@@ -41,11 +41,11 @@ class LeftOutRows(NamedTuple):
     """Rows of a file without a score.
 
     Args:
-        count: How many.
+        num: How many.
         first: The first of them, (number from 0, reason) each, at most `NAMED`.
     """
 
-    count: int = 0
+    num: int = 0
     first: tuple[tuple[int, str], ...] = ()
 
     @classmethod
@@ -56,7 +56,7 @@ class LeftOutRows(NamedTuple):
 
     def and_then(self, later: "LeftOutRows") -> "LeftOutRows":
         """These and some that come later in the file."""
-        return LeftOutRows(self.count + later.count, (*self.first, *later.first)[:NAMED])
+        return LeftOutRows(self.num + later.num, (*self.first, *later.first)[:NAMED])
 
 
 def with_empty_rows(scores: "pa.Table", good: np.ndarray) -> "pa.Table":

@@ -56,7 +56,7 @@ def write(folder: str, block: RowBlock, digest: str, address: str, scored: Score
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scores), np.int32)), pa.array([address]))
     flagged = int(np.asarray(scores["flag"].drop_null(), bool).sum()) if "flag" in scores.column_names else None
     energy = float(np.asarray(scores["energy"].drop_null(), float).sum())
-    found = PartFacts(len(scores), flagged, energy, content, lost.count, lost.first, most_frequent(scored.new))
+    found = PartFacts(len(scores), flagged, energy, content, lost.num, lost.first, most_frequent(scored.new))
     _put(folder, block, digest, scores.add_column(0, "file", names), found)
     return found
 

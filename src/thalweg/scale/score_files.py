@@ -295,10 +295,10 @@ def _left_out(plan: Plan, looked: Sequence[tuple[RowBlock, parts.PartFacts]]) ->
 def _tell_new(scorer: Scorer, sources: Sequence[Source], found: Sequence[parts.PartFacts], data: str) -> dict[str, int]:
     """Say which categories the model does not know, in a line for all files; their rows by column."""
     new = defaultdict[str, Counter[str | None]](Counter)
-    for each in found:
-        for name, counts in each.new.items():
+    for part in found:
+        for name, counts in part.new.items():
             new[name] += Counter(dict(counts))
-    columns = next((found for source in sources if (found := scorer.columns_of(source)) is not None), None)
+    columns = next((each for source in sources if (each := scorer.columns_of(source)) is not None), None)
     line = None if columns is None else told(columns, new)
     if line is not None:
         log.warning("%s: %s", data, line)

@@ -88,7 +88,7 @@ def score_file(
             _finish(spool, q, file, out.suffix.lower())
     scored = int(counts.sum())
     found = (flagged, int(counts[q <= alpha].sum()), least_discoveries(scored, alpha, len(counts)))
-    return Scored(scored + lost.count, *found, lost.count, named(table, lost))
+    return Scored(scored + lost.num, *found, lost.num, named(table, lost))
 
 
 def named(table: Table, lost: LeftOutRows) -> tuple[LeftOut, ...]:
@@ -147,7 +147,7 @@ def _score(
             first, lost = first + len(frame), lost.and_then(LeftOutRows.of(bad.reasons.items()))
     if not first:
         raise UserError("must hold one row or more", argument=where)
-    if lost.count == first:
+    if lost.num == first:
         raise UserError(f"must hold a row that can be scored; the first is not: {lost.first[0][1]}", argument=where)
     line = told(columns, new)
     if line is not None:
