@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from thalweg.core.errors import UserError
 from thalweg.data import stored_rows
@@ -127,6 +128,22 @@ def test_what_is_wrong_with_a_set_of_the_hub_is_one_line(fake, options, what) ->
     with pytest.raises(UserError, match=what) as caught:
         load("hub:user/digits", DataOptions(**options))
     assert "\n" not in str(caught.value)
+
+
+def test_labels_are_read_as_those_of_a_table(fake, monkeypatch, tmp_path) -> None:
+    """Whole numbers without names are numbered in their order; a class that the set's names do not have is refused."""
+    kind = type("ClassLabel", (Feature,), {})
+    x = np.random.default_rng(0).normal(size=60)
+    columns = {"x": x, "code": [10, 9, 100] * 20, "mark": [-1, 0, 1] * 20}
+    features = {"x": Feature(), "code": Feature(), "mark": kind(names=["odd", "even"])}
+    monkeypatch.setattr(sys.modules["datasets"], "load_dataset", lambda *_, **__: FakeSet(pa.table(columns), features))
+    found = load("hub:user/codes", DataOptions(labels="code", drop=["mark"]))
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    table = load(str(tmp_path / "t.parquet"), DataOptions(labels="code", drop=["mark"]))
+    assert found.class_names == table.class_names == ("9", "10", "100")
+    assert torch.equal(found.train_labels, table.train_labels)
+    with pytest.raises(UserError, match="column 'mark', of labels, holds -1, which is none of its 2 classes"):
+        load("hub:user/codes", DataOptions(labels="mark", drop=["code"]))
 
 
 def test_without_the_package_a_set_of_the_hub_is_refused(monkeypatch) -> None:

@@ -147,7 +147,7 @@ def test_rows_that_are_not_finite_are_left_out_with_their_lines(tmp_path, call):
     (tmp_path / "new.csv").write_text("a,b\n1,2\n\n3,\n4,5\n")
     assert "column 'b' is missing (NaN) in line 4" in call("score", "rows", "new.csv")[2][-1]
     code, found, told = call("score", "rows", "new.csv", "--skip-bad", "--json")
-    assert (code, found["left_out"]) == (0, [{"name": "line 4", "reason": "holds NaN or infinity"}]), told
+    assert (code, found["left_out"]) == (0, [{"name": "line 4", "reason": "column 'b' is missing (NaN)"}]), told
     assert [line.split(",")[0] for line in (tmp_path / "scores.csv").read_text().splitlines()] == ["name", "0", "2"]
 
 

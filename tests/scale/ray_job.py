@@ -72,7 +72,9 @@ def main() -> None:
 
     engine = Engine("ray", given["workers"])
     more = {"engine": engine, "block_rows": given["block_rows"], "advance": advance}
-    found = score_files(given["kind"], Options(given["run"]), given["data"], given["out"], **more)
+    found = score_files(
+        given["kind"], Options(given["run"], skip_bad=given.get("skip_bad", False)), given["data"], given["out"], **more
+    )
     print(json.dumps({**found._asdict(), "kills": given.get("kills", 0) - left, "exposed": open_to}))
 
 

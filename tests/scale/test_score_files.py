@@ -182,7 +182,7 @@ class TestRefused:
         x = np.zeros((700, 2))
         x[600] = np.inf
         np.save(tmp_path / "x.npy", x)
-        with pytest.raises(UserError, match="must be finite, and is not in row 601"):
+        with pytest.raises(UserError, match="must be finite, and is not in row 600"):
             score(tmp_path / "x.npy", tmp_path / "out", kind="energy", run=plane.path, block_rows=256)
 
     def test_the_wrong_kind_of_model_or_folder(self, score, detector, plane, tables, tmp_path):

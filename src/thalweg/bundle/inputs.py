@@ -17,6 +17,7 @@ from thalweg.data.float32_check import COARSE, Float32Transform, check_scored, s
 from thalweg.data.formats.images import is_image
 from thalweg.data.frames import is_frame
 from thalweg.data.options import LARGEST_SIZE
+from thalweg.data.run_folders import refuse_run
 from thalweg.data.stored.encoded_images import parquet_files
 from thalweg.data.texts import as_texts, is_text_file, is_texts, read_texts, refuse_containers
 from thalweg.data.transform import ROUNDING
@@ -104,6 +105,7 @@ def read_rows(
 ) -> files.Rows:
     """The rows of a file for a model; a table's columns are matched by their names, texts become codes, named by
     themselves. `skip_bad`: as `data.files.read_rows` has it."""
+    refuse_run(Path(path))
     if bundle.alphabet is not None:
         if skip_bad:
             raise UserError(

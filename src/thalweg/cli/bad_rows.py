@@ -1,6 +1,6 @@
 """The option `--skip-bad`: files and rows that cannot be used are named and left out."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +12,10 @@ from thalweg.core.errors import UserError
 if TYPE_CHECKING:
     from thalweg.data.image_files import LeftOut
 
+SAID = 20  # rows in lines
 SkipBad = Annotated[
     bool,
-    typer.Option("--skip-bad", help="Name and leave out images that cannot be used, and rows that are not finite."),
+    typer.Option("--skip-bad", help="Name and leave out images and rows that cannot be used."),
 ]
 
 
@@ -36,3 +37,11 @@ def say(left_out: "Iterable[LeftOut]") -> list[dict[str, str]]:
     for each in found:
         console.say(f"left out {each['name']}: {each['reason']}")
     return found
+
+
+def say_first(num_left_out: int, left_out: "Sequence[LeftOut]") -> list[dict[str, str]]:
+    """A line for each of the first rows that have no score, and one for the others; the first ones for JSON."""
+    told = say(left_out[:SAID])
+    if num_left_out > len(told):
+        console.say(f"left out {num_left_out - len(told):,} more, whose energy is empty in the scores")
+    return [each._asdict() for each in left_out]

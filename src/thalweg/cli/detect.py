@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli import console, many_files
+from thalweg.cli import bad_rows, console, many_files
 from thalweg.cli.many_files import Address, BlockRows, Data, EngineName, OnlyChanged, Workers
 from thalweg.cli.options import Device, Header, Json, Trust, by_option
 from thalweg.core.errors import UserError
@@ -94,6 +94,9 @@ def score(
     ] = "scores.csv",
     alpha: Annotated[float | None, typer.Option(help="Flag p-values up to this; the fitted rate if not given.")] = None,
     drop: Annotated[list[str] | None, typer.Option(help="A column that the fit did not have; repeatable.")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Name rows that cannot be scored, and leave their scores empty.")
+    ] = False,
     header: Header = None,
     engine: EngineName = "local",
     workers: Workers = None,
@@ -111,7 +114,8 @@ def score(
         from thalweg.scale.scorers import Options
 
         _require_detector(run)
-        options = Options(many_files.anywhere(run), alpha, tuple(drop or ()), header, tuple(trust or ()), device)
+        where, packages = many_files.anywhere(run), tuple(trust or ())
+        options = Options(where, alpha, tuple(drop or ()), header, packages, device, skip_bad)
         how: Any = {"engine": engine, "workers": workers, "address": address}
         how |= {"block_rows": block_rows, "only_changed": only_changed}
         with by_option(*OPTIONS):
@@ -122,16 +126,18 @@ def score(
 
         console.writable(Path(out), (".csv", ".parquet"))
         bundle = _detector(run, device)
-        with by_option(*OPTIONS):
-            found = score_file(bundle, Path(table), Path(out), alpha=alpha, drop=drop or [], header=header)
+        how = {"alpha": alpha, "drop": drop or [], "header": header, "skip_bad": skip_bad}
+        with bad_rows.offering_skip_bad(skip_bad), by_option(*OPTIONS):
+            found = score_file(bundle, Path(table), Path(out), **how)
         levels, where = len(bundle.detector.calibration_.energies) + 1, out
-    least = found.least_discoveries
+    lost, least = bad_rows.say_first(found.num_left_out, found.left_out), found.least_discoveries
+    without = many_files.without_scores(found.num_left_out)
     rare = f", which takes {least} rows at the least p-value, 1/{levels} by {levels - 1} calibration rows"
     console.say(
-        f"{found.rows} rows in {where}, {found.flagged} flagged; {found.discoveries} by the false discovery "
+        f"{found.rows} rows in {where}{without}, {found.flagged} flagged; {found.discoveries} by the false discovery "
         f"rate{rare if not found.discoveries and found.flagged and least > 1 else ''}"
     )
-    console.emit({**found._asdict(), "file": out}, as_json)
+    console.emit({**found._asdict(), "left_out": lost, "file": out}, as_json)
 
 
 def _detector(run: str, device: str) -> "DetectorBundle":

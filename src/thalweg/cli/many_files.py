@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from thalweg.cli import console
+from thalweg.cli import bad_rows, console
 from thalweg.core.errors import StopSignal, UserError
 
 if TYPE_CHECKING:
@@ -99,11 +99,17 @@ def score(
     progress = _Progress()
     how: Any = {"engine": Engine(engine, workers, address), "block_rows": block_rows, "only_changed": only_changed}
     try:
-        return score_files(kind, options, data, out, **how, advance=progress)
+        with bad_rows.offering_skip_bad(options.skip_bad):
+            return score_files(kind, options, data, out, **how, advance=progress)
     except StopSignal:
         if progress.total:
             console.say(f"{progress.done} of {progress.total} parts in {out}; to go on, give the same command")
         raise
+
+
+def without_scores(num_left_out: int) -> str:
+    """How many rows of the output have no scores, in a few words; empty for none."""
+    return f", {num_left_out} of them without scores" if num_left_out else ""
 
 
 def check_options(engine: str, workers: int | None, block_rows: int | None, only_changed: bool, *, many: bool) -> None:

@@ -48,17 +48,18 @@ def score(
     if many:
         if explain:
             raise UserError("must be left out for a folder of scores", argument="--explain", hint="score one file")
-        if skip_bad:
-            raise UserError("must be left out for a folder of scores", argument="--skip-bad", hint="score one file")
         from thalweg.scale.scorers import Options
 
-        options = Options(many_files.anywhere(run), alpha, tuple(drop or ()), header, tuple(trust or ()), device)
+        where, packages = many_files.anywhere(run), tuple(trust or ())
+        options = Options(where, alpha, tuple(drop or ()), header, packages, device, skip_bad)
         how: Any = {"engine": engine, "workers": workers, "address": address}
         how |= {"block_rows": block_rows, "only_changed": only_changed}
         found = many_files.score("energy", options, data, out, **how)
+        lost = bad_rows.say_first(found.num_left_out, found.left_out)
         flags = "" if found.flagged is None else f", {found.flagged} flagged (p <= {alpha:g})"
-        console.say(f"{found.rows} rows in {found.parts} parts in {out}{flags}")
-        console.emit({**found._asdict(), "file": out}, as_json)
+        without = many_files.without_scores(found.num_left_out)
+        console.say(f"{found.rows} rows in {found.parts} parts in {out}{without}{flags}")
+        console.emit({**found._asdict(), "left_out": lost, "file": out}, as_json)
         return
     how = {"skip_bad": skip_bad, **table_options(header, drop)}
     _score_one(run, Path(data), Path(out), alpha=alpha, explain=explain, how=how, device=device, as_json=as_json)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from thalweg.core.errors import UserError, row_from_zero
+from thalweg.data.bad_rows import BadRows
 from thalweg.data.columns.layout import Layout
 from thalweg.data.columns.new_categories import count_new, told
 from thalweg.data.float32_check import check_whole_numbers
@@ -109,18 +110,20 @@ def read_rows(
         size: The side of the square to which pictures are resized and cropped; arrays are not.
         dtype: By the names of a table's columns "number" or "category", where the values alone do not tell.
         column: Of images in Parquet: the column that holds them; None, or not there: the only one of bytes.
-        skip_bad: Leave out, and name, images that cannot be read and, if `finite`, rows that are not; else the first is
-            a UserError, `skippable`.
+        skip_bad: Leave out, and name, images that cannot be read and, if `finite`, rows that are not, or that have a
+            text where numbers were in the training; else the first is a UserError, `skippable`.
     """
     path = Path(path)
     packed = parquet_files(path) if shape is not None and len(shape) == 3 else []
     if path.is_file() and is_table(path) and not packed:
-        found, table = _read_table(path, layout, header, drop, dtype)
+        bad = BadRows(skip=skip_bad)
+        found, table = _read_table(path, layout, header, drop, dtype, bad if finite else None)
         names = found.layout.owners or [str(i) for i in range(found.x.shape[1])]
-        if finite and not skip_bad:
+        if finite:
             with table.naming_rows():
-                check_cells(found.x.numpy(), names, str(path), largest=LARGEST, skippable=True)
-        return _checked(found, str(path), shape, finite, bounded, table if skip_bad and finite else None)
+                check_cells(found.x.numpy(), names, str(path), largest=LARGEST, bad_rows=bad)
+        not_finite = _NotFinite(table, bad.reasons) if bad.reasons else None
+        return _checked(found, str(path), shape, finite, bounded, not_finite)
     if header is not None or drop or dtype:
         option = "header" if header is not None else "drop" if drop else "data.dtype"
         raise UserError(f"is for tables, and {path.name} is none", argument=option, hint="leave it out")
@@ -129,7 +132,21 @@ def read_rows(
     if path.is_dir() or is_image(path):
         found = _read_pictures(path, shape, size, WHITE if bounded else BLACK, skip_bad)
         return _checked(found, str(path), shape, finite, bounded, None)
-    return _checked(Rows(_read_array(path, shape)), str(path), shape, finite, bounded, skip_bad and finite)
+    not_finite = _NotFinite() if skip_bad and finite else None
+    return _checked(Rows(_read_array(path, shape)), str(path), shape, finite, bounded, not_finite)
+
+
+class _NotFinite(NamedTuple):
+    """What rows that are not finite are called, and why they are not, by their number."""
+
+    table: Table | None = None
+    reasons: Mapping[int, str] = {}
+
+    def left_out(self, rows: Sequence[int]) -> list[LeftOut]:
+        """Each by its name."""
+        names = [*map(row_from_zero, rows)] if self.table is None else self.table.row_names(rows)
+        why = [self.reasons.get(row, "holds NaN or infinity") for row in rows]
+        return [LeftOut(*each) for each in zip(names, why, strict=True)]
 
 
 def _checked(
@@ -138,18 +155,17 @@ def _checked(
     shape: tuple[int, ...] | None,
     finite: bool,
     bounded: bool,
-    skip_bad: "Table | bool | None",
+    not_finite: _NotFinite | None,
 ) -> Rows:
-    """The rows, arranged as `shape` asks and checked; `skip_bad`: without those that are not finite."""
+    """The rows, arranged as `shape` asks and checked; with `not_finite` without those that are so."""
     x = arrange(found.x, shape, where)
     found = found._replace(x=x)
     if not bounded and x.ndim == 4:
         verify(x.flatten(1), None, "vector", where=where)
         return found
     good = x.to(torch.float32).flatten(1).isfinite().all(1) if x.is_floating_point() and x.ndim > 1 else None
-    if skip_bad and good is not None and not bool(good.all()):
-        name = skip_bad.row_name if isinstance(skip_bad, Table) else row_from_zero
-        lost = [LeftOut(name(i), "holds NaN or infinity") for i in (~good).nonzero()[:, 0].tolist()]
+    if not_finite is not None and good is not None and not bool(good.all()):
+        lost = not_finite.left_out((~good).nonzero()[:, 0].tolist())
         found, x, good = found._replace(x=x[good], numbers=good.nonzero()[:, 0], left_out=lost), x[good], None
         if not len(x):
             raise UserError("must hold a row that is finite", argument=where, hint="fill what is missing")
@@ -226,7 +242,12 @@ def rows_of(array: np.ndarray, shape: tuple[int, ...] | None, where: str) -> Ten
 
 
 def _read_table(
-    path: Path, layout: Layout | None, header: bool | None, drop: Sequence[str], dtype: Mapping[str, str] | None
+    path: Path,
+    layout: Layout | None,
+    header: bool | None,
+    drop: Sequence[str],
+    dtype: Mapping[str, str] | None,
+    bad_rows: BadRows | None,
 ) -> tuple[Rows, Table]:
     """A table as float64 (N, D), matched to a model's columns or with those that it has itself."""
     import pyarrow as pa
@@ -248,7 +269,7 @@ def _read_table(
         if layout is None:
             layout, x = Layout.fit_encode(frame, ignored=drop, dtype=dtype, **how)
         else:
-            x = layout.encode(frame, **how)
+            x = layout.encode(frame, bad_rows=bad_rows, **how)
             _tell_new(layout, table, frame)
     return Rows(torch.from_numpy(x), layout, None if table.is_text else layout.singles(frame)), table
 

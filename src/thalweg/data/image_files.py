@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from thalweg.core.errors import UserError
-from thalweg.core.store import MANIFEST
 from thalweg.data.formats.base import check_size
 from thalweg.data.formats.images import IMAGE_SUFFIXES, WHITE, ImageHeader, decode, probe
+from thalweg.data.run_folders import looks_like_run, refuse_run
 
 THREADS = min(8, os.cpu_count() or 1)  # decoders release Python's lock
 
@@ -104,7 +104,7 @@ def list_images(folder: Path) -> ImageListing:
         with os.scandir(place) as entries:
             inside = [*entries]
         names = {entry.name for entry in inside}
-        if prefix and "config.json" in names and {MANIFEST, "checkpoints"} & names:
+        if prefix and looks_like_run(names):
             foreign += len(inside)
             continue
         for entry in inside:
@@ -130,9 +130,10 @@ def relative(file: Path, root: Path) -> str:
 
 
 def pictures_of(path: Path) -> ImageListing:
-    """The pictures of a folder, or one picture; UserError where there is none."""
+    """The pictures of a folder, or one picture; UserError where there is none, and for the folder of a run."""
     if not path.is_dir():
         return ImageListing([path], 0, 0)
+    refuse_run(path)
     found = list_images(path)
     if not found.files:
         also = f", {found.passed_over} passed over" if found.passed_over else ""

@@ -1,5 +1,6 @@
 """Tables of rows, with a column of them as classes where one is named."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,13 @@ def read_table(path: Path, options: DataOptions) -> RawData:
     return RawData(x, labels, what, layout=layout, class_names=names)
 
 
-def classes(frame: Any, name: str, where: str, *, parse: bool = False) -> tuple[Tensor, tuple[str, ...]]:
+def classes(
+    frame: Any, name: str, where: str, *, parse: bool = False, named: Sequence[str] = ()
+) -> tuple[Tensor, tuple[str, ...]]:
     """(labels (N,) int64, the name of each class) of a column; errors as of `read_table`.
 
-    `parse`: texts may be numbers, as in a CSV.
+    `parse`: texts may be numbers, as in a CSV. `named`: the names of the classes 0, 1, …, of which some may not occur;
+    without it the values are the names.
     """
     series = as_frame(frame, where)[name]
     given = texts(series, name, where, Reading().words(parse))
@@ -75,7 +79,18 @@ def classes(frame: Any, name: str, where: str, *, parse: bool = False) -> tuple[
     if rare is not None:
         text = f"column {name!r}, of labels, has one row of the class {rare!r}, and training and held-out rows need it"
         raise UserError(text, argument=where, hint="drop the row, or merge the class with another")
+    if named:
+        return _numbered(keys, name, where, len(named)), tuple(named)
     return torch.from_numpy(codes.reshape(-1).astype(np.int64)), names
+
+
+def _numbered(keys: list[Any], name: str, where: str, count: int) -> Tensor:
+    """Labels that are numbers of `count` classes already."""
+    wrong = next((key for key in keys if key not in range(count)), None)
+    if wrong is not None:
+        text = f"column {name!r}, of labels, holds {wrong!r}, which is none of its {count} classes"
+        raise UserError(text, argument=where, hint="drop the rows without a class")
+    return torch.tensor(keys)
 
 
 def _whole(series: Any, given: list[Any], parse: bool) -> np.ndarray | None:

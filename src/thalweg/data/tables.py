@@ -6,6 +6,7 @@ from thalweg.core.errors import UserError
 from thalweg.data.columns.encoding import check_names
 from thalweg.data.csv_header import EXPECTED, Known
 from thalweg.data.formats.base import Table, TableFormat, formats, packed, reading_table
+from thalweg.data.run_folders import refuse_run
 
 
 def open_table(path: str | Path, *, header: bool | None = None, known: Known | None = None) -> Table:
@@ -19,6 +20,7 @@ def open_table(path: str | Path, *, header: bool | None = None, known: Known | N
     where, suffix = str(path), path.suffix.lower()
     kinds = {ending: each for ending, each in formats().items() if isinstance(each, TableFormat)}
     if path.is_dir():
+        refuse_run(path)
         raise UserError("a folder, where a table was wanted", argument=where, hint=f"give a {' or '.join(kinds)} file")
     if not path.exists():
         raise UserError("no such file", argument=where, hint="check the spelling and the working directory")

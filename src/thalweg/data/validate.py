@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from thalweg.core.errors import ROW, UserError, one_line
+from thalweg.data.bad_rows import BadRows
 
 Kind = Literal["image", "vector", "text"]
 LEAST_ROWS = 20
@@ -120,24 +121,25 @@ def check_cells(
     gaps: bool = False,
     hint: str = "drop the row, or fill the value",
     largest: float = math.inf,
-    skippable: bool = False,
+    bad_rows: BadRows | None = None,
 ) -> None:
     """UserError, with column and row, for infinity, for what is beyond `largest` and, unless `gaps` are taken, for NaN.
 
-    `rows`: numbers of the rows, from 0. `hint`: the remedy for NaN. `skippable`: of the error, where it is no number.
+    `rows`: numbers of the rows, from 0. `hint`: the remedy for NaN. `bad_rows`: what becomes of such rows.
     """
     bad = np.isinf(x) | (np.abs(x) > largest)
     bad = bad if gaps else bad | np.isnan(x)
-    if not bad.any():
-        return
-    i, column = np.argwhere(bad)[0]
-    value = x[i, column]
-    row = int(i if rows is None else rows[i])
-    what = "missing (NaN)" if np.isnan(value) else "infinite (infinity)" if np.isinf(value) else f"{value:g}"
-    if not np.isnan(value):
-        hint = "correct it" if np.isinf(value) else f"rescale the column to numbers up to {largest:.0e}"
-    error = UserError(f"column {names[column]!r} is {what} in {ROW}", argument=where, hint=hint, row=row)
-    raise error.replace(skippable=skippable and not np.isfinite(value))
+    for i in np.flatnonzero(bad.any(1)).tolist():
+        column = int(bad[i].argmax())
+        value, row = x[i, column], int(i if rows is None else rows[i])
+        what = "missing (NaN)" if np.isnan(value) else "infinite (infinity)" if np.isinf(value) else f"{value:g}"
+        if not np.isnan(value):
+            hint = "correct it" if np.isinf(value) else f"rescale the column to numbers up to {largest:.0e}"
+        reason = f"column {names[column]!r} is {what}"
+        error = UserError(f"{reason} in {ROW}", argument=where, hint=hint, row=row)
+        if bad_rows is None:
+            raise error
+        bad_rows.refuse(error, row, reason)
 
 
 def check_shape(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) -> None:

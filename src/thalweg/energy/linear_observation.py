@@ -6,6 +6,8 @@ Masks, blurs and reductions in size are of this kind: each gives some projection
 (Kawar et al. 2021). For a Gaussian x both the posterior mean and exact draws are then matrix products.
 """
 
+import logging
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -17,6 +19,11 @@ from thalweg.energy.base import EnergyFn, energy_and_grad
 RIDGE = 1e-6  # relative; keeps the factor of an exact observation of nearly constant pixels
 LEAST = 1e-3  # a direction that A shrinks by more than this, relative to its largest, counts as not observed
 TOLERANCE, ITERATIONS = 1e-4, 200  # of conjugate gradients: the relative residual at which they stop, and at most
+UNEVEN = 4.0  # between the largest and the least variance of the noise, up to which one preconditioner will do
+FAR_ABOVE = 1e3  # the least variance of the noise: that of the data from which the noise says little of the inverse
+POWER = 10  # products that estimate a largest eigenvalue
+Map = Callable[[Tensor], Tensor]
+log = logging.getLogger("thalweg")
 
 
 class CovarianceProduct(Protocol):
@@ -36,15 +43,79 @@ class CovarianceProduct(Protocol):
         ...
 
 
+class SeparableBasis(NamedTuple):
+    """The directions of an operator that acts alike on all channels, and on columns and rows one after the other.
+
+    A = I (x) A_v (x) A_h with A_v = L_v diag(S_v) V_v' and A_h alike: a direction is a product of a channel, a column
+    of V_v and one of V_h. Its cost is that of products with the factors: no matrix of D numbers to a side is made.
+
+    Attributes:
+        left: L_v and L_h, (kv, mv) and (kh, mh).
+        right: V_v and V_h, (H, mv) and (W, mh).
+        kept: The numbers of the directions among all C mv mh products, (m,).
+        size: The singular value of each, (m,).
+    """
+
+    left: tuple[Tensor, Tensor]
+    right: tuple[Tensor, Tensor]
+    kept: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(
+        cls, vertical: Float[Tensor, "kv h"], horizontal: Float[Tensor, "kh w"], channels: int, scale: float
+    ) -> Self:
+        """Of A_v and A_h, times `scale`; without directions that it shrinks as `LinearObservation.from_matrix` says."""
+        (up, down, high), (near, far, wide) = (
+            torch.linalg.svd(a.double(), full_matrices=False) for a in (vertical, horizontal)
+        )
+        size = scale * torch.outer(down, far).flatten().repeat(channels)
+        kept = (size > LEAST * size.max()).nonzero()[:, 0]
+        left, right = (up.to(vertical), near.to(vertical)), (high.T.to(vertical), wide.T.to(vertical))
+        return cls(left, right, kept, size[kept].to(vertical))
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        left, right = ((a.to(device), b.to(device)) for a, b in (self.left, self.right))
+        return type(self)(left, right, self.kept.to(device), self.size.to(device))
+
+    def select(self, which: Bool[Tensor, " m"]) -> Self:
+        """Some of the directions."""
+        return self._replace(kept=self.kept[which], size=self.size[which])
+
+    def project(self, measurements: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
+        """(L' b)_i / S_i of each row."""
+        return self._products(measurements, *self.left) / self.size
+
+    def projections_of(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
+        """<v_i, x> of each row."""
+        return self._products(x, *self.right)
+
+    def _products(self, x: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
+        images = x.reshape(-1, len(vertical), len(horizontal))  # of each channel
+        found = vertical.T.to(x) @ images @ horizontal.to(x)
+        return found.reshape(*x.shape[:-1], -1)[..., self.kept]
+
+    def spread(self, values: Float[Tensor, "b m"], size: int) -> Float[Tensor, "b d"]:
+        """sum_i values_i v_i of each row, of D = `size` numbers."""
+        vertical, horizontal = (a.to(values) for a in self.right)
+        (height, mv), (width, mh) = vertical.shape, horizontal.shape
+        found = values.new_zeros(*values.shape[:-1], size // (height * width) * mv * mh)
+        found[..., self.kept] = values
+        images = vertical @ found.reshape(-1, mv, mh) @ horizontal.T
+        return images.reshape(*values.shape[:-1], size)
+
+
 class LinearObservation(NamedTuple):
     """Known projections <v_i, x> of x on orthonormal directions, up to Gaussian noise, from a linear operator A.
 
     Attributes:
-        basis: The directions v_i as columns, (D, m); None where they are single pixels.
+        basis: The directions v_i as columns, (D, m); None where they are single pixels, or `separable`.
         noise: The standard deviation of each projection, (m,).
         inverse: The matrix from the measurements b to the projections, (m, k); None where they are the same.
         pixels: The index of each direction where the directions are single pixels, (m,); otherwise None.
         size: D.
+        separable: The directions, and the way from measurements, of a separable operator; otherwise None.
     """
 
     basis: Tensor | None
@@ -52,6 +123,12 @@ class LinearObservation(NamedTuple):
     inverse: Tensor | None
     pixels: Tensor | None
     size: int
+    separable: SeparableBasis | None = None
+
+    @classmethod
+    def from_separable(cls, basis: SeparableBasis, size: int, noise: float) -> Self:
+        """Of a separable operator on images of D = `size` numbers: no matrix is made."""
+        return cls(None, noise / basis.size, None, None, size, basis)
 
     @classmethod
     def from_matrix(cls, matrix: Float[Tensor, "k d"], noise: float) -> Self:
@@ -73,27 +150,35 @@ class LinearObservation(NamedTuple):
     def to(self, device: torch.device) -> Self:
         """The same on a device."""
         basis, inverse, pixels = (None if a is None else a.to(device) for a in (self.basis, self.inverse, self.pixels))
-        return type(self)(basis, self.noise.to(device), inverse, pixels, self.size)
+        separable = None if self.separable is None else self.separable.to(device)
+        return type(self)(basis, self.noise.to(device), inverse, pixels, self.size, separable)
 
     def select(self, which: Bool[Tensor, " m"]) -> Self:
         """Some of the directions; without a way from measurements, which are not theirs alone."""
         basis, pixels = (None if a is None else a[..., which] for a in (self.basis, self.pixels))
-        return type(self)(basis, self.noise[which], None, pixels, self.size)
+        separable = None if self.separable is None else self.separable.select(which)
+        return type(self)(basis, self.noise[which], None, pixels, self.size, separable)
 
     def project(self, measurements: Float[Tensor, "b k"]) -> Float[Tensor, "b m"]:
         """<v_i, x> + noise, from the measurements of each row."""
+        if self.separable is not None:
+            return self.separable.project(measurements)
         return measurements if self.inverse is None else measurements @ self.inverse.T
 
     def projections_of(self, x: Float[Tensor, "b d"]) -> Float[Tensor, "b m"]:
         """<v_i, x> of each row, in the precision of x."""
         if self.basis is not None:
             return x @ self.basis.to(x.dtype)
+        if self.separable is not None:
+            return self.separable.projections_of(x)
         return x[..., self.pixels]
 
     def spread(self, values: Float[Tensor, "b m"]) -> Float[Tensor, "b d"]:
         """sum_i values_i v_i of each row."""
         if self.basis is not None:
             return values @ self.basis.to(values.dtype).T
+        if self.separable is not None:
+            return self.separable.spread(values, self.size)
         found = values.new_zeros(*values.shape[:-1], self.size)
         found[..., self.pixels] = values
         return found
@@ -114,6 +199,8 @@ class LinearObservation(NamedTuple):
             return residual.new_zeros(len(residual), self.size)
         if not isinstance(covariance, Tensor):
             return covariance(self.spread(self._solved(covariance, residual)))
+        if self.separable is not None:
+            raise TypeError("a separable observation goes with products of the covariance")  # both are for large images
         if self.basis is None:
             across, inner = covariance[:, self.pixels], covariance[self.pixels][:, self.pixels].double()
         else:
@@ -126,23 +213,62 @@ class LinearObservation(NamedTuple):
     def _solved(self, covariance: CovarianceProduct, residual: Tensor) -> Tensor:
         """(V' C V + diag(noise²))^-1 residual by preconditioned conjugate gradients (Hestenes & Stiefel 1952).
 
-        The preconditioner V' (C + noise² I)^-1 V is the inverse itself but for the rim of what is observed.
+        The preconditioner V' (C + noise² I)^-1 V is the inverse itself but for the rim of what is observed, where all
+        directions have about one noise. Where they do not, as those of a blur, it may take too many steps, and
+        diag(noise²)^-1 is tried as well: it takes few where C is not far above the least noise.
         """
         ridge = self.noise.square() + RIDGE * covariance.scale
         usual = float(ridge.mean())
-        goal = TOLERANCE * residual.norm(dim=1)
-        a, r = torch.zeros_like(residual), residual
-        direction, weight = torch.zeros_like(residual), residual.new_ones(len(residual))
-        for _ in range(ITERATIONS):
-            if bool((r.norm(dim=1) <= goal).all()):
-                break
-            steered = self.projections_of(covariance.solve(self.spread(r), usual))
-            new = (r * steered).sum(1)
-            direction = steered + _ratio(new, weight) * direction
-            image = self.projections_of(covariance(self.spread(direction))) + ridge * direction
-            step = _ratio(new, (direction * image).sum(1))
-            a, r, weight = a + step * direction, r - step * image, new
+
+        def exact(a: Tensor) -> Tensor:
+            return self.projections_of(covariance(self.spread(a)))
+
+        def product(a: Tensor) -> Tensor:
+            return exact(a) + ridge * a
+
+        def by_covariance(r: Tensor) -> Tensor:
+            return self.projections_of(covariance.solve(self.spread(r), usual))
+
+        def by_noise(r: Tensor) -> Tensor:
+            return r / ridge
+
+        least = float(ridge.min())
+        if float(ridge.max()) <= UNEVEN * least:
+            return _conjugate_gradients(product, by_covariance, residual, ITERATIONS)[0]
+        quiet = _largest(exact, residual[:1]) > FAR_ABOVE * least
+        found: list[tuple[Tensor, float]] = []
+        for precondition in (by_covariance, by_noise) if quiet else (by_noise, by_covariance):
+            found.append(_conjugate_gradients(product, precondition, residual, 2 * ITERATIONS))
+            if found[-1][1] <= TOLERANCE:
+                return found[-1][0]
+        a, error = min(found, key=lambda each: each[1])
+        log.warning("what is known of the images is fitted to a relative residual of %.1g only", error)
         return a
+
+
+def _conjugate_gradients(product: Map, precondition: Map, r: Tensor, iterations: int) -> tuple[Tensor, float]:
+    """(a with product(a) = r of each row, up to `TOLERANCE`; the largest relative residual)."""
+    size = r.norm(dim=1)
+    a = torch.zeros_like(r)
+    direction, weight = torch.zeros_like(r), r.new_ones(len(r))
+    for _ in range(iterations):
+        if bool((r.norm(dim=1) <= TOLERANCE * size).all()):
+            break
+        steered = precondition(r)
+        new = (r * steered).sum(1)
+        direction = steered + _ratio(new, weight) * direction
+        image = product(direction)
+        step = _ratio(new, (direction * image).sum(1))
+        a, r, weight = a + step * direction, r - step * image, new
+    return a, float((r.norm(dim=1) / size.clamp(min=torch.finfo(r.dtype).tiny)).max())
+
+
+def _largest(product: Map, start: Tensor) -> float:
+    """About the largest eigenvalue of a product, by power iteration."""
+    found = torch.ones_like(start)
+    for _ in range(POWER):
+        found = product(found / found.norm())
+    return float(found.norm())
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -48,6 +48,7 @@ from thalweg.training.plan import NAME as PLAN
 from thalweg.training.plan import Plan
 from thalweg.training.settings import DataSettings, RunSettings, TrainSettings, checked, validate
 from thalweg.training.state import FOLDER
+from thalweg.training.step import UnreadableRows
 from thalweg.training.trainer import Interrupted, Trainer
 
 __all__ = ["Fitted", "NothingBegun", "Request", "fit", "fit_with_data", "settings"]
@@ -131,7 +132,7 @@ def fit_with_data(
         try:
             device = of_process(find_device(request.device))
             return _fit(request, folder, resume, RunContext(group, progress, log, tensorboard, device))
-        except (Interrupted, Diverged) as error:
+        except (Interrupted, Diverged, UnreadableRows) as error:
             error.already_reported = group.rank > 0  # rank 0 tells it
             raise
 

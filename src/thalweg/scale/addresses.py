@@ -8,6 +8,7 @@ from typing import IO, Any
 
 from thalweg.core import store
 from thalweg.core.errors import ThalwegError, UserError, one_line
+from thalweg.data.run_folders import refuse_run
 
 LOCAL = ("file://", "local://")
 WILD = "*?["
@@ -61,6 +62,8 @@ def listed(address: str, suffixes: tuple[str, ...]) -> list[str]:
     """
     address = plain(address)
     fs, path = file_system(address)
+    if not is_remote(address):
+        refuse_run(Path(address))
     with reading(address):
         if is_pattern(address):
             found = [name for name in fs.glob(path) if not _hidden(name)]

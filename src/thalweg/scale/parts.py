@@ -5,15 +5,18 @@ A part is written aside and renamed. One that is not whole, or of another plan, 
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from thalweg.apps.anomaly.tables.score_columns import q_column
 from thalweg.core.errors import DamagedFile, UserError, one_line
+from thalweg.data.columns.new_categories import most_frequent
 from thalweg.scale import addresses
 from thalweg.scale.plan import RowBlock
+from thalweg.scale.scorers import ScoredRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,10 +28,13 @@ class PartFacts(NamedTuple):
     """What a part says of itself.
 
     Args:
-        rows: Rows of scores.
+        rows: Rows of the block.
         flagged: Flags among them; None where the model sets none.
         energy: The sum of the energies, nats.
         content: The digest of the rows that were scored (`sources.rows_digest`).
+        left_out: Rows without scores.
+        first_left_out: The first of them, as `LeftOutRows` has them.
+        new: By column the categories that the model does not know, as `most_frequent` has them.
         q: The digest of the q-values that were filled in; empty: they are open.
     """
 
@@ -36,31 +42,33 @@ class PartFacts(NamedTuple):
     flagged: int | None
     energy: float
     content: str
+    left_out: int
+    first_left_out: Sequence[tuple[int, str]]
+    new: dict[str, list[tuple[str | None, int]]]
     q: str = ""
 
 
-def write(folder: str, block: RowBlock, digest: str, address: str, scores: "pa.Table", content: str) -> PartFacts:
+def write(folder: str, block: RowBlock, digest: str, address: str, scored: ScoredRows, content: str) -> PartFacts:
     """Write the scores of a block beside the address of its file."""
     import pyarrow as pa
 
+    scores, lost = scored.table, scored.left_out
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(scores), np.int32)), pa.array([address]))
-    flag = scores["flag"] if "flag" in scores.column_names else None
-    energy = float(np.asarray(scores["energy"]).sum())
-    found = PartFacts(len(scores), None if flag is None else int(np.asarray(flag).sum()), energy, content)
+    flagged = int(np.asarray(scores["flag"].drop_null(), bool).sum()) if "flag" in scores.column_names else None
+    energy = float(np.asarray(scores["energy"].drop_null(), float).sum())
+    found = PartFacts(len(scores), flagged, energy, content, lost.num, lost.first, most_frequent(scored.new))
     _put(folder, block, digest, scores.add_column(0, "file", names), found)
     return found
 
 
 def fill(folder: str, block: RowBlock, digest: str, q: np.ndarray, q_digest: str) -> None:
     """Fill the q-values in, by the rank of each p-value."""
-    import pyarrow as pa
-
     table = _table(folder, block)
-    q_values = q[ranks(table["p_value"], len(q))]
+    q_values = q_column(table["p_value"], q)
     place = table.schema.get_field_index("q_value")
     about = _about(table.schema.metadata, block, digest)
     assert about is not None  # as `found` has seen
-    _put(folder, block, digest, table.set_column(place, "q_value", pa.array(q_values)), about._replace(q=q_digest))
+    _put(folder, block, digest, table.set_column(place, "q_value", q_values), about._replace(q=q_digest))
 
 
 def move_to_plan(folder: str, block: RowBlock, old: str, new: str) -> None:
@@ -73,12 +81,13 @@ def move_to_plan(folder: str, block: RowBlock, old: str, new: str) -> None:
 
 def ranks(p: Any, levels: int) -> np.ndarray:
     """The number of calibration energies at least as high, of p-values (1 + k) / levels."""
-    return np.rint(np.asarray(p) * levels).astype(int) - 1
+    return np.rint(np.asarray(p, float) * levels).astype(int) - 1
 
 
 def counts(folder: str, block: RowBlock, levels: int) -> np.ndarray:
     """The rows of a part by rank, (levels,)."""
-    return np.bincount(ranks(_table(folder, block, ["p_value"])["p_value"], levels), minlength=levels)
+    p = _table(folder, block, ["p_value"])["p_value"].drop_null()
+    return np.bincount(ranks(p, levels), minlength=levels)
 
 
 def found(folder: str, block: RowBlock, digest: str) -> PartFacts | None:
@@ -98,7 +107,7 @@ def _about(metadata: dict[bytes, bytes] | None, block: RowBlock, digest: str) ->
     about = json.loads((metadata or {}).get(KEY, b"{}"))
     if about.get("plan") != digest or about.get("block") != block.number:
         return None
-    return PartFacts(about["rows"], about["flagged"], about["energy"], about["content"], about["q"])
+    return PartFacts(**{name: about[name] for name in PartFacts._fields})
 
 
 def _put(folder: str, block: RowBlock, digest: str, table: "pa.Table", about: PartFacts) -> None:

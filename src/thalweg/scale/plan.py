@@ -18,7 +18,7 @@ from thalweg.scale import addresses
 from thalweg.scale.sources import FileFacts, Source
 
 PLAN, DONE = "_plan.json", "_done.json"
-FORMAT = 2
+FORMAT = 3
 READERS = 16  # files that are examined at a time
 EVALUATED = 256  # rows that a network takes at once: blocks are multiples of it
 BLOCK_CELLS, MAX_BLOCK = 4 << 20, 65_536

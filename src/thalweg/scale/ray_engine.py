@@ -173,8 +173,8 @@ class Actor:
 
 
 def _died(job: Job, block: RowBlock, error: Exception) -> str:
-    where, last = job.files[block.file][0], block.first + block.rows
+    where, last = job.files[block.file][0], block.first + block.rows - 1
     return (
-        f"{where}, rows {block.first + 1} to {last}: {MAX_DEATHS} workers died at them; if memory is short, give fewer "
-        f"--block-rows or --workers ({one_line(error)[:120]})"
+        f"{where}, rows {block.first} to {last} (counted from 0): {MAX_DEATHS} workers died at them; "
+        f"if memory is short, give fewer --block-rows or --workers ({one_line(error)[:120]})"
     )

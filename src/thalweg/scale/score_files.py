@@ -2,16 +2,22 @@
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from thalweg.apps.anomaly.calibration import q_by_rank
 from thalweg.apps.anomaly.tables.score_file import least_discoveries
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, row_from_zero
+from thalweg.data.bad_rows import NAMED
+from thalweg.data.columns.new_categories import told
+from thalweg.data.image_files import LeftOut
 from thalweg.scale import addresses, parts
 from thalweg.scale.local_engine import LocalEngine
 from thalweg.scale.plan import DONE, READERS, Plan, RowBlock, absolute, examine, resumable_plan_digest, write_plan
@@ -21,6 +27,7 @@ from thalweg.scale.sources import KINDS, Source, rows_digest, source_of
 from thalweg.scale.worker import Job, QValues, Worker
 
 Kind = Literal["energy", "detector"]
+log = logging.getLogger("thalweg")
 
 
 class Engine(NamedTuple):
@@ -50,6 +57,9 @@ class Scored(NamedTuple):
         discoveries: Rows flagged at a false discovery rate of the same size; None where no q-values are made.
         least_discoveries: The fewest rows that can be.
         levels: The number of p-values that the calibration allows.
+        num_left_out: Rows in the folder without scores.
+        left_out: The first `NAMED` of them.
+        new_categories: By column the rows whose category the model does not know.
     """
 
     rows: int
@@ -61,6 +71,9 @@ class Scored(NamedTuple):
     discoveries: int | None = None
     least_discoveries: int = 0
     levels: int = 0
+    num_left_out: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    new_categories: Mapping[str, int] = {}
 
 
 def score_files(
@@ -77,7 +90,8 @@ def score_files(
     """Score each row of the files once, into parts in a folder: the file, then the columns of a single file's scores.
 
     A part is a block of rows; the same call makes only those that are missing. The folder also holds the plan, and,
-    when all is there, what was counted.
+    when all is there, what was counted. With `options.skip_bad` a row that cannot be scored has a row without scores;
+    a part with one is missing for a call without it.
 
     Args:
         kind: What the folder of the model holds.
@@ -106,14 +120,15 @@ def score_files(
             _adopt(scorer, plan, sources, out, before)
         write_plan(plan, out)
     job = Job(kind, options, scorer.fingerprint, absolute(out), plan.digest, tuple(each[:2] for each in plan.inputs))
-    missing = [block for block, found in _look(plan, out) if found is None]
+    missing = [block for block, found in _look(plan, out) if found is None or (found.left_out and not options.skip_bad)]
     running = _Running(job, scorer, engine, len(plan.blocks), advance or (lambda done, total: None))
     try:
         running.make(missing, None)
+        _require_scores(plan, out, data)
         filling = _finish(scorer, plan, out, running) if scorer.levels else None
     finally:
         running.close()
-    return _summary(scorer, plan, out, (len(missing), running.retried), filling)
+    return _summary(scorer, plan, sources, data, out, (len(missing), running.retried), filling)
 
 
 def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> tuple[Plan, list[Source]]:
@@ -179,6 +194,15 @@ def _look(plan: Plan, out: str) -> list[tuple[RowBlock, parts.PartFacts | None]]
         return list(pool.map(one, plan.blocks))
 
 
+def _require_scores(plan: Plan, out: str, data: str) -> None:
+    """UserError where no row at all has scores."""
+    found = [each for _, each in _look(plan, out) if each is not None]
+    if all(each.left_out == each.rows for each in found):
+        raise UserError(
+            f"must hold a row that can be scored; the first is not: {found[0].first_left_out[0][1]}", argument=data
+        )
+
+
 class _Running:
     """An engine, which is started when it has something to do."""
 
@@ -224,25 +248,58 @@ def _finish(scorer: Scorer, plan: Plan, out: str, running: _Running) -> tuple[np
 
 
 def _summary(
-    scorer: Scorer, plan: Plan, out: str, work: tuple[int, int], filling: tuple[np.ndarray, np.ndarray] | None
+    scorer: Scorer,
+    plan: Plan,
+    sources: Sequence[Source],
+    data: str,
+    out: str,
+    work: tuple[int, int],
+    filling: tuple[np.ndarray, np.ndarray] | None,
 ) -> Scored:
     """The figures of all parts, which are also written beside them: then all is done."""
-    found = [each for _, each in _look(plan, out) if each is not None]
-    rows = sum(each.rows for each in found)
+    looked = [(block, each) for block, each in _look(plan, out) if each is not None]
+    found = [each for _, each in looked]
+    rows, lost = sum(each.rows for each in found), sum(each.left_out for each in found)
     flags = [each.flagged for each in found if each.flagged is not None]
-    mean = math.fsum(each.energy for each in found) / rows
+    mean = math.fsum(each.energy for each in found) / (rows - lost)
     scored = Scored(
         rows,
         len(found),
         *work,
         sum(flags) if len(flags) == len(found) else None,
         mean if math.isfinite(mean) else None,
+        num_left_out=lost,
+        left_out=_left_out(plan, looked),
+        new_categories=_tell_new(scorer, sources, found, data),
     )
     if filling is not None:
         counts, q = filling
-        least = least_discoveries(rows, scorer.alpha, scorer.levels)
+        least = least_discoveries(rows - lost, scorer.alpha, scorer.levels)
         discoveries = int(counts[q <= scorer.alpha].sum())
         scored = scored._replace(discoveries=discoveries, least_discoveries=least, levels=scorer.levels)
     about = {"plan": plan.digest, **{k: v for k, v in scored._asdict().items() if k not in ("computed", "retried")}}
     addresses.write_bytes(addresses.inside(out, DONE), json.dumps(about, indent=1).encode())
     return scored
+
+
+def _left_out(plan: Plan, looked: Sequence[tuple[RowBlock, parts.PartFacts]]) -> tuple[LeftOut, ...]:
+    """The first rows without scores, by their file and number."""
+    names = (
+        LeftOut(f"{plan.inputs[block.file].address}, {row_from_zero(row)}", why)
+        for block, found in looked
+        for row, why in found.first_left_out
+    )
+    return tuple(islice(names, NAMED))
+
+
+def _tell_new(scorer: Scorer, sources: Sequence[Source], found: Sequence[parts.PartFacts], data: str) -> dict[str, int]:
+    """Say which categories the model does not know, in a line for all files; their rows by column."""
+    new = defaultdict[str, Counter[str | None]](Counter)
+    for part in found:
+        for name, counts in part.new.items():
+            new[name] += Counter(dict(counts))
+    columns = next((each for source in sources if (each := scorer.columns_of(source)) is not None), None)
+    line = None if columns is None else told(columns, new)
+    if line is not None:
+        log.warning("%s: %s", data, line)
+    return {name: counts.total() for name, counts in new.items()}

@@ -3,6 +3,8 @@
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections import Counter, defaultdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
@@ -11,13 +13,17 @@ import numpy as np
 from thalweg.apps.anomaly.calibration import check_rate
 from thalweg.apps.anomaly.saved import DetectorBundle
 from thalweg.apps.anomaly.tables import score_file
+from thalweg.apps.anomaly.tables.score_columns import REASONS, score_table
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.files import load_as
 from thalweg.bundle.inputs import fine_enough
 from thalweg.core import store
 from thalweg.core.check import share
-from thalweg.core.errors import UserError
+from thalweg.core.errors import ROW, UserError
 from thalweg.data import files
+from thalweg.data.bad_rows import BadRows, LeftOutRows, with_empty_rows
+from thalweg.data.columns.encoding import Columns
+from thalweg.data.columns.new_categories import count_new
 from thalweg.data.csv_header import Known
 from thalweg.data.formats.base import BLOCK_ROWS
 from thalweg.data.validate import arrange, check_cells, verify
@@ -28,6 +34,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MEND = "leave it out with --drop {name!r}"
+NOT_FINITE, DROP = "holds NaN or infinity", "drop the row, or fill the value"
 
 
 class Options(NamedTuple):
@@ -40,6 +47,7 @@ class Options(NamedTuple):
         header: Whether a CSV's first line names its columns.
         trust: Packages whose classes the model may name.
         device: Where it computes.
+        skip_bad: Whether rows that cannot be scored stay without scores; else the first is an error.
     """
 
     run: str
@@ -48,6 +56,21 @@ class Options(NamedTuple):
     header: bool | None = None
     trust: tuple[str, ...] = ()
     device: str = "auto"
+    skip_bad: bool = False
+
+
+class ScoredRows(NamedTuple):
+    """The scores of a block.
+
+    Args:
+        table: A row each, empty where a row was not scored.
+        left_out: The rows that were not, by their numbers in the file.
+        new: By column the categories that the model does not know, with their rows.
+    """
+
+    table: "pa.Table"
+    left_out: LeftOutRows
+    new: dict[str, Counter[str]]
 
 
 class Scorer(ABC):
@@ -89,8 +112,17 @@ class Scorer(ABC):
         """The rows of a block, an Arrow table or an array, with what the model uses of them."""
 
     @abstractmethod
-    def score(self, rows: Any, source: Source, block: RowBlock) -> "pa.Table":
-        """The scores of the rows of a block, one each."""
+    def score(self, rows: Any, source: Source, block: RowBlock) -> ScoredRows:
+        """The scores of the rows of a block. UserError, `skippable`, for one without, unless those are skipped."""
+
+    @abstractmethod
+    def columns_of(self, source: Source) -> Columns | None:
+        """What the columns of a file that was read hold; None where it has none."""
+
+    def new_categories(self, frame: "pa.Table", source: Source) -> dict[str, Counter[str]]:
+        """By column the categories that the model does not know, in rows that were scored."""
+        columns = self.columns_of(source)
+        return {} if columns is None else count_new(columns, frame, source.address, parse=source.is_text)
 
     @property
     def default_block(self) -> int:
@@ -147,37 +179,71 @@ class EnergyScorer(Scorer):
     def read(self, source: Source, block: RowBlock) -> Any:
         return source.read(block.first, block.rows, self._used(source), block.span)
 
-    def score(self, rows: Any, source: Source, block: RowBlock) -> "pa.Table":
+    def columns_of(self, source: Source) -> Columns | None:
+        layout = self.bundle.layout
+        if layout.columns is None or not layout.categories or isinstance(source, NpySource):
+            return None
+        named = layout.names is not None  # as `_of_table` calls the columns
+        return layout.columns if named else layout.columns_called(self._used(source))
+
+    def score(self, rows: Any, source: Source, block: RowBlock) -> ScoredRows:
         import pyarrow as pa
 
-        is_array = isinstance(source, NpySource)
-        x = self._of_array(rows, source, block) if is_array else self._of_table(rows, source, block)
-        scores = self.bundle.score(x, alpha=self.alpha)
-        name = [str(i) for i in range(block.first, block.first + len(x))]
-        columns = {"name": pa.array(name), **{key: pa.array(value.tolist()) for key, value in scores.items()}}
-        return pa.table(columns)
+        bad, new = BadRows(skip=self.options.skip_bad), {}
+        if isinstance(source, NpySource):
+            x, good = self._of_array(rows, source, block, bad)
+        else:
+            rows = self._named(rows, source)
+            x, good = self._of_table(rows, source, block, bad)
+            new = self.new_categories(rows if good.all() else rows.filter(good), source)
+        scores = self._scores(x) if good.any() else self._empty
+        name = pa.array([str(i) for i in range(block.first, block.first + block.rows)])
+        table = with_empty_rows(scores, good).add_column(0, "name", name)
+        return ScoredRows(table, LeftOutRows.of(bad.reasons.items()), new)
 
-    def _of_table(self, frame: "pa.Table", source: Source, block: RowBlock) -> Any:
+    def _scores(self, x: Any) -> "pa.Table":
+        import pyarrow as pa
+
+        scores = self.bundle.score(x, alpha=self.alpha)
+        return pa.table({key: pa.array(value.tolist()) for key, value in scores.items()})
+
+    @cached_property
+    def _empty(self) -> "pa.Table":
+        """The columns of scores without a row."""
         import torch
 
-        layout, headless = self.bundle.layout, source.headless or self.bundle.layout.names is None
-        if source.headless and layout.names is not None:  # by order, as `check` has seen that there are as many
-            frame, headless = frame.rename_columns(layout.names), False
-        how = {"first": block.first, "headless": headless, "parse": source.is_text}
+        return self._scores(torch.zeros((1, *self.bundle.shape), dtype=self.bundle.dtype)).slice(0, 0)
+
+    def _named(self, frame: "pa.Table", source: Source) -> "pa.Table":
+        """The table with the names of the model, where it has none itself: by order, as `check` has seen."""
+        names = self.bundle.layout.names
+        return frame.rename_columns(names) if source.headless and names is not None else frame
+
+    def _of_table(self, frame: "pa.Table", source: Source, block: RowBlock, bad: BadRows) -> tuple[Any, np.ndarray]:
+        """(the rows that can be scored, which they are)."""
+        import torch
+
+        layout = self.bundle.layout
+        how: Any = {"first": block.first, "headless": layout.names is None, "parse": source.is_text, "bad_rows": bad}
         x = layout.encode(frame, where=source.address, **how)
         numbers = range(block.first, block.first + len(x))
         names = layout.owners or [str(name) for name in source.names]
-        check_cells(x, names, source.address, rows=numbers, largest=files.LARGEST)
-        singles = None if source.is_text else layout.singles(frame)
-        return self._fit(torch.from_numpy(x), source.address, singles)
+        check_cells(x, names, source.address, rows=numbers, largest=files.LARGEST, bad_rows=bad)
+        good, singles = bad.good(block.first, len(x)), None if source.is_text else layout.singles(frame)
+        return self._fit(torch.from_numpy(x[good]), source.address, singles) if good.any() else None, good
 
-    def _of_array(self, array: np.ndarray, source: Source, block: RowBlock) -> Any:
+    def _of_array(self, array: np.ndarray, source: Source, block: RowBlock, bad: BadRows) -> tuple[Any, np.ndarray]:
+        """(the rows that can be scored, which they are)."""
         if array.dtype.kind == "f":
-            bad = ~np.isfinite(array.reshape(len(array), -1)).all(1)
-            if bad.any():
-                text = f"must be finite, and is not in row {block.first + int(bad.argmax()) + 1}"
-                raise UserError(text, argument=source.address, hint="drop the row")
-        return self._fit(files.rows_of(array, self.bundle.shape, source.address), source.address, None)
+            with np.errstate(over="ignore"):
+                finite = np.isfinite(array.reshape(len(array), -1).astype(np.float32)).all(1)
+            for row in (block.first + np.flatnonzero(~finite)).tolist():
+                error = UserError(f"must be finite, and is not in {ROW}", argument=source.address, hint=DROP, row=row)
+                bad.refuse(error, row, NOT_FINITE)
+        good = bad.good(block.first, len(array))
+        if not good.any():
+            return None, good
+        return self._fit(files.rows_of(array[good], self.bundle.shape, source.address), source.address, None), good
 
     def _fit(self, x: Any, where: str, singles: list[bool] | None) -> Any:
         x = arrange(x, self.bundle.shape, where)
@@ -221,21 +287,23 @@ class TableScorer(Scorer):
         names = [name for name in source.names if name in wanted]
         return source.read(block.first, block.rows, names, block.span)
 
-    def score(self, rows: Any, source: Source, block: RowBlock) -> "pa.Table":
+    def columns_of(self, source: Source) -> Columns | None:
+        return self.bundle.detector.columns_for(source.names, source.address)
+
+    def score(self, rows: Any, source: Source, block: RowBlock) -> ScoredRows:
         import pyarrow as pa
 
-        detector, where, found = self.bundle.detector, source.address, []
+        how: Any = {"alpha": self.alpha, "top": REASONS, "where": source.address, "parse": source.is_text}
+        tables, lost, new = [], LeftOutRows(), defaultdict[str, Counter[str]](Counter)
         for start in range(0, len(rows), BLOCK_ROWS):
-            first = block.first + start
-            part = rows.slice(start, BLOCK_ROWS)
-            scored = detector.score_block(
-                part, alpha=self.alpha, top=score_file.REASONS, where=where, first=first, parse=source.is_text
-            )
-            schema = score_file.score_schema()
-            table = pa.table(score_file.score_columns(scored, first), schema=schema)
-            open_q = pa.nulls(len(table), pa.float64())  # until all rows are counted
-            found.append(table.set_column(schema.get_field_index("q_value"), schema.field("q_value"), open_q))
-        return pa.concat_tables(found)
+            first, part, bad = block.first + start, rows.slice(start, BLOCK_ROWS), BadRows(skip=self.options.skip_bad)
+            scored = self.bundle.detector.score_block(part, first=first, bad_rows=bad, **how)
+            good = bad.good(first, len(part))
+            tables.append(score_table(scored, first, good))
+            lost = lost.and_then(LeftOutRows.of(bad.reasons.items()))
+            for name, found in self.new_categories(part if good.all() else part.filter(good), source).items():
+                new[name] += found
+        return ScoredRows(pa.concat_tables(tables), lost, dict(new))
 
 
 SCORERS: dict[str, type[Scorer]] = {cls.kind: cls for cls in (EnergyScorer, TableScorer)}

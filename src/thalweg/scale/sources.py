@@ -138,7 +138,7 @@ class CsvSource(Source):
         import pyarrow as pa
         from pyarrow import csv
 
-        with damaged(f"{self.address}, in rows {first + 1} to {first + rows}"):
+        with damaged(f"{self.address}, in rows {first} to {first + rows - 1} (counted from 0)"):
             with addresses.opened(self.path) as file:
                 file.seek(span[0])
                 data = file.read(span[1] - span[0]).removeprefix(b"\xef\xbb\xbf" if not first else b"")

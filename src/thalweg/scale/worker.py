@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from thalweg.core.errors import DiskFull, ThalwegError, UserError
+from thalweg.core.errors import DiskFull, ThalwegError, UserError, row_from_zero
 from thalweg.scale import parts
 from thalweg.scale.plan import RowBlock
 from thalweg.scale.scorers import SCORERS, Options, Scorer
@@ -48,18 +48,20 @@ class Failure(NamedTuple):
     argument: str | None
     value: Any
     hint: str | None
+    skippable: bool = False
 
     @classmethod
     def of(cls, error: ThalwegError) -> "Failure":
         """The error's parts."""
         if isinstance(error, UserError):
-            return cls("input", error.message, error.argument, error.value, error.hint)
+            return cls("input", error.message, error.argument, error.value, error.hint, error.skippable)
         return cls("disk" if isinstance(error, DiskFull) else "work", str(error), None, None, None)
 
     def error(self) -> ThalwegError:
         """The error again."""
         if self.kind == "input":
-            return UserError(self.message, argument=self.argument, value=self.value, hint=self.hint)
+            error = UserError(self.message, argument=self.argument, value=self.value, hint=self.hint)
+            return error.replace(skippable=self.skippable)
         return DiskFull(self.message) if self.kind == "disk" else ThalwegError(self.message)
 
 
@@ -80,8 +82,9 @@ class Worker:
             self._source = source_of(address, path, header=self.job.options.header, known=self.scorer.known)
         rows = self.scorer.read(self._source, block)
         scores = self.scorer.score(rows, self._source, block)
-        if len(scores) != block.rows:
-            text = f"must hold {block.rows} rows from row {block.first + 1} on, as counted, and gave {len(scores)}"
+        if len(scores.table) != block.rows:
+            where = row_from_zero(block.first)
+            text = f"must hold {block.rows} rows from {where} on, as counted, and gave {len(scores.table)}"
             raise UserError(text, argument=address, hint="has the file changed meanwhile?")
         parts.write(self.job.out, block, self.job.digest, address, scores, rows_digest(rows))
 

@@ -79,7 +79,7 @@ class SingleProcess:
 class ProcessGroup:
     """One process of several. Every method is a collective: all ranks must call it, in the same order, else RankLost.
 
-    A step takes one sum of the gradients and three of a few numbers.
+    A step takes one sum of the gradients and three of a few numbers; four where rows are read while it trains.
     """
 
     def __init__(self, rank: int, size: int):

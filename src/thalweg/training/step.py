@@ -5,6 +5,7 @@ non-finite loss or gradient is found before the update; the guard (`thalweg.trai
 """
 
 import copy
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +54,10 @@ class ToModelUnits(Protocol):
     """The part of a transform that a training uses."""
 
     def forward(self, x: Tensor) -> Tensor: ...
+
+
+class UnreadableRows(UserError):
+    """The rows of a step cannot be read, by one rank of several; all raise it in the same step."""
 
 
 @dataclass
@@ -164,11 +169,27 @@ class Update:
     def batch(self, step: int, progress: float) -> Batch:
         """This rank's rows of a step, altered and in model units."""
         start = time.perf_counter()
-        x, labels = self.batches.batch(step)
+        x, labels = self._rows(step)
         self.waited += time.perf_counter() - start
         if self.augment is not None:
             x = self.augment(x, self.generator("augment", step), progress)
         return Batch(self.transform.forward(x), labels)
+
+    def _rows(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """This rank's rows of a step, in data units; UnreadableRows on all ranks where one cannot read its own."""
+        if not self.is_stored or self.group.size == 1:  # rows in memory are there
+            return self.batches.batch(step)
+        rows, complaint = None, None
+        try:
+            rows = self.batches.batch(step)
+        except UserError as error:
+            complaint = json.dumps([error.message, error.argument, error.hint, error.skippable])
+        complaint = self.group.any(complaint)
+        if complaint is not None:
+            message, argument, hint, skippable = json.loads(complaint)
+            raise UnreadableRows(message, argument=argument, hint=hint).replace(skippable=skippable)
+        assert rows is not None  # as no rank complained
+        return rows
 
     @property
     def data_wait(self) -> float | None:

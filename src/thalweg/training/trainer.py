@@ -29,7 +29,15 @@ from thalweg.training.plan import Plan, make_plan, num_threads
 from thalweg.training.settings import TrainSettings
 from thalweg.training.signals import Signals, Watch, look_every
 from thalweg.training.state import FOLDER, TrainState
-from thalweg.training.step import Augment, ToModelUnits, Update, is_logged, named_memory_errors, run_steps
+from thalweg.training.step import (
+    Augment,
+    ToModelUnits,
+    UnreadableRows,
+    Update,
+    is_logged,
+    named_memory_errors,
+    run_steps,
+)
 
 Hook = Callable[[TrainState, Plan], None]
 ANOTHER_FOLDER = ", in another folder, as a run keeps its settings"
@@ -141,7 +149,7 @@ class Trainer:
     def _saved_before(self, error: UserError) -> UserError:
         """The error of a step whose rows cannot be read, once all steps before it are saved."""
         step = self.state.step
-        if not step or self.group.size > 1:  # the others wait for this step, not for a save
+        if not step or (self.group.size > 1 and not isinstance(error, UnreadableRows)):  # of one rank alone
             return error
         self._save()
         hint = "--resume --skip-bad goes on, with another image in its place" if error.skippable else error.hint

@@ -27,6 +27,7 @@ from thalweg.apps.anomaly.parameters import check_parameters, warn_of_few
 from thalweg.bundle import conformal
 from thalweg.core import check
 from thalweg.core.device import find_device
+from thalweg.data.bad_rows import BadRows
 from thalweg.data.columns.reading_options import IN_MEMORY
 from thalweg.data.frames import as_frame, is_frame, names_of
 
@@ -201,6 +202,7 @@ class EnergyDetector(OutlierMixin, DetectorInput):
         where: str = IN_MEMORY,
         first: int = 0,
         parse: bool = False,
+        bad_rows: BadRows | None = None,
     ) -> ScoredBlock:
         """Scores and reasons of a block of a long table (pandas, polars, Arrow), whose columns are matched by name.
 
@@ -211,11 +213,17 @@ class EnergyDetector(OutlierMixin, DetectorInput):
             where: What an error calls the table.
             first: The number of the block's first row in the table, from 0, for errors.
             parse: Some words are missing values, as in a CSV.
+            bad_rows: What becomes of rows that cannot be scored; None: the first is an error. Those that are kept apart
+                are no rows of the result.
         """
         check_is_fitted(self)
         columns = self.columns_for(names_of(frame), where)
-        x = columns.encode(frame, where=where, first=first, parse=parse)
-        check_rows(x, columns, where=where, first=first, gaps=self.missing_ == "marginalise")
+        x = columns.encode(frame, where=where, first=first, parse=parse, bad_rows=bad_rows)
+        check_rows(x, columns, where=where, first=first, gaps=self.missing_ == "marginalise", bad_rows=bad_rows)
+        if bad_rows is not None and not (good := bad_rows.good(first, len(x))).all():
+            frame, x = as_frame(frame, where)[np.flatnonzero(good).tolist()], x[good]
+            if not len(x):
+                return ScoredBlock(np.zeros(0), np.zeros(0, int), np.zeros(0), np.zeros(0, bool), [])
         u = self._energy_of(x)
         rank = self.calibration_.at_least(u)
         p = conformal.p_of_ranks(rank, len(self.calibration_.energies))

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from thalweg.core.errors import UserError
+from thalweg.data.bad_rows import BadRows
 from thalweg.data.columns.column_reader import Column
 from thalweg.data.columns.encoding import Columns
 from thalweg.data.columns.reading_options import IN_MEMORY, option
@@ -53,17 +54,25 @@ def _dtypes(x: Any) -> list[Any]:
 
 
 def check_rows(
-    x: np.ndarray, columns: Columns | None, *, where: str = IN_MEMORY, first: int = 0, gaps: bool, least: int = 0
+    x: np.ndarray,
+    columns: Columns | None,
+    *,
+    where: str = IN_MEMORY,
+    first: int = 0,
+    gaps: bool,
+    least: int = 0,
+    bad_rows: BadRows | None = None,
 ) -> None:
     """UserError, with the column and the row, for infinity, for NaN unless `gaps` may be, and for fewer than `least`
-    rows; `first` is the number of the first row.
+    rows; `first` is the number of the first row. `bad_rows`: what becomes of such rows of a table.
     """
     if len(x) < least:
         raise UserError(f"must hold {least} row{'s' * (least > 1)} or more, and holds {len(x)}", argument=where)
     hint = f"drop the row, or fit with {option(where, 'missing', 'marginalise')}"
     if columns is not None:
         names = [columns.names[i] for i in columns.owners]
-        return check_cells(x, names, where, rows=range(first, first + len(x)), gaps=gaps, hint=hint)
+        rows = range(first, first + len(x))
+        return check_cells(x, names, where, rows=rows, gaps=gaps, hint=hint, bad_rows=bad_rows)
     bad = np.isinf(x) if gaps else ~np.isfinite(x)
     if bad.any():
         row, column = np.argwhere(bad)[0]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from thalweg.apps.inpaint.operators import Operator, Pixels, matrix
+from thalweg.apps.inpaint.operators import Operator, Pixels, Separable, matrix
 from thalweg.apps.inpaint.posterior import Denoiser, Observation, RowNoise, Schedule, sample_mixture, sample_posterior
 from thalweg.apps.inpaint.ranking import Completions, RankBy, check_rank_by, ranked
 from thalweg.bundle.bundle import Bundle
@@ -28,7 +28,7 @@ from thalweg.core.rng import generator
 from thalweg.data.frames import is_frame
 from thalweg.data.validate import as_float, as_tensor, check_input, check_shape
 from thalweg.energy.engine.freeze import frozen
-from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy
+from thalweg.energy.linear_observation import LinearObservation, PosteriorEnergy, SeparableBasis
 from thalweg.energy.wrappers import Tempered
 from thalweg.sampler.base import HasStepSize
 from thalweg.sampler.chain import SamplerWrapper, run_chain
@@ -133,8 +133,11 @@ def _observations(bundle: Bundle, measured: Sequence[Measurements], noise: float
                 observations.append(Observation(part.rows, linear.to(bundle.device), values.to(bundle.device)))
             continue
         if len(scale) > LARGEST_MATRIX:
-            text = f"must be a mask, as the images have more than {LARGEST_MATRIX} numbers"
-            raise UserError(text, argument="operator", value=type(part.operator).__name__)
+            linear = _separable(part.operator, bundle.shape, scale, noise)
+            values = (part.values - part.operator(offset.reshape(1, *bundle.shape))).to(torch.float32)
+            projections = linear.project(values).to(bundle.device)
+            observations.append(Observation(part.rows, linear.to(bundle.device), projections))
+            continue
         a = matrix(part.operator, bundle.shape)
         if len(a):
             linear = LinearObservation.from_matrix(a * scale, noise)
@@ -142,6 +145,28 @@ def _observations(bundle: Bundle, measured: Sequence[Measurements], noise: float
             projections = linear.project(values).to(bundle.device)
             observations.append(Observation(part.rows, linear.to(bundle.device), projections))
     return observations
+
+
+def _separable(operator: Operator, shape: tuple[int, ...], scale: Tensor, noise: float) -> LinearObservation:
+    """What an operator says of images too large for its matrix, in model units; UserError where it is not separable."""
+    unit = float(scale.mean())
+    if len(shape) == 3 and isinstance(operator, Separable) and torch.allclose(scale, scale.mean(), rtol=1e-5):
+        channels, height, width = shape
+        x = torch.linspace(-1, 2, len(scale)).reshape(1, *shape)
+        seen = operator(x)  # which refuses sizes that it cannot take
+        vertical, horizontal = operator.factors(height, width)
+        if not torch.allclose(seen, (vertical @ x @ horizontal.T).flatten(1), atol=1e-3):
+            raise UserError("must have the factors of its map", argument=type(operator).__name__)
+        return LinearObservation.from_separable(
+            SeparableBasis.of(vertical, horizontal, channels, unit), len(scale), noise
+        )
+    text = (
+        f"must be a mask, or a separable operator such as Blur and Downsample, as a row of the model has "
+        f"{len(scale):,} numbers ({' x '.join(map(str, shape))}), and other operators are written out as matrices, "
+        f"for at most {LARGEST_MATRIX:,}"
+    )
+    hint = "give it `factors`" if len(shape) == 3 else "give what is missing as a mask"
+    raise UserError(text, argument="operator", value=type(operator).__name__, hint=hint)
 
 
 def _complete(

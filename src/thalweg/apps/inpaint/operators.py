@@ -4,11 +4,11 @@
 
 In-painting, sharpening and enlarging are then one task: draw x from the model's law given the measurements b. An
 operator is a frozen dataclass that maps images (B, *shape) to measurements (B, m). Its matrix A is computed by applying
-it to the unit images, so it needs no other method.
+it to the unit images, so it needs no other method; for large images it must be `Separable`, and no matrix is made.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,15 @@ class Blur:
         _image(x, "Blur")
         return gaussian_blur(x, self.width).flatten(1)
 
+    def factors(self, height: int, width: int) -> tuple[Float[Tensor, "kv h"], Float[Tensor, "kh w"]]:
+        """From the blurs of lines, in images that are as wide as the blur asks."""
+        return self._lines(height, width), self._lines(width, height)
+
+    def _lines(self, size: int, other: int) -> Float[Tensor, "n n"]:
+        other = min(other, int(3 * self.width + 0.5) + 1)
+        lines = torch.eye(size)[:, None, :, None].expand(size, 1, size, other)
+        return gaussian_blur(lines, self.width)[:, 0, :, 0].T.contiguous()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Downsample:
@@ -71,6 +80,20 @@ class Downsample:
         if height % self.factor or width % self.factor:
             raise UserError(f"must divide {height} x {width} pixels", argument="factor", value=self.factor)
         return F.avg_pool2d(x, self.factor).flatten(1)
+
+    def factors(self, height: int, width: int) -> tuple[Float[Tensor, "kv h"], Float[Tensor, "kh w"]]:
+        """Means of `factor` pixels of a line."""
+        mean = torch.full((1, self.factor), 1 / self.factor)
+        return torch.kron(torch.eye(height // self.factor), mean), torch.kron(torch.eye(width // self.factor), mean)
+
+
+@runtime_checkable
+class Separable(Protocol):
+    """An operator that acts alike on all channels of an image, and on columns and rows one after the other."""
+
+    def factors(self, height: int, width: int) -> tuple[Float[Tensor, "kv h"], Float[Tensor, "kh w"]]:
+        """A_v and A_h: A x = A_v x A_h' of each channel."""
+        ...
 
 
 def matrix(operator: Operator, shape: tuple[int, ...]) -> Float[Tensor, "m d"]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from thalweg.core.errors import ROW, UserError
+from thalweg.data.bad_rows import BadRows
 from thalweg.data.columns.number_formats import Writing, near
 from thalweg.data.columns.reading_options import Reading, option
 from thalweg.data.columns.text_columns import doubt, refuse_doubt, refuse_moments
@@ -44,6 +45,7 @@ class ColumnReader:
         rows: The number of each row, for messages.
         reading: The user's options.
         offered: Whether messages name those options.
+        bad_rows: What becomes of rows with a text among numbers; None: the first is an error.
     """
 
     where: str
@@ -51,6 +53,7 @@ class ColumnReader:
     rows: Sequence[int]
     reading: Reading
     offered: bool = False
+    bad_rows: BadRows | None = None
 
     def refuse(self, message: str, hint: str, row: int | None = None) -> UserError:
         """The error of a column of this table, about a row of those given."""
@@ -145,17 +148,25 @@ class ColumnReader:
             if number is None and column.truth:
                 number = TRUTH.get(text.strip().lower())
             if number is None:
-                wanted = "True or False was" if column.truth else "numbers were"
-                at = f"column {column.name!r} holds {text!r:.60} in {ROW}"
-                hint = "correct the value"
-                if self.offered:
-                    hint += f", or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
-                if near(text) is not None:
-                    mark = f" and {writing.thousands!r} between thousands" if writing.thousands else ""
-                    hint = f"write it as in the fit, with {writing.decimal!r} as decimal point{mark}"
-                raise self.refuse(f"{at}, where {wanted} in the fit", hint, i)
+                self._refuse_text(text, column, i)
+                continue
             found[i] = number
         return found
+
+    def _refuse_text(self, text: str, column: Column, i: int) -> None:
+        """A text stands in row i where numbers were in the fit."""
+        writing, wanted = self.reading.writing, "True or False was" if column.truth else "numbers were"
+        hint = "correct the value"
+        if self.offered:
+            hint += f", or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
+        if near(text) is not None:
+            mark = f" and {writing.thousands!r} between thousands" if writing.thousands else ""
+            hint = f"write it as in the fit, with {writing.decimal!r} as decimal point{mark}"
+        holds, then = f"column {column.name!r} holds {text!r:.60}", f", where {wanted} in the fit"
+        error = self.refuse(f"{holds} in {ROW}{then}", hint, i)
+        if self.bad_rows is None:
+            raise error
+        self.bad_rows.refuse(error, int(self.rows[i]), f"{holds}{then}")
 
 
 def _are_numbers(texts: Collection[str], writing: Writing) -> bool:

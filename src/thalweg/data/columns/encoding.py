@@ -14,6 +14,7 @@ from typing import Any, Self
 import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError
+from thalweg.data.bad_rows import BadRows
 from thalweg.data.columns.column_reader import NEW, OTHER, Column, ColumnReader
 from thalweg.data.columns.reading_options import Reading
 from thalweg.data.frames import as_frame, names_of
@@ -114,10 +115,11 @@ class Columns:
         ignore: Iterable[str] = (),
         parse: bool = False,
         offered: bool = True,
+        bad_rows: BadRows | None = None,
     ) -> np.ndarray:
         """(N, D) float64, NaN where a value is missing. `first` is the number of the first row, for messages, or `rows`
         the number of each. `parse`: some words are missing values, as in a CSV; a category of the fit is none.
-        `offered`: messages name the options of a fit.
+        `offered`: messages name the options of a fit. `bad_rows`: what becomes of rows with a text where numbers were.
 
         UserError, with column, row and value: names that differ from the fit's, texts where numbers were, numbers where
         categories were.
@@ -125,7 +127,7 @@ class Columns:
         self.match(names_of(frame), where, ignore=ignore)
         series = as_frame(frame, where)
         rows = range(first, first + len(series)) if rows is None else rows
-        read = ColumnReader(where, parse, rows, self.reading, offered)
+        read = ColumnReader(where, parse, rows, self.reading, offered, bad_rows)
         parts = [read.encode(series[column.name], column) for column in self.columns]
         return np.concatenate(parts, axis=1)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from thalweg.core.errors import DamagedFile, UserError, suggestion
+from thalweg.data.bad_rows import BadRows
 from thalweg.data.columns.column_reader import Column
 from thalweg.data.columns.contents import describe, learn
 from thalweg.data.columns.encoding import Columns
@@ -137,19 +138,21 @@ class Layout:
         headless: bool = False,
         parse: bool = False,
         drop: Iterable[str] = (),
+        bad_rows: BadRows | None = None,
     ) -> np.ndarray:
         """(N, D) float64 in the order of the model, NaN where a value is missing. `headless`: the frame's names are
-        none, so it is taken by order. `first`: the number of the first row, for messages. UserError: a missing or an
-        unknown name, another number of columns, texts.
+        none, so it is taken by order. `first`: the number of the first row, for messages. `bad_rows`: what becomes of
+        rows with a text where numbers were. UserError: a missing or an unknown name, another number of columns, texts.
         """
+        how: Any = {"where": where, "first": first, "parse": parse, "offered": False, "bad_rows": bad_rows}
         present = [name for name in names_of(frame) if name not in {*drop, *self.ignored}]
         if self.names is not None and not headless:
             self.check(names_of(frame), where, drop=drop)
             ignore = {*self.ignored, *drop}
             assert self.columns is not None  # as it has names
-            return self.columns.encode(frame, where=where, first=first, ignore=ignore, parse=parse, offered=False)
+            return self.columns.encode(frame, ignore=ignore, **how)
         if self.columns is None:
-            columns = _of_numbers(frame, where, first, parse)
+            columns = _of_numbers(frame, where, first, parse, bad_rows)
         elif len(present) != len(self.columns.columns):
             condition = f"must have {len(self.columns.columns)} columns, as the model; it has {len(present)}"
             raise UserError(condition, argument=where)
@@ -162,7 +165,7 @@ class Layout:
             order = short(present)
             log.warning("%s: the model knows no names, so the columns are taken in this order: %s", where, order)
         ignore = set(names_of(frame)) - set(present)
-        return columns.encode(frame, where=where, first=first, ignore=ignore, parse=parse, offered=False)
+        return columns.encode(frame, ignore=ignore, **how)
 
     def columns_called(self, names: Sequence[str]) -> Columns:
         """The columns by the names that a table without names, or for a model without, has in their order."""
@@ -256,11 +259,18 @@ def _is_single(series: Any, column: Column) -> bool:
     return column.categories is None and series[column.name].dtype == nw.Float32
 
 
-def _of_numbers(frame: Any, where: str, first: int, parse: bool) -> Columns:
-    """The columns of a table for a model of arrays; UserError for texts."""
+def _of_numbers(frame: Any, where: str, first: int, parse: bool, bad_rows: BadRows | None) -> Columns:
+    """The columns of a table for a model of arrays; UserError for texts, unless the rows with them are skipped."""
     rows = range(first, first + len(as_frame(frame, where)))
-    columns = Columns.fit(frame, where=where, parse=parse, rows=rows)
-    Layout(columns).require_numbers(where, "give numbers, as the model was trained on an array")
+    try:
+        columns = Columns.fit(frame, where=where, parse=parse, rows=rows)
+        Layout(columns).require_numbers(where, "give numbers, as the model was trained on an array")
+    except UserError as error:
+        if bad_rows is None:
+            raise
+        if bad_rows.skip:
+            return Columns(tuple(map(Column, names_of(frame))))
+        raise error.replace(skippable=error.row is not None) from error
     return columns
 
 

@@ -9,6 +9,8 @@ from thalweg.data.columns.encoding import Columns
 from thalweg.data.frames import as_frame, texts
 
 SHOWN = 3  # categories of a column in the line
+KEPT = 20  # categories of a column that are told apart in a part of many
+REST = None  # stands for the others
 
 
 def count_new(columns: Columns, frame: Any, where: str, *, parse: bool = False) -> dict[str, Counter[str]]:
@@ -30,7 +32,17 @@ def count_new(columns: Columns, frame: Any, where: str, *, parse: bool = False) 
     return found
 
 
-def told(columns: Columns, new: Mapping[str, Counter[str]]) -> str | None:
+def most_frequent(new: Mapping[str, Counter[str]]) -> dict[str, list[tuple[str | None, int]]]:
+    """What JSON holds of it: of each column the most frequent categories, and the rows of the others under `REST`."""
+    found: dict[str, list[tuple[str | None, int]]] = {}
+    for name, counts in new.items():
+        order: list[tuple[str | None, int]] = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+        rest = sum(rows for _, rows in order[KEPT:])
+        found[name] = order[:KEPT] + [(REST, rest)] * bool(rest)
+    return found
+
+
+def told(columns: Columns, new: Mapping[str, Counter[Any]]) -> str | None:
     """One line: in how many rows of each column, and what they are taken for; None where there is none."""
     if not new:
         return None
@@ -38,9 +50,10 @@ def told(columns: Columns, new: Mapping[str, Counter[str]]) -> str | None:
     for column in columns.columns:
         if column.name in new:
             counts = new[column.name]
-            more = f" and {len(counts) - SHOWN:,} more" if len(counts) > SHOWN else ""
-            names = ", ".join(f"{text!r:.40}" for text, _ in counts.most_common(SHOWN))
-            rows = counts.total()
+            common = [text for text, _ in counts.most_common() if text is not REST]
+            more = f" and {len(common) - SHOWN:,} more" if len(common) > SHOWN else ""
+            more = " and others" if REST in counts else more
+            names, rows = ", ".join(f"{text!r:.40}" for text in common[:SHOWN]), counts.total()
             taken = f'"{OTHER}", as the rare ones of the training are' if column.other else "unlike every known one"
             parts.append(f"{column.name!r} in {rows:,} row{'s' * (rows > 1)} ({names}{more}), taken for {taken}")
     return f"categories that the model does not know: {'; '.join(parts)}"

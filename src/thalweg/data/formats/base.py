@@ -10,7 +10,7 @@ import struct
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,9 +86,13 @@ class Table(ABC):
     def batches(self, names: list[str]) -> Iterator[Any]:
         """The rows in order, as Arrow record batches of these columns, in that order."""
 
+    def row_names(self, rows: Sequence[int]) -> list[str]:
+        """What messages call rows, by their rising numbers from 0."""
+        return [*map(row_from_zero, rows)]
+
     def row_name(self, row: int) -> str:
-        """What messages call a row, from 0."""
-        return row_from_zero(row)
+        """What messages call a row, by its number from 0."""
+        return self.row_names([row])[0]
 
     @contextmanager
     def naming_rows(self) -> Iterator[None]:

@@ -4,7 +4,7 @@ Whether the first line names the columns is settled by `data.csv_header`.
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,16 +28,18 @@ class CsvTable(Table):
     def num_bytes(self) -> int:
         return self.path.stat().st_size
 
-    def row_name(self, row: int) -> str:
-        """The line in which the row begins, as an editor counts it: blank lines are none, a row may take several."""
+    def row_names(self, rows: Sequence[int]) -> list[str]:
+        """The line in which each row begins, as an editor counts it: blank lines are none, a row may take several."""
+        found: list[str] = []
         with self.path.open(encoding="utf-8-sig", newline="") as file:
-            reader, begins = csv.reader(file), 1
-            number = row if self.headless else row + 1
+            reader, begins, number = csv.reader(file), 1, 0 if self.headless else -1
             for cells in reader:
-                if cells and number == 0:
-                    return f"line {begins}"
-                number, begins = number - bool(cells), reader.line_num + 1
-        return row_from_zero(row)
+                if len(found) == len(rows):
+                    break
+                if cells and number == rows[len(found)]:
+                    found.append(f"line {begins}")
+                number, begins = number + bool(cells), reader.line_num + 1
+        return [*found, *map(row_from_zero, rows[len(found) :])]
 
     def batches(self, names: list[str]) -> Iterator[Any]:
         import pyarrow as pa

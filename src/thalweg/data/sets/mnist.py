@@ -11,6 +11,7 @@ from thalweg.core.errors import UserError
 from thalweg.data.files import read_array, read_labels
 from thalweg.data.formats.images import as_pixels, require_shown
 from thalweg.data.image_files import image_files
+from thalweg.data.run_folders import refuse_run
 from thalweg.data.sets.base import LocatedSet, RawData
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class _Images28(LocatedSet):
             setting = "data" if data is not None else "THALWEG_DATA"
             raise UserError("no such file or folder", argument=str(path), hint=f"give another one as {setting}")
         if path.is_dir():
+            refuse_run(path)
             found = next((path / file for file in files if (path / file).exists()), None)
             if found is None and data is not None:
                 if not image_files(path):

@@ -14,7 +14,8 @@ from thalweg.data.file_digests import FileDigests
 from thalweg.data.image_files import ImageSurvey, relative
 from thalweg.data.stored_rows import StoredRows, UnchangedFiles
 
-log = logging.getLogger("thalweg")
+log = logging.getLogger("thalweg.damaged_images")
+log.setLevel(logging.WARNING)  # of several processes each tells of its own rows, where "thalweg" is silenced
 
 
 class FolderRows(StoredRows):

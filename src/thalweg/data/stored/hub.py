@@ -15,9 +15,9 @@ from torch import Tensor
 from thalweg.core.errors import UserError, one_line
 from thalweg.data.columns.layout import Layout
 from thalweg.data.files import LARGEST
+from thalweg.data.labelled_tables import classes
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import RawData
-from thalweg.data.stored.column_labels import coded
 from thalweg.data.stored.encoded_images import EncodedImageRows, bytes_in
 from thalweg.data.stored.opening import images_data
 from thalweg.data.validate import check_cells
@@ -85,7 +85,7 @@ def read_hub(name: str, options: DataOptions) -> RawData:
     if options.labels is not None:
         feature = rows.features[options.labels]
         known = feature.names if type(feature).__name__ == "ClassLabel" else ()
-        labels, names = coded(list(rows[options.labels]), f"{where}, column {options.labels!r}", known)
+        labels, names = classes(_arrow(rows, [options.labels]), options.labels, where, named=known)
     column = options.column or _image_column(rows, options.drop, where)
     if column is None:
         return _table(rows, where, options, labels, names)
@@ -93,6 +93,11 @@ def read_hub(name: str, options: DataOptions) -> RawData:
         _encoded(rows, column), column, f"{where}, column {column!r}", size=options.size, skip_bad=options.skip_bad
     )
     return images_data(x, labels, names, f"{where}, column {column}")
+
+
+def _arrow(rows: Any, names: list[str]) -> Any:
+    """Some columns of all rows, an Arrow table."""
+    return rows.select_columns(names).with_format("arrow")[:]
 
 
 def _loaded(name: str, options: DataOptions) -> Any:
@@ -144,7 +149,7 @@ def _table(rows: Any, where: str, options: DataOptions, labels: Tensor | None, n
 
     left_out = [*options.drop, *([options.labels] if options.labels is not None else [])]
     kept = [name for name in rows.column_names if name not in left_out]
-    frame = rows.select_columns(kept).with_format("arrow")[:]
+    frame = _arrow(rows, kept)
     layout, x = Layout.fit_encode(frame, where=where, ignored=left_out)
     check_cells(x, layout.names or [str(i) for i in range(x.shape[1])], where, largest=LARGEST)
     what = f"{where}, {len(x):,} rows of {x.shape[1]} numbers"

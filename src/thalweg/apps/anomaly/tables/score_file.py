@@ -10,27 +10,25 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from thalweg.apps.anomaly.calibration import check_rate, q_by_rank
 from thalweg.apps.anomaly.detector import EnergyDetector
-from thalweg.apps.anomaly.explain import ScoredBlock
 from thalweg.apps.anomaly.saved import DetectorBundle
+from thalweg.apps.anomaly.tables.score_columns import REASONS, q_column, score_schema, score_table
 from thalweg.core.atomic_write import whole_file
 from thalweg.core.errors import UserError
 from thalweg.core.store import write_errors
+from thalweg.data.bad_rows import BadRows, LeftOutRows
 from thalweg.data.columns.encoding import Columns
 from thalweg.data.columns.new_categories import count_new, told
 from thalweg.data.csv_header import Known
+from thalweg.data.image_files import LeftOut
 from thalweg.data.score_table import writer
 from thalweg.data.tables import Table, open_table
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-REASONS = 3
 log = logging.getLogger("thalweg")
 
 
@@ -38,16 +36,20 @@ class Scored(NamedTuple):
     """What a scored table holds.
 
     Args:
-        rows: Rows scored.
+        rows: Rows of the table.
         flagged: Rows flagged by their p-value.
         discoveries: Rows that are flagged at a false discovery rate of the same size.
         least_discoveries: The fewest rows that can be: so many must have the least p-value that the calibration allows.
+        num_left_out: Rows without a score.
+        left_out: The first `NAMED` of them.
     """
 
     rows: int
     flagged: int
     discoveries: int
     least_discoveries: int
+    num_left_out: int = 0
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def score_file(
@@ -58,12 +60,14 @@ def score_file(
     alpha: float | None = None,
     drop: Sequence[str] = (),
     header: bool | None = None,
+    skip_bad: bool = False,
 ) -> Scored:
     """Score a table block by block into a CSV or Parquet file of one line a row, in order.
 
     row (from 1), energy (nats), p_value, q_value (over the whole table), flag = p_value <= alpha, and of flagged rows
     the three main reasons: feature_i, share_i, value_i, repair_i. `header` as in `Source`; a detector that was fitted
-    on an array takes columns named x0, x1, … or 0, 1, …, as a table without header has them.
+    on an array takes columns named x0, x1, … or 0, 1, …, as a table without header has them. `skip_bad`: rows that
+    cannot be scored have nothing but their number; else the first is a UserError, `skippable`.
     """
     detector = bundle.detector
     require_tables(bundle)
@@ -77,13 +81,20 @@ def score_file(
         raise UserError("must lie outside of the detector's folder", argument=str(out))
     with write_errors(out, None), tempfile.TemporaryFile(dir=out.parent) as spool:  # has no name, so nothing stays
         with table.naming_rows():
-            counts = _score(detector, columns, table, alpha, spool)
+            counts, lost = _score(detector, columns, table, alpha, spool, skip_bad)
         q = q_by_rank(counts)
         flagged = int(counts[: detector.calibration_.rank_of(alpha)].sum())
         with whole_file(out) as file:
             _finish(spool, q, file, out.suffix.lower())
-    rows = int(counts.sum())
-    return Scored(rows, flagged, int(counts[q <= alpha].sum()), least_discoveries(rows, alpha, len(counts)))
+    scored = int(counts.sum())
+    found = (flagged, int(counts[q <= alpha].sum()), least_discoveries(scored, alpha, len(counts)))
+    return Scored(scored + lost.num, *found, lost.num, named(table, lost))
+
+
+def named(table: Table, lost: LeftOutRows) -> tuple[LeftOut, ...]:
+    """The first rows of a table that have no score, as messages call them."""
+    names = table.row_names([row for row, _ in lost.first])
+    return tuple(LeftOut(name, why) for name, (_, why) in zip(names, lost.first, strict=True))
 
 
 def least_discoveries(rows: int, alpha: float, levels: int) -> int:
@@ -114,26 +125,34 @@ def matched(bundle: DetectorBundle, names: Sequence[str], where: str, drop: Sequ
     return columns
 
 
-def _score(detector: EnergyDetector, columns: Columns, table: Table, alpha: float, spool: IO[bytes]) -> np.ndarray:
-    """Write each block's scores to the spool; the number of rows by #{u_i >= E(x)}, (n + 1,)."""
+def _score(
+    detector: EnergyDetector, columns: Columns, table: Table, alpha: float, spool: IO[bytes], skip_bad: bool
+) -> tuple[np.ndarray, LeftOutRows]:
+    """Write each block's scores to the spool; the number of rows by #{u_i >= E(x)}, (n + 1,), and those without one."""
     import pyarrow as pa
 
-    where, first, new = str(table.path), 0, defaultdict[str, Counter[str]](Counter)
+    where, first, lost, new = str(table.path), 0, LeftOutRows(), defaultdict[str, Counter[str]](Counter)
     counts = np.zeros(len(detector.calibration_.energies) + 1, np.int64)
+    how: dict[str, Any] = {"alpha": alpha, "top": REASONS, "where": where, "parse": table.is_text}
     with pa.ipc.new_stream(spool, score_schema()) as stream:
         for frame in table.blocks(columns.names):
-            block = detector.score_block(frame, alpha=alpha, top=REASONS, where=where, first=first, parse=table.is_text)
+            bad = BadRows(skip=skip_bad)
+            block = detector.score_block(frame, first=first, bad_rows=bad, **how)
             np.add.at(counts, block.rank, 1)
-            for name, found in count_new(columns, frame, where, parse=table.is_text).items():
+            good = bad.good(first, len(frame))
+            scored = frame if good.all() else frame.filter(good)
+            for name, found in count_new(columns, scored, where, parse=table.is_text).items():
                 new[name] += found
-            stream.write_table(pa.table(score_columns(block, first), schema=score_schema()))
-            first += len(block.energy)
+            stream.write_table(score_table(block, first, good))
+            first, lost = first + len(frame), lost.and_then(LeftOutRows.of(bad.reasons.items()))
     if not first:
         raise UserError("must hold one row or more", argument=where)
+    if lost.num == first:
+        raise UserError(f"must hold a row that can be scored; the first is not: {lost.first[0][1]}", argument=where)
     line = told(columns, new)
     if line is not None:
         log.warning("%s: %s", where, line)
-    return counts
+    return counts, lost
 
 
 def _finish(spool: IO[bytes], q: np.ndarray, file: IO[bytes], suffix: str) -> None:
@@ -143,38 +162,6 @@ def _finish(spool: IO[bytes], q: np.ndarray, file: IO[bytes], suffix: str) -> No
     spool.seek(0)
     out = writer(file, suffix, score_schema())
     for batch in pa.ipc.open_stream(spool):
-        rank = np.rint(np.asarray(batch["p_value"]) * len(q)).astype(int) - 1
         block = pa.Table.from_batches([batch])
-        out.write(block.set_column(3, "q_value", pa.array(q[rank])))
+        out.write(block.set_column(3, "q_value", q_column(batch["p_value"], q)))
     out.close()
-
-
-def score_schema() -> "pa.Schema":
-    """The columns of a table of scores."""
-    import pyarrow as pa
-
-    fields = [("row", pa.int64()), ("energy", pa.float64()), ("p_value", pa.float64()), ("q_value", pa.float64())]
-    fields.append(("flag", pa.bool_()))
-    for i in range(1, REASONS + 1):
-        fields += [(f"feature_{i}", pa.string()), (f"share_{i}", pa.float64())]
-        fields += [(f"value_{i}", pa.string()), (f"repair_{i}", pa.string())]
-    return pa.schema(fields)
-
-
-def score_columns(block: ScoredBlock, first: int) -> dict[str, Any]:
-    """A block as columns of the score table: no reasons where a row is not flagged, or has fewer features."""
-    found: dict[str, Any] = {name: [None] * len(block.energy) for name in score_schema().names}
-    found |= {"row": np.arange(first, first + len(block.energy)) + 1, "energy": block.energy}
-    found |= {"p_value": block.p_value, "q_value": block.p_value, "flag": block.flag}  # q waits for the last block
-    place, before = 0, -1
-    for reason in block.reasons:
-        place, before = place + 1 if reason.row == before else 1, reason.row
-        found[f"feature_{place}"][reason.row] = reason.feature
-        found[f"share_{place}"][reason.row] = reason.share
-        found[f"value_{place}"][reason.row] = "" if reason.value is None else _short(reason.value)
-        found[f"repair_{place}"][reason.row] = _short(reason.repair)
-    return found
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
