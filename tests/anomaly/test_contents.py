@@ -76,6 +76,18 @@ class TestWriting:
         assert (code, len(err)) == (2, 1)
         assert "column 'flow' holds '" in err[0]
 
+    def test_a_column_with_points_beside_one_with_commas(self, thalweg_command, tmp_path):
+        """The options that would read it, and that they hold for all columns; two writings in one column, told so."""
+        table = german(rows()).assign(flow=[f"{v:.3f}" for v in np.linspace(4.198, 9, 200)])
+        code, _, err = fit(thalweg_command, tmp_path, table, "--decimal", ",")
+        assert (code, len(err)) == (2, 1)
+        assert "'4.198' in line 2" in err[0]
+        assert "say --decimal . to read 4.198, or say --decimal , --thousands . to read 4198 (for all columns" in err[0]
+        mixed = table.assign(flow=["4.198", "1.234,5", "1,234.5", "7.5"] * 50)
+        code, _, err = fit(thalweg_command, tmp_path, mixed, "--decimal", ",")
+        assert (code, len(err)) == (2, 1)
+        assert "mixes two writings" in err[0]
+
     def test_a_fit_with_points_refuses_commas(self, thalweg_command, tmp_path):
         assert fit(thalweg_command, tmp_path, rows())[0] == 0
         for value in ("95,0", "2,500,000.00", "$4", "5 %"):

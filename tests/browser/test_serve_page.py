@@ -260,6 +260,7 @@ def table_text(rows, separator=","):
     return file.getvalue().encode()
 
 
+NOT_UTF8 = "l.csv is not UTF-8 text. Save it as UTF-8 (“CSV UTF-8” in a spreadsheet) and choose it again."
 ROWS = [(20, 1000, "on"), (20.5, 1003, "off"), (31, 1000, "on"), (20, 990, "burnt"), ("", 1001, "on")]
 
 
@@ -300,6 +301,7 @@ def test_wrong_tables(serve, new_page):
     for name, content, line in (
         ("e.csv", b"", "e.csv is empty."),
         ("b.csv", b"\x00\x01", "b.csv is not a text of comma-separated values."),
+        ("l.csv", table_text([(20, 1000, "Zürich")]).decode().encode("latin-1"), NOT_UTF8),
         ("h.csv", b"temperature,state\n", "h.csv has no row below its first line, which names the columns."),
         ("r.csv", b"a,b\n1,2\n1\n", "r.csv: row 2 has 1 cells; the first line has 2."),
     ):
@@ -331,6 +333,31 @@ def test_a_large_table_goes_in_batches(table_page):
     assert page.locator(".odd tbody tr").count() == 20
     page.get_by_role("button", name="Show 20 more of 2,481").click()
     assert page.locator(".odd tbody tr").count() == 40
+
+
+class Few(Table):
+    """Rows of the table beside 10 normal ones, of which 5 % is less than one."""
+
+    def __init__(self):
+        self.calibration_energies = np.linspace(0, 3, 10)
+
+
+def test_what_cannot_be_flagged_is_said(serve, new_page):
+    page = new_page(serve({"few": Few()}).address)
+    line = "Nothing is flagged at p = 0.05: beside 10 normal rows no p-value is below 0.091."
+    page.wait_for_selector(f"text={line}")
+    page.get_by_label("Choose a CSV file").set_input_files(given("week.csv", table_text(ROWS), "text/csv"))
+    page.wait_for_selector(f"text=0 of 5 rows flagged, 0 %. {line}")
+    assert page.locator("text=Of normal").count() == 0
+
+
+def test_a_refused_row_of_a_later_batch_is_found(serve, new_page):
+    """The server names a line of the batch; the page says which row of the table is its first."""
+    page = new_page(serve({"pumps": Table()}).address, failures=True)
+    rows = [(20, 1000, "on")] * 1024 + [("warm", 1000, "on")]
+    page.get_by_label("Choose a CSV file").set_input_files(given("w.csv", table_text(rows), "text/csv"))
+    until(page, "document.querySelector('.trouble').textContent.includes('in line 2')")
+    assert page.inner_text(".trouble").endswith("(line 2 is row 1,025)")
 
 
 def test_rows_without_names(serve, new_page):

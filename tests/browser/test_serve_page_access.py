@@ -93,6 +93,14 @@ def test_text_stands_out(address, new_page, scheme):
     assert (sum(map(int, re.findall(r"\d+", ground)[:3])) > 380) == (scheme == "light")
 
 
+def test_the_tools_wrap_evenly_on_a_small_phone(address, new_page):
+    """No button of the pad stands alone in a line."""
+    page = new_page(address, viewport={"width": 360, "height": 740})
+    filled(page, "digits")
+    tops = [page.get_by_role("button", name=name).bounding_box()["y"] for name in ("Undo", "Invert", "Clear")]
+    assert len({*tops}) == 1
+
+
 def true_of(node):
     """Properties of a node of the accessibility tree that are true."""
     return {p["name"] for p in node.get("properties", []) if p["value"].get("value") is True}

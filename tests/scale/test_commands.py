@@ -41,6 +41,9 @@ def test_an_energy_of_a_folder(thalweg_command, plane, tmp_path):
         (["in/a.csv", "--only-changed"], "--only-changed=True: has no effect without a folder as --out; leave it out"),
         (["in/*.txt", "-o", "out"], "must match files that end in .parquet, .csv, .npy"),
         (["in/*", "-o", "out", "--engine", "spark"], "'spark' is not one of"),
+        (["in/*", "-o", "in/a.csv/"], "in/a.csv: must be a folder, and "),
+        (["in/*", "-o", "/dev/full"], "/dev/full: must be a folder, and /dev/full is a file; name another"),
+        (["in/*", "-o", "out", "--drop", "z"], "in/*: no column 'z'; there are flow, heat, site"),
     ],
 )
 def test_what_does_not_go_together(words, part, thalweg_command, detector, rows, tmp_path):
@@ -50,6 +53,28 @@ def test_what_does_not_go_together(words, part, thalweg_command, detector, rows,
     assert (code, len(err)) == (2, 1), err
     assert part in err[0]
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
+def test_a_column_that_some_files_have_is_dropped_there(thalweg_command, detector, rows, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, frame in (("a", rows(30, 1)), ("b", rows(20, 2).assign(z=1.0))):
+        frame.to_parquet(tmp_path / "in" / f"{name}.parquet", index=False)
+    words = ["detect", "score", detector, "in/*.parquet", "-o", "out/", "--json"]
+    code, out, err = thalweg_command(*words, "--drop", "z")
+    assert (code, json.loads(out)["rows"]) == (0, 50), err
+    code, _, err = thalweg_command(*words, "--drop", "z", "--drop", "y")
+    assert (code, len(err)) == (2, 1)
+    assert "no column 'y' in any of the 2 files" in err[0]
+
+
+def test_a_file_without_rows_is_told_of(score, rows, tmp_path, caplog):
+    (tmp_path / "in").mkdir()
+    for name, num in (("a", 30), ("b", 0)):
+        rows(30, 1)[:num].to_parquet(tmp_path / "in" / f"{name}.parquet", index=False)
+    assert score(tmp_path / "in", tmp_path / "out").rows == 30
+    (line,) = [record.getMessage() for record in caplog.records if "without a row" in record.getMessage()]
+    assert "b.parquet" in line
+    assert "a.parquet" not in line
 
 
 def test_only_the_parts_whose_rows_have_changed(thalweg_command, detector, rows, tmp_path):

@@ -6,6 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from thalweg.core.errors import UserError
+
+from .fake_models import Pictures
 from .service import npy, picture, posted, serving
 
 GREY = np.linspace(0, 1, 16).round(4).reshape(1, 4, 4)
@@ -135,6 +138,38 @@ def test_texts(client):
     assert [row["energy"] for row in answer.json()["predictions"]] == [3.0, 3.0]
 
 
+def test_an_empty_line_of_texts_is_an_empty_text(client):
+    """So that answers and lines are as many; a text with a comma that is not quoted is refused by its line."""
+    answer = posted(client, "/v1/score?model=words", "x\nabc\n\nab\n", "text/csv")
+    assert [row["energy"] for row in answer.json()["predictions"]] == [3.0, 0.0, 2.0]
+    refused = posted(client, "/v1/score?model=words", "x\nabc\n\na,b\n", "text/csv").json()
+    assert (refused["code"], refused["field"]) == ("malformed", "line 4")
+
+
+def test_what_is_wrong_is_called_as_the_body_calls_it(client):
+    """A label by the name that the request has, the two images of a completion by theirs, a row by its place."""
+
+    class Labelled(Pictures):
+        def sample_frames(self, n, *, label=None, **how):
+            raise UserError("must be classes of the model, 0 to 1", argument="labels", value=label)
+            yield
+
+    with serving(models={"one": Labelled()}) as other:
+        assert other.post("/v1/sample", json={"label": 10}).json()["field"] == "label"
+    small, whole = [[0, 1]], GREY.round().tolist()
+    for image, observed, field in ((small, whole, "image"), (whole, small, "observed")):
+        refused = client.post("/v1/inpaint?model=pictures", json={"image": image, "observed": observed})
+        assert (refused.status_code, refused.json()["field"]) == (422, field)
+    assert client.post("/v1/score?model=words", json={"instances": ["a", 1]}).json()["field"] == "instances[1]"
+
+
+def test_an_array_without_rows_is_called_so(client):
+    for shape in ((0, 2), (2, 0)):
+        refused = posted(client, "/v1/score?model=numbers", npy(np.zeros(shape)), "application/x-npy")
+        assert refused.status_code == 400
+        assert "one row or more" in refused.json()["message"]
+
+
 def test_reasons_of_a_table(client):
     answer = client.post("/v1/explain?model=table&top=1", json={"instances": [[30, "rome"], [None, "oslo"]]}).json()
     first, second = answer["predictions"]
@@ -184,8 +219,6 @@ def test_completions(client, mask):
 
 
 def test_an_error_inside_a_stream_is_its_last_line():
-    from .fake_models import Pictures
-
     class Failing(Pictures):
         def inpaint(self, x, observed, *, n=1, seed=0):
             yield x

@@ -288,6 +288,11 @@ def test_what_a_page_elsewhere_can_send_unasked_is_refused(client, media):
         assert client.post(path, content=ROW, headers=headers).status_code == 415
 
 
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH"])
+def test_a_method_that_a_route_has_not_is_405_without_a_content_type_too(client, method):
+    assert client.request(method, "/v1/score").status_code == 405
+
+
 def test_other_origins_are_refused(client):
     for origin in ("http://evil.example", "null", "http://localhost.evil.example", "file://"):
         refused = posted(client, "/v1/score?model=numbers", ROW, origin=origin)

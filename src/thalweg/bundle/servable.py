@@ -5,10 +5,12 @@ a graph of another runtime all speak of the same things. A further application i
 with these members beside it; nothing in `serve` or `export` changes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+
+from thalweg.data.columns.encoding import Columns
 
 Datatype = Literal["BOOL", "UINT8", "INT64", "FP32", "FP64", "BYTES"]  # as the Open Inference Protocol names them
 Content = Literal["image", "rows", "table", "text"]
@@ -75,6 +77,26 @@ class Calibrated(Protocol):
 
     @property
     def calibration_energies(self) -> np.ndarray: ...
+
+
+@runtime_checkable
+class ReadsTables(Protocol):
+    """A servable that knows what the columns of its tables hold and how their texts are read."""
+
+    @property
+    def columns(self) -> Columns | None:
+        """The columns, one an input; None where rows have no names."""
+        ...
+
+    @property
+    def ignored(self) -> Collection[str]:
+        """Columns that a table may have beside them, as the fit left them out."""
+        ...
+
+    @property
+    def no_gaps(self) -> str | None:
+        """Why no value may be missing, and what mends it; None where values may be missing."""
+        ...
 
 
 @runtime_checkable

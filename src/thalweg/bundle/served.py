@@ -3,7 +3,7 @@
 `served` composes the class of what the energy can do, so that `isinstance` of a Protocol tells it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,12 +16,14 @@ from thalweg.bundle.servable import NUMPY, Content, Servable, TensorSpec
 from thalweg.bundle.tempered_draws import draw, draw_frames
 from thalweg.core.check import share
 from thalweg.core.errors import UserError
+from thalweg.data.columns.encoding import Columns
 from thalweg.energy.outcomes import Conditional
 
 if TYPE_CHECKING:
     from thalweg.bundle.bundle import Bundle
 
 ALPHA = 0.01  # as of `Bundle.score`
+NO_GAPS = "the model takes no missing values; fill them, or drop the row"
 
 
 class ServedBundle:
@@ -57,6 +59,18 @@ class ServedBundle:
         if self.bundle.num_classes:
             found.append(TensorSpec("probabilities", "FP32", (-1, self.bundle.num_classes)))
         return found
+
+    @property
+    def columns(self) -> Columns | None:
+        return self.bundle.layout.columns if self.content == "table" else None
+
+    @property
+    def ignored(self) -> Collection[str]:
+        return self.bundle.layout.ignored
+
+    @property
+    def no_gaps(self) -> str | None:
+        return NO_GAPS
 
     @property
     def flag_rate(self) -> float | None:

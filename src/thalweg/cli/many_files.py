@@ -92,10 +92,13 @@ def score(
     only_changed: bool,
 ) -> "Scored":
     """Score files into a folder, and say how to go on where that is stopped."""
+    from thalweg.scale import addresses
     from thalweg.scale.score_files import Engine, score_files
 
     if out.startswith("memory://"):
         raise UserError("must outlive this command", argument="--out", value=out, hint="name a folder or a store")
+    if not addresses.is_remote(out):
+        console.writable_folder(Path(addresses.plain(out)))
     progress = _Progress()
     how: Any = {"engine": Engine(engine, workers, address), "block_rows": block_rows, "only_changed": only_changed}
     try:

@@ -6,6 +6,7 @@ from thalweg.core.errors import UserError
 from thalweg.data.columns.encoding import check_names
 from thalweg.data.csv_header import EXPECTED, Known
 from thalweg.data.formats.base import Table, TableFormat, formats, packed, reading_table
+from thalweg.data.formats.csv import csv_table
 from thalweg.data.run_folders import refuse_run
 
 
@@ -40,4 +41,15 @@ def open_table(path: str | Path, *, header: bool | None = None, known: Known | N
     check_names(table.names, where)
     if not table.names:
         raise UserError("no columns", argument=where, hint="give a table with at least one")
+    return table
+
+
+def csv_in_memory(data: bytes, where: str, *, header: bool | None = None) -> Table:
+    """The table in the bytes of a CSV, as `open_table` has that of a file; `where` is what messages call it."""
+    path = Path(where)
+    with reading_table(path, data):
+        table = csv_table(path, data, header, Known())
+    if not table.names:
+        raise UserError("must have a line that names the columns", argument=where)
+    check_names(table.names, where)
     return table

@@ -22,11 +22,12 @@ from thalweg.scale import addresses, parts
 from thalweg.scale.local_engine import LocalEngine
 from thalweg.scale.plan import DONE, READERS, Plan, RowBlock, absolute, examine, resumable_plan_digest, write_plan
 from thalweg.scale.ray_engine import RayEngine, require_ray
-from thalweg.scale.scorers import SCORERS, Options, Scorer
+from thalweg.scale.scorers import SCORERS, Options, Scorer, require_dropped
 from thalweg.scale.sources import KINDS, Source, rows_digest, source_of
 from thalweg.scale.worker import Job, QValues, Worker
 
 Kind = Literal["energy", "detector"]
+SHOWN = 5  # files in a line
 log = logging.getLogger("thalweg")
 
 
@@ -142,6 +143,7 @@ def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> tuple[
         source = source_of(address, absolute(address), header=scorer.options.header, known=scorer.known)
         scorer.check(source)
         sources.append(source)
+    require_dropped(scorer.options.drop, sources, data)
     if scorer.options.header is not None and not any(source.is_text for source in sources):
         raise UserError("has no effect without a CSV", argument="--header", hint="leave it out")
     rows = scorer.default_block if block_rows is None else block_rows
@@ -153,8 +155,17 @@ def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> tuple[
     plan = Plan({"kind": scorer.kind, "sha256": scorer.fingerprint}, options, rows, examine(sources, rows))
     if not plan.blocks:
         raise UserError("must hold one row or more", argument=data)
+    _warn_of_empty(plan)
     _try(scorer, plan, sources)
     return plan, sources
+
+
+def _warn_of_empty(plan: Plan) -> None:
+    """A line about files without a row, of which nothing is in the output."""
+    empty = [each.address for each in plan.inputs if not each.examined.rows]
+    if empty:
+        more = f" and {len(empty) - SHOWN} more" if len(empty) > SHOWN else ""
+        log.warning("without a row, so that no part holds scores of it: %s%s", ", ".join(empty[:SHOWN]), more)
 
 
 def _try(scorer: Scorer, plan: Plan, sources: Sequence[Source]) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
@@ -163,7 +164,6 @@ class EnergyScorer(Scorer):
             if self.options.drop:
                 raise UserError("has no effect on an array", argument="--drop", hint="leave it out")
             return
-        _require(source, self.options.drop)
         layout, used = self.bundle.layout, self._used(source)
         if not source.headless:
             layout.check(source.names, source.address, drop=self.options.drop, mend=MEND)
@@ -279,7 +279,6 @@ class TableScorer(Scorer):
     def check(self, source: Source) -> None:
         if isinstance(source, NpySource):
             raise UserError("must be a table, CSV or Parquet, for a detector of tables", argument=source.address)
-        _require(source, self.options.drop)
         score_file.matched(self.bundle, source.names, source.address, self.options.drop)
 
     def read(self, source: Source, block: RowBlock) -> Any:
@@ -309,8 +308,11 @@ class TableScorer(Scorer):
 SCORERS: dict[str, type[Scorer]] = {cls.kind: cls for cls in (EnergyScorer, TableScorer)}
 
 
-def _require(source: Source, drop: tuple[str, ...]) -> None:
-    unknown = [name for name in drop if name not in source.names]
+def require_dropped(drop: Iterable[str], sources: Sequence[Source], data: str) -> None:
+    """UserError for a column to leave out that none of the files has."""
+    names = {name: None for source in sources for name in source.names}
+    unknown = [name for name in drop if name not in names]
     if unknown:
-        hint = f"there are {', '.join(source.names)[:200]}"
-        raise UserError(f"no column {unknown[0]!r}", argument=source.address, hint=hint)
+        which = "" if len(sources) == 1 else f" in any of the {len(sources)} files"
+        hint = f"there are {', '.join(names)[:200]}"
+        raise UserError(f"no column {unknown[0]!r}{which}", argument=data, hint=hint)

@@ -10,10 +10,11 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, row_from_zero
 from thalweg.serve.engine.engine import Engine
 from thalweg.serve.engine.rejected import Rejected
 from thalweg.serve.errors import HttpError, internal, malformed, of_user_error
+from thalweg.serve.inputs.conform import RowName
 from thalweg.serve.models import Models, ServedModel
 from thalweg.serve.safety.observed import GONE
 from thalweg.serve.settings import ServeSettings
@@ -56,23 +57,24 @@ def of_rejected(error: Rejected) -> HttpError:
 
 
 @contextmanager
-def asking(model: ServedModel) -> Iterator[None]:
-    """What a servable or the engine refuses, as the answer that says so."""
+def asking(model: ServedModel, row_name: RowName = row_from_zero) -> Iterator[None]:
+    """What a servable or the engine refuses, as the answer that says so; `row_name` is what it calls a row."""
     try:
         yield
     except UserError as error:
+        error = error if error.row is None else error.in_row(row_name(error.row))
         raise of_user_error(error, model.fields) from error
     except Rejected as error:
         raise of_rejected(error) from error
 
 
-def require_finite(found: Mapping[str, np.ndarray]) -> None:
+def require_finite(found: Mapping[str, np.ndarray], row_name: RowName = row_from_zero) -> None:
     """422 where a number is not finite, so that none goes out."""
     for name, value in found.items():
         if value.dtype.kind == "f" and not np.isfinite(value).all():
             row = int(np.flatnonzero(~np.isfinite(value).reshape(len(value), -1).all(1))[0])
-            text = f"must be a row whose {name} the model can compute as a finite number; row {row} is not"
-            raise HttpError(422, "non_finite", text, field=f"instances[{row}]")
+            text = f"must be a row whose {name} the model can compute as a finite number"
+            raise HttpError(422, "non_finite", text, field=row_name(row))
 
 
 def answer(value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -60,9 +60,14 @@ def unusable(message: str, field: str | None = None, code: str = "unusable") -> 
     return HttpError(422, code, message, field=field)
 
 
-def of_user_error(error: UserError, fields: set[str]) -> HttpError:
-    """422 for what a servable refused; `fields` are the names that a client knows, others are not told."""
-    field = error.argument if error.argument in fields else None
+def line_of(error: UserError) -> str:
+    """What is wrong and how to mend it, without where it is."""
+    return f"{error.message}; {error.hint}" if error.hint else error.message
+
+
+def of_user_error(error: UserError, fields: Mapping[str, str]) -> HttpError:
+    """422 for what a servable refused; `fields` are the arguments that a client knows, by what it calls them."""
+    field = fields.get(error.argument or "")
     hint = error.hint if error.hint and not PRIVATE.search(error.hint) else None
     text = public(error.message if hint is None else f"{error.message}; {hint}")
     return unusable(text, field)

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request, as a client or a proxy may give it
 PLAIN = "%(asctime)s %(levelname)s %(message)s"
-OWN = ("thalweg.serve", "uvicorn", "asyncio")  # loggers that are heard
+OWN = ("thalweg.serve", "thalweg", "uvicorn", "asyncio")  # loggers that are heard
 
 Notes = dict[str, Any]
 _ids = random.Random(secrets.randbits(128))

@@ -10,11 +10,14 @@ from thalweg.bundle.servable import (
     Classifies,
     Explains,
     Inpaints,
+    ReadsTables,
     Reranks,
     Samples,
     Servable,
     TensorSpec,
 )
+from thalweg.data.columns.column_reader import Column
+from thalweg.data.columns.encoding import Columns
 from thalweg.serve.errors import HttpError
 
 CAPABILITIES = {
@@ -24,12 +27,17 @@ CAPABILITIES = {
     "rerank": Reranks,
     "classify": Classifies,
 }
+OPTIONS = ("alpha", "top", "n", "seed", "temperature", "label", "keep")  # of a request
 BINS = 40  # of the histogram of normal energies
 OUTER = 0.5  # per cent of them that the end bins gather
 
 
 class ServedModel(NamedTuple):
-    """A model under the name that clients call it by."""
+    """A model under the name that clients call it by.
+
+    `columns`: what those of a table hold, one an input. `ignored`: names of columns that a table may have beside them.
+    `no_gaps`: why no value may be missing.
+    """
 
     name: str
     version: str
@@ -37,11 +45,15 @@ class ServedModel(NamedTuple):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     can: tuple[str, ...]
+    columns: Columns | None = None
+    ignored: frozenset[str] = frozenset()
+    no_gaps: str | None = None
 
     @property
-    def fields(self) -> set[str]:
-        """Names in an error that a client knows."""
-        return {*(spec.name for spec in self.inputs), "alpha", "top", "n", "seed", "temperature", "label", "keep"}
+    def fields(self) -> dict[str, str]:
+        """Arguments in an error that a client knows, by what it calls them."""
+        names = (*(spec.name for spec in self.inputs), *OPTIONS)
+        return {"labels": "label", **{name: name for name in names}}
 
     def lacks(self, what: str) -> HttpError:
         """501 for a route that this model has not, which says what it has."""
@@ -106,4 +118,10 @@ def histogram(energies: np.ndarray) -> dict[str, list[float]] | None:
 
 def _model(name: str, version: str, servable: Servable) -> ServedModel:
     can = ("score", *(word for word, protocol in CAPABILITIES.items() if isinstance(servable, protocol)))
-    return ServedModel(name, version, servable, tuple(servable.inputs), tuple(servable.outputs), can)
+    found = ServedModel(name, version, servable, tuple(servable.inputs), tuple(servable.outputs), can)
+    if isinstance(servable, ReadsTables):
+        found = found._replace(ignored=frozenset(servable.ignored), no_gaps=servable.no_gaps, columns=servable.columns)
+    if servable.content != "table" or found.columns is not None:
+        return found
+    columns = (Column(spec.name, () if spec.datatype == "BYTES" else None) for spec in found.inputs)
+    return found._replace(columns=Columns(tuple(columns)))

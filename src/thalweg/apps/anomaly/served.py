@@ -1,6 +1,6 @@
 """A detector as a service or an export sees it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,10 @@ from thalweg.apps.anomaly.explain import ImageReasons
 from thalweg.bundle.exportable import Plan
 from thalweg.bundle.servable import Content, TensorSpec
 from thalweg.bundle.served import as_table, checked_alpha, require_inputs
+from thalweg.data.columns.encoding import Columns
 from thalweg.energy.base import HasShape
+
+NO_GAPS = "the model was fitted without missing values; fit it with --missing marginalise"
 
 if TYPE_CHECKING:
     from thalweg.apps.anomaly.saved import DetectorBundle
@@ -42,6 +45,20 @@ class ServedDetector:
             TensorSpec("p_value", "FP64", (-1,)),
             TensorSpec("flag", "BOOL", (-1,)),
         ]
+
+    @property
+    def columns(self) -> Columns | None:
+        return self.detector.columns_
+
+    @property
+    def ignored(self) -> Collection[str]:
+        columns = self.detector.columns_
+        left_out = [] if columns is None else [name for name, _ in columns.left_out]
+        return {*left_out, *self.bundle.about.get("ignored", ())}
+
+    @property
+    def no_gaps(self) -> str | None:
+        return None if self.detector.missing_ == "marginalise" else NO_GAPS
 
     @property
     def flag_rate(self) -> float | None:

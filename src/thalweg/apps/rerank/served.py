@@ -1,14 +1,15 @@
 """A re-ranker as a service or an export sees it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from thalweg.bundle.exportable import Plan
 from thalweg.bundle.servable import Content, TensorSpec
-from thalweg.bundle.served import as_table, require_inputs
+from thalweg.bundle.served import NO_GAPS, as_table, require_inputs
 from thalweg.core.errors import UserError
+from thalweg.data.columns.encoding import Columns
 
 if TYPE_CHECKING:
     from thalweg.apps.rerank.reranker import EnergyReranker
@@ -39,6 +40,18 @@ class ServedReranker:
             texts = layout.categories
             return [TensorSpec(name, "BYTES" if name in texts else "FP64", (-1,)) for name in layout.names or ()]
         return [TensorSpec("x", "FP32", (-1, *self._shape))]
+
+    @property
+    def columns(self) -> Columns | None:
+        return self.reranker.layout.columns if self.content == "table" else None
+
+    @property
+    def ignored(self) -> Collection[str]:
+        return self.reranker.layout.ignored
+
+    @property
+    def no_gaps(self) -> str | None:
+        return NO_GAPS
 
     @property
     def outputs(self) -> Sequence[TensorSpec]:

@@ -116,6 +116,14 @@ class ColumnReader:
         unknown = len(column.categories) if column.other else column.width
         return codes[[column.width + 1 if text is None else index.get(text, unknown) for text in values]]
 
+    def values(self, series: Any, column: Column) -> np.ndarray:
+        """(N,) of the column's own values: float64, NaN where one is missing, or objects, texts and None."""
+        if column.categories is None:
+            return self.encode(series, column)[:, 0]
+        found = np.empty(len(series), object)
+        found[:] = self._categories(series, column, self.reading.words(self.parse))
+        return found
+
     def _categories(self, series: Any, column: Column, words: frozenset[str]) -> list[str | None]:
         """The texts of a column of categories; UserError where all are numbers and no known category is one.
 

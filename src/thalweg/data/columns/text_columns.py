@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from thalweg.core.errors import ROW, UserError
 from thalweg.data.columns.dates import is_moment, moments
-from thalweg.data.columns.number_formats import OTHER_MARKS, Near, Writing, near, readings
+from thalweg.data.columns.number_formats import OTHER_MARKS, PLAIN, Near, Writing, near, readings
 from thalweg.data.columns.reading_options import IN_MEMORY, option
 from thalweg.data.columns.units import without_codes
 
@@ -37,6 +37,7 @@ class Doubt(NamedTuple):
         numbers: Rows with a plain number.
         near: What the text lacks to be a number; None for a word.
         readings: The writings in which all numbers of the column are numbers.
+        writing: The one that the table was read in.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class Doubt(NamedTuple):
     numbers: int
     near: Near | None
     readings: list[Writing]
+    writing: Writing = PLAIN
 
 
 def doubt(values: Sequence[str | None], writing: Writing, *, declared: bool) -> Doubt | None:
@@ -67,7 +69,7 @@ def doubt(values: Sequence[str | None], writing: Writing, *, declared: bool) -> 
     row = next(i for i, value in enumerate(values) if value is not None and kinds.get(value, "text") == first)
     written = [text for text in counts if kinds.get(text, "writing") == "writing"]
     plain = sum(count for text, count in counts.items() if text not in found)
-    return Doubt(first, row, like, plain, found.get(values[row] or ""), readings(written))
+    return Doubt(first, row, like, plain, found.get(values[row] or ""), readings(written), writing)
 
 
 def refuse_doubt(
@@ -137,9 +139,17 @@ def _described(found: Doubt, text: str, where: str, offered: bool) -> tuple[str,
 
 def _by_readings(found: Doubt, text: str, where: str) -> str:
     """The options that read the text, each with the number that it gives."""
-    ways = []
-    for writing in found.readings:
-        said = [option(where, "decimal", writing.decimal)] if writing.decimal != "." else []
-        said += [option(where, "thousands", writing.thousands)] if writing.thousands else []
-        ways.append(f"{(' ' if where != IN_MEMORY else ', ').join(said)} to read {writing.number(text):.12g}")
-    return f"say {', or '.join(ways)}" if ways else "no one writing reads all its numbers, so write them alike"
+    ways = [f"{_change(found.writing, new, where)} to read {new.number(text):.12g}" for new in found.readings]
+    if not ways:
+        return "the column mixes two writings, which no option reads, so write its numbers alike"
+    alike = "" if found.writing.is_plain else " (for all columns: where others are written otherwise, write them alike)"
+    return f"{', or '.join(ways)}{alike}"
+
+
+def _change(old: Writing, new: Writing, where: str) -> str:
+    """What to say, and what to leave out, so that a table is read in another writing."""
+    plain = [option(where, "decimal", new.decimal)] if new.decimal != "." or old.decimal != "." else []
+    said = plain + ([option(where, "thousands", new.thousands)] if new.thousands else [])
+    out = [f"leave out {option(where, 'thousands', old.thousands)}"] if old.thousands and not new.thousands else []
+    words = (" " if where != IN_MEMORY else ", ").join(said)
+    return " and ".join([*([f"say {words}"] if words else []), *out])

@@ -12,7 +12,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -68,12 +68,14 @@ class ArrayFormat(FileFormat):
 class Table(ABC):
     """Abstract: a table in a file, read block by block, so that it may be larger than memory.
 
-    Its path and the names of its columns, 0, 1, 2, … where no header names them (`headless`).
+    Its path and the names of its columns, 0, 1, 2, … where no header names them (`headless`). `data`: the bytes of the
+    file, where they are in memory and the path is what messages call it.
     """
 
     path: Path
     names: list[str]
     headless: bool = False
+    data: bytes | None = field(default=None, repr=False)
 
     is_text: ClassVar[bool] = False  # whether values come as texts
 
@@ -119,7 +121,7 @@ class Table(ABC):
         import pyarrow as pa
 
         names = self.names if only is None else [name for name in self.names if name in only]
-        with reading_table(self.path):
+        with reading_table(self.path, self.data):
             for batch in self.batches(names):
                 for start in range(0, batch.num_rows, BLOCK_ROWS):
                     yield pa.Table.from_batches([batch.slice(start, BLOCK_ROWS)])
@@ -194,8 +196,8 @@ def reading_array(path: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def reading_table(path: Path) -> Iterator[None]:
-    """The same for a reader of tables, some of whose faults have a remedy of their own."""
+def reading_table(path: Path, data: bytes | None = None) -> Iterator[None]:
+    """The same for a reader of tables, some of whose faults have a remedy of their own. `data`: as of `Table`."""
     import pyarrow as pa
 
     where = str(path)
@@ -207,14 +209,13 @@ def reading_table(path: Path) -> Iterator[None]:
         raise UserError("no permission to read it", argument=where, hint="change its mode or its owner") from error
     except (UnicodeDecodeError, pa.ArrowException, csv.Error, OSError, EOFError) as error:
         why = " ".join(str(error).split())[:200]
-        kind = packed(path)
+        start = _start(path) if data is None else data[:4]
+        kind = _packed(start)
         if kind:
             hint = "unpack it and give the table in it"
             raise UserError(f"compressed ({kind})", argument=where, hint=hint) from error
         if isinstance(error, UnicodeDecodeError) or "UTF8" in why:
-            with path.open("rb") as file:
-                is_parquet = file.read(4) == b"PAR1"
-            hint = "it is Parquet, so name it .parquet" if is_parquet else EXPECTED
+            hint = "it is Parquet, so name it .parquet" if start == b"PAR1" else EXPECTED
             raise UserError("not UTF-8 text", argument=where, hint=hint) from error
         if "CSV parse error: Expected" in why or "CSV parse error: Row" in why:
             line = why.partition("CSV parse error: ")[2].replace("Row #", "line ")
@@ -226,6 +227,13 @@ def reading_table(path: Path) -> Iterator[None]:
 
 def packed(path: Path) -> str | None:
     """The name of the compression that a file's first bytes tell."""
+    return _packed(_start(path))
+
+
+def _start(path: Path) -> bytes:
     with path.open("rb") as file:
-        start = file.read(4)
+        return file.read(4)
+
+
+def _packed(start: bytes) -> str | None:
     return next((name for magic, name in PACKED.items() if start.startswith(magic)), None)

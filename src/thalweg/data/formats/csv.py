@@ -4,10 +4,11 @@ Whether the first line names the columns is settled by `data.csv_header`.
 """
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from thalweg.core.errors import UserError, row_from_zero
 from thalweg.data.csv_header import Known, check_separator, is_header
@@ -26,12 +27,12 @@ class CsvTable(Table):
 
     @property
     def num_bytes(self) -> int:
-        return self.path.stat().st_size
+        return self.path.stat().st_size if self.data is None else len(self.data)
 
     def row_names(self, rows: Sequence[int]) -> list[str]:
         """The line in which each row begins, as an editor counts it: blank lines are none, a row may take several."""
         found: list[str] = []
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
+        with _lines(self.path, self.data) as file:
             reader, begins, number = csv.reader(file), 1, 0 if self.headless else -1
             for cells in reader:
                 if len(found) == len(rows):
@@ -49,7 +50,7 @@ class CsvTable(Table):
             return
         last = self.names[-1]
         reader = arrow.open_csv(
-            self.path,
+            self.path if self.data is None else pa.BufferReader(self.data),
             arrow.ReadOptions(
                 block_size=BLOCK_BYTES, use_threads=False, column_names=self.names, skip_rows=0 if self.headless else 1
             ),
@@ -65,7 +66,7 @@ class CsvTable(Table):
             if batch.num_rows:
                 end = batch[last][-1].as_py()
             yield batch.select(names)
-        if end is not None and _unclosed(self.path, end):
+        if end is not None and _unclosed(_opened(self.path, self.data), end):
             raise UserError(
                 "a quotation mark near the end is never closed",
                 argument=str(self.path),
@@ -81,25 +82,38 @@ class Csv(TableFormat):
 
     def open(self, path: Path, header: bool | None, known: Known) -> CsvTable:
         """The table, by its first two lines."""
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            first = next(reader, [])
-            try:
-                second = next((line for line in reader if line), None)
-            except csv.Error:  # a quotation mark that nothing closes, which the blocks tell
-                second = []
-        if not first:
-            return CsvTable(path, [])
-        check_separator(path, first, second or [])
-        named = is_header(path, first, second or [], known) if header is None else header
-        names = first if named else [str(i) for i in range(len(first))]
-        return CsvTable(path, names, headless=not named, empty=named and second is None)
+        return csv_table(path, None, header, known)
 
 
-def _unclosed(path: Path, end: str) -> bool:
+def csv_table(path: Path, data: bytes | None, header: bool | None, known: Known) -> CsvTable:
+    """The table of a file, or of its bytes where they are in memory, by its first two lines."""
+    with _lines(path, data) as file:
+        reader = csv.reader(file)
+        first = next(reader, [])
+        try:
+            second = next((line for line in reader if line), None)
+        except csv.Error:  # a quotation mark that nothing closes, which the blocks tell
+            second = []
+    if not first:
+        return CsvTable(path, [])
+    check_separator(path, first, second or [])
+    named = is_header(path, first, second or [], known) if header is None else header
+    names = first if named else [str(i) for i in range(len(first))]
+    return CsvTable(path, names, headless=not named, data=data, empty=named and second is None)
+
+
+def _opened(path: Path, data: bytes | None) -> IO[bytes]:
+    return path.open("rb") if data is None else io.BytesIO(data)
+
+
+def _lines(path: Path, data: bytes | None) -> IO[str]:
+    return io.TextIOWrapper(_opened(path, data), encoding="utf-8-sig", newline="")
+
+
+def _unclosed(file: IO[bytes], end: str) -> bool:
     """Whether the last value, `end`, was opened by a quotation mark that nothing closes: it then runs to the end."""
     opened = b'"' + end.replace('"', '""').encode().rstrip(b"\r\n")
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - len(opened) - 16))
+    with file:
+        file.seek(max(0, file.seek(0, io.SEEK_END) - len(opened) - 16))
         rest = file.read().rstrip(b"\r\n")
     return rest.endswith(opened) and rest[: -len(opened)][-1:] in (b",", b"\n", b"")

@@ -6,10 +6,11 @@ import numpy as np
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from thalweg.core.errors import row_from_zero
 from thalweg.serve.errors import HttpError, malformed
-from thalweg.serve.inputs.conform import check_values
+from thalweg.serve.inputs.conform import RowName, check_values
 from thalweg.serve.inputs.csv_rows import of_csv
-from thalweg.serve.inputs.instances import of_instances
+from thalweg.serve.inputs.instances import instance, of_instances
 from thalweg.serve.inputs.npy import of_array, read_npy
 from thalweg.serve.inputs.pictures import MAGIC, of_picture
 from thalweg.serve.inputs.strict_json import Parsed, parse_object
@@ -24,10 +25,11 @@ INLINE = 65_536  # bytes that are read where the request is; more go to a thread
 
 
 class Rows(NamedTuple):
-    """Inputs by name, and what else the body said."""
+    """Inputs by name, what else the body said, and what messages call a row."""
 
     rows: dict[str, np.ndarray]
     options: dict[str, Any]
+    row_name: RowName = row_from_zero
 
 
 def media_of(request: Request, *taken: str) -> str:
@@ -71,7 +73,7 @@ def rows_of(
 ) -> Rows:
     """A body of this content type as rows, checked."""
     found = _read(media, data, model, settings, options, fit)
-    check_values(model, found.rows)
+    check_values(model, found.rows, found.row_name)
     return found
 
 
@@ -83,11 +85,12 @@ def _read(
     if media == NPY:
         return Rows(of_array(model, read_npy(data), settings.max_batch), {})
     if media == CSV:
-        return Rows(of_csv(model, data, settings.max_batch), {})
+        rows, line = of_csv(model, data, settings.max_batch)
+        return Rows(rows, {}, line)
     value, literals = parse_object(data, settings.max_depth)
     require_keys(value, ("instances", *options), ("instances",))
     rows = of_instances(model, value.pop("instances"), literals, settings.max_batch)
-    return Rows(rows, value)
+    return Rows(rows, value, instance)
 
 
 def require_keys(value: dict[str, Any], known: tuple[str, ...], needed: tuple[str, ...] = ()) -> None:

@@ -1,12 +1,15 @@
 """Arrays of a request as the model's inputs want them: the shape, and the datatype where nothing is lost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
 from thalweg.bundle.servable import NUMPY, TensorSpec
+from thalweg.core.errors import row_from_zero
 from thalweg.serve.errors import HttpError, malformed, unusable
 from thalweg.serve.models import ServedModel
+
+RowName = Callable[[int], str]  # what messages call a row of a request, by its number from 0
 
 
 def check_rows(count: int, max_batch: int) -> None:
@@ -57,28 +60,60 @@ def _converted(value: np.ndarray, target: np.dtype, spec: TensorSpec, rounds: bo
     return found
 
 
-def require_columns(specs: Sequence[TensorSpec], rows: Mapping[str, object]) -> None:
-    """422 unless these are the model's inputs by name."""
+def require_columns(
+    specs: Sequence[TensorSpec],
+    rows: Mapping[str, object],
+    ignored: Collection[str] = (),
+    *,
+    place: str = "",
+    header: bool = False,
+) -> None:
+    """422 unless these are the model's inputs by name; those that are `ignored` may be there too.
+
+    `place`: which row it is, for messages. `header`: these are the names in the first line of a CSV.
+    """
     known = [spec.name for spec in specs]
     for name in known:
         if name not in rows:
-            raise unusable("must be there", name)
+            raise unusable(f"must be there{_of_header([*rows]) if header else place}", name)
     for name in rows:
-        if name not in known:
-            raise unusable(f"must be one of the inputs {', '.join(known[:10])}", str(name)[:80])
+        if name not in known and name not in ignored:
+            raise unusable(f"must be one of the inputs {', '.join(known[:10])}{place}", str(name)[:80])
 
 
-def check_values(model: ServedModel, rows: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-    """The same rows; 422 for pixels outside [0, 1] and for infinity. NaN is a missing value, but no pixel."""
+def _of_header(names: Sequence[str]) -> str:
+    """What the first line of a CSV is, where it lacks a column."""
+    if len(names) != 1:
+        return ", named in the first line"
+    return f"; the first line names one column, {names[0][:40]!r}, and commas separate names and values"
+
+
+def check_values(
+    model: ServedModel, rows: Mapping[str, np.ndarray], row_name: RowName = row_from_zero
+) -> Mapping[str, np.ndarray]:
+    """The same rows; 422 for pixels outside [0, 1], for infinity, and for a missing value where there may be none.
+
+    NaN is a missing value, but no pixel.
+    """
     image = model.servable.content == "image"
     for name, value in rows.items():
-        if value.dtype.kind != "f":
-            continue
-        if not image and np.isfinite(value).all():
+        if value.dtype.kind == "O" and model.no_gaps is not None:
+            _refuse_first(
+                np.array([text is None for text in value.flat]), "must have a value", name, row_name, model.no_gaps
+            )
+        if value.dtype.kind != "f" or (not image and np.isfinite(value).all()):
             continue
         low, high = value.min(), value.max()  # NaN if one is
         if image and not (low >= 0 and high <= 1):
             raise unusable("must be pixels in [0, 1], or uint8 in 0..255 where the format has them", name)
-        if np.isinf(low) or np.isinf(high) or (np.isnan(low) and np.isinf(value).any()):
-            raise unusable("must hold finite numbers", name)
+        _refuse_first(np.isinf(value), "must hold a finite number", name, row_name)
+        if model.no_gaps is not None:
+            _refuse_first(np.isnan(value), "must have a value", name, row_name, model.no_gaps)
     return rows
+
+
+def _refuse_first(bad: np.ndarray, what: str, name: str, row_name: RowName, hint: str | None = None) -> None:
+    """422 for the first row of which something is bad."""
+    if bad.any():
+        row = int(bad.reshape(len(bad), -1).any(1).argmax())
+        raise unusable(f"{what}, and has none in {row_name(row)}{f'; {hint}' if hint else ''}", name)

@@ -1,67 +1,113 @@
-"""Rows of a CSV, whose first line names the columns, as arrays by name."""
+"""Rows of a CSV, whose first line names the columns, as arrays by name.
+
+A table is read as `thalweg detect score` and `thalweg score` read a file, by the rules that are stored with the model.
+"""
 
 import csv
 import io
-import re
+from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 
-from thalweg.data.columns.reading_options import NA_WORDS
-from thalweg.serve.errors import malformed, unusable
-from thalweg.serve.inputs.conform import check_rows, require_columns
-from thalweg.serve.inputs.instances import as_objects, column
+from thalweg.core.errors import UserError
+from thalweg.data.columns.column_reader import Column, ColumnReader
+from thalweg.data.columns.encoding import Columns
+from thalweg.data.formats.base import Table
+from thalweg.data.frames import as_frame
+from thalweg.data.tables import csv_in_memory
+from thalweg.serve.errors import line_of, malformed, public, unusable
+from thalweg.serve.inputs.conform import RowName, check_rows, conform, require_columns
+from thalweg.serve.inputs.instances import as_objects
 from thalweg.serve.models import ServedModel
 
-NUMBER = re.compile(r"[+-]?(?:\d{1,310}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][+-]?\d{1,4})?", re.ASCII)
-MISSING = frozenset({"", *NA_WORDS})
+WHERE = "the body"  # what messages call the table
+LONGEST = 128  # letters of a number: what a longer text lacks to be one takes long to find out
 
 
-def of_csv(model: ServedModel, data: bytes, max_batch: int) -> dict[str, np.ndarray]:
-    """The inputs of a table or, in a column `x`, of texts. 400 for what is no CSV, 422 for other columns."""
-    if model.servable.content not in ("table", "text"):
+def of_csv(model: ServedModel, data: bytes, max_batch: int) -> tuple[dict[str, np.ndarray], RowName]:
+    """The inputs of a table or, in a column `x`, of texts, and the line of each row.
+
+    400 for what is no CSV, 422 for other columns and for values that the model cannot take.
+    """
+    content = model.servable.content
+    if content not in ("table", "text"):
         raise unusable(f"must be JSON or npy, as {model.name} takes no columns", code="wrong_content")
     try:
         text = data.decode("utf-8-sig")
-        lines = list(_read(text, max_batch))
     except UnicodeDecodeError as error:
-        raise malformed("must be UTF-8") from error
-    except csv.Error as error:
-        raise malformed(f"must be CSV: {error}") from error
-    if not lines:
-        raise malformed("must have a line that names the columns")
-    names, rows = lines[0], lines[1:]
-    if len(set(names)) != len(names):
-        raise malformed("must name each column once")
-    require_columns(model.inputs, dict.fromkeys(names))
-    check_rows(len(rows), max_batch)
-    odd = next((i for i, row in enumerate(rows) if len(row) != len(names)), None)
-    if odd is not None:
-        raise malformed(f"must have {len(names)} values, not {len(rows[odd])}", f"row {odd + 1}")
-    columns = dict(zip(names, zip(*rows, strict=True), strict=True))
-    found = {}
-    for spec in model.inputs:
-        values = columns[spec.name]
-        if spec.datatype == "BYTES":
-            text_model = model.servable.content == "text"
-            found[spec.name] = as_objects(values if text_model else [None if v in MISSING else v for v in values])
-        else:
-            found[spec.name] = column(spec, [_number(v.strip(), spec.name) for v in values])
+        raise malformed("must be UTF-8; save the table as UTF-8") from error
+    if content == "text":
+        return _texts(model, text, max_batch)
+    assert model.columns is not None  # as those of every table are known
+    try:
+        table = csv_in_memory(data, WHERE, header=True)
+        require_columns(model.inputs, dict.fromkeys(table.names), model.ignored, header=True)
+        frame = _frame(table, model.columns, max_batch)
+    except UserError as error:
+        raise malformed(public(line_of(error))) from error
+    return _values(model, model.columns, table, frame), table.row_name
+
+
+def _frame(table: Table, columns: Columns, max_batch: int) -> pa.Table:
+    """The rows with the columns of the model; no more is read where there are too many."""
+    blocks, count = [], 0
+    for block in table.blocks(columns.names):
+        blocks.append(block)
+        count += len(block)
+        if count > max_batch:
+            break
+    check_rows(count, max_batch)
+    return pa.concat_tables(blocks)
+
+
+def _values(model: ServedModel, columns: Columns, table: Table, frame: pa.Table) -> dict[str, np.ndarray]:
+    """Each column's values: float64, NaN where one is missing, or texts and None."""
+    read, series, found = ColumnReader(WHERE, True, range(len(frame)), columns.reading), as_frame(frame, WHERE), {}
+    for column, spec in zip(columns.columns, model.inputs, strict=True):
+        _refuse_long(frame, column, table)
+        try:
+            values = read.values(series[column.name], column)
+        except UserError as error:
+            told = error if error.row is None else error.in_row(table.row_name(error.row))
+            raise unusable(public(line_of(told)), column.name) from error
+        found[column.name] = conform(values, spec, rounds=True)
     return found
 
 
-def _read(text: str, max_batch: int):
-    """Lines, one more than the header and as many rows as are allowed."""
-    for row in csv.reader(io.StringIO(text, newline=""), strict=True):
-        if row:
-            yield row
-            max_batch -= 1
-        if max_batch < -1:
-            return
+def _refuse_long(frame: pa.Table, column: Column, table: Table) -> None:
+    """422 for a text among numbers that is far longer than any number."""
+    if column.categories is not None:
+        return
+    sizes = [len(text) for text in frame[column.name].to_pylist()]
+    if max(sizes) > LONGEST:
+        place = table.row_name(int(np.argmax(sizes)))
+        raise unusable(f"must be a number, and is a text of {max(sizes)} letters in {place}", column.name)
 
 
-def _number(value: str, name: str) -> float | None:
-    if value in MISSING:
-        return None
-    if not NUMBER.fullmatch(value):
-        raise unusable(f"must be a number, not {value[:40]!r}", name)
-    return float(value)
+def _texts(model: ServedModel, text: str, max_batch: int) -> tuple[dict[str, np.ndarray], RowName]:
+    """The texts of the column `x`, a line each; an empty line is an empty text, as "" in JSON is."""
+    values, places = [], []
+    try:
+        lines = _lines(text)
+        _, names = next(lines, ("", []))
+        require_columns(model.inputs, dict.fromkeys(names), header=True)
+        for place, cells in lines:
+            if len(cells) > 1:
+                raise malformed(f"must have 1 value, not {len(cells)}; quote a text with commas in it", place)
+            values.append(cells[0] if cells else "")
+            places.append(place)
+            if len(values) > max_batch:
+                break
+    except csv.Error as error:
+        raise malformed(f"must be CSV: {error}") from error
+    check_rows(len(values), max_batch)
+    return {"x": as_objects(values)}, places.__getitem__
+
+
+def _lines(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The cells of each line, with what messages call it."""
+    reader, begins = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    for cells in reader:
+        yield f"line {begins}", cells
+        begins = reader.line_num + 1

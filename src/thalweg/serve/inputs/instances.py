@@ -3,17 +3,20 @@
 import base64
 import binascii
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from thalweg.bundle.servable import TensorSpec
+from thalweg.data.columns.column_reader import Column
+from thalweg.data.columns.reading_options import Reading
 from thalweg.serve.errors import malformed, unusable
 from thalweg.serve.inputs.conform import check_rows, conform, require_columns
 from thalweg.serve.models import ServedModel
 
 LITERALS = bool | None
+GAP = "null where a value is missing"
 
 
 def of_instances(model: ServedModel, instances: Any, literals: bool, max_batch: int) -> dict[str, np.ndarray]:
@@ -28,7 +31,7 @@ def of_instances(model: ServedModel, instances: Any, literals: bool, max_batch: 
     if content == "text":
         return {"x": texts(instances)}
     if content == "table":
-        return table(model.inputs, instances)
+        return table(model, instances)
     if content == "image":
         return {"x": images(instances, model.inputs[0], literals)}
     return {"x": conform(numbers(instances, "instances", literals, gaps=True), model.inputs[0], rounds=True)}
@@ -36,9 +39,15 @@ def of_instances(model: ServedModel, instances: Any, literals: bool, max_batch: 
 
 def texts(values: Sequence[Any]) -> np.ndarray:
     """(B,) objects of str."""
-    if not all(isinstance(value, str) for value in values):
-        raise malformed("must be a list of strings", "instances")
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise malformed("must be a string", instance(i))
     return as_objects(values)
+
+
+def instance(row: int) -> str:
+    """What messages call a row of `instances`: its place, from 0."""
+    return f"instances[{row}]"
 
 
 def as_objects(values: Sequence[Any]) -> np.ndarray:
@@ -66,37 +75,44 @@ def numbers(values: Any, field: str, literals: bool, *, gaps: bool = False) -> n
     return np.asarray(found, np.float64)
 
 
-def table(specs: Sequence[TensorSpec], rows: Sequence[Any]) -> dict[str, np.ndarray]:
-    """Columns (B,) by name, from objects {column: value} or lists of values in the order of the columns."""
-    names = [spec.name for spec in specs]
+def table(model: ServedModel, rows: Sequence[Any]) -> dict[str, np.ndarray]:
+    """Columns (B,) by name, from objects {column: value} or lists of values in the order of the columns.
+
+    Objects may have columns that the fit left out.
+    """
+    assert model.columns is not None  # as those of every table are known
+    names = [spec.name for spec in model.inputs]
     if all(isinstance(row, dict) for row in rows):
         wanted = set(names)
         for i, row in enumerate(rows):
             if row.keys() != wanted:
-                require_columns(specs, row)
-                raise malformed("must have the model's columns in each row", f"instances[{i}]")
+                require_columns(model.inputs, row, model.ignored, place=f", unlike in {instance(i)}")
         columns = {name: [row[name] for row in rows] for name in names}
     elif all(isinstance(row, list) for row in rows):
         odd = next((i for i, row in enumerate(rows) if len(row) != len(names)), None)
         if odd is not None:
             text = f"must hold {len(names)} values, {', '.join(names[:10])}, not {len(rows[odd])}"
-            raise unusable(text, f"instances[{odd}]")
+            raise unusable(text, instance(odd))
         columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
     else:
         raise malformed("must be all objects {column: value}, or all lists of values", "instances")
-    return {spec.name: column(spec, columns[spec.name]) for spec in specs}
+    both, reading = zip(model.inputs, model.columns.columns, strict=True), model.columns.reading
+    return {spec.name: column(spec, holds, reading, columns[spec.name]) for spec, holds in both}
 
 
-def column(spec: TensorSpec, values: list[Any]) -> np.ndarray:
-    """(B,) of a column: numbers with NaN where null stands, or texts and None."""
-    if spec.datatype == "BYTES":
-        for value in values:
-            if not isinstance(value, str) and value is not None:
-                raise malformed("must be strings, or null where a value is missing", spec.name)
-        return as_objects([value or None for value in values])  # an empty one is missing, as in a CSV
-    for value in values:
-        if type(value) not in (int, float) and value is not None:
-            raise malformed("must be numbers, or null where a value is missing", spec.name)
+def column(spec: TensorSpec, holds: Column, reading: Reading, values: list[Any]) -> np.ndarray:
+    """(B,) of a column: numbers with NaN where null stands, or texts and None.
+
+    True and false stand for 1 and 0 in a column of them, and texts for numbers where the fit was told how to read them.
+    """
+    if holds.categories is not None:
+        _require(values, (str,), "strings", spec.name)
+        missing = {"", *reading.words(csv=False)}.difference(holds.categories)  # an empty one is missing, as in a CSV
+        return as_objects([None if value in missing else value for value in values])
+    if not reading.writing.is_plain and any(isinstance(value, str) for value in values):
+        values = [_number(value, reading) for value in values]
+    kinds = (int, float, bool) if holds.truth else (int, float)
+    _require(values, kinds, "true or false, or 1 and 0" if holds.truth else "numbers", spec.name)
     try:
         found = np.array([math.nan if value is None else float(value) for value in values])
     except OverflowError as error:
@@ -106,13 +122,29 @@ def column(spec: TensorSpec, values: list[Any]) -> np.ndarray:
     return conform(found, spec, rounds=True)
 
 
+def _require(values: Sequence[Any], kinds: Collection[type], wanted: str, field: str) -> None:
+    """400 for a value that is neither of these kinds nor null."""
+    for value in values:
+        if type(value) not in kinds and value is not None:
+            row = next(i for i, one in enumerate(values) if type(one) not in kinds and one is not None)
+            raise malformed(f"must be {wanted}, or {GAP}, unlike {instance(row)}", field)
+
+
+def _number(value: Any, reading: Reading) -> Any:
+    """The number that a text is by the fit's writing, None where it means a missing value; else the same."""
+    if not isinstance(value, str) or value in reading.words(csv=False):
+        return None if isinstance(value, str) else value
+    number = reading.writing.number(value)
+    return value if number is None else number
+
+
 def images(rows: Sequence[Any], spec: TensorSpec, literals: bool) -> np.ndarray:
     """(B, C, H, W) of nested lists or base64; a grey image may be (H, W)."""
     if all(isinstance(row, list) for row in rows):
         return conform(_channels(numbers(rows, "instances", literals), spec), spec, rounds=True)
     found = np.empty((len(rows), *spec.shape[1:]), np.float32)
     for i, row in enumerate(rows):
-        found[i] = image(row, spec, f"instances[{i}]", literals)
+        found[i] = image(row, spec, instance(i), literals)
     return found
 
 
@@ -122,7 +154,8 @@ def image(value: Any, spec: TensorSpec, field: str, literals: bool) -> np.ndarra
         return pixels(value, spec, field).astype(np.float32) / np.float32(255)
     if not isinstance(value, list):
         raise malformed('must be nested lists, or {"shape": [C, H, W], "data": base64 of uint8}', field)
-    return conform(_channels(numbers(value, field, literals)[None], spec), spec, rounds=True)[0]
+    named = spec._replace(name=field)  # as the body calls it
+    return conform(_channels(numbers(value, field, literals)[None], spec), named, rounds=True)[0]
 
 
 def pixels(value: Mapping[str, Any], spec: TensorSpec, field: str) -> np.ndarray:

@@ -40,7 +40,9 @@ def read_npy(data: bytes) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise malformed("must be an npy file of numbers") from error
     count, body = math.prod(shape), len(data) - start - length
-    if count * dtype.itemsize != body or len(shape) > 8 or count == 0:
+    if len(shape) <= 8 and count == body == 0:
+        raise malformed(f"must have one row or more, and no size of 0, and has the shape {shape}")
+    if count * dtype.itemsize != body or len(shape) > 8:
         raise malformed(f"must be an npy file whose header and size agree: {body} bytes follow the header")
     order = "F" if found["fortran"] == "True" else "C"
     return np.frombuffer(data, dtype, count, start + length).reshape(shape, order=order)

@@ -44,8 +44,9 @@ export async function scoreAll(model, header, records, progress, signal) {
       const { predictions } = await ask("v1/score", sent, { query: { model: model.name }, type, signal });
       for (const prediction of predictions) found.push(prediction);
     } catch (error) {
-      // the server counts the rows of a batch
-      if (error instanceof Refused && from) error.message = `Among rows ${count(from + 1)} to ${count(from + batch.length)}: ${error.message}`;
+      // the server names lines of a batch, of which the names of the columns are the first, or its rows from 0
+      const first = model.content === "table" ? "line 2" : "instances[0]";
+      if (error instanceof Refused && (from || first !== "line 2")) error.message += ` (${first} is row ${count(from + 1)})`;
       throw error;
     }
     progress(found.length);

@@ -1,5 +1,14 @@
 // CSV as texts of cells: quotes, line ends of both kinds, commas, semicolons or tabs (RFC 4180 and its relatives).
 
+/** The text of a file; null where it is not UTF-8, which would lose its letters. */
+export async function textOf(file) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
+  } catch {
+    return null;
+  }
+}
+
 /** { header, records, delimiter }: the first line and the others, each a list of texts. Empty lines are left out. */
 export function parse(text) {
   const source = text.charCodeAt(0) === 0xfeff ? text.slice(1) : text;

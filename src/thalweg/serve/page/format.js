@@ -37,6 +37,12 @@ export function percent(share) {
 /** What a row of each kind of model is called: one, several. */
 export const NOUNS = { image: ["image", "images"], table: ["row", "rows"], rows: ["row", "rows"], text: ["text", "texts"] };
 
+/** How many normal rows a score is compared with; 0 where nobody knows. */
+export const compared = (model) => (model.histogram ? model.histogram.counts.reduce((a, b) => a + b, 0) : 0);
+
+/** Whether even the oddest row has a p-value above the one up to which rows are flagged, as too few are compared. */
+export const flagsNothing = (model) => Boolean(model.flag_rate && compared(model)) && model.flag_rate * (compared(model) + 1) < 1 - 1e-9;
+
 /** What a score means, in words: { text, flagged }.
  *
  * The p-value is the share of normal rows that are at least as odd; `known` says how many were compared.
@@ -44,7 +50,7 @@ export const NOUNS = { image: ["image", "images"], table: ["row", "rows"], rows:
 export function verdict({ p_value: p, flag }, model) {
   const many = NOUNS[model.content][1];
   if (p === undefined || p === null) return { text: "Scored. The model has no normal data to compare with.", flagged: false };
-  const known = model.histogram ? model.histogram.counts.reduce((a, b) => a + b, 0) : 0;
+  const known = compared(model);
   const flagged = Boolean(flag);
   const tail = flagged ? ": flagged" : "";
   if (known && p <= 1.0001 / (known + 1)) return { text: `Odder than all ${count(known)} normal ${many}${tail}.`, flagged };

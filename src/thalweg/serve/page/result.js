@@ -2,7 +2,7 @@
 
 import { histogram } from "./charts.js";
 import { el } from "./dom.js";
-import { nats, number, pValue, percent, verdict } from "./format.js";
+import { NOUNS, compared, count, flagsNothing, nats, number, pValue, percent, verdict } from "./format.js";
 
 /** A panel for the score of one row. `invitation` stands there before there is one. */
 export function resultPanel(model, invitation) {
@@ -34,4 +34,10 @@ export function resultPanel(model, invitation) {
 }
 
 /** One line on how often a calibrated model flags what is normal. */
-export const promise = (model) => (model.flag_rate ? `Of normal data ${percent(model.flag_rate)} is flagged.` : "");
+export function promise(model) {
+  if (!model.flag_rate) return "";
+  if (!flagsNothing(model)) return `Of normal data ${percent(model.flag_rate)} is flagged.`;
+  const known = compared(model);
+  const [one, many] = NOUNS[model.content];
+  return `Nothing is flagged at p = ${number(model.flag_rate)}: beside ${count(known)} normal ${known === 1 ? one : many} no p-value is below ${pValue(1 / (known + 1))}.`;
+}

@@ -3,9 +3,9 @@
 import { givenUp } from "./api.js";
 import { explainAll, scoreAll } from "./batches.js";
 import { histogram } from "./charts.js";
-import { parse, toText } from "./csv.js";
+import { parse, textOf, toText } from "./csv.js";
 import { button, download, dropTarget, el, field, fileChooser, section, troubleLine } from "./dom.js";
-import { count, percent } from "./format.js";
+import { count, flagsNothing, percent } from "./format.js";
 import { promise } from "./result.js";
 import { gallery } from "./samples.js";
 import { oddTable } from "./table_rows.js";
@@ -37,7 +37,8 @@ export function tableView(model) {
   async function take([file]) {
     if (file.size === 0) return trouble.say(`${file.name} is empty.`);
     if (file.size > MAX_BYTES) return trouble.say(`${file.name} has ${count(file.size / 2 ** 20)} MiB; at most ${MAX_BYTES / 2 ** 20} are read here. Use \`thalweg detect score\` for larger files.`);
-    const text = await file.text();
+    const text = await textOf(file);
+    if (text === null) return trouble.say(`${file.name} is not UTF-8 text. Save it as UTF-8 (“CSV UTF-8” in a spreadsheet) and choose it again.`);
     if (text.includes("\0")) return trouble.say(`${file.name} is not a text of comma-separated values.`);
     open(text, file.name);
   }
@@ -136,7 +137,7 @@ export function tableView(model) {
     const n = predictions.length;
     if (predictions[0].flag === undefined) return say(`${count(n)} ${n === 1 ? "row" : "rows"}, lowest energy first.`, "");
     const flagged = predictions.filter(({ flag }) => flag).length;
-    const rate = model.flag_rate ? ` Of normal rows ${percent(model.flag_rate)} would be.` : "";
+    const rate = flagsNothing(model) ? ` ${promise(model)}` : model.flag_rate ? ` Of normal rows ${percent(model.flag_rate)} would be.` : "";
     say(`${count(flagged)} of ${count(n)} ${n === 1 ? "row" : "rows"} flagged, ${percent(flagged / n)}.${rate}`, flagged / n > 3 * (model.flag_rate ?? 1) ? "flagged" : "");
   }
 

@@ -44,7 +44,7 @@ class Origin:
         origin = headers.get(b"origin")
         if origin is not None and not self._allowed(_netloc(origin.decode("latin-1"))):
             return HttpError(403, "forbidden_origin", "must come from a page of this service", field="origin")
-        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+        if scope["method"] == "POST":  # browsers ask for leave before they send other methods that change anything
             media = headers.get(b"content-type", b"").decode("latin-1").partition(";")[0].strip().lower()
             protocol = scope["path"].startswith("/v2/") and not media and origin is None  # as tritonclient sends it
             if media in SIMPLE or (not media and not protocol):

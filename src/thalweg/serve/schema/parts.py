@@ -48,7 +48,9 @@ def instances(model: ServedModel, most: int) -> Schema:
     if content == "image":
         return listed(image(spec), most=most)
     if content == "table":
-        row = obj({one.name: cell(one) for one in model.inputs})
+        truths = {column.name for column in model.columns.columns if column.truth} if model.columns else set()
+        cells = {one.name: cell(one, truth=one.name in truths) for one in model.inputs}
+        row = obj({name: {} for name in model.ignored} | cells, optional=[*model.ignored])
         return listed(row, most=most) | {"description": "Lists of values in the order of the columns are taken too."}
     return listed(nested(spec.shape[1:], bounded(spec)), most=most)
 
@@ -73,9 +75,11 @@ def bounded(spec: TensorSpec) -> Schema:
     return NUMBER if largest is None else {"type": "number", "minimum": -largest, "maximum": largest}
 
 
-def cell(spec: TensorSpec) -> Schema:
-    """A value of a column; null where it is missing."""
-    return {"type": ["string", "null"]} if spec.datatype == "BYTES" else bounded(spec) | {"type": ["number", "null"]}
+def cell(spec: TensorSpec, *, truth: bool = False) -> Schema:
+    """A value of a column, of true and false where `truth`; null where it is missing."""
+    if spec.datatype == "BYTES":
+        return {"type": ["string", "null"]}
+    return bounded(spec) | {"type": ["number", *(["boolean"] if truth else []), "null"]}
 
 
 def example_row(model: ServedModel) -> Any:

@@ -13,6 +13,7 @@ from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.engine.job import Gone
 from thalweg.serve.errors import HttpError, malformed
 from thalweg.serve.inputs import body
+from thalweg.serve.inputs.conform import RowName
 from thalweg.serve.inputs.instances import image
 from thalweg.serve.models import ServedModel
 from thalweg.serve.v1 import wire
@@ -73,11 +74,11 @@ class Plain:
     ) -> Response:
         """The answer of `score` for a body that was read."""
         asked = read_as(ScoreOptions, body.options).alpha if body.options else None
-        with asking(served):
+        with asking(served, body.row_name):
             found = await self.engine.score(
                 served.name, body.rows, alpha=alpha if asked is None else asked, deadline=deadline, gone=gone
             )
-        require_finite(found)
+        require_finite(found, body.row_name)
         return answer(_head(served) | {"predictions": wire.predictions(found)})
 
     async def explain(
@@ -93,9 +94,11 @@ class Plain:
         served = self._able(model, "explain")
         servable = served.servable
         assert isinstance(servable, Explains)
-        rows, options = await body.read(request, served, self.settings, (), fit=fit)
+        rows, options, row_name = await body.read(request, served, self.settings, (), fit=fit)
         read_as(NoOptions, options)
-        found = await self._scores(request, served, rows, None)
+        with asking(served, row_name):
+            found = await self.engine.score(served.name, rows, alpha=None, **self._how(request))
+        require_finite(found, row_name)
         at_once = TOGETHER if served.servable.content in ("rows", "table") else 1
 
         def make() -> Iterator[list[dict[str, Any]]]:
@@ -162,10 +165,10 @@ class Plain:
         served = self._able(model, "rerank")
         servable = served.servable
         assert isinstance(servable, Reranks)
-        rows, options = await body.read(request, served, self.settings, ("keep",), fit=fit)
+        rows, options, row_name = await body.read(request, served, self.settings, ("keep",), fit=fit)
         keep = read_as(RerankOptions, options).keep
-        found = await self._call(request, served, lambda: servable.rerank(rows, keep=keep))
-        require_finite({"energy": found["energy"]})
+        found = await self._call(request, served, row_name, lambda: servable.rerank(rows, keep=keep))
+        require_finite({"energy": found["energy"]}, row_name)
         predictions = [{"energy": energy} for energy in found["energy"].tolist()]
         return answer(_head(served) | {"order": found["order"].tolist(), "predictions": predictions})
 
@@ -175,10 +178,10 @@ class Plain:
         served = self._able(model, "classify")
         servable = served.servable
         assert isinstance(servable, Classifies)
-        rows, options = await body.read(request, served, self.settings, (), fit=fit)
+        rows, options, row_name = await body.read(request, served, self.settings, (), fit=fit)
         read_as(NoOptions, options)
-        found = await self._call(request, served, lambda: servable.classify(rows))
-        require_finite({"probabilities": found})
+        found = await self._call(request, served, row_name, lambda: servable.classify(rows))
+        require_finite({"probabilities": found}, row_name)
         labels = list(servable.labels)
         told = [
             {"label": labels[best], "probabilities": dict(zip(labels, row, strict=True))}
@@ -192,16 +195,8 @@ class Plain:
             raise served.lacks(what)
         return served
 
-    async def _scores(
-        self, request: Request, served: ServedModel, rows: dict[str, np.ndarray], alpha: float | None
-    ) -> dict[str, np.ndarray]:
-        with asking(served):
-            found = await self.engine.score(served.name, rows, alpha=alpha, **self._how(request))
-        require_finite(found)
-        return found
-
-    async def _call(self, request: Request, served: ServedModel, work: Any) -> Any:
-        with asking(served):
+    async def _call(self, request: Request, served: ServedModel, row_name: RowName, work: Any) -> Any:
+        with asking(served, row_name):
             return await self.engine.call(served.name, work, **self._how(request))
 
     async def _last(self, request: Request, served: ServedModel, make: Any) -> Any:

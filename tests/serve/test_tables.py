@@ -1,0 +1,154 @@
+"""Tables over HTTP are read by the rules that are stored with the model: answers are those of the command line."""
+
+import csv
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from thalweg.apps.anomaly.saved import DetectorBundle
+from thalweg.apps.anomaly.tables.fit_file import fit_file
+from thalweg.apps.anomaly.tables.score_file import score_file
+from thalweg.apps.anomaly.tables.training_rows import Source
+from thalweg.serve.client import ScoringClient, ServiceError
+
+from .service import HOST, posted, serving
+
+HEADER = "id,flow,site,open,zip"
+LINES = [f'{i},"{4 + i % 7},{i % 10}",{["NA", "oslo", "rome"][i % 3]},{i % 2 == 0},{10 + i % 4}' for i in range(60)]
+ODD = ['7,"9,198",NA,True,11', "8,-,oslo,FALSE,12", '9,"4,5",bergen,,10', "1,,,,"]
+
+
+def fitted(path, **parameters):
+    path.write_text("\n".join([HEADER, *LINES, ""]))
+    how = {"decimal": ",", "na_values": ["-"], "dtype": {"zip": "category"}, "missing": "marginalise"}
+    return fit_file(Source(path=path), **how | parameters)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tables")
+
+
+@pytest.fixture(scope="module")
+def detector(folder):
+    """Fitted on commas in numbers, "-" for a gap, NA as a category, an id, true and false, and codes."""
+    return fitted(folder / "odd.csv")
+
+
+@pytest.fixture(scope="module")
+def strict(folder):
+    return fitted(folder / "strict.csv", missing="raise")
+
+
+@pytest.fixture(scope="module")
+def client(detector, strict):
+    models = {"odd": detector.servable(), "strict": strict.servable()}
+    with serving(models=models) as service:
+        yield service
+
+
+def of_command(detector: DetectorBundle, lines, folder):
+    """p-values of `thalweg detect score`."""
+    table, out = folder / "new.csv", folder / "scores.csv"
+    table.write_text("\n".join([HEADER, *lines, ""]))
+    score_file(detector, table, out)
+    with out.open() as file:
+        return [float(row["p_value"]) for row in csv.DictReader(file)]
+
+
+def p_values(answer):
+    assert answer.status_code == 200, answer.text
+    return [row["p_value"] for row in answer.json()["predictions"]]
+
+
+def test_a_csv_gives_the_scores_of_the_command(client, detector, folder):
+    """With the table that the fit had, and with one without the column that it left out."""
+    lines = [*ODD, *LINES]
+    wanted = of_command(detector, lines, folder)
+    assert len({*wanted}) > 3
+    body = "\n".join([HEADER, *lines, ""])
+    assert p_values(posted(client, "/v1/score?model=odd", body, "text/csv")) == wanted
+    bare = "\n".join(line.partition(",")[2] for line in body.splitlines())
+    assert p_values(posted(client, "/v1/score?model=odd", bare, "text/csv")) == wanted
+
+
+def test_json_and_the_client_give_the_same(client, detector, folder):
+    """True and false, texts with a decimal comma, a word for a gap, and a column that the fit left out."""
+    wanted = of_command(detector, ODD[:3], folder)
+    instances = [
+        {"id": 7, "flow": 9.198, "site": "NA", "open": True, "zip": "11"},
+        {"flow": "-", "site": "oslo", "open": False, "zip": "12"},
+        {"flow": "4,5", "site": "bergen", "open": None, "zip": "10"},
+    ]
+    assert p_values(client.post("/v1/score?model=odd", json={"instances": instances})) == wanted
+    frame = pd.DataFrame({"id": [7], "flow": [9.198], "site": ["NA"], "open": [True], "zip": ["11"]})
+    asked = ScoringClient(HOST, http=client)
+    assert asked.score(frame, model="odd")["p_value"].tolist() == wanted[:1]
+    with pytest.raises(ServiceError) as caught:
+        asked.score(frame.assign(flow=True), model="odd")
+    assert caught.value.field == "flow"
+
+
+def test_a_row_without_any_value_is_the_most_normal_one_everywhere(client, detector, folder):
+    (wanted,) = of_command(detector, [ODD[3]], folder)
+    assert wanted == 1
+    empty = [{"flow": None, "site": None, "open": None, "zip": None}]
+    assert p_values(client.post("/v1/score?model=odd", json={"instances": empty})) == [1]
+    assert p_values(posted(client, "/v1/score?model=odd", f"{HEADER}\n{ODD[3]}\n", "text/csv")) == [1]
+
+
+GOOD = '1,"4,5",oslo,True,10'
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "field", "told"),
+    [
+        (f"{HEADER}\n\n{GOOD}\n{GOOD.replace('4,5', '4.198')}\n", 422, "flow", ("'4.198' in line 4", "as decimal")),
+        (f"{HEADER}\n{GOOD}\n{GOOD.replace('True', 'maybe')}\n", 422, "open", ("'maybe' in line 3",)),
+        (f"{HEADER}\n{GOOD}\n{GOOD.replace('4,5', 'inf')}\n", 422, "flow", ("finite", "line 3")),
+        (f"{HEADER}\n{GOOD}\n{GOOD.replace('4,5', '4' * 200)}\n", 422, "flow", ("200 letters in line 3",)),
+        (f"{HEADER}\n{GOOD}\n{GOOD.replace('oslo', '')}\n", 422, "site", ("line 3", "--missing marginalise")),
+        (f"{HEADER}\n{GOOD}\n{GOOD.replace('4,5', '-')}\n", 422, "flow", ("line 3", "--missing marginalise")),
+        (f"{HEADER}\n{GOOD}\n1,2\n", 400, None, ("too many or too few",)),
+        ("flow;site;open;zip\n1;a;True;1\n", 400, None, ("semicolons", "commas")),
+        ("flow\n1\n", 422, "site", ("names one column, 'flow'", "commas")),
+        (f"{HEADER},new\n{GOOD},1\n", 422, "new", ("must be one of the inputs",)),
+        (f"{HEADER}\n{GOOD}\n".encode("utf-16"), 400, None, ("UTF-8",)),
+        (f"{HEADER}\n", 400, "instances", ("one row or more",)),
+    ],
+    ids=range(12),
+)
+def test_a_refused_csv_names_column_line_and_remedy(client, body, status, field, told):
+    answer = posted(client, "/v1/score?model=strict", body, "text/csv")
+    assert (answer.status_code, answer.json()["field"]) == (status, field), answer.text
+    for words in told:
+        assert words in answer.json()["message"], answer.text
+
+
+def test_a_missing_value_in_json_names_column_and_place(client):
+    row = {"flow": 1.0, "site": "oslo", "open": True, "zip": "10"}
+    for name in row:
+        asked = {"instances": [row, row | {name: None}]}
+        told = client.post("/v1/score?model=strict", json=asked).json()
+        assert told["field"] == name
+        assert "instances[1]" in told["message"]
+        assert "--missing marginalise" in told["message"]
+    told = client.post("/v1/score?model=strict", json={"instances": [row, row | {"flow": [1]}]}).json()
+    assert told["field"] == "flow"
+    assert "instances[1]" in told["message"]
+
+
+def test_a_trained_table_takes_the_file_that_it_was_trained_on(tmp_path, train_bundle):
+    """A column of true and false, and a counter that was left out."""
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"n": range(60), "flow": random.normal(size=60), "open": random.random(60) > 0.5})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    bundle = train_bundle(tmp_path / "run", tmp_path / "t.csv", "pcd", steps=2)
+    with serving(models={"trained": bundle.servable()}) as client:
+        answer = posted(client, "/v1/score", (tmp_path / "t.csv").read_bytes(), "text/csv")
+        wanted = bundle.score(table)["energy"].tolist()
+        assert [row["energy"] for row in answer.json()["predictions"]] == pytest.approx(wanted, rel=1e-5)
+        gap = client.post("/v1/score", json={"instances": [{"flow": None, "open": False}]}).json()
+    assert gap["field"] == "flow", json.dumps(gap)
