@@ -203,7 +203,7 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
 
 
 def test_skip_bad_names_each_file(tmp_path: Path) -> None:
-    """One whose header is wrong, and one that breaks off; without it the first is one line."""
+    """One whose header is wrong, one that breaks off, and a link to none; without it the first is one line."""
     root = photos(tmp_path / "in", {"a": 30})
     ImageDraw.Draw(noisy := Image.effect_noise((12, 9), 90)).point((0, 0), 1)
     noisy.convert("RGB").save(root / "a" / "cut.png")
@@ -214,6 +214,11 @@ def test_skip_bad_names_each_file(tmp_path: Path) -> None:
     data = load(str(root), DataOptions(skip_bad=True))
     assert [line.partition(":")[0] for line in data.notes[:2]] == ["left out a/bad.png", "left out a/cut.png"]
     assert "2 of 32 images left out" in data.notes[2]
+    (root / "a" / "a.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(UserError, match=r"a\.png: a link to .*gone\.png, which is not there") as caught:
+        load(str(root))
+    assert caught.value.skippable
+    assert load(str(root), DataOptions(skip_bad=True)).notes[0].startswith("left out a/a.png: a link to ")
     assert len(data.train) + len(data.held_out) == 30
 
 
