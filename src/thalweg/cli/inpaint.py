@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli import bad_rows, console
+from thalweg.cli import bad_rows, console, new_folder
 from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, Trust, table_options
 from thalweg.core.errors import UserError
 
@@ -173,16 +173,16 @@ def _shape_after(linear_map: "Operator", shape: tuple[int, ...]) -> tuple[int, .
 
 
 def _check_out(out: Path, files: tuple[str, ...], *inputs: Path | None) -> None:
-    """UserError where it cannot be written, or is one of the inputs or a folder where they lie."""
+    """UserError where it cannot be written, holds other files, or is one of the inputs or a folder where they lie."""
     console.refuse_overwrite(out, *inputs)
     if out.suffix.lower() in files:
         console.writable(out, files)
-    elif out.suffix or out == Path() or (out.exists() and not out.is_dir()):
-        raise UserError("must be a .png, an .npy, or a folder", argument=str(out))
-    else:
-        console.require_parent(out)
-        console.refuse_overwrite(out, *(path.parent for path in inputs if path is not None and path.is_file()))
-        console.writable_folder(out)
+        return
+    console.refuse_overwrite(out, *(path.parent for path in inputs if path is not None and path.is_file()))
+    if out.suffix or out == Path() or not new_folder.is_free(out):
+        text = "must be a .png, an .npy, or a folder that is empty or does not exist yet"
+        raise UserError(text, argument=str(out))
+    new_folder.require_writable(out)
 
 
 def _write_rows(bundle: "Bundle", out: Path, names: list[str], found: "Completions") -> None:
@@ -199,7 +199,7 @@ def _write(out: Path, names: list[str], x: "Tensor", known: "Tensor | None", fou
     from thalweg.apps.inpaint.figure import repairs
     from thalweg.core.atomic_write import write_array
     from thalweg.core.store import write_bytes
-    from thalweg.evaluate.pictures import grid, png
+    from thalweg.evaluate.pictures import png
 
     if out.suffix.lower() == ".npy":
         return write_array(out, found.images)
@@ -208,19 +208,27 @@ def _write(out: Path, names: list[str], x: "Tensor", known: "Tensor | None", fou
         uncertainty = found.uncertainty[:SHOWN] if len(found.images) > 1 else None
         picture = repairs(x[:SHOWN], found.images[:, :SHOWN], uncertainty, observed=known)
         return write_bytes(out, png(picture))
-    out.mkdir(parents=True, exist_ok=True)
+    with new_folder.filled_folder(out) as aside:
+        _fill(aside, names, found)
+
+
+def _fill(folder: Path, names: list[str], found: "Completions") -> None:
+    """A PNG of each completion, of each image where they differ, and a table of all."""
+    from thalweg.core.store import write_bytes
+    from thalweg.evaluate.pictures import grid
+
     table = io.StringIO()
     lines = csv.writer(table)
     lines.writerow(["image", "rank", "ranking", "energy", "file"])
     for i, (name, stem) in enumerate(zip(names, _stems(names), strict=True)):
-        (out / stem).parent.mkdir(parents=True, exist_ok=True)
+        (folder / stem).parent.mkdir(parents=True, exist_ok=True)
         for k in range(len(found.images)):
             file = f"{stem}-{k + 1}.png"
-            write_bytes(out / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
+            write_bytes(folder / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
             lines.writerow([name, k + 1, *(f"{float(u[k, i]):.6g}" for u in (found.ranking, found.energies)), file])
         if len(found.images) > 1:
-            write_bytes(out / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
-    write_bytes(out / "completions.csv", table.getvalue().encode())
+            write_bytes(folder / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
+    write_bytes(folder / "completions.csv", table.getvalue().encode())
 
 
 def _stems(names: list[str]) -> list[str]:
