@@ -339,6 +339,25 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_half_written(thalweg_comm
     assert (files(place), files(runs)) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["train", ""], "DATA"),
+        (["score", "run", ""], "DATA"),
+        (["detect", "fit", "", "-o", "new"], "TABLE"),
+        (["detect", "score", "run", ""], "TABLE"),
+        (["evaluate", ""], "RUN"),
+        (["rerank", "fit", "real", "", "-o", "new"], "GENERATED"),
+        (["inpaint", "run", "--image", ""], "--image"),
+        (["train", "two-moons", "--steps", "1", "-o", ""], "--out"),
+    ],
+)
+def test_an_empty_name_is_not_the_working_folder(thalweg_command, tmp_path, words, where):
+    message = f"thalweg: {where}: must not be empty; give a name or a path; . is this folder"
+    assert thalweg_command(*words) == (2, "", [message])
+    assert files(tmp_path) == set()
+
+
 def test_another_run_in_that_place_still_works_after_a_refusal(thalweg_command, place):
     """A refused run leaves no folder behind that would refuse the next."""
     assert thalweg_command(*T, "--recipe", "pcd", "objective.buffer_size=3")[0] == 2

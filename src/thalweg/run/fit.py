@@ -27,9 +27,10 @@ from thalweg.core.check import fits_memory
 from thalweg.core.device import find_device, of_process
 from thalweg.core.errors import Diverged, StopSignal, ThalwegError, UserError
 from thalweg.data import file_digests
-from thalweg.data.catalog import Dataset
+from thalweg.data.catalog import Dataset, refuse_both
 from thalweg.data.float32_check import Float32Transform
 from thalweg.data.loader import Loader
+from thalweg.data.options import DataOptions
 from thalweg.energy.base import Anchored
 from thalweg.energy.density.stationary import RecordsChoice
 from thalweg.run.augmentation import resolved
@@ -282,6 +283,8 @@ def settings(request: Request, kind: str, num_classes: int | None = None) -> Run
 def prepared(request: Request) -> tuple[Request, RunSettings, Dataset, Parts]:
     """The data of a new run, its settings and its parts, checked; the request with an energy that fits the data."""
     spec = checked(DataSettings, data_tree(request), "data").model_dump()
+    if request.given.data is None:
+        refuse_both(spec["name"], DataOptions.of(spec))
     data = request.given.data or read_dataset(spec, request.seed or 0)
     request = replace(request, given=request.given.of_data(data, request.seed or 0))
     run = settings(request, data.kind, data.num_classes)
