@@ -14,7 +14,7 @@ from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.files import is_table
 from thalweg.data.float32_check import Float32Transform, check_fitted
 from thalweg.data.stored_rows import some_rows
-from thalweg.data.transform import Identity, OneHot, Transform
+from thalweg.data.transform import OneHot, Transform
 from thalweg.energy.base import (
     Classifier,
     Discrete,
@@ -25,11 +25,11 @@ from thalweg.energy.base import (
     require_noise_conditional,
 )
 from thalweg.energy.building import from_spec
-from thalweg.energy.outcomes import Conditional
 from thalweg.objective.base import Batch, Labelled, Objective
 from thalweg.objective.score.derivatives import untold
 from thalweg.run.given import Given
 from thalweg.run.module_checks import check_module, check_second_derivatives, check_tensors, is_foreign
+from thalweg.run.target_checks import check_targets
 from thalweg.sampler.base import Sampler, require_match
 from thalweg.training.settings import RunSettings
 from thalweg.training.step import Augment
@@ -101,7 +101,7 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
         with torch.random.fork_rng(devices=[]):
             _check_shape(parts.energy, run, data)
         _require_labels(parts.objective, parts.energy, data)
-        _check_targets(parts, run, data)
+        check_targets(parts.energy, parts.transform, run, data)
         _check_noise(parts, run)
         x = torch.zeros(2, *data.shape)
         if parts.augment is not None:
@@ -175,25 +175,6 @@ def _check_shape(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
         fits = False
     if not fits:
         raise _unfit(run, data)
-
-
-def _check_targets(parts: Parts, run: RunSettings, data: Dataset) -> None:
-    """UserError unless the last columns are outcomes of the energy's, where it has any, and those that are named."""
-    named, energy = run.data.targets, parts.energy
-    if not isinstance(energy, Conditional):
-        if named:
-            text, hint = "must be none, as the energy is none of y given x", "take --recipe conditional-labels"
-            raise UserError(text, argument="data.targets", value=named, hint=hint)
-        return
-    if not isinstance(parts.transform, Identity):
-        text, hint = "must be Identity for an energy of y given x, as y would be altered", "leave it out"
-        raise UserError(text, argument="transform", value=run.transform["type"], hint=hint)
-    if named and len(named) != energy.outcomes.columns:
-        text = f"must be {energy.outcomes.columns}, as many as the energy's targets"
-        raise UserError(text, argument="data.targets", value=named)
-    first = data.shape[0] - energy.outcomes.columns
-    for rows in (*data.train.split(PART), data.held_out):
-        energy.outcomes.check_columns(rows[:, first:], f"targets of {data.name}")
 
 
 def _check_noise(parts: Parts, run: RunSettings) -> None:

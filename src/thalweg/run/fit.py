@@ -263,12 +263,15 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def _unused(run_folder: RunFolder) -> None:
-    """Refuse a folder with files of a run's names and no config.json: a new run would overwrite them."""
+    """Refuse a folder with files of a run's names and no config.json, which a run would overwrite, or with others."""
     left = [name for name in WRITTEN if name in run_folder.before]
     left += [FOLDER] if _has_checkpoint(run_folder.folder) else []
     if left:
         text, path = "must not be there yet, as a run writes its own", run_folder.folder / left[0]
         raise UserError(text, argument=str(path), hint="move it away, or name another folder")
+    if foreign := run_folder.foreign():
+        text, path = f"must be new, empty or hold a run, and holds {foreign[0]!r}", run_folder.folder
+        raise UserError(text, argument=str(path), hint="name another folder with -o")
 
 
 def settings(request: Request, kind: str, num_classes: int | None = None) -> RunSettings:
