@@ -246,6 +246,11 @@ def test_a_table_gives_classes(tmp_path: Path, head: str) -> None:
     assert data.class_names == ("even", "odd")
     assert data.train_labels is not None
     assert data.train_labels.bincount().tolist() == [11, 11] or sum(data.train_labels.bincount().tolist()) == 22
+    data.files.write(tmp_path)
+    table.write_text(head + "\n".join([lines[1].replace("odd", "even"), *lines[2:], lines[0]]) + "\n")
+    changed = load(str(root), DataOptions(labels=str(table)))
+    assert changed.files.changes(tmp_path) == "changed: labels.csv"
+    assert changed.fingerprint == data.fingerprint
 
 
 @pytest.mark.parametrize(

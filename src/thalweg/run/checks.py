@@ -13,6 +13,7 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.files import is_table
 from thalweg.data.float32_check import Float32Transform, check_fitted
+from thalweg.data.formats.npz import Npz, other_labels
 from thalweg.data.stored_rows import some_rows
 from thalweg.data.transform import OneHot, Transform
 from thalweg.energy.base import (
@@ -238,6 +239,9 @@ def _require_labels(objective: Objective[Any], energy: nn.Module, data: Dataset)
             hint = "add --labels folder, if its folders are classes, or --labels FILE.csv; --recipe dual needs none"
         elif is_table(Path(data.name)):
             hint = "add --labels COLUMN"
+        elif Path(data.name).suffix.lower() in Npz.suffixes and (other := other_labels(Path(data.name))):
+            text = f"{text}, and {other}"
+            hint = "number the classes from 0, or train without classes by --recipe dual"
         raise UserError(text, argument=data.name, hint=hint)
     found = torch.cat([data.train_labels, data.held_out_labels]).unique()
     low, high = int(found[0]), int(found[-1])
@@ -245,5 +249,6 @@ def _require_labels(objective: Objective[Any], energy: nn.Module, data: Dataset)
         raise UserError(f"must have labels of two classes or more, and all are {low}", argument=data.name)
     if low < 0 or high >= num:
         text = f"must have labels from 0 to {num - 1}, as energy.num_classes={num}, and has {low} to {high}"
-        hint = f"number the classes from 0, or add energy.num_classes={max(2, high + 1)}"
+        hint = "number the classes from 0"
+        hint += f", or add energy.num_classes={high + 1}" if low >= 0 else ""
         raise UserError(text, argument=data.name, hint=hint)
