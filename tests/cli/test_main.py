@@ -213,6 +213,13 @@ def test_score_to_csv_parquet_and_npy(thalweg_command, runs, tmp_path):
     assert "log_prob" not in (tmp_path / "u.csv").read_text()
 
 
+def test_one_row_is_told_as_one(thalweg_command, runs, tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros((1, 2), np.float32))
+    code, _, err = thalweg_command("score", runs / "moons", "one.npy")
+    assert code == 0
+    assert err[-1].startswith("1 row in scores.csv, ")
+
+
 def test_score_names_images_and_survives_huge_numbers(thalweg_command, runs, tmp_path):
     (tmp_path / "images").mkdir()
     for name in ("b", "a"):
@@ -317,7 +324,8 @@ REFUSED = {
     "score of a missing file": (["score", MOONS, "nothing.npy"], "nothing.npy"),
     "score of another width": (["score", MOONS, "three.npy"], "three.npy"),
     "score of colours": (["score", DIGITS, "colour.npy"], "colour.npy"),
-    "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "Invalid value for '--alpha'"),
+    "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "--alpha=2.0: must be in [0, 1]"),
+    "alpha that is no number": (["score", MOONS, "plane.npy", "--alpha", "nan"], "--alpha=nan: must be in [0, 1]"),
     "evaluation of few samples": (["evaluate", MOONS, "-n", "3"], "Invalid value for '-n'"),
 }
 

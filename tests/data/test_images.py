@@ -282,6 +282,7 @@ def test_labels_that_do_not_match_are_one_line(tmp_path: Path, change, message: 
         ({"a": 20, "b": 0}, {"labels": "folder"}, "has none in 'b'"),
         ({"a": 20, ".": 2}, {"labels": "folder"}, r"'0\.png', '1\.png' lie beside"),
         ({"a": 20}, {"labels": "none.csv"}, "no such file"),
+        ({"a": 20}, {"labels": "."}, "labels='.': must be a table, and is a folder; give \"folder\" where"),
         ({}, {}, r"no \.png, .* in this folder"),
         ({"a": 20}, {"header": True}, "is for tables, and .* is images in files; leave it out"),
         ({"a": 20}, {"column": "image"}, "is for images in Parquet"),

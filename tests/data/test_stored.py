@@ -246,6 +246,16 @@ class Items(torch.utils.data.Dataset):
         return torch.from_numpy(PICTURES[i]).permute(2, 0, 1) / 255, i % 2
 
 
+@pytest.mark.parametrize("item", [{"x": 1.0}, None, "text", (None, 1)])
+def test_items_that_are_no_numbers(item) -> None:
+    class Wrong(Items):
+        def __getitem__(self, i):
+            return item
+
+    with pytest.raises(UserError, match=r"data\[0\]: must be numbers, and is .*; give tensors, or pairs \(x, label\)"):
+        given_dataset(Wrong())
+
+
 def test_items_of_a_data_set_are_read_when_they_are_needed() -> None:
     data = given_dataset(Items(), seed=2)
     assert isinstance(data.train.base, ItemRows)

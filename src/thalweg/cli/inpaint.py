@@ -103,7 +103,8 @@ def inpaint(
         assert known is not None  # the mask
         known = known[images.rows]
         if bare := int(known.flatten(1).all(1).sum()):
-            console.say(f"nothing is missing of {bare} of {_count(len(x), images.noun)}; they come back as they are")
+            all_of = console.count(len(x), images.noun)
+            console.say(f"nothing is missing of {bare} of {all_of}; they come back as they are")
         found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
     else:
         if images.rounded and noise < ROUNDING:
@@ -116,7 +117,7 @@ def inpaint(
     else:
         _write(out, names, x, known, found)
     alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
-    console.say(f"{_count(n, 'completion')} of {_count(len(x), images.noun)} in {out}{alone}")
+    console.say(f"{console.count(n, 'completion')} of {console.count(len(x), images.noun)} in {out}{alone}")
     result: dict[str, Any] = {
         "file": str(out),
         "images": names,
@@ -130,18 +131,14 @@ def inpaint(
     console.emit({k: _finite(v) if isinstance(v, list) and k != "images" else v for k, v in result.items()}, as_json)
 
 
-def _count(n: int, name: str) -> str:
-    return f"{n} {name}{'s' * (n != 1)}"
-
-
 def _warn_of_misfit(text: str | None, linear_map: "Operator", x: "Tensor", found: "Completions", noise: float) -> None:
     """Say so where no completion agrees with what was given: the images were not made by that operator."""
     residual = (linear_map(found.images[0]) - x.flatten(1)).square().mean(1).sqrt()
     odd = int((residual > 3 * noise + MISFIT).sum())
     if odd:
         console.say(
-            f"{_count(odd, 'image')}: up to {float(residual.max()):.2g} from what --operator makes of the completion; "
-            f"is it {text}? If it is noisy, give --noise"
+            f"{console.count(odd, 'image')}: up to {float(residual.max()):.2g} from what --operator makes of the "
+            f"completion; is it {text}? If it is noisy, give --noise"
         )
 
 

@@ -21,7 +21,18 @@ Header = Annotated[
 Input = Annotated[
     Path, typer.Argument(metavar="INPUT", help="npy, npz, CSV, Parquet, an image or a folder of them, .txt.")
 ]
-Alpha = Annotated[float, typer.Option(help="Flag rows whose p-value is at most this.", min=0, max=1)]
+
+
+def _share(alpha: float) -> float:
+    """The level, as a bound of the option itself would let NaN fall on either end."""
+    from thalweg.core.check import share
+
+    with by_option("alpha"):
+        share(alpha=alpha)
+    return alpha
+
+
+Alpha = Annotated[float, typer.Option(help="Flag rows whose p-value is at most this, in [0, 1].", callback=_share)]
 Drop = Annotated[list[str] | None, typer.Option(help="A column of a table to leave out; repeatable.")]
 
 
