@@ -98,11 +98,14 @@ class TestRuns:
         assert thalweg_command("detect", "score", "someone/pumps", table, "-o", "s.csv")[0] == 0
         assert asked == ["someone/pumps"]
 
-    @pytest.mark.parametrize("name", ["", "."])
-    def test_a_folder_that_is_no_run(self, name, table, thalweg_command, tmp_path, monkeypatch):
+    def test_a_folder_that_is_no_run(self, table, thalweg_command, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         part = "must hold a detector; give the folder that `thalweg detect fit` wrote"
-        refused(thalweg_command("detect", "score", name, table, "-o", "s.csv"), part)
+        refused(thalweg_command("detect", "score", ".", table, "-o", "s.csv"), part)
+
+    def test_a_trained_energy_is_no_detector(self, table, digits, thalweg_command):
+        part = "must hold a detector, and holds a trained energy; a trained energy is read by `thalweg score`"
+        refused(thalweg_command("detect", "score", digits.path, table, "-o", "s.csv"), part)
 
 
 class TestRows:

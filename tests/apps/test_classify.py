@@ -153,11 +153,12 @@ def _npz(path, y, n=40, key="y"):
     ("y", "said"),
     [
         (None, "must have labels, which are whole numbers"),
-        (np.arange(40) / 3, "must have labels, which are whole numbers"),
-        (np.array(["a", "b"] * 20), "must have labels, which are whole numbers"),
+        (np.arange(40) / 3, "must have labels, .*, and y holds numbers with fractions, .*; number the classes from 0"),
+        (np.array(["a", "b"] * 20), "must have labels, which are whole numbers, .*, and y holds texts; number"),
+        (np.array([{}] * 40), "must have labels, which are whole numbers, .*, and y holds Python objects; number"),
         (np.full(40, 3), "labels of two classes or more, and all are 3"),
         (np.arange(40) % 12 * 2, "has 0 to 22.*energy.num_classes=23"),
-        (np.arange(40) % 3 - 1, "has -1 to 1"),
+        (np.arange(40) % 3 - 1, "has -1 to 1; number the classes from 0$"),
         (np.arange(39), "39 labels for 40 rows"),
     ],
 )

@@ -109,6 +109,18 @@ def test_a_table_that_cannot_be_learned_is_one_line(tmp_path, monkeypatch, chang
     assert str(caught.value.argument).startswith(argument)
 
 
+def test_a_column_that_is_not_binary_is_named_with_what_to_add(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table(level=np.arange(400) % 3).to_csv("songs.csv", index=False)
+    start = r"targets of songs\.csv: must be 0 or 1, and column 'level'"
+    classes = r"for classes from 0 add energy\.num_classes=3$"
+    with pytest.raises(UserError, match=rf"{start} is 2 in 133 of 400 rows; {classes}"):
+        fit(request("songs.csv", targets="[level]", steps=1), "run")
+    taken = "which is taken as it is among the last, is 2 in 133 of 400 rows"
+    with pytest.raises(UserError, match=rf"{start}, {taken}; name .* by data\.targets=\[NAME\], or {classes}"):
+        fit(Request(data="songs.csv", recipe="conditional-labels", steps=1), "run")
+
+
 def test_targets_are_of_a_conditional_energy_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table().to_csv("songs.csv", index=False)

@@ -17,7 +17,8 @@ from thalweg.apps.inpaint.operators import Blur, Downsample, Pixels, matrix
 from thalweg.apps.inpaint.posterior import Schedule
 from thalweg.apps.inpaint.ranking import smoothed_score
 from thalweg.cli import main as cli
-from thalweg.core.errors import DamagedFile, UserError
+from thalweg.core import store
+from thalweg.core.errors import DamagedFile, DiskFull, UserError
 from thalweg.data.validate import as_float
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
 from thalweg.energy.linear_observation import LinearObservation
@@ -310,6 +311,28 @@ def test_a_folder_becomes_a_folder(command, folder, tmp_path, pixels):
         assert (tmp_path / "out" / f"{i}-uncertainty.png").exists()
 
 
+def test_a_folder_is_whole_or_not_at_all(command, folder, tmp_path, monkeypatch):
+    """Mutant: pictures straight into the folder, of which those of the first image stay where the disk is full."""
+    write, before = store.write_bytes, sorted(tmp_path.rglob("*"))
+
+    def failing(path, data):
+        if path.name.startswith("1-"):
+            raise DiskFull(f"no room to write to {path.name}")
+        write(path, data)
+
+    words = ("--image", "in", "--mask", "right-half", "-n", 1, "-o", "out")
+    monkeypatch.setattr(store, "write_bytes", failing)
+    assert command(*words)[::2] == (1, ["thalweg: no room to write to 1-1.png"])
+    assert sorted(tmp_path.rglob("*")) == before
+    monkeypatch.setattr(store, "write_bytes", write)
+    (tmp_path / "out").mkdir()
+    assert command(*words)[0] == 0
+    assert len([*(tmp_path / "out").iterdir()]) == 4
+    code, _, err = command(*words)
+    assert (code, len(err)) == (2, 1)
+    assert err[0].endswith("out: must be a .png, an .npy, or a folder that is empty or does not exist yet")
+
+
 def test_a_picture_and_an_array(command, folder, tmp_path):
     code, _, err = command("--image", "in/0.png", "--mask", "box:2,2,6,6", "-o", "x.png")
     assert code == 0, err
@@ -394,7 +417,7 @@ def test_bad_files_are_named_and_skipped_only_if_asked(command, folder):
             ["--image", "in", "--mask", "none", "-o", "x.png", "--rank-by", "worth"],
             "must be one of expected_error, energy",
         ),
-        (["--image", "in", "--mask", "none", "-o", ""], "must be a .png, an .npy, or a folder"),
+        (["--image", "in", "--mask", "none", "-o", "."], "must be a .png, an .npy, or a folder that is empty"),
         (["--image", "in", "--mask", "none", "-o", "wide.png/out"], "in a folder that exists"),
         (["--image", "in", "--mask", "", "-o", "x.png"], "mask='': must be one of"),
         (["--image", "in", "--operator", "blur:x", "-o", "x.png"], "blur:WIDTH"),
@@ -419,3 +442,6 @@ def test_a_mask_of_columns_is_a_row(tmp_path):
     np.save(tmp_path / "short.npy", row[:3])
     with pytest.raises(UserError, match=r"short.npy.*\(N, 4\)"):
         observed(tmp_path / "short.npy", (4,), 2)
+    for word in ("right-half", "none.npy"):
+        with pytest.raises(UserError, match=r"must be a file of marks.*; give an .npy or a table; .* gaps means what"):
+            observed(word, (4,), 2)

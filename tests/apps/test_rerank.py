@@ -348,7 +348,7 @@ def test_fitting_from_the_command_line(call, tmp_path):
     np.save(tmp_path / "other.npy", images(40, 9).numpy())
     code, _, err = call("rerank", "fit", "real.npy", "other.npy", "-o", "judge")
     assert (code, len(err)) == (2, 1)
-    assert "other.npy: must hold rows of shape (1, 8, 8), as real.npy, not (1, 9, 9)" in err[0]
+    assert "other.npy: must hold images of 8 x 8 pixels, as real.npy, not of 9 x 9; --size 8 resizes" in err[0]
 
 
 def test_a_bundle_says_what_its_energy_is_worth(call, digits, tmp_path):

@@ -213,6 +213,13 @@ def test_score_to_csv_parquet_and_npy(thalweg_command, runs, tmp_path):
     assert "log_prob" not in (tmp_path / "u.csv").read_text()
 
 
+def test_one_row_is_told_as_one(thalweg_command, runs, tmp_path):
+    np.save(tmp_path / "one.npy", np.zeros((1, 2), np.float32))
+    code, _, err = thalweg_command("score", runs / "moons", "one.npy")
+    assert code == 0
+    assert err[-1].startswith("1 row in scores.csv, ")
+
+
 def test_score_names_images_and_survives_huge_numbers(thalweg_command, runs, tmp_path):
     (tmp_path / "images").mkdir()
     for name in ("b", "a"):
@@ -317,7 +324,8 @@ REFUSED = {
     "score of a missing file": (["score", MOONS, "nothing.npy"], "nothing.npy"),
     "score of another width": (["score", MOONS, "three.npy"], "three.npy"),
     "score of colours": (["score", DIGITS, "colour.npy"], "colour.npy"),
-    "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "Invalid value for '--alpha'"),
+    "alpha": (["score", MOONS, "plane.npy", "--alpha", "2"], "--alpha=2.0: must be in [0, 1]"),
+    "alpha that is no number": (["score", MOONS, "plane.npy", "--alpha", "nan"], "--alpha=nan: must be in [0, 1]"),
     "evaluation of few samples": (["evaluate", MOONS, "-n", "3"], "Invalid value for '-n'"),
 }
 
@@ -337,6 +345,25 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_half_written(thalweg_comm
     assert len(lines) == 1, err
     assert lines[0].startswith(f"thalweg: {named}")
     assert (files(place), files(runs)) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["train", ""], "DATA"),
+        (["score", "run", ""], "DATA"),
+        (["detect", "fit", "", "-o", "new"], "TABLE"),
+        (["detect", "score", "run", ""], "TABLE"),
+        (["evaluate", ""], "RUN"),
+        (["rerank", "fit", "real", "", "-o", "new"], "GENERATED"),
+        (["inpaint", "run", "--image", ""], "--image"),
+        (["train", "two-moons", "--steps", "1", "-o", ""], "--out"),
+    ],
+)
+def test_an_empty_name_is_not_the_working_folder(thalweg_command, tmp_path, words, where):
+    message = f"thalweg: {where}: must not be empty; give a name or a path; . is this folder"
+    assert thalweg_command(*words) == (2, "", [message])
+    assert files(tmp_path) == set()
 
 
 def test_another_run_in_that_place_still_works_after_a_refusal(thalweg_command, place):

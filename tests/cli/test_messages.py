@@ -1,4 +1,4 @@
-"""Twenty messages by text, one for each kind of mistake; other tests assert type, `argument` and exit code."""
+"""Some messages by text, one for each kind of mistake; other tests assert type, `argument` and exit code."""
 
 import pytest
 
@@ -14,6 +14,7 @@ MESSAGES = {
     "train two-moons --steps 2 --recipe nothing.yaml": "nothing.yaml: cannot be read (No such file or directory)",
     "train two-moons --steps 2 energy.widht=3": "energy.widht: no such key; did you mean 'width'?",
     "train two-moons --steps 2 energy.width=many": "energy.width='many': must be a whole number",
+    "train two-moons --steps 2 energy.widths=[8": "energy.widths= line 1: the bracket [ is not closed; close it with ]",
     "train two-moons --steps 2 width": "'width': must be an assignment; write it as section.key=value",
     "train two-moons --steps 2 energy.type=os:system": "energy.type='os:system': is refused: only classes of "
     "thalweg.energy, thalweg.sampler, thalweg.objective, thalweg.data may be built",

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data import splitting
-from thalweg.data.catalog import Dataset, load
+from thalweg.data.catalog import Dataset, load, refuse_both
 from thalweg.data.options import DataOptions
 
 
@@ -119,6 +119,28 @@ def test_labels_are_whole_numbers_of_64_bits(tmp_path: Path, dtype: type) -> Non
             labels[3] = odd
             np.savez(tmp_path / "t.npz", x=np.arange(40.0).reshape(20, 2), y=labels)
             assert load(str(tmp_path / "t.npz")).train_labels is None
+
+
+def test_a_set_and_a_folder_of_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mutant: every folder refused, a run that was called digits among them."""
+    from thalweg.run.fit import Request, prepared
+
+    with pytest.raises(UserError, match="must not be empty"):
+        load("")
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits", "rings"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "rings" / "config.json").touch()
+    (tmp_path / "mnist").touch()
+    for name in ("digits", "rings", "two-moons"):  # empty, a run, nothing
+        refuse_both(name, DataOptions())
+    refuse_both("mnist", DataOptions(path="mnist"))
+    Image.new("L", (8, 8)).save(tmp_path / "digits" / "1.png")
+    for name, kind in {"digits": "folder", "mnist": "file"}.items():
+        text = rf"{name}: .* a built-in set and a {kind} here; give \./{name} for .*, thalweg\.data\.sets\.{name}:"
+        with pytest.raises(UserError, match=text):
+            prepared(Request(data=name, steps=1))
+    assert load("thalweg.data.sets.digits:Digits").fingerprint == load("digits").fingerprint
 
 
 def test_mnist_from_a_folder_of_images(tmp_path: Path) -> None:

@@ -218,6 +218,11 @@ def text(path: Path) -> Path:
     return path
 
 
+def no_bytes(path: Path) -> Path:
+    path.touch()
+    return path
+
+
 BAD: list[tuple[str, Callable[[Path], Path], type[UserError], str]] = [
     ("none.npy", lambda p: p, UserError, "no such file"),
     ("cut.npy", truncated, DamagedFile, "truncated"),
@@ -234,6 +239,11 @@ BAD: list[tuple[str, Callable[[Path], Path], type[UserError], str]] = [
     ("axes.npy", lambda p: save(p, np.zeros((2, 7, 5, 6))), UserError, "channels"),
     ("nan.npy", lambda p: save(p, np.array([[1.0], [np.nan]])), UserError, "first row 1 \\(counted from 0\\)"),
     ("range.npy", lambda p: save(p, PIXELS.astype(np.float32)), UserError, "divide by 255"),
+    ("deep.npy", lambda p: save(p, PIXELS.astype(np.uint16) * 257), UserError, "of 16 bits .* divide by .* 65535"),
+    ("normal.npy", lambda p: save(p, PIXELS / 60.0 - 2), UserError, r"scale them to \[0, 1\]"),
+    ("none_wide.npy", lambda p: save(p, np.zeros((200, 0))), UserError, "one column or more"),
+    ("scalar.npy", lambda p: save(p, np.float64(3)), UserError, "a single number"),
+    ("no_bytes.png", no_bytes, DamagedFile, "an empty file"),
     ("none.npz", text, DamagedFile, "damaged"),
     ("none.npy", text, DamagedFile, "damaged"),
     ("none.parquet", text, DamagedFile, "damaged"),

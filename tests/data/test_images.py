@@ -203,7 +203,7 @@ def test_images_of_several_sizes_need_one(tmp_path: Path) -> None:
 
 
 def test_skip_bad_names_each_file(tmp_path: Path) -> None:
-    """One whose header is wrong, and one that breaks off; without it the first is one line."""
+    """One whose header is wrong, one that breaks off, and a link to none; without it the first is one line."""
     root = photos(tmp_path / "in", {"a": 30})
     ImageDraw.Draw(noisy := Image.effect_noise((12, 9), 90)).point((0, 0), 1)
     noisy.convert("RGB").save(root / "a" / "cut.png")
@@ -214,6 +214,11 @@ def test_skip_bad_names_each_file(tmp_path: Path) -> None:
     data = load(str(root), DataOptions(skip_bad=True))
     assert [line.partition(":")[0] for line in data.notes[:2]] == ["left out a/bad.png", "left out a/cut.png"]
     assert "2 of 32 images left out" in data.notes[2]
+    (root / "a" / "a.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(UserError, match=r"a\.png: a link to .*gone\.png, which is not there") as caught:
+        load(str(root))
+    assert caught.value.skippable
+    assert load(str(root), DataOptions(skip_bad=True)).notes[0].startswith("left out a/a.png: a link to ")
     assert len(data.train) + len(data.held_out) == 30
 
 
@@ -241,6 +246,11 @@ def test_a_table_gives_classes(tmp_path: Path, head: str) -> None:
     assert data.class_names == ("even", "odd")
     assert data.train_labels is not None
     assert data.train_labels.bincount().tolist() == [11, 11] or sum(data.train_labels.bincount().tolist()) == 22
+    data.files.write(tmp_path)
+    table.write_text(head + "\n".join([lines[1].replace("odd", "even"), *lines[2:], lines[0]]) + "\n")
+    changed = load(str(root), DataOptions(labels=str(table)))
+    assert changed.files.changes(tmp_path) == "changed: labels.csv"
+    assert changed.fingerprint == data.fingerprint
 
 
 @pytest.mark.parametrize(
@@ -272,6 +282,7 @@ def test_labels_that_do_not_match_are_one_line(tmp_path: Path, change, message: 
         ({"a": 20, "b": 0}, {"labels": "folder"}, "has none in 'b'"),
         ({"a": 20, ".": 2}, {"labels": "folder"}, r"'0\.png', '1\.png' lie beside"),
         ({"a": 20}, {"labels": "none.csv"}, "no such file"),
+        ({"a": 20}, {"labels": "."}, "labels='.': must be a table, and is a folder; give \"folder\" where"),
         ({}, {}, r"no \.png, .* in this folder"),
         ({"a": 20}, {"header": True}, "is for tables, and .* is images in files; leave it out"),
         ({"a": 20}, {"column": "image"}, "is for images in Parquet"),

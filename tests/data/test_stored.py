@@ -208,13 +208,15 @@ def test_images_as_bytes_that_cannot_be_used(tmp_path) -> None:
     column = [encoded(each) for each in PICTURES[:40]]
     column[32] = b"no image"
     column[35] = encoded(PICTURES[0][:3])
+    column[37] = None
     parquet.write_table(pa.table({"image": column, "n": range(40)}), tmp_path / "x.parquet", row_group_size=9)
     path = str(tmp_path / "x.parquet")
     with pytest.raises(UserError, match="row 32"):
         load(path, DataOptions(column="image"))
     data = load(path, DataOptions(column="image", skip_bad=True))
-    assert len(data.train) + len(data.held_out) == 38
-    assert ["row 32" in data.notes[0], "row 35" in data.notes[1]] == [True, True]
+    assert len(data.train) + len(data.held_out) == 37
+    left_out = [("row 32", "damaged"), ("row 37", "missing or empty"), ("row 35", "pixels")]
+    assert all(row in line and why in line for (row, why), line in zip(left_out, data.notes, strict=True))
     assert len(torch.unique(data.train[:], dim=0)) == len(data.train)
     for options, what in (
         (DataOptions(column="photo"), "no column 'photo'"),
@@ -226,6 +228,14 @@ def test_images_as_bytes_that_cannot_be_used(tmp_path) -> None:
             load(path, options)
 
 
+@pytest.mark.parametrize("labels", [None, "kind"])
+def test_parquet_of_images_without_rows(tmp_path, labels) -> None:
+    columns = {"image": pa.array([], pa.binary()), "kind": pa.array([], pa.string())}
+    parquet.write_table(pa.table(columns), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match=r"x\.parquet: has no rows; give Parquet with one row or more$"):
+        load(str(tmp_path / "x.parquet"), DataOptions(column="image", labels=labels))
+
+
 class Items(torch.utils.data.Dataset):
     """Pairs of a picture in floats and a label."""
 
@@ -234,6 +244,16 @@ class Items(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return torch.from_numpy(PICTURES[i]).permute(2, 0, 1) / 255, i % 2
+
+
+@pytest.mark.parametrize("item", [{"x": 1.0}, None, "text", (None, 1)])
+def test_items_that_are_no_numbers(item) -> None:
+    class Wrong(Items):
+        def __getitem__(self, i):
+            return item
+
+    with pytest.raises(UserError, match=r"data\[0\]: must be numbers, and is .*; give tensors, or pairs \(x, label\)"):
+        given_dataset(Wrong())
 
 
 def test_items_of_a_data_set_are_read_when_they_are_needed() -> None:

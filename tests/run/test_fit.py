@@ -376,10 +376,20 @@ def test_what_lies_there_under_a_runs_names_is_not_overwritten(tmp_path, no_data
     refused(lambda: run(tmp_path / "run"), tmp_path / "run" / name.split("/")[0], "must not be there yet")
 
 
+def test_a_folder_of_other_files_is_no_place_for_a_run(tmp_path, no_data):
+    """Mutant: what a killed start leaves refused too; here the data are asked for, which there are not."""
+    (tmp_path / "run" / "monitor").mkdir(parents=True)
+    (tmp_path / "run" / ".thalweg-new-00000000-0123456789abcdef-config.json").touch()
+    with pytest.raises(pytest.fail.Exception, match="the data were read first"):
+        run(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").touch()
+    refused(lambda: run(tmp_path / "run"), tmp_path / "run", "must be new, empty or hold a run, and holds 'notes.txt'")
+
+
 def test_a_refusal_after_the_claim_leaves_what_was_there(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / "notes.txt").write_text("mine")
+    (folder / ".notes").write_text("mine")
 
     def fail(self):
         (self.folder / "plan.json").write_text("{}")

@@ -52,7 +52,7 @@ class Bundle(HoldsEnergy):
     It computes on one device (`to`). What is given may lie on any, and results come back to where it was.
     """
 
-    title, command = "a trained energy", "thalweg sample"
+    title, command = "a trained energy", "thalweg score"
 
     def __init__(
         self,

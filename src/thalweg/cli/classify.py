@@ -46,7 +46,7 @@ def classify(
     flagged = int(columns["flag"].sum()) if "flag" in columns else None
     odd = "" if flagged is None else f", {flagged} flagged as unlike the training data (p <= {alpha:g})"
     left = f", {len(lost)} of {found.total} left out" if lost else ""
-    console.say(f"{len(x)} rows in {out}{left}{odd}")
+    console.say(f"{console.count(len(x), 'row')} in {out}{left}{odd}")
     counts = label.bincount(minlength=bundle.num_classes).tolist()
     if named:
         told = ", ".join(f"{n} {name}" for name, n in zip(names, counts, strict=True))

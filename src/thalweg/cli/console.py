@@ -196,6 +196,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 — click's echo would end the process
 
 
+def count(n: int, name: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{n} {name}{'s' * (n != 1)}"
+
+
 def emit(result: dict[str, Any], as_json: bool) -> None:
     """The result as one JSON object on standard output, if that was asked for."""
     if as_json:

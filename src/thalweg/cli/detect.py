@@ -150,11 +150,11 @@ def _detector(run: str, device: str) -> "DetectorBundle":
 
 
 def _require_detector(run: str) -> None:
-    """UserError for no name, and for a folder that holds no run of any kind."""
+    """UserError for a folder that holds no run of any kind."""
     folder = Path(run)
-    if not run or (folder.is_dir() and not (folder / "config.json").exists()):
+    if folder.is_dir() and not (folder / "config.json").exists():
         hint = "give the folder that `thalweg detect fit` wrote"
-        raise UserError("must hold a detector", argument=run or repr(run), hint=hint)
+        raise UserError("must hold a detector", argument=run, hint=hint)
 
 
 def _kinds(words: list[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from thalweg.cli import bad_rows, console
+from thalweg.cli import bad_rows, console, new_folder
 from thalweg.cli.options import Device, Drop, Header, Json, Run, Seed, Trust, table_options
 from thalweg.core.errors import UserError
 
@@ -103,7 +103,8 @@ def inpaint(
         assert known is not None  # the mask
         known = known[images.rows]
         if bare := int(known.flatten(1).all(1).sum()):
-            console.say(f"nothing is missing of {bare} of {_count(len(x), images.noun)}; they come back as they are")
+            all_of = console.count(len(x), images.noun)
+            console.say(f"nothing is missing of {bare} of {all_of}; they come back as they are")
         found = app.inpaint(bundle, x, known, n=n, seed=seed, noise=noise, rank_by=rank_by)  # pyright: ignore[reportArgumentType]
     else:
         if images.rounded and noise < ROUNDING:
@@ -116,7 +117,7 @@ def inpaint(
     else:
         _write(out, names, x, known, found)
     alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
-    console.say(f"{_count(n, 'completion')} of {_count(len(x), images.noun)} in {out}{alone}")
+    console.say(f"{console.count(n, 'completion')} of {console.count(len(x), images.noun)} in {out}{alone}")
     result: dict[str, Any] = {
         "file": str(out),
         "images": names,
@@ -130,18 +131,14 @@ def inpaint(
     console.emit({k: _finite(v) if isinstance(v, list) and k != "images" else v for k, v in result.items()}, as_json)
 
 
-def _count(n: int, name: str) -> str:
-    return f"{n} {name}{'s' * (n != 1)}"
-
-
 def _warn_of_misfit(text: str | None, linear_map: "Operator", x: "Tensor", found: "Completions", noise: float) -> None:
     """Say so where no completion agrees with what was given: the images were not made by that operator."""
     residual = (linear_map(found.images[0]) - x.flatten(1)).square().mean(1).sqrt()
     odd = int((residual > 3 * noise + MISFIT).sum())
     if odd:
         console.say(
-            f"{_count(odd, 'image')}: up to {float(residual.max()):.2g} from what --operator makes of the completion; "
-            f"is it {text}? If it is noisy, give --noise"
+            f"{console.count(odd, 'image')}: up to {float(residual.max()):.2g} from what --operator makes of the "
+            f"completion; is it {text}? If it is noisy, give --noise"
         )
 
 
@@ -173,16 +170,16 @@ def _shape_after(linear_map: "Operator", shape: tuple[int, ...]) -> tuple[int, .
 
 
 def _check_out(out: Path, files: tuple[str, ...], *inputs: Path | None) -> None:
-    """UserError where it cannot be written, or is one of the inputs or a folder where they lie."""
+    """UserError where it cannot be written, holds other files, or is one of the inputs or a folder where they lie."""
     console.refuse_overwrite(out, *inputs)
     if out.suffix.lower() in files:
         console.writable(out, files)
-    elif out.suffix or out == Path() or (out.exists() and not out.is_dir()):
-        raise UserError("must be a .png, an .npy, or a folder", argument=str(out))
-    else:
-        console.require_parent(out)
-        console.refuse_overwrite(out, *(path.parent for path in inputs if path is not None and path.is_file()))
-        console.writable_folder(out)
+        return
+    console.refuse_overwrite(out, *(path.parent for path in inputs if path is not None and path.is_file()))
+    if out.suffix or out == Path() or not new_folder.is_free(out):
+        text = "must be a .png, an .npy, or a folder that is empty or does not exist yet"
+        raise UserError(text, argument=str(out))
+    new_folder.require_writable(out)
 
 
 def _write_rows(bundle: "Bundle", out: Path, names: list[str], found: "Completions") -> None:
@@ -199,7 +196,7 @@ def _write(out: Path, names: list[str], x: "Tensor", known: "Tensor | None", fou
     from thalweg.apps.inpaint.figure import repairs
     from thalweg.core.atomic_write import write_array
     from thalweg.core.store import write_bytes
-    from thalweg.evaluate.pictures import grid, png
+    from thalweg.evaluate.pictures import png
 
     if out.suffix.lower() == ".npy":
         return write_array(out, found.images)
@@ -208,19 +205,27 @@ def _write(out: Path, names: list[str], x: "Tensor", known: "Tensor | None", fou
         uncertainty = found.uncertainty[:SHOWN] if len(found.images) > 1 else None
         picture = repairs(x[:SHOWN], found.images[:, :SHOWN], uncertainty, observed=known)
         return write_bytes(out, png(picture))
-    out.mkdir(parents=True, exist_ok=True)
+    with new_folder.filled_folder(out) as aside:
+        _fill(aside, names, found)
+
+
+def _fill(folder: Path, names: list[str], found: "Completions") -> None:
+    """A PNG of each completion, of each image where they differ, and a table of all."""
+    from thalweg.core.store import write_bytes
+    from thalweg.evaluate.pictures import grid
+
     table = io.StringIO()
     lines = csv.writer(table)
     lines.writerow(["image", "rank", "ranking", "energy", "file"])
     for i, (name, stem) in enumerate(zip(names, _stems(names), strict=True)):
-        (out / stem).parent.mkdir(parents=True, exist_ok=True)
+        (folder / stem).parent.mkdir(parents=True, exist_ok=True)
         for k in range(len(found.images)):
             file = f"{stem}-{k + 1}.png"
-            write_bytes(out / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
+            write_bytes(folder / file, grid(found.images[k, i : i + 1], scale=1, gap=0))
             lines.writerow([name, k + 1, *(f"{float(u[k, i]):.6g}" for u in (found.ranking, found.energies)), file])
         if len(found.images) > 1:
-            write_bytes(out / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
-    write_bytes(out / "completions.csv", table.getvalue().encode())
+            write_bytes(folder / f"{stem}-uncertainty.png", grid(2 * found.uncertainty[i : i + 1], scale=1, gap=0))
+    write_bytes(folder / "completions.csv", table.getvalue().encode())
 
 
 def _stems(names: list[str]) -> list[str]:

@@ -10,12 +10,14 @@ import os
 import pkgutil
 import sys
 from importlib import import_module
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import thalweg.cli
 from thalweg.cli import console
+from thalweg.cli.options import refuse_empty_names
 
 # How often a waiting thread of libgomp looks before it sleeps. By default it looks so long that beside two busy
 # processes it takes the cores from those it waits for. Where it sleeps at once, steps alone take a third more time.
@@ -29,7 +31,17 @@ FIRST = (
     "bench",
 )  # in the list of `thalweg --help`; the others by name
 
+
+class _Checked(TyperGroup):
+    """The group of all commands, each of which refuses an empty name."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        refuse_empty_names(self)
+
+
 app = typer.Typer(
+    cls=_Checked,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Energy-based models for work: train an energy, sample it, score with it, measure it.",

@@ -1,14 +1,14 @@
 """The commands `thalweg rerank fit` and `thalweg rerank RUN CANDIDATES`."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
-from thalweg.cli import bad_rows, console
+from thalweg.cli import bad_rows, console, new_folder
 from thalweg.cli.options import Device, Drop, Header, Json, Seed, Trust, table_options
 from thalweg.core.errors import DamagedFile, UserError
 
@@ -214,15 +214,12 @@ def _columns(ranking: "Ranking") -> dict[str, Any]:
 
 
 def _require_out(out: Path) -> None:
-    from thalweg.core.temporary import is_temporary  # what a killed process left is no hindrance, and stays
-
     if out.suffix.lower() == ".npy":
         console.writable(out, (".npy",))
         return
-    if out.suffix or (out.exists() and not (out.is_dir() and all(map(is_temporary, out.iterdir())))):
+    if out.suffix or not new_folder.is_free(out):
         raise UserError("must be a .npy file, or a folder that is empty or does not exist yet", argument=str(out))
-    console.require_parent(out)
-    console.writable_folder(out)
+    new_folder.require_writable(out)
 
 
 @contextmanager
@@ -231,26 +228,16 @@ def _written(out: Path | None, found: "Candidates", source: Path, kept: list[int
 
     A folder is filled aside and put in place when the block has passed; where either fails, nothing is left of it.
     """
-    from thalweg.core import temporary
     from thalweg.core.atomic_write import write_array
-    from thalweg.core.store import write_errors
 
     if out is None or out.suffix:
         if out is not None:
             write_array(out, found.x[kept])
         yield
         return
-    inside = out.is_dir()  # it may be a link or a disk of its own, and stays
-    with ExitStack() as stack:
-        with write_errors(out, None):
-            aside = stack.enter_context(temporary.folder(out / "kept" if inside else out))
+    with new_folder.filled_folder(out) as aside:
         _fill(aside, found, source, kept)
         yield
-        with write_errors(out, None):
-            if not inside:
-                aside.rename(out)
-            for path in sorted(aside.iterdir()) if inside else ():
-                path.rename(out / path.name)
 
 
 def _fill(folder: Path, found: "Candidates", source: Path, kept: list[int]) -> None:

@@ -99,7 +99,8 @@ def _score_one(
     write_scores(out, names, {**scores, **more}, heading="name" if bundle.alphabet is None else "text")
     flagged = int(scores["flag"].sum()) if "flag" in scores else None
     left = f", {len(lost)} of {found.total} left out" if lost else ""
-    console.say(f"{len(x)} rows in {out}{left}" + ("" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"))
+    flags = "" if flagged is None else f", {flagged} flagged (p <= {alpha:g})"
+    console.say(f"{console.count(len(x), 'row')} in {out}{left}{flags}")
     mean = float(scores["energy"].mean())
     mean_energy = mean if math.isfinite(mean) else None  # JSON knows no infinity
     result = {"rows": len(x), "file": str(out), "left_out": lost, "flagged": flagged, "mean_energy": mean_energy}

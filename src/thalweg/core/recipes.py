@@ -62,6 +62,9 @@ def _recipe_alone(name: str) -> dict[str, Any]:
     return load_yaml(folder / f"{own}.yaml")
 
 
+CLOSING = {"[": "]", "{": "}", '"': '"', "'": "'"}
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number and refuses aliases (bombs, cycles) and repeated keys."""
 
@@ -85,12 +88,24 @@ _Loader.add_implicit_resolver(
 )
 
 
+def _left_open(text: str, error: yaml.MarkedYAMLError) -> str | None:
+    """The bracket or the quote that is open where a text ends; None for other errors."""
+    begun, end = error.context_mark, error.problem_mark
+    if begun is None or end is None or end.index < len(text.rstrip()) or begun.index >= len(text):
+        return None
+    return text[begun.index] if text[begun.index] in CLOSING else None
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """The value of a YAML text; UserError at `source` and the line."""
     try:
         return _Loader(text).get_single_data()
     except yaml.MarkedYAMLError as err:
         line = f" line {err.problem_mark.line + 1}" if err.problem_mark else ""
+        if (opened := _left_open(text, err)) is not None:
+            hint = f"close it with {CLOSING[opened]}"
+            what = "bracket" if opened in "[{" else "quote"
+            raise UserError(f"the {what} {opened} is not closed", argument=f"{source}{line}", hint=hint) from err
         raise UserError(str(err.problem or err.context), argument=f"{source}{line}") from err
     except (yaml.YAMLError, ValueError, RecursionError) as err:
         raise UserError(f"not readable as YAML ({one_line(err)})", argument=source) from err

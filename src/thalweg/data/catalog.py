@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from thalweg.core import check
-from thalweg.core.config import names_class
+from thalweg.core.config import names_class, type_name
 from thalweg.core.errors import UserError
 from thalweg.data import texts as text_rows
 from thalweg.data.alphabet import Alphabet, with_room
@@ -112,6 +112,8 @@ def load(name: str, options: DataOptions | None = None, *, seed: int = 0) -> Dat
             these data.
         seed: Seed of the split, and of a set that is generated.
     """
+    if not name:
+        raise UserError("must not be empty", argument="data", hint="give a name or a path; . is the working folder")
     options = options or DataOptions()
     if _is_text(name):
         return _texts(name, options, seed)
@@ -133,6 +135,22 @@ def load(name: str, options: DataOptions | None = None, *, seed: int = 0) -> Dat
         notes=rows.notes,
         files=rows.files,
     )
+
+
+def refuse_both(name: str, options: DataOptions) -> None:
+    """UserError for the name of a set where a file or folder of data has it too: a user may mean either.
+
+    A run is no data, and a set that is to be read from elsewhere is meant.
+    """
+    found, path = named_sets().get(name), Path(name)
+    if found is None or options.path is not None or options.hub:
+        return
+    is_run = (path / "config.json").is_file() or (path / "checkpoints").is_dir()
+    holds_some = path.is_dir() and not is_run and any(not each.name.startswith(".") for each in path.iterdir())
+    if path.is_file() or holds_some:
+        what = f"must name one thing, and is both a built-in set and a {'folder' if holds_some else 'file'} here"
+        hint = f"give ./{name} for what is here, {type_name(type(found))} for the set"
+        raise UserError(what, argument=name, hint=hint)
 
 
 def _is_text(name: str) -> bool:

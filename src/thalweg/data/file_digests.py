@@ -18,15 +18,17 @@ class FileDigests:
     Args:
         files: The files.
         root: The folder that their names are told from.
+        beside: Digests of other files, which come first.
     """
 
-    def __init__(self, files: Sequence[Path], root: Path):
-        self.files, self.root = files, root
+    def __init__(self, files: Sequence[Path], root: Path, beside: "FileDigests | None" = None):
+        self.files, self.root, self.beside = files, root, beside
 
     @cached_property
     def by_name(self) -> dict[str, str]:
         """The digests, in the order of the files."""
-        return {relative(file, self.root): _digest(file) for file in self.files}
+        others = {} if self.beside is None else self.beside.by_name
+        return {**others, **{relative(file, self.root): _digest(file) for file in self.files}}
 
     @property
     def together(self) -> str:

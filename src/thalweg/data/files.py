@@ -31,7 +31,7 @@ from thalweg.data.formats.images import BLACK, WHITE, is_image
 from thalweg.data.image_files import LeftOut, pictures_of, read_pixels, relative, survey
 from thalweg.data.stored.encoded_images import ParquetImageRows, image_column, parquet_files
 from thalweg.data.tables import open_table
-from thalweg.data.validate import arrange, as_floats, check_cells, verify
+from thalweg.data.validate import arrange, as_floats, check_cells, refuse_deep, verify
 
 log = logging.getLogger("thalweg")
 LARGEST = float(torch.finfo(torch.float32).max)  # that a network takes
@@ -227,7 +227,11 @@ def _require_there(path: Path) -> None:
 def rows_of(array: np.ndarray, shape: tuple[int, ...] | None, where: str) -> Tensor:
     """An array as a file holds it, as pixels uint8 or float32, or rows float32 or float64, not yet checked further."""
     check_dtype(array.dtype, where)
+    if array.ndim == 0:
+        what = "must be rows (N, D) or images (N, H, W) or (N, C, H, W); it is a single number"
+        raise UserError(what, argument=where)
     if (array.ndim > 2 or (shape is not None and len(shape) == 3)) and array.dtype != np.uint8:
+        refuse_deep(array, where)
         with np.errstate(over="ignore"):  # an overflow is reported as infinity, with its row
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     wide = array.dtype.kind == "f" and array.dtype.itemsize > 8

@@ -13,7 +13,7 @@ import numpy as np
 
 from thalweg.core.errors import UserError
 from thalweg.data.formats.base import check_size
-from thalweg.data.formats.images import IMAGE_SUFFIXES, WHITE, ImageHeader, decode, probe
+from thalweg.data.formats.images import IMAGE_SUFFIXES, WHITE, ImageHeader, decode, is_broken, probe
 from thalweg.data.run_folders import looks_like_run, refuse_run
 
 THREADS = min(8, os.cpu_count() or 1)  # decoders release Python's lock
@@ -91,7 +91,10 @@ class ImageSurvey:
 
 
 def list_images(folder: Path) -> ImageListing:
-    """The pictures of a folder and of the folders in it. Linked folders are followed once; runs are not entered."""
+    """The pictures of a folder and of the folders in it. Linked folders are followed once; runs are not entered.
+
+    A link that leads nowhere counts as a picture, which whoever reads it finds missing.
+    """
     found: list[tuple[str, str]] = []  # as strings: 100,000 paths are slow to compare
     hidden = foreign = 0
     waiting, seen = [(os.fspath(folder), "")], set()
@@ -112,7 +115,7 @@ def list_images(folder: Path) -> ImageListing:
                 hidden += 1
             elif entry.is_dir():
                 waiting.append((entry.path, f"{prefix}{entry.name}/"))
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and (entry.is_file() or is_broken(entry)):
                 found.append((prefix + entry.name, entry.path))
             else:
                 foreign += 1

@@ -11,7 +11,7 @@ from thalweg.data import stored_rows
 from thalweg.data.file_digests import FileDigests
 from thalweg.data.image_files import ImageListing, ImageSurvey, pictures_of, read_pixels, survey
 from thalweg.data.image_labels import classes_of_images
-from thalweg.data.options import DataOptions
+from thalweg.data.options import FOLDER, DataOptions
 from thalweg.data.sets.base import RawData
 from thalweg.data.stored.folder import FolderRows
 from thalweg.data.validate import LEAST_ROWS
@@ -44,6 +44,8 @@ def read_images(path: Path, options: DataOptions) -> RawData:
     labels, names = (None, ()) if classes is None else classes.of(found.files)
     notes = tuple(reading_notes(path, listed, found, names))
     files = x.files if isinstance(x, FolderRows) else FileDigests(found.files, path)
+    if options.labels not in (None, FOLDER):
+        files = FileDigests([Path(options.labels)], path, beside=files)
     return RawData(x, labels, what, class_names=names, notes=notes, files=files)
 
 

@@ -78,6 +78,9 @@ def _by_folder(names: Sequence[str], root: Path) -> ImageLabels:
 def _by_table(names: Sequence[str], root: Path, table: Path) -> ImageLabels:
     """Two columns, the name of an image and its class, whatever they are called; a name is the path from the folder."""
     where = str(table)
+    if table.is_dir():
+        hint = 'give "folder" where the folders of the images are their classes, else a CSV of names and classes'
+        raise UserError("must be a table, and is a folder", argument="labels", value=where, hint=hint)
     if not table.is_file():
         hint = 'give "folder", or the path of a CSV of names and classes'
         raise UserError("no such file", argument="labels", value=where, hint=hint)

@@ -77,7 +77,8 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
     """UserError about `where`, unless x is rows (N, *shape) of this kind in data units, finite in float32."""
     check_shape(x, shape, kind, where=where)
     if x.numel() == 0:
-        raise UserError(f"must have one row or more; the shape is {tuple(x.shape)}", argument=where)
+        what = "column" if len(x) else "row"
+        raise UserError(f"must have one {what} or more; the shape is {tuple(x.shape)}", argument=where)
     if kind == "image" and not x.is_floating_point() and x.dtype not in (torch.uint8, torch.bool):
         raise UserError(f"must be uint8 in 0..255 or float in [0, 1]; pixels are {x.dtype}", argument=where)
     values = x.detach() if x.dtype in (torch.float32, torch.uint8) else x.detach().to(torch.float32)
@@ -107,9 +108,24 @@ def refuse_black(largest: int, count: int, total: int, where: str) -> None:
 def refuse_pixels(low: float, high: float, where: str) -> None:
     """UserError where pixels in floats, from `low` to `high`, are not in [0, 1] up to rounding."""
     if low < -1e-6 or high > 1 + 1e-6:
-        move = "(x + 1) / 2" if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6 else "divide by 255"
+        if -1 - 1e-6 <= low < 0 and high <= 1 + 1e-6:
+            move = "(x + 1) / 2?"
+        else:
+            move = "divide by 255?" if low > -1e-6 and high <= 255 else "scale them to [0, 1]"
         what = f"must be uint8 in 0..255 or float in [0, 1]; these floats span [{low:g}, {high:g}]"
-        raise UserError(what, argument=where, hint=f"{move}?")
+        raise UserError(what, argument=where, hint=move)
+
+
+def refuse_deep(pixels: np.ndarray, where: str) -> None:
+    """UserError for pixels in whole numbers of which one is beyond 255, as those of 16 bits are."""
+    if pixels.dtype.kind not in "iu" or not pixels.size or int(pixels.max()) <= 255:
+        return
+    bits, span = 8 * pixels.dtype.itemsize, f"[{pixels.min()}, {pixels.max()}]"
+    what = f"must be uint8 in 0..255 or float in [0, 1]; these whole numbers of {bits} bits span {span}"
+    move = "scale them to [0, 1]"
+    if pixels.dtype == np.uint16:
+        move = "divide by what is white, 65535 where all 16 bits are used"
+    raise UserError(what, argument=where, hint=move)
 
 
 def check_cells(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from thalweg.core import check
-from thalweg.core.errors import UserError
+from thalweg.core.errors import ROW, UserError
 from thalweg.energy.base import Capability
 from thalweg.energy.enumeration import state_chunks
 
@@ -110,8 +110,8 @@ class Binary(OutcomeSet):
         outside = (y != 0) & (y != 1)  # NaN too
         if bool(outside.any()):
             row, column = (int(i) for i in outside.nonzero()[0])
-            text = f"must be 0 or 1, and [{row}, {column}] is {float(y[row, column]):g}"
-            raise UserError(text, argument=where)
+            text = f"must be 0 or 1, and column {column} (counted from 0) is {float(y[row, column]):g} in {ROW}"
+            raise UserError(text, argument=where, row=row)
 
 
 @dataclass(frozen=True)

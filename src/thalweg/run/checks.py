@@ -13,8 +13,9 @@ from thalweg.core.rng import generator
 from thalweg.data.catalog import Dataset, as_float
 from thalweg.data.files import is_table
 from thalweg.data.float32_check import Float32Transform, check_fitted
+from thalweg.data.formats.npz import Npz, other_labels
 from thalweg.data.stored_rows import some_rows
-from thalweg.data.transform import Identity, OneHot, Transform
+from thalweg.data.transform import OneHot, Transform
 from thalweg.energy.base import (
     Classifier,
     Discrete,
@@ -25,11 +26,11 @@ from thalweg.energy.base import (
     require_noise_conditional,
 )
 from thalweg.energy.building import from_spec
-from thalweg.energy.outcomes import Conditional
 from thalweg.objective.base import Batch, Labelled, Objective
 from thalweg.objective.score.derivatives import untold
 from thalweg.run.given import Given
 from thalweg.run.module_checks import check_module, check_second_derivatives, check_tensors, is_foreign
+from thalweg.run.target_checks import check_targets
 from thalweg.sampler.base import Sampler, require_match
 from thalweg.training.settings import RunSettings
 from thalweg.training.step import Augment
@@ -101,7 +102,7 @@ def check_parts(parts: Parts, run: RunSettings, data: Dataset) -> None:
         with torch.random.fork_rng(devices=[]):
             _check_shape(parts.energy, run, data)
         _require_labels(parts.objective, parts.energy, data)
-        _check_targets(parts, run, data)
+        check_targets(parts.energy, parts.transform, run, data)
         _check_noise(parts, run)
         x = torch.zeros(2, *data.shape)
         if parts.augment is not None:
@@ -177,25 +178,6 @@ def _check_shape(energy: nn.Module, run: RunSettings, data: Dataset) -> None:
         raise _unfit(run, data)
 
 
-def _check_targets(parts: Parts, run: RunSettings, data: Dataset) -> None:
-    """UserError unless the last columns are outcomes of the energy's, where it has any, and those that are named."""
-    named, energy = run.data.targets, parts.energy
-    if not isinstance(energy, Conditional):
-        if named:
-            text, hint = "must be none, as the energy is none of y given x", "take --recipe conditional-labels"
-            raise UserError(text, argument="data.targets", value=named, hint=hint)
-        return
-    if not isinstance(parts.transform, Identity):
-        text, hint = "must be Identity for an energy of y given x, as y would be altered", "leave it out"
-        raise UserError(text, argument="transform", value=run.transform["type"], hint=hint)
-    if named and len(named) != energy.outcomes.columns:
-        text = f"must be {energy.outcomes.columns}, as many as the energy's targets"
-        raise UserError(text, argument="data.targets", value=named)
-    first = data.shape[0] - energy.outcomes.columns
-    for rows in (*data.train.split(PART), data.held_out):
-        energy.outcomes.check_columns(rows[:, first:], f"targets of {data.name}")
-
-
 def _check_noise(parts: Parts, run: RunSettings) -> None:
     noisy, specs_of = isinstance(parts.energy, HasNoiseLevels), {"energy": run.energy, "sampler": run.sampler}
     try:
@@ -257,6 +239,9 @@ def _require_labels(objective: Objective[Any], energy: nn.Module, data: Dataset)
             hint = "add --labels folder, if its folders are classes, or --labels FILE.csv; --recipe dual needs none"
         elif is_table(Path(data.name)):
             hint = "add --labels COLUMN"
+        elif Path(data.name).suffix.lower() in Npz.suffixes and (other := other_labels(Path(data.name))):
+            text = f"{text}, and {other}"
+            hint = "number the classes from 0, or train without classes by --recipe dual"
         raise UserError(text, argument=data.name, hint=hint)
     found = torch.cat([data.train_labels, data.held_out_labels]).unique()
     low, high = int(found[0]), int(found[-1])
@@ -264,5 +249,6 @@ def _require_labels(objective: Objective[Any], energy: nn.Module, data: Dataset)
         raise UserError(f"must have labels of two classes or more, and all are {low}", argument=data.name)
     if low < 0 or high >= num:
         text = f"must have labels from 0 to {num - 1}, as energy.num_classes={num}, and has {low} to {high}"
-        hint = f"number the classes from 0, or add energy.num_classes={max(2, high + 1)}"
+        hint = "number the classes from 0"
+        hint += f", or add energy.num_classes={high + 1}" if low >= 0 else ""
         raise UserError(text, argument=data.name, hint=hint)

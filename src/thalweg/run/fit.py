@@ -27,9 +27,10 @@ from thalweg.core.check import fits_memory
 from thalweg.core.device import find_device, of_process
 from thalweg.core.errors import Diverged, StopSignal, ThalwegError, UserError
 from thalweg.data import file_digests
-from thalweg.data.catalog import Dataset
+from thalweg.data.catalog import Dataset, refuse_both
 from thalweg.data.float32_check import Float32Transform
 from thalweg.data.loader import Loader
+from thalweg.data.options import DataOptions
 from thalweg.energy.base import Anchored
 from thalweg.energy.density.stationary import RecordsChoice
 from thalweg.run.augmentation import resolved
@@ -263,12 +264,15 @@ def _has_checkpoint(folder: Path) -> bool:
 
 
 def _unused(run_folder: RunFolder) -> None:
-    """Refuse a folder with files of a run's names and no config.json: a new run would overwrite them."""
+    """Refuse a folder with files of a run's names and no config.json, which a run would overwrite, or with others."""
     left = [name for name in WRITTEN if name in run_folder.before]
     left += [FOLDER] if _has_checkpoint(run_folder.folder) else []
     if left:
         text, path = "must not be there yet, as a run writes its own", run_folder.folder / left[0]
         raise UserError(text, argument=str(path), hint="move it away, or name another folder")
+    if foreign := run_folder.foreign():
+        text, path = f"must be new, empty or hold a run, and holds {foreign[0]!r}", run_folder.folder
+        raise UserError(text, argument=str(path), hint="name another folder with -o")
 
 
 def settings(request: Request, kind: str, num_classes: int | None = None) -> RunSettings:
@@ -283,6 +287,8 @@ def settings(request: Request, kind: str, num_classes: int | None = None) -> Run
 def prepared(request: Request) -> tuple[Request, RunSettings, Dataset, Parts]:
     """The data of a new run, its settings and its parts, checked; the request with an energy that fits the data."""
     spec = checked(DataSettings, data_tree(request), "data").model_dump()
+    if request.given.data is None:
+        refuse_both(spec["name"], DataOptions.of(spec))
     data = request.given.data or read_dataset(spec, request.seed or 0)
     request = replace(request, given=request.given.of_data(data, request.seed or 0))
     run = settings(request, data.kind, data.num_classes)

@@ -47,6 +47,12 @@ class RunFolder:
                 raise UserError(text, argument=str(path), hint="move it away")
         self.before = {name for name in self.names if os.path.lexists(folder / name)}
 
+    def foreign(self) -> list[str]:
+        """What lies in the folder, sorted, that no run writes; what is hidden does not count."""
+        if not self.names or not self.folder.is_dir():
+            return []
+        return sorted(name for name in os.listdir(self.folder) if name not in self.names and not name.startswith("."))
+
     def _probe(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -39,15 +39,16 @@ def observed(
     """
     text = str(mask)
     kind, _, rest = text.partition(":")
-    if text in WORDS or kind in ("box", "random"):
-        if len(shape) != 3:
-            reason = f"must be an .npy file, as the model is of rows of {math.prod(shape)} numbers, not of images"
-            raise UserError(reason, argument="mask", value=text)
+    word, path = text in WORDS or kind in ("box", "random"), Path(mask)
+    if len(shape) != 3 and (word or not text or not path.exists()):
+        reason = f"must be a file of marks, as the model is of rows of {math.prod(shape)} numbers, not of images"
+        hint = "give an .npy or a table; on the command line gaps means what the table lacks"
+        raise UserError(reason, argument="mask", value=text, hint=hint)
+    if word:
         if kind == "random":
             return _random(text, rest, shape, num_images, seed)
         missing = _box(text, rest, shape) if kind == "box" else _half(text, shape)
         return ~missing.expand(num_images, *shape)
-    path = Path(mask)
     if not text or not path.exists():
         raise UserError(f"must be one of {KINDS}", argument="mask", value=text)
     return ~_stored(path, shape, num_images, layout)

@@ -227,11 +227,24 @@ def _figures(u: Tensor, label: Tensor) -> tuple[float, float, float]:
     return float(sum(side.mean() for side in sides)) / 2, error, auroc(u[label], u[~label])
 
 
+def _unlike_images(real: Tensor, generated: Tensor, names: tuple[str, str]) -> UserError:
+    """The error for images of two sizes, or of which one set is grey."""
+    (channels, height, width), (other, h, w) = real.shape[1:], generated.shape[1:]
+    text = f"must hold images of {width} x {height} pixels, as {names[0]}, not of {w} x {h}"
+    hint = f"--size {min(height, width, h, w)} resizes and crops the pictures of both"
+    if (height, width) == (h, w):
+        text = f"must hold images of {channels} channels, as {names[0]}, not of {other}"
+        hint = "convert the colours of one"
+    return UserError(text, argument=names[1], hint=hint)
+
+
 def _require(real: Tensor, generated: Tensor, s: RatioSettings, names: tuple[str, str]) -> None:
     for name, x in zip(names, (real, generated), strict=True):
         if len(x) < LEAST:
             raise UserError(f"must hold {LEAST} rows or more, and holds {len(x)}", argument=name)
     if real.shape[1:] != generated.shape[1:]:
+        if real.ndim == generated.ndim == 4:
+            raise _unlike_images(real, generated, names)
         text = f"must hold rows of shape {tuple(real.shape[1:])}, as {names[0]}, not {tuple(generated.shape[1:])}"
         raise UserError(text, argument=names[1])
     least = max(8, 2 ** len(s.channels))

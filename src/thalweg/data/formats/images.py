@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.formats.base import ArrayFormat, reading_array
 
 if TYPE_CHECKING:
@@ -72,6 +72,11 @@ class Images(ArrayFormat):
 def is_image(path: Path) -> bool:
     """Whether a file's ending is that of an image."""
     return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def is_broken(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a link to what is not there."""
+    return os.path.islink(path) and not os.path.exists(path)
 
 
 def probe(file: str | Path | IO[bytes], *, where: str | None = None) -> ImageHeader:
@@ -169,7 +174,13 @@ def _opened(file: str | Path | IO[bytes], where: str | None) -> Iterator["Image.
     where = where or (os.fspath(file) if isinstance(file, str | Path) else "the image")
     condition = f"must have at most {LIMIT_PIXELS // 10**6} megapixels to be decoded"
     too_large = UserError(condition, argument=where, hint="scale it down")
+    if isinstance(file, str | Path) and is_broken(file):
+        hint = "put the file back, or remove the link"
+        raise DamagedFile(f"a link to {os.readlink(file)}, which is not there", argument=where, hint=hint)
     with reading_array(where), _stream(file) as stream:
+        if not stream.read(1):
+            raise DamagedFile("an empty file, of 0 bytes", argument=where, hint="remove it, or fetch it again")
+        stream.seek(0)
         try:
             image = Image.open(stream, formats=FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -34,6 +34,21 @@ class Npz(ArrayFormat):
             return None
 
 
+def other_labels(path: Path) -> str | None:
+    """What an npz holds as labels that are no class numbers, such as `y holds texts`; None where it has no labels."""
+    words = {"O": "Python objects", "U": "texts", "S": "texts", "f": "numbers with fractions, or NaN"}
+    with reading_array(path), zipfile.ZipFile(path) as archive:
+        key = next((key for key in LABEL_KEYS if f"{key}.npy" in archive.namelist()), None)
+        if key is None:
+            return None
+        with archive.open(f"{key}.npy") as file:
+            version = np.lib.format.read_magic(file)
+            first = version == (1, 0)
+            read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+            dtype = read(file)[2]
+    return f"{key} holds {words.get(dtype.kind, f'values of type {dtype}')}"
+
+
 def read_npz(path: Path, keys: Sequence[str], *, required: bool = True) -> np.ndarray | None:
     """The first of `keys` that an npz holds; if required, its only array will do, and none is an error."""
     with reading_array(path), zipfile.ZipFile(path) as archive:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError, row_from_zero
+from thalweg.core.errors import DamagedFile, UserError, row_from_zero
 from thalweg.data.file_digests import FileDigests
 from thalweg.data.formats.base import reading_table
 from thalweg.data.formats.images import decode, probe
@@ -63,6 +63,7 @@ class EncodedImageRows(StoredRows):
     def _decoded(self, data: bytes, row: int) -> np.ndarray:
         channels, height, width = self.shape[1:]
         try:
+            self._require_there(data, row)
             pixels = decode(io.BytesIO(data), channels=channels, size=self.size, where=self._name(row))
         except UserError as error:
             raise error.replace(skippable=True) from error
@@ -70,6 +71,11 @@ class EncodedImageRows(StoredRows):
             what = f"is {pixels.shape[2]} x {pixels.shape[1]} pixels, the others are {width} x {height}"
             raise UserError(what, argument=self._name(row), hint="resize it")
         return pixels
+
+    def _require_there(self, data: bytes, row: int) -> None:
+        if not data:
+            hint = "fill or drop the row"
+            raise DamagedFile("missing or empty, where an image was wanted", argument=self._name(row), hint=hint)
 
     def _name(self, row: int) -> str:
         return f"{self.where}, {row_from_zero(row)}"
@@ -79,6 +85,7 @@ class EncodedImageRows(StoredRows):
         rows, widths, heights, greys = array("q"), array("I"), array("I"), array("b")
         for row, data in enumerate(self.all_bytes()):
             try:
+                self._require_there(data, row)
                 header = probe(io.BytesIO(data), where=self._name(row))
                 if self.skip_bad:  # what lies behind a header is known by decoding it
                     decode(io.BytesIO(data), where=self._name(row))
@@ -135,6 +142,7 @@ class ParquetImageRows(EncodedImageRows):
         wanted: tuple[int, ...] | None = None,
     ):
         place = files[0] if len(files) == 1 else files[0].parent
+        require_rows(files)
         self.files, self.column = FileDigests(files, place), column
         where = f"{place}, column {column!r}"
         self._groups = RowGroups(files, [column], 1, lambda table, _: bytes_in(table[column], where))
@@ -166,6 +174,18 @@ def parquet_files(path: Path) -> list[Path]:
         found = (file for file in path.iterdir() if file.suffix.lower() in Parquet.suffixes)
         return sorted(file for file in found if not file.name.startswith("."))
     return [path] if path.is_file() and path.suffix.lower() in Parquet.suffixes else []
+
+
+def require_rows(files: Sequence[Path]) -> None:
+    """UserError where Parquet files hold no row between them."""
+    from pyarrow import parquet
+
+    for file in files:
+        with reading_table(file):
+            if parquet.read_metadata(file).num_rows:
+                return
+    where = files[0] if len(files) == 1 else files[0].parent
+    raise UserError("has no rows", argument=str(where), hint="give Parquet with one row or more")
 
 
 def image_column(file: Path, column: str | None = None) -> str:

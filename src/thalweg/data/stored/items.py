@@ -1,13 +1,14 @@
 """A map-style data set of torch whose items are read when a step needs them."""
 
 import hashlib
+from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from thalweg.core.errors import UserError, one_line
+from thalweg.core.errors import UserError, kind_of, one_line
 from thalweg.data.stored.checks import ContentCheck
 from thalweg.data.stored_rows import StoredRows
 from thalweg.data.validate import arrange, as_floats, as_tensor
@@ -83,4 +84,7 @@ def row_of(data: Any, i: int, where: str) -> tuple[Tensor, Any]:
     row, label = item if is_pair(item) else (item, None)
     if isinstance(row, tuple) and len(row) == 1:  # as of TensorDataset(x)
         row = row[0]
+    if row is None or isinstance(row, Mapping | str | bytes):
+        hint = "give tensors, or pairs (x, label)"
+        raise UserError(f"must be numbers, and is {kind_of(row)}", argument=f"{where}[{i}]", hint=hint)
     return as_tensor(row, where=f"{where}[{i}]"), label

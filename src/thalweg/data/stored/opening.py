@@ -14,7 +14,7 @@ from thalweg.data.formats.parquet import Parquet
 from thalweg.data.labelled_tables import classes
 from thalweg.data.options import DataOptions
 from thalweg.data.sets.base import RawData
-from thalweg.data.stored.encoded_images import EncodedImageRows, ParquetImageRows, parquet_files
+from thalweg.data.stored.encoded_images import EncodedImageRows, ParquetImageRows, parquet_files, require_rows
 from thalweg.data.stored.npy import NpyRows, npy_header
 from thalweg.data.stored.parquet_table import ParquetTableRows
 from thalweg.data.tables import open_table
@@ -65,6 +65,7 @@ def _images(files: Sequence[Path], path: Path, options: DataOptions) -> RawData:
     assert options.column is not None  # asked by the caller
     for file in files:
         open_table(file).require([name for name in (options.column, options.labels) if name is not None])
+    require_rows(files)
     labels, names = column_labels(files, options.labels)
     x = ParquetImageRows(files, options.column, size=options.size, skip_bad=options.skip_bad)
     return images_data(x, labels, names, f"{path}, column {options.column}")._replace(files=x.files)
