@@ -380,6 +380,7 @@ def test_a_folder_of_other_files_is_no_place_for_a_run(tmp_path, no_data):
     """Mutant: what a killed start leaves refused too; here the data are asked for, which there are not."""
     (tmp_path / "run" / "monitor").mkdir(parents=True)
     (tmp_path / "run" / ".thalweg-new-00000000-0123456789abcdef-config.json").touch()
+    (tmp_path / "run" / "slurm-17.out").touch()
     with pytest.raises(pytest.fail.Exception, match="the data were read first"):
         run(tmp_path / "run")
     (tmp_path / "run" / "notes.txt").touch()

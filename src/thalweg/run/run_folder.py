@@ -15,6 +15,7 @@ except ImportError:  # Windows
 
 from thalweg.core.errors import UserError
 
+LOGS = (".log", ".out", ".err")  # that a shell or a scheduler begins before the run
 ANOTHER = "name another folder with -o"
 
 
@@ -48,10 +49,11 @@ class RunFolder:
         self.before = {name for name in self.names if os.path.lexists(folder / name)}
 
     def foreign(self) -> list[str]:
-        """What lies in the folder, sorted, that no run writes; what is hidden does not count."""
+        """What lies in the folder, sorted, that no run writes; what is hidden, and a log of the run, do not count."""
         if not self.names or not self.folder.is_dir():
             return []
-        return sorted(name for name in os.listdir(self.folder) if name not in self.names and not name.startswith("."))
+        others = [name for name in os.listdir(self.folder) if name not in self.names]
+        return sorted(name for name in others if not name.startswith(".") and not name.endswith(LOGS))
 
     def _probe(self) -> None:
         try:
