@@ -133,7 +133,7 @@ def read_rows(
         found = _read_pictures(path, shape, size, WHITE if bounded else BLACK, skip_bad)
         return _checked(found, str(path), shape, finite, bounded, None)
     not_finite = _NotFinite() if skip_bad and finite else None
-    return _checked(Rows(_read_array(path, shape)), str(path), shape, finite, bounded, not_finite)
+    return _checked(Rows(_read_array(path, shape, bounded)), str(path), shape, finite, bounded, not_finite)
 
 
 class _NotFinite(NamedTuple):
@@ -210,12 +210,12 @@ def _read_packed(
     return Rows(x, numbers=found.kept, left_out=found.left_out)
 
 
-def _read_array(path: Path, shape: tuple[int, ...] | None) -> Tensor:
+def _read_array(path: Path, shape: tuple[int, ...] | None, bounded: bool) -> Tensor:
     """Pixels uint8 or float32, rows float32 or float64; what is what is told by the axes, or by `shape`."""
     _require_there(path)
     with reading_array(path):
         array = _read(path, shape)
-    return rows_of(array, shape, str(path))
+    return rows_of(array, shape, str(path), bounded=bounded)
 
 
 def _require_there(path: Path) -> None:
@@ -224,14 +224,18 @@ def _require_there(path: Path) -> None:
         raise UserError("no such file or folder", argument=str(path), hint=hint)
 
 
-def rows_of(array: np.ndarray, shape: tuple[int, ...] | None, where: str) -> Tensor:
-    """An array as a file holds it, as pixels uint8 or float32, or rows float32 or float64, not yet checked further."""
+def rows_of(array: np.ndarray, shape: tuple[int, ...] | None, where: str, *, bounded: bool = True) -> Tensor:
+    """An array as a file holds it, as pixels uint8 or float32, or rows float32 or float64, not yet checked further.
+
+    `bounded`: whether pixels beyond 255 are refused here.
+    """
     check_dtype(array.dtype, where)
     if array.ndim == 0:
         what = "must be rows (N, D) or images (N, H, W) or (N, C, H, W); it is a single number"
         raise UserError(what, argument=where)
     if (array.ndim > 2 or (shape is not None and len(shape) == 3)) and array.dtype != np.uint8:
-        refuse_deep(array, where)
+        if bounded:
+            refuse_deep(array, where)
         with np.errstate(over="ignore"):  # an overflow is reported as infinity, with its row
             return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
     wide = array.dtype.kind == "f" and array.dtype.itemsize > 8

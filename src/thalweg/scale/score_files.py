@@ -140,10 +140,11 @@ def _plan(scorer: Scorer, data: str, out: str, block_rows: int | None) -> tuple[
     for address in found:
         if absolute(address).startswith(home):
             raise UserError(f"must not hold the input {address}", argument=out, hint="name another folder")
-        source = source_of(address, absolute(address), header=scorer.options.header, known=scorer.known)
+        sources.append(source_of(address, absolute(address), header=scorer.options.header, known=scorer.known))
+    if any(source.names for source in sources):
+        require_dropped(scorer.options.drop, sources, data)
+    for source in sources:
         scorer.check(source)
-        sources.append(source)
-    require_dropped(scorer.options.drop, sources, data)
     if scorer.options.header is not None and not any(source.is_text for source in sources):
         raise UserError("has no effect without a CSV", argument="--header", hint="leave it out")
     rows = scorer.default_block if block_rows is None else block_rows

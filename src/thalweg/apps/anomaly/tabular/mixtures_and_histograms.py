@@ -70,7 +70,7 @@ class Mixture:
         z, logs = out.new_empty(size + TOGETHER, k * d, dtype=kind), out.new_empty(ROWS + TOGETHER, k, dtype=kind)
         for first, last in blocks(len(y), ROWS):
             part = torch.zeros(max(last - first, TOGETHER), d, dtype=kind, device=device)
-            part[: last - first] = torch.from_numpy(y[first:last])
+            part[: last - first] = torch.from_numpy(y[first:last]).to(device)
             for at, end in blocks(len(part), size):
                 white = torch.addmm(shift, part[at:end], whiten, out=z[: end - at])
                 _squares(white.view(-1, k, d), logs[at:end])
