@@ -23,6 +23,7 @@ from thalweg.serve.safety.observed import ID, OTHER
 
 BEHIND = 64  # requests that may wait for the loop: it takes some .2 ms to read and answer one
 ROWS = 128  # that wait for the engine, from which it has enough to do, and
+ENOUGH = 64  # the same
 FEW = 12  # requests may wait for the loop, so that refusals wait little; the same where
 LASTING = 0.05  # seconds have passed since requests began to be refused, with no gap as long: it is no burst
 SCORES = {b"/v1/score": "/v1/score"}  # paths that are asked of the engine, and their routes
@@ -84,7 +85,7 @@ class Overload:
         """Whether as many requests as may be wait for the loop."""
         if self.behind < FEW:
             return False
-        return self.behind >= BEHIND or self.engine.rows() >= ROWS or self._lasts()
+        return self.behind >= min(BEHIND, (ENOUGH if self._lasts() else ROWS) - self.engine.rows())
 
     def _lasts(self) -> bool:
         """Whether requests have been refused for some time, up to now."""
