@@ -40,10 +40,10 @@ def finish(config: dict[str, Any], energy: nn.Module, data: Dataset, sampler: Sa
         law = start_law_of(trainer.update.objective, state.objective, data.energy_shape)
         bundle = calibrated(config, energy, data, sampler, folder, law)
         held_out, prior = bundle.held_out_energies, bundle.mixture_prior
+        some = data.alphabet.decode(some_rows(data.train, EXAMPLES)) if data.alphabet is not None else []
+        # before the bundle, whose manifest says that the run is complete: a kill between them must not lose the card
+        store.write_bytes(folder / "card.md", card(bundle.config, some).encode("utf-8", "backslashreplace"))
         write_bundle(folder, bundle.config, energy.state_dict(), held_out, prior)
-    config = bundle.config
-    some = data.alphabet.decode(some_rows(data.train, EXAMPLES)) if data.alphabet is not None else []
-    store.write_bytes(folder / "card.md", card(config, some).encode("utf-8", "backslashreplace"))
 
 
 def training_facts(state: TrainState, data_wait: float | None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from thalweg.scale.worker import Failure, Job, QValues, Worker, one_thread
 
 MAX_DEATHS = 5  # of workers at one block: then it is the block
 STARTS = 3
+PATIENCE = 10.0  # seconds without a result, after which it is asked whether any node lives
 OBJECT_STORE = 80 << 20  # bytes: blocks are numbers of rows, and results are a few words
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
@@ -126,7 +127,10 @@ class RayEngine:
             while free and waiting:
                 actor, block = free.popleft(), waiting.popleft()
                 busy[actor.do.remote(block, shared)] = actor, block
-            for done in ray.wait([*busy], num_returns=1)[0]:
+            ready = ray.wait([*busy], num_returns=1, timeout=PATIENCE)[0]
+            if not ready and not any(node["Alive"] for node in ray.nodes()):
+                raise ThalwegError("Ray: no node of it is left; give the same command again, which goes on")
+            for done in ready:
                 actor, block = busy.pop(done)
                 try:
                     failure = ray.get(done)

@@ -22,10 +22,10 @@ from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
 
 BEHIND = 64  # requests that may wait for the loop: it takes some .2 ms to read and answer one
-ROWS = 128  # that wait for the engine, from which it has enough to do, and
-ENOUGH = 64  # the same
-FEW = 12  # requests may wait for the loop, so that refusals wait little; the same where
-LASTING = 0.05  # seconds have passed since requests began to be refused, with no gap as long: it is no burst
+ROWS = 128  # that wait for the loop and the engine, with which the engine has enough to do, and
+ENOUGH = 32  # where requests have been refused for
+LASTING = 0.05  # seconds, with no gap as long: it is no burst, and refusals shall come soon
+FEW = 12  # requests may always wait for the loop
 SCORES = {b"/v1/score": "/v1/score"}  # paths that are asked of the engine, and their routes
 STATUS = b"HTTP/1.1 429 Too Many Requests\r\n"
 AGAIN = 0.002  # seconds for which the engine's refusal stands: it computes no call in less under such a load
