@@ -3,12 +3,11 @@
 import asyncio
 import json
 import socket
-from types import SimpleNamespace
 
 import pytest
 
 from thalweg.serve.app import create_app
-from thalweg.serve.overload import AGAIN, BEHIND, ENOUGH, FEW, LASTING, ROWS
+from thalweg.serve.overload import AGAIN, BEHIND, FEW, ROWS
 from thalweg.serve.protocol import Protocol, whole_post
 from thalweg.serve.server import Server
 from thalweg.serve.settings import ServeSettings
@@ -180,33 +179,6 @@ def test_what_waits_for_the_loop_is_counted(rows, most):
                 await asyncio.sleep(0.001)
         statuses = [int(wire.data.split()[1]) for wire in wires]
         assert statuses == [200] * most + [429] * (BEHIND + 10 - most)
-
-    loaded(run)
-
-
-def test_fewer_are_let_in_while_refusals_go_on(monkeypatch):
-    """Refusals without a gap lower the bound, and more where rows wait; a gap raises it again."""
-
-    async def run(service):
-        now, rows = [100.0], [0]
-        monkeypatch.setattr("thalweg.serve.overload.time", SimpleNamespace(perf_counter=lambda: now[0]))
-        overload, service.engine.rows = service.overload, lambda: rows[0]
-
-        def refused(behind, seconds):
-            now[0] += seconds
-            overload.behind = behind
-            return overload.refusal(b"/v1/score", []) is not None
-
-        assert not refused(BEHIND - 1, 0.0)
-        assert refused(BEHIND, 0.0)
-        assert not refused(BEHIND - 1, 0.9 * LASTING)
-        assert refused(BEHIND, 0.0)
-        assert refused(ENOUGH, 0.9 * LASTING)
-        assert not refused(ENOUGH - 1, 0.0)
-        rows[0] = ENOUGH
-        assert refused(FEW, 0.5 * LASTING)
-        assert not refused(FEW - 1, 0.5 * LASTING)
-        assert not refused(BEHIND - 1, 1.1 * LASTING)
 
     loaded(run)
 

@@ -3,8 +3,8 @@
 A request that is admitted waits for the event loop, then for the engine. Neither wait may grow, and an answer by the
 framework that refuses costs the loop nearly as much as one that scores. So the protocol asks here as soon as a head is
 read. A request is refused where as many wait for the loop as it gets through in some hundredths of a second, or where
-the engine would refuse a row of the only model now. Many at once may be a burst; while refusals go on, or the engine
-has enough to do, the loop takes fewer at a time, so that a refusal comes soon.
+the engine would refuse a row of the only model now. Where the engine has enough to do, the loop takes few at a
+time, so that a refusal comes soon.
 """
 
 import time
@@ -22,10 +22,8 @@ from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
 
 BEHIND = 64  # requests that may wait for the loop: it takes some .2 ms to read and answer one
-ROWS = 128  # that wait for the loop and the engine, with which the engine has enough to do, and
-ENOUGH = 32  # where requests have been refused for
-LASTING = 0.05  # seconds, with no gap as long: it is no burst, and refusals shall come soon
-FEW = 12  # requests may always wait for the loop
+ROWS = 128  # that wait for the engine, from which it has enough to do, and
+FEW = 12  # requests may wait for the loop, so that refusals wait little
 SCORES = {b"/v1/score": "/v1/score"}  # paths that are asked of the engine, and their routes
 STATUS = b"HTTP/1.1 429 Too Many Requests\r\n"
 AGAIN = 0.002  # seconds for which the engine's refusal stands: it computes no call in less under such a load
@@ -45,7 +43,6 @@ class Overload:
         self.engine, self.metrics = engine, metrics
         self.only = next(iter(engine.models)) if len(engine.models) == 1 else None
         self.behind = 0  # requests that were admitted and that the loop has not started
-        self._since = self._last = 0.0  # when requests began to be refused, and when one was last
         self._full: tuple[float, float] = 0.0, 0.0  # until when the engine counts as full, and when to come again
 
     def request_admitted(self) -> None:
@@ -72,10 +69,6 @@ class Overload:
         wait = 1.0 if self._behind() else self._wait(path)
         if wait is None:
             return None
-        now = time.perf_counter()
-        if now - self._last > LASTING:
-            self._since = now
-        self._last = now
         self.metrics.rejected("full")
         self.metrics.request(SCORES.get(path, OTHER), 429, 0.0)
         own, body = refusal_of(max(1, round(wait)), path.startswith(b"/v2"))
@@ -83,14 +76,7 @@ class Overload:
 
     def _behind(self) -> bool:
         """Whether as many requests as may be wait for the loop."""
-        if self.behind < FEW:
-            return False
-        return self.behind >= min(BEHIND, (ENOUGH if self._lasts() else ROWS) - self.engine.rows())
-
-    def _lasts(self) -> bool:
-        """Whether requests have been refused for some time, up to now."""
-        now = time.perf_counter()
-        return now - self._last <= LASTING < now - self._since
+        return self.behind >= (FEW if self.engine.rows() >= ROWS else BEHIND)
 
     def _wait(self, path: bytes) -> float | None:
         """Seconds after which to ask the engine again, where it would refuse a row now."""
