@@ -94,7 +94,7 @@ class ReadsTables(Protocol):
         ...
 
     @property
-    def no_gaps(self) -> str | None:
+    def why_no_gaps(self) -> str | None:
         """Why no value may be missing, and what mends it; None where values may be missing."""
         ...
 

@@ -69,7 +69,7 @@ class ServedBundle:
         return self.bundle.layout.ignored
 
     @property
-    def no_gaps(self) -> str | None:
+    def why_no_gaps(self) -> str | None:
         return NO_GAPS
 
     @property

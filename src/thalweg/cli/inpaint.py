@@ -176,7 +176,7 @@ def _check_out(out: Path, files: tuple[str, ...], *inputs: Path | None) -> None:
         console.writable(out, files)
         return
     console.refuse_overwrite(out, *(path.parent for path in inputs if path is not None and path.is_file()))
-    if out.suffix or out == Path() or not new_folder.is_free(out):
+    if out.suffix or out == Path() or not new_folder.is_new_or_empty(out):
         text = "must be a .png, an .npy, or a folder that is empty or does not exist yet"
         raise UserError(text, argument=str(out))
     new_folder.require_writable(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 from thalweg.cli import console
 
 
-def is_free(out: Path) -> bool:
+def is_new_or_empty(out: Path) -> bool:
     """Whether a path is free for a folder: nothing, or a folder with nothing but what a killed process left."""
     from thalweg.core.temporary import is_temporary
 

@@ -217,7 +217,7 @@ def _require_out(out: Path) -> None:
     if out.suffix.lower() == ".npy":
         console.writable(out, (".npy",))
         return
-    if out.suffix or not new_folder.is_free(out):
+    if out.suffix or not new_folder.is_new_or_empty(out):
         raise UserError("must be a .npy file, or a folder that is empty or does not exist yet", argument=str(out))
     new_folder.require_writable(out)
 

@@ -30,7 +30,7 @@ class BadRows:
             raise error.replace(skippable=True)
         self.reasons.setdefault(row, reason)
 
-    def good(self, first: int, rows: int) -> np.ndarray:
+    def usable(self, first: int, rows: int) -> np.ndarray:
         """Which of the rows first, first + 1, … of the file have no fault, (rows,)."""
         good = np.ones(rows, bool)
         good[[row - first for row in self.reasons]] = False
@@ -54,7 +54,7 @@ class LeftOutRows(NamedTuple):
         found = sorted(reasons)
         return cls(len(found), tuple(found[:NAMED]))
 
-    def and_then(self, later: "LeftOutRows") -> "LeftOutRows":
+    def followed_by(self, later: "LeftOutRows") -> "LeftOutRows":
         """These and some that come later in the file."""
         return LeftOutRows(self.num + later.num, (*self.first, *later.first)[:NAMED])
 

@@ -270,7 +270,7 @@ def _unused(run_folder: RunFolder) -> None:
     if left:
         text, path = "must not be there yet, as a run writes its own", run_folder.folder / left[0]
         raise UserError(text, argument=str(path), hint="move it away, or name another folder")
-    if foreign := run_folder.foreign():
+    if foreign := run_folder.files_of_others():
         text, path = f"must be new, empty or hold a run, and holds {foreign[0]!r}", run_folder.folder
         raise UserError(text, argument=str(path), hint="name another folder with -o")
 

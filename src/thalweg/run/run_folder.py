@@ -48,7 +48,7 @@ class RunFolder:
                 raise UserError(text, argument=str(path), hint="move it away")
         self.before = {name for name in self.names if os.path.lexists(folder / name)}
 
-    def foreign(self) -> list[str]:
+    def files_of_others(self) -> list[str]:
         """What lies in the folder, sorted, that no run writes; what is hidden, and a log of the run, do not count."""
         if not self.names or not self.folder.is_dir():
             return []

@@ -229,7 +229,7 @@ class EnergyScorer(Scorer):
         numbers = range(block.first, block.first + len(x))
         names = layout.owners or [str(name) for name in source.names]
         check_cells(x, names, source.address, rows=numbers, largest=files.LARGEST, bad_rows=bad)
-        good, singles = bad.good(block.first, len(x)), None if source.is_text else layout.singles(frame)
+        good, singles = bad.usable(block.first, len(x)), None if source.is_text else layout.singles(frame)
         return self._fit(torch.from_numpy(x[good]), source.address, singles) if good.any() else None, good
 
     def _of_array(self, array: np.ndarray, source: Source, block: RowBlock, bad: BadRows) -> tuple[Any, np.ndarray]:
@@ -240,7 +240,7 @@ class EnergyScorer(Scorer):
             for row in (block.first + np.flatnonzero(~finite)).tolist():
                 error = UserError(f"must be finite, and is not in {ROW}", argument=source.address, hint=DROP, row=row)
                 bad.refuse(error, row, NOT_FINITE)
-        good = bad.good(block.first, len(array))
+        good = bad.usable(block.first, len(array))
         if not good.any():
             return None, good
         return self._fit(files.rows_of(array[good], self.bundle.shape, source.address), source.address, None), good
@@ -297,9 +297,9 @@ class TableScorer(Scorer):
         for start in range(0, len(rows), BLOCK_ROWS):
             first, part, bad = block.first + start, rows.slice(start, BLOCK_ROWS), BadRows(skip=self.options.skip_bad)
             scored = self.bundle.detector.score_block(part, first=first, bad_rows=bad, **how)
-            good = bad.good(first, len(part))
+            good = bad.usable(first, len(part))
             tables.append(score_table(scored, first, good))
-            lost = lost.and_then(LeftOutRows.of(bad.reasons.items()))
+            lost = lost.followed_by(LeftOutRows.of(bad.reasons.items()))
             for name, found in self.new_categories(part if good.all() else part.filter(good), source).items():
                 new[name] += found
         return ScoredRows(pa.concat_tables(tables), lost, dict(new))

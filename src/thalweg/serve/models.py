@@ -36,7 +36,7 @@ class ServedModel(NamedTuple):
     """A model under the name that clients call it by.
 
     `columns`: what those of a table hold, one an input. `ignored`: names of columns that a table may have beside them.
-    `no_gaps`: why no value may be missing.
+    `why_no_gaps`: why no value may be missing.
     """
 
     name: str
@@ -47,7 +47,7 @@ class ServedModel(NamedTuple):
     can: tuple[str, ...]
     columns: Columns | None = None
     ignored: frozenset[str] = frozenset()
-    no_gaps: str | None = None
+    why_no_gaps: str | None = None
 
     @property
     def fields(self) -> dict[str, str]:
@@ -120,7 +120,9 @@ def _model(name: str, version: str, servable: Servable) -> ServedModel:
     can = ("score", *(word for word, protocol in CAPABILITIES.items() if isinstance(servable, protocol)))
     found = ServedModel(name, version, servable, tuple(servable.inputs), tuple(servable.outputs), can)
     if isinstance(servable, ReadsTables):
-        found = found._replace(ignored=frozenset(servable.ignored), no_gaps=servable.no_gaps, columns=servable.columns)
+        found = found._replace(
+            ignored=frozenset(servable.ignored), why_no_gaps=servable.why_no_gaps, columns=servable.columns
+        )
     if servable.content != "table" or found.columns is not None:
         return found
     columns = (Column(spec.name, () if spec.datatype == "BYTES" else None) for spec in found.inputs)

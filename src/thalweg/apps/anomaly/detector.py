@@ -220,7 +220,7 @@ class EnergyDetector(OutlierMixin, DetectorInput):
         columns = self.columns_for(names_of(frame), where)
         x = columns.encode(frame, where=where, first=first, parse=parse, bad_rows=bad_rows)
         check_rows(x, columns, where=where, first=first, gaps=self.missing_ == "marginalise", bad_rows=bad_rows)
-        if bad_rows is not None and not (good := bad_rows.good(first, len(x))).all():
+        if bad_rows is not None and not (good := bad_rows.usable(first, len(x))).all():
             frame, x = as_frame(frame, where)[np.flatnonzero(good).tolist()], x[good]
             if not len(x):
                 return ScoredBlock(np.zeros(0), np.zeros(0, int), np.zeros(0), np.zeros(0, bool), [])

@@ -57,7 +57,7 @@ class ServedDetector:
         return {*left_out, *self.bundle.about.get("ignored", ())}
 
     @property
-    def no_gaps(self) -> str | None:
+    def why_no_gaps(self) -> str | None:
         return None if self.detector.missing_ == "marginalise" else NO_GAPS
 
     @property

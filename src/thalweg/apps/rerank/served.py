@@ -50,7 +50,7 @@ class ServedReranker:
         return self.reranker.layout.ignored
 
     @property
-    def no_gaps(self) -> str | None:
+    def why_no_gaps(self) -> str | None:
         return NO_GAPS
 
     @property

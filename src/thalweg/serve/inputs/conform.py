@@ -97,9 +97,9 @@ def check_values(
     """
     image = model.servable.content == "image"
     for name, value in rows.items():
-        if value.dtype.kind == "O" and model.no_gaps is not None:
+        if value.dtype.kind == "O" and model.why_no_gaps is not None:
             _refuse_first(
-                np.array([text is None for text in value.flat]), "must have a value", name, row_name, model.no_gaps
+                np.array([text is None for text in value.flat]), "must have a value", name, row_name, model.why_no_gaps
             )
         if value.dtype.kind != "f" or (not image and np.isfinite(value).all()):
             continue
@@ -107,8 +107,8 @@ def check_values(
         if image and not (low >= 0 and high <= 1):
             raise unusable("must be pixels in [0, 1], or uint8 in 0..255 where the format has them", name)
         _refuse_first(np.isinf(value), "must hold a finite number", name, row_name)
-        if model.no_gaps is not None:
-            _refuse_first(np.isnan(value), "must have a value", name, row_name, model.no_gaps)
+        if model.why_no_gaps is not None:
+            _refuse_first(np.isnan(value), "must have a value", name, row_name, model.why_no_gaps)
     return rows
 
 

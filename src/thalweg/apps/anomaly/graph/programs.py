@@ -61,7 +61,8 @@ def spans(detector: EnergyDetector, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     energy = detector.energy_
     assert isinstance(energy, TabularEnergy)
     x = energy._checked(x)
-    parts, rooms = energy._parts(x), energy.rounding(x)
+    parts = energy._parts(x)
+    rooms = energy.rounding(x, parts)
     found = [energy._fuse({name: u + sign * rooms[name] for name, u in parts.items()}) for sign in (-1, 1)]
     return found[0], found[1]
 

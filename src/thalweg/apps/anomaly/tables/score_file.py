@@ -139,12 +139,12 @@ def _score(
             bad = BadRows(skip=skip_bad)
             block = detector.score_block(frame, first=first, bad_rows=bad, **how)
             np.add.at(counts, block.rank, 1)
-            good = bad.good(first, len(frame))
+            good = bad.usable(first, len(frame))
             scored = frame if good.all() else frame.filter(good)
             for name, found in count_new(columns, scored, where, parse=table.is_text).items():
                 new[name] += found
             stream.write_table(score_table(block, first, good))
-            first, lost = first + len(frame), lost.and_then(LeftOutRows.of(bad.reasons.items()))
+            first, lost = first + len(frame), lost.followed_by(LeftOutRows.of(bad.reasons.items()))
     if not first:
         raise UserError("must hold one row or more", argument=where)
     if lost.num == first:

@@ -57,13 +57,13 @@ class Mixture:
         )
 
     @cached_property
-    def near(self) -> bool:
+    def means_are_near(self) -> bool:
         """Whether means lie so near the origin that float32 keeps the energies of normal rows to 1e-5 nats."""
         return bool(np.abs(self.means).max() < NEAR)
 
     def __call__(self, y: np.ndarray, device: torch.device = CPU, *, single: bool = False) -> np.ndarray:
-        """(B,) nats. `single`: by products in float32, where means are `near`; else in float64."""
-        kind = torch.float32 if single and self.near else torch.float64
+        """(B,) nats. `single`: by products in float32, where `means_are_near`; else in float64."""
+        kind = torch.float32 if single and self.means_are_near else torch.float64
         whiten, shift, constants = (part.to(device) for part in self._products)
         whiten, shift, (k, d) = whiten.to(kind), shift.to(kind), self.means.shape
         out, size = torch.empty(len(y), dtype=torch.float64, device=device), max(16, ENTRIES // len(shift))

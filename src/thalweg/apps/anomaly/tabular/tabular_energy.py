@@ -256,12 +256,12 @@ class TabularEnergy:
         out |= {f"{name}.mixture": u for name, u in mixed.items()}
         return {name: out[name] for name in self.scales_} if self.scales_ else out
 
-    def rounding(self, x: np.ndarray) -> dict[str, np.ndarray]:
+    def rounding(self, x: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """By part, how far rounding may put its energies off, (B,) nats, of rows that `_checked` gives.
 
         At least `SINGLE` of an energy. Where a row lies many noise widths from the middle, float32 gives more.
         """
-        parts, unit = self._parts(x), self.noises_["standard"]
+        unit = self.noises_["standard"]
         rooms = {name: SINGLE * np.maximum(np.abs(u), 1.0) for name, u in parts.items()}
         rooms["distance"] *= 10 * unit
         for name, kernel in self.kernels_.items():
