@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from thalweg.serve.app import create_app
-from thalweg.serve.overload import AGAIN, BEHIND, FEW, ROWS
+from thalweg.serve.overload import AGAIN, BEHIND, SHARE
 from thalweg.serve.protocol import Protocol, whole_post
 from thalweg.serve.server import Server
 from thalweg.serve.settings import ServeSettings
@@ -161,24 +161,29 @@ def test_a_full_engine_refuses_scores_alone():
     loaded(run)
 
 
-@pytest.mark.parametrize(("rows", "most"), [(0, BEHIND), (ROWS, FEW)])
-def test_what_waits_for_the_loop_is_counted(rows, most):
+@pytest.mark.parametrize("refused", [0, 3 * SHARE * BEHIND])
+def test_what_waits_for_the_loop_is_counted(refused):
     """Many connections ask in one turn of the loop: those beyond the bound are refused, the others are scored.
 
-    Fewer are let in where many rows wait for the engine.
+    After a turn that refused far more than that, as in a storm, more are let in.
     """
 
     async def run(service):
-        data, wires = request(BODY), []
-        service.engine.rows = lambda: rows
-        for _ in range(BEHIND + 10):
-            wires.append(Wire())
-            service.connection(wires[-1]).data_received(data)
+        data, most = request(BODY), 3 * BEHIND if refused else BEHIND
+        if refused:
+            service.behind()
+            for _ in range(refused):
+                assert service.overload.refusal(b"/v1/score", []) is not None
+            service.overload.behind = 1
+            service.overload.request_started()  # a new turn
+        wires = [Wire() for _ in range(most + 10)]
+        for wire in wires:
+            service.connection(wire).data_received(data)
         async with asyncio.timeout(20):
             while not all(complete(wire.data) for wire in wires):
                 await asyncio.sleep(0.001)
         statuses = [int(wire.data.split()[1]) for wire in wires]
-        assert statuses == [200] * most + [429] * (BEHIND + 10 - most)
+        assert statuses == [200] * most + [429] * 10
 
     loaded(run)
 

@@ -2,9 +2,8 @@
 
 A request that is admitted waits for the event loop, then for the engine. Neither wait may grow, and an answer by the
 framework that refuses costs the loop nearly as much as one that scores. So the protocol asks here as soon as a head is
-read. A request is refused where as many wait for the loop as it gets through in some hundredths of a second, or where
-the engine would refuse a row of the only model now. Where the engine has enough to do, the loop takes few at a
-time, so that a refusal comes soon.
+read. A request is refused where as many wait for the loop as it gets through in a hundredth of a second, or where the
+engine would refuse a row of the only model now.
 """
 
 import time
@@ -21,9 +20,8 @@ from thalweg.serve.metrics import Metrics
 from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
 
-BEHIND = 64  # requests that may wait for the loop: it takes some .2 ms to read and answer one
-ROWS = 128  # that wait for the engine, from which it has enough to do, and
-FEW = 12  # requests may wait for the loop, so that refusals wait little
+BEHIND = 32  # requests that may wait for the loop, which takes some .2 ms to read and answer one: refusals wait little
+SHARE = 7  # refusals cost what one answer does. In a storm they would leave answers no time, so that more may wait
 SCORES = {b"/v1/score": "/v1/score"}  # paths that are asked of the engine, and their routes
 STATUS = b"HTTP/1.1 429 Too Many Requests\r\n"
 AGAIN = 0.002  # seconds for which the engine's refusal stands: it computes no call in less under such a load
@@ -43,6 +41,7 @@ class Overload:
         self.engine, self.metrics = engine, metrics
         self.only = next(iter(engine.models)) if len(engine.models) == 1 else None
         self.behind = 0  # requests that were admitted and that the loop has not started
+        self._refused = self._refused_before = 0  # in this turn of the loop, and in the one before
         self._full: tuple[float, float] = 0.0, 0.0  # until when the engine counts as full, and when to come again
 
     def request_admitted(self) -> None:
@@ -50,8 +49,10 @@ class Overload:
         self.behind += 1
 
     def request_started(self) -> None:
-        """The loop has started one."""
+        """The loop has started one, in a new turn."""
         self.behind -= 1
+        if self._refused:
+            self._refused_before, self._refused = self._refused, 0
 
     def may_refuse(self) -> bool:
         """Whether something was refused just now, or would be: worth a look at a request before it is parsed."""
@@ -69,6 +70,7 @@ class Overload:
         wait = 1.0 if self._behind() else self._wait(path)
         if wait is None:
             return None
+        self._refused += 1
         self.metrics.rejected("full")
         self.metrics.request(SCORES.get(path, OTHER), 429, 0.0)
         own, body = refusal_of(max(1, round(wait)), path.startswith(b"/v2"))
@@ -76,7 +78,7 @@ class Overload:
 
     def _behind(self) -> bool:
         """Whether as many requests as may be wait for the loop."""
-        return self.behind >= (FEW if self.engine.rows() >= ROWS else BEHIND)
+        return self.behind >= max(BEHIND, self._refused_before // SHARE)
 
     def _wait(self, path: bytes) -> float | None:
         """Seconds after which to ask the engine again, where it would refuse a row now."""
