@@ -21,7 +21,8 @@ from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
 
 BEHIND = 32  # requests that may wait for the loop, which takes some .2 ms to read and answer one: refusals wait little
-SHARE = 7  # refusals cost what one answer does. In a storm they would leave answers no time, so that more may wait
+MANY = 400  # refusals of a turn, from which they would leave answers no time, so that more may wait:
+SHARE = 7  # that many cost what one answer does
 SCORES = {b"/v1/score": "/v1/score"}  # paths that are asked of the engine, and their routes
 STATUS = b"HTTP/1.1 429 Too Many Requests\r\n"
 AGAIN = 0.002  # seconds for which the engine's refusal stands: it computes no call in less under such a load
@@ -78,7 +79,7 @@ class Overload:
 
     def _behind(self) -> bool:
         """Whether as many requests as may be wait for the loop."""
-        return self.behind >= max(BEHIND, self._refused_before // SHARE)
+        return self.behind >= (BEHIND if self._refused_before < MANY else max(BEHIND, self._refused_before // SHARE))
 
     def _wait(self, path: bytes) -> float | None:
         """Seconds after which to ask the engine again, where it would refuse a row now."""

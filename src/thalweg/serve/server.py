@@ -35,7 +35,7 @@ NOTICE = 1.0  # seconds between a signal and the close, in which load balancers 
 HANDSHAKE = 0.05  # seconds in which connections that have begun come to stand
 FILES = 65_536  # open files that are asked for; a connection is one
 BACKLOG = 2048  # connections that may wait to be accepted
-ACCEPTED = 32  # connections that are accepted in one turn of the loop
+ACCEPTED = 128  # connections that are accepted in one turn of the loop
 
 SWITCH = 0.001  # seconds after which the event loop lets the thread that hands on calls go: it needs little
 

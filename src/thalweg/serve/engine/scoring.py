@@ -12,7 +12,7 @@ import torch
 from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.start import Measured, measured
 
-NICER = 10  # by so much what computes is nicer than the event loop: where processors are short, the loop goes first
+NICER = 3  # by so much what computes is nicer than the event loop: where processors are short, the loop goes first
 NICEST = 19
 
 
