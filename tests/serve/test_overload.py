@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from thalweg.serve.app import create_app
-from thalweg.serve.overload import AGAIN, BEHIND, SHARE
+from thalweg.serve.overload import AFTER, AGAIN, BEHIND, SHARE
 from thalweg.serve.protocol import Protocol, whole_post
 from thalweg.serve.server import Server
 from thalweg.serve.settings import ServeSettings
@@ -161,21 +161,19 @@ def test_a_full_engine_refuses_scores_alone():
     loaded(run)
 
 
-@pytest.mark.parametrize("refused", [0, 3 * SHARE * BEHIND])
-def test_what_waits_for_the_loop_is_counted(refused):
+@pytest.mark.parametrize(("refused", "most"), [(0, BEHIND), (1, AFTER), (3 * SHARE * AFTER, 3 * AFTER)])
+def test_what_waits_for_the_loop_is_counted(refused, most):
     """Many connections ask in one turn of the loop: those beyond the bound are refused, the others are scored.
 
-    After a turn that refused far more than that, as in a storm, more are let in.
+    Fewer are let in after a turn that refused some, and more again where it refused far more than it let in.
     """
 
     async def run(service):
-        data, most = request(BODY), 3 * BEHIND if refused else BEHIND
-        if refused:
-            service.behind()
-            for _ in range(refused):
-                assert service.overload.refusal(b"/v1/score", []) is not None
-            service.overload.behind = 1
-            service.overload.request_started()  # a new turn
+        data = request(BODY)
+        service.behind()
+        for _ in range(refused):
+            assert service.overload.refusal(b"/v1/score", []) is not None
+        service.overload.behind = 0  # a new turn
         wires = [Wire() for _ in range(most + 10)]
         for wire in wires:
             service.connection(wire).data_received(data)

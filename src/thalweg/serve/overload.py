@@ -2,8 +2,9 @@
 
 A request that is admitted waits for the event loop, then for the engine. Neither wait may grow, and an answer by the
 framework that refuses costs the loop nearly as much as one that scores. So the protocol asks here as soon as a head is
-read. A request is refused where as many wait for the loop as it gets through in a hundredth of a second, or where the
-engine would refuse a row of the only model now.
+read. A request is refused where as many wait for the loop as it gets through in some hundredths of a second, or where the
+engine would refuse a row of the only model now. A burst is taken; after a turn that refused, fewer may wait, so that
+refusals come soon.
 """
 
 import time
@@ -20,7 +21,8 @@ from thalweg.serve.metrics import Metrics
 from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
 
-BEHIND = 32  # requests that may wait for the loop, which takes some .2 ms to read and answer one: refusals wait little
+BEHIND = 128  # requests that may wait for the loop, which takes some .2 ms to read and answer one
+AFTER = 32  # the same in the turn after one that refused some
 MANY = 400  # refusals of a turn, from which they would leave answers no time, so that more may wait:
 SHARE = 7  # that many cost what one answer does
 SCORES = {b"/v1/score": "/v1/score"}  # paths that are asked of the engine, and their routes
@@ -46,14 +48,14 @@ class Overload:
         self._full: tuple[float, float] = 0.0, 0.0  # until when the engine counts as full, and when to come again
 
     def request_admitted(self) -> None:
-        """One more request waits for the loop."""
+        """One more request waits for the loop; the first one of a turn, if none did."""
+        if not self.behind:
+            self._refused_before, self._refused = self._refused, 0
         self.behind += 1
 
     def request_started(self) -> None:
-        """The loop has started one, in a new turn."""
+        """The loop has started one."""
         self.behind -= 1
-        if self._refused:
-            self._refused_before, self._refused = self._refused, 0
 
     def may_refuse(self) -> bool:
         """Whether something was refused just now, or would be: worth a look at a request before it is parsed."""
@@ -75,11 +77,12 @@ class Overload:
         self.metrics.rejected("full")
         self.metrics.request(SCORES.get(path, OTHER), 429, 0.0)
         own, body = refusal_of(max(1, round(wait)), path.startswith(b"/v2"))
-        return b"".join((STATUS, *_lines(common), own, new_request_id().encode(), b"\r\n\r\n", body))
+        return b"".join((STATUS, *lines_of(common), own, new_request_id().encode(), b"\r\n\r\n", body))
 
     def _behind(self) -> bool:
         """Whether as many requests as may be wait for the loop."""
-        return self.behind >= (BEHIND if self._refused_before < MANY else max(BEHIND, self._refused_before // SHARE))
+        before = self._refused_before
+        return self.behind >= (BEHIND if not before else AFTER if before < MANY else max(AFTER, before // SHARE))
 
     def _wait(self, path: bytes) -> float | None:
         """Seconds after which to ask the engine again, where it would refuse a row now."""
@@ -101,8 +104,9 @@ def refusal_of(retry_after: int, protocol: bool) -> tuple[bytes, bytes]:
     body = to_json(error.body_for("/v2" if protocol else "/v1"))
     own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     own += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    return b"".join(_lines([*own, *HEADERS, CACHE])) + ID + b": ", body
+    return b"".join(lines_of([*own, *HEADERS, CACHE])) + ID + b": ", body
 
 
-def _lines(pairs: Pairs) -> list[bytes]:
+def lines_of(pairs: Pairs) -> list[bytes]:
+    """Headers as lines of HTTP/1.1."""
     return [name + b": " + value + b"\r\n" for name, value in pairs]

@@ -1,12 +1,12 @@
 """Scores in a process of their own, so that the event loop shares the interpreter with no model.
 
-Where a thread computes, the event loop and torch take the interpreter from each other at each operation and each call of
-the system, which costs a third of the answers. A process has one of its own. It is forked before the service starts, so
-it shares the models' memory. Where a fault of native code or a lack of memory ends it, the service goes on, and another
-takes its place.
+Where a thread computes, the event loop and torch take the interpreter from each other at each operation and each call
+of the system, which costs a third of the answers. A process has one of its own. It is forked before the service starts,
+so it shares the models' memory. Where a fault of native code or a lack of memory ends it, the service goes on, and
+another takes its place.
 
-A process with threads cannot be forked safely, so a third one is forked at the same time, which has none and does nothing
-but fork the process that computes.
+A process with threads cannot be forked safely, so a third one is forked at the same time, which has none and does
+nothing but fork the process that computes.
 """
 
 import logging
