@@ -21,8 +21,8 @@ from thalweg.serve.metrics import Metrics
 from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
 
-BEHIND = 128  # requests that may wait for the loop, which takes some .2 ms to read and answer one
-AFTER = 32  # the same in the turn after one that refused some
+BEHIND = 64  # requests that may wait for the loop, which takes some .2 ms to read and answer one
+AFTER = 16  # the same in the turn after one that refused some
 MANY = 400  # refusals of a turn, from which they would leave answers no time, so that more may wait:
 SHARE = 7  # that many cost what one answer does
 SCORES = {b"/v1/score": "/v1/score"}  # paths that are asked of the engine, and their routes
