@@ -161,7 +161,7 @@ def test_a_full_engine_refuses_scores_alone():
     loaded(run)
 
 
-@pytest.mark.parametrize(("refused", "most"), [(0, BEHIND), (1, AFTER), (3 * SHARE * AFTER, 3 * AFTER)])
+@pytest.mark.parametrize(("refused", "most"), [(0, BEHIND), (1, AFTER), (SHARE * 2 * BEHIND, 2 * BEHIND)])
 def test_what_waits_for_the_loop_is_counted(refused, most):
     """Many connections ask in one turn of the loop: those beyond the bound are refused, the others are scored.
 

@@ -2,9 +2,9 @@
 
 A request that is admitted waits for the event loop, then for the engine. Neither wait may grow, and an answer by the
 framework that refuses costs the loop nearly as much as one that scores. So the protocol asks here as soon as a head is
-read. A request is refused where as many wait for the loop as it gets through in some hundredths of a second, or where the
-engine would refuse a row of the only model now. A burst is taken; after a turn that refused, fewer may wait, so that
-refusals come soon.
+read. A request is refused where as many wait for the loop as it gets through in some hundredths of a second, or where
+the engine would refuse a row of the only model now. A burst is taken; after a turn that refused, fewer may wait, so
+that refusals come soon.
 """
 
 import time
