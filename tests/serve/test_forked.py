@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -130,8 +131,17 @@ def test_the_end_waits_for_no_call_that_hangs():
     assert gone(scoring._pid)
 
 
+def test_no_process_holds_the_address():
+    """Else a service could not be started again while a call hangs."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        scoring = InProcess({"told": Told()}, listener)
+        pids = scoring._pid, scoring.score("told", rows(1), None, 1)["pid"][0]
+        own = os.readlink(f"/proc/self/fd/{listener.fileno()}")
+        assert not any(own in [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()] for pid in pids)
+        scoring.close()
+
+
 def test_no_process_outlives_a_killed_service():
-    """Nor does one keep the address that the service listened on."""
     read, write = os.pipe()
     service = os.fork()
     if not service:

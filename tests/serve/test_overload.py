@@ -220,6 +220,51 @@ def test_an_answer_leaves_in_one_write():
     loaded(run)
 
 
+def test_an_answer_without_messages_is_the_same():
+    """Scores by the short way and by the ordinary one: status, headers and body, and the connection is kept."""
+
+    async def run(service):
+        found = []
+        for path in ("/v1/score", "/v1/score?model=numbers", "/v1/score"):
+            _, body, head = await service.told(request(BODY, path=path))
+            lines = sorted(line for line in head.split(b"\r\n") if not line.startswith((b"x-request-id", b"date")))
+            found.append((lines, body))
+        assert found[0] == found[1] == found[2]
+        assert "extensions" not in service.protocol.cycle.scope
+
+    loaded(run)
+
+
+def test_answers_of_requests_that_follow_each_other_unasked():
+    """Two heads in one read: each is answered, in order, though the second is read before the first has its answer."""
+
+    async def run(service):
+        head = b"HEAD /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        service.protocol.data_received(head + head + request(BODY))
+        async with asyncio.timeout(20):
+            while b"predictions" not in service.wire.data:
+                await asyncio.sleep(0.001)
+        assert service.wire.data.count(b"HTTP/1.1 200 OK\r\n") == 3
+
+    loaded(run)
+
+
+def test_a_score_at_the_end_of_the_service_ends_its_connection():
+    async def run(service):
+        score = service.engine.score
+
+        async def late(*given, **more):
+            found = await score(*given, **more)
+            service.server.app.closing = service.engine._draining = True
+            return found
+
+        service.engine.score = late
+        status, _, head = await service.told(request(BODY))
+        assert (status, b"connection: close" in head) == (200, True)
+
+    loaded(run)
+
+
 def test_a_body_in_tiny_chunks_is_given_up():
     """Chunks of a byte cost the loop microseconds each: 400 once there are many; larger ones are read."""
 
