@@ -274,7 +274,7 @@ def overload(options: argparse.Namespace) -> dict[str, Any]:
         table["storm"] = storm._asdict() | {"goodput / capacity": storm.rate / full.rate}
         print("storm", table["storm"], file=sys.stderr, flush=True)
         row("0.5 x capacity after the storm", open_loop(server, body, 0.5 * full.rate, max(8, seconds / 4), deadline))
-        stall = subprocess.Popen(["sh", "-c", f"sleep 5; kill -USR1 {server.process.pid}"])
+        stall = subprocess.Popen(["sh", "-c", f"sleep 5; kill -USR1 {max(server.pids())}"])
         row("0.8 x capacity, a stall of 5 s after 5 s", open_loop(server, body, 0.8 * full.rate, 25, deadline))
         stall.wait()
         print("p99 by second", table["0.8 x capacity, a stall of 5 s after 5 s"]["by_second"], file=sys.stderr)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-import thalweg.serve.engine.engine as module
+import thalweg.serve.engine.scoring as module
 from thalweg.bundle.servable import TensorSpec
 from thalweg.core.errors import UserError
 from thalweg.serve.engine.cost import Cost

@@ -14,8 +14,8 @@ from thalweg.core.errors import UserError
 from thalweg.serve.engine.cost import Cost, measure
 from thalweg.serve.engine.engine import STUCK, Engine
 from thalweg.serve.engine.rejected import Rejected, WorkerLost
+from thalweg.serve.engine.scoring import NICER
 from thalweg.serve.engine.start import measured
-from thalweg.serve.engine.worker import NICER
 from thalweg.serve.metrics import Metrics
 
 from .engine_fakes import SECONDS, Clock, Sums, busy, cost, counted, counting, row, running, settled

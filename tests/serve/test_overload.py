@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from thalweg.serve.app import create_app
-from thalweg.serve.overload import AGAIN, BEHIND, FEW, ROWS
+from thalweg.serve.overload import AFTER, AGAIN, BEHIND, SHARE
 from thalweg.serve.protocol import Protocol, whole_post
 from thalweg.serve.server import Server
 from thalweg.serve.settings import ServeSettings
@@ -161,24 +161,27 @@ def test_a_full_engine_refuses_scores_alone():
     loaded(run)
 
 
-@pytest.mark.parametrize(("rows", "most"), [(0, BEHIND), (ROWS, FEW)])
-def test_what_waits_for_the_loop_is_counted(rows, most):
+@pytest.mark.parametrize(("refused", "most"), [(0, BEHIND), (1, AFTER), (SHARE * 2 * BEHIND, 2 * BEHIND)])
+def test_what_waits_for_the_loop_is_counted(refused, most):
     """Many connections ask in one turn of the loop: those beyond the bound are refused, the others are scored.
 
-    Fewer are let in where many rows wait for the engine.
+    Fewer are let in after a turn that refused some, and more again where it refused far more than it let in.
     """
 
     async def run(service):
-        data, wires = request(BODY), []
-        service.engine.rows = lambda: rows
-        for _ in range(BEHIND + 10):
-            wires.append(Wire())
-            service.connection(wires[-1]).data_received(data)
+        data = request(BODY)
+        service.behind()
+        for _ in range(refused):
+            assert service.overload.refusal(b"/v1/score", []) is not None
+        service.overload.behind = 0  # a new turn
+        wires = [Wire() for _ in range(most + 10)]
+        for wire in wires:
+            service.connection(wire).data_received(data)
         async with asyncio.timeout(20):
             while not all(complete(wire.data) for wire in wires):
                 await asyncio.sleep(0.001)
         statuses = [int(wire.data.split()[1]) for wire in wires]
-        assert statuses == [200] * most + [429] * (BEHIND + 10 - most)
+        assert statuses == [200] * most + [429] * 10
 
     loaded(run)
 
@@ -213,6 +216,51 @@ def test_an_answer_leaves_in_one_write():
                 while not service.wire.data:
                     await asyncio.sleep(0.001)
             assert service.wire.writes == 1
+
+    loaded(run)
+
+
+def test_an_answer_without_messages_is_the_same():
+    """Scores by the short way and by the ordinary one: status, headers and body, and the connection is kept."""
+
+    async def run(service):
+        found = []
+        for path in ("/v1/score", "/v1/score?model=numbers", "/v1/score"):
+            _, body, head = await service.told(request(BODY, path=path))
+            lines = sorted(line for line in head.split(b"\r\n") if not line.startswith((b"x-request-id", b"date")))
+            found.append((lines, body))
+        assert found[0] == found[1] == found[2]
+        assert "extensions" not in service.protocol.cycle.scope
+
+    loaded(run)
+
+
+def test_answers_of_requests_that_follow_each_other_unasked():
+    """Two heads in one read: each is answered, in order, though the second is read before the first has its answer."""
+
+    async def run(service):
+        head = b"HEAD /livez HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        service.protocol.data_received(head + head + request(BODY))
+        async with asyncio.timeout(20):
+            while b"predictions" not in service.wire.data:
+                await asyncio.sleep(0.001)
+        assert service.wire.data.count(b"HTTP/1.1 200 OK\r\n") == 3
+
+    loaded(run)
+
+
+def test_a_score_at_the_end_of_the_service_ends_its_connection():
+    async def run(service):
+        score = service.engine.score
+
+        async def late(*given, **more):
+            found = await score(*given, **more)
+            service.server.app.closing = service.engine._draining = True
+            return found
+
+        service.engine.score = late
+        status, _, head = await service.told(request(BODY))
+        assert (status, b"connection: close" in head) == (200, True)
 
     loaded(run)
 

@@ -3,8 +3,8 @@
 A request that is admitted waits for the event loop, then for the engine. Neither wait may grow, and an answer by the
 framework that refuses costs the loop nearly as much as one that scores. So the protocol asks here as soon as a head is
 read. A request is refused where as many wait for the loop as it gets through in some hundredths of a second, or where
-the engine would refuse a row of the only model now. Where the engine has enough to do, the loop takes few at a
-time, so that a refusal comes soon.
+the engine would refuse a row of the only model now. A burst is taken; after a turn that refused, fewer may wait, so
+that refusals come soon.
 """
 
 import time
@@ -21,9 +21,10 @@ from thalweg.serve.metrics import Metrics
 from thalweg.serve.safety.headers import CACHE, HEADERS
 from thalweg.serve.safety.observed import ID, OTHER
 
-BEHIND = 64  # requests that may wait for the loop: it takes some .2 ms to read and answer one
-ROWS = 128  # that wait for the engine, from which it has enough to do, and
-FEW = 12  # requests may wait for the loop, so that refusals wait little
+BEHIND = 64  # requests that may wait for the loop, which takes some .2 ms to read and answer one
+AFTER = 16  # the same in the turn after one that refused some
+MANY = 400  # refusals of a turn, from which they would leave answers no time, so that more may wait:
+SHARE = 7  # that many cost what one answer does
 SCORES = {b"/v1/score": "/v1/score"}  # paths that are asked of the engine, and their routes
 STATUS = b"HTTP/1.1 429 Too Many Requests\r\n"
 AGAIN = 0.002  # seconds for which the engine's refusal stands: it computes no call in less under such a load
@@ -43,10 +44,13 @@ class Overload:
         self.engine, self.metrics = engine, metrics
         self.only = next(iter(engine.models)) if len(engine.models) == 1 else None
         self.behind = 0  # requests that were admitted and that the loop has not started
+        self._refused = self._refused_before = 0  # in this turn of the loop, and in the one before
         self._full: tuple[float, float] = 0.0, 0.0  # until when the engine counts as full, and when to come again
 
     def request_admitted(self) -> None:
-        """One more request waits for the loop."""
+        """One more request waits for the loop; the first one of a turn, if none did."""
+        if not self.behind:
+            self._refused_before, self._refused = self._refused, 0
         self.behind += 1
 
     def request_started(self) -> None:
@@ -69,14 +73,16 @@ class Overload:
         wait = 1.0 if self._behind() else self._wait(path)
         if wait is None:
             return None
+        self._refused += 1
         self.metrics.rejected("full")
         self.metrics.request(SCORES.get(path, OTHER), 429, 0.0)
         own, body = refusal_of(max(1, round(wait)), path.startswith(b"/v2"))
-        return b"".join((STATUS, *_lines(common), own, new_request_id().encode(), b"\r\n\r\n", body))
+        return b"".join((STATUS, *lines_of(common), own, new_request_id().encode(), b"\r\n\r\n", body))
 
     def _behind(self) -> bool:
         """Whether as many requests as may be wait for the loop."""
-        return self.behind >= (FEW if self.engine.rows() >= ROWS else BEHIND)
+        before = self._refused_before
+        return self.behind >= (BEHIND if not before else AFTER if before < MANY else max(AFTER, before // SHARE))
 
     def _wait(self, path: bytes) -> float | None:
         """Seconds after which to ask the engine again, where it would refuse a row now."""
@@ -98,8 +104,9 @@ def refusal_of(retry_after: int, protocol: bool) -> tuple[bytes, bytes]:
     body = to_json(error.body_for("/v2" if protocol else "/v1"))
     own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     own += [(name.lower().encode(), value.encode()) for name, value in error.headers.items()]
-    return b"".join(_lines([*own, *HEADERS, CACHE])) + ID + b": ", body
+    return b"".join(lines_of([*own, *HEADERS, CACHE])) + ID + b": ", body
 
 
-def _lines(pairs: Pairs) -> list[bytes]:
+def lines_of(pairs: Pairs) -> list[bytes]:
+    """Headers as lines of HTTP/1.1."""
     return [name + b": " + value + b"\r\n" for name, value in pairs]

@@ -6,11 +6,13 @@ given up, and head and body of an answer leave in one call of the system.
 
 import asyncio
 import re
+from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from thalweg.serve.overload import Overload
+from thalweg.serve.answers import WHOLE
+from thalweg.serve.overload import Overload, lines_of
 from thalweg.serve.safety.bodies import TINY_CHUNKS
 
 HEAD = 10.0  # seconds in which a request's head must come in
@@ -19,6 +21,7 @@ LEAST_MEAN = 16  # bytes that a chunk must have on average
 RENEW = 5.0  # seconds by which the time that an idle connection is kept may be short after a refusal
 PLAIN = re.compile(rb"POST (/[\w/.-]{1,200}) HTTP/1\.1\r\n")
 LENGTH = re.compile(rb"\r\ncontent-length: (\d{1,6})(?:\r\n|$)", re.IGNORECASE)
+OK = b"HTTP/1.1 200 OK\r\n"
 SPECIAL = {b"transfer-encoding", b"connection", b"expect", b"upgrade"}  # headers that change what follows
 
 
@@ -72,7 +75,10 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(answer)
                 return
         super().on_headers_complete()
-        self.cycle.transport = BufferedHeadTransport(self.transport)  # pyright: ignore[reportAttributeAccessIssue]
+        cycle: Any = self.cycle
+        cycle.transport = BufferedHeadTransport(self.transport)
+        cycle.on_response = partial(self._answered, cycle)
+        cycle.scope["extensions"] = {WHOLE: partial(self._answer_whole, cycle)}
 
     def on_chunk_header(self) -> None:
         """Give up a body of more than `CHUNKS` chunks that are tiny: each costs the event loop some microseconds."""
@@ -94,11 +100,6 @@ class Protocol(HttpToolsProtocol):
         self.refused = False
         self._keep()
 
-    def on_response_complete(self) -> None:
-        writer: Any = self.cycle.transport
-        writer.flush()
-        super().on_response_complete()
-
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP is answered here; a body in tiny chunks by the layer that limits bodies."""
         if self.chunks <= CHUNKS or self.cycle is None or self.cycle.response_complete:
@@ -107,6 +108,28 @@ class Protocol(HttpToolsProtocol):
         self.dropped = True
         self.cycle.scope["state"][TINY_CHUNKS] = True  # pyright: ignore[reportTypedDictNotRequiredAccess]
         self.cycle.message_event.set()
+
+    def _answered(self, cycle: Any) -> None:
+        """A request has its answer; another one may have been read meanwhile."""
+        cycle.transport.flush()
+        del cycle.scope["extensions"]  # which holds the cycle
+        self.on_response_complete()
+
+    def _answer_whole(self, cycle: Any, head: bytes, body: bytes) -> bool:
+        """Answer a request by 200 in one write. False, and nothing is written, where messages of ASGI must do it.
+
+        Args:
+            cycle: Of the request.
+            head: Lines of headers, with the body's length.
+            body: Bytes.
+        """
+        if cycle.disconnected or cycle.response_started or cycle.flow.write_paused or not cycle.keep_alive:
+            return False
+        self.transport.write(b"".join((OK, *lines_of(self.server_state.default_headers), head, b"\r\n", body)))
+        cycle.response_started = cycle.response_complete = True
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
     def _refuse(self, answer: bytes) -> None:
         """Answer a request by its head; the connection is kept for the next one."""

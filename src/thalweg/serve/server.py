@@ -23,6 +23,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thalweg.serve.engine.engine import Engine
+from thalweg.serve.engine.forked import InProcess, can_fork
 from thalweg.serve.listener import bound, stop_beginning
 from thalweg.serve.logs import set_up
 from thalweg.serve.overload import Overload
@@ -35,6 +36,8 @@ HANDSHAKE = 0.05  # seconds in which connections that have begun come to stand
 FILES = 65_536  # open files that are asked for; a connection is one
 BACKLOG = 2048  # connections that may wait to be accepted
 ACCEPTED = 128  # connections that are accepted in one turn of the loop
+
+SWITCH = 0.001  # seconds after which the event loop lets the thread that hands on calls go: it needs little
 
 log = logging.getLogger("thalweg.serve")
 
@@ -202,10 +205,16 @@ def run(
     app.state.requests = set_up()
     app.state.server = server = Server(app, app.state.engine, settings, listener)
     gc.freeze()  # what was imported and loaded is never looked through again
+    if can_fork():
+        app.state.engine.scoring = InProcess(app.state.engine.models, listener)
+        sys.setswitchinterval(SWITCH)
     say(address)
     if open_page:
         webbrowser.open(address)
-    server.run(sockets=[listener])
+    try:
+        server.run(sockets=[listener])
+    finally:
+        app.state.engine.scoring.close()
     return server.code
 
 

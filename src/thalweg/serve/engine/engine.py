@@ -19,7 +19,8 @@ from thalweg.serve.engine.admission import Admission
 from thalweg.serve.engine.items import END, ItemStream
 from thalweg.serve.engine.job import Gone, Job, Kind, signature_of
 from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost, exit_as_lost
-from thalweg.serve.engine.start import Measured, measured
+from thalweg.serve.engine.scoring import InThread, Scoring
+from thalweg.serve.engine.start import Measured
 from thalweg.serve.engine.state import EngineState
 from thalweg.serve.engine.waiting import Waiting
 from thalweg.serve.engine.worker import Outcome, Worker
@@ -60,6 +61,7 @@ class Engine:
     ):
         self.models, self.queue, self.deadline, self.metrics = dict(models), queue, deadline, metrics
         self.threads, self.clock = threads, clock
+        self.scoring: Scoring = InThread(self.models)  # another one may be set before the start
         self.batch: dict[str, int] = {}  # rows of a call, by model
         self._threads: dict[str, int] = {}
         self._waiting = Waiting(self.batch, clock)
@@ -74,7 +76,7 @@ class Engine:
         metrics.depth(self.rows)
 
     async def start(self) -> None:
-        """Measure the models, one after another, in the thread that computes; requests are taken afterwards."""
+        """Measure the models, one after another, where they are computed; requests are taken afterwards."""
         self._loop = asyncio.get_running_loop()
         torch.set_num_threads(self.threads or 1)  # of calls on the event loop: each thread of the process has its own
         self._worker = self._new_worker()
@@ -82,7 +84,7 @@ class Engine:
         for name, servable in self.models.items():
             self.metrics.watch(name, servable)
             job = self._job(name, "call", 1, FOREVER, None)
-            job.work = lambda servable=servable: measured(servable, self.threads)
+            job.work = lambda name=name: self.scoring.measured(name, self.threads)
             self._learn(name, await self._answer(job))
         self._ready = True
 
@@ -310,7 +312,7 @@ class Engine:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._settle, outcome)
 
-        worker = Worker(self.models, self._waiting, self._threads, report)
+        worker = Worker(self.scoring, self._waiting, self._threads, report)
         worker.start()
         return worker
 

@@ -1,22 +1,16 @@
 """The thread that computes: it takes a piece of work whenever it is free, and reports what came of it."""
 
 import logging
-import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 
-from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.job import Job, Piece, joined, split
+from thalweg.serve.engine.scoring import Scoring
 from thalweg.serve.engine.waiting import Waiting
-
-NICER = 10  # by so much the thread is nicer than its process: where processors are short, the event loop goes first
-NICEST = 19
 
 log = logging.getLogger("thalweg.serve")
 
@@ -37,7 +31,7 @@ class Worker:
     """One thread. An `Exception` of a model is reported; anything else ends the thread, which the engine replaces.
 
     Args:
-        models: By name.
+        scoring: Computes scores.
         waiting: Where work is taken from.
         threads: torch's threads, by model; 1 for one that is not named.
         report: Called in this thread, after each piece and for jobs that were late.
@@ -45,15 +39,14 @@ class Worker:
 
     def __init__(
         self,
-        models: Mapping[str, Servable],
+        scoring: Scoring,
         waiting: Waiting,
         threads: Mapping[str, int],
         report: Callable[[Outcome], None],
     ):
-        self.models, self.waiting, self.threads, self.report = models, waiting, threads, report
+        self.scoring, self.waiting, self.threads, self.report = scoring, waiting, threads, report
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = False
-        self._threads = 0
         self._thread = threading.Thread(target=self._run, name="thalweg-inference", daemon=True)
 
     def start(self) -> None:
@@ -85,8 +78,8 @@ class Worker:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        _let_others_first()
         try:
+            self.scoring.begin()
             self._work()
         except BaseException as error:  # the engine sees that the thread has ended
             log.critical("the inference thread has ended by %r", error)
@@ -109,30 +102,17 @@ class Worker:
         began = clock()
         answers = found = error = None
         large = piece.kind == "score" and 2 * piece.rows >= self.waiting.batch.get(piece.model, 1)
-        self._use(self.threads.get(piece.model, 1) if large else 1)  # a second thread gains on full calls only
+        threads = self.threads.get(piece.model, 1) if large else 1  # a second one gains on full calls only
         try:
             if piece.work is not None:
+                torch.set_num_threads(1)
                 answers = [piece.work()]
-                self._threads = 0  # it may have set them
             else:
                 inputs, alpha = joined(piece)
-                found = self.models[piece.model].score(inputs, alpha=alpha)
+                found = self.scoring.score(piece.model, inputs, alpha, threads)
                 answers = split(piece, found)
         except Exception as fault:
             error = fault
         seconds = clock() - began
         self.waiting.used(piece, seconds)
         self.report(Outcome(late, piece, began, seconds, answers, found, error))
-
-    def _use(self, threads: int) -> None:
-        """torch's threads of calls from this one."""
-        if threads != self._threads:
-            torch.set_num_threads(threads)
-            self._threads = threads
-
-
-def _let_others_first() -> None:
-    """Lower this thread's priority below that of the process's others. Linux has one for each thread."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, min(NICEST, os.getpriority(os.PRIO_PROCESS, 0) + NICER))

@@ -9,10 +9,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from starlette.responses import Response
+from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from thalweg.serve.answers import TIMEOUT_HEADER, answer, asking
+from thalweg.serve.answers import TIMEOUT_HEADER, WHOLE, asking
 from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.errors import HttpError, internal
 from thalweg.serve.inputs.body import INLINE, JSON, NPY, rows_of
@@ -28,10 +28,12 @@ PATH = "/v1/score"
 MEDIA = {JSON.encode(): JSON, NPY.encode(): NPY}
 SPECIAL = {b"transfer-encoding", b"content-encoding", b"expect"}  # headers that other layers deal with
 TIMEOUT = TIMEOUT_HEADER.encode()
-FIXED = [*HEADERS, CACHE]
+FIXED = [(b"content-type", JSON.encode()), *HEADERS, CACHE]
+HEAD = b"".join(name + b": " + value + b"\r\n" for name, value in FIXED) + b"content-length: %d\r\n" + ID + b": %b\r\n"
 
 log = logging.getLogger("thalweg.serve")
 Headers = Mapping[bytes, bytes]
+Answer = tuple[int, bytes, Mapping[str, str]]  # status, JSON, headers beside those of all answers
 
 
 class ScoreFastPath:
@@ -74,13 +76,14 @@ class ScoreFastPath:
             await self.app(scope, _again(message, receive), send)
             return
         with self.metrics.in_progress(), noting() as notes:
-            found = await self._answer(headers, receive, message.get("body", b""), name)
+            code, body, more = await self._answer(headers, receive, message.get("body", b""), name)
             seconds = time.perf_counter() - begun
-            self.metrics.request(PATH, found.status_code, seconds)
+            self.metrics.request(PATH, code, seconds)
             requests = self.requests()
             if requests is not None:
-                requests.write("POST", PATH, found.status_code, seconds, name, notes)
-        await _send(send, found, name)
+                requests.write("POST", PATH, code, seconds, name, notes)
+        if code != 200 or not self._whole(scope, body, name):
+            await _send(send, code, body, more, name)
 
     def _plain(self, scope: Scope, headers: Headers) -> bool:
         length = headers.get(b"content-length", b"")
@@ -96,7 +99,7 @@ class ScoreFastPath:
             and self.tokens.allows(scope)
         )
 
-    async def _answer(self, headers: Headers, receive: Receive, body: bytes, name: str) -> Response:
+    async def _answer(self, headers: Headers, receive: Receive, body: bytes, name: str) -> Answer:
         assert self.only is not None
         try:
             with asking(self.only):
@@ -104,18 +107,26 @@ class ScoreFastPath:
             found = rows_of(MEDIA[headers[b"content-type"]], body, self.only, self.plain.settings, ("alpha",))
             told = headers.get(TIMEOUT)
             limit = self.plain.context.limit(None if told is None else told.decode("latin-1"))
-            return await self.plain.scored(self.only, found, limit, gone_of(receive))
+            return 200, await self.plain.scored(self.only, found, limit, gone_of(receive)), {}
         except HttpError as error:
-            return answer(error.body(), error.status, error.headers)
+            return error.status, to_json(error.body()), error.headers
         except Exception:
             log.exception("request %s failed", name)
-            return answer(internal().body(), 500)
+            return 500, to_json(internal().body()), {}
+
+    def _whole(self, scope: Scope, body: bytes, name: str) -> bool:
+        """Answer in one write, where the server can. At the end of the service each answer ends its connection."""
+        if not self.plain.engine.taking:
+            return False
+        whole = scope.get("extensions", {}).get(WHOLE)
+        return whole is not None and whole(HEAD % (len(body), name.encode()), body)
 
 
-async def _send(send: Send, found: Response, name: str) -> None:
-    headers = [*found.raw_headers, *FIXED, (ID, name.encode())]
-    await send({"type": "http.response.start", "status": found.status_code, "headers": headers})
-    await send({"type": "http.response.body", "body": found.body})
+async def _send(send: Send, code: int, body: bytes, more: Mapping[str, str], name: str) -> None:
+    own = [(b"content-length", str(len(body)).encode()), (ID, name.encode())]
+    own += [(key.lower().encode(), value.encode()) for key, value in more.items()]
+    await send({"type": "http.response.start", "status": code, "headers": [*FIXED, *own]})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _at_once(receive: Receive) -> Message | None:

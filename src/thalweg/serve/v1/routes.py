@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import to_json
 
 from thalweg.bundle.servable import Classifies, Explains, Inpaints, Reranks, Samples
 from thalweg.serve.answers import RouteContext, answer, asking, lines, require_finite
@@ -67,19 +68,19 @@ class Plain:
         require_query(request, "model", "alpha", "fit")
         served = self.context.models.find(model)
         found = await body.read(request, served, self.settings, ("alpha",), fit=fit)
-        return await self.scored(served, found, alpha=alpha, **self._how(request))
+        return Response(await self.scored(served, found, alpha=alpha, **self._how(request)), media_type=body.JSON)
 
     async def scored(
         self, served: ServedModel, body: body.Rows, deadline: float, gone: Gone, *, alpha: float | None = None
-    ) -> Response:
-        """The answer of `score` for a body that was read."""
+    ) -> bytes:
+        """The JSON that `score` answers for a body that was read."""
         asked = read_as(ScoreOptions, body.options).alpha if body.options else None
         with asking(served, body.row_name):
             found = await self.engine.score(
                 served.name, body.rows, alpha=alpha if asked is None else asked, deadline=deadline, gone=gone
             )
         require_finite(found, body.row_name)
-        return answer(_head(served) | {"predictions": wire.predictions(found)})
+        return to_json(_head(served) | {"predictions": wire.predictions(found)})
 
     async def explain(
         self,
