@@ -108,8 +108,7 @@ def _inputs(inputs: Any, rest: memoryview, model: ServedModel, settings: ServeSe
         raise malformed(f"must have {at} bytes behind the JSON, as its inputs say, and has {len(rest)}", "inputs")
     require_columns(model.inputs, found)
     check_rows(len(found[model.inputs[0].name]), settings.max_batch)
-    content = model.servable.content
-    rows = {name: conform(tensors.as_input(value, specs[name], content), specs[name]) for name, value in found.items()}
+    rows = {name: conform(tensors.as_input(value, specs[name], model), specs[name]) for name, value in found.items()}
     check_values(model, rows)
     return rows
 

@@ -8,7 +8,9 @@ import numpy as np
 
 from thalweg.bundle.servable import NUMPY, TensorSpec
 from thalweg.serve.errors import malformed, unusable
-from thalweg.serve.inputs.instances import as_objects
+from thalweg.serve.inputs.instances import as_objects, categories
+from thalweg.serve.inputs.truths import of_truths
+from thalweg.serve.models import ServedModel
 
 DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -45,7 +47,7 @@ def shape_of(shape: Any, name: str) -> tuple[int, ...]:
 
 
 def from_list(data: Any, datatype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """The array of a flat or nested list. null is a missing value of FP64 and BYTES."""
+    """The array of a flat or nested list. null is a missing value of floats and BYTES."""
     dtype, count = dtype_of(datatype, name), math.prod(shape)
     if not isinstance(data, list):
         raise malformed("must have data, a list", name)
@@ -58,9 +60,10 @@ def from_list(data: Any, datatype: str, shape: tuple[int, ...], name: str) -> np
             raise malformed("must be strings", name)
         return as_objects(flat).reshape(shape)
     wanted = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}[dtype.kind]
-    gaps = {type(None)} if datatype == "FP64" else set()
+    gaps = {type(None)} if dtype.kind == "f" else set()
     if not kinds <= wanted | gaps:
-        raise malformed(f"must be values of {datatype}", name)
+        gap = "; a missing value is null in a float or BYTES tensor" if type(None) in kinds else ""
+        raise malformed(f"must be values of {datatype}{gap}", name)
     if type(None) in kinds:
         flat = [math.nan if value is None else value for value in flat]
     try:
@@ -93,12 +96,18 @@ def to_bytes(value: np.ndarray) -> bytes:
     return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 
-def as_input(value: np.ndarray, spec: TensorSpec, content: str) -> np.ndarray:
-    """What the model's kind of data changes: pixels in UINT8 are divided by 255, an empty category is missing."""
-    if content == "image" and value.dtype == np.uint8:
+def as_input(value: np.ndarray, spec: TensorSpec, model: ServedModel) -> np.ndarray:
+    """What the model's kind of data changes: pixels in UINT8 are divided by 255; in a table an empty category is
+    missing, and BOOL becomes what the column had for true and false in the fit.
+    """
+    if model.servable.content == "image" and value.dtype == np.uint8:
         return value.astype(np.float32) / np.float32(255)
-    if content == "table" and value.dtype.kind == "O":
-        return as_objects([text or None for text in value.flat]).reshape(value.shape)
+    if model.columns is not None:
+        holds = model.columns.columns[model.inputs.index(spec)]
+        if value.dtype.kind == "b":
+            return of_truths(value, holds, spec)
+        if value.dtype.kind == "O":
+            return categories([*value.flat], holds, model.columns.reading).reshape(value.shape)
     if spec.datatype == "BYTES" and value.dtype.kind == "O" and any(text is None for text in value.flat):
         raise unusable("must be strings, without null", spec.name)
     return value
