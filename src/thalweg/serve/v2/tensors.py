@@ -42,7 +42,7 @@ def shape_of(shape: Any, name: str) -> tuple[int, ...]:
     if not isinstance(shape, list) or not 1 <= len(shape) <= 8:
         raise malformed("must have a shape of one to eight sizes", name)
     if any(type(size) is not int or not 0 <= size < LARGEST for size in shape):
-        raise malformed("must have a shape of whole numbers, zero or more", name)
+        raise malformed("must have a shape of whole numbers, from 0 to 2^53", name)
     return tuple(shape)
 
 
@@ -51,7 +51,7 @@ def from_list(data: Any, datatype: str, shape: tuple[int, ...], name: str) -> np
     dtype, count = dtype_of(datatype, name), math.prod(shape)
     if not isinstance(data, list):
         raise malformed("must have data, a list", name)
-    flat = _flat(data, shape)
+    flat = _flat(data, shape, name)
     if len(flat) != count:
         raise malformed(f"must have the {count} values that its shape {list(shape)} says, not {len(flat)}", name)
     kinds = set(map(type, flat))
@@ -118,15 +118,18 @@ def datatype_of(value: np.ndarray, spec: TensorSpec) -> np.ndarray:
     return np.asarray(value, NUMPY[spec.datatype])
 
 
-def _flat(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
+def _flat(data: list[Any], shape: tuple[int, ...], name: str) -> list[Any]:
     """The values of nested lists of exactly this shape in order; of a flat list itself."""
     if not any(isinstance(part, list) for part in data):
         return data
+    wrong = malformed(f"must be a flat list, or nested lists of the shape {list(shape)}", name)
     level: Sequence[Any] = [data]
     for size in shape:
         if any(not isinstance(part, list) or len(part) != size for part in level):
-            raise malformed(f"must be a flat list, or nested lists of the shape {list(shape)}")
+            raise wrong
         level = [value for part in level for value in part]
+    if any(isinstance(value, list) for value in level):
+        raise wrong
     return list(level)
 
 
