@@ -64,6 +64,15 @@ def test_bytes_behind_the_json_without_its_length(client):
     assert answer.json()["error"].startswith("Inference-Header-Content-Length: must be there and say at which byte")
 
 
+@pytest.mark.parametrize(
+    ("key", "told"), [("model", "as ?model=…"), ("rows", "must be one of the keys instances, alpha")]
+)
+def test_a_key_that_the_body_has_not(client, key, told):
+    answer = client.post("/v1/score?model=table", json={"instances": [{"age": 1, "city": "rome"}], key: "table"})
+    assert (answer.status_code, answer.json()["field"]) == (400, key)
+    assert told in answer.json()["message"]
+
+
 def test_a_form_names_a_content_type_to_send(client):
     answer = posted(client, "/v1/score?model=table", "{}", "application/x-www-form-urlencoded")
     assert answer.status_code == 415
