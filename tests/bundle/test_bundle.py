@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import thalweg
+from thalweg.bundle import conformal
 from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.files import FILES, load
 from thalweg.core import store
@@ -165,6 +166,21 @@ def test_p_values_are_uniform_on_normal_data_and_small_on_junk(plane):
     assert float(plane.score(junk)["p_value"].max()) == pytest.approx(1 / 4001)
     assert bool(plane.score(junk)["flag"].all())
     assert not bool(plane.score(fresh, alpha=0.0)["flag"].any())
+
+
+def test_room_for_float32_makes_no_p_value_smaller():
+    """Energies of either sign, tiny and huge; what lies further apart is told apart as before."""
+    sizes = 10 ** np.linspace(-3, 6, 250)  # the smallest are 4e-5 apart
+    energies = np.random.default_rng(0).permutation(np.r_[sizes, -sizes]).astype(np.float32)
+    ranked, plain = conformal.raised(energies), np.sort(energies)
+    assert (np.diff(ranked) >= 0).all()
+    near = (energies.astype(float) + 2e-6 * np.maximum(np.abs(energies), 1)).astype(np.float32)
+    for u in (energies, near):
+        np.testing.assert_array_equal(conformal.p_values(ranked, u), conformal.p_values(ranked, energies))
+        assert (conformal.p_values(ranked, u) >= conformal.p_values(plain, u)).all()
+    above = (energies.astype(float) + 3e-5 * np.maximum(np.abs(energies), 1)).astype(np.float32)
+    alone = conformal.raised(energies[:1])
+    assert conformal.p_values(alone, above[:1]) == conformal.p_values(energies[:1], above[:1]) == 0.5
 
 
 def test_p_value_counts_ties_as_at_least_as_odd(plane):

@@ -119,14 +119,32 @@ GOOD = '1,"4,5",oslo,True,10'
         (f"{HEADER},new\n{GOOD},1\n", 422, "new", ("must be one of the inputs",)),
         (f"{HEADER}\n{GOOD}\n".encode("utf-16"), 400, None, ("UTF-8",)),
         (f"{HEADER}\n", 400, "instances", ("one row or more",)),
+        (f"{GOOD}\n{GOOD}\n", 422, "flow", ("first line must name the columns, flow, site, open, zip", "with '1'")),
+        (f"{HEADER},zip\n{GOOD},10\n", 400, None, ("column 'zip' there twice",)),
     ],
-    ids=range(12),
+    ids=range(14),
 )
 def test_a_refused_csv_names_column_line_and_remedy(client, body, status, field, told):
     answer = posted(client, "/v1/score?model=strict", body, "text/csv")
     assert (answer.status_code, answer.json()["field"]) == (status, field), answer.text
     for words in told:
         assert words in answer.json()["message"], answer.text
+
+
+def test_a_table_without_names_is_taken_with_and_without_a_first_line_of_them(tmp_path):
+    """As the command takes it, where the fit had no names."""
+    rows = [f"{i % 7}.5,{i % 5},{['oslo', 'rome'][i % 2]}" for i in range(60)]
+    (tmp_path / "bare.csv").write_text("\n".join(rows))
+    found = fit_file(Source(path=tmp_path / "bare.csv", header=False))
+    score_file(found, tmp_path / "bare.csv", tmp_path / "scores.csv", header=False)
+    wanted = pytest.approx(pd.read_csv(tmp_path / "scores.csv")["energy"].tolist(), rel=1e-9)
+    with serving(models={"bare": found.servable()}) as client:
+        for lines in (rows, ["0,1,2", *rows]):
+            assert energies(posted(client, "/v1/score", "\n".join(lines), "text/csv")) == wanted
+        wrong = posted(client, "/v1/score", "\n".join([rows[0], "?,1,oslo"]), "text/csv").json()
+        assert "'?' in line 2" in wrong["message"]
+        named = posted(client, "/v1/score", "\n".join(["a,b,c", *rows]), "text/csv").json()
+        assert "the first line must name the columns, 0, 1, 2, and begins with 'a'" in named["message"]
 
 
 def test_a_missing_value_in_json_names_column_and_place(client):

@@ -325,8 +325,8 @@ class Bundle(HoldsEnergy):
         elif (log_p := constants.log_prob(self, self._rows(x), u)) is not None:
             result |= {"log_prob": log_p.estimate, "log_prob_low": log_p.low, "log_prob_high": log_p.high}
         if self.held_out_energies is not None:
-            ranked = self.held_out_energies.sort().values
-            p = torch.from_numpy(conformal.p_values(ranked.cpu().numpy(), u.cpu().numpy()))
+            ranked = conformal.raised(self.held_out_energies.cpu().numpy())
+            p = torch.from_numpy(conformal.p_values(ranked, u.cpu().numpy()))
             result["p_value"] = p.to(u.device, torch.float32)
             self._warn_of(alpha, 1 / (1 + len(ranked)))
             result["flag"] = result["p_value"] <= alpha

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from thalweg.bundle import conformal
 from thalweg.bundle import constant as constants
 from thalweg.bundle.exportable import Arrays, Plan, Program
 from thalweg.bundle.servable import NUMPY, Datatype, TensorSpec
@@ -33,7 +34,8 @@ class EnergyGraph(nn.Module):
         self.bundle, self.model = bundle, bundle.model
         self.names, self.rate = [spec.name for spec in outputs], rate
         held_out = bundle.held_out_energies
-        self.register_buffer("ranked", torch.empty(0) if held_out is None else held_out.cpu().sort().values)
+        ranked = np.empty(0, np.float32) if held_out is None else conformal.raised(held_out.cpu().numpy())
+        self.register_buffer("ranked", torch.from_numpy(ranked))
 
     def rows(self, inputs: Sequence[Tensor]) -> Tensor:
         """(B, *)."""

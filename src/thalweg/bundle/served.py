@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from thalweg.bundle import conformal
 from thalweg.bundle.classes import class_names
 from thalweg.bundle.exportable import Plan
 from thalweg.bundle.image_reasons import has_reasons, image_reasons
@@ -115,8 +116,9 @@ class CalibratedBundle(ServedBundle):
 
     @property
     def calibration_energies(self) -> np.ndarray:
+        """Raised by their rounding, as p-values compare with them (`conformal.raised`)."""
         held_out = self.bundle.held_out_energies
-        return np.empty(0, np.float32) if held_out is None else held_out.cpu().numpy()
+        return np.empty(0, np.float32) if held_out is None else conformal.raised(held_out.cpu().numpy())
 
 
 class SamplingBundle(ServedBundle):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from thalweg.core.errors import UserError
 from thalweg.data.columns.encoding import check_names
+from thalweg.data.columns.number_formats import is_number
 from thalweg.data.csv_header import EXPECTED, Known
 from thalweg.data.formats.base import Table, TableFormat, formats, packed, reading_table
 from thalweg.data.formats.csv import csv_table
@@ -44,12 +45,18 @@ def open_table(path: str | Path, *, header: bool | None = None, known: Known | N
     return table
 
 
-def csv_in_memory(data: bytes, where: str, *, header: bool | None = None) -> Table:
-    """The table in the bytes of a CSV, as `open_table` has that of a file; `where` is what messages call it."""
+def csv_in_memory(data: bytes, where: str, known: Known) -> Table:
+    """The table in the bytes of a CSV, as `open_table` has that of a file; `where` is what messages call it.
+
+    The first line names the columns, but is a row where those `known` have no names and it holds a number, and not all
+    of 0, 1, …. A name that is there twice is not refused.
+    """
     path = Path(where)
     with reading_table(path, data):
-        table = csv_table(path, data, header, Known())
+        table = csv_table(path, data, True, known)
+        named = set(known.names) <= set(table.names)
+        if known.headless and not named and any(map(is_number, table.names)):
+            table = csv_table(path, data, False, known)
     if not table.names:
-        raise UserError("must have a line that names the columns", argument=where)
-    check_names(table.names, where)
+        raise UserError("must begin with a line that names the columns", argument=where)
     return table

@@ -10,6 +10,7 @@ import numpy as np
 
 from thalweg.core.errors import ROW, UserError
 from thalweg.data.bad_rows import BadRows
+from thalweg.data.columns.cell_values import missing
 from thalweg.data.columns.number_formats import Writing, near
 from thalweg.data.columns.reading_options import Reading, option
 from thalweg.data.columns.text_columns import doubt, refuse_doubt, refuse_moments
@@ -61,8 +62,6 @@ class ColumnReader:
 
     def column(self, series: Any, name: str) -> Column:
         """The content of a column; UserError where it has no value, or is in doubt."""
-        import narwhals as nw
-
         declared = self.reading.dtype.get(name)
         if is_numeric(series) and (declared != "category" or not _is_whole(series)):
             if declared == "category":
@@ -70,7 +69,7 @@ class ColumnReader:
                 raise self.refuse(f"column {name!r} holds numbers with fractions, which are no categories", hint)
             if np.isnan(numbers(series)).all():
                 raise self.refuse(f"column {name!r} has no value at all", "drop it")
-            return Column(name, truth=series.dtype == nw.Boolean)
+            return Column(name, truth=_is_truth(series))
         values = texts(series, name, self.where, self.reading.words(self.parse))
         if all(value is None for value in values):
             word = next((text for text in texts(series, name, self.where) if text), None)
@@ -188,6 +187,15 @@ def _are_numbers(texts: Collection[str], writing: Writing) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_truth(series: Any) -> bool:
+    """Whether numbers are true and false, by their type or, where it may hold anything, all that are there."""
+    import narwhals as nw
+
+    if series.dtype != nw.Object:
+        return series.dtype == nw.Boolean
+    return all(missing(value) or isinstance(value, bool | np.bool_) for value in series.to_list())
 
 
 def _is_whole(series: Any) -> bool:

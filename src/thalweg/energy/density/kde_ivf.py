@@ -10,7 +10,7 @@ average.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ RARE = 0.002  # of the rows at least are summed over all: those of the highest e
 ROUNDS = 10  # of k-means
 CELLS = 2.0  # cells over sqrt(N)
 SINGLE = 2.0**-21  # of a squared distance to the middle: what float32 may put a sum off by, in bits
+MADE = ("_whole", "_sums", "_cells", "_near_cells")  # of rows and centres, by `_begin_sums`
 FAR = 16 * BITS  # of squared distance to the middle of the centres
 
 
@@ -110,6 +111,14 @@ class IVFKernelDensityEnergy(OfRows):
         super()._apply(fn, recurse)
         self._begin_sums()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy keeps: all but the sums, which are made anew, and are far larger."""
+        return {name: part for name, part in vars(self).items() if name not in MADE}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._begin_sums()
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """E(x) in nats."""

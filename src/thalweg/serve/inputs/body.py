@@ -21,6 +21,7 @@ JSON = "application/json"
 NPY = "application/x-npy"
 CSV = "text/csv"
 PICTURES = tuple(MAGIC)
+QUERY = ("model", "top", "encoding", "fit")  # parameters that routes have in the query alone
 INLINE = 65_536  # bytes that are read where the request is; more go to a thread, so that others are not delayed
 
 
@@ -100,4 +101,5 @@ def require_keys(value: dict[str, Any], known: tuple[str, ...], needed: tuple[st
         raise malformed("must be there", missing)
     extra = next((name for name in value if name not in known), None)
     if extra is not None:
-        raise malformed(f"must be one of {', '.join(known)}", extra[:80])
+        place = f", or stand in the query where the route has it, as ?{extra}=…" if extra in QUERY else ""
+        raise malformed(f"must be one of the keys {', '.join(known)}{place}", extra[:80])

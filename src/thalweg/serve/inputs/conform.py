@@ -12,12 +12,12 @@ from thalweg.serve.models import ServedModel
 RowName = Callable[[int], str]  # what messages call a row of a request, by its number from 0
 
 
-def check_rows(count: int, max_batch: int) -> None:
+def check_rows(count: int, max_batch: int, field: str = "instances") -> None:
     """400 for no row, 413 for too many."""
     if count < 1:
-        raise malformed("must have one row or more", "instances")
+        raise malformed("must have one row or more", field)
     if count > max_batch:
-        raise HttpError(413, "too_many_rows", f"must have at most {max_batch} rows, not {count}", field="instances")
+        raise HttpError(413, "too_many_rows", f"must have at most {max_batch} rows, not {count}", field=field)
 
 
 def conform(value: np.ndarray, spec: TensorSpec, *, rounds: bool = False) -> np.ndarray:
@@ -75,16 +75,21 @@ def require_columns(
     known = [spec.name for spec in specs]
     for name in known:
         if name not in rows:
-            raise unusable(f"must be there{_of_header([*rows]) if header else place}", name)
+            raise unusable(f"must be there{_of_header([*rows], known) if header else place}", name)
     for name in rows:
         if name not in known and name not in ignored:
-            raise unusable(f"must be one of the inputs {', '.join(known[:10])}{place}", str(name)[:80])
+            nameless = "" if str(name).strip() else ", and a column there has no name"
+            raise unusable(f"must be one of the inputs {', '.join(known[:10])}{place}{nameless}", str(name)[:80])
 
 
-def _of_header(names: Sequence[str]) -> str:
-    """What the first line of a CSV is, where it lacks a column."""
+def _of_header(names: Sequence[str], known: Sequence[str]) -> str:
+    """What the first line of a CSV is, where it lacks a column of those that are `known`."""
+    if (len(names) > 1 or len(known) == 1) and not {*names} & {*known}:
+        wanted = ", ".join([*known[:5], *(["…"] if len(known) > 5 else [])])
+        return f": the first line must name the columns, {wanted}, and begins with {names[0][:40]!r}"
     if len(names) != 1:
-        return ", named in the first line"
+        odd = next((name for name in names if name not in known and name.strip() in known), None)
+        return ", named in the first line" + ("" if odd is None else f", where {odd[:40]!r} has a blank too many")
     return f"; the first line names one column, {names[0][:40]!r}, and commas separate names and values"
 
 

@@ -1,4 +1,4 @@
-"""Rows of a CSV, whose first line names the columns, as arrays by name.
+"""Rows of a CSV, whose first line names the columns of a model that has names, as arrays by name.
 
 A table is read as `thalweg detect score` and `thalweg score` read a file, by the rules that are stored with the model.
 """
@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from thalweg.core.errors import UserError
 from thalweg.data.columns.column_reader import Column, ColumnReader
-from thalweg.data.columns.encoding import Columns
+from thalweg.data.columns.encoding import Columns, check_names
+from thalweg.data.csv_header import Known
 from thalweg.data.formats.base import Table
 from thalweg.data.frames import as_frame
 from thalweg.data.tables import csv_in_memory
@@ -41,8 +42,11 @@ def of_csv(model: ServedModel, data: bytes, max_batch: int) -> tuple[dict[str, n
         return _texts(model, text, max_batch)
     assert model.columns is not None  # as those of every table are known
     try:
-        table = csv_in_memory(data, WHERE, header=True)
+        names = model.columns.names
+        known = Known(names, headless=names == [str(i) for i in range(len(names))])
+        table = csv_in_memory(data, WHERE, known)
         require_columns(model.inputs, dict.fromkeys(table.names), model.ignored, header=True)
+        check_names(table.names, WHERE)
         frame = _frame(table, model.columns, max_batch)
     except UserError as error:
         raise malformed(public(line_of(error))) from error

@@ -13,6 +13,7 @@ from thalweg.data.columns.column_reader import Column
 from thalweg.data.columns.reading_options import Reading
 from thalweg.serve.errors import malformed, unusable
 from thalweg.serve.inputs.conform import check_rows, conform, require_columns
+from thalweg.serve.inputs.truths import truth_texts
 from thalweg.serve.models import ServedModel
 
 LITERALS = bool | None
@@ -103,12 +104,13 @@ def table(model: ServedModel, rows: Sequence[Any]) -> dict[str, np.ndarray]:
 def column(spec: TensorSpec, holds: Column, reading: Reading, values: list[Any]) -> np.ndarray:
     """(B,) of a column: numbers with NaN where null stands, or texts and None.
 
-    True and false stand for 1 and 0 in a column of them, and texts for numbers where the fit was told how to read them.
+    True and false stand for 1 and 0, or for the texts of the fit, in a column of them, and texts for numbers where the
+    fit was told how to read them.
     """
     if holds.categories is not None:
-        _require(values, (str,), "strings", spec.name)
-        missing = {"", *reading.words(csv=False)}.difference(holds.categories)  # an empty one is missing, as in a CSV
-        return as_objects([None if value in missing else value for value in values])
+        truths = truth_texts(holds)
+        _require(values, (str, bool) if truths else (str,), "strings", spec.name)
+        return categories([truths[v] if isinstance(v, bool) else v for v in values], holds, reading)
     if not reading.writing.is_plain and any(isinstance(value, str) for value in values):
         values = [_number(value, reading) for value in values]
     kinds = (int, float, bool) if holds.truth else (int, float)
@@ -120,6 +122,12 @@ def column(spec: TensorSpec, holds: Column, reading: Reading, values: list[Any])
     if np.isinf(found).any():
         raise malformed("must hold finite numbers", spec.name)
     return conform(found, spec, rounds=True)
+
+
+def categories(values: Sequence[str | None], holds: Column, reading: Reading) -> np.ndarray:
+    """(B,) objects: texts, and None for a missing one, which an empty one is, as in a CSV, or a word of the fit."""
+    missing = {"", *reading.words(csv=False)}.difference(holds.categories or ())
+    return as_objects([None if value in missing else value for value in values])
 
 
 def _require(values: Sequence[Any], kinds: Collection[type], wanted: str, field: str) -> None:

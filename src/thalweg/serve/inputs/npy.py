@@ -12,6 +12,7 @@ import numpy as np
 from thalweg.bundle.servable import TensorSpec
 from thalweg.serve.errors import malformed, unusable
 from thalweg.serve.inputs.conform import check_rows, conform
+from thalweg.serve.inputs.truths import of_truths
 from thalweg.serve.models import ServedModel
 
 MAGIC = b"\x93NUMPY"
@@ -60,7 +61,12 @@ def of_array(model: ServedModel, array: np.ndarray, max_batch: int) -> dict[str,
         if array.shape[1:] != (len(model.inputs),):
             text = f"must have the shape (N, {len(model.inputs)}), a column an input, and has {array.shape}"
             raise unusable(text, "x")
-        return {s.name: conform(array[:, i], s, rounds=True) for i, s in enumerate(model.inputs)}
+        assert model.columns is not None  # as those of every table are known
+        both = zip(array.T, model.columns.columns, model.inputs, strict=True)
+        return {
+            spec.name: conform(of_truths(part, holds, spec) if part.dtype.kind == "b" else part, spec, rounds=True)
+            for part, holds, spec in both
+        }
     (spec,) = model.inputs
     if content == "image":
         return {"x": _image(array, spec)}

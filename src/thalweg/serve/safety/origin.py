@@ -51,7 +51,7 @@ class Origin:
                 return HttpError(
                     415,
                     "unsupported_media_type",
-                    "must declare a content type that the route reads",
+                    "must declare a content type that the route reads, as application/json",
                     field="content-type",
                 )
         return None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from thalweg.bundle.servable import Classifies, TensorSpec
+from thalweg.serve.inputs.truths import truth_texts
 from thalweg.serve.models import ServedModel
 from thalweg.serve.v2.tensors import DTYPES
 
@@ -48,7 +49,7 @@ def instances(model: ServedModel, most: int) -> Schema:
     if content == "image":
         return listed(image(spec), most=most)
     if content == "table":
-        truths = {column.name for column in model.columns.columns if column.truth} if model.columns else set()
+        truths = {c.name for c in model.columns.columns if c.truth or truth_texts(c)} if model.columns else set()
         cells = {one.name: cell(one, truth=one.name in truths) for one in model.inputs}
         row = obj({name: {} for name in model.ignored} | cells, optional=[*model.ignored])
         return listed(row, most=most) | {"description": "Lists of values in the order of the columns are taken too."}
@@ -78,7 +79,7 @@ def bounded(spec: TensorSpec) -> Schema:
 def cell(spec: TensorSpec, *, truth: bool = False) -> Schema:
     """A value of a column, of true and false where `truth`; null where it is missing."""
     if spec.datatype == "BYTES":
-        return {"type": ["string", "null"]}
+        return {"type": ["string", *(["boolean"] if truth else []), "null"]}
     return bounded(spec) | {"type": ["number", *(["boolean"] if truth else []), "null"]}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic_core import to_json
 
 from thalweg.bundle.servable import TensorSpec
-from thalweg.serve.errors import malformed
+from thalweg.serve.errors import HttpError, malformed
 from thalweg.serve.inputs.conform import check_rows, check_values, conform, require_columns
 from thalweg.serve.inputs.strict_json import parse_object
 from thalweg.serve.models import ServedModel
@@ -39,7 +39,12 @@ class Inference(NamedTuple):
 def read(data: bytes, header: str | None, model: ServedModel, settings: ServeSettings) -> Inference:
     """The request in a body, whose JSON ends where the header says; 400 or 422 for anything else."""
     length = _length(header, len(data))
-    value = parse_object(data[:length], settings.max_depth).value
+    try:
+        value = parse_object(data[:length], settings.max_depth).value
+    except HttpError as error:
+        if header is None and b"binary_data_size" in data:
+            raise malformed("must be there and say at which byte the JSON ends", LENGTH_HEADER) from error
+        raise
     if extra := value.keys() - KEYS:
         raise malformed(f"must be one of {', '.join(sorted(KEYS))}", sorted(extra)[0][:80])
     name = value.get("id")
@@ -107,9 +112,8 @@ def _inputs(inputs: Any, rest: memoryview, model: ServedModel, settings: ServeSe
     if at != len(rest):
         raise malformed(f"must have {at} bytes behind the JSON, as its inputs say, and has {len(rest)}", "inputs")
     require_columns(model.inputs, found)
-    check_rows(len(found[model.inputs[0].name]), settings.max_batch)
-    content = model.servable.content
-    rows = {name: conform(tensors.as_input(value, specs[name], content), specs[name]) for name, value in found.items()}
+    check_rows(len(found[model.inputs[0].name]), settings.max_batch, "inputs")
+    rows = {name: conform(tensors.as_input(value, specs[name], model), specs[name]) for name, value in found.items()}
     check_values(model, rows)
     return rows
 

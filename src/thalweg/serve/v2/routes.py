@@ -1,5 +1,6 @@
 """The Open Inference Protocol, version 2, over HTTP, as its public clients speak it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -20,13 +21,19 @@ def protocol_routes(context: RouteContext) -> APIRouter:
     """/v2 and what lies below it."""
     router, routes = APIRouter(prefix="/v2", tags=["Open Inference Protocol"]), InferenceRoutes(context)
     router.get("")(routes.server)
-    router.get("/health/live")(routes.live)
-    router.get("/health/ready")(routes.ready)
+    _probe(router, "/health/live", routes.live)
+    _probe(router, "/health/ready", routes.ready)
     for path in ("/models/{model}", "/models/{model}/versions/{version}"):
         router.get(path)(routes.metadata)
-        router.get(f"{path}/ready")(routes.model_ready)
+        _probe(router, f"{path}/ready", routes.model_ready)
         router.post(f"{path}/infer")(routes.infer)
     return router
+
+
+def _probe(router: APIRouter, path: str, route: Callable[..., Any]) -> None:
+    """A route that says whether something is well; by HEAD, too, as what balances loads may ask."""
+    router.get(path)(route)
+    router.head(path, include_in_schema=False)(route)
 
 
 class InferenceRoutes:

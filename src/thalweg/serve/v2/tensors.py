@@ -8,7 +8,9 @@ import numpy as np
 
 from thalweg.bundle.servable import NUMPY, TensorSpec
 from thalweg.serve.errors import malformed, unusable
-from thalweg.serve.inputs.instances import as_objects
+from thalweg.serve.inputs.instances import as_objects, categories
+from thalweg.serve.inputs.truths import of_truths
+from thalweg.serve.models import ServedModel
 
 DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -40,16 +42,16 @@ def shape_of(shape: Any, name: str) -> tuple[int, ...]:
     if not isinstance(shape, list) or not 1 <= len(shape) <= 8:
         raise malformed("must have a shape of one to eight sizes", name)
     if any(type(size) is not int or not 0 <= size < LARGEST for size in shape):
-        raise malformed("must have a shape of whole numbers, zero or more", name)
+        raise malformed("must have a shape of whole numbers, from 0 to 2^53", name)
     return tuple(shape)
 
 
 def from_list(data: Any, datatype: str, shape: tuple[int, ...], name: str) -> np.ndarray:
-    """The array of a flat or nested list. null is a missing value of FP64 and BYTES."""
+    """The array of a flat or nested list. null is a missing value of floats and BYTES."""
     dtype, count = dtype_of(datatype, name), math.prod(shape)
     if not isinstance(data, list):
         raise malformed("must have data, a list", name)
-    flat = _flat(data, shape)
+    flat = _flat(data, shape, name)
     if len(flat) != count:
         raise malformed(f"must have the {count} values that its shape {list(shape)} says, not {len(flat)}", name)
     kinds = set(map(type, flat))
@@ -58,9 +60,10 @@ def from_list(data: Any, datatype: str, shape: tuple[int, ...], name: str) -> np
             raise malformed("must be strings", name)
         return as_objects(flat).reshape(shape)
     wanted = {"b": {bool}, "i": {int}, "u": {int}, "f": {int, float}}[dtype.kind]
-    gaps = {type(None)} if datatype == "FP64" else set()
+    gaps = {type(None)} if dtype.kind == "f" else set()
     if not kinds <= wanted | gaps:
-        raise malformed(f"must be values of {datatype}", name)
+        gap = "; a missing value is null in a float or BYTES tensor" if type(None) in kinds else ""
+        raise malformed(f"must be values of {datatype}{gap}", name)
     if type(None) in kinds:
         flat = [math.nan if value is None else value for value in flat]
     try:
@@ -93,12 +96,18 @@ def to_bytes(value: np.ndarray) -> bytes:
     return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
 
 
-def as_input(value: np.ndarray, spec: TensorSpec, content: str) -> np.ndarray:
-    """What the model's kind of data changes: pixels in UINT8 are divided by 255, an empty category is missing."""
-    if content == "image" and value.dtype == np.uint8:
+def as_input(value: np.ndarray, spec: TensorSpec, model: ServedModel) -> np.ndarray:
+    """What the model's kind of data changes: pixels in UINT8 are divided by 255; in a table an empty category is
+    missing, and BOOL becomes what the column had for true and false in the fit.
+    """
+    if model.servable.content == "image" and value.dtype == np.uint8:
         return value.astype(np.float32) / np.float32(255)
-    if content == "table" and value.dtype.kind == "O":
-        return as_objects([text or None for text in value.flat]).reshape(value.shape)
+    if model.columns is not None:
+        holds = model.columns.columns[model.inputs.index(spec)]
+        if value.dtype.kind == "b":
+            return of_truths(value, holds, spec)
+        if value.dtype.kind == "O":
+            return categories([*value.flat], holds, model.columns.reading).reshape(value.shape)
     if spec.datatype == "BYTES" and value.dtype.kind == "O" and any(text is None for text in value.flat):
         raise unusable("must be strings, without null", spec.name)
     return value
@@ -109,15 +118,18 @@ def datatype_of(value: np.ndarray, spec: TensorSpec) -> np.ndarray:
     return np.asarray(value, NUMPY[spec.datatype])
 
 
-def _flat(data: list[Any], shape: tuple[int, ...]) -> list[Any]:
+def _flat(data: list[Any], shape: tuple[int, ...], name: str) -> list[Any]:
     """The values of nested lists of exactly this shape in order; of a flat list itself."""
     if not any(isinstance(part, list) for part in data):
         return data
+    wrong = malformed(f"must be a flat list, or nested lists of the shape {list(shape)}", name)
     level: Sequence[Any] = [data]
     for size in shape:
         if any(not isinstance(part, list) or len(part) != size for part in level):
-            raise malformed(f"must be a flat list, or nested lists of the shape {list(shape)}")
+            raise wrong
         level = [value for part in level for value in part]
+    if any(isinstance(value, list) for value in level):
+        raise wrong
     return list(level)
 
 

@@ -186,6 +186,21 @@ class TabularEnergy:
         }
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle or a copy keeps: `state`, as the kernels' lists are made anew of it, and are far larger."""
+        return self.state() | {"device": self.device} if self._is_fitted() else vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "rows" not in state:
+            vars(self).update(state)
+            return
+        device = state["device"]
+        found = self.from_state({name: value for name, value in state.items() if name != "device"})
+        vars(self).update(vars(found.to(device if device.type != "cuda" or torch.cuda.is_available() else CPU)))
+
+    def _is_fitted(self) -> bool:
+        return "train_outlier_scores_" in vars(self)
+
     def _place(self, rows: np.ndarray) -> None:
         self.rows_, self._powers = rows, exponents(rows)
         self._scaled = scaled(rows, self._powers)

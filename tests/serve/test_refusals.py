@@ -1,0 +1,86 @@
+"""What clients get wrong most often is answered by a line that says where it is and how to mend it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from .service import posted, serving
+
+INFER = "/v2/models/table/infer"
+ROWS = "30,rome\n"
+
+
+@pytest.fixture(scope="module")
+def client():
+    with serving() as service:
+        yield service
+
+
+def tensors(**changed):
+    age = {"name": "age", "datatype": "FP64", "shape": [1], "data": [30.0]} | changed
+    return {"inputs": [age, {"name": "city", "datatype": "BYTES", "shape": age["shape"][:1], "data": ["rome"]}]}
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "told"),
+    [
+        (f"age, city\n{ROWS}", "city", "where ' city' has a blank too many"),
+        (f",age,city\n0,{ROWS}", "", "one of the inputs age, city, and a column there has no name"),
+        (f"\nage,city\n{ROWS}", None, "must begin with a line that names the columns"),
+        (ROWS, "age", "the first line must name the columns, age, city, and begins with '30'"),
+    ],
+)
+def test_the_first_line_of_a_csv(client, body, field, told):
+    answer = posted(client, "/v1/score?model=table", body, "text/csv")
+    assert answer.status_code in (400, 422)
+    assert answer.json()["field"] == field
+    assert told in answer.json()["message"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"shape": [2**60]}, "age: must have a shape of whole numbers, from 0 to 2^53"),
+        ({"data": [[30.0, 1.0]]}, "age: must be a flat list, or nested lists of the shape [1]"),
+    ],
+)
+def test_tensors(client, changed, told):
+    answer = client.post(INFER, json=tensors(**changed))
+    assert (answer.status_code, answer.json()) == (400, {"error": told})
+
+
+def test_tensors_without_rows(client):
+    told = {"inputs": [one | {"shape": [0], "data": []} for one in tensors()["inputs"]]}
+    answer = client.post(INFER, json=told)
+    assert (answer.status_code, answer.json()) == (400, {"error": "inputs: must have one row or more"})
+
+
+def test_bytes_behind_the_json_without_its_length(client):
+    told = tensors(parameters={"binary_data_size": 8})
+    del told["inputs"][0]["data"]
+    answer = posted(client, INFER, json.dumps(told).encode() + np.float64(30).tobytes(), "application/octet-stream")
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("Inference-Header-Content-Length: must be there and say at which byte")
+
+
+@pytest.mark.parametrize(
+    ("key", "told"), [("model", "as ?model=…"), ("rows", "must be one of the keys instances, alpha")]
+)
+def test_a_key_that_the_body_has_not(client, key, told):
+    answer = client.post("/v1/score?model=table", json={"instances": [{"age": 1, "city": "rome"}], key: "table"})
+    assert (answer.status_code, answer.json()["field"]) == (400, key)
+    assert told in answer.json()["message"]
+
+
+def test_a_form_names_a_content_type_to_send(client):
+    answer = posted(client, "/v1/score?model=table", "{}", "application/x-www-form-urlencoded")
+    assert answer.status_code == 415
+    assert "application/json" in answer.json()["message"]
+
+
+@pytest.mark.parametrize("path", ["health/live", "health/ready", "models/table/ready"])
+def test_health_may_be_asked_for_by_head(client, path):
+    asked, full = client.head(f"/v2/{path}"), client.get(f"/v2/{path}")
+    assert (asked.status_code, asked.headers["content-length"]) == (full.status_code, str(len(full.content)))
+    assert full.status_code == 200
