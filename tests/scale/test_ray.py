@@ -138,7 +138,7 @@ def test_a_killed_process_of_ray(victim, many, detector, bytes_of, tmp_path):
         while len(list(out.glob("part-*"))) < 15 and process.poll() is None:
             time.sleep(0.02)
         os.kill(process.pid if name is None else _below(process.pid, name), signal.SIGKILL)
-        said, lines = process.communicate(timeout=240)
+        said, lines = process.communicate(timeout=300)
     lines = [line for line in lines.splitlines() if not line.endswith(" of 150 parts")]  # progress
     assert said == ""
     if name is None:
@@ -149,7 +149,7 @@ def test_a_killed_process_of_ray(victim, many, detector, bytes_of, tmp_path):
         assert (process.returncode, len(lines)) == (1, 1), lines
         assert lines[0].startswith("thalweg: Ray: ")
         assert f"parts of this call in {out}; nothing that is there is lost, and the same command goes on" in lines[0]
-    again = subprocess.run([*command, "--json"], **how, timeout=240)
+    again = subprocess.run([*command, "--json"], **how, timeout=300)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["computed"] <= 135
     assert json.loads(again.stdout)["rows"] == 300_000

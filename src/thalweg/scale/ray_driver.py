@@ -83,7 +83,8 @@ class Driver:
             ray.init(address=address, **quiet)
         there = ray.cluster_resources()
         self.count = workers or max(1, int(there.get("GPU" if about["on_gpu"] else "CPU", 1)))
-        needs = {"num_cpus": 1, "num_gpus": int(about["on_gpu"]), "max_restarts": 0, "max_task_retries": 0}
+        needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(about["on_gpu"])}
+        needs |= {"max_restarts": 0, "max_task_retries": 0}
         self._actor: Any = ray.remote(**needs)(Actor)
         self._free: deque[Any] = deque()
 

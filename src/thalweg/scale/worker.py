@@ -62,8 +62,8 @@ class QValues(NamedTuple):
 
 def block_of(stored: list[Any]) -> RowBlock:
     """A block after JSON."""
-    *rest, span = stored
-    return RowBlock(*rest, tuple(span))
+    number, file, first, rows, (start, end) = stored
+    return RowBlock(number, file, first, rows, (start, end))
 
 
 class Failure(NamedTuple):
