@@ -76,6 +76,20 @@ class TestWriting:
         assert (code, len(err)) == (2, 1)
         assert "column 'flow' holds '" in err[0]
 
+    def test_a_repair_is_written_as_the_value_beside_it(self, thalweg_command, tmp_path):
+        """With a comma in a table of texts, where it is scored into a file or a folder; with a point beside numbers."""
+        assert fit(thalweg_command, tmp_path, german(rows()), "--decimal", ",", "--thousands", ".")[0] == 0
+        new = odd(rows(40, 1))
+        texts = score(thalweg_command, tmp_path, german(new)).iloc[-1]
+        assert (texts.feature_1, texts.value_1) == ("heat", "95,00")
+        words = ("detect", "score", tmp_path / "run", tmp_path / "new.csv", "-o", tmp_path / "parts")
+        assert thalweg_command(*words)[0] == 0
+        of_folder = pd.read_parquet(tmp_path / "parts").iloc[-1]
+        typed = score(thalweg_command, tmp_path, new, name="new.parquet").iloc[-1]
+        assert (typed.feature_1, float(typed.value_1)) == ("heat", 95.0)
+        assert texts.repair_1 == of_folder.repair_1 == str(typed.repair_1).replace(".", ",")
+        assert float(texts.repair_1.replace(",", ".")) == pytest.approx(21, abs=4)
+
     def test_a_column_with_points_beside_one_with_commas(self, thalweg_command, tmp_path):
         """The options that would read it, and that they hold for all columns; two writings in one column, told so."""
         table = german(rows()).assign(flow=[f"{v:.3f}" for v in np.linspace(4.198, 9, 200)])

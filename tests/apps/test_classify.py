@@ -234,6 +234,7 @@ def test_the_command_writes_a_table_and_refuses_in_one_line(joint, digits, tmp_p
     assert np.mean([int(row["label"]) == int(y) for row, y in zip(rows, labels, strict=False)]) > 0.5
     for words, said in (
         ((digits.path, tmp_path / "x.npy", "-o", out), "no classes"),
+        ((digits.path, tmp_path / "nothing.npy", "-o", out), "no classes"),  # before a row is read
         ((joint.path, tmp_path / "x.npy", "-o", tmp_path / "x.txt"), "x.txt"),
         ((joint.path, tmp_path / "nothing.npy", "-o", out), "nothing.npy"),
     ):

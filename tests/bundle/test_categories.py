@@ -96,6 +96,37 @@ class TestNewCategories:
         assert [record.message for record in caplog.records] == [f"new.csv: {self.LINE}"]
 
 
+class TestSkipBad:
+    ROWS = "site,temp,kind,open\nnorth,10,A,True\nsouth,warm,B,False\nsouth,,B,\n,?,A,False\neast,30,,False\n"
+
+    def words(self, *more):
+        return ["--image", "gaps.csv", "--mask", *more, "-n", 1, "-o", "full.csv"]
+
+    def test_rows_with_a_text_among_numbers_are_not_completed(self, folder, call, tmp_path):
+        """Each is named by its line, they are counted, and a mask for all rows stays with the rows that are left."""
+        (tmp_path / "gaps.csv").write_text(self.ROWS)
+        refused(call("inpaint", folder / "run", *self.words("gaps")), "line 3", "'warm'", "--skip-bad leaves out")
+        code, out, err = call("inpaint", folder / "run", *self.words("gaps"), "--skip-bad", "--json")
+        reason = "column 'temp' holds {!r}, where numbers were in the fit"
+        lost = [f"left out line {line}: {reason.format(text)}" for line, text in ((3, "warm"), (5, "?"))]
+        assert (code, err[:2]) == (0, lost), err
+        assert err[-1].startswith("1 completion of 3 rows in full.csv, 2 of 5 left out")
+        assert [each["file"] for each in out["skipped"]] == ["line 3", "line 5"]
+        full = pd.read_csv(tmp_path / "full.csv")
+        assert full.row.tolist() == [0, 2, 4]
+        assert full.site.tolist() == ["north", "south", "east"]
+        assert full.temp[[0, 2]].tolist() == pytest.approx([10, 30], abs=1e-4)
+        marks = normal()[:5].assign(site=0, temp=[0, 0, 1, 0, 0], kind=[0, 0, 0, 0, 1], open=[0, 0, 1, 0, 0])
+        marks.to_csv(tmp_path / "marks.csv", index=False)
+        assert call("inpaint", folder / "run", *self.words("marks.csv"), "--skip-bad")[0] == 0
+        assert pd.read_csv(tmp_path / "full.csv").equals(full)
+
+    def test_a_table_of_nothing_else_is_refused(self, folder, call, tmp_path):
+        (tmp_path / "gaps.csv").write_text(self.ROWS.replace("10", "hot").replace(",,B", ",cold,B").replace("30", "-"))
+        found = call("inpaint", folder / "run", *self.words("gaps"), "--skip-bad")
+        refused(found, "gaps.csv: must hold a row that can be used; the first is not: column 'temp' holds 'hot'")
+
+
 class TestTraining:
     def test_the_run_keeps_the_columns(self, bundle):
         stored = json.loads((bundle.path / "config.json").read_text())["data"]

@@ -39,6 +39,14 @@ def test_the_pods_of_the_service():
     assert re.fullmatch(r"\d+\.\d+\.\d+", tag)
 
 
+def test_the_job_of_ray_can_be_submitted():
+    """KubeRay reaches the dashboard of the head from other pods, so it asks for a token; the image has a dashboard."""
+    cluster = objects()["RayJob"]["spec"]["rayClusterSpec"]
+    assert cluster["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "0.0.0.0"
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert "ray[default]" in (CLUSTER / "Containerfile").read_text("utf-8")
+
+
 def test_objects_name_the_same_pods_and_ports():
     found = objects()
     labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]

@@ -16,7 +16,8 @@ from pyarrow import parquet
 
 from thalweg.core.errors import UserError
 from thalweg.scale import ray_engine
-from thalweg.scale.score_files import Engine
+from thalweg.scale.score_files import Engine, score_files
+from thalweg.scale.scorers import Options
 
 JOB = Path(__file__).parent / "ray_job.py"
 
@@ -101,6 +102,70 @@ def test_five_killed_drivers_over_a_million_rows(million, detector, score, bytes
     assert found["rows"] == 1_000_000
     assert bytes_of(out) == bytes_of(tmp_path / "one")
     assert not [pid for pid in Path("/proc").glob("[0-9]*") if _is_of(pid, str(out))]
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, rows, detector):
+    """300,000 rows in 150 files, and the scores of one process."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(150):
+        frame = pa.Table.from_pandas(rows(2000, 500 + i), preserve_index=False)
+        parquet.write_table(frame, folder / f"{i:03d}.parquet")
+    local = tmp_path_factory.mktemp("local") / "out"
+    score_files("detector", Options(str(detector)), str(folder), str(local))
+    return folder, local
+
+
+VICTIMS = {  # what its command line holds, and whether the work goes on without it
+    "raylet": ("/raylet/raylet", False),
+    "agent": ("ray::DashboardAgent", False),
+    "gcs_server": ("/gcs/gcs_server", None),  # as long as no worker dies
+    "worker": ("ray::Actor", True),
+    "driver": ("thalweg.scale.ray_driver", False),
+    "command": (None, False),
+}
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_a_killed_process_of_ray(victim, many, detector, bytes_of, tmp_path):
+    """R30: one line that says what, where and how to go on, in bounded time; the same command makes the rest."""
+    (folder, local), out, (name, goes_on) = many, tmp_path / "out", VICTIMS[victim]
+    words = [sys.executable, "-m", "thalweg", "detect", "score", detector, folder, "-o", out, "--engine", "ray"]
+    command = [*map(str, words), "--workers", "2"]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **how) as process:
+        while len(list(out.glob("part-*"))) < 15 and process.poll() is None:
+            time.sleep(0.02)
+        os.kill(process.pid if name is None else _below(process.pid, name), signal.SIGKILL)
+        said, lines = process.communicate(timeout=300)
+    lines = [line for line in lines.splitlines() if not line.endswith(" of 150 parts")]  # progress
+    assert said == ""
+    if name is None:
+        assert process.returncode == -signal.SIGKILL
+    elif goes_on or (goes_on is None and not process.returncode):
+        assert (process.returncode, len(lines)) == (0, 1)
+    else:
+        assert (process.returncode, len(lines)) == (1, 1), lines
+        assert lines[0].startswith("thalweg: Ray: ")
+        assert f"parts of this call in {out}; nothing that is there is lost, and the same command goes on" in lines[0]
+    again = subprocess.run([*command, "--json"], **how, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["computed"] <= 135
+    assert json.loads(again.stdout)["rows"] == 300_000
+    assert bytes_of(out) == bytes_of(local)
+
+
+def _below(root, name):
+    """A process below `root` with this in its command line, whose children are found first."""
+    for task in Path(f"/proc/{root}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found = _below(child, name)
+            if found is None and name in Path(f"/proc/{child}/cmdline").read_text().split("\0--")[0]:
+                found = child
+            if found is not None:
+                return found
+    return None
 
 
 def _is_of(path: Path, out: str) -> bool:

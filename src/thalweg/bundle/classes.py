@@ -48,6 +48,13 @@ def numbers_of(bundle: "Bundle", words: Sequence[str], argument: str = "labels")
     return [known[word] for word in words]
 
 
+def require_classes(bundle: "Bundle") -> None:
+    """UserError for a model without classes."""
+    if not bundle.num_classes:
+        hint = "train one on labelled data with --recipe jem"
+        raise UserError("the model has no classes", argument=str(bundle.path), hint=hint)
+
+
 def _without_classes(labels: Any, argument: str = "labels") -> UserError:
     what, hint = "is for models with classes, and this one has none", "leave it out, or train with --recipe jem"
     return UserError(what, argument=argument, value=labels, hint=hint)

@@ -25,13 +25,14 @@ def classify(
 ) -> None:
     """Class, calibrated confidence and all probabilities of each row, beside its energy, p-value and flag."""
     from thalweg.bundle.bundle import Bundle
-    from thalweg.bundle.classes import class_names
+    from thalweg.bundle.classes import class_names, require_classes
     from thalweg.bundle.files import load_as
     from thalweg.bundle.inputs import read_rows, require_numbers
     from thalweg.data.score_table import write_scores
 
     bundle = load_as(run, Bundle, device=device)
     require_numbers(bundle, "classes")
+    require_classes(bundle)
     console.writable(out, (".csv", ".parquet"))
     console.refuse_overwrite(out, data, run)
     with bad_rows.offering_skip_bad(skip_bad):

@@ -92,7 +92,7 @@ def inpaint(
     known = None
     if linear_map is None:
         if mask == "gaps" and bundle.kind == "vector":
-            known = ~images.x.isnan()
+            known = images.present
         else:
             known = read_mask(mask or "", bundle.shape, images.count, seed=seed, layout=bundle.layout)
     images = images.usable(known, skip_bad)
@@ -117,7 +117,8 @@ def inpaint(
     else:
         _write(out, names, x, known, found)
     alone = "; with -n 2 or more, also where they differ" if n == 1 and out.suffix.lower() != ".npy" else ""
-    console.say(f"{console.count(n, 'completion')} of {console.count(len(x), images.noun)} in {out}{alone}")
+    left = f", {len(images.skipped)} of {images.count} left out" if images.skipped else ""
+    console.say(f"{console.count(n, 'completion')} of {console.count(len(x), images.noun)} in {out}{left}{alone}")
     result: dict[str, Any] = {
         "file": str(out),
         "images": names,

@@ -110,19 +110,21 @@ def read_rows(
         size: The side of the square to which pictures are resized and cropped; arrays are not.
         dtype: By the names of a table's columns "number" or "category", where the values alone do not tell.
         column: Of images in Parquet: the column that holds them; None, or not there: the only one of bytes.
-        skip_bad: Leave out, and name, images that cannot be read and, if `finite`, rows that are not, or that have a
-            text where numbers were in the training; else the first is a UserError, `skippable`.
+        skip_bad: Leave out, and name, images that cannot be read, rows that have a text where numbers were in the
+            training and, if `finite`, rows that are not; else the first is a UserError, `skippable`.
     """
     path = Path(path)
     packed = parquet_files(path) if shape is not None and len(shape) == 3 else []
     if path.is_file() and is_table(path) and not packed:
         bad = BadRows(skip=skip_bad)
-        found, table = _read_table(path, layout, header, drop, dtype, bad if finite else None)
+        found, table = _read_table(path, layout, header, drop, dtype, bad)
         names = found.layout.owners or [str(i) for i in range(found.x.shape[1])]
         if finite:
             with table.naming_rows():
                 check_cells(found.x.numpy(), names, str(path), largest=LARGEST, bad_rows=bad)
-        not_finite = _NotFinite(table, bad.reasons) if bad.reasons else None
+        elif bad.reasons:
+            found = _without_texts(found, table, bad)
+        not_finite = _NotFinite(table, bad.reasons) if finite and bad.reasons else None
         return _checked(found, str(path), shape, finite, bounded, not_finite)
     if header is not None or drop or dtype:
         option = "header" if header is not None else "drop" if drop else "data.dtype"
@@ -134,6 +136,17 @@ def read_rows(
         return _checked(found, str(path), shape, finite, bounded, None)
     not_finite = _NotFinite() if skip_bad and finite else None
     return _checked(Rows(_read_array(path, shape, bounded)), str(path), shape, finite, bounded, not_finite)
+
+
+def _without_texts(found: Rows, table: Table, bad: BadRows) -> Rows:
+    """The rows that have no text among their numbers; the others are left out. UserError where all have one."""
+    good, lost = bad.usable(0, len(found.x)), sorted(bad.reasons)
+    if not good.any():
+        text = f"must hold a row that can be used; the first is not: {bad.reasons[lost[0]]}"
+        raise UserError(text, argument=str(table.path))
+    names = zip(table.row_names(lost), (bad.reasons[row] for row in lost), strict=True)
+    kept = torch.from_numpy(good).nonzero()[:, 0]
+    return found._replace(x=found.x[kept], numbers=kept, left_out=[LeftOut(*each) for each in names])
 
 
 class _NotFinite(NamedTuple):
@@ -255,7 +268,7 @@ def _read_table(
     header: bool | None,
     drop: Sequence[str],
     dtype: Mapping[str, str] | None,
-    bad_rows: BadRows | None,
+    bad_rows: BadRows,
 ) -> tuple[Rows, Table]:
     """A table as float64 (N, D), matched to a model's columns or with those that it has itself."""
     import pyarrow as pa

@@ -1,43 +1,36 @@
 """The engine of Ray: actors that hold the model, each with one block at a time.
 
-The driver hands out blocks. A killed worker's actor is replaced by a new one, and the block that it had is handed out
-once more: a part is the same whoever makes it, and replaces itself. A cluster that is started here listens on the
-loopback alone, asks for a token, has no dashboard, reports nothing, and ends with its driver, however that ends.
+Ray is driven by a process of its own (`ray_driver`), so that its end is a line of ours, whichever of its processes
+dies. A part is the same whoever makes it, and replaces itself. A cluster that is started here listens on the loopback
+alone, asks for a token, has no dashboard, reports nothing, and ends with its driver, however that ends.
 """
 
+import json
 import os
 import secrets
 import shutil
-import signal
+import subprocess
+import sys
 import tempfile
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
 from thalweg.core.device import find_device
-from thalweg.core.errors import ThalwegError, UserError, one_line
+from thalweg.core.errors import ThalwegError, UserError
 from thalweg.scale.plan import RowBlock
-from thalweg.scale.worker import Failure, Job, QValues, Worker, one_thread
+from thalweg.scale.worker import Failure, Job, QValues
 
-MAX_DEATHS = 5  # of workers at one block: then it is the block
-STARTS = 3
-PATIENCE = 10.0  # seconds without a result, after which it is asked whether any node lives
-OBJECT_STORE = 80 << 20  # bytes: blocks are numbers of rows, and results are a few words
+ENDING = 15.0  # seconds in which the driver must have ended
 SETTINGS = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's word for: the node's address is the loopback
     "RAY_worker_niceness": "0",  # Ray gives 15, which beside other work is next to nothing
 }
-
-
-@cache
-def _token() -> str:
-    """A token for all clusters that this process starts: Ray keeps the first one that it sees."""
-    return secrets.token_hex(32)
+START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from thalweg.scale.ray_driver import main; main()"
+DIED = "its raylet, its gcs_server or the process that drives it has died (is memory short?)"
 
 
 def require_ray() -> None:
@@ -57,128 +50,69 @@ class RayEngine:
 
     def __init__(self, job: Job, *, workers: int | None, address: str | None):
         require_ray()
-        self.job, self.on_gpu = job, find_device(job.options.device).type == "cuda"
-        self.retried = 0  # blocks that were handed out again
-        self._folder: str | None = None
-        self._free: deque[Any] = deque()
-        self._before = {name: os.environ.get(name) for name in (*SETTINGS, "RAY_AUTH_TOKEN")}
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.job, self.retried = job, 0  # blocks that were handed out again
+        self._where = "Ray" if address is None else f"Ray at {address}"
+        self._folder, own = None, {}
+        if address is None:
+            self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+            own = SETTINGS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self._driver = subprocess.Popen(
+            [sys.executable, "-P", "-c", START, json.dumps([os.path.abspath(each) for each in sys.path])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | own,
+            encoding="utf-8",
+            start_new_session=True,  # a Ctrl-C is for this process, which ends it
+        )
+        on_gpu = find_device(job.options.device).type == "cuda"
+        about = {"job": job.to_dict(), "workers": workers, "address": address, "folder": self._folder, "on_gpu": on_gpu}
         try:
-            self._start(workers, address)
+            self._ask(about)
+            answer = self._answer()
+            if "no_cluster" in answer:
+                where = "Ray" if address is None else address
+                raise ThalwegError(f"{where}: no cluster could be had ({answer['no_cluster']})")
+            if "started" not in answer:
+                raise ThalwegError(f"{self._where}: {answer['gone']}, before any part was made; give the same command")
         except BaseException:
             self.close()
             raise
-        finally:
-            with suppress(ValueError):  # not the main thread
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
-
-    def _start(self, workers: int | None, address: str | None) -> None:
-        if address is None:
-            os.environ.update(SETTINGS | {"RAY_AUTH_TOKEN": _token()})
-        import ray
-
-        quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
-        try:
-            if address is None:
-                self._start_cluster(workers or len(os.sched_getaffinity(0)), quiet)
-            else:
-                ray.init(address=address, **quiet)
-        except Exception as error:  # Ray raises Exception itself for some of these
-            where = "Ray" if address is None else address
-            raise ThalwegError(f"{where}: no cluster could be had ({one_line(error)})") from error
-        there = ray.cluster_resources()
-        self.count = workers or max(1, int(there.get("GPU" if self.on_gpu else "CPU", 1)))
-        needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(self.on_gpu), "max_restarts": 0, "max_task_retries": 0}
-        self._actor: Any = ray.remote(**needs)(Actor)
-
-    def _start_cluster(self, cores: int, quiet: dict[str, Any]) -> None:
-        """Start Ray here; on a machine that is busy it is slower than Ray itself waits, so it is tried again."""
-        import ray
-
-        self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
-        for left in reversed(range(STARTS)):
-            try:
-                ray.init(
-                    address="local",
-                    num_cpus=cores,
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE,
-                    _temp_dir=self._folder,
-                    **quiet,
-                )
-                return
-            except Exception:
-                ray.shutdown()
-                if not left:
-                    raise
 
     def run(self, blocks: Sequence[RowBlock], filling: QValues | None) -> Iterator[Failure | None]:
-        """Make the parts of blocks, in any order; None each, or what went wrong."""
-        import ray
-        from ray.exceptions import RayActorError, WorkerCrashedError
+        """Make the parts of blocks, in any order; None each, or what went wrong at the first that has not been made."""
+        self._ask({"blocks": blocks, "filling": None if filling is None else filling.to_dict()})
+        for done in range(len(blocks)):
+            answer = self._answer()
+            if "gone" in answer:
+                raise ThalwegError(
+                    f"{self._where}: {answer['gone']}, with {done} of {len(blocks)} parts of this call in "
+                    f"{self.job.out}; nothing that is there is lost, and the same command goes on"
+                )
+            self.retried += answer["deaths"]
+            yield None if answer["failure"] is None else Failure(*answer["failure"])
 
-        shared = None if filling is None else ray.put(filling)
-        waiting, deaths, busy = deque(blocks), Counter[int](), {}
-        if not self._free:
-            self._free.extend(self._actor.remote(self.job) for _ in range(min(self.count, len(blocks))))
-        free = self._free
-        while waiting or busy:
-            while free and waiting:
-                actor, block = free.popleft(), waiting.popleft()
-                busy[actor.do.remote(block, shared)] = actor, block
-            ready = ray.wait([*busy], num_returns=1, timeout=PATIENCE)[0]
-            if not ready and not any(node["Alive"] for node in ray.nodes()):
-                raise ThalwegError("Ray: no node of it is left; give the same command again, which goes on")
-            for done in ready:
-                actor, block = busy.pop(done)
-                try:
-                    failure = ray.get(done)
-                except (RayActorError, WorkerCrashedError) as error:
-                    deaths[block.number] += 1
-                    free.append(self._actor.remote(self.job))  # a call of it waits until it is there
-                    if deaths[block.number] < MAX_DEATHS:
-                        self.retried += 1
-                        waiting.appendleft(block)
-                        continue
-                    failure = Failure("work", _died(self.job, block, error), None, None, None)
-                else:
-                    free.append(actor)
-                yield failure
+    def _ask(self, request: dict[str, Any]) -> None:
+        assert self._driver.stdin is not None  # as it is a pipe
+        with suppress(BrokenPipeError):  # then the answer says so
+            self._driver.stdin.write(json.dumps(request) + "\n")
+            self._driver.stdin.flush()
+
+    def _answer(self) -> dict[str, Any]:
+        """The driver's next line; `gone` where it has ended."""
+        assert self._driver.stdout is not None  # as it is a pipe
+        line = self._driver.stdout.readline()
+        return json.loads(line) if line.endswith("\n") else {"gone": DIED}
 
     def close(self) -> None:
         """End the cluster that was started here, or leave the one that was there."""
-        import sys
-
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
-        for name, value in self._before.items():
-            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        with suppress(BrokenPipeError):
+            self._driver.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+        try:
+            self._driver.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            self._driver.kill()
+            self._driver.wait()
+        self._driver.stdout.close()  # pyright: ignore[reportOptionalMemberAccess]
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
-
-
-class Actor:
-    """A worker in a process of Ray, which loads the model when it has its first block."""
-
-    def __init__(self, job: Job):
-        self._threads = one_thread()  # for as long as the process lives
-        self._threads.__enter__()
-        self.job = job
-        self.worker: Worker | None = None
-
-    def do(self, block: RowBlock, filling: QValues | None) -> Failure | None:
-        """As `Worker.do`."""
-        try:
-            self.worker = self.worker or Worker(self.job)
-        except ThalwegError as error:
-            return Failure.of(error)
-        return self.worker.do(block, filling)
-
-
-def _died(job: Job, block: RowBlock, error: Exception) -> str:
-    where, last = job.files[block.file][0], block.first + block.rows - 1
-    return (
-        f"{where}, rows {block.first} to {last} (counted from 0): {MAX_DEATHS} workers died at them; "
-        f"if memory is short, give fewer --block-rows or --workers ({one_line(error)[:120]})"
-    )

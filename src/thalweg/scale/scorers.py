@@ -286,19 +286,20 @@ class TableScorer(Scorer):
         names = [name for name in source.names if name in wanted]
         return source.read(block.first, block.rows, names, block.span)
 
-    def columns_of(self, source: Source) -> Columns | None:
+    def columns_of(self, source: Source) -> Columns:
         return self.bundle.detector.columns_for(source.names, source.address)
 
     def score(self, rows: Any, source: Source, block: RowBlock) -> ScoredRows:
         import pyarrow as pa
 
         how: Any = {"alpha": self.alpha, "top": REASONS, "where": source.address, "parse": source.is_text}
+        writing = self.columns_of(source).reading.writing
         tables, lost, new = [], LeftOutRows(), defaultdict[str, Counter[str]](Counter)
         for start in range(0, len(rows), BLOCK_ROWS):
             first, part, bad = block.first + start, rows.slice(start, BLOCK_ROWS), BadRows(skip=self.options.skip_bad)
             scored = self.bundle.detector.score_block(part, first=first, bad_rows=bad, **how)
             good = bad.usable(first, len(part))
-            tables.append(score_table(scored, first, good))
+            tables.append(score_table(scored, first, good, writing))
             lost = lost.followed_by(LeftOutRows.of(bad.reasons.items()))
             for name, found in self.new_categories(part if good.all() else part.filter(good), source).items():
                 new[name] += found

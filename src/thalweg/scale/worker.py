@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -32,12 +32,38 @@ class Job(NamedTuple):
     digest: str
     files: tuple[tuple[str, str], ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON holds of it."""
+        return self._asdict() | {"options": self.options._asdict()}
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`, after JSON."""
+        options = stored["options"]
+        options = Options(**options | {name: tuple(options[name]) for name in ("drop", "trust")})
+        return cls(**stored | {"options": options, "files": tuple((name, path) for name, path in stored["files"])})
+
 
 class QValues(NamedTuple):
     """The q-values by rank, and their digest."""
 
     q: np.ndarray
     digest: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON holds of it: each number to the bit."""
+        return {"q": self.q.tolist(), "digest": self.digest}
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(np.array(stored["q"], float), stored["digest"])
+
+
+def block_of(stored: list[Any]) -> RowBlock:
+    """A block after JSON."""
+    number, file, first, rows, (start, end) = stored
+    return RowBlock(number, file, first, rows, (start, end))
 
 
 class Failure(NamedTuple):
@@ -56,6 +82,11 @@ class Failure(NamedTuple):
         if isinstance(error, UserError):
             return cls("input", error.message, error.argument, error.value, error.hint, error.skippable)
         return cls("disk" if isinstance(error, DiskFull) else "work", str(error), None, None, None)
+
+    def to_list(self) -> list[Any]:
+        """What JSON holds of it."""
+        plain = self.value is None or isinstance(self.value, str | int | float)
+        return [*self._replace(value=self.value if plain else str(self.value))]
 
     def error(self) -> ThalwegError:
         """The error again."""

@@ -26,7 +26,7 @@ class DamagedImages:
         names: A name for each image: its file, or its number.
         rows: Image j is number `rows[j]` of the `count` that were found.
         rounded: Whether they were stored with 8 bits.
-        skipped: Files that cannot be used, each with the reason.
+        skipped: Files and rows that cannot be used, each with the reason.
         notes: Lines to show to the user.
     """
 
@@ -47,6 +47,13 @@ class DamagedImages:
     def numbers(self) -> str:
         """What messages call the numbers of one."""
         return "pixels" if self.x.ndim == 4 else "values"
+
+    @property
+    def present(self) -> Bool[Tensor, "count *d"]:
+        """Which values there are: those that are not NaN; all of one that was left out, which is not used."""
+        found = torch.ones((self.count, *self.x.shape[1:]), dtype=torch.bool)
+        found[self.rows] = ~self.x.isnan()
+        return found
 
     def _called(self, name: str) -> str:
         return f"image {name}" if self.noun == "image" else row_from_zero(int(name))
@@ -81,8 +88,8 @@ def read_damaged_images(
 ) -> DamagedImages:
     """The images in a file, a folder or an array, each of `shape`; with `flat` also arrays ([N,] prod(shape)).
 
-    `how`: other keywords of `data.files.read_rows`. UserError for a picture that cannot be used, unless `skip_bad`
-    leaves it out.
+    `how`: other keywords of `data.files.read_rows`. UserError for a picture, or a row with a text among its numbers,
+    that cannot be used, unless `skip_bad` leaves it out.
     """
     x = _flat(path, shape) if flat else None
     found = read_rows(path, shape=shape, finite=False, skip_bad=skip_bad, **how) if x is None else Rows(x)

@@ -6,6 +6,7 @@ import numpy as np
 
 from thalweg.apps.anomaly.explain import ScoredBlock
 from thalweg.data.bad_rows import with_empty_rows
+from thalweg.data.columns.number_formats import PLAIN, Writing
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,11 +24,14 @@ def q_column(p_value: Any, q: np.ndarray) -> "pa.Array":
     return pa.array(q[rank], mask=empty)
 
 
-def score_table(block: ScoredBlock, first: int, good: np.ndarray) -> "pa.Table":
-    """The scores of rows first, first + 1, … of a table, of which those that are `good` (N,) were scored."""
+def score_table(block: ScoredBlock, first: int, good: np.ndarray, writing: Writing) -> "pa.Table":
+    """The scores of rows first, first + 1, … of a table, of which those that are `good` (N,) were scored.
+
+    `writing`: how the table's texts write numbers, and so the repairs beside them.
+    """
     import pyarrow as pa
 
-    found = with_empty_rows(pa.table(_columns(block), schema=score_schema()), good)
+    found = with_empty_rows(pa.table(_columns(block, writing), schema=score_schema()), good)
     return found.set_column(0, "row", pa.array(np.arange(first, first + len(good)) + 1))
 
 
@@ -43,7 +47,7 @@ def score_schema() -> "pa.Schema":
     return pa.schema(fields)
 
 
-def _columns(block: ScoredBlock) -> dict[str, Any]:
+def _columns(block: ScoredBlock, writing: Writing) -> dict[str, Any]:
     """A block as columns of the score table: no reasons where a row is not flagged, or has fewer features."""
     found: dict[str, Any] = {name: [None] * len(block.energy) for name in score_schema().names}
     found |= {"energy": block.energy, "p_value": block.p_value, "flag": block.flag}
@@ -52,10 +56,11 @@ def _columns(block: ScoredBlock) -> dict[str, Any]:
         place, before = place + 1 if reason.row == before else 1, reason.row
         found[f"feature_{place}"][reason.row] = reason.feature
         found[f"share_{place}"][reason.row] = reason.share
-        found[f"value_{place}"][reason.row] = "" if reason.value is None else _short(reason.value)
-        found[f"repair_{place}"][reason.row] = _short(reason.repair)
+        given_as_text = reason.value is None or isinstance(reason.value, str)
+        found[f"value_{place}"][reason.row] = "" if reason.value is None else _written(reason.value, PLAIN)
+        found[f"repair_{place}"][reason.row] = _written(reason.repair, writing if given_as_text else PLAIN)
     return found
 
 
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _written(value: Any, writing: Writing) -> str:
+    return f"{value:.6g}".replace(".", writing.decimal) if isinstance(value, float) else str(value)

@@ -143,7 +143,7 @@ def _score(
             scored = frame if good.all() else frame.filter(good)
             for name, found in count_new(columns, scored, where, parse=table.is_text).items():
                 new[name] += found
-            stream.write_table(score_table(block, first, good))
+            stream.write_table(score_table(block, first, good, columns.reading.writing))
             first, lost = first + len(frame), lost.followed_by(LeftOutRows.of(bad.reasons.items()))
     if not first:
         raise UserError("must hold one row or more", argument=where)
