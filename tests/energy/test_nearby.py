@@ -167,3 +167,48 @@ def test_clusters_keep_the_gap_on_new_rows():
     assert float(gaps(energy, rows, new).mean()) < energy.gap
     mutant = IVFKernelDensityEnergy(rows, t=energy.t, known=(SearchParams(128, 40.0, 0.0, 0.0), energy.centers))
     assert float(gaps(mutant, rows, new).mean()) > energy.gap
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    """(energy, exact energies of new rows, new rows): clusters of three dimensions in 32 columns, standardised."""
+    law = np.random.default_rng(0)
+    centers, shapes = 4 * law.normal(size=(12, 32)), law.normal(size=(12, 3, 32))
+
+    def drawn(n, seed):
+        r = np.random.default_rng([1, seed])
+        z, which = r.normal(size=(n, 3)), r.integers(0, 12, n)
+        return centers[which] + np.einsum("nk,nkd->nd", z, shapes[which]) + 0.1 * r.normal(size=(n, 32))
+
+    x = drawn(5000, 0)
+    rows, new = (torch.from_numpy((y - x.mean(0)) / x.std(0)) for y in (x, drawn(6000, 1)))
+    energy = IVFKernelDensityEnergy(rows, t=loo_bandwidth(rows))
+    return energy, KernelDensityEnergy(rows, t=energy.t)(new), new
+
+
+def test_rows_at_a_clusters_edge_keep_their_sums(clusters):
+    """No row loses a nat, and the mean is kept; the mutant, with tau alone, has a row that loses more than 5."""
+    energy, exact, new = clusters
+    assert energy.search.num_candidates > 0
+    assert energy.search.exact_share < 0.1
+    lost = energy(new) - exact
+    assert float(lost.mean()) < energy.gap
+    assert float(lost.max()) < 1
+    before = SearchParams(256, 25.46, 0.0018, 0.007)  # what was chosen when tau alone was
+    mutant = IVFKernelDensityEnergy(energy.rows / energy.unit, t=energy.t, known=(before, energy.centers))
+    assert float((mutant(new) - exact).max()) > 5
+
+
+def test_a_row_left_out_is_below_the_sum_of_a_list_that_reaches_it(clusters):
+    """The inequality that kappa = 1 stands for; a mutant whose lists reach a tenth farther breaks it."""
+    energy, _, new = clusters
+    length = 256
+    cell, squared, queries = energy._placed(new, energy.unit)
+    total = energy._near(cell, queries, None, length, 0)[:, 0]
+    term = -torch.cdist(new * energy.unit, energy.rows).square()
+    term = term.scatter(1, energy._lists[cell][:, :length], -math.inf).amax(1)
+    sides = squared.sqrt() + total.clamp_max(0).neg().sqrt()
+    for room, holds in ((1.0, True), (1.3, False)):
+        inside = sides < room * energy._reach(length)[cell]
+        assert bool(inside.double().mean() > 0.5)
+        assert bool((term[inside] < total[inside] + 1e-3).all()) == holds
