@@ -34,10 +34,11 @@ EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
 LENGTHS = tuple(part * 2**k for k in range(5, 11) for part in (4, 5, 6, 7))  # 128, 160, 192, 224, 256, 320 ...
 TRIAL = 10_000  # stored rows that kappa is chosen on, or up to twice as many
 UNSEEN = 5  # every fifth of them, which the centres have not seen: M and tau are chosen on these
-WORST = 0.8  # nats that one of them may lose, with the list one step shorter
+WORST = 0.5  # nats that one of them may lose, with the list one step shorter
 ROOM = 0.98  # of the ratio at which one loses more, as new rows may at a lower one
 DEARER = 1.4  # the share of new rows that are summed again, over that of the trial rows, at most or nearly so
 SEARCH = 300  # terms of a sum that take as long as to find a row's cell and to order rows by it, beside its products
+FEW = 0.01  # of the rows; so many, whose sums float32 finds faint, lie above tau at most
 MARGIN = 0.9  # of the gap
 RARE = 0.002  # of the rows at least are summed over all: those of the highest energies, lest an outlier set tau
 SINGLE = 2.0**-21  # of a squared distance to the middle: what float32 may put a sum off by, in bits
@@ -240,7 +241,10 @@ class IVFKernelDensityEnergy(OfRows):
             losses = (energies - exact).clamp_min(0)
             beyond = _least_beyond(ratios, losses if earlier is None else earlier)
             some, earlier = losses[unseen], losses
-            chosen = self._limited(length, beyond, energies[unseen], some, ratios[unseen] > beyond, before)
+            again, faint = ratios[unseen] > beyond, bits[unseen] > -FAINT
+            if float(faint.double().mean()) < FEW:  # all rows in float64 take less time than a list of each cell
+                again |= faint
+            chosen = self._limited(length, beyond, energies[unseen], some, again, before)
             choices, before = [*choices, *chosen], some
         whole = min(len(self.rows), EXACT // 2 if len(self.rows) > EXACT else EXACT)
         search = len(self.centers) + SEARCH
