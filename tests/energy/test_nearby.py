@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from thalweg.apps.anomaly.tabular.scalings import SCALINGS
 from thalweg.energy.density import kde_ivf as nearby
 from thalweg.energy.density import kernel_sums
 from thalweg.energy.density.kde import KernelDensityEnergy, leave_one_out, loo_bandwidth
@@ -179,3 +180,52 @@ def test_a_pickle_has_the_rows_and_not_the_sums(energy, rows):
     assert len(text) < 4 * rows.nbytes + energy._lists.nbytes
     torch.testing.assert_close(pickle.loads(text)(rows[:500]), wanted, rtol=0, atol=0)
     torch.testing.assert_close(copy.deepcopy(energy)(rows[:500]), wanted, rtol=0, atol=0)
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    """(energy, exact energies of new rows, new rows): clusters of three dimensions in 32 columns, as normal scores."""
+    law = np.random.default_rng(0)
+    centers, shapes = 4 * law.normal(size=(12, 32)), law.normal(size=(12, 3, 32))
+
+    def drawn(n, seed):
+        r = np.random.default_rng([1, seed])
+        which = r.integers(0, 12, n)
+        z = r.normal(size=(n, 3))
+        return centers[which] + np.einsum("nk,nkd->nd", z, shapes[which]) + 0.1 * r.normal(size=(n, 32))
+
+    x = drawn(5000, 0)
+    scores = SCALINGS["ranks"](x)
+    rows, new = (torch.from_numpy(scores(y)) for y in (x, drawn(6000, 1)))
+    energy = IVFKernelDensityEnergy(rows, t=loo_bandwidth(rows))
+    return energy, KernelDensityEnergy(rows, t=energy.t)(new), new
+
+
+def test_rows_at_a_clusters_edge_keep_their_sums(clusters):
+    """No row loses a nat, and the mean is kept; the mutant, with tau alone, has a row that loses more than 5."""
+    energy, exact, new = clusters
+    assert energy.search.num_candidates > 0
+    assert energy.search.exact_share < 0.1
+    lost = energy(new) - exact
+    assert float(lost.mean()) < energy.gap
+    assert float(lost.max()) < 1
+    before = SearchParams(256, 37.446, 0.0048, 0.007)  # what was chosen when tau alone was
+    mutant = IVFKernelDensityEnergy(energy.rows / energy.unit, t=energy.t, known=(before, energy.centers))
+    lost = mutant(new) - exact
+    assert float(lost.mean()) > energy.gap
+    assert float(lost.max()) > 5
+
+
+def test_a_row_left_out_is_below_the_sum_of_a_list_that_reaches_it(clusters):
+    """The inequality that kappa = 1 stands for; a mutant whose lists are said to reach 1.3 times as far breaks it."""
+    energy, _, new = clusters
+    length = 256
+    cell, squared, queries = energy._placed(new, energy.unit)
+    total = energy._near(cell, queries, None, length, 0)[:, 0]
+    term = -torch.cdist(new * energy.unit, energy.rows).square()
+    term = term.scatter(1, energy._lists[cell][:, :length], -math.inf).amax(1)
+    sides = squared.sqrt() + total.clamp_max(0).neg().sqrt()
+    for room, holds in ((1.0, True), (1.3, False)):
+        inside = sides < room * energy._reach(length)[cell]
+        assert bool(inside.double().mean() > 0.5)
+        assert bool((term[inside] < total[inside] + 1e-3).all()) == holds

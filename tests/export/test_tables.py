@@ -1,13 +1,18 @@
 """A whole detector of tables as one graph: its scores are the library's, wherever it runs."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from thalweg.apps.anomaly.graph.kernels import KernelGraph
 from thalweg.apps.anomaly.graph.table import TabularGraph
 from thalweg.apps.anomaly.tabular.tabular_energy import SINGLE
 from thalweg.bundle.files import load
 from thalweg.core import store
+from thalweg.energy.density.kde import loo_bandwidth
+from thalweg.energy.density.kde_ivf import IVFKernelDensityEnergy, SearchParams
 from thalweg.export.export import export
 from thalweg.export.rows import hostile_rows, random_rows
 
@@ -30,6 +35,26 @@ def test_rounding_of_sums_in_float32_covers_what_a_graph_in_float64_gives(narrow
             assert (rooms[name] < 0.01).all()
             if distance is not None:
                 assert (np.abs(distance.numpy() - parts["distance"]) <= rooms["distance"]).all()
+
+
+def test_graphs_sum_over_all_rows_where_the_library_does():
+    """Rows at the edge of what their lists reach, below tau; the mutant without that condition is off by half a nat."""
+    r = np.random.default_rng(0)
+    centers, shapes = 4 * r.normal(size=(12, 8)), r.normal(size=(12, 3, 8))
+    which, z = r.integers(0, 12, 6000), r.normal(size=(6000, 3))
+    x = centers[which] + np.einsum("nk,nkd->nd", z, shapes[which]) + 0.1 * r.normal(size=(6000, 8))
+    rows, new = torch.from_numpy(x[:3000]), torch.from_numpy(x[3000:])
+    kernel = IVFKernelDensityEnergy(rows, t=loo_bandwidth(rows))
+    known = SearchParams(128, 100.0, 0.0, 0.0, 1.1)  # nearly none above tau
+    kernel = IVFKernelDensityEnergy(rows, t=kernel.t, known=(known, kernel.centers))
+    graph = KernelGraph(kernel, 5).eval()
+    wanted, wanted_distance = kernel.with_distances(new, 5)
+    with torch.no_grad():
+        found, distance = graph(new)
+        assert float(((found - wanted).abs() > 1e-3).double().mean()) < 1e-3
+        assert float(((distance - wanted_distance).abs() > 1e-3).double().mean()) < 1e-3
+        graph.limits.fill_(math.inf)
+        assert float((graph(new)[0] - wanted > 0.5).double().mean()) > 0.01
 
 
 def rows_of(servable, num=200):

@@ -4,45 +4,45 @@
 
 Kernels are narrow, so a few rows have most of the sum. Cells are those of k-means (Jégou, Douze & Schmid 2011). The
 rows left out raise E by log(1 + rest / kept), which is small where E is low. So E above tau is computed again with all
-rows. M and tau are chosen on stored rows, each left out, as the cheapest pair with an error of at most `gap` nats on
-average.
+rows. So is a row at the edge of what its list reaches. Take lengths in which a squared distance is in bits. Let the
+list reach to R from the centre, x lie d from it, and S be the sum over the list. A row left out is at least R - d
+from x, so its term is at most 2^-(R - d)², less than S where
+
+    d + sqrt(-log2 S) < R.
+
+Where the left side is above kappa R all rows are summed. In many columns the rows left out are farther than that, and
+kappa is above 1. M, tau and kappa are chosen on stored rows, each left out: none below kappa loses more than `WORST`,
+and the mean error is `gap` nats at most, at the least cost.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from thalweg.core import check
+from thalweg.energy.density.cells import Cells, NearCells, centers_of, order_of, without
 from thalweg.energy.density.kde import OfRows, squared_distances
-from thalweg.energy.density.kernel_sums import (
-    BITS,
-    FAINT,
-    ROWS,
-    TOGETHER,
-    KernelSum,
-    Queries,
-    kernel_sums,
-    lift,
-    lift_list,
-    lifted_about,
-)
+from thalweg.energy.density.kernel_sums import FAINT, KernelSum, Queries, kernel_sums, lifted_about
 
 SMALL = 1024  # rows; fewer are summed one and all, in float64
 EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
 LENGTHS = tuple(part * 2**k for k in range(5, 11) for part in (4, 5, 6, 7))  # 128, 160, 192, 224, 256, 320 ...
-TRIAL = 2000  # stored rows that M and tau are chosen on, a fifth of all at most; the centres have not seen them
+TRIAL = 10_000  # stored rows that kappa is chosen on, or up to twice as many
+UNSEEN = 5  # every fifth of them, which the centres have not seen: M and tau are chosen on these
+WORST = 0.6  # nats that one of them may lose, with the list one step shorter
+ROOM = 0.98  # of the ratio at which one loses more, as new rows may at a lower one
+DEARER = 1.4  # the share of new rows that are summed again, over that of the trial rows, at most or nearly so
+SEARCH = 300  # terms of a sum that take as long as to find a row's cell and to order rows by it, beside its products
+FEW = 0.01  # of the rows; so many, whose sums float32 finds faint, lie above tau at most
 MARGIN = 0.9  # of the gap
 RARE = 0.002  # of the rows at least are summed over all: those of the highest energies, lest an outlier set tau
-ROUNDS = 10  # of k-means
-CELLS = 2.0  # cells over sqrt(N)
 SINGLE = 2.0**-21  # of a squared distance to the middle: what float32 may put a sum off by, in bits
-MADE = ("_whole", "_sums", "_cells", "_near_cells")  # of rows and centres, by `_begin_sums`
-FAR = 16 * BITS  # of squared distance to the middle of the centres
+MADE = ("_whole", "_sums", "_cells", "_near_cells", "reaches")  # of rows and centres, by `_begin_sums`
 
 
 class SearchParams(NamedTuple):
@@ -52,6 +52,7 @@ class SearchParams(NamedTuple):
     exact_above: float  # tau, nats
     mean_loss: float  # nats
     exact_share: float  # of the rows, computed with all rows
+    exact_beyond: float = sys.float_info.max  # kappa; earlier fits have none
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Self:
@@ -89,22 +90,24 @@ class IVFKernelDensityEnergy(OfRows):
         self.rows = self.rows * self.unit
         few = len(rows) <= SMALL or gap == 0
         middle = self.rows.mean(0, keepdim=True)
-        centers = known[1] if known else middle if few else _centers(_without(self.rows, self._trial()))
+        centers = known[1] if known else middle if few else centers_of(without(self.rows, self._trial()[::UNSEEN]))
         self.register_buffer("centers", centers, persistent=False)
         self.register_buffer("_squares", self.rows.square().sum(1), persistent=False)
         self.register_buffer("_lists", torch.empty(0, 0, dtype=torch.int64, device=rows.device), persistent=False)
-        self._begin_sums()
         self.search = WHOLE
+        self._begin_sums()
         if known or not few:
             length, blocks = known[0].num_candidates if known else max(LENGTHS), range(0, len(centers), 64)
             self._lists = torch.cat([self._nearest(i, i + 64, length) for i in blocks])
             self.search = known[0] if known else self._choose()
             self._lists = self._lists[:, : self.search.num_candidates].clone()
+            self._begin_sums()
 
     def _begin_sums(self) -> None:
         self._whole = KernelSum(self.rows, self.rows.mean(0), exact=len(self.rows) <= SMALL)
         self._sums: dict[tuple[int, int], KernelSum] = {}
-        self._cells, self._near_cells = _Cells(self.centers), _NearCells(self.centers, self._whole.center)
+        self._cells, self._near_cells = Cells(self.centers), NearCells(self.centers, self._whole.center)
+        self.reaches = self._reach(self.search.num_candidates)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """How a module moves: its buffers; the sums are made anew of these."""
@@ -138,11 +141,15 @@ class IVFKernelDensityEnergy(OfRows):
         u, near = self._sums_of(x, own, self.search, k).unbind(1)
         return u, near / self.unit**2
 
+    def limits(self, beyond: float | None = None) -> Tensor:
+        """kappa R, (C,): d + sqrt(-log2 S) above which all rows are summed, by cell; the kappa of `search` if None."""
+        return self.reaches * (self.search.exact_beyond if beyond is None else beyond)
+
     def rounding(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
         """Nats that sums in float32 may put E(x) off by; 0 where they are in float64."""
         if not self._whole.narrow and not self.search.num_candidates:
             return torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        queries = self._placed(x, self.unit)[1] if self.search.num_candidates else None
+        queries = self._placed(x, self.unit)[2] if self.search.num_candidates else None
         lifted = (lifted_about(self._whole.center, x, self.unit) if queries is None else queries).lifted
         return math.log(2) * SINGLE * -lifted[:, -2].double()
 
@@ -158,13 +165,17 @@ class IVFKernelDensityEnergy(OfRows):
         constant = math.log(n - (own is not None)) + 0.5 * d * math.log(2 * math.pi * self.t)
         x, unit = (self.rows[own], 1.0) if x is None else (x, self.unit)
         if search.num_candidates:
-            faint = constant - math.log(2) * FAINT <= search.exact_above  # or else such sums are computed again
-            out = self._near(x, unit, own, search.num_candidates, k, faint)
-            again = (constant - math.log(2) * out[:, 0] > search.exact_above).nonzero().squeeze(1)
+            least = math.log2(math.e) * (constant - search.exact_above)  # log2 of a sum whose row is not above tau
+            limits = self.limits(search.exact_beyond)
+            faint = least <= FAINT and math.sqrt(-FAINT) <= float(limits.max())  # or else they are computed again
+            cell, squared, queries = self._placed(x, unit)
+            out = self._near(cell, queries, own, search.num_candidates, k, faint)
+            beyond = squared.sqrt() + out[:, 0].clamp_max(0).neg().sqrt() > limits[cell]
+            again = (beyond | (out[:, 0] < least)).nonzero().squeeze(1)
             if len(again):
                 some, own = x[again], None if own is None else own[again]
                 few = n <= EXACT
-                out[again] = self._all(some, unit, own, k) if few else self._near(some, unit, own, EXACT // 2, k)
+                out[again] = self._all(some, unit, own, k) if few else self._wide(some, unit, own, k)
         else:
             out = self._all(x, unit, own, k)
         return torch.stack([constant - math.log(2) * out[:, 0], out[:, 1]], dim=1)
@@ -173,23 +184,38 @@ class IVFKernelDensityEnergy(OfRows):
         everything = [(self._whole, torch.arange(len(x), device=x.device))] if len(x) else []
         return kernel_sums(lifted_about(self._whole.center, x, unit), everything, own, k)
 
-    def _near(self, x: Tensor, unit: float, own: Tensor | None, length: int, k: int, faint: bool = True) -> Tensor:
+    def _wide(self, x: Tensor, unit: float, own: Tensor | None, k: int) -> Tensor:
+        cell, _, queries = self._placed(x, unit)
+        return self._near(cell, queries, own, EXACT // 2, k)
+
+    def _near(
+        self, cell: Tensor, queries: Queries, own: Tensor | None, length: int, k: int, faint: bool = True
+    ) -> Tensor:
         """log2 of the sums, and mean distances, over `length` candidates of each row's cell, cell by cell.
 
         `faint`: whether sums that float32 finds faint are computed in float64.
         """
-        cell, queries = self._placed(x, unit)
         counts = torch.bincount(cell, minlength=len(self.centers)).tolist()
-        places = _order(cell).split(counts)
+        places = order_of(cell).split(counts)
         sums = ((self._sum(c, length), at) for c, at in enumerate(places) if len(at))
         return kernel_sums(queries, sums, own, k, faint=faint)
 
-    def _placed(self, x: Tensor, unit: float) -> tuple[Tensor, Queries]:
-        """(cells (B,), queries): about the middle of all rows where float32 keeps them apart from there, as a rule."""
+    def _placed(self, x: Tensor, unit: float) -> tuple[Tensor, Tensor, Queries]:
+        """(cells (B,), squared distances to their centres (B,), queries).
+
+        Queries are about the middle of all rows where float32 keeps them apart from there, as a rule.
+        """
         if not self._whole.narrow:
-            return self._cells(x, unit)
+            cell, queries = self._cells(x, unit)
+            return cell, -queries.lifted[:, -2].double(), queries
         queries = lifted_about(self._whole.center, x, unit)
-        return self._near_cells(queries), queries
+        return *self._near_cells(queries), queries
+
+    def _reach(self, length: int) -> Tensor:
+        """R of each cell with lists of `length`, (C,) in float64; no list, 0."""
+        if not length:
+            return self.centers.new_zeros(len(self.centers))
+        return (self.rows[self._lists[:, length - 1]] - self.centers).square().sum(1).sqrt()
 
     def _sum(self, c: int, length: int) -> KernelSum:
         """Of cell c; kept where the length is that of `search`."""
@@ -207,31 +233,55 @@ class IVFKernelDensityEnergy(OfRows):
         return squared.topk(min(length, len(self.rows)), largest=False).indices
 
     def _choose(self) -> SearchParams:
-        """The cheapest pair of M and tau, by the trial rows' energies with all rows.
+        """The cheapest M, tau and kappa, by the trial rows' energies with all rows.
 
-        Losses have long tails: one row more may lose as much as the most that a trial row loses with the length before.
+        Losses have long tails: one row more may lose as much as the most that a row loses with the length before.
         """
         own = self._trial()
-        x = self.rows[own]
+        x, unseen = self.rows[own], slice(None, None, UNSEEN)
         exact = self._energies(None, own, WHOLE)
         lengths = [length for length in LENGTHS if length < len(self.rows) / 2]
-        choices, before, most = [WHOLE], None, len(x) - math.ceil(RARE * len(x))
-        for length, energies in zip(lengths, self._trials(x, own, lengths), strict=True):
-            u, order = energies.sort()
+        tried, cell, squared = self._trials(x, own, lengths)
+        constant = math.log(len(self.rows) - 1) + 0.5 * x.shape[1] * math.log(2 * math.pi * self.t)
+        choices, before, earlier = [WHOLE], None, None
+        for length, energies in zip(lengths, tried, strict=True):
+            bits = math.log2(math.e) * (energies - constant)
+            ratios = (squared.sqrt() + bits.clamp_min(0).sqrt()) / self._reach(length)[cell]
             losses = (energies - exact).clamp_min(0)
-            unseen = (losses if before is None else before)[order].cummax(0).values
-            lost, before = (losses[order].cumsum(0) + unseen) / len(x), losses
-            kept = min(int((lost <= MARGIN * self.gap).sum()), most)
-            if kept:
-                choices.append(SearchParams(length, float(u[kept - 1]), float(lost[kept - 1]), 1 - kept / len(x)))
+            beyond = _least_beyond(ratios, losses if earlier is None else earlier)
+            some, earlier = losses[unseen], losses
+            again, faint = ratios[unseen] > beyond, bits[unseen] > -FAINT
+            if float(faint.double().mean()) < FEW:  # all rows in float64 take less time than a list of each cell
+                again |= faint
+            chosen = self._limited(length, beyond, energies[unseen], some, again, before)
+            choices, before = [*choices, *chosen], some
         whole = min(len(self.rows), EXACT // 2 if len(self.rows) > EXACT else EXACT)
-        return min(choices, key=lambda r: r.num_candidates + len(self.centers) + r.exact_share * whole)
+        search = len(self.centers) + SEARCH
+        return min(choices, key=lambda r: r.num_candidates + DEARER * r.exact_share * whole + search * (r is not WHOLE))
+
+    def _limited(
+        self, length: int, beyond: float, energies: Tensor, losses: Tensor, again: Tensor, before: Tensor | None
+    ) -> list[SearchParams]:
+        """With the highest tau for these rows, of which some are computed `again`; [] where there is none."""
+        count, most = len(losses), len(losses) - math.ceil(RARE * len(losses))
+        u, order = energies.masked_fill(again, math.inf).sort()
+        losses = losses.masked_fill(again, 0.0)
+        unseen = (losses if before is None else before.masked_fill(again, 0.0))[order].cummax(0).values
+        lost = (losses[order].cumsum(0) + unseen) / count
+        kept = min(int((lost <= MARGIN * self.gap).sum()), int((~again).sum()), most)
+        if not kept:
+            return []
+        return [SearchParams(length, float(u[kept - 1]), float(lost[kept - 1]), 1 - kept / count, beyond)]
 
     def _trial(self) -> Tensor:
-        return torch.arange(0, len(self.rows), max(5, len(self.rows) // TRIAL), device=self.rows.device)
+        """Indices of stored rows that the search is chosen on."""
+        return torch.arange(0, len(self.rows), max(1, len(self.rows) // TRIAL), device=self.rows.device)
 
-    def _trials(self, x: Tensor, own: Tensor, lengths: list[int]) -> Tensor:
-        """Energies (L, B) by the first of each row's candidates, for each of the lengths, by one search."""
+    def _trials(self, x: Tensor, own: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Energies (L, B) by the first of each row's candidates, for each of the lengths, by one search.
+
+        Then the cells and the squared distances to their centres, (B,).
+        """
         n, d = self.rows.shape
         cell, out = self._cells(x, 1.0)[0], x.new_empty(len(lengths), len(x))
         for c in cell.unique().tolist():
@@ -241,94 +291,12 @@ class IVFKernelDensityEnergy(OfRows):
             bits[own[at, None] == near] = -math.inf
             parts = [part.logsumexp(1) for part in bits.tensor_split(lengths[:-1], dim=1)]
             out[:, at] = torch.stack(parts).logcumsumexp(0)
-        return math.log(n - 1) + 0.5 * d * math.log(2 * math.pi * self.t) - out
+        energies = math.log(n - 1) + 0.5 * d * math.log(2 * math.pi * self.t) - out
+        return energies, cell, (x - self.centers[cell]).square().sum(1)
 
 
-class _Cells:
-    """The cell of each row, that of the nearest centre; in float32 where that finds it to 0.1 bits."""
-
-    def __init__(self, centers: Tensor):
-        self.centers, self.middle = centers, centers.mean(0)
-        y = centers - self.middle
-        square = y.square().sum(1)
-        self.narrow = float(square.max()) < FAR
-        self.lifted = torch.cat([2 * y, -square[:, None]], dim=1).T.float().contiguous()
-
-    def __call__(self, x: Tensor, unit: float) -> tuple[Tensor, Queries]:
-        """(indices (B,), queries relative to these centres); a row's do not depend on the rows beside it."""
-        cell = torch.empty(len(x), dtype=torch.int64, device=x.device)
-        lifted = torch.empty(len(x), x.shape[1] + 2, device=x.device)
-        for at in range(0, len(x), ROWS):
-            block = x.detach()[at : at + ROWS].double() * unit
-            cell[at : at + ROWS] = found = self._of(block)
-            lift(block - self.centers[found], lifted[at : at + ROWS])
-        return cell, Queries(x, unit, lifted)
-
-    def _of(self, x: Tensor) -> Tensor:
-        z = x - self.middle
-        lifted = z.new_ones(max(len(z), TOGETHER), z.shape[1] + 1, dtype=torch.float32)
-        lifted[: len(z), :-1] = z
-        cell = _argmax(lifted @ self.lifted)[: len(z)]
-        wide = z.square().sum(1) > FAR if self.narrow else torch.ones_like(cell, dtype=torch.bool)
-        if wide.any():
-            cell[wide] = _exact_cells(x[wide], self.centers)
-        return cell
-
-
-class _NearCells:
-    """The cell of queries about a `middle`, by the products that their sums have; in float64 for those far from it."""
-
-    def __init__(self, centers: Tensor, middle: Tensor):
-        y = centers - middle
-        self.centers, self.middle, self.lifted = centers, middle, lift_list(y, y.square().sum(1))
-
-    def __call__(self, queries: Queries) -> Tensor:
-        lifted, count = queries.lifted, len(self.centers)
-        cell = torch.empty(len(lifted), dtype=torch.int64, device=lifted.device)
-        products = lifted.new_empty(ROWS, count)
-        for at in range(0, len(lifted), ROWS):
-            block = lifted[at : at + ROWS]
-            rows = len(block)
-            if rows < TOGETHER:
-                block = torch.cat([block, block.new_zeros(TOGETHER - rows, block.shape[1])])
-            cell[at : at + rows] = _argmax(torch.mm(block, self.lifted, out=products[: len(block)]))[:rows]
-        far = (lifted[:, -2] < -BITS).nonzero().squeeze(1)
-        if len(far):
-            cell[far] = _exact_cells(queries.x[far].detach().double() * queries.unit, self.centers)
-        return cell
-
-
-def _exact_cells(x: Tensor, centers: Tensor) -> Tensor:
-    return torch.cdist(x, centers, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
-
-
-def _argmax(values: Tensor) -> Tensor:
-    """Of each row; on the CPU NumPy's, which takes a seventh of the time."""
-    return torch.from_numpy(values.numpy().argmax(1)) if values.device.type == "cpu" else values.argmax(1)
-
-
-def _order(cells: Tensor) -> Tensor:
-    """Rows by cell, in their order; by NumPy on the CPU, which counts numbers of 16 bits rather than compares them."""
-    if cells.device.type != "cpu" or (len(cells) and int(cells.max()) > np.iinfo(np.uint16).max):
-        return cells.argsort(stable=True)
-    return torch.from_numpy(cells.numpy().astype(np.uint16).argsort(kind="stable"))
-
-
-def _without(rows: Tensor, some: Tensor) -> Tensor:
-    kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    kept[some] = False
-    return rows[kept]
-
-
-def _centers(rows: Tensor) -> Tensor:
-    """2 sqrt(N) centres of k-means (Lloyd 1982) on up to 60 to 120 rows each, from evenly spaced ones."""
-    k = round(CELLS * math.sqrt(len(rows)))
-    some = rows[:: max(1, len(rows) // (60 * k))]
-    centers = some[torch.linspace(0, len(some) - 1, k).long()].clone()
-    for _ in range(ROUNDS):
-        cell = torch.cat([squared_distances(block, centers).argmin(1) for block in some.split(1024)])
-        sums = torch.zeros_like(centers).index_add_(0, cell, some)
-        counts = torch.bincount(cell, minlength=k)
-        there = counts > 0
-        centers[there] = sums[there] / counts[there, None]
-    return centers
+def _least_beyond(ratios: Tensor, losses: Tensor) -> float:
+    """kappa: below the lowest ratio of a row that loses more than `WORST`, and of `RARE` rows."""
+    rare = ratios.sort().values[len(ratios) - math.ceil(RARE * len(ratios))]
+    losing = ratios[losses > WORST]
+    return float(min(rare, ROOM * losing.min()) if len(losing) else rare)

@@ -34,6 +34,7 @@ class KernelGraph(nn.Module):
     squares: Tensor
     centers: Tensor
     center_squares: Tensor
+    limits: Tensor
     levels: Tensor
 
     def __init__(self, kernel: IVFKernelDensityEnergy, k: int = 0):
@@ -50,15 +51,17 @@ class KernelGraph(nn.Module):
         if self.searches:
             centers = ((kernel.centers - middle) * to_nats).cpu()
             hold(self, centers=centers, center_squares=centers.square().sum(1))
+            hold(self, limits=(kernel.limits() * to_nats).cpu())
             self.register_buffer("levels", _levels(kernel))
 
     def forward(self, y: Tensor) -> tuple[Tensor, Tensor | None]:
         """(E, distance), (B,) each."""
         x = y * self.unit - self.middle
         square = x.square().sum(1, keepdim=True)
-        cell = None
+        cell, squared = None, square
         if self.searches:
-            cell = (self.center_squares - 2 * (x @ self.centers.T)).argmin(1)
+            squares = self.center_squares - 2 * (x @ self.centers.T)
+            cell, squared = squares.argmin(1), square.squeeze(1) - squares.neg().amax(1)
         some, every = _Sums(self.k), _Sums(self.k)
         top: Tensor | None = None
         for at in range(0, len(self.rows), BLOCK):
@@ -79,7 +82,9 @@ class KernelGraph(nn.Module):
         if cell is None:
             return energy, distance
         near, near_distance = self._result(some, top, square)
-        again = near > self.exact_above
+        root = (near - self.constant).clamp_min(0).sqrt()
+        beyond = squared.clamp_min(0).sqrt() + root > torch.take(self.limits, cell)
+        again = (near > self.exact_above) | beyond
         if distance is not None and near_distance is not None:
             distance = torch.where(again, distance, near_distance)
         return torch.where(again, energy, near), distance
