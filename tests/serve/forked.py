@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -33,10 +33,23 @@ class Process:
         return self.code
 
     def figures(self):
-        """(MiB of memory, open files, threads)."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        rss, threads = (int(status.partition(f"{name}:")[2].split()[0]) for name in ("VmRSS", "Threads"))
-        return rss / 1024, len(os.listdir(f"/proc/{self.pid}/fd")), threads
+        """(MiB of memory, open files, threads), of it and of the processes that compute for it."""
+        pids = [self.pid, *descendants(self.pid)]
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        rss, threads = (
+            sum(int(one.partition(f"{name}:")[2].split()[0]) for one in status) for name in ("VmRSS", "Threads")
+        )
+        return rss / 1024, sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pids), threads
+
+
+def descendants(pid):
+    """Processes that were forked by one, and by these."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended
+            if int(file.read_text().rpartition(")")[2].split()[1]) == pid:
+                found += [int(file.parent.name), *descendants(int(file.parent.name))]
+    return found
 
 
 @contextmanager
