@@ -1,6 +1,9 @@
 """Scores by a process of their own: the same as in the thread, and a process that ends loses no request of others."""
 
+import errno
+import logging
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -10,15 +13,38 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from thalweg.bundle.servable import TensorSpec
 from thalweg.core.errors import Diverged, UserError
+from thalweg.serve.engine import forking
 from thalweg.serve.engine.forked import InProcess
 from thalweg.serve.engine.rejected import WorkerLost
 from thalweg.serve.engine.scoring import NICER, InThread
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread computes")
-DIE, RAISE, HANG, ODD = -1.0, -2.0, -3.0, -4.0
+DIE, RAISE, HANG, ODD, LEAVE, MUTE, NO_ANSWER, WARN, SHARE = (-float(i) for i in range(1, 10))
+
+
+class Mute(Exception):
+    """Has no text, and cannot be pickled."""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+    def __reduce__(self):
+        raise TypeError("no pickle")
+
+
+class Unreadable:
+    """Cannot be built again."""
+
+    def __reduce__(self):
+        return _raise, ()
+
+
+def _raise():
+    raise MemoryError
 
 
 class Told:
@@ -36,6 +62,16 @@ class Told:
             raise UserError("must not be -2", argument="x", row=3)
         if (x == ODD).any():
             raise Diverged("no number", what="loss")
+        if (x == LEAVE).any():
+            sys.exit(3)
+        if (x == MUTE).any():
+            raise Mute
+        if (x == NO_ANSWER).any():
+            return {"energy": lambda: 1}
+        if (x == WARN).any():
+            logging.getLogger("other.model").warning("this is odd")
+        if (x == SHARE).any():
+            torch.ones(1 << 20).exp()
         if (x == HANG).any():
             time.sleep(600)
         nice = os.getpriority(os.PRIO_PROCESS, 0)
@@ -51,6 +87,15 @@ def scoring():
 
 def rows(*values):
     return {"x": np.array([[value, 1.0] for value in values])}
+
+
+@pytest.fixture
+def heard(caplog):
+    """Lines of the service's log."""
+    logger = logging.getLogger("thalweg.serve")
+    logger.addHandler(caplog.handler)
+    yield lambda: list(dict.fromkeys((record.created, record.getMessage()) for record in caplog.records))
+    logger.removeHandler(caplog.handler)
 
 
 def gone(pid):
@@ -90,24 +135,108 @@ def test_an_error_is_the_one_that_the_model_raised(scoring):
     assert scoring.score("told", rows(5), None, 1)["energy"].tolist() == [6]
 
 
-def test_another_process_takes_the_place_of_one_that_ends(scoring):
+@pytest.mark.parametrize(
+    ("row", "kind", "told"),
+    [
+        (LEAVE, WorkerLost, "SystemExit: 3"),
+        (MUTE, RuntimeError, "raise Mute"),
+        (NO_ANSWER, (AttributeError, pickle.PicklingError), "pickle"),
+    ],
+)
+def test_an_odd_error_is_told_with_its_traceback_and_ends_no_process(scoring, row, kind, told):
+    before = scoring.score("told", rows(1), None, 1)["pid"][0]
+    with pytest.raises(kind) as raised:
+        scoring.score("told", rows(row), None, 1)
+    assert told in raised.value.__notes__[0]
+    assert scoring.score("told", rows(1), None, 1)["pid"][0] == before
+
+
+def test_the_service_writes_log_records_of_the_process(scoring, caplog):
+    scoring.score("told", rows(WARN), None, 1)
+    assert [(one.name, one.getMessage()) for one in caplog.records] == [("other.model", "this is odd")]
+    assert caplog.records[0].process != os.getpid()
+
+
+def test_threads_that_were_used_before_the_fork_hang_no_call():
+    """Those of OpenMP belong to a thread, and a process that is forked has but the thread and not what it waits for."""
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        torch.ones(1 << 20).exp()
+        scoring = InProcess({"told": Told()})
+        thread = threading.Thread(target=lambda: found.append(scoring.score("told", rows(SHARE), None, 2)), daemon=True)
+        thread.start()
+        thread.join(20)
+        scoring.close()
+    finally:
+        torch.set_num_threads(before)
+    assert found
+
+
+def test_another_process_takes_the_place_of_one_that_ends(scoring, heard):
     before = scoring.score("told", rows(1), None, 1)["pid"][0]
     with pytest.raises(WorkerLost):
         scoring.score("told", rows(1, DIE), None, 1)
     after = scoring.score("told", rows(1), None, 1)["pid"][0]
     assert after != before
-    os.kill(after, signal.SIGKILL)  # by somebody else: nobody sees it
+    os.kill(after, signal.SIGTERM)  # it ends by the service alone
+    os.kill(after, signal.SIGQUIT)  # by somebody else: nobody sees it
     assert scoring.score("told", rows(2), None, 1)["energy"].tolist() == [3]
     assert gone(before)
     assert gone(after)
+    ends = [line.partition("(")[2].partition(")")[0] for _, line in heard()]
+    assert ends == ["SIGKILL", "SIGKILL", "SIGQUIT"]
 
 
-def test_where_nothing_can_be_forked_the_thread_computes(scoring):
+def test_a_request_that_cannot_be_read_is_told_and_fails_alone(scoring, heard):
+    with pytest.raises(WorkerLost):
+        scoring.score("told", {"x": Unreadable()}, None, 1)
+    assert any("MemoryError" in line and "could not be read" in line for _, line in heard())
+    assert scoring.score("told", rows(2), None, 1)["energy"].tolist() == [3]
+
+
+def test_where_nothing_can_be_forked_the_thread_computes(scoring, heard):
     pid = scoring.score("told", rows(1), None, 1)["pid"][0]
     os.kill(scoring._pid, signal.SIGKILL)
-    assert scoring.score("told", rows(2), None, 1)["pid"][0] == pid  # it is still there
-    os.kill(pid, signal.SIGKILL)
-    assert scoring.score("told", rows(2), None, 1)["pid"][0] == os.getpid()
+    assert gone(pid)  # nobody could end it any more
+    assert [scoring.score("told", rows(2), None, 1)["pid"][0] for _ in range(2)] == 2 * [os.getpid()]
+    assert [line.rpartition(": ")[2] for _, line in heard()] == ["a thread computes"]  # once
+
+
+def test_where_no_process_is_to_be_had_for_a_moment_the_thread_computes(monkeypatch, heard):
+    refusals, fork = [OSError(errno.EAGAIN, "not now")], forking.fork
+
+    def forked():
+        if refusals:
+            raise refusals.pop()
+        return fork()
+
+    monkeypatch.setattr(forking, "fork", forked)
+    scoring = InProcess({"told": Told()})
+    first, second = (scoring.score("told", rows(1), None, 1)["pid"][0] for _ in range(2))
+    scoring.close()
+    assert first == os.getpid() != second
+    assert ["temporarily unavailable" in heard()[0][1], heard()[1][1]] == [True, "a process computes again"]
+
+
+def test_a_thread_that_cannot_begin_hangs_no_call(monkeypatch):
+    """Where memory is short, it may end before its first line."""
+    monkeypatch.setattr(forking, "BEGIN", 0.05)
+    monkeypatch.setattr(forking._thread, "start_new_thread", lambda *_: 1)
+    scoring = InProcess({"told": Told()})
+    with pytest.raises(WorkerLost):
+        scoring.score("told", rows(1), None, 1)
+    scoring.close()
+
+
+def test_the_end_waits_for_no_process_that_is_stopped(scoring):
+    pids = scoring._pid, scoring.score("told", rows(1), None, 1)["pid"][0]
+    os.kill(scoring._pid, signal.SIGSTOP)
+    closing = threading.Thread(target=scoring.close, daemon=True)
+    closing.start()
+    closing.join(10)
+    assert not closing.is_alive()
+    assert all(gone(pid) for pid in pids)
 
 
 def test_the_end_waits_for_no_call_that_hangs():

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request, as a client or a proxy may give it
 PLAIN = "%(asctime)s %(levelname)s %(message)s"
-OWN = ("thalweg.serve", "thalweg", "uvicorn", "asyncio")  # loggers that are heard
+OWN = ("thalweg.serve", "thalweg", "uvicorn", "asyncio", "py.warnings")  # loggers that are heard
 
 Notes = dict[str, Any]
 _ids = random.Random(secrets.randbits(128))
@@ -75,7 +75,7 @@ class RequestLog:
 
 
 def set_up(stream: TextIO | None = None, *, readable: bool | None = None) -> RequestLog:
-    """Send the service's and the server's log to a stream; the log of requests goes there too."""
+    """Send the log of the service and the server, warnings, and the log of requests to a stream."""
     requests = RequestLog(stream, readable=readable)
     handler = logging.StreamHandler(requests.stream)
     handler.setFormatter(logging.Formatter(PLAIN, "%H:%M:%S") if requests.readable else JsonFormatter())
@@ -83,6 +83,8 @@ def set_up(stream: TextIO | None = None, *, readable: bool | None = None) -> Req
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
         logger.setLevel(logging.INFO if name == OWN[0] else logging.WARNING)
+    logging.captureWarnings(True)
+    logging.lastResort = handler  # of loggers without a handler  # pyright: ignore[reportAttributeAccessIssue]
     return requests
 
 

@@ -206,8 +206,11 @@ def run(
     app.state.server = server = Server(app, app.state.engine, settings, listener)
     gc.freeze()  # what was imported and loaded is never looked through again
     if can_fork():
-        app.state.engine.scoring = InProcess(app.state.engine.models, listener)
-        sys.setswitchinterval(SWITCH)
+        try:
+            app.state.engine.scoring = InProcess(app.state.engine.models, listener)
+            sys.setswitchinterval(SWITCH)
+        except OSError as error:
+            log.critical("no process can be had (%s): a thread computes", error.strerror)
     say(address)
     if open_page:
         webbrowser.open(address)

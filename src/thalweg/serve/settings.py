@@ -25,7 +25,7 @@ class ServeSettings:
         queue: Rows that may wait.
         deadline: Seconds after which a request is dropped; a request may ask for less.
         drain: Seconds that accepted requests have to end after SIGTERM.
-        threads: Threads of the computation; None: torch's own number.
+        threads: Threads of the computation; None: 1 or 2 by measurement, model by model.
         page: Whether the page for people is served.
     """
 

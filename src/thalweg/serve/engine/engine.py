@@ -346,17 +346,15 @@ class Engine:
             return
         job.parts.append(answer)
         if stop == job.size:
-            parts = job.parts
-            whole = parts[0]
+            parts, whole = job.parts, job.parts[0]
             if len(parts) > 1:
                 whole = {name: np.concatenate([part[name] for part in parts]) for name in whole}
             self._finish(job, whole)
 
     def _count(self, outcome: Outcome) -> None:
         """Costs and figures of a piece, and whether it was computed for nobody."""
-        piece = outcome.piece
+        piece, began = outcome.piece, outcome.began
         assert piece is not None
-        began = outcome.began
         if all(job.deadline <= began or (job.left is not None and job.left <= began) for job, _, _ in piece.jobs):
             self.metrics.wasted(piece.model)
         if outcome.error is None:

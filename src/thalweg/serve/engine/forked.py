@@ -11,27 +11,26 @@ nothing but fork the process that computes.
 
 import logging
 import os
-import pickle
 import signal
 import socket
 import sys
-import traceback
-import warnings
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 
 from thalweg.bundle.servable import Servable
-from thalweg.core.errors import ThalwegError
+from thalweg.serve.engine.forking import ANSWER, fork, fork_when_asked
 from thalweg.serve.engine.rejected import WorkerLost
-from thalweg.serve.engine.scoring import InThread, let_others_first
+from thalweg.serve.engine.scoring import InThread
 from thalweg.serve.engine.start import Measured
 
 TRIES = 2  # processes that a call may lose
+PATIENCE = 1.0  # seconds in which the process that forks should end by itself
 
 log = logging.getLogger("thalweg.serve")
 
@@ -52,14 +51,24 @@ class InProcess:
     def __init__(self, models: Mapping[str, Servable], listener: socket.socket | None = None):
         self._control, there = socket.socketpair()
         self._calls: Connection | None = None
-        self._closed = False
+        self._closed = self._lost = self._alone = False
         self._here = InThread(models)
-        self._pid = _fork()
-        if not self._pid:
-            for unused in (self._control, *([] if listener is None else [listener])):
-                unused.close()
-            _fork_when_asked(there, self._here)
-        there.close()
+        for stream in (sys.stdout, sys.stderr):  # else what they hold would be written once more
+            with suppress(AttributeError, ValueError, OSError):
+                stream.flush()
+        own = os.getpid()
+        try:
+            self._pid = fork()
+        except OSError:
+            self._control.close()
+            raise
+        else:
+            if not self._pid:
+                for unused in (self._control, *([] if listener is None else [listener])):
+                    unused.close()
+                fork_when_asked(there, self._here, own)
+        finally:
+            there.close()
 
     def begin(self) -> None:
         """The process is asked for by the first call."""
@@ -72,38 +81,77 @@ class InProcess:
 
     def close(self) -> None:
         self._closed = True
+        with suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # so that a thread that waits for it goes on
         self._control.close()
         with suppress(ChildProcessError):
-            os.waitpid(self._pid, 0)
+            until = time.monotonic() + PATIENCE
+            while not os.waitpid(self._pid, os.WNOHANG)[0]:
+                if time.monotonic() > until:  # it was stopped, say
+                    os.kill(self._pid, signal.SIGKILL)
+                time.sleep(0.005)
 
     def _ask(self, what: str, *values: Any) -> Any:
         """What a method of `InThread` returns or raises there."""
         for _ in range(TRIES):
             if self._closed:
                 break
-            try:
-                calls = self._calls = self._calls or self._new_process()
-            except OSError:
-                log.critical("no process can be forked any more: a thread computes")
+            calls = self._process()
+            if calls is None and not self._closed:
                 return getattr(self._here, what)(*values)
+            if calls is None:
+                break
             try:
                 calls.send((what, values))
-                found, error = calls.recv()
+                found, error = _answer_of(calls)
             except (EOFError, OSError):
-                log.error("the process that computes has ended; another one takes its place")
-                calls.close()
-                self._calls = None
+                self._drop(calls)
+                self._lost = True
                 continue
+            except BaseException:  # some bytes of an answer may not have been read
+                self._drop(calls)
+                raise
             if error is not None:
                 raise error
             return found
+        if not self._closed:
+            self._process()
         raise WorkerLost("the process that computed this request has ended")
 
+    def _drop(self, calls: Connection) -> None:
+        calls.close()
+        self._calls = None
+
+    def _process(self) -> Connection | None:
+        """A connection to the process that computes. None where none is to be had: it is told, once."""
+        if self._calls is not None:
+            return self._calls
+        try:
+            self._calls = self._new_process()
+        except OSError as error:
+            if not (self._alone or self._closed):
+                log.critical("no process can be had (%s): a thread computes", error.strerror or error)
+            self._alone = True
+            return None
+        if self._alone:
+            log.warning("a process computes again")
+        self._alone = False
+        return self._calls
+
     def _new_process(self) -> Connection:
-        """A connection to one. OSError where the process that forks has ended."""
+        """A connection to one. OSError where none can be forked, or the process that forks has ended."""
         here, there = socket.socketpair()
         try:
             socket.send_fds(self._control, [b"."], [there.fileno()])
+            answer = self._control.recv(ANSWER.size, socket.MSG_WAITALL)
+            if len(answer) < ANSWER.size:
+                raise ConnectionError("the process that forks has ended")
+            wrong, status = ANSWER.unpack(answer)
+            if self._lost:
+                self._lost = False
+                log.error("the process that computes has ended (%s); another one takes its place", _reason(status))
+            if wrong:
+                raise OSError(wrong, os.strerror(wrong))
         except OSError:
             here.close()
             raise
@@ -112,51 +160,20 @@ class InProcess:
         return Connection(here.detach())
 
 
-def _fork() -> int:
-    with warnings.catch_warnings():  # of Python 3.12 on: threads of libraries are there, and none of them is used here
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
-
-
-def _fork_when_asked(control: socket.socket, scoring: InThread) -> NoReturn:
-    """Fork a process for each connection that comes, in place of the one before; end, with it, at the service's end."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the service drains, and then ends by itself
-        signal.signal(number, signal.SIG_IGN)
-    last = 0
+def _answer_of(calls: Connection) -> tuple[Any, Exception | None]:
+    """The answer of a call; log records that come before it are written."""
     while True:
-        found, files, *_ = socket.recv_fds(control, 1, 1)
-        if last:
-            os.kill(last, signal.SIGKILL)
-            os.waitpid(last, 0)
-        if not found:
-            os._exit(0)
-        last = _fork()
-        if not last:
-            control.close()
-            _compute(Connection(files[0]), scoring)
-        os.close(files[0])
+        found = calls.recv()
+        if not isinstance(found, logging.LogRecord):
+            return found
+        logging.getLogger(found.name).handle(found)
 
 
-def _compute(calls: Connection, scoring: InThread) -> NoReturn:
-    """Answer calls, one after another, until the connection ends or a model ends the process."""
-    with suppress(BaseException):
-        let_others_first()
-        while True:
-            what, values = calls.recv()
-            try:
-                answer = getattr(scoring, what)(*values), None
-            except Exception as error:
-                answer = None, _sendable(error)
-            calls.send(answer)
-    os._exit(0)
-
-
-def _sendable(error: Exception) -> Exception:
-    """The error as another process can read it, with its traceback as a note."""
-    told = "".join(traceback.format_exception(error))
-    try:
-        other = pickle.loads(pickle.dumps(error))
-    except Exception:  # of a class that pickle cannot build again
-        other = (ThalwegError if isinstance(error, ThalwegError) else RuntimeError)(f"{type(error).__name__}: {error}")
-    other.add_note(told)
-    return other
+def _reason(status: int) -> str:
+    """What a process has ended by, as `waitpid` says it."""
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit code {code}"
+    with suppress(ValueError):
+        return signal.Signals(-code).name
+    return f"signal {-code}"

@@ -1,0 +1,199 @@
+"""The two processes beside the service: one that forks, and the one that computes, which it forks.
+
+The second ends with the first, and the first with the service, however these end.
+"""
+
+import _thread
+import ctypes
+import errno
+import logging
+import logging.handlers
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+import warnings
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, NoReturn
+
+from thalweg.core.errors import ThalwegError
+from thalweg.serve.engine.rejected import WorkerLost
+from thalweg.serve.engine.scoring import InThread, let_others_first
+
+ANSWER = struct.Struct("ii")  # of the process that forks: errno or 0, and what `waitpid` said of the process before
+BEGIN = 5.0  # seconds in which a thread must have begun: where memory is short it may never do so
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+log = logging.getLogger("thalweg.serve")
+
+
+def fork() -> int:
+    """As `os.fork`."""
+    with warnings.catch_warnings():  # of Python 3.12 on: threads of libraries are there, and none of them is used here
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def fork_when_asked(control: socket.socket, scoring: InThread, parent: int) -> NoReturn:
+    """Fork a process for each connection that comes, in place of the one before; end, with it, at the service's end."""
+    try:
+        end_with(parent)
+        for number in (signal.SIGINT, signal.SIGTERM):  # the service drains, and then ends by itself
+            signal.signal(number, signal.SIG_IGN)
+        last = 0
+        while True:
+            found, files, *_ = socket.recv_fds(control, 1, 1)
+            status = _ended(last)
+            if not found:
+                os._exit(0)
+            last, wrong = _forked(control, files, scoring)
+            control.sendall(ANSWER.pack(wrong, status))
+    except BaseException:
+        log.critical("the process that forks has failed", exc_info=True)
+    os._exit(1)
+
+
+def end_with(parent: int) -> None:
+    """Let this process be killed when the one that has forked it ends."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(0)
+
+
+def _ended(process: int) -> int:
+    """Kill a process, if it is still there: what it has ended by."""
+    if not process:
+        return 0
+    os.kill(process, signal.SIGKILL)
+    return os.waitpid(process, 0)[1]
+
+
+def _forked(control: socket.socket, files: list[int], scoring: InThread) -> tuple[int, int]:
+    """(a process that answers calls by this connection, 0), or (0, errno)."""
+    if not files:
+        return 0, errno.EMFILE
+    parent = os.getpid()
+    try:
+        found = fork()
+    except OSError as error:
+        return 0, error.errno or errno.EAGAIN
+    else:
+        if not found:
+            control.close()
+            _compute(Connection(files[0]), scoring, parent)
+        return found, 0
+    finally:
+        os.close(files[0])
+
+
+def _compute(calls: Connection, scoring: InThread, parent: int) -> NoReturn:
+    """Answer calls, one after another, until the connection ends.
+
+    By a new thread: the first one may have used OpenMP before the fork, and would wait for ever for its threads, which
+    are not here.
+    """
+    end_with(parent)
+    answering = Answering(calls, scoring)
+    try:
+        _thread.start_new_thread(answering.run, ())  # `Thread.start` waits for ever for one that cannot begin
+    except RuntimeError:  # no thread is to be had
+        answering.run()
+    if answering.begun.wait(BEGIN):
+        while True:
+            signal.pause()
+    log.critical("the process that computes could not begin its thread")
+    os._exit(1)
+
+
+class Answering(logging.handlers.QueueHandler):
+    """Answers calls and sends log records, which the service writes: so no line comes between two halves of another.
+
+    Args:
+        calls: To the service.
+        scoring: Computes.
+    """
+
+    def __init__(self, calls: Connection, scoring: InThread):
+        super().__init__(calls)  # pyright: ignore[reportArgumentType]
+        self.calls, self.scoring, self.begun = calls, scoring, threading.Event()
+        for one in map(logging.getLogger, [None, *logging.root.manager.loggerDict]):
+            if one.handlers:
+                one.handlers = [self]
+        logging.lastResort = self  # pyright: ignore[reportAttributeAccessIssue]
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Send a record; called with the lock of the handler."""
+        self.calls.send(record)
+
+    def run(self) -> None:
+        """Until the connection ends, and the process with it."""
+        try:
+            self.begun.set()
+            let_others_first()
+            while True:
+                self._answer(*self.calls.recv())
+        except (EOFError, OSError):  # the service has ended
+            pass
+        except BaseException:
+            log.critical("a request could not be read by the process that computes", exc_info=True)
+        finally:
+            os._exit(1)
+
+    def _answer(self, what: str, values: tuple[Any, ...]) -> None:
+        try:
+            answer = getattr(self.scoring, what)(*values), None
+        except BaseException as error:  # a model may raise any
+            answer = None, sendable(error)
+        with suppress(AttributeError, ValueError):  # a process without an output
+            sys.stdout.flush()
+        try:
+            self._send(answer)
+        except OSError:
+            raise
+        except Exception as error:  # pickle cannot write it
+            self._send((None, sendable(error)))
+
+    def _send(self, answer: Any) -> None:
+        self.acquire()
+        try:
+            self.calls.send(answer)
+        finally:
+            self.release()
+
+
+def sendable(error: BaseException) -> Exception:
+    """The error as another process can read it, with its traceback as a note."""
+    told = "".join(traceback.format_exception(error))
+    other = _pickled(error) if isinstance(error, Exception) else None
+    if other is None:
+        text = f"{type(error).__name__}: {_words(error)}"
+        other = (
+            WorkerLost(text)
+            if not isinstance(error, Exception)
+            else (ThalwegError if isinstance(error, ThalwegError) else RuntimeError)(text)
+        )
+    other.add_note(told)
+    return other
+
+
+def _pickled(error: Exception) -> Exception | None:
+    """The error as the connection sends it; None for one of a class that it cannot build again."""
+    try:
+        read: Any = ForkingPickler  # as the connection does
+        found = read.loads(read.dumps(error))
+    except Exception:
+        return None
+    return found if isinstance(found, type(error)) else None
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "it cannot be told as text"
