@@ -2,10 +2,13 @@
 
 import json
 import os
+import re
+import select
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -129,7 +132,10 @@ VICTIMS = {  # what its command line holds, and whether the work goes on without
 @pytest.mark.extras
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_a_killed_process_of_ray(victim, many, detector, bytes_of, tmp_path):
-    """R30: one line that says what, where and how to go on, in bounded time; the same command makes the rest."""
+    """R30: one line that says what, where and how to go on, in bounded time; the same command makes the rest.
+
+    Nothing of Ray is left, of processes and files.
+    """
     (folder, local), out, (name, goes_on) = many, tmp_path / "out", VICTIMS[victim]
     words = [sys.executable, "-m", "thalweg", "detect", "score", detector, folder, "-o", out, "--engine", "ray"]
     command = [*map(str, words), "--workers", "2"]
@@ -137,8 +143,13 @@ def test_a_killed_process_of_ray(victim, many, detector, bytes_of, tmp_path):
     with subprocess.Popen(command, **how) as process:
         while len(list(out.glob("part-*"))) < 15 and process.poll() is None:
             time.sleep(0.02)
+        below = [*_opened(_descendants(process.pid))]
+        raylet = _below(process.pid, "/raylet/raylet")
+        (own,) = set(re.findall(r"/tmp/ray-\w+", Path(f"/proc/{raylet}/cmdline").read_text()))
         os.kill(process.pid if name is None else _below(process.pid, name), signal.SIGKILL)
+        began = time.monotonic()
         said, lines = process.communicate(timeout=300)
+        took = time.monotonic() - began
     lines = [line for line in lines.splitlines() if not line.endswith(" of 150 parts")]  # progress
     assert said == ""
     if name is None:
@@ -149,6 +160,9 @@ def test_a_killed_process_of_ray(victim, many, detector, bytes_of, tmp_path):
         assert (process.returncode, len(lines)) == (1, 1), lines
         assert lines[0].startswith("thalweg: Ray: ")
         assert f"parts of this call in {out}; nothing that is there is lost, and the same command goes on" in lines[0]
+    assert took < 90
+    assert not _alive(below, 30)
+    assert not Path(own).exists()
     again = subprocess.run([*command, "--json"], **how, timeout=300)
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["computed"] <= 135
@@ -156,16 +170,35 @@ def test_a_killed_process_of_ray(victim, many, detector, bytes_of, tmp_path):
     assert bytes_of(out) == bytes_of(local)
 
 
-def _below(root, name):
-    """A process below `root` with this in its command line, whose children are found first."""
+def _descendants(root):
+    """The processes below `root`, each after its own."""
     for task in Path(f"/proc/{root}/task").glob("*/children"):
         for child in map(int, task.read_text().split()):
-            found = _below(child, name)
-            if found is None and name in Path(f"/proc/{child}/cmdline").read_text().split("\0--")[0]:
-                found = child
-            if found is not None:
-                return found
-    return None
+            yield from _descendants(child)
+            yield child
+
+
+def _below(root, name):
+    """The first process below `root` with this in its command line."""
+    names = ((pid, Path(f"/proc/{pid}/cmdline").read_text().split("\0--")[0]) for pid in _descendants(root))
+    return next(pid for pid, words in names if name in words)
+
+
+def _opened(pids):
+    """A file descriptor of each process that is still there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            yield os.pidfd_open(pid)
+
+
+def _alive(below, seconds):
+    """Those of these processes, by file descriptors of them, that live after so many seconds."""
+    end = time.monotonic() + seconds
+    while below and time.monotonic() < end:
+        for each in select.select(below, [], [], max(0.0, end - time.monotonic()))[0]:
+            below.remove(each)
+            os.close(each)
+    return below
 
 
 def _is_of(path: Path, out: str) -> bool:

@@ -1,5 +1,8 @@
 """How blocks are handed out to workers of Ray, by a Ray that answers in the order of a test."""
 
+import json
+import os
+import subprocess
 import sys
 import threading
 from collections import deque
@@ -99,3 +102,32 @@ def test_no_node_is_left(driver):
     made, _ = driver(alive=False, answers=False)
     with pytest.raises(Gone, match="no node of it is left"):
         next(made.run(blocks(4), None))
+
+
+RAY = """
+import pathlib, time
+
+def init(address, _temp_dir, **how):
+    (pathlib.Path(_temp_dir) / "log").touch()
+    time.sleep({seconds})
+    raise OSError("no port")
+
+def shutdown():
+    pass
+"""
+DRIVE = "import thalweg.scale.ray_driver as driver; driver.STARTS, driver.LAST = 1, {last}; driver.main()"
+
+
+@pytest.mark.parametrize("seconds", [0, 300])
+def test_the_folder_ends_with_the_engine(seconds, tmp_path):
+    """What the engine cannot remove when it is killed, the driver does, even where Ray does not let go."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (tmp_path / "ray.py").write_text(RAY.format(seconds=seconds))
+    about = {"job": {}, "workers": 1, "address": None, "folder": str(folder), "on_gpu": False}
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": os.environ | {"PYTHONPATH": path}}
+    with subprocess.Popen([sys.executable, "-c", DRIVE.format(last=1 if seconds else 60)], **how) as process:
+        said, _ = process.communicate(json.dumps(about) + "\n", timeout=60)
+    assert seconds or json.loads(said) == {"no_cluster": "no port"}
+    assert not folder.exists()

@@ -7,10 +7,13 @@ replaced by a new one, and the block that it had is handed out once more.
 
 import json
 import os
+import shutil
+import signal
 import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
@@ -197,14 +200,38 @@ def main() -> None:
         tell(gone=f"it failed ({one_line(error)[:120]})")
     finally:
         ray.shutdown()
+        if about is not None:
+            _leave(about["folder"])
 
 
 def _listen(asked: "SimpleQueue[dict[str, Any] | None]", stopped: threading.Event) -> None:
     """Take the engine's lines; at their end, as when it is killed, leave Ray in bounded time."""
+    folder = None
     for line in sys.stdin:
-        asked.put(json.loads(line))
+        request = json.loads(line)
+        folder = request.get("folder", folder)
+        asked.put(request)
     stopped.set()
     asked.put(None)
-    ended = threading.Timer(LAST, os._exit, (1,))
+    ended = threading.Timer(LAST, _leave, (folder,))
     ended.daemon = True
     ended.start()
+
+
+def _leave(folder: str | None) -> None:
+    """End this process and what it has started; an engine that was killed cannot."""
+    remove(folder)
+    end_group(os.getpid())
+    os._exit(1)
+
+
+def end_group(driver: int) -> None:
+    """End what the driver has started: where its gcs_server has died, Ray's agents live on for two minutes."""
+    with suppress(ProcessLookupError):  # nothing of it is left
+        os.killpg(driver, signal.SIGKILL)
+
+
+def remove(folder: str | None) -> None:
+    """Remove the folder of a cluster that was started here."""
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -8,7 +8,6 @@ alone, asks for a token, has no dashboard, reports nothing, and ends with its dr
 import json
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any
 from thalweg.core.device import find_device
 from thalweg.core.errors import ThalwegError, UserError
 from thalweg.scale.plan import RowBlock
+from thalweg.scale.ray_driver import end_group, remove
 from thalweg.scale.worker import Failure, Job, QValues
 
 ENDING = 15.0  # seconds in which the driver must have ended
@@ -114,5 +114,5 @@ class RayEngine:
             self._driver.kill()
             self._driver.wait()
         self._driver.stdout.close()  # pyright: ignore[reportOptionalMemberAccess]
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        end_group(self._driver.pid)
+        remove(self._folder)
