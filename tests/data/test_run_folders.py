@@ -14,7 +14,6 @@ WORDS = (
     "train mnist --data RUN -o new",
     "score RUN RUN",
     "score RUN RUN -o scores/",
-    "classify RUN RUN",
     "rerank fit RUN RUN -o new",
     "detect fit RUN -o new",
     "inpaint RUN --image RUN --mask gaps -o out.csv",

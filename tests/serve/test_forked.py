@@ -180,12 +180,12 @@ def test_another_process_takes_the_place_of_one_that_ends(scoring, heard):
     after = scoring.score("told", rows(1), None, 1)["pid"][0]
     assert after != before
     os.kill(after, signal.SIGTERM)  # it ends by the service alone
-    os.kill(after, signal.SIGQUIT)  # by somebody else: nobody sees it
+    os.kill(after, signal.SIGUSR1)  # by somebody else: nobody sees it
     assert scoring.score("told", rows(2), None, 1)["energy"].tolist() == [3]
     assert gone(before)
     assert gone(after)
     ends = [line.partition("(")[2].partition(")")[0] for _, line in heard()]
-    assert ends == ["SIGKILL", "SIGKILL", "SIGQUIT"]
+    assert ends == ["SIGKILL", "SIGKILL", "SIGUSR1"]
 
 
 def test_a_request_that_cannot_be_read_is_told_and_fails_alone(scoring, heard):

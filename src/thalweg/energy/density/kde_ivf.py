@@ -97,9 +97,9 @@ class IVFKernelDensityEnergy(OfRows):
         self.search = WHOLE
         self._begin_sums()
         if known or not few:
-            length, blocks = known[0].num_candidates if known else max(LENGTHS), range(0, len(centers), 64)
-            self._lists = torch.cat([self._nearest(i, i + 64, length) for i in blocks])
-            self.search = known[0] if known else self._choose()
+            length = min(known[0].num_candidates, len(rows)) if known else max(LENGTHS)  # a damaged file may have any
+            self._lists = torch.cat([self._nearest(i, i + 64, length) for i in range(0, len(centers), 64)])
+            self.search = known[0]._replace(num_candidates=length) if known else self._choose()
             self._lists = self._lists[:, : self.search.num_candidates].clone()
             self._begin_sums()
 
