@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from thalweg.scale.ray_driver import MAX_DEATHS, Driver, Gone
+from thalweg.scale.ray_driver import MAX_DEATHS, Driver, RayLost
 
 FAILED = ["input", "wrong", None, None, None, True]
 
@@ -100,7 +100,7 @@ def test_a_block_at_which_workers_die(driver):
 
 def test_no_node_is_left(driver):
     made, _ = driver(alive=False, answers=False)
-    with pytest.raises(Gone, match="no node of it is left"):
+    with pytest.raises(RayLost, match="no node of it is left"):
         next(made.run(blocks(4), None))
 
 

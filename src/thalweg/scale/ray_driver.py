@@ -28,15 +28,15 @@ OBJECT_STORE = 80 << 20  # bytes: blocks are numbers of rows, and results are a 
 Failed = list[Any]  # a `Failure` as JSON
 
 
-class Stopped(Exception):
+class StopRequested(Exception):
     """The engine wants no more."""
 
 
-class Gone(Exception):
+class RayLost(Exception):
     """Ray can do no more work, in words."""
 
 
-class Made(NamedTuple):
+class BlockResult(NamedTuple):
     """A block that is done: what went wrong, and whether workers died at it."""
 
     failure: Failed | None
@@ -91,7 +91,7 @@ class Driver:
         self._actor: Any = ray.remote(**needs)(Actor)
         self._free: deque[Any] = deque()
 
-    def run(self, blocks: list[list[Any]], filling: dict[str, Any] | None) -> Iterator[Made]:
+    def run(self, blocks: list[list[Any]], filling: dict[str, Any] | None) -> Iterator[BlockResult]:
         """Make blocks, in any order, until all are there or one has failed.
 
         Blocks are handed out in order, so those before one that fails are there or in work. They are waited for: the
@@ -123,9 +123,9 @@ class Driver:
                 else:
                     free.append(actor)
                 if failure is None:
-                    yield Made(None, deaths[block[0]])
+                    yield BlockResult(None, deaths[block[0]])
                 elif block[0] < end:
-                    end, failed = block[0], Made(failure, deaths[block[0]])
+                    end, failed = block[0], BlockResult(failure, deaths[block[0]])
         if failed is not None:
             yield failed
 
@@ -136,11 +136,11 @@ class Driver:
         for _ in range(round(PATIENCE / EVERY)):
             ready = ray.wait(calls, num_returns=1, timeout=EVERY)[0]
             if self.stopped.is_set():
-                raise Stopped
+                raise StopRequested
             if ready:
                 return ready
         if not any(node["Alive"] for node in ray.nodes()):
-            raise Gone("no node of it is left")
+            raise RayLost("no node of it is left")
         return []
 
 
@@ -192,9 +192,9 @@ def main() -> None:
         while (request := asked.get()) is not None:
             for made in driver.run(**request):
                 tell(failure=made.failure, deaths=made.deaths)
-    except (Stopped, BrokenPipeError):
+    except (StopRequested, BrokenPipeError):
         pass
-    except Gone as error:
+    except RayLost as error:
         tell(gone=str(error))
     except Exception as error:
         tell(gone=f"it failed ({one_line(error)[:120]})")

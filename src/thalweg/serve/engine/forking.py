@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from thalweg.core.errors import ThalwegError
 from thalweg.serve.engine.rejected import WorkerLost
-from thalweg.serve.engine.scoring import InThread, let_others_first
+from thalweg.serve.engine.scoring import InThread, lower_priority
 
 ANSWER = struct.Struct("ii")  # of the process that forks: errno or 0, and what `waitpid` said of the process before
 BEGIN = 5.0  # seconds in which a thread must have begun: where memory is short it may never do so
@@ -42,7 +42,7 @@ def fork() -> int:
 def fork_when_asked(control: socket.socket, scoring: InThread, parent: int) -> NoReturn:
     """Fork a process for each connection that comes, in place of the one before; end, with it, at the service's end."""
     try:
-        end_with(parent)
+        die_with_parent(parent)
         for number in (signal.SIGINT, signal.SIGTERM):  # the service drains, and then ends by itself
             signal.signal(number, signal.SIG_IGN)
         last = 0
@@ -58,7 +58,7 @@ def fork_when_asked(control: socket.socket, scoring: InThread, parent: int) -> N
     os._exit(1)
 
 
-def end_with(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Let this process be killed when the one that has forked it ends."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
@@ -98,8 +98,8 @@ def _compute(calls: Connection, scoring: InThread, parent: int) -> NoReturn:
     By a new thread: the first one may have used OpenMP before the fork, and would wait for ever for its threads, which
     are not here.
     """
-    end_with(parent)
-    answering = Answering(calls, scoring)
+    die_with_parent(parent)
+    answering = CallServer(calls, scoring)
     try:
         _thread.start_new_thread(answering.run, ())  # `Thread.start` waits for ever for one that cannot begin
     except RuntimeError:  # no thread is to be had
@@ -111,7 +111,7 @@ def _compute(calls: Connection, scoring: InThread, parent: int) -> NoReturn:
     os._exit(1)
 
 
-class Answering(logging.handlers.QueueHandler):
+class CallServer(logging.handlers.QueueHandler):
     """Answers calls and sends log records, which the service writes: so no line comes between two halves of another.
 
     Args:
@@ -135,7 +135,7 @@ class Answering(logging.handlers.QueueHandler):
         """Until the connection ends, and the process with it."""
         try:
             self.begun.set()
-            let_others_first()
+            lower_priority()
             while True:
                 self._answer(*self.calls.recv())
         except (EOFError, OSError):  # the service has ended
@@ -149,7 +149,7 @@ class Answering(logging.handlers.QueueHandler):
         try:
             answer = getattr(self.scoring, what)(*values), None
         except BaseException as error:  # a model may raise any
-            answer = None, sendable(error)
+            answer = None, picklable_error(error)
         with suppress(AttributeError, ValueError):  # a process without an output
             sys.stdout.flush()
         try:
@@ -157,7 +157,7 @@ class Answering(logging.handlers.QueueHandler):
         except OSError:
             raise
         except Exception as error:  # pickle cannot write it
-            self._send((None, sendable(error)))
+            self._send((None, picklable_error(error)))
 
     def _send(self, answer: Any) -> None:
         self.acquire()
@@ -167,7 +167,7 @@ class Answering(logging.handlers.QueueHandler):
             self.release()
 
 
-def sendable(error: BaseException) -> Exception:
+def picklable_error(error: BaseException) -> Exception:
     """The error as another process can read it, with its traceback as a note."""
     told = "".join(traceback.format_exception(error))
     other = _pickled(error) if isinstance(error, Exception) else None

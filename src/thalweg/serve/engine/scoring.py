@@ -47,7 +47,7 @@ class InThread:
         self.models = models
 
     def begin(self) -> None:
-        let_others_first()
+        lower_priority()
 
     def measured(self, model: str, threads: int | None) -> Measured:
         return measured(self.models[model], threads)
@@ -60,7 +60,7 @@ class InThread:
         pass
 
 
-def let_others_first() -> None:
+def lower_priority() -> None:
     """Lower the priority of this thread alone. Linux has one for each thread."""
     if sys.platform == "linux":
         with suppress(OSError):

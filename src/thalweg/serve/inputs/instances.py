@@ -13,7 +13,7 @@ from thalweg.data.columns.column_reader import Column
 from thalweg.data.columns.reading_options import Reading
 from thalweg.serve.errors import malformed, unusable
 from thalweg.serve.inputs.conform import check_rows, conform, require_columns
-from thalweg.serve.inputs.truths import truth_texts
+from thalweg.serve.inputs.truths import texts_of_true_and_false
 from thalweg.serve.models import ServedModel
 
 LITERALS = bool | None
@@ -108,7 +108,7 @@ def column(spec: TensorSpec, holds: Column, reading: Reading, values: list[Any])
     fit was told how to read them.
     """
     if holds.categories is not None:
-        truths = truth_texts(holds)
+        truths = texts_of_true_and_false(holds)
         _require(values, (str, bool) if truths else (str,), "strings", spec.name)
         return categories([truths[v] if isinstance(v, bool) else v for v in values], holds, reading)
     if not reading.writing.is_plain and any(isinstance(value, str) for value in values):

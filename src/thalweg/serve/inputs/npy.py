@@ -12,7 +12,7 @@ import numpy as np
 from thalweg.bundle.servable import TensorSpec
 from thalweg.serve.errors import malformed, unusable
 from thalweg.serve.inputs.conform import check_rows, conform
-from thalweg.serve.inputs.truths import of_truths
+from thalweg.serve.inputs.truths import encode_truths
 from thalweg.serve.models import ServedModel
 
 MAGIC = b"\x93NUMPY"
@@ -64,7 +64,7 @@ def of_array(model: ServedModel, array: np.ndarray, max_batch: int) -> dict[str,
         assert model.columns is not None  # as those of every table are known
         both = zip(array.T, model.columns.columns, model.inputs, strict=True)
         return {
-            spec.name: conform(of_truths(part, holds, spec) if part.dtype.kind == "b" else part, spec, rounds=True)
+            spec.name: conform(encode_truths(part, holds, spec) if part.dtype.kind == "b" else part, spec, rounds=True)
             for part, holds, spec in both
         }
     (spec,) = model.inputs

@@ -9,7 +9,7 @@ from thalweg.data.columns.column_reader import TRUTH, Column
 from thalweg.serve.errors import unusable
 
 
-def truth_texts(holds: Column) -> Mapping[bool, str]:
+def texts_of_true_and_false(holds: Column) -> Mapping[bool, str]:
     """The texts of true and false among a column's categories; none where it has neither, or two of one meaning.
 
     A text that the fit did not meet is written as the other one is, and is a new category.
@@ -21,11 +21,11 @@ def truth_texts(holds: Column) -> Mapping[bool, str]:
     return {bool(value): texts[0] if texts else _other(meant[1 - value][0]) for value, texts in meant.items()}
 
 
-def of_truths(values: np.ndarray, holds: Column, spec: TensorSpec) -> np.ndarray:
+def encode_truths(values: np.ndarray, holds: Column, spec: TensorSpec) -> np.ndarray:
     """Booleans as the column's numbers or texts; 422 for a column that has no values for true and false."""
     if holds.truth:
         return values.astype(np.float64)
-    known = truth_texts(holds)
+    known = texts_of_true_and_false(holds)
     if not known:
         held = "numbers" if holds.categories is None else "texts"
         text = f"must be {spec.datatype}, not BOOL: the fit had {held} there, and none that mean true and false alone"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from thalweg.bundle.servable import Classifies, TensorSpec
-from thalweg.serve.inputs.truths import truth_texts
+from thalweg.serve.inputs.truths import texts_of_true_and_false
 from thalweg.serve.models import ServedModel
 from thalweg.serve.v2.tensors import DTYPES
 
@@ -49,7 +49,9 @@ def instances(model: ServedModel, most: int) -> Schema:
     if content == "image":
         return listed(image(spec), most=most)
     if content == "table":
-        truths = {c.name for c in model.columns.columns if c.truth or truth_texts(c)} if model.columns else set()
+        truths = (
+            {c.name for c in model.columns.columns if c.truth or texts_of_true_and_false(c)} if model.columns else set()
+        )
         cells = {one.name: cell(one, truth=one.name in truths) for one in model.inputs}
         row = obj({name: {} for name in model.ignored} | cells, optional=[*model.ignored])
         return listed(row, most=most) | {"description": "Lists of values in the order of the columns are taken too."}

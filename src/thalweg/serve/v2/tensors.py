@@ -9,7 +9,7 @@ import numpy as np
 from thalweg.bundle.servable import NUMPY, TensorSpec
 from thalweg.serve.errors import malformed, unusable
 from thalweg.serve.inputs.instances import as_objects, categories
-from thalweg.serve.inputs.truths import of_truths
+from thalweg.serve.inputs.truths import encode_truths
 from thalweg.serve.models import ServedModel
 
 DTYPES: dict[str, Any] = {
@@ -105,7 +105,7 @@ def as_input(value: np.ndarray, spec: TensorSpec, model: ServedModel) -> np.ndar
     if model.columns is not None:
         holds = model.columns.columns[model.inputs.index(spec)]
         if value.dtype.kind == "b":
-            return of_truths(value, holds, spec)
+            return encode_truths(value, holds, spec)
         if value.dtype.kind == "O":
             return categories([*value.flat], holds, model.columns.reading).reshape(value.shape)
     if spec.datatype == "BYTES" and value.dtype.kind == "O" and any(text is None for text in value.flat):
