@@ -1,6 +1,6 @@
-"""The two processes beside the service: one that forks, and the one that computes, which it forks.
+"""The processes beside the service: one that forks, and those that compute, which it forks.
 
-The second ends with the first, and the first with the service, however these end.
+These end with it, and it with the service, however they end.
 """
 
 import _thread
@@ -40,18 +40,24 @@ def fork() -> int:
 
 
 def fork_when_asked(control: socket.socket, scoring: InThread, parent: int) -> NoReturn:
-    """Fork a process for each connection that comes, in place of the one before; end, with it, at the service's end."""
+    """Fork a process for each connection that comes, in place of the one before of the same number.
+
+    At the service's end it ends, and they with it.
+    """
     try:
         die_with_parent(parent)
         for number in (signal.SIGINT, signal.SIGTERM):  # the service drains, and then ends by itself
             signal.signal(number, signal.SIG_IGN)
-        last = 0
+        processes: dict[int, int] = {}  # by their numbers
         while True:
             found, files, *_ = socket.recv_fds(control, 1, 1)
-            status = _ended(last)
             if not found:
+                for process in processes.values():
+                    _ended(process)
                 os._exit(0)
-            last, wrong = _forked(control, files, scoring)
+            number = found[0]
+            status = _ended(processes.pop(number, 0))
+            processes[number], wrong = _forked(control, files, scoring)
             control.sendall(ANSWER.pack(wrong, status))
     except BaseException:
         log.critical("the process that forks has failed", exc_info=True)
