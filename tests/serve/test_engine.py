@@ -459,6 +459,19 @@ def test_workers_share_what_waits(waiting, first, second):
     loop.close()
 
 
+def test_no_row_waits_for_a_worker_that_hangs_while_another_is_free():
+    loop, clock = asyncio.new_event_loop(), Clock()
+    line = Waiting({"m": 16}, {"m": 2}, clock)
+    for worker, piece in ((0, True), (1, False)):
+        line.add(Job(model="m", kind="score", size=1, deadline=9.0, future=loop.create_future(), signature=()))
+        assert (line.take(worker)[0] is not None) is piece
+    assert not line.offered("m", "score", 1)
+    clock.now = 1.0
+    assert line.offered("m", "score", 1)
+    assert line.take(1)[0] is not None
+    loop.close()
+
+
 def test_a_second_worker_that_ends_is_replaced(monkeypatch):
     """R27."""
 

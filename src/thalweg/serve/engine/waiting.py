@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping
 
 from thalweg.serve.engine.job import Job, Kind, Piece, Signature
 
-FEW = 8  # what waits is less than a call by this factor: it waits for the worker that computes
+FEW = 8  # what waits is less than a call by this factor: it waits for the worker that computes,
+STALLED = 0.2  # seconds, but not for one whose call takes longer
 LaneName = tuple[str, Kind]
 Group = OrderedDict[Job, None]
 
@@ -100,8 +101,14 @@ class Waiting:
 
     def offered(self, model: str, kind: Kind, worker: int) -> bool:
         """Whether there is such work that this worker should take."""
-        lane = self._active.get((model, kind))
-        return lane is not None and self._offered((model, kind), lane, worker)
+        with self._lock:
+            lane = self._active.get((model, kind))
+            return lane is not None and self._offered((model, kind), lane, worker)
+
+    def computed(self) -> list[tuple[Piece, float]]:
+        """What is computed, and since when."""
+        with self._lock:
+            return list(self.taken.values())
 
     def used(self, worker: int, piece: Piece, seconds: float) -> None:
         """A piece is finished: charge its lane for the time."""
@@ -139,7 +146,8 @@ class Waiting:
     def _offered(self, name: LaneName, lane: Lane, worker: int) -> bool:
         if worker >= self.at_once(*name):
             return False
-        computed = any(piece.lane == name for other, (piece, _) in self.taken.items() if other != worker)
+        others = [taken for other, taken in self.taken.items() if other != worker]
+        computed = any(piece.lane == name and self.clock() - since < STALLED for piece, since in others)
         return not computed or FEW * lane.rows >= self.batch.get(name[0], 1)
 
     def _remove(self, job: Job) -> bool:
