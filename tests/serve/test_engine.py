@@ -422,7 +422,7 @@ def test_a_second_worker_takes_scores_where_several_wait_or_the_first_does_somet
     async def test():
         model, work = Sums(open=False), threading.Event()
         costs = {id(model): cost(most=16)}
-        async with running(monkeypatch, {"m": model}, costs=costs, processes=2) as engine:
+        async with running(monkeypatch, {"m": model}, costs=costs, processes=2, clock=Clock()) as engine:
             tasks = [asyncio.create_task(engine.score("m", row(1)))]
             await model.until_entered()
             tasks.append(asyncio.create_task(engine.score("m", row(2))))
