@@ -147,6 +147,9 @@ class InProcess:
     def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
         return self._ask("score", model, inputs, alpha, threads)
 
+    def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
+        return self._ask("method", model, name, *values, **options)
+
     def call(self, work: Callable[[], T]) -> T:
         return self.forker.here.call(work)
 
@@ -157,7 +160,7 @@ class InProcess:
         """Of all."""
         self.forker.close()
 
-    def _ask(self, what: str, *values: Any) -> Any:
+    def _ask(self, what: str, *values: Any, **options: Any) -> Any:
         """What a method of `InThread` returns or raises there."""
         forker = self.forker
         for _ in range(TRIES):
@@ -165,11 +168,11 @@ class InProcess:
                 break
             calls = self._process()
             if calls is None and not forker.closed:
-                return getattr(forker.here, what)(*values)
+                return getattr(forker.here, what)(*values, **options)
             if calls is None:
                 break
             try:
-                calls.send((what, values))
+                calls.send((what, values, options))
                 found, error = _answer_of(calls)
             except (EOFError, OSError):
                 self._drop(calls)

@@ -151,9 +151,9 @@ class CallServer(logging.handlers.QueueHandler):
         finally:
             os._exit(1)
 
-    def _answer(self, what: str, values: tuple[Any, ...]) -> None:
+    def _answer(self, what: str, values: tuple[Any, ...], options: dict[str, Any]) -> None:
         try:
-            answer = getattr(self.scoring, what)(*values), None
+            answer = getattr(self.scoring, what)(*values, **options), None
         except BaseException as error:  # a model may raise any
             answer = None, picklable_error(error)
         with suppress(AttributeError, ValueError):  # a process without an output

@@ -35,8 +35,12 @@ class Scoring(Protocol):
         """`Servable.score`, with so many threads of torch."""
         ...
 
+    def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
+        """What another method of the model returns, with one thread of torch."""
+        ...
+
     def call(self, work: Callable[[], T]) -> T:
-        """What other work of a model returns; it is done in this process, and no score is computed here meanwhile."""
+        """What any other work returns; it is done in this process, and no score is computed here meanwhile."""
         ...
 
     def others(self, count: int) -> Sequence["Scoring"]:
@@ -70,6 +74,9 @@ class InThread:
         with self._one:
             torch.set_num_threads(threads)
             return self.models[model].score(inputs, alpha=alpha)
+
+    def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
+        return self.call(lambda: getattr(self.models[model], name)(*values, **options))
 
     def call(self, work: Callable[[], T]) -> T:
         with self._one:

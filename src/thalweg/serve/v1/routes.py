@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
-from thalweg.bundle.servable import Classifies, Explains, Inpaints, Reranks, Samples
+from thalweg.bundle.servable import Classifies, Inpaints, Samples
 from thalweg.serve.answers import RouteContext, answer, asking, lines, require_finite
 from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.engine.job import Gone
@@ -93,8 +93,6 @@ class Plain:
         """Why each row has its energy, beside its scores."""
         require_query(request, "model", "top", "encoding", "fit")
         served = self._able(model, "explain")
-        servable = served.servable
-        assert isinstance(servable, Explains)
         rows, options, row_name = await body.read(request, served, self.settings, (), fit=fit)
         read_as(NoOptions, options)
         with asking(served, row_name):
@@ -105,7 +103,8 @@ class Plain:
         def make() -> Iterator[list[dict[str, Any]]]:
             told = []
             for i in range(0, len(found["energy"]), at_once):
-                told += servable.explain({name: value[i : i + at_once] for name, value in rows.items()}, top=top)
+                some = {name: value[i : i + at_once] for name, value in rows.items()}
+                told += self.engine.scoring.method(served.name, "explain", some, top=top)
                 yield told
 
         reasons = await self._last(request, served, make)
@@ -164,11 +163,9 @@ class Plain:
         """The order of candidates, best first."""
         require_query(request, "model", "fit")
         served = self._able(model, "rerank")
-        servable = served.servable
-        assert isinstance(servable, Reranks)
         rows, options, row_name = await body.read(request, served, self.settings, ("keep",), fit=fit)
         keep = read_as(RerankOptions, options).keep
-        found = await self._call(request, served, row_name, lambda: servable.rerank(rows, keep=keep))
+        found = await self._call(request, served, row_name, "rerank", rows, keep=keep)
         require_finite({"energy": found["energy"]}, row_name)
         predictions = [{"energy": energy} for energy in found["energy"].tolist()]
         return answer(_head(served) | {"order": found["order"].tolist(), "predictions": predictions})
@@ -181,7 +178,7 @@ class Plain:
         assert isinstance(servable, Classifies)
         rows, options, row_name = await body.read(request, served, self.settings, (), fit=fit)
         read_as(NoOptions, options)
-        found = await self._call(request, served, row_name, lambda: servable.classify(rows))
+        found = await self._call(request, served, row_name, "classify", rows)
         require_finite({"probabilities": found}, row_name)
         labels = list(servable.labels)
         told = [
@@ -196,7 +193,17 @@ class Plain:
             raise served.lacks(what)
         return served
 
-    async def _call(self, request: Request, served: ServedModel, row_name: RowName, work: Any) -> Any:
+    async def _call(
+        self,
+        request: Request,
+        served: ServedModel,
+        row_name: RowName,
+        method: str,
+        rows: dict[str, np.ndarray],
+        **options: Any,
+    ) -> Any:
+        """What a method of the model returns of these rows, computed where its scores are."""
+        work = partial(self.engine.scoring.method, served.name, method, rows, **options)
         with asking(served, row_name):
             return await self.engine.call(served.name, work, **self._how(request))
 
