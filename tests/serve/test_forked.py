@@ -54,8 +54,23 @@ class Told:
     inputs = (TensorSpec("x", "FP64", (-1, 2)),)
     outputs = (TensorSpec("energy", "FP64", (-1,)),)
 
+    closed = 0
+
     def process(self, *, of):
         return os.getpid(), of
+
+    def count(self, stop, *, die=None):
+        try:
+            with torch.no_grad():  # must not stay on for others
+                for i in range(stop):
+                    if i == die:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    yield os.getpid(), i
+        finally:
+            self.closed += 1
+
+    def state(self):
+        return self.closed, torch.is_grad_enabled()
 
     def score(self, rows, *, alpha=None):
         x = rows["x"][:, 0]
@@ -159,6 +174,25 @@ def test_the_service_writes_log_records_of_the_process(scoring, caplog):
     scoring.score("told", rows(WARN), None, 1)
     assert [(one.name, one.getMessage()) for one in caplog.records] == [("other.model", "this is odd")]
     assert caplog.records[0].process != os.getpid()
+
+
+def test_items_are_computed_one_after_another_by_the_process(scoring):
+    pid = scoring.score("told", rows(1), None, 1)["pid"][0]
+    first, second = (scoring.items("told", "count", stop) for stop in (9, 2))
+    assert [next(first), next(second)] == [(pid, 0), (pid, 0)]
+    assert scoring.method("told", "state") == (0, True)
+    assert next(first) == (pid, 1)
+    assert list(second) == [(pid, 1)]
+    first.close()
+    assert scoring.method("told", "state") == (2, True)
+
+
+def test_items_end_with_the_process_that_has_begun_them(scoring):
+    items = scoring.items("told", "count", 3, die=1)
+    next(items)
+    with pytest.raises(WorkerLost):
+        next(items)
+    assert scoring.score("told", rows(2), None, 1)["energy"].tolist() == [3]
 
 
 def test_threads_that_were_used_before_the_fork_hang_no_call():

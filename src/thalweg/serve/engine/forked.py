@@ -9,6 +9,7 @@ A process with threads cannot be forked safely, so another one is forked at the 
 nothing but fork those that compute.
 """
 
+import itertools
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -27,10 +28,12 @@ import torch
 from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.cost import Cost
 from thalweg.serve.engine.forking import ANSWER, fork, fork_when_asked
+from thalweg.serve.engine.kept_items import KeepsItems
 from thalweg.serve.engine.rejected import WorkerLost
-from thalweg.serve.engine.scoring import InThread, Scoring
+from thalweg.serve.engine.scoring import Scoring
 
 TRIES = 2  # processes that a call may lose
+KEYS = itertools.count()  # of methods that yield
 PATIENCE = 1.0  # seconds in which the process that forks should end by itself
 
 T = TypeVar("T")
@@ -55,7 +58,7 @@ class Forker:
         self._asking = threading.Lock()
         self._alone = False
         self.closed, self.lost = False, set[int]()  # numbers of processes that have ended
-        self.here = InThread(models)  # computes where no process is to be had
+        self.here = KeepsItems(models)  # computes where no process is to be had
         for stream in (sys.stdout, sys.stderr):  # else what they hold would be written once more
             with suppress(AttributeError, ValueError, OSError):
                 stream.flush()
@@ -149,6 +152,17 @@ class InProcess:
 
     def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
         return self._ask("method", model, name, *values, **options)
+
+    def items(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
+        key, thread = next(KEYS), threading.get_ident()
+        self._ask("begin_items", key, model, name, *values, **options)
+        try:
+            while (item := self._ask("next_item", key)) is not None:
+                yield item
+        finally:
+            if threading.get_ident() == thread:  # another one, at the service's end, would write between its bytes
+                with suppress(WorkerLost):
+                    self._ask("end_items", key)
 
     def call(self, work: Callable[[], T]) -> T:
         return self.forker.here.call(work)

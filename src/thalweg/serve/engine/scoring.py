@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
@@ -37,6 +37,10 @@ class Scoring(Protocol):
 
     def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
         """What another method of the model returns, with one thread of torch."""
+        ...
+
+    def items(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
+        """What a method that yields gives, item by item; they are asked for by one thread."""
         ...
 
     def call(self, work: Callable[[], T]) -> T:
@@ -77,6 +81,9 @@ class InThread:
 
     def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
         return self.call(lambda: getattr(self.models[model], name)(*values, **options))
+
+    def items(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
+        yield from getattr(self.models[model], name)(*values, **options)
 
     def call(self, work: Callable[[], T]) -> T:
         with self._one:

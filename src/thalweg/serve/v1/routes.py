@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
-from thalweg.bundle.servable import Classifies, Inpaints, Samples
+from thalweg.bundle.servable import Classifies
 from thalweg.serve.answers import RouteContext, answer, asking, lines, require_finite
 from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.engine.job import Gone
@@ -116,18 +116,17 @@ class Plain:
         """Draws, or with `frames` lines of the draws on their way."""
         require_query(request, "model", "encoding")
         served = self._able(model, "sample")
-        servable = served.servable
-        assert isinstance(servable, Samples)
         asked = read_as(SampleRequest, (await body.json_body(request, self.settings)).value)
         how: dict[str, Any] = {"seed": asked.seed, "temperature": asked.temperature, "label": asked.label}
+        drawing = partial(self.engine.scoring.items, served.name, "sample_frames", asked.n, **how)
         if not asked.frames:  # in pieces all the same, so that scores go on beside it
-            drawn, _ = await self._last(request, served, partial(servable.sample_frames, asked.n, **how, frames=PIECES))
+            drawn, _ = await self._last(request, served, partial(drawing, frames=PIECES))
             _require_numbers(drawn)
             return answer(_head(served) | {"predictions": wire.rows(served, drawn, encoding == "base64")})
 
         def make() -> Iterator[dict[str, Any]]:
             before = None
-            for i, frame in enumerate(servable.sample_frames(asked.n, **how, frames=asked.frames)):
+            for i, frame in enumerate(drawing(frames=asked.frames)):
                 if before is not None:
                     yield _frame(served, *before, last=False)
                 before = (i, *frame)
@@ -140,8 +139,7 @@ class Plain:
         """Completions of an image's missing part, a line each as they come."""
         require_query(request, "model")
         served = self._able(model, "inpaint")
-        servable = served.servable
-        assert isinstance(servable, Inpaints)
+        scoring = self.engine.scoring
         value, literals = await body.json_body(request, self.settings)
         asked, spec = read_as(InpaintRequest, value), served.inputs[0]
         observed = _mask(asked.observed, served, literals)
@@ -150,9 +148,9 @@ class Plain:
             raise malformed("must be pixels in [0, 1]", "image")
 
         def make() -> Iterator[dict[str, Any]]:
-            drawn = servable.inpaint(x[None], observed[None], n=asked.n, seed=asked.seed)
+            drawn = scoring.items(served.name, "inpaint", x[None], observed[None], n=asked.n, seed=asked.seed)
             for i, found in enumerate(drawn):
-                energy = served.servable.score({"x": np.asarray(found, x.dtype)})["energy"]
+                energy = scoring.score(served.name, {"x": np.asarray(found, x.dtype)}, None, 1)["energy"]
                 _require_numbers(energy)
                 yield {"completion": i, "image": wire.pixels(found[0]), "energy": float(energy[0])}
             yield {"done": True}
