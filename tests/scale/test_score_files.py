@@ -1,5 +1,6 @@
 """Many files scored into a folder: the same numbers as one file after the other, each row once (R30)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pyarrow import parquet
 import thalweg
 from thalweg.apps.anomaly.calibration import q_values
 from thalweg.apps.anomaly.tables.score_file import score_file
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError
 from thalweg.scale import addresses, parts, plan
 from thalweg.scale.score_files import Engine
 from thalweg.scale.sources import ParquetSource
@@ -274,6 +275,15 @@ class TestChanged:
         rows(30, 2).to_parquet(tmp_path / "b.parquet")
         with pytest.raises(UserError, match=r"b\.parquet has come since"):
             score(tmp_path / "b.parquet", tmp_path / "out")
+
+    @pytest.mark.parametrize("change", [{"options": None}, {"more": 1}, {"inputs": 3}])
+    def test_a_plan_that_was_edited(self, change, score, rows, tmp_path):
+        rows(30, 0).to_parquet(tmp_path / "a.parquet")
+        score(tmp_path / "a.parquet", tmp_path / "out")
+        file = tmp_path / "out" / "_plan.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        with pytest.raises(DamagedFile, match="must be the plan of a scoring; remove the folder"):
+            score(tmp_path / "a.parquet", tmp_path / "out")
 
     def test_another_model(self, score, rows, detector, tmp_path):
         rows(300, 1).to_parquet(tmp_path / "a.parquet")
