@@ -116,7 +116,7 @@ def test_the_kernel_energy_tells_near_from_far():
     u = energy(torch.tensor([[2.0, 0.0], [-1.0, 0.0]]))
     want = -(torch.tensor([[1.0, 0.8], [-1.0, -0.8]]) * 10).exp().mean(1).log() / 10
     torch.testing.assert_close(u, want)
-    torch.testing.assert_close(energy.left_out(torch.tensor([[1.0, 0.0]])), torch.tensor([-0.8]))
+    torch.testing.assert_close(energy.leave_one_out(torch.tensor([[1.0, 0.0]])), torch.tensor([-0.8]))
     with pytest.raises(ValueError, match="beta="):
         FeatureKernelEnergy(nn.Identity(), bank, torch.zeros(2), torch.eye(2), beta=0.0)
     with pytest.raises(ValueError, match="2 rows or more"):

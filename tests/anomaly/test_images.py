@@ -69,7 +69,7 @@ def test_training_rows_have_no_kernel_of_their_own(found, digits):
     assert np.isfinite(found.train_outlier_scores_).all()
     own = found.parts(train)["kernel"]
     new = found.parts(normal)["kernel"]
-    left = found._kernel.left_out(torch.from_numpy(train)[:50, None]).numpy()
+    left = found._kernel.leave_one_out(torch.from_numpy(train)[:50, None]).numpy()
     assert (left > own[:50]).all()
     assert abs(np.median(left) - np.median(new)) < abs(np.median(own) - np.median(new))
 

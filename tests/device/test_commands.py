@@ -71,6 +71,7 @@ WORK = {
     "score": ["score plane rows.npy", "score digits images.npy"],
     "inpaint": ["inpaint digits --image images.npy --mask right-half -n 2 -o x.npy"],
     "detect": ["detect fit table.csv -o run --seed 0", "detect score run table.csv"],
+    "export": ["export plane -o plane.pt2 --format pt2 --rows 100"],
     "rerank": ["rerank fit rows.npy other.npy -o judge --steps 2 --noise 0.3", "rerank judge rows.npy --keep 3"],
 }
 

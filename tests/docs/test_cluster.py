@@ -61,6 +61,17 @@ def test_objects_name_the_same_pods_and_ports():
     assert found["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]["metric"]["name"] == "thalweg_queue_depth"
 
 
+def test_clients_and_prometheus_are_let_in():
+    """By the service's own name in the cluster, and by a pod's address; other hosts are refused by 403."""
+    found = objects()
+    (container,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    args = container["args"]
+    hosts = [args[i + 1] for i, word in enumerate(args) if word == "--allowed-host"]
+    name = found["Service"]["metadata"]["name"]
+    assert {name, f"{name}.default.svc", "$(POD_IP)"} <= set(hosts)
+    assert container["env"] == [{"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]
+
+
 def used():
     """(file, words after thalweg) of each command in the files."""
     for path in (*SCRIPTS, *MANIFESTS):

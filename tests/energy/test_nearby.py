@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from thalweg.apps.anomaly.tabular.scalings import SCALINGS
+from thalweg.core.errors import UserError
 from thalweg.energy.density import kde_ivf as nearby
 from thalweg.energy.density import kernel_sums
 from thalweg.energy.density.kde import KernelDensityEnergy, leave_one_out, loo_bandwidth
@@ -144,6 +145,19 @@ def test_narrow_kernels_of_far_rows_keep_their_differences():
 def test_senseless_values_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         IVFKernelDensityEnergy(torch.zeros(3, 2), **values)
+
+
+@pytest.mark.parametrize("kind", [KernelDensityEnergy, IVFKernelDensityEnergy])
+def test_rows_of_another_shape_are_refused_and_far_ones_have_infinite_energies(kind):
+    """One column would be taken for each of three; infinity less infinity is NaN."""
+    energy = kind(torch.zeros(5, 3) + torch.arange(5.0)[:, None])
+    for x in (torch.zeros(2, 1), torch.zeros(3)):
+        with pytest.raises(UserError) as error:
+            energy(x)
+        assert error.value.argument == "x"
+    found = energy(torch.tensor([[1e30, 0, 0], [0, 0, 0]]))
+    assert found.isinf().tolist() == [True, False]
+    assert found[0] > 0
 
 
 def test_the_largest_of_a_row_are_found_among_groups_of_columns():

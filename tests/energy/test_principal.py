@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.energy.density import factor_mixture
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers, evenly_spaced_rows
@@ -124,3 +125,10 @@ def test_parts_that_do_not_fit_are_refused(rows):
     state = MixtureOfFactorAnalyzers.example().state_dict()
     with pytest.raises(ValueError, match="mean: must have the shape"):
         MixtureOfFactorAnalyzers((4,), **state)
+
+
+def test_positions_of_another_shape_are_refused():
+    """One number would be taken for each of three."""
+    with pytest.raises(UserError) as error:
+        MixtureOfFactorAnalyzers.example()(torch.zeros(2, 1), torch.ones(2))
+    assert error.value.argument == "x"

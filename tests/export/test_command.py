@@ -146,8 +146,9 @@ def test_a_search_that_is_left_out_is_found(searched, tmp_path, monkeypatch):
 
 
 def test_a_column_of_whole_numbers_that_are_codes(tmp_path, elsewhere):
+    """Beside one that is called as values inside a graph are."""
     random = np.random.default_rng(0)
-    frame = pd.DataFrame({"code": random.integers(0, 4, 80), "v": random.normal(size=80)})
+    frame = pd.DataFrame({"code": random.integers(0, 4, 80), "/2": random.normal(size=80)})
     bundle = DetectorBundle(EnergyDetector(random_state=0, dtype={"code": "category"}).fit(frame))
     export(bundle, tmp_path / "d.onnx", format="onnx", rows=100)
     rows = bundle.servable().typical_rows(20, 1)

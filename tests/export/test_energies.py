@@ -8,6 +8,7 @@ from torch import nn
 from thalweg.apps.rerank.reranker import EnergyReranker
 from thalweg.apps.rerank.settings import RatioSettings
 from thalweg.bundle import conformal
+from thalweg.bundle.bundle import Bundle
 from thalweg.bundle.dataset import data_of
 from thalweg.bundle.exportable import Program
 from thalweg.bundle.files import load
@@ -16,8 +17,12 @@ from thalweg.core import store
 from thalweg.core.errors import UserError
 from thalweg.core.rng import generator
 from thalweg.data.validate import as_float
-from thalweg.export.export import export
+from thalweg.export.check import check
+from thalweg.export.export import export, typical_of
+from thalweg.export.formats import loaded, prepared, written
 from thalweg.export.tracing import COUNTS, open_rows
+from thalweg.sampler.replica_exchange import ReplicaExchange
+from thalweg.sampler.underdamped import UnderdampedLangevin
 
 ROWS = 200
 
@@ -70,6 +75,61 @@ def test_an_energy_of_images_as_pt2_with_any_number_of_rows(digits, tmp_path):
     for rows in (1, 2, 6):
         x = torch.rand(rows, *bundle.shape, generator=generator(rows, "pt2"))
         assert torch.allclose(module(x)[0], bundle.energy(x), rtol=1e-4)
+
+
+def sampled_by(bundle, sampler):
+    """The servable of the same energy with another sampler."""
+    return Bundle(bundle.config, bundle.model, bundle.held_out_energies, bundle.path, sampler).servable()
+
+
+def test_a_step_that_disagrees_is_told_by_its_row(chains):
+    servable = chains.servable()
+    step = servable.plan().programs[2]
+    with pytest.raises(UserError) as error:
+        check(
+            step,
+            lambda rows: {n: x + 1 for n, x in step.reference(rows).items()},
+            servable,
+            typical_of(servable),
+            (9, 9),
+        )
+    assert error.value.argument == "graph 'step'"
+    assert "i=3" in error.value.message
+
+
+def test_a_test_of_large_energies_may_turn_by_their_rounding(chains):
+    """A Metropolis test of a difference of two energies in float32: of 1e14 nats it is off by millions."""
+    servable = sampled_by(chains, UnderdampedLangevin.example())
+    step = servable.plan().programs[2]
+
+    def rounded(rows):
+        return step.reference({**rows, "u": rows["u"] * np.float32(1 + 2e-7)})
+
+    assert check(step, rounded, servable, typical_of(servable), (400, 40)).at_steps
+
+
+def test_a_step_whose_state_is_nested_is_left_out(chains):
+    plan = sampled_by(chains, ReplicaExchange.example()).plan()
+    assert [program.name for program in plan.programs] == ["energy", "gradient"]
+    assert "ReplicaExchange" in plan.left_out["step"]
+
+
+class Joined(nn.Module):
+    """An output that is an input, twice, beside one that torch calls `cat` on its way."""
+
+    def forward(self, a, b):
+        return a, torch.cat([a[:, None], b[:, None]], 1).cos().sum(1), a
+
+
+def test_columns_may_have_the_names_that_torch_gives():
+    names = [("cat", "val_0"), ("next_cat", "/cat", "again")]
+    inputs, outputs = ([TensorSpec(name, "FP32", (-1,)) for name in part] for part in names)
+    program = Program(name="odd", module=Joined(), inputs=inputs, outputs=outputs, reference=lambda rows: rows)
+    rows = {name: np.arange(3, dtype=np.float32) + i for i, name in enumerate(names[0])}
+    module = prepared(program, "onnx", lambda n: {name: np.ones(n, np.float32) for name in names[0]})
+    found = loaded(written(program, module, "onnx", rows, {}), program, "onnx")(rows)
+    for name, part in zip(names[1], Joined()(*map(torch.from_numpy, rows.values())), strict=True):
+        assert np.allclose(found[name], part)
 
 
 def test_the_energy_of_a_reranker(tmp_path):

@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from thalweg.core.errors import DamagedFile
+from thalweg.core.errors import DamagedFile, UserError
 from thalweg.scale import csv_offsets
 from thalweg.scale.csv_offsets import offsets
 
@@ -21,6 +21,8 @@ TEXTS = {
     "inch": 'a,b\n5" pipe,2\n3,4\n7" pipe,9\n',
     "quoted name": '"a\nb",c\n1,2\n3,4\n',
     "names only": "a,b\n",
+    "lone returns": 'a,b\r1,2\r\r3,"4\r5"\r',
+    "doubled returns": "a,b\r\r\n1,2\r\r\n3,4\r\r\n",
     "mark": "\ufeffa,b\n1,2\n3,4\n",
 }
 
@@ -55,3 +57,9 @@ def test_a_large_file_with_quotation_marks(monkeypatch):
 def test_a_quotation_mark_that_nothing_closes():
     with pytest.raises(DamagedFile, match="never closed"):
         offsets(io.BytesIO(b'a,b\n1,2\n3,"4\n5,6\n'), 1, headless=False, where="t.csv")
+
+
+def test_a_quoted_value_beyond_pythons_limit():
+    data = b'a,b\n1,"' + b"x" * csv.field_size_limit() + b'x"\n'
+    with pytest.raises(UserError, match=r"longer than 131,072 letters, or its quotation mark is never closed; mend it"):
+        offsets(io.BytesIO(data), 1, headless=False, where="t.csv")

@@ -1,5 +1,6 @@
 """Many files scored into a folder: the same numbers as one file after the other, each row once (R30)."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from pyarrow import parquet
 import thalweg
 from thalweg.apps.anomaly.calibration import q_values
 from thalweg.apps.anomaly.tables.score_file import score_file
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError
 from thalweg.scale import addresses, parts, plan
+from thalweg.scale.score_files import Engine
 from thalweg.scale.sources import ParquetSource
 from thalweg.scale.worker import Worker
 
@@ -178,6 +180,44 @@ class TestRefused:
         with pytest.raises(UserError, match="'oops' in row 555"):
             score(tmp_path / "x.csv", tmp_path / "out", kind="energy", run=plane.path, block_rows=256)
 
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [
+            (b"1,2,u,3", r"too many or too few values \(row 250 .*got 4: 1,2,u,3\); mend the line"),
+            (b"1,2", r"too many or too few values \(row 250 .*got 2: 1,2\); mend the line"),
+            (b"1,2,\xff", r"not UTF-8 text in row 250"),
+        ],
+    )
+    def test_a_line_that_cannot_be_read(self, line, told, score, rows, tmp_path):
+        """Its number in the file, not in the block, blank lines left out."""
+        good = b"\n\n".join(rows(300, 1).to_csv(index=False).encode().splitlines())
+        lines = good.split(b"\n")
+        lines[2 * 251] = line
+        (tmp_path / "x.csv").write_bytes(b"\n".join(lines) + b"\n")
+        with pytest.raises(UserError, match=told):
+            score(tmp_path / "x.csv", tmp_path / "out")
+
+    def test_a_row_of_more_than_a_megabyte(self, score, rows, tmp_path):
+        """As much as Arrow takes for a block of a CSV."""
+        frame = rows(30, 1)
+        frame.loc[29, "site"] = "w" * (3 << 20)
+        frame.to_csv(tmp_path / "x.csv", index=False)
+        assert score(tmp_path / "x.csv", tmp_path / "out").new_categories == {"site": 1}
+
+    @pytest.mark.parametrize(
+        ("options", "argument"),
+        [
+            ({"block_rows": 0}, "block_rows"),
+            ({"engine": Engine("ray", workers=0)}, "workers"),
+            ({"engine": Engine("rey")}, "engine"),
+        ],
+    )
+    def test_options_before_any_work(self, options, argument, score, tables, tmp_path):
+        with pytest.raises(UserError) as caught:
+            score(tables, tmp_path / "out", **options)
+        assert caught.value.argument == argument
+        assert not (tmp_path / "out").exists()
+
     def test_a_row_of_an_array_that_cannot_be_scored(self, score, plane, tmp_path):
         x = np.zeros((700, 2))
         x[600] = np.inf
@@ -235,6 +275,15 @@ class TestChanged:
         rows(30, 2).to_parquet(tmp_path / "b.parquet")
         with pytest.raises(UserError, match=r"b\.parquet has come since"):
             score(tmp_path / "b.parquet", tmp_path / "out")
+
+    @pytest.mark.parametrize("change", [{"options": None}, {"more": 1}, {"inputs": 3}])
+    def test_a_plan_that_was_edited(self, change, score, rows, tmp_path):
+        rows(30, 0).to_parquet(tmp_path / "a.parquet")
+        score(tmp_path / "a.parquet", tmp_path / "out")
+        file = tmp_path / "out" / "_plan.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        with pytest.raises(DamagedFile, match="must be the plan of a scoring; remove the folder"):
+            score(tmp_path / "a.parquet", tmp_path / "out")
 
     def test_another_model(self, score, rows, detector, tmp_path):
         rows(300, 1).to_parquet(tmp_path / "a.parquet")

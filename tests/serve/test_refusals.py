@@ -38,11 +38,28 @@ def test_the_first_line_of_a_csv(client, body, field, told):
     assert told in answer.json()["message"]
 
 
+@pytest.mark.parametrize("body", ["\n", "\r\n\r\n"])
+def test_texts_without_a_first_line(client, body):
+    answer = posted(client, "/v1/score?model=words", body, "text/csv")
+    assert (answer.status_code, answer.json()["field"]) == (422, "x")
+    assert "the first line must name the columns, x, and is empty" in answer.json()["message"]
+
+
+def test_a_text_that_is_too_long_is_told_by_its_row(words):
+    with serving(models={"words": words.servable()}) as client:
+        listed = client.post("/v1/score", json={"instances": ["bama", "b" * 100]})
+        table = posted(client, "/v1/score", f"x\nbama\n{'b' * 100}\n", "text/csv")
+    for answer, field in ((listed, "instances[1]"), (table, "line 3")):
+        assert (answer.status_code, answer.json()["field"]) == (422, field)
+        assert "has 100 letters" in answer.json()["message"]
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({"shape": [2**60]}, "age: must have a shape of whole numbers, from 0 to 2^53"),
         ({"data": [[30.0, 1.0]]}, "age: must be a flat list, or nested lists of the shape [1]"),
+        ({"datatype": "FP16", "data": [1e6]}, "age: must be finite values of FP16"),
     ],
 )
 def test_tensors(client, changed, told):

@@ -161,6 +161,7 @@ def test_what_is_wrong_is_called_as_the_body_calls_it(client):
     for image, observed, field in ((small, whole, "image"), (whole, small, "observed")):
         refused = client.post("/v1/inpaint?model=pictures", json={"image": image, "observed": observed})
         assert (refused.status_code, refused.json()["field"]) == (422, field)
+        assert refused.json()["message"] == "must have the shape (1, 4, 4), and has (1, 2)"
     assert client.post("/v1/score?model=words", json={"instances": ["a", 1]}).json()["field"] == "instances[1]"
 
 

@@ -205,6 +205,29 @@ def test_draws_at_a_temperature_tend_to_its_law(monkeypatch):
     assert variance(0.25) == pytest.approx(1 / 1.01, rel=0.08)
 
 
+@pytest.mark.parametrize(("n", "seed", "argument"), [(-1, 0, "n"), (1.5, 0, "n"), (1, -1, "seed"), (1, 2**64, "seed")])
+def test_draws_at_a_temperature_refuse_what_samples_refuse(n, seed, argument, chains):
+    servable = chains.servable()
+    for draws in (servable.sample, lambda *n, **how: next(servable.sample_frames(*n, **how))):
+        with pytest.raises(UserError) as caught:
+            draws(n, seed=seed, temperature=2.0)
+        assert caught.value.argument == argument
+    assert servable.sample(0, temperature=2.0).shape == (0, 2)
+
+
+@pytest.mark.parametrize("name", ["chains", "table"])
+def test_alpha_is_one_number_or_one_a_row(name, request):
+    servable = request.getfixturevalue(name).servable()
+    rows = rows_of(servable)
+    flags = servable.score(rows, alpha=np.array([1.0] + [np.nan] * (ROWS - 1)))["flag"]
+    assert flags.shape == (ROWS,)
+    assert flags[0]
+    for alpha in (np.full(ROWS + 1, 0.1), np.full((ROWS, ROWS), 0.1)):
+        with pytest.raises(UserError) as caught:
+            servable.score(rows, alpha=alpha)
+        assert caught.value.argument == "alpha"
+
+
 def test_a_kernel_with_a_temperature_gets_another_one():
     kernel, energy = tempered_draws._tempered(ULA(step_size=0.1, temperature=0.5), torch.sum, 2.0)
     assert (kernel.temperature, energy) == (1.0, torch.sum)

@@ -232,6 +232,8 @@ def test_what_is_no_text_is_refused(bad):
     with pytest.raises(UserError) as caught:
         BigramEnergy(shape=(L, K)).double().fit(bad)
     assert caught.value.argument == "x"
+    with pytest.raises(UserError, match="must have one text or more"):
+        BigramEnergy(shape=(L, K)).fit_parts([])
     with pytest.raises(UserError) as caught:
         TiltedBigramEnergy(shape=(L, 2))
     assert caught.value.argument == "shape"

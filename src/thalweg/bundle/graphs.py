@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from thalweg.bundle.served import ServedBundle
 
 MOVED = 1e-3  # by which the uniform number of a Metropolis test is moved, where rounding may turn the test
+OF_ENERGY = 1e-6  # of the energy, by which it is moved beside that: what float32 may put a difference of two off by
 LATE = 3  # the step number of a check, so that what a state remembers counts
 
 
@@ -138,7 +139,11 @@ def plan_of(served: "ServedBundle") -> Plan:
     )
     if isinstance(bundle.model, HasExactDraws):
         return Plan([energy, gradient], {"step": "the energy is drawn exactly, without a chain"})
-    return Plan([energy, gradient, _step(served)], {})
+    step = _step(served)
+    if step is None:
+        name = type(bundle.sampler).__name__
+        return Plan([energy, gradient], {"step": f"the state of {name} holds more than tensors"})
+    return Plan([energy, gradient, step], {})
 
 
 def _gradient(bundle: "Bundle", x: Any) -> np.ndarray:
@@ -147,11 +152,14 @@ def _gradient(bundle: "Bundle", x: Any) -> np.ndarray:
     return g.numpy()
 
 
-def _step(served: "ServedBundle") -> Program:
+def _step(served: "ServedBundle") -> Program | None:
+    """A step of the sampler; None where its state holds more than tensors, as that of replicas does."""
     bundle = served.bundle
     sampler, energy = bundle.sampler, _chain_energy(bundle)
     x = bundle.encode(torch.from_numpy(np.array(served.rows(typical_rows(served, 2, 0)))))
     state = sampler.init(energy, x)
+    if not all(isinstance(part, Tensor) for part in state):
+        return None
     noise = sampler.draw(state, torch.Generator().manual_seed(0))
     parts = {**state._asdict(), **{f"noise_{i}" if i else "noise": z for i, z in enumerate(noise)}}
     inputs = [_spec(name, part) for name, part in parts.items()]
@@ -169,7 +177,8 @@ def _step(served: "ServedBundle") -> Program:
 
     def spans(rows: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         tests = [spec.name for spec in inputs[len(state) :] if spec.shape == (-1,)]
-        ends = [reference({**rows, **{n: rows[n] + sign * np.float32(MOVED) for n in tests}}) for sign in (-1, 1)]
+        room = np.float32(MOVED) + np.float32(OF_ENERGY) * np.abs(rows.get("u", np.float32(0)))
+        ends = [reference({**rows, **{n: rows[n] + sign * room for n in tests}}) for sign in (-1, 1)]
         return {
             name: (np.minimum(ends[0][name], ends[1][name]), np.maximum(*(e[name] for e in ends))) for name in ends[0]
         }

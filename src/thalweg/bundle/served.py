@@ -83,7 +83,7 @@ class ServedBundle:
             raise UserError("must be left out, as the model has no calibration and flags nothing", argument="alpha")
         found = {name: part.cpu().numpy() for name, part in self.bundle.score(x).items()}
         if "p_value" in found:
-            found["flag"] = found["p_value"] <= checked_alpha(alpha, ALPHA)
+            found["flag"] = found["p_value"] <= checked_alpha(alpha, ALPHA, len(found["p_value"]))
         if self.bundle.num_classes:
             found["probabilities"] = self.bundle.classify(x).cpu().numpy()
         return {spec.name: np.asarray(found[spec.name], NUMPY[spec.datatype]) for spec in self.outputs}
@@ -235,12 +235,15 @@ def require_inputs(specs: Sequence[TensorSpec], rows: Mapping[str, np.ndarray]) 
         raise UserError("must have one row or more", argument=known[0])
 
 
-def checked_alpha(alpha: Any, default: float) -> Any:
-    """alpha, a number in (0, 1] or one a row (B,); the default for None, or for NaN in a row."""
+def checked_alpha(alpha: Any, default: float, num_rows: int) -> Any:
+    """alpha, a number in [0, 1] or one a row (B,); the default for None, or for NaN in a row. UserError for others."""
     if alpha is None:
         return default
     values = np.asarray(alpha, float)
     if values.ndim:
+        if values.shape != (num_rows,):
+            text = f"must be one number, or one for each of the {num_rows} rows, and has the shape {values.shape}"
+            raise UserError(text, argument="alpha")
         values = np.where(np.isnan(values), default, values)
     for value in np.unique(values):
         share(alpha=float(value))

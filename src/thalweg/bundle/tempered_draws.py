@@ -37,14 +37,16 @@ if TYPE_CHECKING:
 
 CORRECTIONS = 4  # MALA steps a level at a temperature beside 1
 LEVELS = 30  # of Heun there
+SEEDS = 2**64 - 1
 
 
 def draw(bundle: "Bundle", n: int, *, seed: int = 0, temperature: float = 1.0, label: int | None = None) -> Tensor:
-    """n draws (n, *) in data units; at T = 1 those of `Bundle.sample`."""
+    """n draws (n, *) in data units; at T = 1 those of `Bundle.sample`. UserError as that one."""
     check.positive(temperature=temperature)
     check.finite(temperature=temperature)
-    if temperature == 1:
+    if temperature == 1 or n == 0:
         return bundle.sample(n, seed=seed, labels=label)
+    n, seed = check.whole("n", n, 1), check.whole("seed", seed, 0, SEEDS)
     check.fits_memory(n, bundle.energy_shape)
     parts = []
     for block, start in enumerate(range(0, n, BLOCK)):
@@ -63,6 +65,7 @@ def draw_frames(
     check.positive(temperature=temperature)
     check.finite(temperature=temperature)
     n, frames = check.whole("n", n, 1, BLOCK), check.whole("frames", frames, 1)
+    seed = check.whole("seed", seed, 0, SEEDS)
     for z in _block(bundle, 0, n, seed, temperature, label, frames):
         x = bundle.decode(z)
         yield x, bundle.energy(x)

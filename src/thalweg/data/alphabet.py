@@ -129,7 +129,7 @@ class Alphabet:
         hint = "shorten it"
         if len(text) <= MOST_LETTERS:
             hint += f", or train with data.length={len(text)}"
-        return UserError(condition, argument=which, value=shortened(text), hint=hint)
+        return UserError(condition, argument=which, value=shortened(text), hint=hint, row=i)
 
 
 def normal(text: str) -> str:

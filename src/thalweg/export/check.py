@@ -148,7 +148,7 @@ class _Compared:
         self.flags = int((flag != ours).sum())
 
     def fault(self, output: str, i: int, what: str) -> UserError:
-        row = ", ".join(f"{name}={_shown(x[i])}" for name, x in list(self.inputs.items())[:6])
+        row = ", ".join(f"{name}={_shown(x[i] if np.ndim(x) else x)}" for name, x in list(self.inputs.items())[:6])
         text = f"must agree with ours: {output!r} {what}, in row {i} (counted from 0: {row:.200}); nothing was written"
         return UserError(text, argument=f"graph {self.program.name!r}", hint="report it, and export the other format")
 

@@ -37,6 +37,8 @@ def export(
 ) -> dict[str, Any]:
     """Write the graphs of a stored object, each checked; returns what the manifest says of them.
 
+    The object is moved to the CPU, where graphs are made and checked.
+
     `out`: a file that ends in .onnx or .pt2 gets the energy's graph alone; else a folder gets all, and a manifest.
 
     Raises:
@@ -46,7 +48,7 @@ def export(
     require(format)
     single = out.suffix.lower() in (".onnx", ".pt2")
     require_place(out, format, single)
-    servable, plan = exportable(found)
+    servable, plan = exportable(found.to("cpu"))
     modules, left_out = _prepared(servable, plan, format, single)
     for name, why in left_out.items():
         say(f"{name} is left out: {why}")

@@ -61,7 +61,7 @@ def _onnx(program: Program, module: torch.nn.Module, tensors: list[torch.Tensor]
     from thalweg.export.texts import encode_texts
 
     made = plain(program, tensors) if program.plain else by_torch(program, module, tensors)
-    encode_texts(made, program)
+    encode_texts(made, program, inner_prefix(program))
     made.ir_version = IR_VERSION
     made.producer_name = "thalweg"
     for key, value in about.items():
@@ -77,13 +77,20 @@ def plain(program: Program, tensors: list[torch.Tensor]) -> Any:
 
     from thalweg.export.plain_onnx import translate
 
-    graph, names = translate(program.module, tensors, [spec.name for spec in program.inputs])
+    prefix = inner_prefix(program)
+    graph, names = translate(program.module, tensors, [spec.name for spec in program.inputs], prefix)
     for name, spec in zip(names, program.outputs, strict=True):
         graph.nodes.append(helper.make_node("Identity", [name], [spec.name]))
     inputs = [_value(spec, coded=spec.name in program.categories) for spec in program.inputs]
     outputs = [_value(spec) for spec in program.outputs]
     made = helper.make_graph(graph.nodes, program.name, inputs, outputs, list(graph.constants.values()))
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)])
+
+
+def inner_prefix(program: Program) -> str:
+    """What the names of values inside a graph begin with: slashes, one more than any input or output begins with."""
+    names = [spec.name for spec in (*program.inputs, *program.outputs)]
+    return "/" * (1 + max(len(name) - len(name.lstrip("/")) for name in names))
 
 
 def _value(spec: TensorSpec, *, coded: bool = False) -> Any:
@@ -108,14 +115,35 @@ def by_torch(program: Program, module: Any, tensors: list[torch.Tensor]) -> Any:
         dynamo=True,
         optimize=False,
         verbose=False,
-        input_names=[spec.name for spec in program.inputs],
-        output_names=[spec.name for spec in program.outputs],
         opset_version=OPSET,
     )
     assert made is not None
     model = made.model_proto  # made anew at each access
     _widen_places(model.graph)
+    _rename(model.graph, program)
     return model
+
+
+def _rename(graph: Any, program: Program) -> None:
+    """Name the inputs and outputs as the program does.
+
+    torch's own naming fails where a column has a name of torch's, such as `cat`, and where an output is an input.
+    """
+    from onnx import helper
+
+    prefix, inputs = inner_prefix(program), [value.name for value in graph.input]
+    names = dict(zip(inputs, (spec.name for spec in program.inputs), strict=True))
+
+    def name(old: str) -> str:
+        return names.get(old, prefix + old) if old else ""  # an empty name is an input that is left out
+
+    for node in graph.node:
+        node.input[:], node.output[:] = map(name, node.input), map(name, node.output)
+    for value in (*graph.input, *graph.value_info, *graph.initializer):
+        value.name = name(value.name)
+    for value, spec in zip(graph.output, program.outputs, strict=True):
+        graph.node.append(helper.make_node("Identity", [name(value.name)], [spec.name]))
+        value.name = spec.name
 
 
 def _widen_places(graph: Any) -> None:

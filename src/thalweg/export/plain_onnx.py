@@ -39,13 +39,13 @@ class _Valued(fx.Interpreter):
 
 
 class OnnxGraph:
-    """Nodes and constants of a graph that is being made."""
+    """Nodes and constants of a graph that is being made. `prefix`: what names of its own begin with."""
 
-    def __init__(self, module: fx.GraphModule):
+    def __init__(self, module: fx.GraphModule, prefix: str):
         from onnx import helper, numpy_helper
 
         self._helper, self._numpy_helper = helper, numpy_helper
-        self.module, self.nodes, self.constants, self._count = module, [], {}, 0
+        self.module, self.nodes, self.constants, self._prefix, self._count = module, [], {}, prefix, 0
 
     def node(self, kind: str, *inputs: Any, like: Tensor | None = None, outputs: int = 1, **attributes: Any) -> str:
         """The name of a new node's first output; inputs that are no names are constants, numbers of the type `like`."""
@@ -73,12 +73,17 @@ class OnnxGraph:
 
     def _name(self) -> str:
         self._count += 1
-        return f"/{self._count}"
+        return f"{self._prefix}{self._count}"
 
 
-def translate(module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[str]) -> tuple[OnnxGraph, list[str]]:
-    """The graph, and the names of its outputs. NotImplementedError for an operation that is none of `OPERATIONS`."""
-    graph = OnnxGraph(made := traced(module, examples))
+def translate(
+    module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[str], prefix: str
+) -> tuple[OnnxGraph, list[str]]:
+    """The graph, and the names of its outputs; names of its own begin with `prefix`.
+
+    NotImplementedError for an operation that is none of `OPERATIONS`.
+    """
+    graph = OnnxGraph(made := traced(module, examples), prefix)
     names: dict[fx.Node, Any] = {}
     given = iter(inputs)
     for node in made.graph.nodes:

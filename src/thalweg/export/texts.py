@@ -9,8 +9,11 @@ from thalweg.bundle.exportable import Program
 ML_OPSET = 3
 
 
-def encode_texts(model: Any, program: Program) -> None:
-    """Put an encoder before each input of codes, in the model itself; the input keeps its name and takes texts."""
+def encode_texts(model: Any, program: Program, prefix: str) -> None:
+    """Put an encoder before each input of codes, in the model itself; the input keeps its name and takes texts.
+
+    `prefix`: what names of values inside the graph begin with.
+    """
     from onnx import TensorProto, helper
 
     encoders = []
@@ -18,7 +21,7 @@ def encode_texts(model: Any, program: Program) -> None:
         known = program.categories.get(value.name)
         if known is None:
             continue
-        codes = f"/codes/{value.name}"
+        codes = f"{prefix}codes/{value.name}"
         for node in model.graph.node:
             node.input[:] = [codes if name == value.name else name for name in node.input]
         value.type.tensor_type.elem_type = TensorProto.STRING

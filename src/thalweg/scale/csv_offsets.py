@@ -1,22 +1,25 @@
 """Where the rows of a CSV begin in the file, so that a block of them is read without what lies before it.
 
 A row may hold line ends between quotation marks, and a quotation mark counts only where it begins a value. A file
-without any is searched for line ends; one with some is read by Python's own reader, a tenth as fast. Blank lines are no
-rows. The file's hash comes out of the same pass.
+without any is searched for line ends; one with some is read by Python's own reader, a tenth as fast. So is one whose
+lines end in a return alone, and it is in memory meanwhile. Blank lines are no rows. The file's hash comes out of the
+same pass.
 """
 
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Iterator
 from typing import IO, NamedTuple
 
 import numpy as np
 
-from thalweg.core.errors import DamagedFile
+from thalweg.core.errors import DamagedFile, UserError
 
 CHUNK = 4 << 20  # bytes
 NEWLINE, RETURN, QUOTE = b"\n"[0], b"\r"[0], b'"'[0]
+LONE_RETURN = re.compile(rb"(?<=\r)(?!\n|\Z)")  # what follows one
 
 
 class Offsets(NamedTuple):
@@ -34,7 +37,10 @@ class Offsets(NamedTuple):
 
 
 def offsets(file: IO[bytes], step: int, *, headless: bool, where: str) -> Offsets:
-    """Find every `step`-th row. DamagedFile: a quotation mark that nothing closes."""
+    """Find every `step`-th row.
+
+    DamagedFile: a quotation mark that nothing closes. UserError: a quoted value beyond the limit of Python's reader.
+    """
     digest = hashlib.sha256()
     found = _collect(_without_quotes(file, digest), step, headless)
     if found is None:
@@ -90,11 +96,12 @@ def _with_quotes(file: IO[bytes], where: str) -> Iterator[np.ndarray]:
 
     def lines() -> Iterator[str]:
         for line in file:
-            taken.append(line)
-            yield line.decode("utf-8", "replace")
+            for part in LONE_RETURN.split(line):
+                taken.append(part)
+                yield part.decode("utf-8", "replace")
 
-    reader, starts, record = csv.reader(lines()), [], b""
-    for row in reader:
+    starts, record = [], b""
+    for row in _records(lines(), where):
         record, begin = b"".join(taken), place
         place += len(record)
         taken.clear()
@@ -107,3 +114,12 @@ def _with_quotes(file: IO[bytes], where: str) -> Iterator[np.ndarray]:
         what = "a quotation mark near the end is never closed"
         raise DamagedFile(what, argument=where, hint="the file is cut or damaged")
     yield np.array(starts, np.int64)
+
+
+def _records(lines: Iterator[str], where: str) -> Iterator[list[str]]:
+    """The cells of each record; a blank line has none."""
+    try:
+        yield from csv.reader(lines)
+    except csv.Error as error:
+        what = f"a value is longer than {csv.field_size_limit():,} letters, or its quotation mark is never closed"
+        raise UserError(what, argument=where, hint="mend it, or give the table as Parquet") from error

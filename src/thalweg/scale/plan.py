@@ -162,11 +162,11 @@ def resumable_plan_digest(plan: Plan, folder: str, *, only_changed: bool) -> str
         before = {each["address"]: each for each in old["inputs"]}
         new = plan.to_dict()
         same = _shape(old) == _shape(new)
-    except (ValueError, KeyError, TypeError) as error:
+        changed = "" if old == new else _difference(old, new, before)
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise DamagedFile("must be the plan of a scoring", argument=where, hint="remove the folder") from error
     if old == new or (same and only_changed):
         return _digest(old)
-    changed = _difference(old, new, before)
     more = "; or give --only-changed, if rows were corrected in their places" if same else ""
     hint = f"name another folder for these scores, or remove this one to begin again{more}"
     raise UserError(f"holds scores of another plan: {changed}", argument=folder, hint=hint)
@@ -184,7 +184,7 @@ def _shape(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], before: dict[str, Any]) -> str:
-    """What differs first, in words."""
+    """What differs first, in words. StopIteration where it is nothing that a plan holds."""
     tests: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
         ("the model has changed since", lambda plan: plan.get("model")),
         ("the version of thalweg is another one", lambda plan: (plan.get("thalweg"), plan.get("format"))),

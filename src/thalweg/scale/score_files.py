@@ -14,6 +14,7 @@ import numpy as np
 
 from thalweg.apps.anomaly.calibration import q_by_rank
 from thalweg.apps.anomaly.tables.score_file import least_discoveries
+from thalweg.core import check
 from thalweg.core.errors import UserError, row_from_zero
 from thalweg.data.bad_rows import NAMED
 from thalweg.data.columns.new_categories import told
@@ -106,10 +107,15 @@ def score_files(
         advance: Is called with the number of parts that are there and of all parts.
 
     Raises:
-        UserError: No files, other columns than the fit's (before any work), a row that cannot be scored, a plan of
-            other files, options or model. Parts that are there stay.
+        UserError: No rows in a block, no workers, no files, other columns than the fit's (before any work), a row that
+            cannot be scored, a plan of other files, options or model. Parts that are there stay.
         DiskFull: The same.
     """
+    check.one_of(("local", "ray"), engine=engine.name)
+    if engine.workers is not None:
+        check.count(workers=engine.workers)
+    if block_rows is not None:
+        check.count(block_rows=block_rows)
     if engine.name == "ray":
         require_ray()
     out = addresses.plain(out)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from thalweg.core.errors import DamagedFile, ThalwegError, UserError, one_line
-from thalweg.data.csv_header import Known
+from thalweg.core.errors import DamagedFile, ThalwegError, UserError, one_line, row_from_zero
+from thalweg.data.csv_header import EXPECTED, Known
 from thalweg.data.formats.base import BLOCK_ROWS
 from thalweg.data.formats.npy import check_header
 from thalweg.data.tables import open_table
@@ -21,6 +22,8 @@ from thalweg.scale.csv_offsets import Offsets, offsets
 
 HEAD = 1 << 20  # bytes of a CSV in which its first two lines must end
 MAX_FOOTER = 256 << 20
+MAX_ARROW_BLOCK = 2**31 - 1  # bytes
+ROW_OF_CSV = re.compile(r"Row #(\d+): (.*)")  # in what Arrow says, counted from 1 without blank lines
 
 
 class FileFacts(NamedTuple):
@@ -138,17 +141,36 @@ class CsvSource(Source):
         import pyarrow as pa
         from pyarrow import csv
 
-        with damaged(f"{self.address}, in rows {first} to {first + rows - 1} (counted from 0)"):
+        with damaged(self.address), _naming_rows(self.address, first):
             with addresses.opened(self.path) as file:
                 file.seek(span[0])
                 data = file.read(span[1] - span[0]).removeprefix(b"\xef\xbb\xbf" if not first else b"")
+            whole = min(max(len(data), 1), MAX_ARROW_BLOCK)  # Arrow wants each row within one of its blocks
             table = csv.read_csv(
                 pa.BufferReader(data),
-                csv.ReadOptions(use_threads=False, column_names=self.names),
+                csv.ReadOptions(use_threads=False, column_names=self.names, block_size=whole),
                 csv.ParseOptions(newlines_in_values=True),
                 csv.ConvertOptions(column_types={name: pa.string() for name in self.names}, strings_can_be_null=False),
             )
             return table.slice(0, rows).select(list(names))
+
+
+@contextmanager
+def _naming_rows(address: str, first: int) -> Iterator[None]:
+    """Say which row of the file it is that Arrow cannot read in a block of a CSV; the block's first row is `first`."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        found = ROW_OF_CSV.search(one_line(error))
+        if found is None:
+            raise
+        row = row_from_zero(first + int(found[1]) - 1)
+        if "UTF8" in found[2]:
+            raise UserError(f"not UTF-8 text in {row}", argument=address, hint=EXPECTED) from error
+        text = f"a line has too many or too few values ({row}: {found[2]})"
+        raise UserError(text, argument=address, hint="mend the line") from error
 
 
 @contextmanager

@@ -61,12 +61,19 @@ def of_rejected(error: Rejected) -> HttpError:
 
 @contextmanager
 def asking(model: ServedModel, row_name: RowName = row_from_zero) -> Iterator[None]:
-    """What a servable or the engine refuses, as the answer that says so; `row_name` is what it calls a row."""
+    """What a servable or the engine refuses, as the answer that says so; `row_name` is what it calls a row.
+
+    The field of a row that is refused as a whole is that row.
+    """
     try:
         yield
     except UserError as error:
-        error = error if error.row is None else error.in_row(row_name(error.row))
-        raise of_user_error(error, model.fields) from error
+        if error.row is None:
+            raise of_user_error(error, model.fields) from error
+        row = row_name(error.row)
+        refused = of_user_error(error.in_row(row), model.fields)
+        refused.field = row if refused.field is None else refused.field
+        raise refused from error
     except Rejected as error:
         raise of_rejected(error) from error
 

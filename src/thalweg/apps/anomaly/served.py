@@ -76,7 +76,7 @@ class ServedDetector:
     def score(self, rows: Mapping[str, np.ndarray], *, alpha: Any = None) -> dict[str, np.ndarray]:
         u = self.detector.energy(self._rows(rows))
         p = self.detector.calibration_.p_values(u)
-        return {"energy": u, "p_value": p, "flag": p <= checked_alpha(alpha, self.detector.rate_)}
+        return {"energy": u, "p_value": p, "flag": p <= checked_alpha(alpha, self.detector.rate_, len(p))}
 
     def explain(self, rows: Mapping[str, np.ndarray], *, top: int = 3) -> list[dict[str, Any]]:
         """Of a table `reasons`, the `top` features of each row; of images `map` (H, W) and `repaired` (C, H, W)."""

@@ -135,6 +135,8 @@ def codes_of_texts(parts: Iterable[Float[Tensor, "n l k"]], shape: tuple[int, in
         check_rows(part, shape)
         require_texts(part)
         found.append(codes_of(part))
+    if not found:
+        raise UserError("must have one text or more", argument="x")
     return torch.cat(found)
 
 

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from thalweg.core.errors import UserError
 from thalweg.energy.linear_observation import LinearObservation
+from thalweg.energy.shape import check_rows
 
 ROWS, NUMBERS = 60_000, 50_000_000  # that are fitted to, at most
 DIRECTIONS = 60
@@ -106,7 +107,8 @@ class MixtureOfFactorAnalyzers(nn.Module):
         return cls(tuple(x.shape[1:]), mean=mean, basis=basis, psi=psi, **parts).to(x.device)
 
     def forward(self, y: Float[Tensor, "b *d"], t: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """U(y, t) in nats."""
+        """U(y, t) in nats. UserError for positions of another shape."""
+        check_rows(y, self.shape)
         centred, t = y.flatten(1).double() - self.mean, t.double()
         z, (k, r) = centred @ self.basis, self.means.shape
         rotated = z @ self.axes.permute(1, 0, 2).reshape(r, -1) - (self.means[:, None] @ self.axes).reshape(-1)

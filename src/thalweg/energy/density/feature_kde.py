@@ -69,11 +69,11 @@ class FeatureKernelEnergy(nn.Module):
         return cls.of(nn.Linear(4, 4), x, beta=5.0)
 
     def forward(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
-        """E(x)."""
+        """E(x) in [-1, 1], low where training rows are near."""
         return self._energy(self.cosines(x))
 
-    def left_out(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
-        """E(x) of rows that are in the bank themselves: the kernel nearest to each, its own, is left out."""
+    def leave_one_out(self, x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+        """E(x), (B,), of rows that are in the bank themselves: the kernel nearest to each, its own, is left out."""
         cosines = self.cosines(x)
         own = F.one_hot(cosines.argmax(1), cosines.shape[1]).bool()
         return self._energy(cosines.masked_fill(own, -math.inf), out=1)

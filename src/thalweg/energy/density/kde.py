@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from thalweg.core import check
 from thalweg.core.errors import UserError
+from thalweg.energy.shape import check_rows
 
 BLOCK = 64  # rows of a query at once: a block times 5,000 stored rows, 2.5 MB in float64, stays near the processor
 
@@ -60,7 +61,8 @@ class KernelDensityEnergy(OfRows):
         return math.log(len(self.rows)) + 0.5 * self.rows.shape[1] * math.log(2 * math.pi * self.t)
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        """E(x) in nats."""
+        """E(x) in nats; infinity so far away that a squared distance overflows. UserError for rows of another shape."""
+        check_rows(x, self.shape)
         rows = self.rows.to(x)
         parts = [self._energy(block, rows) for block in x.split(BLOCK)]
         return torch.cat(parts) if parts else x.new_zeros(0)
@@ -73,7 +75,7 @@ def _log_sum(squared: Tensor, t: float) -> Tensor:
     """log sum_j exp(-squared_j / 2t), (B, N) to (B,); the temporaries are reused where no gradient is wanted."""
     if squared.requires_grad:
         return torch.logsumexp(squared / (-2 * t), dim=1)
-    least = squared.amin(1, keepdim=True)
+    least = squared.amin(1, keepdim=True).clamp_max(torch.finfo(squared.dtype).max)  # infinity less infinity is NaN
     scaled = (squared - least).mul_(-0.5 / t)
     return scaled.exp_().sum(1).log() - least.squeeze(1) / (2 * t)
 

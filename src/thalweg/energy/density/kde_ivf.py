@@ -28,6 +28,7 @@ from thalweg.core import check
 from thalweg.energy.density.cells import Cells, NearCells, centers_of, order_of, without
 from thalweg.energy.density.kde import OfRows, squared_distances
 from thalweg.energy.density.kernel_sums import FAINT, KernelSum, Queries, kernel_sums, lifted_about
+from thalweg.energy.shape import check_rows
 
 SMALL = 1024  # rows; fewer are summed one and all, in float64
 EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
@@ -124,7 +125,8 @@ class IVFKernelDensityEnergy(OfRows):
         self._begin_sums()
 
     def forward(self, x: Float[Tensor, "b d"]) -> Float[Tensor, " b"]:
-        """E(x) in nats."""
+        """E(x) in nats. UserError for rows of another shape."""
+        check_rows(x, self.shape)
         return self._energies(x, None, self.search).to(x.dtype)
 
     def leave_one_out(self) -> Float[Tensor, " n"]:

@@ -86,7 +86,8 @@ def _of_header(names: Sequence[str], known: Sequence[str]) -> str:
     """What the first line of a CSV is, where it lacks a column of those that are `known`."""
     if (len(names) > 1 or len(known) == 1) and not {*names} & {*known}:
         wanted = ", ".join([*known[:5], *(["…"] if len(known) > 5 else [])])
-        return f": the first line must name the columns, {wanted}, and begins with {names[0][:40]!r}"
+        begins = f"begins with {names[0][:40]!r}" if names else "is empty"
+        return f": the first line must name the columns, {wanted}, and {begins}"
     if len(names) != 1:
         odd = next((name for name in names if name not in known and name.strip() in known), None)
         return ", named in the first line" + ("" if odd is None else f", where {odd[:40]!r} has a blank too many")

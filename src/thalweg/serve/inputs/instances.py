@@ -162,8 +162,11 @@ def image(value: Any, spec: TensorSpec, field: str, literals: bool) -> np.ndarra
         return pixels(value, spec, field).astype(np.float32) / np.float32(255)
     if not isinstance(value, list):
         raise malformed('must be nested lists, or {"shape": [C, H, W], "data": base64 of uint8}', field)
+    found = numbers(value, field, literals)
+    if _channels(found[None], spec).shape[1:] != spec.shape[1:]:
+        raise unusable(f"must have the shape {spec.shape[1:]}, and has {found.shape}", field)
     named = spec._replace(name=field)  # as the body calls it
-    return conform(_channels(numbers(value, field, literals)[None], spec), named, rounds=True)[0]
+    return conform(_channels(found[None], spec), named, rounds=True)[0]
 
 
 def pixels(value: Mapping[str, Any], spec: TensorSpec, field: str) -> np.ndarray:

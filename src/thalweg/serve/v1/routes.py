@@ -15,7 +15,7 @@ from thalweg.serve.engine.job import Gone
 from thalweg.serve.errors import HttpError, malformed
 from thalweg.serve.inputs import body
 from thalweg.serve.inputs.conform import RowName
-from thalweg.serve.inputs.instances import image
+from thalweg.serve.inputs.instances import image, pixels
 from thalweg.serve.models import ServedModel
 from thalweg.serve.v1 import wire
 from thalweg.serve.v1.requests import (
@@ -71,15 +71,15 @@ class Plain:
         return Response(await self.scored(served, found, alpha=alpha, **self._how(request)), media_type=body.JSON)
 
     async def scored(
-        self, served: ServedModel, body: body.Rows, deadline: float, gone: Gone, *, alpha: float | None = None
+        self, served: ServedModel, read: body.Rows, deadline: float, gone: Gone, *, alpha: float | None = None
     ) -> bytes:
         """The JSON that `score` answers for a body that was read."""
-        asked = read_as(ScoreOptions, body.options).alpha if body.options else None
-        with asking(served, body.row_name):
+        asked = read_as(ScoreOptions, read.options).alpha if read.options else None
+        with asking(served, read.row_name):
             found = await self.engine.score(
-                served.name, body.rows, alpha=alpha if asked is None else asked, deadline=deadline, gone=gone
+                served.name, read.rows, alpha=alpha if asked is None else asked, deadline=deadline, gone=gone
             )
-        require_finite(found, body.row_name)
+        require_finite(found, read.row_name)
         return to_json(_head(served) | {"predictions": wire.predictions(found)})
 
     async def explain(
@@ -237,8 +237,6 @@ def _mask(value: Any, served: ServedModel, literals: bool) -> np.ndarray:
     """(C, H, W) bool of 0 and 1, in lists or in bytes."""
     spec = served.inputs[0]
     if isinstance(value, dict):
-        from thalweg.serve.inputs.instances import pixels
-
         return pixels(value, spec, "observed") > 0
     found = image(value, spec, "observed", literals)
     if not np.isin(found, (0, 1)).all():

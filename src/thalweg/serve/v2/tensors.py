@@ -67,7 +67,8 @@ def from_list(data: Any, datatype: str, shape: tuple[int, ...], name: str) -> np
     if type(None) in kinds:
         flat = [math.nan if value is None else value for value in flat]
     try:
-        found = np.array(flat, np.float64).astype(dtype) if dtype.kind == "f" else np.array(flat, dtype)
+        with np.errstate(over="ignore"):  # infinity is refused below
+            found = np.array(flat, np.float64).astype(dtype) if dtype.kind == "f" else np.array(flat, dtype)
     except OverflowError as error:
         raise malformed(f"must be values of {datatype}", name) from error
     if dtype.kind == "f" and np.isinf(found).any():

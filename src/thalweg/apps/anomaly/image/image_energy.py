@@ -205,7 +205,7 @@ class ImageEnergy:
     def _outlier_scores(self, x: Tensor, own: Tensor) -> np.ndarray:
         """E(x) of float images, (B,), of `own` ones (bool) without their own kernel."""
         u = self._map(self._kernel, x)
-        u[own] = self._map(self._kernel.left_out, x[own])
+        u[own] = self._map(self._kernel.leave_one_out, x[own])
         contrast, kernel = (tail.to(u.device) for tail in self._tails)
         return (contrast(self._map(self._model, x)) + kernel(u)).double().numpy()
 
