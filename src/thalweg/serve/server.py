@@ -91,6 +91,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.code, self._signals = 0, 0
         engine.alone(lambda: len(self.server_state.connections) == 1)
+        self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     def starting(self, start: Coroutine[Any, Any, None]) -> None:
@@ -134,7 +135,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _started(self, start: asyncio.Task[None]) -> None:
-        if start.cancelled():
+        if start.cancelled() or self._ending is not None:
             return
         if start.exception() is None:
             log.info("ready")
@@ -151,6 +152,8 @@ class Server(uvicorn.Server):
         log.info("draining")
         began = self.loop.time()
         self.app.closing = True
+        if self._starting is not None:
+            self._starting.cancel()  # where models are measured still, nothing was accepted
         if not await self.engine.drain(max(0.0, self.drain - NOTICE)):
             self.code = 1
             log.warning("requests were given up: they took longer than drain=%g s", self.drain)
