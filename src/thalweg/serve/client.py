@@ -114,9 +114,15 @@ class ScoringClient:
         return [{k: np.array(v) if k in arrays else v for k, v in row.items()} for row in answer["predictions"]]
 
     def sample(
-        self, n: int, *, seed: int = 0, temperature: float = 1.0, label: int | None = None, model: str | None = None
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        temperature: float = 1.0,
+        label: int | str | None = None,
+        model: str | None = None,
     ) -> Any:
-        """n draws: an array, a list of dictionaries of a table, or a list of str."""
+        """n draws: an array, a list of dictionaries of a table, or a list of str. `label`: a class's number or name."""
         asked = {"n": n, "seed": seed, "temperature": temperature, "label": label}
         with self._asking("POST", "/v1/sample", _of(model), *_json(asked)) as answer:
             return _drawn(answer["predictions"])
@@ -127,7 +133,7 @@ class ScoringClient:
         *,
         seed: int = 0,
         temperature: float = 1.0,
-        label: int | None = None,
+        label: int | str | None = None,
         frames: int = 12,
         model: str | None = None,
     ) -> Iterator[SampleFrame]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from thalweg.bundle.classes import numbers_among
 from thalweg.bundle.servable import (
     Calibrated,
     Classifies,
@@ -16,9 +17,10 @@ from thalweg.bundle.servable import (
     Servable,
     TensorSpec,
 )
+from thalweg.core.errors import UserError
 from thalweg.data.columns.column_reader import Column
 from thalweg.data.columns.encoding import Columns
-from thalweg.serve.errors import HttpError
+from thalweg.serve.errors import HttpError, of_user_error, unusable
 
 CAPABILITIES = {
     "explain": Explains,
@@ -54,6 +56,18 @@ class ServedModel(NamedTuple):
         """Arguments in an error that a client knows, by what it calls them."""
         names = (*(spec.name for spec in self.inputs), *OPTIONS)
         return {"labels": "label", **{name: name for name in names}}
+
+    def number_of_class(self, label: int | str | None) -> int | None:
+        """The number of a class that is given by its name; others as they are. 422 for a name that there is not."""
+        if not isinstance(label, str):
+            return label
+        names = self.servable.labels if isinstance(self.servable, Classifies) else ()
+        if not names:
+            raise unusable(f"must be left out, as {self.name} has no classes", "label")
+        try:
+            return numbers_among(names, [label], "label")[0]
+        except UserError as error:
+            raise of_user_error(error, self.fields) from error
 
     def lacks(self, what: str) -> HttpError:
         """501 for a route that this model has not, which says what it has."""

@@ -137,10 +137,24 @@ def drawn(model: ServedModel) -> Schema:
     return lists if content == "rows" else {"anyOf": [lists, obj({"shape": listed(WHOLE), "data": STRING})]}
 
 
+def classes(model: ServedModel) -> list[Schema]:
+    """How a class may be named: by its number, as a number or a text, or by its name. None without classes."""
+    names = names_of_classes(model)
+    if not names:
+        return []
+    numbers = [*map(str, range(len(names)))]
+    known = [*dict.fromkeys([*names, *numbers])]
+    return [{"type": "integer", "minimum": 0, "maximum": len(names) - 1}, {"enum": known}]
+
+
+def names_of_classes(model: ServedModel) -> list[str]:
+    """Those that answers have."""
+    return list(model.servable.labels) if isinstance(model.servable, Classifies) else []
+
+
 def classified(model: ServedModel) -> Schema:
     """The label of one row, and all probabilities."""
-    servable = model.servable
-    labels = list(servable.labels) if isinstance(servable, Classifies) else []
+    labels = names_of_classes(model)
     return obj({"label": {"enum": labels}, "probabilities": obj(dict.fromkeys(labels, NUMBER))})
 
 

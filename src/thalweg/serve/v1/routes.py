@@ -120,7 +120,8 @@ class Plain:
         servable = served.servable
         assert isinstance(servable, Samples)
         asked = read_as(SampleRequest, (await body.json_body(request, self.settings)).value)
-        how: dict[str, Any] = {"seed": asked.seed, "temperature": asked.temperature, "label": asked.label}
+        label = served.number_of_class(asked.label)
+        how: dict[str, Any] = {"seed": asked.seed, "temperature": asked.temperature, "label": label}
         if not asked.frames:  # in pieces all the same, so that scores go on beside it
             drawn, _ = await self._last(request, served, partial(servable.sample_frames, asked.n, **how, frames=PIECES))
             _require_numbers(drawn)
