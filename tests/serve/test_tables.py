@@ -109,6 +109,7 @@ GOOD = '1,"4,5",oslo,True,10'
     [
         (f"{HEADER}\n\n{GOOD}\n{GOOD.replace('4,5', '4.198')}\n", 422, "flow", ("'4.198' in line 4", "as decimal")),
         (f"{HEADER}\n{GOOD}\n{GOOD.replace('True', 'maybe')}\n", 422, "open", ("'maybe' in line 3",)),
+        (f"{HEADER}\n{GOOD}\n{GOOD.replace('True', '2')}\n", 422, "open", ("'2' in line 3, where True or False was",)),
         (f"{HEADER}\n{GOOD}\n{GOOD.replace('4,5', 'inf')}\n", 422, "flow", ("finite", "line 3")),
         (f"{HEADER}\n{GOOD}\n{GOOD.replace('4,5', '4' * 200)}\n", 422, "flow", ("200 letters in line 3",)),
         (f"{HEADER}\n{GOOD}\n{GOOD.replace('oslo', '')}\n", 422, "site", ("line 3", "--missing marginalise")),
@@ -122,7 +123,7 @@ GOOD = '1,"4,5",oslo,True,10'
         (f"{GOOD}\n{GOOD}\n", 422, "flow", ("first line must name the columns, flow, site, open, zip", "with '1'")),
         (f"{HEADER},zip\n{GOOD},10\n", 400, None, ("column 'zip' there twice",)),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_refused_csv_names_column_line_and_remedy(client, body, status, field, told):
     answer = posted(client, "/v1/score?model=strict", body, "text/csv")

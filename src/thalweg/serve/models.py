@@ -37,8 +37,8 @@ OUTER = 0.5  # per cent of them that the end bins gather
 class ServedModel(NamedTuple):
     """A model under the name that clients call it by.
 
-    `columns`: what those of a table hold, one an input. `ignored`: names of columns that a table may have beside them.
-    `why_no_gaps`: why no value may be missing.
+    `columns`: what those of a table hold, one an input. `truths`: names of those of true and false. `ignored`: names
+    of columns that a table may have beside them. `why_no_gaps`: why no value may be missing.
     """
 
     name: str
@@ -50,6 +50,7 @@ class ServedModel(NamedTuple):
     columns: Columns | None = None
     ignored: frozenset[str] = frozenset()
     why_no_gaps: str | None = None
+    truths: frozenset[str] = frozenset()
 
     @property
     def fields(self) -> dict[str, str]:
@@ -137,6 +138,8 @@ def _model(name: str, version: str, servable: Servable) -> ServedModel:
         found = found._replace(
             ignored=frozenset(servable.ignored), why_no_gaps=servable.why_no_gaps, columns=servable.columns
         )
+    if found.columns is not None:
+        found = found._replace(truths=frozenset(column.name for column in found.columns.columns if column.truth))
     if servable.content != "table" or found.columns is not None:
         return found
     columns = (Column(spec.name, () if spec.datatype == "BYTES" else None) for spec in found.inputs)
