@@ -162,7 +162,7 @@ def test_a_missing_value_in_json_names_column_and_place(client):
 
 
 def test_a_trained_table_takes_the_file_that_it_was_trained_on(tmp_path, train_bundle):
-    """A column of true and false, and a counter that was left out."""
+    """A column of true and false, and a counter that was left out; draws are rows that it takes as well."""
     random = np.random.default_rng(0)
     table = pd.DataFrame({"n": range(60), "flow": random.normal(size=60), "open": random.random(60) > 0.5})
     table.to_csv(tmp_path / "t.csv", index=False)
@@ -172,4 +172,10 @@ def test_a_trained_table_takes_the_file_that_it_was_trained_on(tmp_path, train_b
         wanted = bundle.score(table)["energy"].tolist()
         assert [row["energy"] for row in answer.json()["predictions"]] == pytest.approx(wanted, rel=1e-5)
         gap = client.post("/v1/score", json={"instances": [{"flow": None, "open": False}]}).json()
+        drawn = client.post("/v1/sample", json={"n": 9}).json()["predictions"]
+        assert {type(row["open"]) for row in drawn} == {bool}
+        assert client.post("/v1/score", json={"instances": drawn}).status_code == 200
+        answer = client.get("/openapi.json").json()["paths"]["/v1/sample"]["post"]["responses"]["200"]
+    row = answer["content"]["application/json"]["schema"]["properties"]["predictions"]["items"]["properties"]
+    assert row == {"flow": {"type": "number"}, "open": {"type": "boolean"}}
     assert gap["field"] == "flow", json.dumps(gap)

@@ -132,7 +132,8 @@ def drawn(model: ServedModel) -> Schema:
     if content == "text":
         return listed(STRING)
     if content == "table":
-        return listed(obj({one.name: STRING if one.datatype == "BYTES" else NUMBER for one in model.inputs}))
+        values = {one.name: STRING if one.datatype == "BYTES" else NUMBER for one in model.inputs}
+        return listed(obj(values | dict.fromkeys(model.truths, BOOLEAN)))
     lists = listed(nested(spec.shape[1:], NUMBER))
     return lists if content == "rows" else {"anyOf": [lists, obj({"shape": listed(WHOLE), "data": STRING})]}
 

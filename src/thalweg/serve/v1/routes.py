@@ -225,7 +225,8 @@ def _frame(served: ServedModel, i: int, drawn: np.ndarray, energies: np.ndarray,
 
 
 def _require_numbers(value: np.ndarray) -> None:
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
+    numbers = value if value.dtype.kind == "f" else [one for one in value.flat if isinstance(one, float)]
+    if not np.isfinite(numbers).all():
         raise HttpError(422, "non_finite", "the chains have left the finite numbers; lower the temperature")
 
 
