@@ -91,6 +91,35 @@ def test_json_and_the_client_give_the_same(client, detector, folder):
     assert caught.value.field == "flow"
 
 
+def test_categories_that_the_model_does_not_know_are_told_as_by_the_command(client, detector, folder, caplog):
+    """A blank before a value makes another one of it, here and there; on every route, and by the client."""
+    lines = ['1,"4,5", oslo,True,10', '2,"4,5",mars,True,99', '3,"4,5",mars,,10', '4,"4,5",,True,10']
+    wanted = of_command(detector, lines, folder)
+    (told,) = (line.partition(": ")[2] for line in caplog.messages if "does not know" in line)
+    assert "'site' in 3 rows ('mars', ' oslo')" in told
+    body = "\n".join([HEADER, *lines, ""])
+    for route in ("score", "explain"):
+        answer = posted(client, f"/v1/{route}?model=odd", body, "text/csv")
+        assert energies(answer) == wanted
+        assert answer.json()["warnings"] == [told]
+    frame = pd.DataFrame({"flow": [4.5] * 4, "site": [" oslo", "mars", "mars", None], "open": [True, True, None, True]})
+    frame["zip"] = ["10", "99", "10", "10"]
+    asked = ScoringClient(HOST, http=client)
+    with pytest.warns(UserWarning, match="does not know") as caught:
+        assert asked.score(frame, model="odd")["energy"].tolist() == wanted
+    assert [(str(one.message), one.filename) for one in caught] == [(told, __file__)]
+    kinds = {"flow": "FP64", "site": "BYTES", "open": "FP64", "zip": "BYTES"}
+    values = json.loads(frame.to_json(orient="columns"))
+    tensors = [
+        {"name": name, "datatype": kind, "shape": [4], "data": [*values[name].values()]} for name, kind in kinds.items()
+    ]
+    tensors[2]["data"] = [1.0, 1.0, None, 1.0]
+    answer = client.post("/v2/models/odd/infer", json={"inputs": tensors}).json()
+    assert answer["parameters"] == {"warnings": told}
+    known = "\n".join([HEADER, LINES[0], ""])
+    assert "warnings" not in posted(client, "/v1/score?model=odd", known, "text/csv").json()
+
+
 def test_a_row_without_any_value_is_the_most_normal_one_everywhere(client, detector, folder):
     wanted = of_command(detector, [ODD[3]], folder)
     asked = {"instances": [{"flow": None, "site": None, "open": None, "zip": None}]}

@@ -53,6 +53,11 @@ class ServedModel(NamedTuple):
     truths: frozenset[str] = frozenset()
 
     @property
+    def has_categories(self) -> bool:
+        """Whether it is known which categories some columns had in the fit."""
+        return self.columns is not None and any(c.categories or c.other for c in self.columns.columns)
+
+    @property
     def fields(self) -> dict[str, str]:
         """Arguments in an error that a client knows, by what it calls them."""
         names = (*(spec.name for spec in self.inputs), *OPTIONS)

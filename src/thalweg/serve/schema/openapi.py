@@ -252,6 +252,6 @@ def _protocol_answer(path: str, models: Models) -> Schema:
         entry = {"name": parts.STRING, "datatype": parts.STRING, "shape": listed(parts.WHOLE)}
         outputs = listed(obj(entry | {"data": data, "parameters": parts.parameters()}, ("data", "parameters")))
         head = {"model_name": {"const": model.name}, "model_version": {"const": model.version}, "id": parts.STRING}
-        return obj(head | {"outputs": outputs}, optional=("id",))
+        return obj(head | {"parameters": parts.parameters(), "outputs": outputs}, optional=("id", "parameters"))
 
     return _each(models, "score", one)

@@ -160,9 +160,11 @@ def classified(model: ServedModel) -> Schema:
 
 
 def predictions(model: ServedModel, of_row: Schema, **more: Schema) -> Schema:
-    """An answer of a plain route."""
-    head = {"model": {"const": model.name}, "version": {"const": model.version}}
-    return obj({**head, **more, "predictions": of_row})
+    """An answer of a plain route about rows; of a table with categories it may have warnings."""
+    head: Schema = {"model": {"const": model.name}, "version": {"const": model.version}}
+    if model.has_categories:
+        head["warnings"] = listed(STRING)
+    return obj({**head, **more, "predictions": of_row}, optional=("warnings",))
 
 
 def tensor(spec: TensorSpec) -> Schema:
