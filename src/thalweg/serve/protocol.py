@@ -1,7 +1,7 @@
 """HTTP/1.1 of one connection: uvicorn's, with what a service under load needs.
 
-A head that is not there in time is seen, what should not be taken is refused by its head, a body in tiny chunks is
-given up, and head and body of an answer leave in one call of the system.
+A head that is not there in time is seen, and one that grows is refused. So is what should not be taken, by its head. A
+body in tiny chunks is given up, and head and body of an answer leave in one call of the system.
 
 The end of what a client sends means either that it is gone, or that it sends no more and waits. The two look alike, so
 the first letters of the answer are sent at once: the system of a client that is gone answers them by a reset.
@@ -13,13 +13,17 @@ import socket
 from functools import partial
 from typing import Any
 
+from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from thalweg.serve.answers import WHOLE
+from thalweg.serve.errors import HttpError
 from thalweg.serve.overload import Overload, lines_of
 from thalweg.serve.safety.bodies import TINY_CHUNKS
+from thalweg.serve.safety.headers import CACHE, HEADERS
 
 HEAD = 10.0  # seconds in which a request's head must come in
+LARGEST_HEAD = 65_536  # bytes of a head that may have come while its end has not
 CHUNKS = 1100  # of a chunked body; beyond, they may not be tiny. A line of CSV a chunk, of --max-batch rows, has less
 LEAST_MEAN = 16  # bytes that a chunk must have on average
 RENEW = 5.0  # seconds by which the time that an idle connection is kept may be short after a refusal
@@ -45,6 +49,7 @@ class Protocol(HttpToolsProtocol):
     refused = False  # whether the request that is read now was answered already
     dropped = False  # whether what still comes is forgotten
     chunks = bytes_of_chunks = 0  # of the body that is read now
+    head = 0  # bytes that came since the head that is read began
     running: Any = None  # the cycle of the request that was handed to the application last
     half_closed = False  # whether the client sends no more
 
@@ -72,7 +77,10 @@ class Protocol(HttpToolsProtocol):
             if answer is not None:
                 self._refuse(answer)
                 return
+        self.head += len(data)
         super().data_received(data)
+        if self.due is not None and self.head > LARGEST_HEAD and not self.transport.is_closing():
+            self._refuse_head()
 
     def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The client sends no more. Whether the connection is kept: for the answers to whole requests, if it waits."""
@@ -100,7 +108,7 @@ class Protocol(HttpToolsProtocol):
         self.loop.call_later(seconds, self._look, seconds)
 
     def on_message_begin(self) -> None:
-        self.due = self.loop.time() + HEAD
+        self.due, self.head = self.loop.time() + HEAD, 0  # what came with its first bytes is not counted
         self.between = False
         self.chunks = self.bytes_of_chunks = 0
         super().on_message_begin()
@@ -172,6 +180,18 @@ class Protocol(HttpToolsProtocol):
         cycle.message_event.set()
         cycle.on_response()
         return True
+
+    def _refuse_head(self) -> None:
+        """431, and the end of the connection; without an answer where another one is being written."""
+        self.dropped = True
+        if self.running is not None and not self.running.response_complete:
+            self.transport.abort()
+            return
+        body = to_json(HttpError(431, "head_too_large", f"must have a head of at most {LARGEST_HEAD} bytes").body())
+        own = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS, CACHE]
+        head = lines_of([*self.server_state.default_headers, *own, (b"connection", b"close")])
+        self.transport.write(b"".join((VERSION, b"431 Request Header Fields Too Large\r\n", *head, b"\r\n", body)))
+        self.transport.close()
 
     def _refuse(self, answer: bytes) -> None:
         """Answer a request by its head; the connection is kept for the next one."""
