@@ -2,13 +2,15 @@
 
     python benchmarks/serving.py closed RUN [--litserve PYTHON] [--connections 64] [--rounds 5] [--seconds 5]
     python benchmarks/serving.py open RUN [--seconds 60]
+    python benchmarks/serving.py draws RUN [--connections 4] [--rounds 3]
 
 `closed` starts the servers of serving_beside.py, lets each run alone for some seconds a round by `wrk`
 (`apt-get install wrk`), and prints medians of the rounds' ratios. `open` sends on a fixed schedule by
 serving_sender.py,
 and counts latency from the time that a request was due, so that a server that falls behind cannot hide it: at .5, 2 and
 4 times the capacity, in a storm of 1,000 connections that try again at once, and over a stall of 5 s. A row is not
-valid where the sender itself was late: its p99 must be below 20 ms.
+valid where the sender itself was late: its p99 must be below 20 ms. `draws`: a closed loop of scores alone, and beside
+a client that asks for draws again and again.
 """
 
 import argparse
@@ -22,9 +24,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -286,10 +290,47 @@ def overload(options: argparse.Namespace) -> dict[str, Any]:
     return table
 
 
+def beside_draws(options: argparse.Namespace) -> dict[str, Any]:
+    """Closed loops on our server, with and without a client of `/v1/sample`: medians."""
+    body, found = body_of(options.model, options.body), {"alone": [], "beside": []}
+    server, draws = Server("ours", options.model, options.port), 0
+    asked = json.dumps({"n": 8, "frames": 12}).encode()
+    try:
+        server.wait(body)
+        closed(server, body, options.connections, 1)
+        for _ in range(options.rounds):
+            found["alone"].append(closed(server, body, options.connections, options.seconds))
+            stop = threading.Event()
+            with ThreadPoolExecutor(1) as pool:
+                drawn = pool.submit(ask_until, stop, f"http://127.0.0.1:{server.port}/v1/sample", asked)
+                try:
+                    found["beside"].append(closed(server, body, options.connections, options.seconds))
+                finally:
+                    stop.set()
+                draws += drawn.result()
+    finally:
+        server.stop()
+    of = {
+        key: Closed(*(statistics.median(column) for column in zip(*rounds, strict=True)))
+        for key, rounds in found.items()
+    }
+    return {key: median._asdict() for key, median in of.items()} | {"draws": draws}
+
+
+def ask_until(stop: threading.Event, url: str, body: bytes) -> int:
+    """How many requests were answered; HTTPError for one that was not."""
+    count = 0
+    while not stop.is_set():
+        with urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"})) as answer:
+            answer.read()
+        count += 1
+    return count
+
+
 def main() -> None:
     """Run one of them and print its table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["closed", "open"])
+    parser.add_argument("what", choices=["closed", "open", "draws"])
     parser.add_argument("model", nargs="?", default="tiny", help="a folder that thalweg.load reads, or tiny")
     parser.add_argument("--body", choices=["json", "npy"], default="json")
     parser.add_argument("--connections", type=int, default=64)
@@ -300,7 +341,8 @@ def main() -> None:
     parser.add_argument("--litserve", help="the python of an environment with litserve 0.2.19, for `closed` with json")
     parser.add_argument("--port", type=int, default=8770)
     options = parser.parse_args()
-    print(json.dumps(compare(options) if options.what == "closed" else overload(options), indent=1))
+    run = {"closed": compare, "open": overload, "draws": beside_draws}[options.what]
+    print(json.dumps(run(options), indent=1))
 
 
 if __name__ == "__main__":

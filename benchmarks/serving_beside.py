@@ -49,6 +49,9 @@ class Stalling:
     def _set(self, *_: Any) -> None:
         self.stall = True
 
+    def __getattr__(self, name):
+        return getattr(self.servable, name)
+
     def score(self, rows, *, alpha=None):
         if self.stall:
             self.stall = False

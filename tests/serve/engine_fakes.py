@@ -12,7 +12,6 @@ from thalweg.bundle.servable import TensorSpec
 from thalweg.core.errors import UserError
 from thalweg.serve.engine.cost import Cost
 from thalweg.serve.engine.engine import Engine
-from thalweg.serve.engine.start import Measured
 from thalweg.serve.metrics import Metrics
 
 SECONDS = 600.0  # no test waits so long
@@ -66,9 +65,16 @@ class Clock:
         return self.now
 
 
-def cost(*, one: float = 0.01, most: int = 32, of_most: float = 0.02) -> Measured:
+def cost(*, one: float = 0.01, most: int = 32, of_most: float = 0.02) -> Cost:
     """Of a model that is worth batching; `most` rows a call."""
-    return Measured(Cost([1, most], [one, of_most]) if most > 1 else Cost([1], [one]), 1)
+    return Cost([1, most], [one, of_most]) if most > 1 else Cost([1], [one])
+
+
+class InThreads(module.InThread):
+    """As processes would: each worker computes whatever the others do."""
+
+    def others(self, count):
+        return [InThreads(self.models) for _ in range(count)]
 
 
 @asynccontextmanager
@@ -76,6 +82,8 @@ async def running(monkeypatch, models, *, queue=1024, deadline=SECONDS, costs=No
     """A started engine over models whose costs are given, not measured, so that tests do not hang on the machine."""
     monkeypatch.setattr(module, "measured", lambda servable, threads: (costs or {}).get(id(servable), cost()))
     engine = Engine(models, queue=queue, deadline=deadline, metrics=Metrics(), **settings)
+    if "processes" in settings:
+        engine.scoring = InThreads(models)
     await engine.start()
     try:
         yield engine

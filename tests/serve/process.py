@@ -15,7 +15,7 @@ OTHERS = 0.01  # seconds of other rows than SLOW: so many that no machine takes 
 
 
 class Slow:
-    """E(x) = sum of x, after some seconds; a batch takes as long as a row. A row of -1 ends the worker.
+    """E(x) = sum of x, after some seconds, of a call or of `each` row. A row of -1 ends the worker.
 
     Where it is LONG, only a row of SLOW takes that time, so that the measurement at start does not.
     """
@@ -24,13 +24,14 @@ class Slow:
     inputs = (TensorSpec("x", "FP64", (-1, 2)),)
     outputs = (TensorSpec("energy", "FP64", (-1,)),)
 
-    def __init__(self, seconds, loading):
-        self.seconds, self.loading = seconds, loading
+    def __init__(self, seconds, loading, each):
+        self.seconds, self.loading, self.each = seconds, loading, each
 
     def score(self, rows, *, alpha=None):
         time.sleep(self.loading)
         self.loading = 0.0
-        time.sleep(self.seconds if self.seconds < LONG or (rows["x"] == SLOW).any() else OTHERS)
+        seconds = self.seconds if self.seconds < LONG or (rows["x"] == SLOW).any() else OTHERS
+        time.sleep(seconds * (len(rows["x"]) if self.each else 1))
         if (rows["x"] == -1).any():
             raise SystemExit
         return {"energy": np.asarray(rows["x"].sum(1))}
@@ -39,7 +40,8 @@ class Slow:
 def serve(place, log, seconds, more):
     """Serve until a signal, and end this process.
 
-    `more`: settings; `loading`: seconds of the model's first call; `stuck`: in place of the engine's constant.
+    `more`: settings; `loading`: seconds of the model's first call; `stuck`: in place of the engine's constant; `each`:
+    whether `seconds` are those of a row.
     """
     from thalweg.serve.app import create_app
     from thalweg.serve.engine import engine
@@ -54,7 +56,7 @@ def serve(place, log, seconds, more):
         Path(f"{place}.tmp").write_text(address)
         Path(f"{place}.tmp").rename(place)
 
-    model = Slow(seconds, more.pop("loading", 0.0))
+    model = Slow(seconds, more.pop("loading", 0.0), more.pop("each", False))
     engine.STUCK = more.pop("stuck", engine.STUCK)
     settings = ServeSettings(port=0, page=False, **more)
     os._exit(run(create_app({"slow": model}, settings), settings, say=say))

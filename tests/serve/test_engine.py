@@ -4,7 +4,6 @@ import asyncio
 import os
 import sys
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -13,9 +12,11 @@ import torch
 from thalweg.core.errors import UserError
 from thalweg.serve.engine.cost import Cost, measure
 from thalweg.serve.engine.engine import STUCK, Engine
+from thalweg.serve.engine.job import Job
 from thalweg.serve.engine.rejected import Rejected, WorkerLost
 from thalweg.serve.engine.scoring import NICER
-from thalweg.serve.engine.start import measured
+from thalweg.serve.engine.start import at_once
+from thalweg.serve.engine.waiting import Waiting
 from thalweg.serve.metrics import Metrics
 
 from .engine_fakes import SECONDS, Clock, Sums, busy, cost, counted, counting, row, running, settled
@@ -417,6 +418,82 @@ def test_nothing_is_computed_at_the_same_time(monkeypatch):
     run(test)
 
 
+def test_a_second_worker_takes_scores_where_several_wait_or_the_first_does_something_else(monkeypatch):
+    async def test():
+        model, work = Sums(open=False), threading.Event()
+        costs = {id(model): cost(most=16)}
+        async with running(monkeypatch, {"m": model}, costs=costs, processes=2, clock=Clock()) as engine:
+            tasks = [asyncio.create_task(engine.score("m", row(1)))]
+            await model.until_entered()
+            tasks.append(asyncio.create_task(engine.score("m", row(2))))
+            await settled(lambda: engine._waiting.rows == 1)
+            await asyncio.sleep(0.1)
+            assert [len(call) for call in model.calls] == [1]  # a call of one row costs more than its share of the next
+            tasks.append(asyncio.create_task(engine.score("m", row(3))))
+            await model.until_entered()
+            assert [len(call) for call in model.calls] == [1, 2]
+            model.gate.set()
+            await asyncio.gather(*tasks)
+
+            begun = threading.Event()
+            tasks = [asyncio.create_task(engine.call("m", lambda: begun.set() or work.wait(60))) for _ in range(2)]
+            await asyncio.to_thread(begun.wait, 60)
+            assert (await engine.score("m", row(4)))["energy"].tolist() == [4]
+            assert len(engine._waiting.taken) == 1  # the other call waits for the first worker
+            work.set()
+            await asyncio.gather(*tasks)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "first", "second"), [(2, 2, 0), (8, 8, 0), (20, 10, 10), (31, 16, 15), (99, 16, 16)]
+)
+def test_workers_share_what_waits(waiting, first, second):
+    """In calls of half their bound at least, as smaller ones cost more a row."""
+    loop, line = asyncio.new_event_loop(), Waiting({"m": 16}, {"m": 2}, lambda: 0.0)
+    for _ in range(waiting):
+        line.add(Job(model="m", kind="score", size=1, deadline=1.0, future=loop.create_future(), signature=()))
+    found = [line.take(worker)[0] for worker in (0, 1)]
+    assert [0 if piece is None else piece.rows for piece in found] == [first, second]
+    loop.close()
+
+
+def test_no_row_waits_for_a_worker_that_hangs_while_another_is_free():
+    loop, clock = asyncio.new_event_loop(), Clock()
+    line = Waiting({"m": 16}, {"m": 2}, clock)
+    for worker, piece in ((0, True), (1, False)):
+        line.add(Job(model="m", kind="score", size=1, deadline=9.0, future=loop.create_future(), signature=()))
+        assert (line.take(worker)[0] is not None) is piece
+    assert not line.offered("m", "score", 1)
+    clock.now = 1.0
+    assert line.offered("m", "score", 1)
+    assert line.take(1)[0] is not None
+    loop.close()
+
+
+def test_a_second_worker_that_ends_is_replaced(monkeypatch):
+    """R27."""
+
+    def fault(x):
+        if (x[:, 0] == 13).any():
+            raise SystemExit
+
+    async def test():
+        model, work, begun = Sums(), threading.Event(), threading.Event()
+        model.fault = fault
+        async with running(monkeypatch, {"m": model}, processes=2) as engine:
+            call = asyncio.create_task(engine.call("m", lambda: begun.set() or work.wait(60)))
+            await asyncio.to_thread(begun.wait, 60)
+            with pytest.raises(WorkerLost):
+                await engine.score("m", row(13))
+            assert (await engine.score("m", row(1)))["energy"].tolist() == [1]
+            work.set()
+            assert await call
+
+    run(test)
+
+
 def test_a_worker_that_ends_is_replaced_and_its_requests_are_tried_again(monkeypatch):
     """R27: a request that ends two workers is given up; those that shared its call are answered."""
 
@@ -449,7 +526,7 @@ def test_the_state_while_the_worker_is_dead(monkeypatch):
         async with running(monkeypatch, {"m": model}) as engine:
             engine._watch.cancel()  # nobody looks
             task = asyncio.create_task(engine.score("m", row(0)))
-            await settled(lambda: not engine._worker.alive())
+            await settled(lambda: not engine._workers.alive())
             assert engine.state()[:2] == (False, False)
             model.fault = lambda x: None
             await engine.look()
@@ -498,7 +575,7 @@ def test_before_start_and_while_draining_nothing_is_taken(monkeypatch):
             model.gate.set()
             assert len(await asyncio.gather(*tasks)) == 5
             assert await draining
-            await settled(lambda: not engine._worker.alive())
+            await settled(lambda: not engine._workers.alive())
             assert engine.state()[:2] == (False, True)  # it has ended as it should
 
     run(test)
@@ -561,14 +638,21 @@ def test_threads_are_those_that_were_asked_for():
     run(test)
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(2, 1), (4, 2)])
-def test_the_event_loop_keeps_a_core(monkeypatch, cores, threads):
-    """A second thread that would gain is not tried on two cores."""
-    model = Sums()
-    model.fault = lambda x: time.sleep(0.01 / torch.get_num_threads())
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    before = torch.get_num_threads()
-    try:
-        assert measured(model, None).threads == threads
-    finally:
-        torch.set_num_threads(before)
+@pytest.mark.parametrize(
+    ("cores", "row", "threads", "most", "calls"),
+    [
+        (2, 0.00007, 1, None, 1),  # the event loop brings no more than one process computes
+        (16, 0.00007, 1, None, 1),
+        (2, 0.0008, 1, None, 2),
+        (2, 0.003, 1, None, 2),
+        (16, 0.0008, 1, None, 4),
+        (16, 0.02, 1, None, 16),
+        (16, 0.02, 4, None, 4),
+        (1, 0.02, 1, None, 1),
+        (16, 0.02, 1, 5, 5),
+        (1, 0.02, 1, 2, 2),
+    ],
+)
+def test_so_many_calls_at_once_leave_no_processor_idle(monkeypatch, cores, row, threads, most, calls):
+    monkeypatch.setattr("thalweg.serve.engine.start.cpu_count", lambda: cores)
+    assert at_once(Cost([1, 16], [2 * row, 16 * row]), threads, most) == calls

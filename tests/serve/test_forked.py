@@ -18,7 +18,7 @@ import torch
 from thalweg.bundle.servable import TensorSpec
 from thalweg.core.errors import Diverged, UserError
 from thalweg.serve.engine import forking
-from thalweg.serve.engine.forked import InProcess
+from thalweg.serve.engine.forked import Forker, InProcess
 from thalweg.serve.engine.rejected import WorkerLost
 from thalweg.serve.engine.scoring import NICER, InThread
 
@@ -54,6 +54,24 @@ class Told:
     inputs = (TensorSpec("x", "FP64", (-1, 2)),)
     outputs = (TensorSpec("energy", "FP64", (-1,)),)
 
+    closed = 0
+
+    def process(self, *, of):
+        return os.getpid(), of
+
+    def count(self, stop, *, die=None):
+        try:
+            with torch.no_grad():  # must not stay on for others
+                for i in range(stop):
+                    if i == die:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    yield os.getpid(), i
+        finally:
+            self.closed += 1
+
+    def state(self):
+        return self.closed, torch.is_grad_enabled()
+
     def score(self, rows, *, alpha=None):
         x = rows["x"][:, 0]
         if (x == DIE).any():
@@ -80,7 +98,7 @@ class Told:
 
 @pytest.fixture
 def scoring():
-    found = InProcess({"told": Told()})
+    found = InProcess(Forker({"told": Told()}))
     yield found
     found.close()
 
@@ -122,7 +140,8 @@ def test_scores_are_those_of_the_thread_by_a_nicer_process(scoring):
     assert second["pid"][0] == pid
     assert nice == min(19, own + NICER)
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
-    assert scoring.measured("told", 1).threads == 1
+    assert scoring.measured("told", 1).sizes[0] == 1
+    assert scoring.method("told", "process", of=2) == (pid, 2)
 
 
 def test_an_error_is_the_one_that_the_model_raised(scoring):
@@ -157,13 +176,32 @@ def test_the_service_writes_log_records_of_the_process(scoring, caplog):
     assert caplog.records[0].process != os.getpid()
 
 
+def test_items_are_computed_one_after_another_by_the_process(scoring):
+    pid = scoring.score("told", rows(1), None, 1)["pid"][0]
+    first, second = (scoring.items("told", "count", stop) for stop in (9, 2))
+    assert [next(first), next(second)] == [(pid, 0), (pid, 0)]
+    assert scoring.method("told", "state") == (0, True)
+    assert next(first) == (pid, 1)
+    assert list(second) == [(pid, 1)]
+    first.close()
+    assert scoring.method("told", "state") == (2, True)
+
+
+def test_items_end_with_the_process_that_has_begun_them(scoring):
+    items = scoring.items("told", "count", 3, die=1)
+    next(items)
+    with pytest.raises(WorkerLost):
+        next(items)
+    assert scoring.score("told", rows(2), None, 1)["energy"].tolist() == [3]
+
+
 def test_threads_that_were_used_before_the_fork_hang_no_call():
     """Those of OpenMP belong to a thread, and a process that is forked has but the thread and not what it waits for."""
     before, found = torch.get_num_threads(), []
     torch.set_num_threads(2)
     try:
         torch.ones(1 << 20).exp()
-        scoring = InProcess({"told": Told()})
+        scoring = InProcess(Forker({"told": Told()}))
         thread = threading.Thread(target=lambda: found.append(scoring.score("told", rows(SHARE), None, 2)), daemon=True)
         thread.start()
         thread.join(20)
@@ -197,7 +235,7 @@ def test_a_request_that_cannot_be_read_is_told_and_fails_alone(scoring, heard):
 
 def test_where_nothing_can_be_forked_the_thread_computes(scoring, heard):
     pid = scoring.score("told", rows(1), None, 1)["pid"][0]
-    os.kill(scoring._pid, signal.SIGKILL)
+    os.kill(scoring.forker.pid, signal.SIGKILL)
     assert gone(pid)  # nobody could end it any more
     assert [scoring.score("told", rows(2), None, 1)["pid"][0] for _ in range(2)] == 2 * [os.getpid()]
     assert [line.rpartition(": ")[2] for _, line in heard()] == ["a thread computes"]  # once
@@ -212,7 +250,7 @@ def test_where_no_process_is_to_be_had_for_a_moment_the_thread_computes(monkeypa
         return fork()
 
     monkeypatch.setattr(forking, "fork", forked)
-    scoring = InProcess({"told": Told()})
+    scoring = InProcess(Forker({"told": Told()}))
     first, second = (scoring.score("told", rows(1), None, 1)["pid"][0] for _ in range(2))
     scoring.close()
     assert first == os.getpid() != second
@@ -223,15 +261,55 @@ def test_a_thread_that_cannot_begin_hangs_no_call(monkeypatch):
     """Where memory is short, it may end before its first line."""
     monkeypatch.setattr(forking, "BEGIN", 0.05)
     monkeypatch.setattr(forking._thread, "start_new_thread", lambda *_: 1)
-    scoring = InProcess({"told": Told()})
+    scoring = InProcess(Forker({"told": Told()}))
     with pytest.raises(WorkerLost):
         scoring.score("told", rows(1), None, 1)
     scoring.close()
 
 
+def test_processes_compute_at_the_same_time_and_end_apart_and_together(scoring):
+    other, lost = scoring.others(1)[0], []
+    pids = [one.score("told", rows(1), None, 1)["pid"][0] for one in (scoring, other)]
+
+    def wait():
+        try:
+            scoring.score("told", rows(HANG), None, 1)
+        except WorkerLost:
+            lost.append(True)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    assert other.score("told", rows(2), None, 1)["energy"].tolist() == [3]
+    os.kill(pids[1], signal.SIGKILL)
+    again = other.score("told", rows(2), None, 1)["pid"][0]
+    assert len({*pids, again}) == 3
+    assert waiting.is_alive()
+    scoring.close()
+    waiting.join(20)
+    assert lost
+    assert all(gone(pid) for pid in (*pids, again))
+
+
+def test_one_computation_at_a_time_in_a_process():
+    """Scores that no process can be had for, and other work: no model need be safe for threads."""
+    entered, go, found = threading.Event(), threading.Event(), []
+    scoring = InThread({"told": Told()})
+    first = threading.Thread(target=scoring.call, args=(lambda: entered.set() or go.wait(60),))
+    second = threading.Thread(target=lambda: found.append(scoring.score("told", rows(1), None, 1)))
+    first.start()
+    assert entered.wait(60)
+    second.start()
+    second.join(0.1)
+    assert not found
+    go.set()
+    first.join()
+    second.join()
+    assert len(found) == 1
+
+
 def test_the_end_waits_for_no_process_that_is_stopped(scoring):
-    pids = scoring._pid, scoring.score("told", rows(1), None, 1)["pid"][0]
-    os.kill(scoring._pid, signal.SIGSTOP)
+    pids = scoring.forker.pid, scoring.score("told", rows(1), None, 1)["pid"][0]
+    os.kill(scoring.forker.pid, signal.SIGSTOP)
     closing = threading.Thread(target=scoring.close, daemon=True)
     closing.start()
     closing.join(10)
@@ -241,7 +319,7 @@ def test_the_end_waits_for_no_process_that_is_stopped(scoring):
 
 def test_the_end_waits_for_no_call_that_hangs():
     """Nor does the thread compute what hangs."""
-    scoring, lost = InProcess({"told": Told()}), []
+    scoring, lost = InProcess(Forker({"told": Told()})), []
     pid = scoring.score("told", rows(1), None, 1)["pid"][0]
 
     def ask():
@@ -257,14 +335,14 @@ def test_the_end_waits_for_no_call_that_hangs():
     thread.join(20)
     assert len(lost) == 1
     assert gone(pid)
-    assert gone(scoring._pid)
+    assert gone(scoring.forker.pid)
 
 
 def test_no_process_holds_the_address():
     """Else a service could not be started again while a call hangs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        scoring = InProcess({"told": Told()}, listener)
-        pids = scoring._pid, scoring.score("told", rows(1), None, 1)["pid"][0]
+        scoring = InProcess(Forker({"told": Told()}, listener))
+        pids = scoring.forker.pid, scoring.score("told", rows(1), None, 1)["pid"][0]
         own = os.readlink(f"/proc/self/fd/{listener.fileno()}")
         assert not any(own in [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()] for pid in pids)
         scoring.close()
@@ -274,8 +352,8 @@ def test_no_process_outlives_a_killed_service():
     read, write = os.pipe()
     service = os.fork()
     if not service:
-        scoring = InProcess({"told": Told()})
-        os.write(write, b"%d %d" % (scoring._pid, scoring.score("told", rows(1), None, 1)["pid"][0]))
+        scoring = InProcess(Forker({"told": Told()}))
+        os.write(write, b"%d %d" % (scoring.forker.pid, scoring.score("told", rows(1), None, 1)["pid"][0]))
         scoring.score("told", rows(HANG), None, 1)
         os._exit(0)
     pids = [int(word) for word in os.read(read, 100).split()]

@@ -152,7 +152,7 @@ def test_a_model_without_calibration_has_no_such_figures():
         (EngineState(False, True, "loading"), 200, 503),
         (EngineState(False, True, "full"), 200, 503),
         (EngineState(False, True, "draining"), 200, 503),
-        (EngineState(False, False, "the worker is stuck for 31 s"), 503, 503),
+        (EngineState(False, False, "a worker is stuck for 31 s"), 503, 503),
     ],
     ids=["good", "loading", "full", "draining", "stuck"],
 )

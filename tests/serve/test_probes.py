@@ -99,7 +99,7 @@ def test_while_a_call_hangs(parent, tmp_path):
             until(lambda: get(address, "/livez")[0] == 503)
             (live, why), (ready, _) = probes(address)
             assert (live, ready) == (503, 503)
-            assert why.startswith("the worker is stuck for ")
+            assert why.startswith("a worker is stuck for ")
         assert found == [200]
         until(lambda: probes(address) == ((200, "ok"), (200, "ok")))
 

@@ -8,6 +8,7 @@ import pytest
 
 from thalweg.core.errors import UserError
 from thalweg.serve.client import ScoringClient
+from thalweg.serve.engine.scoring import InThread
 
 from .fake_models import Pictures
 from .service import HOST, npy, picture, posted, serving
@@ -269,6 +270,20 @@ def test_an_error_inside_a_stream_is_its_last_line():
     assert lines[0]["completion"] == 0
     assert lines[-1]["error"]["code"] == "internal"
     assert "secret" not in json.dumps(lines)
+
+
+def test_reasons_orders_and_classes_are_computed_where_scores_are(client, monkeypatch):
+    asked, scoring = [], client.app.state.engine.scoring
+
+    def method(model, name, *values, **options):
+        asked.append(name)
+        return InThread.method(scoring, model, name, *values, **options)
+
+    monkeypatch.setattr(scoring, "method", method)
+    for path, instance in (("explain?model=table", [30, "rome"]), ("rerank?model=numbers", [1, 1])):
+        assert client.post(f"/v1/{path}", json={"instances": [instance]}).status_code == 200
+    assert client.post("/v1/classify?model=pictures", json={"instances": [GREY.tolist()]}).status_code == 200
+    assert asked == ["explain", "rerank", "classify"]
 
 
 def test_the_order_of_candidates(client):

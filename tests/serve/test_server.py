@@ -50,13 +50,14 @@ def client(address, number, seen, stop):
             connection.close()
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("repetitions", [1, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_signal_under_load_loses_no_answer(parent, tmp_path, repetitions):
+def test_a_signal_under_load_loses_no_answer(parent, tmp_path, repetitions, processes):
     """R26: 50 clients; every accepted request is answered, later ones get 503 with Retry-After or are refused."""
     for repetition in range(repetitions):
         folder = tmp_path / str(repetition)
         folder.mkdir()
-        with serving(parent, folder) as (process, address):
+        with serving(parent, folder, seconds=0.005, each=True, processes=processes) as (process, address):
             seen, stop = [[] for _ in range(50)], threading.Event()
             threads = [threading.Thread(target=client, args=(address, i, seen[i], stop)) for i in range(50)]
             for thread in threads:
@@ -215,7 +216,7 @@ def test_a_head_that_never_ends_is_cut_off():
 @pytest.mark.slow
 def test_hours_of_load_leave_nothing_behind(parent, tmp_path):
     """R29, for THALWEG_SOAK seconds: memory grows by 1 MB in 10 minutes at most, files and threads not at all."""
-    with serving(parent, tmp_path, seconds=0.005) as (process, address):
+    with serving(parent, tmp_path, seconds=0.005, each=True, processes=2) as (process, address):
         errors, stop, samples = [], threading.Event(), []
 
         def ask():

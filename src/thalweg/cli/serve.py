@@ -33,7 +33,10 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="Rows that may wait; beyond, requests are answered 429.")] = 1024,
     deadline: Annotated[float, typer.Option(help="Seconds after which a waiting request is dropped.")] = 30.0,
     drain: Annotated[float, typer.Option(help="Seconds that accepted requests have to end after SIGTERM.")] = 10.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the computation.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of a computation.")] = 1,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Processes that compute at the same time; else by measurement.")
+    ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="The page for people.")] = True,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     trust: Trust = None,
@@ -57,6 +60,7 @@ def serve(
         deadline=deadline,
         drain=drain,
         threads=threads,
+        processes=processes,
         page=page,
     )
     require_token(settings)

@@ -57,7 +57,14 @@ def create_app(
     """
     require_token(settings)
     metrics = Metrics(versions)
-    engine = Engine(models, queue=settings.queue, deadline=settings.deadline, metrics=metrics, threads=settings.threads)
+    engine = Engine(
+        models,
+        queue=settings.queue,
+        deadline=settings.deadline,
+        metrics=metrics,
+        threads=settings.threads,
+        processes=settings.processes,
+    )
     context = RouteContext(Models.of(models, versions), engine, settings)
 
     @asynccontextmanager

@@ -23,7 +23,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thalweg.serve.engine.engine import Engine
-from thalweg.serve.engine.forked import InProcess, can_fork
+from thalweg.serve.engine.forked import Forker, InProcess, can_fork
 from thalweg.serve.listener import Acceptor, bound, stop_beginning
 from thalweg.serve.logs import set_up
 from thalweg.serve.overload import Overload
@@ -195,7 +195,7 @@ def run(
     gc.freeze()  # what was imported and loaded is never looked through again
     if can_fork():
         try:
-            app.state.engine.scoring = InProcess(app.state.engine.models, listener)
+            app.state.engine.scoring = InProcess(Forker(app.state.engine.models, listener))
             sys.setswitchinterval(SWITCH)
         except OSError as error:
             log.critical("no process can be had (%s): a thread computes", error.strerror)

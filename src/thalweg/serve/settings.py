@@ -25,7 +25,8 @@ class ServeSettings:
         queue: Rows that may wait.
         deadline: Seconds after which a request is dropped; a request may ask for less.
         drain: Seconds that accepted requests have to end after SIGTERM.
-        threads: Threads of the computation; None: 1 or 2 by measurement, model by model.
+        threads: torch's threads of a call.
+        processes: Processes that compute scores at the same time. None: by measurement, model by model.
         page: Whether the page for people is served.
     """
 
@@ -41,7 +42,8 @@ class ServeSettings:
     queue: int = 1024
     deadline: float = 30.0
     drain: float = 10.0
-    threads: int | None = None
+    threads: int = 1
+    processes: int | None = None
     page: bool = True
 
     def __post_init__(self):
@@ -50,5 +52,6 @@ class ServeSettings:
             check.whole(name, getattr(self, name), 1)
         check.positive(deadline=self.deadline)
         check.non_negative(drain=self.drain)
-        if self.threads is not None:
-            check.whole("threads", self.threads, 1)
+        check.whole("threads", self.threads, 1)
+        if self.processes is not None:
+            check.whole("processes", self.processes, 1, 64)

@@ -38,7 +38,7 @@ class Admission:
 
     def here(self, model: str, rows: int) -> bool:
         """Whether to make it there now: nothing else is computed."""
-        return not self.waiting.rows and self.waiting.taken is None and self.cheap(model, rows)
+        return not self.waiting.rows and not self.waiting.taken and self.cheap(model, rows)
 
     def refusal(self, model: str, kind: Kind, rows: int, limit: float) -> tuple[Reason, float] | None:
         """Why such a request is not taken, and when to come back. What finds nothing waiting is always tried."""
@@ -53,13 +53,10 @@ class Admission:
 
     def wait(self, model: str, kind: Kind) -> float:
         """Seconds until a newcomer's turn: what is computed, what is before it in its lane, as much of other lanes."""
-        lanes = dict(self.waiting.lanes())
+        lanes, workers = dict(self.waiting.lanes()), self.waiting.at_once(model, kind)
         before = self._lane((model, kind), lanes.pop((model, kind), 0))
-        return (
-            self._running()
-            + before
-            + sum(min(self._lane(lane, rows), before + self._piece(lane)) for lane, rows in lanes.items())
-        )
+        others = sum(min(self._lane(lane, rows), before + self._piece(lane)) for lane, rows in lanes.items())
+        return self._running(workers) + (before + others) / workers
 
     def seconds(self, model: str, kind: Kind, rows: int) -> float:
         """Of a piece of work."""
@@ -75,9 +72,13 @@ class Admission:
         elif piece.model in self.costs:
             self.costs[piece.model].took(piece.rows, seconds)
 
-    def _running(self) -> float:
-        """Seconds that are left of what is computed now."""
-        taken = self.waiting.taken
+    def _running(self, workers: int) -> float:
+        """Seconds until the first of so many workers is free."""
+        return min(map(self._left, range(workers)))
+
+    def _left(self, worker: int) -> float:
+        """Seconds that are left of what a worker computes now."""
+        taken = self.waiting.taken.get(worker)
         if taken is None:
             return 0.0
         piece, since = taken

@@ -1,7 +1,7 @@
-"""The engine: requests of many clients computed by one worker thread, in full calls, in bounded time.
+"""The engine: requests of many clients computed by a few workers, in full calls, in bounded time.
 
 A call that is cheap by measurement is made on the event loop while nothing else is computed. All other work waits in
-line for the worker (`waiting.py`). At most one piece is computed at a time, so no model need be safe for threads.
+line for the workers (`waiting.py`). A process computes one piece at a time, so no model need be safe for threads.
 """
 
 import asyncio
@@ -16,14 +16,16 @@ import torch
 
 from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.admission import Admission
+from thalweg.serve.engine.cost import Cost
 from thalweg.serve.engine.items import END, ItemStream
 from thalweg.serve.engine.job import Gone, Job, Kind, signature_of
 from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost, exit_as_lost
 from thalweg.serve.engine.scoring import InThread, Scoring
-from thalweg.serve.engine.start import Measured
+from thalweg.serve.engine.start import at_once
 from thalweg.serve.engine.state import EngineState
 from thalweg.serve.engine.waiting import Waiting
-from thalweg.serve.engine.worker import Outcome, Worker
+from thalweg.serve.engine.worker import Outcome
+from thalweg.serve.engine.workers import Workers
 from thalweg.serve.logs import note
 from thalweg.serve.metrics import Metrics
 
@@ -45,7 +47,8 @@ class Engine:
         queue: Rows that may wait.
         deadline: Seconds after which a request is answered by `Rejected("deadline")`; one may ask for less.
         metrics: Where it is counted.
-        threads: torch's threads. None: 1 or 2 by measurement, model by model.
+        threads: torch's threads.
+        processes: That compute scores at the same time, at most. None: by measurement, model by model.
         clock: Seconds, for tests.
     """
 
@@ -56,21 +59,22 @@ class Engine:
         queue: int,
         deadline: float,
         metrics: Metrics,
-        threads: int | None = None,
+        threads: int = 1,
+        processes: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.models, self.queue, self.deadline, self.metrics = dict(models), queue, deadline, metrics
-        self.threads, self.clock = threads, clock
+        self.threads, self.processes, self.clock = threads, processes, clock
         self.scoring: Scoring = InThread(self.models)  # another one may be set before the start
         self.batch: dict[str, int] = {}  # rows of a call, by model
-        self._threads: dict[str, int] = {}
-        self._waiting = Waiting(self.batch, clock)
+        self._at_once: dict[str, int] = {}  # calls, by model
+        self._waiting = Waiting(self.batch, self._at_once, clock)
+        self._workers = Workers(self._waiting, self.threads, self._report)
         self._admission = Admission(self._waiting, queue, clock)
         self._jobs: dict[Job, None] = {}  # accepted and not answered
         self._streams = 0  # begun and not at their end
         self._some = asyncio.Event()  # there are jobs
         self._ready = self._draining = self._stopped = False
-        self._worker: Worker | None = None
         self._watch: asyncio.Task[None] | None = None
         self.rows = lambda: self._waiting.rows  # that wait
         metrics.depth(self.rows)
@@ -78,14 +82,18 @@ class Engine:
     async def start(self) -> None:
         """Measure the models, one after another, where they are computed; requests are taken afterwards."""
         self._loop = asyncio.get_running_loop()
-        torch.set_num_threads(self.threads or 1)  # of calls on the event loop: each thread of the process has its own
-        self._worker = self._new_worker()
+        torch.set_num_threads(self.threads)  # of calls on the event loop: each thread of the process has its own
+        self._workers.add(self.scoring)
         self._watch = asyncio.create_task(self._watching())
         for name, servable in self.models.items():
             self.metrics.watch(name, servable)
-            job = self._job(name, "call", 1, FOREVER, None)
-            job.work = lambda name=name: self.scoring.measured(name, self.threads)
-            self._learn(name, await self._answer(job))
+            self._learn(name, await self._measured(self.scoring, name))
+        others = self.scoring.others(max(self._at_once.values(), default=1) - 1)
+        for name, count in self._at_once.items():
+            self._at_once[name] = min(count, 1 + len(others))
+            for scoring in others[: self._at_once[name] - 1]:
+                await self._measured(scoring, name)  # first calls allocate and choose kernels
+        self._workers.add(*others)
         self._ready = True
 
     async def score(
@@ -185,16 +193,15 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether something is computed at this moment."""
-        return self._waiting.taken is not None
+        return bool(self._waiting.taken)
 
     def state(self) -> EngineState:
         """How it stands."""
-        worker = self._worker
-        if worker is not None and not self._stopped and not worker.alive():
-            return EngineState(False, False, "the worker has ended")
-        running = self._waiting.taken
-        if running is not None and self.clock() - running[1] > STUCK:
-            return EngineState(False, False, f"the worker is stuck for {self.clock() - running[1]:.0f} s")
+        if not self._stopped and not self._workers.alive():
+            return EngineState(False, False, "a worker has ended")
+        longest = max((self.clock() - since for _, since in self._waiting.computed()), default=0.0)
+        if longest > STUCK:
+            return EngineState(False, False, f"a worker is stuck for {longest:.0f} s")
         if not self.taking:
             return EngineState(False, True, "draining" if self._draining else "loading")
         full = self._waiting.rows >= self.queue
@@ -203,26 +210,25 @@ class Engine:
     async def drain(self, timeout: float) -> bool:
         """Take nothing more, answer what was accepted, stop the worker. Whether all of it was answered in time."""
         self._draining = True
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while self._jobs or self._streams:
                     await asyncio.sleep(TICK / 5)
-        except TimeoutError:
-            pass
         answered = not (self._jobs or self._streams)
         for job in list(self._jobs):
             self._finish(job, error=self._rejected("draining", 1.0))
         self._stopped = True
         if self._watch is not None:
             self._watch.cancel()
-        if self._worker is not None:
-            self._worker.stop()
+        self._workers.stop()
         return answered
 
     async def look(self) -> None:
         """Replace a worker that ended, answer requests whose time is over, drop those whose client has gone."""
-        if self._worker is not None and not self._worker.alive():
-            self._replace(self._worker)
+        for number in self._workers.ended():
+            self._replace(number)
+        for lane, _ in self._waiting.lanes():  # that the first worker may keep waiting, since it does something else
+            self._workers.wake(*lane)
         now = self.clock()
         for job in [job for job in self._jobs if job.deadline <= now]:
             self._finish(job, error=self._rejected("deadline"))
@@ -302,24 +308,22 @@ class Engine:
         self.metrics.rejected(reason)
         return Rejected(reason, retry_after)
 
-    def _new_worker(self) -> Worker:
-        loop = self._loop
+    async def _measured(self, scoring: Scoring, model: str) -> Cost:
+        job = self._job(model, "call", 1, FOREVER, None)
+        job.work = lambda: scoring.measured(model, self.threads)
+        return await self._answer(job)
 
-        def report(outcome: Outcome) -> None:
-            piece = outcome.piece
-            if piece is not None and outcome.found is not None:
-                self.metrics.scored(piece.model, outcome.found)
-            with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self._settle, outcome)
-
-        worker = Worker(self.scoring, self._waiting, self._threads, report)
-        worker.start()
-        return worker
+    def _report(self, outcome: Outcome) -> None:
+        """What a worker reports, in its thread."""
+        piece = outcome.piece
+        if piece is not None and outcome.found is not None:
+            self.metrics.scored(piece.model, outcome.found)
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._settle, outcome)
 
     def _enqueue(self, job: Job, *, first: bool = False) -> None:
         self._waiting.add(job, first=first)
-        if self._worker is not None:
-            self._worker.wake()
+        self._workers.wake(job.model, job.kind)
 
     def _settle(self, outcome: Outcome) -> None:
         """Answer the jobs of a piece; those of a call that failed are scored again, each alone."""
@@ -367,20 +371,18 @@ class Engine:
         self.metrics.computed(model, rows, seconds)
         self.metrics.scored(model, found)
 
-    def _replace(self, worker: Worker) -> None:
+    def _replace(self, number: int) -> None:
         """A new worker for one that has ended; its requests are tried once more, each alone."""
-        log.error("the worker has ended; another one takes its place")
-        running = self._waiting.taken
-        self._waiting.release()
-        self._worker = self._new_worker()
-        for job, start, _ in reversed(running[0].jobs) if running is not None else ():
+        piece = self._waiting.release(number)
+        self._workers.replace(number)
+        for job, start, _ in reversed(piece.jobs) if piece is not None else ():
             job.tries += 1
             if job.kind != "score" or job.tries >= TRIES:
                 self._finish(job, error=WorkerLost("the thread that computed this request has ended"))
             elif not job.done:
                 job.alone, job.taken = True, start
                 self._enqueue(job, first=True)
-        self._worker.wake()
+        self._workers.every[number].wake()
 
     async def _watching(self) -> None:
         while True:
@@ -390,11 +392,9 @@ class Engine:
             await asyncio.sleep(TICK)
             await self.look()
 
-    def _learn(self, name: str, found: Measured) -> None:
-        cost = found.cost
-        self._admission.costs[name], self._threads[name], self.batch[name] = cost, found.threads, cost.batch()
-        if self._admission.cheap(name, 1):
-            how = "on the event loop"
-        else:
-            how = f"by the worker in calls of up to {self.batch[name]} rows, {found.threads} threads"
+    def _learn(self, name: str, cost: Cost) -> None:
+        self._admission.costs[name], self.batch[name] = cost, cost.batch()
+        self._at_once[name] = at_once(cost, self.threads, self.processes)
+        dear = f"in calls of up to {self.batch[name]} rows, at most {self._at_once[name]} at once"
+        how = "on the event loop" if self._admission.cheap(name, 1) else dear
         log.info("model %s: %.3f ms a row alone; %s", name, 1e3 * cost(1), how)

@@ -3,35 +3,40 @@
 Where a thread computes, the event loop and torch take the interpreter from each other at each operation and each call
 of the system, which costs a third of the answers. A process has one of its own. It is forked before the service starts,
 so it shares the models' memory. Where a fault of native code or a lack of memory ends it, the service goes on, and
-another takes its place.
+another takes its place. There are several where one would leave processors idle.
 
-A process with threads cannot be forked safely, so a third one is forked at the same time, which has none and does
-nothing but fork the process that computes.
+A process with threads cannot be forked safely, so another one is forked at the same time, which has none and does
+nothing but fork those that compute.
 """
 
+import itertools
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from thalweg.bundle.servable import Servable
+from thalweg.serve.engine.cost import Cost
 from thalweg.serve.engine.forking import ANSWER, fork, fork_when_asked
+from thalweg.serve.engine.kept_items import KeepsItems
 from thalweg.serve.engine.rejected import WorkerLost
-from thalweg.serve.engine.scoring import InThread
-from thalweg.serve.engine.start import Measured
+from thalweg.serve.engine.scoring import Scoring
 
 TRIES = 2  # processes that a call may lose
+KEYS = itertools.count()  # of methods that yield
 PATIENCE = 1.0  # seconds in which the process that forks should end by itself
 
+T = TypeVar("T")
 log = logging.getLogger("thalweg.serve")
 
 
@@ -40,8 +45,8 @@ def can_fork() -> bool:
     return sys.platform == "linux" and not torch.cuda.is_initialized()
 
 
-class InProcess:
-    """Scores by a process that this one has had forked.
+class Forker:
+    """Has processes forked that compute, by one that does nothing else.
 
     Args:
         models: By name.
@@ -50,105 +55,69 @@ class InProcess:
 
     def __init__(self, models: Mapping[str, Servable], listener: socket.socket | None = None):
         self._control, there = socket.socketpair()
-        self._calls: Connection | None = None
-        self._closed = self._lost = self._alone = False
-        self._here = InThread(models)
+        self._asking = threading.Lock()
+        self._alone = False
+        self.closed, self.lost = False, set[int]()  # numbers of processes that have ended
+        self.here = KeepsItems(models)  # computes where no process is to be had
         for stream in (sys.stdout, sys.stderr):  # else what they hold would be written once more
             with suppress(AttributeError, ValueError, OSError):
                 stream.flush()
         own = os.getpid()
         try:
-            self._pid = fork()
+            self.pid = fork()
         except OSError:
             self._control.close()
             raise
         else:
-            if not self._pid:
+            if not self.pid:
                 for unused in (self._control, *([] if listener is None else [listener])):
                     unused.close()
-                fork_when_asked(there, self._here, own)
+                fork_when_asked(there, self.here, own)
         finally:
             there.close()
 
-    def begin(self) -> None:
-        """The process is asked for by the first call."""
+    def process(self, number: int) -> Connection | None:
+        """A connection to a new process, in place of the one before of this number (0 … 255).
 
-    def measured(self, model: str, threads: int | None) -> Measured:
-        return self._ask("measured", model, threads)
-
-    def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
-        return self._ask("score", model, inputs, alpha, threads)
+        None where none is to be had: it is told, once.
+        """
+        with self._asking:
+            try:
+                found = self._forked(number)
+            except OSError as error:
+                if not (self._alone or self.closed):
+                    log.critical("no process can be had (%s): a thread computes", error.strerror or error)
+                self._alone = True
+                return None
+            if self._alone:
+                log.warning("a process computes again")
+            self._alone = False
+            return found
 
     def close(self) -> None:
-        self._closed = True
+        """End all processes, whatever they compute; by any thread."""
+        self.closed = True
         with suppress(OSError):
             self._control.shutdown(socket.SHUT_RDWR)  # so that a thread that waits for it goes on
         self._control.close()
         with suppress(ChildProcessError):
             until = time.monotonic() + PATIENCE
-            while not os.waitpid(self._pid, os.WNOHANG)[0]:
+            while not os.waitpid(self.pid, os.WNOHANG)[0]:
                 if time.monotonic() > until:  # it was stopped, say
-                    os.kill(self._pid, signal.SIGKILL)
+                    os.kill(self.pid, signal.SIGKILL)
                 time.sleep(0.005)
 
-    def _ask(self, what: str, *values: Any) -> Any:
-        """What a method of `InThread` returns or raises there."""
-        for _ in range(TRIES):
-            if self._closed:
-                break
-            calls = self._process()
-            if calls is None and not self._closed:
-                return getattr(self._here, what)(*values)
-            if calls is None:
-                break
-            try:
-                calls.send((what, values))
-                found, error = _answer_of(calls)
-            except (EOFError, OSError):
-                self._drop(calls)
-                self._lost = True
-                continue
-            except BaseException:  # some bytes of an answer may not have been read
-                self._drop(calls)
-                raise
-            if error is not None:
-                raise error
-            return found
-        if not self._closed:
-            self._process()
-        raise WorkerLost("the process that computed this request has ended")
-
-    def _drop(self, calls: Connection) -> None:
-        calls.close()
-        self._calls = None
-
-    def _process(self) -> Connection | None:
-        """A connection to the process that computes. None where none is to be had: it is told, once."""
-        if self._calls is not None:
-            return self._calls
-        try:
-            self._calls = self._new_process()
-        except OSError as error:
-            if not (self._alone or self._closed):
-                log.critical("no process can be had (%s): a thread computes", error.strerror or error)
-            self._alone = True
-            return None
-        if self._alone:
-            log.warning("a process computes again")
-        self._alone = False
-        return self._calls
-
-    def _new_process(self) -> Connection:
-        """A connection to one. OSError where none can be forked, or the process that forks has ended."""
+    def _forked(self, number: int) -> Connection:
+        """OSError where none can be forked, or the process that forks has ended."""
         here, there = socket.socketpair()
         try:
-            socket.send_fds(self._control, [b"."], [there.fileno()])
+            socket.send_fds(self._control, [bytes([number])], [there.fileno()])
             answer = self._control.recv(ANSWER.size, socket.MSG_WAITALL)
             if len(answer) < ANSWER.size:
                 raise ConnectionError("the process that forks has ended")
             wrong, status = ANSWER.unpack(answer)
-            if self._lost:
-                self._lost = False
+            if number in self.lost:
+                self.lost.discard(number)
                 log.error("the process that computes has ended (%s); another one takes its place", _reason(status))
             if wrong:
                 raise OSError(wrong, os.strerror(wrong))
@@ -158,6 +127,90 @@ class InProcess:
         finally:
             there.close()
         return Connection(here.detach())
+
+
+class InProcess:
+    """Scores by a process that this one has had forked.
+
+    Args:
+        forker: Has it forked.
+        number: Of the process, from 0.
+    """
+
+    def __init__(self, forker: Forker, number: int = 0):
+        self.forker, self.number = forker, number
+        self._calls: Connection | None = None
+
+    def begin(self) -> None:
+        """The process is asked for by the first call."""
+
+    def measured(self, model: str, threads: int) -> Cost:
+        return self._ask("measured", model, threads)
+
+    def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
+        return self._ask("score", model, inputs, alpha, threads)
+
+    def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
+        return self._ask("method", model, name, *values, **options)
+
+    def items(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
+        key, thread = next(KEYS), threading.get_ident()
+        self._ask("begin_items", key, model, name, *values, **options)
+        try:
+            while (item := self._ask("next_item", key)) is not None:
+                yield item
+        finally:
+            if threading.get_ident() == thread:  # another one, at the service's end, would write between its bytes
+                with suppress(WorkerLost):
+                    self._ask("end_items", key)
+
+    def call(self, work: Callable[[], T]) -> T:
+        return self.forker.here.call(work)
+
+    def others(self, count: int) -> Sequence[Scoring]:
+        return [InProcess(self.forker, self.number + 1 + i) for i in range(count)]
+
+    def close(self) -> None:
+        """Of all."""
+        self.forker.close()
+
+    def _ask(self, what: str, *values: Any, **options: Any) -> Any:
+        """What a method of `InThread` returns or raises there."""
+        forker = self.forker
+        for _ in range(TRIES):
+            if forker.closed:
+                break
+            calls = self._process()
+            if calls is None and not forker.closed:
+                return getattr(forker.here, what)(*values, **options)
+            if calls is None:
+                break
+            try:
+                calls.send((what, values, options))
+                found, error = _answer_of(calls)
+            except (EOFError, OSError):
+                self._drop(calls)
+                forker.lost.add(self.number)
+                continue
+            except BaseException:  # some bytes of an answer may not have been read
+                self._drop(calls)
+                raise
+            if error is not None:
+                raise error
+            return found
+        if not forker.closed:
+            self._process()
+        raise WorkerLost("the process that computed this request has ended")
+
+    def _drop(self, calls: Connection) -> None:
+        calls.close()
+        self._calls = None
+
+    def _process(self) -> Connection | None:
+        """A connection to the process that computes. None where none is to be had."""
+        if self._calls is None:
+            self._calls = self.forker.process(self.number)
+        return self._calls
 
 
 def _answer_of(calls: Connection) -> tuple[Any, Exception | None]:

@@ -1,6 +1,6 @@
-"""The two processes beside the service: one that forks, and the one that computes, which it forks.
+"""The processes beside the service: one that forks, and those that compute, which it forks.
 
-The second ends with the first, and the first with the service, however these end.
+These end with it, and it with the service, however they end.
 """
 
 import _thread
@@ -22,8 +22,9 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
 
 from thalweg.core.errors import ThalwegError
+from thalweg.serve.engine.kept_items import KeepsItems
 from thalweg.serve.engine.rejected import WorkerLost
-from thalweg.serve.engine.scoring import InThread, lower_priority
+from thalweg.serve.engine.scoring import lower_priority
 
 ANSWER = struct.Struct("ii")  # of the process that forks: errno or 0, and what `waitpid` said of the process before
 BEGIN = 5.0  # seconds in which a thread must have begun: where memory is short it may never do so
@@ -39,19 +40,25 @@ def fork() -> int:
         return os.fork()
 
 
-def fork_when_asked(control: socket.socket, scoring: InThread, parent: int) -> NoReturn:
-    """Fork a process for each connection that comes, in place of the one before; end, with it, at the service's end."""
+def fork_when_asked(control: socket.socket, scoring: KeepsItems, parent: int) -> NoReturn:
+    """Fork a process for each connection that comes, in place of the one before of the same number.
+
+    At the service's end it ends, and they with it.
+    """
     try:
         die_with_parent(parent)
         for number in (signal.SIGINT, signal.SIGTERM):  # the service drains, and then ends by itself
             signal.signal(number, signal.SIG_IGN)
-        last = 0
+        processes: dict[int, int] = {}  # by their numbers
         while True:
             found, files, *_ = socket.recv_fds(control, 1, 1)
-            status = _ended(last)
             if not found:
+                for process in processes.values():
+                    _ended(process)
                 os._exit(0)
-            last, wrong = _forked(control, files, scoring)
+            number = found[0]
+            status = _ended(processes.pop(number, 0))
+            processes[number], wrong = _forked(control, files, scoring)
             control.sendall(ANSWER.pack(wrong, status))
     except BaseException:
         log.critical("the process that forks has failed", exc_info=True)
@@ -74,7 +81,7 @@ def _ended(process: int) -> int:
     return os.waitpid(process, 0)[1]
 
 
-def _forked(control: socket.socket, files: list[int], scoring: InThread) -> tuple[int, int]:
+def _forked(control: socket.socket, files: list[int], scoring: KeepsItems) -> tuple[int, int]:
     """(a process that answers calls by this connection, 0), or (0, errno)."""
     if not files:
         return 0, errno.EMFILE
@@ -92,7 +99,7 @@ def _forked(control: socket.socket, files: list[int], scoring: InThread) -> tupl
         os.close(files[0])
 
 
-def _compute(calls: Connection, scoring: InThread, parent: int) -> NoReturn:
+def _compute(calls: Connection, scoring: KeepsItems, parent: int) -> NoReturn:
     """Answer calls, one after another, until the connection ends.
 
     By a new thread: the first one may have used OpenMP before the fork, and would wait for ever for its threads, which
@@ -119,7 +126,7 @@ class CallServer(logging.handlers.QueueHandler):
         scoring: Computes.
     """
 
-    def __init__(self, calls: Connection, scoring: InThread):
+    def __init__(self, calls: Connection, scoring: KeepsItems):
         super().__init__(calls)  # pyright: ignore[reportArgumentType]
         self.calls, self.scoring, self.begun = calls, scoring, threading.Event()
         for one in map(logging.getLogger, [None, *logging.root.manager.loggerDict]):
@@ -145,9 +152,9 @@ class CallServer(logging.handlers.QueueHandler):
         finally:
             os._exit(1)
 
-    def _answer(self, what: str, values: tuple[Any, ...]) -> None:
+    def _answer(self, what: str, values: tuple[Any, ...], options: dict[str, Any]) -> None:
         try:
-            answer = getattr(self.scoring, what)(*values), None
+            answer = getattr(self.scoring, what)(*values, **options), None
         except BaseException as error:  # a model may raise any
             answer = None, picklable_error(error)
         with suppress(AttributeError, ValueError):  # a process without an output

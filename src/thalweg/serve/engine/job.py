@@ -63,6 +63,10 @@ class Piece(NamedTuple):
         return self.jobs[0][0].model
 
     @property
+    def lane(self) -> tuple[str, Kind]:
+        return self.model, self.kind
+
+    @property
     def kind(self) -> Kind:
         return self.jobs[0][0].kind
 

@@ -2,33 +2,53 @@
 
 import os
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
 from thalweg.bundle.servable import Servable
-from thalweg.serve.engine.start import Measured, measured
+from thalweg.serve.engine.cost import Cost
+from thalweg.serve.engine.start import measured
 
 NICER = 3  # by so much what computes is nicer than the event loop: where processors are short, the loop goes first
 NICEST = 19
 
+T = TypeVar("T")
+
 
 class Scoring(Protocol):
-    """What the worker asks for scores, in its thread."""
+    """What a worker asks for scores, in its thread."""
 
     def begin(self) -> None:
         """The thread has started."""
         ...
 
-    def measured(self, model: str, threads: int | None) -> Measured:
+    def measured(self, model: str, threads: int) -> Cost:
         """The model's cost where its scores are computed."""
         ...
 
     def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
         """`Servable.score`, with so many threads of torch."""
+        ...
+
+    def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
+        """What another method of the model returns, with one thread of torch."""
+        ...
+
+    def items(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
+        """What a method that yields gives, item by item; they are asked for by one thread."""
+        ...
+
+    def call(self, work: Callable[[], T]) -> T:
+        """What any other work returns; it is done in this process, and no score is computed here meanwhile."""
+        ...
+
+    def others(self, count: int) -> Sequence["Scoring"]:
+        """So many more, for other workers, which compute at the same time; none where that cannot be."""
         ...
 
     def close(self) -> None:
@@ -45,16 +65,33 @@ class InThread:
 
     def __init__(self, models: Mapping[str, Servable]):
         self.models = models
+        self._one = threading.RLock()  # no model need be safe for threads
 
     def begin(self) -> None:
         lower_priority()
 
-    def measured(self, model: str, threads: int | None) -> Measured:
-        return measured(self.models[model], threads)
+    def measured(self, model: str, threads: int) -> Cost:
+        with self._one:
+            return measured(self.models[model], threads)
 
     def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
-        torch.set_num_threads(threads)
-        return self.models[model].score(inputs, alpha=alpha)
+        with self._one:
+            torch.set_num_threads(threads)
+            return self.models[model].score(inputs, alpha=alpha)
+
+    def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
+        return self.call(lambda: getattr(self.models[model], name)(*values, **options))
+
+    def items(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
+        yield from getattr(self.models[model], name)(*values, **options)
+
+    def call(self, work: Callable[[], T]) -> T:
+        with self._one:
+            torch.set_num_threads(1)
+            return work()
+
+    def others(self, count: int) -> Sequence[Scoring]:
+        return ()
 
     def close(self) -> None:
         pass

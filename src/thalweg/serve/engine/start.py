@@ -1,45 +1,34 @@
-"""What is measured of a model before requests are taken."""
+"""What is measured of a model before requests are taken, and what follows from it."""
 
-import os
-from typing import NamedTuple
-
-import numpy as np
 import torch
+from joblib import cpu_count
 
 from thalweg.bundle.servable import Servable
-from thalweg.serve.engine.cost import Cost, example, measure, wall_seconds
+from thalweg.serve.engine.cost import Cost, measure, wall_seconds
 
-MOST_THREADS = 2  # beyond, the convolutions of one batch gain little and other models' clients wait
-WORTH = 1.25  # a second thread takes a core from the event loop: it must gain this much
-THREADED = 0.0005  # seconds of a call below which a second thread is not tried
-TURNS = 5
+REQUEST = 0.0002  # seconds of the event loop that a request takes, with what the system does for it
+MOST = 64  # processes
 
 
-class Measured(NamedTuple):
-    """A model's cost, and with how many of torch's threads."""
+def measured(servable: Servable, threads: int) -> Cost:
+    """The cost with so many threads of torch."""
+    torch.set_num_threads(threads)
+    return measure(servable, wall_seconds if threads > 1 else None)
 
-    cost: Cost
-    threads: int
 
+def at_once(cost: Cost, threads: int = 1, most: int | None = None) -> int:
+    """How many calls of a model should be computed at the same time, each by a process.
 
-def measured(servable: Servable, threads: int | None) -> Measured:
-    """The cost with so many threads. None: 1, or 2 where full calls are faster by a quarter, by turns.
+    As many as there are processors (of those that the process may use) beside what the event loop takes to bring
+    requests of one row, and no more than it can bring work for.
 
-    Two are tried on three cores or more: the event loop needs one, and threads that wait for it slow a call tenfold.
+    Args:
+        cost: Of the model.
+        threads: Of a call.
+        most: At most. None: by the rule alone.
     """
-    torch.set_num_threads(threads or 1)
-    cost = measure(servable, wall_seconds if (threads or 1) > 1 else None)
-    if threads is not None or (os.cpu_count() or 1) <= MOST_THREADS:
-        return Measured(cost, threads or 1)
-    row, took = example(servable), {1: [], MOST_THREADS: []}
-    if row is None or cost(1) < THREADED:
-        return Measured(cost, 1)
-    rows = {name: np.repeat(value, cost.batch(), axis=0) for name, value in row.items()}
-    for number in range(2 * TURNS):
-        count = (1, MOST_THREADS)[number % 2]
-        torch.set_num_threads(count)
-        took[count].append(wall_seconds(lambda: servable.score(rows)))
-    gain = min(took[1]) / min(took[MOST_THREADS])
-    if gain < WORTH:
-        return Measured(cost, 1)
-    return Measured(Cost(list(cost.sizes), list(cost.seconds / gain)), MOST_THREADS)
+    if most is not None:
+        return most
+    row = cost(cost.batch()) / cost.batch()
+    processors = cpu_count() / threads
+    return min(MOST, max(1, round(min(processors * row / (row + REQUEST), row / REQUEST))))

@@ -1,9 +1,10 @@
-"""What waits for a worker, and what it takes next: fair among models and kinds of work, full calls, no timer.
+"""What waits for the workers, and what one takes next: fair among models and kinds of work, full calls, no timer.
 
 Each model has a lane for scores, one for other calls and one for items of streams. A free worker serves the lane that
 has had the least time so far, and takes from it as many waiting rows as one call may have. So a lone request starts at
 once, and what comes while a call runs shares the next one. A request of more rows than a call has goes in pieces, and
-to the end of its lane after each.
+to the end of its lane after each. Workers beside the first take scores alone. Where one computes scores of a model,
+another begins with them where several rows wait: small calls cost more a row.
 """
 
 import itertools
@@ -13,6 +14,8 @@ from collections.abc import Callable, Mapping
 
 from thalweg.serve.engine.job import Job, Kind, Piece, Signature
 
+FEW = 8  # what waits is less than a call by this factor: it waits for the worker that computes,
+STALLED = 0.2  # seconds, but not for one whose call takes longer
 LaneName = tuple[str, Kind]
 Group = OrderedDict[Job, None]
 
@@ -48,17 +51,18 @@ class Lane:
 
 
 class Waiting:
-    """All lanes: the event loop fills them, the worker empties them.
+    """All lanes: the event loop fills them, the workers empty them.
 
     Args:
         batch: Rows that a call may have, by model; filled in when they are measured.
+        workers: How many compute scores at the same time, by model; 1 of one that is not named.
         clock: Seconds.
     """
 
-    def __init__(self, batch: Mapping[str, int], clock: Callable[[], float]):
-        self.batch, self.clock = batch, clock
+    def __init__(self, batch: Mapping[str, int], workers: Mapping[str, int], clock: Callable[[], float]):
+        self.batch, self.workers, self.clock = batch, workers, clock
         self.rows = 0
-        self.taken: tuple[Piece, float] | None = None  # what is computed, and since when
+        self.taken: dict[int, tuple[Piece, float]] = {}  # what is computed, and since when, by the worker's number
         self._lanes: dict[LaneName, Lane] = {}  # of every model that was asked for, for their `used`
         self._active: dict[LaneName, Lane] = {}
         self._served = 0.0  # `used` of the lane that was served last
@@ -77,30 +81,45 @@ class Waiting:
             if self._remove(job):
                 self.rows -= job.size - job.taken
 
-    def take(self) -> tuple[Piece | None, list[Job]]:
-        """What to compute now, and the jobs that were late and are no longer in line."""
+    def take(self, worker: int = 0) -> tuple[Piece | None, list[Job]]:
+        """What a worker is to compute now, and the jobs that were late and are no longer in line."""
         late: list[Job] = []
         with self._lock:
             now = self.clock()
-            while self._active:
-                lane = min(self._active.values(), key=lambda lane: lane.used)
+            while lanes := [lane for name, lane in self._active.items() if self._offered(name, lane, worker)]:
+                lane = min(lanes, key=lambda lane: lane.used)
                 piece = self._next(lane, now, late)
                 if piece is not None:
-                    self.taken = piece, now
+                    self.taken[worker] = piece, now
                     self._served = max(self._served, lane.used)
                     return piece, late
         return None, late
 
-    def used(self, piece: Piece, seconds: float) -> None:
+    def at_once(self, model: str, kind: Kind) -> int:
+        """How many workers do such work: of other work than scores, the first alone."""
+        return self.workers.get(model, 1) if kind == "score" else 1
+
+    def offered(self, model: str, kind: Kind, worker: int) -> bool:
+        """Whether there is such work that this worker should take."""
+        with self._lock:
+            lane = self._active.get((model, kind))
+            return lane is not None and self._offered((model, kind), lane, worker)
+
+    def computed(self) -> list[tuple[Piece, float]]:
+        """What is computed, and since when."""
+        with self._lock:
+            return list(self.taken.values())
+
+    def used(self, worker: int, piece: Piece, seconds: float) -> None:
         """A piece is finished: charge its lane for the time."""
         with self._lock:
-            self.taken = None
-            self._lanes[_lane(piece.jobs[0][0])].used += seconds
+            self.taken.pop(worker, None)
+            self._lanes[piece.lane].used += seconds
 
-    def release(self) -> None:
-        """The worker that took the last piece has ended."""
+    def release(self, worker: int) -> Piece | None:
+        """A worker has ended: what it had taken."""
         with self._lock:
-            self.taken = None
+            return self.taken.pop(worker, (None,))[0]
 
     def lanes(self) -> list[tuple[LaneName, int]]:
         """Rows that wait, by lane."""
@@ -115,6 +134,21 @@ class Waiting:
             self._active[name] = lane
         job.order = direction * next(self._order)
         lane.add(job, self._share(job))
+
+    def _most(self, job: Job) -> int:
+        """Rows of the next call: of what waits and is computed each worker takes its share, at least half a call."""
+        if job.kind != "score":
+            return 1
+        call, lane, workers = self.batch.get(job.model, 1), _lane(job), self.at_once(job.model, job.kind)
+        taken = sum(piece.rows for piece, _ in self.taken.values() if piece.lane == lane)
+        return max(-(-call // 2), min(call, -(-(self._active[lane].rows + taken) // workers)))
+
+    def _offered(self, name: LaneName, lane: Lane, worker: int) -> bool:
+        if worker >= self.at_once(*name):
+            return False
+        others = [taken for other, taken in self.taken.items() if other != worker]
+        computed = any(piece.lane == name and self.clock() - since < STALLED for piece, since in others)
+        return not computed or FEW * lane.rows >= self.batch.get(name[0], 1)
 
     def _remove(self, job: Job) -> bool:
         name = _lane(job)
@@ -132,15 +166,15 @@ class Waiting:
         """The rows of one call; None if all of the lane's jobs were late."""
         while lane.groups:
             jobs, rows, group = [], 0, lane.head()
-            most = 1
-            while group and rows < most:
+            most = 0
+            while group and (not most or rows < most):
                 job = next(iter(group))
                 if job.deadline <= now:
                     self._remove(job)
                     self.rows -= job.size - job.taken
                     late.append(job)
                     continue
-                most = self.batch.get(job.model, 1) if job.kind == "score" else 1
+                most = most or self._most(job)
                 part = min(job.size - job.taken, most)
                 if rows and rows + part > most:
                     break

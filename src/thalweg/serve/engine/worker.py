@@ -1,12 +1,10 @@
-"""The thread that computes: it takes a piece of work whenever it is free, and reports what came of it."""
+"""A thread that computes: it takes a piece of work whenever it is free, and reports what came of it."""
 
 import logging
 import queue
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-
-import torch
 
 from thalweg.serve.engine.job import Job, Piece, joined, split
 from thalweg.serve.engine.scoring import Scoring
@@ -33,18 +31,21 @@ class Worker:
     Args:
         scoring: Computes scores.
         waiting: Where work is taken from.
-        threads: torch's threads, by model; 1 for one that is not named.
+        threads: torch's threads.
         report: Called in this thread, after each piece and for jobs that were late.
+        number: Its own; that of the worker which does other work than scores is 0.
     """
 
     def __init__(
         self,
         scoring: Scoring,
         waiting: Waiting,
-        threads: Mapping[str, int],
+        threads: int,
         report: Callable[[Outcome], None],
+        number: int = 0,
     ):
         self.scoring, self.waiting, self.threads, self.report = scoring, waiting, threads, report
+        self.number = number
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = False
         self._thread = threading.Thread(target=self._run, name="thalweg-inference", daemon=True)
@@ -87,7 +88,7 @@ class Worker:
     def _work(self) -> None:
         while True:
             self._idle = True  # before the look: what comes after it rings the bell
-            piece, late = self.waiting.take()
+            piece, late = self.waiting.take(self.number)
             if piece is not None:
                 self._idle = False
                 self._compute(piece, late)
@@ -102,11 +103,10 @@ class Worker:
         began = clock()
         answers = found = error = None
         large = piece.kind == "score" and 2 * piece.rows >= self.waiting.batch.get(piece.model, 1)
-        threads = self.threads.get(piece.model, 1) if large else 1  # a second one gains on full calls only
+        threads = self.threads if large else 1  # a second one gains on full calls only
         try:
             if piece.work is not None:
-                torch.set_num_threads(1)
-                answers = [piece.work()]
+                answers = [self.scoring.call(piece.work)]
             else:
                 inputs, alpha = joined(piece)
                 found = self.scoring.score(piece.model, inputs, alpha, threads)
@@ -114,5 +114,5 @@ class Worker:
         except Exception as fault:
             error = fault
         seconds = clock() - began
-        self.waiting.used(piece, seconds)
+        self.waiting.used(self.number, piece, seconds)
         self.report(Outcome(late, piece, began, seconds, answers, found, error))

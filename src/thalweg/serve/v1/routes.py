@@ -8,7 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
-from thalweg.bundle.servable import Classifies, Explains, Inpaints, Reranks, Samples
+from thalweg.bundle.servable import Classifies
 from thalweg.serve.answers import RouteContext, answer, asking, lines, require_finite
 from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.engine.job import Gone
@@ -94,8 +94,6 @@ class Plain:
         """Why each row has its energy, beside its scores."""
         require_query(request, "model", "top", "encoding", "fit")
         served = self._able(model, "explain")
-        servable = served.servable
-        assert isinstance(servable, Explains)
         rows, options, row_name = await body.read(request, served, self.settings, (), fit=fit)
         read_as(NoOptions, options)
         with asking(served, row_name):
@@ -106,7 +104,8 @@ class Plain:
         def make() -> Iterator[list[dict[str, Any]]]:
             told = []
             for i in range(0, len(found["energy"]), at_once):
-                told += servable.explain({name: value[i : i + at_once] for name, value in rows.items()}, top=top)
+                some = {name: value[i : i + at_once] for name, value in rows.items()}
+                told += self.engine.scoring.method(served.name, "explain", some, top=top)
                 yield told
 
         reasons = await self._last(request, served, make)
@@ -118,19 +117,18 @@ class Plain:
         """Draws, or with `frames` lines of the draws on their way."""
         require_query(request, "model", "encoding")
         served = self._able(model, "sample")
-        servable = served.servable
-        assert isinstance(servable, Samples)
         asked = read_as(SampleRequest, (await body.json_body(request, self.settings)).value)
         label = served.number_of_class(asked.label)
         how: dict[str, Any] = {"seed": asked.seed, "temperature": asked.temperature, "label": label}
+        drawing = partial(self.engine.scoring.items, served.name, "sample_frames", asked.n, **how)
         if not asked.frames:  # in pieces all the same, so that scores go on beside it
-            drawn, _ = await self._last(request, served, partial(servable.sample_frames, asked.n, **how, frames=PIECES))
+            drawn, _ = await self._last(request, served, partial(drawing, frames=PIECES))
             _require_numbers(drawn)
             return answer(_head(served) | {"predictions": wire.rows(served, drawn, encoding == "base64")})
 
         def make() -> Iterator[dict[str, Any]]:
             before = None
-            for i, frame in enumerate(servable.sample_frames(asked.n, **how, frames=asked.frames)):
+            for i, frame in enumerate(drawing(frames=asked.frames)):
                 if before is not None:
                     yield _frame(served, *before, last=False)
                 before = (i, *frame)
@@ -143,8 +141,7 @@ class Plain:
         """Completions of an image's missing part, a line each as they come."""
         require_query(request, "model")
         served = self._able(model, "inpaint")
-        servable = served.servable
-        assert isinstance(servable, Inpaints)
+        scoring = self.engine.scoring
         value, literals = await body.json_body(request, self.settings)
         asked, spec = read_as(InpaintRequest, value), served.inputs[0]
         observed = _mask(asked.observed, served, literals)
@@ -153,9 +150,9 @@ class Plain:
             raise malformed("must be pixels in [0, 1]", "image")
 
         def make() -> Iterator[dict[str, Any]]:
-            drawn = servable.inpaint(x[None], observed[None], n=asked.n, seed=asked.seed)
+            drawn = scoring.items(served.name, "inpaint", x[None], observed[None], n=asked.n, seed=asked.seed)
             for i, found in enumerate(drawn):
-                energy = served.servable.score({"x": np.asarray(found, x.dtype)})["energy"]
+                energy = scoring.score(served.name, {"x": np.asarray(found, x.dtype)}, None, 1)["energy"]
                 _require_numbers(energy)
                 yield {"completion": i, "image": wire.pixels(found[0]), "energy": float(energy[0])}
             yield {"done": True}
@@ -166,11 +163,9 @@ class Plain:
         """The order of candidates, best first."""
         require_query(request, "model", "fit")
         served = self._able(model, "rerank")
-        servable = served.servable
-        assert isinstance(servable, Reranks)
         rows, options, row_name = await body.read(request, served, self.settings, ("keep",), fit=fit)
         keep = read_as(RerankOptions, options).keep
-        found = await self._call(request, served, row_name, lambda: servable.rerank(rows, keep=keep))
+        found = await self._call(request, served, row_name, "rerank", rows, keep=keep)
         require_finite({"energy": found["energy"]}, row_name)
         predictions = [{"energy": energy} for energy in found["energy"].tolist()]
         return answer(_head(served, rows) | {"order": found["order"].tolist(), "predictions": predictions})
@@ -183,7 +178,7 @@ class Plain:
         assert isinstance(servable, Classifies)
         rows, options, row_name = await body.read(request, served, self.settings, (), fit=fit)
         read_as(NoOptions, options)
-        found = await self._call(request, served, row_name, lambda: servable.classify(rows))
+        found = await self._call(request, served, row_name, "classify", rows)
         require_finite({"probabilities": found}, row_name)
         labels = list(servable.labels)
         told = [
@@ -198,7 +193,17 @@ class Plain:
             raise served.lacks(what)
         return served
 
-    async def _call(self, request: Request, served: ServedModel, row_name: RowName, work: Any) -> Any:
+    async def _call(
+        self,
+        request: Request,
+        served: ServedModel,
+        row_name: RowName,
+        method: str,
+        rows: dict[str, np.ndarray],
+        **options: Any,
+    ) -> Any:
+        """What a method of the model returns of these rows, computed where its scores are."""
+        work = partial(self.engine.scoring.method, served.name, method, rows, **options)
         with asking(served, row_name):
             return await self.engine.call(served.name, work, **self._how(request))
 

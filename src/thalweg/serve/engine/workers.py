@@ -1,0 +1,60 @@
+"""The workers of an engine: one that does all kinds of work, and others that compute scores at the same time."""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from thalweg.serve.engine.job import Kind
+from thalweg.serve.engine.scoring import Scoring
+from thalweg.serve.engine.waiting import Waiting
+from thalweg.serve.engine.worker import Outcome, Worker
+
+log = logging.getLogger("thalweg.serve")
+
+
+class Workers:
+    """Of one engine; all methods are of the event loop's thread.
+
+    Args:
+        waiting: Where they take work from.
+        threads: torch's threads.
+        report: Called in a worker's thread, as `Worker` says.
+    """
+
+    def __init__(self, waiting: Waiting, threads: int, report: Callable[[Outcome], None]):
+        self.waiting, self.threads, self.report = waiting, threads, report
+        self.every: list[Worker] = []
+
+    def add(self, *scorings: Scoring) -> None:
+        """One more for each, which begins to take work."""
+        for scoring in scorings:
+            self.every.append(self._started(scoring, len(self.every)))
+
+    def wake(self, model: str, kind: Kind) -> None:
+        """There is more work of a kind of a model."""
+        for worker in self.every:
+            if worker.idle and self.waiting.offered(model, kind, worker.number):
+                worker.wake()
+                return
+
+    def alive(self) -> bool:
+        """Whether all run."""
+        return all(worker.alive() for worker in self.every)
+
+    def ended(self) -> Sequence[int]:
+        """Numbers of those that do not."""
+        return [number for number, worker in enumerate(self.every) if not worker.alive()]
+
+    def replace(self, number: int) -> None:
+        """A new worker for one that has ended."""
+        log.error("a worker has ended; another one takes its place")
+        self.every[number] = self._started(self.every[number].scoring, number)
+
+    def stop(self) -> None:
+        """Each ends after the piece that it computes."""
+        for worker in self.every:
+            worker.stop()
+
+    def _started(self, scoring: Scoring, number: int) -> Worker:
+        worker = Worker(scoring, self.waiting, self.threads, self.report, number)
+        worker.start()
+        return worker
