@@ -213,6 +213,10 @@ class TestValues:
         frame.astype({"open": object}).replace({"open": {True: "yes"}}).to_csv(tmp_path / "new.csv", index=False)
         call = thalweg_command("detect", "score", tmp_path / "run", tmp_path / "new.csv", "-o", tmp_path / "s.csv")
         refused(call, "column 'open' holds 'yes' in line 2, where True or False was in the fit")
+        write(frame.assign(open=[2, *[1, 0] * 29, 1]), scored, "new")
+        call = thalweg_command("detect", "score", tmp_path / "run", new, "-o", tmp_path / "s.csv")
+        place = "'2.0' in row 0 (counted from 0)" if scored == "parquet" else "'2' in line 2"
+        refused(call, f"column 'open' holds {place}, where True or False was in the fit")
 
     def test_a_truth_value_is_no_number(self, run, normal_rows, thalweg_command, tmp_path):
         normal_rows(2).assign(flow=["True", "1"]).to_csv(tmp_path / "t.csv", index=False)

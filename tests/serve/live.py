@@ -5,21 +5,21 @@ import threading
 import time
 from contextlib import contextmanager
 
-import uvicorn
-
 from thalweg.serve.app import create_app
+from thalweg.serve.server import Server
 from thalweg.serve.settings import ServeSettings
 
 from .fake_models import MODELS
 
 
 @contextmanager
-def listening(*names, **settings):
-    """The port."""
-    app = create_app({n: MODELS[n] for n in names}, ServeSettings(**{"threads": 1, "page": False, **settings}))
-    with socket.socket() as taken:
+def listening(*names, models=MODELS, **settings):
+    """The port of a service of these models, all if none is named."""
+    how = ServeSettings(**{"threads": 1, "page": False, **settings})
+    app = create_app({name: models[name] for name in names or models}, how)
+    with socket.socket(proto=socket.IPPROTO_TCP) as taken:
         taken.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, server_header=False))
+        server = Server(app, app.state.engine, how, taken)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
         try:

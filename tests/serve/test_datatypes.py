@@ -8,6 +8,7 @@ import pytest
 
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.saved import DetectorBundle
+from thalweg.core.errors import UserError
 
 from .service import npy, posted, serving
 
@@ -92,6 +93,21 @@ def test_true_and_false_score_as_the_values_of_the_fit(client, detector, rows, b
     assert energies(asked(client, sent, binary=binary)) == wanted
     told = client.post("/v1/score", json={"instances": json.loads(as_truths.to_json(orient="records"))}).json()
     assert [row["energy"] for row in told["predictions"]] == wanted
+
+
+@pytest.mark.parametrize("wrong", [2.0, 0.5, -1.0])
+def test_another_number_than_1_and_0_is_neither_true_nor_false(client, detector, rows, wrong):
+    odd = rows.astype({"open": float, "held": float})
+    told = "must be true or false, or 1 and 0, unlike "
+    odd.loc[3, "held"] = wrong
+    answer = client.post("/v1/score", json={"instances": json.loads(odd.to_json(orient="records"))})
+    wanted = {"code": "malformed", "field": "held", "message": f"{told}instances[3]"}
+    assert (answer.status_code, answer.json()) == (400, wanted)
+    for binary in (False, True):
+        answer = asked(client, parts(odd), binary=binary)
+        assert (answer.status_code, answer.json()) == (400, {"error": f"held: {told}row 3 (counted from 0)"})
+    with pytest.raises(UserError, match="where True or False was in the fit"):
+        detector.energy(odd)
 
 
 @pytest.mark.parametrize("binary", [False, True], ids=["json", "binary"])

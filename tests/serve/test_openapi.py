@@ -11,7 +11,7 @@ from schemathesis.checks import CHECKS, load_all_checks
 from thalweg.serve.safety.tokens import hashed
 
 from .live import listening
-from .service import npy, picture
+from .service import npy, picture, serving
 
 TOKEN = "correct-horse-battery-staple"
 EXAMPLES = int(os.environ.get("THALWEG_EXAMPLES", "1000"))  # of the long form, of each kind, an operation
@@ -42,6 +42,14 @@ KINDS = ("numbers", "table", "pictures", "words")
 # Of the short form the routes of one model are enough for a look at tokens.
 CASES = [(kind, None, QUICK) for kind in KINDS] + [("numbers", TOKEN, QUICK)]
 CASES += [pytest.param(kind, token, *LONG.values, marks=LONG.marks) for kind in KINDS for token in (None, TOKEN)]
+
+
+def test_a_class_may_be_named_as_the_model_names_it():
+    with serving("pictures", "words") as client:
+        body = client.get("/openapi.json").json()["paths"]["/v1/sample"]["post"]["requestBody"]
+    labels = [one["properties"]["label"]["anyOf"] for one in body["content"]["application/json"]["schema"]["anyOf"]]
+    of_classes = [{"type": "integer", "minimum": 0, "maximum": 1}, {"enum": ["dark", "light", "0", "1"]}]
+    assert labels == [[*of_classes, {"type": "null"}], [{"type": "null"}]]
 
 
 @pytest.mark.parametrize(("model", "token", "examples"), CASES)

@@ -54,6 +54,26 @@ def test_a_text_that_is_too_long_is_told_by_its_row(words):
         assert "has 100 letters" in answer.json()["message"]
 
 
+SENT = [
+    ("/v1/score?model=table", "application/json", json.dumps({"instances": [[30, "rome"]]})),
+    ("/v1/score?model=table", "text/csv", f"age,city\n{ROWS}"),
+    ("/v1/sample?model=words", "application/json", "{}"),
+    (INFER, "application/json", json.dumps(tensors())),
+]
+
+
+@pytest.mark.parametrize(("path", "media", "body"), SENT, ids=["rows", "csv", "draws", "tensors"])
+def test_another_charset_than_utf_8_is_refused(client, path, media, body):
+    for charset, written in (("latin-1", "latin-1"), ("utf-16", '"UTF-16"')):
+        answer = posted(client, path, body.encode(charset), f"{media}; charset={written}")
+        line = f"must be UTF-8, not {charset}; send the body as UTF-8, or leave the charset out"
+        told = {"code": "unsupported_media_type", "field": "content-type", "message": line}
+        wanted = {"error": f"content-type: {line}"} if path == INFER else told
+        assert (answer.status_code, answer.json()) == (415, wanted)
+    for charset in ("utf-8", '"UTF-8"', "US-ASCII"):
+        assert posted(client, path, body, f"{media}; Charset={charset}").status_code == 200
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

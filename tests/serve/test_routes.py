@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from thalweg.core.errors import UserError
+from thalweg.serve.client import ScoringClient
 from thalweg.serve.engine.scoring import InThread
 
 from .fake_models import Pictures
-from .service import npy, picture, posted, serving
+from .service import HOST, npy, picture, posted, serving
 
 GREY = np.linspace(0, 1, 16).round(4).reshape(1, 4, 4)
 BYTES = {"shape": [1, 4, 4], "data": base64.b64encode(bytes(range(16))).decode()}
@@ -197,6 +198,44 @@ def test_draws(client):
     assert np.shape(draw("pictures", n=3)) == (3, 1, 4, 4)
     packed = client.post("/v1/sample?model=pictures&encoding=base64", json={"n": 2, "seed": 255}).json()["predictions"]
     assert packed == {"shape": [2, 1, 4, 4], "data": base64.b64encode(b"\xff" * 32).decode()}
+
+
+class Drawing(Pictures):
+    """Each pixel is the class that was asked for."""
+
+    def sample(self, n, *, seed=0, temperature=1.0, label=None):
+        return np.full((n, 1, 4, 4), label, np.float32)
+
+
+@pytest.mark.parametrize("label", [1, 1.0, "1", "light"])
+def test_draws_of_a_class_by_its_number_or_its_name(label):
+    with serving(models={"drawing": Drawing()}) as client:
+        assert np.all(client.post("/v1/sample", json={"label": label}).json()["predictions"])
+        lines = client.post("/v1/sample", json={"label": label, "frames": 2}).text.splitlines()
+        assert json.loads(lines[-1])["energies"] == [16]
+        drawn = ScoringClient(HOST, http=client).sample(1, label=label)
+    assert (drawn == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("model", "label", "status", "told"),
+    [
+        ("pictures", "grey", 422, "must be a class of the model; there are: dark, light"),
+        ("pictures", "2", 422, "must be a class of the model; there are: dark, light"),
+        ("words", "dark", 422, "must be left out, as words has no classes"),
+        ("pictures", True, 400, "must be the number of a class, or its name"),
+        ("pictures", 0.5, 400, "must be the number of a class, or its name"),
+        ("pictures", ["dark"], 400, "must be the number of a class, or its name"),
+        ("pictures", -1, 400, "must be 0 or more"),
+        ("pictures", 2**63, 400, f"must be {2**63 - 1} or less"),
+        ("pictures", "a" * 1001, 400, "must have 1000 characters or fewer"),
+    ],
+    ids=str,
+)
+def test_a_label_that_is_no_class_is_refused(client, model, label, status, told):
+    answer = client.post(f"/v1/sample?model={model}", json={"label": label})
+    code = {422: "unusable", 400: "malformed"}[status]
+    assert (answer.status_code, answer.json()) == (status, {"code": code, "field": "label", "message": told})
 
 
 def test_draws_on_their_way(client):

@@ -137,6 +137,18 @@ def test_over_the_wire_the_answer_reaches_a_client_that_still_writes():
         assert b" 200 " in exchange(port, request(ROW)).split(b"\r\n")[0]
 
 
+def test_a_head_that_grows_is_refused():
+    """R19. What comes later counts, after another request too; a long head that ends is taken."""
+    begun, more = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: ", bytes(65_000).replace(b"\0", b"a")
+    with listening("numbers") as port:
+        for first in (begun, b"GET /livez HTTP/1.1\r\n\r\n" * 2 + begun):
+            answer = exchange(port, first, more, bytes(600).replace(b"\0", b"a"), pause=0.05)
+            head, _, body = answer.partition(b"HTTP/1.1 431 ")[2].partition(b"\r\n\r\n")
+            assert json.loads(body)["code"] == "head_too_large"
+            assert b"connection: close" in head
+        assert exchange(port, begun, more, b"\r\n\r\n", pause=0.05).startswith(b"HTTP/1.1 200 ")
+
+
 def test_batches_pixels_and_depth_have_limits(client):
     with serving("numbers", "pictures", max_batch=3, max_pixels=10_000, max_depth=5) as small:
         rows = {"instances": [[1, 2]] * 4}

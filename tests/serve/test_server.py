@@ -91,6 +91,16 @@ def test_a_second_signal_ends_at_once(parent, tmp_path):
         thread.join(30)
 
 
+def test_a_signal_while_models_are_measured_is_a_drain_alone(parent, tmp_path):
+    """Nothing was accepted, so there is nothing to wait for, and no fault."""
+    with serving(parent, tmp_path, ready=False, loading=3.0, drain=1.5) as (process, address):
+        assert get(address, "/readyz") == (503, "loading")
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line["message"] for line in lines if "message" in line] == ["draining"]
+
+
 def test_work_that_takes_too_long_is_given_up_and_the_code_says_so(parent, tmp_path):
     with serving(parent, tmp_path, seconds=4, drain=1.5) as (process, address), beside(address):
         found = []

@@ -91,6 +91,35 @@ def test_json_and_the_client_give_the_same(client, detector, folder):
     assert caught.value.field == "flow"
 
 
+def test_categories_that_the_model_does_not_know_are_told_as_by_the_command(client, detector, folder, caplog):
+    """A blank before a value makes another one of it, here and there; on every route, and by the client."""
+    lines = ['1,"4,5", oslo,True,10', '2,"4,5",mars,True,99', '3,"4,5",mars,,10', '4,"4,5",,True,10']
+    wanted = of_command(detector, lines, folder)
+    (told,) = (line.partition(": ")[2] for line in caplog.messages if "does not know" in line)
+    assert "'site' in 3 rows ('mars', ' oslo')" in told
+    body = "\n".join([HEADER, *lines, ""])
+    for route in ("score", "explain"):
+        answer = posted(client, f"/v1/{route}?model=odd", body, "text/csv")
+        assert energies(answer) == wanted
+        assert answer.json()["warnings"] == [told]
+    frame = pd.DataFrame({"flow": [4.5] * 4, "site": [" oslo", "mars", "mars", None], "open": [True, True, None, True]})
+    frame["zip"] = ["10", "99", "10", "10"]
+    asked = ScoringClient(HOST, http=client)
+    with pytest.warns(UserWarning, match="does not know") as caught:
+        assert asked.score(frame, model="odd")["energy"].tolist() == wanted
+    assert [(str(one.message), one.filename) for one in caught] == [(told, __file__)]
+    kinds = {"flow": "FP64", "site": "BYTES", "open": "FP64", "zip": "BYTES"}
+    values = json.loads(frame.to_json(orient="columns"))
+    tensors = [
+        {"name": name, "datatype": kind, "shape": [4], "data": [*values[name].values()]} for name, kind in kinds.items()
+    ]
+    tensors[2]["data"] = [1.0, 1.0, None, 1.0]
+    answer = client.post("/v2/models/odd/infer", json={"inputs": tensors}).json()
+    assert answer["parameters"] == {"warnings": told}
+    known = "\n".join([HEADER, LINES[0], ""])
+    assert "warnings" not in posted(client, "/v1/score?model=odd", known, "text/csv").json()
+
+
 def test_a_row_without_any_value_is_the_most_normal_one_everywhere(client, detector, folder):
     wanted = of_command(detector, [ODD[3]], folder)
     asked = {"instances": [{"flow": None, "site": None, "open": None, "zip": None}]}
@@ -109,6 +138,7 @@ GOOD = '1,"4,5",oslo,True,10'
     [
         (f"{HEADER}\n\n{GOOD}\n{GOOD.replace('4,5', '4.198')}\n", 422, "flow", ("'4.198' in line 4", "as decimal")),
         (f"{HEADER}\n{GOOD}\n{GOOD.replace('True', 'maybe')}\n", 422, "open", ("'maybe' in line 3",)),
+        (f"{HEADER}\n{GOOD}\n{GOOD.replace('True', '2')}\n", 422, "open", ("'2' in line 3, where True or False was",)),
         (f"{HEADER}\n{GOOD}\n{GOOD.replace('4,5', 'inf')}\n", 422, "flow", ("finite", "line 3")),
         (f"{HEADER}\n{GOOD}\n{GOOD.replace('4,5', '4' * 200)}\n", 422, "flow", ("200 letters in line 3",)),
         (f"{HEADER}\n{GOOD}\n{GOOD.replace('oslo', '')}\n", 422, "site", ("line 3", "--missing marginalise")),
@@ -122,7 +152,7 @@ GOOD = '1,"4,5",oslo,True,10'
         (f"{GOOD}\n{GOOD}\n", 422, "flow", ("first line must name the columns, flow, site, open, zip", "with '1'")),
         (f"{HEADER},zip\n{GOOD},10\n", 400, None, ("column 'zip' there twice",)),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 def test_a_refused_csv_names_column_line_and_remedy(client, body, status, field, told):
     answer = posted(client, "/v1/score?model=strict", body, "text/csv")
@@ -161,7 +191,7 @@ def test_a_missing_value_in_json_names_column_and_place(client):
 
 
 def test_a_trained_table_takes_the_file_that_it_was_trained_on(tmp_path, train_bundle):
-    """A column of true and false, and a counter that was left out."""
+    """A column of true and false, and a counter that was left out; draws are rows that it takes as well."""
     random = np.random.default_rng(0)
     table = pd.DataFrame({"n": range(60), "flow": random.normal(size=60), "open": random.random(60) > 0.5})
     table.to_csv(tmp_path / "t.csv", index=False)
@@ -171,4 +201,10 @@ def test_a_trained_table_takes_the_file_that_it_was_trained_on(tmp_path, train_b
         wanted = bundle.score(table)["energy"].tolist()
         assert [row["energy"] for row in answer.json()["predictions"]] == pytest.approx(wanted, rel=1e-5)
         gap = client.post("/v1/score", json={"instances": [{"flow": None, "open": False}]}).json()
+        drawn = client.post("/v1/sample", json={"n": 9}).json()["predictions"]
+        assert {type(row["open"]) for row in drawn} == {bool}
+        assert client.post("/v1/score", json={"instances": drawn}).status_code == 200
+        answer = client.get("/openapi.json").json()["paths"]["/v1/sample"]["post"]["responses"]["200"]
+    row = answer["content"]["application/json"]["schema"]["properties"]["predictions"]["items"]["properties"]
+    assert row == {"flow": {"type": "number"}, "open": {"type": "boolean"}}
     assert gap["field"] == "flow", json.dumps(gap)

@@ -39,7 +39,11 @@ def numbers_of(bundle: "Bundle", words: Sequence[str], argument: str = "labels")
     `argument`, for others."""
     if words and not bundle.num_classes:
         raise _without_classes(list(words), argument)
-    names = class_names(bundle)
+    return numbers_among(class_names(bundle), words, argument)
+
+
+def numbers_among(names: Sequence[str], words: Sequence[str], argument: str = "labels") -> list[int]:
+    """`numbers_of` where the classes have these names, one or more."""
     known = {**{str(number): number for number in range(len(names))}, **{name: i for i, name in enumerate(names)}}
     wrong = next((word for word in words if word not in known), None)
     if wrong is not None:

@@ -135,7 +135,7 @@ class SamplingBundle(ServedBundle):
             yield self._shown(x), energies.cpu().numpy()
 
     def _shown(self, x: torch.Tensor) -> np.ndarray:
-        if self.bundle.layout.categories:
+        if self.content == "table" and (self.bundle.layout.categories or self.bundle.layout.truths):
             return np.array([*self.bundle.layout.decode(x).values()], object).T
         if self.content != "text":
             return x.cpu().numpy()

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
@@ -114,9 +115,15 @@ class ScoringClient:
         return [{k: np.array(v) if k in arrays else v for k, v in row.items()} for row in answer["predictions"]]
 
     def sample(
-        self, n: int, *, seed: int = 0, temperature: float = 1.0, label: int | None = None, model: str | None = None
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        temperature: float = 1.0,
+        label: int | str | None = None,
+        model: str | None = None,
     ) -> Any:
-        """n draws: an array, a list of dictionaries of a table, or a list of str."""
+        """n draws: an array, a list of dictionaries of a table, or a list of str. `label`: a class's number or name."""
         asked = {"n": n, "seed": seed, "temperature": temperature, "label": label}
         with self._asking("POST", "/v1/sample", _of(model), *_json(asked)) as answer:
             return _drawn(answer["predictions"])
@@ -127,7 +134,7 @@ class ScoringClient:
         *,
         seed: int = 0,
         temperature: float = 1.0,
-        label: int | None = None,
+        label: int | str | None = None,
         frames: int = 12,
         model: str | None = None,
     ) -> Iterator[SampleFrame]:
@@ -152,6 +159,7 @@ class ScoringClient:
         """The order of candidates, best first, all or the best `keep`."""
         media, body = _json({"instances": _instances(x), "keep": keep})
         with self._asking("POST", "/v1/rerank", _of(model), media, body) as answer:
+            _warn(answer, 3)
             return Reranking(np.array(answer["order"]), _columns(answer["predictions"])["energy"])
 
     def classify(self, x: Any, *, model: str | None = None) -> list[dict[str, Any]]:
@@ -163,6 +171,7 @@ class ScoringClient:
         as_array = not is_frame(x) and not _are_texts(x)
         media, body = (NPY, _npy(np.asarray(x))) if as_array else _json({"instances": _instances(x)})
         with self._asking("POST", path, _of(model) | query, media, body) as answer:
+            _warn(answer, 4)
             return answer
 
     @contextmanager
@@ -208,6 +217,12 @@ def _error(status: int, body: bytes) -> ServiceError:
         return ServiceError(status, found["code"], found["field"], found["message"])
     except (ValueError, KeyError, TypeError):
         return ServiceError(status, "unknown", None, f"the answer was {status}, and no error of this service")
+
+
+def _warn(answer: Mapping[str, Any], level: int) -> None:
+    """What the service warns of, as warnings of Python `level` calls above."""
+    for line in answer.get("warnings", ()):
+        warnings.warn(line, stacklevel=level)
 
 
 def _of(model: str | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from thalweg.bundle.classes import numbers_among
 from thalweg.bundle.servable import (
     Calibrated,
     Classifies,
@@ -16,9 +17,10 @@ from thalweg.bundle.servable import (
     Servable,
     TensorSpec,
 )
+from thalweg.core.errors import UserError
 from thalweg.data.columns.column_reader import Column
 from thalweg.data.columns.encoding import Columns
-from thalweg.serve.errors import HttpError
+from thalweg.serve.errors import HttpError, of_user_error, unusable
 
 CAPABILITIES = {
     "explain": Explains,
@@ -35,8 +37,8 @@ OUTER = 0.5  # per cent of them that the end bins gather
 class ServedModel(NamedTuple):
     """A model under the name that clients call it by.
 
-    `columns`: what those of a table hold, one an input. `ignored`: names of columns that a table may have beside them.
-    `why_no_gaps`: why no value may be missing.
+    `columns`: what those of a table hold, one an input. `truths`: names of those of true and false. `ignored`: names
+    of columns that a table may have beside them. `why_no_gaps`: why no value may be missing.
     """
 
     name: str
@@ -48,12 +50,30 @@ class ServedModel(NamedTuple):
     columns: Columns | None = None
     ignored: frozenset[str] = frozenset()
     why_no_gaps: str | None = None
+    truths: frozenset[str] = frozenset()
+
+    @property
+    def has_categories(self) -> bool:
+        """Whether it is known which categories some columns had in the fit."""
+        return self.columns is not None and any(c.categories or c.other for c in self.columns.columns)
 
     @property
     def fields(self) -> dict[str, str]:
         """Arguments in an error that a client knows, by what it calls them."""
         names = (*(spec.name for spec in self.inputs), *OPTIONS)
         return {"labels": "label", **{name: name for name in names}}
+
+    def number_of_class(self, label: int | str | None) -> int | None:
+        """The number of a class that is given by its name; others as they are. 422 for a name that there is not."""
+        if not isinstance(label, str):
+            return label
+        names = self.servable.labels if isinstance(self.servable, Classifies) else ()
+        if not names:
+            raise unusable(f"must be left out, as {self.name} has no classes", "label")
+        try:
+            return numbers_among(names, [label], "label")[0]
+        except UserError as error:
+            raise of_user_error(error, self.fields) from error
 
     def lacks(self, what: str) -> HttpError:
         """501 for a route that this model has not, which says what it has."""
@@ -123,6 +143,8 @@ def _model(name: str, version: str, servable: Servable) -> ServedModel:
         found = found._replace(
             ignored=frozenset(servable.ignored), why_no_gaps=servable.why_no_gaps, columns=servable.columns
         )
+    if found.columns is not None:
+        found = found._replace(truths=frozenset(column.name for column in found.columns.columns if column.truth))
     if servable.content != "table" or found.columns is not None:
         return found
     columns = (Column(spec.name, () if spec.datatype == "BYTES" else None) for spec in found.inputs)

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thalweg.serve.engine.engine import Engine
 from thalweg.serve.engine.forked import Forker, InProcess, can_fork
-from thalweg.serve.listener import bound, stop_beginning
+from thalweg.serve.listener import Acceptor, bound, stop_beginning
 from thalweg.serve.logs import set_up
 from thalweg.serve.overload import Overload
 from thalweg.serve.protocol import Protocol
@@ -35,7 +35,6 @@ NOTICE = 1.0  # seconds between a signal and the close, in which load balancers 
 HANDSHAKE = 0.05  # seconds in which connections that have begun come to stand
 FILES = 65_536  # open files that are asked for; a connection is one
 BACKLOG = 2048  # connections that may wait to be accepted
-ACCEPTED = 128  # connections that are accepted in one turn of the loop
 
 SWITCH = 0.001  # seconds after which the event loop lets the thread that hands on calls go: it needs little
 
@@ -88,11 +87,11 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE,
             limit_concurrency=_raise_files(),
-            backlog=ACCEPTED,  # asyncio takes as many at once
         )
         super().__init__(config)
         self.code, self._signals = 0, 0
         engine.alone(lambda: len(self.server_state.connections) == 1)
+        self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     def starting(self, start: Coroutine[Any, Any, None]) -> None:
@@ -109,8 +108,9 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
-        await super().startup(sockets)
         self.listener.listen(BACKLOG)
+        await super().startup([])
+        self.acceptor = Acceptor(self.listener, self._protocol, self.server_state.tasks)
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
@@ -128,16 +128,14 @@ class Server(uvicorn.Server):
         """Close the listener, answer who has connected already, close what idles."""
         stop_beginning(self.listener)
         await asyncio.sleep(HANDSHAKE)
-        self._accept_all()
-        for server in self.servers:
-            server.close()
+        self.acceptor.close()
         until = self.loop.time() + NOTICE
         while self.server_state.connections and self.loop.time() < until:
             await asyncio.sleep(0.02)
         await super().shutdown(sockets)
 
     def _started(self, start: asyncio.Task[None]) -> None:
-        if start.cancelled():
+        if start.cancelled() or self._ending is not None:
             return
         if start.exception() is None:
             log.info("ready")
@@ -154,6 +152,8 @@ class Server(uvicorn.Server):
         log.info("draining")
         began = self.loop.time()
         self.app.closing = True
+        if self._starting is not None:
+            self._starting.cancel()  # where models are measured still, nothing was accepted
         if not await self.engine.drain(max(0.0, self.drain - NOTICE)):
             self.code = 1
             log.warning("requests were given up: they took longer than drain=%g s", self.drain)
@@ -161,18 +161,6 @@ class Server(uvicorn.Server):
         left = max(0.1, began + self.drain - self.loop.time())
         self.config.timeout_graceful_shutdown = max(1, round(left))
         self.should_exit = True
-
-    def _accept_all(self) -> None:
-        """Take the connections that wait in the listener's backlog: closing it would reset them."""
-        while True:
-            try:
-                connection, _ = self.listener.accept()
-            except OSError:
-                return
-            connection.setblocking(False)
-            task = self.loop.create_task(self.loop.connect_accepted_socket(self._protocol, connection))
-            self.server_state.tasks.add(task)  # pyright: ignore[reportArgumentType]
-            task.add_done_callback(self.server_state.tasks.discard)
 
     def _protocol(self) -> asyncio.Protocol:
         given = {"config": self.config, "server_state": self.server_state, "app_state": self.lifespan.state}

@@ -106,8 +106,10 @@ class ColumnReader:
         name, words = column.name, self.reading.words(self.parse)
         if column.categories is None:
             if is_numeric(series):
-                return numbers(series)[:, None]
-            return self._parsed(texts(series, name, self.where, words), column)[:, None]
+                found = numbers(series)
+                return self._truths(found, column, found)[:, None]
+            given = texts(series, name, self.where, words)
+            return self._truths(self._parsed(given, column), column, given)[:, None]
         values = self._categories(series, column, words)
         index = {value: i for i, value in enumerate(column.categories)}
         codes = np.eye(column.width + 2, column.width)
@@ -160,13 +162,21 @@ class ColumnReader:
             found[i] = number
         return found
 
+    def _truths(self, found: np.ndarray, column: Column, given: Any) -> np.ndarray:
+        """The numbers of a column; a row of a column of true and false that is neither 1 nor 0 is refused."""
+        if column.truth:
+            for i in np.flatnonzero(~is_truth(found)).tolist():
+                self._refuse_text(str(given[i]), column, i)
+                found[i] = np.nan
+        return found
+
     def _refuse_text(self, text: str, column: Column, i: int) -> None:
         """A text stands in row i where numbers were in the fit."""
         writing, wanted = self.reading.writing, "True or False was" if column.truth else "numbers were"
         hint = "correct the value"
         if self.offered:
             hint += f", or leave it empty and fit with {option(self.where, 'missing', 'marginalise')}"
-        if near(text) is not None:
+        if not column.truth and near(text) is not None:
             mark = f" and {writing.thousands!r} between thousands" if writing.thousands else ""
             hint = f"write it as in the fit, with {writing.decimal!r} as decimal point{mark}"
         holds, then = f"column {column.name!r} holds {text!r:.60}", f", where {wanted} in the fit"
@@ -174,6 +184,11 @@ class ColumnReader:
         if self.bad_rows is None:
             raise error
         self.bad_rows.refuse(error, int(self.rows[i]), f"{holds}{then}")
+
+
+def is_truth(values: np.ndarray) -> np.ndarray:
+    """Which of these numbers are 1, 0 or missing."""
+    return np.isnan(values) | (values == 0) | (values == 1)
 
 
 def _are_numbers(texts: Collection[str], writing: Writing) -> bool:

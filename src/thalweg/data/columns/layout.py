@@ -108,6 +108,11 @@ class Layout:
         """The names of the columns of categories."""
         return [column.name for column in self.columns.columns if column.categories is not None] if self.columns else []
 
+    @property
+    def truths(self) -> list[str]:
+        """The names of the columns of true and false."""
+        return [column.name for column in self.columns.columns if column.truth] if self.columns else []
+
     def require_numbers(self, where: str, hint: str) -> None:
         """UserError where a column holds categories."""
         if self.categories:

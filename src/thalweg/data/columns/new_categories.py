@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from thalweg.data.columns.column_reader import OTHER
+from thalweg.data.columns.column_reader import OTHER, Column
 from thalweg.data.columns.encoding import Columns
 from thalweg.data.frames import as_frame, texts
 
@@ -25,11 +25,16 @@ def count_new(columns: Columns, frame: Any, where: str, *, parse: bool = False) 
             continue
         counted = series[column.name].value_counts(name="rows of a category")
         values = texts(counted[column.name], column.name, where, words.difference(column.categories))
-        counts = zip(values, counted["rows of a category"].to_list(), strict=True)
-        new = {value: rows for value, rows in counts if value is not None and value not in column.categories}
+        new = unknown(column, dict(zip(values, counted["rows of a category"].to_list(), strict=True)))
         if new:
-            found[column.name] = Counter(new)
+            found[column.name] = new
     return found
+
+
+def unknown(column: Column, counts: Mapping[str | None, int]) -> Counter[str]:
+    """Those of the texts of a column of categories, with their rows, that are none of them; None is a missing one."""
+    known = column.categories or ()
+    return Counter({text: rows for text, rows in counts.items() if text is not None and text not in known})
 
 
 def most_frequent(new: Mapping[str, Counter[str]]) -> dict[str, list[tuple[str | None, int]]]:

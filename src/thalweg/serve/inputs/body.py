@@ -21,6 +21,7 @@ JSON = "application/json"
 NPY = "application/x-npy"
 CSV = "text/csv"
 PICTURES = tuple(MAGIC)
+UTF8 = ("utf-8", "utf8", "us-ascii", "ascii")  # charsets whose bytes are UTF-8
 QUERY = ("model", "top", "encoding", "fit")  # parameters that routes have in the query alone
 INLINE = 65_536  # bytes that are read where the request is; more go to a thread, so that others are not delayed
 
@@ -35,11 +36,27 @@ class Rows(NamedTuple):
 
 def media_of(request: Request, *taken: str) -> str:
     """The content type, which must be one of these; 415 for others, and where none is declared."""
-    media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    declared = request.headers.get("content-type", "")
+    media = declared.partition(";")[0].strip().lower()
     if media not in taken:
-        text = f"must have the content type {' or '.join(taken)}"
-        raise HttpError(415, "unsupported_media_type", text, field="content-type")
+        raise _unsupported(f"must have the content type {' or '.join(taken)}")
+    require_utf8(declared)
     return media
+
+
+def require_utf8(declared: str) -> None:
+    """415 for JSON or CSV whose content type declares another charset than UTF-8, of which ASCII is a part."""
+    media, *parameters = declared.lower().split(";")
+    if media.strip() not in (JSON, CSV):
+        return
+    for name, _, value in (one.partition("=") for one in parameters):
+        charset = value.strip().strip('"')
+        if name.strip() == "charset" and charset not in UTF8:
+            raise _unsupported(f"must be UTF-8, not {charset[:40]}; send the body as UTF-8, or leave the charset out")
+
+
+def _unsupported(text: str) -> HttpError:
+    return HttpError(415, "unsupported_media_type", text, field="content-type")
 
 
 async def json_body(request: Request, settings: ServeSettings) -> Parsed:

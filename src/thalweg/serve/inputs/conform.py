@@ -6,6 +6,7 @@ import numpy as np
 
 from thalweg.bundle.servable import NUMPY, TensorSpec
 from thalweg.core.errors import row_from_zero
+from thalweg.data.columns.column_reader import is_truth
 from thalweg.serve.errors import HttpError, malformed, unusable
 from thalweg.serve.models import ServedModel
 
@@ -97,7 +98,8 @@ def _of_header(names: Sequence[str], known: Sequence[str]) -> str:
 def check_values(
     model: ServedModel, rows: Mapping[str, np.ndarray], row_name: RowName = row_from_zero
 ) -> Mapping[str, np.ndarray]:
-    """The same rows; 422 for pixels outside [0, 1], for infinity, and for a missing value where there may be none.
+    """The same rows; 422 for pixels outside [0, 1], for infinity, and for a missing value where there may be none; 400
+    for a number that is neither 1 nor 0 in a column of true and false.
 
     NaN is a missing value, but no pixel.
     """
@@ -107,6 +109,9 @@ def check_values(
             _refuse_first(
                 np.array([text is None for text in value.flat]), "must have a value", name, row_name, model.why_no_gaps
             )
+        if name in model.truths and not (same := is_truth(value)).all():
+            row = row_name(int(same.argmin()))
+            raise malformed(f"must be true or false, or 1 and 0, unlike {row}", name)
         if value.dtype.kind != "f" or (not image and np.isfinite(value).all()):
             continue
         low, high = value.min(), value.max()  # NaN if one is

@@ -130,8 +130,7 @@ def _bodies(path: str, models: Models, settings: ServeSettings) -> Schema:
     if path.startswith("/v2"):
         return {JSON: {"schema": _each(models, "score", _inference), "example": _inference_example(models)}}
     if word == "sample":
-        schema = SampleRequest.model_json_schema()
-        return {JSON: {"schema": schema, "example": {"n": 2}}}
+        return {JSON: {"schema": _each(models, word, _sample), "example": {"n": 2}}}
     if word == "inpaint":
         return {JSON: {"schema": _each(models, word, _inpaint)}}
     options: dict[str, Schema] = {
@@ -155,6 +154,13 @@ def _bodies(path: str, models: Models, settings: ServeSettings) -> Schema:
     if "image" in contents:
         found |= {media: {"schema": BINARY} for media in PICTURES}
     return found
+
+
+def _sample(model: ServedModel) -> Schema:
+    """Draws, of a class where the model has some."""
+    schema = SampleRequest.model_json_schema()
+    schema["properties"]["label"] = {"anyOf": [*parts.classes(model), {"type": "null"}], "default": None}
+    return schema
 
 
 def _inpaint(model: ServedModel) -> Schema:
@@ -246,6 +252,6 @@ def _protocol_answer(path: str, models: Models) -> Schema:
         entry = {"name": parts.STRING, "datatype": parts.STRING, "shape": listed(parts.WHOLE)}
         outputs = listed(obj(entry | {"data": data, "parameters": parts.parameters()}, ("data", "parameters")))
         head = {"model_name": {"const": model.name}, "model_version": {"const": model.version}, "id": parts.STRING}
-        return obj(head | {"outputs": outputs}, optional=("id",))
+        return obj(head | {"parameters": parts.parameters(), "outputs": outputs}, optional=("id", "parameters"))
 
     return _each(models, "score", one)

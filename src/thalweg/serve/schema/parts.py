@@ -132,22 +132,39 @@ def drawn(model: ServedModel) -> Schema:
     if content == "text":
         return listed(STRING)
     if content == "table":
-        return listed(obj({one.name: STRING if one.datatype == "BYTES" else NUMBER for one in model.inputs}))
+        values = {one.name: STRING if one.datatype == "BYTES" else NUMBER for one in model.inputs}
+        return listed(obj(values | dict.fromkeys(model.truths, BOOLEAN)))
     lists = listed(nested(spec.shape[1:], NUMBER))
     return lists if content == "rows" else {"anyOf": [lists, obj({"shape": listed(WHOLE), "data": STRING})]}
 
 
+def classes(model: ServedModel) -> list[Schema]:
+    """How a class may be named: by its number, as a number or a text, or by its name. None without classes."""
+    names = names_of_classes(model)
+    if not names:
+        return []
+    numbers = [*map(str, range(len(names)))]
+    known = [*dict.fromkeys([*names, *numbers])]
+    return [{"type": "integer", "minimum": 0, "maximum": len(names) - 1}, {"enum": known}]
+
+
+def names_of_classes(model: ServedModel) -> list[str]:
+    """Those that answers have."""
+    return list(model.servable.labels) if isinstance(model.servable, Classifies) else []
+
+
 def classified(model: ServedModel) -> Schema:
     """The label of one row, and all probabilities."""
-    servable = model.servable
-    labels = list(servable.labels) if isinstance(servable, Classifies) else []
+    labels = names_of_classes(model)
     return obj({"label": {"enum": labels}, "probabilities": obj(dict.fromkeys(labels, NUMBER))})
 
 
 def predictions(model: ServedModel, of_row: Schema, **more: Schema) -> Schema:
-    """An answer of a plain route."""
-    head = {"model": {"const": model.name}, "version": {"const": model.version}}
-    return obj({**head, **more, "predictions": of_row})
+    """An answer of a plain route about rows; of a table with categories it may have warnings."""
+    head: Schema = {"model": {"const": model.name}, "version": {"const": model.version}}
+    if model.has_categories:
+        head["warnings"] = listed(STRING)
+    return obj({**head, **more, "predictions": of_row}, optional=("warnings",))
 
 
 def tensor(spec: TensorSpec) -> Schema:

@@ -2,17 +2,33 @@
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 from starlette.requests import Request
 
 from thalweg.serve.errors import HttpError, malformed
 
 SEEDS = 2**63 - 1
+LONGEST_NAME = 1000  # characters of a class's name
 
 
 def whole(value: Any) -> Any:
     """2.0 as 2, which JSON Schema takes for an integer; anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def class_or_none(value: Any) -> Any:
+    """The number of a class, or its name, as it is; an error of pydantic for anything else but None."""
+    value = whole(value)
+    if type(value) is int and value < 0:
+        raise PydanticKnownError("greater_than_equal", {"ge": 0})
+    if type(value) is int and value > SEEDS:
+        raise PydanticKnownError("less_than_equal", {"le": SEEDS})
+    if isinstance(value, str) and len(value) > LONGEST_NAME:
+        raise PydanticKnownError("string_too_long", {"max_length": LONGEST_NAME})
+    if type(value) not in (int, str, type(None)):
+        raise PydanticCustomError("class", "neither a number nor a name")
+    return value
 
 
 Whole = BeforeValidator(whole)
@@ -48,7 +64,7 @@ class SampleRequest(Strict):
     n: Annotated[int, Field(ge=1, le=100), Whole] = 1
     seed: Annotated[int, Field(ge=0, le=SEEDS), Whole] = 0
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
-    label: Annotated[int, Field(ge=0, le=SEEDS), Whole] | None = None
+    label: Annotated[Any, AfterValidator(class_or_none)] = None
     frames: Annotated[int, Field(ge=0, le=100), Whole] = 0
 
 
@@ -90,6 +106,7 @@ CONDITIONS = {
     "less_than_equal": "must be {le} or less",
     "string_too_long": "must have {max_length} characters or fewer",
     "literal_error": "must be {expected}",
+    "class": "must be the number of a class, or its name",
 }
 KINDS = {
     "int": "a whole number",

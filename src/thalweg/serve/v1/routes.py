@@ -1,6 +1,6 @@
 """The plain routes, for people and their scripts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from thalweg.serve.errors import HttpError, malformed
 from thalweg.serve.inputs import body
 from thalweg.serve.inputs.conform import RowName
 from thalweg.serve.inputs.instances import image, pixels
+from thalweg.serve.inputs.new_categories import warnings_of
 from thalweg.serve.models import ServedModel
 from thalweg.serve.v1 import wire
 from thalweg.serve.v1.requests import (
@@ -80,7 +81,7 @@ class Plain:
                 served.name, read.rows, alpha=alpha if asked is None else asked, deadline=deadline, gone=gone
             )
         require_finite(found, read.row_name)
-        return to_json(_head(served) | {"predictions": wire.predictions(found)})
+        return to_json(_head(served, read.rows) | {"predictions": wire.predictions(found)})
 
     async def explain(
         self,
@@ -110,14 +111,15 @@ class Plain:
         reasons = await self._last(request, served, make)
         both = zip(wire.predictions(found), reasons, strict=True)
         told = [wire.explained(why, encoding == "base64") | scores for scores, why in both]
-        return answer(_head(served) | {"predictions": told})
+        return answer(_head(served, rows) | {"predictions": told})
 
     async def sample(self, request: Request, model: Name = None, encoding: Encoding = "lists") -> Response:
         """Draws, or with `frames` lines of the draws on their way."""
         require_query(request, "model", "encoding")
         served = self._able(model, "sample")
         asked = read_as(SampleRequest, (await body.json_body(request, self.settings)).value)
-        how: dict[str, Any] = {"seed": asked.seed, "temperature": asked.temperature, "label": asked.label}
+        label = served.number_of_class(asked.label)
+        how: dict[str, Any] = {"seed": asked.seed, "temperature": asked.temperature, "label": label}
         drawing = partial(self.engine.scoring.items, served.name, "sample_frames", asked.n, **how)
         if not asked.frames:  # in pieces all the same, so that scores go on beside it
             drawn, _ = await self._last(request, served, partial(drawing, frames=PIECES))
@@ -166,7 +168,7 @@ class Plain:
         found = await self._call(request, served, row_name, "rerank", rows, keep=keep)
         require_finite({"energy": found["energy"]}, row_name)
         predictions = [{"energy": energy} for energy in found["energy"].tolist()]
-        return answer(_head(served) | {"order": found["order"].tolist(), "predictions": predictions})
+        return answer(_head(served, rows) | {"order": found["order"].tolist(), "predictions": predictions})
 
     async def classify(self, request: Request, model: Name = None, fit: Fit = False) -> Response:
         """The likeliest label of each row, and the probability of each label."""
@@ -183,7 +185,7 @@ class Plain:
             {"label": labels[best], "probabilities": dict(zip(labels, row, strict=True))}
             for best, row in zip(found.argmax(1), found.tolist(), strict=True)
         ]
-        return answer(_head(served) | {"predictions": told})
+        return answer(_head(served, rows) | {"predictions": told})
 
     def _able(self, name: str | None, what: str) -> ServedModel:
         served = self.context.models.find(name)
@@ -218,8 +220,10 @@ class Plain:
         return {"deadline": self.context.deadline(request), "gone": gone_of(request.receive)}
 
 
-def _head(served: ServedModel) -> dict[str, Any]:
-    return {"model": served.name, "version": served.version}
+def _head(served: ServedModel, rows: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+    """What an answer begins with; `rows`: those that it is about."""
+    warnings = [] if rows is None else warnings_of(served, rows)
+    return {"model": served.name, "version": served.version} | ({"warnings": warnings} if warnings else {})
 
 
 def _frame(served: ServedModel, i: int, drawn: np.ndarray, energies: np.ndarray, *, last: bool) -> dict[str, Any]:
@@ -229,7 +233,8 @@ def _frame(served: ServedModel, i: int, drawn: np.ndarray, energies: np.ndarray,
 
 
 def _require_numbers(value: np.ndarray) -> None:
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
+    numbers = value if value.dtype.kind == "f" else [one for one in value.flat if isinstance(one, float)]
+    if not np.isfinite(numbers).all():
         raise HttpError(422, "non_finite", "the chains have left the finite numbers; lower the temperature")
 
 

@@ -9,6 +9,7 @@ from pydantic_core import to_json
 from thalweg.bundle.servable import TensorSpec
 from thalweg.serve.errors import HttpError, malformed
 from thalweg.serve.inputs.conform import check_rows, check_values, conform, require_columns
+from thalweg.serve.inputs.new_categories import warnings_of
 from thalweg.serve.inputs.strict_json import parse_object
 from thalweg.serve.models import ServedModel
 from thalweg.serve.settings import ServeSettings
@@ -78,6 +79,9 @@ def write(model: ServedModel, asked: Inference, found: Mapping[str, np.ndarray])
     head: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
     if asked.id is not None:
         head["id"] = asked.id
+    warnings = warnings_of(model, asked.rows)
+    if warnings:
+        head["parameters"] = {"warnings": " ".join(warnings)}
     text = to_json({**head, "outputs": told})
     return (b"".join([text, *parts]), len(text)) if parts else (text, None)
 

@@ -10,7 +10,7 @@ from thalweg import __version__
 from thalweg.serve.answers import RouteContext, answer, asking, require_finite
 from thalweg.serve.engine.gone import gone_of
 from thalweg.serve.errors import HttpError
-from thalweg.serve.inputs.body import INLINE
+from thalweg.serve.inputs.body import INLINE, require_utf8
 from thalweg.serve.models import ServedModel, spec_of
 from thalweg.serve.v2 import inference
 
@@ -77,6 +77,7 @@ class InferenceRoutes:
     async def infer(self, request: Request, model: str, version: str | None = None) -> Response:
         """The outputs of rows."""
         served = self._find(model, version)
+        require_utf8(request.headers.get("content-type", ""))
         data, header = await request.body(), request.headers.get(inference.LENGTH_HEADER)
         given = (data, header, served, self.settings)
         asked = inference.read(*given) if len(data) <= INLINE else await run_in_threadpool(inference.read, *given)
