@@ -38,6 +38,9 @@ def prepared(program: Program, format: str, example: Callable[[int], Arrays]) ->
 
     UserError, by name, for a program that has no graph.
     """
+    if format == "onnx" and not all(spec.name for spec in program.inputs):
+        hint = "rename the column and fit again, or say --format pt2"
+        raise UserError("must have a name, as inputs of ONNX have", argument="column ''", hint=hint)
     if program.plain and format == "onnx":
         return program.module
     return open_rows(program, [program.tensors(example(n)) for n in COUNTS])

@@ -5,7 +5,7 @@ module uses few operations, so that they are translated one by one: `OPERATIONS`
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,12 +39,12 @@ class _Valued(fx.Interpreter):
 
 
 class OnnxGraph:
-    """Nodes and constants of a graph that is being made."""
+    """Nodes and constants of a graph that is being made, none of which gets one of the names that are `taken`."""
 
-    def __init__(self, module: fx.GraphModule):
+    def __init__(self, module: fx.GraphModule, taken: Collection[str] = ()):
         from onnx import helper, numpy_helper
 
-        self._helper, self._numpy_helper = helper, numpy_helper
+        self._helper, self._numpy_helper, self._taken = helper, numpy_helper, frozenset(taken)
         self.module, self.nodes, self.constants, self._count = module, [], {}, 0
 
     def node(self, kind: str, *inputs: Any, like: Tensor | None = None, outputs: int = 1, **attributes: Any) -> str:
@@ -72,13 +72,15 @@ class OnnxGraph:
         return self.node("Cast", name, to=number)
 
     def _name(self) -> str:
-        self._count += 1
-        return f"/{self._count}"
+        while True:
+            self._count += 1
+            if (name := f"/{self._count}") not in self._taken:
+                return name
 
 
 def translate(module: nn.Module, examples: Sequence[Tensor], inputs: Sequence[str]) -> tuple[OnnxGraph, list[str]]:
     """The graph, and the names of its outputs. NotImplementedError for an operation that is none of `OPERATIONS`."""
-    graph = OnnxGraph(made := traced(module, examples))
+    graph = OnnxGraph(made := traced(module, examples), inputs)
     names: dict[fx.Node, Any] = {}
     given = iter(inputs)
     for node in made.graph.nodes:

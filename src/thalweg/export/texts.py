@@ -13,12 +13,16 @@ def encode_texts(model: Any, program: Program) -> None:
     """Put an encoder before each input of codes, in the model itself; the input keeps its name and takes texts."""
     from onnx import TensorProto, helper
 
-    encoders = []
+    encoders, taken = [], {value.name for value in model.graph.input}
+    taken |= {name for node in model.graph.node for name in (*node.input, *node.output)}
     for value in model.graph.input:
         known = program.categories.get(value.name)
         if known is None:
             continue
         codes = f"/codes/{value.name}"
+        while codes in taken:
+            codes = f"/{codes}"
+        taken.add(codes)
         for node in model.graph.node:
             node.input[:] = [codes if name == value.name else name for name in node.input]
         value.type.tensor_type.elem_type = TensorProto.STRING
