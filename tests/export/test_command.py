@@ -18,6 +18,7 @@ from thalweg.bundle.servable import TensorSpec
 from thalweg.core.errors import DiskFull, UserError
 from thalweg.export import formats
 from thalweg.export.export import export
+from thalweg.export.plain_onnx import OnnxGraph
 from thalweg.export.rows import random_rows
 
 
@@ -129,6 +130,14 @@ def test_columns_may_be_called_as_nodes_of_a_graph_are(tmp_path, elsewhere):
     rows = bundle.servable().typical_rows(20, 1)
     found = elsewhere(tmp_path / "d.onnx", rows)
     assert np.allclose(found["energy"], bundle.servable().score(rows)["energy"], rtol=1e-6)
+
+
+def test_a_graph_that_is_no_valid_one_is_refused_in_a_line(small, tmp_path, monkeypatch):
+    """As where torch calls a node of a trained energy's graph as a column is called."""
+    monkeypatch.setattr(OnnxGraph, "_name", lambda self: "/1")
+    with pytest.raises(UserError, match=r"cannot be written as ONNX .*rename a column"):
+        export(load(small, device="cpu"), tmp_path / "d.onnx", format="onnx", rows=100)
+    assert not (tmp_path / "d.onnx").exists()
 
 
 def test_a_column_without_a_name_is_refused(tmp_path):
