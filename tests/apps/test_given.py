@@ -1,6 +1,7 @@
 """Images as people hand them over: what cannot be used is named, and masks stay with their images."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -50,6 +51,20 @@ def test_a_folder_keeps_each_image_with_its_own_mask(pixels, tmp_path):
     (tmp_path / "2.png").write_bytes(b"")
     with pytest.raises(UserError, match="must hold an image that can be used, and the first of 3"):
         read_damaged_images(tmp_path, SHAPE, skip_bad=True)
+
+
+@pytest.mark.parametrize(("name", "called"), [("x.csv", "line 4"), ("x.parquet", "row 2 (counted from 0)")])
+def test_rows_of_a_table_are_called_as_other_commands_call_them(name, called, tmp_path):
+    frame = pd.DataFrame({"a": [1.0, 2.0, np.inf], "b": [1.0, np.nan, 3.0]})
+    frame.to_csv(tmp_path / "x.csv", index=False, na_rep="nan")
+    frame.to_parquet(tmp_path / "x.parquet", index=False)
+    given = read_damaged_images(tmp_path / name, (2,))
+    with pytest.raises(UserError) as error:
+        given.usable(given.present, False)
+    assert error.value.argument == called
+    kept = given.usable(given.present, True)
+    assert (kept.names, [bad["file"] for bad in kept.skipped]) == (["0", "1"], [called])
+    assert kept.notes == [f"left out {called}: must be finite where it is observed"]
 
 
 def test_colour_is_left_out_aloud(tmp_path):

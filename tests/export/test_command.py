@@ -1,5 +1,7 @@
 """`thalweg export`: what is refused, in one line and before any work, and that nothing half-written stays."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,9 +14,12 @@ from thalweg.apps.anomaly.graph.lookup import PValueGraph
 from thalweg.apps.anomaly.graph.scalings import StandardGraph
 from thalweg.apps.anomaly.saved import DetectorBundle
 from thalweg.bundle.files import load
+from thalweg.bundle.servable import TensorSpec
 from thalweg.core.errors import DiskFull, UserError
 from thalweg.export import formats
 from thalweg.export.export import export
+from thalweg.export.plain_onnx import OnnxGraph
+from thalweg.export.rows import random_rows
 
 
 def test_a_folder_with_a_manifest_and_a_table_for_machines(small, call, tmp_path):
@@ -35,21 +40,43 @@ def test_a_folder_with_a_manifest_and_a_table_for_machines(small, call, tmp_path
     [
         (["--format", "tf", "-o", "out"], "--format='tf'"),
         (["-o", "full"], "full"),
+        (["-o", "beside"], "beside"),
+        (["-o", "site"], "site"),
         (["-o", "model.pt2"], "--out='model.pt2'"),
         (["-o", "folder.onnx"], "folder.onnx"),
     ],
-    ids=["format", "full folder", "suffix", "a folder"],
+    ids=["format", "full folder", "a file beside an export", "another's manifest", "suffix", "a folder"],
 )
 def test_what_is_refused_before_any_work(small, call, tmp_path, words, argument, monkeypatch):
     monkeypatch.setattr("thalweg.export.export.exportable", lambda *args: pytest.fail("worked"))
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine")
+    for name, manifest in (("full", None), ("beside", '{"type": "export", "files": {}}'), ("site", "an older one")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+        if manifest is not None:
+            (tmp_path / name / "manifest.json").write_text(manifest)
     (tmp_path / "folder.onnx").mkdir()
     code, _, err = call("export", small, *words)
     assert (code, len(err)) == (2, 1)
     assert err[0].startswith(f"thalweg: {argument}: must")
-    assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
+    assert all((tmp_path / name / "mine.txt").read_text() == "mine" for name in ("full", "beside", "site"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("out", ["out", "out.onnx"])
+def test_a_folder_without_the_right_to_write_is_told_before_any_work(small, call, out, monkeypatch):
+    monkeypatch.setattr("thalweg.export.export.exportable", lambda *args: pytest.fail("worked"))
+    monkeypatch.setattr("os.access", lambda path, mode, **how: not mode & os.W_OK)
+    code, _, err = call("export", small, "-o", out)
+    assert (code, len(err)) == (2, 1)
+    assert err[0].startswith(f"thalweg: {out}: must be in a folder with the right to write")
+
+
+def test_a_link_to_a_folder_stays(small, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    export(load(small, device="cpu"), tmp_path / "out", format="onnx", rows=100)
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "energy.onnx").is_file()
 
 
 def test_no_bundle_and_a_missing_package(small, call, tmp_path, monkeypatch):
@@ -93,6 +120,50 @@ def test_a_row_that_the_detector_refuses_is_flagged(small, tmp_path, elsewhere):
     found = elsewhere(tmp_path / "d.onnx", rows)
     assert np.isnan(found["energy"]).tolist() == [True, True, False]
     assert found["flag"][:2].tolist() == [True, True]
+
+
+def test_columns_may_be_called_as_nodes_of_a_graph_are(tmp_path, elsewhere):
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(random.normal(size=(60, 3)), columns=["/1", "/2", "/codes/c"]).assign(c=["a", "b"] * 30)
+    bundle = DetectorBundle(EnergyDetector(random_state=0).fit(frame))
+    export(bundle, tmp_path / "d.onnx", format="onnx", rows=100)
+    rows = bundle.servable().typical_rows(20, 1)
+    found = elsewhere(tmp_path / "d.onnx", rows)
+    assert np.allclose(found["energy"], bundle.servable().score(rows)["energy"], rtol=1e-6)
+
+
+def test_a_graph_that_is_no_valid_one_is_refused_in_a_line(small, tmp_path, monkeypatch):
+    """As where torch calls a node of a trained energy's graph as a column is called."""
+    monkeypatch.setattr(OnnxGraph, "_name", lambda self: "/1")
+    with pytest.raises(UserError, match=r"cannot be written as ONNX .*rename a column"):
+        export(load(small, device="cpu"), tmp_path / "d.onnx", format="onnx", rows=100)
+    assert not (tmp_path / "d.onnx").exists()
+
+
+def test_a_column_without_a_name_is_refused(tmp_path):
+    """ONNX takes an input without a name for one that is not there."""
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(60, 2)), columns=["", "b"])
+    bundle = DetectorBundle(EnergyDetector(random_state=0).fit(frame))
+    with pytest.raises(UserError) as error:
+        export(bundle, tmp_path / "d.onnx", format="onnx", rows=100)
+    assert error.value.argument == "column ''"
+
+
+def test_random_rows_of_a_column_as_wide_as_numbers_are():
+    """Squares and ranges of it are infinite, and rows with infinity would be left out of the check."""
+    largest = np.finfo(np.float64).max
+    x = np.random.default_rng(0).choice([-largest, 1.0, largest], 300)
+    found = random_rows([TensorSpec("a", "FP64", (-1,))], "table", {"a": x}, 0)["a"]
+    assert np.isfinite(found).all()
+    assert len(np.unique(found)) > 100
+
+
+def test_normal_rows_whose_energy_is_set_by_rounding_are_told(tmp_path):
+    """Columns over 15 powers of ten lie within rounding of each other, and random rows far from them do not show it."""
+    frame = pd.DataFrame(np.exp(8 * np.random.default_rng(0).normal(size=(200, 2))), columns=["a", "b"])
+    with pytest.raises(UserError, match=r"of 300 normal rows, by rounding alone.*take logarithms"):
+        export(DetectorBundle(EnergyDetector(random_state=0).fit(frame)), tmp_path / "out", format="onnx", rows=3000)
+    assert not (tmp_path / "out").exists()
 
 
 def _rounded(self, x):

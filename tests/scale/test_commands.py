@@ -1,8 +1,10 @@
 """`thalweg score` and `thalweg detect score` of many files, as a user types them."""
 
+import errno
 import json
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -53,6 +55,29 @@ def test_what_does_not_go_together(words, part, thalweg_command, detector, rows,
     assert (code, len(err)) == (2, 1), err
     assert part in err[0]
     assert {path.name for path in tmp_path.iterdir()} == {"in"}
+
+
+def test_scores_are_not_written_into_the_detectors_folder(thalweg_command, detector, tables):
+    """As those of a single file are not: the next fit would refuse the folder."""
+    code, _, err = thalweg_command("detect", "score", detector, tables, "-o", detector / "scores")
+    assert (code, len(err)) == (2, 1)
+    assert "scores: must lie outside of the detector's folder" in err[0]
+    assert not (detector / "scores").exists()
+
+
+def test_a_file_that_may_not_be_read_is_called_as_it_was_given(thalweg_command, detector, rows, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    rows(30, 1).to_parquet(tmp_path / "in" / "a.parquet", index=False)
+    opened = Path.open
+
+    def refused(path, *args, **how):
+        if path.name == "a.parquet":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *args, **how)
+
+    monkeypatch.setattr(Path, "open", refused)
+    code, _, err = thalweg_command("detect", "score", detector, "in", "-o", "out")
+    assert (code, err) == (2, ["thalweg: in/a.parquet: no permission to read it; change its mode or its owner"])
 
 
 def test_a_column_that_some_files_have_is_dropped_there(thalweg_command, detector, rows, tmp_path):

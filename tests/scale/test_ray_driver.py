@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from thalweg.scale import ray_folder
 from thalweg.scale.ray_driver import MAX_DEATHS, Driver, RayLost
 
 FAILED = ["input", "wrong", None, None, None, True]
@@ -131,3 +133,22 @@ def test_the_folder_ends_with_the_engine(seconds, tmp_path):
         said, _ = process.communicate(json.dumps(about) + "\n", timeout=60)
     assert seconds or json.loads(said) == {"no_cluster": "no port"}
     assert not folder.exists()
+
+
+def test_the_folder_of_a_dead_command_is_removed_and_no_other(forked, monkeypatch, tmp_path):
+    """By its lock, which the command's driver shares: mutants without the lock, and with the command's alone."""
+    monkeypatch.setattr(ray_folder, "home", lambda: str(tmp_path))
+    (tmp_path / "ray-mine").mkdir()
+    (tmp_path / "ray-elsewhere").mkdir()
+    (tmp_path / "ray-elsewhere" / ".thalweg-0badb007").touch()
+    assert forked(lambda: (ray_folder.make(), os.kill(os.getpid(), signal.SIGKILL))) == -signal.SIGKILL
+    living = ray_folder.make()
+    with subprocess.Popen(["sleep", "60"], pass_fds=(living.lock,)) as driver:
+        os.close(living.lock)
+        assert len([*tmp_path.iterdir()]) == 4
+        ray_folder.clean()
+        there = {path.name for path in tmp_path.iterdir()}
+        assert there == {"ray-mine", "ray-elsewhere", os.path.basename(living.path)}
+        driver.kill()
+    ray_folder.clean()
+    assert {path.name for path in tmp_path.iterdir()} == {"ray-mine", "ray-elsewhere"}

@@ -136,7 +136,7 @@ def writable(path: Path, suffixes: tuple[str, ...]) -> None:
     require_parent(path)
     if path.is_dir():
         raise UserError("must be a file, and is a folder", argument=str(path))
-    _check_rights(path.parent, path)
+    check_rights(path.parent, path)
 
 
 def require_parent(path: Path) -> None:
@@ -181,10 +181,11 @@ def writable_folder(path: Path) -> None:
     there = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not there.is_dir():
         raise UserError(f"must be a folder, and {there} is a file", argument=str(path), hint="name another")
-    _check_rights(there, path)
+    check_rights(there, path)
 
 
-def _check_rights(folder: Path, path: Path) -> None:
+def check_rights(folder: Path, path: Path) -> None:
+    """UserError, which names the path, unless its folder may be written in."""
     if not os.access(folder, os.W_OK | os.X_OK):
         hint = "change its mode, or name another place"
         raise UserError(f"must be in a folder with the right to write, unlike {folder}", argument=str(path), hint=hint)

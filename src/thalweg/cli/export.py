@@ -30,6 +30,7 @@ def export(
         raise UserError("must be a folder, a .onnx or a .pt2 file", argument="--out", value=str(out), hint=hint)
     if not out.absolute().parent.is_dir():
         raise UserError("must lie in a folder that is there", argument="--out", value=str(out), hint="make it first")
+    console.check_rights((out.resolve() if out.is_dir() else out.absolute()).parent, out)
     try:
         found = write(load_as(run, StoredType, device=device), out, format=format, rows=rows, say=console.say)
     except UserError as error:
@@ -39,5 +40,7 @@ def export(
     for graph in found["graphs"]:
         largest = max(graph["check"]["largest"].values())
         figures = f"largest difference {largest:.1g} over {graph['check']['random_rows']} random rows"
-        console.say(f"{graph['file']} in {out}: {figures}")
+        at_steps = graph["check"]["at_steps"]
+        beside = f", beside {console.count(at_steps, 'row')} at steps" if at_steps else ""
+        console.say(f"{graph['file']} in {out}: {figures}{beside}")
     console.emit(found, as_json)

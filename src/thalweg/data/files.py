@@ -47,6 +47,7 @@ class Rows(NamedTuple):
         files: Of images in files the path of each from the folder given; empty for others.
         numbers: Which of the rows or files that there are these are, (N,), rising; None: all.
         left_out: What else there was, and why it is not used.
+        table: What they were read from, if it is a table, which tells what messages call a row.
     """
 
     x: Tensor
@@ -55,6 +56,7 @@ class Rows(NamedTuple):
     files: Sequence[str] = ()
     numbers: Tensor | None = None
     left_out: Sequence[LeftOut] = ()
+    table: Table | None = None
 
     @property
     def names(self) -> list[str]:
@@ -292,7 +294,8 @@ def _read_table(
         else:
             x = layout.encode(frame, bad_rows=bad_rows, **how)
             _tell_new(layout, table, frame)
-    return Rows(torch.from_numpy(x), layout, None if table.is_text else layout.singles(frame)), table
+    singles = None if table.is_text else layout.singles(frame)
+    return Rows(torch.from_numpy(x), layout, singles, table=table), table
 
 
 def _tell_new(layout: Layout, table: Table, frame: Any) -> None:

@@ -3,7 +3,8 @@
 An energy agrees where it differs by `TOLERANCE` of itself, or of 1 nat where it is smaller. An energy with steps, as
 that of tables is one of ranks, may fall on the other side of a step by the rounding of either program. So a row that
 differs by more agrees where the graph's energy lies within what the library's own rounding spans (`Program.spans`); at
-most `STEPS` of the rows may.
+most `STEPS` of the rows may, and of the normal rows among them. Random rows lie far from these where a column spans
+many powers of ten, so they alone would not show that each normal row is at a step.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,9 @@ from thalweg.core.errors import UserError
 from thalweg.export.rows import hostile_rows, random_rows
 
 TOLERANCE = 1e-4
-STEPS = 0.05  # share of rows that may lie at a step
+STEPS = 0.05  # share of rows that may lie at a step, up to two standard errors of a count
+MEND = "take logarithms of columns whose values span many powers of ten, or leave far outliers out; fit again"
+NORMAL = 0.1  # share of the random rows that are normal ones as they are
 P_VALUES = 1e-6
 SCORES = ("energy", "log_prob", "probabilities")  # that must agree where they are not finite, too
 BLOCK = 250  # rows of a call
@@ -33,7 +36,7 @@ class Figures:
     """What a check found, over its rows.
 
     Args:
-        random_rows: Rows of random laws.
+        random_rows: Normal rows, and rows of random laws.
         hostile_rows: Rows that were made to break a graph.
         largest: By output the largest difference that was allowed, relative as `TOLERANCE` is.
         at_steps: Rows whose energies differ by more, as a step of the energy lies there.
@@ -56,23 +59,25 @@ def check(
 ) -> Figures:
     """The figures of a graph on so many random and hostile rows; UserError, with the row, where it disagrees."""
     specs, (num_random, num_hostile) = servable.inputs, sizes
+    num_normal = round(NORMAL * num_random)
     parts = [
-        random_rows(specs, servable.content, typical(num_random, 1), 2),
+        typical(num_normal, 6),
+        random_rows(specs, servable.content, typical(num_random - num_normal, 1), 2),
         hostile_rows(specs, servable.content, typical(num_hostile, 3), 4),
     ]
     parts = [_accepted(servable, part) for part in parts]
-    num_random, num_hostile = map(_count, parts)
+    num_normal, num_random, num_hostile = map(_count, parts)
     rows = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in specs}
     inputs = program.of_rows(rows, torch.Generator().manual_seed(5))
     ours, theirs = _by_blocks(program.reference, inputs), _by_blocks(run, inputs)
-    compared = _Compared(program, run, inputs, ours, theirs)
+    compared = _Compared(program, run, inputs, ours, theirs, num_normal)
     largest = {}
     for spec in program.outputs:
         if spec.datatype in ("FP32", "FP64") and spec.name != "p_value" and spec.shape:
             largest[spec.name] = compared.numbers(spec)
     if "p_value" in theirs and isinstance(servable, Calibrated) and servable.flag_rate is not None:
         compared.p_values(servable.calibration_energies, servable.flag_rate)
-    return Figures(num_random, num_hostile, largest, int(compared.stepped.sum()), compared.flags)
+    return Figures(num_normal + num_random, num_hostile, largest, int(compared.stepped.sum()), compared.flags)
 
 
 def _accepted(servable: Servable, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -93,10 +98,11 @@ def _accepted(servable: Servable, rows: dict[str, np.ndarray]) -> dict[str, np.n
 
 
 class _Compared:
-    """The outputs of a graph beside ours, for the same inputs."""
+    """The outputs of a graph beside ours, for the same inputs, of which the first `num_normal` are normal rows."""
 
-    def __init__(self, program: Program, run: Run, inputs: Arrays, ours: Arrays, theirs: Arrays):
+    def __init__(self, program: Program, run: Run, inputs: Arrays, ours: Arrays, theirs: Arrays, num_normal: int):
         self.program, self.run, self.inputs, self.ours, self.theirs = program, run, inputs, ours, theirs
+        self.num_normal = num_normal
         self.flags = 0
         self.stepped = np.zeros(_count(inputs), bool)
 
@@ -111,17 +117,30 @@ class _Compared:
         unit = _unit(a) if before is None else np.maximum(_unit(a), _unit(np.asarray(before, np.float64)))
         off = relative(a / unit, b / unit)
         wrong = np.flatnonzero(off > TOLERANCE)
-        if self.program.spans is not None and 0 < len(wrong) <= STEPS * len(off):
+        if self.program.spans is not None and len(wrong):
             rows = {name: x[wrong] if np.ndim(x) else x for name, x in self.inputs.items()}
             low, high = (np.asarray(end, np.float64) for end in self.program.spans(rows)[spec.name])
             room = TOLERANCE * np.maximum(np.abs(a[wrong]), unit)
             inside = (low - room <= b[wrong]) & (b[wrong] <= high + room)
             self.stepped[wrong] = inside.reshape(len(wrong), -1).all(1)
             wrong = wrong[~self.stepped[wrong]]
+            if not len(wrong):
+                self._few_at_steps(spec.name, off)
         if len(wrong):
             i = int(wrong[np.nan_to_num(off[wrong], nan=np.inf).argmax()])
             raise self.fault(spec.name, i, f"differs by {off[i]:.2g} of its size, at most {TOLERANCE:g} is allowed")
         return float(off[~self.stepped].max(initial=0.0))
+
+    def _few_at_steps(self, output: str, off: np.ndarray) -> None:
+        """UserError where too many rows, or too many normal ones, are at a step, so that rounding sets the energy."""
+        for what, some in (("normal rows", slice(self.num_normal)), ("rows", slice(None))):
+            at, num = self.stepped[some], len(off[some])
+            if at.sum() > STEPS * num + 2 * np.sqrt(STEPS * num):
+                text = (
+                    f"must agree with ours: {output!r} differs by up to {off[some][at].max():.2g} of its size in "
+                    f"{at.sum()} of {num} {what}, by rounding alone; at most {STEPS:.0%} may; nothing was written"
+                )
+                raise UserError(text, argument=f"graph {self.program.name!r}", hint=MEND)
 
     def p_values(self, calibration: np.ndarray, rate: float) -> None:
         """The graph's p-values and flags are those of its energies, and the flags ours but near the threshold."""

@@ -15,7 +15,7 @@ from thalweg.bundle.files import StoredType
 from thalweg.bundle.servable import Servable
 from thalweg.core import store
 from thalweg.core.config import type_name
-from thalweg.core.errors import UserError
+from thalweg.core.errors import DamagedFile, UserError
 from thalweg.export.check import check, specs_dict
 from thalweg.export.formats import loaded, prepared, require, written
 from thalweg.export.tracing import COUNTS
@@ -108,6 +108,7 @@ def _write_folder(out: Path, files: dict[str, bytes], graphs: list[dict[str, Any
         for name, data in files.items():
             store.write_bytes(folder / name, data)
 
+    out = out.resolve()  # a link may not be replaced by what is put in its place
     out.parent.mkdir(parents=True, exist_ok=True)
     store.save_folder(out, write, about={"type": TYPE, "graphs": graphs, "left_out": left_out})
 
@@ -122,7 +123,7 @@ def versions(format: str) -> dict[str, str]:
 
 
 def require_place(out: Path, format: str, single: bool) -> None:
-    """UserError where `out` is something that an export may not replace."""
+    """UserError where `out` is something that an export may not replace, as an export in a folder is replaced whole."""
     if single:
         if out.suffix.lower() != f".{format}":
             raise UserError(
@@ -131,13 +132,23 @@ def require_place(out: Path, format: str, single: bool) -> None:
         if out.is_dir():
             raise UserError("must be a file, and is a folder", argument=str(out), hint="name another file")
         return
-    if not out.exists() or (out.is_dir() and (not any(out.iterdir()) or is_export(out))):
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    raise UserError("must be empty or hold an export", argument=str(out), hint="name another folder")
+    about = _manifest(out)
+    if about.get("type") != TYPE:
+        raise UserError("must be empty or hold an export", argument=str(out), hint="name another folder")
+    own = {store.MANIFEST, *about.get("files", ())}
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in own)
+    if foreign:
+        message = f"must hold nothing beside an export, as the folder is replaced, and holds {foreign[0]!r}"
+        raise UserError(message, argument=str(out), hint="move it away, or name another folder")
 
 
-def is_export(folder: Path) -> bool:
-    """Whether a folder's manifest says that an export wrote it."""
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest of a folder says; empty where there is none, or it is none of ours."""
     file = folder / store.MANIFEST
-    found = store.read_json(file) if file.is_file() else None
-    return isinstance(found, dict) and found.get("type") == TYPE
+    try:
+        found = store.read_json(file) if file.is_file() else None
+    except DamagedFile:
+        found = None
+    return found if isinstance(found, dict) else {}

@@ -13,7 +13,7 @@ import torch
 
 from thalweg.bundle.exportable import Arrays, Program
 from thalweg.bundle.servable import TensorSpec
-from thalweg.core.errors import UserError
+from thalweg.core.errors import UserError, one_line
 from thalweg.export.check import Run
 from thalweg.export.plain_onnx import OPSET
 from thalweg.export.tracing import COUNTS, exported, open_rows
@@ -38,6 +38,9 @@ def prepared(program: Program, format: str, example: Callable[[int], Arrays]) ->
 
     UserError, by name, for a program that has no graph.
     """
+    if format == "onnx" and not all(spec.name for spec in program.inputs):
+        hint = "rename the column and fit again, or say --format pt2"
+        raise UserError("must have a name, as inputs of ONNX have", argument="column ''", hint=hint)
     if program.plain and format == "onnx":
         return program.module
     return open_rows(program, [program.tensors(example(n)) for n in COUNTS])
@@ -67,7 +70,12 @@ def _onnx(program: Program, module: torch.nn.Module, tensors: list[torch.Tensor]
     for key, value in about.items():
         entry = made.metadata_props.add()
         entry.key, entry.value = key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    checker.check_model(made, full_check=True)
+    try:
+        checker.check_model(made, full_check=True)
+    except checker.ValidationError as error:
+        text = f"cannot be written as ONNX ({one_line(error):.120})"
+        hint = "rename a column that is called as a node of the graph is, or say --format pt2"
+        raise UserError(text, argument=f"graph {program.name!r}", hint=hint) from error
     return made.SerializeToString()
 
 

@@ -46,6 +46,8 @@ def _random(
         found = np.where(law == 0, x, shuffled)
         return np.where((law == 2) & (random.random(len(x)) < 0.3), "a new one", found).astype(object)
     x = x.astype(np.float64)
+    powers = np.frexp(np.abs(x).max(0))[1]
+    x = np.ldexp(x, -powers)  # at most 1, lest squares and ranges overflow
     low, high, spread, middle = x.min(0), x.max(0), x.std(0), np.median(x, axis=0)
     wide = (high - low) * (0 if content == "image" else WIDER)
     jittered = x + JITTER * spread * random.standard_normal(x.shape)
@@ -53,8 +55,10 @@ def _random(
     heavy = middle + spread * random.standard_t(1.5, x.shape)
     which = law.reshape(-1, *[1] * (x.ndim - 1))
     found = np.where(which == 0, jittered, np.where(which == 1, uniform, heavy))
-    if content == "image":
-        found = found.clip(0, 1)
+    with np.errstate(over="ignore"):
+        x, found = np.ldexp(x, powers), np.ldexp(found, powers)
+    info = np.finfo(NUMPY[spec.datatype])
+    found = found.clip(0, 1) if content == "image" else found.clip(info.min, info.max)
     whole = (x == np.round(x)).all(0) & (content != "image")
     return np.where(whole & (which == 0), np.round(found), found).astype(NUMPY[spec.datatype])
 

@@ -40,6 +40,8 @@ def reading(address: str) -> Iterator[None]:
         raise UserError(f"needs a package ({one_line(error)})", argument=address, hint="install it with pip") from error
     except FileNotFoundError as error:
         raise UserError("no such file or folder", argument=address, hint="check the spelling") from error
+    except PermissionError as error:
+        raise UserError("no permission to read it", argument=address, hint="change its mode or its owner") from error
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or one_line(error)})", argument=address) from error
 
@@ -91,13 +93,13 @@ def _address(fs: Any, name: str, given: str) -> str:
     return name if os.path.isabs(given) else os.path.relpath(name)
 
 
-def opened(address: str) -> IO[bytes]:
-    """The file, to be read at any place."""
+def opened(address: str, name: str | None = None) -> IO[bytes]:
+    """The file, to be read at any place. `name`: what messages call it; the address if None."""
     if not is_remote(address):
-        with reading(address):
+        with reading(name or address):
             return Path(address).open("rb")
     fs, path = file_system(address)
-    with reading(address):
+    with reading(name or address):
         return fs.open(path, "rb")
 
 

@@ -10,7 +10,6 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ from typing import Any
 
 from thalweg.core.device import find_device
 from thalweg.core.errors import ThalwegError, UserError
+from thalweg.scale import ray_folder
 from thalweg.scale.plan import RowBlock
 from thalweg.scale.ray_driver import end_group, remove
 from thalweg.scale.worker import Failure, Job, QValues
@@ -54,7 +54,8 @@ class RayEngine:
         self._where = "Ray" if address is None else f"Ray at {address}"
         self._folder, own = None, {}
         if address is None:
-            self._folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp" if os.path.isdir("/tmp") else None)
+            ray_folder.clean()
+            self._folder = ray_folder.make()
             own = SETTINGS | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self._driver = subprocess.Popen(
             [sys.executable, "-P", "-c", START, json.dumps([os.path.abspath(each) for each in sys.path])],
@@ -63,10 +64,12 @@ class RayEngine:
             stderr=subprocess.DEVNULL,
             env=os.environ | own,
             encoding="utf-8",
+            pass_fds=() if self._folder is None else (self._folder.lock,),
             start_new_session=True,  # a Ctrl-C is for this process, which ends it
         )
         on_gpu = find_device(job.options.device).type == "cuda"
-        about = {"job": job.to_dict(), "workers": workers, "address": address, "folder": self._folder, "on_gpu": on_gpu}
+        about = {"job": job.to_dict(), "workers": workers, "address": address, "on_gpu": on_gpu}
+        about["folder"] = None if self._folder is None else self._folder.path
         try:
             self._ask(about)
             answer = self._answer()
@@ -115,4 +118,7 @@ class RayEngine:
             self._driver.wait()
         self._driver.stdout.close()  # pyright: ignore[reportOptionalMemberAccess]
         end_group(self._driver.pid)
-        remove(self._folder)
+        if self._folder is not None:
+            remove(self._folder.path)
+            os.close(self._folder.lock)
+            self._folder = None

@@ -120,6 +120,7 @@ def score_files(
         require_ray()
     out = addresses.plain(out)
     scorer = SCORERS[kind].load(options)
+    scorer.check_out(out)
     plan, sources = _plan(scorer, data, out, block_rows)
     before = resumable_plan_digest(plan, out, only_changed=only_changed)
     if before != plan.digest:

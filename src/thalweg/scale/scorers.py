@@ -28,6 +28,7 @@ from thalweg.data.columns.new_categories import count_new
 from thalweg.data.csv_header import Known
 from thalweg.data.formats.base import BLOCK_ROWS
 from thalweg.data.validate import arrange, check_cells, verify
+from thalweg.scale import addresses
 from thalweg.scale.plan import RowBlock, block_rows_for
 from thalweg.scale.sources import NpySource, Source
 
@@ -79,6 +80,7 @@ class Scorer(ABC):
 
     Args:
         options: As given.
+        folder: Of the model.
         levels: The number of p-values there are, where q-values are wanted; else 0.
         cells: Numbers of a row.
     """
@@ -86,7 +88,7 @@ class Scorer(ABC):
     kind: ClassVar[str]
 
     def __init__(self, options: Options, folder: Path, *, levels: int, cells: int):
-        self.options, self.levels, self.cells = options, levels, cells
+        self.options, self.folder, self.levels, self.cells = options, folder, levels, cells
         self.fingerprint = hashlib.sha256((folder / store.MANIFEST).read_bytes()).hexdigest()
 
     @classmethod
@@ -103,6 +105,9 @@ class Scorer(ABC):
     @abstractmethod
     def alpha(self) -> float:
         """The rate of flags."""
+
+    def check_out(self, out: str) -> None:  # noqa: B027 — a run takes other files
+        """UserError where the scores would lie in a folder that may hold nothing else."""
 
     @abstractmethod
     def check(self, source: Source) -> None:
@@ -275,6 +280,10 @@ class TableScorer(Scorer):
     @property
     def alpha(self) -> float:
         return self.bundle.detector.rate_ if self.options.alpha is None else self.options.alpha
+
+    def check_out(self, out: str) -> None:
+        if not addresses.is_remote(out) and Path(out).resolve().is_relative_to(self.folder.resolve()):
+            raise UserError("must lie outside of the detector's folder", argument=out, hint="name another folder")
 
     def check(self, source: Source) -> None:
         if isinstance(source, NpySource):

@@ -85,13 +85,13 @@ class ParquetSource(Source):
         how = {"buffer_size": HEAD, "page_checksum_verification": True, "pre_buffer": remote}
         with (
             damaged(self.address),
-            addresses.opened(self.path) as stream,
+            addresses.opened(self.path, self.address) as stream,
             parquet.ParquetFile(stream if remote else self.path, **how) as file,
         ):
             yield file
 
     def examine(self, step: int) -> FileFacts:
-        with damaged(self.address), addresses.opened(self.path) as file:
+        with damaged(self.address), addresses.opened(self.path, self.address) as file:
             file.seek(-8, io.SEEK_END)
             size = int.from_bytes(file.read(4), "little")
             if size > min(MAX_FOOTER, file.tell()):
@@ -133,7 +133,7 @@ class CsvSource(Source):
         self.names, self.headless = table.names, table.headless
 
     def examine(self, step: int) -> FileFacts:
-        with damaged(self.address), addresses.opened(self.path) as file:
+        with damaged(self.address), addresses.opened(self.path, self.address) as file:
             found: Offsets = offsets(file, step, headless=self.headless, where=self.address)
             return FileFacts(found.rows, found.sha256, found.starts)
 
@@ -142,7 +142,7 @@ class CsvSource(Source):
         from pyarrow import csv
 
         with damaged(self.address), _naming_rows(self.address, first):
-            with addresses.opened(self.path) as file:
+            with addresses.opened(self.path, self.address) as file:
                 file.seek(span[0])
                 data = file.read(span[1] - span[0]).removeprefix(b"\xef\xbb\xbf" if not first else b"")
             whole = min(max(len(data), 1), MAX_ARROW_BLOCK)  # Arrow wants each row within one of its blocks
@@ -192,7 +192,7 @@ class NpySource(Source):
     def __init__(self, address: str, path: str):
         super().__init__(address, path)
         size, _ = addresses.stat(path)
-        with damaged(address), addresses.opened(path) as file:
+        with damaged(address), addresses.opened(path, address) as file:
             check_header(file, size, address, at_once=False)
             self._start = file.tell()
             file.seek(0)
@@ -211,7 +211,7 @@ class NpySource(Source):
     def read(self, first: int, rows: int, names: Sequence[str], span: tuple[int, int]) -> Any:
         row = self._shape[1:]
         size = int(np.prod(row, dtype=np.int64)) * self._dtype.itemsize
-        with damaged(self.address), addresses.opened(self.path) as file:
+        with damaged(self.address), addresses.opened(self.path, self.address) as file:
             file.seek(self._start + first * size)
             return np.frombuffer(bytearray(file.read(rows * size)), self._dtype).reshape(rows, *row)
 

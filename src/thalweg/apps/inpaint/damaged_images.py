@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thalweg.core.errors import UserError, row_from_zero
 from thalweg.data.files import Rows, read_array, read_rows
-from thalweg.data.formats.base import format_of
+from thalweg.data.formats.base import Table, format_of
 from thalweg.data.formats.images import is_image, probe
 from thalweg.data.validate import verify
 
@@ -28,6 +28,7 @@ class DamagedImages:
         rounded: Whether they were stored with 8 bits.
         skipped: Files and rows that cannot be used, each with the reason.
         notes: Lines to show to the user.
+        table: That rows were read from, which tells what messages call them; None of images and arrays.
     """
 
     x: Tensor
@@ -37,6 +38,7 @@ class DamagedImages:
     rounded: bool
     skipped: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    table: Table | None = None
 
     @property
     def noun(self) -> str:
@@ -55,8 +57,11 @@ class DamagedImages:
         found[self.rows] = ~self.x.isnan()
         return found
 
-    def _called(self, name: str) -> str:
-        return f"image {name}" if self.noun == "image" else row_from_zero(int(name))
+    def _called(self, names: list[str]) -> list[str]:
+        if self.noun == "image":
+            return [f"image {name}" for name in names]
+        rows = [int(name) for name in names]
+        return [*map(row_from_zero, rows)] if self.table is None else self.table.row_names(rows)
 
     def usable(self, known: Bool[Tensor, "count *d"] | None, skip_bad: bool) -> Self:
         """Those without NaN or infinity where `known` (everywhere without it); UserError, or `skipped`, for others."""
@@ -66,10 +71,11 @@ class DamagedImages:
         good = finite.flatten(1).all(1)
         reason = f"must be finite{' where it is observed' if known is not None else ''}"
         lost = [name for name, fine in zip(self.names, good.tolist(), strict=True) if not fine]
+        called = self._called(lost)
         if lost and not skip_bad:
             more = f", and so must {len(lost) - 1} more" if len(lost) > 1 else ""
             hint = "mask it, fill it, or skip it with --skip-bad"
-            raise UserError(f"{reason}{more}", argument=self._called(lost[0]), hint=hint)
+            raise UserError(f"{reason}{more}", argument=called[0], hint=hint)
         if not bool(good.any()):
             what = f"must be finite in one of the {self.count} {self.noun}s at least"
             raise UserError(what, argument=f"{self.noun}s", hint=f"mask or fill other {self.numbers}")
@@ -78,8 +84,8 @@ class DamagedImages:
             x=self.x[good],
             rows=self.rows[good],
             names=[name for name, fine in zip(self.names, good.tolist(), strict=True) if fine],
-            skipped=[*self.skipped, *({"file": name, "reason": reason} for name in lost)],
-            notes=[*self.notes, *(f"left out {self._called(name)}: {reason}" for name in lost)],
+            skipped=[*self.skipped, *({"file": name, "reason": reason} for name in (called if self.table else lost))],
+            notes=[*self.notes, *(f"left out {name}: {reason}" for name in called)],
         )
 
 
@@ -102,6 +108,7 @@ def read_damaged_images(
         rounded=found.x.dtype == torch.uint8,
         skipped=[{"file": each.name, "reason": each.reason} for each in found.left_out],
         notes=[*(f"left out {each.name}: {each.reason}" for each in found.left_out), *_coloured(files, shape)],
+        table=found.table,
     )
 
 
