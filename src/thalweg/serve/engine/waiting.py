@@ -99,11 +99,11 @@ class Waiting:
         """How many workers do such work: of other work than scores, the first alone."""
         return self.workers.get(model, 1) if kind == "score" else 1
 
-    def offered(self, model: str, kind: Kind, worker: int) -> bool:
-        """Whether there is such work that this worker should take."""
+    def offered(self, worker: int) -> bool:
+        """Whether there is work that this worker should take; not while it computes."""
         with self._lock:
-            lane = self._active.get((model, kind))
-            return lane is not None and self._offered((model, kind), lane, worker)
+            free = worker not in self.taken
+            return free and any(self._offered(name, lane, worker) for name, lane in self._active.items())
 
     def computed(self) -> list[tuple[Piece, float]]:
         """What is computed, and since when."""
