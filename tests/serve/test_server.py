@@ -91,6 +91,14 @@ def test_a_second_signal_ends_at_once(parent, tmp_path):
         thread.join(30)
 
 
+def test_a_signal_during_the_start_waits_for_no_measurement(parent, tmp_path):
+    with serving(parent, tmp_path, ready=False, loading=60, drain=2) as (process, address):
+        until(lambda: get(address, "/livez")[0] == 200)
+        process.signal(signal.SIGTERM)
+        assert process.wait() == 0
+    assert '"level": "critical"' not in (tmp_path / "log").read_text()
+
+
 def test_work_that_takes_too_long_is_given_up_and_the_code_says_so(parent, tmp_path):
     with serving(parent, tmp_path, seconds=4, drain=1.5) as (process, address), beside(address):
         found = []

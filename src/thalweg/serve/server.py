@@ -93,6 +93,7 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self.code, self._signals = 0, 0
         engine.alone(lambda: len(self.server_state.connections) == 1)
+        self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
 
     def starting(self, start: Coroutine[Any, Any, None]) -> None:
@@ -154,6 +155,8 @@ class Server(uvicorn.Server):
         log.info("draining")
         began = self.loop.time()
         self.app.closing = True
+        if self._starting is not None:
+            self._starting.cancel()  # it would measure what nobody can ask for
         if not await self.engine.drain(max(0.0, self.drain - NOTICE)):
             self.code = 1
             log.warning("requests were given up: they took longer than drain=%g s", self.drain)
