@@ -481,9 +481,10 @@ def test_workers_share_what_waits(waiting, first, second):
     loop.close()
 
 
-def test_no_row_waits_for_a_worker_that_hangs_while_another_is_free():
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_no_row_waits_for_a_worker_that_hangs_while_another_is_free(at_once):
     loop, clock = asyncio.new_event_loop(), Clock()
-    line = Waiting({"m": 16}, {"m": 2}, clock)
+    line = Waiting({"m": 16}, {"m": at_once}, clock)
     for worker, piece in ((0, True), (1, False)):
         line.add(Job(model="m", kind="score", size=1, deadline=9.0, future=loop.create_future(), signature=()))
         assert (line.take(worker)[0] is not None) is piece

@@ -144,11 +144,13 @@ class Waiting:
         return max(-(-call // 2), min(call, -(-(self._active[lane].rows + taken) // workers)))
 
     def _offered(self, name: LaneName, lane: Lane, worker: int) -> bool:
-        if worker >= self.at_once(*name):
-            return False
+        """Whether a worker should take of a lane: fewer compute of it than may, and several rows wait or none does."""
+        if name[1] != "score":
+            return worker == 0
         others = [taken for other, taken in self.taken.items() if other != worker]
-        computed = any(piece.lane == name and self.clock() - since < STALLED for piece, since in others)
-        return not computed or FEW * lane.rows >= self.batch.get(name[0], 1)
+        computed = sum(piece.lane == name and self.clock() - since < STALLED for piece, since in others)
+        few = FEW * lane.rows < self.batch.get(name[0], 1)
+        return computed < (1 if few else self.at_once(*name))
 
     def _remove(self, job: Job) -> bool:
         name = _lane(job)
