@@ -17,6 +17,7 @@ from thalweg.serve.engine.rejected import Rejected, WorkerLost
 from thalweg.serve.engine.scoring import NICER
 from thalweg.serve.engine.start import at_once
 from thalweg.serve.engine.waiting import Waiting
+from thalweg.serve.engine.worker import Outcome
 from thalweg.serve.metrics import Metrics
 
 from .engine_fakes import SECONDS, Clock, Sums, busy, cost, counted, counting, row, running, settled
@@ -198,6 +199,27 @@ def test_late_requests_are_answered_and_never_computed(monkeypatch):
                 assert caught.value.reason == "deadline"
             assert model.seen() == {1, 4}
             assert counted(engine, "thalweg_wasted_batches_total") == 0
+
+    run(test)
+
+
+def test_a_late_request_is_counted_once(monkeypatch):
+    """R28: also where a worker and a look find it late at the same time."""
+
+    async def test():
+        clock = Clock()
+        async with busy(monkeypatch, clock=clock) as (engine, model, first):
+            late = asyncio.create_task(engine.score("m", row(2), deadline=5))
+            await settled(lambda: engine._waiting.rows == 1)
+            job = [*engine._jobs][-1]
+            clock.now = 6.0
+            await engine.look()
+            engine._settle(Outcome([job]))
+            with pytest.raises(Rejected):
+                await late
+            assert counted(engine, "thalweg_rejected_total") == 1
+            model.gate.set()
+            await first
 
     run(test)
 
@@ -459,17 +481,69 @@ def test_workers_share_what_waits(waiting, first, second):
     loop.close()
 
 
-def test_no_row_waits_for_a_worker_that_hangs_while_another_is_free():
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_no_row_waits_for_a_worker_that_hangs_while_another_is_free(at_once):
     loop, clock = asyncio.new_event_loop(), Clock()
-    line = Waiting({"m": 16}, {"m": 2}, clock)
+    line = Waiting({"m": 16}, {"m": at_once}, clock)
     for worker, piece in ((0, True), (1, False)):
         line.add(Job(model="m", kind="score", size=1, deadline=9.0, future=loop.create_future(), signature=()))
         assert (line.take(worker)[0] is not None) is piece
-    assert not line.offered("m", "score", 1)
+    assert not line.offered(1)
     clock.now = 1.0
-    assert line.offered("m", "score", 1)
+    assert line.offered(1)
     assert line.take(1)[0] is not None
     loop.close()
+
+
+def test_parts_of_a_request_that_end_in_another_order_are_one_answer(monkeypatch):
+    """R21: two workers compute parts of it at the same time."""
+    rest = threading.Event()
+
+    def fault(x):
+        if x[-1, 0] == 9:
+            rest.set()
+        if x[0, 0] == 0:
+            assert rest.wait(60)
+
+    async def test():
+        model = Sums()
+        async with running(monkeypatch, {"m": model}, costs={id(model): cost(most=4)}, processes=2) as engine:
+            model.fault = fault
+            found = await engine.score("m", row(*range(10)))
+            assert found["energy"].tolist() == list(range(10))
+            assert sum(len(call) for call in model.calls) == 10
+
+    run(test)
+
+
+def test_workers_wake_each_other(monkeypatch):
+    """For the rest of a request, and for what one of them lets wait for other work: the engine need not look."""
+
+    async def test():
+        model, begun, work = Sums(open=False), threading.Event(), threading.Event()
+        async with running(monkeypatch, {"m": model}, costs={id(model): cost(most=16)}, processes=2) as engine:
+            engine._watch.cancel()
+            engine._admission.cheap = lambda *_: False
+            large = asyncio.create_task(engine.score("m", row(*range(99))))
+            for _ in range(2):
+                await model.until_entered()
+            model.gate.set()
+            await large
+            await settled(lambda: all(worker.idle for worker in engine._workers.every))
+            model.gate.clear()
+            tasks = [asyncio.create_task(engine.score("m", row(1)))]
+            await settled(lambda: len(engine._waiting.taken) == 1)
+            tasks.append(asyncio.create_task(engine.call("m", lambda: begun.set() or work.wait(60))))
+            tasks.append(asyncio.create_task(engine.score("m", row(2))))
+            await settled(lambda: engine._waiting.rows == 2)
+            engine._waiting._active["m", "score"].used = 9.0  # the call is next
+            model.gate.set()
+            assert (await tasks[2])["energy"].tolist() == [2]
+            assert begun.is_set()
+            work.set()
+            await asyncio.gather(*tasks)
+
+    run(test)
 
 
 def test_a_second_worker_that_ends_is_replaced(monkeypatch):
@@ -511,6 +585,29 @@ def test_a_worker_that_ends_is_replaced_and_its_requests_are_tried_again(monkeyp
             assert [float(found[i]["energy"][0]) for i in (0, 1, 3)] == [0, 1, 2]
             assert isinstance(found[2], WorkerLost)
             await settled(lambda: engine.state().ready)
+
+    run(test)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_large_request_whose_worker_ends_is_computed_once_more(monkeypatch, processes):
+    """R27: its rest is in line, and others may compute parts of it."""
+
+    async def test():
+        model, ends = Sums(), [True]
+
+        def fault(x):
+            if x[0, 0] == 0 and ends.pop():
+                raise SystemExit
+
+        async with running(monkeypatch, {"m": model}, costs={id(model): cost(most=4)}, processes=processes) as engine:
+            model.fault = fault
+            ends.insert(0, False)
+            found = await engine.score("m", row(*range(10)))
+            assert found["energy"].tolist() == list(range(10))
+            await settled(lambda: not engine.busy)
+            assert engine._waiting.rows == 0
+            assert not engine._waiting.lanes()
 
     run(test)
 

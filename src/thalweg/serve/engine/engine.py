@@ -18,7 +18,7 @@ from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.admission import Admission
 from thalweg.serve.engine.cost import Cost
 from thalweg.serve.engine.items import END, ItemStream
-from thalweg.serve.engine.job import Gone, Job, Kind, signature_of
+from thalweg.serve.engine.job import Gone, Job, Kind, signature_of, whole
 from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost, exit_as_lost
 from thalweg.serve.engine.scoring import InThread, Scoring
 from thalweg.serve.engine.start import at_once
@@ -91,7 +91,7 @@ class Engine:
         others = self.scoring.others(max(self._at_once.values(), default=1) - 1)
         for name, count in self._at_once.items():
             self._at_once[name] = min(count, 1 + len(others))
-            for scoring in others[: self._at_once[name] - 1]:
+            for scoring in others:  # any may compute it, though not all at once
                 await self._measured(scoring, name)  # first calls allocate and choose kernels
         self._workers.add(*others)
         self._ready = True
@@ -227,8 +227,7 @@ class Engine:
         """Replace a worker that ended, answer requests whose time is over, drop those whose client has gone."""
         for number in self._workers.ended():
             self._replace(number)
-        for lane, _ in self._waiting.lanes():  # that the first worker may keep waiting, since it does something else
-            self._workers.wake(*lane)
+        self._workers.wake()  # for what waits for a call that hangs
         now = self.clock()
         for job in [job for job in self._jobs if job.deadline <= now]:
             self._finish(job, error=self._rejected("deadline"))
@@ -323,11 +322,11 @@ class Engine:
 
     def _enqueue(self, job: Job, *, first: bool = False) -> None:
         self._waiting.add(job, first=first)
-        self._workers.wake(job.model, job.kind)
+        self._workers.wake()
 
     def _settle(self, outcome: Outcome) -> None:
         """Answer the jobs of a piece; those of a call that failed are scored again, each alone."""
-        for job in outcome.late:
+        for job in [job for job in outcome.late if not job.done]:  # a look may have found it late too
             self._finish(job, error=self._rejected("deadline"))
         piece = outcome.piece
         if piece is None:
@@ -335,25 +334,27 @@ class Engine:
         self._count(outcome)
         if outcome.error is not None and len(piece.jobs) > 1:
             for job, start, _ in reversed(piece.jobs):
-                if not job.done:
-                    job.alone, job.taken = True, start
-                    self._enqueue(job, first=True)
+                self._again(job, start)
         elif outcome.error is not None:
             self._finish(piece.jobs[0][0], error=outcome.error)
         else:
-            for (job, _, stop), answer in zip(piece.jobs, outcome.answers or (), strict=True):
-                self._part(job, stop, answer)
+            for (job, start, stop), answer in zip(piece.jobs, outcome.answers or (), strict=True):
+                self._part(job, start, stop, answer)
 
-    def _part(self, job: Job, stop: int, answer: Any) -> None:
+    def _part(self, job: Job, start: int, stop: int, answer: Any) -> None:
         if job.kind != "score":
             self._finish(job, answer)
             return
-        job.parts.append(answer)
-        if stop == job.size:
-            parts, whole = job.parts, job.parts[0]
-            if len(parts) > 1:
-                whole = {name: np.concatenate([part[name] for part in parts]) for name in whole}
-            self._finish(job, whole)
+        job.parts.append((start, stop, answer))
+        if (found := whole(job)) is not None:
+            self._finish(job, found)
+
+    def _again(self, job: Job, start: int) -> None:
+        """Score a job once more from a row on, alone and before all others."""
+        if not job.done:
+            self._waiting.discard(job)  # the rest of it may be in line
+            job.alone, job.taken = True, min(start, job.taken)
+            self._enqueue(job, first=True)
 
     def _count(self, outcome: Outcome) -> None:
         """Costs and figures of a piece, and whether it was computed for nobody."""
@@ -379,9 +380,8 @@ class Engine:
             job.tries += 1
             if job.kind != "score" or job.tries >= TRIES:
                 self._finish(job, error=WorkerLost("the thread that computed this request has ended"))
-            elif not job.done:
-                job.alone, job.taken = True, start
-                self._enqueue(job, first=True)
+            else:
+                self._again(job, start)
         self._workers.every[number].wake()
 
     async def _watching(self) -> None:

@@ -28,7 +28,7 @@ class Job:
         alone: It is scored alone, since a call that it shared has failed.
         tries: Workers that were lost with it.
         taken: Rows that a worker has taken so far.
-        parts: Answers for them.
+        parts: (start, stop, their answer), in the order of their ends.
         order: Its place in line.
         left: When its caller was seen to have gone.
         done: Nobody waits for it any more.
@@ -47,7 +47,7 @@ class Job:
     alone: bool = False
     tries: int = 0
     taken: int = 0
-    parts: list[dict[str, np.ndarray]] = field(default_factory=list)
+    parts: list[tuple[int, int, dict[str, np.ndarray]]] = field(default_factory=list)
     order: int = 0
     left: float | None = None
     done: bool = False
@@ -112,3 +112,23 @@ def split(piece: Piece, found: Mapping[str, np.ndarray]) -> list[dict[str, np.nd
     ends = np.cumsum([stop - start for _, start, stop in piece.jobs]).tolist()
     places = zip([0, *ends], ends, strict=False)
     return [{name: value[a:b] for name, value in found.items()} for a, b in places]
+
+
+def whole(job: Job) -> dict[str, np.ndarray] | None:
+    """The answer for all rows of a job, by its parts; None where some are missing.
+
+    Workers may compute parts at the same time, so that a later one ends first, and some rows twice where one was lost.
+    """
+    if sum(stop - start for start, stop, _ in job.parts) < job.size:
+        return None
+    found: list[dict[str, np.ndarray]] = []
+    end = 0
+    for start, stop, answer in sorted(job.parts, key=lambda part: part[:2]):
+        if start > end:
+            return None
+        if stop > end:
+            found.append({name: value[end - start :] for name, value in answer.items()} if start < end else answer)
+            end = stop
+    if end < job.size:
+        return None
+    return found[0] if len(found) == 1 else {n: np.concatenate([one[n] for one in found]) for n in found[0]}

@@ -99,11 +99,11 @@ class Waiting:
         """How many workers do such work: of other work than scores, the first alone."""
         return self.workers.get(model, 1) if kind == "score" else 1
 
-    def offered(self, model: str, kind: Kind, worker: int) -> bool:
-        """Whether there is such work that this worker should take."""
+    def offered(self, worker: int) -> bool:
+        """Whether there is work that this worker should take; not while it computes."""
         with self._lock:
-            lane = self._active.get((model, kind))
-            return lane is not None and self._offered((model, kind), lane, worker)
+            free = worker not in self.taken
+            return free and any(self._offered(name, lane, worker) for name, lane in self._active.items())
 
     def computed(self) -> list[tuple[Piece, float]]:
         """What is computed, and since when."""
@@ -144,11 +144,13 @@ class Waiting:
         return max(-(-call // 2), min(call, -(-(self._active[lane].rows + taken) // workers)))
 
     def _offered(self, name: LaneName, lane: Lane, worker: int) -> bool:
-        if worker >= self.at_once(*name):
-            return False
+        """Whether a worker should take of a lane: fewer compute of it than may, and several rows wait or none does."""
+        if name[1] != "score":
+            return worker == 0
         others = [taken for other, taken in self.taken.items() if other != worker]
-        computed = any(piece.lane == name and self.clock() - since < STALLED for piece, since in others)
-        return not computed or FEW * lane.rows >= self.batch.get(name[0], 1)
+        computed = sum(piece.lane == name and self.clock() - since < STALLED for piece, since in others)
+        few = FEW * lane.rows < self.batch.get(name[0], 1)
+        return computed < (1 if few else self.at_once(*name))
 
     def _remove(self, job: Job) -> bool:
         name = _lane(job)

@@ -34,6 +34,7 @@ class Worker:
         threads: torch's threads.
         report: Called in this thread, after each piece and for jobs that were late.
         number: Its own; that of the worker which does other work than scores is 0.
+        taken: Called in this thread when it has taken a piece, before it computes.
     """
 
     def __init__(
@@ -43,9 +44,10 @@ class Worker:
         threads: int,
         report: Callable[[Outcome], None],
         number: int = 0,
+        taken: Callable[[], None] = lambda: None,
     ):
         self.scoring, self.waiting, self.threads, self.report = scoring, waiting, threads, report
-        self.number = number
+        self.number, self.taken = number, taken
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = False
         self._thread = threading.Thread(target=self._run, name="thalweg-inference", daemon=True)
@@ -55,7 +57,7 @@ class Worker:
         self._thread.start()
 
     def wake(self) -> None:
-        """There is work."""
+        """There is work. Two threads may say so at once: the second ring costs one more look."""
         if self._idle:
             self._idle = False
             self._bell.put(True)
@@ -91,6 +93,7 @@ class Worker:
             piece, late = self.waiting.take(self.number)
             if piece is not None:
                 self._idle = False
+                self.taken()
                 self._compute(piece, late)
                 continue
             if late:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 
-from thalweg.serve.engine.job import Kind
 from thalweg.serve.engine.scoring import Scoring
 from thalweg.serve.engine.waiting import Waiting
 from thalweg.serve.engine.worker import Outcome, Worker
@@ -12,7 +11,7 @@ log = logging.getLogger("thalweg.serve")
 
 
 class Workers:
-    """Of one engine; all methods are of the event loop's thread.
+    """Of one engine; all methods but `wake` are of the event loop's thread.
 
     Args:
         waiting: Where they take work from.
@@ -29,10 +28,13 @@ class Workers:
         for scoring in scorings:
             self.every.append(self._started(scoring, len(self.every)))
 
-    def wake(self, model: str, kind: Kind) -> None:
-        """There is more work of a kind of a model."""
+    def wake(self) -> None:
+        """Let one that idles look for work, if some waits that it should take; by any thread.
+
+        Each does so once it has taken something: another one may be needed for the rest, or for what it let wait.
+        """
         for worker in self.every:
-            if worker.idle and self.waiting.offered(model, kind, worker.number):
+            if worker.idle and self.waiting.offered(worker.number):
                 worker.wake()
                 return
 
@@ -55,6 +57,6 @@ class Workers:
             worker.stop()
 
     def _started(self, scoring: Scoring, number: int) -> Worker:
-        worker = Worker(scoring, self.waiting, self.threads, self.report, number)
+        worker = Worker(scoring, self.waiting, self.threads, self.report, number, taken=self.wake)
         worker.start()
         return worker
