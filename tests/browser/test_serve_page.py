@@ -335,6 +335,32 @@ def test_a_large_table_goes_in_batches(table_page):
     assert page.locator(".odd tbody tr").count() == 40
 
 
+class Drawn(Table):
+    """A table that draws one row, with a true value and a category that is missing."""
+
+    def sample(self, n, *, seed=0, temperature=1.0, label=None):
+        return np.array([[20.25, True, None]], object)
+
+    def sample_frames(self, n, *, seed=0, temperature=1.0, label=None, frames=12):
+        yield self.sample(n), np.zeros(1)
+
+
+def test_draws_of_a_table_and_what_the_server_warns_of(serve, new_page):
+    page = new_page(serve({"pumps": Drawn()}).address)
+    page.get_by_role("button", name="Draw samples").click()
+    page.wait_for_selector("text=Draws of seed 0")
+    assert page.locator("ol.texts li").all_inner_texts() == [f"temperature 20.25, {ATTACK} true, state missing"]
+
+    def warned(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json={**answer.json(), "warnings": [f"state: {ATTACK} is unknown", "again"]})
+
+    page.route("**/v1/score*", warned)
+    page.get_by_label("Choose a CSV file").set_input_files(given("week.csv", table_text(ROWS), "text/csv"))
+    page.wait_for_selector("text=is unknown")
+    assert page.locator(".note p").all_inner_texts() == [f"state: {ATTACK} is unknown", "again"]
+
+
 class Few(Table):
     """Rows of the table beside 10 normal ones, of which 5 % is less than one."""
 

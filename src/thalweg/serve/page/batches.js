@@ -34,15 +34,17 @@ function body(model, header, records) {
   return [{ instances: records.map(numbers) }, "application/json"];
 }
 
-/** The scores of all rows in order; `progress(done)` after each batch. */
+/** The scores of all rows in order, and what the server warns of; `progress(done)` after each batch. */
 export async function scoreAll(model, header, records, progress, signal) {
   const found = [];
+  const warned = new Set();
   for (const batch of batches(records)) {
     const [sent, type] = body(model, header, batch);
     const from = found.length;
     try {
-      const { predictions } = await ask("v1/score", sent, { query: { model: model.name }, type, signal });
+      const { predictions, warnings = [] } = await ask("v1/score", sent, { query: { model: model.name }, type, signal });
       for (const prediction of predictions) found.push(prediction);
+      for (const warning of warnings) warned.add(warning);
     } catch (error) {
       // the server names lines of a batch, of which the names of the columns are the first, or its rows from 0
       const first = model.content === "table" ? "line 2" : "instances[0]";
@@ -51,7 +53,7 @@ export async function scoreAll(model, header, records, progress, signal) {
     }
     progress(found.length);
   }
-  return found;
+  return { predictions: found, warnings: [...warned] };
 }
 
 /** The reasons of some rows; `take(place, reasons)` as they come, `place` being the row's in the list. */

@@ -8,6 +8,9 @@ import { decode, paint, rows } from "./tensors.js";
 
 const FRAMES = 16;
 
+/** A row of a table as a line: each column's name and value. */
+const cells = (row) => Object.entries(row).map(([name, value]) => `${name} ${typeof value === "number" ? number(value) : (value ?? "missing")}`).join(", ");
+
 /** The section of a model that draws rows; `use(values, note)` puts an image to use. */
 export function gallery(model, use) {
   const image = model.content === "image";
@@ -97,7 +100,7 @@ export function gallery(model, use) {
   };
 
   function rowButton(row) {
-    const text = typeof row === "string" ? row : [row].flat(Infinity).map(number).join(", ");
+    const text = typeof row === "string" ? row : Array.isArray(row) ? row.flat(Infinity).map(number).join(", ") : cells(row);
     return use && typeof row === "string" ? button(text || "(empty)", () => use(row), { class: "quiet" }) : el("span", { class: "figure", text });
   }
 

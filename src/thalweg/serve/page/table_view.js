@@ -13,6 +13,7 @@ import { oddTable } from "./table_rows.js";
 const MAX_BYTES = 200 * 2 ** 20;
 const PREVIEW = 5;
 const SHOWN = 20; // rows at first, and more with each "Show more"
+const WARNINGS = 3; // lines at most, as each batch may have its own
 const EXPLAINED = 100; // flagged rows whose reasons are asked for
 
 /** The view of a model whose rows are those of a table, or lists of numbers. */
@@ -24,6 +25,7 @@ export function tableView(model) {
   const trouble = troubleLine();
   const remedy = el("div", { class: "row" });
   const summary = el("p", { class: "verdict empty", role: "status", "aria-live": "polite", text: "Choose a CSV file, drop one here, or paste its lines." });
+  const warned = el("div", { class: "soft note", role: "status", "aria-live": "polite" });
   const bar = el("progress", { "aria-label": "Rows scored", hidden: true });
   const stop = button("Stop", () => control?.abort(), { hidden: true });
   const table = oddTable(model, SHOWN);
@@ -77,6 +79,7 @@ export function tableView(model) {
     const { header, records } = sheet;
     trouble.clear();
     remedy.replaceChildren();
+    warned.replaceChildren();
     save.hidden = true;
     table.clear();
     chart?.rug([]);
@@ -86,11 +89,12 @@ export function tableView(model) {
     let scored = false;
     say(`Scoring ${count(records.length)} ${records.length === 1 ? "row" : "rows"}.`, "empty");
     try {
-      const predictions = await scoreAll(model, header, records, (done) => (bar.value = done), own.signal);
+      const { predictions, warnings } = await scoreAll(model, header, records, (done) => (bar.value = done), own.signal);
       const order = byOddness(predictions);
       result = { predictions, order, reasons: new Map() };
       scored = true;
       summarise();
+      warned.replaceChildren(...warnings.slice(0, WARNINGS).map((text) => el("p", { text })));
       chart?.rug(order.map((row) => predictions[row]));
       table.show(sheet, result);
       save.hidden = false;
@@ -181,6 +185,7 @@ export function tableView(model) {
     trouble.element,
     remedy,
     summary,
+    warned,
     el("div", { class: "row" }, bar, stop, save),
     chart && el("div", { class: "reference" }, chart.element),
     table.element,
