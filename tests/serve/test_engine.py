@@ -20,7 +20,7 @@ from thalweg.serve.engine.waiting import Waiting
 from thalweg.serve.engine.worker import Outcome
 from thalweg.serve.metrics import Metrics
 
-from .engine_fakes import SECONDS, Clock, Sums, busy, cost, counted, counting, row, running, settled
+from .engine_fakes import SECONDS, Clock, InThreads, Sums, busy, cost, counted, counting, row, running, settled
 
 
 def run(test, longest=20):
@@ -542,6 +542,34 @@ def test_workers_wake_each_other(monkeypatch):
             assert begun.is_set()
             work.set()
             await asyncio.gather(*tasks)
+
+    run(test)
+
+
+def test_workers_beside_the_first_are_made_warm_at_the_same_time(monkeypatch):
+    """A barrier that lets nobody pass alone: a start does not grow with the processors."""
+    others = threading.Barrier(3)
+
+    class Met(InThreads):
+        def others(self, count):
+            return [Met(self.models, others) for _ in range(count)]
+
+        def __init__(self, models, barrier=None):
+            super().__init__(models)
+            self.barrier = barrier
+
+        def measured(self, model, threads):
+            if self.barrier is not None:
+                self.barrier.wait(10)
+            return cost()
+
+    async def test():
+        model = Sums()
+        engine = Engine({"m": model}, queue=8, deadline=9.0, metrics=Metrics(), processes=4)
+        engine.scoring = Met(engine.models)
+        await engine.start()
+        assert (await engine.score("m", row(1)))["energy"].tolist() == [1]
+        await engine.drain(1)
 
     run(test)
 

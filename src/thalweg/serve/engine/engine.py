@@ -91,9 +91,7 @@ class Engine:
         others = self.scoring.others(max(self._at_once.values(), default=1) - 1)
         for name, count in self._at_once.items():
             self._at_once[name] = min(count, 1 + len(others))
-            for scoring in others:  # any may compute it, though not all at once
-                await self._measured(scoring, name)  # first calls allocate and choose kernels
-        self._workers.add(*others)
+        await self._workers.add_warm(others, self.models)
         self._ready = True
 
     async def score(

@@ -1,7 +1,9 @@
 """The workers of an engine: one that does all kinds of work, and others that compute scores at the same time."""
 
+import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from thalweg.serve.engine.scoring import Scoring
 from thalweg.serve.engine.waiting import Waiting
@@ -27,6 +29,21 @@ class Workers:
         """One more for each, which begins to take work."""
         for scoring in scorings:
             self.every.append(self._started(scoring, len(self.every)))
+
+    async def add_warm(self, scorings: Sequence[Scoring], models: Iterable[str]) -> None:
+        """As `add`, after each has computed all models, at the same time: first calls allocate and choose kernels."""
+        loop, pool = asyncio.get_running_loop(), ThreadPoolExecutor(max(1, len(scorings)))
+        names = list(models)
+
+        def warm(scoring: Scoring) -> None:
+            for name in names:
+                scoring.measured(name, self.threads)
+
+        try:
+            await asyncio.gather(*(loop.run_in_executor(pool, warm, scoring) for scoring in scorings))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.add(*scorings)
 
     def wake(self) -> None:
         """Let one that idles look for work, if some waits that it should take; by any thread.
