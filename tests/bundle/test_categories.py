@@ -261,9 +261,7 @@ class TestInpaint:
         np.save(tmp_path / "marks.npy", np.zeros((2, 8), np.uint8))
         whole.assign(temp=[None, 30.0]).to_csv(tmp_path / "gap.csv", index=False)
         words = ["--image", "gap.csv", "--mask", "marks.npy", "-o", "out.csv"]
-        assert (
-            "row 0 (counted from 0): must be finite where it is observed" in call("inpaint", bundle.path, *words)[2][-1]
-        )
+        assert "line 2: must be finite where it is observed" in call("inpaint", bundle.path, *words)[2][-1]
 
 
 class TestOthers:
