@@ -10,7 +10,7 @@ from thalweg.serve.engine.rejected import Reason
 from thalweg.serve.engine.waiting import LaneName, Waiting
 
 INLINE = 0.0002  # seconds: below, handing a call to a thread and back costs as much as the call
-LONE = 0.004  # seconds: the same while there is one connection, whose client waits for the answer anyway
+LONE = 0.01  # seconds: the same while there is one connection, whose client waits for the answer anyway
 PATIENCE = 0.2  # seconds that a request may have to wait, by estimate, or so many times its own cost if that is more:
 FAIR = 4
 FIRST_GUESS = 0.05  # seconds of a call or an item before any was seen
