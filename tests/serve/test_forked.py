@@ -141,7 +141,7 @@ def test_scores_are_those_of_the_thread_by_a_nicer_process(scoring):
     assert nice == min(19, own + NICER)
     assert os.getpriority(os.PRIO_PROCESS, 0) == own
     assert scoring.measured("told", 1).sizes[0] == 1
-    assert scoring.method("told", "process", of=2) == (pid, 2)
+    assert scoring.call_method("told", "process", of=2) == (pid, 2)
 
 
 def test_an_error_is_the_one_that_the_model_raised(scoring):
@@ -178,17 +178,17 @@ def test_the_service_writes_log_records_of_the_process(scoring, caplog):
 
 def test_items_are_computed_one_after_another_by_the_process(scoring):
     pid = scoring.score("told", rows(1), None, 1)["pid"][0]
-    first, second = (scoring.items("told", "count", stop) for stop in (9, 2))
+    first, second = (scoring.iterate("told", "count", stop) for stop in (9, 2))
     assert [next(first), next(second)] == [(pid, 0), (pid, 0)]
-    assert scoring.method("told", "state") == (0, True)
+    assert scoring.call_method("told", "state") == (0, True)
     assert next(first) == (pid, 1)
     assert list(second) == [(pid, 1)]
     first.close()
-    assert scoring.method("told", "state") == (2, True)
+    assert scoring.call_method("told", "state") == (2, True)
 
 
 def test_items_end_with_the_process_that_has_begun_them(scoring):
-    items = scoring.items("told", "count", 3, die=1)
+    items = scoring.iterate("told", "count", 3, die=1)
     next(items)
     with pytest.raises(WorkerLost):
         next(items)

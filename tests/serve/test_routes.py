@@ -276,11 +276,11 @@ def test_an_error_inside_a_stream_is_its_last_line():
 def test_reasons_orders_and_classes_are_computed_where_scores_are(client, monkeypatch):
     asked, scoring = [], client.app.state.engine.scoring
 
-    def method(model, name, *values, **options):
+    def call_method(model, name, *values, **options):
         asked.append(name)
-        return InThread.method(scoring, model, name, *values, **options)
+        return InThread.call_method(scoring, model, name, *values, **options)
 
-    monkeypatch.setattr(scoring, "method", method)
+    monkeypatch.setattr(scoring, "call_method", call_method)
     for path, instance in (("explain?model=table", [30, "rome"]), ("rerank?model=numbers", [1, 1])):
         assert client.post(f"/v1/{path}", json={"instances": [instance]}).status_code == 200
     assert client.post("/v1/classify?model=pictures", json={"instances": [GREY.tolist()]}).status_code == 200

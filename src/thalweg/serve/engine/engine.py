@@ -197,7 +197,7 @@ class Engine:
         """How it stands."""
         if not self._stopped and not self._workers.alive():
             return EngineState(False, False, "a worker has ended")
-        longest = max((self.clock() - since for _, since in self._waiting.computed()), default=0.0)
+        longest = max((self.clock() - since for _, since in self._waiting.running()), default=0.0)
         if longest > STUCK:
             return EngineState(False, False, f"a worker is stuck for {longest:.0f} s")
         if not self.taking:

@@ -28,7 +28,7 @@ import torch
 from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.cost import Cost
 from thalweg.serve.engine.forking import ANSWER, fork, fork_when_asked
-from thalweg.serve.engine.kept_items import KeepsItems
+from thalweg.serve.engine.iterators import ScoringWithIterators
 from thalweg.serve.engine.rejected import WorkerLost
 from thalweg.serve.engine.scoring import Scoring
 
@@ -58,7 +58,7 @@ class Forker:
         self._asking = threading.Lock()
         self._alone = False
         self.closed, self.lost = False, set[int]()  # numbers of processes that have ended
-        self.here = KeepsItems(models)  # computes where no process is to be had
+        self.here = ScoringWithIterators(models)  # computes where no process is to be had
         for stream in (sys.stdout, sys.stderr):  # else what they hold would be written once more
             with suppress(AttributeError, ValueError, OSError):
                 stream.flush()
@@ -150,19 +150,19 @@ class InProcess:
     def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
         return self._ask("score", model, inputs, alpha, threads)
 
-    def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
-        return self._ask("method", model, name, *values, **options)
+    def call_method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
+        return self._ask("call_method", model, name, *values, **options)
 
-    def items(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
+    def iterate(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
         key, thread = next(KEYS), threading.get_ident()
-        self._ask("begin_items", key, model, name, *values, **options)
+        self._ask("open_iterator", key, model, name, *values, **options)
         try:
             while (item := self._ask("next_item", key)) is not None:
                 yield item
         finally:
             if threading.get_ident() == thread:  # another one, at the service's end, would write between its bytes
                 with suppress(WorkerLost):
-                    self._ask("end_items", key)
+                    self._ask("close_iterator", key)
 
     def call(self, work: Callable[[], T]) -> T:
         return self.forker.here.call(work)

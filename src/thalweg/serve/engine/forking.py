@@ -22,7 +22,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any, NoReturn
 
 from thalweg.core.errors import ThalwegError
-from thalweg.serve.engine.kept_items import KeepsItems
+from thalweg.serve.engine.iterators import ScoringWithIterators
 from thalweg.serve.engine.rejected import WorkerLost
 from thalweg.serve.engine.scoring import lower_priority
 
@@ -40,7 +40,7 @@ def fork() -> int:
         return os.fork()
 
 
-def fork_when_asked(control: socket.socket, scoring: KeepsItems, parent: int) -> NoReturn:
+def fork_when_asked(control: socket.socket, scoring: ScoringWithIterators, parent: int) -> NoReturn:
     """Fork a process for each connection that comes, in place of the one before of the same number.
 
     At the service's end it ends, and they with it.
@@ -81,7 +81,7 @@ def _ended(process: int) -> int:
     return os.waitpid(process, 0)[1]
 
 
-def _forked(control: socket.socket, files: list[int], scoring: KeepsItems) -> tuple[int, int]:
+def _forked(control: socket.socket, files: list[int], scoring: ScoringWithIterators) -> tuple[int, int]:
     """(a process that answers calls by this connection, 0), or (0, errno)."""
     if not files:
         return 0, errno.EMFILE
@@ -99,7 +99,7 @@ def _forked(control: socket.socket, files: list[int], scoring: KeepsItems) -> tu
         os.close(files[0])
 
 
-def _compute(calls: Connection, scoring: KeepsItems, parent: int) -> NoReturn:
+def _compute(calls: Connection, scoring: ScoringWithIterators, parent: int) -> NoReturn:
     """Answer calls, one after another, until the connection ends.
 
     By a new thread: the first one may have used OpenMP before the fork, and would wait for ever for its threads, which
@@ -126,7 +126,7 @@ class CallServer(logging.handlers.QueueHandler):
         scoring: Computes.
     """
 
-    def __init__(self, calls: Connection, scoring: KeepsItems):
+    def __init__(self, calls: Connection, scoring: ScoringWithIterators):
         super().__init__(calls)  # pyright: ignore[reportArgumentType]
         self.calls, self.scoring, self.begun = calls, scoring, threading.Event()
         for one in map(logging.getLogger, [None, *logging.root.manager.loggerDict]):

@@ -35,11 +35,11 @@ class Scoring(Protocol):
         """`Servable.score`, with so many threads of torch."""
         ...
 
-    def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
+    def call_method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
         """What another method of the model returns, with one thread of torch."""
         ...
 
-    def items(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
+    def iterate(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
         """What a method that yields gives, item by item; they are asked for by one thread."""
         ...
 
@@ -79,10 +79,10 @@ class InThread:
             torch.set_num_threads(threads)
             return self.models[model].score(inputs, alpha=alpha)
 
-    def method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
+    def call_method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
         return self.call(lambda: getattr(self.models[model], name)(*values, **options))
 
-    def items(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
+    def iterate(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
         yield from getattr(self.models[model], name)(*values, **options)
 
     def call(self, work: Callable[[], T]) -> T:

@@ -105,12 +105,12 @@ class Waiting:
             free = worker not in self.taken
             return free and any(self._offered(name, lane, worker) for name, lane in self._active.items())
 
-    def computed(self) -> list[tuple[Piece, float]]:
+    def running(self) -> list[tuple[Piece, float]]:
         """What is computed, and since when."""
         with self._lock:
             return list(self.taken.values())
 
-    def used(self, worker: int, piece: Piece, seconds: float) -> None:
+    def finished(self, worker: int, piece: Piece, seconds: float) -> None:
         """A piece is finished: charge its lane for the time."""
         with self._lock:
             self.taken.pop(worker, None)

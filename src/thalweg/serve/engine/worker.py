@@ -34,7 +34,7 @@ class Worker:
         threads: torch's threads.
         report: Called in this thread, after each piece and for jobs that were late.
         number: Its own; that of the worker which does other work than scores is 0.
-        taken: Called in this thread when it has taken a piece, before it computes.
+        on_taken: Called in this thread when it has taken a piece, before it computes.
     """
 
     def __init__(
@@ -44,10 +44,10 @@ class Worker:
         threads: int,
         report: Callable[[Outcome], None],
         number: int = 0,
-        taken: Callable[[], None] = lambda: None,
+        on_taken: Callable[[], None] = lambda: None,
     ):
         self.scoring, self.waiting, self.threads, self.report = scoring, waiting, threads, report
-        self.number, self.taken = number, taken
+        self.number, self.on_taken = number, on_taken
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = False
         self._thread = threading.Thread(target=self._run, name="thalweg-inference", daemon=True)
@@ -93,7 +93,7 @@ class Worker:
             piece, late = self.waiting.take(self.number)
             if piece is not None:
                 self._idle = False
-                self.taken()
+                self.on_taken()
                 self._compute(piece, late)
                 continue
             if late:
@@ -117,5 +117,5 @@ class Worker:
         except Exception as fault:
             error = fault
         seconds = clock() - began
-        self.waiting.used(self.number, piece, seconds)
+        self.waiting.finished(self.number, piece, seconds)
         self.report(Outcome(late, piece, began, seconds, answers, found, error))

@@ -74,6 +74,6 @@ class Workers:
             worker.stop()
 
     def _started(self, scoring: Scoring, number: int) -> Worker:
-        worker = Worker(scoring, self.waiting, self.threads, self.report, number, taken=self.wake)
+        worker = Worker(scoring, self.waiting, self.threads, self.report, number, on_taken=self.wake)
         worker.start()
         return worker

@@ -105,7 +105,7 @@ class Plain:
             told = []
             for i in range(0, len(found["energy"]), at_once):
                 some = {name: value[i : i + at_once] for name, value in rows.items()}
-                told += self.engine.scoring.method(served.name, "explain", some, top=top)
+                told += self.engine.scoring.call_method(served.name, "explain", some, top=top)
                 yield told
 
         reasons = await self._last(request, served, make)
@@ -120,7 +120,7 @@ class Plain:
         asked = read_as(SampleRequest, (await body.json_body(request, self.settings)).value)
         label = served.number_of_class(asked.label)
         how: dict[str, Any] = {"seed": asked.seed, "temperature": asked.temperature, "label": label}
-        drawing = partial(self.engine.scoring.items, served.name, "sample_frames", asked.n, **how)
+        drawing = partial(self.engine.scoring.iterate, served.name, "sample_frames", asked.n, **how)
         if not asked.frames:  # in pieces all the same, so that scores go on beside it
             drawn, _ = await self._last(request, served, partial(drawing, frames=PIECES))
             _require_numbers(drawn)
@@ -150,7 +150,7 @@ class Plain:
             raise malformed("must be pixels in [0, 1]", "image")
 
         def make() -> Iterator[dict[str, Any]]:
-            drawn = scoring.items(served.name, "inpaint", x[None], observed[None], n=asked.n, seed=asked.seed)
+            drawn = scoring.iterate(served.name, "inpaint", x[None], observed[None], n=asked.n, seed=asked.seed)
             for i, found in enumerate(drawn):
                 energy = scoring.score(served.name, {"x": np.asarray(found, x.dtype)}, None, 1)["energy"]
                 _require_numbers(energy)
@@ -203,7 +203,7 @@ class Plain:
         **options: Any,
     ) -> Any:
         """What a method of the model returns of these rows, computed where its scores are."""
-        work = partial(self.engine.scoring.method, served.name, method, rows, **options)
+        work = partial(self.engine.scoring.call_method, served.name, method, rows, **options)
         with asking(served, row_name):
             return await self.engine.call(served.name, work, **self._how(request))
 

@@ -8,7 +8,7 @@ from thalweg.serve.engine.rejected import WorkerLost
 from thalweg.serve.engine.scoring import InThread
 
 
-class KeepsItems(InThread):
+class ScoringWithIterators(InThread):
     """`InThread` in a process that computes for another one.
 
     Args:
@@ -17,21 +17,21 @@ class KeepsItems(InThread):
 
     def __init__(self, models: Any):
         super().__init__(models)
-        self._kept: dict[int, ItemStream] = {}
+        self._iterators: dict[int, ItemStream] = {}
 
-    def begin_items(self, key: int, model: str, name: str, *values: Any, **options: Any) -> None:
+    def open_iterator(self, key: int, model: str, name: str, *values: Any, **options: Any) -> None:
         """Keep the iterator that a method returns; it begins with its first item."""
-        self._kept[key] = ItemStream(partial(self.items, model, name, *values, **options))
+        self._iterators[key] = ItemStream(partial(self.iterate, model, name, *values, **options))
 
     def next_item(self, key: int) -> Any:
         """The next item, or None after the last one. WorkerLost where another process began it."""
-        if key not in self._kept:
+        if key not in self._iterators:
             raise WorkerLost("the process that computed these items has ended")
-        item = self.call(self._kept[key])
+        item = self.call(self._iterators[key])
         return None if item is END else item
 
-    def end_items(self, key: int) -> None:
+    def close_iterator(self, key: int) -> None:
         """Let the iterator end."""
-        items = self._kept.pop(key, None)
+        items = self._iterators.pop(key, None)
         if items is not None:
             self.call(items.close)
