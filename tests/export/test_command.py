@@ -13,11 +13,13 @@ from thalweg.apps.anomaly.graph.kernels import KernelGraph
 from thalweg.apps.anomaly.graph.lookup import PValueGraph
 from thalweg.apps.anomaly.graph.scalings import StandardGraph
 from thalweg.apps.anomaly.saved import DetectorBundle
+from thalweg.bundle.exportable import Program
 from thalweg.bundle.files import load
 from thalweg.bundle.servable import TensorSpec
 from thalweg.core.errors import DiskFull, UserError
 from thalweg.export import formats
 from thalweg.export.export import export
+from thalweg.export.formats import plain
 from thalweg.export.plain_onnx import OnnxGraph
 from thalweg.export.rows import random_rows
 
@@ -225,3 +227,20 @@ def test_a_column_of_whole_numbers_that_are_codes(tmp_path, elsewhere):
     rows = bundle.servable().typical_rows(20, 1)
     found = elsewhere(tmp_path / "d.onnx", rows)
     assert np.allclose(found["energy"], bundle.servable().score(rows)["energy"], rtol=1e-6)
+
+
+def test_an_operation_that_a_plain_graph_lacks_is_told_in_a_line():
+    class Fourier(torch.nn.Module):
+        def forward(self, x):
+            return (torch.fft.rfft(x).abs().sum(1),)
+
+    program = Program(
+        name="energy",
+        module=Fourier(),
+        inputs=[TensorSpec("x", "FP32", (-1, 4))],
+        outputs=[TensorSpec("energy", "FP32", (-1,))],
+        reference=lambda rows: rows,
+        plain=True,
+    )
+    with pytest.raises(UserError, match=r"graph 'energy': cannot be written as ONNX .*--format pt2"):
+        plain(program, [torch.zeros(5, 4)])

@@ -80,13 +80,17 @@ def _onnx(program: Program, module: torch.nn.Module, tensors: list[torch.Tensor]
 
 
 def plain(program: Program, tensors: list[torch.Tensor]) -> Any:
-    """The model of a program of plain operations."""
+    """The model of a program of plain operations; UserError, by name, for one that it has beside them."""
     from onnx import helper
 
     from thalweg.export.plain_onnx import translate
 
     prefix = inner_prefix(program)
-    graph, names = translate(program.module, tensors, [spec.name for spec in program.inputs], prefix)
+    try:
+        graph, names = translate(program.module, tensors, [spec.name for spec in program.inputs], prefix)
+    except NotImplementedError as error:
+        text = f"cannot be written as ONNX ({error})"
+        raise UserError(text, argument=f"graph {program.name!r}", hint="say --format pt2") from error
     for name, spec in zip(names, program.outputs, strict=True):
         graph.nodes.append(helper.make_node("Identity", [name], [spec.name]))
     inputs = [_value(spec, coded=spec.name in program.categories) for spec in program.inputs]
