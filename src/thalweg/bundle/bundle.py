@@ -14,13 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from thalweg.bundle import classes, conformal, hub
+from thalweg.bundle import classes, hub
 from thalweg.bundle import constant as constants
 from thalweg.bundle.chain_length import start_law
 from thalweg.bundle.draws import annealed_blocks, chain_blocks
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
+from thalweg.bundle.flags import Flags
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows, decoded_frame, some_rows, wants_grad
+from thalweg.bundle.kept import KeptEnergy
 from thalweg.bundle.model_units import decoded, initial_positions
 from thalweg.bundle.prior import read_mixture_prior
 from thalweg.bundle.servable import Servable
@@ -72,7 +74,7 @@ class Bundle(HoldsEnergy):
         self.noisy, self.held_out_energies = isinstance(self.model, NoiseConditional), held_out
         self.num_classes = self.model.num_classes if isinstance(self.model, Classifier) else 0
         self.mixture_prior: MixtureOfFactorAnalyzers | None = None  # in model units
-        self._warned = False
+        self._kept, self._flags = KeptEnergy(), Flags(path)
         if not isinstance(weights, nn.Module):
             self.model.load_state_dict(weights)
         self.model.eval().requires_grad_(False)
@@ -127,10 +129,11 @@ class Bundle(HoldsEnergy):
     @property
     def device(self) -> torch.device:
         """Where the energy lies."""
-        return device_of(self.model)
+        return self._kept.device or device_of(self.model)
 
     def to(self, device: str | torch.device) -> Self:
         """The bundle itself, moved to a device, as `load` takes it. UserError where that is not there."""
+        self._kept.end()
         place(self.model, find_device(device))
         if self.held_out_energies is not None:
             self.held_out_energies = self.held_out_energies.to(self.device)
@@ -191,8 +194,14 @@ class Bundle(HoldsEnergy):
     @property
     def lowest(self) -> EnergyFn:
         """The ordinary energy E(z) in model units: U(z, t_min), or the model itself."""
+        if self._kept.energy is not None:
+            return self._kept.energy
         t = torch.full((), self.t_min, dtype=torch.float32, device=self.device)
         return AtNoise(self.model, t) if self.noisy else self.model
+
+    def keep_frozen(self) -> None:
+        """Get ready for many small calls: weights become constants until `to`. The model must not be trained then."""
+        self._kept.begin(self.lowest)
 
     def energy(self, x: Any) -> Float[Tensor, " b"]:
         """E(x), (B,) nats, low = likely; x (B, *) in data units. Equal to -log p(x) where the model is normalised.
@@ -203,7 +212,8 @@ class Bundle(HoldsEnergy):
         keep_memory()  # the same sizes are asked for block by block, call by call
         with torch.set_grad_enabled(wants_grad(x)), frozen(self.lowest) as energy:
             x = self._rows(x)
-            u = torch.cat([energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)])
+            parts = [energy(self.encode(part)) for part in x.split(EVALUATION_BLOCK)]
+            u = torch.cat(parts) if len(parts) > 1 else parts[0]
             return u.to(x.device) - self.transform.log_abs_det(x)
 
     def _rows(self, x: Any) -> Tensor:
@@ -322,14 +332,12 @@ class Bundle(HoldsEnergy):
         result = {"energy": u}
         if self.normalised:
             result["log_prob"] = -u
-        elif (log_p := constants.log_prob(self, self._rows(x), u)) is not None:
+        elif self.constant is not None:
+            log_p = constants.log_prob(self, self._rows(x), u)
+            assert log_p is not None
             result |= {"log_prob": log_p.estimate, "log_prob_low": log_p.low, "log_prob_high": log_p.high}
         if self.held_out_energies is not None:
-            ranked = conformal.raised(self.held_out_energies.cpu().numpy())
-            p = torch.from_numpy(conformal.p_values(ranked, u.cpu().numpy()))
-            result["p_value"] = p.to(u.device, torch.float32)
-            self._warn_of(alpha, 1 / (1 + len(ranked)))
-            result["flag"] = result["p_value"] <= alpha
+            result["p_value"], result["flag"] = self._flags(self.held_out_energies, u, alpha)
         return result
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -379,14 +387,6 @@ class Bundle(HoldsEnergy):
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             return hub.upload(Path(folder), repo_id, revision, (*FILES, store.MANIFEST), **options)
-
-    def _warn_of(self, alpha: float, smallest: float) -> None:
-        if alpha < smallest and not self._warned:
-            self._warned = True
-            log.warning(
-                f"{self.path}: alpha={alpha:g} is below the smallest p-value of {smallest:.3g} that the held-out rows "
-                f"allow, so no row can be flagged; use alpha={smallest:.3g} or more, or train with more held-out rows"
-            )
 
     def classify(self, x: Any) -> Float[Tensor, "b k"]:
         """p(label | x) = softmax of -E(x, label), (B, K), calibrated on held-out data; UserError without classes."""

@@ -72,6 +72,15 @@ class Servable(Protocol):
 
 
 @runtime_checkable
+class GetsReady(Protocol):
+    """A servable whose calls cost less once it was made ready for many."""
+
+    def get_ready(self) -> None:
+        """What calls share is computed now. It is not changed afterwards."""
+        ...
+
+
+@runtime_checkable
 class Calibrated(Protocol):
     """A servable with the energies of normal rows, (n,) nats, that p-values compare with."""
 

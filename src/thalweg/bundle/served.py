@@ -77,6 +77,9 @@ class ServedBundle:
     def flag_rate(self) -> float | None:
         return None if self.bundle.held_out_energies is None else ALPHA
 
+    def get_ready(self) -> None:
+        self.bundle.keep_frozen()
+
     def score(self, rows: Mapping[str, np.ndarray], *, alpha: Any = None) -> dict[str, np.ndarray]:
         x = self._rows(rows)
         if alpha is not None and self.bundle.held_out_energies is None:

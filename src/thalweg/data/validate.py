@@ -82,13 +82,13 @@ def verify(x: Tensor, shape: tuple[int, ...] | None, kind: Kind, *, where: str) 
     if kind == "image" and not x.is_floating_point() and x.dtype not in (torch.uint8, torch.bool):
         raise UserError(f"must be uint8 in 0..255 or float in [0, 1]; pixels are {x.dtype}", argument=where)
     values = x.detach() if x.dtype in (torch.float32, torch.uint8) else x.detach().to(torch.float32)
-    if values.is_floating_point() and not bool(values.isfinite().all()):
+    low, high = (float(v) for v in values.aminmax())  # NaN where one is
+    if not (math.isfinite(low) and math.isfinite(high)):
         bad = (~values.isfinite()).flatten(1).any(1).nonzero().flatten()
         refuse_not_finite(len(bad), len(x), int(bad[0]), where)
     if kind == "image" and values.dtype == torch.uint8:
-        refuse_black(int(values.max()), int(values.count_nonzero()), values.numel(), where)
+        refuse_black(int(high), int(values.count_nonzero()), values.numel(), where)
     if kind == "image" and values.is_floating_point():
-        low, high = (float(v) for v in values.aminmax())
         refuse_pixels(low, high, where)
 
 

@@ -10,7 +10,7 @@ from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
 from thalweg import __version__
-from thalweg.bundle.servable import Servable
+from thalweg.bundle.servable import GetsReady, Servable
 from thalweg.serve.answers import RouteContext, answer, of_rejected
 from thalweg.serve.engine.engine import Engine
 from thalweg.serve.engine.rejected import Rejected
@@ -56,6 +56,9 @@ def create_app(
     `app.state.engine` does the work; it starts with the application. UserError for settings that would serve everyone.
     """
     require_token(settings)
+    for servable in models.values():
+        if isinstance(servable, GetsReady):
+            servable.get_ready()
     metrics = Metrics(versions)
     engine = Engine(
         models,

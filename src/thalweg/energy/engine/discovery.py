@@ -5,6 +5,7 @@ or an argument of a partial. Global names and computed names are not followed.
 """
 
 import functools
+import itertools
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -43,7 +44,8 @@ def find_modules(energy: object) -> list[nn.Module]:
 
 def device_of(energy: object) -> torch.device:
     """The device of an energy's first parameter or buffer; the CPU where it has none."""
-    tensors = (t for m in find_modules(energy) for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
+    modules = [energy] if isinstance(energy, nn.Module) else find_modules(energy)
+    tensors = itertools.chain.from_iterable(itertools.chain(m.parameters(), m.buffers()) for m in modules)
     return next((t.device for t in tensors), torch.device("cpu"))
 
 

@@ -53,20 +53,68 @@ def frozen(energy: E) -> Iterator[E]:
     the modules (`exclusive`); blocks may be nested. Do not train the modules inside, nor open torch's own
     `parametrize.cached()` around the block.
     """
+    kept = _kept.get(id(energy))
+    if kept is not None and kept.free():
+        yield energy
+        return
     modules = find_modules(energy)
-    parameters = list({id(p): p for m in modules for p in m.parameters(recurse=False)}.values())
+    parameters = _parameters(modules)
     undo: list[Undo] = []
     with exclusive([*modules, *parameters]):
         try:
-            for m in modules:
-                _evaluate(m, undo)
-            for p in parameters:
-                _make_constant(p, undo)
-            for m in modules:
-                _fold(m, undo)
+            _fix(modules, parameters, undo)
             yield energy
         finally:
             always_undo(undo)
+
+
+@contextmanager
+def kept_frozen(energy: E) -> Iterator[E]:
+    """`frozen` for long, of an energy that is asked again and again: looking at its modules takes a small call's time.
+
+    Inside, `frozen` gives this object at once, to any thread, and makes none wait but for a block on the same modules
+    that another thread has begun. Do not train the modules inside, nor move them.
+    """
+    modules = find_modules(energy)
+    parameters = _parameters(modules)
+    undo: list[Undo] = []
+    try:
+        with exclusive([*modules, *parameters]):
+            _fix(modules, parameters, undo)
+        _kept[id(energy)] = _Kept(energy, frozenset(map(id, modules)))
+        yield energy
+    finally:
+        _kept.pop(id(energy), None)
+        always_undo(undo)
+
+
+class _Kept(NamedTuple):
+    """An energy that is kept frozen, and the ids of its modules."""
+
+    energy: object
+    modules: frozenset[int]
+
+    def free(self) -> bool:
+        """Whether no block has its modules."""
+        return _owners.keys().isdisjoint(self.modules)
+
+
+_kept: dict[int, _Kept] = {}  # by the energy's id
+
+
+def _parameters(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
+    """Each once."""
+    return list({id(p): p for m in modules for p in m.parameters(recurse=False)}.values())
+
+
+def _fix(modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter], undo: list[Undo]) -> None:
+    """Evaluation mode, constant parameters, normalised weights computed once."""
+    for m in modules:
+        _evaluate(m, undo)
+    for p in parameters:
+        _make_constant(p, undo)
+    for m in modules:
+        _fold(m, undo)
 
 
 def _evaluate(m: nn.Module, undo: list[Undo]) -> None:
