@@ -64,8 +64,12 @@ def servable_of(model: str) -> Any:
     if model == "tiny":
         return Stalling(Tiny())
     import thalweg
+    from thalweg.bundle.servable import GetsReady
 
-    return Stalling(thalweg.load(model).servable())
+    servable = thalweg.load(model).servable()
+    if isinstance(servable, GetsReady):  # as the service does it, for all alike
+        servable.get_ready()
+    return Stalling(servable)
 
 
 def rows_of(value: Any) -> np.ndarray:
