@@ -1,6 +1,7 @@
 """What a bundle is asked for: how many samples, which share, which gradient, and where it is to be kept."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from thalweg.bundle.files import load
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.core.rng import generator
 from thalweg.data.toy import TOYS
+from thalweg.energy.engine import freeze
+from thalweg.energy.engine.discovery import find_modules
 from thalweg.sampler.annealed import Heun
 from thalweg.sampler.chain import run_chain
 from thalweg.sampler.langevin import MALA, ULA
@@ -76,6 +79,37 @@ def test_an_alpha_that_no_p_value_reaches_is_warned_of_once(copy, caplog):
     assert "\n" not in record.getMessage()
     with pytest.raises(UserError, match="alpha"):
         bundle.score(pixels(), alpha=2)
+
+
+@pytest.mark.parametrize("which", ["plane", "digits", "chains"])
+def test_kept_frozen_a_bundle_is_the_same(which, request, monkeypatch):
+    bundle = load(request.getfixturevalue(which).path)
+    x = points() if which != "digits" else pixels()
+    want, draws = bundle.score(x), bundle.sample(2, seed=1, num_steps=2)
+    bundle.keep_frozen()
+    bundle.keep_frozen()
+    with monkeypatch.context() as patched:
+        patched.setattr(freeze, "find_modules", None)  # a call looks at no modules
+        found = bundle.score(x)
+    assert all(torch.equal(found[name], want[name]) for name in want)
+    assert torch.equal(bundle.sample(2, seed=1, num_steps=2), draws)
+    assert bundle.energy(x[:1].requires_grad_(True)).requires_grad
+    moved = pickle.loads(pickle.dumps(bundle))
+    looks = []
+    monkeypatch.setattr(freeze, "find_modules", lambda energy: looks.append(1) or find_modules(energy))
+    for one in (moved, bundle.to("cpu")):
+        assert torch.equal(one.energy(x), want["energy"])
+    assert len(looks) == 2
+
+
+def test_p_values_follow_other_held_out_energies(digits):
+    bundle, x = load(digits.path), pixels()
+    n = len(bundle.held_out_energies)
+    for held_out, p in ((1e9, 1.0), (-1e9, 1 / (1 + n)), (1e9, 1.0)):
+        bundle.held_out_energies.fill_(held_out)
+        assert torch.allclose(bundle.score(x)["p_value"], torch.tensor(p))
+    bundle.held_out_energies = torch.full((2 * n,), -1e9)
+    assert torch.allclose(bundle.score(x)["p_value"], torch.tensor(1 / (1 + 2 * n)))
 
 
 def test_the_energy_is_differentiable_where_a_gradient_is_wanted(plane, digits):

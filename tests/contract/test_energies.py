@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
+import threading
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from thalweg.core.rng import generator
 from thalweg.energy import analytic
 from thalweg.energy.base import HasNoiseLevels, energy_and_grad
 from thalweg.energy.density.factor_mixture import MixtureOfFactorAnalyzers
+from thalweg.energy.engine import freeze
+from thalweg.energy.engine.discovery import find_modules
 from thalweg.energy.engine.freeze import frozen
 from thalweg.energy.engine.fused import FrozenEnergy
 from thalweg.energy.networks.classifier import ClassifierEnergy, JointStridedEnergy
@@ -295,6 +298,50 @@ def test_frozen_computes_each_weight_once(monkeypatch):
     monkeypatch.setattr(norm, "forward", lambda w: calls.append(1) or forward(w))
     run_chain(ULA(step_size=0.01), energy, positions(energy.shape), num_steps=10)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("make", [old_style, new_style])
+def test_kept_frozen_it_is_looked_at_once(make, wrap, monkeypatch):
+    module = make().eval()
+    energy, x, looks = WRAPS[wrap](module), positions((3,)), []
+    monkeypatch.setattr(freeze, "find_modules", lambda e: looks.append(1) or find_modules(e))
+    want, hooks, state = energy(x), len(module[0]._forward_pre_hooks), copy.deepcopy(module.state_dict())
+    with freeze.kept_frozen(energy):
+        for _ in range(3):
+            with frozen(energy) as still:
+                assert still is energy
+                assert torch.allclose(still(x), want, rtol=1e-6)
+                assert not still(x).requires_grad
+        assert len(looks) == 1
+        with frozen(module[0]), frozen(energy):  # what has a module of it may have changed that
+            assert torch.allclose(energy(x), want, rtol=1e-6)
+        assert len(looks) == 3
+        assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
+    assert len(module[0]._forward_pre_hooks) == hooks
+    assert energy(x).requires_grad
+    with frozen(energy):
+        assert len(looks) == 4
+
+
+def test_a_kept_energy_waits_for_another_threads_block():
+    energy, order, inside, leave = new_style().eval(), [], threading.Event(), threading.Event()
+
+    def chain():
+        with frozen(energy[0]):
+            inside.set()
+            leave.wait(5)
+            order.append("chain")
+
+    with freeze.kept_frozen(energy):
+        thread = threading.Thread(target=chain)
+        thread.start()
+        assert inside.wait(5)
+        threading.Timer(0.1, leave.set).start()
+        with frozen(energy):
+            order.append("score")
+        thread.join()
+    assert order == ["chain", "score"]
 
 
 def test_frozen_passes_a_plain_callable():
