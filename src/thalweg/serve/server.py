@@ -138,6 +138,8 @@ class Server(uvicorn.Server):
         if start.cancelled() or self._ending is not None:
             return
         if start.exception() is None:
+            gc.collect()
+            gc.freeze()  # what was made since, which a look through all takes some 10 ms for, is there to stay too
             log.info("ready")
         else:
             log.critical("the models cannot be computed", exc_info=start.exception())
