@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+from thalweg.apps.anomaly import served
 from thalweg.apps.anomaly.detector import EnergyDetector
 from thalweg.apps.anomaly.saved import DetectorBundle
 from thalweg.bundle import tempered_draws
@@ -20,6 +21,7 @@ from thalweg.bundle.servable import (
     Samples,
     Servable,
 )
+from thalweg.bundle.served import as_table
 from thalweg.core.errors import UserError
 from thalweg.sampler.annealed import Heun
 from thalweg.sampler.gibbs import Gibbs
@@ -102,6 +104,45 @@ def test_wrong_inputs_name_the_input(name, request):
         with pytest.raises(UserError) as caught:
             servable.score(wrong)
         assert caught.value.argument in (first, "more", servable.inputs[-1].name)
+
+
+# Rows of a table, and whether a frame must be looked at, which says what is wrong or what else a value is taken for.
+TABLES = {
+    "known": ({"age": [40.0, -3.5], "city": ["rome", "oslo"], "member": [1.0, 0.0]}, False),
+    "gaps": ({"age": [np.nan, 12.0], "city": [None, "oslo"], "member": [np.nan, 1.0]}, False),
+    "a new category": ({"age": [40.0], "city": ["nowhere"], "member": [1.0]}, True),
+    "a number as a category": ({"age": [40.0], "city": [3], "member": [1.0]}, True),
+    "neither true nor false": ({"age": [40.0], "city": ["rome"], "member": [2.0]}, True),
+    "infinity": ({"age": [np.inf], "city": ["rome"], "member": [1.0]}, True),
+}
+
+
+@pytest.fixture(scope="module")
+def members():
+    """Detectors of a table with all kinds of columns, by what they do with gaps."""
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame({"age": random.normal(40, 10, 90), "city": random.choice(["rome", "oslo"], 90)})
+    frame["member"] = random.random(90) < 0.5
+    return {gaps: EnergyDetector(random_state=0, missing=gaps).fit(frame) for gaps in ("raise", "marginalise")}
+
+
+def told(call):
+    """What a call returns, or the message of its error."""
+    try:
+        return call().tolist()
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("gaps", ["raise", "marginalise"])
+@pytest.mark.parametrize("case", TABLES)
+def test_rows_of_a_table_score_as_its_frame_does(gaps, case, members, monkeypatch):
+    servable, (values, look) = DetectorBundle(members[gaps]).servable(), TABLES[case]
+    rows = {name: np.array(value, object if name == "city" else float) for name, value in values.items()}
+    looks = []
+    monkeypatch.setattr(served, "as_table", lambda rows: looks.append(1) or as_table(rows))
+    assert told(lambda: servable.score(rows)["energy"]) == told(lambda: members[gaps].energy(as_table(rows)))
+    assert bool(looks) == (look or (case == "gaps" and gaps == "raise"))
 
 
 def test_reasons_of_a_table_and_of_images(table, grey):

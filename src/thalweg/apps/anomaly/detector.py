@@ -143,7 +143,7 @@ class EnergyDetector(OutlierMixin, DetectorInput):
             self.train_scores_ = np.empty(len(x))
             self.train_scores_[whole] = fitted
             if not whole.all():
-                self.train_scores_[~whole] = self._energy_of(x[~whole])
+                self.train_scores_[~whole] = self.energy_of(x[~whole])
         return self
 
     def to(self, device: Any) -> Self:
@@ -155,7 +155,13 @@ class EnergyDetector(OutlierMixin, DetectorInput):
     def energy(self, X: Any) -> np.ndarray:
         """E(x), (B,) nats, low = normal; of a row with gaps the energy at which a whole row would be as strange."""
         check_is_fitted(self)
-        return self._energy_of(self._input(X, reset=False))
+        return self.energy_of(self._input(X, reset=False))
+
+    def energy_of(self, x: Any) -> np.ndarray:
+        """`energy` of rows (B, D) as `columns_` encodes them, which were checked, or of an array."""
+        if self.partial_ is None or not isinstance(self.energy_, HasMarginals) or not np.isnan(x).any():
+            return np.asarray(self.energy_.energy(x), float)
+        return self.partial_.energies(self.energy_.energy, self.energy_.marginal, x)
 
     def score_samples(self, X: Any) -> np.ndarray:
         """-E(x), (B,) nats, high = normal: a log-likelihood up to a constant."""
@@ -224,7 +230,7 @@ class EnergyDetector(OutlierMixin, DetectorInput):
             frame, x = as_frame(frame, where)[np.flatnonzero(good).tolist()], x[good]
             if not len(x):
                 return ScoredBlock(np.zeros(0), np.zeros(0, int), np.zeros(0), np.zeros(0, bool), [])
-        u = self._energy_of(x)
+        u = self.energy_of(x)
         rank = self.calibration_.at_least(u)
         p = conformal.p_of_ranks(rank, len(self.calibration_.energies))
         flag = p <= (self.rate_ if alpha is None else check_rate(alpha, "alpha"))
@@ -295,16 +301,10 @@ class EnergyDetector(OutlierMixin, DetectorInput):
         order, num = random.permutation(n), min(n - 1, max(1, round(self.held_out * n)))
         return np.sort(order[num:]), np.sort(order[:num])
 
-    def _energy_of(self, x: Any) -> np.ndarray:
-        """`energy` of encoded rows (B, D)."""
-        if self.partial_ is None or not isinstance(self.energy_, HasMarginals) or not np.isnan(x).any():
-            return np.asarray(self.energy_.energy(x), float)
-        return self.partial_.energies(self.energy_.energy, self.energy_.marginal, x)
-
     def _set_threshold(self, rows: Any) -> None:
         """`offset_`, `rate_` and a calibration that agree: E(x) > t is p(x) <= rate_."""
         if self.contamination != "auto":
-            self.offset_ = float(np.percentile(-self._energy_of(rows), 100 * float(self.contamination)))
+            self.offset_ = float(np.percentile(-self.energy_of(rows), 100 * float(self.contamination)))
             self.calibration_, self.rate_ = self.calibration_.through(-self.offset_)
             return
         self.rate_ = float(self.false_alarm_rate)

@@ -74,13 +74,16 @@ class ServedDetector:
         return self.detector.calibration_
 
     def score(self, rows: Mapping[str, np.ndarray], *, alpha: Any = None) -> dict[str, np.ndarray]:
-        u = self.detector.energy(self._rows(rows))
+        require_inputs(self.inputs, rows)
+        x = self._encoded(rows)
+        u = self.detector.energy(self._frame(rows)) if x is None else self.detector.energy_of(x)
         p = self.detector.calibration_.p_values(u)
         return {"energy": u, "p_value": p, "flag": p <= checked_alpha(alpha, self.detector.rate_, len(p))}
 
     def explain(self, rows: Mapping[str, np.ndarray], *, top: int = 3) -> list[dict[str, Any]]:
         """Of a table `reasons`, the `top` features of each row; of images `map` (H, W) and `repaired` (C, H, W)."""
-        found = self.detector.explain(self._rows(rows), top=top)
+        require_inputs(self.inputs, rows)
+        found = self.detector.explain(self._frame(rows), top=top)
         if isinstance(found, ImageReasons):
             both = zip(found.where, found.repaired, strict=True)
             return [{"map": np.asarray(where), "repaired": np.asarray(repaired)} for where, repaired in both]
@@ -105,8 +108,15 @@ class ServedDetector:
         columns = self.detector.columns_
         return np.asarray(rows["x"], float) if columns is None else columns.encode(as_table(rows))
 
-    def _rows(self, rows: Mapping[str, np.ndarray]) -> Any:
-        require_inputs(self.inputs, rows)
+    def _encoded(self, rows: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """Rows of a table (B, D) without looking at a frame; None where there is anything to say of them."""
+        columns = self.detector.columns_
+        x = None if columns is None else columns.encode_known(rows)
+        if x is None or np.isinf(x).any() or (self.why_no_gaps is not None and np.isnan(x).any()):
+            return None
+        return x
+
+    def _frame(self, rows: Mapping[str, np.ndarray]) -> Any:
         return as_table(rows) if self.content == "table" else rows["x"]
 
     def _shape(self) -> tuple[int, ...]:

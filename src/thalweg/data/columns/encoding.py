@@ -7,7 +7,7 @@ other. Columns are matched by name; a missing value is NaN.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.data.bad_rows import BadRows
-from thalweg.data.columns.column_reader import NEW, OTHER, Column, ColumnReader
+from thalweg.data.columns.column_reader import NEW, OTHER, Column, ColumnReader, is_truth
 from thalweg.data.columns.reading_options import Reading
 from thalweg.data.frames import as_frame, names_of
 
@@ -129,6 +129,27 @@ class Columns:
         rows = range(first, first + len(series)) if rows is None else rows
         read = ColumnReader(where, parse, rows, self.reading, offered, bad_rows)
         parts = [read.encode(series[column.name], column) for column in self.columns]
+        return np.concatenate(parts, axis=1)
+
+    def encode_known(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+        """`encode` of columns in arrays (N,), float64 or str and None: to make a frame takes longer than to score a row.
+
+        None where a category is new, a column of true and false holds another number, or an array is of another type:
+        `encode` says what they are taken for, or what is wrong.
+        """
+        parts = []
+        for column in self.columns:
+            values = arrays[column.name].reshape(-1)
+            if column.categories is None:
+                if values.dtype != np.float64 or (column.truth and not is_truth(values).all()):
+                    return None
+                parts.append(values[:, None])
+                continue
+            place = {None: column.width} | {category: i for i, category in enumerate(column.categories)}
+            found = [place.get(value, -1) if value is None or type(value) is str else -1 for value in values.tolist()]
+            if -1 in found:
+                return None
+            parts.append(np.concatenate([np.eye(column.width), np.full((1, column.width), np.nan)])[found])
         return np.concatenate(parts, axis=1)
 
     def decode(self, x: np.ndarray) -> list[list[float | str]]:
