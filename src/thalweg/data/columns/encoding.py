@@ -132,7 +132,7 @@ class Columns:
         return np.concatenate(parts, axis=1)
 
     def encode_known(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
-        """`encode` of columns in arrays (N,), float64 or str and None: to make a frame takes longer than to score a row.
+        """`encode` of columns in arrays (N,), float64 or str and None: to make a frame takes as long as to score a row.
 
         None where a category is new, a column of true and false holds another number, or an array is of another type:
         `encode` says what they are taken for, or what is wrong.
