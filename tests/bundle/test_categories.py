@@ -1,6 +1,7 @@
 """Tables with categories through every command that takes a run on a table."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import torch
 
 import thalweg
 from thalweg.apps.conditional.model import ConditionalModel
+from thalweg.bundle import served
+from thalweg.bundle.served import as_table
 from thalweg.core.errors import UserError
 from thalweg.run.fit import Request, fit
 
@@ -49,6 +52,26 @@ def refused(found, *parts):
     assert (code, len(err)) == (2, 1), err
     for part in parts:
         assert part in err[0]
+
+
+@pytest.mark.parametrize(
+    ("site", "temp", "frames"),
+    [("north", 11.0, 0), ("mars", 11.0, 1), (None, 11.0, 1), ("north", np.inf, 1)],
+    ids=["known", "new", "missing", "infinite"],
+)
+def test_a_served_row_scores_as_its_frame_does(bundle, site, temp, frames, monkeypatch):
+    rows = {"site": [site, "east"], "temp": [temp, 30.5], "kind": ["B", "A"], "open": [1.0, 0.0]}
+    rows = {name: np.array(values, object if name in ("site", "kind") else float) for name, values in rows.items()}
+    servable, looks = bundle.servable(), []
+    monkeypatch.setattr(served, "as_table", lambda rows: looks.append(1) or as_table(rows))
+    try:
+        want = bundle.energy(as_table(rows))
+    except UserError as refusal:
+        with pytest.raises(UserError, match=re.escape(str(refusal))):
+            servable.score(rows)
+    else:
+        assert servable.score(rows)["energy"] == pytest.approx(want.numpy(), rel=1e-6)
+    assert len(looks) == frames
 
 
 class TestNewCategories:

@@ -109,8 +109,9 @@ class ServedBundle:
     def _rows(self, rows: Mapping[str, np.ndarray]) -> Any:
         """What the bundle takes: an array, a frame by the names of its columns, or a list of str."""
         require_inputs(self.inputs, rows)
-        if self.content == "table":
-            return as_table(rows)
+        if self.columns is not None:  # a frame is made where there is anything to say of the rows alone
+            x = self.columns.encode_known(rows)
+            return as_table(rows) if x is None or not np.isfinite(x).all() else x
         return [str(text) for text in rows["x"]] if self.content == "text" else rows["x"]
 
 
