@@ -22,7 +22,7 @@ class Admission:
 
     Args:
         waiting: What is in line.
-        queue: Rows that may be.
+        queue: While so many rows wait nothing more is taken.
         clock: Seconds.
     """
 
@@ -40,14 +40,17 @@ class Admission:
         """Whether to make it there now: nothing else is computed."""
         return not self.waiting.rows and not self.waiting.taken and self.cheap(model, rows)
 
-    def refusal(self, model: str, kind: Kind, rows: int, limit: float) -> tuple[Reason, float] | None:
-        """Why such a request is not taken, and when to come back. What finds nothing waiting is always tried."""
+    def refusal(self, model: str, kind: Kind, rows: int, limit: float, ahead: int = 0) -> tuple[Reason, float] | None:
+        """Why such a request is not taken, and when to come back. What finds nothing waiting is always tried.
+
+        `ahead`: rows that will wait before it comes.
+        """
         if limit <= 0 or (kind == "score" and self.costs[model].least(rows) > limit):
             return "deadline", 1.0
         if not self.waiting.rows:
             return None
         own, wait = self.seconds(model, kind, rows), self.wait(model, kind)
-        if self.waiting.rows + rows > self.queue or wait > max(PATIENCE, FAIR * own) or wait + own > limit:
+        if self.waiting.rows + ahead >= self.queue or wait > max(PATIENCE, FAIR * own) or wait + own > limit:
             return "full", max(1.0, wait)
         return None
 
