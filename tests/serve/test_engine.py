@@ -231,7 +231,7 @@ def test_a_late_request_is_counted_once(monkeypatch):
         async with busy(monkeypatch, clock=clock) as (engine, model, first):
             late = asyncio.create_task(engine.score("m", row(2), deadline=5))
             await settled(lambda: engine._waiting.rows == 1)
-            job = [*engine._jobs][-1]
+            job = [*engine._jobs.every][-1]
             clock.now = 6.0
             await engine.look()
             engine._settle(Outcome([job]))
