@@ -698,6 +698,44 @@ def test_a_worker_that_hangs_is_not_alive(monkeypatch):
     run(test)
 
 
+def test_a_process_that_hangs_beside_others_is_ended_and_the_service_lives(monkeypatch):
+    """R27: alive while another one works; nobody waits for what takes longer than the deadline."""
+
+    class Ended(InThreads):
+        interrupted = 0
+
+        def others(self, count):
+            return [Ended(self.models) for _ in range(count)]
+
+        def interrupt(self):
+            self.interrupted += 1
+            self.models["m"].gate.set()
+            return True
+
+    async def test():
+        clock, model = Clock(), Sums(open=False)
+        monkeypatch.setattr("tests.serve.engine_fakes.InThreads", Ended)
+        async with running(monkeypatch, {"m": model}, processes=2, clock=clock, deadline=2 * STUCK) as engine:
+            tasks = [asyncio.create_task(engine.score("m", row(1)))]
+            await model.until_entered()
+            (stuck,) = (engine._workers.every[number].scoring for number in engine._waiting.taken)
+            clock.now = STUCK + 1
+            assert engine.state()[:2] == (True, True)
+            tasks.append(asyncio.create_task(engine.score("m", row(2))))
+            await model.until_entered()
+            await engine.look()
+            assert not stuck.interrupted  # somebody may wait for it still
+            clock.now = 2 * STUCK + 2
+            assert engine.state()[:2] == (False, False)  # both are
+            await engine.look()
+            assert stuck.interrupted == 1
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [isinstance(one, Rejected) for one in found] == [True, False]
+            await settled(lambda: engine.state()[:2] == (True, True))
+
+    run(test)
+
+
 def test_before_start_and_while_draining_nothing_is_taken(monkeypatch):
     """R26, R27: what was accepted is answered, what comes is refused."""
 

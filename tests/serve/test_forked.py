@@ -290,6 +290,31 @@ def test_processes_compute_at_the_same_time_and_end_apart_and_together(scoring):
     assert all(gone(pid) for pid in (*pids, again))
 
 
+def test_a_call_is_given_up_with_its_process_whatever_that_does(scoring, heard):
+    """R27: it is stopped, so nothing but SIGKILL reaches it; the call is not tried again."""
+    pid, lost = scoring.score("told", rows(1), None, 1)["pid"][0], []
+
+    def ask():
+        try:
+            scoring.score("told", rows(1), None, 1)
+        except WorkerLost as error:
+            lost.append(error)
+
+    os.kill(pid, signal.SIGSTOP)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    time.sleep(0.1)
+    assert scoring.interrupt()
+    thread.join(20)
+    assert len(lost) == 1
+    assert gone(pid)
+    assert [line for _, line in heard()] == [
+        "the process that computes has ended (SIGKILL); another one takes its place"
+    ]
+    assert not scoring.interrupt()  # the new one computes nothing
+    assert scoring.score("told", rows(2), None, 1)["energy"].tolist() == [3]
+
+
 def test_one_computation_at_a_time_in_a_process():
     """Scores that no process can be had for, and other work: no model need be safe for threads."""
     entered, go, found = threading.Event(), threading.Event(), []

@@ -33,7 +33,7 @@ from thalweg.serve.metrics import Metrics
 T = TypeVar("T")
 TICK = 0.05  # seconds between looks for late requests, clients that left and a worker that ended
 IDLE_TICK = 1.0  # the same while no request is there
-STUCK = 30.0  # seconds of one piece of work after which the process counts as not alive
+STUCK = 30.0  # seconds of one piece of work after which a worker counts as stuck
 FOREVER = float("inf")
 
 log = logging.getLogger("thalweg.serve")
@@ -199,9 +199,9 @@ class Engine:
         """How it stands."""
         if not self._stopped and not self._workers.alive():
             return EngineState(False, False, "a worker has ended")
-        longest = max((self.clock() - since for _, since in self._waiting.running()), default=0.0)
-        if longest > STUCK:
-            return EngineState(False, False, f"a worker is stuck for {longest:.0f} s")
+        stuck = self._waiting.longer(STUCK)
+        if len(stuck) >= max(1, len(self._workers.every)):
+            return EngineState(False, False, f"a worker is stuck for {max(stuck.values()):.0f} s")
         if not self.taking:
             return EngineState(False, True, "draining" if self._draining else "loading")
         full = self._waiting.rows >= self.queue
@@ -223,9 +223,15 @@ class Engine:
         return answered
 
     async def look(self) -> None:
-        """Replace a worker that ended, answer requests whose time is over, drop those whose client has gone."""
+        """Replace what ended or is stuck, answer requests whose time is over, drop those whose client has gone.
+
+        Nobody waits for what takes longer than the deadline, the measurement at start aside.
+        """
         for number in self._workers.ended():
             self._replace(number)
+        if self._ready:
+            for number, seconds in self._waiting.longer(max(STUCK, self.deadline)).items():
+                self._workers.interrupt(number, seconds)
         self._workers.wake()  # for what waits for a call that hangs
         await self._jobs.look()
 

@@ -140,6 +140,8 @@ class InProcess:
     def __init__(self, forker: Forker, number: int = 0):
         self.forker, self.number = forker, number
         self._calls: Connection | None = None
+        self._changing = threading.Lock()  # of the connection
+        self._interrupted = False
 
     def begin(self) -> None:
         """The process is asked for by the first call."""
@@ -170,15 +172,27 @@ class InProcess:
     def others(self, count: int) -> Sequence[Scoring]:
         return [InProcess(self.forker, self.number + 1 + i) for i in range(count)]
 
+    def interrupt(self) -> bool:
+        """The process is killed, also one that is stopped, and another takes its place."""
+        with self._changing:
+            if self._calls is None or self._interrupted:
+                return False
+            self._interrupted = True
+            end = socket.socket(fileno=self._calls.fileno())
+            with suppress(OSError):  # the process has ended
+                end.shutdown(socket.SHUT_RDWR)  # its thread goes on as if the process had ended
+            end.detach()
+            return True
+
     def close(self) -> None:
         """Of all."""
         self.forker.close()
 
     def _ask(self, what: str, *values: Any, **options: Any) -> Any:
         """What a method of `InThread` returns or raises there."""
-        forker = self.forker
+        forker, self._interrupted = self.forker, False
         for _ in range(TRIES):
-            if forker.closed:
+            if forker.closed or self._interrupted:
                 break
             calls = self._process()
             if calls is None and not forker.closed:
@@ -203,8 +217,9 @@ class InProcess:
         raise WorkerLost("the process that computed this request has ended")
 
     def _drop(self, calls: Connection) -> None:
-        calls.close()
-        self._calls = None
+        with self._changing:
+            calls.close()
+            self._calls = None
 
     def _process(self) -> Connection | None:
         """A connection to the process that computes. None where none is to be had."""

@@ -51,6 +51,10 @@ class Scoring(Protocol):
         """So many more, for other workers, which compute at the same time; none where that cannot be."""
         ...
 
+    def interrupt(self) -> bool:
+        """Let the call that is computed end by `WorkerLost`, if that can be done; by any thread."""
+        ...
+
     def close(self) -> None:
         """End what was started, whatever it computes; by any thread."""
         ...
@@ -92,6 +96,9 @@ class InThread:
 
     def others(self, count: int) -> Sequence[Scoring]:
         return ()
+
+    def interrupt(self) -> bool:
+        return False  # a thread inside torch cannot be ended
 
     def close(self) -> None:
         pass

@@ -68,6 +68,11 @@ class Workers:
         log.error("a worker has ended; another one takes its place")
         self.every[number] = self._started(self.every[number].scoring, number)
 
+    def interrupt(self, number: int, seconds: float) -> None:
+        """Give up what a worker has computed for so long, if that can be done."""
+        if self.every[number].scoring.interrupt():
+            log.error("one call was computed for %.0f s, and is given up with its process", seconds)
+
     def stop(self) -> None:
         """Each ends after the piece that it computes."""
         for worker in self.every:
