@@ -578,9 +578,13 @@ def test_workers_beside_the_first_are_made_warm_at_the_same_time(monkeypatch):
             super().__init__(models)
             self.barrier = barrier
 
+        def warm(self, model, rows, threads):
+            assert self.barrier is not None
+            self.barrier.wait(10)
+            super().warm(model, rows, threads)
+
         def measured(self, model, threads):
-            if self.barrier is not None:
-                self.barrier.wait(10)
+            assert self.barrier is None  # the first one alone
             return cost()
 
     async def test():
@@ -588,6 +592,7 @@ def test_workers_beside_the_first_are_made_warm_at_the_same_time(monkeypatch):
         engine = Engine({"m": model}, queue=8, deadline=9.0, metrics=Metrics(), processes=4)
         engine.scoring = Met(engine.models)
         await engine.start()
+        assert sorted(len(call) for call in model.calls) == [1, 1, 1, 32, 32, 32]  # two calls make each warm
         assert (await engine.score("m", row(1)))["energy"].tolist() == [1]
         await engine.drain(1)
 

@@ -90,7 +90,7 @@ class Engine:
         others = self.scoring.others(max(self._at_once.values(), default=1) - 1)
         for name, count in self._at_once.items():
             self._at_once[name] = min(count, 1 + len(others))
-        await self._workers.add_warm(others, self.models)
+        await self._workers.add_warm(others)
         self._ready = True
 
     async def score(

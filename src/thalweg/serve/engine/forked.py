@@ -149,6 +149,9 @@ class InProcess:
     def measured(self, model: str, threads: int) -> Cost:
         return self._ask("measured", model, threads)
 
+    def warm(self, model: str, rows: int, threads: int) -> None:
+        self._ask("warm", model, rows, threads)
+
     def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
         return self._ask("score", model, inputs, alpha, threads)
 
