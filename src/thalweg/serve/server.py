@@ -26,7 +26,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thalweg.serve.engine.engine import Engine
-from thalweg.serve.engine.forked import Forker, InProcess, can_fork
+from thalweg.serve.engine.forked import InProcess
+from thalweg.serve.engine.forker import Forker, can_fork
 from thalweg.serve.listener import Acceptor, bound, stop_beginning
 from thalweg.serve.logs import set_up
 from thalweg.serve.overload import Overload
