@@ -160,22 +160,21 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(monkeypatch):
     run(test)
 
 
-def test_a_request_of_any_size_is_taken_until_the_queue_is_full(monkeypatch):
-    """One row that waits is no reason to refuse the largest request; rows by single requests are counted as before."""
+def test_a_request_of_any_size_is_taken_while_half_the_queue_is_free(monkeypatch):
+    """Some rows that wait are no reason to refuse the largest request; a second one must leave room for others."""
 
     async def test():
         async with busy(monkeypatch, queue=4) as (engine, model, first):
-            tasks = [first, asyncio.create_task(engine.score("m", row(1)))]
-            await settled(lambda: engine._waiting.rows == 1)
-            assert engine.retry_after_if_full("m", 3) is None  # the third would find three
-            assert engine.retry_after_if_full("m", 4) is not None
-            tasks.append(asyncio.create_task(engine.score("m", row(2, 3, 4, 5))))
-            await settled(lambda: engine._waiting.rows == 5)
-            with pytest.raises(Rejected) as caught:
-                await engine.score("m", row(9))
-            assert caught.value.reason == "full"
+            tasks = [first, *(asyncio.create_task(engine.score("m", row(value))) for value in (1, 2))]
+            await settled(lambda: engine._waiting.rows == 2)
+            tasks.append(asyncio.create_task(engine.score("m", row(3, 4, 5, 6))))
+            await settled(lambda: engine._waiting.rows == 6)
+            for rows in (1, 4):
+                with pytest.raises(Rejected) as caught:
+                    await engine.score("m", row(*range(rows)))
+                assert caught.value.reason == "full"
             model.gate.set()
-            assert (await asyncio.gather(*tasks))[-1]["energy"].tolist() == [2, 3, 4, 5]
+            assert (await asyncio.gather(*tasks))[-1]["energy"].tolist() == [3, 4, 5, 6]
 
     run(test)
 

@@ -30,7 +30,7 @@ def serve(
     ] = None,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request's body.")] = 8 * 2**20,
     max_batch: Annotated[int, typer.Option(min=1, help="Rows of a request.")] = 1024,
-    queue: Annotated[int, typer.Option(min=1, help="While so many rows wait, requests are answered 429.")] = 1024,
+    queue: Annotated[int, typer.Option(min=1, help="Rows that may wait; beyond, requests are answered 429.")] = 1024,
     deadline: Annotated[float, typer.Option(help="Seconds after which a waiting request is dropped.")] = 30.0,
     drain: Annotated[float, typer.Option(help="Seconds that accepted requests have to end after SIGTERM.")] = 10.0,
     threads: Annotated[int, typer.Option(min=1, help="Threads of a computation.")] = 1,

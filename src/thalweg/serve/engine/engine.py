@@ -44,7 +44,7 @@ class Engine:
 
     Args:
         models: By name.
-        queue: While so many rows wait nothing more is taken.
+        queue: Rows that may wait, of which a request counts for half at most.
         deadline: Seconds after which a request is answered by `Rejected("deadline")`; one may ask for less.
         metrics: Where it is counted.
         threads: torch's threads.
@@ -178,11 +178,8 @@ class Engine:
             raise self._jobs.rejected(*refused)
 
     def retry_after_if_full(self, model: str, rows: int = 1) -> float | None:
-        """Seconds after which to come back where the last of so many requests of a row would find the queue full.
-
-        Nothing is counted.
-        """
-        refused = self._admission.refusal(model, "score", rows, self.deadline, rows - 1)
+        """Seconds after which to come back where rows would be refused now, as too much waits; nothing is counted."""
+        refused = self._admission.refusal(model, "score", rows, self.deadline)
         return None if refused is None or refused[0] != "full" else refused[1]
 
     @property
