@@ -10,7 +10,7 @@ import pytest
 
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.scale import csv_offsets
-from thalweg.scale.csv_offsets import offsets
+from thalweg.scale.csv_offsets import end_of_row, offsets
 
 TEXTS = {
     "plain": "a,b\n1,2\n3,4\n5,6\n",
@@ -43,6 +43,18 @@ def test_rows_begin_where_pythons_reader_finds_them(name, headless, step, chunk,
     pieces = [data[a:b].decode() for a, b in zip(found.starts, found.starts[1:], strict=False)]
     read = [[row for row in csv.reader(io.StringIO(piece, newline="")) if row] for piece in pieces]
     assert read == [wanted[i : i + step] for i in range(0, len(wanted), step)]
+
+
+@pytest.mark.parametrize("headless", [False, True])
+@pytest.mark.parametrize("name", [name for name in TEXTS if name != "names only"])
+def test_the_first_row_is_read_alone(name, headless):
+    data = TEXTS[name].encode()
+    wanted = [row for row in csv.reader(io.StringIO(data.decode(), newline="")) if row][0 if headless else 1]
+    start = offsets(io.BytesIO(data), 9, headless=headless, where="t.csv").starts[0]
+    file = io.BytesIO(data)
+    file.seek(start)
+    row = data[start : start + end_of_row(file, "t.csv")].decode()
+    assert [row for row in csv.reader(io.StringIO(row, newline="")) if row] == [wanted]
 
 
 def test_a_large_file_with_quotation_marks(monkeypatch):

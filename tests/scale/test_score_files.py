@@ -17,7 +17,7 @@ from thalweg.apps.anomaly.tables.score_file import score_file
 from thalweg.core.errors import DamagedFile, UserError
 from thalweg.scale import addresses, parts, plan
 from thalweg.scale.score_files import Engine
-from thalweg.scale.sources import ParquetSource
+from thalweg.scale.sources import CsvSource, ParquetSource
 from thalweg.scale.worker import Worker
 
 
@@ -81,6 +81,19 @@ def test_a_row_group_is_not_read_as_a_whole(tables, rows):
     for first, num in ((0, 1), (129, 2), (130, 130), (0, 700), (699, 1), (250, 300)):
         got = found.read(first, num, ["heat", "flow"], (0, 0)).to_pandas()
         pd.testing.assert_frame_equal(got, frame[["heat", "flow"]].iloc[first : first + num].reset_index(drop=True))
+
+
+def test_a_first_row_is_tried_without_the_rest_of_its_block(score, tables, tmp_path, monkeypatch):
+    sizes, read = [], CsvSource.read
+
+    def told(self, first, rows, names, span):
+        sizes.append((rows, span[1] - span[0]))
+        return read(self, first, rows, names, span)
+
+    monkeypatch.setattr(CsvSource, "read", told)
+    score(tables, tmp_path / "out")
+    assert sizes[0][0] == 1
+    assert 0 < sizes[0][1] < min(size for _, size in sizes[1:])
 
 
 class TestAddresses:

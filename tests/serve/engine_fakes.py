@@ -81,6 +81,7 @@ class InThreads(module.InThread):
 async def running(monkeypatch, models, *, queue=1024, deadline=SECONDS, costs=None, **settings):
     """A started engine over models whose costs are given, not measured, so that tests do not hang on the machine."""
     monkeypatch.setattr(module, "measured", lambda servable, threads: (costs or {}).get(id(servable), cost()))
+    monkeypatch.setattr(module, "warm", lambda servable, rows: None)
     engine = Engine(models, queue=queue, deadline=deadline, metrics=Metrics(), **settings)
     if "processes" in settings:
         engine.scoring = InThreads(models)

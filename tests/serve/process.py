@@ -41,11 +41,11 @@ def serve(place, log, seconds, more):
     """Serve until a signal, and end this process.
 
     `more`: settings; `loading`: seconds of the model's first call; `stuck`: in place of the engine's constant; `each`:
-    whether `seconds` are those of a row.
+    whether `seconds` are those of a row; `signals`: that come as soon as the address is told, `early`: before that.
     """
+    from thalweg.serve import server
     from thalweg.serve.app import create_app
     from thalweg.serve.engine import engine
-    from thalweg.serve.server import run
     from thalweg.serve.settings import ServeSettings
 
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
@@ -55,11 +55,22 @@ def serve(place, log, seconds, more):
     def say(address):
         Path(f"{place}.tmp").write_text(address)
         Path(f"{place}.tmp").rename(place)
+        for number in signals:
+            os.kill(os.getpid(), number)
 
+    signals, early = more.pop("signals", ()), more.pop("early", ())
     model = Slow(seconds, more.pop("loading", 0.0), more.pop("each", False))
     engine.STUCK = more.pop("stuck", engine.STUCK)
     settings = ServeSettings(port=0, page=False, **more)
-    os._exit(run(create_app({"slow": model}, settings), settings, say=say))
+    can_fork = server.can_fork
+
+    def before_the_loop():
+        for number in early:
+            os.kill(os.getpid(), number)
+        return can_fork()
+
+    server.can_fork = before_the_loop
+    os._exit(server.run(create_app({"slow": model}, settings), settings, say=say))
 
 
 if __name__ == "__main__":  # it imports once, and forks a process a service: imports take most of a test's time

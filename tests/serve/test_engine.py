@@ -160,6 +160,25 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(monkeypatch):
     run(test)
 
 
+def test_a_request_of_any_size_is_taken_while_half_the_queue_is_free(monkeypatch):
+    """Some rows that wait are no reason to refuse the largest request; a second one must leave room for others."""
+
+    async def test():
+        async with busy(monkeypatch, queue=4) as (engine, model, first):
+            tasks = [first, *(asyncio.create_task(engine.score("m", row(value))) for value in (1, 2))]
+            await settled(lambda: engine._waiting.rows == 2)
+            tasks.append(asyncio.create_task(engine.score("m", row(3, 4, 5, 6))))
+            await settled(lambda: engine._waiting.rows == 6)
+            for rows in (1, 4):
+                with pytest.raises(Rejected) as caught:
+                    await engine.score("m", row(*range(rows)))
+                assert caught.value.reason == "full"
+            model.gate.set()
+            assert (await asyncio.gather(*tasks))[-1]["energy"].tolist() == [3, 4, 5, 6]
+
+    run(test)
+
+
 def test_what_would_wait_too_long_is_refused_at_once(monkeypatch):
     """By estimate: a call takes a second, so the fourth would wait for longer than it may."""
 
@@ -211,7 +230,7 @@ def test_a_late_request_is_counted_once(monkeypatch):
         async with busy(monkeypatch, clock=clock) as (engine, model, first):
             late = asyncio.create_task(engine.score("m", row(2), deadline=5))
             await settled(lambda: engine._waiting.rows == 1)
-            job = [*engine._jobs][-1]
+            job = [*engine._jobs.every][-1]
             clock.now = 6.0
             await engine.look()
             engine._settle(Outcome([job]))
@@ -558,9 +577,13 @@ def test_workers_beside_the_first_are_made_warm_at_the_same_time(monkeypatch):
             super().__init__(models)
             self.barrier = barrier
 
+        def warm(self, model, rows, threads):
+            assert self.barrier is not None
+            self.barrier.wait(10)
+            super().warm(model, rows, threads)
+
         def measured(self, model, threads):
-            if self.barrier is not None:
-                self.barrier.wait(10)
+            assert self.barrier is None  # the first one alone
             return cost()
 
     async def test():
@@ -568,6 +591,7 @@ def test_workers_beside_the_first_are_made_warm_at_the_same_time(monkeypatch):
         engine = Engine({"m": model}, queue=8, deadline=9.0, metrics=Metrics(), processes=4)
         engine.scoring = Met(engine.models)
         await engine.start()
+        assert sorted(len(call) for call in model.calls) == [1, 1, 1, 32, 32, 32]  # two calls make each warm
         assert (await engine.score("m", row(1)))["energy"].tolist() == [1]
         await engine.drain(1)
 
@@ -674,6 +698,44 @@ def test_a_worker_that_hangs_is_not_alive(monkeypatch):
             model.gate.set()
             await task
             assert engine.state()[:2] == (True, True)
+
+    run(test)
+
+
+def test_a_process_that_hangs_beside_others_is_ended_and_the_service_lives(monkeypatch):
+    """R27: alive while another one works; nobody waits for what takes longer than the deadline."""
+
+    class Ended(InThreads):
+        interrupted = 0
+
+        def others(self, count):
+            return [Ended(self.models) for _ in range(count)]
+
+        def interrupt(self):
+            self.interrupted += 1
+            self.models["m"].gate.set()
+            return True
+
+    async def test():
+        clock, model = Clock(), Sums(open=False)
+        monkeypatch.setattr("tests.serve.engine_fakes.InThreads", Ended)
+        async with running(monkeypatch, {"m": model}, processes=2, clock=clock, deadline=2 * STUCK) as engine:
+            tasks = [asyncio.create_task(engine.score("m", row(1)))]
+            await model.until_entered()
+            (stuck,) = (engine._workers.every[number].scoring for number in engine._waiting.taken)
+            clock.now = STUCK + 1
+            assert engine.state()[:2] == (True, True)
+            tasks.append(asyncio.create_task(engine.score("m", row(2))))
+            await model.until_entered()
+            await engine.look()
+            assert not stuck.interrupted  # somebody may wait for it still
+            clock.now = 2 * STUCK + 2
+            assert engine.state()[:2] == (False, False)  # both are
+            await engine.look()
+            assert stuck.interrupted == 1
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [isinstance(one, Rejected) for one in found] == [True, False]
+            await settled(lambda: engine.state()[:2] == (True, True))
 
     run(test)
 

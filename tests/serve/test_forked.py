@@ -17,8 +17,10 @@ import torch
 
 from thalweg.bundle.servable import TensorSpec
 from thalweg.core.errors import Diverged, UserError
+from thalweg.serve.engine import forker as forker_module
 from thalweg.serve.engine import forking
-from thalweg.serve.engine.forked import Forker, InProcess
+from thalweg.serve.engine.forked import InProcess
+from thalweg.serve.engine.forker import Forker
 from thalweg.serve.engine.rejected import WorkerLost
 from thalweg.serve.engine.scoring import NICER, InThread
 
@@ -233,12 +235,26 @@ def test_a_request_that_cannot_be_read_is_told_and_fails_alone(scoring, heard):
     assert scoring.score("told", rows(2), None, 1)["energy"].tolist() == [3]
 
 
-def test_where_nothing_can_be_forked_the_thread_computes(scoring, heard):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_spare_process_forks_where_the_first_one_is_lost(scoring, heard, monkeypatch, number):
+    """And a thread of the service computes where both are."""
     pid = scoring.score("told", rows(1), None, 1)["pid"][0]
-    os.kill(scoring.forker.pid, signal.SIGKILL)
+    first, second = scoring.forker.forking
+    first.control.settimeout(0.1)
+    monkeypatch.setattr(forker_module, "PATIENCE", 0.1)
+    os.kill(first.pid, number)
+    if number == signal.SIGSTOP:  # nobody notices until it is asked
+        os.kill(pid, signal.SIGKILL)
     assert gone(pid)  # nobody could end it any more
+    after = [scoring.score("told", rows(2), None, 1)["pid"][0] for _ in range(2)]
+    assert after[0] == after[1] not in (pid, os.getpid())
+    os.kill(second.pid, signal.SIGKILL)
+    assert gone(after[0])
     assert [scoring.score("told", rows(2), None, 1)["pid"][0] for _ in range(2)] == 2 * [os.getpid()]
-    assert [line.rpartition(": ")[2] for _, line in heard()] == ["a thread computes"]  # once
+    assert [line.rpartition(": ")[2] for _, line in heard()] == [
+        "the process that forks has ended; the spare one takes its place",
+        "a thread computes until the service is started anew",
+    ]  # once
 
 
 def test_where_no_process_is_to_be_had_for_a_moment_the_thread_computes(monkeypatch, heard):
@@ -290,6 +306,31 @@ def test_processes_compute_at_the_same_time_and_end_apart_and_together(scoring):
     assert all(gone(pid) for pid in (*pids, again))
 
 
+def test_a_call_is_given_up_with_its_process_whatever_that_does(scoring, heard):
+    """R27: it is stopped, so nothing but SIGKILL reaches it; the call is not tried again."""
+    pid, lost = scoring.score("told", rows(1), None, 1)["pid"][0], []
+
+    def ask():
+        try:
+            scoring.score("told", rows(1), None, 1)
+        except WorkerLost as error:
+            lost.append(error)
+
+    os.kill(pid, signal.SIGSTOP)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    time.sleep(0.1)
+    assert scoring.interrupt()
+    thread.join(20)
+    assert len(lost) == 1
+    assert gone(pid)
+    assert [line for _, line in heard()] == [
+        "the process that computes has ended (SIGKILL); another one takes its place"
+    ]
+    assert not scoring.interrupt()  # the new one computes nothing
+    assert scoring.score("told", rows(2), None, 1)["energy"].tolist() == [3]
+
+
 def test_one_computation_at_a_time_in_a_process():
     """Scores that no process can be had for, and other work: no model need be safe for threads."""
     entered, go, found = threading.Event(), threading.Event(), []
@@ -308,8 +349,8 @@ def test_one_computation_at_a_time_in_a_process():
 
 
 def test_the_end_waits_for_no_process_that_is_stopped(scoring):
-    pids = scoring.forker.pid, scoring.score("told", rows(1), None, 1)["pid"][0]
-    os.kill(scoring.forker.pid, signal.SIGSTOP)
+    pids = [one.pid for one in scoring.forker.forking] + [scoring.score("told", rows(1), None, 1)["pid"][0]]
+    os.kill(pids[0], signal.SIGSTOP)
     closing = threading.Thread(target=scoring.close, daemon=True)
     closing.start()
     closing.join(10)
@@ -335,14 +376,14 @@ def test_the_end_waits_for_no_call_that_hangs():
     thread.join(20)
     assert len(lost) == 1
     assert gone(pid)
-    assert gone(scoring.forker.pid)
+    assert all(gone(one.pid) for one in scoring.forker.forking)
 
 
 def test_no_process_holds_the_address():
     """Else a service could not be started again while a call hangs."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         scoring = InProcess(Forker({"told": Told()}, listener))
-        pids = scoring.forker.pid, scoring.score("told", rows(1), None, 1)["pid"][0]
+        pids = [one.pid for one in scoring.forker.forking] + [scoring.score("told", rows(1), None, 1)["pid"][0]]
         own = os.readlink(f"/proc/self/fd/{listener.fileno()}")
         assert not any(own in [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()] for pid in pids)
         scoring.close()
@@ -353,7 +394,8 @@ def test_no_process_outlives_a_killed_service():
     service = os.fork()
     if not service:
         scoring = InProcess(Forker({"told": Told()}))
-        os.write(write, b"%d %d" % (scoring.forker.pid, scoring.score("told", rows(1), None, 1)["pid"][0]))
+        pids = [one.pid for one in scoring.forker.forking] + [scoring.score("told", rows(1), None, 1)["pid"][0]]
+        os.write(write, " ".join(map(str, pids)).encode())
         scoring.score("told", rows(HANG), None, 1)
         os._exit(0)
     pids = [int(word) for word in os.read(read, 100).split()]

@@ -101,6 +101,16 @@ def test_a_signal_while_models_are_measured_is_a_drain_alone(parent, tmp_path):
     assert [line["message"] for line in lines if "message" in line] == ["draining"]
 
 
+@pytest.mark.parametrize(("when", "number"), [("signals", signal.SIGINT), ("early", signal.SIGTERM)])
+def test_a_signal_at_the_address_is_a_drain(parent, tmp_path, number, when):
+    """As soon as the address is told the service listens there, and a signal ends it without a traceback."""
+    with serving(parent, tmp_path, ready=False, drain=0.2, **{when: [int(number)]}) as (process, _):
+        assert process.wait() == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [line for line in lines if line.get("level", "info") != "info"] == []
+    assert "draining" in [line.get("message") for line in lines]
+
+
 def test_work_that_takes_too_long_is_given_up_and_the_code_says_so(parent, tmp_path):
     with serving(parent, tmp_path, seconds=4, drain=1.5) as (process, address), beside(address):
         found = []

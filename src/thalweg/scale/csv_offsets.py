@@ -55,6 +55,21 @@ def offsets(file: IO[bytes], step: int, *, headless: bool, where: str) -> Offset
     return Offsets(rows, (*starts, file.tell()), digest.hexdigest())
 
 
+def end_of_row(file: IO[bytes], where: str) -> int:
+    """Bytes from the place where the file is, at the start of a row, to the end of that row; no more is read."""
+    size = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal size
+        for line in file:
+            for part in LONE_RETURN.split(line):
+                size += len(part)
+                yield part.decode("utf-8", "replace").removeprefix("\ufeff")
+
+    next(filter(None, _records(lines(), where)), None)
+    return size
+
+
 def _collect(parts: Iterator[np.ndarray | None], step: int, headless: bool) -> tuple[int, list[int]] | None:
     """(number of rows, every `step`-th start) of parts of starts; None where a part is."""
     first, kept = 0 if headless else -1, []  # the number of a part's first line, counted as a row

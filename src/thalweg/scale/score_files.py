@@ -184,7 +184,7 @@ def _try(scorer: Scorer, plan: Plan, sources: Sequence[Source]) -> None:
         key = (type(source), tuple(source.names))
         if block.first == 0 and key not in seen:
             seen.add(key)
-            first = block._replace(rows=1)
+            first = block._replace(rows=1, span=source.first_row(block.span))
             scorer.score(scorer.read(source, first), source, first)
 
 

@@ -18,7 +18,7 @@ from thalweg.data.formats.base import BLOCK_ROWS
 from thalweg.data.formats.npy import check_header
 from thalweg.data.tables import open_table
 from thalweg.scale import addresses
-from thalweg.scale.csv_offsets import Offsets, offsets
+from thalweg.scale.csv_offsets import Offsets, end_of_row, offsets
 
 HEAD = 1 << 20  # bytes of a CSV in which its first two lines must end
 MAX_FOOTER = 256 << 20
@@ -59,6 +59,10 @@ class Source(ABC):
     @abstractmethod
     def examine(self, step: int) -> FileFacts:
         """Count the rows, in one pass over what that needs; blocks are to be of `step` rows."""
+
+    def first_row(self, span: tuple[int, int]) -> tuple[int, int]:
+        """Where the first one of the rows lies that lie in a span."""
+        return span
 
     @abstractmethod
     def read(self, first: int, rows: int, names: Sequence[str], span: tuple[int, int]) -> Any:
@@ -136,6 +140,11 @@ class CsvSource(Source):
         with damaged(self.address), addresses.opened(self.path, self.address) as file:
             found: Offsets = offsets(file, step, headless=self.headless, where=self.address)
             return FileFacts(found.rows, found.sha256, found.starts)
+
+    def first_row(self, span: tuple[int, int]) -> tuple[int, int]:
+        with damaged(self.address), addresses.opened(self.path, self.address) as file:
+            file.seek(span[0])
+            return span[0], span[0] + end_of_row(file, self.address)
 
     def read(self, first: int, rows: int, names: Sequence[str], span: tuple[int, int]) -> Any:
         import pyarrow as pa

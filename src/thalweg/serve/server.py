@@ -10,10 +10,13 @@ import gc
 import logging
 import os
 import resource
+import signal
 import socket
 import sys
+import threading
 import webbrowser
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,7 +26,8 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from thalweg.serve.engine.engine import Engine
-from thalweg.serve.engine.forked import Forker, InProcess, can_fork
+from thalweg.serve.engine.forked import InProcess
+from thalweg.serve.engine.forker import Forker, can_fork
 from thalweg.serve.listener import Acceptor, bound, stop_beginning
 from thalweg.serve.logs import set_up
 from thalweg.serve.overload import Overload
@@ -70,12 +74,20 @@ class Server(uvicorn.Server):
         engine: Its engine.
         settings: Of the service.
         listener: The socket, bound.
+        announce: Is called when the service listens.
     """
 
-    def __init__(self, app: FastAPI, engine: Engine, settings: ServeSettings, listener: socket.socket):
+    def __init__(
+        self,
+        app: FastAPI,
+        engine: Engine,
+        settings: ServeSettings,
+        listener: socket.socket,
+        announce: Callable[[], None] = lambda: None,
+    ):
         self.overload = Overload(engine, engine.metrics)
         self.app, self.engine = CloseConnections(app, self.overload), engine
-        self.drain, self.listener = settings.drain, listener
+        self.drain, self.listener, self.announce = settings.drain, listener, announce
         config = uvicorn.Config(
             self.app,
             http=partial(Protocol, self.overload),  # pyright: ignore[reportArgumentType]
@@ -90,6 +102,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.code, self._signals = 0, 0
+        self._listening = False
         engine.alone(lambda: len(self.server_state.connections) == 1)
         self._starting: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -100,17 +113,23 @@ class Server(uvicorn.Server):
         self._starting.add_done_callback(self._started)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second one ends the process."""
+        """The first signal drains, also one that comes before the start; the second one ends the process."""
         self._signals += 1
         if self._signals > 1:
             os._exit(128 + sig)
-        self.loop.call_soon_threadsafe(self._end)
+        with suppress(RuntimeError):  # the loop has ended
+            if self._listening:
+                self.loop.call_soon_threadsafe(self._end)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         self.listener.listen(BACKLOG)
         await super().startup([])
         self.acceptor = Acceptor(self.listener, self._protocol, self.server_state.tasks)
+        self._listening = True
+        if self._signals:
+            self._end()
+        self.announce()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % 10 == 0:
@@ -182,7 +201,7 @@ def run(
     Args:
         app: Of `create_app`.
         settings: The same that it was made with.
-        say: Is told the address.
+        say: Is told the address, when the service listens there.
         open_page: Whether a browser is told too.
         listener: Of `bound`, where the address was taken before. None: it is taken now.
 
@@ -193,22 +212,40 @@ def run(
     host, port = listener.getsockname()[:2]
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     app.state.requests = set_up()
-    app.state.server = server = Server(app, app.state.engine, settings, listener)
+
+    def announce() -> None:
+        say(address)
+        if open_page:
+            webbrowser.open(address)
+
+    app.state.server = server = Server(app, app.state.engine, settings, listener, announce)
     gc.freeze()  # what was imported and loaded is never looked through again
-    if can_fork():
+    with _signals(server):
+        if can_fork():
+            try:
+                app.state.engine.scoring = InProcess(Forker(app.state.engine.models, listener))
+                sys.setswitchinterval(SWITCH)
+            except OSError as error:
+                log.critical("no process can be had (%s): a thread computes", error.strerror)
         try:
-            app.state.engine.scoring = InProcess(Forker(app.state.engine.models, listener))
-            sys.setswitchinterval(SWITCH)
-        except OSError as error:
-            log.critical("no process can be had (%s): a thread computes", error.strerror)
-    say(address)
-    if open_page:
-        webbrowser.open(address)
-    try:
-        server.run(sockets=[listener])
-    finally:
-        app.state.engine.scoring.close()
+            server.run(sockets=[listener])
+        finally:
+            app.state.engine.scoring.close()
     return server.code
+
+
+@contextmanager
+def _signals(server: Server) -> Iterator[None]:
+    """The server handles signals from now on: uvicorn itself lets it do so only while its loop runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def flush_and_exit(code: int) -> NoReturn:

@@ -22,7 +22,7 @@ class ServeSettings:
         max_batch: Rows of a request.
         max_pixels: Pixels of a picture, before it is decoded.
         max_depth: Nesting of JSON.
-        queue: Rows that may wait.
+        queue: Rows that may wait, of which a request counts for half at most.
         deadline: Seconds after which a request is dropped; a request may ask for less.
         drain: Seconds that accepted requests have to end after SIGTERM.
         threads: torch's threads of a call.

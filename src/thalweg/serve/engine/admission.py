@@ -22,7 +22,7 @@ class Admission:
 
     Args:
         waiting: What is in line.
-        queue: Rows that may be.
+        queue: Rows that may be, of which a request counts for half at most.
         clock: Seconds.
     """
 
@@ -41,13 +41,18 @@ class Admission:
         return not self.waiting.rows and not self.waiting.taken and self.cheap(model, rows)
 
     def refusal(self, model: str, kind: Kind, rows: int, limit: float) -> tuple[Reason, float] | None:
-        """Why such a request is not taken, and when to come back. What finds nothing waiting is always tried."""
+        """Why such a request is not taken, and when to come back. What finds nothing waiting is always tried.
+
+        A request counts for half the queue at most: a large one is taken while no more than half of it waits, and
+        leaves room for others soon.
+        """
         if limit <= 0 or (kind == "score" and self.costs[model].least(rows) > limit):
             return "deadline", 1.0
         if not self.waiting.rows:
             return None
         own, wait = self.seconds(model, kind, rows), self.wait(model, kind)
-        if self.waiting.rows + rows > self.queue or wait > max(PATIENCE, FAIR * own) or wait + own > limit:
+        room = min(rows, -(-self.queue // 2))
+        if self.waiting.rows + room > self.queue or wait > max(PATIENCE, FAIR * own) or wait + own > limit:
             return "full", max(1.0, wait)
         return None
 

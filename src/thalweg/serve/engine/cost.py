@@ -95,6 +95,13 @@ def measure(servable: Servable, seconds_of: Callable[[Callable[[], Any]], float]
     return Cost(sizes, seconds)
 
 
+def warm(servable: Servable, rows: int) -> None:
+    """A call of one row and one of so many: first calls allocate and choose kernels."""
+    row = example(servable)  # which is scored
+    if row is not None and rows > 1:
+        servable.score({name: np.repeat(value, rows, axis=0) for name, value in row.items()})
+
+
 def cpu_seconds(call: Callable[[], Any]) -> float:
     """CPU time of this thread in a call, or its wall time if that is far longer: it waits for a device, say."""
     wall, cpu = time.perf_counter(), time.thread_time()

@@ -18,8 +18,9 @@ from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.admission import Admission
 from thalweg.serve.engine.cost import Cost
 from thalweg.serve.engine.items import END, ItemStream
-from thalweg.serve.engine.job import Gone, Job, Kind, signature_of, whole
-from thalweg.serve.engine.rejected import Reason, Rejected, WorkerLost, exit_as_lost
+from thalweg.serve.engine.job import Gone, Kind, Piece, signature_of
+from thalweg.serve.engine.jobs import Jobs
+from thalweg.serve.engine.rejected import exit_as_lost
 from thalweg.serve.engine.scoring import InThread, Scoring
 from thalweg.serve.engine.start import at_once
 from thalweg.serve.engine.state import EngineState
@@ -32,9 +33,8 @@ from thalweg.serve.metrics import Metrics
 T = TypeVar("T")
 TICK = 0.05  # seconds between looks for late requests, clients that left and a worker that ended
 IDLE_TICK = 1.0  # the same while no request is there
-STUCK = 30.0  # seconds of one piece of work after which the process counts as not alive
+STUCK = 30.0  # seconds of one piece of work after which a worker counts as stuck
 FOREVER = float("inf")
-TRIES = 2  # workers that a request may lose
 
 log = logging.getLogger("thalweg.serve")
 
@@ -44,7 +44,7 @@ class Engine:
 
     Args:
         models: By name.
-        queue: Rows that may wait.
+        queue: Rows that may wait, of which a request counts for half at most.
         deadline: Seconds after which a request is answered by `Rejected("deadline")`; one may ask for less.
         metrics: Where it is counted.
         threads: torch's threads.
@@ -71,9 +71,8 @@ class Engine:
         self._waiting = Waiting(self.batch, self._at_once, clock)
         self._workers = Workers(self._waiting, self.threads, self._report)
         self._admission = Admission(self._waiting, queue, clock)
-        self._jobs: dict[Job, None] = {}  # accepted and not answered
+        self._jobs = Jobs(self._waiting, self._workers.wake, metrics, clock)
         self._streams = 0  # begun and not at their end
-        self._some = asyncio.Event()  # there are jobs
         self._ready = self._draining = self._stopped = False
         self._watch: asyncio.Task[None] | None = None
         self.rows = lambda: self._waiting.rows  # that wait
@@ -91,7 +90,7 @@ class Engine:
         others = self.scoring.others(max(self._at_once.values(), default=1) - 1)
         for name, count in self._at_once.items():
             self._at_once[name] = min(count, 1 + len(others))
-        await self._workers.add_warm(others, self.models)
+        await self._workers.add_warm(others)
         self._ready = True
 
     async def score(
@@ -114,9 +113,9 @@ class Engine:
         self.admit(model, size, deadline)
         if self._admission.here(model, size):
             return self._score_here(model, rows, alpha, size)
-        job = self._job(model, "score", size, self._limit(deadline), gone)
+        job = self._jobs.make(model, "score", size, self._limit(deadline), gone)
         job.inputs, job.alpha, job.signature = rows, alpha, signature
-        return await self._answer(job)
+        return await self._jobs.answer(job)
 
     async def call(
         self, model: str, work: Callable[[], T], *, deadline: float | None = None, gone: Gone | None = None
@@ -124,9 +123,9 @@ class Engine:
         """What `work` returns: one piece of other work of a model."""
         note(model, 1)
         self.admit(model, 1, deadline, kind="call")
-        job = self._job(model, "call", 1, self._limit(deadline), gone)
+        job = self._jobs.make(model, "call", 1, self._limit(deadline), gone)
         job.work = work
-        return await self._answer(job)
+        return await self._jobs.answer(job)
 
     def stream(
         self,
@@ -160,7 +159,7 @@ class Engine:
             async for item in items:
                 found = item
                 if self.clock() > until:
-                    raise self._rejected("deadline")
+                    raise self._jobs.rejected("deadline")
         finally:
             await items.aclose()
         assert found is not None
@@ -173,10 +172,10 @@ class Engine:
     def admit(self, model: str, rows: int = 1, deadline: float | None = None, *, kind: Kind = "score") -> None:
         """Rejected where a request of so many rows is not taken now; cheap enough to ask before its body is read."""
         if not self.taking:
-            raise self._rejected("draining" if self._draining else "loading", 1.0)
+            raise self._jobs.rejected("draining" if self._draining else "loading", 1.0)
         refused = self._admission.refusal(model, kind, rows, self._limit(deadline))
         if refused is not None:
-            raise self._rejected(*refused)
+            raise self._jobs.rejected(*refused)
 
     def retry_after_if_full(self, model: str, rows: int = 1) -> float | None:
         """Seconds after which to come back where rows would be refused now, as too much waits; nothing is counted."""
@@ -197,9 +196,9 @@ class Engine:
         """How it stands."""
         if not self._stopped and not self._workers.alive():
             return EngineState(False, False, "a worker has ended")
-        longest = max((self.clock() - since for _, since in self._waiting.running()), default=0.0)
-        if longest > STUCK:
-            return EngineState(False, False, f"a worker is stuck for {longest:.0f} s")
+        stuck = self._waiting.longer(STUCK)
+        if len(stuck) >= max(1, len(self._workers.every)):
+            return EngineState(False, False, f"a worker is stuck for {max(stuck.values()):.0f} s")
         if not self.taking:
             return EngineState(False, True, "draining" if self._draining else "loading")
         full = self._waiting.rows >= self.queue
@@ -210,11 +209,10 @@ class Engine:
         self._draining = True
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                while self._jobs or self._streams:
+                while self._jobs.every or self._streams:
                     await asyncio.sleep(TICK / 5)
-        answered = not (self._jobs or self._streams)
-        for job in list(self._jobs):
-            self._finish(job, error=self._rejected("draining", 1.0))
+        answered = not (self._jobs.every or self._streams)
+        self._jobs.give_up()
         self._stopped = True
         if self._watch is not None:
             self._watch.cancel()
@@ -222,34 +220,20 @@ class Engine:
         return answered
 
     async def look(self) -> None:
-        """Replace a worker that ended, answer requests whose time is over, drop those whose client has gone."""
+        """Replace what ended or is stuck, answer requests whose time is over, drop those whose client has gone.
+
+        Nobody waits for what takes longer than the deadline, the measurement at start aside.
+        """
         for number in self._workers.ended():
             self._replace(number)
+        if self._ready:
+            for number, seconds in self._waiting.longer(max(STUCK, self.deadline)).items():
+                self._workers.interrupt(number, seconds)
         self._workers.wake()  # for what waits for a call that hangs
-        now = self.clock()
-        for job in [job for job in self._jobs if job.deadline <= now]:
-            self._finish(job, error=self._rejected("deadline"))
-        for job in [job for job in self._jobs if job.gone is not None]:
-            if not job.done and job.gone is not None and await job.gone():
-                self._leave(job)
+        await self._jobs.look()
 
     def _limit(self, deadline: float | None) -> float:
         return self.deadline if deadline is None else min(deadline, self.deadline)
-
-    def _job(self, model: str, kind: Kind, size: int, seconds: float, gone: Gone | None) -> Job:
-        until = self.clock() + seconds
-        return Job(model=model, kind=kind, size=size, deadline=until, future=self._loop.create_future(), gone=gone)
-
-    async def _answer(self, job: Job) -> Any:
-        """Put it in line, and wait."""
-        self._jobs[job] = None
-        self._some.set()
-        self._enqueue(job)
-        try:
-            return await job.future
-        except asyncio.CancelledError:
-            self._leave(job)
-            raise
 
     def _score_here(
         self, model: str, rows: Mapping[str, np.ndarray], alpha: float | None, size: int
@@ -267,48 +251,23 @@ class Engine:
         self._streams += 1
         try:
             while True:
-                job = self._job(model, "stream", 1, self._limit(deadline), gone)
+                job = self._jobs.make(model, "stream", 1, self._limit(deadline), gone)
                 job.work = items
-                item = await self._answer(job)
+                item = await self._jobs.answer(job)
                 if item is END:
                     return
                 yield item
         finally:
             self._streams -= 1
             if items.begun:  # it may hold what only its own thread may release
-                job = self._job(model, "stream", 1, FOREVER, None)
+                job = self._jobs.make(model, "stream", 1, FOREVER, None)
                 job.work = items.close
-                self._enqueue(job)
-
-    def _leave(self, job: Job) -> None:
-        """Nobody waits for it any more."""
-        if not job.done:
-            job.left = self.clock()
-            self._finish(job, error=self._rejected("gone"))
-
-    def _finish(self, job: Job, answer: Any = None, error: Exception | None = None) -> None:
-        if job.done:
-            return
-        job.done = True
-        self._waiting.discard(job)
-        self._jobs.pop(job, None)
-        if not self._jobs:
-            self._some.clear()
-        if job.future.done():
-            return
-        if error is None:
-            job.future.set_result(answer)
-        else:
-            job.future.set_exception(error)
-
-    def _rejected(self, reason: Reason, retry_after: float = 1.0) -> Rejected:
-        self.metrics.rejected(reason)
-        return Rejected(reason, retry_after)
+                self._jobs.enqueue(job)
 
     async def _measured(self, scoring: Scoring, model: str) -> Cost:
-        job = self._job(model, "call", 1, FOREVER, None)
+        job = self._jobs.make(model, "call", 1, FOREVER, None)
         job.work = lambda: scoring.measured(model, self.threads)
-        return await self._answer(job)
+        return await self._jobs.answer(job)
 
     def _report(self, outcome: Outcome) -> None:
         """What a worker reports, in its thread."""
@@ -318,46 +277,14 @@ class Engine:
         with suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._settle, outcome)
 
-    def _enqueue(self, job: Job, *, first: bool = False) -> None:
-        self._waiting.add(job, first=first)
-        self._workers.wake()
-
     def _settle(self, outcome: Outcome) -> None:
-        """Answer the jobs of a piece; those of a call that failed are scored again, each alone."""
-        for job in [job for job in outcome.late if not job.done]:  # a look may have found it late too
-            self._finish(job, error=self._rejected("deadline"))
-        piece = outcome.piece
-        if piece is None:
-            return
-        self._count(outcome)
-        if outcome.error is not None and len(piece.jobs) > 1:
-            for job, start, _ in reversed(piece.jobs):
-                self._again(job, start)
-        elif outcome.error is not None:
-            self._finish(piece.jobs[0][0], error=outcome.error)
-        else:
-            for (job, start, stop), answer in zip(piece.jobs, outcome.answers or (), strict=True):
-                self._part(job, start, stop, answer)
+        """Costs and figures of a piece, whether it was computed for nobody, and its answers."""
+        if outcome.piece is not None:
+            self._count(outcome.piece, outcome)
+        self._jobs.settle(outcome)
 
-    def _part(self, job: Job, start: int, stop: int, answer: Any) -> None:
-        if job.kind != "score":
-            self._finish(job, answer)
-            return
-        job.parts.append((start, stop, answer))
-        if (found := whole(job)) is not None:
-            self._finish(job, found)
-
-    def _again(self, job: Job, start: int) -> None:
-        """Score a job once more from a row on, alone and before all others."""
-        if not job.done:
-            self._waiting.discard(job)  # the rest of it may be in line
-            job.alone, job.taken = True, min(start, job.taken)
-            self._enqueue(job, first=True)
-
-    def _count(self, outcome: Outcome) -> None:
-        """Costs and figures of a piece, and whether it was computed for nobody."""
-        piece, began = outcome.piece, outcome.began
-        assert piece is not None
+    def _count(self, piece: Piece, outcome: Outcome) -> None:
+        began = outcome.began
         if all(job.deadline <= began or (job.left is not None and job.left <= began) for job, _, _ in piece.jobs):
             self.metrics.wasted(piece.model)
         if outcome.error is None:
@@ -371,22 +298,18 @@ class Engine:
         self.metrics.scored(model, found)
 
     def _replace(self, number: int) -> None:
-        """A new worker for one that has ended; its requests are tried once more, each alone."""
+        """A new worker for one that has ended."""
         piece = self._waiting.release(number)
         self._workers.replace(number)
-        for job, start, _ in reversed(piece.jobs) if piece is not None else ():
-            job.tries += 1
-            if job.kind != "score" or job.tries >= TRIES:
-                self._finish(job, error=WorkerLost("the thread that computed this request has ended"))
-            else:
-                self._again(job, start)
+        if piece is not None:
+            self._jobs.lost(piece)
         self._workers.every[number].wake()
 
     async def _watching(self) -> None:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_TICK):
-                    await self._some.wait()
+                    await self._jobs.some.wait()
             await asyncio.sleep(TICK)
             await self.look()
 

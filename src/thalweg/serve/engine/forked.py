@@ -5,128 +5,31 @@ of the system, which costs a third of the answers. A process has one of its own.
 so it shares the models' memory. Where a fault of native code or a lack of memory ends it, the service goes on, and
 another takes its place. There are several where one would leave processors idle.
 
-A process with threads cannot be forked safely, so another one is forked at the same time, which has none and does
-nothing but fork those that compute.
+A process with threads cannot be forked safely, so others are forked at the same time, which have none and do nothing
+but fork those that compute (`forker.py`).
 """
 
 import itertools
 import logging
-import os
-import signal
 import socket
-import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
-from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.cost import Cost
-from thalweg.serve.engine.forking import ANSWER, fork, fork_when_asked
-from thalweg.serve.engine.iterators import ScoringWithIterators
+from thalweg.serve.engine.forker import Forker
 from thalweg.serve.engine.rejected import WorkerLost
 from thalweg.serve.engine.scoring import Scoring
 
 TRIES = 2  # processes that a call may lose
 KEYS = itertools.count()  # of methods that yield
-PATIENCE = 1.0  # seconds in which the process that forks should end by itself
 
 T = TypeVar("T")
 log = logging.getLogger("thalweg.serve")
-
-
-def can_fork() -> bool:
-    """Whether a process can compute: a GPU that this one has used cannot be used by one that it forks."""
-    return sys.platform == "linux" and not torch.cuda.is_initialized()
-
-
-class Forker:
-    """Has processes forked that compute, by one that does nothing else.
-
-    Args:
-        models: By name.
-        listener: A socket that other processes must not hold.
-    """
-
-    def __init__(self, models: Mapping[str, Servable], listener: socket.socket | None = None):
-        self._control, there = socket.socketpair()
-        self._asking = threading.Lock()
-        self._alone = False
-        self.closed, self.lost = False, set[int]()  # numbers of processes that have ended
-        self.here = ScoringWithIterators(models)  # computes where no process is to be had
-        for stream in (sys.stdout, sys.stderr):  # else what they hold would be written once more
-            with suppress(AttributeError, ValueError, OSError):
-                stream.flush()
-        own = os.getpid()
-        try:
-            self.pid = fork()
-        except OSError:
-            self._control.close()
-            raise
-        else:
-            if not self.pid:
-                for unused in (self._control, *([] if listener is None else [listener])):
-                    unused.close()
-                fork_when_asked(there, self.here, own)
-        finally:
-            there.close()
-
-    def process(self, number: int) -> Connection | None:
-        """A connection to a new process, in place of the one before of this number (0 … 255).
-
-        None where none is to be had: it is told, once.
-        """
-        with self._asking:
-            try:
-                found = self._forked(number)
-            except OSError as error:
-                if not (self._alone or self.closed):
-                    log.critical("no process can be had (%s): a thread computes", error.strerror or error)
-                self._alone = True
-                return None
-            if self._alone:
-                log.warning("a process computes again")
-            self._alone = False
-            return found
-
-    def close(self) -> None:
-        """End all processes, whatever they compute; by any thread."""
-        self.closed = True
-        with suppress(OSError):
-            self._control.shutdown(socket.SHUT_RDWR)  # so that a thread that waits for it goes on
-        self._control.close()
-        with suppress(ChildProcessError):
-            until = time.monotonic() + PATIENCE
-            while not os.waitpid(self.pid, os.WNOHANG)[0]:
-                if time.monotonic() > until:  # it was stopped, say
-                    os.kill(self.pid, signal.SIGKILL)
-                time.sleep(0.005)
-
-    def _forked(self, number: int) -> Connection:
-        """OSError where none can be forked, or the process that forks has ended."""
-        here, there = socket.socketpair()
-        try:
-            socket.send_fds(self._control, [bytes([number])], [there.fileno()])
-            answer = self._control.recv(ANSWER.size, socket.MSG_WAITALL)
-            if len(answer) < ANSWER.size:
-                raise ConnectionError("the process that forks has ended")
-            wrong, status = ANSWER.unpack(answer)
-            if number in self.lost:
-                self.lost.discard(number)
-                log.error("the process that computes has ended (%s); another one takes its place", _reason(status))
-            if wrong:
-                raise OSError(wrong, os.strerror(wrong))
-        except OSError:
-            here.close()
-            raise
-        finally:
-            there.close()
-        return Connection(here.detach())
 
 
 class InProcess:
@@ -140,12 +43,17 @@ class InProcess:
     def __init__(self, forker: Forker, number: int = 0):
         self.forker, self.number = forker, number
         self._calls: Connection | None = None
+        self._changing = threading.Lock()  # of the connection
+        self._interrupted = False
 
     def begin(self) -> None:
         """The process is asked for by the first call."""
 
     def measured(self, model: str, threads: int) -> Cost:
         return self._ask("measured", model, threads)
+
+    def warm(self, model: str, rows: int, threads: int) -> None:
+        self._ask("warm", model, rows, threads)
 
     def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
         return self._ask("score", model, inputs, alpha, threads)
@@ -170,15 +78,27 @@ class InProcess:
     def others(self, count: int) -> Sequence[Scoring]:
         return [InProcess(self.forker, self.number + 1 + i) for i in range(count)]
 
+    def interrupt(self) -> bool:
+        """The process is killed, also one that is stopped, and another takes its place."""
+        with self._changing:
+            if self._calls is None or self._interrupted:
+                return False
+            self._interrupted = True
+            end = socket.socket(fileno=self._calls.fileno())
+            with suppress(OSError):  # the process has ended
+                end.shutdown(socket.SHUT_RDWR)  # its thread goes on as if the process had ended
+            end.detach()
+            return True
+
     def close(self) -> None:
         """Of all."""
         self.forker.close()
 
     def _ask(self, what: str, *values: Any, **options: Any) -> Any:
         """What a method of `InThread` returns or raises there."""
-        forker = self.forker
+        forker, self._interrupted = self.forker, False
         for _ in range(TRIES):
-            if forker.closed:
+            if forker.closed or self._interrupted:
                 break
             calls = self._process()
             if calls is None and not forker.closed:
@@ -203,8 +123,9 @@ class InProcess:
         raise WorkerLost("the process that computed this request has ended")
 
     def _drop(self, calls: Connection) -> None:
-        calls.close()
-        self._calls = None
+        with self._changing:
+            calls.close()
+            self._calls = None
 
     def _process(self) -> Connection | None:
         """A connection to the process that computes. None where none is to be had."""
@@ -220,13 +141,3 @@ def _answer_of(calls: Connection) -> tuple[Any, Exception | None]:
         if not isinstance(found, logging.LogRecord):
             return found
         logging.getLogger(found.name).handle(found)
-
-
-def _reason(status: int) -> str:
-    """What a process has ended by, as `waitpid` says it."""
-    code = os.waitstatus_to_exitcode(status)
-    if code >= 0:
-        return f"exit code {code}"
-    with suppress(ValueError):
-        return signal.Signals(-code).name
-    return f"signal {-code}"

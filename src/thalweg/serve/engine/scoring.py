@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from thalweg.bundle.servable import Servable
-from thalweg.serve.engine.cost import Cost
+from thalweg.serve.engine.cost import Cost, warm
 from thalweg.serve.engine.start import measured
 
 NICER = 3  # by so much what computes is nicer than the event loop: where processors are short, the loop goes first
@@ -29,6 +29,10 @@ class Scoring(Protocol):
 
     def measured(self, model: str, threads: int) -> Cost:
         """The model's cost where its scores are computed."""
+        ...
+
+    def warm(self, model: str, rows: int, threads: int) -> None:
+        """Let first calls of a row and of so many be over."""
         ...
 
     def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
@@ -49,6 +53,10 @@ class Scoring(Protocol):
 
     def others(self, count: int) -> Sequence["Scoring"]:
         """So many more, for other workers, which compute at the same time; none where that cannot be."""
+        ...
+
+    def interrupt(self) -> bool:
+        """Let the call that is computed end by `WorkerLost`, if that can be done; by any thread."""
         ...
 
     def close(self) -> None:
@@ -74,6 +82,11 @@ class InThread:
         with self._one:
             return measured(self.models[model], threads)
 
+    def warm(self, model: str, rows: int, threads: int) -> None:
+        with self._one:
+            torch.set_num_threads(threads)
+            warm(self.models[model], rows)
+
     def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
         with self._one:
             torch.set_num_threads(threads)
@@ -92,6 +105,9 @@ class InThread:
 
     def others(self, count: int) -> Sequence[Scoring]:
         return ()
+
+    def interrupt(self) -> bool:
+        return False  # a thread inside torch cannot be ended
 
     def close(self) -> None:
         pass

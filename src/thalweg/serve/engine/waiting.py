@@ -105,10 +105,11 @@ class Waiting:
             free = worker not in self.taken
             return free and any(self._offered(name, lane, worker) for name, lane in self._active.items())
 
-    def running(self) -> list[tuple[Piece, float]]:
-        """What is computed, and since when."""
+    def longer(self, seconds: float) -> dict[int, float]:
+        """Workers that compute one piece for longer than this, by their numbers, and for how long."""
         with self._lock:
-            return list(self.taken.values())
+            now = self.clock()
+            return {worker: now - since for worker, (_, since) in self.taken.items() if now - since > seconds}
 
     def finished(self, worker: int, piece: Piece, seconds: float) -> None:
         """A piece is finished: charge its lane for the time."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from thalweg.serve.engine.scoring import Scoring
@@ -30,14 +30,13 @@ class Workers:
         for scoring in scorings:
             self.every.append(self._started(scoring, len(self.every)))
 
-    async def add_warm(self, scorings: Sequence[Scoring], models: Iterable[str]) -> None:
-        """As `add`, after each has computed all models, at the same time: first calls allocate and choose kernels."""
+    async def add_warm(self, scorings: Sequence[Scoring]) -> None:
+        """As `add`, after each has computed all models, at the same time."""
         loop, pool = asyncio.get_running_loop(), ThreadPoolExecutor(max(1, len(scorings)))
-        names = list(models)
 
         def warm(scoring: Scoring) -> None:
-            for name in names:
-                scoring.measured(name, self.threads)
+            for name, rows in self.waiting.batch.items():
+                scoring.warm(name, rows, self.threads)
 
         try:
             await asyncio.gather(*(loop.run_in_executor(pool, warm, scoring) for scoring in scorings))
@@ -67,6 +66,11 @@ class Workers:
         """A new worker for one that has ended."""
         log.error("a worker has ended; another one takes its place")
         self.every[number] = self._started(self.every[number].scoring, number)
+
+    def interrupt(self, number: int, seconds: float) -> None:
+        """Give up what a worker has computed for so long, if that can be done."""
+        if self.every[number].scoring.interrupt():
+            log.error("one call was computed for %.0f s, and is given up with its process", seconds)
 
     def stop(self) -> None:
         """Each ends after the piece that it computes."""
