@@ -243,3 +243,11 @@ def test_a_row_left_out_is_below_the_sum_of_a_list_that_reaches_it(clusters):
         inside = sides < room * energy._reach(length)[cell]
         assert bool(inside.double().mean() > 0.5)
         assert bool((term[inside] < total[inside] + 1e-3).all()) == holds
+
+
+def test_lists_made_in_inference_mode_serve_outside_of_it(rows, energy):
+    """Lists lie in one block of memory; the mutant, a block made in that mode, cannot take another list later."""
+    again = IVFKernelDensityEnergy(rows, t=energy.t, known=(energy.search, energy.centers))
+    with torch.inference_mode():
+        again(rows[:1])
+    assert torch.equal(again(rows[:500]), energy(rows[:500]))

@@ -10,7 +10,8 @@ from thalweg.energy.density.kde import squared_distances
 from thalweg.energy.density.kernel_sums import BITS, ROWS, TOGETHER, Queries, lift, lift_list
 
 ROUNDS = 10  # of k-means
-CELLS = 2.0  # cells over sqrt(N)
+CELLS = 2.0  # cells over sqrt(N), at most
+CUBED = 8.5  # cells over the cube root of N, at most: with more, each has few rows of a batch, whose product is slow
 FAR = 16 * BITS  # of squared distance to the middle of the centres
 
 
@@ -98,8 +99,11 @@ def without(rows: Tensor, some: Tensor) -> Tensor:
 
 
 def centers_of(rows: Tensor) -> Tensor:
-    """2 sqrt(N) centres of k-means (Lloyd 1982) on up to 60 to 120 rows each, from evenly spaced ones."""
-    k = round(CELLS * math.sqrt(len(rows)))
+    """Centres of k-means (Lloyd 1982) on up to 60 to 120 rows each, from evenly spaced ones.
+
+    2 sqrt(N) of them up to 5,893 rows, 8.5 times the cube root of N beyond.
+    """
+    k = round(min(CELLS * math.sqrt(len(rows)), CUBED * math.cbrt(len(rows))))
     some = rows[:: max(1, len(rows) // (60 * k))]
     centers = some[torch.linspace(0, len(some) - 1, k).long()].clone()
     for _ in range(ROUNDS):

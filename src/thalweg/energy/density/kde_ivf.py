@@ -12,7 +12,7 @@ from x, so its term is at most 2^-(R - d)², less than S where
 
 Where the left side is above kappa R all rows are summed. In many columns the rows left out are farther than that, and
 kappa is above 1. M, tau and kappa are chosen on stored rows, each left out: none below kappa loses more than `WORST`,
-and the mean error is `gap` nats at most, at the least cost.
+with the list one step shorter where these rows are few, and the mean error is `gap` nats at most, at the least cost.
 """
 
 import math
@@ -35,7 +35,7 @@ EXACT = 50_000  # rows; beyond, the second sum takes the nearest half of so many
 LENGTHS = tuple(part * 2**k for k in range(5, 11) for part in (4, 5, 6, 7))  # 128, 160, 192, 224, 256, 320 ...
 TRIAL = 10_000  # stored rows that kappa is chosen on, or up to twice as many
 UNSEEN = 5  # every fifth of them, which the centres have not seen: M and tau are chosen on these
-WORST = 0.6  # nats that one of them may lose, with the list one step shorter
+WORST = 0.6  # nats that one of them may lose; with the list one step shorter where they are fewer than `TRIAL`
 ROOM = 0.98  # of the ratio at which one loses more, as new rows may at a lower one
 DEARER = 1.4  # the share of new rows that are summed again, over that of the trial rows, at most or nearly so
 SEARCH = 300  # terms of a sum that take as long as to find a row's cell and to order rows by it, beside its products
@@ -43,7 +43,7 @@ FEW = 0.01  # of the rows; so many, whose sums float32 finds faint, lie above ta
 MARGIN = 0.9  # of the gap
 RARE = 0.002  # of the rows at least are summed over all: those of the highest energies, lest an outlier set tau
 SINGLE = 2.0**-21  # of a squared distance to the middle: what float32 may put a sum off by, in bits
-MADE = ("_whole", "_sums", "_cells", "_near_cells", "reaches")  # of rows and centres, by `_begin_sums`
+MADE = ("_whole", "_sums", "_stacks", "_cells", "_near_cells", "reaches")  # of rows and centres, by `_begin_sums`
 
 
 class SearchParams(NamedTuple):
@@ -107,6 +107,7 @@ class IVFKernelDensityEnergy(OfRows):
     def _begin_sums(self) -> None:
         self._whole = KernelSum(self.rows, self.rows.mean(0), exact=len(self.rows) <= SMALL)
         self._sums: dict[tuple[int, int], KernelSum] = {}
+        self._stacks: list[Tensor] = []  # of all cells' lists, one behind the other: products read them sooner
         self._cells, self._near_cells = Cells(self.centers), NearCells(self.centers, self._whole.center)
         self.reaches = self._reach(self.search.num_candidates)
 
@@ -227,6 +228,10 @@ class IVFKernelDensityEnergy(OfRows):
         made = KernelSum(self.rows, self._whole.center if self._whole.narrow else self.centers[c], near)
         if length == self.search.num_candidates:
             self._sums[c, length] = made
+            if made.parts and not self._stacks:
+                with torch.inference_mode(False):  # or else no other list could be written outside of it
+                    self._stacks = [part.new_empty(len(self.centers), *part.shape) for part in made.parts]
+            made.parts = [stack[c].copy_(part) for stack, part in zip(self._stacks, made.parts, strict=False)]
         return made
 
     def _nearest(self, first: int, last: int, length: int) -> Tensor:
@@ -250,7 +255,7 @@ class IVFKernelDensityEnergy(OfRows):
             bits = math.log2(math.e) * (energies - constant)
             ratios = (squared.sqrt() + bits.clamp_min(0).sqrt()) / self._reach(length)[cell]
             losses = (energies - exact).clamp_min(0)
-            beyond = _least_beyond(ratios, losses if earlier is None else earlier)
+            beyond = _least_beyond(ratios, losses if earlier is None or len(own) >= TRIAL else earlier)
             some, earlier = losses[unseen], losses
             again, faint = ratios[unseen] > beyond, bits[unseen] > -FAINT
             if float(faint.double().mean()) < FEW:  # all rows in float64 take less time than a list of each cell

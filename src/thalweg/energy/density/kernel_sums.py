@@ -6,7 +6,7 @@ In float32 the product of (z, -|z|², 1) and (2 y, 1, -|y|²) gives -|z - y|², 
 Powers of e take three quarters of their time on an Intel Xeon, and 2.9 times as long on an AMD EPYC.
 Terms are held at 2^-120: smaller ones would be subnormal, at twice the time. All blocks use one buffer, as fresh ones
 take longer to come by than to fill. A row's sum does not depend on the rows beside it: the matrix product of four rows
-or more has the same roundings row by row, so fewer rows are filled up to four.
+or more has the same roundings row by row, so fewer rows are filled up to four, in float64 too.
 """
 
 import math
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from thalweg.energy.density.subnormal import subnormals_as_zeros
 
-ENTRIES = 524_288  # of a block of sums: two MiB, as calls for smaller blocks cost more than a faster cache saves
+ENTRIES = 131_072  # of a block of sums: half a MiB, so that list and block stay in the processor's cache
 FINE = 262_144  # the same in float64
 WIDTH = 4096  # rows of the list in a block, at most
 ROWS = 2048  # lifted at once, so that they stay in the processor's cache
@@ -79,9 +79,13 @@ class KernelSum:
         y, square = self._list()
         self.narrow = not exact and float(square.max()) < BITS
         self.parts = _parted(lift_list(y, square)) if self.narrow else []
+        self.width = self.parts[0].shape[1] if self.narrow else 0
 
     def fine(self, queries: Queries, at: Tensor, own: Tensor | None, k: int) -> Tensor:
         """(log2 of the sum, mean of the k least |z - y_j|²), (b, 2) in float64."""
+        count = len(at)
+        if 0 < count < TOGETHER:
+            at = torch.cat([at, at[:1].expand(TOGETHER - count)])
         (y, norm), z, out = self._list(), queries.about(self.center, at), []
         own, k = None if own is None else self.left_out(own[at]), min(k, self.length - (own is not None))
         norms = z.square().sum(1)
@@ -98,7 +102,7 @@ class KernelSum:
             else:
                 total = bits.sub_(most).clamp_min_(LEAST).exp2_().sum(1)
             out.append(torch.stack([total.log2() + most.squeeze(1) - square, near], dim=1))
-        return torch.cat(out) if out else z.new_zeros(0, 2)
+        return torch.cat(out)[:count] if out else z.new_zeros(0, 2)
 
     def _list(self) -> tuple[Tensor, Tensor]:
         y = (self.rows if self.places is None else self.rows[self.places]) - self.center
@@ -134,11 +138,13 @@ def kernel_sums(
         return out
     with torch.inference_mode():
         order = torch.cat([at for _, at in groups])
-        _put(out, order, _coarse(queries.lifted, order, groups, own, k))
+        counts = [at.shape[0] for _, at in groups]
+        sizes = [(part, count) for (part, _), count in zip(groups, counts, strict=True)]
+        _put(out, order, _coarse(queries.lifted, order, sizes, own, k))
         again = queries.lifted[:, -2] < -BITS
         if faint or not all(part.narrow for part, _ in groups):
             again |= out[:, 0] < FAINT
-        ends = torch.tensor([len(at) for _, at in groups], device=out.device).cumsum(0)
+        ends = torch.tensor(counts, device=out.device).cumsum(0)
         places = again[order].nonzero().squeeze(1)
         for i in torch.bucketize(places, ends, right=True).unique().tolist():
             part, at = groups[i]
@@ -147,16 +153,17 @@ def kernel_sums(
     return out
 
 
-class _Piece(NamedTuple):
-    """Queries of one list: the place of the first in the order of all, and the indices of all of them."""
+class _Batch(NamedTuple):
+    """Queries of lists that are equally long, one behind the other: the lists, and how many queries each has."""
 
-    part: KernelSum
+    lists: list[KernelSum]
+    counts: list[int]
     first: int
-    at: Tensor
+    last: int
 
 
 def _coarse(
-    lifted: Tensor, order: Tensor, groups: Sequence[tuple[KernelSum, Tensor]], own: Tensor | None, k: int
+    lifted: Tensor, order: Tensor, groups: Sequence[tuple[KernelSum, int]], own: Tensor | None, k: int
 ) -> Tensor:
     """(log2 sum_j 2^-|z - y_j|², mean of the k least |z - y_j|²) in this order, (B, 2), by float32.
 
@@ -168,10 +175,9 @@ def _coarse(
     buffer = rows.new_empty(ENTRIES + TOGETHER * WIDTH)
     with subnormals_as_zeros(lifted.device) as flushed:
         for batch in _batches(groups):
-            first, last = batch[0].first, batch[-1].first + len(batch[-1].at)
             found: list[Tensor] = []
-            sums, part = total[first:last], batch[0].part
-            left_out = None if own is None else torch.cat([p.part.left_out(own[p.at]) for p in batch])
+            first, last, part = batch.first, batch.last, batch.lists[0]
+            sums, left_out = total[first:last], None if own is None else _left_out(batch, own[order[first:last]])
             most = min(k, part.length - (own is not None))
             for i in range(len(part.parts)):
                 bits = _products(batch, i, rows, buffer)
@@ -191,38 +197,52 @@ def _coarse(
     return torch.stack([total.double().log2(), -near.double().clamp_max(0)], dim=1)
 
 
-def _batches(groups: Sequence[tuple[KernelSum, Tensor]]) -> Iterator[list[_Piece]]:
-    """Queries whose lists are equally long, together as many as `ENTRIES` terms allow."""
-    batch: list[_Piece] = []
+def _batches(groups: Sequence[tuple[KernelSum, int]]) -> Iterator[_Batch]:
+    """All queries but those whose lists are not `narrow`, as many together as `ENTRIES` terms allow."""
+    lists: list[KernelSum] = []
+    counts: list[int] = []
     first = end = 0
-    for part, at in groups:
-        if not part.narrow:
-            first += len(at)
-            continue
-        size = max(16, ENTRIES // part.parts[0].shape[1])
-        for some in at.split(size):
-            fits = batch and batch[0].part.length == part.length and end == first
-            if batch and not (fits and first + len(some) - batch[0].first <= size):
-                yield batch
-                batch = []
-            batch.append(_Piece(part, first, some))
-            first = end = first + len(some)
-    if batch:
-        yield batch
+    for part, count in groups:
+        left = count if part.narrow else 0
+        end += count - left
+        size = max(16, ENTRIES // part.width) if left else 0
+        while left:
+            some = min(left, size)
+            fits = lists and lists[0].length == part.length and first + sum(counts) == end
+            if not fits or end + some - first > size:
+                if lists:
+                    yield _Batch(lists, counts, first, first + sum(counts))
+                lists, counts, first = [], [], end
+            lists.append(part)
+            counts.append(some)
+            left, end = left - some, end + some
+    if lists:
+        yield _Batch(lists, counts, first, first + sum(counts))
 
 
-def _products(batch: Sequence[_Piece], i: int, rows: Tensor, buffer: Tensor) -> Tensor:
+def _left_out(batch: _Batch, own: Tensor) -> Tensor:
+    parts = zip(batch.lists, own.split(batch.counts), strict=True)
+    return torch.cat([part.left_out(some) for part, some in parts])
+
+
+def _products(batch: _Batch, i: int, rows: Tensor, buffer: Tensor) -> Tensor:
     """-|z - y_j|² of the i-th parts of the lists, (b, M).
 
-    Fewer than `TOGETHER` queries are multiplied with the ones behind, whose products are then written anew.
+    Fewer than `TOGETHER` queries are multiplied with the ones behind.
     """
-    width, first = batch[0].part.parts[i].shape[1], batch[0].first
-    last = batch[-1].first + len(batch[-1].at)
-    out = buffer[: (last - first + TOGETHER) * width].view(-1, width)
-    for part, at, indices in batch:
-        count = max(len(indices), TOGETHER)
-        torch.mm(rows.narrow(0, at, count), part.parts[i], out=out.narrow(0, at - first, count))
-    return out[: last - first]
+    lists, counts, first, last = batch
+    width = lists[0].width
+    out, z = buffer[: (last - first) * width].view(-1, width), rows[first:last]
+    if len(lists) == 1 and last - first >= TOGETHER:
+        return torch.mm(z, lists[0].parts[i], out=out)
+    at = first
+    for part, some, to, count in zip(lists, z.split(counts), out.split(counts), counts, strict=True):
+        if count >= TOGETHER:
+            torch.mm(some, part.parts[i], out=to)
+        else:
+            to.copy_(torch.mm(rows[at : at + TOGETHER], part.parts[i])[:count])
+        at += count
+    return out
 
 
 def _put(out: Tensor, order: Tensor, values: Tensor) -> None:
