@@ -14,7 +14,7 @@ from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.cost import Cost, warm
 from thalweg.serve.engine.start import measured
 
-NICER = 3  # by so much what computes is nicer than the event loop: where processors are short, the loop goes first
+NICER = 7  # by so much what computes is nicer than the event loop: where processors are short, the loop goes first
 NICEST = 19
 
 T = TypeVar("T")

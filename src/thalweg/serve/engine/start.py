@@ -8,6 +8,7 @@ from thalweg.serve.engine.cost import Cost, measure, wall_seconds
 
 REQUEST = 0.0002  # seconds of the event loop that a request takes, with what the system does for it
 MOST = 64  # processes
+GAIN = 1 / 3  # of what one process computes, that a further one must be worth
 
 
 def measured(servable: Servable, threads: int) -> Cost:
@@ -31,4 +32,4 @@ def at_once(cost: Cost, threads: int = 1, most: int | None = None) -> int:
         return most
     row = cost(cost.batch()) / cost.batch()
     processors = cpu_count() / threads
-    return min(MOST, max(1, round(min(processors * row / (row + REQUEST), row / REQUEST))))
+    return min(MOST, max(1, int(min(processors * row / (row + REQUEST), row / REQUEST) + 1 - GAIN)))
