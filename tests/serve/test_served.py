@@ -145,6 +145,14 @@ def test_rows_of_a_table_score_as_its_frame_does(gaps, case, members, monkeypatc
     assert bool(looks) == (look or (case == "gaps" and gaps == "raise"))
 
 
+def test_a_new_category_of_digits_does_not_depend_on_its_companions(members):
+    servable = DetectorBundle(members["raise"]).servable()
+    rows = {"age": np.array([40.0, 40.0]), "city": np.array(["3", "nowhere"], object), "member": np.array([1.0, 1.0])}
+    together = servable.score(rows)["energy"]
+    alone = [servable.score({name: value[i : i + 1] for name, value in rows.items()})["energy"][0] for i in (0, 1)]
+    assert together == pytest.approx(alone, rel=1e-9)
+
+
 def test_reasons_of_a_table_and_of_images(table, grey):
     told = table.servable().explain({"age": np.array([40.0, 90.0]), "city": np.array(["rome", "oslo"], object)}, top=1)
     assert [len(row["reasons"]) for row in told] == [1, 1]

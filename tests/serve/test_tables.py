@@ -12,6 +12,7 @@ from thalweg.apps.anomaly.tables.fit_file import fit_file
 from thalweg.apps.anomaly.tables.score_file import score_file
 from thalweg.apps.anomaly.tables.training_rows import Source
 from thalweg.serve.client import ScoringClient, ServiceError
+from thalweg.serve.engine.cost import example
 
 from .service import HOST, posted, serving
 
@@ -92,17 +93,18 @@ def test_json_and_the_client_give_the_same(client, detector, folder):
 
 
 def test_categories_that_the_model_does_not_know_are_told_as_by_the_command(client, detector, folder, caplog):
-    """A blank before a value makes another one of it, here and there; on every route, and by the client."""
-    lines = ['1,"4,5", oslo,True,10', '2,"4,5",mars,True,99', '3,"4,5",mars,,10', '4,"4,5",,True,10']
+    """Blanks make another value, and a slash no path, here and there; on every route, and by the client."""
+    lines = ['1,"4,5", oslo,True,10', '2,"4,5",/ma  rs,True,99', '3,"4,5",/ma  rs,,10', '4,"4,5",,True,10']
     wanted = of_command(detector, lines, folder)
     (told,) = (line.partition(": ")[2] for line in caplog.messages if "does not know" in line)
-    assert "'site' in 3 rows ('mars', ' oslo')" in told
+    assert "'site' in 3 rows ('/ma  rs', ' oslo')" in told
     body = "\n".join([HEADER, *lines, ""])
     for route in ("score", "explain"):
         answer = posted(client, f"/v1/{route}?model=odd", body, "text/csv")
         assert energies(answer) == wanted
         assert answer.json()["warnings"] == [told]
-    frame = pd.DataFrame({"flow": [4.5] * 4, "site": [" oslo", "mars", "mars", None], "open": [True, True, None, True]})
+    sites = [" oslo", "/ma  rs", "/ma  rs", None]
+    frame = pd.DataFrame({"flow": [4.5] * 4, "site": sites, "open": [True, True, None, True]})
     frame["zip"] = ["10", "99", "10", "10"]
     asked = ScoringClient(HOST, http=client)
     with pytest.warns(UserWarning, match="does not know") as caught:
@@ -118,6 +120,15 @@ def test_categories_that_the_model_does_not_know_are_told_as_by_the_command(clie
     assert answer["parameters"] == {"warnings": told}
     known = "\n".join([HEADER, LINES[0], ""])
     assert "warnings" not in posted(client, "/v1/score?model=odd", known, "text/csv").json()
+
+
+def test_a_row_without_gaps_and_new_categories_is_measured(detector):
+    """Another one costs less (nothing is there to compute), or more (a frame is made): tried against both."""
+    row = example(detector.servable())
+    assert row is not None
+    x = detector.detector.columns_.encode_known(row)
+    assert x is not None
+    assert np.isfinite(x).all()
 
 
 def test_a_row_without_any_value_is_the_most_normal_one_everywhere(client, detector, folder):

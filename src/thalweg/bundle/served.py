@@ -255,7 +255,8 @@ def checked_alpha(alpha: Any, default: float, num_rows: int) -> Any:
 
 
 def as_table(rows: Mapping[str, np.ndarray]) -> Any:
-    """A frame of columns (B,) or (B, 1)."""
+    """A frame of columns (B,) or (B, 1). Texts are objects, of which each counts for itself, whatever is beside it."""
     import pandas as pd
 
-    return pd.DataFrame({name: np.reshape(value, len(value)) for name, value in rows.items()})
+    columns = {name: np.reshape(value, len(value)) for name, value in rows.items()}
+    return pd.DataFrame({name: pd.Series(value, dtype=value.dtype) for name, value in columns.items()})

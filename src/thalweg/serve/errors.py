@@ -75,7 +75,11 @@ def of_user_error(error: UserError, fields: Mapping[str, str]) -> HttpError:
 
 def public(text: str) -> str:
     """A message in one line, without paths and names of classes."""
-    text = " ".join(PRIVATE.sub("…", text).split())
+    return shortened(" ".join(PRIVATE.sub("…", text).split()))
+
+
+def shortened(text: str) -> str:
+    """A message of bounded length."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 

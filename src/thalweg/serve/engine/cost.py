@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from thalweg.bundle.servable import NUMPY, Samples, Servable
+from thalweg.bundle.servable import NUMPY, ReadsTables, Samples, Servable
 
 LARGEST = 256  # rows of a call that is measured
 BOUND = 0.05  # seconds that a batch may take: what a request waits at most for the one before it
@@ -130,6 +130,11 @@ def example(servable: Servable) -> dict[str, np.ndarray] | None:
 
 def _plain(servable: Servable) -> Iterator[dict[str, np.ndarray]]:
     specs = servable.inputs
+    if isinstance(servable, ReadsTables) and servable.columns is not None:  # a row that is usual, so that its cost is
+        holds = {column.name: column for column in servable.columns.columns}
+        numbers = {name: 0.0 if column.truth else 0.5 for name, column in holds.items()}
+        texts = {name: (column.categories or ("a",))[0] for name, column in holds.items()}
+        yield {spec.name: _filled(spec.datatype, spec.shape, numbers[spec.name], texts[spec.name]) for spec in specs}
     for number, text in ((0.5, "a"), (0.5, None), (np.nan, None), (0.0, "")):
         yield {spec.name: _filled(spec.datatype, spec.shape, number, text) for spec in specs}
     if isinstance(servable, Samples) and len(specs) == 1:

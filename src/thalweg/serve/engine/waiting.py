@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 
 from thalweg.serve.engine.job import Job, Kind, Piece, Signature
 
-FEW = 8  # what waits is less than a call by this factor: it waits for the worker that computes,
+FEW = 16  # what waits is less than a call by this factor: it waits for the worker that computes,
 STALLED = 0.2  # seconds, but not for one whose call takes longer
 LaneName = tuple[str, Kind]
 Group = OrderedDict[Job, None]

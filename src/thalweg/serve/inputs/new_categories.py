@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from thalweg.data.columns.new_categories import told, unknown
-from thalweg.serve.errors import public
+from thalweg.serve.errors import shortened
 from thalweg.serve.models import ServedModel
 
 
@@ -17,4 +17,4 @@ def warnings_of(model: ServedModel, rows: Mapping[str, np.ndarray]) -> list[str]
     there = (column for column in model.columns.columns if column.categories is not None)
     new = {column.name: unknown(column, Counter(rows[column.name].tolist())) for column in there}
     line = told(model.columns, {name: counts for name, counts in new.items() if counts})
-    return [] if line is None else [public(line)]
+    return [] if line is None else [shortened(line)]  # of the client's own texts, a blank being part of them
