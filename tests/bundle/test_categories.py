@@ -56,7 +56,7 @@ def refused(found, *parts):
 
 @pytest.mark.parametrize(
     ("site", "temp", "frames"),
-    [("north", 11.0, 0), ("mars", 11.0, 1), (None, 11.0, 1), ("north", np.inf, 1)],
+    [("north", 11.0, 0), ("mars", 11.0, 0), (None, 11.0, 1), ("north", np.inf, 1)],
     ids=["known", "new", "missing", "infinite"],
 )
 def test_a_served_row_scores_as_its_frame_does(bundle, site, temp, frames, monkeypatch):

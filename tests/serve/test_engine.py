@@ -462,7 +462,7 @@ def test_nothing_is_computed_at_the_same_time(monkeypatch):
 def test_a_second_worker_takes_scores_where_several_wait_or_the_first_does_something_else(monkeypatch):
     async def test():
         model, work = Sums(open=False), threading.Event()
-        costs = {id(model): cost(most=16)}
+        costs = {id(model): cost(most=32)}
         async with running(monkeypatch, {"m": model}, costs=costs, processes=2, clock=Clock()) as engine:
             tasks = [asyncio.create_task(engine.score("m", row(1)))]
             await model.until_entered()
@@ -503,7 +503,7 @@ def test_workers_share_what_waits(waiting, first, second):
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_no_row_waits_for_a_worker_that_hangs_while_another_is_free(at_once):
     loop, clock = asyncio.new_event_loop(), Clock()
-    line = Waiting({"m": 16}, {"m": at_once}, clock)
+    line = Waiting({"m": 32}, {"m": at_once}, clock)
     for worker, piece in ((0, True), (1, False)):
         line.add(Job(model="m", kind="score", size=1, deadline=9.0, future=loop.create_future(), signature=()))
         assert (line.take(worker)[0] is not None) is piece
@@ -540,7 +540,7 @@ def test_workers_wake_each_other(monkeypatch):
 
     async def test():
         model, begun, work = Sums(open=False), threading.Event(), threading.Event()
-        async with running(monkeypatch, {"m": model}, costs={id(model): cost(most=16)}, processes=2) as engine:
+        async with running(monkeypatch, {"m": model}, costs={id(model): cost(most=32)}, processes=2) as engine:
             engine._watch.cancel()
             engine._admission.cheap = lambda *_: False
             large = asyncio.create_task(engine.score("m", row(*range(99))))

@@ -110,7 +110,7 @@ def test_wrong_inputs_name_the_input(name, request):
 TABLES = {
     "known": ({"age": [40.0, -3.5], "city": ["rome", "oslo"], "member": [1.0, 0.0]}, False),
     "gaps": ({"age": [np.nan, 12.0], "city": [None, "oslo"], "member": [np.nan, 1.0]}, False),
-    "a new category": ({"age": [40.0], "city": ["nowhere"], "member": [1.0]}, True),
+    "a new category": ({"age": [40.0], "city": ["nowhere"], "member": [1.0]}, False),
     "a number as a category": ({"age": [40.0], "city": [3], "member": [1.0]}, True),
     "neither true nor false": ({"age": [40.0], "city": ["rome"], "member": [2.0]}, True),
     "infinity": ({"age": [np.inf], "city": ["rome"], "member": [1.0]}, True),

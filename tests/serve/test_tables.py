@@ -11,6 +11,7 @@ from thalweg.apps.anomaly.saved import DetectorBundle
 from thalweg.apps.anomaly.tables.fit_file import fit_file
 from thalweg.apps.anomaly.tables.score_file import score_file
 from thalweg.apps.anomaly.tables.training_rows import Source
+from thalweg.data.columns.column_reader import NEW
 from thalweg.serve.client import ScoringClient, ServiceError
 from thalweg.serve.engine.cost import example
 
@@ -126,9 +127,10 @@ def test_a_row_without_gaps_and_new_categories_is_measured(detector):
     """Another one costs less (nothing is there to compute), or more (a frame is made): tried against both."""
     row = example(detector.servable())
     assert row is not None
-    x = detector.detector.columns_.encode_known(row)
+    x = detector.detector.columns_.encode_arrays(row)
     assert x is not None
     assert np.isfinite(x).all()
+    assert not (x == NEW).any()
 
 
 def test_a_row_without_any_value_is_the_most_normal_one_everywhere(client, detector, folder):

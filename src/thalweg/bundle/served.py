@@ -110,7 +110,7 @@ class ServedBundle:
         """What the bundle takes: an array, a frame by the names of its columns, or a list of str."""
         require_inputs(self.inputs, rows)
         if self.columns is not None:  # a frame is made where there is anything to say of the rows alone
-            x = self.columns.encode_known(rows)
+            x = self.columns.encode_arrays(rows)
             return as_table(rows) if x is None or not np.isfinite(x).all() else x
         return [str(text) for text in rows["x"]] if self.content == "text" else rows["x"]
 
@@ -255,8 +255,7 @@ def checked_alpha(alpha: Any, default: float, num_rows: int) -> Any:
 
 
 def as_table(rows: Mapping[str, np.ndarray]) -> Any:
-    """A frame of columns (B,) or (B, 1). Texts are objects, of which each counts for itself, whatever is beside it."""
+    """A frame of columns (B,) or (B, 1)."""
     import pandas as pd
 
-    columns = {name: np.reshape(value, len(value)) for name, value in rows.items()}
-    return pd.DataFrame({name: pd.Series(value, dtype=value.dtype) for name, value in columns.items()})
+    return pd.DataFrame({name: np.reshape(value, len(value)) for name, value in rows.items()})

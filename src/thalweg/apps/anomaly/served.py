@@ -111,7 +111,7 @@ class ServedDetector:
     def _encoded(self, rows: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """Rows of a table (B, D) without looking at a frame; None where there is anything to say of them."""
         columns = self.detector.columns_
-        x = None if columns is None else columns.encode_known(rows)
+        x = None if columns is None else columns.encode_arrays(rows)
         if x is None or np.isinf(x).any() or (self.why_no_gaps is not None and np.isnan(x).any()):
             return None
         return x

@@ -35,6 +35,15 @@ class Column(NamedTuple):
         """Columns of numbers that it becomes."""
         return 1 if self.categories is None else len(self.categories) + self.other
 
+    def codes(self, texts: Sequence[str | None]) -> np.ndarray:
+        """(N, width) of texts of a column of categories; None is missing."""
+        known = self.categories or ()
+        index = {value: i for i, value in enumerate(known)}
+        codes = np.eye(self.width + 2, self.width)
+        codes[self.width], codes[self.width + 1] = NEW, np.nan  # a new category; missing
+        unknown = len(known) if self.other else self.width
+        return codes[[self.width + 1 if text is None else index.get(text, unknown) for text in texts]]
+
 
 @dataclass(frozen=True)
 class ColumnReader:
@@ -110,12 +119,7 @@ class ColumnReader:
                 return self._truths(found, column, found)[:, None]
             given = texts(series, name, self.where, words)
             return self._truths(self._parsed(given, column), column, given)[:, None]
-        values = self._categories(series, column, words)
-        index = {value: i for i, value in enumerate(column.categories)}
-        codes = np.eye(column.width + 2, column.width)
-        codes[column.width], codes[column.width + 1] = NEW, np.nan  # a new category; missing
-        unknown = len(column.categories) if column.other else column.width
-        return codes[[column.width + 1 if text is None else index.get(text, unknown) for text in values]]
+        return column.codes(self._categories(series, column, words))
 
     def values(self, series: Any, column: Column) -> np.ndarray:
         """(N,) of the column's own values: float64, NaN where one is missing, or objects, texts and None."""

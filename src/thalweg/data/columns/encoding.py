@@ -131,13 +131,14 @@ class Columns:
         parts = [read.encode(series[column.name], column) for column in self.columns]
         return np.concatenate(parts, axis=1)
 
-    def encode_known(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    def encode_arrays(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray | None:
         """`encode` of columns in arrays (N,), float64 or str and None: to make a frame takes as long as to score a row.
 
-        None where a category is new, a column of true and false holds another number, or an array is of another type:
-        `encode` says what they are taken for, or what is wrong.
+        Each text counts for itself: one of digits among categories that are words is a new one, whatever is beside it.
+        None where a column of true and false holds another number, or a value is of another type: `encode` says what
+        it is taken for, or what is wrong.
         """
-        parts = []
+        parts, words = [], self.reading.words(False)
         for column in self.columns:
             values = arrays[column.name].reshape(-1)
             if column.categories is None:
@@ -145,11 +146,10 @@ class Columns:
                     return None
                 parts.append(values[:, None])
                 continue
-            place = {None: column.width} | {category: i for i, category in enumerate(column.categories)}
-            found = [place.get(value, -1) if value is None or type(value) is str else -1 for value in values.tolist()]
-            if -1 in found:
+            texts, missing = values.tolist(), words.difference(column.categories)
+            if not all(text is None or type(text) is str for text in texts):
                 return None
-            parts.append(np.concatenate([np.eye(column.width), np.full((1, column.width), np.nan)])[found])
+            parts.append(column.codes([None if text in missing else text for text in texts]))
         return np.concatenate(parts, axis=1)
 
     def decode(self, x: np.ndarray) -> list[list[float | str]]:
