@@ -19,7 +19,7 @@ from thalweg.bundle import constant as constants
 from thalweg.bundle.chain_length import start_law
 from thalweg.bundle.draws import annealed_blocks, chain_blocks
 from thalweg.bundle.files import EXTRAS, FILES, HoldsEnergy, holds, load_as, require_files, write_bundle
-from thalweg.bundle.flags import Flags
+from thalweg.bundle.flags import ConformalFlags
 from thalweg.bundle.from_config import energy_of, given_energy, held_out_energies, parts_of, require_weights
 from thalweg.bundle.inputs import chain_positions, checked_rows, decoded_frame, some_rows, wants_grad
 from thalweg.bundle.kept import KeptEnergy
@@ -74,7 +74,7 @@ class Bundle(HoldsEnergy):
         self.noisy, self.held_out_energies = isinstance(self.model, NoiseConditional), held_out
         self.num_classes = self.model.num_classes if isinstance(self.model, Classifier) else 0
         self.mixture_prior: MixtureOfFactorAnalyzers | None = None  # in model units
-        self._kept, self._flags = KeptEnergy(), Flags(path)
+        self._kept, self._flags = KeptEnergy(), ConformalFlags(path)
         if not isinstance(weights, nn.Module):
             self.model.load_state_dict(weights)
         self.model.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ from thalweg.bundle import conformal
 log = logging.getLogger("thalweg")
 
 
-class Flags:
+class ConformalFlags:
     """Compares energies with held-out ones. These are sorted once, as that takes longer than a small call.
 
     Args:

@@ -143,7 +143,7 @@ class EnergyDetector(OutlierMixin, DetectorInput):
             self.train_scores_ = np.empty(len(x))
             self.train_scores_[whole] = fitted
             if not whole.all():
-                self.train_scores_[~whole] = self.energy_of(x[~whole])
+                self.train_scores_[~whole] = self.energy_of_encoded(x[~whole])
         return self
 
     def to(self, device: Any) -> Self:
@@ -155,9 +155,9 @@ class EnergyDetector(OutlierMixin, DetectorInput):
     def energy(self, X: Any) -> np.ndarray:
         """E(x), (B,) nats, low = normal; of a row with gaps the energy at which a whole row would be as strange."""
         check_is_fitted(self)
-        return self.energy_of(self._input(X, reset=False))
+        return self.energy_of_encoded(self._input(X, reset=False))
 
-    def energy_of(self, x: Any) -> np.ndarray:
+    def energy_of_encoded(self, x: Any) -> np.ndarray:
         """`energy` of rows (B, D) as `columns_` encodes them, which were checked, or of an array."""
         if self.partial_ is None or not isinstance(self.energy_, HasMarginals) or not np.isnan(x).any():
             return np.asarray(self.energy_.energy(x), float)
@@ -230,7 +230,7 @@ class EnergyDetector(OutlierMixin, DetectorInput):
             frame, x = as_frame(frame, where)[np.flatnonzero(good).tolist()], x[good]
             if not len(x):
                 return ScoredBlock(np.zeros(0), np.zeros(0, int), np.zeros(0), np.zeros(0, bool), [])
-        u = self.energy_of(x)
+        u = self.energy_of_encoded(x)
         rank = self.calibration_.at_least(u)
         p = conformal.p_of_ranks(rank, len(self.calibration_.energies))
         flag = p <= (self.rate_ if alpha is None else check_rate(alpha, "alpha"))
@@ -304,7 +304,7 @@ class EnergyDetector(OutlierMixin, DetectorInput):
     def _set_threshold(self, rows: Any) -> None:
         """`offset_`, `rate_` and a calibration that agree: E(x) > t is p(x) <= rate_."""
         if self.contamination != "auto":
-            self.offset_ = float(np.percentile(-self.energy_of(rows), 100 * float(self.contamination)))
+            self.offset_ = float(np.percentile(-self.energy_of_encoded(rows), 100 * float(self.contamination)))
             self.calibration_, self.rate_ = self.calibration_.through(-self.offset_)
             return
         self.rate_ = float(self.false_alarm_rate)

@@ -76,7 +76,7 @@ class ServedDetector:
     def score(self, rows: Mapping[str, np.ndarray], *, alpha: Any = None) -> dict[str, np.ndarray]:
         require_inputs(self.inputs, rows)
         x = self._encoded(rows)
-        u = self.detector.energy(self._frame(rows)) if x is None else self.detector.energy_of(x)
+        u = self.detector.energy(self._frame(rows)) if x is None else self.detector.energy_of_encoded(x)
         p = self.detector.calibration_.p_values(u)
         return {"energy": u, "p_value": p, "flag": p <= checked_alpha(alpha, self.detector.rate_, len(p))}
 

@@ -35,7 +35,7 @@ class Column(NamedTuple):
         """Columns of numbers that it becomes."""
         return 1 if self.categories is None else len(self.categories) + self.other
 
-    def codes(self, texts: Sequence[str | None]) -> np.ndarray:
+    def one_hot(self, texts: Sequence[str | None]) -> np.ndarray:
         """(N, width) of texts of a column of categories; None is missing."""
         known = self.categories or ()
         index = {value: i for i, value in enumerate(known)}
@@ -119,7 +119,7 @@ class ColumnReader:
                 return self._truths(found, column, found)[:, None]
             given = texts(series, name, self.where, words)
             return self._truths(self._parsed(given, column), column, given)[:, None]
-        return column.codes(self._categories(series, column, words))
+        return column.one_hot(self._categories(series, column, words))
 
     def values(self, series: Any, column: Column) -> np.ndarray:
         """(N,) of the column's own values: float64, NaN where one is missing, or objects, texts and None."""

@@ -149,7 +149,7 @@ class Columns:
             texts, missing = values.tolist(), words.difference(column.categories)
             if not all(text is None or type(text) is str for text in texts):
                 return None
-            parts.append(column.codes([None if text in missing else text for text in texts]))
+            parts.append(column.one_hot([None if text in missing else text for text in texts]))
         return np.concatenate(parts, axis=1)
 
     def decode(self, x: np.ndarray) -> list[list[float | str]]:

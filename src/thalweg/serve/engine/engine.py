@@ -196,7 +196,7 @@ class Engine:
         """How it stands."""
         if not self._stopped and not self._workers.alive():
             return EngineState(False, False, "a worker has ended")
-        stuck = self._waiting.longer(STUCK)
+        stuck = self._waiting.running_longer_than(STUCK)
         if len(stuck) >= max(1, len(self._workers.every)):
             return EngineState(False, False, f"a worker is stuck for {max(stuck.values()):.0f} s")
         if not self.taking:
@@ -212,7 +212,7 @@ class Engine:
                 while self._jobs.every or self._streams:
                     await asyncio.sleep(TICK / 5)
         answered = not (self._jobs.every or self._streams)
-        self._jobs.give_up()
+        self._jobs.reject_all()
         self._stopped = True
         if self._watch is not None:
             self._watch.cancel()
@@ -227,7 +227,7 @@ class Engine:
         for number in self._workers.ended():
             self._replace(number)
         if self._ready:
-            for number, seconds in self._waiting.longer(max(STUCK, self.deadline)).items():
+            for number, seconds in self._waiting.running_longer_than(max(STUCK, self.deadline)).items():
                 self._workers.interrupt(number, seconds)
         self._workers.wake()  # for what waits for a call that hangs
         await self._jobs.look()
@@ -302,7 +302,7 @@ class Engine:
         piece = self._waiting.release(number)
         self._workers.replace(number)
         if piece is not None:
-            self._jobs.lost(piece)
+            self._jobs.retry(piece)
         self._workers.every[number].wake()
 
     async def _watching(self) -> None:

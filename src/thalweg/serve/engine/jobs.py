@@ -70,7 +70,7 @@ class Jobs:
         else:
             self._finish(piece.jobs[0][0], error=outcome.error)
 
-    def lost(self, piece: Piece) -> None:
+    def retry(self, piece: Piece) -> None:
         """Its worker has ended: its requests are tried once more, each alone."""
         for job, start, _ in reversed(piece.jobs):
             job.tries += 1
@@ -88,7 +88,7 @@ class Jobs:
             if not job.done and job.gone is not None and await job.gone():
                 self._leave(job)
 
-    def give_up(self) -> None:
+    def reject_all(self) -> None:
         """Answer all, as the service ends."""
         for job in list(self.every):
             self._finish(job, error=self.rejected("draining"))

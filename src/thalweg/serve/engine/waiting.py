@@ -105,7 +105,7 @@ class Waiting:
             free = worker not in self.taken
             return free and any(self._offered(name, lane, worker) for name, lane in self._active.items())
 
-    def longer(self, seconds: float) -> dict[int, float]:
+    def running_longer_than(self, seconds: float) -> dict[int, float]:
         """Workers that compute one piece for longer than this, by their numbers, and for how long."""
         with self._lock:
             now = self.clock()
