@@ -25,6 +25,7 @@ from thalweg.energy.noise_conditional.anchored import AnchoredEnergy, NetworkInp
 from thalweg.energy.shape import check_rows, check_shape
 
 FLOATS = (torch.float32, torch.float64)
+SEVERAL = 4  # images: of fewer, oneDNN's kernels for channels_last are no faster, or slower
 
 
 class Block(nn.Module):
@@ -91,6 +92,13 @@ def as_built(net: "UNet") -> bool:
     )
 
 
+def _faster_in_channels_last(image: Tensor) -> bool:
+    """With constant weights: in autocast, and of several images on a CPU. A compiler chooses layouts by itself."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return in_autocast(image.device)
+    return in_autocast(image.device) or (image.device.type == "cpu" and len(image) >= SEVERAL)
+
+
 def _stage(width: int, num_blocks: int, embed: int) -> nn.ModuleList:
     return nn.ModuleList(Block(width, embed) for _ in range(num_blocks))
 
@@ -135,8 +143,8 @@ class UNetEnergy(AnchoredEnergy):
     def network(self, points: NetworkInputs, level: Tensor) -> Tensor:
         """F(y~, w, v, t), flat as the input."""
         image = self._image(torch.cat(points, dim=1))
-        if in_autocast(image.device) and not self.net.head.weight.requires_grad:
-            image = image.contiguous(memory_format=torch.channels_last)  # slower where weights are trained
+        if not self.net.head.weight.requires_grad and _faster_in_channels_last(image):  # slower where it is trained
+            image = image.contiguous(memory_format=torch.channels_last)
         return self._flat(self.net(image, level))
 
     def features(self, y: Tensor, t: Tensor) -> Tensor:
