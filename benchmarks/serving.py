@@ -216,6 +216,11 @@ def by_second(due: np.ndarray, latency: np.ndarray) -> list[float | None]:
     return [None if (found := quantile(one, 99)) is None else round(found, 1) for one in each]
 
 
+def own(options: argparse.Namespace) -> tuple[str, ...]:
+    """Settings of our server."""
+    return () if options.processes is None else (f"processes={options.processes}",)
+
+
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Closed loops of all servers by turns."""
     kinds = ["ours", "blocking", "threadpool", *(["litserve"] if options.litserve else [])]
@@ -224,7 +229,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     try:
         for i, kind in enumerate(kinds):
             python = options.litserve if kind == "litserve" else sys.executable
-            servers.append(Server(kind, options.model, options.port + i, python))
+            servers.append(Server(kind, options.model, options.port + i, python, own(options) if kind == "ours" else ()))
             servers[-1].wait(body)
             closed(servers[-1], body, options.connections, 1)
         rounds: list[dict[str, Closed]] = []
@@ -257,7 +262,7 @@ def ratios(rounds: list[dict[str, Closed]], kinds: list[str]) -> dict[str, Any]:
 def overload(options: argparse.Namespace) -> dict[str, Any]:
     """Open loops on our server: L4 to L6 and L8."""
     body, seconds, deadline = body_of(options.model, options.body), options.seconds, options.deadline
-    server = Server("ours", options.model, options.port)
+    server = Server("ours", options.model, options.port, options=own(options))
     table: dict[str, Any] = {}
 
     def row(name: str, found: dict[str, Any]) -> None:
@@ -293,7 +298,7 @@ def overload(options: argparse.Namespace) -> dict[str, Any]:
 def beside_draws(options: argparse.Namespace) -> dict[str, Any]:
     """Closed loops on our server, with and without a client of `/v1/sample`: medians."""
     body, found = body_of(options.model, options.body), {"alone": [], "beside": []}
-    server, draws = Server("ours", options.model, options.port), 0
+    server, draws = Server("ours", options.model, options.port, options=own(options)), 0
     asked = json.dumps({"n": 8, "frames": 12}).encode()
     try:
         server.wait(body)
@@ -339,6 +344,7 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, default=2.0, help="of each request of the open loops")
     parser.add_argument("--factors", type=float, nargs="*", default=[0.5, 2, 4])
     parser.add_argument("--litserve", help="the python of an environment with litserve 0.2.19, for `closed` with json")
+    parser.add_argument("--processes", type=int, help="that compute scores in our server; left out: its own choice")
     parser.add_argument("--port", type=int, default=8770)
     options = parser.parse_args()
     run = {"closed": compare, "open": overload, "draws": beside_draws}[options.what]
