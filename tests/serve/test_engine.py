@@ -831,7 +831,7 @@ def test_threads_are_those_that_were_asked_for():
         (2, 0.00007, 1, None, 1),  # the event loop brings no more than one process computes
         (16, 0.00007, 1, None, 1),
         (2, 0.0003, 1, None, 1),  # a second one is worth a fifth of the first
-        (2, 0.00054, 1, None, 2),
+        (2, 0.0005, 1, None, 1),  # one of 42 %, and beside it the p99 of all is higher
         (2, 0.0008, 1, None, 2),
         (2, 0.003, 1, None, 2),
         (16, 0.0008, 1, None, 4),

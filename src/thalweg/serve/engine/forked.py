@@ -13,22 +13,21 @@ import itertools
 import logging
 import socket
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-import numpy as np
-
 from thalweg.serve.engine.cost import Cost
 from thalweg.serve.engine.forker import Forker
 from thalweg.serve.engine.rejected import WorkerLost
-from thalweg.serve.engine.scoring import Scoring
+from thalweg.serve.engine.scoring import Rows, Scoring
 
 TRIES = 2  # processes that a call may lose
 KEYS = itertools.count()  # of methods that yield
 
 T = TypeVar("T")
+Question = tuple[str, tuple[Any, ...], dict[str, Any]]  # a method, its arguments
 log = logging.getLogger("thalweg.serve")
 
 
@@ -55,8 +54,10 @@ class InProcess:
     def warm(self, model: str, rows: int, threads: int) -> None:
         self._ask("warm", model, rows, threads)
 
-    def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
-        return self._ask("score", model, inputs, alpha, threads)
+    def score(
+        self, model: str, inputs: Rows, alpha: Any, threads: int, meanwhile: Callable[[], None] = lambda: None
+    ) -> Rows:
+        return self._answer(("score", (model, inputs, alpha, threads), {}), meanwhile)
 
     def call_method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
         return self._ask("call_method", model, name, *values, **options)
@@ -96,6 +97,11 @@ class InProcess:
 
     def _ask(self, what: str, *values: Any, **options: Any) -> Any:
         """What a method of `InThread` returns or raises there."""
+        return self._answer((what, values, options), lambda: None)
+
+    def _answer(self, question: Question, meanwhile: Callable[[], None]) -> Any:
+        """What the method returns or raises; `meanwhile` is called while it is computed."""
+        what, values, options = question
         forker, self._interrupted = self.forker, False
         for _ in range(TRIES):
             if forker.closed or self._interrupted:
@@ -106,7 +112,8 @@ class InProcess:
             if calls is None:
                 break
             try:
-                calls.send((what, values, options))
+                calls.send(question)
+                meanwhile()
                 found, error = _answer_of(calls)
             except (EOFError, OSError):
                 self._drop(calls)

@@ -18,6 +18,7 @@ NICER = 7  # by so much what computes is nicer than the event loop: where proces
 NICEST = 19
 
 T = TypeVar("T")
+Rows = Mapping[str, np.ndarray]
 
 
 class Scoring(Protocol):
@@ -35,8 +36,13 @@ class Scoring(Protocol):
         """Let first calls of a row and of so many be over."""
         ...
 
-    def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
-        """`Servable.score`, with so many threads of torch."""
+    def score(
+        self, model: str, inputs: Rows, alpha: Any, threads: int, meanwhile: Callable[[], None] = lambda: None
+    ) -> Rows:
+        """`Servable.score`, with so many threads of torch.
+
+        `meanwhile` is called in this thread, once or more, while the score is computed elsewhere, or before it.
+        """
         ...
 
     def call_method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
@@ -87,7 +93,10 @@ class InThread:
             torch.set_num_threads(threads)
             warm(self.models[model], rows)
 
-    def score(self, model: str, inputs: Mapping[str, np.ndarray], alpha: Any, threads: int) -> Mapping[str, np.ndarray]:
+    def score(
+        self, model: str, inputs: Rows, alpha: Any, threads: int, meanwhile: Callable[[], None] = lambda: None
+    ) -> Rows:
+        meanwhile()
         with self._one:
             torch.set_num_threads(threads)
             return self.models[model].score(inputs, alpha=alpha)

@@ -8,7 +8,7 @@ from thalweg.serve.engine.cost import Cost, measure, wall_seconds
 
 REQUEST = 0.0002  # seconds of the event loop that a request takes, with what the system does for it
 MOST = 64  # processes
-GAIN = 1 / 3  # of what one process computes, that a further one must be worth
+GAIN = 1 / 2  # of what one process computes, that a further one must be worth
 
 
 def measured(servable: Servable, threads: int) -> Cost:

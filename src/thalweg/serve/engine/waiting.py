@@ -26,6 +26,7 @@ class Lane:
     def __init__(self) -> None:
         self.groups: dict[Signature | int, Group] = {}
         self.used = 0.0  # seconds of a worker's time that it has had
+        self.answered = 0  # rows of the call that was finished last
         self.rows = 0  # that wait, where a job counts for one call at most: what a newcomer waits for
 
     def add(self, job: Job, share: int) -> None:
@@ -115,7 +116,9 @@ class Waiting:
         """A piece is finished: charge its lane for the time."""
         with self._lock:
             self.taken.pop(worker, None)
-            self._lanes[piece.lane].used += seconds
+            lane = self._lanes[piece.lane]
+            lane.used += seconds
+            lane.answered = piece.rows
 
     def release(self, worker: int) -> Piece | None:
         """A worker has ended: what it had taken."""
@@ -137,12 +140,21 @@ class Waiting:
         lane.add(job, self._share(job))
 
     def _most(self, job: Job) -> int:
-        """Rows of the next call: of what waits and is computed each worker takes its share, at least half a call."""
+        """Rows of the next call, at least half a call: a worker's share of what waits and is computed.
+
+        One worker alone takes half of what waits and was answered last, as those clients ask again: so calls are alike,
+        and what comes while one of them runs waits no longer than for another. It does not cut a request for that.
+        """
         if job.kind != "score":
             return 1
-        call, lane, workers = self.batch.get(job.model, 1), _lane(job), self.at_once(job.model, job.kind)
-        taken = sum(piece.rows for piece, _ in self.taken.values() if piece.lane == lane)
-        return max(-(-call // 2), min(call, -(-(self._active[lane].rows + taken) // workers)))
+        call, workers = self.batch.get(job.model, 1), self.at_once(job.model, job.kind)
+        name, lane = _lane(job), self._active[_lane(job)]
+        if workers == 1:
+            share = max(job.size - job.taken, -(-(lane.rows + lane.answered) // 2))
+        else:
+            taken = sum(piece.rows for piece, _ in self.taken.values() if piece.lane == name)
+            share = -(-(lane.rows + taken) // workers)
+        return max(-(-call // 2), min(call, share))
 
     def _offered(self, name: LaneName, lane: Lane, worker: int) -> bool:
         """Whether a worker should take of a lane: fewer compute of it than may, and several rows wait or none does."""

@@ -25,6 +25,18 @@ class Outcome(NamedTuple):
     error: Exception | None = None
 
 
+class Computed(NamedTuple):
+    """A piece that is finished: what other work returned, the scores, or an error."""
+
+    late: list[Job]
+    piece: Piece
+    began: float
+    seconds: float
+    answer: Any
+    found: Any
+    error: Exception | None
+
+
 class Worker:
     """One thread. An `Exception` of a model is reported; anything else ends the thread, which the engine replaces.
 
@@ -50,6 +62,7 @@ class Worker:
         self.number, self.on_taken = number, on_taken
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = False
+        self._untold: Computed | None = None  # what is finished and not reported
         self._thread = threading.Thread(target=self._run, name="thalweg-inference", daemon=True)
 
     def start(self) -> None:
@@ -86,6 +99,8 @@ class Worker:
             self._work()
         except BaseException as error:  # the engine sees that the thread has ended
             log.critical("the inference thread has ended by %r", error)
+        finally:
+            self._tell()
 
     def _work(self) -> None:
         while True:
@@ -96,6 +111,7 @@ class Worker:
                 self.on_taken()
                 self._compute(piece, late)
                 continue
+            self._tell()
             if late:
                 self.report(Outcome(late))
             if not self._bell.get():
@@ -104,18 +120,37 @@ class Worker:
     def _compute(self, piece: Piece, late: list[Job]) -> None:
         clock = self.waiting.clock
         began = clock()
-        answers = found = error = None
-        large = piece.kind == "score" and 2 * piece.rows >= self.waiting.batch.get(piece.model, 1)
-        threads = self.threads if large else 1  # a second one gains on full calls only
+        answer: Any = None
+        found: Any = None
+        error: Exception | None = None
+        call = self.waiting.batch.get(piece.model, 1)
+        threads = self.threads if piece.kind == "score" and 2 * piece.rows >= call else 1  # it gains on full calls only
         try:
             if piece.work is not None:
-                answers = [self.scoring.call(piece.work)]
+                self._tell()
+                answer = self.scoring.call(piece.work)
             else:
                 inputs, alpha = joined(piece)
-                found = self.scoring.score(piece.model, inputs, alpha, threads)
-                answers = split(piece, found)
+                found = self.scoring.score(piece.model, inputs, alpha, threads, self._tell)
         except Exception as fault:
             error = fault
+        self._tell()
         seconds = clock() - began
         self.waiting.finished(self.number, piece, seconds)
-        self.report(Outcome(late, piece, began, seconds, answers, found, error))
+        self._untold = Computed(late, piece, began, seconds, answer, found, error)
+        if 2 * self.waiting.rows < call:  # else the next call begins first, so that its process does not wait
+            self._tell()
+
+    def _tell(self) -> None:
+        """Report what was computed last, if that was not done."""
+        untold, self._untold = self._untold, None
+        if untold is None:
+            return
+        answers, error = None, untold.error
+        if error is None:
+            try:
+                answers = [untold.answer] if untold.piece.work is not None else split(untold.piece, untold.found)
+            except Exception as fault:
+                error = fault
+        found = untold.found if error is None else None
+        self.report(Outcome(untold.late, untold.piece, untold.began, untold.seconds, answers, found, error))
