@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 import threading
+from collections import deque
 
 import numpy as np
 import pytest
@@ -483,6 +484,109 @@ def test_a_second_worker_takes_scores_where_several_wait_or_the_first_does_somet
             assert len(engine._waiting.taken) == 1  # the other call waits for the first worker
             work.set()
             await asyncio.gather(*tasks)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "before", "first", "second"),
+    [(2, 0, 2, 0), (9, 0, 5, 4), (45, 19, 32, 13), (32, 32, 32, 0), (20, 32, 20, 0), (99, 32, 64, 35)],
+)
+def test_calls_of_one_worker_are_alike(waiting, before, first, second):
+    """Where 64 clients ask again once they are answered, a call has 32 rows, not 45 and 19 by turns."""
+    loop, line = asyncio.new_event_loop(), Waiting({"m": 64 if waiting > 9 else 8}, {}, lambda: 0.0)
+
+    def come(rows):
+        for _ in range(rows):
+            line.add(Job(model="m", kind="score", size=1, deadline=1.0, future=loop.create_future(), signature=()))
+
+    def taken():
+        piece, _ = line.take()
+        if piece is not None:
+            line.finished(0, piece, 0.0)
+        return 0 if piece is None else piece.rows
+
+    come(before)
+    assert taken() == before
+    come(waiting)
+    assert [taken(), taken()] == [first, second]
+    loop.close()
+
+
+def test_a_worker_takes_one_piece_ahead_and_only_of_scores():
+    loop, clock = asyncio.new_event_loop(), Clock()
+    line = Waiting({"m": 1}, {}, clock)
+
+    def come(kind):
+        line.add(Job(model="m", kind=kind, size=1, deadline=9.0, future=loop.create_future(), signature=()))
+
+    for _ in range(3):
+        come("score")
+    (first, _), (second, _) = line.take(), line.take(scores=True)
+    assert line.taken[0][0] is first
+    assert line.ahead == {0: second}
+    clock.now = 2.0
+    line.finished(0, first, 2.0)
+    assert line.taken[0] == (second, 2.0)
+    assert not line.ahead
+    come("call")
+    assert line.take(scores=True) == (None, [])  # it is the call's turn, which scores may not hold up
+    line.finished(0, second, 1.0)
+    third = line.take()[0]
+    assert third.kind == "call"
+    assert line.release(0) == [third]
+    (first, _), _ = line.take(), come("score")
+    assert [first, line.take(scores=True)[0]] == line.release(0)
+    assert not line.taken
+    assert not line.ahead
+    loop.close()
+
+
+class Ahead(InThreads):
+    """As a process: another call is handed over while the first is computed. `events`: in their order."""
+
+    def __init__(self, models, die=False):
+        super().__init__(models)
+        self.events, self.queue, self.may, self.die = [], deque(), threading.Event(), die
+
+    def begin(self):
+        self.queue.clear()
+
+    def ask(self, model, inputs, alpha, threads):
+        self.events.append(("ask", float(inputs["x"][0, 0])))
+        self.queue.append((model, inputs, alpha, threads))
+
+    def answers_within(self, seconds):
+        assert self.may.wait(60)
+        return False
+
+    def answer(self):
+        asked = self.queue.popleft()
+        self.events.append(("answer", float(asked[1]["x"][0, 0])))
+        if self.die:
+            self.die = False
+            raise SystemExit
+        return self.score(*asked)
+
+
+@pytest.mark.parametrize("die", [False, True])
+def test_the_next_call_is_handed_over_before_the_end_of_the_one_before(monkeypatch, die):
+    """And both are tried once more where their worker ends."""
+
+    async def test():
+        model = Sums()
+        engine = Engine({"m": model}, queue=8, deadline=9.0, metrics=Metrics(), processes=1)
+        monkeypatch.setattr("thalweg.serve.engine.scoring.measured", lambda *_: cost(one=1.0, most=1))
+        engine.scoring = scoring = Ahead(engine.models, die)
+        await engine.start()
+        tasks = [asyncio.create_task(engine.score("m", row(value))) for value in (1, 2)]
+        await settled(lambda: len(engine._jobs.every) == 2 and scoring.events)
+        scoring.may.set()
+        assert [(await task)["energy"].tolist() for task in tasks] == [[1], [2]]
+        assert scoring.events[:3] == [("ask", 1), ("ask", 2), ("answer", 1)]
+        assert scoring.events[3:] == ([("answer", 2)] if not die else scoring.events[3:])
+        assert not engine._waiting.taken
+        await engine.drain(1)
 
     run(test)
 

@@ -235,6 +235,49 @@ def test_a_request_that_cannot_be_read_is_told_and_fails_alone(scoring, heard):
     assert scoring.score("told", rows(2), None, 1)["energy"].tolist() == [3]
 
 
+def test_a_second_call_waits_in_the_process_and_outlives_it(scoring):
+    scoring.score("told", rows(1), None, 1)
+    for values in ((2,), (3, 4)):
+        scoring.ask("told", rows(*values), None, 1)
+    assert scoring.answers_within(20)
+    assert scoring.answer()["energy"].tolist() == [3]
+    assert scoring.answer()["energy"].tolist() == [4, 5]
+
+    before = scoring.score("told", rows(1), None, 1)["pid"][0]
+    for values in ((DIE,), (5,), (RAISE,)):
+        scoring.ask("told", rows(*values), None, 1)
+    with pytest.raises(WorkerLost):
+        scoring.answer()
+    found = scoring.answer()
+    assert found["energy"].tolist() == [6]
+    assert found["pid"][0] != before
+    with pytest.raises(UserError, match="must not be -2"):
+        scoring.answer()
+
+
+def test_a_call_that_is_given_up_takes_none_with_it(scoring):
+    """Also where the next one is too large to be sent before the process reads it."""
+    scoring.score("told", rows(1), None, 1)
+    scoring.ask("told", rows(HANG), None, 1)
+    large = {"x": np.ones((200_000, 2))}
+    asked = threading.Thread(target=lambda: scoring.ask("told", large, None, 1))
+    asked.start()
+    asked.join(0.3)
+    assert asked.is_alive()
+    assert scoring.interrupt()
+    asked.join(20)
+    with pytest.raises(WorkerLost):
+        scoring.answer()
+    assert scoring.answer()["energy"].tolist() == [2] * 200_000
+
+
+def test_another_thread_begins_anew(scoring):
+    scoring.score("told", rows(1), None, 1)
+    scoring.ask("told", rows(2), None, 1)
+    scoring.begin()  # the one that asked has ended
+    assert scoring.score("told", rows(3), None, 1)["energy"].tolist() == [4]
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_spare_process_forks_where_the_first_one_is_lost(scoring, heard, monkeypatch, number):
     """And a thread of the service computes where both are."""

@@ -70,6 +70,10 @@ class Admission:
         recent = self._others.get((model, kind))
         return median(recent) if recent else FIRST_GUESS
 
+    def expected(self, piece: Piece) -> float:
+        """Seconds of a piece that a worker takes; by any thread."""
+        return self.seconds(piece.model, piece.kind, piece.rows)
+
     def took(self, piece: Piece, seconds: float) -> None:
         """Learn from a piece."""
         if piece.kind != "score":
@@ -82,12 +86,14 @@ class Admission:
         return min(map(self._left, range(workers)))
 
     def _left(self, worker: int) -> float:
-        """Seconds that are left of what a worker computes now."""
+        """Seconds that are left of what a worker has taken."""
         taken = self.waiting.taken.get(worker)
         if taken is None:
             return 0.0
         piece, since = taken
-        return max(0.0, self.seconds(piece.model, piece.kind, piece.rows) - (self.clock() - since))
+        ahead = self.waiting.ahead.get(worker)
+        left = max(0.0, self.expected(piece) - (self.clock() - since))
+        return left if ahead is None else left + self.expected(ahead)
 
     def _piece(self, lane: LaneName) -> float:
         return self.seconds(*lane, self.waiting.batch.get(lane[0], 1))

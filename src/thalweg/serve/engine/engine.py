@@ -69,8 +69,8 @@ class Engine:
         self.batch: dict[str, int] = {}  # rows of a call, by model
         self._at_once: dict[str, int] = {}  # calls, by model
         self._waiting = Waiting(self.batch, self._at_once, clock)
-        self._workers = Workers(self._waiting, self.threads, self._report)
         self._admission = Admission(self._waiting, queue, clock)
+        self._workers = Workers(self._waiting, self.threads, self._report, self._admission.expected)
         self._jobs = Jobs(self._waiting, self._workers.wake, metrics, clock)
         self._streams = 0  # begun and not at their end
         self._ready = self._draining = self._stopped = False
@@ -299,9 +299,9 @@ class Engine:
 
     def _replace(self, number: int) -> None:
         """A new worker for one that has ended."""
-        piece = self._waiting.release(number)
+        pieces = self._waiting.release(number)
         self._workers.replace(number)
-        if piece is not None:
+        for piece in reversed(pieces):
             self._jobs.retry(piece)
         self._workers.every[number].wake()
 

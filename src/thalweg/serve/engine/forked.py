@@ -13,8 +13,10 @@ import itertools
 import logging
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -27,8 +29,15 @@ TRIES = 2  # processes that a call may lose
 KEYS = itertools.count()  # of methods that yield
 
 T = TypeVar("T")
-Question = tuple[str, tuple[Any, ...], dict[str, Any]]  # a method, its arguments
 log = logging.getLogger("thalweg.serve")
+
+
+@dataclass
+class Asked:
+    """A call: a method, its arguments; and whether the process has been sent it."""
+
+    call: tuple[str, tuple[Any, ...], dict[str, Any]]
+    sent: bool = False
 
 
 class InProcess:
@@ -42,36 +51,51 @@ class InProcess:
     def __init__(self, forker: Forker, number: int = 0):
         self.forker, self.number = forker, number
         self._calls: Connection | None = None
+        self._asked: deque[Asked] = deque()  # and not answered
         self._changing = threading.Lock()  # of the connection
         self._interrupted = False
 
     def begin(self) -> None:
-        """The process is asked for by the first call."""
+        """The process is asked for by the first call; what another thread has left unanswered is given up."""
+        if self._asked and self._calls is not None:
+            self._drop(self._calls)
+        self._asked.clear()
 
     def measured(self, model: str, threads: int) -> Cost:
-        return self._ask("measured", model, threads)
+        return self._asked_and_answered("measured", model, threads)
 
     def warm(self, model: str, rows: int, threads: int) -> None:
-        self._ask("warm", model, rows, threads)
+        self._asked_and_answered("warm", model, rows, threads)
 
-    def score(
-        self, model: str, inputs: Rows, alpha: Any, threads: int, meanwhile: Callable[[], None] = lambda: None
-    ) -> Rows:
-        return self._answer(("score", (model, inputs, alpha, threads), {}), meanwhile)
+    def ask(self, model: str, inputs: Rows, alpha: Any, threads: int) -> None:
+        self._ask("score", model, inputs, alpha, threads)
+
+    def answers_within(self, seconds: float) -> bool:
+        try:
+            return self._calls is None or self._calls.poll(max(0.0, seconds))
+        except OSError:  # the process has ended, which is seen by who asks for the answer
+            return True
+
+    def answer(self) -> Rows:
+        return self._answer()
+
+    def score(self, model: str, inputs: Rows, alpha: Any, threads: int) -> Rows:
+        """`Servable.score`, with so many threads of torch."""
+        return self._asked_and_answered("score", model, inputs, alpha, threads)
 
     def call_method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
-        return self._ask("call_method", model, name, *values, **options)
+        return self._asked_and_answered("call_method", model, name, *values, **options)
 
     def iterate(self, model: str, name: str, *values: Any, **options: Any) -> Generator[Any]:
         key, thread = next(KEYS), threading.get_ident()
-        self._ask("open_iterator", key, model, name, *values, **options)
+        self._asked_and_answered("open_iterator", key, model, name, *values, **options)
         try:
-            while (item := self._ask("next_item", key)) is not None:
+            while (item := self._asked_and_answered("next_item", key)) is not None:
                 yield item
         finally:
             if threading.get_ident() == thread:  # another one, at the service's end, would write between its bytes
                 with suppress(WorkerLost):
-                    self._ask("close_iterator", key)
+                    self._asked_and_answered("close_iterator", key)
 
     def call(self, work: Callable[[], T]) -> T:
         return self.forker.here.call(work)
@@ -82,7 +106,7 @@ class InProcess:
     def interrupt(self) -> bool:
         """The process is killed, also one that is stopped, and another takes its place."""
         with self._changing:
-            if self._calls is None or self._interrupted:
+            if self._calls is None or self._interrupted or not self._asked:
                 return False
             self._interrupted = True
             end = socket.socket(fileno=self._calls.fileno())
@@ -95,14 +119,38 @@ class InProcess:
         """Of all."""
         self.forker.close()
 
-    def _ask(self, what: str, *values: Any, **options: Any) -> Any:
+    def _asked_and_answered(self, what: str, *values: Any, **options: Any) -> Any:
         """What a method of `InThread` returns or raises there."""
-        return self._answer((what, values, options), lambda: None)
+        self._ask(what, *values, **options)
+        return self._answer()
 
-    def _answer(self, question: Question, meanwhile: Callable[[], None]) -> Any:
-        """What the method returns or raises; `meanwhile` is called while it is computed."""
-        what, values, options = question
-        forker, self._interrupted = self.forker, False
+    def _ask(self, what: str, *values: Any, **options: Any) -> None:
+        """Send a call to the process, if there is one; else `_answer` does it."""
+        if not self._asked:
+            self._interrupted = False
+        self._asked.append(Asked((what, values, options)))
+        if self._calls is None:
+            return
+        try:
+            self._send(self._calls)
+        except (EOFError, OSError):
+            self._lose(self._calls)
+        except BaseException:  # some bytes of it may have been written
+            self._asked.pop()
+            self._drop(self._calls)
+            raise
+
+    def _answer(self) -> Any:
+        """What the call that was asked for first returns or raises."""
+        try:
+            return self._tried(*self._asked[0].call)
+        finally:
+            self._asked.popleft()
+            self._interrupted = False
+
+    def _tried(self, what: str, values: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """By another process where one ends."""
+        forker = self.forker
         for _ in range(TRIES):
             if forker.closed or self._interrupted:
                 break
@@ -112,12 +160,10 @@ class InProcess:
             if calls is None:
                 break
             try:
-                calls.send(question)
-                meanwhile()
+                self._send(calls)
                 found, error = _answer_of(calls)
             except (EOFError, OSError):
-                self._drop(calls)
-                forker.lost.add(self.number)
+                self._lose(calls)
                 continue
             except BaseException:  # some bytes of an answer may not have been read
                 self._drop(calls)
@@ -129,10 +175,24 @@ class InProcess:
             self._process()
         raise WorkerLost("the process that computed this request has ended")
 
+    def _send(self, calls: Connection) -> None:
+        """Those that this process has not been sent."""
+        for asked in self._asked:
+            if not asked.sent:
+                calls.send(asked.call)
+                asked.sent = True
+
+    def _lose(self, calls: Connection) -> None:
+        """The process has ended."""
+        self._drop(calls)
+        self.forker.lost.add(self.number)
+
     def _drop(self, calls: Connection) -> None:
         with self._changing:
             calls.close()
             self._calls = None
+        for asked in self._asked:
+            asked.sent = False
 
     def _process(self) -> Connection | None:
         """A connection to the process that computes. None where none is to be had."""

@@ -36,13 +36,16 @@ class Scoring(Protocol):
         """Let first calls of a row and of so many be over."""
         ...
 
-    def score(
-        self, model: str, inputs: Rows, alpha: Any, threads: int, meanwhile: Callable[[], None] = lambda: None
-    ) -> Rows:
-        """`Servable.score`, with so many threads of torch.
+    def ask(self, model: str, inputs: Rows, alpha: Any, threads: int) -> None:
+        """Begin `Servable.score` with so many threads of torch. One more may be begun before the first is answered."""
+        ...
 
-        `meanwhile` is called in this thread, once or more, while the score is computed elsewhere, or before it.
-        """
+    def answers_within(self, seconds: float) -> bool:
+        """Whether `answer` need not wait longer than this, or need not be waited for by another call; it is waited."""
+        ...
+
+    def answer(self) -> Rows:
+        """What the first call returns that was asked for and not answered, or raises."""
         ...
 
     def call_method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
@@ -80,6 +83,7 @@ class InThread:
     def __init__(self, models: Mapping[str, Servable]):
         self.models = models
         self._one = threading.RLock()  # no model need be safe for threads
+        self._asked: tuple[str, Rows, Any, int]
 
     def begin(self) -> None:
         lower_priority()
@@ -93,10 +97,17 @@ class InThread:
             torch.set_num_threads(threads)
             warm(self.models[model], rows)
 
-    def score(
-        self, model: str, inputs: Rows, alpha: Any, threads: int, meanwhile: Callable[[], None] = lambda: None
-    ) -> Rows:
-        meanwhile()
+    def ask(self, model: str, inputs: Rows, alpha: Any, threads: int) -> None:
+        self._asked = model, inputs, alpha, threads
+
+    def answers_within(self, seconds: float) -> bool:
+        return True  # by this thread
+
+    def answer(self) -> Rows:
+        return self.score(*self._asked)
+
+    def score(self, model: str, inputs: Rows, alpha: Any, threads: int) -> Rows:
+        """`Servable.score`, with so many threads of torch."""
         with self._one:
             torch.set_num_threads(threads)
             return self.models[model].score(inputs, alpha=alpha)

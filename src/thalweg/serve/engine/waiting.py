@@ -23,7 +23,8 @@ Group = OrderedDict[Job, None]
 class Lane:
     """Work of one kind of one model; jobs of one group may share a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind) -> None:
+        self.kind = kind
         self.groups: dict[Signature | int, Group] = {}
         self.used = 0.0  # seconds of a worker's time that it has had
         self.answered = 0  # rows of the call that was finished last
@@ -64,6 +65,7 @@ class Waiting:
         self.batch, self.workers, self.clock = batch, workers, clock
         self.rows = 0
         self.taken: dict[int, tuple[Piece, float]] = {}  # what is computed, and since when, by the worker's number
+        self.ahead: dict[int, Piece] = {}  # what a worker computes after that
         self._lanes: dict[LaneName, Lane] = {}  # of every model that was asked for, for their `used`
         self._active: dict[LaneName, Lane] = {}
         self._served = 0.0  # `used` of the lane that was served last
@@ -82,16 +84,24 @@ class Waiting:
             if self._remove(job):
                 self.rows -= job.size - job.taken
 
-    def take(self, worker: int = 0) -> tuple[Piece | None, list[Job]]:
-        """What a worker is to compute now, and the jobs that were late and are no longer in line."""
+    def take(self, worker: int = 0, *, scores: bool = False) -> tuple[Piece | None, list[Job]]:
+        """What a worker is to compute now, or after what it computes, and the jobs that were late and are out of line.
+
+        With `scores`, nothing else.
+        """
         late: list[Job] = []
         with self._lock:
             now = self.clock()
             while lanes := [lane for name, lane in self._active.items() if self._offered(name, lane, worker)]:
                 lane = min(lanes, key=lambda lane: lane.used)
-                piece = self._next(lane, now, late)
+                if scores and lane.kind != "score":
+                    break
+                piece = self._next(lane, now, late, worker)
                 if piece is not None:
-                    self.taken[worker] = piece, now
+                    if worker in self.taken:
+                        self.ahead[worker] = piece
+                    else:
+                        self.taken[worker] = piece, now
                     self._served = max(self._served, lane.used)
                     return piece, late
         return None, late
@@ -113,17 +123,20 @@ class Waiting:
             return {worker: now - since for worker, (_, since) in self.taken.items() if now - since > seconds}
 
     def finished(self, worker: int, piece: Piece, seconds: float) -> None:
-        """A piece is finished: charge its lane for the time."""
+        """A piece is finished: charge its lane for the time. What was taken ahead is computed now."""
         with self._lock:
             self.taken.pop(worker, None)
+            if worker in self.ahead:
+                self.taken[worker] = self.ahead.pop(worker), self.clock()
             lane = self._lanes[piece.lane]
             lane.used += seconds
             lane.answered = piece.rows
 
-    def release(self, worker: int) -> Piece | None:
+    def release(self, worker: int) -> list[Piece]:
         """A worker has ended: what it had taken."""
         with self._lock:
-            return self.taken.pop(worker, (None,))[0]
+            found = self.taken.pop(worker, (None,))[0], self.ahead.pop(worker, None)
+            return [piece for piece in found if piece is not None]
 
     def lanes(self) -> list[tuple[LaneName, int]]:
         """Rows that wait, by lane."""
@@ -132,27 +145,27 @@ class Waiting:
 
     def _add(self, job: Job, direction: int) -> None:
         name = _lane(job)
-        lane = self._lanes.setdefault(name, Lane())
+        lane = self._lanes.setdefault(name, Lane(job.kind))
         if name not in self._active:  # time that a lane did not ask for is no credit
             lane.used = max(lane.used, self._served)
             self._active[name] = lane
         job.order = direction * next(self._order)
         lane.add(job, self._share(job))
 
-    def _most(self, job: Job) -> int:
+    def _most(self, job: Job, worker: int) -> int:
         """Rows of the next call, at least half a call: a worker's share of what waits and is computed.
 
-        One worker alone takes half of what waits and was answered last, as those clients ask again: so calls are alike,
-        and what comes while one of them runs waits no longer than for another. It does not cut a request for that.
+        One worker alone takes half of what waits and is computed, or was just then, as those clients ask again: so
+        calls are alike, and none is waited for longer than another. It does not cut a request for that.
         """
         if job.kind != "score":
             return 1
         call, workers = self.batch.get(job.model, 1), self.at_once(job.model, job.kind)
         name, lane = _lane(job), self._active[_lane(job)]
+        taken = sum(piece.rows for piece, _ in self.taken.values() if piece.lane == name)
         if workers == 1:
-            share = max(job.size - job.taken, -(-(lane.rows + lane.answered) // 2))
+            share = max(job.size - job.taken, -(-(lane.rows + (taken or lane.answered)) // 2))
         else:
-            taken = sum(piece.rows for piece, _ in self.taken.values() if piece.lane == name)
             share = -(-(lane.rows + taken) // workers)
         return max(-(-call // 2), min(call, share))
 
@@ -177,7 +190,7 @@ class Waiting:
     def _share(self, job: Job) -> int:
         return min(job.size, self.batch.get(job.model, 1))
 
-    def _next(self, lane: Lane, now: float, late: list[Job]) -> Piece | None:
+    def _next(self, lane: Lane, now: float, late: list[Job], worker: int) -> Piece | None:
         """The rows of one call; None if all of the lane's jobs were late."""
         while lane.groups:
             jobs, rows, group = [], 0, lane.head()
@@ -189,7 +202,7 @@ class Waiting:
                     self.rows -= job.size - job.taken
                     late.append(job)
                     continue
-                most = most or self._most(job)
+                most = most or self._most(job, worker)
                 part = min(job.size - job.taken, most)
                 if rows and rows + part > most:
                     break

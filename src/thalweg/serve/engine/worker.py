@@ -10,6 +10,10 @@ from thalweg.serve.engine.job import Job, Piece, joined, split
 from thalweg.serve.engine.scoring import Scoring
 from thalweg.serve.engine.waiting import Waiting
 
+LEAD = 0.001  # seconds before a call's end at which the next one is handed over, as that and waking take some .6 ms,
+UNSURE = 0.1  # or such a share of the call, by which it may end earlier;
+MOST = 0.25  # not where it would be more of the call than this: what comes later waits for the one after
+
 log = logging.getLogger("thalweg.serve")
 
 
@@ -25,15 +29,11 @@ class Outcome(NamedTuple):
     error: Exception | None = None
 
 
-class Computed(NamedTuple):
-    """A piece that is finished: what other work returned, the scores, or an error."""
+class Begun(NamedTuple):
+    """A piece of scores that is handed over, jobs that were late, and why it could not be handed over."""
 
-    late: list[Job]
     piece: Piece
-    began: float
-    seconds: float
-    answer: Any
-    found: Any
+    late: list[Job]
     error: Exception | None
 
 
@@ -47,6 +47,7 @@ class Worker:
         report: Called in this thread, after each piece and for jobs that were late.
         number: Its own; that of the worker which does other work than scores is 0.
         on_taken: Called in this thread when it has taken a piece, before it computes.
+        expected: Seconds that a piece of scores should take.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class Worker:
         report: Callable[[Outcome], None],
         number: int = 0,
         on_taken: Callable[[], None] = lambda: None,
+        expected: Callable[[Piece], float] = lambda piece: 0.0,
     ):
         self.scoring, self.waiting, self.threads, self.report = scoring, waiting, threads, report
-        self.number, self.on_taken = number, on_taken
+        self.number, self.on_taken, self.expected = number, on_taken, expected
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = False
-        self._untold: Computed | None = None  # what is finished and not reported
         self._thread = threading.Thread(target=self._run, name="thalweg-inference", daemon=True)
 
     def start(self) -> None:
@@ -99,8 +100,6 @@ class Worker:
             self._work()
         except BaseException as error:  # the engine sees that the thread has ended
             log.critical("the inference thread has ended by %r", error)
-        finally:
-            self._tell()
 
     def _work(self) -> None:
         while True:
@@ -109,48 +108,81 @@ class Worker:
             if piece is not None:
                 self._idle = False
                 self.on_taken()
-                self._compute(piece, late)
+                (self._score if piece.work is None else self._call)(piece, late)
                 continue
-            self._tell()
             if late:
                 self.report(Outcome(late))
             if not self._bell.get():
                 return
 
-    def _compute(self, piece: Piece, late: list[Job]) -> None:
-        clock = self.waiting.clock
-        began = clock()
-        answer: Any = None
-        found: Any = None
-        error: Exception | None = None
-        call = self.waiting.batch.get(piece.model, 1)
-        threads = self.threads if piece.kind == "score" and 2 * piece.rows >= call else 1  # it gains on full calls only
+    def _call(self, piece: Piece, late: list[Job]) -> None:
+        """Other work than scores."""
+        began, answers, error = self.waiting.clock(), None, None
+        assert piece.work is not None
         try:
-            if piece.work is not None:
-                self._tell()
-                answer = self.scoring.call(piece.work)
-            else:
-                inputs, alpha = joined(piece)
-                found = self.scoring.score(piece.model, inputs, alpha, threads, self._tell)
+            answers = [self.scoring.call(piece.work)]
         except Exception as fault:
             error = fault
-        self._tell()
-        seconds = clock() - began
-        self.waiting.finished(self.number, piece, seconds)
-        self._untold = Computed(late, piece, began, seconds, answer, found, error)
-        if 2 * self.waiting.rows < call:  # else the next call begins first, so that its process does not wait
-            self._tell()
+        now = self._finished(piece, began)
+        self.report(Outcome(late, piece, began, now - began, answers, None, error))
 
-    def _tell(self) -> None:
-        """Report what was computed last, if that was not done."""
-        untold, self._untold = self._untold, None
-        if untold is None:
-            return
-        answers, error = None, untold.error
-        if error is None:
-            try:
-                answers = [untold.answer] if untold.piece.work is not None else split(untold.piece, untold.found)
-            except Exception as fault:
-                error = fault
-        found = untold.found if error is None else None
-        self.report(Outcome(untold.late, untold.piece, untold.began, untold.seconds, answers, found, error))
+    def _score(self, piece: Piece, late: list[Job]) -> None:
+        """A piece of scores, and those that are begun before its answers are reported."""
+        began = self.waiting.clock()
+        begun: Begun | None = self._begin(piece, late)
+        while begun is not None:
+            piece, late, error = begun
+            begun, answers = None, None
+            found: Any = None
+            if error is None:
+                begun = self._ahead(piece, began)
+                try:
+                    found = self.scoring.answer()
+                except Exception as fault:
+                    error = fault
+            now = self._finished(piece, began)
+            if begun is None and 2 * self.waiting.rows >= self._call_rows(piece):
+                begun = self._following()
+            if error is None:
+                try:
+                    answers = split(piece, found)
+                except Exception as fault:
+                    found, error = None, fault
+            self.report(Outcome(late, piece, began, now - began, answers, found, error))
+            began = now
+
+    def _begin(self, piece: Piece, late: list[Job]) -> Begun:
+        """Hand over a piece."""
+        large = 2 * piece.rows >= self._call_rows(piece)
+        try:
+            inputs, alpha = joined(piece)
+            self.scoring.ask(piece.model, inputs, alpha, self.threads if large else 1)  # they gain on full calls
+        except Exception as error:
+            return Begun(piece, late, error)
+        return Begun(piece, late, None)
+
+    def _ahead(self, piece: Piece, began: float) -> Begun | None:
+        """The next piece, handed over shortly before this one should end, so that nothing is idle between them."""
+        expected = self.expected(piece)
+        lead = max(LEAD, UNSURE * expected)
+        left = expected - lead - (self.waiting.clock() - began)
+        return None if lead > MOST * expected or self.scoring.answers_within(left) else self._following()
+
+    def _following(self) -> Begun | None:
+        """The next piece of scores, handed over."""
+        piece, late = self.waiting.take(self.number, scores=True)
+        if piece is not None:
+            self.on_taken()
+            return self._begin(piece, late)
+        if late:
+            self.report(Outcome(late))
+        return None
+
+    def _finished(self, piece: Piece, began: float) -> float:
+        """When."""
+        now = self.waiting.clock()
+        self.waiting.finished(self.number, piece, now - began)
+        return now
+
+    def _call_rows(self, piece: Piece) -> int:
+        return self.waiting.batch.get(piece.model, 1)

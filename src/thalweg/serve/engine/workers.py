@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from thalweg.serve.engine.job import Piece
 from thalweg.serve.engine.scoring import Scoring
 from thalweg.serve.engine.waiting import Waiting
 from thalweg.serve.engine.worker import Outcome, Worker
@@ -19,10 +20,17 @@ class Workers:
         waiting: Where they take work from.
         threads: torch's threads.
         report: Called in a worker's thread, as `Worker` says.
+        expected: Seconds that a piece of scores should take.
     """
 
-    def __init__(self, waiting: Waiting, threads: int, report: Callable[[Outcome], None]):
-        self.waiting, self.threads, self.report = waiting, threads, report
+    def __init__(
+        self,
+        waiting: Waiting,
+        threads: int,
+        report: Callable[[Outcome], None],
+        expected: Callable[[Piece], float],
+    ):
+        self.waiting, self.threads, self.report, self.expected = waiting, threads, report, expected
         self.every: list[Worker] = []
 
     def add(self, *scorings: Scoring) -> None:
@@ -78,6 +86,6 @@ class Workers:
             worker.stop()
 
     def _started(self, scoring: Scoring, number: int) -> Worker:
-        worker = Worker(scoring, self.waiting, self.threads, self.report, number, on_taken=self.wake)
+        worker = Worker(scoring, self.waiting, self.threads, self.report, number, self.wake, self.expected)
         worker.start()
         return worker
