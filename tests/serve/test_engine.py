@@ -488,6 +488,48 @@ def test_a_second_worker_takes_scores_where_several_wait_or_the_first_does_somet
     run(test)
 
 
+class Draws(Sums):
+    def sample(self, n, **how):
+        raise NotImplementedError
+
+    sample_frames = sample
+
+
+@pytest.mark.parametrize(("cores", "given", "workers"), [(2, None, 2), (2, 1, 1), (1, None, 1)])
+def test_scores_do_not_wait_for_draws_where_there_is_a_processor_for_each(monkeypatch, cores, given, workers):
+    """And two calls of scores are not computed at once for that: they take the event loop's processor."""
+    work, begun = threading.Event(), threading.Event()
+
+    async def test():
+        model = Draws()
+        monkeypatch.setattr("thalweg.serve.engine.start.cpu_count", lambda: cores)
+        monkeypatch.setattr("thalweg.serve.engine.engine.at_once", lambda *_: 1)
+        async with running(monkeypatch, {"m": model}, processes=given, clock=Clock()) as engine:
+            assert len(engine._workers.every) == workers
+            drawn = asyncio.create_task(engine.call("m", lambda: begun.set() or work.wait(60)))
+            await asyncio.to_thread(begun.wait, 60)
+            waits = [asyncio.create_task(engine.call("m", lambda: None)) for _ in range(20)]
+            await settled(lambda: engine._waiting.rows == 20)
+            engine._admission._others["m", "call"] = deque([1.0])
+            assert engine._admission.wait("m", "score") == (0 if workers == 2 else 2)  # for two of the calls
+            if workers == 2:
+                assert (await engine.score("m", row(1)))["energy"].tolist() == [1]
+                model.gate.clear()
+                tasks = [asyncio.create_task(engine.score("m", row(2)))]
+                await settled(lambda: len(model.calls) == 2)
+                tasks.append(asyncio.create_task(engine.score("m", row(3))))
+                work.set()
+                await asyncio.gather(drawn, *waits)
+                await asyncio.sleep(0.05)
+                assert len(model.calls) == 2
+                model.gate.set()
+                await asyncio.gather(*tasks)
+            work.set()
+            await asyncio.gather(drawn, *waits)
+
+    run(test)
+
+
 @pytest.mark.parametrize(
     ("waiting", "before", "first", "second"),
     [(2, 0, 2, 0), (9, 0, 5, 4), (45, 19, 32, 13), (32, 32, 32, 0), (20, 32, 20, 0), (99, 32, 64, 35)],

@@ -60,8 +60,10 @@ class Admission:
         """Seconds until a newcomer's turn: what is computed, what is before it in its lane, as much of other lanes."""
         lanes, workers = dict(self.waiting.lanes()), self.waiting.at_once(model, kind)
         before = self._lane((model, kind), lanes.pop((model, kind), 0))
+        if kind == "score" and self.waiting.count > workers:  # a worker that takes scores alone is never far
+            lanes = {lane: rows for lane, rows in lanes.items() if lane[1] == "score"}
         others = sum(min(self._lane(lane, rows), before + self._piece(lane)) for lane, rows in lanes.items())
-        return self._running(workers) + (before + others) / workers
+        return self._running((model, kind), workers) + (before + others) / workers
 
     def seconds(self, model: str, kind: Kind, rows: int) -> float:
         """Of a piece of work."""
@@ -81,9 +83,12 @@ class Admission:
         elif piece.model in self.costs:
             self.costs[piece.model].took(piece.rows, seconds)
 
-    def _running(self, workers: int) -> float:
-        """Seconds until the first of so many workers is free."""
-        return min(map(self._left, range(workers)))
+    def _running(self, lane: LaneName, workers: int) -> float:
+        """Seconds until a worker may begin with a lane, of which so many may compute at the same time."""
+        own = [self._left(worker) for worker, (piece, _) in list(self.waiting.taken.items()) if piece.lane == lane]
+        if len(own) >= workers:
+            return min(own)
+        return min(map(self._left, range(self.waiting.count if lane[1] == "score" else 1)))
 
     def _left(self, worker: int) -> float:
         """Seconds that are left of what a worker has taken."""

@@ -22,7 +22,7 @@ from thalweg.serve.engine.job import Gone, Kind, Piece, signature_of
 from thalweg.serve.engine.jobs import Jobs
 from thalweg.serve.engine.rejected import exit_as_lost
 from thalweg.serve.engine.scoring import InThread, Scoring
-from thalweg.serve.engine.start import at_once
+from thalweg.serve.engine.start import at_once, processes
 from thalweg.serve.engine.state import EngineState
 from thalweg.serve.engine.waiting import Waiting
 from thalweg.serve.engine.worker import Outcome
@@ -87,10 +87,12 @@ class Engine:
         for name, servable in self.models.items():
             self.metrics.watch(name, servable)
             self._learn(name, await self._measured(self.scoring, name))
-        others = self.scoring.others(max(self._at_once.values(), default=1) - 1)
+        count = processes(self.models.values(), self._at_once.values(), self.threads, self.processes)
+        others = self.scoring.others(count - 1)
         for name, count in self._at_once.items():
             self._at_once[name] = min(count, 1 + len(others))
         await self._workers.add_warm(others)
+        self._waiting.count = len(self._workers.every)
         self._ready = True
 
     async def score(

@@ -1,9 +1,11 @@
 """What is measured of a model before requests are taken, and what follows from it."""
 
+from collections.abc import Iterable
+
 import torch
 from joblib import cpu_count
 
-from thalweg.bundle.servable import Servable
+from thalweg.bundle.servable import Inpaints, Samples, Servable
 from thalweg.serve.engine.cost import Cost, measure, wall_seconds
 
 REQUEST = 0.0002  # seconds of the event loop that a request takes, with what the system does for it
@@ -15,6 +17,22 @@ def measured(servable: Servable, threads: int) -> Cost:
     """The cost with so many threads of torch."""
     torch.set_num_threads(threads)
     return measure(servable, wall_seconds if threads > 1 else None)
+
+
+def processes(models: Iterable[Servable], calls: Iterable[int], threads: int, most: int | None) -> int:
+    """How many processes compute: one for each call that a model may have at the same time.
+
+    Where that is one alone, another one computes scores while the first draws or completes, which takes seconds.
+
+    Args:
+        models: What is served.
+        calls: At the same time, of each.
+        threads: Of a call.
+        most: Processes at most. None: by the rule alone.
+    """
+    found = max(calls, default=1)
+    long = any(isinstance(model, Samples | Inpaints) for model in models)
+    return 2 if found == 1 and most is None and long and cpu_count() > threads else found
 
 
 def at_once(cost: Cost, threads: int = 1, most: int | None = None) -> int:

@@ -64,6 +64,7 @@ class Waiting:
     def __init__(self, batch: Mapping[str, int], workers: Mapping[str, int], clock: Callable[[], float]):
         self.batch, self.workers, self.clock = batch, workers, clock
         self.rows = 0
+        self.count = 1  # workers
         self.taken: dict[int, tuple[Piece, float]] = {}  # what is computed, and since when, by the worker's number
         self.ahead: dict[int, Piece] = {}  # what a worker computes after that
         self._lanes: dict[LaneName, Lane] = {}  # of every model that was asked for, for their `used`
