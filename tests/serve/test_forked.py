@@ -257,8 +257,9 @@ def test_a_second_call_waits_in_the_process_and_outlives_it(scoring):
 
 def test_a_call_that_is_given_up_takes_none_with_it(scoring):
     """Also where the next one is too large to be sent before the process reads it."""
-    scoring.score("told", rows(1), None, 1)
-    scoring.ask("told", rows(HANG), None, 1)
+    pid = scoring.score("told", rows(1), None, 1)["pid"][0]
+    os.kill(pid, signal.SIGSTOP)
+    scoring.ask("told", rows(2), None, 1)
     large = {"x": np.ones((200_000, 2))}
     asked = threading.Thread(target=lambda: scoring.ask("told", large, None, 1))
     asked.start()
@@ -269,6 +270,22 @@ def test_a_call_that_is_given_up_takes_none_with_it(scoring):
     with pytest.raises(WorkerLost):
         scoring.answer()
     assert scoring.answer()["energy"].tolist() == [2] * 200_000
+
+
+def test_large_calls_do_not_wait_for_large_answers(scoring):
+    """Each side would wait for the other one to read."""
+    scoring.score("told", rows(1), None, 1)
+    large, found = {"x": np.ones((200_000, 2))}, []
+
+    def ask():
+        for _ in range(2):
+            scoring.ask("told", large, None, 1)
+        found.extend(scoring.answer()["energy"].sum() for _ in range(2))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(10)
+    assert found == [400_000, 400_000]
 
 
 def test_another_thread_begins_anew(scoring):
