@@ -542,6 +542,32 @@ def test_a_worker_takes_one_piece_ahead_and_only_of_scores():
     loop.close()
 
 
+@pytest.mark.parametrize("other", [("n", "score"), ("m", "call")])
+def test_what_is_taken_ahead_is_fair_to_other_lanes(other):
+    """The call that is computed counts: else each model had two calls in line before another one's."""
+    loop, clock, order = asyncio.new_event_loop(), Clock(), []
+    line = Waiting({"m": 1, "n": 1}, {}, clock)
+
+    def come(model, kind="score"):
+        line.add(Job(model=model, kind=kind, size=1, deadline=99.0, future=loop.create_future(), signature=()))
+
+    come("m")
+    piece, _ = line.take()
+    for _ in range(4):
+        come("m")
+        come(*other)
+    while piece is not None:
+        order.append(piece.lane)
+        clock.now += 0.9
+        if piece.kind == "score":
+            line.take(scores=True, expected=1.0)
+        clock.now += 0.1
+        line.finished(0, piece, 1.0)
+        piece = line.taken[0][0] if line.taken else line.take()[0]
+    assert order == [("m", "score"), *4 * [other, ("m", "score")]]
+    loop.close()
+
+
 class Ahead(InThreads):
     """As a process: another call is handed over while the first is computed. `events`: in their order."""
 
@@ -567,6 +593,23 @@ class Ahead(InThreads):
             self.die = False
             raise SystemExit
         return self.score(*asked)
+
+
+def test_what_a_worker_hands_over_ahead_is_of_the_model_that_has_had_less(monkeypatch):
+    async def test():
+        models = {"m": Sums(), "n": Sums()}
+        engine = Engine(models, queue=8, deadline=9.0, metrics=Metrics(), processes=1)
+        monkeypatch.setattr("thalweg.serve.engine.scoring.measured", lambda *_: cost(one=1.0, most=1))
+        engine.scoring = scoring = Ahead(engine.models)
+        await engine.start()
+        tasks = [asyncio.create_task(engine.score(model, row(i))) for i, model in enumerate("mmn")]
+        await settled(lambda: len(engine._jobs.every) == 3 and scoring.events)
+        scoring.may.set()
+        await asyncio.gather(*tasks)
+        assert [value for what, value in scoring.events if what == "ask"] == [0, 2, 1]
+        await engine.drain(1)
+
+    run(test)
 
 
 @pytest.mark.parametrize("die", [False, True])
