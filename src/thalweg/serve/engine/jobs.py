@@ -70,10 +70,10 @@ class Jobs:
         else:
             self._finish(piece.jobs[0][0], error=outcome.error)
 
-    def retry(self, piece: Piece) -> None:
-        """Its worker has ended: its requests are tried once more, each alone."""
+    def retry(self, piece: Piece, *, computed: bool = True) -> None:
+        """Its worker has ended: its requests are tried once more, each alone; of those `computed` one may be the cause."""
         for job, start, _ in reversed(piece.jobs):
-            job.tries += 1
+            job.tries += computed
             if job.kind != "score" or job.tries >= TRIES:
                 self._finish(job, error=WorkerLost("the thread that computed this request has ended"))
             else:
