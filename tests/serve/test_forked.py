@@ -288,6 +288,32 @@ def test_large_calls_do_not_wait_for_large_answers(scoring):
     assert found == [400_000, 400_000]
 
 
+def test_a_call_that_cannot_be_sent_ends_no_process(scoring):
+    """It computes the one before, and may have begun items."""
+    pid = scoring.score("told", rows(1), None, 1)["pid"][0]
+    scoring.ask("told", rows(2), None, 1)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        scoring.ask("told", {"x": lambda: 1}, None, 1)
+    scoring.ask("told", rows(3), None, 1)
+    found = [scoring.answer() for _ in range(2)]
+    assert [one["energy"].tolist() for one in found] == [[3], [4]]
+    assert {one["pid"][0] for one in found} == {pid}
+
+
+def test_nobody_waits_for_a_call_that_no_process_has(scoring):
+    """The one before it was given up with its process, and `answer` sends it to the next one."""
+    scoring.score("told", rows(1), None, 1)
+    for value in (HANG, 2):
+        scoring.ask("told", rows(value), None, 1)
+    giving_up = threading.Timer(0.1, scoring.interrupt)
+    giving_up.start()
+    with pytest.raises(WorkerLost):
+        scoring.answer()
+    giving_up.join()
+    assert scoring.answers_within(0.2)
+    assert scoring.answer()["energy"].tolist() == [3]
+
+
 def test_another_thread_begins_anew(scoring):
     scoring.score("told", rows(1), None, 1)
     scoring.ask("told", rows(2), None, 1)

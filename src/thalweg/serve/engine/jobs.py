@@ -71,7 +71,7 @@ class Jobs:
             self._finish(piece.jobs[0][0], error=outcome.error)
 
     def retry(self, piece: Piece, *, computed: bool = True) -> None:
-        """Its worker has ended: its requests are tried once more, each alone; of those `computed` one may be the cause."""
+        """Its worker has ended: its requests are tried once more, each alone. What was `computed` may be the cause."""
         for job, start, _ in reversed(piece.jobs):
             job.tries += computed
             if job.kind != "score" or job.tries >= TRIES:
