@@ -595,6 +595,35 @@ class Ahead(InThreads):
         return self.score(*asked)
 
 
+class Wide(Sums):
+    """An output's width changes with each call."""
+
+    def score(self, rows, *, alpha=None):
+        return {**super().score(rows), "width": np.zeros((len(rows["x"]), len(self.calls)))}
+
+
+def test_answers_that_are_in_no_figure_end_no_worker(monkeypatch):
+    """They are looked at some hundred together."""
+
+    async def test():
+        async with running(monkeypatch, {"m": Wide()}) as engine:
+            for _ in range(10):
+                assert (await engine.score("m", row(*range(30)), deadline=5.0))["energy"].tolist() == [*range(30)]
+            assert engine.state().ready
+            assert engine.metrics.text()
+
+    run(test)
+
+
+def test_parts_that_do_not_fit_together_fail_their_request(monkeypatch):
+    async def test():
+        async with running(monkeypatch, {"m": Wide()}) as engine:
+            with pytest.raises(ValueError, match="dimension"):
+                await engine.score("m", row(*range(100)), deadline=5.0)
+
+    run(test)
+
+
 def test_what_a_worker_hands_over_ahead_is_of_the_model_that_has_had_less(monkeypatch):
     async def test():
         models = {"m": Sums(), "n": Sums()}

@@ -120,7 +120,12 @@ class Jobs:
             self._finish(job, answer)
             return
         job.parts.append((start, stop, answer))
-        if (found := whole(job)) is not None:
+        try:
+            found = whole(job)
+        except Exception as error:  # outputs of other names or shapes than those of the other parts
+            self._finish(job, error=error)
+            return
+        if found is not None:
             self._finish(job, found)
 
     def _again(self, job: Job, start: int) -> None:
