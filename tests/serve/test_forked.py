@@ -369,6 +369,18 @@ def test_a_thread_that_cannot_begin_hangs_no_call(monkeypatch):
     scoring.close()
 
 
+def test_where_no_thread_is_to_be_had_the_first_one_computes(monkeypatch):
+    def start(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(forking._thread, "start_new_thread", start)
+    scoring = InProcess(Forker({"told": Told()}))
+    first, second = (scoring.score("told", rows(value), None, 1) for value in (1, 2))
+    scoring.close()
+    assert [first["energy"].tolist(), second["energy"].tolist()] == [[2], [3]]
+    assert first["pid"][0] == second["pid"][0] != os.getpid()
+
+
 def test_processes_compute_at_the_same_time_and_end_apart_and_together(scoring):
     other, lost = scoring.others(1)[0], []
     pids = [one.score("told", rows(1), None, 1)["pid"][0] for one in (scoring, other)]
