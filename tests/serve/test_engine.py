@@ -584,10 +584,36 @@ def test_a_worker_takes_one_piece_ahead_and_only_of_scores():
     loop.close()
 
 
+@pytest.mark.parametrize("other", [("n", "score"), ("m", "call")])
+def test_what_is_taken_ahead_is_fair_to_other_lanes(other):
+    """The call that is computed counts: else each model had two calls in line before another one's."""
+    loop, clock, order = asyncio.new_event_loop(), Clock(), []
+    line = Waiting({"m": 1, "n": 1}, {}, clock)
+
+    def come(model, kind="score"):
+        line.add(Job(model=model, kind=kind, size=1, deadline=99.0, future=loop.create_future(), signature=()))
+
+    come("m")
+    piece, _ = line.take()
+    for _ in range(4):
+        come("m")
+        come(*other)
+    while piece is not None:
+        order.append(piece.lane)
+        clock.now += 0.9
+        if piece.kind == "score":
+            line.take(scores=True, expected=1.0)
+        clock.now += 0.1
+        line.finished(0, piece, 1.0)
+        piece = line.taken[0][0] if line.taken else line.take()[0]
+    assert order == [("m", "score"), *4 * [other, ("m", "score")]]
+    loop.close()
+
+
 class Ahead(InThreads):
     """As a process: another call is handed over while the first is computed. `events`: in their order."""
 
-    def __init__(self, models, die=False):
+    def __init__(self, models, die=0):
         super().__init__(models)
         self.events, self.queue, self.may, self.die = [], deque(), threading.Event(), die
 
@@ -606,14 +632,60 @@ class Ahead(InThreads):
         asked = self.queue.popleft()
         self.events.append(("answer", float(asked[1]["x"][0, 0])))
         if self.die:
-            self.die = False
+            self.die -= 1
             raise SystemExit
         return self.score(*asked)
 
 
-@pytest.mark.parametrize("die", [False, True])
+class Wide(Sums):
+    """An output's width changes with each call."""
+
+    def score(self, rows, *, alpha=None):
+        return {**super().score(rows), "width": np.zeros((len(rows["x"]), len(self.calls)))}
+
+
+def test_answers_that_are_in_no_figure_end_no_worker(monkeypatch):
+    """They are looked at some hundred together."""
+
+    async def test():
+        async with running(monkeypatch, {"m": Wide()}) as engine:
+            for _ in range(10):
+                assert (await engine.score("m", row(*range(30)), deadline=5.0))["energy"].tolist() == [*range(30)]
+            assert engine.state().ready
+            assert engine.metrics.text()
+
+    run(test)
+
+
+def test_parts_that_do_not_fit_together_fail_their_request(monkeypatch):
+    async def test():
+        async with running(monkeypatch, {"m": Wide()}) as engine:
+            with pytest.raises(ValueError, match="dimension"):
+                await engine.score("m", row(*range(100)), deadline=5.0)
+
+    run(test)
+
+
+def test_what_a_worker_hands_over_ahead_is_of_the_model_that_has_had_less(monkeypatch):
+    async def test():
+        models = {"m": Sums(), "n": Sums()}
+        engine = Engine(models, queue=8, deadline=9.0, metrics=Metrics(), processes=1)
+        monkeypatch.setattr("thalweg.serve.engine.scoring.measured", lambda *_: cost(one=1.0, most=1))
+        engine.scoring = scoring = Ahead(engine.models)
+        await engine.start()
+        tasks = [asyncio.create_task(engine.score(model, row(i))) for i, model in enumerate("mmn")]
+        await settled(lambda: len(engine._jobs.every) == 3 and scoring.events)
+        scoring.may.set()
+        await asyncio.gather(*tasks)
+        assert [value for what, value in scoring.events if what == "ask"] == [0, 2, 1]
+        await engine.drain(1)
+
+    run(test)
+
+
+@pytest.mark.parametrize("die", [0, 1, 2])
 def test_the_next_call_is_handed_over_before_the_end_of_the_one_before(monkeypatch, die):
-    """And both are tried once more where their worker ends."""
+    """And both are tried once more where their worker ends, for which that one is not blamed."""
 
     async def test():
         model = Sums()
@@ -624,7 +696,9 @@ def test_the_next_call_is_handed_over_before_the_end_of_the_one_before(monkeypat
         tasks = [asyncio.create_task(engine.score("m", row(value))) for value in (1, 2)]
         await settled(lambda: len(engine._jobs.every) == 2 and scoring.events)
         scoring.may.set()
-        assert [(await task)["energy"].tolist() for task in tasks] == [[1], [2]]
+        first, second = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(first, WorkerLost) if die > 1 else first["energy"].tolist() == [1]
+        assert second["energy"].tolist() == [2]
         assert scoring.events[:3] == [("ask", 1), ("ask", 2), ("answer", 1)]
         assert scoring.events[3:] == ([("answer", 2)] if not die else scoring.events[3:])
         assert not engine._waiting.taken

@@ -257,8 +257,9 @@ def test_a_second_call_waits_in_the_process_and_outlives_it(scoring):
 
 def test_a_call_that_is_given_up_takes_none_with_it(scoring):
     """Also where the next one is too large to be sent before the process reads it."""
-    scoring.score("told", rows(1), None, 1)
-    scoring.ask("told", rows(HANG), None, 1)
+    pid = scoring.score("told", rows(1), None, 1)["pid"][0]
+    os.kill(pid, signal.SIGSTOP)
+    scoring.ask("told", rows(2), None, 1)
     large = {"x": np.ones((200_000, 2))}
     asked = threading.Thread(target=lambda: scoring.ask("told", large, None, 1))
     asked.start()
@@ -269,6 +270,48 @@ def test_a_call_that_is_given_up_takes_none_with_it(scoring):
     with pytest.raises(WorkerLost):
         scoring.answer()
     assert scoring.answer()["energy"].tolist() == [2] * 200_000
+
+
+def test_large_calls_do_not_wait_for_large_answers(scoring):
+    """Each side would wait for the other one to read."""
+    scoring.score("told", rows(1), None, 1)
+    large, found = {"x": np.ones((200_000, 2))}, []
+
+    def ask():
+        for _ in range(2):
+            scoring.ask("told", large, None, 1)
+        found.extend(scoring.answer()["energy"].sum() for _ in range(2))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(10)
+    assert found == [400_000, 400_000]
+
+
+def test_a_call_that_cannot_be_sent_ends_no_process(scoring):
+    """It computes the one before, and may have begun items."""
+    pid = scoring.score("told", rows(1), None, 1)["pid"][0]
+    scoring.ask("told", rows(2), None, 1)
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        scoring.ask("told", {"x": lambda: 1}, None, 1)
+    scoring.ask("told", rows(3), None, 1)
+    found = [scoring.answer() for _ in range(2)]
+    assert [one["energy"].tolist() for one in found] == [[3], [4]]
+    assert {one["pid"][0] for one in found} == {pid}
+
+
+def test_nobody_waits_for_a_call_that_no_process_has(scoring):
+    """The one before it was given up with its process, and `answer` sends it to the next one."""
+    scoring.score("told", rows(1), None, 1)
+    for value in (HANG, 2):
+        scoring.ask("told", rows(value), None, 1)
+    giving_up = threading.Timer(0.1, scoring.interrupt)
+    giving_up.start()
+    with pytest.raises(WorkerLost):
+        scoring.answer()
+    giving_up.join()
+    assert scoring.answers_within(0.2)
+    assert scoring.answer()["energy"].tolist() == [3]
 
 
 def test_another_thread_begins_anew(scoring):
@@ -324,6 +367,18 @@ def test_a_thread_that_cannot_begin_hangs_no_call(monkeypatch):
     with pytest.raises(WorkerLost):
         scoring.score("told", rows(1), None, 1)
     scoring.close()
+
+
+def test_where_no_thread_is_to_be_had_the_first_one_computes(monkeypatch):
+    def start(*_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(forking._thread, "start_new_thread", start)
+    scoring = InProcess(Forker({"told": Told()}))
+    first, second = (scoring.score("told", rows(value), None, 1) for value in (1, 2))
+    scoring.close()
+    assert [first["energy"].tolist(), second["energy"].tolist()] == [[2], [3]]
+    assert first["pid"][0] == second["pid"][0] != os.getpid()
 
 
 def test_processes_compute_at_the_same_time_and_end_apart_and_together(scoring):

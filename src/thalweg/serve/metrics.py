@@ -3,6 +3,7 @@
 Labels are route templates, status codes, reasons and names of models, so that no client can make new ones.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from thalweg.bundle.servable import Servable
 from thalweg.serve.engine.rejected import REASONS
 from thalweg.serve.model_watch import ModelWatch
 
+log = logging.getLogger("thalweg.serve")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MOST_ROUTES = 40  # label values of a route; further ones are "other"
@@ -115,15 +117,21 @@ class Metrics:
 
     def scored(self, model: str, found: Mapping[str, np.ndarray]) -> None:
         """What a model gave."""
-        self._bad(model, self.watches[model].update(found))
+        self._look(model, lambda watch: watch.update(found))
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format."""
-        for model, watch in list(self.watches.items()):
-            self._bad(model, watch.flush())
+        for model in list(self.watches):
+            self._look(model, ModelWatch.flush)
         return generate_latest(self.registry)
 
-    def _bad(self, model: str, rows: int) -> None:
+    def _look(self, model: str, look: Callable[[ModelWatch], int]) -> None:
+        """Count rows that are not finite. No odd answer may end the worker that reports it, or hold up the others'."""
+        try:
+            rows = look(self.watches[model])
+        except Exception:
+            log.exception("model %s: some answers are in no figure", model)
+            return
         if rows:
             self._non_finite.labels(model).inc(rows)
 

@@ -61,8 +61,9 @@ class ModelWatch:
             return self._look()
 
     def _look(self) -> int:
-        bad = 0
-        for found in _joined(self._pending):
+        bad, pending = 0, self._pending
+        self._pending, self._count = [], 0  # also where an answer is odd
+        for found in _joined(pending):
             numbers = [value for value in found.values() if value.dtype.kind == "f" and value.ndim]
             if not numbers:
                 continue
@@ -73,7 +74,6 @@ class ModelWatch:
             if self._drift is not None and "energy" in found:
                 self._energies = np.append(self._energies, found["energy"][finite])
                 self._test()
-        self._pending, self._count = [], 0
         return bad
 
     def figures(self) -> dict[str, float]:

@@ -304,7 +304,7 @@ class Engine:
         pieces = self._waiting.release(number)
         self._workers.replace(number)
         for piece in reversed(pieces):
-            self._jobs.retry(piece)
+            self._jobs.retry(piece, computed=piece is pieces[0])
         self._workers.every[number].wake()
 
     async def _watching(self) -> None:

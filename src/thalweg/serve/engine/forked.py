@@ -18,6 +18,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from thalweg.serve.engine.cost import Cost
@@ -72,7 +73,9 @@ class InProcess:
 
     def answers_within(self, seconds: float) -> bool:
         try:
-            return self._calls is None or self._calls.poll(max(0.0, seconds))
+            if self._calls is None or not self._asked[0].sent:  # `answer` sends it
+                return True
+            return self._calls.poll(max(0.0, seconds))
         except OSError:  # the process has ended, which is seen by who asks for the answer
             return True
 
@@ -135,9 +138,9 @@ class InProcess:
             self._send(self._calls)
         except (EOFError, OSError):
             self._lose(self._calls)
-        except BaseException:  # some bytes of it may have been written
-            self._asked.pop()
-            self._drop(self._calls)
+        except BaseException:  # pickle cannot write it, or some bytes of it may have been written
+            if self._asked.pop().sent:
+                self._drop(self._calls)
             raise
 
     def _answer(self) -> Any:
@@ -179,8 +182,9 @@ class InProcess:
         """Those that this process has not been sent."""
         for asked in self._asked:
             if not asked.sent:
-                calls.send(asked.call)
+                data = ForkingPickler.dumps(asked.call)
                 asked.sent = True
+                calls.send_bytes(data)
 
     def _lose(self, calls: Connection) -> None:
         """The process has ended."""

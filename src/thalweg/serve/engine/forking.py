@@ -9,6 +9,7 @@ import errno
 import logging
 import logging.handlers
 import os
+import queue
 import signal
 import socket
 import struct
@@ -16,6 +17,7 @@ import sys
 import threading
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
@@ -103,17 +105,17 @@ def _compute(calls: Connection, scoring: ScoringWithIterators, parent: int) -> N
     """Answer calls, one after another, until the connection ends.
 
     By a new thread: the first one may have used OpenMP before the fork, and would wait for ever for its threads, which
-    are not here.
+    are not here. It reads the calls.
     """
     die_with_parent(parent)
     answering = CallServer(calls, scoring)
     try:
-        _thread.start_new_thread(answering.run, ())  # `Thread.start` waits for ever for one that cannot begin
+        # `Thread.start` waits for ever for one that cannot begin
+        _thread.start_new_thread(answering.run, (answering.next_read,))
     except RuntimeError:  # no thread is to be had
-        answering.run()
+        answering.run(calls.recv_bytes)
     if answering.begun.wait(BEGIN):
-        while True:
-            signal.pause()
+        answering.read()
     log.critical("the process that computes could not begin its thread")
     os._exit(1)
 
@@ -129,6 +131,7 @@ class CallServer(logging.handlers.QueueHandler):
     def __init__(self, calls: Connection, scoring: ScoringWithIterators):
         super().__init__(calls)  # pyright: ignore[reportArgumentType]
         self.calls, self.scoring, self.begun = calls, scoring, threading.Event()
+        self._read: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         for one in map(logging.getLogger, [None, *logging.root.manager.loggerDict]):
             if one.handlers:
                 one.handlers = [self]
@@ -138,19 +141,48 @@ class CallServer(logging.handlers.QueueHandler):
         """Send a record; called with the lock of the handler."""
         self.calls.send(record)
 
-    def run(self) -> None:
+    def run(self, receive: Callable[[], bytes]) -> None:
         """Until the connection ends, and the process with it."""
         try:
             self.begun.set()
             lower_priority()
+            read: Any = ForkingPickler  # as `Connection.recv` does
             while True:
-                self._answer(*self.calls.recv())
+                self._answer(*read.loads(receive()))
         except (EOFError, OSError):  # the service has ended
             pass
         except BaseException:
-            log.critical("a request could not be read by the process that computes", exc_info=True)
+            self._unreadable()
         finally:
             os._exit(1)
+
+    def read(self) -> NoReturn:
+        """Read calls while another thread computes.
+
+        The service sends one before the other's answer. If it had to wait until that is written, and the answer is
+        large, each would wait for the other to read.
+        """
+        try:
+            while True:
+                self._read.put(self.calls.recv_bytes())
+        except (EOFError, OSError):
+            self._read.put(None)
+            while True:  # what is computed may not be cut short
+                signal.pause()
+        except BaseException:
+            self._unreadable()
+        finally:
+            os._exit(1)
+
+    def next_read(self) -> bytes:
+        """A call that was read. EOFError at the connection's end."""
+        found = self._read.get()
+        if found is None:
+            raise EOFError
+        return found
+
+    def _unreadable(self) -> None:
+        log.critical("a request could not be read by the process that computes", exc_info=True)
 
     def _answer(self, what: str, values: tuple[Any, ...], options: dict[str, Any]) -> None:
         try:

@@ -70,10 +70,10 @@ class Jobs:
         else:
             self._finish(piece.jobs[0][0], error=outcome.error)
 
-    def retry(self, piece: Piece) -> None:
-        """Its worker has ended: its requests are tried once more, each alone."""
+    def retry(self, piece: Piece, *, computed: bool = True) -> None:
+        """Its worker has ended: its requests are tried once more, each alone. What was `computed` may be the cause."""
         for job, start, _ in reversed(piece.jobs):
-            job.tries += 1
+            job.tries += computed
             if job.kind != "score" or job.tries >= TRIES:
                 self._finish(job, error=WorkerLost("the thread that computed this request has ended"))
             else:
@@ -120,7 +120,12 @@ class Jobs:
             self._finish(job, answer)
             return
         job.parts.append((start, stop, answer))
-        if (found := whole(job)) is not None:
+        try:
+            found = whole(job)
+        except Exception as error:  # outputs of other names or shapes than those of the other parts
+            self._finish(job, error=error)
+            return
+        if found is not None:
             self._finish(job, found)
 
     def _again(self, job: Job, start: int) -> None:

@@ -85,16 +85,17 @@ class Waiting:
             if self._remove(job):
                 self.rows -= job.size - job.taken
 
-    def take(self, worker: int = 0, *, scores: bool = False) -> tuple[Piece | None, list[Job]]:
+    def take(self, worker: int = 0, *, scores: bool = False, expected: float = 0.0) -> tuple[Piece | None, list[Job]]:
         """What a worker is to compute now, or after what it computes, and the jobs that were late and are out of line.
 
-        With `scores`, nothing else.
+        With `scores`, nothing else. `expected`: seconds of what it computes.
         """
         late: list[Job] = []
         with self._lock:
             now = self.clock()
+            used = self._used(worker, expected)
             while lanes := [lane for name, lane in self._active.items() if self._offered(name, lane, worker)]:
-                lane = min(lanes, key=lambda lane: lane.used)
+                lane = min(lanes, key=used)
                 if scores and lane.kind != "score":
                     break
                 piece = self._next(lane, now, late, worker)
@@ -103,7 +104,7 @@ class Waiting:
                         self.ahead[worker] = piece
                     else:
                         self.taken[worker] = piece, now
-                    self._served = max(self._served, lane.used)
+                    self._served = max(self._served, used(lane))
                     return piece, late
         return None, late
 
@@ -143,6 +144,11 @@ class Waiting:
         """Rows that wait, by lane."""
         with self._lock:
             return [(name, lane.rows) for name, lane in self._active.items()]
+
+    def _used(self, worker: int, expected: float) -> Callable[[Lane], float]:
+        """What a lane has had, with what this worker computes of it, for which it is not charged so far."""
+        computed = self._lanes[self.taken[worker][0].lane] if worker in self.taken else None
+        return lambda lane: lane.used + (expected if lane is computed else 0.0)
 
     def _add(self, job: Job, direction: int) -> None:
         name = _lane(job)

@@ -166,11 +166,11 @@ class Worker:
         expected = self.expected(piece)
         lead = max(LEAD, UNSURE * expected)
         left = expected - lead - (self.waiting.clock() - began)
-        return None if lead > MOST * expected or self.scoring.answers_within(left) else self._following()
+        return None if lead > MOST * expected or self.scoring.answers_within(left) else self._following(expected)
 
-    def _following(self) -> Begun | None:
-        """The next piece of scores, handed over."""
-        piece, late = self.waiting.take(self.number, scores=True)
+    def _following(self, expected: float = 0.0) -> Begun | None:
+        """The next piece of scores, handed over; `expected`: seconds of the one that is computed."""
+        piece, late = self.waiting.take(self.number, scores=True, expected=expected)
         if piece is not None:
             self.on_taken()
             return self._begin(piece, late)
