@@ -229,7 +229,9 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     try:
         for i, kind in enumerate(kinds):
             python = options.litserve if kind == "litserve" else sys.executable
-            servers.append(Server(kind, options.model, options.port + i, python, own(options) if kind == "ours" else ()))
+            servers.append(
+                Server(kind, options.model, options.port + i, python, own(options) if kind == "ours" else ())
+            )
             servers[-1].wait(body)
             closed(servers[-1], body, options.connections, 1)
         rounds: list[dict[str, Closed]] = []

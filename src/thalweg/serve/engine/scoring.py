@@ -48,6 +48,10 @@ class Scoring(Protocol):
         """What the first call returns that was asked for and not answered, or raises."""
         ...
 
+    def score(self, model: str, inputs: Rows, alpha: Any, threads: int) -> Rows:
+        """`ask` and `answer`, where no call is to be answered."""
+        ...
+
     def call_method(self, model: str, name: str, *values: Any, **options: Any) -> Any:
         """What another method of the model returns, with one thread of torch."""
         ...
