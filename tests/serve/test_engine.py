@@ -564,7 +564,7 @@ def test_a_worker_takes_one_piece_ahead_and_only_of_scores():
 
     for _ in range(3):
         come("score")
-    (first, _), (second, _) = line.take(), line.take(scores=True)
+    (first, _), (second, _) = line.take(), line.take(scores_only=True)
     assert line.taken[0][0] is first
     assert line.ahead == {0: second}
     clock.now = 2.0
@@ -572,13 +572,13 @@ def test_a_worker_takes_one_piece_ahead_and_only_of_scores():
     assert line.taken[0] == (second, 2.0)
     assert not line.ahead
     come("call")
-    assert line.take(scores=True) == (None, [])  # it is the call's turn, which scores may not hold up
+    assert line.take(scores_only=True) == (None, [])  # it is the call's turn, which scores may not hold up
     line.finished(0, second, 1.0)
     third = line.take()[0]
     assert third.kind == "call"
     assert line.release(0) == [third]
     (first, _), _ = line.take(), come("score")
-    assert [first, line.take(scores=True)[0]] == line.release(0)
+    assert [first, line.take(scores_only=True)[0]] == line.release(0)
     assert not line.taken
     assert not line.ahead
     loop.close()
@@ -602,7 +602,7 @@ def test_what_is_taken_ahead_is_fair_to_other_lanes(other):
         order.append(piece.lane)
         clock.now += 0.9
         if piece.kind == "score":
-            line.take(scores=True, expected=1.0)
+            line.take(scores_only=True, expected_seconds=1.0)
         clock.now += 0.1
         line.finished(0, piece, 1.0)
         piece = line.taken[0][0] if line.taken else line.take()[0]

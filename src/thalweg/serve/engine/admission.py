@@ -72,7 +72,7 @@ class Admission:
         recent = self._others.get((model, kind))
         return median(recent) if recent else FIRST_GUESS
 
-    def expected(self, piece: Piece) -> float:
+    def expected_seconds(self, piece: Piece) -> float:
         """Seconds of a piece that a worker takes; by any thread."""
         return self.seconds(piece.model, piece.kind, piece.rows)
 
@@ -97,8 +97,8 @@ class Admission:
             return 0.0
         piece, since = taken
         ahead = self.waiting.ahead.get(worker)
-        left = max(0.0, self.expected(piece) - (self.clock() - since))
-        return left if ahead is None else left + self.expected(ahead)
+        left = max(0.0, self.expected_seconds(piece) - (self.clock() - since))
+        return left if ahead is None else left + self.expected_seconds(ahead)
 
     def _piece(self, lane: LaneName) -> float:
         return self.seconds(*lane, self.waiting.batch.get(lane[0], 1))

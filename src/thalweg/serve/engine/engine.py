@@ -22,7 +22,7 @@ from thalweg.serve.engine.job import Gone, Kind, Piece, signature_of
 from thalweg.serve.engine.jobs import Jobs
 from thalweg.serve.engine.rejected import exit_as_lost
 from thalweg.serve.engine.scoring import InThread, Scoring
-from thalweg.serve.engine.start import at_once, processes
+from thalweg.serve.engine.start import at_once, number_of_processes
 from thalweg.serve.engine.state import EngineState
 from thalweg.serve.engine.waiting import Waiting
 from thalweg.serve.engine.worker import Outcome
@@ -70,7 +70,7 @@ class Engine:
         self._at_once: dict[str, int] = {}  # calls, by model
         self._waiting = Waiting(self.batch, self._at_once, clock)
         self._admission = Admission(self._waiting, queue, clock)
-        self._workers = Workers(self._waiting, self.threads, self._report, self._admission.expected)
+        self._workers = Workers(self._waiting, self.threads, self._report, self._admission.expected_seconds)
         self._jobs = Jobs(self._waiting, self._workers.wake, metrics, clock)
         self._streams = 0  # begun and not at their end
         self._ready = self._draining = self._stopped = False
@@ -87,7 +87,7 @@ class Engine:
         for name, servable in self.models.items():
             self.metrics.watch(name, servable)
             self._learn(name, await self._measured(self.scoring, name))
-        count = processes(self.models.values(), self._at_once.values(), self.threads, self.processes)
+        count = number_of_processes(self.models.values(), self._at_once.values(), self.threads, self.processes)
         others = self.scoring.others(count - 1)
         for name, count in self._at_once.items():
             self._at_once[name] = min(count, 1 + len(others))

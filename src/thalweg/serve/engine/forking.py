@@ -111,11 +111,11 @@ def _compute(calls: Connection, scoring: ScoringWithIterators, parent: int) -> N
     answering = CallServer(calls, scoring)
     try:
         # `Thread.start` waits for ever for one that cannot begin
-        _thread.start_new_thread(answering.run, (answering.next_read,))
+        _thread.start_new_thread(answering.run, (answering.next_call,))
     except RuntimeError:  # no thread is to be had
         answering.run(calls.recv_bytes)
     if answering.begun.wait(BEGIN):
-        answering.read()
+        answering.read_calls()
     log.critical("the process that computes could not begin its thread")
     os._exit(1)
 
@@ -156,7 +156,7 @@ class CallServer(logging.handlers.QueueHandler):
         finally:
             os._exit(1)
 
-    def read(self) -> NoReturn:
+    def read_calls(self) -> NoReturn:
         """Read calls while another thread computes.
 
         The service sends one before the other's answer. If it had to wait until that is written, and the answer is
@@ -174,7 +174,7 @@ class CallServer(logging.handlers.QueueHandler):
         finally:
             os._exit(1)
 
-    def next_read(self) -> bytes:
+    def next_call(self) -> bytes:
         """A call that was read. EOFError at the connection's end."""
         found = self._read.get()
         if found is None:

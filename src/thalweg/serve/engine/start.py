@@ -19,7 +19,7 @@ def measured(servable: Servable, threads: int) -> Cost:
     return measure(servable, wall_seconds if threads > 1 else None)
 
 
-def processes(models: Iterable[Servable], calls: Iterable[int], threads: int, most: int | None) -> int:
+def number_of_processes(models: Iterable[Servable], calls: Iterable[int], threads: int, most: int | None) -> int:
     """How many processes compute: one for each call that a model may have at the same time.
 
     Where that is one alone, another one computes scores while the first draws or completes, which takes seconds.

@@ -85,18 +85,20 @@ class Waiting:
             if self._remove(job):
                 self.rows -= job.size - job.taken
 
-    def take(self, worker: int = 0, *, scores: bool = False, expected: float = 0.0) -> tuple[Piece | None, list[Job]]:
+    def take(
+        self, worker: int = 0, *, scores_only: bool = False, expected_seconds: float = 0.0
+    ) -> tuple[Piece | None, list[Job]]:
         """What a worker is to compute now, or after what it computes, and the jobs that were late and are out of line.
 
-        With `scores`, nothing else. `expected`: seconds of what it computes.
+        With `scores_only`, nothing else. `expected_seconds`: of what it computes.
         """
         late: list[Job] = []
         with self._lock:
             now = self.clock()
-            used = self._used(worker, expected)
+            used = self._used(worker, expected_seconds)
             while lanes := [lane for name, lane in self._active.items() if self._offered(name, lane, worker)]:
                 lane = min(lanes, key=used)
-                if scores and lane.kind != "score":
+                if scores_only and lane.kind != "score":
                     break
                 piece = self._next(lane, now, late, worker)
                 if piece is not None:

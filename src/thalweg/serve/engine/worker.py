@@ -29,7 +29,7 @@ class Outcome(NamedTuple):
     error: Exception | None = None
 
 
-class Begun(NamedTuple):
+class HandedOver(NamedTuple):
     """A piece of scores that is handed over, jobs that were late, and why it could not be handed over."""
 
     piece: Piece
@@ -47,7 +47,7 @@ class Worker:
         report: Called in this thread, after each piece and for jobs that were late.
         number: Its own; that of the worker which does other work than scores is 0.
         on_taken: Called in this thread when it has taken a piece, before it computes.
-        expected: Seconds that a piece of scores should take.
+        expected_seconds: Seconds that a piece of scores should take.
     """
 
     def __init__(
@@ -58,10 +58,10 @@ class Worker:
         report: Callable[[Outcome], None],
         number: int = 0,
         on_taken: Callable[[], None] = lambda: None,
-        expected: Callable[[Piece], float] = lambda piece: 0.0,
+        expected_seconds: Callable[[Piece], float] = lambda piece: 0.0,
     ):
         self.scoring, self.waiting, self.threads, self.report = scoring, waiting, threads, report
-        self.number, self.on_taken, self.expected = number, on_taken, expected
+        self.number, self.on_taken, self.expected_seconds = number, on_taken, expected_seconds
         self._bell: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._idle = False
         self._thread = threading.Thread(target=self._run, name="thalweg-inference", daemon=True)
@@ -129,7 +129,7 @@ class Worker:
     def _score(self, piece: Piece, late: list[Job]) -> None:
         """A piece of scores, and those that are begun before its answers are reported."""
         began = self.waiting.clock()
-        begun: Begun | None = self._begin(piece, late)
+        begun: HandedOver | None = self._begin(piece, late)
         while begun is not None:
             piece, late, error = begun
             begun, answers = None, None
@@ -151,26 +151,26 @@ class Worker:
             self.report(Outcome(late, piece, began, now - began, answers, found, error))
             began = now
 
-    def _begin(self, piece: Piece, late: list[Job]) -> Begun:
+    def _begin(self, piece: Piece, late: list[Job]) -> HandedOver:
         """Hand over a piece."""
         large = 2 * piece.rows >= self._call_rows(piece)
         try:
             inputs, alpha = joined(piece)
             self.scoring.ask(piece.model, inputs, alpha, self.threads if large else 1)  # they gain on full calls
         except Exception as error:
-            return Begun(piece, late, error)
-        return Begun(piece, late, None)
+            return HandedOver(piece, late, error)
+        return HandedOver(piece, late, None)
 
-    def _ahead(self, piece: Piece, began: float) -> Begun | None:
+    def _ahead(self, piece: Piece, began: float) -> HandedOver | None:
         """The next piece, handed over shortly before this one should end, so that nothing is idle between them."""
-        expected = self.expected(piece)
+        expected = self.expected_seconds(piece)
         lead = max(LEAD, UNSURE * expected)
         left = expected - lead - (self.waiting.clock() - began)
         return None if lead > MOST * expected or self.scoring.answers_within(left) else self._following(expected)
 
-    def _following(self, expected: float = 0.0) -> Begun | None:
-        """The next piece of scores, handed over; `expected`: seconds of the one that is computed."""
-        piece, late = self.waiting.take(self.number, scores=True, expected=expected)
+    def _following(self, expected_seconds: float = 0.0) -> HandedOver | None:
+        """The next piece of scores, handed over; `expected_seconds`: of the one that is computed."""
+        piece, late = self.waiting.take(self.number, scores_only=True, expected_seconds=expected_seconds)
         if piece is not None:
             self.on_taken()
             return self._begin(piece, late)

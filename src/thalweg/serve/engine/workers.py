@@ -20,7 +20,7 @@ class Workers:
         waiting: Where they take work from.
         threads: torch's threads.
         report: Called in a worker's thread, as `Worker` says.
-        expected: Seconds that a piece of scores should take.
+        expected_seconds: Seconds that a piece of scores should take.
     """
 
     def __init__(
@@ -28,9 +28,9 @@ class Workers:
         waiting: Waiting,
         threads: int,
         report: Callable[[Outcome], None],
-        expected: Callable[[Piece], float],
+        expected_seconds: Callable[[Piece], float],
     ):
-        self.waiting, self.threads, self.report, self.expected = waiting, threads, report, expected
+        self.waiting, self.threads, self.report, self.expected_seconds = waiting, threads, report, expected_seconds
         self.every: list[Worker] = []
 
     def add(self, *scorings: Scoring) -> None:
@@ -86,6 +86,6 @@ class Workers:
             worker.stop()
 
     def _started(self, scoring: Scoring, number: int) -> Worker:
-        worker = Worker(scoring, self.waiting, self.threads, self.report, number, self.wake, self.expected)
+        worker = Worker(scoring, self.waiting, self.threads, self.report, number, self.wake, self.expected_seconds)
         worker.start()
         return worker
